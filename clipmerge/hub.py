@@ -1,0 +1,338 @@
+"""Reading models from the Hugging Face Hub: names, commits, files.
+
+A revision is resolved to a commit before anything else and only the commit is used from then on: the
+client's own download falls back to a stale cache without a word when the Hub does not answer.
+Every request has a timeout (``CLIPMERGE_HUB_TIMEOUT`` seconds, 60 unless set) and the client gives up after
+six tries, so a call ends within about seven minutes in the worst case and at once in the usual one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from clipmerge.errors import CheckpointError, HubError, shorten
+from clipmerge.hub_errors import explain, explained, out_of_reach
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+FULL_SHA = re.compile(r"[0-9a-f]{40}")
+_NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
+_ID = re.compile(rf"(?:hf://)?(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
+_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".yaml", ".git")
+
+_WAITS = (1.0, 2.0)  # seconds before the second and third try of a read
+_SIDE_FILES = ("*.json", "*.txt", "*.model")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_STANDARD_WEIGHTS = (
+    ("model.safetensors",),
+    ("model.safetensors.index.json", "model-*-of-*.safetensors"),
+    ("open_clip_model.safetensors",),
+    ("adapter_model.safetensors",),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class HubId:
+    """A model on the Hub and the revision asked for; None is the default branch."""
+
+    repo_id: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+
+    def at(self, sha: str) -> HubId:
+        """Return the same model pinned to a commit."""
+        return dataclasses.replace(self, revision=sha)
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """The commit a revision stands for; ``note`` says so when the Hub was not asked."""
+
+    sha: str
+    note: str | None = None
+    files: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class FetchedRepo:
+    """A model's files on this machine: ``folder`` holds them as they are at commit ``revision``."""
+
+    repo_id: str
+    revision: str
+    folder: Path
+    note: str | None = None
+
+
+def parse_hub_id(source: str) -> HubId | None:
+    """Read ``org/name``, ``org/name@revision`` or either after ``hf://``.
+
+    Args:
+        source: What the user wrote.
+
+    Returns:
+        The id, or None when the text cannot be one, so that the caller can say what it looked for on disk.
+
+    Example:
+        >>> parse_hub_id("hf://openai/clip-vit-base-patch32@refs/pr/3")
+        HubId(repo_id='openai/clip-vit-base-patch32', revision='refs/pr/3')
+        >>> parse_hub_id("./models/clip") is None
+        True
+    """
+    match = _ID.fullmatch(source)
+    if match is None:
+        return None
+    repo_id = match["repo"]
+    if "--" in repo_id or ".." in repo_id or repo_id.endswith(_FILE_SUFFIXES):
+        return None
+    return HubId(repo_id, match["revision"])
+
+
+def timeout_seconds() -> float:
+    """Return how long one request may wait for the Hub, in seconds."""
+    asked = os.environ.get("CLIPMERGE_HUB_TIMEOUT", "60")
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise HubError(
+            f"CLIPMERGE_HUB_TIMEOUT: {asked!r} is not a number of seconds above 0. Unset it or use 60."
+        )
+    return seconds
+
+
+def connect(endpoint: str | None = None) -> HfApi:
+    """Return a client whose every request has a timeout, and that draws progress bars on terminals only.
+
+    Args:
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils._http import default_client_factory
+
+    seconds = timeout_seconds()
+
+    def bounded() -> Any:
+        client = default_client_factory()
+        client.timeout = type(client.timeout)(seconds, connect=min(seconds, 10.0))
+        return client
+
+    # Read by hf_xet when it first connects; left alone it retries an unreachable store for over six minutes.
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{round(seconds)}s")
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
+    huggingface_hub.set_client_factory(bounded)
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
+        huggingface_hub.utils.disable_progress_bars()
+    return huggingface_hub.HfApi(endpoint=endpoint, library_name="clipmerge")
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Repeat a read that the client itself does not, waiting between tries, while the Hub is out of reach."""
+    for wait in _WAITS:
+        try:
+            return call()
+        except Exception as error:
+            if not out_of_reach(error):
+                raise
+        time.sleep(wait)
+    return call()
+
+
+def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
+    """Find the commit a revision stands for, by asking the Hub.
+
+    With ``HF_HUB_OFFLINE`` set the cached commit is used and ``note`` says so. A full sha that is cached
+    does without the Hub when it is down, and says so too: a commit cannot be stale.
+
+    Raises:
+        HubError: If the Hub cannot be reached and offline was not asked for, or the name is unknown there.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return _cached(hub_id, "HF_HUB_OFFLINE is set")
+    api, seconds = connect(endpoint), timeout_seconds()
+    try:
+        info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision, timeout=seconds))
+    except Exception as error:
+        away = out_of_reach(error)
+        if away and hub_id.revision == _cached_sha(hub_id):
+            return _cached(hub_id, "the Hub cannot be reached")
+        hint = _cached_hint(hub_id) if away else ""
+        raise explain(error, doing=f"reading {hub_id}", state=hint) from error
+    if info.sha is None:
+        raise HubError(f"reading {hub_id}: the Hub gave no commit. Name one: {hub_id.repo_id}@SHA.")
+    _remember(hub_id, info.sha)
+    return Resolved(info.sha, files=tuple(item.rfilename for item in info.siblings or ()))
+
+
+def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -> FetchedRepo:
+    """Download the files a merge needs, at one commit, into the Hub cache.
+
+    Args:
+        hub_id: Which model.
+        weights: False for configuration, processor and tokenizer only.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Returns:
+        Where the files are, and the commit they belong to.
+
+    Raises:
+        CheckpointError: If the model has no safetensors weights.
+        HubError: If anything stands in the way; a file half downloaded is resumed the next time.
+    """
+    import huggingface_hub
+
+    found = resolve(hub_id, endpoint=endpoint)
+    pinned = hub_id.at(found.sha)
+    wanted = choose_files(found.files, pinned, weights=weights)
+    folder = _snapshot(pinned)
+    if found.note is None:
+        connect(endpoint)
+        with explained(f"downloading {pinned}", state="What was downloaded is kept for the next run."):
+            patterns = [glob.escape(name) for name in wanted]
+            huggingface_hub.snapshot_download(
+                hub_id.repo_id, revision=found.sha, allow_patterns=patterns, endpoint=endpoint
+            )
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if missing:
+        cure = "Unset HF_HUB_OFFLINE to download them." if found.note else "Run the same command again."
+        raise HubError(f"{pinned}: {shorten(missing)} missing from the cached copy {folder}. {cure}")
+    return FetchedRepo(hub_id.repo_id, found.sha, folder, found.note)
+
+
+def choose_files(names: Iterable[str], hub_id: HubId, *, weights: bool = True) -> list[str]:
+    """Pick what a merge needs from a listing: one set of weights, and the small files beside it.
+
+    ``model.safetensors`` comes before shards, OpenCLIP's file and an adapter; variants such as
+    ``model.fp16.safetensors`` and pickles are never taken, folders are not entered.
+
+    Raises:
+        CheckpointError: If there are no weights, only a pickle, or several files and none with a known name.
+    """
+    root = [name for name in names if "/" not in name]
+    side = [name for name in root if _matches(name, _SIDE_FILES) and not name.endswith(".index.json")]
+    return sorted(side + (_choose_weights(root, hub_id) if weights else []))
+
+
+def _choose_weights(root: list[str], hub_id: HubId) -> list[str]:
+    for patterns in _STANDARD_WEIGHTS:
+        if patterns[0] in root:
+            return [name for name in root if _matches(name, patterns)]
+    others = [name for name in root if name.endswith(".safetensors")]
+    if len(others) == 1:
+        return others
+    if others:
+        raise CheckpointError(
+            f"{hub_id}: no model.safetensors, but {shorten(others)}. Download one of them and pass that file."
+        )
+    pickles = [name for name in root if _matches(name, _PICKLES)]
+    if pickles:
+        raise CheckpointError(
+            f"{hub_id}: the weights are a pickle ({shorten(pickles)}), which can run code when it is loaded. "
+            "Convert it at https://huggingface.co/spaces/safetensors/convert, or save it anew: "
+            f"`AutoModel.from_pretrained('{hub_id.repo_id}').save_pretrained('DIR')`, and pass DIR."
+        )
+    raise CheckpointError(f"{hub_id}: no weights among its {len(root)} files. Pass a model with safetensors.")
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def remote_metadata(
+    hub_id: HubId, sha: str, *, endpoint: str | None = None
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Read names, dtypes and shapes of a model's tensors without downloading them.
+
+    Args:
+        hub_id: Which model.
+        sha: The commit, from ``resolve``.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Returns:
+        Parameter name to (safetensors dtype such as ``"F32"``, shape), in name order.
+    """
+    api, pinned, seconds = connect(endpoint), hub_id.at(sha), timeout_seconds()
+    where: dict[str, Any] = {"repo_id": hub_id.repo_id, "revision": sha}
+    with explained(f"reading the tensor names of {pinned}"):
+        names = patiently(lambda: api.list_repo_files(**where))
+        chosen = _choose_weights([name for name in names if "/" not in name], pinned)
+        if chosen[0].startswith("model"):
+            whole = patiently(lambda: api.get_safetensors_metadata(**where, timeout=seconds))
+            files = list(whole.files_metadata.values())
+        else:
+            files = [
+                patiently(
+                    lambda: api.parse_safetensors_file_metadata(**where, filename=chosen[0], timeout=seconds)
+                )
+            ]
+    tensors = {name: info for file in files for name, info in file.tensors.items()}
+    return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}
+
+
+def _storage(hub_id: HubId) -> Path:
+    """Return the model's folder in the Hub cache, whose layout huggingface_hub documents."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id.repo_id, repo_type="model")
+
+
+def _snapshot(hub_id: HubId) -> Path:
+    return _storage(hub_id) / "snapshots" / str(hub_id.revision)
+
+
+def _cached_sha(hub_id: HubId) -> str | None:
+    """Return the cached commit of a revision, None when there is no copy of it."""
+    sha = hub_id.revision or "main"
+    ref = _storage(hub_id) / "refs" / sha
+    if not FULL_SHA.fullmatch(sha):
+        sha = ref.read_text().strip() if ref.is_file() else ""
+    return sha if sha and _snapshot(hub_id.at(sha)).is_dir() else None
+
+
+def _cached(hub_id: HubId, why: str) -> Resolved:
+    sha = _cached_sha(hub_id)
+    if sha is None:
+        raise HubError(
+            f"reading {hub_id}: {why} and it is not cached. Unset HF_HUB_OFFLINE, or pass a folder."
+        )
+    files = tuple(sorted(path.name for path in _snapshot(hub_id.at(sha)).iterdir()))
+    return Resolved(sha, f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub", files)
+
+
+def _cached_hint(hub_id: HubId) -> str:
+    sha = _cached_sha(hub_id)
+    if sha is None:
+        return ""
+    return (
+        f"Commit {sha} is cached: pass {hub_id.repo_id}@{sha}, or set HF_HUB_OFFLINE=1, to use it unchecked."
+    )
+
+
+def _remember(hub_id: HubId, sha: str) -> None:
+    """Note in the cache what the revision stood for, as the client does, so that offline use finds it."""
+    ref = _storage(hub_id) / "refs" / (hub_id.revision or "main")
+    if hub_id.revision == sha:
+        return
+    with suppress(OSError):  # a cache that cannot be written is no reason to stop
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        partial = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+        partial.write_text(sha)
+        partial.replace(ref)

@@ -1,0 +1,127 @@
+"""What went wrong at the Hugging Face Hub, as one line that says what to do.
+
+The client raises some twenty classes, wraps the real one in two of them and lets the network library's and
+the built-in ones through. This module knows them by name and by HTTP status, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from clipmerge.errors import ClipmergeError, HubError
+
+
+@contextmanager
+def explained(doing: str, *, state: str = "", again: str = "") -> Iterator[None]:
+    """Turn whatever the client raises into one HubError line; see ``explain``.
+
+    The client's own warnings are silenced meanwhile: they would repeat signed upload URLs.
+    """
+    logger = logging.getLogger("huggingface_hub")
+    verbosity = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    except ClipmergeError:
+        raise
+    except Exception as error:
+        raise explain(error, doing=doing, state=state, again=again) from error
+    finally:
+        logger.setLevel(verbosity)
+
+
+_LOG_IN = "Log in with `hf auth login` or set HF_TOKEN."
+_OTHER_TOKEN = "Use a token that has it, from https://huggingface.co/settings/tokens."
+_TRY_LATER = "The fault is on the way or at the Hub: try again in a while."
+
+# By class name along the method resolution order, so that httpx's move from one package to the next, and the
+# client's many subclasses, need no imports here. What happened, and what to do.
+_BY_CLASS = {
+    "GatedRepoError": ("access to it is gated", "Accept its conditions on its Hub page, then log in."),
+    "DisabledRepoError": ("the Hub has disabled it", "Choose another model."),
+    "RevisionNotFoundError": ("no such revision", "Check the name after the @."),
+    "RepositoryNotFoundError": ("no such model, or a private one", f"Check the name. {_LOG_IN}"),
+    "RemoteEntryNotFoundError": ("a file of it is missing on the Hub", "Name another revision."),
+    "LocalTokenNotFoundError": ("no token", _LOG_IN),
+    "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set", "Unset it to reach the Hub."),
+    "ConnectError": ("the Hub cannot be reached", "Check the connection and HF_ENDPOINT."),
+    "TimeoutException": (
+        "no answer in time",
+        f"{_TRY_LATER} CLIPMERGE_HUB_TIMEOUT sets the seconds to wait.",
+    ),
+    "TransportError": ("the connection broke", _TRY_LATER),
+    "ConnectionError": (
+        "the Hub's storage cannot be reached",
+        f"{_TRY_LATER} HF_HUB_DISABLE_XET=1 goes round it.",
+    ),
+    "SafetensorsParsingError": (
+        "a safetensors header cannot be read",
+        "The file is damaged: upload it again.",
+    ),
+    "LocalEntryNotFoundError": ("it cannot be read from the Hub and is not cached", _TRY_LATER),
+}
+_BY_STATUS = {
+    401: ("no token, or one that is not valid", _LOG_IN),
+    403: ("the token has no right to do this", _OTHER_TOKEN),
+    404: ("the Hub does not know it", "Check the name."),
+    409: ("the name is taken", "Choose another name."),
+    412: ("somebody else committed meanwhile", "Look at what changed."),
+    429: ("too many requests", "Wait a few minutes."),
+}
+_REFUSED = ("the Hub refused", "Check the names in the command.")
+_UNWELL = ("the Hub failed", _TRY_LATER)
+_WRAPPERS = ("RuntimeError", "LocalEntryNotFoundError")
+
+
+def explain(error: BaseException, *, doing: str, state: str = "", again: str = "") -> HubError:
+    """Map an exception of the Hub client to one line.
+
+    Args:
+        error: What the client raised; uploads and downloads wrap the real one in ``__cause__``.
+        doing: What was going on, first in the line: ``"push to acme/robust"``.
+        state: What holds now, a sentence: ``"Nothing was published."``
+        again: The command that goes on, without backticks.
+
+    Returns:
+        The error to raise; a ValueError's or an unknown error's own first line is kept in it.
+    """
+    while type(error).__name__ in _WRAPPERS and error.__cause__ is not None:
+        error = error.__cause__
+    happened, remedy = _row(error)
+    parts = [f"{doing}: {happened}.", state, remedy, f"Go on with `{again}`." if again else ""]
+    return HubError(_without_secrets(" ".join(part for part in parts if part)))
+
+
+def _row(error: BaseException) -> tuple[str, str]:
+    """Find what happened and what to do about it."""
+    names = [cls.__name__ for cls in type(error).__mro__]
+    status = http_status(error)
+    for name in names:
+        if name in _BY_CLASS and not (name == "ConnectionError" and status):
+            return _BY_CLASS[name]
+    if status is None:
+        return f"{names[0]}: {' '.join(str(error).split())[:300].rstrip('.')}", ""
+    happened, remedy = _BY_STATUS.get(status, _REFUSED if status < 500 else _UNWELL)
+    said = " ".join(str(getattr(error, "server_message", None) or "").split())[:200].rstrip(".")
+    return f"{happened} (HTTP {status}{': ' + said if said else ''})", remedy
+
+
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status behind a client error, None when there was no answer."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def out_of_reach(error: BaseException) -> bool:
+    """Say whether the Hub did not answer, or answered that it is unwell."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return "TransportError" in names or (http_status(error) or 0) >= 500
+
+
+def _without_secrets(text: str) -> str:
+    """Drop anything shaped like a token, and the query of any URL (uploads are signed there)."""
+    text = re.sub(r"\bhf_[A-Za-z0-9]{16,}", "hf_...", text)
+    return re.sub(r"(https?://[^\s?`]+)\?[^\s`]+", r"\1", text)
