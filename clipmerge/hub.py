@@ -124,6 +124,7 @@ def connect(endpoint: str | None = None) -> HfApi:
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     seconds = timeout_seconds()
 
@@ -137,7 +138,7 @@ def connect(endpoint: str | None = None) -> HfApi:
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
     huggingface_hub.set_client_factory(bounded)
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
-        huggingface_hub.utils.disable_progress_bars()
+        disable_progress_bars()
     return huggingface_hub.HfApi(endpoint=endpoint, library_name="clipmerge")
 
 
