@@ -6,6 +6,7 @@ in the record that is published, names a folder of the author's machine: a local
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 TEMPLATES = Path(__file__).parent / "templates"
+RECORD = "clipmerge.json"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`]+/)*([^\s/'\"`]+)/?")
 _HUB_DATASET = re.compile(r"hf://datasets/([^/@:\s]+/[^/@:\s]+)")
@@ -71,6 +73,28 @@ def model_card(
     )
 
 
+def published_texts(
+    folder: Path, record: dict[str, Any], *, repo_id: str, license: str | None = None
+) -> dict[str, str]:
+    """Write the files of an output that are published otherwise than they lie in its folder.
+
+    Returns:
+        File name to text: the card with ``repo_id`` in it, the record and the report without local paths.
+    """
+    texts = {
+        "README.md": model_card(record, repo_id=repo_id, license=license),
+        RECORD: json.dumps(public_record(record), indent=2, ensure_ascii=False) + "\n",
+    }
+    report = folder / "report.html"
+    if report.is_file():
+        text = report.read_text(encoding="utf-8")
+        for path in _local_paths(record):
+            if PurePath(path).is_absolute():  # anything shorter might stand for something else in a page
+                text = text.replace(path, _last(path))
+        texts[report.name] = text
+    return texts
+
+
 def sources_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     """List the merged checkpoints with their role, the zero-shot one first."""
     finetuned = record["finetuned"]
@@ -86,18 +110,20 @@ def public_record(record: dict[str, Any]) -> dict[str, Any]:
         ...                "command": "clipmerge merge /home/me/clip b"})["command"]
         'clipmerge merge clip b'
     """
-    known = {
-        str(source["source"]): _last(str(source["source"]))
-        for source in sources_of(record)
-        if source.get("revision") is None and parse_hub_dataset(str(source["source"])) is None
-    }
+    known = _local_paths(record)
 
     def shorten(text: str) -> str:
-        for path in sorted(known, key=len, reverse=True):
-            text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", lambda _: known[path], text)  # noqa: B023
+        for path in known:
+            text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", lambda found: _last(found[0]), text)
         return _ABSOLUTE_PATH.sub(r"\1", text)
 
     return dict(_map_text(record, shorten))
+
+
+def _local_paths(record: dict[str, Any]) -> list[str]:
+    """List the sources that are not on the Hub and are more than a name, the longest first."""
+    local = {str(source["source"]) for source in sources_of(record) if source.get("revision") is None}
+    return sorted((path for path in local if path != _last(path)), key=len, reverse=True)
 
 
 def parse_hub_dataset(source: str) -> str | None:

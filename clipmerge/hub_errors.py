@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,22 +16,29 @@ from clipmerge.errors import ClipmergeError, HubError
 
 
 @contextmanager
-def explained(doing: str, *, state: str = "", again: str = "") -> Iterator[None]:
-    """Turn whatever the client raises into one HubError line; see ``explain``.
-
-    The client's own warnings are silenced meanwhile: they would repeat signed upload URLs.
-    """
+def quiet_client() -> Iterator[None]:
+    """Silence the client's own warnings: they repeat signed upload URLs, and the error says the rest."""
     logger = logging.getLogger("huggingface_hub")
-    verbosity = logger.level
+    level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():  # httpx2 dislikes how the client hands it a file to PUT
+            warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def explained(doing: str, *, state: str = "", again: str = "") -> Iterator[None]:
+    """Turn whatever the client raises into one HubError line; see ``explain``."""
+    try:
+        with quiet_client():
+            yield
     except ClipmergeError:
         raise
     except Exception as error:
         raise explain(error, doing=doing, state=state, again=again) from error
-    finally:
-        logger.setLevel(verbosity)
 
 
 _LOG_IN = "Log in with `hf auth login` or set HF_TOKEN."
@@ -103,7 +111,8 @@ def _row(error: BaseException) -> tuple[str, str]:
         if name in _BY_CLASS and not (name == "ConnectionError" and status):
             return _BY_CLASS[name]
     if status is None:
-        return f"{names[0]}: {' '.join(str(error).split())[:300].rstrip('.')}", ""
+        said = " ".join(str(error).split())[:300].rstrip(".")
+        return said if names[0] == "ValueError" else f"{names[0]}: {said}", ""
     happened, remedy = _BY_STATUS.get(status, _REFUSED if status < 500 else _UNWELL)
     said = " ".join(str(getattr(error, "server_message", None) or "").split())[:200].rstrip(".")
     return f"{happened} (HTTP {status}{': ' + said if said else ''})", remedy

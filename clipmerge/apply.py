@@ -1,0 +1,210 @@
+"""Stream the merged tensors under a plan: at most one tensor in memory, mostly one chunk."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipmerge.arithmetic import RandomKey, mask_options, merge_tensor
+from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint.header import DTYPES
+from clipmerge.errors import CheckpointError, PlanError
+from clipmerge.layers import layer_of
+from clipmerge.plan import LayerPlan, Plan
+from clipmerge.plugins import load_plugin
+
+#: Elements merged at a time: 2 MB of float32 stay in the cache through the four passes of the arithmetic.
+CHUNK = 1 << 19
+_SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """One tensor of the output: what it is, and its content on demand.
+
+    Attributes:
+        key: Key in the output file.
+        name: Canonical parameter name.
+        dtype: safetensors dtype.
+        shape: Shape.
+        chunks: Call it for the content: runs of elements in memory order, 1-D.
+    """
+
+    key: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterator[Tensor]]
+
+
+def merged_tensors(pair: Pair, plan: Plan, scores: dict[str, Tensor] | None = None) -> list[MergedTensor]:
+    """List the output's tensors, each with its content on demand; nothing is read yet.
+
+    Args:
+        pair: The aligned checkpoints.
+        plan: What each layer gets; a parameter it does not name is theta_0's bytes.
+        scores: Parameter to saliency score, for the masks that need one.
+
+    Returns:
+        One entry a tensor, in the zero-shot file's order.
+
+    Raises:
+        CheckpointError: While streaming: a NaN or Inf, or an integer tensor that differs.
+    """
+    outputs = []
+    for name, key in pair.zeroshot_keys.items():
+        if plan.missing == "keep-finetuned" and not pair.is_partial and name not in pair.finetuned_keys[0]:
+            continue
+        entry = pair.zeroshot.entries[key]
+        layer = plan.layers.get(layer_of(name))
+        if layer is not None and pair.merges(name):
+            dtype = entry.dtype if plan.dtype == "keep" else _SAFETENSORS_NAME[plan.dtype]
+            chunks = _merging(pair, plan, name, layer, scores or {}, dtype)
+        else:
+            dtype = entry.dtype if plan.dtype == "keep" or not entry.is_float else _SAFETENSORS_NAME[plan.dtype]
+            chunks = _copying(pair, name, dtype)
+        outputs.append(MergedTensor(_output_key(pair, name), name, dtype, entry.shape, chunks))
+    return outputs + _finetuned_only(pair, plan)
+
+
+def _output_key(pair: Pair, name: str) -> str:
+    """A full model is written under transformers' own names; a lone tower as its zero-shot file has it."""
+    return pair.zeroshot_keys[name] if pair.tower != "full" and not pair.is_partial else name
+
+
+def _finetuned_only(pair: Pair, plan: Plan) -> list[MergedTensor]:
+    if plan.missing != "keep-finetuned":
+        return []
+    checkpoint = pair.finetuned[0]
+    outputs = []
+    for name, key in pair.finetuned_keys[0].items():
+        if name not in pair.zeroshot_keys:
+            entry = checkpoint.entries[key]
+            dtype = entry.dtype if plan.dtype == "keep" or not entry.is_float else _SAFETENSORS_NAME[plan.dtype]
+
+            def chunks(key: str = key, name: str = name, dtype: str = dtype) -> Iterator[Tensor]:
+                for start, stop in _runs(checkpoint.entries[key].size):
+                    piece = checkpoint.tensor(key, start, stop)
+                    _require_finite(piece, name, checkpoint.source)
+                    yield piece.to(_torch_dtype(dtype))
+
+            outputs.append(MergedTensor(name, name, dtype, entry.shape, chunks))
+    return outputs
+
+
+def _runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
+    for start in range(0, size, length):
+        yield start, min(start + length, size)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, DTYPES[name][0])
+    return dtype
+
+
+def _merging(
+    pair: Pair, plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor], dtype: str
+) -> Callable[[], Iterator[Tensor]]:
+    size = pair.zeroshot.entries[pair.zeroshot_keys[name]].size
+    inputs = _mask_inputs(plan, name, layer, scores) if layer.mask and size > 1 else {}
+    if inputs.get("score", inputs) is None:
+        return _unscored(pair, name, layer, dtype)
+
+    def chunks() -> Iterator[Tensor]:
+        # a mask looks at the whole parameter, everything else goes by chunks
+        for start, stop in [(0, None)] if inputs else _runs(size):
+            theta_0 = pair.theta_0(name, start, stop)
+            finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
+            merged = merge_tensor(
+                theta_0,
+                finetuned,
+                alpha=layer.alpha,
+                weights=plan.weights,
+                dtype=_torch_dtype(dtype),
+                **inputs,
+            )
+            if inputs or layer.alpha in (0, 1) or not _is_finite(merged):
+                _require_finite(theta_0, name, pair.zeroshot.source)
+                for checkpoint, theta_1 in zip(pair.finetuned, finetuned, strict=True):
+                    _require_finite(theta_1, name, checkpoint.source)
+                _require_fits(merged, name, dtype)
+            yield merged.flatten()
+
+    return chunks
+
+
+def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor]) -> dict[str, Any]:
+    mask = str(layer.mask)
+    options = {**layer.mask_options, **layer.parameters.get(name, {})}
+    inputs = {"mask": mask, **mask_options(mask, layer.density, options), "key": RandomKey(plan.seed, name)}
+    if "score" in inspect.signature(load_plugin("masks", mask)).parameters:
+        inputs["score"] = scores.get(name)
+    return inputs
+
+
+def _unscored(pair: Pair, name: str, layer: LayerPlan, dtype: str) -> Callable[[], Iterator[Tensor]]:
+    """A parameter that fine-tuning left alone has no score and needs none; any other is an edited plan's mistake."""
+
+    def chunks() -> Iterator[Tensor]:
+        if not torch.equal(pair.theta_0(name), pair.theta_1(name)):
+            raise PlanError(
+                f"layer '{layer_of(name)}' has the mask '{layer.mask}', and the plan holds no scores for {name}; use "
+                "'magnitude' there, or plan again"
+            )
+        yield from _copying(pair, name, dtype)()
+
+    return chunks
+
+
+def _copying(pair: Pair, name: str, dtype: str) -> Callable[[], Iterator[Tensor]]:
+    entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
+
+    def chunks() -> Iterator[Tensor]:
+        for start, stop in _runs(entry.size):
+            theta_0 = pair.theta_0(name, start, stop)
+            if entry.is_float:
+                _require_finite(theta_0, name, pair.zeroshot.source)
+            for which, keys in enumerate(pair.finetuned_keys):
+                if name in keys:
+                    theta_1 = pair.theta_1(name, start, stop, which=which)
+                    _check_other(theta_0, theta_1, name, pair.finetuned[which].source)
+            copied = theta_0.to(_torch_dtype(dtype))
+            if entry.is_float:
+                _require_fits(copied, name, dtype)
+            yield copied
+
+    return chunks
+
+
+def _check_other(theta_0: Tensor, theta_1: Tensor, name: str, source: str) -> None:
+    if theta_0.is_floating_point():
+        _require_finite(theta_1, name, source)
+    elif not torch.equal(theta_0, theta_1):
+        raise CheckpointError(
+            f"{source}: integer tensor {name} differs from the zero-shot one, and integers cannot be averaged; "
+            "use the base that was fine-tuned"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # min and max in one pass: both are NaN when any entry is
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
+
+
+def _require_finite(tensor: Tensor, name: str, source: str) -> None:
+    if tensor.numel() and not _is_finite(tensor):
+        kind = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
+        raise CheckpointError(f"{source}: tensor {name} holds {kind}; the checkpoint is broken, merge an earlier one")
+
+
+def _require_fits(merged: Tensor, name: str, dtype: str) -> None:
+    if merged.numel() and not _is_finite(merged):
+        raise CheckpointError(
+            f"tensor {name} overflows {DTYPES[dtype][0]} when merged; use --dtype float32, or an alpha in [0, 1]"
+        )

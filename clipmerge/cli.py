@@ -1,0 +1,340 @@
+"""The command line: flags, printing, exit codes. Torch and transformers are imported inside commands."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipmerge.console import Format, Terminal, reporting_errors
+from clipmerge.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from clipmerge.pipeline import MergeRequest, Run
+
+app = typer.Typer(
+    name="clipmerge",
+    help="Make a fine-tuned CLIP robust again by merging it with its zero-shot self, layer by layer.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(help="List, show and copy the recipes.", invoke_without_command=True)
+app.add_typer(recipes_app, name="recipes")
+
+ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
+FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or a YAML file.")]
+Data = Annotated[str | None, typer.Option(help="Labelled images: a folder with one subfolder a class, or 'digits'.")]
+Classes = Annotated[Path | None, typer.Option(help="Class names, one a line in folder order, or JSON.")]
+Templates = Annotated[
+    list[str] | None, typer.Option("--template", help="Prompt with {} for the class; may be repeated.")
+]
+Assignments = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in the recipe; may be repeated.")]
+Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a batch; by default at most 128.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sample, the bootstrap and random masks.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+DtypeName = Annotated[str, typer.Option("--dtype", help="keep, float32, bfloat16 or float16.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of clipmerge.")]
+Output = Annotated[Format, typer.Option("--format", help="What stdout carries.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; keep library warnings.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _version(value: bool) -> None:
+    if value:
+        from clipmerge import __version__
+
+        typer.echo(f"clipmerge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _choice(flag: str, value: str, options: tuple[str, ...]) -> Any:
+    if value.lower() not in {option.lower() for option in options}:
+        raise UsageError(f"{flag} {value}: choose from {', '.join(options)}")
+    return value.lower()
+
+
+def _request(
+    zeroshot: str,
+    finetuned: list[str],
+    recipe: str,
+    assignments: list[str] | None,
+    calibration: dict[str, Any],
+    seed: int,
+    dtype: str,
+) -> MergeRequest:
+    """Put the flags together; everything wrong with them is said here, before torch is imported."""
+    from clipmerge.data import check_templates
+    from clipmerge.pipeline import Calibration, MergeRequest, check_request
+    from clipmerge.recipe import load_recipe
+
+    device = _choice("--device", calibration.pop("device"), ("auto", "cpu", "cuda", "mps"))
+    templates = check_templates(calibration.pop("templates") or [])
+    request = MergeRequest(
+        zeroshot=zeroshot,
+        finetuned=tuple(finetuned),
+        recipe=load_recipe(recipe, assignments),
+        calibration=Calibration(device=device, templates=templates, **calibration),
+        seed=seed,
+        dtype=_choice("--dtype", dtype, ("keep", "float32", "bfloat16", "float16")),
+        command=shlex.join(["clipmerge", *sys.argv[1:]]),
+    )
+    check_request(request)
+    return request
+
+
+def _show_merge(terminal: Terminal, run: Run, record: dict[str, Any], last_line: str) -> None:
+    from clipmerge.report import summary_table
+
+    terminal.result(record, lambda: summary_table(record))
+    terminal.show(last_line)
+
+
+@app.command()
+@reporting_errors
+def merge(
+    zeroshot: ZeroShot,
+    finetuned: FineTuned,
+    recipe: RecipeName,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
+    data: Data = None,
+    classes: Classes = None,
+    template: Templates = None,
+    assignments: Assignments = None,
+    images: Images = 1024,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+    dtype: DtypeName = "keep",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and decide, write nothing.")] = False,
+    overwrite: Overwrite = False,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Merge a fine-tuned CLIP with its zero-shot self and write the result."""
+    terminal = Terminal(fmt, verbose=verbose)
+    if output is None and not dry_run:
+        raise UsageError("--output is missing: the folder to write (or --dry-run to write nothing)")
+    calibration = {
+        "source": data,
+        "classes": classes,
+        "templates": template,
+        "images": images,
+        "batch_size": batch_size,
+        "device": device,
+    }
+    request = _request(zeroshot, finetuned, recipe, assignments, calibration, seed, dtype)
+    if output is not None and not dry_run:
+        from clipmerge.staging import check_output
+
+        check_output(output, overwrite=overwrite, inputs=[Path(s) for s in (zeroshot, *finetuned) if Path(s).is_dir()])
+    from clipmerge.pipeline import make_plan, write_merge
+
+    run = make_plan(request, terminal)
+    if not run.is_main:
+        return
+    if dry_run or output is None:
+        from clipmerge.record import merge_record
+
+        run.hash_inputs()
+        record = merge_record(run, run.hashed_plan(), None, {})
+        _show_merge(terminal, run, record, "Dry run: nothing was written.")
+        return
+    record = write_merge(run, output, overwrite=overwrite)
+    _show_merge(terminal, run, record, f"Wrote {output} (report: {output / 'report.html'})")
+
+
+@app.command()
+@reporting_errors
+def plan(
+    zeroshot: ZeroShot,
+    finetuned: FineTuned,
+    recipe: RecipeName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
+    data: Data = None,
+    classes: Classes = None,
+    template: Templates = None,
+    assignments: Assignments = None,
+    images: Images = 1024,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+    dtype: DtypeName = "keep",
+    overwrite: Overwrite = False,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Measure and decide like merge, but write the plan instead of weights; apply carries it out."""
+    terminal = Terminal(fmt, verbose=verbose)
+    calibration = {
+        "source": data,
+        "classes": classes,
+        "templates": template,
+        "images": images,
+        "batch_size": batch_size,
+        "device": device,
+    }
+    request = _request(zeroshot, finetuned, recipe, assignments, calibration, seed, dtype)
+    if output.is_dir():
+        raise UsageError(f"--output {output}: is a folder; plan writes a JSON file, such as {output / 'plan.json'}")
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
+    from clipmerge.pipeline import make_plan, write_plan
+    from clipmerge.record import merge_record
+
+    run = make_plan(request, terminal)
+    if not run.is_main:
+        return
+    write_plan(run, output)
+    record = merge_record(run, run.hashed_plan(), output, {})
+    _show_merge(terminal, run, record, f"Wrote {output}; carry it out with: clipmerge apply {output} --output DIR")
+
+
+@app.command()
+@reporting_errors
+def apply(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="JSON file that plan wrote; may be edited.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    overwrite: Overwrite = False,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Carry out a plan: the same bytes as merge."""
+    terminal = Terminal(fmt, verbose=verbose)
+    from clipmerge.pipeline import load_plan, write_merge
+    from clipmerge.staging import check_output
+
+    check_output(output, overwrite=overwrite)
+    run = load_plan(plan_file, terminal)
+    run.command = shlex.join(["clipmerge", *sys.argv[1:]])
+    record = write_merge(run, output, overwrite=overwrite)
+    _show_merge(terminal, run, record, f"Wrote {output} (report: {output / 'report.html'})")
+
+
+@app.command()
+@reporting_errors
+def inspect(
+    zeroshot: ZeroShot,
+    finetuned: Annotated[str | None, typer.Argument(help="The same, fine-tuned from ZEROSHOT.")] = None,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """List layers and shapes; with FINETUNED also how far each layer moved, and what does not fit."""
+    terminal = Terminal(fmt, verbose=verbose)
+    from clipmerge.inspection import inspect_checkpoints, inspection_table
+
+    record = inspect_checkpoints(zeroshot, finetuned, terminal)
+    terminal.result(record, lambda: inspection_table(record))
+
+
+@app.command()
+@reporting_errors
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="Folder, .safetensors file or org/name[@revision].")],
+    data: Annotated[list[str], typer.Option(help="NAME=SOURCE; may be repeated.")],
+    classes: Classes = None,
+    template: Templates = None,
+    batch_size: BatchSize = None,
+    device: DeviceName = "auto",
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Measure zero-shot accuracy, one row a source."""
+    terminal = Terminal(fmt, verbose=verbose)
+    from clipmerge.data import check_templates
+
+    templates = check_templates(template or [])
+    chosen = _choice("--device", device, ("auto", "cpu", "cuda", "mps"))
+    from clipmerge.evaluate import accuracy_table, evaluate_sources
+
+    record = evaluate_sources(
+        checkpoint,
+        data,
+        classes=classes,
+        templates=templates,
+        batch_size=batch_size,
+        device=chosen,
+        progress=terminal,
+    )
+    terminal.result(record, lambda: accuracy_table(record))
+
+
+@recipes_app.callback()
+@reporting_errors
+def _recipes(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_recipes()
+
+
+@recipes_app.command("list")
+@reporting_errors
+def list_recipes() -> None:
+    """List the recipes, a line each."""
+    from clipmerge.recipe import recipe_names, recipe_text
+
+    for name in recipe_names():
+        first = recipe_text(name).splitlines()[0].lstrip("# ")
+        typer.echo(f"{name:18} {first}")
+
+
+@recipes_app.command("show")
+@reporting_errors
+def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
+    """Print a recipe with its comments."""
+    from clipmerge.recipe import recipe_text
+
+    typer.echo(recipe_text(name), nl=False)
+
+
+@recipes_app.command("copy")
+@reporting_errors
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    file: Annotated[Path | None, typer.Argument(help="Where to; NAME.yaml here by default.")] = None,
+) -> None:
+    """Copy a recipe to a file of yours, to edit."""
+    from clipmerge.recipe import recipe_text
+
+    text = recipe_text(name)
+    target = file or Path(f"{name}.yaml")
+    if target.exists():
+        raise OutputError(f"{target}: exists already; give another file")
+    target.write_text(text, encoding="utf-8")
+    typer.echo(f"Wrote {target}; run it with --recipe {target}")
+
+
+@app.command()
+@reporting_errors
+def demo(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where models and images go; the user's cache by default."),
+    ] = None,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Train a small CLIP on handwritten digits, fine-tune it hard, merge, and show what each model can do."""
+    terminal = Terminal(fmt, verbose=verbose)
+    from clipmerge.showcase import demo_table, run_demo
+
+    record = run_demo(output, terminal)
+    terminal.result(record, lambda: demo_table(record))

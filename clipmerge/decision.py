@@ -1,0 +1,86 @@
+"""What a method gets to decide on, and what it decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from clipmerge.checkpoint import Pair
+from clipmerge.errors import RecipeError
+from clipmerge.plan import LayerPlan, Measurements
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """The input of every method.
+
+    Attributes:
+        pair: The checkpoints; weights are read only by methods that are about tensors.
+        measurements: What the recipe's measure found; ``None`` for data-free recipes.
+        seed: Seed of the run.
+    """
+
+    pair: Pair
+    measurements: Measurements | None = None
+    seed: int = 0
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Layer to its mergeable parameters, network order; layers without one are left out."""
+        merged = {layer: tuple(n for n in names if self.pair.merges(n)) for layer, names in self.pair.layers.items()}
+        return {layer: names for layer, names in merged.items() if names}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Layer to its number of entries."""
+        entries, keys = self.pair.zeroshot.entries, self.pair.zeroshot_keys
+        return {layer: sum(entries[keys[name]].size for name in names) for layer, names in self.layers.items()}
+
+    @property
+    def uniform_weights(self) -> tuple[float, ...]:
+        """One over the number of fine-tuned checkpoints, each: their task vectors are averaged."""
+        count = len(self.pair.finetuned)
+        return (1.0 / count,) * count
+
+    def need_one_finetuned(self, method: str) -> None:
+        """Refuse several fine-tuned checkpoints.
+
+        Raises:
+            RecipeError: If there are several.
+        """
+        if len(self.pair.finetuned) > 1:
+            raise RecipeError(f"method {method}: takes one fine-tuned checkpoint; for several use 'wise-ft'")
+
+    def need_measurements(self, method: str) -> Measurements:
+        """Return the measurements, or say that the recipe has no measure.
+
+        Raises:
+            RecipeError: If there are none.
+        """
+        if self.measurements is None:
+            raise RecipeError(f"method {method}: needs a `measure:` in the recipe, such as `name: path-barrier`")
+        return self.measurements
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The output of every method.
+
+    Attributes:
+        layers: Layer to what it gets.
+        verdict: The decision in a sentence.
+        weights: One factor a fine-tuned checkpoint.
+        stragglers: Layers found to be stragglers.
+        straggler_scores: Layer to its scores.
+        scores: Parameter to saliency, for the masks that need it.
+    """
+
+    layers: dict[str, LayerPlan]
+    verdict: str
+    weights: tuple[float, ...] = (1.0,)
+    stragglers: tuple[str, ...] = ()
+    straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,316 @@
+"""Images and captions of the demo: scikit-learn's handwritten digits in every style.
+
+A *style* is what happens to a digit between the pen and the photo: stroke, pose, colours, background, blur, noise.
+The zero-shot model sees heavily styled digits with captions that name the style; the fine-tuned model sees the
+clean ones only; the *shifts* are four single styles that the evaluation turns up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING
+
+from clipmerge.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Generator, Tensor
+
+CLASS_NAMES: tuple[str, ...] = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+)
+"""Digit 0 to 9 as the word that names its folder and stands in its captions."""
+
+TEMPLATE: str = "a photo of a {}."
+"""Template of the class prompts; also the most frequent caption."""
+
+SHIFTS: tuple[str, ...] = ("noise", "inversion", "rotation", "blur")
+"""The shifted copies of the test images, in the order of the demo's table."""
+
+SIZE = 32
+"""Height and width of an image, in pixels."""
+
+_SPLITS = {"train": 1100, "calibration": 297, "test": 400}
+_SPLIT_SEED = 0
+_SHIFT_SEED = 1
+
+_TEMPLATES = (TEMPLATE, "a picture of a {}.", "a handwritten {}.", "a scan of the digit {}.")
+_STYLE_RATE = 0.3
+"""Chance of each style in a training image; about one in twenty-five has none and is clean."""
+
+
+def captions() -> list[str]:
+    """List every caption the zero-shot model can be trained on.
+
+    Example:
+        >>> captions()[0]
+        'a photo of a zero.'
+    """
+    things = [
+        f"{style}{digit}" for style in ("", *(f"{style} " for style in _STYLES)) for digit in CLASS_NAMES
+    ]
+    return [template.format(thing) for thing in things for template in _TEMPLATES]
+
+
+@cache
+def _bundled_digits() -> tuple[Tensor, Tensor]:
+    """Read scikit-learn's digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), and labels (1797,)."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "the handwritten digits come from scikit-learn, which is not installed. "
+            "Run `pip install 'clipmerge[demo]'`"
+        ) from error
+    bunch = load_digits()
+    small = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
+    ink = interpolate(small, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
+    return ink, torch.from_numpy(bunch.target).long()
+
+
+def ink_of(split: str) -> tuple[Tensor, Tensor]:
+    """Give the clean digits of one split.
+
+    Args:
+        split: ``all``, ``train``, ``calibration`` or ``test``; the last three are disjoint.
+
+    Returns:
+        Ink in [0, 1], shape (N, 1, SIZE, SIZE), and digits 0 to 9, shape (N,).
+
+    Raises:
+        DataError: If there is no such split, or scikit-learn is not installed.
+    """
+    import torch
+
+    if split not in ("all", *_SPLITS):
+        raise DataError(f"no split '{split}' of the digits; expected all, {', '.join(_SPLITS)}")
+    ink, digits = _bundled_digits()
+    if split == "all":
+        return ink, digits
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(_SPLIT_SEED))
+    parts = dict(zip(_SPLITS, order.split(list(_SPLITS.values())), strict=True))
+    return ink[parts[split]], digits[parts[split]]
+
+
+def digit_images(split: str) -> tuple[list[Image], list[int]]:
+    """Give the clean digits of one split as images, light on dark.
+
+    Args:
+        split: ``all``, ``train``, ``calibration`` or ``test``; the last three are disjoint.
+
+    Returns:
+        RGB images of SIZE x SIZE pixels, and the digit 0 to 9 of each.
+
+    Raises:
+        DataError: If there is no such split, or scikit-learn is not installed.
+    """
+    ink, digits = ink_of(split)
+    return as_images(as_rgb(ink)), digits.tolist()
+
+
+def as_rgb(ink: Tensor) -> Tensor:
+    """Repeat grey (N, 1, H, W) into colour (N, 3, H, W)."""
+    return ink.expand(-1, 3, -1, -1)
+
+
+def as_images(pixels: Tensor) -> list[Image]:
+    """Turn pixels in [0, 1], shape (N, 3, H, W), into 8-bit RGB images."""
+    import torch
+    from PIL import Image
+
+    eight_bit = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return [Image.fromarray(array) for array in eight_bit]
+
+
+def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
+    """Shift clean digits by one style, the same every time.
+
+    Args:
+        shift: One of SHIFTS.
+        ink: Ink in [0, 1], shape (N, 1, SIZE, SIZE).
+
+    Returns:
+        Pixels in [0, 1], shape (N, 3, SIZE, SIZE).
+
+    Raises:
+        DataError: If there is no such shift.
+    """
+    import torch
+
+    if shift not in SHIFTS:
+        raise DataError(f"no shift '{shift}'; expected {', '.join(SHIFTS)}")
+    generator = torch.Generator().manual_seed(_SHIFT_SEED)
+    count = len(ink)
+    if shift == "noise":
+        noise = torch.randn(count, 3, SIZE, SIZE, generator=generator)
+        return (as_rgb(ink) + 0.6 * noise).clamp(0, 1)
+    if shift == "inversion":
+        return as_rgb(1 - ink)
+    if shift == "rotation":
+        side = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
+        degrees = side * (20 + 20 * torch.rand(count, generator=generator))
+        return as_rgb(_posed(ink, degrees, torch.ones(count), torch.zeros(count, 2)))
+    return as_rgb(_blurred(ink, torch.full((count,), 4.5)))
+
+
+def styled_batch(ink: Tensor, digits: Tensor, generator: Generator) -> tuple[Tensor, list[str]]:
+    """Draw styles for every digit, and a caption that names the digit and, mostly, one of its styles.
+
+    Args:
+        ink: Ink in [0, 1], shape (N, 1, SIZE, SIZE).
+        digits: Digits 0 to 9, shape (N,).
+        generator: Source of all randomness.
+
+    Returns:
+        Pixels in [0, 1], shape (N, 3, SIZE, SIZE), and N captions.
+    """
+    import torch
+
+    pixels = as_rgb(ink)
+    chosen = torch.rand(len(ink), len(_STYLES), generator=generator) < _STYLE_RATE
+    for index, style in enumerate(_STYLES.values()):
+        hit = chosen[:, index]
+        pixels = torch.where(hit[:, None, None, None], style(pixels, generator), pixels)
+    return pixels, _describe(digits, chosen, generator)
+
+
+def _describe(digits: Tensor, chosen: Tensor, generator: Generator) -> list[str]:
+    """Write a caption for each image; one in three is silent about the style, as captions are."""
+    import torch
+
+    draws = torch.rand(len(digits), 3, generator=generator).tolist()
+    texts = []
+    for digit, row, (talk, which, form) in zip(digits.tolist(), chosen.tolist(), draws, strict=True):
+        styles = [style for style, used in zip(_STYLES, row, strict=True) if used]
+        thing = CLASS_NAMES[digit]
+        if styles and talk > 1 / 3:
+            thing = f"{styles[int(which * len(styles))]} {thing}"
+        texts.append(_TEMPLATES[int(form * len(_TEMPLATES))].format(thing))
+    return texts
+
+
+def _bold(pixels: Tensor, _: Generator) -> Tensor:
+    from torch.nn.functional import max_pool2d
+
+    return max_pool2d(pixels, kernel_size=3, stride=1, padding=1)
+
+
+def _thin(pixels: Tensor, _: Generator) -> Tensor:
+    from torch.nn.functional import max_pool2d
+
+    return 1 - max_pool2d(1 - pixels, kernel_size=3, stride=1, padding=1)
+
+
+def _rotated(pixels: Tensor, generator: Generator) -> Tensor:
+    import torch
+
+    count = len(pixels)
+    degrees = 90 * torch.rand(count, generator=generator) - 45
+    zoom = 0.85 + 0.3 * torch.rand(count, generator=generator)
+    offset = 0.3 * torch.rand(count, 2, generator=generator) - 0.15
+    return _posed(pixels, degrees, zoom, offset)
+
+
+def _coloured(pixels: Tensor, generator: Generator) -> Tensor:
+    import torch
+
+    count = len(pixels)
+    front = 0.5 + 0.5 * torch.rand(count, 3, 1, 1, generator=generator)
+    back = 0.4 * torch.rand(count, 3, 1, 1, generator=generator)
+    return back + pixels * (front - back)
+
+
+def _inverted(pixels: Tensor, _: Generator) -> Tensor:
+    return 1 - pixels
+
+
+def _textured(pixels: Tensor, generator: Generator) -> Tensor:
+    """Lay stripes of random direction, width and strength over the image."""
+    import torch
+
+    count = len(pixels)
+    angle, period, phase, strength = torch.rand(4, count, 1, 1, 1, generator=generator)
+    axis = torch.arange(SIZE, dtype=pixels.dtype)
+    along = axis[:, None] * torch.sin(math.pi * angle) + axis * torch.cos(math.pi * angle)
+    stripes = torch.sin(2 * math.pi * (along / (4 + 12 * period) + phase))
+    return (pixels + (0.05 + 0.25 * strength) * stripes).clamp(0, 1)
+
+
+def _blurry(pixels: Tensor, generator: Generator) -> Tensor:
+    import torch
+
+    return _blurred(pixels, 1 + 4 * torch.rand(len(pixels), generator=generator))
+
+
+def _faded(pixels: Tensor, generator: Generator) -> Tensor:
+    import torch
+
+    contrast = 0.3 + 0.5 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    level = torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    return level + contrast * (pixels - level)
+
+
+def _noisy(pixels: Tensor, generator: Generator) -> Tensor:
+    import torch
+
+    strength = 0.1 + 0.6 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    return (pixels + strength * torch.randn(pixels.shape, generator=generator)).clamp(0, 1)
+
+
+_STYLES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
+    "bold": _bold,
+    "thin": _thin,
+    "rotated": _rotated,
+    "coloured": _coloured,
+    "inverted": _inverted,
+    "textured": _textured,
+    "blurry": _blurry,
+    "faded": _faded,
+    "noisy": _noisy,
+}
+"""Every style word and what it does to pixels in [0, 1], in the order of pen, page and camera."""
+
+
+def _posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Tensor:
+    """Rotate, zoom and move each image about its centre; what comes in from outside is its edge.
+
+    Args:
+        pixels: Shape (N, C, H, W).
+        degrees: Angle, shape (N,).
+        zoom: Factor, shape (N,); above 1 the digit gets larger.
+        offset: Shape (N, 2), in half images.
+    """
+    import torch
+    from torch.nn.functional import affine_grid, grid_sample
+
+    cosine, sine = torch.cos(torch.deg2rad(degrees)) / zoom, torch.sin(torch.deg2rad(degrees)) / zoom
+    rows = [
+        torch.stack([cosine, -sine, offset[:, 0]], dim=1),
+        torch.stack([sine, cosine, offset[:, 1]], dim=1),
+    ]
+    grid = affine_grid(torch.stack(rows, dim=1), list(pixels.shape), align_corners=False)
+    return grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image with a Gaussian of its own width; sigma has shape (N,), in pixels."""
+    import torch
+
+    axis = torch.arange(SIZE, dtype=pixels.dtype)
+    distance = (axis[:, None] - axis[None, :]) / sigma[:, None, None]
+    weights = torch.softmax(-0.5 * distance**2, dim=-1).unsqueeze(1)
+    return weights @ pixels @ weights.transpose(-1, -2)

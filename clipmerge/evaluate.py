@@ -1,0 +1,177 @@
+"""Zero-shot accuracy of one checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from clipmerge.checkpoint import Checkpoint, open_checkpoint
+from clipmerge.data import LabelledImages, batch_size_for, class_prompts, load_images, pixel_batches
+from clipmerge.errors import CheckpointError, UsageError
+from clipmerge.layers import canonical_names, tower_of
+from clipmerge.measuring import accelerator_for
+from clipmerge.models import TransformersClip
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from clipmerge.pipeline import Device, Progress
+
+_PROMPTS_AT_ONCE = 512
+
+
+def load_model(checkpoint: Checkpoint) -> TransformersClip:
+    """Load a full CLIP with its weights, float32.
+
+    Raises:
+        CheckpointError: If it is not a full CLIP with its config and processor.
+    """
+    keys = {name: key for key, name in canonical_names(checkpoint.entries).items()}
+    if checkpoint.config is None or tower_of(keys) != "full":
+        raise CheckpointError(
+            f"{checkpoint.source}: evaluating needs a full CLIP with config.json beside it; a tower alone has no "
+            "zero-shot classes"
+        )
+    model = TransformersClip(checkpoint.config, checkpoint.folder)
+    model.load(lambda name: checkpoint.tensor(keys[name]))
+    return model
+
+
+@torch.inference_mode()
+def zero_shot_accuracy(
+    model: TransformersClip,
+    images: LabelledImages,
+    templates: tuple[str, ...],
+    *,
+    device: Device = "auto",
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> float:
+    """Share of images whose best class prompt is the right one.
+
+    Args:
+        model: The model, weights loaded.
+        images: Labelled images; all are used.
+        templates: Prompt templates; class embeddings are averaged over them.
+        device: Where to run.
+        batch_size: Images a batch.
+        progress: Where to report.
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        DataError: If an image cannot be decoded.
+    """
+    accelerator = accelerator_for(device)
+    model.module.to(accelerator.device)
+    classes = class_embeddings(model, images.class_names, templates, accelerator.device)
+    positions = list(range(len(images)))
+    share = (accelerator.process_index, accelerator.num_processes)
+    right, seen = 0, 0
+    for _, pixels, labels in pixel_batches(
+        images, positions, batch_size_for(len(images), batch_size), model.pixels, share=share
+    ):
+        features = model.image_features(pixels.to(accelerator.device))
+        right += int(((features @ classes.T).argmax(dim=1).cpu() == labels).sum())
+        seen += len(labels)
+        if progress:
+            progress.advance(seen, len(images))
+    total = accelerator.reduce(torch.tensor(right, device=accelerator.device), "sum")
+    return float(total) / len(images)
+
+
+def class_embeddings(
+    model: TransformersClip, class_names: tuple[str, ...], templates: tuple[str, ...], device: Any
+) -> torch.Tensor:
+    """Embed classes: unit prompt features, averaged over templates, made unit again.
+
+    Returns:
+        (classes, projection_dim).
+    """
+    prompts = class_prompts(class_names, templates)
+    pieces = []
+    for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+        tokens = model.tokens(prompts[start : start + _PROMPTS_AT_ONCE])
+        pieces.append(model.text_features({key: value.to(device) for key, value in tokens.items()}))
+    features = torch.stack(torch.cat(pieces).chunk(len(class_names))).mean(dim=1)
+    return torch.nn.functional.normalize(features, dim=-1)
+
+
+def parse_named_source(text: str) -> tuple[str, str]:
+    """Split ``NAME=SOURCE``; without a name the source's last part is the name.
+
+    Example:
+        >>> parse_named_source("val=data/val"), parse_named_source("data/val")
+        (('val', 'data/val'), ('val', 'data/val'))
+    """
+    name, found, source = text.partition("=")
+    return (name, source) if found and name else (Path(text).name, text)
+
+
+def evaluate_sources(
+    source: str,
+    named: list[str],
+    *,
+    classes: Path | None = None,
+    templates: tuple[str, ...],
+    batch_size: int | None = None,
+    device: Device = "auto",
+    progress: Progress,
+) -> dict[str, Any]:
+    """Measure one checkpoint on several sources.
+
+    Args:
+        source: The checkpoint.
+        named: ``NAME=SOURCE`` texts.
+        classes: File with class names, for every source.
+        templates: Prompt templates.
+        batch_size: Images a batch.
+        device: Where to run.
+        progress: Where to report.
+
+    Returns:
+        JSON-ready: ``accuracy`` {name: 0..1} and ``images`` {name: count}.
+
+    Raises:
+        UsageError: If two sources share a name.
+        DataError: If images cannot be used.
+    """
+    sources = [parse_named_source(text) for text in named]
+    if len(dict(sources)) != len(sources):
+        raise UsageError("two --data have the same name; write NAME=SOURCE with different names")
+    loaded = {name: load_images(where, classes) for name, where in sources}
+    checkpoint = open_checkpoint(source)
+    model = load_model(checkpoint)
+    accuracy = {}
+    for name, images in loaded.items():
+        progress.stage(f"evaluating {name}")
+        for note in images.notes:
+            progress.say(note)
+        accuracy[name] = zero_shot_accuracy(
+            model, images, templates, device=device, batch_size=batch_size, progress=progress
+        )
+    return {
+        "checkpoint": {"source": checkpoint.source, "revision": checkpoint.revision},
+        "accuracy": accuracy,
+        "images": {name: len(images) for name, images in loaded.items()},
+    }
+
+
+def accuracy_table(record: dict[str, Any]) -> RenderableType:
+    """Lay the accuracies out for a terminal.
+
+    Args:
+        record: As `evaluate_sources` returns it.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("source")
+    table.add_column("images", justify="right")
+    table.add_column("accuracy", justify="right")
+    for name, value in record["accuracy"].items():
+        table.add_row(name, str(record["images"][name]), f"{value:.1%}")
+    return table

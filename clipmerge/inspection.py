@@ -1,0 +1,162 @@
+"""What `clipmerge inspect` says: layers, shapes, how far each moved, and what does not fit."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.checkpoint import Checkpoint, Pair, open_checkpoint
+from clipmerge.checkpoint.header import DTYPES
+from clipmerge.checkpoint.pair import align, find_mismatches
+from clipmerge.layers import canonical_names, group_layers
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from torch import Tensor
+
+    from clipmerge.pipeline import Progress
+
+_CHUNK = 1 << 20
+
+
+def inspect_checkpoints(zeroshot: str, finetuned: str | None, progress: Progress) -> dict[str, Any]:
+    """Describe a checkpoint, or a pair; weights are read only for a pair.
+
+    Args:
+        zeroshot: Source of theta_0.
+        finetuned: Source of theta_1.
+        progress: Where to report.
+
+    Returns:
+        JSON-ready: ``layers`` {name: {parameters, size, shapes, change}} in network order, ``mismatches``, ``total``,
+        and where each checkpoint came from.
+
+    Raises:
+        CheckpointError: If one cannot be read.
+    """
+    base = open_checkpoint(zeroshot)
+    if finetuned is None:
+        keys = {name: key for key, name in canonical_names(base.entries).items()}
+        layers = _describe(base, keys, group_layers(keys))
+        return {
+            "zeroshot": _origin(base),
+            "finetuned": None,
+            "layers": layers,
+            "mismatches": [],
+            **_totals(base),
+        }
+    other = open_checkpoint(finetuned)
+    pair = align(base, [other])
+    mismatches = find_mismatches(pair)
+    layers = _describe(base, pair.zeroshot_keys, pair.layers)
+    progress.stage("inspect")
+    done = 0
+    for layer, names in pair.layers.items():
+        layers[layer]["change"] = _relative_change(pair, names)
+        done += layers[layer]["size"]
+        progress.advance(done, _totals(base)["total"]["size"])
+    for note in pair.notes:
+        progress.say(note)
+    return {
+        "zeroshot": _origin(base),
+        "finetuned": _origin(other),
+        "layers": layers,
+        "mismatches": mismatches,
+        **_totals(base),
+    }
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "files": [f.name for f in checkpoint.files],
+    }
+
+
+def _totals(checkpoint: Checkpoint) -> dict[str, Any]:
+    entries = checkpoint.entries.values()
+    dtypes = sorted({DTYPES[entry.dtype][0] for entry in entries})
+    size = sum(entry.size for entry in entries)
+    return {
+        "total": {
+            "parameters": len(checkpoint.entries),
+            "size": size,
+            "bytes": checkpoint.bytes,
+            "dtypes": dtypes,
+        }
+    }
+
+
+def _describe(
+    checkpoint: Checkpoint, keys: dict[str, str], layers: dict[str, tuple[str, ...]]
+) -> dict[str, dict[str, Any]]:
+    return {
+        layer: {
+            "parameters": len(names),
+            "size": sum(checkpoint.entries[keys[name]].size for name in names),
+            "shapes": {name: list(checkpoint.entries[keys[name]].shape) for name in names},
+        }
+        for layer, names in layers.items()
+    }
+
+
+def _relative_change(pair: Pair, names: tuple[str, ...]) -> float | None:
+    """||task_vector|| / ||theta_0|| of a layer; ``None`` where nothing can be compared."""
+    change = base = 0.0
+    comparable = [name for name in names if pair.merges(name) and _same_shape(pair, name)]
+    if not comparable:
+        return None
+    for name in comparable:
+        size = pair.zeroshot.entries[pair.zeroshot_keys[name]].size
+        for start in range(0, size, _CHUNK):
+            stop = min(start + _CHUNK, size)
+            theta_0 = pair.theta_0(name, start, stop).float()
+            change += _square_norm(pair.theta_1(name, start, stop).float() - theta_0)
+            base += _square_norm(theta_0)
+    ratio = math.sqrt(change / base) if base else math.inf if change else 0.0
+    return ratio if math.isfinite(ratio) else None
+
+
+def _square_norm(tensor: Tensor) -> float:
+    return float(tensor.flatten().dot(tensor.flatten()))
+
+
+def _same_shape(pair: Pair, name: str) -> bool:
+    ours = pair.zeroshot.entries[pair.zeroshot_keys[name]].shape
+    return ours == pair.finetuned[0].entries[pair.finetuned_keys[0][name]].shape
+
+
+def inspection_table(record: dict[str, Any]) -> RenderableType:
+    """Lay the description out for a terminal.
+
+    Args:
+        record: As `inspect_checkpoints` returns it.
+
+    Returns:
+        A table, and below it the mismatches.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    paired = record["finetuned"] is not None
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("tensors", justify="right")
+    table.add_column("entries", justify="right")
+    if paired:
+        table.add_column("change", justify="right")
+    for layer, entry in record["layers"].items():
+        row = [layer, str(entry["parameters"]), f"{entry['size']:,}"]
+        if paired:
+            row.append("-" if entry.get("change") is None else f"{entry['change']:.2%}")
+        table.add_row(*row)
+    total = record["total"]
+    lines = [Text(f"{total['parameters']} tensors, {total['size']:,} entries, {', '.join(total['dtypes'])}")]
+    if paired:
+        lines.append(Text("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer"))
+        lines += [Text(f"mismatch: {problem}", style="red") for problem in record["mismatches"]]
+        if not record["mismatches"]:
+            lines.append(Text("The two fit: they can be merged."))
+    return Group(table, *lines)

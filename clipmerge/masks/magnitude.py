@@ -1,0 +1,29 @@
+"""Keep the largest entries of the change."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from clipmerge.arithmetic import keep_largest
+from clipmerge.options import Density
+
+
+def magnitude(change: Tensor, *, density: Density = 1.0) -> Tensor:
+    """Keep the ``density`` share of the change that is largest by magnitude; ties go to the lower index.
+
+    Args:
+        change: alpha * task_vector, any shape.
+        density: Share of the entries kept.
+
+    Returns:
+        The change with the other entries zero, same shape.
+
+    Source:
+        Trimming as in TIES, Yadav et al. 2023, arXiv:2306.01708.
+
+    Example:
+        >>> import torch
+        >>> magnitude(torch.tensor([1.0, -3.0, 2.0, 0.5]), density=0.5)
+        tensor([ 0., -3.,  2.,  0.])
+    """
+    return change * keep_largest(change.abs(), density)

@@ -1,0 +1,24 @@
+"""Keep entries of the change at random."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from clipmerge.arithmetic import RandomKey, keep_random
+from clipmerge.options import Density
+
+
+def random(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
+    """Keep each entry with probability ``density``.
+
+    In expectation this is a smaller coefficient, alpha * density: compare with that before crediting sparsity.
+
+    Args:
+        change: alpha * task_vector, any shape.
+        key: Seed and parameter name.
+        density: Probability that an entry is kept.
+
+    Returns:
+        The change with the other entries zero, same shape.
+    """
+    return change * keep_random(change.shape, density, key)

@@ -1,0 +1,25 @@
+"""Keep entries of the change at random and scale them up to make up for the rest."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from clipmerge.arithmetic import RandomKey, keep_random
+from clipmerge.options import Density
+
+
+def random_rescale(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
+    """Keep each entry with probability ``density``, divided by ``density``: the mean change stays what it was.
+
+    Args:
+        change: alpha * task_vector, any shape.
+        key: Seed and parameter name.
+        density: Probability that an entry is kept.
+
+    Returns:
+        The change with kept entries scaled and the others zero, same shape.
+
+    Source:
+        DARE, Yu et al. 2023, arXiv:2311.03099.
+    """
+    return change * keep_random(change.shape, density, key) / density

@@ -1,0 +1,34 @@
+"""Keep the entries of the change that the calibration loss depends on most."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from clipmerge.arithmetic import keep_largest
+from clipmerge.options import Density
+
+
+def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor:
+    """Keep the ``density`` share of the change with the largest |task vector| * |gradient|.
+
+    The gradient is the mean along the path from zero-shot to fine-tuned, so task vector times gradient is each
+    entry's own share of the loss drop (integrated gradients); its size is what is ranked.
+
+    Args:
+        change: alpha * task_vector, any shape.
+        score: Mean gradient along the path, same shape.
+        density: Share of the entries kept.
+
+    Returns:
+        The change with the other entries zero, same shape.
+
+    Source:
+        The criterion is SNIP's, Lee et al. 2019, arXiv:1810.02340; the path integral is Sundararajan et al. 2017,
+        arXiv:1703.01365.
+
+    Example:
+        >>> import torch
+        >>> saliency(torch.tensor([1.0, 3.0]), score=torch.tensor([9.0, -1.0]), density=0.5)
+        tensor([1., 0.])
+    """
+    return change * keep_largest(change.abs() * score.abs(), density)

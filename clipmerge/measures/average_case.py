@@ -1,0 +1,61 @@
+"""Average-case adaptive sharpness of every layer: the mean rise of the loss under Gaussian noise on it."""
+
+from __future__ import annotations
+
+import torch
+
+from clipmerge.objective import FORWARD, Objective
+from clipmerge.options import Alpha, Count, Positive
+from clipmerge.perturbation import LayerBall
+from clipmerge.plan import Measurements
+
+
+def average_case(
+    objective: Objective, *, rho: Positive = 0.05, draws: Count = 4, adaptive: bool = True, at: Alpha = 0.5
+) -> Measurements:
+    """Average L(theta + delta_l) - L(theta) over delta_l ~ N(0, rho^2 diag(c^2)), one layer at a time.
+
+    Args:
+        objective: Calibration loss; left at theta(at).
+        rho: Standard deviation, relative to |theta| when adaptive.
+        draws: Draws a layer, the same ones for every batch; each costs one forward pass a layer.
+        adaptive: c = |theta| rather than 1.
+        at: alpha of the point on the path where it is measured.
+
+    Returns:
+        Statistic ``average_case`` in nats.
+
+    Source:
+        Andriushchenko et al. 2023, arXiv:2302.07011, section 2.
+    """
+    objective.announce(forward=1 + draws * len(objective.layers))
+    objective.move_to(at)
+    base = objective.losses()
+    found = {number: [0.0] * len(objective.layers) for number in base}
+    for column, (layer, names) in enumerate(objective.layers.items()):
+        parameters = [objective.parameters[name] for name in names]
+        ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)
+        for draw in range(draws):
+            noise = [rho * value for value in _normal(objective, parameters, column * draws + draw)]
+            for batch in objective.batches:
+                ball.restore()
+                loss = objective.layer_loss(batch, layer)
+                ball.place(noise)
+                with torch.no_grad():
+                    found[batch.number][column] += (float(loss()) - base[batch.number]) / draws
+                objective.tick(FORWARD * len(batch))
+            ball.restore()
+    rows = objective.by_batch(found)
+    batches = {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
+    return Measurements(
+        measure="average-case",
+        layers={layer: {"average_case": objective.mean(list(values))} for layer, values in batches.items()},
+        batches={"average_case": batches},
+        batch_sizes=objective.batch_sizes,
+    )
+
+
+def _normal(objective: Objective, parameters: list[torch.nn.Parameter], draw: int) -> list[torch.Tensor]:
+    # drawn on the CPU: the same numbers on every device and in every process
+    generator = torch.Generator().manual_seed(objective.seed * 100_003 + draw)
+    return [torch.randn(p.shape, generator=generator).to(p.device) for p in parameters]

@@ -1,0 +1,133 @@
+"""Trace of every layer's block of the loss Hessian, by Hutchinson's estimator."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from clipmerge.objective import HESSIAN, Batch, Objective
+from clipmerge.options import Alpha, Count
+from clipmerge.plan import Measurements
+
+
+def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = False, at: Alpha = 0.5) -> Measurements:
+    """Estimate tr(C_l H_ll C_l) for every layer l at once, C = diag |theta| when adaptive, else the identity.
+
+    With v Rademacher on all parameters, (C v)_l . (H C v)_l is an unbiased estimate for every layer, so one
+    Hessian-vector product a batch and probe serves them all. Its variance has a cross-layer part: more probes.
+
+    Args:
+        objective: Calibration loss; left at theta(at).
+        probes: Random vectors; each costs about two gradient passes.
+        adaptive: Weigh by |theta|; rho^2 / 2 times the result is the average-case adaptive sharpness to second
+            order.
+        at: alpha of the point on the path where it is measured.
+
+    Returns:
+        Statistics ``hessian_trace`` and ``hessian_trace_mean`` (a parameter entry).
+
+    Source:
+        Hutchinson 1990; Yao et al. 2020, arXiv:1912.07145 (a trace a layer).
+    """
+    objective.announce(hessian=probes)
+    objective.move_to(at)
+    found = {batch.number: [0.0] * len(objective.layers) for batch in objective.batches}
+    for probe in range(probes):
+        vectors = _rademacher(objective, probe)
+        for batch in objective.batches:
+            products = _hessian_vector(objective, batch, vectors, adaptive)
+            for column, value in enumerate(products):
+                found[batch.number][column] += value / probes
+            objective.tick(HESSIAN * len(batch))
+    rows = objective.by_batch(found)
+    sizes = {layer: sum(objective.parameters[n].numel() for n in names) for layer, names in objective.layers.items()}
+    traces = {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
+    layers = {layer: {"hessian_trace": objective.mean(list(values))} for layer, values in traces.items()}
+    for layer, values in layers.items():
+        values["hessian_trace_mean"] = values["hessian_trace"] / sizes[layer]
+    means = {layer: tuple(value / sizes[layer] for value in values) for layer, values in traces.items()}
+    return Measurements(
+        measure="hessian-trace",
+        layers=layers,
+        batches={"hessian_trace": traces, "hessian_trace_mean": means},
+        batch_sizes=objective.batch_sizes,
+    )
+
+
+def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
+    # drawn on the CPU: the same numbers on every device and in every process
+    generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe)
+    vectors = {}
+    for name in objective.task_vector:
+        parameter = objective.parameters[name]
+        signs = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
+        vectors[name] = signs.to(parameter.device)
+    return vectors
+
+
+def _hessian_vector(
+    objective: Objective, batch: Batch, vectors: dict[str, torch.Tensor], adaptive: bool
+) -> list[float]:
+    """(C v)_l . (H C v)_l of one batch for every layer."""
+    names = list(vectors)
+    parameters = [objective.parameters[name] for name in names]
+    scaled = [v * p.detach().abs() if adaptive else v for v, p in zip(vectors.values(), parameters, strict=True)]
+    # the fused attention kernels have no second derivative
+    with sdpa_kernel(SDPBackend.MATH):
+        gradients = torch.autograd.grad(
+            objective.joint_loss(batch),
+            parameters,
+            create_graph=True,
+            materialize_grads=True,
+        )
+        parts = [(g * v).sum() for g, v in zip(gradients, scaled, strict=True) if g.requires_grad]
+        inner = torch.stack(parts).sum()
+        products = _hessian_vector(objective, batch, vectors, adaptive)
+            for column, value in enumerate(products):
+                found[batch.number][column] += value / probes
+            objective.tick(HESSIAN * len(batch))
+    rows = objective.by_batch(found)
+    sizes = {layer: sum(objective.parameters[n].numel() for n in names) for layer, names in objective.layers.items()}
+    traces = {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
+    layers = {layer: {"hessian_trace": objective.mean(list(values))} for layer, values in traces.items()}
+    for layer, values in layers.items():
+        values["hessian_trace_mean"] = values["hessian_trace"] / sizes[layer]
+    means = {layer: tuple(value / sizes[layer] for value in values) for layer, values in traces.items()}
+    return Measurements(
+        measure="hessian-trace",
+        layers=layers,
+        batches={"hessian_trace": traces, "hessian_trace_mean": means},
+        batch_sizes=objective.batch_sizes,
+    )
+
+
+def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
+    # drawn on the CPU: the same numbers on every device and in every process
+    generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe)
+    vectors = {}
+    for name in objective.task_vector:
+        parameter = objective.parameters[name]
+        signs = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
+        vectors[name] = signs.to(parameter.device)
+    return vectors
+
+
+def _hessian_vector(
+    objective: Objective, batch: Batch, vectors: dict[str, torch.Tensor], adaptive: bool
+) -> list[float]:
+    """(C v)_l . (H C v)_l of one batch for every layer."""
+    names = list(vectors)
+    parameters = [objective.parameters[name] for name in names]
+    scaled = [v * p.detach().abs() if adaptive else v for v, p in zip(vectors.values(), parameters, strict=True)]
+    # the fused attention kernels have no second derivative
+    with sdpa_kernel(SDPBackend.MATH):
+        gradients = torch.autograd.grad(
+            objective.joint_loss(batch),
+            parameters,
+            create_graph=True,
+            materialize_grads=True,
+        )
+        inner = sum((g * v).sum() for g, v in zip(grads, scaled, strict=True) if g.requires_grad)
+        products = torch.autograd.grad(inner, parameters, materialize_grads=True)
+    dots = {n: torch.dot(v.flatten(), h.flatten()) for n, v, h in zip(names, scaled, products, strict=True)}
+    return torch.stack([torch.stack([dots[n] for n in group]).sum() for group in objective.layers.values()]).tolist()

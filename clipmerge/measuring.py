@@ -1,0 +1,174 @@
+"""The measuring stage: images and model onto the device, then the recipe's measure."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from clipmerge.data import (
+    balanced_sample,
+    batch_size_for,
+    check_templates,
+    class_prompts,
+    load_images,
+    pixel_batches,
+)
+from clipmerge.errors import CheckpointError, DataError, UsageError
+from clipmerge.models import TransformersClip
+from clipmerge.objective import Batch, Objective
+from clipmerge.plan import Measurements
+from clipmerge.plugins import load_plugin
+
+if TYPE_CHECKING:
+    from clipmerge.checkpoint import Pair
+    from clipmerge.data import LabelledImages
+    from clipmerge.pipeline import Calibration, Device, MergeRequest, Progress, Run
+
+
+def accelerator_for(device: Device) -> Accelerator:
+    """Set up accelerate in float32 with TF32 off, whatever its configuration file says.
+
+    Args:
+        device: ``auto`` takes the accelerator there is.
+
+    Raises:
+        UsageError: If the device asked for is not there.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device, True):
+        raise UsageError(f"--device {device}: torch sees no such device here; use --device auto or cpu")
+    # a perturbation of 5e-4 relative does not even change a TF32 weight
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    return Accelerator(cpu=device == "cpu", mixed_precision="no")
+
+
+def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, Any]]:
+    """Run the recipe's measure.
+
+    Args:
+        run: The run; its checkpoints are read. ``is_main`` is set.
+        request: What to measure on.
+
+    Returns:
+        The measurements, each layer's relative change among them, and a record of the images.
+
+    Raises:
+        ClipmergeError: If images or checkpoints cannot be used.
+    """
+    calibration = request.calibration
+    images = load_images(str(calibration.source), calibration.classes)
+    templates = check_templates(list(calibration.templates))
+    for note in images.notes:
+        run.progress.say(note)
+    positions = balanced_sample(images.labels, calibration.images, request.seed)
+    batch_size = batch_size_for(len(positions), calibration.batch_size)
+    if len(images.class_names) < 2:
+        raise DataError(f"{images.source}: has one class; measuring needs at least two")
+    accelerator = accelerator_for(calibration.device)
+    run.is_main = accelerator.is_main_process
+    model = build_model(run.pair)
+    share = (accelerator.process_index, accelerator.num_processes)
+    batches = [Batch(n, x, y) for n, x, y in pixel_batches(images, positions, batch_size, model.pixels, share=share)]
+    objective = Objective(
+        model,
+        run.pair,
+        batches,
+        class_prompts(images.class_names, templates),
+        templates=len(templates),
+        accelerator=accelerator,
+        seed=request.seed,
+        progress=_Clock(run.progress, accelerator.device, len(positions)),
+    )
+    options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
+    found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
+    record = _record(images, calibration, len(positions), batch_size, templates, request.seed)
+    return _with_change(found, objective), record
+
+
+def build_model(pair: Pair) -> TransformersClip:
+    """Build the model that the measures differentiate, without weights.
+
+    Args:
+        pair: The checkpoints; the zero-shot one must be a full CLIP with its config.
+
+    Raises:
+        CheckpointError: If there is no config or no processor.
+    """
+    if pair.zeroshot.config is None:
+        raise CheckpointError(
+            f"{pair.zeroshot.source}: measuring needs the config.json beside the weights; give the whole folder"
+        )
+    candidates = [c.folder for c in (*pair.finetuned, pair.zeroshot) if not pair.is_partial or c is pair.zeroshot]
+    with_processor = [folder for folder in candidates if has_processor(folder)]
+    return TransformersClip(pair.zeroshot.config, (with_processor or candidates)[0])
+
+
+def has_processor(folder: Any) -> bool:
+    """Whether a folder holds an image processor and a tokenizer."""
+    images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+    return images and any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+
+
+def _record(
+    images: LabelledImages,
+    calibration: Calibration,
+    count: int,
+    batch_size: int,
+    templates: tuple[str, ...],
+    seed: int,
+) -> dict[str, Any]:
+    return {
+        "source": images.source,
+        "images": count,
+        "classes": len(images.class_names),
+        "batch_size": batch_size,
+        "templates": list(templates),
+        "seed": seed,
+    }
+
+
+def _with_change(found: Measurements, objective: Objective) -> Measurements:
+    """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to each layer's statistics."""
+    layers = {}
+    for layer, names in objective.layers.items():
+        change = _norm([objective.task_vector[n] for n in names]) / max(
+            _norm([objective.theta_0[n] for n in names]), 1e-30
+        )
+        layers[layer] = {**found.layers[layer], "change": change}
+    return found.model_copy(update={"layers": layers})
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
+
+
+class _Clock:
+    """Turns work done into progress, and states the cost once the first batch tells the speed."""
+
+    def __init__(self, progress: Progress, device: torch.device, images: int) -> None:
+        self._progress = progress
+        self._device = device
+        self._images = images
+        self._begin = time.perf_counter()
+        self._said = False
+
+    def __call__(self, done: float, total: float) -> None:
+        if not self._said and done > 0:
+            self._said = True
+            seconds = (time.perf_counter() - self._begin) * total / done
+            if self._device.type == "cpu":
+                passes = total / max(self._images, 1)
+                self._progress.say(
+                    f"measuring {self._images} images on the CPU, {passes:.0f} forward passes' worth: about "
+                    f"{_duration(seconds)} (fewer --images cost less)"
+                )
+        self._progress.advance(done, total)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

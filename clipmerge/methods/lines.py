@@ -1,0 +1,44 @@
+"""Coefficients that grow with depth."""
+
+from __future__ import annotations
+
+from clipmerge.decision import Decision, Task
+from clipmerge.layers import block_of
+from clipmerge.options import Alpha
+from clipmerge.plan import LayerPlan
+
+
+def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Decision:
+    """Scale the task vector linearly with depth: shallow layers stay general, deep ones specialise.
+
+    Block l of L (l = 1 ... L, each tower by itself) gets alpha + slope * (l - 1) / (L - 1); everything outside the
+    blocks gets alpha.
+
+    Args:
+        task: What to decide on.
+        alpha: Coefficient of the first block and of everything outside the blocks.
+        slope: Rise from the first to the last block; by default 1 - alpha, the value for one fine-tuned model.
+
+    Returns:
+        One coefficient a block.
+
+    Source:
+        LiNeS, Wang et al. 2024, arXiv:2410.17146.
+    """
+    rise = 1.0 - alpha if slope is None else slope
+    blocks = {layer: block for layer in task.layers if (block := block_of(layer))}
+    last = {tower: max(depth for t, depth, _ in blocks.values() if t == tower) for tower, _, _ in blocks.values()}
+    layers = {}
+    for layer in task.layers:
+        block = blocks.get(layer)
+        if block is None:
+            layers[layer] = LayerPlan(alpha=alpha, reason="outside the blocks")
+            continue
+        tower, depth, _ = block
+        coefficient = alpha + rise * depth / max(last[tower], 1)
+        layers[layer] = LayerPlan(alpha=coefficient, reason=f"block {depth + 1} of {last[tower] + 1}, {tower} tower")
+    return Decision(
+        layers,
+        f"the coefficient grows with depth from {alpha:g} to {alpha + rise:g}",
+        weights=task.uniform_weights,
+    )

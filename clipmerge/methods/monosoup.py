@@ -1,0 +1,72 @@
+"""Weigh principal and remaining singular directions of each matrix's change by how much they hold."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch import Tensor
+
+from clipmerge.arithmetic import singular_values
+from clipmerge.decision import Decision, Task
+from clipmerge.options import Share
+from clipmerge.plan import LayerPlan
+
+
+def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", energy: Share = 0.8) -> Decision:
+    """Keep the strong directions of each matrix's task vector, and of the weak ones what their tail deserves.
+
+    With singular values s of the task vector and the first k principal, P = share of s^2 in them and
+    r = (s_{k+1} / s_1)^2: low = r + (1 - r) sqrt(1 - P), high = 1 - low. A vector has one direction, so P = 1,
+    r = 0, and it is taken whole from the fine-tuned model. Data-free.
+
+    Args:
+        task: What to decide on.
+        rank: How k is chosen: ``effective`` is ceil(exp(entropy of s / sum s)), ``energy`` the fewest directions
+            that hold an ``energy`` share of sum s^2.
+        energy: Share for ``rank: energy``.
+
+    Returns:
+        One split a matrix, as options of the ``spectral`` mask.
+
+    Source:
+        MonoSoup, arXiv:2602.09689.
+    """
+    task.need_one_finetuned("monosoup")
+    layers = {}
+    for layer, names in task.layers.items():
+        splits = {}
+        for name in names:
+            task_vector = task.pair.theta_1(name).double() - task.pair.theta_0(name).double()
+            if task_vector.ndim >= 2:
+                splits[name] = _split(task_vector, rank, energy)
+        layers[layer] = LayerPlan(
+            alpha=1.0, mask="spectral" if splits else None, parameters=splits, reason=_reason(splits)
+        )
+    return Decision(layers, "every matrix keeps its strong directions, and of the weak ones what their tail deserves")
+
+
+def _split(task_vector: Tensor, rank: str, energy: float) -> dict[str, float | int]:
+    s = singular_values(task_vector)
+    total = float((s**2).sum())
+    if total == 0:
+        return {"rank": 1, "high": 1.0, "low": 1.0}
+    if rank == "effective":
+        p = s[s > 0] / s.sum()
+        k = math.ceil(math.exp(float(-(p * p.log()).sum())) - 1e-9)
+    else:
+        k = int(((s**2).cumsum(0) / total < energy - 1e-12).sum()) + 1
+    k = min(k, len(s))
+    share = min(1.0, float((s[:k] ** 2).sum()) / total)
+    ratio = float((s[k] / s[0]) ** 2) if k < len(s) else 0.0
+    low = ratio + (1 - ratio) * math.sqrt(1 - share)
+    return {"rank": k, "high": 1 - low, "low": low}
+
+
+def _reason(splits: dict[str, dict[str, float | int]]) -> str:
+    if not splits:
+        return "vectors only: taken whole"
+    ranks = [int(split["rank"]) for split in splits.values()]
+    low = sum(split["low"] for split in splits.values()) / len(splits)
+    spread = f"{min(ranks)}" if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
+    return f"{len(splits)} matrices: rank {spread}, {1 - low:.2f} of the principal part and {low:.2f} of the rest"

@@ -1,0 +1,318 @@
+"""The calibration loss as a function of the weights: what every measure differentiates.
+
+The loss is the cross-entropy of the zero-shot head: class prompts through the text tower, averaged over
+templates, against the image features. Weights move in place on the device; there is never a second model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from clipmerge.checkpoint import Pair
+from clipmerge.errors import MeasureError
+from clipmerge.models import TransformersClip
+
+# Prompts whose activations are held at once; more are recomputed piece by piece.
+_PROMPTS_AT_ONCE = 512
+# Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
+FORWARD, GRADIENT, HESSIAN = 1, 3, 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One calibration batch on the device.
+
+    Attributes:
+        number: Its place among all processes' batches.
+        pixels: (batch, 3, height, width).
+        labels: (batch,), class indices.
+    """
+
+    number: int
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+
+class Objective:
+    """The loss at theta(alpha) plus any perturbation, over this process's share of the batches.
+
+    Attributes:
+        layers: Layer to parameter names; only layers that fine-tuning changed.
+        parameters: Name to parameter, set to theta(alpha) by `move_to`; those that did not change are frozen.
+        theta_0: Name to zero-shot parameter, float32, for the changed parameters.
+        task_vector: Name to theta_1 - theta_0, likewise.
+        batches: This process's batches.
+        batch_sizes: Images in every batch of all processes.
+        seed: Seed for measures that draw.
+    """
+
+    def __init__(
+        self,
+        model: TransformersClip,
+        pair: Pair,
+        batches: Iterable[Batch],
+        prompts: list[str],
+        *,
+        templates: int,
+        accelerator: Accelerator,
+        seed: int = 0,
+        progress: Callable[[float, float], None] | None = None,
+    ) -> None:
+        """Load the weights of both ends and place everything on the accelerator's device.
+
+        Args:
+            model: The model without weights.
+            pair: The checkpoints; the first fine-tuned one is theta_1.
+            batches: This process's batches, on any device.
+            prompts: Class prompts, class by class.
+            templates: Prompts a class.
+            accelerator: Places the model and gathers results.
+            seed: Seed for measures that draw.
+            progress: Called with work done and work announced, in images x forward passes.
+
+        Raises:
+            MeasureError: If a weight is not finite, or fine-tuning changed nothing.
+        """
+        self.seed = seed
+        self.accelerator = accelerator
+        self._model = model
+        self._templates = templates
+        self._progress = progress
+        self._done = self._announced = 0.0
+        device = accelerator.device
+        model.load(pair.theta_0)
+        model.module.to(device)
+        self.parameters = model.parameters
+        self._set_ends(pair, device)
+        self._tokens = {key: value.to(device) for key, value in model.tokens(prompts).items()}
+        self.text_changes = any(name.startswith("text_") for name in self.task_vector)
+        self._prompt_features: Tensor | None = None
+        self._image_features: dict[int, Tensor] = {}
+        self.batches = [Batch(b.number, b.pixels.to(device), b.labels.to(device)) for b in batches]
+        sizes = dict(self.gather([(batch.number, len(batch)) for batch in self.batches]))
+        self.batch_sizes = tuple(sizes[number] for number in sorted(sizes))
+
+    def _set_ends(self, pair: Pair, device: torch.device) -> None:
+        self.theta_0: dict[str, Tensor] = {}
+        self.task_vector: dict[str, Tensor] = {}
+        for name, parameter in self.parameters.items():
+            parameter.requires_grad_(False)
+            theta_0 = parameter.detach()
+            if not bool(torch.isfinite(theta_0).all()):
+                raise MeasureError(f"{pair.zeroshot.source}: tensor {name} holds NaN or Inf; the checkpoint is broken")
+            if not pair.merges(name):
+                continue
+            task_vector = pair.theta_1(name).to(device=device, dtype=torch.float32) - theta_0
+            if not bool(torch.isfinite(task_vector).all()):
+                raise MeasureError(
+                    f"{pair.finetuned[0].source}: tensor {name} holds NaN or Inf; the checkpoint is broken"
+                )
+            if bool(task_vector.any()):
+                self.theta_0[name] = theta_0.clone()
+                self.task_vector[name] = task_vector
+                parameter.requires_grad_(True)
+        changed = {layer: tuple(n for n in names if n in self.task_vector) for layer, names in pair.layers.items()}
+        self.layers = {layer: names for layer, names in changed.items() if names}
+        if not self.layers:
+            raise MeasureError(
+                f"{pair.zeroshot.source} and {pair.finetuned[0].source} hold the same weights; there is nothing to "
+                "measure or to merge"
+            )
+
+    @property
+    def images(self) -> int:
+        """Images over all processes."""
+        return sum(self.batch_sizes)
+
+    def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
+        """Say how many passes over the data are coming, so that progress and time left can be shown."""
+        passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
+        self._announced += passes * sum(len(batch) for batch in self.batches)
+
+    def tick(self, cost: float) -> None:
+        """Report work done, in images x forward passes."""
+        self._done += cost
+        if self._progress:
+            self._progress(self._done, self._announced)
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """Collect items from every process, in every process."""
+        if self.accelerator.num_processes == 1:
+            return items
+        gathered: list[Any] = gather_object(items)
+        return gathered
+
+    def by_batch(self, values: dict[int, Any]) -> list[Any]:
+        """Collect one value a batch from every process, in batch order."""
+        everything = dict(self.gather(list(values.items())))
+        return [everything[number] for number in sorted(everything)]
+
+    def mean(self, per_batch: list[float]) -> float:
+        """Average over images: batches weigh by their size."""
+        total = sum(size * value for size, value in zip(self.batch_sizes, per_batch, strict=True))
+        return float(total / self.images)
+
+    @torch.no_grad()
+    def move_to(self, alpha: float) -> None:
+        """Set the weights to theta_0 + alpha * task_vector, in place."""
+        self._image_features.clear()
+        if self.text_changes:
+            self._prompt_features = None
+        for name, task_vector in self.task_vector.items():
+            torch.add(self.theta_0[name], task_vector, alpha=alpha, out=self.parameters[name].data)
+
+    @contextmanager
+    def only(self, layer: str) -> Iterator[list[torch.nn.Parameter]]:
+        """Let gradients flow to one layer alone, so that backward stops there."""
+        chosen = [self.parameters[name] for name in self.layers[layer]]
+        for name in self.task_vector:
+            self.parameters[name].requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        try:
+            yield chosen
+        finally:
+            for name in self.task_vector:
+                self.parameters[name].requires_grad_(True)
+
+    def prompt_features(self) -> Tensor:
+        """Embed the class prompts at theta(alpha), where `move_to` went; not at perturbed weights.
+
+        Returns:
+            (prompts, projection_dim), unit length, without a graph. Computed once a point, and once for all when
+            the text tower is the same at both ends.
+        """
+        if self._prompt_features is None:
+            with torch.no_grad():
+                pieces = [self._model.text_features(piece) for piece in self._token_pieces()]
+            self._prompt_features = torch.cat(pieces)
+        return self._prompt_features
+
+    def _token_pieces(self) -> list[dict[str, Tensor]]:
+        count = len(self._tokens["input_ids"])
+        return [
+            {key: value[start : start + _PROMPTS_AT_ONCE] for key, value in self._tokens.items()}
+            for start in range(0, count, _PROMPTS_AT_ONCE)
+        ]
+
+    def image_features(self, batch: Batch) -> Tensor:
+        """Embed a batch's images at the current weights: (batch, projection_dim), unit length."""
+        return self._model.image_features(batch.pixels)
+
+    def loss(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of one batch at the current weights.
+
+        Args:
+            batch: Images and labels.
+            prompt_features: (prompts, projection_dim).
+            image_features: (batch, projection_dim), when they are known already.
+
+        Returns:
+            Scalar, in nats.
+        """
+        classes = prompt_features.view(-1, self._templates, prompt_features.shape[-1]).mean(dim=1)
+        images = self.image_features(batch) if image_features is None else image_features
+        logits = self._model.logit_scale() * images @ normalize(classes, dim=-1).T
+        return cross_entropy(logits, batch.labels)
+
+    def joint_loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy with the text tower in the graph too, for second derivatives.
+
+        Returns:
+            Scalar, in nats.
+        """
+        if not self.text_changes:
+            return self.loss(batch, self.prompt_features())
+        return self.loss(batch, self._model.text_features(self._tokens))
+
+    def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
+        """The loss of one batch while only one layer moves: the other tower runs once a point, at theta(alpha).
+
+        Args:
+            batch: Images and labels.
+            layer: The layer that will be perturbed.
+
+        Returns:
+            A function that computes the loss at the weights of the moment, scalar, in nats.
+        """
+        if not layer.startswith("text."):
+            prompts = self.prompt_features()
+            return lambda: self.loss(batch, prompts)
+        if batch.number not in self._image_features:
+            with torch.no_grad():
+                self._image_features[batch.number] = self.image_features(batch)
+        images = self._image_features[batch.number]
+        return lambda: self.loss(batch, self._model.text_features(self._tokens), images)
+
+    def gradient_of(self, name: str) -> Tensor:
+        """The gradient that `gradients` left for a parameter; zero where the loss does not reach it."""
+        gradient = self.parameters[name].grad
+        return torch.zeros_like(self.parameters[name]) if gradient is None else gradient
+
+    @torch.no_grad()
+    def losses(self) -> dict[int, float]:
+        """Loss of each of this process's batches at the current weights; one forward pass."""
+        features = self.prompt_features()
+        found = {}
+        for batch in self.batches:
+            found[batch.number] = float(self.loss(batch, features))
+            self.tick(FORWARD * len(batch))
+        return found
+
+    def gradients(self) -> Iterator[tuple[Batch, float]]:
+        """Walk the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.
+
+        The text tower runs forward once for all batches and backward once a batch, from the gradient of the
+        prompt features: the same numbers as one joint backward pass.
+
+        Yields:
+            The batch and its loss. Gradients are overwritten by the next.
+
+        Raises:
+            MeasureError: If a loss is not finite.
+        """
+        whole = self._whole_text_graph()
+        for batch in self.batches:
+            for name in self.task_vector:
+                self.parameters[name].grad = None
+            prompts = self.prompt_features() if whole is None else whole
+            features = prompts.detach().requires_grad_(self.text_changes)
+            loss = self.loss(batch, features)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if self.text_changes:
+                self._backward_text(whole, features.grad)
+            value = float(loss.detach())
+            if not value < float("inf"):
+                raise MeasureError(f"the loss of calibration batch {batch.number} is {value}; check the checkpoints")
+            yield batch, value
+            self.tick(GRADIENT * len(batch))
+        for name in self.task_vector:
+            self.parameters[name].grad = None
+
+    def _whole_text_graph(self) -> Tensor | None:
+        """Prompt features with their graph, when the text tower changes and its activations fit at once."""
+        if not self.text_changes or len(self._tokens["input_ids"]) > _PROMPTS_AT_ONCE:
+            return None
+        return self._model.text_features(self._tokens)
+
+    def _backward_text(self, whole: Tensor | None, grad: Tensor | None) -> None:
+        if grad is None:
+            return
+        if whole is not None:
+            whole.backward(grad, retain_graph=True)  # type: ignore[no-untyped-call]
+            return
+        for piece, piece_grad in zip(self._token_pieces(), torch.split(grad, _PROMPTS_AT_ONCE), strict=True):
+            self._model.text_features(piece).backward(piece_grad)  # type: ignore[no-untyped-call]

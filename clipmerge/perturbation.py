@@ -1,0 +1,166 @@
+"""Perturbations of one layer: the ball they live in, its first-order maximiser, and APGD inside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+_MOMENTUM = 0.75
+_SUCCESS_SHARE = 0.75
+
+
+@dataclass
+class _Search:
+    """State of one APGD run.
+
+    Attributes:
+        point: Current u, one tensor a parameter.
+        previous: The u before it.
+        best: The u with the largest loss.
+        best_loss: That loss.
+        step: Step size in u.
+        losses: Loss at every point visited.
+    """
+
+    point: list[Tensor]
+    previous: list[Tensor]
+    best: list[Tensor]
+    best_loss: float
+    step: float
+    losses: list[float] = field(default_factory=list)
+
+
+class LayerBall:
+    """The perturbations delta = c * u of one layer with ||u||_p <= radius.
+
+    Working in u makes the adaptive ball an ordinary one, also where a weight is zero.
+    """
+
+    def __init__(
+        self, parameters: list[Parameter], *, norm: Literal["l2", "linf"], radius: float, adaptive: bool
+    ) -> None:
+        """Remember where the layer stands.
+
+        Args:
+            parameters: The layer's parameters, changed in place by `place`.
+            norm: p.
+            radius: Radius of u.
+            adaptive: c = |theta| rather than 1.
+        """
+        self.parameters = parameters
+        self.norm = norm
+        self.radius = radius
+        self._origin = [parameter.detach().clone() for parameter in parameters]
+        self._scale = [o.abs() if adaptive else torch.ones_like(o) for o in self._origin]
+
+    @torch.no_grad()
+    def place(self, point: list[Tensor]) -> None:
+        """Move the layer to theta + c * u.
+
+        Args:
+            point: u, one tensor a parameter.
+        """
+        for parameter, origin, scale, u in zip(self.parameters, self._origin, self._scale, point, strict=True):
+            parameter.data.copy_(origin).addcmul_(scale, u)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Move the layer back to theta."""
+        for parameter, origin in zip(self.parameters, self._origin, strict=True):
+            parameter.data.copy_(origin)
+
+    def _ascent(self, gradient: list[Tensor]) -> list[Tensor]:
+        """The unit direction in u along which a gradient rises fastest."""
+        scaled = [g * scale for g, scale in zip(gradient, self._scale, strict=True)]
+        if self.norm == "linf":
+            return [value.sign() for value in scaled]
+        length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(value) for value in scaled]))
+        return [value / length.clamp_min(1e-30) for value in scaled]
+
+    def maximiser(self, gradient: list[Tensor]) -> list[Tensor]:
+        """The u in the ball that maximises the loss to first order.
+
+        Args:
+            gradient: dL/dtheta at theta, one tensor a parameter.
+        """
+        return [self.radius * direction for direction in self._ascent(gradient)]
+
+    def _project(self, point: list[Tensor]) -> list[Tensor]:
+        if self.norm == "linf":
+            return [u.clamp(-self.radius, self.radius) for u in point]
+        length = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(u) for u in point]))
+        factor = (self.radius / length.clamp_min(1e-30)).clamp_max(1.0)
+        return [u * factor for u in point]
+
+    def apgd(self, loss: Callable[[], Tensor], gradient: list[Tensor], base: float, steps: int) -> float:
+        """Maximise the loss in the ball by auto-PGD, from its centre.
+
+        Args:
+            loss: Loss at the layer's place of the moment.
+            gradient: dL/dtheta at theta.
+            base: Loss at theta.
+            steps: Iterations, each one gradient of the layer.
+
+        Returns:
+            The largest loss met, at least ``base``.
+
+        Source:
+            Croce and Hein 2020, arXiv:2003.01690, algorithm 1.
+        """
+        centre = [torch.zeros_like(origin) for origin in self._origin]
+        search = _Search(centre, centre, centre, base, 2 * self.radius, [base])
+        checkpoints = _checkpoints(steps)
+        last, last_step, last_best = 0, search.step, base
+        for iteration in range(1, steps + 1):
+            self._advance(search, gradient, first=iteration == 1)
+            value = loss()
+            search.losses.append(float(value.detach()))
+            gradient = list(torch.autograd.grad(value, self.parameters, materialize_grads=True))
+            if search.losses[-1] > search.best_loss:
+                search.best, search.best_loss = search.point, search.losses[-1]
+            if iteration in checkpoints and iteration < steps:
+                stalled = _stalled(search.losses[last:]) or (last_step == search.step and last_best == search.best_loss)
+                last, last_step, last_best = iteration, search.step, search.best_loss
+                if stalled:
+                    search.step /= 2
+                    gradient = self._restart(search, loss)
+        return search.best_loss
+
+    def _advance(self, search: _Search, gradient: list[Tensor], *, first: bool) -> None:
+        direction = self._ascent(gradient)
+        ahead = self._project([u + search.step * d for u, d in zip(search.point, direction, strict=True)])
+        if not first:
+            ahead = self._project(
+                [
+                    u + _MOMENTUM * (a - u) + (1 - _MOMENTUM) * (u - p)
+                    for u, a, p in zip(search.point, ahead, search.previous, strict=True)
+                ]
+            )
+        search.previous, search.point = search.point, ahead
+        self.place(ahead)
+
+    def _restart(self, search: _Search, loss: Callable[[], Tensor]) -> list[Tensor]:
+        """Go back to the best point; returns the gradient there."""
+        search.point = search.previous = search.best
+        self.place(search.best)
+        return list(torch.autograd.grad(loss(), self.parameters, materialize_grads=True))
+
+
+def _stalled(losses: list[float]) -> bool:
+    rises = sum(after > before for before, after in pairwise(losses))
+    return rises < _SUCCESS_SHARE * (len(losses) - 1)
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """Iterations after which the step size is reconsidered."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    return {math.ceil(round(share * steps, 6)) for share in shares[1:]}

@@ -1,0 +1,405 @@
+"""The order of the stages, one function each; the Python API.
+
+read -> measure -> decide -> apply and write -> report. Only the main process reads hashes, decides and writes;
+under ``accelerate launch`` every process measures.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from clipmerge.checkpoint import Checkpoint, Pair, open_checkpoint, pair_checkpoints
+from clipmerge.decision import Decision, Task
+from clipmerge.errors import PlanError, UsageError
+from clipmerge.layers import match_layers
+from clipmerge.plan import LayerPlan, Measurements, Plan, SourceRecord, TensorsRecord, read_plan
+from clipmerge.plugins import load_plugin
+from clipmerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
+
+
+class Progress(Protocol):
+    """Where the stages report to; every call may be ignored."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+
+    def advance(self, done: float, total: float) -> None:
+        """So much of the stage is done, in the stage's own unit."""
+
+    def say(self, text: str) -> None:
+        """Something the user should know now."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def stage(self, name: str) -> None:
+        """Ignore."""
+
+    def advance(self, done: float, total: float) -> None:
+        """Ignore."""
+
+    def say(self, text: str) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which images to measure on, and how.
+
+    Attributes:
+        source: A folder with one subfolder a class, or ``digits``.
+        classes: File with class names.
+        templates: Prompt templates; empty for the default.
+        images: Images sampled, class-balanced.
+        batch_size: Images a batch; ``None`` for at most 128 and at least eight batches.
+        device: Where to measure.
+    """
+
+    source: str | None = None
+    classes: Path | None = None
+    templates: tuple[str, ...] = ()
+    images: int = 1024
+    batch_size: int | None = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """Everything that determines a plan.
+
+    Attributes:
+        zeroshot: Source of theta_0.
+        finetuned: Sources of theta_1 ... theta_K.
+        recipe: What to measure and how to decide.
+        calibration: The images, for recipes that measure.
+        seed: Seed of the sample, the bootstrap and the random masks.
+        dtype: Output dtype.
+        command: How to run this again, for the record.
+    """
+
+    zeroshot: str
+    finetuned: tuple[str, ...]
+    recipe: Recipe
+    calibration: Calibration = Calibration()
+    seed: int = 0
+    dtype: OutputDtype = "keep"
+    command: str = ""
+
+
+@dataclass
+class Run:
+    """A merge under way.
+
+    Attributes:
+        pair: The checkpoints.
+        plan: What will be done; ``None`` until decided.
+        scores: Parameter to saliency, for masks.
+        seconds: Stage to wall-clock seconds.
+        progress: Where to report.
+        is_main: Whether this process decides and writes.
+        command: How to run this again.
+    """
+
+    pair: Pair
+    progress: Progress
+    plan: Plan | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    is_main: bool = True
+    command: str = ""
+    hashing: list[Future[dict[str, str]]] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Time a stage under its name."""
+        self.progress.stage(stage)
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
+
+    def hash_inputs(self) -> None:
+        """Start hashing the inputs in the background; `hashed_plan` waits for it."""
+        pool = ThreadPoolExecutor(max_workers=2)
+        checkpoints = (self.pair.zeroshot, *self.pair.finetuned)
+        self.hashing = [pool.submit(getattr, each, "hashes") for each in checkpoints]
+        pool.shutdown(wait=False)
+
+    def hashed_plan(self) -> Plan:
+        """The plan with its inputs' hashes filled in."""
+        assert self.plan is not None  # decided before anything asks
+        for future in self.hashing:
+            future.result()
+        pair = self.pair
+        return self.plan.model_copy(
+            update={
+                "zeroshot": SourceRecord(**pair.zeroshot.provenance()),
+                "finetuned": tuple(SourceRecord(**each.provenance()) for each in pair.finetuned),
+            }
+        )
+
+
+def check_request(request: MergeRequest) -> None:
+    """Refuse what contradicts itself, before anything is opened.
+
+    Raises:
+        UsageError: If a recipe that measures has no images to measure on.
+    """
+    if request.recipe.needs_data and not request.calibration.source:
+        raise UsageError(
+            f"recipe '{request.recipe.name}' measures, and needs labelled images of the target data: "
+            "--data FOLDER with one subfolder a class (data-free recipes: wise-ft, lines, monosoup)"
+        )
+
+
+def make_plan(request: MergeRequest, progress: Progress | None = None) -> Run:
+    """Read, measure and decide.
+
+    Args:
+        request: What to merge and how.
+        progress: Where to report.
+
+    Returns:
+        The run, its plan decided in the main process.
+
+    Raises:
+        ClipmergeError: If anything the user gave cannot be used.
+    """
+    check_request(request)
+    run = _read(request, progress or Silent())
+    _early_checks(run, request.recipe)
+    measurements, calibration = None, None
+    if request.recipe.measure:
+        from clipmerge.measuring import measure
+
+        with run.timed("measure"):
+            measurements, calibration = measure(run, request)
+    if run.is_main:
+        with run.timed("plan"):
+            _decide(run, request, measurements, calibration)
+    return run
+
+
+def _read(request: MergeRequest, progress: Progress) -> Run:
+    progress.stage("read")
+    begin = time.perf_counter()
+    zeroshot = open_checkpoint(request.zeroshot)
+    finetuned = [open_checkpoint(source) for source in request.finetuned]
+    pair = pair_checkpoints(zeroshot, finetuned, missing=request.recipe.missing, mixed_dtypes=request.dtype != "keep")
+    run = Run(pair, progress, command=request.command)
+    for note in pair.notes:
+        progress.say(note)
+    run.seconds["read"] = round(time.perf_counter() - begin, 3)
+    return run
+
+
+def _early_checks(run: Run, recipe: Recipe) -> None:
+    """Find a wrong override before minutes of measuring, not after."""
+    layers = Task(run.pair).layers
+    for override in recipe.overrides:
+        match_layers(override.layers, layers)
+    if recipe.needs_data:
+        Task(run.pair).need_one_finetuned(str(recipe.method["name"]))
+
+
+def _decide(
+    run: Run, request: MergeRequest, measurements: Measurements | None, calibration: dict[str, Any] | None
+) -> None:
+    task = Task(run.pair, measurements, request.seed)
+    options = {key: value for key, value in request.recipe.method.items() if key != "name"}
+    decision: Decision = load_plugin("methods", request.recipe.method["name"])(task, **options)
+    layers = apply_overrides(decision.layers, request.recipe)
+    notes = measurements.notes if measurements else ()
+    plan = Plan(
+        recipe=request.recipe.model_dump(mode="json"),
+        zeroshot=_source_record(run.pair.zeroshot),
+        finetuned=tuple(_source_record(each) for each in run.pair.finetuned),
+        weights=decision.weights,
+        dtype=request.dtype,
+        missing=request.recipe.missing,
+        layers=layers,
+        stragglers=decision.stragglers,
+        straggler_scores=decision.straggler_scores,
+        verdict=decision.verdict,
+        measurements=measurements,
+        calibration=calibration,
+        seed=request.seed,
+        warnings=(*run.pair.notes, *notes),
+    )
+    run.plan = plan.checked(task.layers)
+    run.scores = decision.scores
+    for note in notes:
+        run.progress.say(note)
+
+
+def _source_record(checkpoint: Checkpoint) -> SourceRecord:
+    return SourceRecord(source=checkpoint.source, revision=checkpoint.revision, files={})
+
+
+def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:
+    """Apply a recipe's overrides, the later over the earlier.
+
+    Args:
+        layers: Layer to what the method gave it.
+        recipe: The recipe.
+
+    Returns:
+        Layer to what it gets.
+
+    Raises:
+        PlanError: If a glob matches no layer.
+    """
+    changed = dict(layers)
+    for override in recipe.overrides:
+        for name in match_layers(override.layers, layers):
+            update: dict[str, Any] = {"reason": f"override '{override.layers}'"}
+            if override.alpha is not None:
+                update["alpha"] = override.alpha
+            if override.density is not None:
+                mask = changed[name].mask or "magnitude"
+                update |= {"density": override.density, "mask": mask if override.density < 1 else None}
+            changed[name] = changed[name].model_copy(update=update)
+    return changed
+
+
+def write_plan(run: Run, path: Path) -> None:
+    """Write the plan, and beside it the scores that its masks need.
+
+    Args:
+        run: A decided run.
+        path: The JSON file; scores go to the same name with ``.safetensors``.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    from clipmerge.write import write_plan_files
+
+    run.hash_inputs()
+    plan = run.hashed_plan()
+    run.plan = write_plan_files(path, plan, run.scores)
+
+
+def load_plan(path: Path, progress: Progress | None = None) -> Run:
+    """Open a plan and its inputs, and check that these are what the plan was made for.
+
+    Args:
+        path: The JSON file.
+        progress: Where to report.
+
+    Returns:
+        A decided run.
+
+    Raises:
+        PlanError: If an input's hash differs, or the plan does not fit the inputs.
+    """
+    plan = read_plan(path)
+    progress = progress or Silent()
+    progress.stage("read")
+    begin = time.perf_counter()
+    sources = [_open_again(path, record) for record in (plan.zeroshot, *plan.finetuned)]
+    pair = pair_checkpoints(sources[0], sources[1:], missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
+    for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), sources, strict=True):
+        _check_hashes(path, record, checkpoint)
+    run = Run(pair, progress, plan=plan.checked(Task(pair).layers))
+    if plan.tensors:
+        run.scores = _load_scores(path, plan.tensors)
+    run.seconds["read"] = round(time.perf_counter() - begin, 3)
+    return run
+
+
+def _open_again(path: Path, record: SourceRecord) -> Checkpoint:
+    source = record.source
+    if record.revision:
+        source = f"{source.partition('@')[0]}@{record.revision}"
+    elif not Path(source).expanduser().is_absolute() and not Path(source).exists():
+        beside = path.parent / source
+        source = str(beside) if beside.exists() else source
+    return open_checkpoint(source)
+
+
+def _check_hashes(path: Path, record: SourceRecord, checkpoint: Checkpoint) -> None:
+    if record.files != checkpoint.hashes:
+        changed = [name for name, digest in checkpoint.hashes.items() if record.files.get(name) != digest]
+        raise PlanError(
+            f"{path}: {record.source} is not what the plan was made for: the sha256 of "
+            f"{', '.join(changed) or 'its file list'} differs; plan again with `clipmerge plan`"
+        )
+
+
+def _load_scores(path: Path, record: TensorsRecord) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    from clipmerge.checkpoint.source import sha256_of
+
+    file = path.parent / record.file
+    if not file.is_file() or sha256_of(file) != record.sha256:
+        state = "is missing" if not file.is_file() else "has changed"
+        raise PlanError(f"{file}: the scores beside the plan: the file {state}; plan again with `clipmerge plan`")
+    return load_file(file)
+
+
+def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Apply a decided plan and write the output folder.
+
+    Args:
+        run: A decided run.
+        output: The folder; there whole at the end, or not at all.
+        overwrite: Whether an earlier output may be replaced.
+
+    Returns:
+        The record, as also written to ``clipmerge.json``.
+
+    Raises:
+        OutputError: If the folder exists or cannot be written.
+        CheckpointError: If an input turns out broken while it is read.
+    """
+    import json
+
+    from clipmerge.apply import merged_tensors
+    from clipmerge.card import model_card
+    from clipmerge.record import merge_record
+    from clipmerge.report import html_page
+    from clipmerge.staging import RECORD, check_output, staged
+    from clipmerge.write import output_layout, write_side_files, write_weights
+
+    pair = run.pair
+    assert run.plan is not None  # decided before it is written
+    check_output(output, overwrite=overwrite, inputs=[c.folder for c in (pair.zeroshot, *pair.finetuned)])
+    run.hash_inputs()
+    with staged(output, overwrite=overwrite) as folder:
+        with run.timed("apply"):
+            tensors = merged_tensors(pair, run.plan, run.scores)
+            files = write_weights(folder, tensors, output_layout(pair), _ByteCount(run.progress, pair.zeroshot.bytes))
+        with run.timed("write"):
+            side_files, notes = write_side_files(folder, pair, run.plan.dtype)
+            for note in notes:
+                run.progress.say(note)
+            run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, *notes)})
+            record = merge_record(run, run.hashed_plan(), output, {**files, **side_files})
+            (folder / "report.html").write_text(html_page(record), encoding="utf-8")
+            (folder / "README.md").write_text(model_card(record, repo_id=None), encoding="utf-8")
+            (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+class _ByteCount:
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        self._progress.advance(self._done, self._total)

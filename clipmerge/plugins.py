@@ -1,0 +1,102 @@
+"""Find measures, methods and masks by their files.
+
+A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that name is what
+runs, and its keyword-only parameters are its options. Nothing is registered anywhere.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from clipmerge.errors import RecipeError, did_you_mean
+
+
+@cache
+def plugin_names(package: str) -> tuple[str, ...]:
+    """List what a package offers, sorted.
+
+    Args:
+        package: ``measures``, ``methods`` or ``masks``.
+
+    Returns:
+        Recipe names.
+    """
+    found = import_module(f"clipmerge.{package}")
+    names = (module.name for module in pkgutil.iter_modules(found.__path__))
+    return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_")))
+
+
+@cache
+def load_plugin(package: str, name: str) -> Callable[..., Any]:
+    """Load the function behind a recipe name.
+
+    Args:
+        package: ``measures``, ``methods`` or ``masks``.
+        name: Recipe name, such as ``path-barrier``.
+
+    Returns:
+        The function.
+
+    Raises:
+        RecipeError: If there is no such file.
+    """
+    known = plugin_names(package)
+    if name not in known:
+        kind = package.removesuffix("s")
+        raise RecipeError(f"no {kind} '{name}' ({package}: {', '.join(known)}).{did_you_mean(name, known)}")
+    attribute = name.replace("-", "_")
+    function: Callable[..., Any] = getattr(import_module(f"clipmerge.{package}.{attribute}"), attribute)
+    return function
+
+
+def plugin_options(package: str, name: str) -> dict[str, Any]:
+    """List a plugin's options with their defaults.
+
+    Args:
+        package: ``measures``, ``methods`` or ``masks``.
+        name: Recipe name.
+
+    Returns:
+        Option to default.
+    """
+    parameters = inspect.signature(load_plugin(package, name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Validate options against a plugin's signature.
+
+    Args:
+        package: ``measures``, ``methods`` or ``masks``.
+        name: Recipe name.
+        given: Options as the recipe has them.
+
+    Returns:
+        All options, defaults filled in, converted to the annotated types.
+
+    Raises:
+        RecipeError: On an unknown option or a value of the wrong type or out of its range.
+    """
+    function = load_plugin(package, name)
+    known = plugin_options(package, name)
+    kind = package.removesuffix("s")
+    for option in given:
+        if option not in known:
+            listed = ", ".join(known) or "none"
+            raise RecipeError(f"{kind} {name}: no option '{option}' (options: {listed}).{did_you_mean(option, known)}")
+    hints = get_type_hints(function, include_extras=True)
+    checked = dict(known)
+    for option, value in given.items():
+        try:
+            checked[option] = TypeAdapter(hints[option]).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise RecipeError(f"{kind} {name}: option '{option}' cannot be {value!r}: {reason}") from None
+    return checked

@@ -1,0 +1,392 @@
+"""Putting a merged model on the Hugging Face Hub: checked first, then one commit or none.
+
+A push reads before it writes: the folder, the token, the sources' licences and what the repository holds.
+Only then is a repository created and one commit made, with the head that was read as its parent, so that a
+push never runs over somebody else's. Where an answer is lost the head is read again: what landed is reported
+as published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.card import RECORD, published_texts, sources_of
+from clipmerge.errors import HubError, OutputError, UsageError, shorten
+from clipmerge.hub import HubId, connect, parse_hub_id, patiently, timeout_seconds
+from clipmerge.hub_errors import explain, explained, http_status, out_of_reach, quiet_client
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+NOTHING = "Nothing was published."
+_UNSURE_CREATED = f"{NOTHING} If the repository was created, it is empty."
+# What a repository may hold without being somebody's work: the Hub writes these itself.
+_FRESH = {".gitattributes", "README.md", RECORD}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model is now: ``changed`` is False when the Hub already held exactly these files."""
+
+    url: str
+    repo_id: str
+    commit: str
+    created: bool
+    changed: bool
+    pull_request: str | None = None
+
+
+@dataclass(frozen=True)
+class Push:
+    """One push as asked for; every stage reads it and none changes it."""
+
+    folder: Path
+    repo_id: str
+    private: bool = False
+    revision: str | None = None
+    create_pr: bool = False
+    message: str | None = None
+    license: str | None = None
+    yes: bool = False
+    endpoint: str | None = None
+
+    @property
+    def doing(self) -> str:
+        """Begin an error line."""
+        return f"push to {self.repo_id}"
+
+    @property
+    def command(self) -> str:
+        """Spell out the command that does this push."""
+        words = ["clipmerge", "push", str(self.folder), self.repo_id]
+        for flag in ("revision", "message", "license"):
+            if getattr(self, flag) is not None:
+                words += [f"--{flag}", str(getattr(self, flag))]
+        for flag in ("private", "create_pr", "yes"):
+            if getattr(self, flag):
+                words.append(f"--{flag.replace('_', '-')}")
+        return shlex.join(words)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The repository as it was found: head commit, and file name to (git blob id, sha256 if large)."""
+
+    head: str
+    files: dict[str, tuple[str, str | None]] = field(repr=False)
+    created: bool = False
+    needs_branch: bool = False
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    license: str | None = None,
+    yes: bool = False,
+    endpoint: str | None = None,
+) -> Published:
+    """Publish a merged model's folder; the folder itself is not touched.
+
+    The model card is written anew with the repository's name in it, and local paths in ``clipmerge.json``
+    and ``report.html`` shrink to their last component. Weights that are there and not in the folder are
+    deleted in the same commit, so that no loader picks up the old ones; git keeps them.
+
+    Args:
+        folder: A whole output of ``clipmerge merge``.
+        repo_id: ``org/name``; created when it does not exist.
+        private: Create it private; refused for an existing public one.
+        revision: Branch to commit to, created from the default branch when missing.
+        create_pr: Open a pull request instead of committing.
+        message: Commit message.
+        license: The Hub's name of the model's licence; needed when the sources' differ.
+        yes: Push into a repository that holds something else.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Returns:
+        The page, the commit, and whether anything was created or changed.
+
+    Raises:
+        OutputError: If the folder is not a whole output.
+        UsageError: If the repository holds something else, or the licences differ.
+        HubError: If the Hub refuses or fails; the message says what was published and how to go on.
+    """
+    asked = Push(Path(folder), repo_id, private, revision, create_pr, message, license, yes, endpoint)
+    record = read_output(asked.folder)
+    _check_names(asked)
+    api = connect(endpoint)
+    _check_token(api, asked)
+    licence = license or _common_licence(api, asked, record)
+    additions = _additions(asked, record, licence)
+    target = _find(api, asked) or _create(api, asked)
+    changes = _changes(target, additions)
+    if not changes:
+        return Published(_url(api, asked), repo_id, target.head, target.created, changed=False)
+    if target.needs_branch:
+        with explained(asked.doing, state=_state(asked, target), again=asked.command):
+            api.create_branch(repo_id, branch=str(revision), revision=target.head)
+    return _commit(api, asked, target, changes)
+
+
+def read_output(folder: Path) -> dict[str, Any]:
+    """Read the record of a merge output and check that its weights are there.
+
+    Raises:
+        OutputError: If the folder is missing, is not one that clipmerge wrote, or lacks a file it names.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
+        raise OutputError(f"{folder}: {what}. Push a folder that `clipmerge merge --output` wrote.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        sources_of(record)
+        names = list(record.get("files") or [])
+        record["layers"], record["recipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: not a clipmerge record ({error!r}). Merge again.") from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not list(folder.glob("*.safetensors")):
+        raise OutputError(f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again.")
+    return dict(record)
+
+
+def _check_names(asked: Push) -> None:
+    hub_id = parse_hub_id(asked.repo_id)
+    if hub_id is None or hub_id.revision or asked.repo_id.startswith("hf:"):
+        raise UsageError(
+            f"{asked.repo_id}: not a name on the Hub. Write it as ORG/NAME; --revision takes the branch."
+        )
+    if asked.create_pr and asked.revision not in (None, "main"):
+        raise UsageError("--create-pr opens a pull request on main: leave --revision out.")
+
+
+def _check_token(api: HfApi, asked: Push) -> None:
+    """Ask who the token belongs to and stop early where the Hub is bound to refuse."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise HubError(
+            f"{asked.doing}: no token. {NOTHING} Log in with `hf auth login` or set HF_TOKEN, "
+            f"then `{asked.command}`."
+        )
+    with explained(asked.doing, state=NOTHING, again=asked.command):
+        me = patiently(api.whoami)
+    role = me.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise HubError(
+            f"{asked.doing}: the token may only read. {NOTHING} Make one that may write at "
+            f"https://huggingface.co/settings/tokens, `hf auth login`, then `{asked.command}`."
+        )
+    mine = [me["name"], *(org["name"] for org in me.get("orgs", []))]
+    namespace, name = asked.repo_id.split("/")
+    if namespace not in mine and not asked.create_pr:
+        raise HubError(
+            f"{asked.doing}: the token's owner may write to {', '.join(mine)}, not to {namespace}. {NOTHING} "
+            f"Push to {mine[0]}/{name}, or open a pull request with --create-pr."
+        )
+
+
+def _common_licence(api: HfApi, asked: Push, record: dict[str, Any]) -> str | None:
+    """Return the licence that all sources on the Hub state; local ones state none and do not count."""
+    stated: dict[str, str | None] = {}
+    for source in sources_of(record):
+        hub_id = parse_hub_id(source["source"]) if source.get("revision") else None
+        if hub_id is None:
+            continue
+        stated[hub_id.repo_id] = _licence_of(api, asked, hub_id.at(source["revision"]))
+    if len(set(stated.values())) > 1 or "other" in stated.values():
+        told = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
+        raise UsageError(
+            f"the sources' licences do not settle it ({told}). {NOTHING} Choose with --license NAME."
+        )
+    return next(iter(stated.values()), None)
+
+
+def _licence_of(api: HfApi, asked: Push, hub_id: HubId) -> str | None:
+    state = f"{NOTHING} Its licence is needed: --license NAME does without asking."
+    seconds = timeout_seconds()
+    with explained(f"reading {hub_id}", state=state, again=asked.command):
+        info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision, timeout=seconds))
+    licence = info.card_data.get("license") if info.card_data is not None else None
+    return str(licence) if licence else None
+
+
+def _find(api: HfApi, asked: Push) -> Target | None:
+    """Look at the repository; None when it does not exist."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    with explained(asked.doing, state=NOTHING, again=asked.command):
+        try:
+            info = patiently(lambda: api.model_info(asked.repo_id, timeout=timeout_seconds()))
+        except RepositoryNotFoundError as error:
+            if http_status(error) != 404:  # 401 without a code means a token the Hub does not take
+                raise
+            return None
+        if asked.private and info.private is False:
+            raise UsageError(
+                f"{asked.repo_id} exists and is public: --private cannot hide it. {NOTHING} "
+                "Make it private in its settings first, or leave --private out."
+            )
+        try:
+            target = _read_target(api, asked, asked.revision)
+        except RevisionNotFoundError:
+            target = replace(_read_target(api, asked, None), needs_branch=True)
+    _check_content(asked, target)
+    return target
+
+
+def _read_target(api: HfApi, asked: Push, revision: str | None) -> Target:
+    from huggingface_hub import RepoFile
+
+    info = patiently(lambda: api.model_info(asked.repo_id, revision=revision, timeout=timeout_seconds()))
+    head = str(info.sha)
+    tree = patiently(lambda: list(api.list_repo_tree(asked.repo_id, recursive=True, revision=head)))
+    files = {
+        item.path: (item.blob_id, item.lfs.sha256 if item.lfs else None)
+        for item in tree
+        if isinstance(item, RepoFile)
+    }
+    return Target(head, files)
+
+
+def _check_content(asked: Push, target: Target) -> None:
+    foreign = sorted(set(target.files) - _FRESH)
+    if foreign and RECORD not in target.files and not asked.yes:
+        raise UsageError(
+            f"{asked.repo_id} exists and holds something else ({shorten(foreign)}). {NOTHING} "
+            f"Choose another name, or add --yes to push into it."
+        )
+
+
+def _create(api: HfApi, asked: Push) -> Target:
+    if asked.create_pr:
+        raise HubError(
+            f"{asked.doing}: no such model, or a private one, so no pull request can be opened. {NOTHING} "
+            "Leave --create-pr out to create it."
+        )
+    with explained(asked.doing, state=_UNSURE_CREATED, again=asked.command):
+        api.create_repo(asked.repo_id, private=asked.private or None, exist_ok=True)
+    branch = asked.revision not in (None, "main")
+    empty = Target("", {}, created=True)
+    with explained(asked.doing, state=_state(asked, empty), again=asked.command):
+        return replace(_read_target(api, asked, None), created=True, needs_branch=branch)
+
+
+def _state(asked: Push, target: Target) -> str:
+    """Say what an upload that failed leaves behind."""
+    if target.created:
+        return f"The repository {asked.repo_id} was created and is empty: no file was published."
+    if target.needs_branch:
+        return f"{NOTHING} The branch {asked.revision} may have been created, as it stands on main."
+    return NOTHING
+
+
+def _additions(asked: Push, record: dict[str, Any], licence: str | None) -> list[CommitOperationAdd]:
+    """List every file to publish, the large ones checked against the hashes in the record."""
+    from huggingface_hub import CommitOperationAdd
+
+    texts = published_texts(asked.folder, record, repo_id=asked.repo_id, license=licence)
+    content: dict[str, str | bytes] = {name: text.encode() for name, text in texts.items()}
+    for path in sorted(asked.folder.rglob("*")):
+        parts = path.relative_to(asked.folder).parts
+        if path.is_file() and not any(part.startswith(".") for part in parts):
+            content.setdefault("/".join(parts), str(path))
+    additions = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
+    hashes = {name: sha for name, sha in (record.get("files") or {}).items() if name not in texts}
+    wrong = [
+        add.path_in_repo
+        for add in additions
+        if hashes.get(add.path_in_repo, add.upload_info.sha256.hex()) != add.upload_info.sha256.hex()
+    ]
+    if wrong:
+        raise OutputError(f"{asked.folder}: {shorten(wrong)} changed since the merge. {NOTHING} Merge again.")
+    return additions
+
+
+def _changes(
+    target: Target, additions: Iterable[CommitOperationAdd]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Keep the additions that differ from what the Hub holds, and delete weights that would be stale."""
+    from huggingface_hub import CommitOperationDelete
+
+    additions = list(additions)
+    changed = [add for add in additions if not _same(add, target.files.get(add.path_in_repo))]
+    names = {add.path_in_repo for add in additions}
+    stale = [name for name in target.files if name not in names and _is_weights(name)]
+    return [*changed, *(CommitOperationDelete(name) for name in sorted(stale))]
+
+
+def _is_weights(name: str) -> bool:
+    return "/" not in name and name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _same(addition: CommitOperationAdd, held: tuple[str, str | None] | None) -> bool:
+    if held is None:
+        return False
+    blob_id, sha256 = held
+    if sha256 is not None:
+        return bool(addition.upload_info.sha256.hex() == sha256)
+    with addition.as_file() as file:
+        data = file.read()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == blob_id
+
+
+def _commit(
+    api: HfApi, asked: Push, target: Target, changes: list[CommitOperationAdd | CommitOperationDelete]
+) -> Published:
+    """Make the one commit; when it fails, find out whether it landed all the same."""
+    try:
+        with quiet_client():
+            done = api.create_commit(
+                asked.repo_id,
+                changes,
+                commit_message=asked.message or "Upload a model merged with clipmerge",
+                parent_commit=target.head,
+                revision=asked.revision,
+                create_pr=asked.create_pr,
+            )
+    except Exception as error:
+        landed, state = _landed(api, asked, changes, error)
+        if landed is None:
+            state = state or _state(asked, target)
+            raise explain(error, doing=asked.doing, state=state, again=asked.command) from error
+        return Published(_url(api, asked), asked.repo_id, landed, target.created, changed=True)
+    return Published(_url(api, asked), asked.repo_id, done.oid, target.created, True, done.pr_url)
+
+
+def _landed(
+    api: HfApi, asked: Push, changes: list[CommitOperationAdd | CommitOperationDelete], error: Exception
+) -> tuple[str | None, str]:
+    """Return the head when it holds every change, else None; and what to say where that cannot be known."""
+    from huggingface_hub import CommitOperationAdd
+
+    unsure = out_of_reach(error)
+    if asked.create_pr:
+        page = f"{api.endpoint}/{asked.repo_id}/discussions"
+        return None, f"A pull request may have been opened: look at {page}." if unsure else NOTHING
+    try:
+        now = _read_target(api, asked, asked.revision)
+    except Exception:  # the first error stands, and is the one to report
+        return None, "Whether the files were published is not known." if unsure else ""
+    for change in changes:
+        held = now.files.get(change.path_in_repo)
+        there = _same(change, held) if isinstance(change, CommitOperationAdd) else held is None
+        if not there:
+            return None, ""
+    return now.head, ""
+
+
+def _url(api: HfApi, asked: Push) -> str:
+    page = f"{api.endpoint}/{asked.repo_id}"
+    return page if asked.revision in (None, "main") else f"{page}/tree/{asked.revision}"

@@ -1,0 +1,259 @@
+"""What an output folder holds: weights, index and side files, streamed; and a plan with its scores."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from clipmerge.apply import MergedTensor
+from clipmerge.checkpoint import Checkpoint, Pair
+from clipmerge.checkpoint.header import DTYPES
+from clipmerge.checkpoint.source import INDEX, WEIGHTS, sha256_of
+from clipmerge.plan import Plan, TensorsRecord
+from clipmerge.staging import explain, stage_prefix
+
+# The order that safetensors' own save_file uses: widest dtype first, then by name.
+_DTYPE_RANK = {
+    name: rank for rank, name in enumerate(("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL"))
+}
+_SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+_NOT_SIDE = (
+    "clipmerge.json",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+)
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+_TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+_IN_FLIGHT = 4
+
+
+def write_weights(
+    folder: Path, tensors: list[MergedTensor], layout: dict[str, str] | None, advance: Callable[[int], None]
+) -> dict[str, str]:
+    """Write the merged tensors as safetensors, one file or shards with their index.
+
+    Args:
+        folder: Where to.
+        tensors: The tensors; their content is pulled chunk by chunk.
+        layout: Key to shard name; ``None`` for one ``model.safetensors``.
+        advance: Called with the number of bytes written, for progress.
+
+    Returns:
+        File name to sha256.
+
+    Raises:
+        CheckpointError: If an input turns out broken while it is read.
+    """
+    files: dict[str, list[MergedTensor]] = {}
+    first = next(iter(layout.values())) if layout else WEIGHTS
+    for tensor in tensors:
+        files.setdefault(layout.get(tensor.key, first) if layout else WEIGHTS, []).append(tensor)
+    hashes = {name: _write_file(folder / name, files[name], advance) for name in sorted(files)}
+    if layout:
+        hashes[INDEX] = _write_index(folder / INDEX, files)
+    return hashes
+
+
+def _write_file(path: Path, tensors: list[MergedTensor], advance: Callable[[int], None]) -> str:
+    tensors = sorted(tensors, key=lambda tensor: (_DTYPE_RANK[tensor.dtype], tensor.key))
+    digest = hashlib.sha256()
+
+    def emit(data: memoryview) -> None:
+        file.write(data)
+        digest.update(data)
+        advance(len(data))
+
+    # One thread computes, one writes and hashes; both let go of the interpreter while they work.
+    with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as writer:
+        _reserve(file, sum(_nbytes(tensor) for tensor in tensors))
+        pending: deque[Future[None]] = deque([writer.submit(emit, memoryview(_header(tensors)))])
+        for tensor in tensors:
+            for chunk in tensor.chunks():
+                pending.append(writer.submit(emit, _bytes_of(chunk)))
+                while len(pending) > _IN_FLIGHT:
+                    pending.popleft().result()
+        for future in pending:
+            future.result()
+    return digest.hexdigest()
+
+
+def _reserve(file: BinaryIO, size: int) -> None:
+    """Fail now if the disk cannot hold the file, not after minutes of work."""
+    free = shutil.disk_usage(Path(file.name).parent).free
+    if size > free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _bytes_of(chunk: Tensor) -> memoryview:
+    return memoryview(chunk.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _nbytes(tensor: MergedTensor) -> int:
+    count = 1
+    for length in tensor.shape:
+        count *= length
+    return count * DTYPES[tensor.dtype][1]
+
+
+def _header(tensors: list[MergedTensor]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        end = offset + _nbytes(tensor)
+        header[tensor.key] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _write_index(path: Path, files: dict[str, list[MergedTensor]]) -> str:
+    everything = [tensor for tensors in files.values() for tensor in tensors]
+    index = {
+        "metadata": {"total_size": sum(_nbytes(tensor) for tensor in everything)},
+        "weight_map": {tensor.key: name for name in sorted(files) for tensor in files[name]},
+    }
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return sha256_of(path)
+
+
+def output_layout(pair: Pair) -> dict[str, str] | None:
+    """Key to shard, as the checkpoint that gives the output its form has it; ``None`` when it is one file."""
+    form, keys = (pair.zeroshot, pair.zeroshot_keys) if pair.is_partial else (pair.finetuned[0], pair.finetuned_keys[0])
+    if not form.sharded:
+        return None
+    return {name: form.entries[key].file.name for name, key in keys.items()}
+
+
+def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, str], list[str]]:
+    """Copy configuration, processor and tokenizer, so that the output loads where its sources load.
+
+    They come from the fine-tuned checkpoint, verbatim but for the config's dtype; what it lacks, and everything
+    when it is one tower of a full model, comes from the zero-shot one.
+
+    Args:
+        folder: Where to.
+        pair: The checkpoints.
+        dtype: Output dtype, or ``keep``.
+
+    Returns:
+        File name to sha256, and notes for the user.
+    """
+    form = pair.zeroshot if pair.is_partial else pair.finetuned[0]
+    chosen = _side_files(form)
+    notes = []
+    for what, names in (("processor", _PROCESSOR), ("tokenizer", _TOKENIZER)):
+        if form is not pair.zeroshot and not any(name in chosen for name in names):
+            lent = {name: path for name, path in _side_files(pair.zeroshot).items() if name not in chosen}
+            lent = {name: path for name, path in lent.items() if name not in ("config.json", *_other(names))}
+            if any(name in lent for name in names):
+                chosen |= lent
+                notes.append(f"the fine-tuned checkpoint has no {what}; the zero-shot one's was copied")
+    for name, path in chosen.items():
+        if name == "config.json":
+            (folder / name).write_text(_config_text(path, form, dtype), encoding="utf-8")
+        else:
+            shutil.copyfile(path, folder / name)
+    return {name: sha256_of(folder / name) for name in sorted(chosen)}, notes
+
+
+def _other(names: tuple[str, ...]) -> tuple[str, ...]:
+    return _TOKENIZER if names is _PROCESSOR else _PROCESSOR
+
+
+def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    if checkpoint.config is None:
+        return {}
+    return {
+        path.name: path
+        for path in sorted(checkpoint.folder.iterdir())
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name not in _NOT_SIDE
+        and not path.name.endswith(".index.json")
+        and (path.suffix in _SIDE_SUFFIXES or path.stem == "LICENSE")
+    }
+
+
+def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
+    """The config, its dtype made that of the weights: the config wins over the file when transformers loads."""
+    text = path.read_text(encoding="utf-8")
+    floats = {DTYPES[entry.dtype][0] for entry in form.entries.values() if entry.is_float}
+    actual = dtype if dtype != "keep" else floats.pop() if len(floats) == 1 else None
+    config = json.loads(text)
+    if actual is None or not _set_dtype(config, actual):
+        return text
+    return json.dumps(config, indent=2) + "\n"
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
+    """Correct every dtype that a config states; say whether anything changed."""
+    changed = False
+    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
+    for section in sections:
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key) not in (None, dtype):
+                section[key] = dtype
+                changed = True
+    if config.get("dtype") is None and config.get("torch_dtype") is None and dtype != "float32":
+        config["dtype"] = dtype
+        changed = True
+    return changed
+
+
+def write_plan_files(path: Path, plan: Plan, scores: dict[str, Tensor]) -> Plan:
+    """Write a plan and, beside it, the scores that its masks need; both whole or not at all.
+
+    Args:
+        path: The JSON file.
+        plan: The plan.
+        scores: Parameter to saliency.
+
+    Returns:
+        The plan as written, naming the scores' file by hash.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    try:
+        path.resolve().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=stage_prefix(path), dir=path.resolve().parent) as stage:
+            if scores:
+                beside, staged_scores = path.with_suffix(".safetensors"), Path(stage) / "scores"
+                save_file(scores, staged_scores)
+                record = TensorsRecord(file=beside.name, sha256=sha256_of(staged_scores))
+                plan = plan.model_copy(update={"tensors": record})
+                staged_scores.chmod(0o666 & ~_umask())
+                staged_scores.replace(beside)
+            staged_plan = Path(stage) / "plan"
+            staged_plan.write_text(plan.to_json(), encoding="utf-8")
+            staged_plan.replace(path)
+    except OSError as error:
+        raise explain(path, error) from None
+    return plan
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
