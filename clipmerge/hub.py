@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import json
 import os
 import re
 import sys
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipmerge.errors import CheckpointError, HubError, shorten
-from clipmerge.hub_errors import explain, explained, out_of_reach
+from clipmerge.hub_errors import explain, explained, out_of_reach, timed_out
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -32,12 +33,14 @@ _NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
 _ID = re.compile(rf"(?:hf://)?(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
 _FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".yaml", ".git")
 
+INDEX = "model.safetensors.index.json"
 _WAITS = (1.0, 2.0)  # seconds before the second and third try of a read
 _SIDE_FILES = ("*.json", "*.txt", "*.model")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+STANDARD = {"model.safetensors", INDEX}
 _STANDARD_WEIGHTS = (
     ("model.safetensors",),
-    ("model.safetensors.index.json", "model-*-of-*.safetensors"),
+    (INDEX, "model-*-of-*.safetensors"),
     ("open_clip_model.safetensors",),
     ("adapter_model.safetensors",),
 )
@@ -109,9 +112,7 @@ def timeout_seconds() -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise HubError(
-            f"CLIPMERGE_HUB_TIMEOUT: {asked!r} is not a number of seconds above 0. Unset it or use 60."
-        )
+        raise HubError(f"CLIPMERGE_HUB_TIMEOUT: {asked!r} is not a number of seconds above 0. Unset it or use 60.")
     return seconds
 
 
@@ -128,9 +129,17 @@ def connect(endpoint: str | None = None) -> HfApi:
 
     seconds = timeout_seconds()
 
+    limits = {"connect": min(seconds, 10.0), "read": seconds, "write": seconds, "pool": seconds}
+
+    def bound(request: Any) -> None:
+        # The client asks for no timeout at all in places, listings among them, over what its session says.
+        asked = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = limits | {key: value for key, value in asked.items() if value}
+
     def bounded() -> Any:
         client = default_client_factory()
-        client.timeout = type(client.timeout)(seconds, connect=min(seconds, 10.0))
+        hooks = client.event_hooks
+        client.event_hooks = hooks | {"request": [*hooks["request"], bound]}
         return client
 
     # Read by hf_xet when it first connects; left alone it retries an unreachable store for over six minutes.
@@ -143,12 +152,12 @@ def connect(endpoint: str | None = None) -> HfApi:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Repeat a read that the client itself does not, waiting between tries, while the Hub is out of reach."""
+    """Repeat a read while the Hub is out of reach, three times in all; a timeout has waited long enough."""
     for wait in _WAITS:
         try:
             return call()
         except Exception as error:
-            if not out_of_reach(error):
+            if not out_of_reach(error) or timed_out(error):
                 raise
         time.sleep(wait)
     return call()
@@ -172,7 +181,7 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
         info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision, timeout=seconds))
     except Exception as error:
         away = out_of_reach(error)
-        if away and hub_id.revision == _cached_sha(hub_id):
+        if away and hub_id.revision is not None and hub_id.revision == _cached_sha(hub_id):
             return _cached(hub_id, "the Hub cannot be reached")
         hint = _cached_hint(hub_id) if away else ""
         raise explain(error, doing=f"reading {hub_id}", state=hint) from error
@@ -201,20 +210,38 @@ def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -
 
     found = resolve(hub_id, endpoint=endpoint)
     pinned = hub_id.at(found.sha)
-    wanted = choose_files(found.files, pinned, weights=weights)
     folder = _snapshot(pinned)
-    if found.note is None:
+    if found.note is not None:
+        wanted = _cached_files(found, pinned, weights=weights)
+    else:
+        wanted = choose_files(found.files, pinned, weights=weights)
         connect(endpoint)
         with explained(f"downloading {pinned}", state="What was downloaded is kept for the next run."):
             patterns = [glob.escape(name) for name in wanted]
-            huggingface_hub.snapshot_download(
-                hub_id.repo_id, revision=found.sha, allow_patterns=patterns, endpoint=endpoint
-            )
-    missing = [name for name in wanted if not (folder / name).is_file()]
+            where: dict[str, Any] = {"repo_id": hub_id.repo_id, "revision": found.sha, "endpoint": endpoint}
+            patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns))
+    missing = [name for name in [*wanted, *_shards(folder, wanted)] if not (folder / name).is_file()]
     if missing:
-        cure = "Unset HF_HUB_OFFLINE to download them." if found.note else "Run the same command again."
-        raise HubError(f"{pinned}: {shorten(missing)} missing from the cached copy {folder}. {cure}")
+        raise HubError(f"{pinned}: {shorten(missing)} missing from {folder}. Go online and run again.")
     return FetchedRepo(hub_id.repo_id, found.sha, folder, found.note)
+
+
+def _cached_files(found: Resolved, hub_id: HubId, *, weights: bool) -> list[str]:
+    try:
+        return choose_files(found.files, hub_id, weights=weights)
+    except CheckpointError as error:
+        told = f"{hub_id}: its weights are not in the cache. Go online and run again."
+        raise HubError(told) from error
+
+
+def _shards(folder: Path, wanted: list[str]) -> list[str]:
+    """List the files that a sharded model's index names."""
+    if INDEX not in wanted or not (folder / INDEX).is_file():
+        return []
+    try:
+        return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / INDEX}: not an index of shards ({error!r}).") from error
 
 
 def choose_files(names: Iterable[str], hub_id: HubId, *, weights: bool = True) -> list[str]:
@@ -256,9 +283,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-def remote_metadata(
-    hub_id: HubId, sha: str, *, endpoint: str | None = None
-) -> dict[str, tuple[str, tuple[int, ...]]]:
+def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Read names, dtypes and shapes of a model's tensors without downloading them.
 
     Args:
@@ -274,14 +299,12 @@ def remote_metadata(
     with explained(f"reading the tensor names of {pinned}"):
         names = patiently(lambda: api.list_repo_files(**where))
         chosen = _choose_weights([name for name in names if "/" not in name], pinned)
-        if chosen[0].startswith("model"):
+        if STANDARD & set(chosen):
             whole = patiently(lambda: api.get_safetensors_metadata(**where, timeout=seconds))
             files = list(whole.files_metadata.values())
         else:
             files = [
-                patiently(
-                    lambda: api.parse_safetensors_file_metadata(**where, filename=chosen[0], timeout=seconds)
-                )
+                patiently(lambda: api.parse_safetensors_file_metadata(**where, filename=chosen[0], timeout=seconds))
             ]
     tensors = {name: info for file in files for name, info in file.tensors.items()}
     return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}
@@ -311,9 +334,7 @@ def _cached_sha(hub_id: HubId) -> str | None:
 def _cached(hub_id: HubId, why: str) -> Resolved:
     sha = _cached_sha(hub_id)
     if sha is None:
-        raise HubError(
-            f"reading {hub_id}: {why} and it is not cached. Unset HF_HUB_OFFLINE, or pass a folder."
-        )
+        raise HubError(f"reading {hub_id}: {why} and no commit of it is cached. Go online, or pass a folder.")
     files = tuple(sorted(path.name for path in _snapshot(hub_id.at(sha)).iterdir()))
     return Resolved(sha, f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub", files)
 
@@ -322,9 +343,7 @@ def _cached_hint(hub_id: HubId) -> str:
     sha = _cached_sha(hub_id)
     if sha is None:
         return ""
-    return (
-        f"Commit {sha} is cached: pass {hub_id.repo_id}@{sha}, or set HF_HUB_OFFLINE=1, to use it unchecked."
-    )
+    return f"Commit {sha} is cached: pass {hub_id.repo_id}@{sha}, or set HF_HUB_OFFLINE=1, to use it unchecked."
 
 
 def _remember(hub_id: HubId, sha: str) -> None:

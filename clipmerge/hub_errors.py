@@ -126,8 +126,15 @@ def http_status(error: BaseException) -> int | None:
 
 def out_of_reach(error: BaseException) -> bool:
     """Say whether the Hub did not answer, or answered that it is unwell."""
+    if type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ is not None:
+        error = error.__cause__  # a download that failed, after a look into the cache
     names = {cls.__name__ for cls in type(error).__mro__}
     return "TransportError" in names or (http_status(error) or 0) >= 500
+
+
+def timed_out(error: BaseException) -> bool:
+    """Say whether a request waited as long as it may."""
+    return any(cls.__name__ == "TimeoutException" for cls in type(error).__mro__)
 
 
 def _without_secrets(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants, file_download
 from huggingface_hub.utils import _http
 
 from hub_double.server import FakeHub
@@ -36,6 +36,7 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(_http, "time", ShortWaits)
+    monkeypatch.setattr(file_download, "time", ShortWaits)
     with FakeHub(folder / "hub-store") as hub:
         yield hub
     huggingface_hub.close_session()

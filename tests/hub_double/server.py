@@ -148,9 +148,7 @@ class Handler(Reading, Writing):
         method = "GET" if self.command == "HEAD" else self.command
         for verb, pattern, route in ROUTES:
             if verb == method and (match := pattern.fullmatch(path)):
-                named = {
-                    key: urllib.parse.unquote(value) for key, value in match.groupdict().items() if value
-                }
+                named = {key: urllib.parse.unquote(value) for key, value in match.groupdict().items() if value}
                 return route(self, **named)
         raise Refusal(404, "Sorry, we can't find the page you are looking for.")
 

@@ -14,9 +14,7 @@ from hub_double.reading import kind_of
 from hub_double.request import Request
 from hub_double.store import LFS_SUFFIXES, Entry, Refusal, Repo, git_oid, lfs_pointer, xet_hashes
 
-GITATTRIBUTES = (
-    b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n"
-)
+GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n"
 
 
 class Writing(Request):
@@ -199,9 +197,7 @@ class Writing(Request):
                 del tree[name]
 
     def _large_entry(self, oid: str, size: int) -> Entry:
-        xet = (
-            xet_hashes(Path(self.hub.xet_cas.removeprefix("local://"))).get(oid) if self.hub.xet_cas else None
-        )
+        xet = xet_hashes(Path(self.hub.xet_cas.removeprefix("local://"))).get(oid) if self.hub.xet_cas else None
         target = self.hub.lfs_path(oid)
         if xet and not target.exists():
             self._rebuild(xet, size, target)
