@@ -57,9 +57,7 @@ def captions() -> list[str]:
         >>> captions()[0]
         'a photo of a zero.'
     """
-    things = [
-        f"{style}{digit}" for style in ("", *(f"{style} " for style in _STYLES)) for digit in CLASS_NAMES
-    ]
+    things = [f"{style}{digit}" for style in ("", *(f"{style} " for style in _STYLES)) for digit in CLASS_NAMES]
     return [template.format(thing) for thing in things for template in _TEMPLATES]
 
 
@@ -73,8 +71,7 @@ def _bundled_digits() -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError(
-            "the handwritten digits come from scikit-learn, which is not installed. "
-            "Run `pip install 'clipmerge[demo]'`"
+            "the handwritten digits come from scikit-learn, which is not installed. Run `pip install 'clipmerge[demo]'`"
         ) from error
     bunch = load_digits()
     small = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)

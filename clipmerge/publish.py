@@ -164,9 +164,7 @@ def read_output(folder: Path) -> dict[str, Any]:
 def _check_names(asked: Push) -> None:
     hub_id = parse_hub_id(asked.repo_id)
     if hub_id is None or hub_id.revision or asked.repo_id.startswith("hf:"):
-        raise UsageError(
-            f"{asked.repo_id}: not a name on the Hub. Write it as ORG/NAME; --revision takes the branch."
-        )
+        raise UsageError(f"{asked.repo_id}: not a name on the Hub. Write it as ORG/NAME; --revision takes the branch.")
     if asked.create_pr and asked.revision not in (None, "main"):
         raise UsageError("--create-pr opens a pull request on main: leave --revision out.")
 
@@ -177,8 +175,7 @@ def _check_token(api: HfApi, asked: Push) -> None:
 
     if get_token() is None:
         raise HubError(
-            f"{asked.doing}: no token. {NOTHING} Log in with `hf auth login` or set HF_TOKEN, "
-            f"then `{asked.command}`."
+            f"{asked.doing}: no token. {NOTHING} Log in with `hf auth login` or set HF_TOKEN, then `{asked.command}`."
         )
     with explained(asked.doing, state=NOTHING, again=asked.command):
         me = patiently(api.whoami)
@@ -207,9 +204,7 @@ def _common_licence(api: HfApi, asked: Push, record: dict[str, Any]) -> str | No
         stated[hub_id.repo_id] = _licence_of(api, asked, hub_id.at(source["revision"]))
     if len(set(stated.values())) > 1 or "other" in stated.values():
         told = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
-        raise UsageError(
-            f"the sources' licences do not settle it ({told}). {NOTHING} Choose with --license NAME."
-        )
+        raise UsageError(f"the sources' licences do not settle it ({told}). {NOTHING} Choose with --license NAME.")
     return next(iter(stated.values()), None)
 
 
@@ -253,9 +248,7 @@ def _read_target(api: HfApi, asked: Push, revision: str | None) -> Target:
     head = str(info.sha)
     tree = patiently(lambda: list(api.list_repo_tree(asked.repo_id, recursive=True, revision=head)))
     files = {
-        item.path: (item.blob_id, item.lfs.sha256 if item.lfs else None)
-        for item in tree
-        if isinstance(item, RepoFile)
+        item.path: (item.blob_id, item.lfs.sha256 if item.lfs else None) for item in tree if isinstance(item, RepoFile)
     }
     return Target(head, files)
 

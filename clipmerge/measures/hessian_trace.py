@@ -82,52 +82,7 @@ def _hessian_vector(
         )
         parts = [(g * v).sum() for g, v in zip(gradients, scaled, strict=True) if g.requires_grad]
         inner = torch.stack(parts).sum()
-        products = _hessian_vector(objective, batch, vectors, adaptive)
-            for column, value in enumerate(products):
-                found[batch.number][column] += value / probes
-            objective.tick(HESSIAN * len(batch))
-    rows = objective.by_batch(found)
-    sizes = {layer: sum(objective.parameters[n].numel() for n in names) for layer, names in objective.layers.items()}
-    traces = {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
-    layers = {layer: {"hessian_trace": objective.mean(list(values))} for layer, values in traces.items()}
-    for layer, values in layers.items():
-        values["hessian_trace_mean"] = values["hessian_trace"] / sizes[layer]
-    means = {layer: tuple(value / sizes[layer] for value in values) for layer, values in traces.items()}
-    return Measurements(
-        measure="hessian-trace",
-        layers=layers,
-        batches={"hessian_trace": traces, "hessian_trace_mean": means},
-        batch_sizes=objective.batch_sizes,
-    )
-
-
-def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
-    # drawn on the CPU: the same numbers on every device and in every process
-    generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe)
-    vectors = {}
-    for name in objective.task_vector:
-        parameter = objective.parameters[name]
-        signs = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
-        vectors[name] = signs.to(parameter.device)
-    return vectors
-
-
-def _hessian_vector(
-    objective: Objective, batch: Batch, vectors: dict[str, torch.Tensor], adaptive: bool
-) -> list[float]:
-    """(C v)_l . (H C v)_l of one batch for every layer."""
-    names = list(vectors)
-    parameters = [objective.parameters[name] for name in names]
-    scaled = [v * p.detach().abs() if adaptive else v for v, p in zip(vectors.values(), parameters, strict=True)]
-    # the fused attention kernels have no second derivative
-    with sdpa_kernel(SDPBackend.MATH):
-        gradients = torch.autograd.grad(
-            objective.joint_loss(batch),
-            parameters,
-            create_graph=True,
-            materialize_grads=True,
-        )
-        inner = sum((g * v).sum() for g, v in zip(grads, scaled, strict=True) if g.requires_grad)
         products = torch.autograd.grad(inner, parameters, materialize_grads=True)
     dots = {n: torch.dot(v.flatten(), h.flatten()) for n, v, h in zip(names, scaled, products, strict=True)}
-    return torch.stack([torch.stack([dots[n] for n in group]).sum() for group in objective.layers.values()]).tolist()
+    sums = [torch.stack([dots[n] for n in group]).sum() for group in objective.layers.values()]
+    return [float(value) for value in sums]

@@ -1,0 +1,27 @@
+"""What several test files share: a small checkpoint pair and images, made once a session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a zero-shot and a fine-tuned tiny CLIP; read only."""
+    from tests.tiny_clip import save_pair
+
+    return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 30 images in three classes; read only."""
+    from tests.tiny_clip import save_images
+
+    return save_images(tmp_path_factory.mktemp("images"))

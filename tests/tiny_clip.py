@@ -1,0 +1,69 @@
+"""Small real CLIP checkpoints with processor and tokenizer, made on the spot."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+CLASSES = ("bird", "cat", "dog")
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def vocabulary() -> dict[str, int]:
+    letters = list(string.ascii_lowercase + ".,")
+    words = [*letters, *(letter + "</w>" for letter in letters), START, END]
+    return {word: index for index, word in enumerate(words)}
+
+
+def tiny_config(blocks: int = 3, width: int = 32, **changes: str) -> CLIPConfig:
+    vocab = vocabulary()
+    tower = {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": 2,
+        **changes,
+    }
+    text = {"vocab_size": len(vocab), "max_position_embeddings": 32, "bos_token_id": vocab[START]}
+    ends = {"eos_token_id": vocab[END], "pad_token_id": vocab[END]}
+    vision = {"image_size": 32, "patch_size": 8}
+    return CLIPConfig(text_config={**tower, **text, **ends}, vision_config={**tower, **vision}, projection_dim=16)
+
+
+def tiny_processor() -> CLIPProcessor:
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    tokenizer = CLIPTokenizer(vocab=vocabulary(), merges=[], model_max_length=32)
+    return CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+
+
+def save_pair(folder: Path, *, change: float = 0.05, blocks: int = 3, seed: int = 0) -> tuple[Path, Path]:
+    """Save ``zeroshot`` and ``finetuned``: random weights, and the same with every entry moved a little."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = CLIPModel(tiny_config(blocks))
+    processor = tiny_processor()
+    paths = (folder / "zeroshot", folder / "finetuned")
+    for path in paths:
+        model.save_pretrained(path)
+        processor.save_pretrained(path)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(change * (parameter.abs().mean() + 0.01) * noise)
+    return paths
+
+
+def save_images(folder: Path, *, each: int = 10, classes: tuple[str, ...] = CLASSES) -> Path:
+    """Save random PNGs, one subfolder a class; each class has its own mean colour."""
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for index in range(each):
+            pixels = rng.integers(0, 100, (40, 36, 3)) + 50 * number
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
+    return folder
