@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hub_double import FakeHub, serving, upload
 from huggingface_hub import constants
 from safetensors.torch import save
 
@@ -18,6 +17,7 @@ from clipmerge import hub as hub_module
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError
 from clipmerge.hub import HubId, choose_files, fetch, parse_hub_id, remote_metadata, resolve
 from clipmerge.hub_errors import explain
+from tests.hub_double import FakeHub, serving, upload
 
 MODEL = HubId("alice/clip")
 TENSORS = {"a.weight": torch.zeros(2, 3), "b": torch.zeros((), dtype=torch.bfloat16)}

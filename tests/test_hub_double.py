@@ -8,9 +8,10 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hub_double import FakeHub, git_oid, serving, upload
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+from tests.hub_double import FakeHub, git_oid, serving, upload
 
 WEIGHTS = os.urandom(70_000)
 
@@ -163,9 +164,7 @@ def test_a_lost_answer_leaves_the_commit(filled: FakeHub, api: HfApi) -> None:
     assert "a.txt" in filled.files("alice/m")
 
 
-def test_xet_upload_and_download(
-    hub: FakeHub, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_xet_upload_and_download(hub: FakeHub, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     hub.xet_cas = f"local://{tmp_path / 'cas'}"

@@ -6,8 +6,8 @@ server is false: tests reach it with the real client, through ``HF_ENDPOINT=hub.
 or ``endpoint=hub.url`` in process.
 """
 
-from hub_double.client import environment, serving, upload
-from hub_double.server import FakeHub
-from hub_double.store import Fault, git_oid
+from tests.hub_double.client import environment, serving, upload
+from tests.hub_double.server import FakeHub
+from tests.hub_double.store import Fault, git_oid
 
 __all__ = ["FakeHub", "Fault", "environment", "git_oid", "serving", "upload"]

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants, file_download
 from huggingface_hub.utils import _http
 
-from hub_double.server import FakeHub
+from tests.hub_double.server import FakeHub
 
 
 class ShortWaits:

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from hub_double.request import CHUNK, Request
-from hub_double.store import Entry, Refusal, git_oid
+from tests.hub_double.request import CHUNK, Request
+from tests.hub_double.store import Entry, Refusal, git_oid
 
 FRONT_MATTER = re.compile(r"\s*---\s*\n(.*?)\n---", re.S)
 

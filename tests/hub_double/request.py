@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
-from hub_double.store import Commit, Refusal, Repo
+from tests.hub_double.store import Commit, Refusal, Repo
 
 if TYPE_CHECKING:
-    from hub_double.server import FakeHub
+    from tests.hub_double.server import FakeHub
 
 CHUNK = 1 << 20
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from hub_double.reading import Reading
-from hub_double.store import Entry, Fault, Refusal, Repo, git_oid
-from hub_double.writing import Writing
+from tests.hub_double.reading import Reading
+from tests.hub_double.store import Entry, Fault, Refusal, Repo, git_oid
+from tests.hub_double.writing import Writing
 
 
 class FakeHub:

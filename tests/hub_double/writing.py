@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hub_double.reading import kind_of
-from hub_double.request import Request
-from hub_double.store import LFS_SUFFIXES, Entry, Refusal, Repo, git_oid, lfs_pointer, xet_hashes
+from tests.hub_double.reading import kind_of
+from tests.hub_double.request import Request
+from tests.hub_double.store import LFS_SUFFIXES, Entry, Refusal, Repo, git_oid, lfs_pointer, xet_hashes
 
 GITATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n*.bin filter=lfs diff=lfs merge=lfs -text\n"
 
