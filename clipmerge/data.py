@@ -130,7 +130,7 @@ def _dataset(images: list[Any], labels: list[int]) -> Dataset:
 
 
 def _load_digits() -> LabelledImages:
-    from clipmerge.demo import CLASS_NAMES, digit_images
+    from clipmerge.demo_data import CLASS_NAMES, digit_images
 
     images, labels = digit_images("all")
     return LabelledImages("digits", _dataset(images, labels), tuple(labels), CLASS_NAMES)
