@@ -204,7 +204,7 @@ def _common_licence(api: HfApi, asked: Push, record: dict[str, Any]) -> str | No
         stated[hub_id.repo_id] = _licence_of(api, asked, hub_id.at(source["revision"]))
     if len(set(stated.values())) > 1 or "other" in stated.values():
         told = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
-        raise UsageError(f"the sources' licences do not settle it ({told}). {NOTHING} Choose with --license NAME.")
+        raise UsageError(f"the sources' licences differ or are 'other' ({told}). {NOTHING} Pass --license NAME.")
     return next(iter(stated.values()), None)
 
 

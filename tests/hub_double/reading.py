@@ -140,7 +140,7 @@ class Reading(Request):
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start, end, status = int(match[1]), min(int(match[2] or end), end), 206
         size = max(0, end - start + 1)
-        self.status_sent = status
+        self.record(status)
         self.send_response(status)
         for name, value in self._file_headers(repo_id, commit.oid, path, entry).items():
             self.send_header(name, value)

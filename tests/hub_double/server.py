@@ -109,7 +109,7 @@ class Handler(Reading, Writing):
 
     def serve(self) -> None:
         has_body = self.command in ("POST", "PUT") or bool(self.headers.get("Content-Length"))
-        self.body_read, self.status_sent, self.cut = not has_body, 0, None
+        self.body_read, self.recorded, self.cut = not has_body, False, None
         path, _, query = self.path.partition("?")
         self.query = dict(urllib.parse.parse_qsl(query))
         try:
@@ -119,9 +119,9 @@ class Handler(Reading, Writing):
         except Refusal as refusal:
             self.answer(refusal.status, {"error": refusal.message}, refusal.headers())
         except OSError:  # the client, or a fault, closed the socket
-            self.close_connection, self.status_sent = True, -1
+            self.close_connection = True
         finally:
-            self.hub.log.append((self.command, self.path, self.status_sent))
+            self.record(-1)  # what had no answer
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
 

@@ -7,6 +7,7 @@ import json
 import re
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,7 @@ class Fault:
 
     ``status=0`` only waits ``delay`` seconds. ``cut_after`` reads so many bytes of the request and closes
     the socket; ``cut_response`` sends so many bytes of a file; ``lose_answer`` works, then is silent.
+    ``then`` is called first: what somebody else does meanwhile.
     """
 
     method: str
@@ -126,12 +128,15 @@ class Fault:
     cut_after: int | None = None
     cut_response: int | None = None
     lose_answer: bool = False
+    then: Callable[[], None] | None = None
 
     def hits(self, method: str, path: str) -> bool:
         """Say whether this request is to fail, and count it."""
         if self.times < 1 or self.method not in (method, "*") or not re.search(self.path, path):
             return False
         self.times -= 1
+        if self.then is not None:
+            self.then()
         return True
 
 
