@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect as introspection
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.console import Format, Terminal, reporting_errors
+from clipmerge.console import Format, Terminal, fail, reporting_errors
 from clipmerge.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -18,11 +21,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="clipmerge",
     help="Make a fine-tuned CLIP robust again by merging it with its zero-shot self, layer by layer.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
 )
+DEVICES = ("auto", "cpu", "cuda", "mps")
+# the base of every complaint about flags, whether typer brings its own click or not
+_UsageException: Any = typer.BadParameter.__base__
 recipes_app = typer.Typer(help="List, show and copy the recipes.", invoke_without_command=True)
 app.add_typer(recipes_app, name="recipes")
 
@@ -37,7 +43,7 @@ Templates = Annotated[
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in the recipe; may be repeated.")]
 Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a batch; by default at most 128.")]
-Seed = Annotated[int, typer.Option(help="Seed of the sample, the bootstrap and random masks.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sample, the bootstrap and random masks.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 DtypeName = Annotated[str, typer.Option("--dtype", help="keep, float32, bfloat16 or float16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of clipmerge.")]
@@ -46,8 +52,15 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; 
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; what is wrong with the flags is one line too."""
+    try:
+        code = app(standalone_mode=False)
+    except typer.Abort:
+        code = fail("interrupted; nothing was left behind", 130)
+    except _UsageException as error:
+        where = error.ctx.command_path if error.ctx else "clipmerge"
+        code = fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", UsageError.exit_code)
+    raise SystemExit(code or 0)
 
 
 def _version(value: bool) -> None:
@@ -60,11 +73,14 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(UsageError.exit_code)
 
 
 def _choice(flag: str, value: str, options: tuple[str, ...]) -> Any:
@@ -73,33 +89,70 @@ def _choice(flag: str, value: str, options: tuple[str, ...]) -> Any:
     return value.lower()
 
 
-def _request(
-    zeroshot: str,
-    finetuned: list[str],
-    recipe: str,
-    assignments: list[str] | None,
-    calibration: dict[str, Any],
-    seed: int,
-    dtype: str,
+def request_from_flags(
+    *,
+    zeroshot: ZeroShot,
+    finetuned: FineTuned,
+    recipe: RecipeName,
+    data: Data = None,
+    classes: Classes = None,
+    template: Templates = None,
+    assignments: Assignments = None,
+    images: Images = 1024,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+    dtype: DtypeName = "keep",
 ) -> MergeRequest:
-    """Put the flags together; everything wrong with them is said here, before torch is imported."""
+    """Put the flags of a merge together; everything wrong with them is said here, before torch is imported."""
     from clipmerge.data import check_templates
     from clipmerge.pipeline import Calibration, MergeRequest, check_request
     from clipmerge.recipe import load_recipe
 
-    device = _choice("--device", calibration.pop("device"), ("auto", "cpu", "cuda", "mps"))
-    templates = check_templates(calibration.pop("templates") or [])
+    sources = [str(Path(source).resolve()) if Path(source).exists() else source for source in (zeroshot, *finetuned)]
+    for which, source in enumerate(sources):
+        if source in sources[:which]:
+            raise UsageError(
+                f"{finetuned[which - 1]}: is given twice; name the zero-shot and the fine-tuned checkpoint"
+            )
     request = MergeRequest(
         zeroshot=zeroshot,
         finetuned=tuple(finetuned),
         recipe=load_recipe(recipe, assignments),
-        calibration=Calibration(device=device, templates=templates, **calibration),
+        calibration=Calibration(
+            source=data,
+            classes=classes,
+            templates=check_templates(template or []),
+            images=images,
+            batch_size=batch_size,
+            device=_choice("--device", device, DEVICES),
+        ),
         seed=seed,
         dtype=_choice("--dtype", dtype, ("keep", "float32", "bfloat16", "float16")),
-        command=shlex.join(["clipmerge", *sys.argv[1:]]),
+        command=_command_line(),
     )
     check_request(request)
     return request
+
+
+def takes_request(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of `request_from_flags`; it gets the request in their place."""
+    shared = introspection.signature(request_from_flags).parameters
+    own = {name: p for name, p in introspection.signature(command).parameters.items() if name != "request"}
+
+    @functools.wraps(command)
+    def wrapper(**flags: Any) -> None:
+        request = request_from_flags(**{name: flags.pop(name) for name in shared})
+        command(request, **flags)
+
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*shared.values(), *own.values())]
+    wrapper.__signature__ = introspection.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
+
+
+def _command_line() -> str:
+    return shlex.join(["clipmerge", *sys.argv[1:]])
 
 
 def _show_merge(terminal: Terminal, run: Run, record: dict[str, Any], last_line: str) -> None:
@@ -111,42 +164,24 @@ def _show_merge(terminal: Terminal, run: Run, record: dict[str, Any], last_line:
 
 @app.command()
 @reporting_errors
+@takes_request
 def merge(
-    zeroshot: ZeroShot,
-    finetuned: FineTuned,
-    recipe: RecipeName,
+    request: MergeRequest,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
-    data: Data = None,
-    classes: Classes = None,
-    template: Templates = None,
-    assignments: Assignments = None,
-    images: Images = 1024,
-    batch_size: BatchSize = None,
-    seed: Seed = 0,
-    device: DeviceName = "auto",
-    dtype: DtypeName = "keep",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and decide, write nothing.")] = False,
     overwrite: Overwrite = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
     """Merge a fine-tuned CLIP with its zero-shot self and write the result."""
+    from clipmerge.staging import check_output
+
     terminal = Terminal(fmt, verbose=verbose)
     if output is None and not dry_run:
         raise UsageError("--output is missing: the folder to write (or --dry-run to write nothing)")
-    calibration = {
-        "source": data,
-        "classes": classes,
-        "templates": template,
-        "images": images,
-        "batch_size": batch_size,
-        "device": device,
-    }
-    request = _request(zeroshot, finetuned, recipe, assignments, calibration, seed, dtype)
     if output is not None and not dry_run:
-        from clipmerge.staging import check_output
-
-        check_output(output, overwrite=overwrite, inputs=[Path(s) for s in (zeroshot, *finetuned) if Path(s).is_dir()])
+        sources = (Path(source) for source in (request.zeroshot, *request.finetuned))
+        check_output(output, overwrite=overwrite, inputs=[source for source in sources if source.is_dir()])
     from clipmerge.pipeline import make_plan, write_merge
 
     run = make_plan(request, terminal)
@@ -165,39 +200,20 @@ def merge(
 
 @app.command()
 @reporting_errors
+@takes_request
 def plan(
-    zeroshot: ZeroShot,
-    finetuned: FineTuned,
-    recipe: RecipeName,
+    request: MergeRequest,
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
-    data: Data = None,
-    classes: Classes = None,
-    template: Templates = None,
-    assignments: Assignments = None,
-    images: Images = 1024,
-    batch_size: BatchSize = None,
-    seed: Seed = 0,
-    device: DeviceName = "auto",
-    dtype: DtypeName = "keep",
     overwrite: Overwrite = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
     """Measure and decide like merge, but write the plan instead of weights; apply carries it out."""
+    from clipmerge.plan import scores_path
+    from clipmerge.staging import check_output_file
+
     terminal = Terminal(fmt, verbose=verbose)
-    calibration = {
-        "source": data,
-        "classes": classes,
-        "templates": template,
-        "images": images,
-        "batch_size": batch_size,
-        "device": device,
-    }
-    request = _request(zeroshot, finetuned, recipe, assignments, calibration, seed, dtype)
-    if output.is_dir():
-        raise UsageError(f"--output {output}: is a folder; plan writes a JSON file, such as {output / 'plan.json'}")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
+    check_output_file(output, scores_path(output), overwrite=overwrite)
     from clipmerge.pipeline import make_plan, write_plan
     from clipmerge.record import merge_record
 
@@ -225,7 +241,7 @@ def apply(
 
     check_output(output, overwrite=overwrite)
     run = load_plan(plan_file, terminal)
-    run.command = shlex.join(["clipmerge", *sys.argv[1:]])
+    run.command = _command_line()
     record = write_merge(run, output, overwrite=overwrite)
     _show_merge(terminal, run, record, f"Wrote {output} (report: {output / 'report.html'})")
 
@@ -263,7 +279,7 @@ def evaluate(
     from clipmerge.data import check_templates
 
     templates = check_templates(template or [])
-    chosen = _choice("--device", device, ("auto", "cpu", "cuda", "mps"))
+    chosen = _choice("--device", device, DEVICES)
     from clipmerge.evaluate import accuracy_table, evaluate_sources
 
     record = evaluate_sources(
@@ -338,3 +354,4 @@ def demo(
 
     record = run_demo(output, terminal)
     terminal.result(record, lambda: demo_table(record))
+    terminal.show("The same merge by hand:", f"  {record['command']}")

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from clipmerge.errors import ClipmergeError
 
@@ -55,17 +55,16 @@ def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except ClipmergeError as error:
-            _fail(str(error), error.exit_code)
+            fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted; nothing was left behind", 130)
+            fail("interrupted; nothing was left behind", 130)
         except BrokenPipeError:
             os._exit(0)
         except Exception as error:
             if os.environ.get(DEBUG):
                 raise
             text = " ".join(str(error).split()) or type(error).__name__
-            _fail(f"{_internal(error)}: {text[:300]}; set {DEBUG}=1 to see where", 1)
-        raise SystemExit(1)  # _fail does not return
+            fail(f"{_internal(error)}: {text[:300]}; set {DEBUG}=1 to see where", 1)
 
     return wrapper
 
@@ -78,7 +77,13 @@ def _internal(error: Exception) -> str:
     return f"clipmerge failed unexpectedly ({type(error).__name__})"
 
 
-def _fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
+    """Say what went wrong, in one line on stderr, and end.
+
+    Args:
+        message: What, where and what next.
+        code: Exit code.
+    """
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None and code == 1:
         raise
     sys.stderr.write(f"error: {' '.join(message.split())}\n")
@@ -180,4 +185,5 @@ class Terminal:
 
         console = Console(highlight=False)
         for renderable in renderables:
-            console.print(renderable)
+            # a line of text is never wrapped or read as markup: it may be a command to copy
+            console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)

@@ -152,22 +152,29 @@ class _Clock:
 
     def __init__(self, progress: Progress, device: torch.device, images: int) -> None:
         self._progress = progress
-        self._device = device
         self._images = images
-        self._begin = time.perf_counter()
-        self._said = False
+        self._first: tuple[float, float] | None = None
+        self._said = device.type != "cpu"
 
     def __call__(self, done: float, total: float) -> None:
-        if not self._said and done > 0:
-            self._said = True
-            seconds = (time.perf_counter() - self._begin) * total / done
-            if self._device.type == "cpu":
-                passes = total / max(self._images, 1)
-                self._progress.say(
-                    f"measuring {self._images} images on the CPU, {passes:.0f} forward passes' worth: about "
-                    f"{_duration(seconds)} (fewer --images cost less)"
-                )
+        if not self._said:
+            self._state(done, total)
         self._progress.advance(done, total)
+
+    def _state(self, done: float, total: float) -> None:
+        """Say the cost after the second batch: the first one warms up."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = (now, done)
+            return
+        self._said = True
+        begin, before = self._first
+        seconds = (now - begin) * (total - before) / (done - before)
+        passes = total / max(self._images, 1)
+        self._progress.say(
+            f"measuring {self._images} images on the CPU, {passes:.0f} forward passes' worth: about "
+            f"{_duration(seconds)} (fewer --images cost less)"
+        )
 
 
 def _duration(seconds: float) -> str:

@@ -82,7 +82,7 @@ def demo_table(record: dict[str, Any]) -> RenderableType:
         record: As `run_demo` returns it.
 
     Returns:
-        Accuracy of each model on each set of images, and the command to run next.
+        Accuracy of each model on each set of images, and the verdict.
     """
     from rich.console import Group
     from rich.table import Table
@@ -101,6 +101,4 @@ def demo_table(record: dict[str, Any]) -> RenderableType:
     return Group(
         table,
         Text(f"straggler-sparse: {record['verdict']}"),
-        Text("The same merge by hand:"),
-        Text(f"  {record['command']}", no_wrap=True, overflow="ignore"),
     )
