@@ -117,14 +117,12 @@ def push(
         The page, the commit, and whether anything was created or changed.
 
     Raises:
-        OutputError: If the folder is not a whole output.
-        UsageError: If the repository holds something else, or the licences differ.
+        OutputError, UsageError: If the folder is not whole, the name taken, or the licences differ.
         HubError: If the Hub refuses or fails; the message says what was published and how to go on.
     """
     asked = Push(Path(folder), repo_id, private, revision, create_pr, message, license, yes, endpoint)
-    record = read_output(asked.folder)
     _check_names(asked)
-    api = connect(endpoint)
+    record, api = read_output(asked.folder), connect(endpoint)
     _check_token(api, asked)
     licence = license or _common_licence(api, asked, record)
     additions = _additions(asked, record, licence)
