@@ -25,6 +25,7 @@ class _Search:
         previous: The u before it.
         best: The u with the largest loss.
         best_loss: That loss.
+        best_gradient: The gradient there.
         step: Step size in u.
         losses: Loss at every point visited.
     """
@@ -33,6 +34,7 @@ class _Search:
     previous: list[Tensor]
     best: list[Tensor]
     best_loss: float
+    best_gradient: list[Tensor]
     step: float
     losses: list[float] = field(default_factory=list)
 
@@ -106,7 +108,7 @@ class LayerBall:
             loss: Loss at the layer's place of the moment.
             gradient: dL/dtheta at theta.
             base: Loss at theta.
-            steps: Iterations, each one gradient of the layer.
+            steps: Iterations, each one gradient of the layer; the last only its loss.
 
         Returns:
             The largest loss met, at least ``base``.
@@ -115,22 +117,19 @@ class LayerBall:
             Croce and Hein 2020, arXiv:2003.01690, algorithm 1.
         """
         centre = [torch.zeros_like(origin) for origin in self._origin]
-        search = _Search(centre, centre, centre, base, 2 * self.radius, [base])
+        search = _Search(centre, centre, centre, base, gradient, 2 * self.radius, [base])
         checkpoints = _checkpoints(steps)
         last, last_step, last_best = 0, search.step, base
         for iteration in range(1, steps + 1):
             self._advance(search, gradient, first=iteration == 1)
-            value = loss()
-            search.losses.append(float(value.detach()))
-            gradient = list(torch.autograd.grad(value, self.parameters, materialize_grads=True))
-            if search.losses[-1] > search.best_loss:
-                search.best, search.best_loss = search.point, search.losses[-1]
-            if iteration in checkpoints and iteration < steps:
+            gradient = self._look(search, loss, last=iteration == steps)
+            if iteration in checkpoints:
                 stalled = _stalled(search.losses[last:]) or (last_step == search.step and last_best == search.best_loss)
                 last, last_step, last_best = iteration, search.step, search.best_loss
                 if stalled:
                     search.step /= 2
-                    gradient = self._restart(search, loss)
+                    search.point = search.previous = search.best
+                    gradient = search.best_gradient
         return search.best_loss
 
     def _advance(self, search: _Search, gradient: list[Tensor], *, first: bool) -> None:
@@ -146,11 +145,15 @@ class LayerBall:
         search.previous, search.point = search.point, ahead
         self.place(ahead)
 
-    def _restart(self, search: _Search, loss: Callable[[], Tensor]) -> list[Tensor]:
-        """Go back to the best point; returns the gradient there."""
-        search.point = search.previous = search.best
-        self.place(search.best)
-        return list(torch.autograd.grad(loss(), self.parameters, materialize_grads=True))
+    def _look(self, search: _Search, loss: Callable[[], Tensor], *, last: bool) -> list[Tensor]:
+        """Take the loss and the gradient where the layer stands; the last point needs no gradient."""
+        with torch.set_grad_enabled(not last):
+            value = loss()
+        search.losses.append(float(value.detach()))
+        gradient = [] if last else list(torch.autograd.grad(value, self.parameters, materialize_grads=True))
+        if search.losses[-1] > search.best_loss:
+            search.best, search.best_loss, search.best_gradient = search.point, search.losses[-1], gradient
+        return gradient
 
 
 def _stalled(losses: list[float]) -> bool:

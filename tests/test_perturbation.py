@@ -1,0 +1,190 @@
+"""Perturbations of a layer on a quadratic, whose worst point can be enumerated or solved for."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from clipmerge.perturbation import LayerBall
+
+SIZE, SPLIT = 6, 4
+Norm = Literal["l2", "linf"]
+
+
+class Quadratic:
+    """L(x) = x^T H x / 2 with H >= 0, x in two parameters of 4 and 2 entries, the last one zero."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        root = rng.normal(size=(SIZE, SIZE))
+        self.hessian = root @ root.T
+        self.origin = rng.normal(size=SIZE)
+        self.origin[-1] = 0.0
+        entries = torch.tensor(self.origin, dtype=torch.float64)
+        self.parameters = [Parameter(entries[:SPLIT].clone().view(2, 2)), Parameter(entries[SPLIT:].clone())]
+        self._hessian = torch.tensor(self.hessian)
+
+    def loss(self) -> Tensor:
+        x = torch.cat([parameter.flatten() for parameter in self.parameters])
+        return x @ self._hessian @ x / 2
+
+    def gradient(self) -> list[Tensor]:
+        return list(torch.autograd.grad(self.loss(), self.parameters))
+
+    def rise(self, u: np.ndarray, scale: np.ndarray) -> float:
+        moved = self.origin + scale * u
+        return float(moved @ self.hessian @ moved - self.origin @ self.hessian @ self.origin) / 2
+
+    def scale(self, adaptive: bool) -> np.ndarray:
+        return np.abs(self.origin) if adaptive else np.ones(SIZE)
+
+    def worst_corner(self, radius: float, *, adaptive: bool) -> float:
+        corners = itertools.product((-radius, radius), repeat=SIZE)
+        return max(self.rise(np.array(corner), self.scale(adaptive)) for corner in corners)
+
+    def worst_on_sphere(self, radius: float, *, adaptive: bool) -> float:
+        """Solve max g.u + u.A.u/2, ||u|| <= r: (k I - A) u = g with k above A's eigenvalues and ||u|| = r."""
+        scale = self.scale(adaptive)
+        values, vectors = np.linalg.eigh(scale[:, None] * self.hessian * scale)
+        g = vectors.T @ (scale * (self.hessian @ self.origin))
+        low, high = values[-1], values[-1] + np.linalg.norm(g) / radius
+        for _ in range(200):
+            middle = (low + high) / 2
+            if np.linalg.norm(g / (middle - values)) > radius:
+                low = middle
+            else:
+                high = middle
+        return self.rise(vectors @ (g / (high - values)), scale)
+
+    def worst(self, norm: Norm, radius: float, *, adaptive: bool) -> float:
+        find = self.worst_corner if norm == "linf" else self.worst_on_sphere
+        return find(radius, adaptive=adaptive)
+
+
+def ball_on(quadratic: Quadratic, norm: Norm, radius: float, *, adaptive: bool = True) -> LayerBall:
+    return LayerBall(quadratic.parameters, norm=norm, radius=radius, adaptive=adaptive)
+
+
+def apgd(quadratic: Quadratic, ball: LayerBall, steps: int = 20) -> float:
+    base = quadratic.loss().item()
+    best = ball.apgd(quadratic.loss, quadratic.gradient(), base, steps)
+    ball.restore()
+    return best - base
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("radius", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_one_step_rises_by_no_more_than_the_worst_point(norm: Norm, adaptive: bool, radius: float, seed: int) -> None:
+    quadratic = Quadratic(seed)
+    base = quadratic.loss().item()
+    ball = ball_on(quadratic, norm, radius, adaptive=adaptive)
+    ball.place(ball.maximiser(quadratic.gradient()))
+    rise = quadratic.loss().item() - base
+    assert 0 < rise <= quadratic.worst(norm, radius, adaptive=adaptive) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("radius", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_apgd_finds_the_worst_point_of_the_l2_ball(adaptive: bool, radius: float, seed: int) -> None:
+    quadratic = Quadratic(seed)
+    found = apgd(quadratic, ball_on(quadratic, "l2", radius, adaptive=adaptive))
+    assert found == pytest.approx(quadratic.worst("l2", radius, adaptive=adaptive), rel=1e-3)
+
+
+def test_apgd_finds_the_worst_corner_of_a_small_box() -> None:
+    for seed in range(10):
+        quadratic = Quadratic(seed)
+        found = apgd(quadratic, ball_on(quadratic, "linf", 0.01))
+        assert found == pytest.approx(quadratic.worst("linf", 0.01, adaptive=True), rel=1e-3)
+
+
+@pytest.mark.parametrize("radius", [0.3, 1.0])
+def test_apgd_mostly_finds_the_worst_corner_of_a_large_box(radius: float) -> None:
+    # a convex loss has several corners from which no gradient leads away, so now and then it ends in a lesser one
+    shares = []
+    for seed in range(20):
+        quadratic = Quadratic(seed)
+        shares.append(
+            apgd(quadratic, ball_on(quadratic, "linf", radius)) / quadratic.worst_corner(radius, adaptive=True)
+        )
+    assert max(shares) <= 1 + 1e-9
+    assert sum(share > 1 - 1e-9 for share in shares) >= 14
+
+
+def test_apgd_goes_beyond_its_first_step() -> None:
+    quadratic = Quadratic(9)
+    rises = [apgd(quadratic, ball_on(quadratic, "l2", 1.0, adaptive=False), steps) for steps in (1, 2, 5, 20)]
+    assert rises == sorted(rises)
+    assert rises[-1] > 1.01 * rises[0]
+
+
+def test_apgd_takes_one_gradient_a_step_and_none_at_its_last() -> None:
+    quadratic = Quadratic(0)
+    seen: list[bool] = []
+
+    def loss() -> Tensor:
+        seen.append(torch.is_grad_enabled())
+        return quadratic.loss()
+
+    ball_on(quadratic, "l2", 1.0).apgd(loss, quadratic.gradient(), quadratic.loss().item(), steps=20)
+    assert seen == [True] * 19 + [False]
+
+
+@pytest.mark.parametrize(("norm", "order"), [("l2", 2), ("linf", np.inf)])
+def test_apgd_never_leaves_the_ball(norm: Norm, order: float) -> None:
+    quadratic = Quadratic(1)
+    origin, scale = torch.tensor(quadratic.origin), torch.tensor(quadratic.scale(True))
+    lengths: list[float] = []
+
+    def loss() -> Tensor:
+        moved = torch.cat([parameter.detach().flatten() for parameter in quadratic.parameters])
+        assert moved[-1] == 0  # a zero has no room in an adaptive ball
+        lengths.append(float(torch.linalg.vector_norm(((moved - origin) / scale)[:-1], order)))
+        return quadratic.loss()
+
+    ball_on(quadratic, norm, 0.5).apgd(loss, quadratic.gradient(), quadratic.loss().item(), steps=20)
+    assert max(lengths) == pytest.approx(0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_no_direction_of_the_ball_has_a_larger_slope_than_the_maximiser(norm: Norm, adaptive: bool) -> None:
+    quadratic = Quadratic(2)
+    scale = quadratic.scale(adaptive)
+    slope = scale * (quadratic.hessian @ quadratic.origin)
+    ball = ball_on(quadratic, norm, 0.7, adaptive=adaptive)
+    found = np.concatenate([part.numpy().ravel() for part in ball.maximiser(quadratic.gradient())])
+    order = 2 if norm == "l2" else np.inf
+    # an entry that the adaptive ball holds at zero may have any u
+    assert np.linalg.norm(found[scale > 0], order) == pytest.approx(0.7, rel=1e-6)
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        other = rng.normal(size=SIZE)
+        other *= 0.7 / np.linalg.norm(other, order)
+        assert other @ slope <= found @ slope * (1 + 1e-9)
+
+
+def test_restore_gives_the_weights_back_bit_for_bit() -> None:
+    parameters = [Parameter(torch.randn(50, 20)), Parameter(torch.tensor([1e-30, -0.0, 3.0]))]
+    before = [parameter.detach().clone() for parameter in parameters]
+    ball = LayerBall(parameters, norm="linf", radius=0.37, adaptive=True)
+    ball.place([torch.randn(50, 20), torch.randn(3)])
+    assert not torch.equal(parameters[0], before[0])
+    ball.restore()
+    assert all(torch.equal(p.view(torch.int32), b.view(torch.int32)) for p, b in zip(parameters, before, strict=True))
+
+
+def test_a_layer_without_gradient_stays_where_it_is() -> None:
+    parameters = [Parameter(torch.ones(3))]
+    for norm in ("l2", "linf"):
+        ball = LayerBall(parameters, norm=norm, radius=1.0, adaptive=True)  # type: ignore[arg-type]
+        assert torch.equal(ball.maximiser([torch.zeros(3)])[0], torch.zeros(3))
