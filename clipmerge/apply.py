@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipmerge.arithmetic import RandomKey, mask_options, merge_tensor
-from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint import Checkpoint, Pair, TensorEntry
+from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.layers import layer_of
@@ -62,19 +64,25 @@ def merged_tensors(pair: Pair, plan: Plan, scores: dict[str, Tensor] | None = No
             continue
         entry = pair.zeroshot.entries[key]
         layer = plan.layers.get(layer_of(name))
+        dtype = _output_dtype(plan, entry)
         if layer is not None and pair.merges(name):
-            dtype = entry.dtype if plan.dtype == "keep" else _SAFETENSORS_NAME[plan.dtype]
             chunks = _merging(pair, plan, name, layer, scores or {}, dtype)
         else:
-            dtype = entry.dtype if plan.dtype == "keep" or not entry.is_float else _SAFETENSORS_NAME[plan.dtype]
             chunks = _copying(pair, name, dtype)
-        outputs.append(MergedTensor(_output_key(pair, name), name, dtype, entry.shape, chunks))
+        outputs.append(MergedTensor(output_key(pair, name, key), name, dtype, entry.shape, chunks))
     return outputs + _finetuned_only(pair, plan)
 
 
-def _output_key(pair: Pair, name: str) -> str:
-    """A full model is written under transformers' own names; a lone tower as its zero-shot file has it."""
-    return pair.zeroshot_keys[name] if pair.tower != "full" and not pair.is_partial else name
+def output_key(pair: Pair, name: str, key: str) -> str:
+    """Spell a name as transformers does; a lone tower saved bare stays bare, a wrapper's prefix always goes.
+
+    Args:
+        pair: The checkpoints.
+        name: Canonical parameter name.
+        key: Key in the file it comes from.
+    """
+    is_bare = pair.tower != "full" and not pair.is_partial and not key.endswith(name)
+    return name.partition(".")[2] if is_bare else name
 
 
 def _finetuned_only(pair: Pair, plan: Plan) -> list[MergedTensor]:
@@ -85,16 +93,26 @@ def _finetuned_only(pair: Pair, plan: Plan) -> list[MergedTensor]:
     for name, key in pair.finetuned_keys[0].items():
         if name not in pair.zeroshot_keys:
             entry = checkpoint.entries[key]
-            dtype = entry.dtype if plan.dtype == "keep" or not entry.is_float else _SAFETENSORS_NAME[plan.dtype]
-
-            def chunks(key: str = key, name: str = name, dtype: str = dtype) -> Iterator[Tensor]:
-                for start, stop in _runs(checkpoint.entries[key].size):
-                    piece = checkpoint.tensor(key, start, stop)
-                    _require_finite(piece, name, checkpoint.source)
-                    yield piece.to(_torch_dtype(dtype))
-
-            outputs.append(MergedTensor(name, name, dtype, entry.shape, chunks))
+            dtype = _output_dtype(plan, entry)
+            chunks = partial(_lone_chunks, checkpoint, key, name, dtype)
+            outputs.append(MergedTensor(output_key(pair, name, key), name, dtype, entry.shape, chunks))
     return outputs
+
+
+def _lone_chunks(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Iterator[Tensor]:
+    entry = checkpoint.entries[key]
+    for start, stop in _runs(entry.size):
+        piece = checkpoint.tensor(key, start, stop)
+        if entry.is_float:
+            require_finite(piece, name, checkpoint.source)
+        copied = piece.to(_torch_dtype(dtype))
+        if entry.is_float:
+            _require_fits(copied, name, dtype)
+        yield copied
+
+
+def _output_dtype(plan: Plan, entry: TensorEntry) -> str:
+    return entry.dtype if plan.dtype == "keep" or not entry.is_float else _SAFETENSORS_NAME[plan.dtype]
 
 
 def _runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
@@ -120,6 +138,8 @@ def _merging(
         for start, stop in [(0, None)] if inputs else _runs(size):
             theta_0 = pair.theta_0(name, start, stop)
             finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
+            if inputs or layer.alpha in (0, 1):  # NaN and Inf would not show in the result, or stop a decomposition
+                _require_finite_inputs(pair, name, theta_0, finetuned)
             merged = merge_tensor(
                 theta_0,
                 finetuned,
@@ -128,14 +148,18 @@ def _merging(
                 dtype=_torch_dtype(dtype),
                 **inputs,
             )
-            if inputs or layer.alpha in (0, 1) or not _is_finite(merged):
-                _require_finite(theta_0, name, pair.zeroshot.source)
-                for checkpoint, theta_1 in zip(pair.finetuned, finetuned, strict=True):
-                    _require_finite(theta_1, name, checkpoint.source)
+            if not is_finite(merged):
+                _require_finite_inputs(pair, name, theta_0, finetuned)
                 _require_fits(merged, name, dtype)
             yield merged.flatten()
 
     return chunks
+
+
+def _require_finite_inputs(pair: Pair, name: str, theta_0: Tensor, finetuned: list[Tensor]) -> None:
+    require_finite(theta_0, name, pair.zeroshot.source)
+    for checkpoint, theta_1 in zip(pair.finetuned, finetuned, strict=True):
+        require_finite(theta_1, name, checkpoint.source)
 
 
 def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor]) -> dict[str, Any]:
@@ -168,9 +192,10 @@ def _copying(pair: Pair, name: str, dtype: str) -> Callable[[], Iterator[Tensor]
         for start, stop in _runs(entry.size):
             theta_0 = pair.theta_0(name, start, stop)
             if entry.is_float:
-                _require_finite(theta_0, name, pair.zeroshot.source)
+                require_finite(theta_0, name, pair.zeroshot.source)
             for which, keys in enumerate(pair.finetuned_keys):
                 if name in keys:
+                    _check_same_shape(pair, name, which)
                     theta_1 = pair.theta_1(name, start, stop, which=which)
                     _check_other(theta_0, theta_1, name, pair.finetuned[which].source)
             copied = theta_0.to(_torch_dtype(dtype))
@@ -181,30 +206,26 @@ def _copying(pair: Pair, name: str, dtype: str) -> Callable[[], Iterator[Tensor]
     return chunks
 
 
+def _check_same_shape(pair: Pair, name: str, which: int) -> None:
+    """Only `position_ids` may differ up to here: they are not among what pairing compares."""
+    ours = pair.zeroshot.entries[pair.zeroshot_keys[name]].shape
+    theirs = pair.finetuned[which].entries[pair.finetuned_keys[which][name]].shape
+    if ours != theirs:
+        raise CheckpointError(f"tensor {name} differs in shape: zeroshot {ours}, finetuned {theirs}")
+
+
 def _check_other(theta_0: Tensor, theta_1: Tensor, name: str, source: str) -> None:
-    if theta_0.is_floating_point():
-        _require_finite(theta_1, name, source)
-    elif not torch.equal(theta_0, theta_1):
+    if theta_0.is_floating_point() and theta_1.is_floating_point():
+        require_finite(theta_1, name, source)
+    elif not torch.equal(theta_0.double(), theta_1.double()):
         raise CheckpointError(
             f"{source}: integer tensor {name} differs from the zero-shot one, and integers cannot be averaged; "
             "use the base that was fine-tuned"
         )
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    # min and max in one pass: both are NaN when any entry is
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
-
-
-def _require_finite(tensor: Tensor, name: str, source: str) -> None:
-    if tensor.numel() and not _is_finite(tensor):
-        kind = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
-        raise CheckpointError(f"{source}: tensor {name} holds {kind}; the checkpoint is broken, merge an earlier one")
-
-
 def _require_fits(merged: Tensor, name: str, dtype: str) -> None:
-    if merged.numel() and not _is_finite(merged):
+    if not is_finite(merged):
         raise CheckpointError(
             f"tensor {name} overflows {DTYPES[dtype][0]} when merged; use --dtype float32, or an alpha in [0, 1]"
         )

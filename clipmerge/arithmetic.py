@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from clipmerge.plugins import check_options, load_plugin
+
+_DRAWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,6 @@ class RandomKey:
     name: str
 
 
-def merge_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype arithmetic runs in: float64 for float64, float32 for every narrower float."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def merge_tensor(
     theta_0: Tensor,
     theta_1: Tensor | Sequence[Tensor],
@@ -50,8 +48,8 @@ def merge_tensor(
 ) -> Tensor:
     """Move one parameter from zero-shot towards fine-tuned.
 
-    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in float32 (float64 for float64) and
-    rounds once. alpha=0 gives theta_0 back bit for bit, alpha=1 without a mask theta_1.
+    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in float32 (float64 if any is) and rounds
+    once. alpha=0 gives theta_0 back bit for bit, alpha=1 without a mask theta_1.
 
     Args:
         theta_0: Zero-shot parameter, any shape; never written to.
@@ -90,7 +88,10 @@ def merge_tensor(
     base, change = _change(theta_0, finetuned, alpha, weights)
     if masked:
         change = apply_mask(str(mask), change, base, mask_inputs)
-    merged = change.add_(base)
+        # an entry that is not kept is zero-shot's bit for bit, negative zero included
+        merged = torch.where(change == 0, base, base + change)
+    else:
+        merged = change.add_(base)
     if isinstance(alpha, Tensor) and not masked and tuple(weights) == (1.0,):
         merged = torch.where(alpha == 1, finetuned[0].to(merged.dtype), merged)
     return merged.to(dtype)
@@ -111,7 +112,7 @@ def _change(
     theta_0: Tensor, finetuned: list[Tensor], alpha: float | Tensor, weights: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """theta_0 and the weighted sum of task vectors, both in the arithmetic's dtype; the second may be written."""
-    wide = merge_dtype(theta_0.dtype)
+    wide = torch.float64 if torch.float64 in {theta_0.dtype, *(each.dtype for each in finetuned)} else torch.float32
     base = theta_0.to(wide)
     change = torch.sub(finetuned[0].to(wide), base)
     if weights[0] != 1:
@@ -199,9 +200,12 @@ def keep_random(shape: torch.Size, density: float, key: RandomKey) -> Tensor:
     """
     digest = hashlib.sha256(f"{key.seed}:{key.name}".encode()).digest()
     generator = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
-    draws = generator.random_raw(math.prod(shape))
     # the top 53 bits, so that the limit is exact in a float and density 1 keeps everything
-    keep = (draws >> np.uint64(11)) < np.uint64(round(density * 2**53))
+    limit = np.uint64(round(density * 2**53))
+    keep = np.empty(math.prod(shape), dtype=bool)
+    for start in range(0, len(keep), _DRAWS):  # a draw takes 64 times the bytes of what it decides
+        part = keep[start : start + _DRAWS]
+        np.less(generator.random_raw(len(part)) >> np.uint64(11), limit, out=part)
     return torch.from_numpy(keep).view(shape)
 
 
@@ -218,8 +222,10 @@ def spectral_split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     flat = matrix.flatten(1).double()
     transposed = flat.shape[0] > flat.shape[1]
     flat = flat.T if transposed else flat
-    basis = _gram_eigenvectors(flat)[:, -rank:]
-    principal = basis @ (basis.T @ flat)
+    with one_thread():
+        # eigenvectors of flat @ flat.T are the left singular vectors, at a fraction of an SVD's cost
+        basis = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -rank:]
+        principal = basis @ (basis.T @ flat)
     principal = (principal.T if transposed else principal).reshape(matrix.shape).to(matrix.dtype)
     return principal, matrix - principal
 
@@ -233,11 +239,17 @@ def singular_values(matrix: Tensor) -> Tensor:
     Returns:
         Shape (min(rows, columns),), float64.
     """
-    values: Tensor = torch.linalg.svdvals(matrix.flatten(1).double())
+    with one_thread():
+        values: Tensor = torch.linalg.svdvals(matrix.flatten(1).double())
     return values
 
 
-def _gram_eigenvectors(flat: Tensor) -> Tensor:
-    """Eigenvectors of flat @ flat.T, ascending; the left singular vectors, at a fraction of an SVD's cost."""
-    vectors: Tensor = torch.linalg.eigh(flat @ flat.T).eigenvectors
-    return vectors
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run linear algebra in one thread: with more, sums are split by their number, and the last bits with them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -43,7 +43,7 @@ Templates = Annotated[
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in the recipe; may be repeated.")]
 Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a batch; by default at most 128.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the sample, the bootstrap and random masks.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the bootstrap and random masks.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 DtypeName = Annotated[str, typer.Option("--dtype", help="keep, float32, bfloat16 or float16.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of clipmerge.")]
@@ -54,7 +54,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; 
 def main() -> None:
     """Run the command line; what is wrong with the flags is one line too."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="clipmerge", standalone_mode=False)
     except typer.Abort:
         code = fail("interrupted; nothing was left behind", 130)
     except _UsageException as error:
@@ -137,18 +137,25 @@ def request_from_flags(
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the flags of `request_from_flags`; it gets the request in their place."""
-    shared = introspection.signature(request_from_flags).parameters
-    own = {name: p for name, p in introspection.signature(command).parameters.items() if name != "request"}
+    shared, own = _parameters(request_from_flags), _parameters(command)
 
     @functools.wraps(command)
     def wrapper(**flags: Any) -> None:
         request = request_from_flags(**{name: flags.pop(name) for name in shared})
         command(request, **flags)
 
-    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in (*shared.values(), *own.values())]
+    parameters = [*shared.values(), *own.values()]
     wrapper.__signature__ = introspection.Signature(parameters)  # type: ignore[attr-defined]
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     return wrapper
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, introspection.Parameter]:
+    """The flags of a function, types resolved, as typer reads them; the request itself is none."""
+    hints = get_type_hints(function, localns={"MergeRequest": object}, include_extras=True)
+    found = introspection.signature(function).parameters.values()
+    flags = [p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in found if p.name != "request"]
+    return {flag.name: flag for flag in flags}
 
 
 def _command_line() -> str:

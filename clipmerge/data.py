@@ -64,7 +64,7 @@ class LabelledImages:
             # palette images with transparency go through RGBA, as pillow asks
             rgb: Image = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
             return rgb
-        except (OSError, ValueError, SyntaxError) as error:
+        except Exception as error:  # a damaged file can make a decoder raise anything
             where = self.paths[index] if self.paths else f"{self.source}, image {index}"
             reason = str(error).split(" <")[0] or type(error).__name__
             raise DataError(f"{where}: cannot be read as an image ({reason}); mend or remove it") from None
@@ -104,12 +104,16 @@ def _load_folder(source: str, folder: Path, classes: Path | None) -> LabelledIma
     paths: list[str] = []
     labels: list[int] = []
     for label, each in enumerate(folders):
-        found = sorted(str(file) for file in each.iterdir() if file.suffix.lower() in _IMAGE_SUFFIXES)
+        found = sorted(str(file) for file in each.iterdir() if _is_image(file))
         if not found:
             raise _no_images(each)
         paths += found
         labels += [label] * len(found)
     return LabelledImages(source, _dataset(paths, labels), tuple(labels), names, tuple(paths), notes)
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith(".")
 
 
 def _no_images(folder: Path) -> DataError:

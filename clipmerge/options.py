@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+
+
+def _not_a_switch(value: Any) -> Any:
+    """Refuse ``yes`` and ``true``, which would pass for 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number, not true or false")
+    return value
+
+
+_Float = Annotated[float, BeforeValidator(_not_a_switch)]
+_Int = Annotated[int, BeforeValidator(_not_a_switch)]
 
 #: Mixing coefficient: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
-Alpha = Annotated[float, Field(allow_inf_nan=False)]
+Alpha = Annotated[_Float, Field(allow_inf_nan=False)]
 #: Share of the task vector kept.
-Density = Annotated[float, Field(gt=0, le=1)]
+Density = Annotated[_Float, Field(gt=0, le=1)]
 #: A share or a probability.
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[_Float, Field(ge=0, le=1)]
 #: A radius, a threshold or another number that must be positive.
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[_Float, Field(gt=0, allow_inf_nan=False)]
 #: A count of at least one.
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[_Int, Field(ge=1)]

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipmerge.errors import PlanError, RecipeError, did_you_mean
 from clipmerge.options import Alpha, Density
-from clipmerge.plugins import check_options, plugin_names
+from clipmerge.plugins import check_options, plugin_names, plugin_options
 
 
 class Record(BaseModel):
     """Base of the frozen records: unknown keys are refused, NaN does not survive."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LossPath(Record):
@@ -140,7 +140,7 @@ class Plan(Record):
     recipe: dict[str, Any]
     zeroshot: SourceRecord
     finetuned: tuple[SourceRecord, ...] = Field(min_length=1)
-    weights: tuple[float, ...]
+    weights: tuple[Alpha, ...]
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     missing: Literal["error", "keep-zeroshot", "keep-finetuned"] = "error"
     layers: dict[str, LayerPlan]
@@ -191,6 +191,11 @@ def _check_mask(name: str, layer: LayerPlan, parameters: tuple[str, ...]) -> Non
             f"layer '{name}' has the unknown mask '{layer.mask}' (masks: {', '.join(masks)})."
             f"{did_you_mean(layer.mask, masks)}"
         )
+    if layer.density != 1.0 and "density" not in plugin_options("masks", layer.mask):
+        raise PlanError(
+            f"layer '{name}' has density {layer.density}, which the mask '{layer.mask}' does not know; "
+            "set its mask_options, or name another mask"
+        )
     for parameter, options in {"": {}, **layer.parameters}.items():
         if parameter and parameter not in parameters:
             raise PlanError(
@@ -225,3 +230,8 @@ def read_plan(path: Path) -> Plan:
         known = LayerPlan.model_fields if "layers" in first["loc"] else Plan.model_fields
         hint = did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
         raise PlanError(f"{path}: {where}: {first['msg']}.{hint}") from None
+
+
+def scores_path(plan: Path) -> Path:
+    """Where the scores of a plan's masks go: ``plan.scores.safetensors`` beside ``plan.json``."""
+    return plan.with_suffix(".scores.safetensors")

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean, shorten
+from clipmerge.options import Alpha, Density
 from clipmerge.plugins import check_options
 
 _SECTIONS = {"measure": "measures", "method": "methods"}
@@ -28,8 +29,8 @@ class Override(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     layers: str
-    alpha: float | None = None
-    density: float | None = Field(default=None, gt=0, le=1)
+    alpha: Alpha | None = None
+    density: Density | None = None
 
 
 class Recipe(BaseModel):
@@ -153,7 +154,10 @@ def _plugin_section(source: str, section: str, package: str, value: Any) -> dict
         raise RecipeError(f"{source}: {section}: needs a `name:`, such as `name: wise-ft`")
     options = {str(key): item for key, item in value.items() if key != "name"}
     try:
-        return {"name": value["name"], **check_options(package, value["name"], options)}
+        checked = check_options(package, value["name"], options)
+        if checked.get("mask") is not None:  # said now, not after minutes of measuring
+            check_options("masks", checked["mask"], checked.get("mask_options") or {})
+        return {"name": value["name"], **checked}
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
 

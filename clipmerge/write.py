@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +16,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from clipmerge.apply import MergedTensor
+from clipmerge.apply import MergedTensor, output_key
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.source import INDEX, WEIGHTS, sha256_of
-from clipmerge.plan import Plan, TensorsRecord
-from clipmerge.staging import explain, stage_prefix
+from clipmerge.plan import Plan, TensorsRecord, scores_path
+from clipmerge.staging import staged_files
 
 # The order that safetensors' own save_file uses: widest dtype first, then by name.
 _DTYPE_RANK = {
@@ -93,8 +92,8 @@ def _write_file(path: Path, tensors: list[MergedTensor], advance: Callable[[int]
 
 def _reserve(file: BinaryIO, size: int) -> None:
     """Fail now if the disk cannot hold the file, not after minutes of work."""
-    free = shutil.disk_usage(Path(file.name).parent).free
-    if size > free:
+    disk = shutil.disk_usage(Path(file.name).parent)
+    if size > disk.free and disk.total:  # some network file systems say 0 of 0
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -140,7 +139,7 @@ def output_layout(pair: Pair) -> dict[str, str] | None:
     form, keys = (pair.zeroshot, pair.zeroshot_keys) if pair.is_partial else (pair.finetuned[0], pair.finetuned_keys[0])
     if not form.sharded:
         return None
-    return {name: form.entries[key].file.name for name, key in keys.items()}
+    return {output_key(pair, name, key): form.entries[key].file.name for name, key in keys.items()}
 
 
 def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, str], list[str]]:
@@ -157,9 +156,11 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
     Returns:
         File name to sha256, and notes for the user.
     """
-    form = pair.zeroshot if pair.is_partial else pair.finetuned[0]
+    form = pair.zeroshot if pair.is_partial or pair.finetuned[0].config is None else pair.finetuned[0]
     chosen = _side_files(form)
     notes = []
+    if form is pair.zeroshot and not pair.is_partial:
+        notes.append("the fine-tuned checkpoint has no config.json; the zero-shot one's side files were copied")
     for what, names in (("processor", _PROCESSOR), ("tokenizer", _TOKENIZER)):
         if form is not pair.zeroshot and not any(name in chosen for name in names):
             lent = {name: path for name, path in _side_files(pair.zeroshot).items() if name not in chosen}
@@ -235,25 +236,11 @@ def write_plan_files(path: Path, plan: Plan, scores: dict[str, Tensor]) -> Plan:
     """
     from safetensors.torch import save_file
 
-    try:
-        path.resolve().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=stage_prefix(path), dir=path.resolve().parent) as stage:
-            if scores:
-                beside, staged_scores = path.with_suffix(".safetensors"), Path(stage) / "scores"
-                save_file(scores, staged_scores)
-                record = TensorsRecord(file=beside.name, sha256=sha256_of(staged_scores))
-                plan = plan.model_copy(update={"tensors": record})
-                staged_scores.chmod(0o666 & ~_umask())
-                staged_scores.replace(beside)
-            staged_plan = Path(stage) / "plan"
-            staged_plan.write_text(plan.to_json(), encoding="utf-8")
-            staged_plan.replace(path)
-    except OSError as error:
-        raise explain(path, error) from None
+    with staged_files(path) as folder:
+        if scores:
+            file = folder / scores_path(path).name
+            with file.open("wb"):  # save_file would make it readable for its owner alone
+                save_file(scores, file)
+            plan = plan.model_copy(update={"tensors": TensorsRecord(file=file.name, sha256=sha256_of(file))})
+        (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
     return plan
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 
 _LFS_POINTER = b"version https://git-lfs"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # A header of this size would describe millions of tensors; a larger number is a file of another kind.
 _LARGEST_HEADER = 100_000_000
 
@@ -72,8 +74,11 @@ def refuse_pickle(path: Path) -> None:
         CheckpointError: If the suffix or the first bytes say that ``path`` is a pickle.
     """
     with path.open("rb") as file:
-        start = file.read(4)
-    if path.suffix in _PICKLE_SUFFIXES or start == b"PK\x03\x04" or start[:2] in (b"\x80\x02", b"\x80\x04"):
+        start = file.read(9)
+    # read as a header's length, the first bytes of either kind of pickle make an absurd number; 0x80 0x02 followed by
+    # zeros is a header of 640 bytes
+    is_header = int.from_bytes(start[:8], "little") <= _LARGEST_HEADER and start[8:] == b"{"
+    if not is_header and (path.suffix in _PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)):
         raise CheckpointError(
             f"{path}: is a pickle, which can run code when loaded, so clipmerge does not open it. Convert it once "
             "where you trust it: torch.load(..., weights_only=True), then safetensors.torch.save_file(...), or "
@@ -97,7 +102,10 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     Source:
         The safetensors format: 8 bytes little-endian header length, JSON, data.
     """
-    raw, data_start, total = _header_bytes(path)
+    try:
+        raw, data_start, total = _header_bytes(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     header = _parse(path, raw)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -118,7 +126,7 @@ def _header_bytes(path: Path) -> tuple[bytes, int, int]:
                 "or give the Hub id instead of the clone"
             )
         length = int.from_bytes(start[:8], "little")
-        if len(start) < 8 or length > max(_LARGEST_HEADER, total):
+        if len(start) < 8 or length > _LARGEST_HEADER:
             raise CheckpointError(f"{path}: is not a safetensors file (size {total} bytes, no valid header)")
         if 8 + length > total:
             raise CheckpointError(
@@ -131,7 +139,7 @@ def _header_bytes(path: Path) -> tuple[bytes, int, int]:
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(raw, object_pairs_hook=lambda pairs: _unique(path, pairs))
+        header = json.loads(raw, object_pairs_hook=partial(unique_keys, path))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not a safetensors file: its header is not JSON ({error})") from None
     if not isinstance(header, dict):
@@ -139,11 +147,23 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return header
 
 
-def _unique(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object, refusing a key that stands in it twice; an ``object_pairs_hook`` of ``json.loads``.
+
+    Args:
+        path: The file, for the message.
+        pairs: Keys and values in the file's order.
+
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: If a key stands twice.
+    """
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise CheckpointError(f"{path}: key '{key}' stands twice in the header; the file is damaged, save it again")
+            raise CheckpointError(f"{path}: key '{key}' stands twice; the file is damaged, save it again")
         result[key] = value
     return result
 

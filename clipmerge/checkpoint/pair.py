@@ -25,6 +25,7 @@ _FUNCTION_SETTINGS: dict[str, dict[str, Any]] = {
     "text": {"hidden_act": "quick_gelu", "num_attention_heads": 8},
 }
 _DEFAULT_PROJECTION = 512
+_TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,15 @@ class Pair:
     @property
     def is_partial(self) -> bool:
         """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
-        return tower_of(self.zeroshot_keys) != self.tower
+        return self.tower != "full" and tower_of(self.zeroshot_keys) == "full"
 
     def merges(self, name: str) -> bool:
         """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
-        shared = name in self.zeroshot_keys and all(name in keys for keys in self.finetuned_keys)
-        return shared and self.zeroshot.entries[self.zeroshot_keys[name]].is_float
+        if name not in self.zeroshot_keys or not all(name in keys for keys in self.finetuned_keys):
+            return False
+        entries = [self.zeroshot.entries[self.zeroshot_keys[name]]]
+        entries += [c.entries[keys[name]] for c, keys in zip(self.finetuned, self.finetuned_keys, strict=True)]
+        return all(entry.is_float for entry in entries) and not _is_buffer(name)
 
     def theta_0(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Map a zero-shot parameter; see `Checkpoint.tensor`."""
@@ -112,7 +116,10 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> Pair:
         CheckpointError: If a checkpoint is not a CLIP.
     """
     keys = {name: key for key, name in _names(zeroshot).items()}
-    group_layers(keys)
+    try:
+        group_layers(keys)
+    except CheckpointError as error:
+        raise CheckpointError(f"{zeroshot.source}: {error}") from None
     finetuned_keys = tuple({name: key for key, name in _names(each).items()} for each in finetuned)
     towers = {tower_of(each) for each in finetuned_keys}
     pair = Pair(zeroshot, tuple(finetuned), keys, finetuned_keys, towers.pop() if len(towers) == 1 else "full")
@@ -126,7 +133,7 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> Pair:
 
 
 def _names(checkpoint: Checkpoint) -> dict[str, str]:
-    model_type = (checkpoint.config or {}).get("model_type", "clip")
+    model_type = _model_type(checkpoint.config or {})
     if model_type not in _MODEL_TYPES:
         raise CheckpointError(
             f"{checkpoint.source}: is a '{model_type}' checkpoint; clipmerge merges transformers' "
@@ -149,17 +156,34 @@ def find_mismatches(pair: Pair, *, missing: Missing = "error", mixed_dtypes: boo
     Returns:
         Messages; empty when everything fits.
     """
-    problems: list[str] = []
-    for which, checkpoint in enumerate(pair.finetuned):
+    problems = _tower_mismatch(pair)
+    for which, checkpoint in enumerate([] if problems else pair.finetuned):
         problems += _config_mismatches(pair.zeroshot, checkpoint, pair.tower)
         if missing == "error":
             problems += _key_mismatches(pair, which)
         problems += _field_mismatch(pair, which, "shape", lambda entry: entry.shape)
-        if not mixed_dtypes:
+        if mixed_dtypes:
+            problems += _field_mismatch(pair, which, "kind", lambda entry: "float" if entry.is_float else "integer")
+        else:
             problems += _field_mismatch(
                 pair, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
             )
+    if not problems and not any(pair.merges(name) for name in pair.zeroshot_keys):
+        problems.append(
+            f"{pair.finetuned[0].source}: has no parameter in common with {pair.zeroshot.source}, so there is nothing "
+            "to merge; is it a transformers CLIP checkpoint?"
+        )
     return problems
+
+
+def _tower_mismatch(pair: Pair) -> list[str]:
+    ours = tower_of(pair.zeroshot_keys)
+    if ours in ("full", pair.tower):
+        return []
+    return [
+        f"{pair.zeroshot.source}: holds the {ours} tower only, the fine-tuned checkpoint {_TOWER_WORDS[pair.tower]}; "
+        "give the zero-shot model that was fine-tuned"
+    ]
 
 
 def _config_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> list[str]:
@@ -184,11 +208,16 @@ def _config_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) 
     return problems
 
 
+def _model_type(config: dict[str, Any]) -> str:
+    return str(config.get("model_type", "clip"))
+
+
 def _section(config: dict[str, Any], side: str) -> dict[str, Any]:
-    if _MODEL_TYPES.get(config.get("model_type", "clip"), "full") == side:
+    if _MODEL_TYPES.get(_model_type(config), "full") == side:
         return config
-    section = config.get(f"{side}_config") or config.get(f"{side}_config_dict") or {}
-    return section if isinstance(section, dict) else {}
+    # as transformers does: the old *_config_dict, where there is one, wins over *_config
+    sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
+    return {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}
 
 
 def _key_mismatches(pair: Pair, which: int) -> list[str]:

@@ -8,11 +8,11 @@ import mmap
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.checkpoint.header import DTYPES, TensorEntry, read_header, refuse_pickle
+from clipmerge.checkpoint.header import DTYPES, TensorEntry, read_header, refuse_pickle, unique_keys
 from clipmerge.errors import CheckpointError, shorten
 
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def _open_index(source: str, index: Path, *, revision: str | None = None, note: 
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = _read_json(index, unique=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; it is not a safetensors index")
     for key, name in weight_map.items():
@@ -230,10 +230,11 @@ def _config(folder: Path) -> dict[str, Any] | None:
     return _read_json(path) if path.is_file() else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:
+    hook = partial(unique_keys, path) if unique else None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=hook)
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: is not a JSON object")

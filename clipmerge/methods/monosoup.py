@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from clipmerge.arithmetic import singular_values
+from clipmerge.checkpoint.finite import require_finite
 from clipmerge.decision import Decision, Task
 from clipmerge.options import Share
 from clipmerge.plan import LayerPlan
@@ -37,9 +38,11 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
     for layer, names in task.layers.items():
         splits = {}
         for name in names:
-            task_vector = task.pair.theta_1(name).double() - task.pair.theta_0(name).double()
-            if task_vector.ndim >= 2:
-                splits[name] = _split(task_vector, rank, energy)
+            theta_0, theta_1 = task.pair.theta_0(name), task.pair.theta_1(name)
+            if theta_0.ndim >= 2 and theta_0.numel():
+                require_finite(theta_0, name, task.pair.zeroshot.source)
+                require_finite(theta_1, name, task.pair.finetuned[0].source)
+                splits[name] = _split(theta_1.double() - theta_0.double(), rank, energy)
         layers[layer] = LayerPlan(
             alpha=1.0, mask="spectral" if splits else None, parameters=splits, reason=_reason(splits)
         )
