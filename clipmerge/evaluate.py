@@ -17,7 +17,7 @@ from clipmerge.models import TransformersClip
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from clipmerge.pipeline import Device, Progress
+    from clipmerge.run import Device, Progress
 
 _PROMPTS_AT_ONCE = 512
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from torch import Tensor
 
-    from clipmerge.pipeline import Progress
+    from clipmerge.run import Progress
 
 _CHUNK = 1 << 20
 

@@ -26,7 +26,7 @@ from clipmerge.plugins import load_plugin
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Pair
     from clipmerge.data import LabelledImages
-    from clipmerge.pipeline import Calibration, Device, MergeRequest, Progress, Run
+    from clipmerge.run import Calibration, Device, MergeRequest, Progress, Run
 
 
 def accelerator_for(device: Device) -> Accelerator:

@@ -10,7 +10,7 @@ from clipmerge.decision import Task
 from clipmerge.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
-    from clipmerge.pipeline import Run
+    from clipmerge.run import Run
 
 _UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")
 

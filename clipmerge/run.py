@@ -1,0 +1,143 @@
+"""A merge under way: what was asked for, where it reports to, and what it has so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from clipmerge.checkpoint import Pair
+from clipmerge.plan import Plan, SourceRecord
+from clipmerge.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
+
+
+class Progress(Protocol):
+    """Where the stages report to; every call may be ignored."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+
+    def advance(self, done: float, total: float) -> None:
+        """So much of the stage is done, in the stage's own unit."""
+
+    def say(self, text: str) -> None:
+        """Something the user should know now."""
+
+
+class Silent:
+    """Reports nothing."""
+
+    def stage(self, name: str) -> None:
+        """Ignore."""
+
+    def advance(self, done: float, total: float) -> None:
+        """Ignore."""
+
+    def say(self, text: str) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which images to measure on, and how.
+
+    Attributes:
+        source: A folder with one subfolder a class, or ``digits``.
+        classes: File with class names.
+        templates: Prompt templates; empty for the default.
+        images: Images sampled, class-balanced.
+        batch_size: Images a batch; ``None`` for at most 128 and at least eight batches.
+        device: Where to measure.
+    """
+
+    source: str | None = None
+    classes: Path | None = None
+    templates: tuple[str, ...] = ()
+    images: int = 1024
+    batch_size: int | None = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """Everything that determines a plan.
+
+    Attributes:
+        zeroshot: Source of theta_0.
+        finetuned: Sources of theta_1 ... theta_K.
+        recipe: What to measure and how to decide.
+        calibration: The images, for recipes that measure.
+        seed: Seed of the sample, the bootstrap and the random masks.
+        dtype: Output dtype.
+        command: How to run this again, for the record.
+    """
+
+    zeroshot: str
+    finetuned: tuple[str, ...]
+    recipe: Recipe
+    calibration: Calibration = Calibration()
+    seed: int = 0
+    dtype: OutputDtype = "keep"
+    command: str = ""
+
+
+@dataclass
+class Run:
+    """A merge under way.
+
+    Attributes:
+        pair: The checkpoints.
+        plan: What will be done; ``None`` until decided.
+        scores: Parameter to saliency, for masks.
+        seconds: Stage to wall-clock seconds.
+        progress: Where to report.
+        is_main: Whether this process decides and writes.
+        command: How to run this again.
+    """
+
+    pair: Pair
+    progress: Progress
+    plan: Plan | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    is_main: bool = True
+    command: str = ""
+    hashing: list[Future[dict[str, str]]] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Time a stage under its name."""
+        self.progress.stage(stage)
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
+
+    def hash_inputs(self) -> None:
+        """Start hashing the inputs in the background; `hashed_plan` waits for it."""
+        pool = ThreadPoolExecutor(max_workers=2)
+        checkpoints = (self.pair.zeroshot, *self.pair.finetuned)
+        self.hashing = [pool.submit(getattr, each, "hashes") for each in checkpoints]
+        pool.shutdown(wait=False)
+
+    def hashed_plan(self) -> Plan:
+        """The plan with its inputs' hashes filled in."""
+        assert self.plan is not None  # decided before anything asks
+        for future in self.hashing:
+            future.result()
+        pair = self.pair
+        return self.plan.model_copy(
+            update={
+                "zeroshot": SourceRecord(**pair.zeroshot.provenance()),
+                "finetuned": tuple(SourceRecord(**each.provenance()) for each in pair.finetuned),
+            }
+        )
