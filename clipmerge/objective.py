@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
+from torch.utils.checkpoint import checkpoint
 
 from clipmerge.checkpoint import Pair
 from clipmerge.errors import MeasureError
+from clipmerge.layers import block_of
 from clipmerge.models import TransformersClip
+from clipmerge.models.transformers_clip import Prefix
 
 # Prompts whose activations are held at once; more are recomputed piece by piece.
 _PROMPTS_AT_ONCE = 512
@@ -100,7 +103,7 @@ class Objective:
         self._tokens = {key: value.to(device) for key, value in model.tokens(prompts).items()}
         self.text_changes = any(name.startswith("text_") for name in self.task_vector)
         self._prompt_features: Tensor | None = None
-        self._image_features: dict[int, Tensor] = {}
+        self._hidden: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
         self.batches = [Batch(b.number, b.pixels.to(device), b.labels.to(device)) for b in batches]
         sizes = dict(self.gather([(batch.number, len(batch)) for batch in self.batches]))
         self.batch_sizes = tuple(sizes[number] for number in sorted(sizes))
@@ -168,7 +171,7 @@ class Objective:
     @torch.no_grad()
     def move_to(self, alpha: float) -> None:
         """Set the weights to theta_0 + alpha * task_vector, in place."""
-        self._image_features.clear()
+        self._hidden.clear()
         if self.text_changes:
             self._prompt_features = None
         for name, task_vector in self.task_vector.items():
@@ -197,16 +200,20 @@ class Objective:
         """
         if self._prompt_features is None:
             with torch.no_grad():
-                pieces = [self._model.text_features(piece) for piece in self._token_pieces()]
-            self._prompt_features = torch.cat(pieces)
+                self._prompt_features = self._text_features()
         return self._prompt_features
 
-    def _token_pieces(self) -> list[dict[str, Tensor]]:
-        count = len(self._tokens["input_ids"])
-        return [
-            {key: value[start : start + _PROMPTS_AT_ONCE] for key, value in self._tokens.items()}
-            for start in range(0, count, _PROMPTS_AT_ONCE)
-        ]
+    def _text_features(self, prefix: Prefix | None = None) -> Tensor:
+        """Embed the class prompts at the current weights, with a graph that holds the activations of few prompts."""
+        if not self._many_prompts:
+            return self._model.text_features(self._tokens, prefix)
+        pieces = zip(*(torch.split(value, _PROMPTS_AT_ONCE) for value in self._tokens.values()), strict=True)
+        tokens = [dict(zip(self._tokens, piece, strict=True)) for piece in pieces]
+        return torch.cat([checkpoint(self._model.text_features, piece, use_reentrant=False) for piece in tokens])
+
+    @property
+    def _many_prompts(self) -> bool:
+        return len(self._tokens["input_ids"]) > _PROMPTS_AT_ONCE
 
     def image_features(self, batch: Batch) -> Tensor:
         """Embed a batch's images at the current weights: (batch, projection_dim), unit length."""
@@ -236,10 +243,13 @@ class Objective:
         """
         if not self.text_changes:
             return self.loss(batch, self.prompt_features())
-        return self.loss(batch, self._model.text_features(self._tokens))
+        return self.loss(batch, self._text_features())
 
     def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
-        """The loss of one batch while only one layer moves: the other tower runs once a point, at theta(alpha).
+        """The loss of one batch while only one layer moves, as cheap as that allows.
+
+        The other tower's features and the hidden states below the layer's block are those at theta(alpha), kept
+        for the batch: call this at theta(alpha), all layers of a batch before the next batch.
 
         Args:
             batch: Images and labels.
@@ -250,12 +260,25 @@ class Objective:
         """
         if not layer.startswith("text."):
             prompts = self.prompt_features()
-            return lambda: self.loss(batch, prompts)
-        if batch.number not in self._image_features:
-            with torch.no_grad():
-                self._image_features[batch.number] = self.image_features(batch)
-        images = self._image_features[batch.number]
-        return lambda: self.loss(batch, self._model.text_features(self._tokens), images)
+            images = self._prefix("vision", layer, batch)
+            return lambda: self.loss(batch, prompts, self._model.image_features(batch.pixels, images))
+        with torch.no_grad():
+            features = self._model.image_features(batch.pixels, self._prefix("vision", "logit_scale", batch))
+        start = self._prefix("text", layer, batch)
+        return lambda: self.loss(batch, self._text_features(start), features)
+
+    def _prefix(self, tower: Literal["vision", "text"], layer: str, batch: Batch) -> Prefix | None:
+        """The first block that a layer's change reaches, and what enters it; ``None``: nothing is skipped."""
+        if layer.endswith(("embeddings", "pre_norm")) or (tower == "text" and self._many_prompts):
+            return None
+        known = self._hidden.get(tower)
+        if known is None or (tower == "vision" and known[0] != batch.number):
+            inputs = {"pixel_values": batch.pixels} if tower == "vision" else self._tokens
+            known = self._hidden[tower] = (batch.number, self._model.hidden_states(tower, **inputs))
+        states = known[1]
+        place = block_of(layer)
+        first = place[1] if place else len(states) - 1
+        return first, states[first]
 
     def gradient_of(self, name: str) -> Tensor:
         """The gradient that `gradients` left for a parameter; zero where the loss does not reach it."""
@@ -284,16 +307,15 @@ class Objective:
         Raises:
             MeasureError: If a loss is not finite.
         """
-        whole = self._whole_text_graph()
+        prompts = self._text_features() if self.text_changes else self.prompt_features()
         for batch in self.batches:
             for name in self.task_vector:
                 self.parameters[name].grad = None
-            prompts = self.prompt_features() if whole is None else whole
             features = prompts.detach().requires_grad_(self.text_changes)
             loss = self.loss(batch, features)
             loss.backward()  # type: ignore[no-untyped-call]
             if self.text_changes:
-                self._backward_text(whole, features.grad)
+                prompts.backward(features.grad, retain_graph=True)  # type: ignore[no-untyped-call]
             value = float(loss.detach())
             if not value < float("inf"):
                 raise MeasureError(f"the loss of calibration batch {batch.number} is {value}; check the checkpoints")
@@ -301,18 +323,3 @@ class Objective:
             self.tick(GRADIENT * len(batch))
         for name in self.task_vector:
             self.parameters[name].grad = None
-
-    def _whole_text_graph(self) -> Tensor | None:
-        """Prompt features with their graph, when the text tower changes and its activations fit at once."""
-        if not self.text_changes or len(self._tokens["input_ids"]) > _PROMPTS_AT_ONCE:
-            return None
-        return self._model.text_features(self._tokens)
-
-    def _backward_text(self, whole: Tensor | None, grad: Tensor | None) -> None:
-        if grad is None:
-            return
-        if whole is not None:
-            whole.backward(grad, retain_graph=True)  # type: ignore[no-untyped-call]
-            return
-        for piece, piece_grad in zip(self._token_pieces(), torch.split(grad, _PROMPTS_AT_ONCE), strict=True):
-            self._model.text_features(piece).backward(piece_grad)  # type: ignore[no-untyped-call]

@@ -16,6 +16,9 @@ from clipmerge.models import TransformersClip
 from clipmerge.objective import Batch, Objective
 from tests.tiny_clip import CLASSES, tiny_config, tiny_processor
 
+# on tensors as small as these, threads only wait for each other
+torch.set_num_threads(1)
+
 Ends = tuple[Path, Path]
 TEMPLATES = ("a {}.", "the {}", "big {}")
 
@@ -26,7 +29,7 @@ def save_ends(
     blocks: int = 2,
     width: int = 16,
     change: float = 0.1,
-    still: tuple[str, ...] = (),
+    moves: tuple[str, ...] = ("",),
     seed: int = 0,
 ) -> Ends:
     """Save both ends; weights are large enough that every layer bends the loss.
@@ -36,7 +39,7 @@ def save_ends(
         blocks: Blocks a tower.
         width: Of both towers.
         change: Standard deviation of the task vector.
-        still: Beginnings of the names that fine-tuning leaves alone.
+        moves: Beginnings of the names that fine-tuning changes.
         seed: Of both draws.
     """
     torch.manual_seed(seed)
@@ -45,7 +48,7 @@ def save_ends(
     with torch.no_grad():
         for spread, path in zip((0.2, change), paths, strict=True):
             for name, parameter in model.named_parameters():
-                if path == paths[0] or not name.startswith(still or ("-",)):
+                if path == paths[0] or name.startswith(moves):
                     parameter.add_(spread * torch.randn(parameter.shape))
             model.save_pretrained(path)
             tiny_processor().save_pretrained(path)

@@ -25,7 +25,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
 
 @pytest.fixture(scope="module")
 def frozen_text(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("frozen"), still=("text_",))
+    return save_ends(tmp_path_factory.mktemp("frozen"), moves=("vision_", "visual_", "logit_scale"))
 
 
 def all_gradients(objective: Objective) -> list[dict[str, Tensor]]:

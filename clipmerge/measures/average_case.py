@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from clipmerge.objective import FORWARD, Objective
+from clipmerge.objective import FORWARD, Batch, Objective
 from clipmerge.options import Alpha, Count, Positive
 from clipmerge.perturbation import LayerBall
 from clipmerge.plan import Measurements
@@ -31,20 +31,13 @@ def average_case(
     objective.announce(forward=1 + draws * len(objective.layers))
     objective.move_to(at)
     base = objective.losses()
-    found = {number: [0.0] * len(objective.layers) for number in base}
-    for column, (layer, names) in enumerate(objective.layers.items()):
-        parameters = [objective.parameters[name] for name in names]
-        ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)
-        for draw in range(draws):
-            noise = [rho * value for value in _normal(objective, parameters, column * draws + draw)]
-            for batch in objective.batches:
-                ball.restore()
-                loss = objective.layer_loss(batch, layer)
-                ball.place(noise)
-                with torch.no_grad():
-                    found[batch.number][column] += (float(loss()) - base[batch.number]) / draws
-                objective.tick(FORWARD * len(batch))
-            ball.restore()
+    found = {
+        batch.number: [
+            _mean_rise(objective, batch, layer, base[batch.number], column * draws, draws, rho, adaptive)
+            for column, layer in enumerate(objective.layers)
+        ]
+        for batch in objective.batches
+    }
     rows = objective.by_batch(found)
     batches = {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
     return Measurements(
@@ -53,6 +46,29 @@ def average_case(
         batches={"average_case": batches},
         batch_sizes=objective.batch_sizes,
     )
+
+
+def _mean_rise(
+    objective: Objective,
+    batch: Batch,
+    layer: str,
+    base: float,
+    first_draw: int,
+    draws: int,
+    rho: float,
+    adaptive: bool,
+) -> float:
+    parameters = [objective.parameters[name] for name in objective.layers[layer]]
+    ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)
+    loss = objective.layer_loss(batch, layer)
+    total = 0.0
+    for draw in range(first_draw, first_draw + draws):
+        ball.place([rho * noise for noise in _normal(objective, parameters, draw)])
+        with torch.no_grad():
+            total += float(loss()) - base
+        objective.tick(FORWARD * len(batch))
+    ball.restore()
+    return total / draws
 
 
 def _normal(objective: Objective, parameters: list[torch.nn.Parameter], draw: int) -> list[torch.Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +13,13 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel
 from clipmerge.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from PIL.Image import Image
+
+
+# A tower's block and the hidden states that enter it.
+Prefix = tuple[int, Tensor]
 
 
 class TransformersClip:
@@ -96,34 +101,73 @@ class TransformersClip:
         )
         return {key: encoded[key] for key in ("input_ids", "attention_mask")}
 
-    def image_features(self, pixels: Tensor) -> Tensor:
+    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Embed images.
 
         Args:
             pixels: (batch, 3, height, width).
+            prefix: A block and the hidden states that enter it; the blocks below do not run.
 
         Returns:
             (batch, projection_dim), unit length.
         """
-        output = self.module.vision_model(pixel_values=pixels)
+        with _starting_at(self.module.vision_model.encoder, prefix):
+            output = self.module.vision_model(pixel_values=pixels)
         return torch.nn.functional.normalize(self.module.visual_projection(output.pooler_output), dim=-1)
 
-    def text_features(self, tokens: dict[str, Tensor]) -> Tensor:
+    def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
         """Embed prompts.
 
         Args:
             tokens: As `tokens` returns them.
+            prefix: As in `image_features`.
 
         Returns:
             (prompts, projection_dim), unit length.
         """
-        output = self.module.text_model(**tokens)
+        with _starting_at(self.module.text_model.encoder, prefix):
+            output = self.module.text_model(**tokens)
         return torch.nn.functional.normalize(self.module.text_projection(output.pooler_output), dim=-1)
+
+    @torch.no_grad()
+    def hidden_states(self, tower: Literal["vision", "text"], **inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run a tower and keep what enters each of its blocks.
+
+        Args:
+            tower: Which.
+            inputs: ``pixel_values``, or what `tokens` returns.
+
+        Returns:
+            Hidden states before block 0, 1, ... and after the last, each (batch, tokens, width).
+        """
+        output = getattr(self.module, f"{tower}_model")(**inputs, output_hidden_states=True)
+        states: tuple[Tensor, ...] = output.hidden_states
+        return states
 
     def logit_scale(self) -> Tensor:
         """The factor of the cosine similarities, a scalar."""
         scale: Tensor = self.module.logit_scale.exp()
         return scale
+
+
+@contextmanager
+def _starting_at(encoder: torch.nn.Module, prefix: Prefix | None) -> Iterator[None]:
+    """Let an encoder start at a block, with the hidden states given, whatever its tower feeds it."""
+    if prefix is None:
+        yield
+        return
+    block, hidden = prefix
+    blocks = encoder.layers
+    encoder.layers = blocks[block:]  # type: ignore[index]
+    feed = encoder.register_forward_pre_hook(
+        lambda _module, _args, rest: ((hidden,), {key: value for key, value in rest.items() if key != "inputs_embeds"}),
+        with_kwargs=True,
+    )
+    try:
+        yield
+    finally:
+        feed.remove()
+        encoder.layers = blocks
 
 
 def _load_processor(folder: Path) -> Any:
