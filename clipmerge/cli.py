@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from clipmerge.cli_output import check_push, publish, push_command, report_command
+from clipmerge.cli_recipes import recipes_app
 from clipmerge.console import Format, Terminal, fail, reporting_errors
-from clipmerge.errors import OutputError, UsageError
+from clipmerge.errors import UsageError
 
 if TYPE_CHECKING:
     from clipmerge.pipeline import MergeRequest, Run
@@ -29,8 +31,6 @@ app = typer.Typer(
 DEVICES = ("auto", "cpu", "cuda", "mps")
 # the base of every complaint about flags, whether typer brings its own click or not
 _UsageException: Any = typer.BadParameter.__base__
-recipes_app = typer.Typer(help="List, show and copy the recipes.", invoke_without_command=True)
-app.add_typer(recipes_app, name="recipes")
 
 ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
 FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]
@@ -177,10 +177,15 @@ def merge(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and decide, write nothing.")] = False,
     overwrite: Overwrite = False,
+    push: Annotated[str | None, typer.Option("--push", help="ORG/NAME on the Hub to publish the output to.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: create the repository private.")] = False,
+    license: Annotated[
+        str | None, typer.Option("--license", help="With --push: the licence, where the sources' differ.")
+    ] = None,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Merge a fine-tuned CLIP with its zero-shot self and write the result."""
+    """Measure, decide, merge and write."""
     from clipmerge.staging import check_output
 
     terminal = Terminal(fmt, verbose=verbose)
@@ -189,6 +194,8 @@ def merge(
     if output is not None and not dry_run:
         sources = (Path(source) for source in (request.zeroshot, *request.finetuned))
         check_output(output, overwrite=overwrite, inputs=[source for source in sources if source.is_dir()])
+    if push is not None:
+        check_push(push, output, private=private)
     from clipmerge.pipeline import make_plan, write_merge
 
     run = make_plan(request, terminal)
@@ -202,7 +209,11 @@ def merge(
         _show_merge(terminal, run, record, "Dry run: nothing was written.")
         return
     record = write_merge(run, output, overwrite=overwrite)
-    _show_merge(terminal, run, record, f"Wrote {output} (report: {output / 'report.html'})")
+    last_line = f"Wrote {output} (report: {output / 'report.html'})"
+    if push is not None:
+        record["published"], said = publish(output, push, terminal, private=private, license=license)
+        last_line = f"{last_line}\n{said}"
+    _show_merge(terminal, run, record, last_line)
 
 
 @app.command()
@@ -215,7 +226,7 @@ def plan(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Measure and decide like merge, but write the plan instead of weights; apply carries it out."""
+    """Measure and decide like merge, and write the plan."""
     from clipmerge.plan import scores_path
     from clipmerge.staging import check_output_file
 
@@ -261,7 +272,7 @@ def inspect(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """List layers and shapes; with FINETUNED also how far each layer moved, and what does not fit."""
+    """List layers, how far each moved, and mismatches."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.inspection import inspect_checkpoints, inspection_table
 
@@ -301,50 +312,6 @@ def evaluate(
     terminal.result(record, lambda: accuracy_table(record))
 
 
-@recipes_app.callback()
-@reporting_errors
-def _recipes(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_recipes()
-
-
-@recipes_app.command("list")
-@reporting_errors
-def list_recipes() -> None:
-    """List the recipes, a line each."""
-    from clipmerge.recipe import recipe_names, recipe_text
-
-    for name in recipe_names():
-        first = recipe_text(name).splitlines()[0].lstrip("# ")
-        typer.echo(f"{name:18} {first}")
-
-
-@recipes_app.command("show")
-@reporting_errors
-def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
-    """Print a recipe with its comments."""
-    from clipmerge.recipe import recipe_text
-
-    typer.echo(recipe_text(name), nl=False)
-
-
-@recipes_app.command("copy")
-@reporting_errors
-def copy_recipe(
-    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
-    file: Annotated[Path | None, typer.Argument(help="Where to; NAME.yaml here by default.")] = None,
-) -> None:
-    """Copy a recipe to a file of yours, to edit."""
-    from clipmerge.recipe import recipe_text
-
-    text = recipe_text(name)
-    target = file or Path(f"{name}.yaml")
-    if target.exists():
-        raise OutputError(f"{target}: exists already; give another file")
-    target.write_text(text, encoding="utf-8")
-    typer.echo(f"Wrote {target}; run it with --recipe {target}")
-
-
 @app.command()
 @reporting_errors
 def demo(
@@ -355,10 +322,15 @@ def demo(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Train a small CLIP on handwritten digits, fine-tune it hard, merge, and show what each model can do."""
+    """Train a small CLIP, break it, merge, and compare."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.showcase import demo_table, run_demo
 
     record = run_demo(output, terminal)
     terminal.result(record, lambda: demo_table(record))
     terminal.show("The same merge by hand:", f"  {record['command']}")
+
+
+app.command("push")(push_command)
+app.command("report")(report_command)
+app.add_typer(recipes_app, name="recipes")

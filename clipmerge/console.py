@@ -27,6 +27,7 @@ _STAGES = {
     "plan": "deciding",
     "apply": "merging",
     "write": "writing",
+    "publish": "publishing",
     "evaluate": "evaluating",
 }
 

@@ -159,6 +159,24 @@ def read_output(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
+def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
+    """Check a push's name and token before there is anything to push.
+
+    Args:
+        folder: The folder that will be pushed.
+        repo_id: ``org/name``.
+        private: Whether the repository is to be private.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Raises:
+        UsageError: If the name is none.
+        HubError: If there is no token, or it may not write there.
+    """
+    asked = Push(folder, repo_id, private, endpoint=endpoint)
+    _check_names(asked)
+    _check_token(connect(endpoint), asked)
+
+
 def _check_names(asked: Push) -> None:
     hub_id = parse_hub_id(asked.repo_id)
     if hub_id is None or hub_id.revision or asked.repo_id.startswith("hf:"):
