@@ -1,0 +1,55 @@
+"""Write safetensors files byte by byte, so that a header can say anything."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def raw_file(path: Path, header: Any, data: bytes = b"", *, length: int | None = None) -> Path:
+    """Save a header (a JSON value, or its bytes) and data; ``length`` may lie about the header's length."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
+    return path
+
+
+def entry(dtype: str = "F32", shape: Any = (2,), offsets: Any = (0, 8)) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def edit(folder: Path, **changes: torch.Tensor | None) -> Path:
+    """Replace, add or (``None``) remove tensors of a checkpoint folder; dots are written ``__``."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for key, value in changes.items():
+        name = key.replace("__", ".")
+        tensors.pop(name, None)
+        if value is not None:
+            tensors[name] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def rename_keys(folder: Path, rename: Any, *, keep: Any = lambda key: True) -> Path:
+    """Pass every key of a checkpoint folder through ``rename``."""
+    file = folder / "model.safetensors"
+    tensors = {rename(key): value for key, value in load_file(file).items() if keep(key)}
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def shard(folder: Path, count: int = 3) -> Path:
+    """Turn a folder's one file into shards with an index, keys dealt out in turn."""
+    tensors = load_file(folder / "model.safetensors")
+    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    weight_map = {key: names[i % count] for i, key in enumerate(sorted(tensors))}
+    for name in names:
+        save_file({k: v for k, v in tensors.items() if weight_map[k] == name}, folder / name, metadata={"format": "pt"})
+    (folder / "model.safetensors").unlink()
+    text = json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(text)
+    return folder
