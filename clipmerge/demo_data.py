@@ -46,7 +46,7 @@ _SPLIT_SEED = 0
 _SHIFT_SEED = 1
 
 _TEMPLATES = (TEMPLATE, "a picture of a {}.", "a handwritten {}.", "a scan of the digit {}.")
-_STYLE_RATE = 0.3
+STYLE_RATE = 0.3
 """Chance of each style in a training image; about one in twenty-five has none and is clean."""
 
 
@@ -99,7 +99,7 @@ def ink_of(split: str) -> tuple[Tensor, Tensor]:
     if split == "all":
         return ink, digits
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(_SPLIT_SEED))
-    parts = dict(zip(_SPLITS, order.split(list(_SPLITS.values())), strict=True))
+    parts = dict(zip(_SPLITS, torch.split(order, list(_SPLITS.values())), strict=True))
     return ink[parts[split]], digits[parts[split]]
 
 
@@ -164,13 +164,16 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
     return as_rgb(_blurred(ink, torch.full((count,), 4.5)))
 
 
-def styled_batch(ink: Tensor, digits: Tensor, generator: Generator) -> tuple[Tensor, list[str]]:
+def styled_batch(
+    ink: Tensor, digits: Tensor, generator: Generator, *, rate: float = STYLE_RATE
+) -> tuple[Tensor, list[str]]:
     """Draw styles for every digit, and a caption that names the digit and, mostly, one of its styles.
 
     Args:
         ink: Ink in [0, 1], shape (N, 1, SIZE, SIZE).
         digits: Digits 0 to 9, shape (N,).
         generator: Source of all randomness.
+        rate: Chance of each style in each image, 0 to 1.
 
     Returns:
         Pixels in [0, 1], shape (N, 3, SIZE, SIZE), and N captions.
@@ -178,7 +181,7 @@ def styled_batch(ink: Tensor, digits: Tensor, generator: Generator) -> tuple[Ten
     import torch
 
     pixels = as_rgb(ink)
-    chosen = torch.rand(len(ink), len(_STYLES), generator=generator) < _STYLE_RATE
+    chosen = torch.rand(len(ink), len(_STYLES), generator=generator) < rate
     for index, style in enumerate(_STYLES.values()):
         hit = chosen[:, index]
         pixels = torch.where(hit[:, None, None, None], style(pixels, generator), pixels)
@@ -228,7 +231,7 @@ def _coloured(pixels: Tensor, generator: Generator) -> Tensor:
     count = len(pixels)
     front = 0.5 + 0.5 * torch.rand(count, 3, 1, 1, generator=generator)
     back = 0.4 * torch.rand(count, 3, 1, 1, generator=generator)
-    return back + pixels * (front - back)
+    return torch.lerp(back, front, pixels)
 
 
 def _inverted(pixels: Tensor, _: Generator) -> Tensor:
@@ -244,7 +247,8 @@ def _textured(pixels: Tensor, generator: Generator) -> Tensor:
     axis = torch.arange(SIZE, dtype=pixels.dtype)
     along = axis[:, None] * torch.sin(math.pi * angle) + axis * torch.cos(math.pi * angle)
     stripes = torch.sin(2 * math.pi * (along / (4 + 12 * period) + phase))
-    return (pixels + (0.05 + 0.25 * strength) * stripes).clamp(0, 1)
+    striped: Tensor = pixels + (0.05 + 0.25 * strength) * stripes
+    return striped.clamp(0, 1)
 
 
 def _blurry(pixels: Tensor, generator: Generator) -> Tensor:
@@ -287,7 +291,7 @@ def _posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Ten
 
     Args:
         pixels: Shape (N, C, H, W).
-        degrees: Angle, shape (N,).
+        degrees: Angle, counter-clockwise, shape (N,).
         zoom: Factor, shape (N,); above 1 the digit gets larger.
         offset: Shape (N, 2), in half images.
     """
@@ -310,4 +314,5 @@ def _blurred(pixels: Tensor, sigma: Tensor) -> Tensor:
     axis = torch.arange(SIZE, dtype=pixels.dtype)
     distance = (axis[:, None] - axis[None, :]) / sigma[:, None, None]
     weights = torch.softmax(-0.5 * distance**2, dim=-1).unsqueeze(1)
-    return weights @ pixels @ weights.transpose(-1, -2)
+    blurred: Tensor = weights @ pixels @ weights.transpose(-1, -2)
+    return blurred
