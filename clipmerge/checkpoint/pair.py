@@ -168,10 +168,11 @@ def find_mismatches(pair: Pair, *, missing: Missing = "error", mixed_dtypes: boo
             problems += _field_mismatch(
                 pair, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
             )
-    if not problems and not any(pair.merges(name) for name in pair.zeroshot_keys):
+    # every family of CLIP has a logit_scale of that name
+    if not problems and not any(pair.merges(name) for name in pair.zeroshot_keys if name != "logit_scale"):
         problems.append(
-            f"{pair.finetuned[0].source}: has no parameter in common with {pair.zeroshot.source}, so there is nothing "
-            "to merge; is it a transformers CLIP checkpoint?"
+            f"{pair.finetuned[0].source}: has no weight in common with {pair.zeroshot.source}, so there is nothing to "
+            "merge; is it a transformers CLIP checkpoint?"
         )
     return problems
 

@@ -1,0 +1,125 @@
+"""Parameter names to layers, on the key lists of real CLIP models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+from clipmerge.errors import CheckpointError, PlanError
+from clipmerge.layers import block_of, canonical_names, group_layers, layer_of, match_layers, tower_of
+
+ATTN = [f"self_attn.{p}_proj.{kind}" for p in ("k", "v", "q", "out") for kind in ("weight", "bias")]
+HALVES = {
+    "attn": ["layer_norm1.weight", "layer_norm1.bias", *ATTN],
+    "mlp": ["layer_norm2.weight", "layer_norm2.bias", *(f"mlp.fc{i}.{k}" for i in (1, 2) for k in ("weight", "bias"))],
+}
+EDGES = {
+    "vision.embeddings": [
+        "vision_model.embeddings.class_embedding",
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.embeddings.position_embedding.weight",
+    ],
+    "vision.pre_norm": ["vision_model.pre_layrnorm.weight", "vision_model.pre_layrnorm.bias"],
+    "vision.norm": ["vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias"],
+    "vision.projection": ["visual_projection.weight"],
+    "text.embeddings": [
+        "text_model.embeddings.token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight",
+    ],
+    "text.norm": ["text_model.final_layer_norm.weight", "text_model.final_layer_norm.bias"],
+    "text.projection": ["text_projection.weight"],
+    "logit_scale": ["logit_scale"],
+}
+
+
+def expected_layers(vision: int, text: int) -> dict[str, list[str]]:
+    """Network order, written out."""
+
+    def blocks(tower: str, count: int) -> dict[str, list[str]]:
+        return {
+            f"{tower}.{i}.{half}": [f"{tower}_model.encoder.layers.{i}.{rest}" for rest in HALVES[half]]
+            for i in range(count)
+            for half in ("attn", "mlp")
+        }
+
+    vision_edges = {k: v for k, v in EDGES.items() if k.startswith("vision")}
+    first = {k: vision_edges.pop(k) for k in ("vision.embeddings", "vision.pre_norm")}
+    return {
+        **first,
+        **blocks("vision", vision),
+        **vision_edges,
+        "text.embeddings": EDGES["text.embeddings"],
+        **blocks("text", text),
+        "text.norm": EDGES["text.norm"],
+        "text.projection": EDGES["text.projection"],
+        "logit_scale": EDGES["logit_scale"],
+    }
+
+
+@pytest.mark.parametrize(("vision", "text"), [(12, 12), (24, 12)], ids=["ViT-B/32", "ViT-L/14"])
+def test_every_parameter_of_the_real_models_is_in_exactly_one_layer(vision: int, text: int) -> None:
+    config = CLIPConfig(vision_config={"num_hidden_layers": vision}, text_config={"num_hidden_layers": text})
+    with torch.device("meta"):
+        keys = list(CLIPModel(config).state_dict())
+    groups = group_layers(keys)
+    expected = expected_layers(vision, text)
+    assert list(groups) == list(expected)
+    assert {layer: sorted(names) for layer, names in groups.items()} == {k: sorted(v) for k, v in expected.items()}
+    assert sorted(name for names in groups.values() for name in names) == sorted(keys)
+
+
+@pytest.mark.parametrize("name", ["vision_model.embeddings.position_ids", "text_model.embeddings.position_ids"])
+def test_old_buffers_lie_with_their_embeddings(name: str) -> None:
+    assert layer_of(name) == f"{name.partition('_')[0]}.embeddings"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "weight", "vision_model", "vision_model.encoder.layers.x.mlp.fc1.weight", "visual.conv1.weight",
+     "vision_model.encoder.layers.1.layer_norm3.weight", "xvision_model.embeddings.a", "logit_scale_2",
+     "vision_model.encoder.layers.1.mlpx.fc1.weight", "text_model.pre_layrnorm2.weight"],
+)  # fmt: skip
+def test_a_name_that_is_not_clips_is_in_no_layer(name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"'{name}' belongs to no layer"):
+        layer_of(name)
+
+
+LAYERS = list(expected_layers(12, 12))
+
+
+def test_a_glob_matches_whole_names() -> None:
+    assert match_layers("vision.1.*", LAYERS) == ["vision.1.attn", "vision.1.mlp"]
+    assert match_layers("vision.1?.*", LAYERS) == [f"vision.{i}.{h}" for i in (10, 11) for h in ("attn", "mlp")]
+    assert match_layers("*.mlp", LAYERS) == [name for name in LAYERS if name.endswith(".mlp")]
+    assert match_layers("logit_scale", LAYERS) == ["logit_scale"]
+    assert match_layers("*", LAYERS) == LAYERS
+
+
+@pytest.mark.parametrize("glob", ["vision.1", "vision.12.*", "attn", "visoin.1.attn", "VISION.1.*", ""])
+def test_a_glob_that_matches_nothing_is_an_error(glob: str) -> None:
+    with pytest.raises(PlanError, match=r"matches no layer\. (Did you mean|Layers are)"):
+        match_layers(glob, LAYERS)
+
+
+def test_the_closest_layer_is_suggested() -> None:
+    with pytest.raises(PlanError, match=r"'visoin\.1\.attn' matches no layer\. Did you mean 'vision\.1\.attn'"):
+        match_layers("visoin.1.attn", LAYERS)
+
+
+def test_blocks_have_a_depth_and_edges_none() -> None:
+    assert {name: block_of(name) for name in LAYERS if block_of(name)} == {
+        f"{t}.{i}.{h}": (t, i, h) for t in ("vision", "text") for i in range(12) for h in ("attn", "mlp")
+    }
+
+
+def test_names_that_become_one_are_refused() -> None:
+    message = r"'vision_model\.embeddings\.a' and 'embeddings\.a' are the same parameter"
+    with pytest.raises(CheckpointError, match=message):
+        canonical_names(["vision_model.embeddings.a", "embeddings.a"])
+
+
+def test_a_tower_is_known_by_its_names() -> None:
+    assert tower_of(["vision_model.a", "text_model.b"]) == "full"
+    assert tower_of(["vision_model.a", "visual_projection.weight"]) == "vision"
+    assert tower_of(["text_model.a"]) == "text"
