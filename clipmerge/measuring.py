@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from clipmerge.run import Calibration, Device, MergeRequest, Progress, Run
 
 
+# Seconds of work that tell the pace.
+_GLANCE = 1.0
+
+
 def accelerator_for(device: Device) -> Accelerator:
     """Set up accelerate in float32 with TF32 off, whatever its configuration file says.
 
@@ -162,13 +166,14 @@ class _Clock:
         self._progress.advance(done, total)
 
     def _state(self, done: float, total: float) -> None:
-        """Say the cost after the second batch: the first one warms up."""
+        """Say the cost once the pace is known: the first batch warms up, and a glance is no measurement."""
         now = time.perf_counter()
         if self._first is None:
             self._first = (now, done)
+        begin, before = self._first
+        if now - begin < _GLANCE:
             return
         self._said = True
-        begin, before = self._first
         seconds = (now - begin) * (total - before) / (done - before)
         passes = total / max(self._images, 1)
         self._progress.say(
