@@ -1,0 +1,216 @@
+"""The merge arithmetic against entry-by-entry loops in numpy scalars, and the masks' selections against sorting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from clipmerge.arithmetic import (
+    RandomKey,
+    keep_largest,
+    keep_random,
+    merge_tensor,
+    singular_values,
+    spectral_split,
+)
+
+FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+EASY = settings(max_examples=60, deadline=None)
+
+
+def tensors(seed: int, count: int = 2, shape: tuple[int, ...] = (5, 7), dtype: torch.dtype = torch.float32) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(count)]
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(a.reshape(-1).contiguous().view(torch.uint8), b.reshape(-1).contiguous().view(torch.uint8))
+
+
+def slow_merge(theta_0: Tensor, finetuned: list[Tensor], alpha: float, weights: list[float]) -> list[float]:
+    """Entry by entry in the arithmetic's own scalar type, rounding at each operation."""
+    wide = np.float64 if theta_0.dtype == torch.float64 else np.float32
+    result = []
+    for i, base in enumerate(theta_0.flatten().double().tolist()):
+        total = wide(0)
+        for each, weight in zip(finetuned, weights, strict=True):
+            value = each.flatten().double().tolist()[i]
+            total = wide(total + wide(wide(wide(value) - wide(base)) * wide(weight)))
+        result.append(float(wide(wide(base) + wide(total * wide(alpha)))))
+    return result
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("alpha", [0.5, 0.3, -0.4, 1.7, 1e-8])
+@pytest.mark.parametrize("weights", [[1.0], [0.5, 0.5], [1 / 3, 1 / 3, 1 / 3], [2.0, -1.0]])
+def test_it_is_the_formula_entry_by_entry(dtype: torch.dtype, alpha: float, weights: list[float]) -> None:
+    theta_0, *finetuned = tensors(1, 1 + len(weights), dtype=dtype)
+    merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights)
+    expected = torch.tensor(slow_merge(theta_0, finetuned, alpha, weights), dtype=torch.float64).view(5, 7)
+    assert same_bits(merged, expected.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_floats_are_rounded_once(dtype: torch.dtype) -> None:
+    theta_0, theta_1 = tensors(2, shape=(400, 50), dtype=dtype)
+    merged = merge_tensor(theta_0, theta_1, alpha=0.3)
+    exact = (theta_0.double() + 0.3 * (theta_1.double() - theta_0.double())).to(dtype)
+    # float32 may land on the other side of a tie, once in thousands; arithmetic in the narrow type misses a third
+    assert float((merged != exact).double().mean()) < 5e-3
+    narrow = theta_0 + 0.3 * (theta_1 - theta_0)
+    assert float((narrow != exact).double().mean()) > 0.1
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("alpha", "which"), [(0.0, 0), (1.0, 1), (0, 0), (1, 1)])
+def test_both_ends_are_the_inputs_bit_for_bit(dtype: torch.dtype, alpha: float, which: int) -> None:
+    pair = tensors(3, dtype=dtype)
+    for tensor in pair:  # values whose difference cannot be represented, and a negative zero
+        tensor.view(-1)[:3] = torch.tensor([1e-5, -0.0, 6e4], dtype=dtype)
+    pair[0].view(-1)[0] = 3e4
+    pair[1].view(-1)[1] = 0.0
+    assert same_bits(merge_tensor(*pair, alpha=alpha), pair[which])
+    assert same_bits(merge_tensor(*pair, alpha=torch.full((5, 7), alpha, dtype=torch.float32)), pair[which]) or (
+        alpha == 0  # an alpha of 0 among others adds 0.0, which turns -0.0 into 0.0
+    )
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 1), (1, 7)])
+def test_an_alpha_a_row_or_an_entry_broadcasts(shape: tuple[int, ...]) -> None:
+    theta_0, theta_1 = tensors(4)
+    alpha = torch.linspace(0, 1, shape[0] * shape[1]).view(shape)
+    merged = merge_tensor(theta_0, theta_1, alpha=alpha)
+    full = alpha.expand(5, 7)
+    for row in range(5):
+        for column in range(7):
+            entry = (theta_0[row, column].view(1), theta_1[row, column].view(1))
+            one = merge_tensor(*entry, alpha=float(full[row, column]))
+            assert float(merged[row, column]) == float(one)
+
+
+def test_the_widest_input_decides_the_arithmetic() -> None:
+    theta_0, theta_1 = torch.tensor([1.0]), torch.tensor([1.0 + 1e-12], dtype=torch.float64)
+    merged = merge_tensor(theta_0, theta_1, alpha=0.5, dtype=torch.float64)
+    assert float(merged) == pytest.approx(1 + 5e-13, abs=1e-16)
+    assert float(merge_tensor(theta_0, theta_1, alpha=1, dtype=torch.float64)) == 1 + 1e-12
+
+
+def test_the_inputs_are_left_alone() -> None:
+    pair = tensors(5)
+    before = [tensor.clone() for tensor in pair]
+    for options in ({}, {"mask": "magnitude", "density": 0.5}, {"mask": "weights-random", "key": RandomKey(0, "x")}):
+        merge_tensor(*pair, alpha=0.5, **options)
+    assert all(same_bits(a, b) for a, b in zip(pair, before, strict=True))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 3)])
+def test_scalars_and_empty_tensors_are_never_masked(shape: tuple[int, ...]) -> None:
+    theta_0, theta_1 = torch.full(shape, 2.0), torch.full(shape, 4.0)
+    key = RandomKey(0, "x")
+    merged = merge_tensor(theta_0, theta_1, alpha=0.5, mask="weights-random", density=1e-9, key=key)
+    assert same_bits(merged, torch.full(shape, 3.0))
+
+
+def test_wrong_shapes_and_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shapes differ: \(2,\) and \(3,\)"):
+        merge_tensor(torch.zeros(2), torch.zeros(3), alpha=0.5)
+    with pytest.raises(ValueError, match="1 weights for 2 fine-tuned parameters"):
+        merge_tensor(torch.zeros(2), [torch.zeros(2), torch.zeros(2)], alpha=0.5)
+
+
+@EASY
+@given(seed=st.integers(0, 1000), alpha=st.floats(-2, 2), cut=st.integers(1, 34))
+def test_chunks_give_the_same_bytes(seed: int, alpha: float, cut: int) -> None:
+    theta_0, theta_1 = tensors(seed)
+    whole = merge_tensor(theta_0, theta_1, alpha=alpha).flatten()
+    a, b = theta_0.flatten(), theta_1.flatten()
+    parts = [merge_tensor(a[:cut], b[:cut], alpha=alpha), merge_tensor(a[cut:], b[cut:], alpha=alpha)]
+    assert same_bits(torch.cat(parts), whole)
+
+
+def test_threads_give_the_same_bytes() -> None:
+    theta_0, theta_1 = tensors(6, shape=(300, 400))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(
+                (
+                    merge_tensor(theta_0, theta_1, alpha=0.3),
+                    merge_tensor(theta_0, theta_1, alpha=0.3, mask="magnitude", density=0.4),
+                    *spectral_split(theta_1, 7),
+                    singular_values(theta_1),
+                )
+            )
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
+
+
+def slow_largest(scores: list[float], density: float) -> list[bool]:
+    """Rank by (score, lower index first), keep the first."""
+    count = max(1, round(density * len(scores)))
+    ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
+    return [i in set(ranked[:count]) for i in range(len(scores))]
+
+
+@EASY
+@given(
+    scores=st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5]) | st.floats(0, 2, width=32), min_size=1, max_size=40),
+    density=st.floats(0.01, 1),
+)
+def test_the_largest_are_kept_and_ties_go_by_index(scores: list[float], density: float) -> None:
+    kept = keep_largest(torch.tensor(scores, dtype=torch.float32), density)
+    assert kept.tolist() == slow_largest(scores, density)
+
+
+def slow_random(count: int, density: float, key: RandomKey) -> list[bool]:
+    """One draw at a time, as a fraction of 2^64 in Python's integers."""
+    import hashlib
+
+    digest = hashlib.sha256(f"{key.seed}:{key.name}".encode()).digest()[:16]
+    generator = np.random.Philox(key=int.from_bytes(digest, "little"))
+    return [int(generator.random_raw()) // 2**11 < round(density * 2**53) for _ in range(count)]
+
+
+@pytest.mark.parametrize("density", [1e-9, 0.1, 0.5, 1.0])
+def test_random_entries_come_from_seed_and_name_alone(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = RandomKey(3, "vision_model.a")
+    kept = keep_random(torch.Size([30, 40]), density, key)
+    assert kept.flatten().tolist() == slow_random(1200, density, key)
+    assert torch.equal(keep_random(torch.Size([1200]), density, key), kept.flatten())
+    monkeypatch.setattr("clipmerge.arithmetic._DRAWS", 7)
+    torch.manual_seed(99)
+    assert torch.equal(keep_random(torch.Size([30, 40]), density, key), kept)
+
+
+def test_random_entries_differ_between_seeds_and_names_and_meet_the_density() -> None:
+    size = torch.Size([100_000])
+    masks = [keep_random(size, 0.3, RandomKey(*key)) for key in ((0, "a"), (1, "a"), (0, "b"), (0, "1:a"))]
+    for i, mask in enumerate(masks):
+        assert float(mask.double().mean()) == pytest.approx(0.3, abs=0.008)  # five standard deviations
+        for other in masks[:i]:
+            assert float((mask == other).double().mean()) == pytest.approx(0.3**2 + 0.7**2, abs=0.01)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (7, 7), (4, 3, 2, 2), (5, 1)])
+@pytest.mark.parametrize("rank", [1, 3, 100])
+def test_a_spectral_split_is_the_truncated_svd(shape: tuple[int, ...], rank: int) -> None:
+    matrix = tensors(7, 1, shape)[0]
+    principal, rest = spectral_split(matrix, rank)
+    u, s, vh = np.linalg.svd(matrix.reshape(shape[0], -1).double().numpy(), full_matrices=False)
+    expected = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    assert principal.shape == rest.shape == matrix.shape
+    assert np.allclose(principal.reshape(shape[0], -1).numpy(), expected, atol=1e-6)
+    assert torch.allclose(principal + rest, matrix, atol=1e-6)
+    assert np.allclose(singular_values(matrix).numpy(), s, atol=1e-12)
