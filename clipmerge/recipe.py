@@ -136,8 +136,9 @@ def _assign(data: dict[str, Any], assignment: str) -> None:
 def _validate(source: str, data: dict[str, Any]) -> Recipe:
     for key in data:
         if key not in Recipe.model_fields:
-            known = ", ".join(Recipe.model_fields)
-            raise RecipeError(f"{source}: unknown key '{key}' (keys: {known}).{did_you_mean(key, Recipe.model_fields)}")
+            known = list(Recipe.model_fields)
+            hint = did_you_mean(str(key), known)
+            raise RecipeError(f"{source}: unknown key '{key}' (keys: {', '.join(known)}).{hint}")
     for section, package in _SECTIONS.items():
         if data.get(section) is not None:
             data[section] = _plugin_section(source, section, package, data[section])

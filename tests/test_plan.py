@@ -1,0 +1,154 @@
+"""The plan: JSON both ways, and edits that say something impossible are refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clipmerge.errors import PlanError
+from clipmerge.plan import Check, LayerPlan, LossPath, Measurements, Plan, SourceRecord, TensorsRecord, read_plan
+from clipmerge.plugins import plugin_names
+
+SMALL = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+floats = st.floats(allow_nan=False, allow_infinity=False)
+names = st.text(min_size=1, max_size=8)
+numbers = st.dictionaries(names, floats, max_size=3)
+values = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | floats | names
+sources = st.builds(SourceRecord, source=names, revision=st.none() | names, files=st.dictionaries(names, names))
+layer_plans = st.builds(
+    LayerPlan,
+    alpha=floats,
+    density=st.floats(0, 1, exclude_min=True),
+    mask=st.none() | st.sampled_from(plugin_names("masks")),
+    mask_options=st.dictionaries(names, values, max_size=2),
+    parameters=st.dictionaries(names, st.dictionaries(names, values, max_size=2), max_size=2),
+    reason=names,
+)
+measurements = st.builds(
+    Measurements,
+    measure=names,
+    layers=st.dictionaries(names, numbers, max_size=3),
+    batches=st.dictionaries(names, st.dictionaries(names, st.lists(floats, max_size=3).map(tuple)), max_size=2),
+    batch_sizes=st.lists(st.integers(1, 128), max_size=3).map(tuple),
+    path=st.none() | st.builds(LossPath, alphas=st.just((0.0, 0.5, 1.0)), losses=st.tuples(floats, floats, floats)),
+    checks=st.dictionaries(names, st.builds(Check, sum_of_layers=floats, measured=floats), max_size=2),
+    notes=st.lists(names, max_size=2).map(tuple),
+    gradients=st.just({}),
+)
+plans = st.builds(
+    Plan,
+    recipe=st.dictionaries(names, values, max_size=3),
+    zeroshot=sources,
+    finetuned=st.lists(sources, min_size=1, max_size=3).map(tuple),
+    weights=st.lists(floats, min_size=1, max_size=3).map(tuple),
+    layers=st.dictionaries(names, layer_plans, max_size=4),
+    tensors=st.none() | st.builds(TensorsRecord, file=names, sha256=names),
+    stragglers=st.lists(names, max_size=2).map(tuple),
+    straggler_scores=st.dictionaries(names, numbers, max_size=2),
+    verdict=names,
+    measurements=st.none() | measurements,
+    calibration=st.none() | st.dictionaries(names, values, max_size=3),
+    seed=st.integers(0, 2**63),
+    warnings=st.lists(names, max_size=2).map(tuple),
+)
+
+
+@SMALL
+@given(plan=plans)
+def test_a_plan_survives_its_json(tmp_path: Path, plan: Plan) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(plan.to_json(), encoding="utf-8")
+    again = read_plan(file)
+    assert again == plan
+    assert again.to_json() == plan.to_json()
+
+
+LAYERS = {"vision.1.mlp": ("a.weight", "a.bias"), "vision.10.mlp": ("b.weight",)}
+
+
+def plan_dict() -> dict[str, Any]:
+    record = SourceRecord(source="x", files={"model.safetensors": "0"})
+    layers = {name: LayerPlan(alpha=0.5) for name in LAYERS}
+    plan = Plan(recipe={"name": "wise-ft"}, zeroshot=record, finetuned=(record,), weights=(1.0,), layers=layers)
+    data: dict[str, Any] = json.loads(plan.to_json())
+    return data
+
+
+EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
+    "unknown layer": (("layers", "vision.2.mlp"), {"alpha": 1}, r"names layer 'vision\.2\.mlp'.*Did you mean"),
+    "unknown mask": (("layers", "vision.1.mlp", "mask"), "magnitud", "unknown mask 'magnitud'.*mean 'magnitude'"),
+    "unknown option": (("layers", "vision.1.mlp", "alhpa"), 1, "alhpa: Extra inputs.*Did you mean 'alpha'"),
+    "unknown key": (("layer",), {}, "layer: Extra inputs.*Did you mean 'layers'"),
+    "alpha NaN": (("layers", "vision.1.mlp", "alpha"), float("nan"), r"vision\.1\.mlp\.alpha: .*finite"),
+    "alpha infinite": (("layers", "vision.1.mlp", "alpha"), float("inf"), r"vision\.1\.mlp\.alpha: .*finite"),
+    "alpha a word": (("layers", "vision.1.mlp", "alpha"), "half", r"vision\.1\.mlp\.alpha: .*number"),
+    "alpha true": (("layers", "vision.1.mlp", "alpha"), True, r"vision\.1\.mlp\.alpha: .*true or false"),
+    "alpha null": (("layers", "vision.1.mlp", "alpha"), None, r"vision\.1\.mlp\.alpha: .*number"),
+    "density 0": (("layers", "vision.1.mlp", "density"), 0, r"vision\.1\.mlp\.density: .*greater than 0"),
+    "density 2": (("layers", "vision.1.mlp", "density"), 2, r"vision\.1\.mlp\.density: .*less than or equal to 1"),
+    "density without mask": (("layers", "vision.1.mlp", "density"), 0.5, "has density 0.5 and no mask; name one"),
+    "weights NaN": (("weights",), [float("nan")], r"weights\.0: .*finite"),
+    "weights too many": (("weights",), [1, 2], "2 weights for 1 fine-tuned checkpoints"),
+    "no finetuned": (("finetuned",), [], "finetuned: .*at least 1"),
+    "another format": (("format",), "clipmerge-plan/2", "format: Input should be 'clipmerge-plan/1'"),
+    "another dtype": (("dtype",), "int8", "dtype: Input should be 'keep'"),
+    "layers a list": (("layers",), [], "layers: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", EDITS)
+def test_an_edit_that_says_nonsense_is_refused(tmp_path: Path, what: str) -> None:
+    keys, value, message = EDITS[what]
+    data = plan_dict()
+    target = data
+    for key in keys[:-1]:
+        target = target[key]
+    target[keys[-1]] = value
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(PlanError, match=message) as caught:
+        read_plan(file).checked(LAYERS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ({"mask": "n-m", "mask_options": {"n": 0}}, "layer 'vision.1.mlp': mask n-m: option 'n' cannot be 0"),
+        ({"mask": "n-m", "mask_options": {"k": 1}}, "mask n-m: no option 'k'"),
+        ({"mask": "n-m", "density": 0.5}, "has density 0.5, which the mask 'n-m' does not know"),
+        ({"mask": "spectral", "parameters": {"a.weigth": {}}}, "'a.weigth', which it has not.*mean 'a.weight'"),
+        ({"mask": "spectral", "parameters": {"a.weight": {"low": float("nan")}}}, "option 'low' cannot be nan"),
+    ],
+)
+def test_a_mask_rule_that_says_nonsense_is_refused(tmp_path: Path, layer: dict[str, Any], message: str) -> None:
+    data = plan_dict()
+    data["layers"]["vision.1.mlp"] = {"alpha": 0.5, **layer}
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(PlanError, match=message):
+        read_plan(tmp_path / "plan.json").checked(LAYERS)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])
+def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "plan.json").write_text(text, encoding="latin-1")
+    with pytest.raises(PlanError, match=r"plan\.json: ") as caught:
+        read_plan(tmp_path / "plan.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"cannot be read.*make one with `clipmerge plan`"):
+        read_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("total", "measured", "error"), [(1.0, 1.0, 0), (1.1, 1.0, 0.1), (0.0, 0.0, 0), (1, 0, float("inf"))]
+)
+def test_a_checks_error_is_relative_to_what_was_measured(total: float, measured: float, error: float) -> None:
+    assert Check(sum_of_layers=total, measured=measured).relative_error == pytest.approx(error)
