@@ -1,0 +1,227 @@
+"""The output's place: whole or absent, the old one kept until the new one stands, nothing left over."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from clipmerge import staging
+from clipmerge.errors import OutputError
+from clipmerge.staging import check_output, check_output_file, staged, staged_files
+
+
+def write(output: Path, text: str, *, overwrite: bool = False, fail: BaseException | None = None) -> None:
+    with staged(output, overwrite=overwrite) as folder:
+        (folder / "clipmerge.json").write_text(text)
+        if fail:
+            raise fail
+
+
+def content(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_the_folder_appears_at_the_end(tmp_path: Path) -> None:
+    output = tmp_path / "a" / "b" / "out"
+    with staged(output) as folder:
+        (folder / "x").write_text("1")
+        assert not output.exists()
+    assert content(tmp_path) == ["a", "a/b", "a/b/out", "a/b/out/x"]
+    assert output.stat().st_mode & 0o777 == 0o777 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.EIO, "x"), SystemExit(3)])
+def test_a_block_that_fails_leaves_nothing_not_even_parents(tmp_path: Path, error: BaseException) -> None:
+    expected = OutputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected):
+        write(tmp_path / "a" / "b" / "out", "1", fail=error)
+    assert content(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_the_old_output(tmp_path: Path, error: BaseException) -> None:
+    write(tmp_path / "out", "old")
+    with pytest.raises(type(error)):
+        write(tmp_path / "out", "new", overwrite=True, fail=error)
+    assert (tmp_path / "out" / "clipmerge.json").read_text() == "old"
+    assert content(tmp_path) == ["out", "out/clipmerge.json"]
+
+
+def test_an_old_output_is_replaced_whole(tmp_path: Path) -> None:
+    write(tmp_path / "out", "old")
+    (tmp_path / "out" / "extra").write_text("1")
+    write(tmp_path / "out", "new", overwrite=True)
+    assert content(tmp_path) == ["out", "out/clipmerge.json"]
+    assert (tmp_path / "out" / "clipmerge.json").read_text() == "new"
+
+
+def test_when_the_move_fails_the_old_output_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out", "old")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputError, match=r"out: cannot be written \(Input/output error\); nothing was left behind"):
+        write(tmp_path / "out", "new", overwrite=True)
+    assert content(tmp_path) == ["out", "out/clipmerge.json"]
+    assert (tmp_path / "out" / "clipmerge.json").read_text() == "old"
+
+
+def stale(output: Path, *, aside: bool = False) -> Path:
+    """What a killed run leaves: a stage with a free lock, perhaps with the old output set aside."""
+    stage = output.parent / f"{staging._stage_prefix(output)}abc"
+    (stage / "new").mkdir(parents=True)
+    (stage / "lock").touch()
+    (stage / "new" / "model.safetensors").write_text("half")
+    if aside:
+        output.rename(stage / "old")
+    return stage
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    stale(tmp_path / "out")
+    write(tmp_path / "out", "new")
+    assert content(tmp_path) == ["out", "out/clipmerge.json"]
+
+
+def test_an_output_that_a_killed_run_set_aside_comes_back(tmp_path: Path) -> None:
+    write(tmp_path / "out", "old")
+    stale(tmp_path / "out", aside=True)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OutputError, match="appeared while the merge ran"):
+        write(tmp_path / "out", "new")
+    assert (tmp_path / "out" / "clipmerge.json").read_text() == "old"
+
+
+@pytest.mark.parametrize("other", ["out2", "out.clipmerge-x", "o", "out" + "x" * 60 + "1"])
+def test_another_outputs_stage_is_left_alone(tmp_path: Path, other: str) -> None:
+    left = stale(tmp_path / other)
+    write(tmp_path / "out", "new")
+    write(tmp_path / ("out" + "x" * 60 + "2"), "new")
+    assert left.exists()
+
+
+def test_a_running_merges_stage_is_left_alone(tmp_path: Path) -> None:
+    with staged(tmp_path / "out") as first:
+        (first / "x").write_text("1")
+        write(tmp_path / "out", "second")
+        assert (first / "x").exists()
+        (tmp_path / "out").rename(tmp_path / "elsewhere")
+    assert content(tmp_path / "out") == ["x"]
+
+
+def test_a_stage_that_is_just_being_made_is_left_alone_and_later_removed(tmp_path: Path) -> None:
+    stage = stale(tmp_path / "out")
+    (stage / "lock").unlink()
+    write(tmp_path / "out", "1")
+    assert stage.exists()
+    os.utime(stage, (0, 0))
+    write(tmp_path / "out", "2", overwrite=True)
+    assert content(tmp_path) == ["out", "out/clipmerge.json"]
+
+
+def test_the_longest_name_works(tmp_path: Path) -> None:
+    for name in ("x" * 255, "é" * 127):
+        write(tmp_path / name, "1")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(tmp_path / ("x" * 256), "1")
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    write(tmp_path / "disk" / "real", "old")
+    (tmp_path / "out").symlink_to(tmp_path / "disk" / "real")
+    write(tmp_path / "out", "new", overwrite=True)
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "real" / "clipmerge.json").read_text() == "new"
+
+
+def test_the_disk_that_is_full_is_said_to_be(tmp_path: Path) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OutputError, match="the disk is full; nothing was left behind, free some space and run again"):
+        write(tmp_path / "out", "1", fail=error)
+    assert content(tmp_path) == []
+
+
+def test_an_output_that_exists_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "out", "1")
+    with pytest.raises(OutputError, match="out: exists already; choose another --output, or pass --overwrite"):
+        check_output(tmp_path / "out", overwrite=False)
+    check_output(tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling"])
+def test_overwrite_never_touches_what_clipmerge_did_not_write(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "out"
+    if kind == "folder":
+        output.mkdir()
+        (output / "thesis.tex").write_text("x")
+    elif kind == "file":
+        output.write_text("x")
+    else:
+        output.symlink_to(tmp_path / "nothing")
+    with pytest.raises(OutputError, match=r"was not written by clipmerge \(it holds no clipmerge\.json\)"):
+        check_output(output, overwrite=True)
+
+
+def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "clip"
+    model.mkdir(parents=True)
+    for output in (model, tmp_path / "models", tmp_path):
+        with pytest.raises(OutputError, match=r"holds the checkpoint .*clip; choose another --output"):
+            check_output(output, overwrite=True, inputs=[model])
+    check_output(tmp_path / "models" / "merged", overwrite=False, inputs=[model])
+
+
+def test_a_place_that_cannot_be_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"cannot be made, .*file is a file; choose another --output"):
+        check_output(tmp_path / "file" / "out", overwrite=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="is not writable for you"):
+        check_output(tmp_path / "a" / "out", overwrite=False)
+
+
+def test_files_are_moved_together_the_named_one_last(tmp_path: Path) -> None:
+    with staged_files(tmp_path / "a" / "plan.json") as folder:
+        (folder / "plan.json").write_text("1")
+        (folder / "plan.scores.safetensors").write_text("2")
+        assert content(tmp_path / "a")[0].startswith(".plan.json")
+    assert content(tmp_path) == ["a", "a/plan.json", "a/plan.scores.safetensors"]
+
+
+def test_files_are_not_moved_when_the_block_fails(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("old")
+    with contextlib.suppress(ValueError), staged_files(tmp_path / "plan.json") as folder:
+        (folder / "plan.json").write_text("new")
+        raise ValueError
+    assert content(tmp_path) == ["plan.json"]
+    assert (tmp_path / "plan.json").read_text() == "old"
+
+
+def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
+    beside = tmp_path / "plan.scores.safetensors"
+    check_output_file(tmp_path / "plan.json", beside, overwrite=False)
+    beside.write_text("x")
+    with pytest.raises(OutputError, match="is in the way of the scores"):
+        check_output_file(tmp_path / "plan.json", beside, overwrite=True)
+    (tmp_path / "plan.json").write_text("{}")
+    check_output_file(tmp_path / "plan.json", beside, overwrite=True)
+    with pytest.raises(OutputError, match="exists already"):
+        check_output_file(tmp_path / "plan.json", beside, overwrite=False)
+    for wrong in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(OutputError, match="a plan is a JSON file"):
+            check_output_file(wrong, beside, overwrite=True)
