@@ -1,7 +1,8 @@
 """Straggler layers: robust outliers of a layer statistic that stay outliers over calibration batches.
 
 Defined here, once. A layer is a *straggler* when its statistic, after what its size, kind, tower and depth
-explain, lies more than ``threshold`` robust standard deviations above the other layers', in the data at hand and
+explain, lies more than ``threshold`` robust standard deviations above the other layers', and more than 2.5 times
+as far above as any layer lies below (where layers stray widely by nature, both sides do), in the data at hand and
 in at least a ``stability`` share of bootstrap resamples of the calibration batches. Inspired by
 Abdollahpoorrostam 2024 (arXiv:2410.16476), whose own definition is not public.
 """
@@ -24,6 +25,12 @@ _FEWEST_LAYERS = 8
 # 0.6745 is the third quartile of the standard normal: MAD / 0.6745 estimates its standard deviation.
 _MAD_TO_Z = 0.6745
 _HUBER = 1.345
+# Layers fitted by one covariate, at least; fewer, and the covariates explain an outlier away.
+_LAYERS_A_COLUMN = 3
+# A positive statistic counts as at least this share of the median, should a resample make it zero.
+_FLOOR = 1e-6
+# A straggler stands this many times further above the others than any layer lies below them.
+_MIRROR = 2.5
 _SIGNED = frozenset({"barrier", "loss_drop", "hessian_trace", "hessian_trace_mean", "average_case"})
 
 
@@ -79,28 +86,42 @@ def find_stragglers(
             f"method: statistic '{statistic}' is not one that {measurements.measure} measures ({known})."
             f"{did_you_mean(statistic, measurements.batches)}"
         )
-    layers = [layer for layer in measurements.layers if layer != "logit_scale"]
+    signed = statistic in _SIGNED
+    means = {layer: values[statistic] for layer, values in measurements.layers.items() if layer != "logit_scale"}
+    # a layer that does not move the loss at all has no logarithm, and is no straggler
+    layers = [layer for layer, mean in means.items() if signed or mean > 0]
     if len(layers) < _FEWEST_LAYERS:
-        return Stragglers((), {}, f"no straggler layers found: {len(layers)} layers changed, too few to tell outliers")
+        return Stragglers(
+            (), {}, f"no straggler layers found: {len(layers)} layers to compare, too few to tell outliers"
+        )
     values = np.array([measurements.batches[statistic][layer] for layer in layers])
     weights = np.array(measurements.batch_sizes, dtype=float)
     design = _design(layers, sizes)
-    signed = statistic in _SIGNED
     z = _scores(values @ (weights / weights.sum()), design, signed=signed)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=bootstraps) * weights
-    flagged = np.array([_scores(values @ (w / w.sum()), design, signed=signed) > threshold for w in draws])
+    flagged = np.array([_flags(_scores(values @ (w / w.sum()), design, signed=signed), threshold) for w in draws])
     share = flagged.mean(axis=0) if bootstraps else np.ones(len(layers))
     scores = {layer: {"z": float(z[i]), "stability": float(share[i])} for i, layer in enumerate(layers)}
-    names = tuple(layer for i, layer in enumerate(layers) if z[i] > threshold and share[i] >= stability)
-    return Stragglers(names, scores, _verdict(names, scores, statistic, threshold, stability))
+    stands_out = _flags(z, threshold)
+    names = tuple(layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability)
+    return Stragglers(names, scores, _verdict(names, scores, statistic, _limit(z, threshold), stability))
+
+
+def _limit(z: Array, threshold: float) -> float:
+    """The score a straggler exceeds: the lower side shows how far layers stray without being stragglers."""
+    return float(max(threshold, -_MIRROR * z.min()))
+
+
+def _flags(z: Array, threshold: float) -> NDArray[np.bool_]:
+    return np.asarray(z > _limit(z, threshold))
 
 
 def _verdict(
     names: tuple[str, ...],
     scores: dict[str, dict[str, float]],
     statistic: str,
-    threshold: float,
+    limit: float,
     stability: float,
 ) -> str:
     if names:
@@ -108,12 +129,12 @@ def _verdict(
         return f"{len(names)} straggler {word} found by {statistic}: {shorten(names)}"
     top = max(scores, key=lambda layer: scores[layer]["z"])
     z, share = scores[top]["z"], scores[top]["stability"]
-    if z > threshold:
+    if z > limit:
         return (
             f"no straggler layers found: {top} stands out in {statistic} (z {z:.1f}), but only in {share:.0%} of "
             f"the resamples, below {stability:.0%}"
         )
-    return f"no straggler layers found: {top} stands out most in {statistic}, with z {z:.1f}, below {threshold:g}"
+    return f"no straggler layers found: {top} stands out most in {statistic}, with z {z:.1f}, below {limit:.2g}"
 
 
 def _design(layers: list[str], sizes: dict[str, int]) -> Array:
@@ -129,21 +150,21 @@ def _design(layers: list[str], sizes: dict[str, int]) -> Array:
         half = block[2] if block else "edge"
         rows.append([1.0, np.log(sizes[layer]), depth, half == "mlp", half == "edge", tower == "text"])
     design = np.array(rows, dtype=float)
-    # a column without variation, or more columns than half the layers, explains by accident
     useful = [0, *(column for column in range(1, design.shape[1]) if np.ptp(design[:, column]) > 0)]
-    return design[:, useful if 2 * len(useful) <= len(layers) else [0]]
+    return design[:, useful[: max(1, len(layers) // _LAYERS_A_COLUMN)]]
 
 
 def _scores(values: Array, design: Array, *, signed: bool) -> Array:
     """Robust z-score of each layer's residual; all zero when the residuals have no spread."""
-    y = values if signed else np.log(np.maximum(values, np.finfo(float).tiny))
-    spread = np.abs(y - np.median(y)).max()
+    y = values if signed else np.log(np.maximum(values, _FLOOR * np.median(values)))
     residual = _huber_residuals(y, design)
     centred = residual - np.median(residual)
     mad = np.median(np.abs(centred))
-    if not mad > 1e-9 * spread:
+    if not mad > 1e-9 * np.abs(y).max():
         return np.zeros_like(y)
-    return np.asarray(_MAD_TO_Z * centred / mad)
+    # a fit takes a part of the spread with it
+    shrunk = np.sqrt(1 - design.shape[1] / len(y))
+    return np.asarray(_MAD_TO_Z * shrunk * centred / mad)
 
 
 def _huber_residuals(y: Array, design: Array) -> Array:

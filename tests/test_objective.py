@@ -133,6 +133,17 @@ def test_the_loss_of_one_moving_layer_is_the_whole_loss(ends: Ends, layer: str) 
     assert_close(found, reference.gradient(batch))
 
 
+@pytest.mark.parametrize("layer", ["vision.1.mlp", "text.1.attn", "logit_scale"])
+def test_what_is_kept_for_a_layer_is_forgotten_when_the_weights_move(ends: Ends, layer: str) -> None:
+    batch = make_batches(SIZES)[0]
+    objective = objective_for(ends, [batch])
+    for alpha in (0.0, 1.0):
+        objective.move_to(alpha)
+        with torch.no_grad():
+            value = objective.layer_loss(batch, layer)().item()
+        assert value == pytest.approx(Reference(ends).at(alpha).loss(batch).item(), rel=1e-5)
+
+
 def test_only_lets_one_layer_have_gradients_and_puts_the_rest_back(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     with objective.only("vision.0.attn"):

@@ -127,6 +127,27 @@ def test_apgd_goes_beyond_its_first_step() -> None:
     assert rises[-1] > 1.01 * rises[0]
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_apgd_closes_in_on_a_peak_inside_the_ball(norm: Norm) -> None:
+    """Its first steps, of twice the radius, jump over the peak: only smaller ones reach it."""
+    parameter = Parameter(torch.zeros(3, dtype=torch.float64))
+    peak = torch.tensor([0.31, -0.12, 0.23], dtype=torch.float64)
+    losses: list[float] = []
+
+    def loss() -> Tensor:
+        value = 5 - ((parameter - peak) ** 2).sum()
+        losses.append(value.item())
+        return value
+
+    base = loss()
+    gradient = list(torch.autograd.grad(base, [parameter]))
+    ball = LayerBall([parameter], norm=norm, radius=1.0, adaptive=False)
+    best = ball.apgd(loss, gradient, base.item(), steps=100)
+    assert best == max(losses)
+    assert losses[-1] < best
+    assert best > 5 - 1e-4
+
+
 def test_apgd_takes_one_gradient_a_step_and_none_at_its_last() -> None:
     quadratic = Quadratic(0)
     seen: list[bool] = []

@@ -1,0 +1,202 @@
+"""The straggler rule on made-up statistics: planted stragglers are found, placebo pairs are left alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from clipmerge.errors import RecipeError
+from clipmerge.plan import Measurements
+from clipmerge.stragglers import find_stragglers
+
+WIDTH, BLOCKS, BATCHES = 768, 12, 8
+
+
+def sizes_of(blocks: int = BLOCKS) -> dict[str, int]:
+    halves = {"attn": 4 * WIDTH**2, "mlp": 8 * WIDTH**2}
+    sizes = {"vision.embeddings": 3072 * WIDTH, "vision.pre_norm": 2 * WIDTH}
+    sizes |= {f"vision.{i}.{half}": size for i in range(blocks) for half, size in halves.items()}
+    return {**sizes, "vision.norm": 2 * WIDTH, "vision.projection": 512 * WIDTH}
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """How a made-up statistic comes about: covariates, each layer's own part, and noise from batch to batch."""
+
+    signed: bool = False
+    tails: float = np.inf
+    batch_tails: float = np.inf
+    noise: float = 0.1
+
+    @property
+    def statistic(self) -> str:
+        return "barrier" if self.signed else "first_order"
+
+    def draw(self, rng: np.random.Generator, shape: tuple[int, ...], tails: float) -> np.ndarray:
+        """Student's t with unit variance; normal at infinitely many degrees of freedom."""
+        if np.isinf(tails):
+            return rng.normal(size=shape)
+        return np.asarray(rng.standard_t(tails, size=shape) * np.sqrt((tails - 2) / tails))
+
+    def measure(self, seed: int, planted: dict[str, float] | None = None, blocks: int = BLOCKS) -> Measurements:
+        rng = np.random.default_rng(seed)
+        sizes = sizes_of(blocks)
+        y = np.array([0.2 * np.log(size) + 0.5 * layer.endswith("mlp") for layer, size in sizes.items()])
+        y += self.draw(rng, (len(sizes),), self.tails)
+        y += [(planted or {}).get(layer, 0.0) for layer in sizes]
+        noise = self.noise * self.draw(rng, (len(sizes), BATCHES), self.batch_tails)
+        values = y[:, None] + noise if self.signed else np.exp(y)[:, None] * np.exp(noise)
+        return record(self.statistic, {layer: row.tolist() for layer, row in zip(sizes, values, strict=True)})
+
+
+def record(statistic: str, values: dict[str, list[float]], sizes: tuple[int, ...] = (16,) * BATCHES) -> Measurements:
+    means = {layer: {statistic: float(np.average(row, weights=sizes))} for layer, row in values.items()}
+    rows = {layer: tuple(row) for layer, row in values.items()}
+    return Measurements(measure="made-up", layers=means, batches={statistic: rows}, batch_sizes=sizes)
+
+
+def find(measurements: Measurements, blocks: int = BLOCKS, **options: float) -> tuple[str, ...]:
+    statistic = next(iter(measurements.batches))
+    return find_stragglers(measurements, sizes_of(blocks), statistic=statistic, **options).names  # type: ignore[arg-type]
+
+
+WORLDS = [
+    World(),
+    World(signed=True),
+    World(batch_tails=3),
+    World(signed=True, batch_tails=3),
+    World(tails=5),
+    World(signed=True, tails=5),
+]
+
+
+@pytest.mark.parametrize("world", WORLDS, ids=str)
+def test_power_and_false_flags(world: World) -> None:
+    """At least 80% of layers that lie 10 spreads out are found; at most 5% of placebo pairs have a flag."""
+    pairs = 56
+    layers = list(sizes_of())
+    placebo = sum(bool(find(world.measure(seed), bootstraps=20)) for seed in range(pairs))
+    found = 0
+    for seed in range(pairs):
+        layer = layers[seed % len(layers)]
+        found += layer in find(world.measure(1000 + seed, {layer: 10.0}), bootstraps=20)
+    # at a true rate of 5% the count is 2.8, give or take 1.6
+    assert placebo <= 2.8 + 2 * 1.6
+    assert found >= 0.8 * pairs
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_several_stragglers_do_not_hide_one_another(signed: bool) -> None:
+    planted = {"vision.3.attn": 15.0, "vision.3.mlp": 14.0, "vision.9.mlp": 12.0}
+    assert find(World(signed=signed).measure(0, planted)) == tuple(planted)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_layer_far_below_is_no_straggler(signed: bool) -> None:
+    assert find(World(signed=signed).measure(0, {"vision.3.attn": -15.0})) == ()
+
+
+def test_large_layers_are_not_stragglers_for_being_large() -> None:
+    sizes = sizes_of()
+    rng = np.random.default_rng(0)
+    values = {layer: (size * np.exp(0.01 * rng.normal(size=BATCHES))).tolist() for layer, size in sizes.items()}
+    assert find(record("first_order", values)) == ()
+
+
+def test_what_one_batch_alone_says_is_not_stable() -> None:
+    measurements = World(signed=True, noise=0.01).measure(0)
+    rows = {layer: list(row) for layer, row in measurements.batches["barrier"].items()}
+    rows["vision.5.mlp"][3] += 150.0
+    found = find_stragglers(record("barrier", rows), sizes_of())
+    assert found.scores["vision.5.mlp"]["z"] > 7
+    # a batch is missing from a third of the resamples: (7/8)^8
+    assert found.scores["vision.5.mlp"]["stability"] == pytest.approx(0.66, abs=0.1)
+    assert found.names == ()
+    assert "vision.5.mlp stands out in barrier" in found.verdict
+    assert "only in" in found.verdict
+    assert find_stragglers(record("barrier", rows), sizes_of(), stability=0.4).names == ("vision.5.mlp",)
+
+
+def test_batches_weigh_by_their_images() -> None:
+    """The last batch has one image of 113, so what it says counts for little."""
+    images = (16,) * (BATCHES - 1) + (1,)
+    rows = {layer: list(row) for layer, row in World(signed=True).measure(0).batches["barrier"].items()}
+    rows["vision.5.mlp"][-1] += 200.0
+    small = find_stragglers(record("barrier", rows, images), sizes_of())
+    equal = find_stragglers(record("barrier", rows), sizes_of())
+    assert small.scores["vision.5.mlp"]["z"] < equal.scores["vision.5.mlp"]["z"] / 4
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_units_do_not_matter(signed: bool) -> None:
+    measurements = World(signed=signed).measure(0, {"vision.3.attn": 12.0})
+    statistic = next(iter(measurements.batches))
+    rows = {layer: [1e-6 * value for value in row] for layer, row in measurements.batches[statistic].items()}
+    one, other = (find_stragglers(m, sizes_of(), statistic=statistic) for m in (measurements, record(statistic, rows)))
+    assert one.names == other.names == ("vision.3.attn",)
+    for layer, scores in one.scores.items():
+        assert other.scores[layer]["z"] == pytest.approx(scores["z"], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-3, 5.0])
+@pytest.mark.parametrize("statistic", ["barrier", "first_order"])
+def test_layers_that_are_all_alike_hold_no_straggler(value: float, statistic: str) -> None:
+    found = find_stragglers(
+        record(statistic, {layer: [value] * BATCHES for layer in sizes_of()}), sizes_of(), statistic=statistic
+    )
+    assert found.names == ()
+    assert found.verdict.startswith("no straggler layers found")
+
+
+def test_a_spread_of_zero_but_for_one_layer_flags_nothing() -> None:
+    values = {layer: [1.0] * BATCHES for layer in sizes_of()}
+    values["vision.5.mlp"] = [2.0] * BATCHES
+    assert find(record("barrier", values)) == ()
+
+
+def test_a_layer_without_any_sharpness_does_not_hide_a_straggler() -> None:
+    measurements = World().measure(0, {"vision.3.attn": 15.0})
+    rows = {layer: list(row) for layer, row in measurements.batches["first_order"].items()}
+    rows["vision.norm"] = [0.0] * BATCHES
+    assert find(record("first_order", rows)) == ("vision.3.attn",)
+
+
+def test_few_layers_are_too_few() -> None:
+    found = find_stragglers(record("barrier", {"vision.0.attn": [1.0], "vision.0.mlp": [9.0]}, (4,)), sizes_of())
+    assert found.names == ()
+    assert found.verdict == "no straggler layers found: 2 layers to compare, too few to tell outliers"
+
+
+def test_the_logit_scale_is_not_compared() -> None:
+    measurements = World(signed=True).measure(0)
+    rows = {layer: list(row) for layer, row in measurements.batches["barrier"].items()}
+    rows["logit_scale"] = [1000.0] * BATCHES
+    found = find_stragglers(record("barrier", rows), {**sizes_of(), "logit_scale": 1})
+    assert "logit_scale" not in found.scores
+    assert found.names == ()
+
+
+def test_no_straggler_is_said_plainly() -> None:
+    found = find_stragglers(World(signed=True).measure(0), sizes_of())
+    assert found.verdict.startswith("no straggler layers found: ")
+    assert "with z" in found.verdict
+
+
+def test_a_straggler_is_named() -> None:
+    found = find_stragglers(World(signed=True).measure(0, {"vision.3.attn": 15.0}), sizes_of())
+    assert found.verdict == "1 straggler layer found by barrier: vision.3.attn"
+    assert found.scores["vision.3.attn"]["stability"] == 1.0
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    measurements = World(signed=True, noise=1.0).measure(0, {"vision.3.attn": 6.0})
+    one, two, other = (find_stragglers(measurements, sizes_of(), seed=seed) for seed in (0, 0, 1))
+    assert one == two
+    assert one.scores != other.scores
+
+
+def test_an_unknown_statistic_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(RecipeError, match=r"statistic 'barier' is not one .* Did you mean 'barrier'"):
+        find_stragglers(World(signed=True).measure(0), sizes_of(), statistic="barier")
