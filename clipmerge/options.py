@@ -25,5 +25,7 @@ Density = Annotated[_Float, Field(gt=0, le=1)]
 Share = Annotated[_Float, Field(ge=0, le=1)]
 #: A radius, a threshold or another number that must be positive.
 Positive = Annotated[_Float, Field(gt=0, allow_inf_nan=False)]
+#: A factor that may be zero.
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: A count of at least one.
 Count = Annotated[_Int, Field(ge=1)]

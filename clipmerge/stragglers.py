@@ -1,8 +1,8 @@
 """Straggler layers: robust outliers of a layer statistic that stay outliers over calibration batches.
 
 Defined here, once. A layer is a *straggler* when its statistic, after what its size, kind, tower and depth
-explain, lies more than ``threshold`` robust standard deviations above the other layers', and more than 2.5 times
-as far above as any layer lies below (where layers stray widely by nature, both sides do), in the data at hand and
+explain, lies more than ``threshold`` robust standard deviations above the other layers', and more than ``mirror``
+times as far above as any layer lies below (where layers stray widely by nature, both sides do), in the data at hand and
 in at least a ``stability`` share of bootstrap resamples of the calibration batches. Inspired by
 Abdollahpoorrostam 2024 (arXiv:2410.16476), whose own definition is not public.
 """
@@ -29,8 +29,6 @@ _HUBER = 1.345
 _LAYERS_A_COLUMN = 3
 # A positive statistic counts as at least this share of the median, should a resample make it zero.
 _FLOOR = 1e-6
-# A straggler stands this many times further above the others than any layer lies below them.
-_MIRROR = 2.5
 _SIGNED = frozenset({"barrier", "loss_drop", "hessian_trace", "hessian_trace_mean", "average_case"})
 
 
@@ -55,6 +53,7 @@ def find_stragglers(
     *,
     statistic: str = "barrier",
     threshold: float = 3.5,
+    mirror: float = 2.5,
     stability: float = 0.9,
     bootstraps: int = 200,
     seed: int = 0,
@@ -67,6 +66,7 @@ def find_stragglers(
         statistic: Which statistic; larger means worse. Signed ones are compared as they are, positive ones in
             logarithms.
         threshold: Robust z-score above which a layer is flagged, one-sided.
+        mirror: How many times further above the others than any layer lies below them; 0 does not ask for it.
         stability: Share of the bootstraps that must flag it.
         bootstraps: Resamples of the calibration batches.
         seed: Seed of the resampling.
@@ -100,21 +100,23 @@ def find_stragglers(
     z = _scores(values @ (weights / weights.sum()), design, signed=signed)
     rng = np.random.default_rng(seed)
     draws = rng.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=bootstraps) * weights
-    flagged = np.array([_flags(_scores(values @ (w / w.sum()), design, signed=signed), threshold) for w in draws])
+    flagged = np.array(
+        [_flags(_scores(values @ (w / w.sum()), design, signed=signed), threshold, mirror) for w in draws]
+    )
     share = flagged.mean(axis=0) if bootstraps else np.ones(len(layers))
     scores = {layer: {"z": float(z[i]), "stability": float(share[i])} for i, layer in enumerate(layers)}
-    stands_out = _flags(z, threshold)
+    stands_out = _flags(z, threshold, mirror)
     names = tuple(layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability)
-    return Stragglers(names, scores, _verdict(names, scores, statistic, _limit(z, threshold), stability))
+    return Stragglers(names, scores, _verdict(names, scores, statistic, _limit(z, threshold, mirror), stability))
 
 
-def _limit(z: Array, threshold: float) -> float:
+def _limit(z: Array, threshold: float, mirror: float) -> float:
     """The score a straggler exceeds: the lower side shows how far layers stray without being stragglers."""
-    return float(max(threshold, -_MIRROR * z.min()))
+    return float(max(threshold, -mirror * z.min()))
 
 
-def _flags(z: Array, threshold: float) -> NDArray[np.bool_]:
-    return np.asarray(z > _limit(z, threshold))
+def _flags(z: Array, threshold: float, mirror: float) -> NDArray[np.bool_]:
+    return np.asarray(z > _limit(z, threshold, mirror))
 
 
 def _verdict(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipmerge.decision import Decision, Task
 from clipmerge.methods.straggler_sparse import straggler_sparse
-from clipmerge.options import Alpha, Count, Positive, Share
+from clipmerge.options import Alpha, Count, NonNegative, Positive, Share
 
 
 def straggler_shrink(
@@ -14,6 +14,7 @@ def straggler_shrink(
     straggler_alpha: Alpha = 0.25,
     statistic: str = "barrier",
     threshold: Positive = 3.5,
+    mirror: NonNegative = 2.5,
     stability: Share = 0.9,
     bootstraps: Count = 200,
 ) -> Decision:
@@ -25,6 +26,7 @@ def straggler_shrink(
         straggler_alpha: Coefficient of the stragglers.
         statistic: Statistic that tells stragglers.
         threshold: Robust z-score above which a layer is flagged.
+        mirror: How many times further above the others than any layer lies below them; 0 does not ask for it.
         stability: Share of the bootstraps that must flag it.
         bootstraps: Resamples of the calibration batches.
 
@@ -41,6 +43,7 @@ def straggler_shrink(
         mask=None,
         statistic=statistic,
         threshold=threshold,
+        mirror=mirror,
         stability=stability,
         bootstraps=bootstraps,
     )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.options import Alpha, Count, Density, Positive, Share
+from clipmerge.options import Alpha, Count, Density, NonNegative, Positive, Share
 from clipmerge.plan import LayerPlan
 from clipmerge.stragglers import Stragglers, find_stragglers
 
@@ -23,6 +23,7 @@ def straggler_sparse(
     mask_options: dict[str, Any] | None = None,
     statistic: str = "barrier",
     threshold: Positive = 3.5,
+    mirror: NonNegative = 2.5,
     stability: Share = 0.9,
     bootstraps: Count = 200,
 ) -> Decision:
@@ -37,6 +38,7 @@ def straggler_sparse(
         mask_options: The mask's own options, such as ``{n: 2, m: 4}``.
         statistic: Statistic that tells stragglers.
         threshold: Robust z-score above which a layer is flagged.
+        mirror: How many times further above the others than any layer lies below them; 0 does not ask for it.
         stability: Share of the bootstraps that must flag it.
         bootstraps: Resamples of the calibration batches.
 
@@ -53,6 +55,7 @@ def straggler_sparse(
         task.sizes,
         statistic=statistic,
         threshold=threshold,
+        mirror=mirror,
         stability=stability,
         bootstraps=bootstraps,
         seed=task.seed,
