@@ -273,10 +273,12 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
             for note in notes:
                 run.progress.say(note)
             run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, *notes)})
-            record = merge_record(run, run.hashed_plan(), output, {**files, **side_files})
-            (folder / "report.html").write_text(html_page(record), encoding="utf-8")
-            (folder / "README.md").write_text(model_card(record, repo_id=None), encoding="utf-8")
-            (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            plan = run.hashed_plan()
+        # made when the stages are over, so that what is returned and what is written are one
+        record = merge_record(run, plan, output, {**files, **side_files})
+        (folder / "report.html").write_text(html_page(record), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(record, repo_id=None), encoding="utf-8")
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
 

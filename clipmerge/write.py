@@ -239,8 +239,14 @@ def write_plan_files(path: Path, plan: Plan, scores: dict[str, Tensor]) -> Plan:
     with staged_files(path) as folder:
         if scores:
             file = folder / scores_path(path).name
-            with file.open("wb"):  # save_file would make it readable for its owner alone
-                save_file(scores, file)
+            save_file(scores, file)
+            file.chmod(0o666 & ~_umask())  # save_file makes it readable for its owner alone
             plan = plan.model_copy(update={"tensors": TensorsRecord(file=file.name, sha256=sha256_of(file))})
         (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
     return plan
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
