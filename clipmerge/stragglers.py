@@ -180,5 +180,7 @@ def _huber_residuals(y: Array, design: Array) -> Array:
         scale = np.median(np.abs(residual)) / _MAD_TO_Z
         if scale == 0:
             break
-        weights = np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residual), 1e-300))
+        before, weights = weights, np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residual), 1e-300))
+        if np.abs(weights - before).max() < 1e-6:
+            break
     return residual

@@ -102,7 +102,9 @@ def test_large_layers_are_not_stragglers_for_being_large() -> None:
     sizes = sizes_of()
     rng = np.random.default_rng(0)
     values = {layer: (size * np.exp(0.01 * rng.normal(size=BATCHES))).tolist() for layer, size in sizes.items()}
-    assert find(record("first_order", values)) == ()
+    found = find_stragglers(record("first_order", values), sizes, statistic="first_order")
+    assert found.names == ()
+    assert max(abs(scores["z"]) for scores in found.scores.values()) < 5
 
 
 def test_what_one_batch_alone_says_is_not_stable() -> None:
@@ -127,6 +129,14 @@ def test_batches_weigh_by_their_images() -> None:
     small = find_stragglers(record("barrier", rows, images), sizes_of())
     equal = find_stragglers(record("barrier", rows), sizes_of())
     assert small.scores["vision.5.mlp"]["z"] < equal.scores["vision.5.mlp"]["z"] / 4
+
+
+def test_a_small_batch_does_not_talk_the_resamples_out_of_it() -> None:
+    images = (16,) * (BATCHES - 1) + (1,)
+    measurements = World(signed=True).measure(0, {"vision.3.attn": 15.0})
+    rows = {layer: list(row) for layer, row in measurements.batches["barrier"].items()}
+    rows["vision.3.attn"][-1] = -105.0
+    assert find(record("barrier", rows, images)) == ("vision.3.attn",)
 
 
 @pytest.mark.parametrize("signed", [False, True])

@@ -1,0 +1,179 @@
+"""Measures of all layers against the plain loops they replace, as ratios from one run.
+
+    python benchmarks/measure_speed.py [--json FILE]
+
+The model is a CLIP of random weights with 12 blocks a tower. "One gradient pass" is ``CLIPModel``'s forward and a
+backward through both towers. "The loop" takes every layer on its own: whole forward passes of ``CLIPModel``, gradients
+for that layer alone, and the same perturbations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import CLIPModel
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.measures.first_order import first_order
+from clipmerge.measures.path_barrier import path_barrier
+from clipmerge.measures.worst_case import worst_case
+from clipmerge.models import TransformersClip
+from clipmerge.objective import Batch, Objective
+from clipmerge.perturbation import LayerBall
+from tests.tiny_clip import tiny_config, tiny_processor
+
+RHO = 0.5
+
+
+class Plain:
+    """The same loss with transformers alone.
+
+    Attributes:
+        model: A ``CLIPModel`` with the objective's weights of the moment.
+    """
+
+    def __init__(self, objective: Objective, folder: Path, prompts: list[str]) -> None:
+        self.model = CLIPModel.from_pretrained(folder).eval()
+        self.tokens = dict(tiny_processor().tokenizer(prompts, padding=True, return_tensors="pt"))
+        self.parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(objective.parameters[name])
+
+    def loss(self, batch: Batch) -> Tensor:
+        return cross_entropy(self.model(pixel_values=batch.pixels, **self.tokens).logits_per_image, batch.labels)
+
+    def gradient_pass(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            self.model.zero_grad()
+            self.loss(batch).backward()
+
+    def loop(self, objective: Objective, batches: list[Batch], steps: int) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        for layer, names in objective.layers.items():
+            for name, parameter in self.parameters.items():
+                parameter.requires_grad_(name in names)
+            chosen = [self.parameters[name] for name in names]
+            found[layer] = [self._rise(batch, chosen, steps) for batch in batches]
+        return found
+
+    def _rise(self, batch: Batch, chosen: list[torch.nn.Parameter], steps: int) -> float:
+        base = self.loss(batch)
+        gradient = list(torch.autograd.grad(base, chosen))
+        ball = LayerBall(chosen, norm="l2", radius=RHO, adaptive=True)
+        if steps > 1:
+            worst = ball.apgd(lambda: self.loss(batch), gradient, base.item(), steps)
+        else:
+            ball.place(ball.maximiser(gradient))
+            with torch.no_grad():
+                worst = self.loss(batch).item()
+        ball.restore()
+        return worst - base.item()
+
+
+def build(folder: Path, options: argparse.Namespace) -> tuple[Objective, Plain]:
+    torch.manual_seed(0)
+    model = CLIPModel(tiny_config(options.blocks, options.width))
+    for name in ("zeroshot", "finetuned"):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape))
+        model.save_pretrained(folder / name)
+        tiny_processor().save_pretrained(folder / name)
+    prompts = [f"a photo of a {chr(97 + i % 26)}{chr(97 + i // 26)}." for i in range(options.classes)]
+    batches = [
+        Batch(number, torch.randn(options.batch_size, 3, 32, 32), torch.randint(0, len(prompts), (options.batch_size,)))
+        for number in range(options.batches)
+    ]
+    pair = pair_checkpoints(open_checkpoint(str(folder / "zeroshot")), [open_checkpoint(str(folder / "finetuned"))])
+    assert pair.zeroshot.config is not None
+    objective = Objective(
+        TransformersClip(pair.zeroshot.config, folder / "zeroshot"),
+        pair,
+        batches,
+        prompts,
+        templates=1,
+        accelerator=Accelerator(cpu=True),
+    )
+    objective.move_to(0.5)
+    return objective, Plain(objective, folder / "zeroshot", prompts)
+
+
+def timed(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Seconds of the quickest of some runs, and the last answer.
+
+    With one thread these are seconds of the processor, whatever else the machine does.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    seconds = []
+    for _ in range(repeats):
+        begin = clock()
+        answer = function()
+        seconds.append(clock() - begin)
+    return min(seconds), answer
+
+
+def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+    objective, plain = build(folder, options)
+    batches = objective.batches
+    plain.gradient_pass(batches)
+    one, _ = timed(lambda: plain.gradient_pass(batches), options.repeats)
+    first, _ = timed(lambda: first_order(objective), options.repeats)
+    path, record = timed(lambda: path_barrier(objective, nodes=3, tolerance=1e9), options.repeats)
+    assert len(record.path.alphas) == 9
+    result = {
+        "gradient_pass_seconds": one,
+        "first_order_over_one_gradient_pass": first / one,
+        "path_barrier_over_six_gradient_passes": path / (6 * one),
+    }
+    for name, steps, some in (("one_step", 1, batches), ("apgd", options.steps, batches[:1])):
+        loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps), 1)
+        objective.batches, objective.batch_sizes = some, tuple(len(batch) for batch in some)
+        ours, found = timed(lambda steps=steps: worst_case(objective, rho=RHO, steps=steps), 1)
+        values = found.batches["worst_case"]
+        result[f"{name}_loop_over_ours"] = loop / ours
+        result[f"{name}_largest_difference"] = max(
+            abs(a - b) for layer in values for a, b in zip(values[layer], expected[layer], strict=True)
+        )
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--blocks", type=int, default=12, help="blocks a tower")
+    parser.add_argument("--width", type=int, default=128, help="width of both towers")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=3)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=20, help="APGD iterations")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of the short ones; the quickest counts")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        result = compare(options, Path(folder))
+    for name, value in result.items():
+        print(f"{name.replace('_', ' '):45s} {value:.3g}")
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        options.json.write_text(
+            json.dumps({"settings": settings, "torch": torch.__version__, **result}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
