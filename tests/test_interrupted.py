@@ -1,0 +1,174 @@
+"""Merges that end before they should: killed, interrupted, out of disk. Never half an output, never in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.command import clipmerge, refused, start
+from tests.tiny_clip import tiny_config
+
+pytestmark = pytest.mark.slow
+Folders = tuple[Path, Path]
+KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A pair of about 150 MB each, so that writing takes a while."""
+    from transformers import CLIPModel
+
+    folder = tmp_path_factory.mktemp("large")
+    paths = (folder / "zeroshot", folder / "finetuned")
+    config = tiny_config(blocks=5, width=640)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in CLIPModel(config).state_dict().items()}
+    for seed, path in enumerate(paths):
+        generator = torch.Generator().manual_seed(seed)
+        path.mkdir()
+        config.save_pretrained(path)
+        (path / "config.json").write_text(
+            json.dumps({**json.loads((path / "config.json").read_text()), "model_type": "clip"})
+        )
+        save_file({n: torch.randn(s, generator=generator) for n, s in shapes.items()}, path / "model.safetensors")
+    return paths
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    names = sorted(file.name for file in folder.iterdir())
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+
+
+@pytest.fixture(scope="module")
+def whole(large: Folders, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float, float]:
+    """Hashes of an undisturbed output, and when after its start the stage appeared and the output stood."""
+    folder = tmp_path_factory.mktemp("whole")
+    begin = time.perf_counter()
+    process = start("merge", *large, "--recipe", "wise-ft", "--output", folder / "out", "--format", "quiet")
+    staged = wait_for_stage(folder, process) - begin
+    assert process.communicate() == ("", "")
+    assert process.returncode == 0
+    return hashes(folder / "out"), staged, time.perf_counter() - begin
+
+
+def wait_for_stage(folder: Path, process: subprocess.Popen[str]) -> float:
+    while process.poll() is None and not any(folder.iterdir()):
+        time.sleep(0.002)
+    return time.perf_counter()
+
+
+def is_whole(output: Path, expected: dict[str, str]) -> bool:
+    found = hashes(output)
+    record = json.loads((output / "clipmerge.json").read_text())
+    assert found.keys() == expected.keys()
+    assert record["files"].items() <= found.items()
+    return found["model.safetensors"] == expected["model.safetensors"]
+
+
+def test_kill_at_ten_random_moments(large: Folders, whole: tuple[dict[str, str], float, float], tmp_path: Path) -> None:
+    expected, staged, end = whole
+    rng = random.Random(0)
+    # after the stage appeared, wherever that is on a busy machine; some land behind the end
+    waits = [rng.uniform(0, 1.2 * (end - staged)) for _ in range(KILLS)]
+    killed_in_stage = 0
+    for wait in waits:
+        process = start("merge", *large, "--recipe", "wise-ft", "--output", tmp_path / "out", "--format", "quiet")
+        wait_for_stage(tmp_path, process)
+        time.sleep(wait)
+        process.kill()
+        process.communicate()
+        left = [path for path in tmp_path.iterdir() if path.name != "out"]
+        assert len(left) <= 1  # what earlier runs left is gone
+        killed_in_stage += bool(left)
+        if (tmp_path / "out").exists():
+            assert is_whole(tmp_path / "out", expected)
+            for file in (tmp_path / "out").iterdir():
+                file.unlink()
+            (tmp_path / "out").rmdir()
+    assert killed_in_stage >= 3
+    assert clipmerge("merge", *large, "--recipe", "wise-ft", "--output", tmp_path / "out").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert is_whole(tmp_path / "out", expected)
+
+
+def test_a_kill_while_overwriting_leaves_the_old_or_the_new(
+    large: Folders, whole: tuple[dict[str, str], float, float], tmp_path: Path
+) -> None:
+    expected, staged, end = whole
+    command = ("merge", *large, "--recipe", "wise-ft", "--output", tmp_path / "out", "--format", "quiet")
+    assert clipmerge(*command, "--set", "method.alpha=0").code == 0
+    old = hashes(tmp_path / "out")["model.safetensors"]
+    for share in (0.3, 0.9):
+        process = start(*command, "--overwrite")
+        while process.poll() is None and len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.002)
+        time.sleep(share * (end - staged))
+        process.kill()
+        process.communicate()
+        assert hashes(tmp_path / "out")["model.safetensors"] in (old, expected["model.safetensors"])
+
+
+def test_ctrl_c_leaves_nothing_and_ends_with_130(large: Folders, tmp_path: Path) -> None:
+    process = start("merge", *large, "--recipe", "wise-ft", "--output", tmp_path / "a" / "out", "--format", "json")
+    while process.poll() is None and not (tmp_path / "a").exists():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines() == ["error: interrupted; nothing was left behind"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def limit_file_size() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
+
+
+def test_a_file_too_large_for_the_disk_is_one_line_and_leaves_nothing(large: Folders, tmp_path: Path) -> None:
+    command = ("merge", *large, "--recipe", "wise-ft", "--output", tmp_path / "out")
+    process = start(*command, preexec_fn=limit_file_size)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert err.splitlines() == [
+        f"error: {tmp_path / 'out'}: cannot be written (File too large); nothing was left behind"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_found_before_writing(large: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"total": 10, "free": 5})())
+    line = refused(clipmerge("merge", *large, "--recipe", "wise-ft", "--output", tmp_path / "out"))
+    assert (
+        line == f"error: {tmp_path / 'out'}: the disk is full; nothing was left behind, free some space and run again"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_fills_up_while_writing(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def full(self: Path, *arguments: object, **options: object) -> object:
+        path = Path("/dev/full") if self.name == "model.safetensors" and "wb" in arguments else self
+        return opened(path, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", full)
+    line = refused(clipmerge("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out"))
+    assert "the disk is full; nothing was left behind" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_that_cannot_be_written_leaves_nothing(pair: Folders, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    line = refused(clipmerge("plan", *pair, "--recipe", "wise-ft", "--output", tmp_path / "file" / "plan.json"))
+    assert "file is a file; choose another --output" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
