@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect as introspection
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -16,6 +14,26 @@ from clipmerge.cli_output import check_push, publish, push_command, report_comma
 from clipmerge.cli_recipes import recipes_app
 from clipmerge.console import Format, Terminal, fail, reporting_errors
 from clipmerge.errors import UsageError
+from clipmerge.flags import (
+    DEVICES,
+    Assignments,
+    BatchSize,
+    Classes,
+    Data,
+    DeviceName,
+    DtypeName,
+    FineTuned,
+    Images,
+    Output,
+    Overwrite,
+    RecipeName,
+    Seed,
+    Templates,
+    Verbose,
+    ZeroShot,
+    choice,
+    command_line,
+)
 
 if TYPE_CHECKING:
     from clipmerge.pipeline import MergeRequest, Run
@@ -28,27 +46,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-DEVICES = ("auto", "cpu", "cuda", "mps")
 # the base of every complaint about flags, whether typer brings its own click or not
 _UsageException: Any = typer.BadParameter.__base__
-
-ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
-FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or a YAML file.")]
-Data = Annotated[str | None, typer.Option(help="Labelled images: a folder with one subfolder a class, or 'digits'.")]
-Classes = Annotated[Path | None, typer.Option(help="Class names, one a line in folder order, or JSON.")]
-Templates = Annotated[
-    list[str] | None, typer.Option("--template", help="Prompt with {} for the class; may be repeated.")
-]
-Assignments = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in the recipe; may be repeated.")]
-Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a batch; by default at most 128.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the bootstrap and random masks.")]
-DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-DtypeName = Annotated[str, typer.Option("--dtype", help="keep, float32, bfloat16 or float16.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of clipmerge.")]
-Output = Annotated[Format, typer.Option("--format", help="What stdout carries.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; keep library warnings.")]
 
 
 def main() -> None:
@@ -81,12 +80,6 @@ def _root(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(UsageError.exit_code)
-
-
-def _choice(flag: str, value: str, options: tuple[str, ...]) -> Any:
-    if value.lower() not in {option.lower() for option in options}:
-        raise UsageError(f"{flag} {value}: choose from {', '.join(options)}")
-    return value.lower()
 
 
 def request_from_flags(
@@ -125,11 +118,11 @@ def request_from_flags(
             templates=check_templates(template or []),
             images=images,
             batch_size=batch_size,
-            device=_choice("--device", device, DEVICES),
+            device=choice("--device", device, DEVICES),
         ),
         seed=seed,
-        dtype=_choice("--dtype", dtype, ("keep", "float32", "bfloat16", "float16")),
-        command=_command_line(),
+        dtype=choice("--dtype", dtype, ("keep", "float32", "bfloat16", "float16")),
+        command=command_line(),
     )
     check_request(request)
     return request
@@ -156,10 +149,6 @@ def _parameters(function: Callable[..., Any]) -> dict[str, introspection.Paramet
     found = introspection.signature(function).parameters.values()
     flags = [p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in found if p.name != "request"]
     return {flag.name: flag for flag in flags}
-
-
-def _command_line() -> str:
-    return shlex.join(["clipmerge", *sys.argv[1:]])
 
 
 def _show_merge(terminal: Terminal, run: Run, record: dict[str, Any], last_line: str) -> None:
@@ -259,7 +248,7 @@ def apply(
 
     check_output(output, overwrite=overwrite)
     run = load_plan(plan_file, terminal)
-    run.command = _command_line()
+    run.command = command_line()
     record = write_merge(run, output, overwrite=overwrite)
     _show_merge(terminal, run, record, f"Wrote {output} (report: {output / 'report.html'})")
 
@@ -297,7 +286,7 @@ def evaluate(
     from clipmerge.data import check_templates
 
     templates = check_templates(template or [])
-    chosen = _choice("--device", device, DEVICES)
+    chosen = choice("--device", device, DEVICES)
     from clipmerge.evaluate import accuracy_table, evaluate_sources
 
     record = evaluate_sources(

@@ -10,9 +10,9 @@ import typer
 
 from clipmerge.console import Format, Terminal, reporting_errors
 from clipmerge.errors import UsageError
+from clipmerge.flags import Output
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that merge or apply wrote.")]
-Output = Annotated[Format, typer.Option("--format", help="What stdout carries.")]
 
 
 def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
