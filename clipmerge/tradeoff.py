@@ -1,0 +1,163 @@
+"""Points against a curve of ID and OOD accuracy: the gain at equal ID accuracy, and how sure of it one can be.
+
+The curve is the straight line from point to point in the order of alpha. Its height at an ID accuracy x is the
+best mean OOD accuracy that it has there: the highest of all its pieces that pass over x, each linear in ID
+accuracy between its ends. It has none where x lies outside the ID accuracies that its points span. The gain of a
+point at equal ID accuracy is its mean OOD accuracy minus that height: what it adds to an alpha of WiSE-FT that
+gives the same ID accuracy, even to one chosen with OOD labels. A point of the curve has gain 0, or less where
+another alpha does better at the same ID accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 1000
+LEVEL = 0.95
+#: An interval over fewer of the resamples would be one over those that suit.
+_DEFINED = 0.9
+
+
+def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
+    """Best mean OOD accuracy of a curve at given ID accuracies; see the top of this file.
+
+    Args:
+        curve_id: ID accuracy along the curve, shape (..., alphas).
+        curve_ood: Mean OOD accuracy, same shape.
+        at: ID accuracies, shape (..., points).
+
+    Returns:
+        Shape (..., points); NaN where the curve does not reach.
+
+    Example:
+        >>> height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7]))
+        array([0.4, nan])
+    """
+    best = np.full(at.shape, -np.inf)
+    for start in range(max(1, curve_id.shape[-1] - 1)):
+        stop = min(start + 1, curve_id.shape[-1] - 1)
+        x_0, x_1 = curve_id[..., start, None], curve_id[..., stop, None]
+        y_0, y_1 = curve_ood[..., start, None], curve_ood[..., stop, None]
+        level = x_0 == x_1
+        share = (at - x_0) / np.where(level, 1.0, x_1 - x_0)
+        # weights that are exactly 0 and 1 at the ends, so that a point of the curve lies on it
+        on_piece = np.where(level, np.maximum(y_0, y_1), (1 - share) * y_0 + share * y_1)
+        inside = (np.minimum(x_0, x_1) <= at) & (at <= np.maximum(x_0, x_1))
+        best = np.where(inside, np.maximum(best, on_piece), best)
+    return np.where(np.isinf(best), np.nan, best)
+
+
+def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resamples: int = RESAMPLES) -> list[Floats]:
+    """Accuracies over images drawn with replacement, the same draw for every point.
+
+    Args:
+        correct: A source each: whether each image was recognised, shape (points, images).
+        seed: Seed; a source's draws depend on it and on the source's place.
+        resamples: Draws.
+
+    Returns:
+        A source each: accuracy, shape (resamples, points).
+    """
+    found = []
+    for place, right in enumerate(correct):
+        rng = np.random.default_rng([seed, place])
+        images = right.shape[1]
+        columns = right.T.astype(np.float64)
+        accuracy = np.empty((resamples, right.shape[0]))
+        for draw in range(resamples):
+            times = np.bincount(rng.integers(images, size=images), minlength=images)
+            accuracy[draw] = times @ columns
+        found.append(accuracy / images)
+    return found
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a point stands, each interval from resampled images.
+
+    Attributes:
+        id_accuracy: Mean over the ID sources.
+        ood_accuracy: Mean over the OOD sources.
+        ood_interval: Of the mean OOD accuracy.
+        gain: At equal ID accuracy; ``None`` where the curve does not reach.
+        gain_interval: Of the gain; ``None`` also when the resampled curve misses the point too often.
+    """
+
+    id_accuracy: float
+    ood_accuracy: float
+    ood_interval: tuple[float, float]
+    gain: float | None
+    gain_interval: tuple[float, float] | None
+
+
+def standings(
+    id_correct: Sequence[NDArray[np.bool_]],
+    ood_correct: Sequence[NDArray[np.bool_]],
+    curve: Sequence[int],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> list[Standing]:
+    """Place every point against the curve, which is resampled with it.
+
+    Args:
+        id_correct: An ID source each: whether each image was recognised, shape (points, images).
+        ood_correct: The same for the OOD sources.
+        curve: Which of the points make the curve, in order of alpha.
+        seed: Seed of the resampling.
+        resamples: Draws of images.
+
+    Returns:
+        One a point.
+    """
+    places = list(curve)
+    measured = [_mean([right.mean(axis=1)[None] for right in each]) for each in (id_correct, ood_correct)]
+    drawn = resampled_accuracy([*id_correct, *ood_correct], seed, resamples)
+    sampled = [_mean(drawn[: len(id_correct)]), _mean(drawn[len(id_correct) :])]
+    (id_accuracy, ood_accuracy), (id_drawn, ood_drawn) = measured, sampled
+    gain = ood_accuracy - height(id_accuracy[:, places], ood_accuracy[:, places], id_accuracy)
+    gain_drawn = ood_drawn - height(id_drawn[:, places], ood_drawn[:, places], id_drawn)
+    found = []
+    for point in range(id_accuracy.shape[1]):
+        value = float(gain[0, point])
+        reached = not np.isnan(value)
+        spread = interval(ood_drawn[:, point])
+        assert spread is not None  # accuracies are always numbers
+        found.append(
+            Standing(
+                id_accuracy=float(id_accuracy[0, point]),
+                ood_accuracy=float(ood_accuracy[0, point]),
+                ood_interval=spread,
+                gain=value if reached else None,
+                gain_interval=interval(gain_drawn[:, point]) if reached else None,
+            )
+        )
+    return found
+
+
+def _mean(sources: Sequence[Floats]) -> Floats:
+    average: Floats = np.mean(np.stack(sources), axis=0)
+    return average
+
+
+def interval(values: Floats, level: float = LEVEL) -> tuple[float, float] | None:
+    """Percentile interval of resampled values.
+
+    Args:
+        values: One a resample; NaN where it has none.
+        level: Share of the values inside.
+
+    Returns:
+        Both ends; ``None`` when fewer than nine in ten resamples have a value.
+    """
+    defined = values[~np.isnan(values)]
+    if len(defined) < _DEFINED * len(values):
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

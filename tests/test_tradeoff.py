@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipmerge.tradeoff import height, interval, resampled_accuracy, standings
+
+# ID rises to 0.8 and turns back to 0.7: at 0.75 the curve passes twice, at OOD 0.55 and 0.35
+BENT_ID, BENT_OOD = [0.5, 0.7, 0.8, 0.7], [0.7, 0.6, 0.5, 0.2]
+
+
+def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float | None:
+    """Best height in exact fractions, piece by piece."""
+    xs, ys, x = [Fraction(v) for v in curve_id], [Fraction(v) for v in curve_ood], Fraction(at)
+    heights = []
+    for (x_0, y_0), (x_1, y_1) in zip(zip(xs, ys, strict=True), list(zip(xs, ys, strict=True))[1:], strict=False):
+        if x_0 == x_1 == x:
+            heights += [y_0, y_1]
+        elif x_0 != x_1 and 0 <= (x - x_0) / (x_1 - x_0) <= 1:
+            heights.append(y_0 + (y_1 - y_0) * (x - x_0) / (x_1 - x_0))
+    return float(max(heights)) if heights else None
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (0.5, 0.7),
+        (0.6, 0.65),
+        (0.7, 0.6),  # an end of the second piece at 0.6 and of the last at 0.2: the best counts
+        (0.75, 0.55),
+        (0.8, 0.5),
+        (0.49, None),
+        (0.81, None),
+    ],
+)
+def test_height_of_a_bent_curve(at: float, expected: float | None) -> None:
+    found = height(np.array(BENT_ID), np.array(BENT_OOD), np.array([at]))[0]
+    assert np.isnan(found) if expected is None else found == pytest.approx(expected)
+    assert by_hand(BENT_ID, BENT_OOD, at) == (expected and pytest.approx(expected))
+
+
+def test_a_vertical_piece_counts_with_its_better_end() -> None:
+    assert height(np.array([0.5, 0.5]), np.array([0.2, 0.4]), np.array([0.5])).tolist() == [0.4]
+
+
+tenths = st.integers(0, 10).map(lambda n: n / 10)
+
+
+@given(st.lists(st.tuples(tenths, tenths), min_size=2, max_size=6), st.lists(tenths, min_size=1, max_size=4))
+def test_height_is_that_of_exact_fractions(curve: list[tuple[float, float]], at: list[float]) -> None:
+    curve_id, curve_ood = [list(axis) for axis in zip(*curve, strict=True)]
+    found = height(np.array(curve_id), np.array(curve_ood), np.array(at))
+    for x, value in zip(at, found.tolist(), strict=True):
+        expected = by_hand(curve_id, curve_ood, x)
+        assert np.isnan(value) if expected is None else value == pytest.approx(expected)
+
+
+def test_a_point_of_the_curve_is_never_above_it() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        curve = rng.integers(0, 400, (2, 7)) / 400
+        gain = curve[1] - height(curve[0], curve[1], curve[0])
+        assert (gain <= 0).all()
+
+
+def rows_of(counts: list[int], images: int) -> np.ndarray:
+    """Nested: the first so many images are recognised."""
+    return np.array([[place < count for place in range(images)] for count in counts])
+
+
+def test_gain_by_hand_on_a_made_up_curve() -> None:
+    # alpha 0, 0.5, 1 at ID 40, 60, 80% and OOD 60, 50, 30%; a recipe at 70 / 45, where the curve has 40
+    ids, oods = rows_of([4, 6, 8, 7], 10), rows_of([12, 10, 6, 9], 20)
+    found = standings([ids], [oods], range(3), seed=0, resamples=50)
+    assert [each.gain for each in found] == pytest.approx([0, 0, 0, 0.05])
+    assert [each.id_accuracy for each in found] == [0.4, 0.6, 0.8, 0.7]
+
+
+def test_sources_weigh_alike_whatever_their_size() -> None:
+    small, large = rows_of([1, 2], 2), rows_of([10, 30], 100)
+    found = standings([small, large], [large, small], range(2), seed=0, resamples=10)
+    assert [each.id_accuracy for each in found] == pytest.approx([(0.5 + 0.1) / 2, (1 + 0.3) / 2])
+    assert [each.ood_accuracy for each in found] == pytest.approx([(0.5 + 0.1) / 2, (1 + 0.3) / 2])
+
+
+def test_outside_the_curve_there_is_no_gain() -> None:
+    ids, oods = rows_of([4, 6, 9, 1], 10), rows_of([5, 5, 5, 5], 10)
+    found = standings([ids], [oods], range(2), seed=0, resamples=20)
+    assert [each.gain is None for each in found] == [False, False, True, True]
+    assert found[2].gain_interval is None
+
+
+def test_resampling_draws_the_same_images_for_every_point() -> None:
+    rng = np.random.default_rng(1)
+    right = rng.random((1, 60)) < 0.6
+    drawn = resampled_accuracy([np.concatenate([right, right, ~right])], seed=3, resamples=40)[0]
+    assert (drawn[:, 0] == drawn[:, 1]).all()
+    assert drawn[:, 0] + drawn[:, 2] == pytest.approx(np.ones(40))
+
+
+def test_resampling_is_seeded_and_differs_by_source() -> None:
+    right = np.random.default_rng(1).random((2, 50)) < 0.6
+    first, again = (resampled_accuracy([right, right], seed=3, resamples=30) for _ in range(2))
+    assert (first[0] == again[0]).all()
+    assert (first[0] != first[1]).any()
+    assert (first[0] != resampled_accuracy([right], seed=4, resamples=30)[0]).any()
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    """Accuracy of a coin of known bias: 95% intervals over 200 trials miss it about one time in twenty."""
+    random.seed(0)
+    covered = 0
+    for trial in range(200):
+        right = np.array([[random.random() < 0.7 for _ in range(200)]])
+        ends = interval(resampled_accuracy([right], seed=trial, resamples=200)[0][:, 0])
+        assert ends is not None
+        covered += ends[0] <= 0.7 <= ends[1]
+    assert 180 <= covered <= 199
+
+
+def test_an_interval_over_too_few_resamples_is_none() -> None:
+    values = np.array([0.1] * 89 + [np.nan] * 11)
+    assert interval(values) is None
+    assert interval(np.array([0.1] * 90 + [np.nan] * 10)) == (0.1, 0.1)
