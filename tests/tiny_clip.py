@@ -58,9 +58,9 @@ def save_pair(folder: Path, *, change: float = 0.05, blocks: int = 3, seed: int 
     return paths
 
 
-def save_images(folder: Path, *, each: int = 10, classes: tuple[str, ...] = CLASSES) -> Path:
+def save_images(folder: Path, *, each: int = 10, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
     """Save random PNGs, one subfolder a class; each class has its own mean colour."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for index in range(each):

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clipmerge.data import load_images
+from clipmerge.overlap import Fingerprints, find_overlap
+from tests.tiny_clip import save_images
+
+
+def overlap_of(a: Path | str, b: Path | str) -> int:
+    found = find_overlap(Fingerprints(load_images(str(a))), Fingerprints(load_images(str(b))))
+    return found.count if found else 0
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    return save_images(tmp_path / "other", each=4, seed=1)
+
+
+def test_different_images_do_not_overlap(images: Path, other: Path) -> None:
+    assert overlap_of(images, other) == 0
+
+
+@pytest.mark.parametrize("spelled", ["same", "dots", "folder link"])
+def test_the_same_folder_overlaps_however_it_is_spelled(images: Path, tmp_path: Path, spelled: str) -> None:
+    where = {"same": images, "dots": images / ".." / images.name, "folder link": tmp_path / "link"}[spelled]
+    if spelled == "folder link":
+        where.symlink_to(images)
+    assert overlap_of(where, images) == 30
+
+
+@pytest.mark.parametrize("how", ["symbolic link", "hard link", "copy"])
+def test_one_file_is_enough(images: Path, other: Path, how: str) -> None:
+    source, target = images / "cat" / "3.png", other / "dog" / "renamed.png"
+    make = {"symbolic link": target.symlink_to, "hard link": target.hardlink_to}
+    make.get(how, lambda path: shutil.copyfile(path, target))(source)
+    assert overlap_of(other, images) == 1
+    assert overlap_of(images, other) == 1
+
+
+def test_a_file_of_the_same_size_and_other_content_is_none(images: Path, other: Path) -> None:
+    source, target = images / "cat" / "3.png", other / "dog" / "renamed.png"
+    content = bytearray(source.read_bytes())
+    content[-20] ^= 1
+    target.write_bytes(bytes(content))
+    assert source.stat().st_size == target.stat().st_size
+    assert overlap_of(other, images) == 0
+
+
+def test_digits_overlap_with_digits_and_with_a_folder_that_holds_one(other: Path) -> None:
+    assert overlap_of("digits", "digits") >= 1790  # of 1797, a few are alike
+    assert overlap_of("digits", other) == 0
+    digit = load_images("digits").image(5)
+    digit.save(other / "dog" / "five.bmp")
+    assert overlap_of("digits", other) == overlap_of(other, "digits") == 1
+
+
+def test_the_message_names_both(images: Path, other: Path) -> None:
+    shutil.copyfile(images / "cat" / "3.png", other / "dog" / "copy.png")
+    found = find_overlap(Fingerprints(load_images(str(other))), Fingerprints(load_images(str(images))))
+    assert found
+    assert found.first == f"{other}/dog/copy.png has the content of {images}/cat/3.png"
+
+
+def test_a_link_to_an_image_elsewhere_is_read(tmp_path: Path, other: Path) -> None:
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "x.png")
+    (other / "dog" / "l.png").symlink_to(tmp_path / "x.png")
+    assert overlap_of(other, other) == 13
