@@ -74,13 +74,30 @@ def zero_shot_accuracy(
     for _, pixels, labels in pixel_batches(
         images, positions, batch_size_for(len(images), batch_size), model.pixels, share=share
     ):
-        features = model.image_features(pixels.to(accelerator.device))
-        right += int(((features @ classes.T).argmax(dim=1).cpu() == labels).sum())
+        right += int(recognised(model, pixels.to(accelerator.device), labels, classes).sum())
         seen += len(labels)
         if progress:
             progress.advance(seen, len(images))
     total = accelerator.reduce(torch.tensor(right, device=accelerator.device), "sum")
     return float(total) / len(images)
+
+
+def recognised(
+    model: TransformersClip, pixels: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor
+) -> torch.Tensor:
+    """Say of each image whether its best class is the right one.
+
+    Args:
+        model: The model, weights loaded.
+        pixels: (batch, 3, height, width), on the model's device.
+        labels: (batch,), class indices, on the CPU.
+        classes: As `class_embeddings` returns them.
+
+    Returns:
+        (batch,) bool, on the CPU.
+    """
+    best = (model.image_features(pixels) @ classes.T).argmax(dim=1).cpu()
+    return torch.eq(best, labels)
 
 
 def class_embeddings(

@@ -1,0 +1,94 @@
+"""Both ends of the path on the device, and one model whose weights are set anywhere between, in place.
+
+The numbers are those that a merge writes, rounded to the checkpoint's dtype before they go into the model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipmerge.apply import merged_tensors
+from clipmerge.arithmetic import merge_tensor
+from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint.finite import is_finite, require_finite
+from clipmerge.errors import CheckpointError
+from clipmerge.models import TransformersClip
+from clipmerge.plan import Plan
+
+
+class MovingModel:
+    """A model between zero-shot and fine-tuned.
+
+    Attributes:
+        model: The model; its weights are those of the last move.
+        text_version: Counts the moves that changed the text tower, so that prompts are embedded no oftener.
+    """
+
+    def __init__(self, model: TransformersClip, pair: Pair, device: torch.device) -> None:
+        """Load both ends, once.
+
+        Args:
+            model: The model without weights.
+            pair: The checkpoints; the first fine-tuned one is theta_1.
+            device: Where the model and both ends go; on the CPU the ends stay mapped files.
+
+        Raises:
+            CheckpointError: If a weight is not finite, or the config does not fit.
+        """
+        self.model = model
+        self.text_version = 0
+        self._pair = pair
+        model.load(pair.theta_0)
+        model.module.to(device)
+        self._theta_0 = {name: pair.theta_0(name).to(device) for name in model.parameters}
+        merged = [name for name in model.parameters if pair.merges(name)]
+        self._theta_1 = {name: pair.theta_1(name).to(device) for name in merged}
+        for ends, source in ((self._theta_0, pair.zeroshot.source), (self._theta_1, pair.finetuned[0].source)):
+            for name, tensor in ends.items():
+                require_finite(tensor, name, source)
+
+    @torch.no_grad()
+    def interpolate(self, alpha: float) -> None:
+        """Set the weights to theta_0 + alpha * (theta_1 - theta_0), as `merge_tensor` computes it.
+
+        Args:
+            alpha: 0 = zero-shot, 1 = fine-tuned.
+
+        Raises:
+            CheckpointError: If a weight overflows the checkpoint's dtype.
+        """
+        for name, theta_0 in self._theta_0.items():
+            theta_1 = self._theta_1.get(name)
+            merged = theta_0 if theta_1 is None else merge_tensor(theta_0, theta_1, alpha=alpha)
+            if not is_finite(merged):
+                raise CheckpointError(f"tensor {name} overflows at alpha {alpha:g}; give --alphas in [0, 1]")
+            self._set(name, merged)
+
+    @torch.no_grad()
+    def follow(self, plan: Plan, scores: dict[str, Tensor]) -> None:
+        """Set the weights to what a plan says, as `merged_tensors` computes them.
+
+        Args:
+            plan: What each layer gets.
+            scores: Parameter to saliency, for the masks that need it.
+
+        Raises:
+            CheckpointError: If the plan leaves out a parameter of the model, or its output is not finite.
+        """
+        left = set(self.model.parameters)
+        for tensor in merged_tensors(self._pair, plan, scores):
+            if tensor.name in left:
+                self._set(tensor.name, torch.cat(list(tensor.chunks())).view(tensor.shape))
+                left.remove(tensor.name)
+        if left:
+            raise CheckpointError(
+                f"the merged checkpoint has no {sorted(left)[0]}, so it cannot be evaluated; see the recipe's `missing`"
+            )
+
+    def _set(self, name: str, value: Tensor) -> None:
+        target = self.model.parameters[name].data
+        value = value.to(device=target.device, dtype=target.dtype)
+        if name.startswith("text_") and not torch.equal(target, value):
+            self.text_version += 1
+        target.copy_(value)
