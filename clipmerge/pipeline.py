@@ -6,6 +6,7 @@ under ``accelerate launch`` every process measures.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from clipmerge.run import Calibration, MergeRequest, Progress, Run, Silent
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Measured = tuple[Measurements, dict[str, Any]]
 
 __all__ = [
     "Calibration",
@@ -50,12 +53,15 @@ def check_request(request: MergeRequest) -> None:
         )
 
 
-def make_plan(request: MergeRequest, progress: Progress | None = None) -> Run:
+def make_plan(
+    request: MergeRequest, progress: Progress | None = None, *, known: dict[str, Measured] | None = None
+) -> Run:
     """Read, measure and decide.
 
     Args:
         request: What to merge and how.
         progress: Where to report.
+        known: What requests that differ only in the recipe have measured so far; looked up, and added to.
 
     Returns:
         The run, its plan decided in the main process.
@@ -68,14 +74,21 @@ def make_plan(request: MergeRequest, progress: Progress | None = None) -> Run:
     _early_checks(run, request.recipe)
     measurements, calibration = None, None
     if request.recipe.measure:
-        from clipmerge.measuring import measure
-
         with run.timed("measure"):
-            measurements, calibration = measure(run, request)
+            measurements, calibration = _measured(run, request, {} if known is None else known)
     if run.is_main:
         with run.timed("plan"):
             _decide(run, request, measurements, calibration)
     return run
+
+
+def _measured(run: Run, request: MergeRequest, known: dict[str, Measured]) -> Measured:
+    from clipmerge.measuring import measure
+
+    what = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
+    if what not in known:
+        known[what] = measure(run, request)
+    return known[what]
 
 
 def _read(request: MergeRequest, progress: Progress) -> Run:
@@ -251,8 +264,6 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
         OutputError: If the folder exists or cannot be written.
         CheckpointError: If an input turns out broken while it is read.
     """
-    import json
-
     from clipmerge.apply import merged_tensors
     from clipmerge.card import model_card
     from clipmerge.record import merge_record

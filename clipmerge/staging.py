@@ -24,13 +24,14 @@ RECORD = "clipmerge.json"
 _SECONDS_TO_LOCK = 60
 
 
-def check_output(output: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+def check_output(output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), record: str = RECORD) -> None:
     """Refuse an output that would destroy something or cannot be made, before any work is done.
 
     Args:
         output: The folder to be written.
         overwrite: Whether an earlier output may be replaced.
-        inputs: Folders of the checkpoints.
+        inputs: Folders that are read, checkpoints mostly.
+        record: The file by which an earlier output of the same kind is known.
 
     Raises:
         OutputError: If the folder exists and may not be replaced, holds an input, or its place is not writable.
@@ -39,15 +40,15 @@ def check_output(output: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) 
     for folder in inputs:
         source = folder.resolve()
         if target == source or target in source.parents:
-            raise OutputError(f"{output}: holds the checkpoint {folder}; choose another --output")
+            raise OutputError(f"{output}: holds the input {folder}; choose another --output")
     _check_place(output)
     if not (output.exists() or output.is_symlink()):
         return
     if not overwrite:
         raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
-    if not (output / RECORD).is_file():
+    if not (output / record).is_file():
         raise OutputError(
-            f"{output}: was not written by clipmerge (it holds no {RECORD}), so --overwrite leaves it alone; "
+            f"{output}: was not written by this command (it holds no {record}), so --overwrite leaves it alone; "
             "remove it yourself"
         )
 
