@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import base64
+import copy
+import html.parser
+import io
+import re
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from clipmerge.curve import SweepTable, columns_of, curve_png, heads_of, sweep_page
+
+NAMES = ("sketch", "noise")
+
+
+def row(id_accuracy: float, ood: float, gain: float | None = 0.0, **more: Any) -> dict[str, Any]:
+    accuracy = {"val": id_accuracy, "sketch": ood - 0.1, "noise": ood + 0.1}
+    ends = None if gain is None else [gain - 0.01, gain + 0.02]
+    interval = [ood - 0.02, ood + 0.02]
+    return {
+        "accuracy": accuracy,
+        "id": id_accuracy,
+        "ood": ood,
+        "ood_interval": interval,
+        "gain": gain,
+        "gain_interval": ends,
+        **more,
+    }
+
+
+def recipe(name: str, *numbers: Any, alpha: float | None = None) -> dict[str, Any]:
+    said = {"verdict": f"what {name} did", "calibration": None, "recipe": {"name": name}}
+    return row(*numbers, name=name, alpha=alpha, **said)
+
+
+RECORD: dict[str, Any] = {
+    "clipmerge": "0.1.0",
+    "output": "out",
+    "command": "clipmerge sweep zeroshot finetuned --id val=val",
+    "zeroshot": {"source": "zeroshot", "revision": None, "files": {}},
+    "finetuned": {"source": "acme/cars", "revision": "c" * 40, "files": {}},
+    "id": ["val"],
+    "ood": list(NAMES),
+    "sources": {"val": "val", "sketch": "sketch", "noise": "hf://noise"},
+    "images": {"val": 1234, "sketch": 5, "noise": 6},
+    "calibration_source": None,
+    "templates": ["a photo of a {}."],
+    "seed": 0,
+    "bootstrap": {"resamples": 1000, "level": 0.95},
+    "warnings": [],
+    "curve": [
+        row(0.40, 0.54, alpha=0.0),
+        row(0.60, 0.56, alpha=0.25),
+        row(0.90, 0.50, alpha=0.5),
+        row(0.985, 0.342, alpha=1.0),
+    ],
+    "recipes": [
+        recipe("lines", 0.9, 0.5, 0.0, alpha=0.5),
+        recipe("monosoup", 0.8, 0.6, 0.078),
+        recipe("beyond", 0.99, 0.4, None),
+    ],
+}
+COLUMNS = ["val", "sketch", "noise", "mean OOD", "gain at equal ID accuracy"]
+
+
+def pixels_of(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+def near(pixels: np.ndarray, colour: str) -> int:
+    """How many pixels have a colour."""
+    wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+    return int((np.abs(pixels - wanted).max(axis=2) <= 3).sum())
+
+
+def test_the_picture_is_a_whole_png() -> None:
+    png = curve_png(RECORD)
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    place, kinds = 8, []
+    while place < len(png):  # every chunk's checksum, by the format's own rule
+        (length,) = struct.unpack(">I", png[place : place + 4])
+        body = png[place + 4 : place + 8 + length]
+        assert struct.unpack(">I", png[place + 8 + length : place + 12 + length])[0] == zlib.crc32(body)
+        kinds.append(body[:4])
+        place += 12 + length
+    assert kinds[0] == b"IHDR"
+    assert kinds[-1] == b"IEND"
+
+
+def test_the_picture_is_the_same_again() -> None:
+    assert curve_png(RECORD) == curve_png(copy.deepcopy(RECORD))
+
+
+def test_each_recipe_has_a_mark_of_its_own_colour() -> None:
+    from clipmerge.curve import _COLOURS
+
+    whole = pixels_of(curve_png(RECORD))
+    without = pixels_of(curve_png({**RECORD, "recipes": []}))
+    for colour in _COLOURS[:3]:
+        assert near(whole, colour) > 100
+        assert near(without, colour) == 0
+    assert near(without, "#1f6fb2") > 500
+
+
+def test_recipes_that_came_out_alike_share_a_mark() -> None:
+    from clipmerge.curve import _COLOURS
+
+    twins = [recipe(name, 0.8, 0.6, 0.078) for name in ("one", "two", "three")]
+    pixels = pixels_of(curve_png({**RECORD, "recipes": twins}))
+    assert near(pixels, _COLOURS[0]) > 100
+    assert near(pixels, _COLOURS[1]) == 0
+
+
+def test_the_marks_lie_where_the_numbers_say() -> None:
+    """Two recipes: the one of higher ID accuracy lies to the right, the one of higher OOD accuracy above."""
+    from clipmerge.curve import _COLOURS
+
+    recipes = [recipe("low", 0.5, 0.45, 0.0), recipe("high", 0.8, 0.6, 0.0)]
+    pixels = pixels_of(curve_png({**RECORD, "recipes": recipes}))
+    centres = []
+    for colour in _COLOURS[:2]:
+        wanted = [int(colour[place : place + 2], 16) for place in (1, 3, 5)]
+        ys, xs = np.nonzero(np.abs(pixels - wanted).max(axis=2) <= 3)
+        mark = in_densest(ys, xs)
+        centres.append((ys[mark].mean(), xs[mark].mean()))
+    (low_y, low_x), (high_y, high_x) = centres
+    assert low_x < high_x
+    assert low_y > high_y
+
+
+def in_densest(ys: np.ndarray, xs: np.ndarray, half: int = 12) -> np.ndarray:
+    """The pixels around that one which has most of them around it: the mark, not its label or its legend."""
+    best = np.zeros(len(ys), dtype=bool)
+    inside = xs < 0.75 * xs.max() + 0.25 * xs.min() if xs.max() - xs.min() > 600 else np.ones(len(xs), dtype=bool)
+    for y, x in zip(ys[inside][::7], xs[inside][::7], strict=True):
+        found = (np.abs(ys - y) <= half) & (np.abs(xs - x) <= half)
+        if found.sum() > best.sum():
+            best = found
+    return best
+
+
+@pytest.mark.parametrize("case", ["crowded", "one place", "no recipes", "hostile names", "many sources"])
+def test_odd_records_are_drawn(case: str) -> None:
+    record = copy.deepcopy(RECORD)
+    if case == "crowded":
+        record["curve"] = [row(0.9 + n / 10_000, 0.5 - n / 10_000, alpha=n / 50) for n in range(51)]
+        record["recipes"] = [recipe(f"recipe-{n}", 0.9 + n / 5_000, 0.5, 0.0) for n in range(12)]
+    elif case == "one place":
+        record["curve"] = [row(0.5, 0.5, alpha=alpha) for alpha in (0.0, 1.0)]
+        record["recipes"] = [recipe("x", 0.5, 0.5, 0.0)]
+    elif case == "no recipes":
+        record["recipes"] = []
+    elif case == "hostile names":
+        record["recipes"][1]["name"] = "_$x^{$ </script> \\frac"
+    else:
+        record = with_sources(9)
+    assert len(curve_png(record)) > 10_000
+
+
+class Page(html.parser.HTMLParser):
+    """Reads tags, the table's cells and anything that would ask the network."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.rows: list[list[str]] = []
+        self.fetched: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.fetched += [value or "" for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+def test_the_page_is_whole_and_asks_for_nothing() -> None:
+    picture = curve_png(RECORD)
+    text = sweep_page(RECORD, picture)
+    page = Page(text)
+    assert page.open == []
+    (source,) = page.fetched
+    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == picture
+    assert not re.search(r"https?://|url\(|@import|<script", text)
+    assert page.rows[0] == ["accuracy, %", *COLUMNS]
+    assert len(page.rows) == 1 + 4 + 3
+    assert page.rows[1] == ["alpha 0 (zero-shot)", "40.0", "44.0", "64.0", "54.0 [52.0, 56.0]", "0.0 [-1.0, +2.0]"]
+    assert page.rows[-1] == ["beyond", "99.0", "30.0", "50.0", "40.0 [38.0, 42.0]", "–"]  # noqa: RUF001
+    assert "monosoup: +7.8 points of mean OOD accuracy" in text
+    assert "1,234 images" in text
+
+
+def test_names_cannot_break_the_page() -> None:
+    record = copy.deepcopy(RECORD)
+    record["recipes"][0]["name"] = "<script>alert(1)</script>"
+    record["warnings"] = ["<b>&"]
+    text = sweep_page(record, b"")
+    assert "<script" not in text
+    assert "&lt;b&gt;&amp;" in text
+    assert Page(text).open == []
+
+
+def test_the_headline_does_not_claim_what_the_interval_leaves_open() -> None:
+    record = copy.deepcopy(RECORD)
+    assert "zero is not ruled out" not in sweep_page(record, b"")
+    record["recipes"][1]["gain_interval"] = [-0.01, 0.1]
+    assert "zero is not ruled out" in sweep_page(record, b"")
+    record["recipes"] = []
+    assert "highest at alpha 0.25" in sweep_page(record, b"")
+
+
+def terminal(record: dict[str, Any], width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    console.print(SweepTable(record))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+def with_sources(count: int) -> dict[str, Any]:
+    record = copy.deepcopy(RECORD)
+    record["ood"] = [f"source {n}" for n in range(count)]
+    for each in [*record["curve"], *record["recipes"]]:
+        each["accuracy"] |= dict.fromkeys(record["ood"], 0.5)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "sources", "spread"),
+    [(2, 120, True, True), (2, 66, True, False), (9, 60, False, True), (9, 50, False, False)],
+)
+def test_the_terminal_gets_what_fits(count: int, width: int, sources: bool, spread: bool) -> None:
+    text = terminal(with_sources(count), width)
+    assert all(len(line) <= width for line in text.splitlines())
+    head = text.splitlines()[0]
+    assert ("source 1" in head) == sources
+    assert "val" in head
+    assert ("[+6.8, +9.8]" in text) == spread
+    assert "+7.8" in text
+    assert "lines: the same weights as alpha 0.5." in " ".join(text.split())
+    assert "…" not in text
+
+
+def test_rows_and_columns_agree() -> None:
+    heads, columns = heads_of(RECORD), columns_of(RECORD)
+    assert [column.title for column in columns] == COLUMNS
+    assert all(len(column.cells) == len(column.spread) == len(heads) == 7 for column in columns)
+    assert [head for head, is_recipe in heads if is_recipe] == ["lines", "monosoup", "beyond"]
+
+
+def test_several_id_sources_have_a_mean() -> None:
+    record = copy.deepcopy(RECORD)
+    record["id"] = ["val", "more"]
+    for each in [*record["curve"], *record["recipes"]]:
+        each["accuracy"]["more"] = 0.2
+    assert [column.title for column in columns_of(record)][:3] == ["val", "more", "mean ID"]
