@@ -12,6 +12,7 @@ import typer
 
 from clipmerge.cli_output import check_push, publish, push_command, report_command
 from clipmerge.cli_recipes import recipes_app
+from clipmerge.cli_sweep import sweep_command
 from clipmerge.console import Format, Terminal, fail, reporting_errors
 from clipmerge.errors import UsageError
 from clipmerge.flags import (
@@ -320,6 +321,7 @@ def demo(
     terminal.show("The same merge by hand:", f"  {record['command']}")
 
 
+app.command("sweep")(sweep_command)
 app.command("push")(push_command)
 app.command("report")(report_command)
 app.add_typer(recipes_app, name="recipes")

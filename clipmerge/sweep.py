@@ -1,0 +1,384 @@
+"""The alpha curve and recipes as points on ID and OOD images, in one run.
+
+Nothing is evaluated twice: points with one plan are one point, every image is decoded once, and no checkpoint is
+written. Calibration never sees an OOD image: an OOD source that shares one with the calibration source is refused
+before anything is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipmerge import __version__
+from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
+from clipmerge.data import LabelledImages, check_templates, load_images
+from clipmerge.errors import UsageError
+from clipmerge.overlap import Fingerprints, Overlap, find_overlap
+from clipmerge.pipeline import MergeRequest, check_request, make_plan
+from clipmerge.plan import LayerPlan, Plan
+from clipmerge.run import Calibration, Progress, Silent
+from clipmerge.tradeoff import LEVEL, RESAMPLES, Standing, standings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clipmerge.checkpoint import Checkpoint
+    from clipmerge.interpolation import MovingModel
+    from clipmerge.pipeline import Measured
+    from clipmerge.recipe import Recipe
+    from clipmerge.scoring import Correct
+
+#: The record that the output folder of a sweep holds, and by which one is known.
+SWEEP_RECORD = "sweep.json"
+ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """Everything that determines a sweep.
+
+    Attributes:
+        zeroshot: Source of theta_0.
+        finetuned: Source of theta_1.
+        id_sources: Name to source of images like those it was fine-tuned on.
+        ood_sources: Name to source of images unlike them.
+        recipes: What to put beside the curve.
+        alphas: Points of the curve.
+        calibration: The images that recipes measure on, and what holds for every source: class names, templates,
+            batch size and device.
+        seed: Seed of the calibration sample, of random masks and of the resampling.
+        command: How to run this again, for the record.
+    """
+
+    zeroshot: str
+    finetuned: str
+    id_sources: dict[str, str]
+    ood_sources: dict[str, str]
+    recipes: tuple[Recipe, ...] = ()
+    alphas: tuple[float, ...] = ALPHAS
+    calibration: Calibration = field(default_factory=Calibration)
+    seed: int = 0
+    command: str = ""
+
+    def merge_request(self, recipe: Recipe, pair: Pair | None = None) -> MergeRequest:
+        """The merge that one of the recipes asks for, by the commits that a pair was read at."""
+        sources = (
+            [_pinned(each) for each in (pair.zeroshot, *pair.finetuned)] if pair else [self.zeroshot, self.finetuned]
+        )
+        return MergeRequest(sources[0], (sources[1],), recipe, self.calibration, self.seed, command=self.command)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place to evaluate.
+
+    Attributes:
+        alpha: Place on the curve; ``None`` off it.
+        plan: What each layer gets, off the curve.
+        scores: Parameter to saliency, for the plan's masks.
+    """
+
+    alpha: float | None
+    plan: Plan | None = None
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+    def move(self, model: MovingModel) -> None:
+        """Set a model's weights to those of this point."""
+        if self.plan is not None:
+            model.follow(self.plan, self.scores)
+        elif self.alpha is not None:
+            model.interpolate(self.alpha)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A recipe, decided: which point it is, and what the record says of it."""
+
+    recipe: Recipe
+    point: int
+    plan: Plan
+
+
+def check_sweep(request: SweepRequest) -> None:
+    """Refuse what contradicts itself, before anything is opened.
+
+    Args:
+        request: What to sweep.
+
+    Raises:
+        UsageError: If a source or a recipe is there twice, or a recipe measures and has no images.
+    """
+    shared = sorted(request.id_sources.keys() & request.ood_sources.keys())
+    if shared:
+        raise UsageError(f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name once")
+    if not request.id_sources or not request.ood_sources:
+        raise UsageError("a sweep needs at least one --id and one --ood source")
+    if len(set(request.alphas)) < 2:
+        raise UsageError("--alphas: a curve needs at least two different values")
+    names = [recipe.name for recipe in request.recipes]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two recipes are named '{name}'; give one another `name:` in its file")
+    for recipe in request.recipes:
+        check_request(request.merge_request(recipe))
+
+
+def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict[str, Any], dict[str, Correct]]:
+    """Evaluate the curve and the recipes.
+
+    Args:
+        request: What to sweep.
+        progress: Where to report.
+
+    Returns:
+        A JSON-ready record, see `docs/sweep.md`; and source to whether each image was recognised, shape (points,
+        images), the points being the curve's in order and then those of ``recipes`` that are not on it.
+
+    Raises:
+        UsageError: If an OOD source shares images with the calibration source.
+        ClipmergeError: If anything the user gave cannot be used.
+    """
+    from clipmerge.measuring import accelerator_for, build_model
+    from clipmerge.scoring import Scorer
+
+    check_sweep(request)
+    progress = progress or Silent()
+    begin = time.perf_counter()
+    progress.stage("read")
+    loaded = {name: _load(source, request, progress) for name, source in _sources(request).items()}
+    notes = refuse_overlap(request, loaded, progress)
+    accelerator = accelerator_for(request.calibration.device)
+    pair = _open(request)
+    points, planned = _plan_points(request, pair, progress)
+    planning = time.perf_counter()
+    scorer = Scorer(
+        build_model(pair),
+        pair,
+        accelerator,
+        templates=check_templates(list(request.calibration.templates)),
+        batch_size=request.calibration.batch_size,
+    )
+    progress.stage("evaluate")
+    correct = scorer.score([point.move for point in points], loaded, progress)
+    places = standings(
+        [correct[name] for name in request.id_sources],
+        [correct[name] for name in request.ood_sources],
+        range(len(request.alphas)),
+        seed=request.seed,
+    )
+    rows = [_row(place, correct, number) for number, place in enumerate(places)]
+    seconds = {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)}
+    record = _record(request, pair, loaded, [*pair.notes, *notes]) | {
+        "curve": [{"alpha": point.alpha, **row} for point, row in zip(points, rows, strict=False) if _on_curve(point)],
+        "recipes": [_recipe_row(each, points[each.point], rows[each.point]) for each in planned],
+        "seconds": seconds,
+    }
+    return record, correct
+
+
+def write_sweep(
+    request: SweepRequest, output: Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Evaluate the curve and the recipes, and write the output folder.
+
+    Args:
+        request: What to sweep.
+        output: The folder; there whole at the end, or not at all.
+        overwrite: Whether an earlier sweep may be replaced.
+        progress: Where to report.
+
+    Returns:
+        The record, as also written to ``sweep.json``.
+
+    Raises:
+        OutputError: If the folder exists or cannot be written.
+        ClipmergeError: If anything the user gave cannot be used.
+    """
+    from clipmerge.console import is_main_process
+    from clipmerge.curve import curve_png, sweep_page
+    from clipmerge.scoring import write_correct
+    from clipmerge.staging import check_output, staged
+
+    named = [request.zeroshot, request.finetuned, *_sources(request).values(), request.calibration.source or ""]
+    inputs = [Path(source) for source in named if source and Path(source).is_dir()]
+    check_output(output, overwrite=overwrite, inputs=inputs, record=SWEEP_RECORD)
+    record, correct = sweep(request, progress)
+    record["output"] = str(output)
+    if is_main_process():
+        picture = curve_png(record)
+        with staged(output, overwrite=overwrite) as folder:
+            (folder / "curve.png").write_bytes(picture)
+            (folder / "sweep.html").write_text(sweep_page(record, picture), encoding="utf-8")
+            write_correct(folder / "correct.safetensors", correct)
+            (folder / SWEEP_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def refuse_overlap(request: SweepRequest, loaded: dict[str, LabelledImages], progress: Progress) -> list[str]:
+    """Refuse OOD images that recipes would be calibrated on; note any other image that is used twice.
+
+    Args:
+        request: What to sweep.
+        loaded: Name to images, ID and OOD.
+        progress: Where notes go.
+
+    Returns:
+        The notes.
+
+    Raises:
+        UsageError: If an OOD source shares an image with the calibration source.
+    """
+    prints = {name: Fingerprints(images) for name, images in loaded.items()}
+    notes = []
+    if request.calibration.source:
+        calibration = Fingerprints(load_images(request.calibration.source, request.calibration.classes))
+        for name in request.ood_sources:
+            _refuse_shared(name, request.calibration.source, find_overlap(prints[name], calibration))
+        notes += _shared_notes(
+            prints, request.id_sources, {"the calibration source": calibration}, ", which flatters recipes that measure"
+        )
+    notes += _shared_notes(prints, request.ood_sources, {f"--id {name}": prints[name] for name in request.id_sources})
+    for note in notes:
+        progress.say(note)
+    return notes
+
+
+def _refuse_shared(name: str, calibration: str, found: Overlap | None) -> None:
+    if found:
+        raise UsageError(
+            f"--ood {name}: {_how_many(found.count)} also in the calibration source {calibration} ({found.first}); "
+            "what is calibrated on is not out of distribution, give other images to --data or --ood"
+        )
+
+
+def _shared_notes(
+    prints: dict[str, Fingerprints], names: Iterable[str], others: dict[str, Fingerprints], therefore: str = ""
+) -> list[str]:
+    found = [(name, other, find_overlap(prints[name], theirs)) for name in names for other, theirs in others.items()]
+    return [
+        f"source {name}: {_how_many(overlap.count)} also in {other} ({overlap.first}){therefore}"
+        for name, other, overlap in found
+        if overlap
+    ]
+
+
+def _how_many(count: int) -> str:
+    return "1 image is" if count == 1 else f"{count} images are"
+
+
+def _sources(request: SweepRequest) -> dict[str, str]:
+    return {**request.id_sources, **request.ood_sources}
+
+
+def _load(source: str, request: SweepRequest, progress: Progress) -> LabelledImages:
+    images = load_images(source, request.calibration.classes)
+    for note in images.notes:
+        progress.say(note)
+    return images
+
+
+def _open(request: SweepRequest) -> Pair:
+    """Read both checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
+    provided = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
+    checkpoints = [open_checkpoint(source) for source in (request.zeroshot, request.finetuned)]
+    return pair_checkpoints(checkpoints[0], checkpoints[1:], missing=provided[0] if provided else "error")
+
+
+def _pinned(checkpoint: Checkpoint) -> str:
+    if checkpoint.revision:
+        return f"{checkpoint.source.partition('@')[0]}@{checkpoint.revision}"
+    return checkpoint.source
+
+
+def _plan_points(request: SweepRequest, pair: Pair, progress: Progress) -> tuple[list[Point], list[_Planned]]:
+    """The distinct points, those of the curve first, and which of them each recipe is."""
+    points = [Point(alpha) for alpha in request.alphas]
+    keys: list[Any] = [_key_of_alpha(alpha) for alpha in request.alphas]
+    planned = []
+    known: dict[str, Measured] = {}
+    for recipe in request.recipes:
+        run = make_plan(request.merge_request(recipe, pair), progress, known=known)
+        plan, scores = _shared(run.plan, run.scores)
+        key = _key(plan, [layer for layer, names in pair.layers.items() if any(map(pair.merges, names))])
+        if key not in keys:
+            keys.append(key)
+            points.append(Point(None, plan, scores))
+        planned.append(_Planned(recipe, keys.index(key), plan))
+    return points, planned
+
+
+def _shared(plan: Plan | None, scores: dict[str, Tensor]) -> tuple[Plan, dict[str, Tensor]]:
+    """What the main process decided, in every process; measurements stay behind, they can be as large as the model."""
+    from accelerate.utils import broadcast_object_list
+
+    decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), scores]
+    broadcast_object_list(decided)
+    return decided[0], decided[1]
+
+
+def _key_of_alpha(alpha: float) -> tuple[str, float]:
+    return ("alpha", float(alpha))
+
+
+def _key(plan: Plan, layers: Iterable[str]) -> Any:
+    """What two plans for one pair have in common exactly when they merge to the same weights."""
+    entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
+    if plan.weights == (1.0,) and all(entry.mask is None for entry in entries):
+        alphas = {float(entry.alpha) for entry in entries}
+        if len(alphas) == 1:
+            return _key_of_alpha(alphas.pop())
+    told = [entry.model_dump(mode="json", exclude={"reason"}) for entry in entries]
+    return json.dumps([plan.weights, plan.missing, plan.seed, plan.recipe["measure"], told], sort_keys=True)
+
+
+def _on_curve(point: Point) -> bool:
+    return point.alpha is not None
+
+
+def _row(place: Standing, correct: dict[str, Correct], number: int) -> dict[str, Any]:
+    return {
+        "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
+        "id": place.id_accuracy,
+        "ood": place.ood_accuracy,
+        "ood_interval": list(place.ood_interval),
+        "gain": place.gain,
+        "gain_interval": list(place.gain_interval) if place.gain_interval else None,
+    }
+
+
+def _recipe_row(planned: _Planned, point: Point, row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": planned.recipe.name,
+        "alpha": point.alpha,
+        **row,
+        "verdict": planned.plan.verdict,
+        "calibration": planned.plan.calibration,
+        "recipe": planned.plan.recipe,
+    }
+
+
+def _record(
+    request: SweepRequest, pair: Pair, loaded: dict[str, LabelledImages], notes: Sequence[str]
+) -> dict[str, Any]:
+    """What holds for the whole sweep."""
+    return {
+        "clipmerge": __version__,
+        "output": None,
+        "command": request.command,
+        "zeroshot": pair.zeroshot.provenance(),
+        "finetuned": pair.finetuned[0].provenance(),
+        "id": list(request.id_sources),
+        "ood": list(request.ood_sources),
+        "sources": _sources(request),
+        "images": {name: len(images) for name, images in loaded.items()},
+        "calibration_source": request.calibration.source,
+        "templates": list(check_templates(list(request.calibration.templates))),
+        "seed": request.seed,
+        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
+        "warnings": list(notes),
+    }
