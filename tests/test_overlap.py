@@ -38,8 +38,12 @@ def test_one_file_is_enough(images: Path, other: Path, how: str) -> None:
     source, target = images / "cat" / "3.png", other / "dog" / "renamed.png"
     make = {"symbolic link": target.symlink_to, "hard link": target.hardlink_to}
     make.get(how, lambda path: shutil.copyfile(path, target))(source)
-    assert overlap_of(other, images) == 1
-    assert overlap_of(images, other) == 1
+    found = find_overlap(Fingerprints(load_images(str(other))), Fingerprints(load_images(str(images))))
+    assert found
+    assert (found.count, found.first) == (1, f"{target} {'has the content of' if how == 'copy' else 'is'} {source}")
+    back = find_overlap(Fingerprints(load_images(str(images))), Fingerprints(load_images(str(other))))
+    assert back
+    assert (back.count, back.first) == (1, f"{source} {'has the content of' if how == 'copy' else 'is'} {target}")
 
 
 def test_a_file_of_the_same_size_and_other_content_is_none(images: Path, other: Path) -> None:

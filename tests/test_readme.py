@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub_double import environment, serving, upload
+from tests.tiny_clip import save_images
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
@@ -29,6 +30,8 @@ def workplace(pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("readme")
     for name, source in (("zeroshot", pair[0]), ("finetuned", pair[1]), ("val", images)):
         shutil.copytree(source, folder / name)
+    for seed, name in enumerate(("test", "shifted"), start=1):
+        save_images(folder / name, seed=seed)
     return folder
 
 
