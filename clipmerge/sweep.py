@@ -154,6 +154,8 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict
     notes = refuse_overlap(request, loaded, progress)
     accelerator = accelerator_for(request.calibration.device)
     pair = _open(request)
+    for note in pair.notes:
+        progress.say(note)
     points, planned = _plan_points(request, pair, progress)
     planning = time.perf_counter()
     scorer = Scorer(
@@ -215,7 +217,7 @@ def write_sweep(
             (folder / "curve.png").write_bytes(picture)
             (folder / "sweep.html").write_text(sweep_page(record, picture), encoding="utf-8")
             write_correct(folder / "correct.safetensors", correct)
-            (folder / SWEEP_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            (folder / SWEEP_RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return record
 
 

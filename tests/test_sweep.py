@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,42 @@ def cast(pair: Pair, dtype: str, folder: Path) -> Pair:
         shutil.copytree(source, target)
         CLIPModel.from_pretrained(source, dtype=getattr(torch, dtype)).save_pretrained(target)
     return copies
+
+
+def test_a_fine_tuned_tower_is_swept_within_the_whole_model(
+    far: Pair, images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    from transformers import CLIPVisionModel
+
+    tower = tmp_path / "tower"
+    CLIPVisionModel.from_pretrained(far[1]).save_pretrained(tower)
+    record, _ = sweep(request_for((far[0], tower), images, shifted, "lines"))
+    sources = [f"val={images}", f"shifted={shifted}"]
+    for row, recipe, sets in (
+        (record["curve"][1], "wise-ft", ["method.alpha=0.3"]),
+        (record["curve"][2], "wise-ft", ["method.alpha=1"]),
+        (record["recipes"][0], "lines", []),
+    ):
+        folder = tmp_path / f"{recipe}{sets}"
+        assert row["accuracy"] == written_accuracy((far[0], tower), recipe, sets, sources, folder)
+    assert any("vision tower only" in note for note in record["warnings"])
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same(far: Pair, images: Path, shifted: Path, calibration: Path, tmp_path: Path) -> None:
+    words = [*arguments(far, images, shifted, tmp_path / "out"), "--data", str(calibration), "--device", "cpu"]
+    words += ["--recipe", "straggler-sparse", "--recipe", "lines", "--batch-size", "4"]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
+    ended = subprocess.run([*launch, "-m", "clipmerge", *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    two = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    code, out, err = invoke(app, [*words, "--overwrite", "--format", "json"])
+    assert code == 0, err
+    one = json.loads(out)
+    for record in (one, two):
+        for key in ("seconds", "command"):
+            record.pop(key)
+    assert one == two
 
 
 class Counting:
