@@ -107,6 +107,7 @@ def sweep_command(
     from clipmerge.sweep import SweepRequest, check_sweep, write_sweep
 
     terminal = Terminal(fmt, verbose=verbose)
+    where = choice("--device", device, DEVICES)
     request = SweepRequest(
         zeroshot=zeroshot,
         finetuned=finetuned,
@@ -114,14 +115,7 @@ def sweep_command(
         ood_sources=_named("--ood", ood_data),
         recipes=tuple(load_recipe(name) for name in recipe or []),
         alphas=parse_alphas(alphas),
-        calibration=Calibration(
-            source=data,
-            classes=classes,
-            templates=check_templates(template or []),
-            images=images,
-            batch_size=batch_size,
-            device=choice("--device", device, DEVICES),
-        ),
+        calibration=Calibration(data, classes, check_templates(template or []), images, batch_size, where),
         seed=seed,
         command=command_line(),
     )

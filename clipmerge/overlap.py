@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clipmerge.checkpoint.source import sha256_of
 from clipmerge.data import LabelledImages
+from clipmerge.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -102,3 +103,53 @@ def _same_file(path: str, ours: Fingerprints, theirs: Fingerprints) -> str | Non
         return None
     other = theirs.with_content(status.st_size, sha256_of(Path(path)))
     return other and f"{path} has the content of {other}"
+
+
+def check_overlap(
+    calibration: LabelledImages | None, ids: dict[str, LabelledImages], oods: dict[str, LabelledImages]
+) -> list[str]:
+    """Refuse OOD images that recipes would be calibrated on; tell of any other image that is used twice.
+
+    Args:
+        calibration: What recipes measure on, if any do.
+        ids: Name to ID images.
+        oods: Name to OOD images.
+
+    Returns:
+        Notes, one line each.
+
+    Raises:
+        UsageError: If an OOD source shares an image with the calibration source.
+        DataError: If an image has to be decoded and cannot be.
+    """
+    id_prints = {name: Fingerprints(images) for name, images in ids.items()}
+    ood_prints = {name: Fingerprints(images) for name, images in oods.items()}
+    notes = []
+    if calibration is not None:
+        theirs = Fingerprints(calibration)
+        for name, prints in ood_prints.items():
+            _refuse(name, calibration.source, find_overlap(prints, theirs))
+        flatters = ", which flatters recipes that measure"
+        notes += _notes(id_prints, {"the calibration source": theirs}, flatters)
+    return notes + _notes(ood_prints, {f"--id {name}": prints for name, prints in id_prints.items()})
+
+
+def _refuse(name: str, calibration: str, found: Overlap | None) -> None:
+    if found:
+        raise UsageError(
+            f"--ood {name}: {_how_many(found)} also in the calibration source {calibration} ({found.first}); what is "
+            "calibrated on is not out of distribution, give other images to --data or --ood"
+        )
+
+
+def _notes(ours: dict[str, Fingerprints], others: dict[str, Fingerprints], therefore: str = "") -> list[str]:
+    found = [(name, other, find_overlap(ours[name], others[other])) for name in ours for other in others]
+    return [
+        f"source {name}: {_how_many(overlap)} also in {other} ({overlap.first}){therefore}"
+        for name, other, overlap in found
+        if overlap
+    ]
+
+
+def _how_many(found: Overlap) -> str:
+    return "1 image is" if found.count == 1 else f"{found.count} images are"

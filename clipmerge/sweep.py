@@ -18,13 +18,14 @@ from clipmerge import __version__
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
 from clipmerge.data import LabelledImages, check_templates, load_images
 from clipmerge.errors import UsageError
-from clipmerge.overlap import Fingerprints, Overlap, find_overlap
+from clipmerge.overlap import check_overlap
 from clipmerge.pipeline import MergeRequest, check_request, make_plan
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.run import Calibration, Progress, Silent
 from clipmerge.tradeoff import LEVEL, RESAMPLES, Standing, standings
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from torch import Tensor
 
     from clipmerge.checkpoint import Checkpoint
@@ -48,7 +49,7 @@ class SweepRequest:
         id_sources: Name to source of images like those it was fine-tuned on.
         ood_sources: Name to source of images unlike them.
         recipes: What to put beside the curve.
-        alphas: Points of the curve.
+        alphas: Points of the curve, ascending.
         calibration: The images that recipes measure on, and what holds for every source: class names, templates,
             batch size and device.
         seed: Seed of the calibration sample, of random masks and of the resampling.
@@ -118,8 +119,8 @@ def check_sweep(request: SweepRequest) -> None:
         raise UsageError(f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name once")
     if not request.id_sources or not request.ood_sources:
         raise UsageError("a sweep needs at least one --id and one --ood source")
-    if len(set(request.alphas)) < 2:
-        raise UsageError("--alphas: a curve needs at least two different values")
+    if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
+        raise UsageError("--alphas: a curve needs at least two different values, in ascending order")
     names = [recipe.name for recipe in request.recipes]
     for name in names:
         if names.count(name) > 1:
@@ -143,30 +144,22 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict
         UsageError: If an OOD source shares images with the calibration source.
         ClipmergeError: If anything the user gave cannot be used.
     """
-    from clipmerge.measuring import accelerator_for, build_model
-    from clipmerge.scoring import Scorer
+    from clipmerge.measuring import accelerator_for
 
     check_sweep(request)
     progress = progress or Silent()
     begin = time.perf_counter()
     progress.stage("read")
     loaded = {name: _load(source, request, progress) for name, source in _sources(request).items()}
-    notes = refuse_overlap(request, loaded, progress)
-    accelerator = accelerator_for(request.calibration.device)
-    pair = _open(request)
-    for note in pair.notes:
+    notes = _check_overlap(request, loaded)
+    for note in notes:
         progress.say(note)
+    accelerator = accelerator_for(request.calibration.device)
+    pair = _open(request, progress)
     points, planned = _plan_points(request, pair, progress)
     planning = time.perf_counter()
-    scorer = Scorer(
-        build_model(pair),
-        pair,
-        accelerator,
-        templates=check_templates(list(request.calibration.templates)),
-        batch_size=request.calibration.batch_size,
-    )
     progress.stage("evaluate")
-    correct = scorer.score([point.move for point in points], loaded, progress)
+    correct = _score(request, pair, points, loaded, accelerator, progress)
     places = standings(
         [correct[name] for name in request.id_sources],
         [correct[name] for name in request.ood_sources],
@@ -176,7 +169,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict
     rows = [_row(place, correct, number) for number, place in enumerate(places)]
     seconds = {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)}
     record = _record(request, pair, loaded, [*pair.notes, *notes]) | {
-        "curve": [{"alpha": point.alpha, **row} for point, row in zip(points, rows, strict=False) if _on_curve(point)],
+        "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
         "recipes": [_recipe_row(each, points[each.point], rows[each.point]) for each in planned],
         "seconds": seconds,
     }
@@ -221,58 +214,6 @@ def write_sweep(
     return record
 
 
-def refuse_overlap(request: SweepRequest, loaded: dict[str, LabelledImages], progress: Progress) -> list[str]:
-    """Refuse OOD images that recipes would be calibrated on; note any other image that is used twice.
-
-    Args:
-        request: What to sweep.
-        loaded: Name to images, ID and OOD.
-        progress: Where notes go.
-
-    Returns:
-        The notes.
-
-    Raises:
-        UsageError: If an OOD source shares an image with the calibration source.
-    """
-    prints = {name: Fingerprints(images) for name, images in loaded.items()}
-    notes = []
-    if request.calibration.source:
-        calibration = Fingerprints(load_images(request.calibration.source, request.calibration.classes))
-        for name in request.ood_sources:
-            _refuse_shared(name, request.calibration.source, find_overlap(prints[name], calibration))
-        notes += _shared_notes(
-            prints, request.id_sources, {"the calibration source": calibration}, ", which flatters recipes that measure"
-        )
-    notes += _shared_notes(prints, request.ood_sources, {f"--id {name}": prints[name] for name in request.id_sources})
-    for note in notes:
-        progress.say(note)
-    return notes
-
-
-def _refuse_shared(name: str, calibration: str, found: Overlap | None) -> None:
-    if found:
-        raise UsageError(
-            f"--ood {name}: {_how_many(found.count)} also in the calibration source {calibration} ({found.first}); "
-            "what is calibrated on is not out of distribution, give other images to --data or --ood"
-        )
-
-
-def _shared_notes(
-    prints: dict[str, Fingerprints], names: Iterable[str], others: dict[str, Fingerprints], therefore: str = ""
-) -> list[str]:
-    found = [(name, other, find_overlap(prints[name], theirs)) for name in names for other, theirs in others.items()]
-    return [
-        f"source {name}: {_how_many(overlap.count)} also in {other} ({overlap.first}){therefore}"
-        for name, other, overlap in found
-        if overlap
-    ]
-
-
-def _how_many(count: int) -> str:
-    return "1 image is" if count == 1 else f"{count} images are"
-
-
 def _sources(request: SweepRequest) -> dict[str, str]:
     return {**request.id_sources, **request.ood_sources}
 
@@ -284,11 +225,23 @@ def _load(source: str, request: SweepRequest, progress: Progress) -> LabelledIma
     return images
 
 
-def _open(request: SweepRequest) -> Pair:
+def _check_overlap(request: SweepRequest, loaded: dict[str, LabelledImages]) -> list[str]:
+    source, classes = request.calibration.source, request.calibration.classes
+    return check_overlap(
+        load_images(source, classes) if source else None,
+        {name: loaded[name] for name in request.id_sources},
+        {name: loaded[name] for name in request.ood_sources},
+    )
+
+
+def _open(request: SweepRequest, progress: Progress) -> Pair:
     """Read both checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
     provided = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
     checkpoints = [open_checkpoint(source) for source in (request.zeroshot, request.finetuned)]
-    return pair_checkpoints(checkpoints[0], checkpoints[1:], missing=provided[0] if provided else "error")
+    pair = pair_checkpoints(checkpoints[0], checkpoints[1:], missing=provided[0] if provided else "error")
+    for note in pair.notes:
+        progress.say(note)
+    return pair
 
 
 def _pinned(checkpoint: Checkpoint) -> str:
@@ -338,8 +291,25 @@ def _key(plan: Plan, layers: Iterable[str]) -> Any:
     return json.dumps([plan.weights, plan.missing, plan.seed, plan.recipe["measure"], told], sort_keys=True)
 
 
-def _on_curve(point: Point) -> bool:
-    return point.alpha is not None
+def _score(
+    request: SweepRequest,
+    pair: Pair,
+    points: list[Point],
+    loaded: dict[str, LabelledImages],
+    accelerator: Accelerator,
+    progress: Progress,
+) -> dict[str, Correct]:
+    from clipmerge.measuring import build_model
+    from clipmerge.scoring import Scorer
+
+    scorer = Scorer(
+        build_model(pair),
+        pair,
+        accelerator,
+        templates=check_templates(list(request.calibration.templates)),
+        batch_size=request.calibration.batch_size,
+    )
+    return scorer.score([point.move for point in points], loaded, progress)
 
 
 def _row(place: Standing, correct: dict[str, Correct], number: int) -> dict[str, Any]:

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-from clipmerge.cli import app
-from clipmerge.cli_sweep import parse_alphas
 from clipmerge.data import LabelledImages, load_images
 from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageError
 from clipmerge.evaluate import evaluate_sources
@@ -28,7 +24,6 @@ from clipmerge.recipe import load_recipe
 from clipmerge.run import Calibration
 from clipmerge.scoring import Scorer
 from clipmerge.sweep import SweepRequest, check_sweep, sweep, write_sweep
-from tests.command_line import invoke
 from tests.tiny_clip import save_images, save_pair
 
 TEMPLATE = ("a photo of a {}.",)
@@ -150,23 +145,6 @@ def test_a_fine_tuned_tower_is_swept_within_the_whole_model(
         folder = tmp_path / f"{recipe}{sets}"
         assert row["accuracy"] == written_accuracy((far[0], tower), recipe, sets, sources, folder)
     assert any("vision tower only" in note for note in record["warnings"])
-
-
-@pytest.mark.slow
-def test_two_processes_find_the_same(far: Pair, images: Path, shifted: Path, calibration: Path, tmp_path: Path) -> None:
-    words = [*arguments(far, images, shifted, tmp_path / "out"), "--data", str(calibration), "--device", "cpu"]
-    words += ["--recipe", "straggler-sparse", "--recipe", "lines", "--batch-size", "4"]
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    ended = subprocess.run([*launch, "-m", "clipmerge", *words], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    two = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    code, out, err = invoke(app, [*words, "--overwrite", "--format", "json"])
-    assert code == 0, err
-    one = json.loads(out)
-    for record in (one, two):
-        for key in ("seconds", "command"):
-            record.pop(key)
-    assert one == two
 
 
 class Counting:
@@ -349,7 +327,12 @@ def test_images_used_twice_are_noted(far: Pair, images: Path, calibration: Path)
     assert any("flatters" in note for note in sweep(request)[0]["warnings"])
 
 
-# --- flags
+def test_several_id_sources_are_averaged(far: Pair, images: Path, shifted: Path, calibration: Path) -> None:
+    request = SweepRequest(
+        str(far[0]), str(far[1]), {"a": str(images), "b": str(calibration)}, {"o": str(shifted)}, alphas=(0.0, 1.0)
+    )
+    for row in sweep(request)[0]["curve"]:
+        assert row["id"] == pytest.approx(np.mean([row["accuracy"]["a"], row["accuracy"]["b"]]))
 
 
 def test_a_recipe_that_measures_needs_data(far: Pair, images: Path, shifted: Path) -> None:
@@ -368,76 +351,3 @@ def test_contradictions_are_refused(far: Pair, images: Path, shifted: Path) -> N
         check_sweep(SweepRequest("a", "b", {"val": "x"}, {}))
     with pytest.raises(RecipeError, match="no recipe"):
         request_for(far, images, shifted, "nothing")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("0,0.1,...,1", tuple(n / 10 for n in range(11))),
-        ("0, 0.5,1", (0.0, 0.5, 1.0)),
-        ("1,0", (0.0, 1.0)),
-        ("0,0.1,...,0.3,0.5,...,0.9", (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)),
-        ("0,0.4,...,1", (0.0, 0.4, 0.8, 1.0)),
-        ("-0.5,0,1.5", (-0.5, 0.0, 1.5)),
-    ],
-)
-def test_alphas_are_read(text: str, expected: tuple[float, ...]) -> None:
-    assert parse_alphas(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["", "a", "0,,1", "0,...,1", "0,0,...,1", "0,1,...,-1", "0,nan", "0,inf", "0,0.1,...", "0,1e-9,...,1"]
-)
-def test_alphas_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--alphas"):
-        parse_alphas(text)
-
-
-def arguments(far: Pair, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:
-    words = ["sweep", *map(str, far), "--id", f"val={images}", "--ood", f"far={shifted}", "--alphas", "0,1"]
-    return [*words, "--output", str(output), *more]
-
-
-def test_json_is_all_that_stdout_carries(far: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
-    code, out, err = invoke(app, arguments(far, images, shifted, tmp_path / "out", "--format", "json"))
-    assert code == 0, err
-    record = json.loads(out)
-    assert set(record["curve"][0]["accuracy"]) == {"val", "far"}
-    assert record["output"] == str(tmp_path / "out")
-
-
-def test_quiet_says_nothing_and_human_has_a_row_a_point(far: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
-    code, out, _ = invoke(app, arguments(far, images, shifted, tmp_path / "q", "--format", "quiet"))
-    assert (code, out) == (0, "")
-    code, out, _ = invoke(app, arguments(far, images, shifted, tmp_path / "h", "--recipe", "lines"))
-    assert code == 0
-    heads = [line.split("  ")[0] for line in out.splitlines()]
-    assert [head for head in heads if head.startswith(("alpha", "lines"))] == [
-        "alpha 0 (zero-shot)",
-        "alpha 1 (fine-tuned)",
-        "lines",
-    ]
-
-
-def test_a_refusal_is_one_line_and_leaves_nothing(far: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
-    more = ["--data", str(shifted), "--recipe", "straggler-sparse"]
-    code, out, err = invoke(app, arguments(far, images, shifted, tmp_path / "out", *more))
-    assert code == 2
-    assert out == ""
-    assert err.startswith("error: --ood far: 21 images are also in the calibration source")
-    assert len(err.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_two_names_alike_are_refused(far: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
-    code, _, err = invoke(app, arguments(far, images, shifted, tmp_path / "out", "--ood", f"far={images}"))
-    assert code == 2
-    assert "two --ood have the same name" in err
-
-
-def test_several_id_sources_are_averaged(far: Pair, images: Path, shifted: Path, calibration: Path) -> None:
-    request = SweepRequest(
-        str(far[0]), str(far[1]), {"a": str(images), "b": str(calibration)}, {"o": str(shifted)}, alphas=(0.0, 1.0)
-    )
-    for row in sweep(request)[0]["curve"]:
-        assert row["id"] == pytest.approx(np.mean([row["accuracy"]["a"], row["accuracy"]["b"]]))
