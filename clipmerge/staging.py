@@ -30,7 +30,7 @@ def check_output(output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), 
     Args:
         output: The folder to be written.
         overwrite: Whether an earlier output may be replaced.
-        inputs: Folders that are read, checkpoints mostly.
+        inputs: Folders of the checkpoints.
         record: The file by which an earlier output of the same kind is known.
 
     Raises:
@@ -40,7 +40,7 @@ def check_output(output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), 
     for folder in inputs:
         source = folder.resolve()
         if target == source or target in source.parents:
-            raise OutputError(f"{output}: holds the input {folder}; choose another --output")
+            raise OutputError(f"{output}: holds the checkpoint {folder}; choose another --output")
     _check_place(output)
     if not (output.exists() or output.is_symlink()):
         return
@@ -48,7 +48,7 @@ def check_output(output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), 
         raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
     if not (output / record).is_file():
         raise OutputError(
-            f"{output}: was not written by this command (it holds no {record}), so --overwrite leaves it alone; "
+            f"{output}: was not written by clipmerge (it holds no {record}), so --overwrite leaves it alone; "
             "remove it yourself"
         )
 

@@ -199,8 +199,7 @@ def write_sweep(
     from clipmerge.scoring import write_correct
     from clipmerge.staging import check_output, staged
 
-    named = [request.zeroshot, request.finetuned, *_sources(request).values(), request.calibration.source or ""]
-    inputs = [Path(source) for source in named if source and Path(source).is_dir()]
+    inputs = [Path(source) for source in (request.zeroshot, request.finetuned) if Path(source).is_dir()]
     check_output(output, overwrite=overwrite, inputs=inputs, record=SWEEP_RECORD)
     record, correct = sweep(request, progress)
     record["output"] = str(output)

@@ -196,6 +196,18 @@ def test_nothing_is_evaluated_twice(
     assert counting.prompts == points  # both sources have the same classes
 
 
+def test_recipes_that_differ_in_a_coefficient_are_two_points(
+    far: Pair, images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    files = []
+    for alpha in (0.2, 0.9):
+        files.append(tmp_path / f"text-{alpha}.yaml")
+        overrides = f"overrides: [{{layers: 'text.*', alpha: {alpha}}}]"
+        files[-1].write_text(f"method: {{name: wise-ft, alpha: 0.5}}\n{overrides}\n")
+    _, correct = sweep(request_for(far, images, shifted, *map(str, files)))
+    assert correct["val"].shape == (3 + 2, 30)
+
+
 def test_recipes_with_one_measure_measure_once(
     far: Pair, images: Path, shifted: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,8 +289,8 @@ def test_an_output_is_replaced_only_when_it_is_a_sweep(far: Pair, images: Path, 
         write_sweep(request, tmp_path / "merged")
     write_sweep(request, tmp_path / "out")
     write_sweep(request, tmp_path / "out", overwrite=True)
-    with pytest.raises(OutputError, match="holds the input"):
-        write_sweep(request, images.parent, overwrite=True)
+    with pytest.raises(OutputError, match="holds the checkpoint"):
+        write_sweep(request, far[0].parent, overwrite=True)
 
 
 def test_weights_that_are_not_finite_are_named(far: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
