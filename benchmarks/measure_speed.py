@@ -139,7 +139,8 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
         "first_order_over_one_gradient_pass": first / one,
         "path_barrier_over_six_gradient_passes": path / (6 * one),
     }
-    for name, steps, some in (("one_step", 1, batches), ("apgd", options.steps, batches[:1])):
+    few = Batch(0, batches[0].pixels[: options.apgd_images], batches[0].labels[: options.apgd_images])
+    for name, steps, some in (("one_step", 1, batches), ("apgd", options.steps, [few])):
         loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps), 1)
         objective.batches, objective.batch_sizes = some, tuple(len(batch) for batch in some)
         ours, found = timed(lambda steps=steps: worst_case(objective, rho=RHO, steps=steps), 1)
@@ -156,10 +157,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--blocks", type=int, default=12, help="blocks a tower")
     parser.add_argument("--width", type=int, default=128, help="width of both towers")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20, help="APGD iterations")
+    parser.add_argument("--apgd-images", type=int, default=16, help="images for APGD alone, whose loop is long")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     parser.add_argument("--repeats", type=int, default=3, help="runs of the short ones; the quickest counts")
     options = parser.parse_args()
