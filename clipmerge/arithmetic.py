@@ -246,7 +246,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run linear algebra in one thread: with more, sums are split by their number, and the last bits with them."""
+    """Keep torch to one thread: with more, sums are split by their number, and the last bits with them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

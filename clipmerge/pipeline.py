@@ -264,17 +264,18 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
         OutputError: If the folder exists or cannot be written.
         CheckpointError: If an input turns out broken while it is read.
     """
-    from clipmerge.apply import merged_tensors
-    from clipmerge.card import model_card
-    from clipmerge.record import merge_record
-    from clipmerge.report import html_page
     from clipmerge.staging import RECORD, check_output, staged
-    from clipmerge.write import output_layout, write_side_files, write_weights
 
     pair = run.pair
     assert run.plan is not None  # decided before it is written
     check_output(output, overwrite=overwrite, inputs=[c.folder for c in (pair.zeroshot, *pair.finetuned)])
-    run.hash_inputs()
+    run.hash_inputs()  # first, so that it fills the second or two that importing torch takes
+    from clipmerge.apply import merged_tensors
+    from clipmerge.card import model_card
+    from clipmerge.record import merge_record
+    from clipmerge.report import html_page
+    from clipmerge.write import output_layout, write_side_files, write_weights
+
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
             tensors = merged_tensors(pair, run.plan, run.scores)

@@ -1,0 +1,113 @@
+"""The streamed output: the bytes of a plain loop, whatever the threads, the flushing and the disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from clipmerge import write
+from clipmerge.errors import OutputError
+from clipmerge.pipeline import MergeRequest, make_plan, write_merge
+from clipmerge.recipe import load_recipe
+
+Pair = tuple[Path, Path]
+
+
+def merge(pair: Pair, output: Path) -> bytes:
+    request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", ["method.alpha=0.3"]))
+    record = write_merge(make_plan(request), output)
+    merged = (output / "model.safetensors").read_bytes()
+    assert record["files"]["model.safetensors"] == hashlib.sha256(merged).hexdigest()
+    return merged
+
+
+def plain_loop(pair: Pair, folder: Path) -> bytes:
+    zeroshot, finetuned = (load_file(path / "model.safetensors") for path in pair)
+    merged = {name: theta_0 + 0.3 * (finetuned[name] - theta_0) for name, theta_0 in zeroshot.items()}
+    save_file(merged, folder / "plain.safetensors", metadata={"format": "pt"})
+    return (folder / "plain.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Pair, tmp_path: Path, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert merge(pair, tmp_path / "out") == plain_loop(pair, tmp_path)
+        assert torch.get_num_threads() == threads  # given back
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_flushing_on_the_way_changes_nothing(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushes = []
+    flush = write._flush
+    monkeypatch.setattr(write, "_FLUSH_BYTES", 1000)
+    monkeypatch.setattr(write, "_flush", lambda file: (flushes.append(file), flush(file)))
+    assert merge(pair, tmp_path / "out") == plain_loop(pair, tmp_path)
+    assert len(flushes) > 1
+
+
+def test_file_systems_that_cannot_reserve_are_written_all_the_same(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    assert merge(pair, tmp_path / "out") == plain_loop(pair, tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_found_before_anything_is_computed(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    monkeypatch.setattr(write, "_content", lambda tensors: pytest.fail("computed"))
+    with pytest.raises(OutputError, match="the disk is full; nothing was left behind"):
+        merge(pair, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fails_while_flushing_ends_the_run(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(write, "_flush", fail)
+    with pytest.raises(OutputError, match="cannot be written"):
+        merge(pair, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_short_writes_are_taken_up_where_they_stopped() -> None:
+    class Slow:
+        taken = b""
+
+        def write(self, data: memoryview) -> int:
+            self.taken += bytes(data[:3])
+            return min(3, len(data))
+
+    file = Slow()
+    write._write_all(file, memoryview(b"ten bytes!"))  # type: ignore[arg-type]
+    assert file.taken == b"ten bytes!"
+
+
+def test_finite_values_whose_sum_overflows_are_no_fault(pair: Pair, tmp_path: Path) -> None:
+    for source, name in zip(pair, ("zeroshot", "finetuned"), strict=True):
+        tensors = load_file(source / "model.safetensors")
+        tensors["visual_projection.weight"].fill_(3e38)
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    huge = (tmp_path / "zeroshot", tmp_path / "finetuned")
+    assert merge(huge, tmp_path / "out") == plain_loop(huge, tmp_path)
