@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge import write
+from clipmerge.checkpoint import source
+from clipmerge.checkpoint.finite import is_finite
+from clipmerge.checkpoint.source import sha256_of
 from clipmerge.errors import OutputError
 from clipmerge.pipeline import MergeRequest, make_plan, write_merge
 from clipmerge.recipe import load_recipe
@@ -104,10 +107,36 @@ def test_short_writes_are_taken_up_where_they_stopped() -> None:
 
 
 def test_finite_values_whose_sum_overflows_are_no_fault(pair: Pair, tmp_path: Path) -> None:
-    for source, name in zip(pair, ("zeroshot", "finetuned"), strict=True):
-        tensors = load_file(source / "model.safetensors")
+    for folder, name in zip(pair, ("zeroshot", "finetuned"), strict=True):
+        tensors = load_file(folder / "model.safetensors")
         tensors["visual_projection.weight"].fill_(3e38)
         (tmp_path / name).mkdir()
         save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
     huge = (tmp_path / "zeroshot", tmp_path / "finetuned")
     assert merge(huge, tmp_path / "out") == plain_loop(huge, tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096 * 3, 4096 * 3 + 1, 4096 * 4, 100_000])
+def test_hash_is_the_files_whatever_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(source, "_PIECE", 4096 * 3)
+    content = bytes(index * index % 251 for index in range(size))
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("where", [0, 17, 9_999])
+def test_one_entry_that_is_not_finite_shows_among_any_others(dtype: torch.dtype, where: int) -> None:
+    tensor = torch.randn(10_000).to(dtype)
+    assert is_finite(tensor)
+    assert is_finite(torch.full((10_000,), torch.finfo(dtype).max, dtype=dtype))
+    for broken in (float("nan"), float("inf"), float("-inf")):
+        tensor[where] = broken
+        assert not is_finite(tensor)
+        tensor[(where + 1) % 10_000] = -broken  # Inf and -Inf do not cancel out
+        assert not is_finite(tensor)
+        tensor[(where + 1) % 10_000] = 0.0
+
+
+def test_an_empty_tensor_is_finite() -> None:
+    assert is_finite(torch.empty(0))

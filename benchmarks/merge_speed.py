@@ -1,0 +1,226 @@
+"""How close a merge comes to the disk: clipmerge, the byte floor, a ten-line script, mergekit and sd-mecha.
+
+Everything runs N times, interleaved, on the same two random checkpoints, input pages warm; ratios are taken round
+by round and reported as medians. See README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from checkpoints import clip_config, make_pair, weight_bytes
+from processes import Outcome, peer_version, run, summary, write_results
+
+PIECE = 16 << 20
+
+TEN_LINES = """\
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+zeroshot = load_file(sys.argv[1])
+finetuned = load_file(sys.argv[2])
+merged = {name: torch.lerp(zeroshot[name], finetuned[name], 0.5) for name in zeroshot}
+save_file(merged, sys.argv[3], metadata={"format": "pt"})
+"""
+SD_MECHA = """\
+import sys
+import sd_mecha
+zeroshot, finetuned = sd_mecha.model(sys.argv[1]), sd_mecha.model(sys.argv[2])
+sd_mecha.merge(sd_mecha.weighted_sum(zeroshot, finetuned, alpha=0.5), output=sys.argv[3])
+"""
+MERGEKIT = """\
+merge_method: linear
+dtype: float32
+models:
+  - model: {zeroshot}
+    parameters: {{weight: 0.5}}
+  - model: {finetuned}
+    parameters: {{weight: 0.5}}
+"""
+# clipmerge's own stages with a digest that digests nothing: what hashing costs
+UNHASHED = """\
+import hashlib, json, sys
+class NoDigest:
+    def update(self, data): pass
+    def hexdigest(self): return ""
+hashlib.sha256 = lambda data=b"", **_: NoDigest()
+hashlib.file_digest = lambda file, name: NoDigest()
+from pathlib import Path
+from clipmerge.pipeline import MergeRequest, make_plan, write_merge
+from clipmerge.recipe import load_recipe
+run = make_plan(MergeRequest(sys.argv[1], (sys.argv[2],), load_recipe("wise-ft", ["method.alpha=0.5"])))
+write_merge(run, Path(sys.argv[3]))
+print(json.dumps({"seconds": run.seconds}))
+"""
+
+
+def main() -> None:
+    arguments = _parse()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(arguments.folder or temporary).resolve()
+        config = clip_config(arguments.size, arguments.gigabytes)
+        name = f"sharded-{arguments.gigabytes:g}" if arguments.size == "sharded" else arguments.size
+        pair = make_pair(folder / name, config, sharded=arguments.size == "sharded")
+        contestants = _contestants(arguments, pair, folder / f"{name}-output")
+        rounds = [_round(contestants, pair, number) for number in range(arguments.rounds)]
+    ratios = _ratios(rounds)
+    results = {"size": name, "bytes": weight_bytes(config), "rounds": rounds, "ratios": ratios}
+    results["peers"] = _peer_versions(arguments)
+    write_results(arguments.json, results)
+    _print_table(name, weight_bytes(config), rounds, ratios)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=("l14", "b32", "sharded"), default="l14")
+    parser.add_argument("--gigabytes", type=float, default=20.0, help="size of each sharded checkpoint")
+    parser.add_argument("--folder", help="where checkpoints are kept for the next run; needs five times their size")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", help="comma-separated contestants; the floor always runs")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="interpreter of an environment with mergekit")
+    parser.add_argument("--sd-mecha", metavar="PYTHON", help="interpreter of an environment with sd-mecha")
+    parser.add_argument("--json", type=Path, help="where to write the results")
+    return parser.parse_args()
+
+
+Contestant = Callable[[], dict[str, Any]]
+
+
+def _contestants(arguments: argparse.Namespace, pair: tuple[Path, Path], output: Path) -> dict[str, Contestant]:
+    """Name to what runs once and says ``seconds``; each gets a fresh ``output``."""
+    files = [_weight_files(path) for path in pair]
+    sources = [str(path) for path in pair]
+    chosen: dict[str, Contestant] = {
+        "floor": lambda: _floor(files, output),
+        "clipmerge": lambda: _clipmerge(
+            ["-m", "clipmerge", "merge", *sources, "--recipe", "wise-ft", "--set", "method.alpha=0.5"]
+            + ["--format", "json", "--output", str(output)]
+        ),
+        "clipmerge-unhashed": lambda: _clipmerge(["-c", UNHASHED, *sources, str(output)]),
+    }
+    if len(files[0]) == 1:
+        singles = [str(files[0][0]), str(files[1][0]), str(output / "model.safetensors")]
+        chosen["ten-line"] = lambda: _whole([sys.executable, "-c", TEN_LINES, *singles], output)
+        if arguments.sd_mecha:
+            chosen["sd-mecha"] = lambda: _whole([arguments.sd_mecha, "-c", SD_MECHA, *singles], output)
+        if arguments.mergekit:
+            chosen["mergekit"] = lambda: _mergekit(arguments.mergekit, singles, output)
+    wanted = arguments.only.split(",") if arguments.only else list(chosen)
+    return {name: contestant for name, contestant in chosen.items() if name == "floor" or name in wanted}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _round(contestants: dict[str, Contestant], pair: tuple[Path, Path], number: int) -> dict[str, Any]:
+    """One round, starting with another contestant each time, so that none always follows the same one."""
+    names = list(contestants)
+    shift = number % len(names)
+    outcome = {}
+    for name in names[shift:] + names[:shift]:
+        for file in (*_weight_files(pair[0]), *_weight_files(pair[1])):
+            _read(file)
+        os.sync()
+        outcome[name] = contestants[name]()
+        print(f"round {number + 1}: {name}: {outcome[name]['seconds']:.2f} s", file=sys.stderr, flush=True)
+    return {name: outcome[name] for name in names}
+
+
+def _read(file: Path) -> None:
+    with file.open("rb", buffering=0) as handle:
+        while handle.read(PIECE):
+            pass
+
+
+def _floor(files: list[list[Path]], output: Path) -> dict[str, Any]:
+    """Read both checkpoints in 16 MiB pieces and write one, synced to the disk as clipmerge's output is."""
+    output.mkdir(parents=True)
+    begin = time.perf_counter()
+    unsynced = 0.0
+    for zeroshot, finetuned in zip(*files, strict=True):
+        with zeroshot.open("rb", 0) as a, finetuned.open("rb", 0) as b, (output / zeroshot.name).open("wb", 0) as out:
+            while piece := a.read(PIECE):
+                b.read(PIECE)
+                out.write(piece)
+            before = time.perf_counter()
+            os.fsync(out.fileno())
+            unsynced -= time.perf_counter() - before
+    seconds = time.perf_counter() - begin
+    shutil.rmtree(output)
+    return {"seconds": seconds, "seconds_without_sync": seconds + unsynced}
+
+
+def _clipmerge(arguments: list[str]) -> dict[str, Any]:
+    outcome, out = run([sys.executable, *arguments])
+    stages = json.loads(out)["seconds"]
+    shutil.rmtree(arguments[-1])
+    return {**vars(outcome), "stages": stages, "apply_and_write": stages["apply"] + stages["write"]}
+
+
+def _whole(command: list[str], output: Path) -> dict[str, Any]:
+    output.mkdir(parents=True)
+    outcome: Outcome = run(command)[0]
+    shutil.rmtree(output)
+    return vars(outcome)
+
+
+def _mergekit(interpreter: str, files: list[str], output: Path) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.yml"
+        config.write_text(MERGEKIT.format(zeroshot=files[0], finetuned=files[1]), encoding="utf-8")
+        program = str(Path(interpreter).with_name("mergekit-pytorch"))
+        return _whole([program, str(config), str(output), "--quiet"], output)
+
+
+def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Every ratio, taken within a round."""
+    pairs: dict[str, tuple[Callable[[dict[str, Any]], float], Callable[[dict[str, Any]], float]]] = {
+        "apply + write / floor": (lambda r: r["clipmerge"]["apply_and_write"], lambda r: r["floor"]["seconds"]),
+        "apply + write unhashed / floor": (
+            lambda r: r["clipmerge-unhashed"]["apply_and_write"],
+            lambda r: r["floor"]["seconds"],
+        ),
+    }
+    for peer in ("ten-line", "mergekit", "sd-mecha"):
+        pairs[f"{peer} / clipmerge"] = (lambda r, peer=peer: r[peer]["seconds"], lambda r: r["clipmerge"]["seconds"])  # type: ignore[misc]
+    ratios = {}
+    for name, (above, below) in pairs.items():
+        try:
+            ratios[name] = summary([above(each) / below(each) for each in rounds])
+        except KeyError:  # one of the two did not run
+            continue
+    return ratios
+
+
+def _peer_versions(arguments: argparse.Namespace) -> dict[str, str]:
+    interpreters = {"mergekit": arguments.mergekit, "sd-mecha": arguments.sd_mecha}
+    return {name: peer_version(path, name) for name, path in interpreters.items() if path}
+
+
+def _print_table(name: str, size: int, rounds: list[dict[str, Any]], ratios: dict[str, Any]) -> None:
+    print(f"{name}: two checkpoints of {size / 1e9:.2f} GB, {len(rounds)} rounds, medians")
+    print(f"{'':20} {'seconds':>8} {'apply+write':>12} {'private MB':>11} {'resident MB':>12}")
+    for contestant in rounds[0]:
+        columns = []
+        for key, width in (("seconds", 8), ("apply_and_write", 12), ("private_mb", 11), ("resident_mb", 12)):
+            values = [each[contestant][key] for each in rounds if key in each[contestant]]
+            digits = 2 if width in (8, 12) and "mb" not in key else 0
+            columns.append(f"{statistics.median(values):{width}.{digits}f}" if values else " " * width)
+        print(f"{contestant:20} {' '.join(columns)}")
+    for label, ratio in ratios.items():
+        print(f"{label:32} {ratio['median']:5.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
+
+
+if __name__ == "__main__":
+    main()

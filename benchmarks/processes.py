@@ -1,0 +1,98 @@
+"""Run a command, time it and watch its memory; describe the machine."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_SAMPLE_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one process took.
+
+    Attributes:
+        seconds: Wall-clock time from start to exit.
+        private_mb: Highest anonymous memory (RssAnon): everything but pages of mapped files.
+        resident_mb: Highest resident memory (VmHWM), mapped file pages included.
+    """
+
+    seconds: float
+    private_mb: float
+    resident_mb: float
+
+
+def run(command: list[str]) -> tuple[Outcome, str]:
+    """Run a command to its end.
+
+    Returns:
+        What it took, and its stdout.
+
+    Raises:
+        SystemExit: If it fails; its stderr is shown.
+    """
+    begin = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        private = resident = 0
+        while process.poll() is None:  # the commands print little, so their pipes never fill
+            status = _status(process.pid)
+            private, resident = max(private, status.get("RssAnon", 0)), max(resident, status.get("VmHWM", 0))
+            time.sleep(_SAMPLE_SECONDS)
+        seconds = time.perf_counter() - begin
+        out, err = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}:\n{err[-2000:]}")
+    return Outcome(seconds, private / 1e3, resident / 1e3), out
+
+
+def _status(pid: int) -> dict[str, int]:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:  # it ended between two looks
+        return {}
+    pairs = (line.split() for line in lines if line.startswith(("RssAnon", "VmHWM")))
+    return {pair[0].rstrip(":"): int(pair[1]) for pair in pairs}
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """Median, extremes and the values themselves."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": values}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory, Python and the packages that matter."""
+    cpu = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line]
+    packages = ("torch", "safetensors", "numpy", "transformers")
+    return {
+        "cpu": cpu[0].partition(":")[2].strip() if cpu else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def peer_version(interpreter: str, package: str) -> str:
+    """Version of a package in another interpreter's environment."""
+    command = [interpreter, "-c", f"from importlib.metadata import version; print(version({package!r}))"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def write_results(path: Path | None, results: dict[str, Any]) -> None:
+    """Write results as JSON with the command and the machine, if a file was asked for."""
+    if path:
+        record = {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "machine": machine(), **results}
+        path.write_text(json.dumps(record, indent=2, default=asdict) + "\n", encoding="utf-8")
