@@ -22,6 +22,7 @@ from checkpoints import clip_config, make_pair, weight_bytes
 from processes import Outcome, peer_version, run, summary, write_results
 
 PIECE = 16 << 20
+SETTINGS = ("--recipe", "wise-ft", "--set", "method.alpha=0.5", "--format", "json")
 
 TEN_LINES = """\
 import sys
@@ -102,10 +103,7 @@ def _contestants(arguments: argparse.Namespace, pair: tuple[Path, Path], output:
     sources = [str(path) for path in pair]
     chosen: dict[str, Contestant] = {
         "floor": lambda: _floor(files, output),
-        "clipmerge": lambda: _clipmerge(
-            ["-m", "clipmerge", "merge", *sources, "--recipe", "wise-ft", "--set", "method.alpha=0.5"]
-            + ["--format", "json", "--output", str(output)]
-        ),
+        "clipmerge": lambda: _clipmerge(["-m", "clipmerge", "merge", *sources, *SETTINGS, "--output", str(output)]),
         "clipmerge-unhashed": lambda: _clipmerge(["-c", UNHASHED, *sources, str(output)]),
     }
     if len(files[0]) == 1:
@@ -146,7 +144,7 @@ def _read(file: Path) -> None:
 def _floor(files: list[list[Path]], output: Path) -> dict[str, Any]:
     """Read both checkpoints in 16 MiB pieces and write one, synced to the disk as clipmerge's output is."""
     output.mkdir(parents=True)
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     unsynced = 0.0
     for zeroshot, finetuned in zip(*files, strict=True):
         with zeroshot.open("rb", 0) as a, finetuned.open("rb", 0) as b, (output / zeroshot.name).open("wb", 0) as out:
@@ -157,8 +155,9 @@ def _floor(files: list[list[Path]], output: Path) -> dict[str, Any]:
             os.fsync(out.fileno())
             unsynced -= time.perf_counter() - before
     seconds = time.perf_counter() - begin
+    cpu_seconds = time.process_time() - cpu_begin
     shutil.rmtree(output)
-    return {"seconds": seconds, "seconds_without_sync": seconds + unsynced}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "seconds_without_sync": seconds + unsynced}
 
 
 def _clipmerge(arguments: list[str]) -> dict[str, Any]:
@@ -210,14 +209,16 @@ def _peer_versions(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _print_table(name: str, size: int, rounds: list[dict[str, Any]], ratios: dict[str, Any]) -> None:
     print(f"{name}: two checkpoints of {size / 1e9:.2f} GB, {len(rounds)} rounds, medians")
-    print(f"{'':20} {'seconds':>8} {'apply+write':>12} {'private MB':>11} {'resident MB':>12}")
+    columns = {"seconds": "8.2f", "cpu_seconds": "12.2f", "apply_and_write": "16.2f", "private_mb": "11.0f"}
+    columns["resident_mb"] = "12.0f"
+    widths = {key: int(form.partition(".")[0]) for key, form in columns.items()}
+    print(f"{'':20}" + "".join(f"{key:>{width + 1}}" for key, width in widths.items()))
     for contestant in rounds[0]:
-        columns = []
-        for key, width in (("seconds", 8), ("apply_and_write", 12), ("private_mb", 11), ("resident_mb", 12)):
+        row = ""
+        for key, form in columns.items():
             values = [each[contestant][key] for each in rounds if key in each[contestant]]
-            digits = 2 if width in (8, 12) and "mb" not in key else 0
-            columns.append(f"{statistics.median(values):{width}.{digits}f}" if values else " " * width)
-        print(f"{contestant:20} {' '.join(columns)}")
+            row += f" {statistics.median(values):{form}}" if values else " " * (widths[key] + 1)
+        print(f"{contestant:20}{row}")
     for label, ratio in ratios.items():
         print(f"{label:32} {ratio['median']:5.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
 

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 _SAMPLE_SECONDS = 0.01
@@ -24,11 +26,13 @@ class Outcome:
 
     Attributes:
         seconds: Wall-clock time from start to exit.
+        cpu_seconds: Processor time of all its threads, in the program and in the system for it.
         private_mb: Highest anonymous memory (RssAnon): everything but pages of mapped files.
         resident_mb: Highest resident memory (VmHWM), mapped file pages included.
     """
 
     seconds: float
+    cpu_seconds: float
     private_mb: float
     resident_mb: float
 
@@ -42,18 +46,25 @@ def run(command: list[str]) -> tuple[Outcome, str]:
     Raises:
         SystemExit: If it fails; its stderr is shown.
     """
-    begin = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    begin, cpu_before = time.perf_counter(), _children_cpu()
+    with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a pipe nobody reads would fill and stop them
+        process = subprocess.Popen(command, stdout=out, stderr=err)
         private = resident = 0
-        while process.poll() is None:  # the commands print little, so their pipes never fill
+        while process.poll() is None:
             status = _status(process.pid)
             private, resident = max(private, status.get("RssAnon", 0)), max(resident, status.get("VmHWM", 0))
             time.sleep(_SAMPLE_SECONDS)
         seconds = time.perf_counter() - begin
-        out, err = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed with {process.returncode}:\n{err[-2000:]}")
-    return Outcome(seconds, private / 1e3, resident / 1e3), out
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} failed with {process.returncode}:\n{err.read()[-2000:]}")
+        return Outcome(seconds, _children_cpu() - cpu_before, private / 1e3, resident / 1e3), out.read()
+
+
+def _children_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _status(pid: int) -> dict[str, int]:

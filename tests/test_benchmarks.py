@@ -1,0 +1,39 @@
+"""The benchmarks' random checkpoints are the CLIPs they say they are."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.parametrize("size", ["b32", "l14"])
+def test_shapes_are_those_of_transformers(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    checkpoints = importlib.import_module("checkpoints")
+    config = checkpoints.clip_config(size)
+    with torch.device("meta"):
+        model = CLIPModel(CLIPConfig(**config))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert checkpoints.clip_shapes(config) == expected
+
+
+def test_a_sharded_checkpoint_has_the_size_asked_for_and_a_whole_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    checkpoints = importlib.import_module("checkpoints")
+    assert checkpoints.weight_bytes(checkpoints.clip_config("sharded", 20)) == pytest.approx(20e9, rel=0.01)
+    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 1_000_000)
+    config = checkpoints._config((32, 64, 3, 2, 32), (16, 32, 2, 2), 16)
+    folder, _ = checkpoints.make_pair(tmp_path, config, sharded=True)
+    from clipmerge.checkpoint import open_checkpoint
+
+    opened = open_checkpoint(str(folder))
+    assert len(opened.files) > 1
+    assert {key: entry.shape for key, entry in opened.entries.items()} == checkpoints.clip_shapes(config)
