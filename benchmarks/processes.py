@@ -105,5 +105,5 @@ def peer_version(interpreter: str, package: str) -> str:
 def write_results(path: Path | None, results: dict[str, Any]) -> None:
     """Write results as JSON with the command and the machine, if a file was asked for."""
     if path:
-        record = {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), "machine": machine(), **results}
+        record = {"command": " ".join(Path(word).name for word in sys.argv), "machine": machine(), **results}
         path.write_text(json.dumps(record, indent=2, default=asdict) + "\n", encoding="utf-8")
