@@ -108,7 +108,8 @@ LAYERS = {
     "alpha tiny": LayerPlan(alpha=1e-300),
     "magnitude": LayerPlan(alpha=0.5, mask="magnitude", density=0.5),
     "random": LayerPlan(alpha=0.5, mask="random", density=0.01),
-    "spectral": LayerPlan(alpha=1, mask="spectral"),
+    "weights-random": LayerPlan(alpha=0.5, mask="weights-random", density=0.01),
+    "spectral": LayerPlan(alpha=0.5, mask="spectral"),
     "not named": None,
 }
 

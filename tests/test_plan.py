@@ -79,6 +79,7 @@ def plan_dict() -> dict[str, Any]:
     return data
 
 
+MEASURED_NAN = {"measure": "x", "layers": {"a": {"b": float("nan")}}}
 EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "unknown layer": (("layers", "vision.2.mlp"), {"alpha": 1}, r"names layer 'vision\.2\.mlp'.*Did you mean"),
     "unknown mask": (("layers", "vision.1.mlp", "mask"), "magnitud", "unknown mask 'magnitud'.*mean 'magnitude'"),
@@ -97,6 +98,7 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "no finetuned": (("finetuned",), [], "finetuned: .*at least 1"),
     "another format": (("format",), "clipmerge-plan/2", "format: Input should be 'clipmerge-plan/1'"),
     "another dtype": (("dtype",), "int8", "dtype: Input should be 'keep'"),
+    "measured NaN": (("measurements",), MEASURED_NAN, r"layers\.a\.b: .*finite"),
     "layers a list": (("layers",), [], "layers: "),
 }  # fmt: skip
 

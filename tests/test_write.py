@@ -79,6 +79,11 @@ def test_a_full_pair(copies: Folders) -> None:
 
 
 def test_the_file_is_what_safetensors_itself_would_write(copies: Folders, tmp_path: Path) -> None:
+    for folder in copies:  # every dtype there is, under names in another order
+        tensors = load_file(folder / "model.safetensors")
+        kinds = zip(sorted(tensors), [torch.float64, torch.bfloat16, torch.float16] * 20, strict=False)
+        tensors |= {name: tensors[name].to(dtype) for name, dtype in kinds}
+        edit(folder, **tensors, **{"text_model.embeddings.position_ids": torch.arange(32)[None]})
     output = merge(*copies) / "model.safetensors"
     save_file(load_file(output), tmp_path / "again.safetensors", metadata={"format": "pt"})
     assert output.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
