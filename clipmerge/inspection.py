@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint import Checkpoint, Pair, open_checkpoint
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.pair import align, find_mismatches
+from clipmerge.errors import CheckpointError
 from clipmerge.layers import canonical_names, group_layers
 
 if TYPE_CHECKING:
@@ -36,12 +37,10 @@ def inspect_checkpoints(zeroshot: str, finetuned: str | None, progress: Progress
     """
     base = open_checkpoint(zeroshot)
     if finetuned is None:
-        keys = {name: key for key, name in canonical_names(base.entries).items()}
-        layers = _describe(base, keys, group_layers(keys))
         return {
             "zeroshot": _origin(base),
             "finetuned": None,
-            "layers": layers,
+            "layers": _describe_alone(base),
             "mismatches": [],
             **_totals(base),
         }
@@ -50,11 +49,11 @@ def inspect_checkpoints(zeroshot: str, finetuned: str | None, progress: Progress
     mismatches = find_mismatches(pair)
     layers = _describe(base, pair.zeroshot_keys, pair.layers)
     progress.stage("inspect")
-    done = 0
+    done, total = 0, sum(layer["size"] for layer in layers.values())
     for layer, names in pair.layers.items():
         layers[layer]["change"] = _relative_change(pair, names)
         done += layers[layer]["size"]
-        progress.advance(done, _totals(base)["total"]["size"])
+        progress.advance(done, total)
     for note in pair.notes:
         progress.say(note)
     return {
@@ -86,6 +85,14 @@ def _totals(checkpoint: Checkpoint) -> dict[str, Any]:
             "dtypes": dtypes,
         }
     }
+
+
+def _describe_alone(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    try:
+        keys = {name: key for key, name in canonical_names(checkpoint.entries).items()}
+        return _describe(checkpoint, keys, group_layers(keys))
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.source}: {error}") from None
 
 
 def _describe(
