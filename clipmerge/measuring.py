@@ -48,7 +48,9 @@ def accelerator_for(device: Device) -> Accelerator:
     # a perturbation of 5e-4 relative does not even change a TF32 weight
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    return Accelerator(cpu=device == "cpu", mixed_precision="no")
+    # without being told, accelerate forms no process group on a machine that has no accelerator
+    on_cpu = device == "cpu" or (device == "auto" and not any(available.values()))
+    return Accelerator(cpu=on_cpu, mixed_precision="no")
 
 
 def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, Any]]:
