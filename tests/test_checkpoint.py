@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
+import random
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge import hub as hub_module
 from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint import source as source_module
 from clipmerge.errors import CheckpointError, HubError
 from tests.hub_double import FakeHub, serving, upload
 from tests.raw_safetensors import shard
@@ -62,6 +65,14 @@ def test_every_form_gives_the_same_tensors(folder: Path, what: str) -> None:
     assert checkpoint.config["model_type"] == "clip"
     assert checkpoint.sharded is (what in ("shards", "index"))
     assert checkpoint.hashes == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.files}
+
+
+@pytest.mark.parametrize("extra", [-1, 0, 1, mmap.PAGESIZE])
+def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int) -> None:
+    monkeypatch.setattr(source_module, "_PIECE", mmap.PAGESIZE)
+    content = random.Random(0).randbytes(3 * mmap.PAGESIZE + extra)
+    (tmp_path / "x").write_bytes(content)
+    assert source_module.sha256_of(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
 def test_a_run_of_elements_is_that_run(folder: Path) -> None:
