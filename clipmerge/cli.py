@@ -249,6 +249,8 @@ def apply(
 
     check_output(output, overwrite=overwrite)
     run = load_plan(plan_file, terminal)
+    if not run.is_main:
+        return
     run.command = command_line()
     record = write_merge(run, output, overwrite=overwrite)
     _show_merge(terminal, run, record, f"Wrote {output} (report: {output / 'report.html'})")

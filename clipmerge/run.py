@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -110,7 +111,7 @@ class Run:
     plan: Plan | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
-    is_main: bool = True
+    is_main: bool = field(default_factory=lambda: os.environ.get("RANK", "0") == "0")
     command: str = ""
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)
 
