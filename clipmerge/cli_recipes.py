@@ -53,5 +53,8 @@ def copy_recipe(
     target = file or Path(f"{name}.yaml")
     if target.exists():
         raise OutputError(f"{target}: exists already; give another file")
-    target.write_text(text, encoding="utf-8")
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error}); give another file") from None
     typer.echo(f"Wrote {target}; run it with --recipe {target}")

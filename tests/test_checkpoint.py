@@ -199,6 +199,12 @@ def test_what_is_not_there_is_not_looked_for_on_the_hub(source: str) -> None:
     refused(source, "no such folder or file, and not a Hub id; give a folder")
 
 
+@pytest.mark.parametrize("source", ["", "  "])
+def test_an_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(folder)
+    refused(source, "an empty name is no checkpoint")
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))

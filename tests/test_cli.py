@@ -336,6 +336,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest
     shown = done(clipmerge("recipes", "show", "wise-ft")).out
     done(clipmerge("recipes", "copy", "wise-ft"))
     assert (tmp_path / "wise-ft.yaml").read_text() == shown
+    assert "cannot be written" in refused(clipmerge("recipes", "copy", "wise-ft", tmp_path / "no" / "x.yaml"))
     assert "wise-ft.yaml: exists already" in refused(clipmerge("recipes", "copy", "wise-ft"))
     assert "Did you mean 'wise-ft'" in refused(clipmerge("recipes", "show", "wise-tf"))
 

@@ -135,6 +135,8 @@ def open_checkpoint(source: str) -> Checkpoint:
         CheckpointError: If there is nothing there, or it cannot be read safely.
         HubError: If the Hub refuses or cannot be reached.
     """
+    if not source.strip():
+        raise CheckpointError("an empty name is no checkpoint; is a variable of your shell unset?")
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(source, path)
