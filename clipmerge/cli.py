@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect as introspection
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -60,7 +61,16 @@ def main() -> None:
     except _UsageException as error:
         where = error.ctx.command_path if error.ctx else "clipmerge"
         code = fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", UsageError.exit_code)
+    finally:
+        _leave_group()
     raise SystemExit(code or 0)
+
+
+def _leave_group() -> None:
+    """Take the process group down in order: at interpreter exit its threads would abort the process."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _version(value: bool) -> None:

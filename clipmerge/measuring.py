@@ -92,6 +92,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     )
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
+    accelerator.wait_for_everyone()  # nobody leaves while another still gathers
     record = _record(images, calibration, len(positions), batch_size, templates, request.seed)
     return _with_change(found, objective), record
 
