@@ -178,7 +178,7 @@ def write_plan(run: Run, path: Path) -> None:
 
     Args:
         run: A decided run.
-        path: The JSON file; scores go to the same name with ``.safetensors``.
+        path: The JSON file; scores go beside it, to ``NAME.scores.safetensors``.
 
     Raises:
         OutputError: If the file cannot be written.

@@ -38,14 +38,7 @@ def average_case(
         ]
         for batch in objective.batches
     }
-    rows = objective.by_batch(found)
-    batches = {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
-    return Measurements(
-        measure="average-case",
-        layers={layer: {"average_case": objective.mean(list(values))} for layer, values in batches.items()},
-        batches={"average_case": batches},
-        batch_sizes=objective.batch_sizes,
-    )
+    return objective.one_statistic("average-case", "average_case", found)
 
 
 def _mean_rise(

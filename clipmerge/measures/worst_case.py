@@ -63,14 +63,7 @@ def worst_case(
                 rises.append(_rise(objective, batch, layer, ball, [gradients[n] for n in names], base, steps))
         found[batch.number] = rises
         objective.tick(cost * len(batch))
-    rows = objective.by_batch(found)
-    batches = {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
-    return Measurements(
-        measure="worst-case",
-        layers={layer: {"worst_case": objective.mean(list(values))} for layer, values in batches.items()},
-        batches={"worst_case": batches},
-        batch_sizes=objective.batch_sizes,
-    )
+    return objective.one_statistic("worst-case", "worst_case", found)
 
 
 def _rise(
