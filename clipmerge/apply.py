@@ -19,6 +19,7 @@ from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.layers import layer_of
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.plugins import load_plugin
+from clipmerge.tensors import PlanTensors, coefficients_of_run
 
 #: Elements merged at a time: 2 MB of float32 stay in the cache through the four passes of the arithmetic.
 CHUNK = 1 << 19
@@ -44,13 +45,13 @@ class MergedTensor:
     chunks: Callable[[], Iterator[Tensor]]
 
 
-def merged_tensors(pair: Pair, plan: Plan, scores: dict[str, Tensor] | None = None) -> list[MergedTensor]:
+def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -> list[MergedTensor]:
     """List the output's tensors, each with its content on demand; nothing is read yet.
 
     Args:
         pair: The aligned checkpoints.
         plan: What each layer gets; a parameter it does not name is theta_0's bytes.
-        scores: Parameter to saliency score, for the masks that need one.
+        tensors: The scores and coefficients that the plan needs.
 
     Returns:
         One entry a tensor, in the zero-shot file's order.
@@ -66,7 +67,7 @@ def merged_tensors(pair: Pair, plan: Plan, scores: dict[str, Tensor] | None = No
         layer = plan.layers.get(layer_of(name))
         dtype = _output_dtype(plan, entry)
         if layer is not None and pair.merges(name):
-            chunks = _merging(pair, plan, name, layer, scores or {}, dtype)
+            chunks = _merging(pair, plan, name, layer, tensors or PlanTensors(), dtype)
         else:
             chunks = _copying(pair, name, dtype)
         outputs.append(MergedTensor(output_key(pair, name, key), name, dtype, entry.shape, chunks))
@@ -126,10 +127,12 @@ def _torch_dtype(name: str) -> torch.dtype:
 
 
 def _merging(
-    pair: Pair, plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor], dtype: str
+    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
 ) -> Callable[[], Iterator[Tensor]]:
-    size = pair.zeroshot.entries[pair.zeroshot_keys[name]].size
-    inputs = _mask_inputs(plan, name, layer, scores) if layer.mask and size > 1 else {}
+    entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
+    size = entry.size
+    learned = tensors.coefficients.get(name) if layer.alpha_range else None
+    inputs = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and size > 1 else {}
     if inputs.get("score", inputs) is None:
         return _unscored(pair, name, layer, dtype)
 
@@ -138,12 +141,15 @@ def _merging(
         for start, stop in [(0, None)] if inputs else _runs(size):
             theta_0 = pair.theta_0(name, start, stop)
             finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
-            if inputs or layer.alpha in (0, 1):  # NaN and Inf would not show in the result, or stop a decomposition
+            alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
+            if (
+                inputs or isinstance(alpha, Tensor) or alpha in (0, 1)
+            ):  # NaN and Inf would not show in the result, or stop a decomposition
                 _require_finite_inputs(pair, name, theta_0, finetuned)
             merged = merge_tensor(
                 theta_0,
                 finetuned,
-                alpha=layer.alpha,
+                alpha=alpha,
                 weights=plan.weights,
                 dtype=_torch_dtype(dtype),
                 **inputs,

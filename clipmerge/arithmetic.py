@@ -92,8 +92,10 @@ def merge_tensor(
         merged = torch.where(change == 0, base, base + change)
     else:
         merged = change.add_(base)
-    if isinstance(alpha, Tensor) and not masked and tuple(weights) == (1.0,):
-        merged = torch.where(alpha == 1, finetuned[0].to(merged.dtype), merged)
+    if isinstance(alpha, Tensor) and not masked:
+        merged = torch.where(alpha == 0, base, merged)  # base + 0.0 would turn -0.0 into 0.0
+        if tuple(weights) == (1.0,):
+            merged = torch.where(alpha == 1, finetuned[0].to(merged.dtype), merged)
     return merged.to(dtype)
 
 

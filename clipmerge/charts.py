@@ -120,12 +120,13 @@ class Column:
 
     @property
     def drawn(self) -> bool:
-        """Whether a bar says more than the number: not for outlier scores, read against a limit."""
-        return self.key not in _SCORES
+        """Whether a bar says more than the number: not for outlier scores, read against a limit, nor for ranges."""
+        return self.key not in (*_SCORES, "alpha_range")
 
     def text(self, value: Any) -> str:
         """Print one of the column's numbers."""
-        return format_number(value, self.decimals, signed=self.signed)
+        text = format_number(value, self.decimals, signed=self.signed)
+        return text.replace(" / ", " to ") if self.key == "alpha_range" else text
 
     def total(self, layers: Sequence[str]) -> Any:
         """Several layers in one number: the sum of shares that add up, the median of anything else."""
@@ -146,6 +147,11 @@ _KNOWN = {
         "alpha",
         "coefficient",
         "Coefficient alpha (0 = zero-shot, 1 = fine-tuned): how far the layer moves along its task vector.",
+    ),
+    "alpha_range": (
+        "alpha range",
+        "learned",
+        "Alpha range: smallest and largest of the layer's learned coefficients; its alpha is their mean.",
     ),
     "density": (
         "density",
@@ -198,6 +204,9 @@ def columns_of(record: dict[str, Any]) -> list[Column]:
         values = {layer: entry.get(key, default) for layer, entry in layers.items()}
         scale = Scale.of(values.values(), at_least=1.0)
         columns.append(Column(key, *_KNOWN[key], values, setting_decimals(values.values()), scale, "decided"))
+    ranges = {layer: entry["alpha_range"] for layer, entry in layers.items() if entry.get("alpha_range")}
+    if ranges:
+        columns.append(Column("alpha_range", *_KNOWN["alpha_range"], ranges, 2, Scale(0.0, 1.0), "decided"))
     tables = {"change": {layer: entry["change"] for layer, entry in layers.items() if "change" in entry}}
     for source in (record.get("measurements") or {}, record.get("straggler_scores") or {}):
         for key in dict.fromkeys(key for row in source.values() for key in row):

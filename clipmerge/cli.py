@@ -227,11 +227,11 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Measure and decide like merge, and write the plan."""
-    from clipmerge.plan import scores_path
+    from clipmerge.plan import tensors_path
     from clipmerge.staging import check_output_file
 
     terminal = Terminal(fmt, verbose=verbose)
-    check_output_file(output, scores_path(output), overwrite=overwrite)
+    check_output_file(output, tensors_path(output), overwrite=overwrite)
     from clipmerge.pipeline import make_plan, write_plan
     from clipmerge.record import merge_record
 

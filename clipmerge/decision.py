@@ -40,6 +40,12 @@ class Task:
         return {layer: sum(entries[keys[name]].size for name in names) for layer, names in self.layers.items()}
 
     @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Mergeable parameter to its shape."""
+        entries, keys = self.pair.zeroshot.entries, self.pair.zeroshot_keys
+        return {name: entries[keys[name]].shape for names in self.layers.values() for name in names}
+
+    @property
     def uniform_weights(self) -> tuple[float, ...]:
         """One over the number of fine-tuned checkpoints, each: their task vectors are averaged."""
         count = len(self.pair.finetuned)
@@ -76,6 +82,8 @@ class Decision:
         stragglers: Layers found to be stragglers.
         straggler_scores: Layer to its scores.
         scores: Parameter to saliency, for the masks that need it.
+        coefficients: Parameter to coefficients that replace its layer's alpha: one number, one a row (shape
+            (rows, 1, ...)) or one an entry. The plan then tells the layer's mean and range by itself.
     """
 
     layers: dict[str, LayerPlan]
@@ -84,3 +92,4 @@ class Decision:
     stragglers: tuple[str, ...] = ()
     straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)
+    coefficients: dict[str, Tensor] = field(default_factory=dict)

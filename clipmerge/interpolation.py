@@ -15,6 +15,7 @@ from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.errors import CheckpointError
 from clipmerge.models import TransformersClip
 from clipmerge.plan import Plan
+from clipmerge.tensors import PlanTensors
 
 
 class MovingModel:
@@ -66,18 +67,18 @@ class MovingModel:
             self._set(name, merged)
 
     @torch.no_grad()
-    def follow(self, plan: Plan, scores: dict[str, Tensor]) -> None:
+    def follow(self, plan: Plan, tensors: PlanTensors) -> None:
         """Set the weights to what a plan says, as `merged_tensors` computes them.
 
         Args:
             plan: What each layer gets.
-            scores: Parameter to saliency, for the masks that need it.
+            tensors: The scores and coefficients that it needs.
 
         Raises:
             CheckpointError: If the plan leaves out a parameter of the model, or its output is not finite.
         """
         left = set(self.model.parameters)
-        for tensor in merged_tensors(self._pair, plan, scores):
+        for tensor in merged_tensors(self._pair, plan, tensors):
             if tensor.name in left:
                 self._set(tensor.name, torch.cat(list(tensor.chunks())).view(tensor.shape))
                 left.remove(tensor.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint, pair_checkpoints
 from clipmerge.decision import Decision, Task
@@ -19,9 +19,7 @@ from clipmerge.plan import LayerPlan, Measurements, Plan, SourceRecord, TensorsR
 from clipmerge.plugins import load_plugin
 from clipmerge.recipe import Recipe
 from clipmerge.run import Calibration, MergeRequest, Progress, Run, Silent
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from clipmerge.tensors import PlanTensors, check_coefficients, with_coefficients
 
 Measured = tuple[Measurements, dict[str, Any]]
 
@@ -119,7 +117,9 @@ def _decide(
     task = Task(run.pair, measurements, request.seed)
     options = {key: value for key, value in request.recipe.method.items() if key != "name"}
     decision: Decision = load_plugin("methods", request.recipe.method["name"])(task, **options)
-    layers = apply_overrides(decision.layers, request.recipe)
+    learned = {name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()}
+    told = with_coefficients(decision.layers, learned, task.layers, task.shapes) if learned else decision.layers
+    layers = apply_overrides(told, request.recipe)
     notes = measurements.notes if measurements else ()
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
@@ -138,7 +138,9 @@ def _decide(
         warnings=(*run.pair.notes, *notes),
     )
     run.plan = plan.checked(task.layers)
-    run.scores = decision.scores
+    # what an override gave one alpha needs no coefficients
+    kept = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
+    run.tensors = PlanTensors(decision.scores, kept)
     for note in notes:
         run.progress.say(note)
 
@@ -165,7 +167,7 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
         for name in match_layers(override.layers, layers):
             update: dict[str, Any] = {"reason": f"override '{override.layers}'"}
             if override.alpha is not None:
-                update["alpha"] = override.alpha
+                update |= {"alpha": override.alpha, "alpha_range": None}
             if override.density is not None:
                 mask = changed[name].mask or "magnitude"
                 update |= {"density": override.density, "mask": mask if override.density < 1 else None}
@@ -174,11 +176,11 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
 
 
 def write_plan(run: Run, path: Path) -> None:
-    """Write the plan, and beside it the scores that its masks need.
+    """Write the plan, and beside it the tensors that it needs.
 
     Args:
         run: A decided run.
-        path: The JSON file; scores go beside it, to ``NAME.scores.safetensors``.
+        path: The JSON file; tensors go beside it, to ``NAME.tensors.safetensors``.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -187,7 +189,7 @@ def write_plan(run: Run, path: Path) -> None:
 
     run.hash_inputs()
     plan = run.hashed_plan()
-    run.plan = write_plan_files(path, plan, run.scores)
+    run.plan = write_plan_files(path, plan, run.tensors)
 
 
 def load_plan(path: Path, progress: Progress | None = None) -> Run:
@@ -211,9 +213,11 @@ def load_plan(path: Path, progress: Progress | None = None) -> Run:
     pair = pair_checkpoints(sources[0], sources[1:], missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
     for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), sources, strict=True):
         _check_hashes(path, record, checkpoint)
-    run = Run(pair, progress, plan=plan.checked(Task(pair).layers))
+    task = Task(pair)
+    run = Run(pair, progress, plan=plan.checked(task.layers))
     if plan.tensors:
-        run.scores = _load_scores(path, plan.tensors)
+        run.tensors = _load_tensors(path, plan.tensors)
+    check_coefficients(plan, run.tensors.coefficients, task.layers, task.shapes)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run
 
@@ -237,7 +241,7 @@ def _check_hashes(path: Path, record: SourceRecord, checkpoint: Checkpoint) -> N
         )
 
 
-def _load_scores(path: Path, record: TensorsRecord) -> dict[str, Tensor]:
+def _load_tensors(path: Path, record: TensorsRecord) -> PlanTensors:
     from safetensors.torch import load_file
 
     from clipmerge.checkpoint.source import sha256_of
@@ -245,8 +249,8 @@ def _load_scores(path: Path, record: TensorsRecord) -> dict[str, Tensor]:
     file = path.parent / record.file
     if not file.is_file() or sha256_of(file) != record.sha256:
         state = "is missing" if not file.is_file() else "has changed"
-        raise PlanError(f"{file}: the scores beside the plan: the file {state}; plan again with `clipmerge plan`")
-    return load_file(file)
+        raise PlanError(f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge plan`")
+    return PlanTensors.from_file(load_file(file))
 
 
 def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -264,7 +268,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
         OutputError: If the folder exists or cannot be written.
         CheckpointError: If an input turns out broken while it is read.
     """
-    from clipmerge.staging import RECORD, check_output, staged
+    from clipmerge.staging import PLAN_FOLDER, RECORD, check_output, staged
 
     pair = run.pair
     assert run.plan is not None  # decided before it is written
@@ -274,11 +278,11 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
     from clipmerge.card import model_card
     from clipmerge.record import merge_record
     from clipmerge.report import html_page
-    from clipmerge.write import output_layout, write_side_files, write_weights
+    from clipmerge.write import output_layout, write_plan_files, write_side_files, write_weights
 
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
-            tensors = merged_tensors(pair, run.plan, run.scores)
+            tensors = merged_tensors(pair, run.plan, run.tensors)
             files = write_weights(folder, tensors, output_layout(pair), _ByteCount(run.progress, pair.zeroshot.bytes))
         with run.timed("write"):
             side_files, notes = write_side_files(folder, pair, run.plan.dtype)
@@ -286,6 +290,8 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
                 run.progress.say(note)
             run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, *notes)})
             plan = run.hashed_plan()
+            if run.tensors.coefficients:  # they cost minutes to learn: kept with what they made
+                plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan, run.tensors)
         # made when the stages are over, so that what is returned and what is written are one
         record = merge_record(run, plan, output, {**files, **side_files})
         (folder / "report.html").write_text(html_page(record), encoding="utf-8")

@@ -1,7 +1,7 @@
 """What was measured, and what will be done: two frozen records, JSON both ways.
 
-A plan holds numbers and rules, never bits: it can be read, diffed, edited by hand and applied again. The few
-tensors that a rule needs (saliency scores) lie in a safetensors file beside it, named in it by hash.
+A plan holds numbers and rules, never bits: it can be read, diffed, edited by hand and applied again. The
+tensors that it needs (saliency scores, learned coefficients) lie in a safetensors file beside it, named in it by hash.
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ class LayerPlan(Record):
     """What one layer gets.
 
     Attributes:
-        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned.
+        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned. Where there are learned coefficients,
+            their mean.
+        alpha_range: Smallest and largest learned coefficient; they lie beside the plan and are what counts. ``None``
+            for one alpha for the whole layer.
         density: Share of the task vector kept, in (0, 1].
         mask: Rule that picks what is kept; ``None`` keeps everything.
         mask_options: The mask's own options.
@@ -92,6 +95,7 @@ class LayerPlan(Record):
     """
 
     alpha: Alpha
+    alpha_range: tuple[Alpha, Alpha] | None = None
     density: Density = 1.0
     mask: str | None = None
     mask_options: dict[str, Any] = {}
@@ -126,7 +130,7 @@ class Plan(Record):
         dtype: Output dtype, or ``keep``.
         missing: What happens to keys that only one checkpoint has.
         layers: Layer to what it gets; a layer that is not named stays zero-shot.
-        tensors: File with the scores that masks need.
+        tensors: File with the scores that masks need and with learned coefficients.
         stragglers: Layers found to be stragglers.
         straggler_scores: Layer to ``{"z": ..., "stability": ...}``.
         verdict: The decision in a sentence.
@@ -232,6 +236,6 @@ def read_plan(path: Path) -> Plan:
         raise PlanError(f"{path}: {where}: {first['msg']}.{hint}") from None
 
 
-def scores_path(plan: Path) -> Path:
-    """Where the scores of a plan's masks go: ``plan.scores.safetensors`` beside ``plan.json``."""
-    return plan.with_suffix(".scores.safetensors")
+def tensors_path(plan: Path) -> Path:
+    """Where the tensors that a plan needs go: ``plan.tensors.safetensors`` beside ``plan.json``."""
+    return plan.with_suffix(".tensors.safetensors")

@@ -20,6 +20,7 @@ from clipmerge.card import RECORD, published_texts, sources_of
 from clipmerge.errors import HubError, OutputError, UsageError, shorten
 from clipmerge.hub import HubId, connect, parse_hub_id, patiently, timeout_seconds
 from clipmerge.hub_errors import explain, explained, http_status, out_of_reach, quiet_client
+from clipmerge.staging import PLAN_FOLDER
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -99,8 +100,8 @@ def push(
     """Publish a merged model's folder; the folder itself is not touched.
 
     The model card is written anew with the repository's name in it, and local paths in ``clipmerge.json``
-    and ``report.html`` shrink to their last component. Weights that are there and not in the folder are
-    deleted in the same commit, so that no loader picks up the old ones; git keeps them.
+    and ``report.html`` shrink to their last component, the plan's folder stays behind. Weights that are there and
+    not in the folder are deleted in the same commit, so that no loader picks up the old ones; git keeps them.
 
     Args:
         folder: A whole output of ``clipmerge merge``.
@@ -309,7 +310,7 @@ def _additions(asked: Push, record: dict[str, Any], licence: str | None) -> list
     content: dict[str, str | bytes] = {name: text.encode() for name, text in texts.items()}
     for path in sorted(asked.folder.rglob("*")):
         parts = path.relative_to(asked.folder).parts
-        if path.is_file() and not any(part.startswith(".") for part in parts):
+        if path.is_file() and parts[0] != PLAN_FOLDER and not any(part.startswith(".") for part in parts):
             content.setdefault("/".join(parts), str(path))
     additions = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
     hashes = {name: sha for name, sha in (record.get("files") or {}).items() if name not in texts}

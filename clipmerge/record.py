@@ -64,6 +64,7 @@ def _layers(run: Run, plan: Plan) -> dict[str, dict[str, Any]]:
         entry = plan.layers.get(layer, _UNTOUCHED)
         layers[layer] = {
             "alpha": entry.alpha,
+            "alpha_range": list(entry.alpha_range) if entry.alpha_range else None,
             "density": entry.density,
             "mask": entry.mask,
             "mask_options": entry.mask_options,

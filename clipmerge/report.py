@@ -132,6 +132,9 @@ def _span(column: Column, layers: tuple[str, ...]) -> str:
     if column.kind == "measured":
         return column.text(column.total(layers))
     values = [column.values.get(layer) for layer in layers]
+    if column.key == "alpha_range":
+        ranges = [value for value in values if value]
+        return column.text([min(r[0] for r in ranges), max(r[1] for r in ranges)] if ranges else None)
     low, high = min(map(column.text, values)), max(map(column.text, values))
     return low if low == high else f"{low}-{high}"
 
@@ -160,10 +163,21 @@ def _footnotes(record: dict[str, Any], columns: list[Column], rows: list[_Row]) 
 
 def _terminal_columns(record: dict[str, Any]) -> list[Column]:
     """Settings first, then the statistics that matter most, under names short enough for a terminal."""
-    short = {"alpha": "alpha", "density": "density", "barrier": "B_l", "loss_drop": "G_l", "change": "change"}
+    short = {
+        "alpha": "alpha",
+        "density": "density",
+        "alpha_range": "alpha range",
+        "barrier": "B_l",
+        "loss_drop": "G_l",
+        "change": "change",
+    }
     columns = {column.key: column for column in columns_of(record)}
     statistic = [key for key in columns if key not in (*short, "z", "stability")]
-    order = ["alpha", "density", *[key for key in charts.ADDITIVE if key in columns], *statistic]
+    order = [
+        *[key for key in ("alpha", "density", "alpha_range") if key in columns],
+        *[key for key in charts.ADDITIVE if key in columns],
+        *statistic,
+    ]
     if "change" in columns:
         order.append("change")
     return [replace(columns[key], title=short.get(key, _printable(key))[:12]) for key in order]

@@ -9,14 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from clipmerge.checkpoint import Pair
 from clipmerge.plan import Plan, SourceRecord
 from clipmerge.recipe import Recipe
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from clipmerge.tensors import PlanTensors
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
@@ -99,7 +97,7 @@ class Run:
     Attributes:
         pair: The checkpoints.
         plan: What will be done; ``None`` until decided.
-        scores: Parameter to saliency, for masks.
+        tensors: What the plan needs beside numbers: scores and learned coefficients.
         seconds: Stage to wall-clock seconds.
         progress: Where to report.
         is_main: Whether this process decides and writes.
@@ -109,7 +107,7 @@ class Run:
     pair: Pair
     progress: Progress
     plan: Plan | None = None
-    scores: dict[str, Tensor] = field(default_factory=dict)
+    tensors: PlanTensors = field(default_factory=PlanTensors)
     seconds: dict[str, float] = field(default_factory=dict)
     is_main: bool = field(default_factory=lambda: os.environ.get("RANK", "0") == "0")
     command: str = ""

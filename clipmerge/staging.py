@@ -21,6 +21,8 @@ except ImportError:  # Windows: stale stages are left for the user to delete
 
 #: The record that every output folder holds, and by which one is known.
 RECORD = "clipmerge.json"
+#: Where an output folder keeps a plan whose learned coefficients cannot be told in the record.
+PLAN_FOLDER = "plan"
 _SECONDS_TO_LOCK = 60
 
 
@@ -70,7 +72,7 @@ def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
     if output.exists() and not overwrite:
         raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
     if beside.exists() and not output.exists():
-        raise OutputError(f"{beside}: is in the way of the scores that go beside the plan; choose another --output")
+        raise OutputError(f"{beside}: is in the way of the tensors that go beside the plan; choose another --output")
 
 
 def _check_place(output: Path) -> None:
@@ -198,6 +200,9 @@ def _move_in(folder: Path, aside: Path, target: Path, *, overwrite: bool) -> Non
 
 def _sync(folder: Path) -> None:
     for path in folder.iterdir():
+        if path.is_dir():
+            _sync(path)
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
     _sync_folder(folder)

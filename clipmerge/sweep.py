@@ -22,11 +22,11 @@ from clipmerge.overlap import check_overlap
 from clipmerge.pipeline import MergeRequest, check_request, make_plan
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.run import Calibration, Progress, Silent
+from clipmerge.tensors import PlanTensors
 from clipmerge.tradeoff import LEVEL, RESAMPLES, Standing, standings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import Tensor
 
     from clipmerge.checkpoint import Checkpoint
     from clipmerge.interpolation import MovingModel
@@ -81,17 +81,17 @@ class Point:
     Attributes:
         alpha: Place on the curve; ``None`` off it.
         plan: What each layer gets, off the curve.
-        scores: Parameter to saliency, for the plan's masks.
+        tensors: The scores and coefficients that the plan needs.
     """
 
     alpha: float | None
     plan: Plan | None = None
-    scores: dict[str, Tensor] = field(default_factory=dict)
+    tensors: PlanTensors = field(default_factory=PlanTensors)
 
     def move(self, model: MovingModel) -> None:
         """Set a model's weights to those of this point."""
         if self.plan is not None:
-            model.follow(self.plan, self.scores)
+            model.follow(self.plan, self.tensors)
         elif self.alpha is not None:
             model.interpolate(self.alpha)
 
@@ -257,20 +257,20 @@ def _plan_points(request: SweepRequest, pair: Pair, progress: Progress) -> tuple
     known: dict[str, Measured] = {}
     for recipe in request.recipes:
         run = make_plan(request.merge_request(recipe, pair), progress, known=known)
-        plan, scores = _shared(run.plan, run.scores)
+        plan, tensors = _shared(run.plan, run.tensors)
         key = _key(plan, [layer for layer, names in pair.layers.items() if any(map(pair.merges, names))])
         if key not in keys:
             keys.append(key)
-            points.append(Point(None, plan, scores))
+            points.append(Point(None, plan, tensors))
         planned.append(_Planned(recipe, keys.index(key), plan))
     return points, planned
 
 
-def _shared(plan: Plan | None, scores: dict[str, Tensor]) -> tuple[Plan, dict[str, Tensor]]:
+def _shared(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTensors]:
     """What the main process decided, in every process; measurements stay behind, they can be as large as the model."""
     from accelerate.utils import broadcast_object_list
 
-    decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), scores]
+    decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), tensors]
     broadcast_object_list(decided)
     return decided[0], decided[1]
 
@@ -282,12 +282,15 @@ def _key_of_alpha(alpha: float) -> tuple[str, float]:
 def _key(plan: Plan, layers: Iterable[str]) -> Any:
     """What two plans for one pair have in common exactly when they merge to the same weights."""
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
-    if plan.weights == (1.0,) and all(entry.mask is None for entry in entries):
+    learned = any(entry.alpha_range for entry in entries)
+    if plan.weights == (1.0,) and not learned and all(entry.mask is None for entry in entries):
         alphas = {float(entry.alpha) for entry in entries}
         if len(alphas) == 1:
             return _key_of_alpha(alphas.pop())
     told = [entry.model_dump(mode="json", exclude={"reason"}) for entry in entries]
-    return json.dumps([plan.weights, plan.missing, plan.seed, plan.recipe["measure"], told], sort_keys=True)
+    # coefficients are those that one method made of one measurement
+    origin = [plan.recipe["measure"], plan.recipe["method"] if learned else None]
+    return json.dumps([plan.weights, plan.missing, plan.seed, origin, told], sort_keys=True)
 
 
 def _score(

@@ -1,4 +1,4 @@
-"""What an output folder holds: weights, index and side files, streamed; and a plan with its scores."""
+"""What an output folder holds: weights, index and side files, streamed; and a plan with its tensors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from clipmerge.arithmetic import one_thread
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.source import INDEX, WEIGHTS, sha256_of
-from clipmerge.plan import Plan, TensorsRecord, scores_path
+from clipmerge.plan import Plan, TensorsRecord, tensors_path
 from clipmerge.staging import staged_files
+from clipmerge.tensors import PlanTensors
 
 # The order that safetensors' own save_file uses: widest dtype first, then by name.
 _DTYPE_RANK = {
@@ -253,16 +254,16 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
     return changed
 
 
-def write_plan_files(path: Path, plan: Plan, scores: dict[str, Tensor]) -> Plan:
-    """Write a plan and, beside it, the scores that its masks need; both whole or not at all.
+def write_plan_files(path: Path, plan: Plan, tensors: PlanTensors) -> Plan:
+    """Write a plan and, beside it, the tensors that it needs; both whole or not at all.
 
     Args:
         path: The JSON file.
         plan: The plan.
-        scores: Parameter to saliency.
+        tensors: Scores and learned coefficients.
 
     Returns:
-        The plan as written, naming the scores' file by hash.
+        The plan as written, naming the tensors' file by hash.
 
     Raises:
         OutputError: If a file cannot be written.
@@ -270,9 +271,9 @@ def write_plan_files(path: Path, plan: Plan, scores: dict[str, Tensor]) -> Plan:
     from safetensors.torch import save_file
 
     with staged_files(path) as folder:
-        if scores:
-            file = folder / scores_path(path).name
-            save_file(scores, file)
+        if tensors:
+            file = folder / tensors_path(path).name
+            save_file(tensors.to_file(), file)
             file.chmod(0o666 & ~_umask())  # save_file makes it readable for its owner alone
             plan = plan.model_copy(update={"tensors": TensorsRecord(file=file.name, sha256=sha256_of(file))})
         (folder / path.name).write_text(plan.to_json(), encoding="utf-8")

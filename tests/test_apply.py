@@ -18,6 +18,7 @@ from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.layers import layer_of
 from clipmerge.plan import LayerPlan, Plan, SourceRecord
+from clipmerge.tensors import PlanTensors
 from tests.raw_safetensors import edit, rename_keys
 
 Folders = tuple[Path, Path]
@@ -44,7 +45,7 @@ def plan_for(pair: Pair, layer: LayerPlan | None = None, **options: Any) -> Plan
 
 def stream(pair: Pair, plan: Plan, scores: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     merged = {}
-    for each in merged_tensors(pair, plan, scores):
+    for each in merged_tensors(pair, plan, PlanTensors(scores or {})):
         chunks = list(each.chunks())
         merged[each.key] = torch.cat(chunks).view(each.shape) if chunks else torch.empty(each.shape)
     return merged

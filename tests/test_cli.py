@@ -137,7 +137,7 @@ def test_plan_then_apply_is_merge(
     sparse: tuple[Path, dict[str, Any]], scored: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     plan, planned = scored
-    assert sorted(path.name for path in plan.parent.iterdir()) == ["plan.json", "plan.scores.safetensors"]
+    assert sorted(path.name for path in plan.parent.iterdir()) == ["plan.json", "plan.tensors.safetensors"]
     assert len({path.stat().st_mode for path in plan.parent.iterdir()}) == 1
     applied = done(clipmerge("apply", plan, "--output", tmp_path / "out", "--format", "json")).json
     assert planned["layers"] == applied["layers"] == sparse[1]["layers"]
@@ -206,7 +206,7 @@ def test_a_plan_whose_input_changed_is_refused(tmp_path: Path, which: int) -> No
 
 def test_a_plan_whose_scores_changed_is_refused(scored: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     plan = Path(shutil.copytree(scored[0].parent, tmp_path / "plans")) / "plan.json"
-    scores = plan.with_name("plan.scores.safetensors")
+    scores = plan.with_name("plan.tensors.safetensors")
     scores.write_bytes(scores.read_bytes()[:-1] + b"\xff")
     assert "the file has changed" in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
     scores.unlink()

@@ -198,9 +198,9 @@ def test_a_place_that_cannot_be_is_refused_before_any_work(tmp_path: Path, monke
 def test_files_are_moved_together_the_named_one_last(tmp_path: Path) -> None:
     with staged_files(tmp_path / "a" / "plan.json") as folder:
         (folder / "plan.json").write_text("1")
-        (folder / "plan.scores.safetensors").write_text("2")
+        (folder / "plan.tensors.safetensors").write_text("2")
         assert content(tmp_path / "a")[0].startswith(".plan.json")
-    assert content(tmp_path) == ["a", "a/plan.json", "a/plan.scores.safetensors"]
+    assert content(tmp_path) == ["a", "a/plan.json", "a/plan.tensors.safetensors"]
 
 
 def test_files_are_not_moved_when_the_block_fails(tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_files_are_not_moved_when_the_block_fails(tmp_path: Path) -> None:
 
 
 def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
-    beside = tmp_path / "plan.scores.safetensors"
+    beside = tmp_path / "plan.tensors.safetensors"
     check_output_file(tmp_path / "plan.json", beside, overwrite=False)
     beside.write_text("x")
-    with pytest.raises(OutputError, match="is in the way of the scores"):
+    with pytest.raises(OutputError, match="is in the way of the tensors"):
         check_output_file(tmp_path / "plan.json", beside, overwrite=True)
     (tmp_path / "plan.json").write_text("{}")
     check_output_file(tmp_path / "plan.json", beside, overwrite=True)

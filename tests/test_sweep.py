@@ -110,7 +110,7 @@ def test_weights_are_those_that_merge_writes_bit_for_bit(
         written = load_file(folder / "model.safetensors")
         if alpha is None:
             assert run.plan is not None
-            moving.follow(run.plan, run.scores)
+            moving.follow(run.plan, run.tensors)
         else:
             moving.interpolate(alpha)
         for name, parameter in moving.model.parameters.items():
