@@ -103,10 +103,11 @@ def _copied(theta_0: Tensor, finetuned: list[Tensor], alpha: float | Tensor, wei
     """The input that the merge equals bit for bit, if there is one."""
     if isinstance(alpha, Tensor):
         return None
-    if alpha == 0:
+    factors = [(each, weight) for each, weight in zip(finetuned, weights, strict=True) if weight != 0]
+    if alpha == 0 or not factors:
         return theta_0
-    if alpha == 1 and tuple(weights) == (1.0,):
-        return finetuned[0]
+    if alpha == 1 and [weight for _, weight in factors] == [1.0]:
+        return factors[0][0]
     return None
 
 

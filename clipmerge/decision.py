@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint.finite import require_finite
 from clipmerge.errors import RecipeError
 from clipmerge.plan import LayerPlan, Measurements
 
@@ -50,6 +51,34 @@ class Task:
         """One over the number of fine-tuned checkpoints, each: their task vectors are averaged."""
         count = len(self.pair.finetuned)
         return (1.0 / count,) * count
+
+    def task_vectors(self, name: str) -> list[Tensor]:
+        """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, the parameter's shape.
+
+        Raises:
+            CheckpointError: If a weight is NaN or infinite.
+        """
+        theta_0 = self.pair.theta_0(name)
+        require_finite(theta_0, name, self.pair.zeroshot.source)
+        vectors = []
+        for which, checkpoint in enumerate(self.pair.finetuned):
+            theta_i = self.pair.theta_1(name, which=which)
+            require_finite(theta_i, name, checkpoint.source)
+            vectors.append(theta_i.double() - theta_0.double())
+        return vectors
+
+    def need_several_finetuned(self, method: str, instead: str) -> None:
+        """Refuse a single fine-tuned checkpoint, where the method would be another one in disguise.
+
+        Args:
+            method: The method's name.
+            instead: What it would be, and how to ask for that.
+
+        Raises:
+            RecipeError: If there is one only.
+        """
+        if len(self.pair.finetuned) < 2:
+            raise RecipeError(f"method {method}: needs at least two fine-tuned checkpoints; with one, {instead}")
 
     def need_one_finetuned(self, method: str) -> None:
         """Refuse several fine-tuned checkpoints.

@@ -6,7 +6,7 @@ templates, against the image features. Weights move in place on the device; ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.checkpoint import checkpoint
 
+from clipmerge.arithmetic import merge_tensor
 from clipmerge.checkpoint import Pair
 from clipmerge.errors import MeasureError
 from clipmerge.layers import block_of
 from clipmerge.models import TransformersClip
 from clipmerge.models.transformers_clip import Prefix
-from clipmerge.plan import Measurements
+from clipmerge.plan import Measurements, Mixture
 
 # Prompts whose activations are held at once; more are recomputed piece by piece.
 _PROMPTS_AT_ONCE = 512
@@ -93,6 +94,7 @@ class Objective:
         self.seed = seed
         self.accelerator = accelerator
         self._model = model
+        self._pair = pair
         self._templates = templates
         self._progress = progress
         self._done = self._announced = 0.0
@@ -135,6 +137,11 @@ class Objective:
                 f"{pair.zeroshot.source} and {pair.finetuned[0].source} hold the same weights; there is nothing to "
                 "measure or to merge"
             )
+
+    @property
+    def checkpoints(self) -> int:
+        """Number of fine-tuned checkpoints."""
+        return len(self._pair.finetuned)
 
     @property
     def images(self) -> int:
@@ -198,6 +205,40 @@ class Objective:
         for name, task_vector in self.task_vector.items():
             torch.add(self.theta_0[name], task_vector, alpha=alpha, out=self.parameters[name].data)
 
+    @torch.no_grad()
+    def mix(self, weights: Sequence[float]) -> Mixture:
+        """Try theta_0 + sum_i weights_i * (theta_i - theta_0), as a merge would write it; one forward pass.
+
+        The weights stay there, in layers too that only a further checkpoint changed: do not go back to `move_to`.
+
+        Args:
+            weights: One factor a fine-tuned checkpoint.
+
+        Returns:
+            The loss and the accuracy there.
+
+        Raises:
+            MeasureError: If the loss is not finite.
+        """
+        self._hidden.clear()
+        self._prompt_features = None
+        for name, parameter in self.parameters.items():
+            if self._pair.merges(name):
+                finetuned = [self._pair.theta_1(name, which=which) for which in range(self.checkpoints)]
+                parameter.copy_(merge_tensor(self._pair.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights)))
+        features = self.prompt_features()
+        found = {}
+        for batch in self.batches:
+            logits = self.logits(batch, features)
+            right = (logits.argmax(dim=-1) == batch.labels).double().mean()
+            found[batch.number] = (float(cross_entropy(logits, batch.labels)), float(right))
+            self.tick(FORWARD * len(batch))
+        loss, accuracy = (self.mean(list(values)) for values in zip(*self.by_batch(found), strict=True))
+        if not loss < float("inf"):
+            told = ", ".join(f"{weight:g}" for weight in weights)
+            raise MeasureError(f"the calibration loss at weights {told} is {loss}; check that the checkpoints work")
+        return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)
+
     @contextmanager
     def only(self, layer: str) -> Iterator[list[torch.nn.Parameter]]:
         """Let gradients flow to one layer alone, so that backward stops there."""
@@ -251,10 +292,13 @@ class Objective:
         Returns:
             Scalar, in nats.
         """
+        return cross_entropy(self.logits(batch, prompt_features, image_features), batch.labels)
+
+    def logits(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
+        """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as in `loss`."""
         classes = prompt_features.view(-1, self._templates, prompt_features.shape[-1]).mean(dim=1)
         images = self.image_features(batch) if image_features is None else image_features
-        logits = self._model.logit_scale() * images @ normalize(classes, dim=-1).T
-        return cross_entropy(logits, batch.labels)
+        return self._model.logit_scale() * images @ normalize(classes, dim=-1).T
 
     def joint_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy with the text tower in the graph too, for second derivatives.

@@ -16,7 +16,7 @@ from clipmerge.decision import Decision, Task
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.layers import match_layers
 from clipmerge.plan import LayerPlan, Measurements, Plan, SourceRecord, TensorsRecord, read_plan
-from clipmerge.plugins import load_plugin
+from clipmerge.plugins import load_plugin, takes_several
 from clipmerge.recipe import Recipe
 from clipmerge.run import Calibration, MergeRequest, Progress, Run, Silent
 from clipmerge.tensors import PlanTensors, check_coefficients, with_coefficients
@@ -107,7 +107,7 @@ def _early_checks(run: Run, recipe: Recipe) -> None:
     layers = Task(run.pair).layers
     for override in recipe.overrides:
         match_layers(override.layers, layers)
-    if recipe.needs_data:
+    if recipe.measure and not takes_several("measures", recipe.measure["name"]):
         Task(run.pair).need_one_finetuned(str(recipe.method["name"]))
 
 

@@ -55,6 +55,20 @@ class Check(Record):
         return gap / abs(self.measured) if self.measured else float("inf")
 
 
+class Mixture(Record):
+    """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0) of the checkpoints, tried on the calibration images.
+
+    Attributes:
+        weights: One factor a fine-tuned checkpoint.
+        loss: Mean cross-entropy, in nats.
+        accuracy: Share of the images recognised.
+    """
+
+    weights: tuple[float, ...]
+    loss: float
+    accuracy: float
+
+
 class Measurements(Record):
     """What one measure found.
 
@@ -64,6 +78,7 @@ class Measurements(Record):
         batches: Statistic to layer to one value a calibration batch, for the bootstrap.
         batch_sizes: Images in each of those batches.
         path: Loss along the path, where the measure walks it.
+        mixtures: The mixtures tried, in order, by measures that try some.
         checks: Self-tests by statistic.
         notes: What the user should know, one line each.
         gradients: Parameter to its mean gradient along the path, float32 on the CPU; never part of the JSON.
@@ -74,6 +89,7 @@ class Measurements(Record):
     batches: dict[str, dict[str, tuple[float, ...]]] = {}
     batch_sizes: tuple[int, ...] = ()
     path: LossPath | None = None
+    mixtures: tuple[Mixture, ...] = ()
     checks: dict[str, Check] = {}
     notes: tuple[str, ...] = ()
     gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)

@@ -11,11 +11,13 @@ import pkgutil
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean
+
+_Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 
 @cache
@@ -100,3 +102,36 @@ def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, A
             reason = error.errors()[0]["msg"]
             raise RecipeError(f"{kind} {name}: option '{option}' cannot be {value!r}: {reason}") from None
     return checked
+
+
+def takes_several(package: str, name: str) -> bool:
+    """Whether a plugin's file says ``SEVERAL = True``: that it looks at every fine-tuned checkpoint, not at one.
+
+    Args:
+        package: ``measures``.
+        name: Recipe name.
+    """
+    return bool(getattr(import_module(load_plugin(package, name).__module__), "SEVERAL", False))
+
+
+def options_of(other: Callable[..., Any], *, without: tuple[str, ...] = ()) -> Callable[[_Plugin], _Plugin]:
+    """Let a plugin that ends in ``**options`` have another's options too, defaults and ranges included.
+
+    Args:
+        other: The plugin whose keyword-only parameters are taken over.
+        without: Those that are not.
+
+    Returns:
+        A decorator; the plugin's own keyword-only parameters come first.
+    """
+
+    def decorate(plugin: _Plugin) -> _Plugin:
+        own = [p for p in inspect.signature(plugin).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        offered = inspect.signature(other).parameters.values()
+        taken = [p for p in offered if p.kind is p.KEYWORD_ONLY and p.name not in without]
+        hints = get_type_hints(other, include_extras=True)
+        plugin.__annotations__ |= {p.name: hints[p.name] for p in taken}
+        plugin.__signature__ = inspect.Signature([*own, *taken])  # type: ignore[attr-defined]
+        return plugin
+
+    return decorate

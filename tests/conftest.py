@@ -20,6 +20,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Folders of a zero-shot tiny CLIP and three fine-tuned from it; read only."""
+    from tests.tiny_clip import save_family
+
+    return save_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of 30 images in three classes; read only."""
     from tests.tiny_clip import save_images

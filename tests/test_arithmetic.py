@@ -81,6 +81,15 @@ def test_both_ends_are_the_inputs_bit_for_bit(dtype: torch.dtype, alpha: float, 
     assert same_bits(merge_tensor(*pair, alpha=torch.full((5, 7), alpha, dtype=torch.float32)), pair[which])
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_the_only_checkpoint_with_a_weight_is_copied_where_that_is_one(which: int) -> None:
+    theta_0, *finetuned = tensors(8, 4)
+    theta_0.view(-1)[0], finetuned[which].view(-1)[0] = 3e4, 1e-5  # their difference cannot be represented
+    weights = [float(i == which) for i in range(3)]
+    assert same_bits(merge_tensor(theta_0, finetuned, alpha=1, weights=weights), finetuned[which])
+    assert same_bits(merge_tensor(theta_0, finetuned, alpha=1, weights=[0.0] * 3), theta_0)
+
+
 @pytest.mark.parametrize("shape", [(5, 7), (5, 1), (1, 7)])
 def test_an_alpha_a_row_or_an_entry_broadcasts(shape: tuple[int, ...]) -> None:
     theta_0, theta_1 = tensors(4)

@@ -140,6 +140,9 @@ def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measur
         assert other.batch_sizes == SIZES
         for layer, values in record.layers.items():
             assert other.layers[layer] == pytest.approx(values, rel=1e-6, abs=1e-6), (name, layer)
+        for mine, theirs in zip(record.mixtures, other.mixtures, strict=True):
+            assert theirs.weights == mine.weights
+            assert (theirs.loss, theirs.accuracy) == pytest.approx((mine.loss, mine.accuracy), rel=1e-6, abs=1e-6)
     for name, value in found["path-barrier"].gradients.items():
         assert both["gradients"][name] == pytest.approx(value.double().norm().item(), rel=1e-5, abs=1e-6)
 

@@ -16,7 +16,7 @@ SECTIONS = {"measure": "measures", "method": "methods"}
 
 
 def test_there_is_a_recipe_for_every_method() -> None:
-    assert [file.stem for file in FILES] == list(recipe_names())
+    assert sorted(file.stem for file in FILES) == list(recipe_names())
     assert set(plugin_names("methods")) <= set(recipe_names())
 
 
@@ -47,7 +47,8 @@ def test_every_option_stands_in_the_recipe_with_its_effect_and_its_default(file:
             defaults = plugin_options(package, name)
             assert data[section].keys() - {"name"} == defaults.keys()
             assert set(defaults) <= explained_options(file.read_text())
-            assert {k: data[section][k] or None for k in defaults} == {k: v or None for k, v in defaults.items()}
+            if name == file.stem or section == "measure":  # another recipe of the same method is there to differ
+                assert {k: data[section][k] or None for k in defaults} == {k: v or None for k, v in defaults.items()}
 
 
 @pytest.mark.parametrize("override", [line for f in FILES for line in f.read_text().splitlines() if "--set" in line])
@@ -77,7 +78,7 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
     "unknown recipe": ("wise-tf", [], r"no recipe 'wise-tf' \(recipes: .*\)\. Did you mean 'wise-ft'"),
     "unknown option": ("wise-ft", ["method.alhpa=1"], r"method wise-ft: no option 'alhpa' .*Did you mean 'alpha'"),
     "unknown section": ("wise-ft", ["methd.alpha=1"], r"unknown key 'methd' .*Did you mean 'method'"),
-    "unknown method": ("wise-ft", ["method.name=wise"], r"no method 'wise' \(methods: lines"),
+    "unknown method": ("wise-ft", ["method.name=wise"], r"no method 'wise' \(methods: .*lines"),
     "unknown measure": ("wise-ft", ["measure.name=path-barier"], "Did you mean 'path-barrier'"),
     "measure without a name": ("wise-ft", ["measure.nodes=3"], "measure: needs a `name:`"),
     "text for a number": ("wise-ft", ["method.alpha=high"], "option 'alpha' cannot be 'high'"),

@@ -58,6 +58,26 @@ def save_pair(folder: Path, *, change: float = 0.05, blocks: int = 3, seed: int 
     return paths
 
 
+def save_family(folder: Path, *, count: int = 3, change: float = 0.3, blocks: int = 2) -> list[Path]:
+    """Save ``zeroshot`` and ``finetuned0``, ``finetuned1`` ...: one base, and as many changes that share a part."""
+    torch.manual_seed(7)
+    model = CLIPModel(tiny_config(blocks, 16))
+    base = {name: value.clone() for name, value in model.state_dict().items()}
+    shared = {name: torch.randn(value.shape) for name, value in base.items()}
+    processor = tiny_processor()
+    paths = [folder / "zeroshot", *(folder / f"finetuned{number}" for number in range(count))]
+    for number, path in enumerate(paths):
+        state = dict(base)
+        if number:
+            for name, value in base.items():
+                size = change * (value.abs().mean() + 0.01)
+                state[name] = value + size * (shared[name] + torch.randn(value.shape))
+        model.load_state_dict(state)
+        model.save_pretrained(path)
+        processor.save_pretrained(path)
+    return paths
+
+
 def save_images(folder: Path, *, each: int = 10, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
     """Save random PNGs, one subfolder a class; each class has its own mean colour."""
     rng = np.random.default_rng(seed)

@@ -1,0 +1,36 @@
+"""Accuracy and loss along the straight path, from forward passes alone."""
+
+from __future__ import annotations
+
+from clipmerge.objective import Objective
+from clipmerge.options import Count
+from clipmerge.plan import LossPath, Measurements
+
+# several fine-tuned checkpoints: the path ends at their average
+SEVERAL = True
+
+
+def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
+    """Try evenly spaced points from zero-shot to fine-tuned, and the middle.
+
+    Args:
+        objective: Calibration loss; left at the fine-tuned end.
+        steps: Steps that the path is cut into; each costs one forward pass.
+
+    Returns:
+        The loss along the path, and each point as a mixture; nothing a layer.
+
+    Raises:
+        MeasureError: If a loss is not finite.
+    """
+    alphas = sorted({step / steps for step in range(steps + 1)} | {0.5})
+    objective.announce(forward=len(alphas))
+    count = objective.checkpoints
+    mixtures = tuple(objective.mix((alpha / count,) * count) for alpha in alphas)
+    return Measurements(
+        measure="path-accuracy",
+        layers={layer: {} for layer in objective.layers},
+        batch_sizes=objective.batch_sizes,
+        path=LossPath(alphas=tuple(alphas), losses=tuple(mixture.loss for mixture in mixtures)),
+        mixtures=mixtures,
+    )

@@ -1,0 +1,48 @@
+"""Accuracy of the averages that a greedy soup tries, from forward passes alone."""
+
+from __future__ import annotations
+
+from clipmerge.objective import Objective
+from clipmerge.plan import Measurements
+
+SEVERAL = True
+
+
+def soup_accuracy(objective: Objective) -> Measurements:
+    """Try every fine-tuned checkpoint by itself, then add them to a soup, best first, as long as none harms it.
+
+    A checkpoint stays in the soup when the average with it recognises at least as many of the images. Costs at
+    most 2 K - 1 forward passes for K checkpoints.
+
+    Args:
+        objective: Calibration loss; left at the last average tried.
+
+    Returns:
+        Every mixture tried: first each checkpoint, in the order given, then the averages.
+
+    Raises:
+        MeasureError: If a loss is not finite.
+
+    Source:
+        The greedy recipe of model soups, Wortsman et al. 2022, arXiv:2203.05482.
+    """
+    count = objective.checkpoints
+    objective.announce(forward=2 * count - 1)
+    tried = [objective.mix(_average([which], count)) for which in range(count)]
+    order = sorted(range(count), key=lambda which: -tried[which].accuracy)
+    soup, best = [order[0]], tried[order[0]].accuracy
+    for which in order[1:]:
+        tried.append(objective.mix(_average([*soup, which], count)))
+        if tried[-1].accuracy >= best:
+            soup.append(which)
+            best = tried[-1].accuracy
+    return Measurements(
+        measure="soup-accuracy",
+        layers={layer: {} for layer in objective.layers},
+        batch_sizes=objective.batch_sizes,
+        mixtures=tuple(tried),
+    )
+
+
+def _average(chosen: list[int], count: int) -> tuple[float, ...]:
+    return tuple(1 / len(chosen) if which in chosen else 0.0 for which in range(count))

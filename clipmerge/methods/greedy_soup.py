@@ -1,0 +1,45 @@
+"""The average of those fine-tuned checkpoints that help each other."""
+
+from __future__ import annotations
+
+from clipmerge.decision import Decision, Task
+from clipmerge.errors import RecipeError
+from clipmerge.options import Alpha
+from clipmerge.plan import LayerPlan
+
+
+def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
+    """Average the checkpoints that the measure left in the soup.
+
+    Args:
+        task: What to decide on.
+        alpha: How far to go from zero-shot to the soup; 1 is the soup itself.
+
+    Returns:
+        One coefficient for every layer; checkpoints outside the soup have weight 0.
+
+    Raises:
+        RecipeError: If the measure tried no soups.
+
+    Source:
+        Model soups, Wortsman et al. 2022, arXiv:2203.05482.
+    """
+    task.need_several_finetuned("greedy-soup", "there is no choice: use 'wise-ft'")
+    measurements = task.need_measurements("greedy-soup")
+    if measurements.measure != "soup-accuracy":
+        raise RecipeError(
+            f"method greedy-soup: needs averages tried one by one, which {measurements.measure} does not; measure with "
+            "soup-accuracy"
+        )
+    # the soup never gets worse while it grows, and what was turned down is worse than the soup then was
+    soup = max(measurements.mixtures, key=lambda tried: (tried.accuracy, sum(weight > 0 for weight in tried.weights)))
+    chosen = [
+        checkpoint.source for checkpoint, weight in zip(task.pair.finetuned, soup.weights, strict=True) if weight > 0
+    ]
+    layers = {layer: LayerPlan(alpha=alpha, reason="one alpha for all layers") for layer in task.layers}
+    return Decision(
+        layers,
+        f"{len(chosen)} of {len(soup.weights)} fine-tuned checkpoints are in the soup ({', '.join(chosen)}), with "
+        f"accuracy {soup.accuracy:.1%} on the calibration images",
+        weights=soup.weights,
+    )

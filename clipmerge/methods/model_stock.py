@@ -1,0 +1,60 @@
+"""How far each layer goes, from the angle between several fine-tuned checkpoints."""
+
+from __future__ import annotations
+
+import torch
+
+from clipmerge.arithmetic import one_thread
+from clipmerge.decision import Decision, Task
+from clipmerge.plan import LayerPlan
+
+
+def model_stock(task: Task) -> Decision:
+    """Go from zero-shot towards the average as far as the checkpoints agree, layer by layer; data-free.
+
+    With K checkpoints and cos the mean cosine between two of their task vectors in a layer,
+    alpha = K cos / ((K - 1) cos + 1): the point of the plane through them that is closest to the centre they scatter
+    around. Where the mean cosine is negative they do not agree at all, and the layer stays zero-shot.
+
+    Args:
+        task: What to decide on.
+
+    Returns:
+        One coefficient a layer, in [0, 1], for the average.
+
+    Source:
+        Model Stock, Jang et al. 2024, arXiv:2403.19522.
+    """
+    task.need_several_finetuned("model-stock", "there is no angle: use 'wise-ft' or 'monosoup'")
+    count = len(task.pair.finetuned)
+    layers = {}
+    for layer, names in task.layers.items():
+        cosine = _mean_cosine(task, names)
+        if cosine is None:
+            layers[layer] = LayerPlan(alpha=0.0, reason="no two checkpoints moved it")
+            continue
+        agreed = max(cosine, 0.0)
+        alpha = count * agreed / ((count - 1) * agreed + 1)
+        layers[layer] = LayerPlan(alpha=min(alpha, 1.0), reason=f"mean cosine {cosine:.3f} between the task vectors")
+    alphas = [layer.alpha for layer in layers.values()]
+    return Decision(
+        layers,
+        f"layers go {min(alphas):.2f} to {max(alphas):.2f} of the way to the average of {count} fine-tuned models, as "
+        "far as these agree",
+        weights=task.uniform_weights,
+    )
+
+
+def _mean_cosine(task: Task, names: tuple[str, ...]) -> float | None:
+    """Mean cosine over the pairs of checkpoints that both moved the layer; ``None`` where there is no such pair."""
+    count = len(task.pair.finetuned)
+    products = torch.zeros(count, count, dtype=torch.float64)
+    with one_thread():
+        for name in names:
+            vectors = torch.stack([vector.flatten() for vector in task.task_vectors(name)])
+            products += vectors @ vectors.T
+    norms = products.diagonal().sqrt()
+    cosines = [
+        float(products[i, j] / (norms[i] * norms[j])) for i in range(count) for j in range(i) if norms[i] * norms[j] > 0
+    ]
+    return sum(cosines) / len(cosines) if cosines else None

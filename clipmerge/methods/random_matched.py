@@ -1,0 +1,73 @@
+"""The control for straggler-sparse: the same edit, on random layers that moved as far."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from clipmerge.decision import Decision, Task
+from clipmerge.errors import RecipeError
+from clipmerge.methods.straggler_sparse import straggler_sparse
+from clipmerge.options import Count
+from clipmerge.plugins import options_of
+
+
+@options_of(straggler_sparse)
+def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
+    """Find stragglers, spare them, and edit in the place of each a layer that moved about as far.
+
+    If this does as well as straggler-sparse, the choice of the layers does not matter.
+
+    Args:
+        task: What to decide on.
+        pool: The stand-in is drawn from so many layers with the most similar norm of the task vector; 1 takes the most
+            similar, many forget about the norm.
+        **options: As in `straggler_sparse`.
+
+    Returns:
+        What `straggler_sparse` decides, with each straggler's part given to its stand-in.
+
+    Raises:
+        RecipeError: If there are more stragglers than other layers.
+
+    Source:
+        Ours: a falsifier.
+    """
+    decision = straggler_sparse(task, **options)
+    layers, norms = dict(decision.layers), _norms(task)
+    rng = np.random.default_rng(task.seed)
+    free = [layer for layer in task.layers if layer not in decision.stragglers and norms[layer] > 0]
+    if len(free) < len(decision.stragglers):
+        raise RecipeError(
+            f"method random-matched: {len(decision.stragglers)} stragglers and only {len(free)} other layers that "
+            "fine-tuning moved; raise method.threshold"
+        )
+    told = []
+    for straggler in decision.stragglers:
+        distance = {layer: abs(math.log(norms[layer] / norms[straggler])) for layer in free}
+        nearest = sorted(free, key=lambda layer: distance[layer])[:pool]
+        stand_in = nearest[int(rng.integers(len(nearest)))]
+        free.remove(stand_in)
+        reason = f"stands in for {straggler}, with {norms[stand_in] / norms[straggler]:.2f} times its change"
+        layers[straggler] = layers[stand_in].model_copy(update={"reason": f"base alpha: {stand_in} stands in for it"})
+        layers[stand_in] = decision.layers[straggler].model_copy(update={"reason": reason})
+        told.append(f"{stand_in} for {straggler}")
+    gradients = task.need_measurements("random-matched").gradients
+    names = [name for layer, entry in layers.items() if entry.mask == "saliency" for name in task.layers[layer]]
+    return Decision(
+        layers,
+        f"{decision.verdict}; edited instead: {', '.join(told)}" if told else decision.verdict,
+        stragglers=decision.stragglers,
+        straggler_scores=decision.straggler_scores,
+        scores={name: gradients[name] for name in names if name in gradients},
+    )
+
+
+def _norms(task: Task) -> dict[str, float]:
+    """Layer to the norm of its task vector."""
+    return {
+        layer: math.sqrt(sum(float(task.task_vectors(name)[0].square().sum()) for name in names))
+        for layer, names in task.layers.items()
+    }

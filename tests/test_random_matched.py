@@ -1,0 +1,105 @@
+"""The control for straggler-sparse: who stands in for a straggler, and that it gets the straggler's edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.decision import Decision, Task
+from clipmerge.errors import RecipeError
+from clipmerge.plan import Measurements
+from clipmerge.plugins import load_plugin
+
+STRAGGLERS = ("vision.1.mlp", "text.0.attn")
+
+
+def task_with(pair: tuple[Path, Path], stragglers: tuple[str, ...] = STRAGGLERS, seed: int = 0) -> Task:
+    """Made-up barriers in which some layers stand far out, and a gradient of ones."""
+    opened = pair_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    layers = Task(opened).layers
+    rng = np.random.default_rng(1)
+    values = {layer: float(rng.normal()) + 500 * (layer in stragglers) for layer in layers}
+    batches = {"barrier": {layer: (value,) * 8 for layer, value in values.items()}}
+    gradients = {name: torch.ones_like(opened.theta_0(name)) for names in layers.values() for name in names}
+    measurements = Measurements(
+        measure="made-up",
+        layers={layer: {"barrier": value} for layer, value in values.items()},
+        batches=batches,
+        batch_sizes=(4,) * 8,
+        gradients=gradients,
+    )
+    return Task(opened, measurements, seed)
+
+
+def decide(task: Task, method: str, **options: object) -> Decision:
+    return load_plugin("methods", method)(task, bootstraps=20, **options)
+
+
+def norms(pair: tuple[Path, Path], task: Task) -> dict[str, float]:
+    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
+    return {
+        layer: np.linalg.norm(np.concatenate([(finetuned[n] - zeroshot[n]).double().numpy().ravel() for n in names]))
+        for layer, names in task.layers.items()
+    }
+
+
+def stand_ins(decision: Decision, like: Decision) -> list[str]:
+    edit = like.layers[STRAGGLERS[0]].model_dump(exclude={"reason"})
+    return [layer for layer, entry in decision.layers.items() if entry.model_dump(exclude={"reason"}) == edit]
+
+
+def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: tuple[Path, Path]) -> None:
+    task = task_with(pair)
+    sparse = decide(task, "straggler-sparse", straggler_alpha=0.1, density=0.3)
+    assert set(sparse.stragglers) == set(STRAGGLERS)
+    control = decide(task, "random-matched", straggler_alpha=0.1, density=0.3, pool=1)
+    moved = norms(pair, task)
+    free = [layer for layer in task.layers if layer not in STRAGGLERS]
+    expected = []
+    for straggler in sparse.stragglers:
+        nearest = min(free, key=lambda layer: abs(np.log(moved[layer]) - np.log(moved[straggler])))
+        free.remove(nearest)
+        expected.append(nearest)
+    chosen = stand_ins(control, sparse)
+    assert set(chosen) == set(expected)
+    for layer in task.layers:
+        if layer not in chosen:
+            assert control.layers[layer].model_dump(exclude={"reason"}) == sparse.layers["logit_scale"].model_dump(
+                exclude={"reason"}
+            )
+    assert control.scores.keys() == {name for layer in chosen for name in task.layers[layer]}
+    assert control.stragglers == sparse.stragglers
+    assert all(layer in control.verdict for layer in (*chosen, *STRAGGLERS))
+
+
+def test_seeds_draw_from_the_pool_and_nowhere_else(pair: tuple[Path, Path]) -> None:
+    found = set()
+    for seed in range(12):
+        task = task_with(pair, STRAGGLERS[:1], seed)
+        sparse = decide(task, "straggler-sparse")
+        found |= set(stand_ins(decide(task, "random-matched", pool=4), sparse))
+    moved = norms(pair, task)
+    ranked = sorted(moved, key=lambda layer: abs(np.log(moved[layer]) - np.log(moved[STRAGGLERS[0]])))
+    assert 2 <= len(found) <= 4
+    assert found <= set(ranked[1:5])
+
+
+def test_without_stragglers_it_is_straggler_sparse(pair: tuple[Path, Path]) -> None:
+    task = task_with(pair, ())
+    control, sparse = decide(task, "random-matched"), decide(task, "straggler-sparse")
+    assert control == sparse
+    assert "no straggler layers found" in control.verdict
+
+
+def test_the_mask_needs_gradients_here_too(pair: tuple[Path, Path]) -> None:
+    task = task_with(pair)
+    assert task.measurements is not None
+    task.measurements.gradients.clear()
+    with pytest.raises(RecipeError, match="the saliency mask needs gradients"):
+        decide(task, "random-matched")
+    assert decide(task, "random-matched", mask="magnitude").scores == {}
