@@ -30,7 +30,7 @@ from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.measures.worst_case import worst_case
-from clipmerge.models import TransformersClip
+from clipmerge.models import model_for
 from clipmerge.objective import Batch, Objective
 from clipmerge.perturbation import LayerBall
 from tests.tiny_clip import tiny_config, tiny_processor
@@ -101,7 +101,7 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[Objective, Plain]:
     pair = pair_checkpoints(open_checkpoint(str(folder / "zeroshot")), [open_checkpoint(str(folder / "finetuned"))])
     assert pair.zeroshot.config is not None
     objective = Objective(
-        TransformersClip(pair.zeroshot.config, folder / "zeroshot"),
+        model_for(pair.family, pair.zeroshot.config, folder / "zeroshot"),
         pair,
         batches,
         prompts,

@@ -16,7 +16,7 @@ from clipmerge.checkpoint import Checkpoint, Pair, TensorEntry
 from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.errors import CheckpointError, PlanError
-from clipmerge.layers import layer_of
+from clipmerge.families import is_counter, is_statistic
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.plugins import load_plugin
 from clipmerge.tensors import PlanTensors, coefficients_of_run
@@ -64,7 +64,7 @@ def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -
         if plan.missing == "keep-finetuned" and not pair.is_partial and name not in pair.finetuned_keys[0]:
             continue
         entry = pair.zeroshot.entries[key]
-        layer = plan.layers.get(layer_of(name))
+        layer = plan.layers.get(pair.layer_of[name])
         dtype = _output_dtype(plan, entry)
         if layer is not None and pair.merges(name):
             chunks = _merging(pair, plan, name, layer, tensors or PlanTensors(), dtype)
@@ -132,7 +132,8 @@ def _merging(
     entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
     size = entry.size
     learned = tensors.coefficients.get(name) if layer.alpha_range else None
-    inputs = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and size > 1 else {}
+    masked = layer.mask and size > 1 and not is_statistic(name)
+    inputs = _mask_inputs(plan, name, layer, tensors.scores) if masked else {}
     if inputs.get("score", inputs) is None:
         return _unscored(pair, name, layer, dtype)
 
@@ -183,8 +184,8 @@ def _unscored(pair: Pair, name: str, layer: LayerPlan, dtype: str) -> Callable[[
     def chunks() -> Iterator[Tensor]:
         if not torch.equal(pair.theta_0(name), pair.theta_1(name)):
             raise PlanError(
-                f"layer '{layer_of(name)}' has the mask '{layer.mask}', and the plan holds no scores for {name}; use "
-                "'magnitude' there, or plan again"
+                f"layer '{pair.layer_of[name]}' has the mask '{layer.mask}', and the plan holds no scores for {name}; "
+                "use 'magnitude' there, or plan again"
             )
         yield from _copying(pair, name, dtype)()
 
@@ -200,7 +201,7 @@ def _copying(pair: Pair, name: str, dtype: str) -> Callable[[], Iterator[Tensor]
             if entry.is_float:
                 require_finite(theta_0, name, pair.zeroshot.source)
             for which, keys in enumerate(pair.finetuned_keys):
-                if name in keys:
+                if name in keys and not is_counter(name):
                     _check_same_shape(pair, name, which)
                     theta_1 = pair.theta_1(name, start, stop, which=which)
                     _check_other(theta_0, theta_1, name, pair.finetuned[which].source)

@@ -10,9 +10,9 @@ import torch
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.data import LabelledImages, batch_size_for, class_prompts, load_images, pixel_batches
 from clipmerge.errors import CheckpointError, UsageError
-from clipmerge.layers import canonical_names, tower_of
+from clipmerge.families import family_of, tower_of
 from clipmerge.measuring import accelerator_for
-from clipmerge.models import TransformersClip
+from clipmerge.models import ImageTextModel, model_for
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -22,26 +22,28 @@ if TYPE_CHECKING:
 _PROMPTS_AT_ONCE = 512
 
 
-def load_model(checkpoint: Checkpoint) -> TransformersClip:
+def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     """Load a full CLIP with its weights, float32.
 
     Raises:
         CheckpointError: If it is not a full CLIP with its config and processor.
     """
-    keys = {name: key for key, name in canonical_names(checkpoint.entries).items()}
-    if checkpoint.config is None or tower_of(keys) != "full":
+    family = family_of(checkpoint.config, checkpoint.entries)
+    keys = {name: key for key, name in family.canonical_names(checkpoint.entries).items()}
+    layers = family.layers_of(name for name in keys if family.knows(name))
+    if checkpoint.config is None or tower_of(layers.values()) != "full":
         raise CheckpointError(
             f"{checkpoint.source}: evaluating needs a full CLIP with config.json beside it; a tower alone has no "
             "zero-shot classes"
         )
-    model = TransformersClip(checkpoint.config, checkpoint.folder)
+    model = model_for(family, checkpoint.config, checkpoint.folder)
     model.load(lambda name: checkpoint.tensor(keys[name]))
     return model
 
 
 @torch.inference_mode()
 def zero_shot_accuracy(
-    model: TransformersClip,
+    model: ImageTextModel,
     images: LabelledImages,
     templates: tuple[str, ...],
     *,
@@ -83,7 +85,7 @@ def zero_shot_accuracy(
 
 
 def recognised(
-    model: TransformersClip, pixels: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor
+    model: ImageTextModel, pixels: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor
 ) -> torch.Tensor:
     """Say of each image whether its best class is the right one.
 
@@ -101,7 +103,7 @@ def recognised(
 
 
 def class_embeddings(
-    model: TransformersClip, class_names: tuple[str, ...], templates: tuple[str, ...], device: Any
+    model: ImageTextModel, class_names: tuple[str, ...], templates: tuple[str, ...], device: Any
 ) -> torch.Tensor:
     """Embed classes: unit prompt features, averaged over templates, made unit again.
 

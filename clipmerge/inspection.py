@@ -9,7 +9,7 @@ from clipmerge.checkpoint import Checkpoint, Pair, open_checkpoint
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.pair import align, find_mismatches
 from clipmerge.errors import CheckpointError
-from clipmerge.layers import canonical_names, group_layers
+from clipmerge.families import family_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -89,8 +89,9 @@ def _totals(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _describe_alone(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
     try:
-        keys = {name: key for key, name in canonical_names(checkpoint.entries).items()}
-        return _describe(checkpoint, keys, group_layers(keys))
+        family = family_of(checkpoint.config, checkpoint.entries)
+        keys = {name: key for key, name in family.canonical_names(checkpoint.entries).items()}
+        return _describe(checkpoint, keys, family.group(keys))
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.source}: {error}") from None
 

@@ -13,7 +13,7 @@ from clipmerge.arithmetic import merge_tensor
 from clipmerge.checkpoint import Pair
 from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.errors import CheckpointError
-from clipmerge.models import TransformersClip
+from clipmerge.models import ImageTextModel
 from clipmerge.plan import Plan
 from clipmerge.tensors import PlanTensors
 
@@ -26,7 +26,7 @@ class MovingModel:
         text_version: Counts the moves that changed the text tower, so that prompts are embedded no oftener.
     """
 
-    def __init__(self, model: TransformersClip, pair: Pair, device: torch.device) -> None:
+    def __init__(self, model: ImageTextModel, pair: Pair, device: torch.device) -> None:
         """Load both ends, once.
 
         Args:
@@ -90,6 +90,6 @@ class MovingModel:
     def _set(self, name: str, value: Tensor) -> None:
         target = self.model.parameters[name].data
         value = value.to(device=target.device, dtype=target.dtype)
-        if name.startswith("text_") and not torch.equal(target, value):
+        if self._pair.layer_of[name].startswith("text.") and not torch.equal(target, value):
             self.text_version += 1
         target.copy_(value)

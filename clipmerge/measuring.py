@@ -18,10 +18,11 @@ from clipmerge.data import (
     pixel_batches,
 )
 from clipmerge.errors import CheckpointError, DataError, UsageError
-from clipmerge.models import TransformersClip
+from clipmerge.models import ImageTextModel, model_for
 from clipmerge.objective import Batch, Objective
 from clipmerge.plan import Measurements
 from clipmerge.plugins import load_plugin
+from clipmerge.write import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Pair
@@ -97,7 +98,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     return _with_change(found, objective), record
 
 
-def build_model(pair: Pair) -> TransformersClip:
+def build_model(pair: Pair) -> ImageTextModel:
     """Build the model that the measures differentiate, without weights.
 
     Args:
@@ -112,13 +113,13 @@ def build_model(pair: Pair) -> TransformersClip:
         )
     candidates = [c.folder for c in (*pair.finetuned, pair.zeroshot) if not pair.is_partial or c is pair.zeroshot]
     with_processor = [folder for folder in candidates if has_processor(folder)]
-    return TransformersClip(pair.zeroshot.config, (with_processor or candidates)[0])
+    return model_for(pair.family, pair.zeroshot.config, (with_processor or candidates)[0])
 
 
 def has_processor(folder: Any) -> bool:
     """Whether a folder holds an image processor and a tokenizer."""
     images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
-    return images and any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
+    return images and any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _record(

@@ -22,8 +22,7 @@ from clipmerge.arithmetic import merge_tensor
 from clipmerge.checkpoint import Pair
 from clipmerge.errors import MeasureError
 from clipmerge.layers import block_of
-from clipmerge.models import TransformersClip
-from clipmerge.models.transformers_clip import Prefix
+from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.plan import Measurements, Mixture
 
 # Prompts whose activations are held at once; more are recomputed piece by piece.
@@ -66,7 +65,7 @@ class Objective:
 
     def __init__(
         self,
-        model: TransformersClip,
+        model: ImageTextModel,
         pair: Pair,
         batches: Iterable[Batch],
         prompts: list[str],
@@ -104,9 +103,9 @@ class Objective:
         self.parameters = model.parameters
         self._set_ends(pair, device)
         self._tokens = {key: value.to(device) for key, value in model.tokens(prompts).items()}
-        self.text_changes = any(name.startswith("text_") for name in self.task_vector)
+        self.text_changes = any(layer.startswith("text.") for layer in self.layers)
         self._prompt_features: Tensor | None = None
-        self._hidden: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
+        self._hidden: dict[str, tuple[int, tuple[Tensor, ...] | None]] = {}
         self.batches = [Batch(b.number, b.pixels.to(device), b.labels.to(device)) for b in batches]
         sizes = dict(self.gather([(batch.number, len(batch)) for batch in self.batches]))
         self.batch_sizes = tuple(sizes[number] for number in sorted(sizes))
@@ -298,7 +297,7 @@ class Objective:
         """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as in `loss`."""
         classes = prompt_features.view(-1, self._templates, prompt_features.shape[-1]).mean(dim=1)
         images = self.image_features(batch) if image_features is None else image_features
-        return self._model.logit_scale() * images @ normalize(classes, dim=-1).T
+        return self._model.logits(images, normalize(classes, dim=-1))
 
     def joint_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy with the text tower in the graph too, for second derivatives.
@@ -338,9 +337,11 @@ class Objective:
             return None
         known = self._hidden.get(tower)
         if known is None or (tower == "vision" and known[0] != batch.number):
-            inputs = {"pixel_values": batch.pixels} if tower == "vision" else self._tokens
-            known = self._hidden[tower] = (batch.number, self._model.hidden_states(tower, **inputs))
+            inputs = batch.pixels if tower == "vision" else self._tokens
+            known = self._hidden[tower] = (batch.number, self._model.hidden_states(tower, inputs))
         states = known[1]
+        if states is None:
+            return None
         place = block_of(layer)
         first = place[1] if place else len(states) - 1
         return first, states[first]

@@ -28,7 +28,13 @@ MAX_WIDTH = 80
 _RIGHT = 54  # columns left beside the layers' names
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
 
-_TOWERS = {"vision": "Vision tower", "text": "Text tower", "logit_scale": "Logit scale"}
+_TOWERS = {
+    "vision": "Vision tower",
+    "text": "Text tower",
+    "head": "Classification head",
+    "logit_scale": "Logit scale",
+    "logit_bias": "Logit bias",
+}
 _CHECKS = {
     "barrier": "Barrier: loss at alpha 0.5 minus the endpoints' average",
     "loss_drop": "Loss drop: loss at alpha 1 minus loss at alpha 0",

@@ -18,7 +18,7 @@ from clipmerge.checkpoint import Pair
 from clipmerge.data import LabelledImages, batch_size_for, pixel_batches
 from clipmerge.evaluate import class_embeddings, recognised
 from clipmerge.interpolation import MovingModel
-from clipmerge.models import TransformersClip
+from clipmerge.models import ImageTextModel
 
 if TYPE_CHECKING:
     from clipmerge.run import Progress
@@ -48,7 +48,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: TransformersClip,
+        model: ImageTextModel,
         pair: Pair,
         accelerator: Accelerator,
         *,

@@ -87,7 +87,7 @@ def find_stragglers(
             f"{did_you_mean(statistic, measurements.batches)}"
         )
     signed = statistic in _SIGNED
-    means = {layer: values[statistic] for layer, values in measurements.layers.items() if layer != "logit_scale"}
+    means = {layer: values[statistic] for layer, values in measurements.layers.items() if "." in layer}
     # a layer that does not move the loss at all has no logarithm, and is no straggler
     layers = [layer for layer, mean in means.items() if signed or mean > 0]
     if len(layers) < _FEWEST_LAYERS:

@@ -39,7 +39,7 @@ _NOT_SIDE = (
     "eval_results.json",
 )
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
-_TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 _IN_FLIGHT = 8
 #: Bytes written between two requests to the disk to take what it has not taken yet.
 _FLUSH_BYTES = 256 << 20
@@ -170,10 +170,10 @@ def _write_index(path: Path, files: dict[str, list[MergedTensor]]) -> str:
 
 def output_layout(pair: Pair) -> dict[str, str] | None:
     """Key to shard, as the checkpoint that gives the output its form has it; ``None`` when it is one file."""
-    form, keys = (pair.zeroshot, pair.zeroshot_keys) if pair.is_partial else (pair.finetuned[0], pair.finetuned_keys[0])
+    form = pair.form
     if not form.sharded:
         return None
-    return {output_key(pair, name, key): form.entries[key].file.name for name, key in keys.items()}
+    return {output_key(pair, name, key): form.entries[key].file.name for name, key in pair.form_keys.items()}
 
 
 def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, str], list[str]]:
@@ -190,12 +190,12 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
     Returns:
         File name to sha256, and notes for the user.
     """
-    form = pair.zeroshot if pair.is_partial or pair.finetuned[0].config is None else pair.finetuned[0]
+    form = pair.form if pair.form.config is not None else pair.zeroshot
     chosen = _side_files(form)
     notes = []
     if form is pair.zeroshot and not pair.is_partial:
         notes.append("the fine-tuned checkpoint has no config.json; the zero-shot one's side files were copied")
-    for what, names in (("processor", _PROCESSOR), ("tokenizer", _TOKENIZER)):
+    for what, names in (("processor", _PROCESSOR), ("tokenizer", TOKENIZER_FILES)):
         if form is not pair.zeroshot and not any(name in chosen for name in names):
             lent = {name: path for name, path in _side_files(pair.zeroshot).items() if name not in chosen}
             lent = {name: path for name, path in lent.items() if name not in ("config.json", *_other(names))}
@@ -211,7 +211,7 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
 
 
 def _other(names: tuple[str, ...]) -> tuple[str, ...]:
-    return _TOKENIZER if names is _PROCESSOR else _PROCESSOR
+    return TOKENIZER_FILES if names is _PROCESSOR else _PROCESSOR
 
 
 def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:

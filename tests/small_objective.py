@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-from clipmerge.models import TransformersClip
+from clipmerge.models import model_for
 from clipmerge.objective import Batch, Objective
 from tests.tiny_clip import CLASSES, tiny_config, tiny_processor
 
@@ -78,7 +78,7 @@ def objective_for(
     pair = pair_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
     assert pair.zeroshot.config is not None
     return Objective(
-        TransformersClip(pair.zeroshot.config, ends[0]),
+        model_for(pair.family, pair.zeroshot.config, ends[0]),
         pair,
         batches,
         [template.format(name) for name in classes for template in templates],

@@ -16,10 +16,10 @@ from clipmerge.apply import merged_tensors
 from clipmerge.arithmetic import RandomKey, merge_tensor
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
 from clipmerge.errors import CheckpointError, PlanError
-from clipmerge.layers import layer_of
 from clipmerge.plan import LayerPlan, Plan, SourceRecord
 from clipmerge.tensors import PlanTensors
 from tests.raw_safetensors import edit, rename_keys
+from tests.tiny_clip import layer_of
 
 Folders = tuple[Path, Path]
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"

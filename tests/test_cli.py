@@ -15,10 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge.layers import layer_of
 from tests.command import Outcome, clipmerge, refused
 from tests.raw_safetensors import edit
-from tests.tiny_clip import save_pair
+from tests.tiny_clip import layer_of, save_pair
 
 Folders = tuple[Path, Path]
 # flags what stands out at all, so that masks have something to do

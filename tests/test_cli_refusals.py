@@ -203,10 +203,10 @@ def test_an_input_as_plans_output_is_refused(copies: Folders) -> None:
 
 
 def test_inspecting_another_model_names_it(copies: Folders) -> None:
-    edit(copies[0], classifier__weight=torch.zeros(1))
+    edit(copies[0], decoder__weight=torch.zeros(1))
     for others in ((), (copies[1],)):
         line = refused(clipmerge("inspect", copies[0], *others))
-        assert f"{copies[0]}: parameter 'classifier.weight' belongs to no layer" in line
+        assert f"{copies[0]}: parameter 'decoder.weight' belongs to no layer" in line
 
 
 @pytest.mark.parametrize("flags", [("inspect", "nowhere/at-all.safetensors"), ("apply", "no.json", "-o", "out")])

@@ -7,7 +7,10 @@ import torch
 from transformers import CLIPConfig, CLIPModel
 
 from clipmerge.errors import CheckpointError, PlanError
-from clipmerge.layers import block_of, canonical_names, group_layers, layer_of, match_layers, tower_of
+from clipmerge.families import tower_of
+from clipmerge.families.clip import FAMILY as CLIP
+from clipmerge.layers import block_of, match_layers
+from tests.tiny_clip import layer_of
 
 ATTN = [f"self_attn.{p}_proj.{kind}" for p in ("k", "v", "q", "out") for kind in ("weight", "bias")]
 HALVES = {
@@ -62,7 +65,7 @@ def test_every_parameter_of_the_real_models_is_in_exactly_one_layer(vision: int,
     config = CLIPConfig(vision_config={"num_hidden_layers": vision}, text_config={"num_hidden_layers": text})
     with torch.device("meta"):
         keys = list(CLIPModel(config).state_dict())
-    groups = group_layers(keys)
+    groups = CLIP.group(keys)
     expected = expected_layers(vision, text)
     assert list(groups) == list(expected)
     assert {layer: sorted(names) for layer, names in groups.items()} == {k: sorted(v) for k, v in expected.items()}
@@ -116,10 +119,10 @@ def test_blocks_have_a_depth_and_edges_none() -> None:
 def test_names_that_become_one_are_refused() -> None:
     message = r"'vision_model\.embeddings\.a' and 'embeddings\.a' are the same parameter"
     with pytest.raises(CheckpointError, match=message):
-        canonical_names(["vision_model.embeddings.a", "embeddings.a"])
+        CLIP.canonical_names(["vision_model.embeddings.a", "embeddings.a"])
 
 
-def test_a_tower_is_known_by_its_names() -> None:
-    assert tower_of(["vision_model.a", "text_model.b"]) == "full"
-    assert tower_of(["vision_model.a", "visual_projection.weight"]) == "vision"
-    assert tower_of(["text_model.a"]) == "text"
+def test_a_tower_is_known_by_its_layers() -> None:
+    assert tower_of(["vision.norm", "text.3.mlp", "logit_scale"]) == "full"
+    assert tower_of(["vision.embeddings", "vision.projection", "head"]) == "vision"
+    assert tower_of(["text.norm", "logit_scale"]) == "text"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipmerge import objective as objective_module
 from clipmerge.errors import MeasureError
-from clipmerge.models import TransformersClip
+from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.objective import Objective
 from tests.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
 

@@ -77,8 +77,8 @@ def test_a_key_of_one_side_is_listed(copies: Folders, side: str, which: int) -> 
 
 
 def test_a_key_that_is_not_clips_is_named_with_its_file(copies: Folders) -> None:
-    edit(copies[0], classifier__weight=torch.zeros(3))
-    refused(copies, r"zeroshot: parameter 'classifier\.weight' belongs to no layer of a transformers CLIP model")
+    edit(copies[0], decoder__weight=torch.zeros(3))
+    refused(copies, r"zeroshot: parameter 'decoder\.weight' belongs to no layer of a CLIP model")
 
 
 def test_checkpoints_without_a_key_in_common_are_refused_even_when_keys_may_miss(copies: Folders) -> None:
@@ -137,8 +137,8 @@ def test_old_forms_of_the_config_are_understood(copies: Folders, how: str) -> No
 
 
 def test_another_kind_of_model_is_refused(copies: Folders) -> None:
-    configure(copies[1], model_type="siglip")
-    refused(copies, "finetuned: is a 'siglip' checkpoint; clipmerge merges transformers' CLIPModel")
+    configure(copies[1], model_type="bert")
+    refused(copies, "finetuned: is a 'bert' checkpoint; clipmerge merges CLIP")
     configure(copies[1], model_type=["clip"])
     refused(copies, "is a '.*' checkpoint")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipmerge.layers import layer_of
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.objective import Objective
 from clipmerge.plan import Measurements
 from tests.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+from tests.tiny_clip import layer_of
 
 SIZES = (4, 4, 3)
 Table = dict[str, np.ndarray]

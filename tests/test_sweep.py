@@ -18,7 +18,7 @@ from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageErr
 from clipmerge.evaluate import evaluate_sources
 from clipmerge.interpolation import MovingModel
 from clipmerge.measuring import build_model
-from clipmerge.models import TransformersClip
+from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.pipeline import MergeRequest, Silent, make_plan, write_merge
 from clipmerge.recipe import load_recipe
 from clipmerge.run import Calibration

@@ -15,7 +15,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPVisionMode
 from transformers.utils import logging as transformers_logging
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.layers import canonical_names
+from clipmerge.families.clip import FAMILY as CLIP
 from tests.command import clipmerge
 from tests.raw_safetensors import edit, rename_keys, shard
 
@@ -51,9 +51,9 @@ def loads(output: Path, model: Any = CLIPModel) -> Any:
     loaded, info = model.from_pretrained(output, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     written = open_checkpoint(str(output))
-    keys = {name: key for key, name in canonical_names(written.entries).items()}
+    keys = {name: key for key, name in CLIP.canonical_names(written.entries).items()}
     state = loaded.state_dict()
-    for key, name in canonical_names(state).items():
+    for key, name in CLIP.canonical_names(state).items():
         assert torch.equal(state[key], written.tensor(keys[name])), name
     return loaded
 

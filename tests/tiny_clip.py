@@ -10,8 +10,15 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from clipmerge.families.clip import FAMILY as CLIP
+
 CLASSES = ("bird", "cat", "dog")
 START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def layer_of(name: str) -> str:
+    """The layer of one of CLIP's parameters."""
+    return CLIP.layers_of([name])[name]
 
 
 def vocabulary() -> dict[str, int]:

@@ -10,21 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.layers import canonical_names, group_layers, tower_of
+from clipmerge.families import Family, family_of, is_buffer, is_counter, known_keys, tower_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
 
-_MODEL_TYPES = {"clip": "full", "clip_vision_model": "vision", "clip_text_model": "text"}
-_TOWER_KEYS = {"vision": ("vision_model.", "visual_projection."), "text": ("text_model.", "text_projection.")}
-# Settings that change the function but not the shape of any weight, with transformers' defaults.
-_FUNCTION_SETTINGS: dict[str, dict[str, Any]] = {
-    "vision": {"hidden_act": "quick_gelu", "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
-    "text": {"hidden_act": "quick_gelu", "num_attention_heads": 8},
-}
-_DEFAULT_PROJECTION = 512
 _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 
 
@@ -33,6 +25,7 @@ class Pair:
     """The zero-shot checkpoint and its fine-tuned ones, aligned by canonical parameter name.
 
     Attributes:
+        family: What they are.
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K; usually one.
         zeroshot_keys: Canonical name to key in the zero-shot file, in the file's order.
@@ -41,6 +34,7 @@ class Pair:
         notes: What the user should know, one line each.
     """
 
+    family: Family
     zeroshot: Checkpoint
     finetuned: tuple[Checkpoint, ...]
     zeroshot_keys: dict[str, str]
@@ -51,12 +45,28 @@ class Pair:
     @cached_property
     def layers(self) -> dict[str, tuple[str, ...]]:
         """Layer to its parameters' canonical names, network order; everything the zero-shot file holds."""
-        return group_layers(self.zeroshot_keys)
+        return self.family.group(self.zeroshot_keys)
+
+    @cached_property
+    def layer_of(self) -> dict[str, str]:
+        """Canonical name to layer, whichever checkpoint holds it."""
+        names = dict.fromkeys(name for keys in (self.zeroshot_keys, *self.finetuned_keys) for name in keys)
+        return self.family.layers_of(name for name in names if self.family.knows(name))
 
     @property
     def is_partial(self) -> bool:
         """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
-        return self.tower != "full" and tower_of(self.zeroshot_keys) == "full"
+        return self.tower != "full" and tower_of(self.layers) == "full"
+
+    @property
+    def form(self) -> Checkpoint:
+        """The checkpoint whose shape, configuration and side files the output has."""
+        return self.zeroshot if self.is_partial else self.finetuned[0]
+
+    @property
+    def form_keys(self) -> dict[str, str]:
+        """Canonical name to key in the file of `form`."""
+        return self.zeroshot_keys if self.is_partial else self.finetuned_keys[0]
 
     def merges(self, name: str) -> bool:
         """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
@@ -64,7 +74,7 @@ class Pair:
             return False
         entries = [self.zeroshot.entries[self.zeroshot_keys[name]]]
         entries += [c.entries[keys[name]] for c, keys in zip(self.finetuned, self.finetuned_keys, strict=True)]
-        return all(entry.is_float for entry in entries) and not _is_buffer(name)
+        return all(entry.is_float for entry in entries) and not is_buffer(name)
 
     def theta_0(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Map a zero-shot parameter; see `Checkpoint.tensor`."""
@@ -113,16 +123,18 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> Pair:
         The aligned pair.
 
     Raises:
-        CheckpointError: If a checkpoint is not a CLIP.
+        CheckpointError: If a checkpoint is of no known family, or they are of several.
     """
-    keys = {name: key for key, name in _names(zeroshot).items()}
+    checkpoints = (zeroshot, *finetuned)
+    family = _common_family(checkpoints)
+    keys = [{name: key for key, name in _names(family, each).items()} for each in checkpoints]
     try:
-        group_layers(keys)
+        family.layers_of(keys[0])
     except CheckpointError as error:
         raise CheckpointError(f"{zeroshot.source}: {error}") from None
-    finetuned_keys = tuple({name: key for key, name in _names(each).items()} for each in finetuned)
-    towers = {tower_of(each) for each in finetuned_keys}
-    pair = Pair(zeroshot, tuple(finetuned), keys, finetuned_keys, towers.pop() if len(towers) == 1 else "full")
+    towers = {_tower(family, names) for names in keys[1:]}
+    tower = towers.pop() if len(towers) == 1 else "full"
+    pair = Pair(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower)
     pair.notes.extend(each.note for each in (zeroshot, *finetuned) if each.note)
     if pair.is_partial:
         pair.notes.append(f"the fine-tuned checkpoint holds the {pair.tower} tower only; the rest stays zero-shot")
@@ -132,17 +144,37 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> Pair:
     return pair
 
 
-def _names(checkpoint: Checkpoint) -> dict[str, str]:
-    model_type = _model_type(checkpoint.config or {})
-    if model_type not in _MODEL_TYPES:
-        raise CheckpointError(
-            f"{checkpoint.source}: is a '{model_type}' checkpoint; clipmerge merges transformers' "
-            "CLIPModel, CLIPVisionModel and CLIPTextModel"
-        )
+def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
+    """The family of all; the first config decides for those without one whose keys it fits as well."""
+    found = [_family(each) for each in checkpoints]
+    first = next((f for f, each in zip(found, checkpoints, strict=True) if each.config is not None), found[0])
+    for family, each in zip(found, checkpoints, strict=True):
+        undecided = each.config is None and known_keys(first, each.entries) >= known_keys(family, each.entries)
+        if family is not first and not undecided:
+            known = next(e for e, f in zip(checkpoints, found, strict=True) if f is first)
+            raise CheckpointError(
+                f"{each.source} is a {family.name} checkpoint and {known.source} a {first.name} one; models of "
+                "different families do not merge. Give the base that was fine-tuned"
+            )
+    return first
+
+
+def _family(checkpoint: Checkpoint) -> Family:
     try:
-        return canonical_names(checkpoint.entries)
+        return family_of(checkpoint.config, checkpoint.entries)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.source}: {error}") from None
+
+
+def _names(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
+    try:
+        return family.canonical_names(checkpoint.entries)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.source}: {error}") from None
+
+
+def _tower(family: Family, names: dict[str, str]) -> str:
+    return tower_of(family.layers_of(name for name in names if family.knows(name)).values())
 
 
 def find_mismatches(pair: Pair, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
@@ -158,7 +190,7 @@ def find_mismatches(pair: Pair, *, missing: Missing = "error", mixed_dtypes: boo
     """
     problems = _tower_mismatch(pair)
     for which, checkpoint in enumerate([] if problems else pair.finetuned):
-        problems += _config_mismatches(pair.zeroshot, checkpoint, pair.tower)
+        problems += _config_mismatches(pair, checkpoint)
         if missing == "error":
             problems += _key_mismatches(pair, which)
         problems += _field_mismatch(pair, which, "shape", lambda entry: entry.shape)
@@ -168,17 +200,17 @@ def find_mismatches(pair: Pair, *, missing: Missing = "error", mixed_dtypes: boo
             problems += _field_mismatch(
                 pair, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
             )
-    # every family of CLIP has a logit_scale of that name
-    if not problems and not any(pair.merges(name) for name in pair.zeroshot_keys if name != "logit_scale"):
+    # a scale and a bias have the same names in many models
+    if not problems and not any(pair.merges(name) for name in pair.zeroshot_keys if "." in pair.layer_of[name]):
         problems.append(
             f"{pair.finetuned[0].source}: has no weight in common with {pair.zeroshot.source}, so there is nothing to "
-            "merge; is it a transformers CLIP checkpoint?"
+            f"merge; is it a {pair.family.name} checkpoint?"
         )
     return problems
 
 
 def _tower_mismatch(pair: Pair) -> list[str]:
-    ours = tower_of(pair.zeroshot_keys)
+    ours = tower_of(pair.layers)
     if ours in ("full", pair.tower):
         return []
     return [
@@ -187,44 +219,31 @@ def _tower_mismatch(pair: Pair) -> list[str]:
     ]
 
 
-def _config_mismatches(zeroshot: Checkpoint, finetuned: Checkpoint, tower: str) -> list[str]:
-    if zeroshot.config is None or finetuned.config is None:
+def _config_mismatches(pair: Pair, finetuned: Checkpoint) -> list[str]:
+    if pair.zeroshot.config is None or finetuned.config is None:
         return []
     problems = []
-    for side, settings in _FUNCTION_SETTINGS.items():
-        if tower not in ("full", side):
+    ours, theirs = pair.family.settings(pair.zeroshot.config), pair.family.settings(finetuned.config)
+    for side in ("vision", "text", ""):
+        if pair.tower not in ("full", side):
             continue
-        ours, theirs = _section(zeroshot.config, side), _section(finetuned.config, side)
-        for key, default in settings.items():
-            a, b = ours.get(key, default), theirs.get(key, default)
-            if a != b:
-                problems.append(
-                    f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would merge "
-                    "silently and wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
-                )
-    if tower == "full":
-        a, b = (c.config.get("projection_dim", _DEFAULT_PROJECTION) for c in (zeroshot, finetuned) if c.config)
-        if a != b:
-            problems.append(f"projection_dim differs: zeroshot {a}, finetuned {b}; these are not the same CLIP")
+        for key, a in ours.get(side, {}).items():
+            b = theirs.get(side, {}).get(key)
+            if a == b or None in (a, b):
+                continue
+            problems.append(
+                f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would merge "
+                "silently and wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
+                if side
+                else f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same {pair.family.name}"
+            )
     return problems
-
-
-def _model_type(config: dict[str, Any]) -> str:
-    return str(config.get("model_type", "clip"))
-
-
-def _section(config: dict[str, Any], side: str) -> dict[str, Any]:
-    if _MODEL_TYPES.get(_model_type(config), "full") == side:
-        return config
-    # as transformers does: the old *_config_dict, where there is one, wins over *_config
-    sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
-    return {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}
 
 
 def _key_mismatches(pair: Pair, which: int) -> list[str]:
     ours, theirs = pair.zeroshot_keys, pair.finetuned_keys[which]
-    only_ours = [n for n in ours if n not in theirs and not _is_buffer(n) and _expected(pair, n)]
-    only_theirs = [n for n in theirs if n not in ours and not _is_buffer(n)]
+    only_ours = [n for n in ours if n not in theirs and not _is_incidental(n) and _expected(pair, n)]
+    only_theirs = [n for n in theirs if n not in ours and not _is_incidental(n)]
     problems = []
     for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
         if names:
@@ -235,22 +254,24 @@ def _key_mismatches(pair: Pair, which: int) -> list[str]:
     return problems
 
 
-def _is_buffer(name: str) -> bool:
-    """Old checkpoints carry ``position_ids``, new ones do not; both describe the same model."""
-    return name.endswith(".position_ids")
+def _is_incidental(name: str) -> bool:
+    """Positions and counters may stand in one file and not in the other: both describe the same model."""
+    return is_buffer(name) or is_counter(name)
 
 
 def _expected(pair: Pair, name: str) -> bool:
     if not pair.is_partial:
         return True
-    tower, projection = _TOWER_KEYS[pair.tower]
-    has_projection = any(n.startswith(projection) for keys in pair.finetuned_keys for n in keys)
-    return name.startswith(tower) or (has_projection and name.startswith(projection))
+    tower, _, rest = pair.layer_of[name].partition(".")
+    if rest != "projection":
+        return tower == pair.tower
+    has_projection = any(pair.layer_of.get(n) == f"{tower}.projection" for keys in pair.finetuned_keys for n in keys)
+    return tower == pair.tower and has_projection
 
 
 def _field_mismatch(pair: Pair, which: int, what: str, get: Callable[[Any], Any], advice: str = "") -> list[str]:
     keys = pair.finetuned_keys[which]
-    shared = [name for name in pair.zeroshot_keys if name in keys and not _is_buffer(name)]
+    shared = [name for name in pair.zeroshot_keys if name in keys and not _is_incidental(name)]
     differing = []
     for name in shared:
         a = get(pair.zeroshot.entries[pair.zeroshot_keys[name]])

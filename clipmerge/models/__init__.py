@@ -1,5 +1,78 @@
-"""The forward pass: images and class prompts to logits, one file a family."""
+"""The forward pass: images and class prompts to logits; a family of checkpoints names the module that has its own."""
 
-from clipmerge.models.transformers_clip import TransformersClip
+from __future__ import annotations
 
-__all__ = ["TransformersClip"]
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from clipmerge.errors import CheckpointError
+from clipmerge.families import Family
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL.Image import Image
+
+# A tower's block and the hidden states that enter it.
+Prefix = tuple[int, Tensor]
+Tower = Literal["vision", "text"]
+
+
+class ImageTextModel(Protocol):
+    """A two-tower model in eval mode whose weights are set from outside.
+
+    Attributes:
+        module: The model, float32.
+        parameters: Canonical parameter name to parameter, the statistics of batch norms among them.
+    """
+
+    module: torch.nn.Module
+    parameters: dict[str, torch.nn.Parameter]
+
+    def load(self, read: Callable[[str], Tensor]) -> None:
+        """Fill in every weight; see `clipmerge.models.filling.fill`."""
+
+    def pixels(self, images: list[Image]) -> Tensor:
+        """Preprocess RGB images as the checkpoint does: one tensor, images along its first dimension."""
+
+    def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Tokenise prompts: ``input_ids``, and what else the text tower takes, prompts along the first dimension."""
+
+    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """Embed images: (batch, width), unit length. With a prefix the blocks below it do not run."""
+
+    def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
+        """Embed prompts: (prompts, width), unit length. With a prefix the blocks below it do not run."""
+
+    def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
+        """Run a tower and keep what enters each block, and what leaves the last; ``None`` if it takes no prefix."""
+
+    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Score unit features (batch, width) against unit features (classes, width): (batch, classes)."""
+
+
+def model_for(family: Family, config: dict[str, Any], folder: Path) -> ImageTextModel:
+    """Build a family's model without weights; its `load` fills them in.
+
+    Args:
+        family: The family.
+        config: What describes the model.
+        folder: Folder with the processor and the tokenizer.
+
+    Raises:
+        CheckpointError: If the family has no forward pass here, or there is no processor.
+    """
+    if not family.model:
+        raise CheckpointError(
+            f"{family.name} models can be merged but not measured or evaluated here; take a data-free recipe: "
+            "wise-ft, lines or monosoup"
+        )
+    model: ImageTextModel = import_module(f"{__name__}.{family.model}").build(family, config, folder)
+    return model
+
+
+__all__ = ["ImageTextModel", "Prefix", "Tower", "model_for"]

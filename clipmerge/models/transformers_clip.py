@@ -1,55 +1,56 @@
-"""transformers' ``CLIPModel``: pixels and prompts to features, in float32."""
+"""The two-tower models of transformers: pixels and prompts to features, in float32."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoProcessor, CLIPConfig, CLIPModel
+from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError
+from clipmerge.families import Family
+from clipmerge.models.batch_norm import freeze_batch_norms
+from clipmerge.models.blocks import entering, starting_at
+from clipmerge.models.filling import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from PIL.Image import Image
 
+    from clipmerge.models import Prefix, Tower
 
-# A tower's block and the hidden states that enter it.
-Prefix = tuple[int, Tensor]
+_UNINITIALISED = ("position_ids", "token_type_ids", "running_mean", "running_var", "num_batches_tracked")
 
 
 class TransformersClip:
-    """A CLIP in eval mode whose weights are set from outside.
+    """A two-tower model in eval mode whose weights are set from outside.
 
     Attributes:
-        module: The ``CLIPModel``, float32.
+        module: The model, float32.
         parameters: Canonical parameter name to parameter.
     """
 
-    def __init__(self, config: dict[str, Any], processor_folder: Path) -> None:
-        """Build the model without weights; `set_parameter` fills them in.
+    def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
+        """Build the model without weights; `load` fills them in.
 
         Args:
-            config: Parsed ``config.json`` of a full CLIP.
-            processor_folder: Folder with the processor and the tokenizer.
+            family: The family.
+            config: Parsed ``config.json`` of a full model.
+            folder: Folder with the processor and the tokenizer.
 
         Raises:
             CheckpointError: If there is no processor there.
         """
-        self.processor = _load_processor(processor_folder)
-        settings = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-        with torch.device("meta"):
-            module = CLIPModel(CLIPConfig.from_dict(settings))
-        # position_ids is the one buffer; it is counted, not stored
-        self.module = module.to_empty(device="cpu").float().eval()
-        for embeddings in (self.module.vision_model.embeddings, self.module.text_model.embeddings):
-            ids = embeddings.position_ids
-            embeddings.position_ids = torch.arange(ids.shape[-1]).expand_as(ids).clone()
-        self.parameters: dict[str, torch.nn.Parameter] = dict(self.module.named_parameters())
+        self.processor = _load_processor(folder)
+        self.module = _without_weights(getattr(transformers, family.model_class), config)
+        freeze_batch_norms(self.module)
+        self._reads_padding = family.reads_padding
+        named = dict(self.module.named_parameters())
+        self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
 
     def load(self, read: Callable[[str], Tensor]) -> None:
         """Fill in every weight.
@@ -60,19 +61,7 @@ class TransformersClip:
         Raises:
             CheckpointError: If a parameter of the config's model is not there, or has another shape.
         """
-        for name, parameter in self.parameters.items():
-            try:
-                value = read(name)
-            except KeyError:
-                raise CheckpointError(
-                    f"the zero-shot checkpoint has no {name}; measuring needs a full CLIP as ZEROSHOT"
-                ) from None
-            if value.shape != parameter.shape:
-                raise CheckpointError(
-                    f"config.json does not fit the weights: {name} is {tuple(value.shape)}, the config says "
-                    f"{tuple(parameter.shape)}"
-                )
-            parameter.data.copy_(value)
+        fill(self.parameters, read)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess as the checkpoint does.
@@ -87,33 +76,44 @@ class TransformersClip:
         return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts, padded to the longest and cut at the text tower's length.
+        """Tokenise prompts, cut at the text tower's length.
 
         Args:
             prompts: Texts.
 
         Returns:
-            ``input_ids`` and ``attention_mask``, both (prompts, length) int64.
+            ``input_ids`` and, unless the family reads padding as text, ``attention_mask``: (prompts, length) int64.
         """
-        length = self.module.config.text_config.max_position_embeddings
         encoded = self.processor.tokenizer(
-            prompts, padding=True, truncation=True, max_length=length, return_tensors="pt"
+            prompts,
+            padding="max_length" if self._reads_padding else True,
+            truncation=True,
+            max_length=self._text_length(),
+            return_tensors="pt",
         )
-        return {key: encoded[key] for key in ("input_ids", "attention_mask")}
+        return {key: encoded[key] for key in ("input_ids", "attention_mask")[: 1 if self._reads_padding else 2]}
+
+    def _text_length(self) -> int:
+        """Tokens the text tower has positions for; RoBERTa's count from behind the padding's."""
+        for name, embedding in self.module.text_model.named_modules():
+            if name.endswith(("position_embedding", "position_embeddings")):
+                offset = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
+                return int(embedding.num_embeddings) - int(offset)
+        return int(self.processor.tokenizer.model_max_length)
 
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Embed images.
 
         Args:
-            pixels: (batch, 3, height, width).
+            pixels: As `pixels` returns them.
             prefix: A block and the hidden states that enter it; the blocks below do not run.
 
         Returns:
-            (batch, projection_dim), unit length.
+            (batch, width), unit length.
         """
-        with _starting_at(self.module.vision_model.encoder, prefix):
-            output = self.module.vision_model(pixel_values=pixels)
-        return torch.nn.functional.normalize(self.module.visual_projection(output.pooler_output), dim=-1)
+        with starting_at(self.module.vision_model, prefix):
+            output = self.module.get_image_features(pixel_values=pixels)
+        return normalize(output.pooler_output, dim=-1)
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
         """Embed prompts.
@@ -123,56 +123,66 @@ class TransformersClip:
             prefix: As in `image_features`.
 
         Returns:
-            (prompts, projection_dim), unit length.
+            (prompts, width), unit length.
         """
-        with _starting_at(self.module.text_model.encoder, prefix):
-            output = self.module.text_model(**tokens)
-        return torch.nn.functional.normalize(self.module.text_projection(output.pooler_output), dim=-1)
+        with starting_at(self.module.text_model, prefix):
+            output = self.module.get_text_features(**tokens)
+        return normalize(output.pooler_output, dim=-1)
 
     @torch.no_grad()
-    def hidden_states(self, tower: Literal["vision", "text"], **inputs: Tensor) -> tuple[Tensor, ...]:
+    def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
         """Run a tower and keep what enters each of its blocks.
 
         Args:
             tower: Which.
-            inputs: ``pixel_values``, or what `tokens` returns.
+            inputs: What `pixels` or `tokens` returns.
 
         Returns:
-            Hidden states before block 0, 1, ... and after the last, each (batch, tokens, width).
+            Hidden states before block 0, 1, ... and after the last; ``None`` if the tower cannot start from them.
         """
-        output = getattr(self.module, f"{tower}_model")(**inputs, output_hidden_states=True)
-        states: tuple[Tensor, ...] = output.hidden_states
-        return states
+        if isinstance(inputs, Tensor):
+            return entering(self.module.vision_model, lambda: self.image_features(inputs))
+        return entering(self.module.text_model, lambda: self.text_features(inputs))
 
-    def logit_scale(self) -> Tensor:
-        """The factor of the cosine similarities, a scalar."""
-        scale: Tensor = self.module.logit_scale.exp()
-        return scale
+    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Score images against classes: cosines times the scale, plus the bias where there is one.
+
+        Args:
+            images: (batch, width), unit length.
+            classes: (classes, width), unit length.
+
+        Returns:
+            (batch, classes).
+        """
+        cosines = images @ classes.T
+        if hasattr(self.module, "temperature"):  # ALIGN divides by it
+            return torch.div(cosines, self.module.temperature)
+        logits: Tensor = self.module.logit_scale.exp() * images @ classes.T
+        return logits + self.module.logit_bias if hasattr(self.module, "logit_bias") else logits
 
 
-@contextmanager
-def _starting_at(encoder: torch.nn.Module, prefix: Prefix | None) -> Iterator[None]:
-    """Let an encoder start at a block, with the hidden states given, whatever its tower feeds it."""
-    if prefix is None:
-        yield
-        return
-    block, hidden = prefix
-    blocks = encoder.layers
-    encoder.layers = blocks[block:]  # type: ignore[index]
-    feed = encoder.register_forward_pre_hook(
-        lambda _module, _args, rest: ((hidden,), {key: value for key, value in rest.items() if key != "inputs_embeds"}),
-        with_kwargs=True,
-    )
-    try:
-        yield
-    finally:
-        feed.remove()
-        encoder.layers = blocks
+build = TransformersClip
+
+
+def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
+    """Build a model of uninitialised weights, float32, in eval mode, with its counted buffers right."""
+    settings = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+    with torch.device("meta"):
+        module = model_class(model_class.config_class.from_dict(settings))
+    if not all(name.endswith(_UNINITIALISED) for name, _ in module.named_buffers()):
+        return model_class(model_class.config_class.from_dict(settings)).float().eval()
+    module = module.to_empty(device="cpu").float().eval()
+    for name, buffer in module.named_buffers():
+        if name.endswith("position_ids"):
+            buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
+        elif name.endswith("token_type_ids"):
+            buffer.zero_()
+    return module
 
 
 def _load_processor(folder: Path) -> Any:
     try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).splitlines()[0][:160]
         raise CheckpointError(

@@ -1,0 +1,261 @@
+r"""Families of two-tower models: one file each, found by itself.
+
+To add a family, add a file here that ends in one constant::
+
+    FAMILY = Family(
+        name="CLIP",                                   # as messages spell it
+        model_types={"clip": "full", "clip_vision_model": "vision", "clip_text_model": "text"},
+        rules=(                                        # start of a canonical name -> layer; the first match wins
+            (r"vision_model\.encoder\.layers\.(\d+)\.(?:layer_norm1|self_attn)\.", "vision.{}.attn"),
+            ...
+        ),
+        roots=("vision_model.", "text_model.", ...),   # what stands before one of these is a wrapper's prefix
+        settings=...,                                  # config -> what changes the function and no shape
+        model_class="CLIPModel",
+    )
+
+A *canonical name* is the key that the family's library writes; ``renames`` brings other spellings to it. A rule's
+groups number the block. Where there are several (stage and block), the blocks of a tower are counted through.
+Layers are named as in `clipmerge.layers`. A family that needs its own forward pass names a module of
+`clipmerge.models`; ``tests/test_families.py`` says what every family must show. Files that begin with an
+underscore are shared parts.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from clipmerge.errors import CheckpointError
+from clipmerge.layers import network_order
+
+# Side (``vision``, ``text``, or ``""`` for what both share) to setting to value.
+Settings = dict[str, dict[str, Any]]
+
+_Place = tuple[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Family:
+    """What is peculiar to a family of checkpoints; names only, no weights.
+
+    Attributes:
+        name: As messages spell it.
+        model_types: ``model_type`` of a config to the towers it has: ``full``, ``vision`` or ``text``.
+        rules: Regex for the start of a canonical name, and the layer; ``{}`` takes the block's number.
+        roots: How canonical names start.
+        settings: Config to the settings that change the function and the shape of no weight, defaults filled in;
+            ``None`` stands for a value nobody knows, which is not compared.
+        bare: How names start when a tower was saved alone, without ``vision_model.`` or ``text_model.``.
+        text_marks: Parts of a name by which a tower saved alone is known to be the text tower.
+        renames: Regex and replacement, applied to every key in turn: other spellings to the canonical one.
+        model: Module of `clipmerge.models` with the forward pass; empty where nothing can be measured.
+        model_class: transformers' class of the full model.
+        reads_padding: Whether the text tower reads padding as text, so that prompts are padded to its full length.
+        rank: Which family to take for keys that several know, where no config tells: the lowest.
+    """
+
+    name: str
+    model_types: Mapping[str, str]
+    rules: tuple[tuple[str, str], ...]
+    roots: tuple[str, ...]
+    settings: Callable[[dict[str, Any]], Settings]
+    bare: tuple[str, ...] = ()
+    text_marks: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    model: str = "transformers_clip"
+    model_class: str = ""
+    reads_padding: bool = False
+    rank: int = 1
+
+    def canonical_names(self, keys: Iterable[str]) -> dict[str, str]:
+        """Map a file's keys to canonical names.
+
+        Towers saved on their own come without their prefix (``embeddings.class_embedding``) and wrapped models
+        with one too many (``module.vision_model...``, ``clip.text_model...``); both are normalised.
+
+        Args:
+            keys: Keys as they stand in the file.
+
+        Returns:
+            File key to canonical name, in the order given.
+
+        Raises:
+            CheckpointError: If two keys become one name.
+        """
+        keys = list(keys)
+        prefix = self._wrapper_prefix(keys)
+        tower = self._bare_tower([key.removeprefix(prefix) for key in keys])
+        names: dict[str, str] = {}
+        owner: dict[str, str] = {}
+        for key in keys:
+            name = self._respell(key.removeprefix(prefix), tower)
+            if name in owner:
+                raise CheckpointError(f"keys '{owner[name]}' and '{key}' are the same parameter, {name}")
+            owner[name] = key
+            names[key] = name
+        return names
+
+    def _respell(self, name: str, tower: str) -> str:
+        if self.bare and name.startswith(self.bare):
+            name = f"{tower}.{name}"
+        for pattern, replacement in self.renames:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def _wrapper_prefix(self, keys: list[str]) -> str:
+        """What stands before the family's own names, such as ``module.`` or ``clip.``; mostly nothing."""
+        for key in keys:
+            for root in (*self.roots, *self.bare):
+                head, found, _ = f".{key}".partition(f".{root}")
+                if found:
+                    return f"{head[1:]}." if head else ""
+        return ""
+
+    def _bare_tower(self, keys: list[str]) -> str:
+        return "text_model" if any(mark in key for key in keys for mark in self.text_marks) else "vision_model"
+
+    def layers_of(self, names: Iterable[str]) -> dict[str, str]:
+        """Name the layer of each parameter.
+
+        Args:
+            names: Canonical names, all that a checkpoint has: blocks that lie in stages are counted through.
+
+        Returns:
+            Canonical name to layer, such as ``vision.3.attn`` or ``text.embeddings``.
+
+        Raises:
+            CheckpointError: If a name is not one of the family's.
+        """
+        places = {name: self._place(name) for name in names}
+        strange = next((name for name, place in places.items() if place is None), None)
+        if strange is not None:
+            raise CheckpointError(f"parameter '{strange}' belongs to no layer of a {self.name} model")
+        found = {name: place for name, place in places.items() if place}
+        counted = _count_through(found.values())
+        return {name: layer.format(counted.get((_tower(layer), at))) for name, (layer, at) in found.items()}
+
+    def knows(self, name: str) -> bool:
+        """Whether a canonical name is one of the family's."""
+        return self._place(name) is not None
+
+    def _place(self, name: str) -> _Place | None:
+        for pattern, layer in self.rules:
+            match = re.match(pattern, name)
+            if match:
+                return layer, tuple(int(group) for group in match.groups() if group is not None)
+        return None
+
+    def group(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Group parameters by layer, layers in network order.
+
+        Args:
+            names: Canonical names, all that a checkpoint has.
+
+        Returns:
+            Layer to the sorted names of its parameters.
+
+        Raises:
+            CheckpointError: If a name is not one of the family's.
+        """
+        groups: dict[str, list[str]] = {}
+        for name, layer in self.layers_of(names).items():
+            groups.setdefault(layer, []).append(name)
+        return {layer: tuple(sorted(groups[layer])) for layer in sorted(groups, key=network_order)}
+
+
+def _tower(layer: str) -> str:
+    return layer.partition(".")[0]
+
+
+def _count_through(places: Iterable[_Place]) -> dict[tuple[str, tuple[int, ...]], int]:
+    """Tower and numbers of a block to its depth: a lone number is the depth, stage and block are ranked."""
+    blocks = sorted({(_tower(layer), at) for layer, at in places if at})
+    staged = [block for block in blocks if len(block[1]) > 1]
+    ranks = {block: [b for b in staged if b[0] == block[0]].index(block) for block in staged}
+    return {block: ranks.get(block, block[1][0]) for block in blocks}
+
+
+@cache
+def families() -> tuple[Family, ...]:
+    """List the families, those first that are tried first."""
+    names = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    found: list[Family] = [import_module(f"{__name__}.{name}").FAMILY for name in names]
+    return tuple(sorted(found, key=lambda family: (family.rank, family.name)))
+
+
+def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:
+    """Recognise a checkpoint's family.
+
+    Args:
+        config: What describes the model; its ``model_type`` decides, unless it fits none of the keys.
+        keys: Keys as they stand in the file.
+
+    Returns:
+        The family; without a ``model_type`` the one that knows most of the keys.
+
+    Raises:
+        CheckpointError: If the config states another kind of model.
+    """
+    keys = list(keys)
+    model_type = (config or {}).get("model_type")
+    named = [family for family in families() if str(model_type) in family.model_types]
+    if model_type is not None and not named:
+        raise CheckpointError(
+            f"is a '{model_type}' checkpoint; clipmerge merges {', '.join(family.name for family in families())}"
+        )
+    for candidates in (named, list(families())):
+        counts = [known_keys(family, keys) for family in candidates]
+        if any(counts):
+            return candidates[counts.index(max(counts))]
+    return named[0] if named else families()[0]
+
+
+def known_keys(family: Family, keys: Iterable[str]) -> int:
+    """Count the keys of a file that a family has a layer for."""
+    try:
+        names = family.canonical_names(keys)
+    except CheckpointError:
+        return 0
+    return sum(family.knows(name) for name in names.values())
+
+
+def tower_of(layers: Iterable[str]) -> str:
+    """Say which towers a checkpoint's layers are of: ``"full"``, ``"vision"`` or ``"text"``."""
+    towers = {_tower(layer) for layer in layers}
+    if {"vision", "text"} <= towers:
+        return "full"
+    return "vision" if "vision" in towers else "text"
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor only counts positions; old checkpoints carry them, new ones do not."""
+    return name.endswith((".position_ids", ".token_type_ids"))
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a tensor is a batch norm's running mean or variance: interpolated, never masked."""
+    return name.endswith((".running_mean", ".running_var"))
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor counts a batch norm's training steps: copied, for it means nothing at inference."""
+    return name.endswith(".num_batches_tracked")
+
+
+__all__ = [
+    "Family",
+    "Settings",
+    "families",
+    "family_of",
+    "is_buffer",
+    "is_counter",
+    "is_statistic",
+    "known_keys",
+    "tower_of",
+]

@@ -1,0 +1,88 @@
+"""Towers that several families of transformers share: their rules, their names, their settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clipmerge.families import Settings
+
+Rules = tuple[tuple[str, str], ...]
+
+
+def blocks_of_clip(tower: str) -> Rules:
+    """Rules for CLIP's transformer blocks, ``{tower}_model.encoder.layers.N``."""
+    block = rf"{tower}_model\.encoder\.layers\.(\d+)\."
+    return (
+        (rf"{block}(?:layer_norm1|self_attn)\.", f"{tower}.{{}}.attn"),
+        (rf"{block}(?:layer_norm2|mlp)\.", f"{tower}.{{}}.mlp"),
+    )
+
+
+def blocks_of_bert(start: str) -> Rules:
+    """Rules for BERT's blocks, whose norms follow what they normalise."""
+    block = rf"{start}encoder\.layer\.(\d+)\."
+    return (
+        (rf"{block}attention\.", "text.{}.attn"),
+        (rf"{block}(?:intermediate|output)\.", "text.{}.mlp"),
+    )
+
+
+CLIP_VISION: Rules = (
+    *blocks_of_clip("vision"),
+    (r"vision_model\.embeddings\.", "vision.embeddings"),
+    (r"vision_model\.pre_layrnorm\.", "vision.pre_norm"),
+    (r"vision_model\.post_layernorm\.", "vision.norm"),
+)
+CLIP_TEXT: Rules = (
+    *blocks_of_clip("text"),
+    (r"text_model\.embeddings\.", "text.embeddings"),
+    (r"text_model\.final_layer_norm\.", "text.norm"),
+)
+BERT_TEXT: Rules = (
+    *blocks_of_bert(r"text_model\."),
+    (r"text_model\.embeddings\.", "text.embeddings"),
+    (r"text_model\.pooler\.", "text.pooler"),
+)
+#: What stands outside the towers: projections, the classifier of an ``...ForImageClassification``, the scale.
+AROUND: Rules = (
+    (r"visual_projection\.", "vision.projection"),
+    (r"text_projection\.", "text.projection"),
+    (r"classifier\.", "head"),
+    (r"logit_scale$", "logit_scale"),
+)
+ROOTS = ("vision_model.", "text_model.", "visual_projection.", "text_projection.", "logit_scale")
+BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "final_layer_norm.")
+
+
+def transformers_settings(
+    model_types: Mapping[str, str],
+    *,
+    vision: dict[str, Any],
+    text: dict[str, Any],
+    both: dict[str, Any] | None = None,
+) -> Callable[[dict[str, Any]], Settings]:
+    """Make the function that reads settings out of a transformers config.
+
+    Args:
+        model_types: As in `Family`.
+        vision: Setting of the vision tower to transformers' default; ``None`` where there is no one default.
+        text: Likewise.
+        both: Settings of the whole model, likewise.
+    """
+
+    def settings(config: dict[str, Any]) -> Settings:
+        lone = model_types.get(str(config.get("model_type")), "full")
+        found = {"": {key: config.get(key, default) for key, default in (both or {}).items()}}
+        for side, defaults in (("vision", vision), ("text", text)):
+            section = config if lone == side else _section(config, side)
+            found[side] = {key: section.get(key, default) for key, default in defaults.items()}
+        return found
+
+    return settings
+
+
+def _section(config: dict[str, Any], side: str) -> dict[str, Any]:
+    # as transformers does: the old *_config_dict, where there is one, wins over *_config
+    sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
+    return {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}

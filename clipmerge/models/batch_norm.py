@@ -1,0 +1,43 @@
+"""Batch norms whose statistics are parameters, so that a measure sees them move with everything else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class FrozenBatchNorm(torch.nn.Module):
+    """A batch norm in eval mode, differentiable in its running statistics too."""
+
+    def __init__(self, norm: torch.nn.BatchNorm2d) -> None:
+        """Take over a batch norm's shape; `clipmerge.models.filling.fill` sets the values.
+
+        Args:
+            norm: The batch norm that is replaced.
+        """
+        super().__init__()
+        self.eps = norm.eps
+        self.weight = torch.nn.Parameter(norm.weight.detach().clone())
+        self.bias = torch.nn.Parameter(norm.bias.detach().clone())
+        self.running_mean = torch.nn.Parameter(_tensor(norm.running_mean).clone())
+        self.running_var = torch.nn.Parameter(_tensor(norm.running_var).clone())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Normalise (batch, channels, height, width)."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias - self.running_mean * scale
+        return inputs * scale[:, None, None] + shift[:, None, None]
+
+
+def _tensor(statistic: Tensor | None) -> Tensor:
+    if statistic is None:
+        raise ValueError("a batch norm without running statistics has none to freeze")
+    return statistic.detach()
+
+
+def freeze_batch_norms(module: torch.nn.Module) -> None:
+    """Replace every batch norm inside a module, in place."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, torch.nn.BatchNorm2d):
+                setattr(parent, name, FrozenBatchNorm(child))

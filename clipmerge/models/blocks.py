@@ -1,0 +1,100 @@
+"""Start a tower in the middle: what enters each block is kept, and given back to it later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from clipmerge.models import Prefix
+
+
+class _Given(torch.nn.Module):
+    """Stands for the blocks that do not run: whatever comes in, these hidden states come out."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        return self.hidden
+
+
+def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
+    """Find the outermost list of modules in a tower: its blocks.
+
+    Returns:
+        The module that holds the list, and the list's name there; ``None`` if there is none.
+    """
+    for name, module in tower.named_modules():
+        if isinstance(module, torch.nn.ModuleList):
+            parent, _, attribute = name.rpartition(".")
+            return tower.get_submodule(parent), attribute
+    return None
+
+
+@contextmanager
+def starting_at(tower: torch.nn.Module, prefix: Prefix | None) -> Iterator[None]:
+    """Let a tower start at a block, with the hidden states given, whatever its embeddings feed it."""
+    place = block_list(tower)
+    if prefix is None or place is None:
+        yield
+        return
+    block, hidden = prefix
+    parent, attribute = place
+    blocks: torch.nn.ModuleList = getattr(parent, attribute)
+    setattr(parent, attribute, torch.nn.ModuleList([_Given(hidden), *blocks[block:]]))
+    try:
+        yield
+    finally:
+        setattr(parent, attribute, blocks)
+
+
+def entering(tower: torch.nn.Module, run: Callable[[], Any]) -> tuple[Tensor, ...] | None:
+    """Keep the hidden states between a tower's blocks.
+
+    Args:
+        tower: The tower.
+        run: Runs it once.
+
+    Returns:
+        What enters block 0, 1, ... and what leaves the last; ``None`` if blocks pass on more than one tensor, or do
+        not run one after the other.
+    """
+    place = block_list(tower)
+    if place is None:
+        return None
+    blocks = getattr(*place)
+    kept: list[Any] = []
+    left: list[Any] = []
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(_hook(block.register_forward_pre_hook(_keep_input(kept), with_kwargs=True)))
+            hooks.enter_context(_hook(block.register_forward_hook(lambda _m, _i, output: left.append(output))))
+        run()
+    states = [*kept[:1], *left]
+    chained = len(kept) == len(blocks) and all(a is b for a, b in zip(kept[1:], left, strict=False))
+    if not chained or not all(isinstance(state, Tensor) for state in states):
+        return None
+    return tuple(states)
+
+
+def _keep_input(kept: list[Any]) -> Callable[..., None]:
+    def hook(_module: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        kept.append(positional[0] if positional else named.get("hidden_states"))
+
+    return hook
+
+
+@contextmanager
+def _hook(handle: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
