@@ -18,8 +18,7 @@ from clipmerge.apply import merged_tensors
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.layers import layer_of
-from clipmerge.models import TransformersClip
+from clipmerge.models import model_for
 from clipmerge.objective import Objective
 from clipmerge.pipeline import Calibration, MergeRequest, make_plan
 from clipmerge.plan import Measurements, Mixture, Plan, SourceRecord
@@ -28,7 +27,7 @@ from clipmerge.recipe import load_recipe
 from tests.command import clipmerge
 from tests.raw_safetensors import edit
 from tests.small_objective import make_batches
-from tests.tiny_clip import CLASSES, save_family, tiny_processor
+from tests.tiny_clip import CLASSES, layer_of, save_family, tiny_processor
 
 State = dict[str, Tensor]
 BATCHES = make_batches((9, 9, 6), seed=3)
@@ -48,7 +47,7 @@ def task_of(folders: list[Path], measurements: Measurements | None = None) -> Ta
 def objective_of(folders: list[Path]) -> Objective:
     pair = task_of(folders).pair
     assert pair.zeroshot.config is not None
-    model = TransformersClip(pair.zeroshot.config, folders[0])
+    model = model_for(pair.family, pair.zeroshot.config, folders[0])
     prompts = [f"a {name}." for name in CLASSES]
     return Objective(model, pair, BATCHES, prompts, templates=1, accelerator=Accelerator(cpu=True))
 

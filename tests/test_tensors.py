@@ -20,7 +20,6 @@ from clipmerge.checkpoint.source import sha256_of
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import PlanError
 from clipmerge.interpolation import MovingModel
-from clipmerge.layers import layer_of
 from clipmerge.measuring import build_model
 from clipmerge.pipeline import MergeRequest, load_plan, make_plan, write_merge, write_plan
 from clipmerge.plan import LayerPlan, read_plan
@@ -29,6 +28,7 @@ from clipmerge.report import html_page
 from clipmerge.run import Run
 from clipmerge.tensors import PlanTensors, coefficients_of_run, rows_shape
 from tests.test_report import printed
+from tests.tiny_clip import layer_of
 
 Folders = tuple[Path, Path]
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
