@@ -25,7 +25,9 @@ from clipmerge.flags import (
     DeviceName,
     DtypeName,
     FineTuned,
+    ImageColumn,
     Images,
+    LabelColumn,
     Output,
     Overwrite,
     RecipeName,
@@ -107,9 +109,12 @@ def request_from_flags(
     seed: Seed = 0,
     device: DeviceName = "auto",
     dtype: DtypeName = "keep",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
 ) -> MergeRequest:
     """Put the flags of a merge together; everything wrong with them is said here, before torch is imported."""
     from clipmerge.data import check_templates
+    from clipmerge.images import Columns
     from clipmerge.pipeline import Calibration, MergeRequest, check_request
     from clipmerge.recipe import load_recipe
 
@@ -130,6 +135,7 @@ def request_from_flags(
             images=images,
             batch_size=batch_size,
             device=choice("--device", device, DEVICES),
+            columns=Columns(image_column, label_column),
         ),
         seed=seed,
         dtype=choice("--dtype", dtype, ("keep", "float32", "bfloat16", "float16")),
@@ -291,6 +297,8 @@ def evaluate(
     template: Templates = None,
     batch_size: BatchSize = None,
     device: DeviceName = "auto",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
@@ -301,6 +309,7 @@ def evaluate(
     templates = check_templates(template or [])
     chosen = choice("--device", device, DEVICES)
     from clipmerge.evaluate import accuracy_table, evaluate_sources
+    from clipmerge.images import Columns
 
     record = evaluate_sources(
         checkpoint,
@@ -309,6 +318,7 @@ def evaluate(
         templates=templates,
         batch_size=batch_size,
         device=chosen,
+        columns=Columns(image_column, label_column),
         progress=terminal,
     )
     terminal.result(record, lambda: accuracy_table(record))

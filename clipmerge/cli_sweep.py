@@ -16,7 +16,9 @@ from clipmerge.flags import (
     Classes,
     Data,
     DeviceName,
+    ImageColumn,
     Images,
+    LabelColumn,
     Output,
     Overwrite,
     Seed,
@@ -96,12 +98,15 @@ def sweep_command(
     batch_size: BatchSize = None,
     seed: Seed = 0,
     device: DeviceName = "auto",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     overwrite: Overwrite = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
     """Compare recipes with every alpha: ID against OOD accuracy, in a table, a picture and a page."""
     from clipmerge.data import check_templates
+    from clipmerge.images import Columns
     from clipmerge.recipe import load_recipe
     from clipmerge.run import Calibration
     from clipmerge.sweep import SweepRequest, check_sweep, write_sweep
@@ -115,7 +120,15 @@ def sweep_command(
         ood_sources=_named("--ood", ood_data),
         recipes=tuple(load_recipe(name) for name in recipe or []),
         alphas=parse_alphas(alphas),
-        calibration=Calibration(data, classes, check_templates(template or []), images, batch_size, where),
+        calibration=Calibration(
+            data,
+            classes,
+            check_templates(template or []),
+            images,
+            batch_size,
+            where,
+            Columns(image_column, label_column),
+        ),
         seed=seed,
         command=command_line(),
     )

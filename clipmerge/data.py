@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from clipmerge.errors import DataError, UsageError, shorten
+from clipmerge.images import Columns, Labelled, Store
+from clipmerge.images.places import Local, expand
+from clipmerge.images.store import Files, Held
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from PIL.Image import Image
     from torch import Tensor
 
@@ -32,23 +35,28 @@ class LabelledImages:
 
     Attributes:
         source: What the user wrote.
-        dataset: Columns ``image`` (decoded when read) and ``label``.
+        store: The encoded images; decoded one by one, when asked for.
         labels: Class index of each image.
         class_names: Name of each class, as it goes into the prompts.
-        paths: File of each image, where there is one; for messages.
+        revision: Commit of a dataset on the Hub, else ``None``.
         notes: What the user should know.
     """
 
     source: str
-    dataset: Dataset
+    store: Store
     labels: tuple[int, ...]
     class_names: tuple[str, ...]
-    paths: tuple[str, ...] = ()
+    revision: str | None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """File of each image; empty where images are not files."""
+        return self.store.paths if isinstance(self.store, Files) else ()
 
     def image(self, index: int) -> Image:
         """Decode one image, as RGB.
@@ -59,48 +67,119 @@ class LabelledImages:
         Raises:
             DataError: If the file cannot be decoded.
         """
+        import datasets
+
+        (encoded,) = self.store.read([index])
         try:
-            image = self.dataset[index]["image"]
+            image = datasets.Image().decode_example(encoded)
             # palette images with transparency go through RGBA, as pillow asks
             rgb: Image = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
             return rgb
         except Exception as error:  # a damaged file can make a decoder raise anything
-            where = self.paths[index] if self.paths else f"{self.source}, image {index}"
-            reason = str(error).split(" <")[0] or type(error).__name__
-            raise DataError(f"{where}: cannot be read as an image ({reason}); mend or remove it") from None
+            raise self._unreadable(index, error) from None
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """The shorter and the longer side of an image, in pixels, from its header.
+
+        Args:
+            index: Position.
+
+        Raises:
+            DataError: If the file is no image.
+        """
+        from PIL import Image
+
+        (encoded,) = self.store.read([index])
+        try:
+            with Image.open(BytesIO(encoded["bytes"]) if encoded["bytes"] else str(encoded["path"])) as image:
+                return min(image.size), max(image.size)
+        except Exception as error:
+            raise self._unreadable(index, error) from None
+
+    def _unreadable(self, index: int, error: Exception) -> DataError:
+        reason = str(error).split(" <")[0] or type(error).__name__
+        return DataError(f"{self.store.name(index)}: cannot be read as an image ({reason}); mend or remove it")
+
+    def sample(self, count: int, seed: int) -> LabelledImages:
+        """Pick images, class-balanced and in a mixed order, reading no more blocks than that takes.
+
+        Args:
+            count: Images wanted; all when there are fewer.
+            seed: Seed; the same seed and images give the same sample.
+
+        Returns:
+            The sample; it is in memory where images are read in blocks.
+
+        Raises:
+            DataError, HubError: If images cannot be read.
+        """
+        candidates = candidate_positions(self.labels, self.store.blocks, count, seed)
+        chosen = balanced_sample(tuple(self.labels[at] for at in candidates), count, seed)
+        positions = [candidates[at] for at in chosen]
+        if isinstance(self.store, Files):
+            store: Store = Files(tuple(self.store.paths[at] for at in positions))
+        else:
+            names = tuple(self.store.name(at) for at in positions)
+            store = Held(tuple(self.store.read(positions)), names)
+        return replace(self, store=store, labels=tuple(self.labels[at] for at in positions))
 
 
-def load_images(source: str, classes: Path | None = None) -> LabelledImages:
+def load_images(
+    source: str, classes: Path | None = None, *, columns: Columns | None = None, whole: bool = False
+) -> LabelledImages:
     """Find labelled images.
 
     Args:
-        source: A folder with one subfolder a class, or ``digits`` (scikit-learn's, extra ``demo``).
-        classes: File with class names; see `read_class_names`. By default the folders' names are used, with
-            spaces for underscores.
+        source: A folder with one subfolder a class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a
+            folder of them; ``hf://datasets/org/name[@revision][:split]``; or ``digits`` (scikit-learn's, extra
+            ``demo``).
+        classes: File with class names; see `read_class_names`. By default the source's own are used, with spaces
+            for underscores.
+        columns: The columns that the user named, for sources that have columns.
+        whole: Whether all images will be read: a dataset on the Hub is then kept in the cache.
 
     Returns:
         The images, not decoded yet.
 
     Raises:
         DataError: If there is nothing there, a class is empty, or the class names do not fit.
+        HubError: If the Hub refuses or cannot be reached.
     """
     path = Path(source).expanduser()
     if source == "digits" and not path.is_dir():
-        return _load_digits()
-    if path.is_dir():
-        return _load_folder(source, path, classes)
-    if source.startswith("hf://") or path.suffix in (".parquet", ".tar"):
+        found = _load_digits()
+    elif source.startswith("hf://"):
+        from clipmerge.images.hub_dataset import load_hub_dataset
+
+        found = load_hub_dataset(source, columns or Columns(), whole=whole)
+    else:
+        found = _load_tables(source, columns or Columns()) or _load_folder(source, path)
+    names, notes = _names_of(source, found, classes)
+    return LabelledImages(source, found.store, found.labels, names, found.revision, (*found.notes, *notes))
+
+
+def _load_tables(source: str, columns: Columns) -> Labelled | None:
+    """Open Parquet or tar files; ``None`` where the source is neither."""
+    if parquet := expand(source, ".parquet"):
+        from clipmerge.images.parquet import load_parquet
+
+        return load_parquet(source, Local(), parquet, columns)
+    if tars := expand(source, ".tar"):
+        from clipmerge.images.webdataset import load_tars
+
+        return load_tars(source, Local(), tars, columns)
+    return None
+
+
+def _load_folder(source: str, folder: Path) -> Labelled:
+    if not folder.is_dir():
         raise DataError(
-            f"{source}: this version reads folders with one subfolder a class, and 'digits'; export the images"
+            f"{source}: no such folder; --data takes a folder with one subfolder a class, Parquet or tar files, "
+            "hf://datasets/ORG/NAME:SPLIT, or 'digits'"
         )
-    raise DataError(f"{source}: no such folder; --data takes a folder with one subfolder a class, or 'digits'")
-
-
-def _load_folder(source: str, folder: Path, classes: Path | None) -> LabelledImages:
     folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise DataError(f"{source}: has no subfolders; expected one a class, such as {source}/cat/1.jpg")
-    names, notes = _names_of(source, [each.name for each in folders], classes)
     paths: list[str] = []
     labels: list[int] = []
     for label, each in enumerate(folders):
@@ -109,7 +188,7 @@ def _load_folder(source: str, folder: Path, classes: Path | None) -> LabelledIma
             raise _no_images(each)
         paths += found
         labels += [label] * len(found)
-    return LabelledImages(source, _dataset(paths, labels), tuple(labels), names, tuple(paths), notes)
+    return Labelled(Files(tuple(paths)), tuple(labels), tuple(each.name for each in folders))
 
 
 def _is_image(file: Path) -> bool:
@@ -126,42 +205,45 @@ def _no_images(folder: Path) -> DataError:
     return DataError(f"{folder}: this class folder holds no images; add some or remove the folder")
 
 
-def _dataset(images: list[Any], labels: list[int]) -> Dataset:
+def _load_digits() -> Labelled:
     import datasets
 
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-
-
-def _load_digits() -> LabelledImages:
     from clipmerge.demo_data import CLASS_NAMES, digit_images
 
     images, labels = digit_images("all")
-    return LabelledImages("digits", _dataset(images, labels), tuple(labels), CLASS_NAMES)
+    encoded = tuple(datasets.Image().encode_example(image) for image in images)
+    names = tuple(f"digits, image {number}" for number in range(len(encoded)))
+    return Labelled(Held(encoded, names), tuple(labels), CLASS_NAMES)
 
 
-def _names_of(source: str, folders: list[str], classes: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _names_of(source: str, found: Labelled, classes: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if classes is not None:
-        return read_class_names(classes, folders), ()
+        return read_class_names(classes, list(found.classes), numbered=not found.named), ()
+    if not found.named:
+        raise DataError(
+            f"{source}: its labels are the numbers 0 to {len(found.classes) - 1} without names; pass a file with the "
+            "names with --classes, one a line"
+        )
     notes: tuple[str, ...] = ()
-    if all(_WORDNET.fullmatch(name) for name in folders):
-        notes = (f"{source}: the folders are WordNet ids, which CLIP does not know; pass their names with --classes",)
-    return tuple(name.replace("_", " ") for name in folders), notes
+    if all(_WORDNET.fullmatch(name) for name in found.classes):
+        notes = (f"{source}: the classes are WordNet ids, which CLIP does not know; pass their names with --classes",)
+    return tuple(name.replace("_", " ") for name in found.classes), notes
 
 
-def read_class_names(path: Path, folders: list[str]) -> tuple[str, ...]:
-    """Read class names for folders.
+def read_class_names(path: Path, classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:
+    """Read class names.
 
     Args:
-        path: Text with one name a line in the folders' sorted order, or ``folder<TAB>name`` lines; or JSON, a
-            list or an object from folder to name.
-        folders: The folders, sorted.
+        path: Text with one name a line in the order of the classes, or ``class<TAB>name`` lines; or JSON, a list or
+            an object from class to name.
+        classes: What the source calls its classes, in its order: folders sorted, a table's own order, numbers from 0.
+        numbered: Whether classes are numbers, so that there may be more names than numbers seen.
 
     Returns:
-        One name a folder.
+        One name a class.
 
     Raises:
-        DataError: If it cannot be read, or names do not fit the folders.
+        DataError: If it cannot be read, or names do not fit the classes.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -172,15 +254,13 @@ def read_class_names(path: Path, folders: list[str]) -> tuple[str, ...]:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         data = dict(line.split("\t", 1) for line in lines) if lines and all("\t" in x for x in lines) else lines
     if isinstance(data, dict):
-        missing = [folder for folder in folders if folder not in data]
+        missing = [name for name in classes if name not in data]
         if missing:
-            raise DataError(f"{path}: has no name for {len(missing)} class folders: {shorten(missing)}")
-        data = [data[folder] for folder in folders]
-    if not isinstance(data, list) or len(data) != len(folders):
-        count = len(data) if isinstance(data, list) else 0
-        raise DataError(
-            f"{path}: has {count} class names, there are {len(folders)} class folders; give one name a folder"
-        )
+            raise DataError(f"{path}: has no name for {len(missing)} classes: {shorten(missing)}")
+        data = [data[name] for name in classes]
+    count = len(data) if isinstance(data, list) else 0
+    if count < len(classes) or (count > len(classes) and not numbered):
+        raise DataError(f"{path}: has {count} class names, there are {len(classes)} classes; give one name a class")
     return tuple(str(name) for name in data)
 
 
@@ -232,6 +312,43 @@ def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]
     ]
     picked = picked[:count]
     return [picked[i] for i in rng.permutation(len(picked)).tolist()]
+
+
+def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count: int, seed: int) -> list[int]:
+    """List positions to sample from, in as few blocks as give every class its share of a balanced sample.
+
+    Blocks are visited in a seeded order, and one is taken when it holds a class that still lacks images. A sample of
+    the result has as many images a class as a sample of everything.
+
+    Args:
+        labels: Class index of each image.
+        blocks: Block of each image; empty where images are read singly, and everything is a candidate.
+        count: Images wanted.
+        seed: Seed of the order.
+
+    Returns:
+        Positions, ascending.
+
+    Example:
+        >>> candidate_positions((0, 0, 1, 1, 0, 1), (0, 0, 0, 1, 1, 1), 2, seed=0)
+        [3, 4, 5]
+    """
+    if not blocks or count >= len(labels):
+        return list(range(len(labels)))
+    classes, places = np.asarray(labels), np.asarray(blocks)
+    sizes = np.bincount(classes)
+    rounds = next(turn for turn in range(1, len(labels) + 1) if np.minimum(sizes, turn).sum() >= count)
+    lacking = np.minimum(sizes, rounds)
+    taken = []
+    for block in np.random.default_rng([seed, len(labels)]).permutation(places[-1] + 1):
+        here = np.bincount(classes[np.searchsorted(places, block) : np.searchsorted(places, block, "right")])
+        here = np.pad(here, (0, len(sizes) - len(here)))
+        if not (lacking > 0).any():
+            break
+        if ((here > 0) & (lacking > 0)).any():
+            lacking = lacking - here
+            taken.append(block)
+    return [int(position) for position in np.flatnonzero(np.isin(places, taken))]
 
 
 def batch_size_for(images: int, wanted: int | None) -> int:

@@ -17,6 +17,7 @@ from clipmerge.models import ImageTextModel, model_for
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from clipmerge.images import Columns
     from clipmerge.run import Device, Progress
 
 _PROMPTS_AT_ONCE = 512
@@ -138,6 +139,7 @@ def evaluate_sources(
     templates: tuple[str, ...],
     batch_size: int | None = None,
     device: Device = "auto",
+    columns: Columns | None = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Measure one checkpoint on several sources.
@@ -149,10 +151,11 @@ def evaluate_sources(
         templates: Prompt templates.
         batch_size: Images a batch.
         device: Where to run.
+        columns: Columns of images and labels that the user named.
         progress: Where to report.
 
     Returns:
-        JSON-ready: ``accuracy`` {name: 0..1} and ``images`` {name: count}.
+        JSON-ready: ``accuracy`` {name: 0..1}, ``images`` {name: count}, ``sources`` {name: {source, revision}}.
 
     Raises:
         UsageError: If two sources share a name.
@@ -161,7 +164,7 @@ def evaluate_sources(
     sources = [parse_named_source(text) for text in named]
     if len(dict(sources)) != len(sources):
         raise UsageError("two --data have the same name; write NAME=SOURCE with different names")
-    loaded = {name: load_images(where, classes) for name, where in sources}
+    loaded = {name: load_images(where, classes, columns=columns, whole=True) for name, where in sources}
     checkpoint = open_checkpoint(source)
     model = load_model(checkpoint)
     accuracy = {}
@@ -176,6 +179,8 @@ def evaluate_sources(
         "checkpoint": {"source": checkpoint.source, "revision": checkpoint.revision},
         "accuracy": accuracy,
         "images": {name: len(images) for name, images in loaded.items()},
+        "sources": {name: {"source": each.source, "revision": each.revision} for name, each in loaded.items()},
+        "templates": list(templates),
     }
 
 

@@ -17,8 +17,13 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
 FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or a YAML file.")]
-Data = Annotated[str | None, typer.Option(help="Labelled images: a folder with one subfolder a class, or 'digits'.")]
-Classes = Annotated[Path | None, typer.Option(help="Class names, one a line in folder order, or JSON.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT or 'digits'."),
+]
+Classes = Annotated[Path | None, typer.Option(help="Class names, one a line in the order of the classes, or JSON.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the images, if not found.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the labels, if not found.")]
 Templates = Annotated[
     list[str] | None, typer.Option("--template", help="Prompt with {} for the class; may be repeated.")
 ]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from clipmerge.errors import CheckpointError, HubError, shorten
 from clipmerge.hub_errors import explain, explained, out_of_reach, timed_out
@@ -48,16 +48,18 @@ _STANDARD_WEIGHTS = (
 
 @dataclasses.dataclass(frozen=True)
 class HubId:
-    """A model on the Hub and the revision asked for; None is the default branch."""
+    """A model or a dataset on the Hub and the revision asked for; None is the default branch."""
 
     repo_id: str
     revision: str | None = None
+    kind: Literal["model", "dataset"] = "model"
 
     def __str__(self) -> str:
-        return self.repo_id if self.revision is None else f"{self.repo_id}@{self.revision}"
+        named = self.repo_id if self.kind == "model" else f"hf://datasets/{self.repo_id}"
+        return named if self.revision is None else f"{named}@{self.revision}"
 
     def at(self, sha: str) -> HubId:
-        """Return the same model pinned to a commit."""
+        """Return the same repository pinned to a commit."""
         return dataclasses.replace(self, revision=sha)
 
 
@@ -80,11 +82,12 @@ class FetchedRepo:
     note: str | None = None
 
 
-def parse_hub_id(source: str) -> HubId | None:
+def parse_hub_id(source: str, kind: Literal["model", "dataset"] = "model") -> HubId | None:
     """Read ``org/name``, ``org/name@revision`` or either after ``hf://``.
 
     Args:
         source: What the user wrote.
+        kind: What it is a name of.
 
     Returns:
         The id, or None when the text cannot be one, so that the caller can say what it looked for on disk.
@@ -101,7 +104,7 @@ def parse_hub_id(source: str) -> HubId | None:
     repo_id = match["repo"]
     if "--" in repo_id or ".." in repo_id or repo_id.endswith(_FILE_SUFFIXES):
         return None
-    return HubId(repo_id, match["revision"])
+    return HubId(repo_id, match["revision"], kind)
 
 
 def timeout_seconds() -> float:
@@ -134,7 +137,7 @@ def connect(endpoint: str | None = None) -> HfApi:
     def bound(request: Any) -> None:
         # The client asks for no timeout at all in places, listings among them, over what its session says.
         asked = request.extensions.get("timeout", {})
-        request.extensions["timeout"] = limits | {key: value for key, value in asked.items() if value}
+        request.extensions["timeout"] = {key: min(limit, asked.get(key) or limit) for key, limit in limits.items()}
 
     def bounded() -> Any:
         client = default_client_factory()
@@ -178,7 +181,8 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
         return _cached(hub_id, "HF_HUB_OFFLINE is set")
     api, seconds = connect(endpoint), timeout_seconds()
     try:
-        info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision, timeout=seconds))
+        asked: dict[str, Any] = {"revision": hub_id.revision, "repo_type": hub_id.kind, "timeout": seconds}
+        info: Any = patiently(lambda: api.repo_info(hub_id.repo_id, **asked))
     except Exception as error:
         away = out_of_reach(error)
         if away and hub_id.revision is not None and hub_id.revision == _cached_sha(hub_id):
@@ -186,7 +190,7 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
         hint = _cached_hint(hub_id) if away else ""
         raise explain(error, doing=f"reading {hub_id}", state=hint) from error
     if info.sha is None:
-        raise HubError(f"reading {hub_id}: the Hub gave no commit. Name one: {hub_id.repo_id}@SHA.")
+        raise HubError(f"reading {hub_id}: the Hub gave no commit. Name one: {hub_id.at('SHA')}.")
     _remember(hub_id, info.sha)
     return Resolved(info.sha, files=tuple(item.rfilename for item in info.siblings or ()))
 
@@ -206,29 +210,53 @@ def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -
         CheckpointError: If the model has no safetensors weights.
         HubError: If anything stands in the way; a file half downloaded is resumed the next time.
     """
-    import huggingface_hub
-
     found = resolve(hub_id, endpoint=endpoint)
     pinned = hub_id.at(found.sha)
-    folder = _snapshot(pinned)
-    if found.note is not None:
-        wanted = _cached_files(found, pinned, weights=weights)
-    else:
-        wanted = choose_files(found.files, pinned, weights=weights)
-        connect(endpoint)
-        with explained(f"downloading {pinned}", state="What was downloaded is kept for the next run."):
-            patterns = [glob.escape(name) for name in wanted]
-            where: dict[str, Any] = {"repo_id": hub_id.repo_id, "revision": found.sha, "endpoint": endpoint}
-            patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns))
-    missing = [name for name in [*wanted, *_shards(folder, wanted)] if not (folder / name).is_file()]
-    if missing:
-        raise HubError(f"{pinned}: {shorten(missing)} missing from {folder}. Go online and run again.")
+    cached = found.note is not None
+    choose = _cached_files if cached else choose_files
+    wanted = choose(found.files, pinned, weights=weights)
+    folder = download(pinned, wanted, cached=cached, endpoint=endpoint)
+    _check_there(pinned, folder, _shards(folder, wanted))
     return FetchedRepo(hub_id.repo_id, found.sha, folder, found.note)
 
 
-def _cached_files(found: Resolved, hub_id: HubId, *, weights: bool) -> list[str]:
+def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpoint: str | None = None) -> Path:
+    """Bring files of one commit into the Hub cache.
+
+    Args:
+        pinned: A model or dataset at a commit, from ``resolve``.
+        names: Which files.
+        cached: Whether to do with what is in the cache.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        HubError: If anything stands in the way; a file half downloaded is resumed the next time.
+    """
+    import huggingface_hub
+
+    names, folder = list(names), _snapshot(pinned)
+    if not cached:
+        connect(endpoint)
+        where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision, "repo_type": pinned.kind}
+        patterns = [glob.escape(name) for name in names]
+        with explained(f"downloading {pinned}", state="What was downloaded is kept for the next run."):
+            patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns, endpoint=endpoint))
+    _check_there(pinned, folder, names)
+    return folder
+
+
+def _check_there(pinned: HubId, folder: Path, names: Iterable[str]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise HubError(f"{pinned}: {shorten(missing)} missing from {folder}. Go online and run again.")
+
+
+def _cached_files(names: Iterable[str], hub_id: HubId, *, weights: bool) -> list[str]:
     try:
-        return choose_files(found.files, hub_id, weights=weights)
+        return choose_files(names, hub_id, weights=weights)
     except CheckpointError as error:
         told = f"{hub_id}: its weights are not in the cache. Go online and run again."
         raise HubError(told) from error
@@ -311,11 +339,11 @@ def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> 
 
 
 def _storage(hub_id: HubId) -> Path:
-    """Return the model's folder in the Hub cache, whose layout huggingface_hub documents."""
+    """Return the repository's folder in the Hub cache, whose layout huggingface_hub documents."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id.repo_id, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id.repo_id, repo_type=hub_id.kind)
 
 
 def _snapshot(hub_id: HubId) -> Path:
@@ -335,7 +363,8 @@ def _cached(hub_id: HubId, why: str) -> Resolved:
     sha = _cached_sha(hub_id)
     if sha is None:
         raise HubError(f"reading {hub_id}: {why} and no commit of it is cached. Go online, or pass a folder.")
-    files = tuple(sorted(path.name for path in _snapshot(hub_id.at(sha)).iterdir()))
+    folder = _snapshot(hub_id.at(sha))
+    files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
     return Resolved(sha, f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub", files)
 
 
@@ -343,7 +372,7 @@ def _cached_hint(hub_id: HubId) -> str:
     sha = _cached_sha(hub_id)
     if sha is None:
         return ""
-    return f"Commit {sha} is cached: pass {hub_id.repo_id}@{sha}, or set HF_HUB_OFFLINE=1, to use it unchecked."
+    return f"Commit {sha} is cached: pass {hub_id.at(sha)}, or set HF_HUB_OFFLINE=1, to use it unchecked."
 
 
 def _remember(hub_id: HubId, sha: str) -> None:

@@ -51,7 +51,7 @@ _BY_CLASS = {
     "GatedRepoError": ("access to it is gated", "Accept its conditions on its Hub page, then log in."),
     "DisabledRepoError": ("the Hub has disabled it", "Choose another model."),
     "RevisionNotFoundError": ("no such revision", "Check the name after the @."),
-    "RepositoryNotFoundError": ("no such model, or a private one", f"Check the name. {_LOG_IN}"),
+    "RepositoryNotFoundError": ("not on the Hub, or private", f"Check the name. {_LOG_IN}"),
     "RemoteEntryNotFoundError": ("a file of it is missing on the Hub", "Name another revision."),
     "LocalTokenNotFoundError": ("no token", _LOG_IN),
     "OfflineModeIsEnabled": ("HF_HUB_OFFLINE is set", "Unset it to reach the Hub."),

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from clipmerge.data import (
-    balanced_sample,
     batch_size_for,
     check_templates,
     class_prompts,
@@ -27,7 +26,7 @@ from clipmerge.write import TOKENIZER_FILES
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Pair
     from clipmerge.data import LabelledImages
-    from clipmerge.run import Calibration, Device, MergeRequest, Progress, Run
+    from clipmerge.run import Device, MergeRequest, Progress, Run
 
 
 # Seconds of work that tell the pace.
@@ -68,14 +67,15 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
         ClipmergeError: If images or checkpoints cannot be used.
     """
     calibration = request.calibration
-    images = load_images(str(calibration.source), calibration.classes)
+    source = load_images(str(calibration.source), calibration.classes, columns=calibration.columns)
     templates = check_templates(list(calibration.templates))
-    for note in images.notes:
+    for note in source.notes:
         run.progress.say(note)
-    positions = balanced_sample(images.labels, calibration.images, request.seed)
+    if len(source.class_names) < 2:
+        raise DataError(f"{source.source}: has one class; measuring needs at least two")
+    images = source.sample(calibration.images, request.seed)
+    positions = list(range(len(images)))
     batch_size = batch_size_for(len(positions), calibration.batch_size)
-    if len(images.class_names) < 2:
-        raise DataError(f"{images.source}: has one class; measuring needs at least two")
     accelerator = accelerator_for(calibration.device)
     run.is_main = accelerator.is_main_process
     model = build_model(run.pair)
@@ -94,7 +94,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
     accelerator.wait_for_everyone()  # nobody leaves while another still gathers
-    record = _record(images, calibration, len(positions), batch_size, templates, request.seed)
+    record = _record(images, batch_size, templates, request.seed)
     return _with_change(found, objective), record
 
 
@@ -124,15 +124,14 @@ def has_processor(folder: Any) -> bool:
 
 def _record(
     images: LabelledImages,
-    calibration: Calibration,
-    count: int,
     batch_size: int,
     templates: tuple[str, ...],
     seed: int,
 ) -> dict[str, Any]:
     return {
         "source": images.source,
-        "images": count,
+        "revision": images.revision,
+        "images": len(images),
         "classes": len(images.class_names),
         "batch_size": batch_size,
         "templates": list(templates),

@@ -36,6 +36,7 @@ class Fingerprints:
         """
         self.images = images
         self._hashes: dict[int, dict[str, str]] = {}
+        self._pixels: dict[tuple[int, int], dict[str, str]] = {}
 
     @cached_property
     def files(self) -> dict[tuple[int, int], str]:
@@ -61,14 +62,23 @@ class Fingerprints:
         return self._hashes[size].get(digest)
 
     @cached_property
-    def pixels(self) -> dict[str, str]:
-        """Hash of an image's size and RGB pixels to what it is called."""
-        found = {}
+    def by_extent(self) -> dict[tuple[int, int], list[int]]:
+        """Shorter and longer side to images: only those of one extent can have the same pixels, however turned."""
+        found: dict[tuple[int, int], list[int]] = {}
         for place in range(len(self.images)):
-            image = self.images.image(place)
-            digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-            found[digest] = self.images.paths[place] if self.images.paths else f"image {place}"
+            found.setdefault(self.images.extent(place), []).append(place)
         return found
+
+    def pixels(self, extent: tuple[int, int]) -> dict[str, str]:
+        """Hash of the size and RGB pixels of every image of an extent, to what it is called."""
+        if extent not in self._pixels:
+            found = {}
+            for place in self.by_extent.get(extent, []):
+                image = self.images.image(place)
+                digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+                found[digest] = self.images.store.name(place)
+            self._pixels[extent] = found
+        return self._pixels[extent]
 
 
 def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
@@ -87,8 +97,11 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
         DataError: If an image has to be decoded and cannot be.
     """
     if not (ours.images.paths and theirs.images.paths):
-        same = {digest: name for digest, name in ours.pixels.items() if digest in theirs.pixels}
-        pairs = [f"{name} has the pixels of {theirs.pixels[digest]}" for digest, name in same.items()]
+        pairs = []
+        for extent in [each for each in ours.by_extent if each in theirs.by_extent]:
+            other = theirs.pixels(extent)
+            same = [digest for digest in ours.pixels(extent) if digest in other]
+            pairs += [f"{ours.pixels(extent)[digest]} has the pixels of {other[digest]}" for digest in same]
     else:
         pairs = [told for path in ours.images.paths if (told := _same_file(path, ours, theirs))]
     return Overlap(len(pairs), pairs[0]) if pairs else None

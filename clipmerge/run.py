@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from clipmerge.checkpoint import Pair
+from clipmerge.images import Columns
 from clipmerge.plan import Plan, SourceRecord
 from clipmerge.recipe import Recipe
 from clipmerge.tensors import PlanTensors
@@ -51,12 +52,13 @@ class Calibration:
     """Which images to measure on, and how.
 
     Attributes:
-        source: A folder with one subfolder a class, or ``digits``.
+        source: A folder, Parquet or tar files, ``hf://datasets/...`` or ``digits``; see `clipmerge.data.load_images`.
         classes: File with class names.
         templates: Prompt templates; empty for the default.
         images: Images sampled, class-balanced.
         batch_size: Images a batch; ``None`` for at most 128 and at least eight batches.
         device: Where to measure.
+        columns: Columns of images and labels that the user named.
     """
 
     source: str | None = None
@@ -65,6 +67,7 @@ class Calibration:
     images: int = 1024
     batch_size: int | None = None
     device: Device = "auto"
+    columns: Columns = field(default_factory=Columns)
 
 
 @dataclass(frozen=True)

@@ -218,19 +218,27 @@ def _sources(request: SweepRequest) -> dict[str, str]:
 
 
 def _load(source: str, request: SweepRequest, progress: Progress) -> LabelledImages:
-    images = load_images(source, request.calibration.classes)
+    images = load_images(source, request.calibration.classes, columns=request.calibration.columns, whole=True)
     for note in images.notes:
         progress.say(note)
     return images
 
 
 def _check_overlap(request: SweepRequest, loaded: dict[str, LabelledImages]) -> list[str]:
-    source, classes = request.calibration.source, request.calibration.classes
     return check_overlap(
-        load_images(source, classes) if source else None,
+        _calibration_images(request),
         {name: loaded[name] for name in request.id_sources},
         {name: loaded[name] for name in request.ood_sources},
     )
+
+
+def _calibration_images(request: SweepRequest) -> LabelledImages | None:
+    """All images of the calibration source; of one on the Hub, those that recipes will measure on."""
+    asked = request.calibration
+    if not asked.source:
+        return None
+    images = load_images(asked.source, asked.classes, columns=asked.columns)
+    return images.sample(asked.images, request.seed) if images.revision else images
 
 
 def _open(request: SweepRequest, progress: Progress) -> Pair:

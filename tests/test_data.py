@@ -22,7 +22,7 @@ from clipmerge.data import (
     load_images,
     read_class_names,
 )
-from clipmerge.errors import DataError, UsageError
+from clipmerge.errors import UsageError
 from tests.command import clipmerge, refused
 
 Folders = tuple[Path, Path]
@@ -73,12 +73,6 @@ def test_wordnet_ids_are_said_to_need_names(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         Image.new("RGB", (2, 2)).save(tmp_path / name / "1.png")
     assert "WordNet ids" in load_images(str(tmp_path)).notes[0]
-
-
-@pytest.mark.parametrize("source", ["hf://datasets/org/name", "x.parquet", "x.tar"])
-def test_sources_of_later_versions_say_so(source: str) -> None:
-    with pytest.raises(DataError, match="this version reads folders"):
-        load_images(source)
 
 
 @pytest.mark.parametrize(
@@ -174,8 +168,8 @@ def test_images_that_cannot_be_used_are_one_line(pair: Folders, photos: Path, ho
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("names.txt", "bird\ncat\n", "has 2 class names, there are 3 class folders; give one name a folder"),
-        ("names.json", '{"bird": "a bird"}', "has no name for 2 class folders: cat, dog"),
+        ("names.txt", "bird\ncat\n", "has 2 class names, there are 3 classes; give one name a class"),
+        ("names.json", '{"bird": "a bird"}', "has no name for 2 classes: cat, dog"),
         ("names.json", "{", "cannot be read as class names"),
         ("names.json", "3", "has 0 class names"),
         ("names.txt", "\xff\xfe", "cannot be read as class names"),

@@ -202,7 +202,7 @@ def test_a_passing_fault_is_sat_out(hub: FakeHub, sha: str, fault: dict[str, Any
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("alice/none", "no such model, or a private one"),
+        ("alice/none", "not on the Hub, or private"),
         ("alice/clip@nowhere", "no such revision. Check the name after the @"),
     ],
 )
@@ -216,7 +216,7 @@ def test_unknown_names(hub: FakeHub, sha: str, source: str, message: str) -> Non
 def test_a_private_model_without_a_token(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos["model", MODEL.repo_id].private = True
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(HubError, match=r"a private one.*hf auth login"):
+    with pytest.raises(HubError, match=r"private.*hf auth login"):
         resolve(MODEL, endpoint=hub.url)
 
 

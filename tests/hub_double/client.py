@@ -15,6 +15,8 @@ from huggingface_hub.utils import _http
 
 from tests.hub_double.server import FakeHub
 
+FILE_URL = "/{repo_id}/resolve/{revision}/{filename}"
+
 
 class ShortWaits:
     """Stands in for the ``time`` module that the client sleeps with between retries."""
@@ -38,6 +40,8 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(_http, "time", ShortWaits)
     monkeypatch.setattr(file_download, "time", ShortWaits)
     with FakeHub(folder / "hub-store") as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + FILE_URL)
         yield hub
     huggingface_hub.close_session()
 
@@ -53,11 +57,12 @@ def environment(hub: FakeHub, folder: Path) -> dict[str, str]:
     }
 
 
-def upload(hub: FakeHub, repo_id: str, files: dict[str, bytes], **commit: Any) -> str:
-    """Create a model with these files through the real client; return the commit's sha."""
+def upload(hub: FakeHub, repo_id: str, files: dict[str, bytes], *, kind: str = "model", **commit: Any) -> str:
+    """Create a model or a dataset with these files through the real client; return the commit's sha."""
     api = HfApi(endpoint=hub.url, token=hub.token)
-    api.create_repo(repo_id, exist_ok=True)
+    api.create_repo(repo_id, exist_ok=True, repo_type=kind)
     operations = [CommitOperationAdd(path, data) for path, data in files.items()]
     with warnings.catch_warnings():  # httpx2 dislikes how the client hands it a file to PUT
         warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
-        return str(api.create_commit(repo_id, operations, commit_message="fill", **commit).oid)
+        done = api.create_commit(repo_id, operations, repo_type=kind, commit_message="fill", **commit)
+        return str(done.oid)

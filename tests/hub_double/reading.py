@@ -70,7 +70,10 @@ class Reading(Request):
 
     def _card(self, readme: Entry | None) -> dict[str, Any]:
         match = readme and FRONT_MATTER.match(self.hub.blobs[readme.oid].decode())
-        return (yaml.safe_load(match[1]) or {}) if match else {}
+        try:
+            return (yaml.safe_load(match[1]) or {}) if match else {}
+        except yaml.YAMLError:  # a card that came by git, unchecked
+            return {}
 
     def _sibling(self, path: str, entry: Entry) -> dict[str, Any]:
         described: dict[str, Any] = {"rfilename": path}
@@ -141,6 +144,7 @@ class Reading(Request):
             start, end, status = int(match[1]), min(int(match[2] or end), end), 206
         size = max(0, end - start + 1)
         self.record(status)
+        self.hub.sent += size if self.command == "GET" else 0
         self.send_response(status)
         for name, value in self._file_headers(repo_id, commit.oid, path, entry).items():
             self.send_header(name, value)

@@ -48,6 +48,7 @@ class FakeHub:
         self.read_only_tokens: set[str] = set()
         self.faults: list[Fault] = []
         self.log: list[tuple[str, str, int]] = []
+        self.sent = 0  # bytes of files that were asked for
         self.lock = threading.RLock()
         self.connections: set[socket.socket] = set()
         handler = type("BoundHandler", (Handler,), {"hub": self})

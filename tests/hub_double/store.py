@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BOOKEND = b"\xff" * 32
-LFS_SUFFIXES = (".safetensors", ".bin", ".npz", ".pt")
+LFS_SUFFIXES = (".safetensors", ".bin", ".npz", ".pt", ".parquet", ".tar")
 
 
 def git_oid(data: bytes) -> str:

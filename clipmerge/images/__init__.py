@@ -1,0 +1,6 @@
+"""Where labelled images come from, one file a kind of source; `clipmerge.data` names and samples them."""
+
+from clipmerge.images.columns import Columns
+from clipmerge.images.store import Encoded, Labelled, Store
+
+__all__ = ["Columns", "Encoded", "Labelled", "Store"]

@@ -1,0 +1,153 @@
+"""Which column holds the images and which the labels, and what labels mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.errors import DataError, did_you_mean, shorten
+
+if TYPE_CHECKING:
+    import pyarrow
+
+#: Names by which a label is known where its type does not tell; the first that is there counts.
+LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
+_IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that the user named; ``None`` to find them.
+
+    Attributes:
+        image: Column of a table, or ending of a tar's files.
+        label: The same; ``json.KEY`` for a key of a tar's JSON files.
+    """
+
+    image: str | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """A table's columns: ``names`` of the classes where the table has them."""
+
+    image: str
+    label: str
+    names: tuple[str, ...] | None
+
+
+def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
+    """Choose the columns of a table.
+
+    An image column is one of the type ``Image`` of `datasets`, a struct with ``bytes``, or binary. A label column is
+    a ``ClassLabel``, or an integer or string column with a usual name.
+
+    Args:
+        where: The table, for messages.
+        schema: Its columns; the metadata that `datasets` writes is used where it is there.
+        asked: What the user named.
+
+    Returns:
+        The columns.
+
+    Raises:
+        DataError: If a column is missing, of the wrong type, or there are several to choose from.
+    """
+    import datasets
+
+    features = datasets.Features.from_arrow_schema(schema)
+    for flag, name in (("--image-column", asked.image), ("--label-column", asked.label)):
+        if name is not None and name not in features:
+            hint = did_you_mean(name, features)
+            raise DataError(f"{where}: no column '{name}' for {flag} (columns: {shorten(features, 12)}).{hint}")
+    image = asked.image or _image_column(where, schema, features)
+    if not _holds_images(schema.field(image).type):
+        raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
+    label = asked.label or _label_column(where, schema, features, image)
+    if not _holds_labels(schema.field(label).type):
+        raise DataError(
+            f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or one text an image"
+        )
+    names = tuple(features[label].names) if isinstance(features[label], datasets.ClassLabel) else None
+    return Found(image, label, names)
+
+
+def _image_column(where: str, schema: pyarrow.Schema, features: Any) -> str:
+    import datasets
+
+    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    found = typed or [name for name in features if _holds_images(schema.field(name).type)]
+    return _choose(where, "image", "--image-column", found, _IMAGE_NAMES, features)
+
+
+def _label_column(where: str, schema: pyarrow.Schema, features: Any, image: str) -> str:
+    import datasets
+
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if not found:
+        plain = [name for name in LABEL_NAMES if name in features and _holds_labels(schema.field(name).type)]
+        found = [name for name in plain if name != image][:1]
+    return _choose(where, "label", "--label-column", found, LABEL_NAMES, features)
+
+
+def _choose(where: str, what: str, flag: str, found: list[str], usual: Sequence[str], columns: Iterable[str]) -> str:
+    if not found:
+        raise DataError(f"{where}: no {what} column found (columns: {shorten(columns, 12)}); name it with {flag}")
+    preferred = [name for name in usual if name in found]
+    if len(found) > 1 and not preferred:
+        raise DataError(f"{where}: several {what} columns ({shorten(found)}); name the one you mean with {flag}")
+    return preferred[0] if preferred else found[0]
+
+
+def _holds_images(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _holds_labels(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (types.is_integer, types.is_string, types.is_large_string, types.is_string_view)
+    return any(test(kind) for test in tests)
+
+
+def number_classes(
+    where: str, labels: Sequence[int | str | None], names: tuple[str, ...] | None = None
+) -> tuple[tuple[int, ...], tuple[str, ...], bool]:
+    """Turn labels into class indices.
+
+    Args:
+        where: The source, for messages.
+        labels: A number or a text an image; ``None`` or a negative number where there is none.
+        names: Class names by number, where the source has them: all are classes, also those without an image.
+
+    Returns:
+        Class index of each image; the classes (texts in sorted order, numbers from 0 as text); whether they have
+        names.
+
+    Raises:
+        DataError: If there are no images, or some have no label.
+    """
+    if not labels:
+        raise DataError(f"{where}: holds no images")
+    missing = sum(label is None or (isinstance(label, int) and label < 0) for label in labels)
+    if missing:
+        many = "no image has a label" if missing == len(labels) else f"{missing} of {len(labels)} images have no label"
+        raise DataError(f"{where}: {many}; give a labelled split, such as validation")
+    if any(isinstance(label, str) for label in labels):
+        classes = tuple(sorted({str(label) for label in labels}))
+        index = {name: number for number, name in enumerate(classes)}
+        return tuple(index[str(label)] for label in labels), classes, True
+    numbers = tuple(int(label) for label in labels if label is not None)
+    if names is None:
+        return numbers, tuple(map(str, range(max(numbers) + 1))), False
+    if max(numbers) >= len(names):
+        raise DataError(f"{where}: label {max(numbers)} has no name, there are {len(names)} class names")
+    return numbers, names, True

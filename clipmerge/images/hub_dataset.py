@@ -1,0 +1,235 @@
+"""Datasets on the Hub: ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``, their splits and files.
+
+A repository's card may say which files make up which split of which configuration; else the split is read off the
+files' names, as the Hub's own viewer does. Parquet is read in ranges, so that a sample of a large split costs its
+labels and some row groups; a tar has no index and is downloaded whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Any
+
+from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.hub import HubId, Resolved, connect, download, parse_hub_id, resolve
+from clipmerge.hub_errors import explained
+from clipmerge.images.columns import Columns
+from clipmerge.images.parquet import load_parquet
+from clipmerge.images.places import Local, Remote
+from clipmerge.images.store import Labelled
+from clipmerge.images.webdataset import load_tars
+
+PREFIX = "hf://datasets/"
+_SOURCE = re.compile(r"hf://datasets/(?P<id>[^:@\s]+(?:@[^:\s]+)?)(?::(?P<split>[^:\s]+))?")
+_CARD = "README.md"
+# The words that name a split in a file's or a folder's name, as the Hub reads them.
+_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SHARDED = re.compile(r"(?:.*/)?(?P<split>\w+(?:\.\w+)*)-\d+-of-\d+\.\w+")
+
+
+@dataclass(frozen=True)
+class DatasetId:
+    """A dataset on the Hub; ``config`` and ``split`` are ``None`` where the user named none."""
+
+    hub_id: HubId
+    config: str | None = None
+    split: str | None = None
+
+    def at(self, sha: str) -> str:
+        """Write the source out with its commit."""
+        part = "/".join(each for each in (self.config, self.split) if each)
+        return f"{self.hub_id.at(sha)}{':' + part if part else ''}"
+
+
+def parse_dataset(source: str) -> DatasetId:
+    """Read ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``; the split may be ``CONFIG/SPLIT``.
+
+    Args:
+        source: What the user wrote.
+
+    Returns:
+        The dataset and the split.
+
+    Raises:
+        DataError: If it is not of that form.
+
+    Example:
+        >>> parse_dataset("hf://datasets/acme/cars@v1:test").split
+        'test'
+    """
+    match = _SOURCE.fullmatch(source)
+    hub_id = parse_hub_id(match["id"], kind="dataset") if match else None
+    if match is None or hub_id is None:
+        raise DataError(f"{source}: not a dataset on the Hub; write {PREFIX}ORG/NAME[@REVISION][:SPLIT]")
+    config, _, split = (match["split"] or "").rpartition("/")
+    return DatasetId(hub_id, config or None, split or None)
+
+
+def load_hub_dataset(source: str, asked: Columns, *, whole: bool) -> Labelled:
+    """Open one split of a dataset on the Hub, at the commit that its revision stands for now.
+
+    Args:
+        source: What the user wrote.
+        asked: The columns that the user named.
+        whole: Whether all images will be read: the files are then downloaded into the Hub cache.
+
+    Returns:
+        The source.
+
+    Raises:
+        DataError: If there is no such split, or it cannot be used.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    dataset = parse_dataset(source)
+    found = resolve(dataset.hub_id)
+    pinned = dataset.hub_id.at(found.sha)
+    name, files = _files_of_split(source, dataset, pinned, found)
+    notes: tuple[str, ...] = (found.note,) if found.note else ()
+    load = load_tars if files[0].endswith(".tar") else load_parquet
+    if whole or found.note or load is load_tars:
+        folder = download(pinned, files, cached=found.note is not None)
+        labelled = load(source, Local(), [str(folder / file) for file in files], asked)
+    else:
+        labelled = load(source, _remote(pinned), files, asked)
+    if dataset.split is None:
+        notes += (f"{source}: reading its only split, {name}",)
+    return Labelled(
+        labelled.store, labelled.labels, labelled.classes, labelled.named, found.sha, (*notes, *labelled.notes)
+    )
+
+
+def _remote(pinned: HubId) -> Remote:
+    from huggingface_hub import HfFileSystem
+
+    api = connect()
+    # the revision may hold slashes, which the file system wants quoted; a commit holds none
+    system = HfFileSystem(endpoint=api.endpoint, skip_instance_cache=True)
+    return Remote(system, f"datasets/{pinned.repo_id}@{pinned.revision}")
+
+
+def _files_of_split(source: str, dataset: DatasetId, pinned: HubId, found: Resolved) -> tuple[str, list[str]]:
+    """Choose the split asked for, and list its files."""
+    usable = [file for file in found.files if file.endswith((".parquet", ".tar"))]
+    if not usable:
+        raise DataError(_not_readable(source, dataset, found))
+    splits = _splits(source, dataset, _card(pinned, found), usable)
+    names = list(splits)
+    if found.note:
+        _check_complete(source, splits.get(dataset.split or "", []))
+    if dataset.split is None and len(names) == 1:
+        return names[0], splits[names[0]]
+    if dataset.split not in splits:
+        hint = did_you_mean(dataset.split or "", names)
+        what = f"no split '{dataset.split}'" if dataset.split else "which split?"
+        raise DataError(f"{source}: {what} (splits: {shorten(names, 12)}); write it after a colon.{hint}")
+    return dataset.split, splits[dataset.split]
+
+
+def _not_readable(source: str, dataset: DatasetId, found: Resolved) -> str:
+    if found.note:
+        return f"{source}: its images are not in the cache; go online and run again"
+    kinds = sorted({PurePosixPath(file).suffix or file for file in found.files} - {".gitattributes", ".md"})
+    return (
+        f"{source}: holds no Parquet or tar files (it holds {shorten(kinds) or 'nothing'}); the Hub's own Parquet copy "
+        f"of a dataset is at {PREFIX}{dataset.hub_id.repo_id}@refs/convert/parquet"
+    )
+
+
+def _check_complete(source: str, files: list[str]) -> None:
+    """Refuse a split that the cache holds a part of: the names of its files tell how many there are."""
+    counts = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)\.", file))}
+    if counts and max(counts) > len(files):
+        raise DataError(f"{source}: {len(files)} of its {max(counts)} files are in the cache; go online and run again")
+
+
+def _card(pinned: HubId, found: Resolved) -> dict[str, Any]:
+    """Read the metadata of the dataset's card."""
+    from huggingface_hub import DatasetCard
+
+    if _CARD not in found.files:
+        return {}
+    file = download(pinned, [_CARD], cached=found.note is not None) / _CARD
+    with explained(f"reading the card of {pinned}"):
+        return dict(DatasetCard.load(file, ignore_metadata_errors=True).data.to_dict())
+
+
+def _splits(source: str, dataset: DatasetId, card: dict[str, Any], usable: list[str]) -> dict[str, list[str]]:
+    """Split to its files, of the configuration asked for."""
+    configs = {
+        str(each.get("config_name", "default")): each
+        for each in card.get("configs") or []
+        if isinstance(each, dict) and each.get("data_files")
+    }
+    if not configs:
+        return _by_folder(source, dataset, usable)
+    chosen = dataset.config or _default(configs)
+    if chosen not in configs:
+        what = f"no configuration '{chosen}'" if chosen else "which configuration?"
+        raise DataError(f"{source}: {what} (there are {shorten(configs, 12)}); write :CONFIG/SPLIT after the name")
+    patterns = _patterns(configs[chosen]["data_files"])
+    splits = {split: [file for file in usable if _matches(file, globs)] for split, globs in patterns.items()}
+    return _filled(source, splits)
+
+
+def _default(configs: dict[str, Any]) -> str | None:
+    marked = [name for name, each in configs.items() if each.get("default")]
+    named = [*marked, *(name for name in configs if name == "default"), *(configs if len(configs) == 1 else ())]
+    return named[0] if named else None
+
+
+def _patterns(data_files: Any) -> dict[str, list[str]]:
+    """Read a card's ``data_files``: one pattern, several, or a list of {split, path}."""
+    if isinstance(data_files, list) and all(isinstance(each, dict) for each in data_files):
+        return {str(each.get("split", "train")): _listed(each.get("path")) for each in data_files}
+    return {"train": _listed(data_files)}
+
+
+def _listed(value: Any) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
+
+
+def _matches(file: str, globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(file, glob.replace("**/", "*").removeprefix("./")) for glob in globs)
+
+
+def _by_folder(source: str, dataset: DatasetId, usable: list[str]) -> dict[str, list[str]]:
+    """Read splits off names; where a folder a configuration is kept, within the one asked for."""
+    if dataset.config is not None:
+        inside = [file for file in usable if file.startswith(f"{dataset.config}/")]
+        if not inside:
+            folders = sorted({file.split("/")[0] for file in usable if "/" in file})
+            raise DataError(f"{source}: no configuration '{dataset.config}' (folders: {shorten(folders) or 'none'})")
+        usable = inside
+    splits: dict[str, list[str]] = {}
+    for file in usable:
+        splits.setdefault(_split_in(file), []).append(file)
+    return _filled(source, splits)
+
+
+def _split_in(file: str) -> str:
+    """The split that a path names: ``data/NAME-00000-of-00002.parquet``, or a word such as ``test`` in it."""
+    sharded = _SHARDED.fullmatch(file)
+    parts = [sharded["split"]] if sharded else reversed(PurePosixPath(file).parts)
+    words = [word for part in parts for word in ([part] if sharded else re.split(r"[^a-z]+", part.lower()))]
+    known = {spelling: split for split, spellings in _WORDS.items() for spelling in spellings}
+    spelled = [known[word] for word in words if word in known]
+    return spelled[0] if spelled else sharded["split"] if sharded else "train"
+
+
+def _filled(source: str, splits: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Sort each split's files, and drop splits without any."""
+    filled = {split: sorted(files) for split, files in splits.items() if files}
+    mixed = [split for split, files in filled.items() if len({file.endswith(".tar") for file in files}) > 1]
+    if mixed:
+        raise DataError(f"{source}: split '{mixed[0]}' holds Parquet and tar files; give the files of one kind")
+    if not filled:
+        raise DataError(f"{source}: the files that its card names are not Parquet or tar files")
+    return filled

@@ -1,0 +1,143 @@
+"""Where a source's files lie: on this machine, or on the Hub, read in ranges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from clipmerge.errors import ClipmergeError, DataError, shorten
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfFileSystem
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SHARD = re.compile(r"-\d+-of-\d+$")
+
+
+class Place(Protocol):
+    """Files that can be opened by name."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file for reading anywhere in it."""
+
+    def reading(self, name: str) -> Any:
+        """Turn what goes wrong while a file is read into one line; a context."""
+
+    def called(self, name: str) -> str:
+        """What to call a file in a message."""
+
+
+@dataclass(frozen=True)
+class Local:
+    """Files on this machine; their names are paths."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file."""
+        return Path(name).open("rb")
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Turn an error into a `DataError`."""
+        try:
+            yield
+        except ClipmergeError:
+            raise
+        except Exception as error:  # pyarrow and tarfile have their own for damaged files
+            raise _damaged(name, error) from None
+
+    def called(self, name: str) -> str:
+        """The path."""
+        return name
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Files of a dataset on the Hub, at one commit; only the ranges asked for are downloaded."""
+
+    system: HfFileSystem
+    root: str
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open a file; nothing is read ahead, since the reader knows best what it needs."""
+        file: IO[bytes] = self.system.open(f"{self.root}/{name}", "rb", cache_type="none")
+        return file
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Turn what the client raises into a `HubError`, and a damaged file into a `DataError`."""
+        import pyarrow
+
+        from clipmerge.hub_errors import explained
+
+        with explained(f"reading {self.called(name)}"):
+            try:
+                yield
+            except pyarrow.ArrowException as error:
+                raise _damaged(self.called(name), error) from None
+
+    def called(self, name: str) -> str:
+        """The dataset's address and the file's name."""
+        return f"hf://{self.root}/{name}"
+
+
+def _damaged(name: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:160].rstrip(".") or type(error).__name__
+    kind = "a tar archive" if name.endswith(".tar") else "Parquet"
+    return DataError(f"{name}: cannot be read as {kind} ({reason}); is it whole?")
+
+
+def expand(source: str, suffix: str) -> list[str]:
+    """Find the files that a source names: one file, ``{00..11}`` ranges, or a folder of files.
+
+    Args:
+        source: What the user wrote.
+        suffix: ``.parquet`` or ``.tar``.
+
+    Returns:
+        Paths; empty when the source names none of that kind.
+
+    Raises:
+        DataError: If a file of a range is missing, or a folder holds several splits.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _in_folder(source, path, suffix)
+    if path.suffix != suffix:
+        return []
+    files = expand_ranges(str(path))
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        raise DataError(f"{source}: no such file" + (f": {shorten(missing)}" if len(files) > 1 else ""))
+    return files
+
+
+def expand_ranges(text: str) -> list[str]:
+    """Write out numeric ranges, with the zeros that their first number has.
+
+    Example:
+        >>> expand_ranges("val-{08..10}.tar")
+        ['val-08.tar', 'val-09.tar', 'val-10.tar']
+    """
+    match = _RANGE.search(text)
+    if match is None:
+        return [text]
+    width = len(match[1])
+    numbers = range(int(match[1]), int(match[2]) + 1)
+    return [
+        whole
+        for number in numbers
+        for whole in expand_ranges(f"{text[: match.start()]}{number:0{width}}{text[match.end() :]}")
+    ]
+
+
+def _in_folder(source: str, folder: Path, suffix: str) -> list[str]:
+    files = sorted(file for file in folder.glob(f"*{suffix}") if file.is_file() and not file.name.startswith("."))
+    splits = sorted({_SHARD.sub("", file.stem) for file in files if _SHARD.search(file.stem)})
+    if len(splits) > 1:
+        first = next(file.name for file in files)
+        raise DataError(f"{source}: holds several splits ({shorten(splits)}); give the files of one, such as {first}")
+    return [str(file) for file in files]

@@ -1,0 +1,158 @@
+"""Images in WebDataset tar files: ``KEY.jpg`` beside ``KEY.cls``, ``KEY.json`` or ``KEY.txt``."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import IO
+
+from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
+from clipmerge.images.places import Place
+from clipmerge.images.store import Encoded, Labelled
+
+_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
+_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+_LABELS = ("cls", "json", "txt")
+# more classes than this share of the images look like captions
+_CAPTIONS = 0.5
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Where a file lies in the archive."""
+
+    offset: int
+    size: int
+
+
+@dataclass
+class TarImages:
+    """Images of several archives, read where they lie."""
+
+    place: Place
+    members: list[tuple[str, str, _Member]] = field(repr=False)
+    blocks: tuple[int, ...] = ()
+
+    def read(self, positions: Sequence[int]) -> list[Encoded]:
+        """Read images, each archive opened once."""
+        found: dict[int, Encoded] = {}
+        for archive in sorted({self.members[position][0] for position in positions}):
+            here = [position for position in positions if self.members[position][0] == archive]
+            with self.place.reading(archive), self.place.open(archive) as file:
+                for position in sorted(here):
+                    found[position] = {"bytes": _content(file, self.members[position][2]), "path": None}
+        return [found[position] for position in positions]
+
+    def name(self, position: int) -> str:
+        """Archive and member."""
+        archive, member, _ = self.members[position]
+        return f"{self.place.called(archive)}, {member}"
+
+
+def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns) -> Labelled:
+    """Open tar files as one source: member headers and labels are read, no image.
+
+    Args:
+        source: What the user wrote, for messages.
+        place: Where the archives lie.
+        archives: Their names, sorted.
+        asked: Endings that the user named.
+
+    Returns:
+        The source.
+
+    Raises:
+        DataError: If an archive is damaged, or a sample has no image or no label.
+    """
+    members: list[tuple[str, str, _Member]] = []
+    labels: list[int | str] = []
+    for archive in archives:
+        with place.reading(archive), place.open(archive) as file:
+            for key, endings in _samples(file):
+                where = f"{place.called(archive)}, {key}"
+                image = _image_ending(where, list(endings), asked.image)
+                members.append((archive, f"{key}.{image}", endings[image]))
+                labels.append(_label(where, file, endings, asked.label))
+    if labels and all(isinstance(label, str) and re.fullmatch(r"-?\d+", label) for label in labels):
+        labels = [int(label) for label in labels]
+    indices, classes, named = number_classes(source, labels)
+    notes: tuple[str, ...] = ()
+    if named and len(classes) > max(100, _CAPTIONS * len(labels)):
+        notes = (f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?",)
+    return Labelled(TarImages(place, members), indices, classes, named, notes=notes)
+
+
+def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:
+    """Files that stand together and share a key, as ending to place; archives are walked header by header."""
+    last, endings = "", dict[str, _Member]()
+    with tarfile.open(fileobj=file, mode="r:") as archive:
+        for info in archive:
+            match = _MEMBER.fullmatch(info.name)
+            if not info.isreg() or match is None:
+                continue
+            if match["key"] != last and endings:
+                yield last, endings
+                endings = {}
+            last = match["key"]
+            endings[match["ending"].lower()] = _Member(info.offset_data, info.size)
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the walk takes a header cut short for the end
+            raise EOFError("it ends before its end mark")
+    if endings:
+        yield last, endings
+
+
+def _image_ending(where: str, endings: list[str], asked: str | None) -> str:
+    if asked is not None:
+        if asked.lower() not in endings:
+            hint = did_you_mean(asked, endings)
+            raise DataError(
+                f"{where}: no file ending in .{asked} for --image-column (endings: {shorten(endings)}).{hint}"
+            )
+        return asked.lower()
+    found = [ending for ending in endings if ending.rpartition(".")[2] in _IMAGES]
+    if not found:
+        raise DataError(f"{where}: has no image beside it (endings: {shorten(endings)}); name it with --image-column")
+    if len(found) > 1:
+        raise DataError(f"{where}: several images ({shorten(found)}); name the one you mean with --image-column")
+    return found[0]
+
+
+def _label(where: str, file: IO[bytes], endings: dict[str, _Member], asked: str | None) -> int | str:
+    """Read a sample's label: the text of its ``cls`` or ``txt``, or what its ``json`` says."""
+    ending, _, key = (asked or "").partition(".")
+    candidates = [ending.lower()] if asked else [each for each in _LABELS if each in endings]
+    for candidate in candidates:
+        if candidate not in endings:
+            break
+        text = _content(file, endings[candidate]).decode("utf-8", errors="replace").strip()
+        label = _from_json(where, text, key) if candidate == "json" else text
+        if label is not None and label != "":
+            return label
+    wanted = f".{asked} for --label-column" if asked else ".cls, .json or .txt with a label"
+    raise DataError(f"{where}: has no {wanted} (endings: {shorten(endings)})")
+
+
+def _from_json(where: str, text: str, key: str) -> int | str | None:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where}.json: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        return None
+    names = [key] if key else [name for name in LABEL_NAMES if name in value]
+    label = value.get(names[0]) if names else None
+    return label if isinstance(label, int | str) and not isinstance(label, bool) else None
+
+
+def _content(file: IO[bytes], member: _Member) -> bytes:
+    # the archive is read on where it was: its walk seeks to every header by itself
+    file.seek(member.offset)
+    content = file.read(member.size)
+    if len(content) < member.size:
+        raise EOFError("it ends in the middle of a file")
+    return content
