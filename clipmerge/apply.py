@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from clipmerge.arithmetic import RandomKey, mask_options, merge_tensor
+from clipmerge import plain_chunks
 from clipmerge.checkpoint import Checkpoint, Pair, TensorEntry
-from clipmerge.checkpoint.finite import is_finite, require_finite
-from clipmerge.checkpoint.header import DTYPES
-from clipmerge.errors import CheckpointError, PlanError
+from clipmerge.checkpoint.header import DTYPES, STORED
+from clipmerge.checkpoint.source import Array
+from clipmerge.errors import CheckpointError
 from clipmerge.families import is_counter, is_statistic
 from clipmerge.plan import LayerPlan, Plan
-from clipmerge.plugins import load_plugin
-from clipmerge.tensors import PlanTensors, coefficients_of_run
+from clipmerge.tensors import PlanTensors
 
-#: Elements merged at a time: 2 MB of float32 stay in the cache through the four passes of the arithmetic.
-CHUNK = 1 << 19
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 
 
@@ -35,14 +33,22 @@ class MergedTensor:
         name: Canonical parameter name.
         dtype: safetensors dtype.
         shape: Shape.
-        chunks: Call it for the content: runs of elements in memory order, 1-D.
+        chunks: Call it for the content: runs of elements in memory order, 1-D, as they are stored (bfloat16 as
+            its bits).
     """
 
     key: str
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterator[Tensor]]
+    chunks: Callable[[], Iterator[Array]]
+
+    def tensor(self) -> Tensor:
+        """The whole content as a tensor of its own."""
+        import torch
+
+        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *self.chunks()])
+        return torch.from_numpy(stored).view(getattr(torch, DTYPES[self.dtype][0])).view(self.shape)
 
 
 def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -> list[MergedTensor]:
@@ -57,7 +63,7 @@ def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -
         One entry a tensor, in the zero-shot file's order.
 
     Raises:
-        CheckpointError: While streaming: a NaN or Inf, or an integer tensor that differs.
+        CheckpointError: If integer tensors differ in shape. While streaming: a NaN or Inf, or an integer that differs.
     """
     outputs = []
     for name, key in pair.zeroshot_keys.items():
@@ -95,144 +101,58 @@ def _finetuned_only(pair: Pair, plan: Plan) -> list[MergedTensor]:
         if name not in pair.zeroshot_keys:
             entry = checkpoint.entries[key]
             dtype = _output_dtype(plan, entry)
-            chunks = partial(_lone_chunks, checkpoint, key, name, dtype)
+            if entry.dtype == dtype and plain_chunks.copies([dtype]):
+                chunks = partial(plain_chunks.copying_alone, checkpoint, key, name)
+            else:
+                chunks = partial(_copying_alone_by_torch, checkpoint, key, name, dtype)
             outputs.append(MergedTensor(output_key(pair, name, key), name, dtype, entry.shape, chunks))
     return outputs
 
 
-def _lone_chunks(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Iterator[Tensor]:
-    entry = checkpoint.entries[key]
-    for start, stop in _runs(entry.size):
-        piece = checkpoint.tensor(key, start, stop)
-        if entry.is_float:
-            require_finite(piece, name, checkpoint.source)
-        copied = piece.to(_torch_dtype(dtype))
-        if entry.is_float:
-            _require_fits(copied, name, dtype)
-        yield copied
+def _merging(
+    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
+) -> Callable[[], Iterator[Array]]:
+    dtypes = {dtype, *(entry.dtype for entry in pair.entries(name))}
+    masked = layer.mask is not None and pair.entries(name)[0].size > 1 and not is_statistic(name)
+    if masked or layer.alpha_range or len(dtypes) > 1 or not dtypes <= plain_chunks.COMPUTED:
+        return partial(_merging_by_torch, pair, plan, name, layer, tensors, dtype)
+    return partial(plain_chunks.merging, pair, name, layer.alpha, plan.weights)
+
+
+def _copying(pair: Pair, name: str, dtype: str) -> Callable[[], Iterator[Array]]:
+    entry, *others = pair.entries(name)
+    if is_counter(name):
+        others = []
+    for other in others:  # only `position_ids` may differ up to here: they are not among what pairing compares
+        if other.shape != entry.shape:
+            raise CheckpointError(f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {other.shape}")
+    if entry.dtype == dtype and plain_chunks.copies([dtype, *(other.dtype for other in others)]):
+        return partial(plain_chunks.copying, pair, name)
+    return partial(_copying_by_torch, pair, name, dtype)
+
+
+# torch is imported when a chunk is wanted that needs it, and not before: that alone takes longer than many a merge
+
+
+def _merging_by_torch(
+    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
+) -> Iterator[Array]:
+    from clipmerge.torch_chunks import merging
+
+    return merging(pair, plan, name, layer, tensors, dtype)
+
+
+def _copying_by_torch(pair: Pair, name: str, dtype: str) -> Iterator[Array]:
+    from clipmerge.torch_chunks import copying
+
+    return copying(pair, name, dtype)
+
+
+def _copying_alone_by_torch(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Iterator[Array]:
+    from clipmerge.torch_chunks import copying_alone
+
+    return copying_alone(checkpoint, key, name, dtype)
 
 
 def _output_dtype(plan: Plan, entry: TensorEntry) -> str:
     return entry.dtype if plan.dtype == "keep" or not entry.is_float else _SAFETENSORS_NAME[plan.dtype]
-
-
-def _runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
-    for start in range(0, size, length):
-        yield start, min(start + length, size)
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, DTYPES[name][0])
-    return dtype
-
-
-def _merging(
-    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
-) -> Callable[[], Iterator[Tensor]]:
-    entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
-    size = entry.size
-    learned = tensors.coefficients.get(name) if layer.alpha_range else None
-    masked = layer.mask and size > 1 and not is_statistic(name)
-    inputs = _mask_inputs(plan, name, layer, tensors.scores) if masked else {}
-    if inputs.get("score", inputs) is None:
-        return _unscored(pair, name, layer, dtype)
-
-    def chunks() -> Iterator[Tensor]:
-        # a mask looks at the whole parameter, everything else goes by chunks
-        for start, stop in [(0, None)] if inputs else _runs(size):
-            theta_0 = pair.theta_0(name, start, stop)
-            finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
-            alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
-            if (
-                inputs or isinstance(alpha, Tensor) or alpha in (0, 1)
-            ):  # NaN and Inf would not show in the result, or stop a decomposition
-                _require_finite_inputs(pair, name, theta_0, finetuned)
-            merged = merge_tensor(
-                theta_0,
-                finetuned,
-                alpha=alpha,
-                weights=plan.weights,
-                dtype=_torch_dtype(dtype),
-                **inputs,
-            )
-            if not is_finite(merged):
-                _require_finite_inputs(pair, name, theta_0, finetuned)
-                _require_fits(merged, name, dtype)
-            yield merged.flatten()
-
-    return chunks
-
-
-def _require_finite_inputs(pair: Pair, name: str, theta_0: Tensor, finetuned: list[Tensor]) -> None:
-    require_finite(theta_0, name, pair.zeroshot.source)
-    for checkpoint, theta_1 in zip(pair.finetuned, finetuned, strict=True):
-        require_finite(theta_1, name, checkpoint.source)
-
-
-def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor]) -> dict[str, Any]:
-    mask = str(layer.mask)
-    options = {**layer.mask_options, **layer.parameters.get(name, {})}
-    inputs = {"mask": mask, **mask_options(mask, layer.density, options), "key": RandomKey(plan.seed, name)}
-    if "score" in inspect.signature(load_plugin("masks", mask)).parameters:
-        inputs["score"] = scores.get(name)
-    return inputs
-
-
-def _unscored(pair: Pair, name: str, layer: LayerPlan, dtype: str) -> Callable[[], Iterator[Tensor]]:
-    """A parameter that fine-tuning left alone has no score and needs none; any other is an edited plan's mistake."""
-
-    def chunks() -> Iterator[Tensor]:
-        if not torch.equal(pair.theta_0(name), pair.theta_1(name)):
-            raise PlanError(
-                f"layer '{pair.layer_of[name]}' has the mask '{layer.mask}', and the plan holds no scores for {name}; "
-                "use 'magnitude' there, or plan again"
-            )
-        yield from _copying(pair, name, dtype)()
-
-    return chunks
-
-
-def _copying(pair: Pair, name: str, dtype: str) -> Callable[[], Iterator[Tensor]]:
-    entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
-
-    def chunks() -> Iterator[Tensor]:
-        for start, stop in _runs(entry.size):
-            theta_0 = pair.theta_0(name, start, stop)
-            if entry.is_float:
-                require_finite(theta_0, name, pair.zeroshot.source)
-            for which, keys in enumerate(pair.finetuned_keys):
-                if name in keys and not is_counter(name):
-                    _check_same_shape(pair, name, which)
-                    theta_1 = pair.theta_1(name, start, stop, which=which)
-                    _check_other(theta_0, theta_1, name, pair.finetuned[which].source)
-            copied = theta_0.to(_torch_dtype(dtype))
-            if entry.is_float:
-                _require_fits(copied, name, dtype)
-            yield copied
-
-    return chunks
-
-
-def _check_same_shape(pair: Pair, name: str, which: int) -> None:
-    """Only `position_ids` may differ up to here: they are not among what pairing compares."""
-    ours = pair.zeroshot.entries[pair.zeroshot_keys[name]].shape
-    theirs = pair.finetuned[which].entries[pair.finetuned_keys[which][name]].shape
-    if ours != theirs:
-        raise CheckpointError(f"tensor {name} differs in shape: zeroshot {ours}, finetuned {theirs}")
-
-
-def _check_other(theta_0: Tensor, theta_1: Tensor, name: str, source: str) -> None:
-    if theta_0.is_floating_point() and theta_1.is_floating_point():
-        require_finite(theta_1, name, source)
-    elif not torch.equal(theta_0.double(), theta_1.double()):
-        raise CheckpointError(
-            f"{source}: integer tensor {name} differs from the zero-shot one, and integers cannot be averaged; "
-            "use the base that was fine-tuned"
-        )
-
-
-def _require_fits(merged: Tensor, name: str, dtype: str) -> None:
-    if not is_finite(merged):
-        raise CheckpointError(
-            f"tensor {name} overflows {DTYPES[dtype][0]} when merged; use --dtype float32, or an alpha in [0, 1]"
-        )

@@ -1,8 +1,4 @@
-"""The only merge arithmetic, and how masks select.
-
-Every operation is one that IEEE 754 rounds correctly (subtract, multiply, add, one at a time), so the same
-inputs give the same bytes for any number of threads, any chunking and any CPU.
-"""
+"""The merge of one tensor, and how masks select. The formula itself is in `formula`."""
 
 from __future__ import annotations
 
@@ -18,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipmerge.formula import copied_input, weighted_change
 from clipmerge.plugins import check_options, load_plugin
 
 _DRAWS = 1 << 20
@@ -82,10 +79,11 @@ def merge_tensor(
             raise ValueError(f"shapes differ: {tuple(theta_0.shape)} and {tuple(each.shape)}")
     dtype = dtype or theta_0.dtype
     masked = mask is not None and theta_0.numel() > 1
-    copied = None if masked else _copied(theta_0, finetuned, alpha, weights)
+    copied: Tensor | None = None if masked else copied_input(theta_0, finetuned, alpha, weights)
     if copied is not None:
         return copied.to(dtype)
-    base, change = _change(theta_0, finetuned, alpha, weights)
+    base, *wide = _widened([theta_0, *finetuned])
+    change: Tensor = weighted_change(base, wide, alpha=alpha, weights=weights)
     if masked:
         change = apply_mask(str(mask), change, base, mask_inputs)
         # an entry that is not kept is zero-shot's bit for bit, negative zero included
@@ -99,30 +97,10 @@ def merge_tensor(
     return merged.to(dtype)
 
 
-def _copied(theta_0: Tensor, finetuned: list[Tensor], alpha: float | Tensor, weights: Sequence[float]) -> Tensor | None:
-    """The input that the merge equals bit for bit, if there is one."""
-    if isinstance(alpha, Tensor):
-        return None
-    factors = [(each, weight) for each, weight in zip(finetuned, weights, strict=True) if weight != 0]
-    if alpha == 0 or not factors:
-        return theta_0
-    if alpha == 1 and [weight for _, weight in factors] == [1.0]:
-        return factors[0][0]
-    return None
-
-
-def _change(
-    theta_0: Tensor, finetuned: list[Tensor], alpha: float | Tensor, weights: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """theta_0 and the weighted sum of task vectors, both in the arithmetic's dtype; the second may be written."""
-    wide = torch.float64 if torch.float64 in {theta_0.dtype, *(each.dtype for each in finetuned)} else torch.float32
-    base = theta_0.to(wide)
-    change = torch.sub(finetuned[0].to(wide), base)
-    if weights[0] != 1:
-        change.mul_(weights[0])
-    for each, weight in zip(finetuned[1:], weights[1:], strict=True):
-        change.add_(torch.sub(each.to(wide), base).mul_(weight))
-    return base, change.mul_(alpha)
+def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Give tensors the arithmetic's dtype: float64 if any is, else float32."""
+    wide = torch.float64 if any(each.dtype == torch.float64 for each in tensors) else torch.float32
+    return [each.to(wide) for each in tensors]
 
 
 def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any]) -> Tensor:

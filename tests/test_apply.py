@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge import apply as apply_module
+from clipmerge import plain_chunks
 from clipmerge.apply import merged_tensors
 from clipmerge.arithmetic import RandomKey, merge_tensor
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
@@ -46,8 +46,7 @@ def plan_for(pair: Pair, layer: LayerPlan | None = None, **options: Any) -> Plan
 def stream(pair: Pair, plan: Plan, scores: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     merged = {}
     for each in merged_tensors(pair, plan, PlanTensors(scores or {})):
-        chunks = list(each.chunks())
-        merged[each.key] = torch.cat(chunks).view(each.shape) if chunks else torch.empty(each.shape)
+        merged[each.key] = each.tensor()
     return merged
 
 
@@ -68,7 +67,7 @@ def test_chunks_never_show(pair: Folders, mask: str | None, monkeypatch: pytest.
     opened_pair = opened(pair)
     layer = LayerPlan(alpha=0.3, mask=mask, density=0.5 if mask in ("magnitude", "random", "weights-random") else 1)
     whole = stream(opened_pair, plan_for(opened_pair, layer))
-    monkeypatch.setattr(apply_module._runs, "__defaults__", (17,))
+    monkeypatch.setattr(plain_chunks.runs, "__defaults__", (17,))
     for name, tensor in stream(opened_pair, plan_for(opened_pair, layer)).items():
         assert torch.equal(tensor, whole[name])
 
@@ -122,7 +121,7 @@ LAYERS = {
 def test_nan_and_inf_are_found_and_named(
     copies: Folders, monkeypatch: pytest.MonkeyPatch, layer: str, value: str, which: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(apply_module._runs, "__defaults__", (100,))
+    monkeypatch.setattr(plain_chunks.runs, "__defaults__", (100,))
     tensors = [load_file(folder / "model.safetensors")[FC1].to(dtype) for folder in copies]
     tensors[which].view(-1)[1234] = float(value)
     for folder, tensor in zip(copies, tensors, strict=True):

@@ -39,7 +39,7 @@ def merged(task: Task, decision: Decision) -> dict[str, torch.Tensor]:
     finetuned = (record,) * len(task.pair.finetuned)
     plan = Plan(recipe={}, zeroshot=record, finetuned=finetuned, weights=decision.weights, layers=decision.layers)
     plan = plan.checked(task.layers)
-    return {t.key: torch.cat(list(t.chunks())).view(t.shape) for t in merged_tensors(task.pair, plan)}
+    return {t.key: t.tensor() for t in merged_tensors(task.pair, plan)}
 
 
 def test_every_method_that_needs_no_data_names_every_layer(task: Task) -> None:

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipmerge import apply as apply_module
-from clipmerge import pipeline
+from clipmerge import pipeline, plain_chunks
 from clipmerge.card import model_card
 from clipmerge.checkpoint.source import sha256_of
 from clipmerge.decision import Decision, Task
@@ -85,7 +84,7 @@ def test_the_merge_is_the_formula_entry_by_entry(
             assert float(merged[name][index]) == slow_entry(*values), (name, index)
             checked += 1
     assert checked > 2000
-    monkeypatch.setattr(apply_module._runs, "__defaults__", (17,))
+    monkeypatch.setattr(plain_chunks.runs, "__defaults__", (17,))
     write_merge(run, tmp_path / "chunks")
     again = load_file(tmp_path / "chunks" / "model.safetensors")
     assert all(torch.equal(tensor, again[name]) for name, tensor in merged.items())

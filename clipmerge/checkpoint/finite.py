@@ -1,34 +1,38 @@
-"""NaN and Inf in weights: found, and refused by name."""
+"""NaN and Inf in weights: found, and refused by name. For numpy's arrays and torch's tensors alike."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import Any
+
+import numpy as np
 
 from clipmerge.errors import CheckpointError
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or Inf; an empty tensor is finite.
+def is_finite(values: Any) -> bool:
+    """Whether no entry is NaN or Inf; nothing at all is finite.
 
     Args:
-        tensor: Any shape, any float dtype.
+        values: An array or a tensor of any shape and float dtype.
     """
-    # NaN and Inf survive a sum, the cheapest pass there is; finite entries whose sum overflows are looked at one by one
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    with np.errstate(all="ignore"):
+        # NaN and Inf survive a sum, the cheapest pass there is; finite entries whose sum overflows are looked at one by
+        # one: only NaN and Inf differ from themselves by something other than zero
+        return math.isfinite(float(values.sum())) or bool((values - values == 0).all())
 
 
-def require_finite(tensor: Tensor, name: str, source: str) -> None:
+def require_finite(values: Any, name: str, source: str) -> None:
     """Refuse a parameter that holds NaN or Inf.
 
     Args:
-        tensor: The parameter or a run of it.
+        values: The parameter or a run of it, an array or a tensor.
         name: Its name, for the message.
         source: Where it came from.
 
     Raises:
         CheckpointError: If an entry is not finite.
     """
-    if not is_finite(tensor):
-        kind = "NaN" if bool(torch.isnan(tensor).any()) else "Inf"
+    if not is_finite(values):
+        kind = "NaN" if bool((values != values).any()) else "Inf"
         raise CheckpointError(f"{source}: tensor {name} holds {kind}; the checkpoint is broken, merge an earlier one")

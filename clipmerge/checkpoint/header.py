@@ -30,6 +30,8 @@ DTYPES: dict[str, tuple[str, int]] = {
     "BOOL": ("bool", 1),
 }
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
+#: safetensors dtype -> numpy dtype of the stored bytes; numpy has no bfloat16, whose bits are kept as they are
+STORED: dict[str, str] = {name: {"BF16": "uint16"}.get(name, torch_name) for name, (torch_name, _) in DTYPES.items()}
 
 _LFS_POINTER = b"version https://git-lfs"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

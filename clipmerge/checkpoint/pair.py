@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipmerge.checkpoint.header import DTYPES
-from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.checkpoint.header import DTYPES, TensorEntry
+from clipmerge.checkpoint.source import Array, Checkpoint
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family, family_of, is_buffer, is_counter, known_keys, tower_of
 
@@ -83,6 +83,24 @@ class Pair:
     def theta_1(self, name: str, start: int = 0, stop: int | None = None, *, which: int = 0) -> Tensor:
         """Map a fine-tuned parameter; see `Checkpoint.tensor`."""
         return self.finetuned[which].tensor(self.finetuned_keys[which][name], start, stop)
+
+    def entries(self, name: str) -> list[TensorEntry]:
+        """Where a tensor lies: in the zero-shot checkpoint, then in the fine-tuned ones that have it."""
+        return [checkpoint.entries[key] for checkpoint, key in self._holders(name)]
+
+    def arrays(self, name: str, start: int, stop: int) -> tuple[Array, list[Array]]:
+        """Map a run of a tensor's elements: zero-shot, and of the fine-tuned that have it; see `Checkpoint.array`."""
+        theta_0, *finetuned = (checkpoint.array(key, start, stop) for checkpoint, key in self._holders(name))
+        return theta_0, finetuned
+
+    def release(self, name: str) -> None:
+        """Let go of a tensor's mapped pages in every checkpoint; see `Checkpoint.release`."""
+        for checkpoint, key in self._holders(name):
+            checkpoint.release(key)
+
+    def _holders(self, name: str) -> list[tuple[Checkpoint, str]]:
+        everyone = zip((self.zeroshot, *self.finetuned), (self.zeroshot_keys, *self.finetuned_keys), strict=True)
+        return [(checkpoint, keys[name]) for checkpoint, keys in everyone if name in keys]
 
 
 def pair_checkpoints(

@@ -12,16 +12,20 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.checkpoint.header import DTYPES, TensorEntry, read_header, refuse_pickle, unique_keys
+import numpy as np
+
+from clipmerge.checkpoint.header import DTYPES, STORED, TensorEntry, read_header, refuse_pickle, unique_keys
 from clipmerge.errors import CheckpointError, shorten
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Array = np.ndarray[Any, Any]
+
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# bytes hashed between two breaks; a multiple of every page size
-_PIECE = 16 << 20
+# bytes read and hashed at a time
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,27 @@ class Checkpoint:
     note: str | None = None
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
 
+    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
+        """Map a run of one tensor's elements as they are stored, without copying and without torch.
+
+        Args:
+            key: Key in the file.
+            start: First element, in memory order.
+            stop: One past the last element; ``None`` for the end.
+
+        Returns:
+            1-D; bfloat16 as its bits, uint16. It is a view of the file, and read-only.
+        """
+        entry = self.entries[key]
+        dtype = np.dtype(STORED[entry.dtype])
+        stop = entry.size if stop is None else stop
+        if stop <= start:
+            return np.empty(0, dtype)
+        offset = entry.begin + start * dtype.itemsize
+        view = np.frombuffer(self._map(entry.file), dtype, count=stop - start, offset=offset)
+        # a header that is not padded leaves tensors unaligned
+        return view if view.flags.aligned else view.copy()
+
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Map one tensor, or a run of its elements, without copying.
 
@@ -63,21 +88,22 @@ class Checkpoint:
         import torch
 
         entry = self.entries[key]
-        dtype_name, width = DTYPES[entry.dtype]
-        dtype = getattr(torch, dtype_name)
-        whole = start == 0 and stop is None
-        stop = entry.size if stop is None else stop
-        if stop <= start:
-            return torch.empty(entry.shape if whole else 0, dtype=dtype)
-        offset = entry.begin + start * width
-        buffer = self._map(entry.file)
         with warnings.catch_warnings():  # the map is read-only, and so is every use of the view
             warnings.filterwarnings("ignore", message=".*not writable.*")
-            if offset % width:  # a header that is not padded leaves tensors unaligned
-                view = torch.frombuffer(bytearray(buffer[offset : offset + (stop - start) * width]), dtype=dtype)
-            else:
-                view = torch.frombuffer(buffer, dtype=dtype, count=stop - start, offset=offset)
-        return view.view(entry.shape) if whole else view
+            view = torch.from_numpy(self.array(key, start, stop)).view(getattr(torch, DTYPES[entry.dtype][0]))
+        return view.view(entry.shape) if start == 0 and stop is None else view
+
+    def release(self, key: str) -> None:
+        """Let go of a tensor's mapped pages; whoever reads it again gets them back from the system.
+
+        Args:
+            key: Key in the file.
+        """
+        entry = self.entries[key]
+        begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = entry.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
+        if length > 0 and entry.file in self._maps and hasattr(mmap, "MADV_DONTNEED"):  # absent on Windows
+            self._maps[entry.file].madvise(mmap.MADV_DONTNEED, begin, length)
 
     def _map(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
@@ -102,23 +128,17 @@ class Checkpoint:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash one file; a large one straight from its mapped pages, which are given back on the way.
+    """Hash one file, through a buffer that stays in the processor's cache: measured faster than its mapped pages.
 
     Returns:
         Hex digest.
     """
-    with path.open("rb") as file:
-        if path.stat().st_size < _PIECE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as pages, memoryview(pages) as content:
-            for start in range(0, len(content), _PIECE):
-                piece = content[start : start + _PIECE]
-                digest.update(piece)
-                if hasattr(mmap, "MADV_DONTNEED"):  # absent on Windows
-                    pages.madvise(mmap.MADV_DONTNEED, start, len(piece))
-                piece.release()
-        return digest.hexdigest()
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_PIECE))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
 
 
 def open_checkpoint(source: str) -> Checkpoint:

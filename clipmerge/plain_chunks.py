@@ -1,0 +1,134 @@
+"""Chunks of the output that need no torch: straight merges in the files' own float32 or float64, and copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from clipmerge.checkpoint import Checkpoint, Pair
+from clipmerge.checkpoint.finite import is_finite, require_finite
+from clipmerge.checkpoint.source import Array
+from clipmerge.errors import CheckpointError
+from clipmerge.families import is_counter
+from clipmerge.formula import Values, copied_input, weighted_change
+
+#: Elements merged at a time: 2 MB of float32 stay in the cache through the passes of the arithmetic.
+CHUNK = 1 << 19
+#: What numpy computes with as fast as torch; rounding to half precision it does several times slower.
+COMPUTED = frozenset({"F32", "F64"})
+_COPIED = COMPUTED | {"I64", "I32", "I16", "I8", "U8", "BOOL"}
+
+
+def runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """Cut a tensor of a size into runs of elements, each given by its start and stop."""
+    for start in range(0, size, length):
+        yield start, min(start + length, size)
+
+
+def copies(dtypes: Sequence[str]) -> bool:
+    """Whether tensors of these dtypes, the output's among them, can be copied and compared here."""
+    return all(dtype in _COPIED for dtype in dtypes)
+
+
+def merging(pair: Pair, name: str, alpha: float, weights: Sequence[float]) -> Iterator[Array]:
+    """Merge a parameter that every checkpoint and the output have in one dtype of `COMPUTED`, without a mask.
+
+    Args:
+        pair: The checkpoints.
+        name: Canonical parameter name.
+        alpha: Mixing coefficient, no unit.
+        weights: Factor of each fine-tuned checkpoint.
+
+    Yields:
+        Runs of merged elements in memory order, 1-D.
+
+    Raises:
+        CheckpointError: If an input holds NaN or Inf, or the merge overflows.
+    """
+    for start, stop in runs(pair.zeroshot.entries[pair.zeroshot_keys[name]].size):
+        theta_0, finetuned = pair.arrays(name, start, stop)
+        merged = copied_input(theta_0, finetuned, alpha, weights)
+        if merged is not None:  # NaN and Inf of the other inputs would not show in it
+            require_finite_inputs(pair, name, theta_0, finetuned)
+        else:
+            with np.errstate(all="ignore"):
+                merged = weighted_change(theta_0, finetuned, alpha=alpha, weights=weights)
+                merged += theta_0
+            if not is_finite(merged):
+                require_finite_inputs(pair, name, theta_0, finetuned)
+                raise overflow(name, merged.dtype.name)
+        yield merged
+    pair.release(name)
+
+
+def copying(pair: Pair, name: str) -> Iterator[Array]:
+    """Copy a zero-shot tensor in its own dtype, and look at what the other checkpoints have in its place.
+
+    Args:
+        pair: The checkpoints.
+        name: Canonical name.
+
+    Yields:
+        Runs of elements in memory order, 1-D.
+
+    Raises:
+        CheckpointError: If a float holds NaN or Inf, or an integer differs.
+    """
+    # counters differ, and say nothing about the model
+    holders = (
+        [] if is_counter(name) else [c for c, k in zip(pair.finetuned, pair.finetuned_keys, strict=True) if name in k]
+    )
+    for start, stop in runs(pair.zeroshot.entries[pair.zeroshot_keys[name]].size):
+        theta_0, finetuned = pair.arrays(name, start, stop)
+        if theta_0.dtype.kind == "f":
+            require_finite(theta_0, name, pair.zeroshot.source)
+        for checkpoint, theta_1 in zip(holders, finetuned if holders else [], strict=True):
+            if theta_0.dtype.kind == theta_1.dtype.kind == "f":
+                require_finite(theta_1, name, checkpoint.source)
+            elif not np.array_equal(theta_0, theta_1):
+                raise integers_differ(name, checkpoint.source)
+        yield theta_0
+    pair.release(name)
+
+
+def copying_alone(checkpoint: Checkpoint, key: str, name: str) -> Iterator[Array]:
+    """Copy a tensor that only one checkpoint has, in its own dtype.
+
+    Args:
+        checkpoint: Who has it.
+        key: Its key there.
+        name: Canonical name.
+
+    Yields:
+        Runs of elements in memory order, 1-D.
+
+    Raises:
+        CheckpointError: If a float holds NaN or Inf.
+    """
+    for start, stop in runs(checkpoint.entries[key].size):
+        piece = checkpoint.array(key, start, stop)
+        if piece.dtype.kind == "f":
+            require_finite(piece, name, checkpoint.source)
+        yield piece
+    checkpoint.release(key)
+
+
+def require_finite_inputs(pair: Pair, name: str, theta_0: Values, finetuned: Sequence[Values]) -> None:
+    """Refuse a parameter that holds NaN or Inf in one of the checkpoints, by name."""
+    require_finite(theta_0, name, pair.zeroshot.source)
+    for checkpoint, theta_1 in zip(pair.finetuned, finetuned, strict=True):
+        require_finite(theta_1, name, checkpoint.source)
+
+
+def overflow(name: str, dtype: str) -> CheckpointError:
+    """Say that a merge does not fit its dtype."""
+    return CheckpointError(f"tensor {name} overflows {dtype} when merged; use --dtype float32, or an alpha in [0, 1]")
+
+
+def integers_differ(name: str, source: str) -> CheckpointError:
+    """Say that an integer tensor cannot be merged."""
+    return CheckpointError(
+        f"{source}: integer tensor {name} differs from the zero-shot one, and integers cannot be averaged; "
+        "use the base that was fine-tuned"
+    )
