@@ -83,9 +83,7 @@ def merged(task: Task, decision: Decision) -> State:
     record = SourceRecord(source="x", files={})
     finetuned = (record,) * len(task.pair.finetuned)
     plan = Plan(recipe={}, zeroshot=record, finetuned=finetuned, weights=decision.weights, layers=decision.layers)
-    return {
-        t.name: torch.cat(list(t.chunks())).view(t.shape) for t in merged_tensors(task.pair, plan.checked(task.layers))
-    }
+    return {t.name: t.tensor() for t in merged_tensors(task.pair, plan.checked(task.layers))}
 
 
 def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
