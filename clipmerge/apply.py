@@ -80,6 +80,21 @@ def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -
     return outputs + _finetuned_only(pair, plan)
 
 
+def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
+    """List the tensors of one checkpoint as they are, each with its content on demand.
+
+    Args:
+        checkpoint: Opened.
+
+    Returns:
+        One entry a tensor; while streaming, NaN and Inf are refused by name.
+    """
+    return [
+        MergedTensor(key, key, entry.dtype, entry.shape, _alone(checkpoint, key, key, entry.dtype))
+        for key, entry in checkpoint.entries.items()
+    ]
+
+
 def output_key(pair: Pair, name: str, key: str) -> str:
     """Spell a name as transformers does; a lone tower saved bare stays bare, a wrapper's prefix always goes.
 
@@ -101,12 +116,15 @@ def _finetuned_only(pair: Pair, plan: Plan) -> list[MergedTensor]:
         if name not in pair.zeroshot_keys:
             entry = checkpoint.entries[key]
             dtype = _output_dtype(plan, entry)
-            if entry.dtype == dtype and plain_chunks.copies([dtype]):
-                chunks = partial(plain_chunks.copying_alone, checkpoint, key, name)
-            else:
-                chunks = partial(_copying_alone_by_torch, checkpoint, key, name, dtype)
+            chunks = _alone(checkpoint, key, name, dtype)
             outputs.append(MergedTensor(output_key(pair, name, key), name, dtype, entry.shape, chunks))
     return outputs
+
+
+def _alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Callable[[], Iterator[Array]]:
+    if checkpoint.entries[key].dtype == dtype and plain_chunks.copies([dtype]):
+        return partial(plain_chunks.copying_alone, checkpoint, key, name)
+    return partial(_copying_alone_by_torch, checkpoint, key, name, dtype)
 
 
 def _merging(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from clipmerge.cli_convert import convert_command
 from clipmerge.cli_output import check_push, publish, push_command, report_command
 from clipmerge.cli_recipes import recipes_app
 from clipmerge.cli_sweep import sweep_command
@@ -344,6 +345,7 @@ def demo(
 
 
 app.command("sweep")(sweep_command)
+app.command("convert")(convert_command)
 app.command("push")(push_command)
 app.command("report")(report_command)
 app.add_typer(recipes_app, name="recipes")

@@ -31,6 +31,7 @@ _DTYPE_RANK = {
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 _NOT_SIDE = (
     "clipmerge.json",
+    "conversion.json",
     "trainer_state.json",
     "all_results.json",
     "train_results.json",
@@ -44,15 +45,21 @@ _FLUSH_BYTES = 256 << 20
 
 
 def write_weights(
-    folder: Path, tensors: list[MergedTensor], layout: dict[str, str] | None, advance: Callable[[int], None]
+    folder: Path,
+    tensors: list[MergedTensor],
+    layout: dict[str, str] | None,
+    advance: Callable[[int], None],
+    *,
+    single: str = WEIGHTS,
 ) -> dict[str, str]:
     """Write the merged tensors as safetensors, one file or shards with their index.
 
     Args:
         folder: Where to.
         tensors: The tensors; their content is pulled chunk by chunk.
-        layout: Key to shard name; ``None`` for one ``model.safetensors``.
+        layout: Key to shard name; ``None`` for one file.
         advance: Called with the number of bytes written, for progress.
+        single: That one file's name.
 
     Returns:
         File name to sha256.
@@ -61,10 +68,10 @@ def write_weights(
         CheckpointError: If an input turns out broken while it is read.
     """
     files: dict[str, list[MergedTensor]] = {}
-    first = next(iter(layout.values())) if layout else WEIGHTS
+    first = next(iter(layout.values())) if layout else single
     for tensor in tensors:
-        files.setdefault(layout.get(tensor.key, first) if layout else WEIGHTS, []).append(tensor)
-    hashes = {name: _write_file(folder / name, files[name], advance) for name in sorted(files)}
+    for tensor in tensors:
+        files.setdefault(layout.get(tensor.key, first) if layout else first, []).append(tensor)
     if layout:
         hashes[INDEX] = _write_index(folder / INDEX, files)
     return hashes

@@ -177,8 +177,8 @@ def test_a_folder_of_pickles_says_how_to_convert(tmp_path: Path) -> None:
 
 def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path, r"no model\.safetensors in this folder; is it the folder that save_pretrained wrote\?")
-    save_file({"a": torch.zeros(1)}, tmp_path / "open_clip_model.safetensors")
-    refused(tmp_path, r"has no model\.safetensors but open_clip_model\.safetensors; give the file you mean")
+    save_file({"a": torch.zeros(1)}, tmp_path / "ema.safetensors")
+    refused(tmp_path, r"has no model\.safetensors but ema\.safetensors; give the file you mean")
     (tmp_path / "adapter_config.json").write_text("{}")
     refused(tmp_path, "is a peft adapter.*merge_and_unload")
 

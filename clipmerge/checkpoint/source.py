@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.checkpoint.header import DTYPES, STORED, TensorEntry, read_header, refuse_pickle, unique_keys
+from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, shorten
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ Array = np.ndarray[Any, Any]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: OpenCLIP's name for its weights, the one that is written; and an older one.
+OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 # bytes read and hashed at a time
 _PIECE = 1 << 20
 
@@ -38,7 +43,8 @@ class Checkpoint:
         folder: Folder with the side files (config, processor, tokenizer).
         files: Weight files; several when sharded.
         entries: Key in the file to where the tensor lies.
-        config: The parsed ``config.json``; ``None`` when a bare file stands without one.
+        config: The parsed ``config.json``, or ``open_clip_config.json`` for weights in OpenCLIP's layout; ``None``
+            when a bare file stands without one.
         note: Something the user should know about where the weights came from, such as an offline copy.
     """
 
@@ -185,6 +191,9 @@ def _open_folder(source: str, folder: Path, *, revision: str | None = None, note
         return _open_index(source, index, revision=revision, note=note)
     if weights.exists():
         return _open_single(source, weights, revision=revision, note=note)
+    for name in OPEN_CLIP_WEIGHTS:
+        if (folder / name).exists():
+            return _open_single(source, folder / name, revision=revision, note=note)
     raise _no_weights(source, folder)
 
 
@@ -218,7 +227,7 @@ def _open_single(source: str, file: Path, *, revision: str | None = None, note: 
     entries, _ = read_header(file)
     if not entries:
         raise CheckpointError(f"{file}: holds no tensors")
-    return Checkpoint(source, revision, file.parent, (file,), entries, _config(file.parent), note=note)
+    return Checkpoint(source, revision, file.parent, (file,), entries, _config(file.parent, entries), note=note)
 
 
 def _open_index(source: str, index: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
@@ -235,7 +244,9 @@ def _open_index(source: str, index: Path, *, revision: str | None = None, note: 
             raise CheckpointError(f"{index}: key '{min(twice)}' stands in two shards, the second is {file.name}")
         entries.update(found)
     _check_index(index, weight_map, entries)
-    return Checkpoint(source, revision, index.parent, files, entries, _config(index.parent), sharded=True, note=note)
+    return Checkpoint(
+        source, revision, index.parent, files, entries, _config(index.parent, entries), sharded=True, note=note
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -259,8 +270,9 @@ def _check_index(index: Path, weight_map: dict[str, str], entries: dict[str, Ten
         raise CheckpointError(f"{index}: {len(extra)} keys of the shards are not in the index: {shorten(extra)}")
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
-    path = folder / "config.json"
+def _config(folder: Path, keys: Iterable[str]) -> dict[str, Any] | None:
+    """What describes the weights: folders on the Hub may hold both layouts and both configurations."""
+    path = folder / (OPEN_CLIP_CONFIG if layout_of(keys) == "open-clip" else "config.json")
     return _read_json(path) if path.is_file() else None
 
 

@@ -1,0 +1,197 @@
+"""A checkpoint in the other library's layout: names and shapes at once, each tensor formed when it is asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from clipmerge.checkpoint.header import DTYPES, TensorEntry
+from clipmerge.checkpoint.source import Array, Checkpoint
+from clipmerge.conversion import (
+    Layout,
+    Match,
+    check_shapes,
+    is_buffer,
+    layout_of,
+    match_keys,
+    open_clip_config,
+    transformers_config,
+)
+from clipmerge.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class _Formed:
+    """How a tensor is formed: from which of the file's, and a function for a run of its elements."""
+
+    keys: tuple[str, ...]
+    run: Callable[[int, int], Array]
+
+
+@dataclass(frozen=True)
+class ConvertedCheckpoint(Checkpoint):
+    """A checkpoint seen in the other layout; reads from its files, holds no tensor.
+
+    Attributes:
+        original: The checkpoint as it is.
+        forms: Key to how it is formed.
+    """
+
+    original: Checkpoint | None = None
+    forms: dict[str, _Formed] = field(default_factory=dict, repr=False, compare=False)
+
+    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
+        """Form a run of one tensor's elements; see `Checkpoint.array`."""
+        return self.forms[key].run(start, self.entries[key].size if stop is None else stop)
+
+    def release(self, key: str) -> None:
+        """Let go of the mapped pages a tensor was formed from."""
+        for each in self.forms[key].keys:
+            if self.original is not None:
+                self.original.release(each)
+
+
+def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
+    """Show a plain ViT CLIP in the other library's layout; no weight is read.
+
+    Args:
+        checkpoint: Opened, in either layout.
+        to: The layout wanted.
+        text_prefix: ``text.`` for an OpenCLIP layout that keeps its text tower apart (``CustomTextCLIP``).
+
+    Returns:
+        The same source, revision and files under the other names; itself when it has that layout already.
+
+    Raises:
+        CheckpointError: If a tensor or a setting has no counterpart, or config and weights contradict each other.
+    """
+    plain = {key.removeprefix("module."): key for key in checkpoint.entries}
+    layout = layout_of(plain)
+    if layout == to:
+        return checkpoint
+    try:
+        prefix = text_prefix if to == "open-clip" else "text." if "text.ln_final.weight" in plain else ""
+        matches = match_keys(plain, layout, text_prefix=prefix)
+        config = _convert_config(checkpoint, to, prefix)
+        entries: dict[str, TensorEntry] = {}
+        forms: dict[str, _Formed] = {}
+        build = _unstack if to == "transformers" else _stack
+        for match in matches:
+            build(checkpoint, plain, match, entries, forms)
+        _check_config(checkpoint.config if to == "open-clip" else config, plain, checkpoint, entries, to)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.source}: {error}") from None
+    values = {name: getattr(checkpoint, name) for name in ("source", "revision", "folder", "files", "note")}
+    return ConvertedCheckpoint(**values, entries=entries, config=config, original=checkpoint, forms=forms)
+
+
+def _convert_config(checkpoint: Checkpoint, to: Layout, prefix: str) -> dict[str, Any] | None:
+    if checkpoint.config is None:
+        return None
+    if to == "transformers":
+        return transformers_config(checkpoint.config.get("model_cfg", checkpoint.config))
+    model_cfg = open_clip_config(checkpoint.config)
+    return {"model_cfg": model_cfg | ({"custom_text": True} if prefix else {})}
+
+
+def _check_config(
+    config: dict[str, Any] | None,
+    plain: dict[str, str],
+    checkpoint: Checkpoint,
+    entries: dict[str, TensorEntry],
+    to: Layout,
+) -> None:
+    """Compare configuration and weights in transformers' layout, whichever of the two sides that is."""
+    if config is None:
+        return
+    if to == "open-clip":
+        entries = {name: checkpoint.entries[key] for name, key in plain.items() if not is_buffer(name)}
+    check_shapes(config, {name: () if name == "logit_scale" else entry.shape for name, entry in entries.items()})
+
+
+def _unstack(
+    checkpoint: Checkpoint,
+    plain: dict[str, str],
+    match: Match,
+    entries: dict[str, TensorEntry],
+    forms: dict[str, _Formed],
+) -> None:
+    """Enter what one OpenCLIP tensor is in transformers' layout."""
+    key = plain[match.open_clip]
+    entry = checkpoint.entries[key]
+    if len(match.transformers) == 1:
+        (name,) = match.transformers
+        entries[name], forms[name] = _lone(checkpoint, key, match, scalar=name == "logit_scale")
+        return
+    parts = len(match.transformers)
+    if not entry.shape or entry.shape[0] % parts:
+        raise CheckpointError(f"{match.open_clip} has shape {entry.shape}, which is no stack of query, key and value")
+    shape = (entry.shape[0] // parts, *entry.shape[1:])
+    for place, name in enumerate(match.transformers):
+        entries[name] = _entry(entry, shape)
+        forms[name] = _Formed((key,), partial(_run_at, checkpoint, key, place * entries[name].size))
+
+
+def _stack(
+    checkpoint: Checkpoint,
+    plain: dict[str, str],
+    match: Match,
+    entries: dict[str, TensorEntry],
+    forms: dict[str, _Formed],
+) -> None:
+    """Enter the OpenCLIP tensor that one or three tensors of transformers' layout are."""
+    name = match.open_clip
+    keys = [plain[each] for each in match.transformers]
+    if len(keys) == 1:
+        entries[name], forms[name] = _lone(checkpoint, keys[0], match, scalar=name == "logit_scale")
+        return
+    parts = [checkpoint.entries[key] for key in keys]
+    if len({(part.shape, part.dtype) for part in parts}) != 1:
+        raise CheckpointError(f"{match.transformers[0]} and its key and value differ in shape or dtype")
+    entries[name] = _entry(parts[0], (len(parts) * parts[0].shape[0], *parts[0].shape[1:]))
+    forms[name] = _Formed(tuple(keys), partial(_run_across, checkpoint, keys, parts[0].size))
+
+
+def _lone(checkpoint: Checkpoint, key: str, match: Match, *, scalar: bool) -> tuple[TensorEntry, _Formed]:
+    """A tensor that is one in both layouts: the same, its transpose, or one number with or without a dimension."""
+    entry = checkpoint.entries[key]
+    same = _Formed((key,), partial(checkpoint.array, key))
+    if scalar and entry.size == 1:
+        return _entry(entry, ()), same
+    if not match.transposed:
+        return _entry(entry, entry.shape), same
+    if len(entry.shape) != 2:
+        raise CheckpointError(f"{key} has shape {entry.shape}; a projection is a matrix")
+    return _entry(entry, entry.shape[::-1]), _Formed((key,), partial(_run_of_transpose, checkpoint, key))
+
+
+def _entry(entry: TensorEntry, shape: tuple[int, ...]) -> TensorEntry:
+    """An entry for a tensor that lies nowhere; its bytes count from 0."""
+    return replace(entry, shape=shape, begin=0, end=math.prod(shape) * DTYPES[entry.dtype][1])
+
+
+def _run_at(checkpoint: Checkpoint, key: str, offset: int, start: int, stop: int) -> Array:
+    return checkpoint.array(key, offset + start, offset + stop)
+
+
+def _run_across(checkpoint: Checkpoint, keys: list[str], size: int, start: int, stop: int) -> Array:
+    """Elements ``start`` to ``stop`` of tensors of one size laid end to end."""
+    pieces = []
+    for place, key in enumerate(keys):
+        begin, end = max(start - place * size, 0), min(stop - place * size, size)
+        if begin < end:
+            pieces.append(checkpoint.array(key, begin, end))
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [checkpoint.array(keys[0], 0, 0)])
+
+
+def _run_of_transpose(checkpoint: Checkpoint, key: str, start: int, stop: int) -> Array:
+    """Elements of a transpose: only the rows of the result that hold them are formed."""
+    rows, _ = shape = checkpoint.entries[key].shape
+    first, last = start // rows, -(-stop // rows)
+    formed = checkpoint.array(key).reshape(shape).T[first:last].flatten()
+    return formed[start - first * rows : stop - first * rows]

@@ -1,0 +1,268 @@
+"""``open_clip_config.json`` in transformers' words and back, refusing what the other side cannot say.
+
+The weights of two CLIPs may have the same shapes and the models still compute different things: QuickGELU or
+GELU, the number of heads, how the text is pooled. None of it is guessed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipmerge.errors import CheckpointError
+
+# What each library assumes where its configuration says nothing.
+_OPEN_CLIP: dict[str, dict[str, Any]] = {
+    "vision": {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224},
+    "text": {
+        "layers": 12,
+        "width": 512,
+        "heads": 8,
+        "mlp_ratio": 4.0,
+        "context_length": 77,
+        "vocab_size": 49408,
+        "eos_id": 2,
+        "pool_type": "argmax",
+    },
+}
+_TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "vision": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 32,
+        "num_channels": 3,
+    },
+    "text": {
+        "vocab_size": 49408,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 77,
+        "eos_token_id": 49407,
+    },
+}
+_COMMON = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+# Settings of OpenCLIP that change what is computed, with the value a plain ViT CLIP has; ``None`` is any false value.
+_PLAIN: dict[str, dict[str, Any]] = {
+    "vision": {"pool_type": "tok", "pos_embed_type": ("learnable", "sin_cos_2d"), "no_ln_pre": None},
+    "text": {"proj_type": "linear", "proj_bias": None, "embed_cls": None, "no_causal_mask": None},
+}
+_PLAIN_TOWER = dict.fromkeys(
+    (
+        *("ls_init_value", "attentional_pool", "output_tokens", "qk_norm", "scaled_cosine_attn", "scale_heads"),
+        *("scale_attn_inner", "scale_attn", "scale_fc", "timm_model_name", "hf_model_name", "tokenizer_kwargs"),
+    )
+) | {"block_type": ("default", None)}
+# Settings that matter in training only, or not at all to a plain ViT CLIP.
+_IGNORED = frozenset(
+    {
+        *("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "final_ln_after_pool", "pad_id"),
+        *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
+        *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "hf_tokenizer_name", "tokenizer_mode"),
+        *("act_kwargs", "norm_kwargs"),
+    }
+)
+_MODEL = {
+    "embed_dim",
+    "quick_gelu",
+    "vision_cfg",
+    "text_cfg",
+    "custom_text",
+    "init_logit_scale",
+    "nonscalar_logit_scale",
+}
+_TANH = ("gelu_pytorch_tanh", "gelu_new")
+# transformers' word for OpenCLIP's argmax: with this id, it too takes the highest token's place.
+_ARGMAX = 2
+
+
+def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
+    """Say an OpenCLIP model in the words of transformers' ``config.json``.
+
+    Args:
+        model_cfg: ``model_cfg`` of ``open_clip_config.json``, or one of OpenCLIP's own model configs.
+
+    Returns:
+        What ``CLIPConfig.from_dict`` reads.
+
+    Raises:
+        CheckpointError: If transformers' ``CLIPModel`` cannot compute the same.
+    """
+    for name, value in model_cfg.items():
+        if name not in _MODEL and value:
+            raise _no_counterpart(f"{name}={_short(value)}")
+    vision, text = (_tower(model_cfg, side) for side in ("vision", "text"))
+    if not isinstance(vision["layers"], int):
+        raise _no_counterpart(f"a ResNet as vision tower (layers {vision['layers']})")
+    shared = {side: _shared(model_cfg, side) for side in ("vision", "text")}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": model_cfg["embed_dim"],
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": vision["width"],
+            "intermediate_size": int(vision["width"] * vision["mlp_ratio"]),
+            "num_hidden_layers": vision["layers"],
+            "num_attention_heads": vision["width"] // vision["head_width"],
+            "image_size": _square(vision["image_size"], "image_size"),
+            "patch_size": _square(vision["patch_size"], "patch_size"),
+            "projection_dim": model_cfg["embed_dim"],
+            **shared["vision"],
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            "vocab_size": text["vocab_size"],
+            "hidden_size": text["width"],
+            "intermediate_size": int(text["width"] * text["mlp_ratio"]),
+            "num_hidden_layers": text["layers"],
+            "num_attention_heads": text["heads"],
+            "max_position_embeddings": text["context_length"],
+            "projection_dim": model_cfg["embed_dim"],
+            "bos_token_id": text["vocab_size"] - 2,
+            "eos_token_id": _eos(text),
+            **shared["text"],
+        },
+    }
+
+
+def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
+    """One tower's settings with OpenCLIP's defaults; anything that is not a plain ViT CLIP is refused by name."""
+    settings = model_cfg.get(f"{side}_cfg") or {}
+    plain = {**_PLAIN_TOWER, **_PLAIN[side]}
+    for name, value in settings.items():
+        if name in plain:
+            allowed = plain[name] if isinstance(plain[name], tuple) else (plain[name],)
+            if value not in allowed and (value or None not in allowed):
+                raise _no_counterpart(f"{side}_cfg.{name}={_short(value)}")
+        elif name not in _OPEN_CLIP[side] and name not in _IGNORED:
+            raise _no_counterpart(f"{side}_cfg.{name}={_short(value)}")
+    return {**_OPEN_CLIP[side], **settings}
+
+
+def _shared(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
+    settings = model_cfg.get(f"{side}_cfg") or {}
+    activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
+    if options := settings.get("act_kwargs"):
+        if options != {"approximate": "tanh"} or activation != "gelu":
+            raise _no_counterpart(f"{side}_cfg.act_kwargs={_short(options)}")
+        activation = _TANH[0]
+    options = settings.get("norm_kwargs") or {}
+    if options.keys() - {"eps"}:
+        raise _no_counterpart(f"{side}_cfg.norm_kwargs={_short(options)}")
+    return {"hidden_act": activation, "layer_norm_eps": options.get("eps", _COMMON["layer_norm_eps"])}
+
+
+def _eos(text: dict[str, Any]) -> int:
+    if text["pool_type"] == "argmax":
+        return _ARGMAX
+    if text["pool_type"] != "eos" or text["eos_id"] == _ARGMAX:
+        raise _no_counterpart(f"text_cfg.pool_type={text['pool_type']} with eos_id={text['eos_id']}")
+    return int(text["eos_id"])
+
+
+def _square(size: Any, name: str) -> int:
+    sides = set(size) if isinstance(size, (list, tuple)) else {size}
+    if len(sides) != 1:
+        raise _no_counterpart(f"vision_cfg.{name}={_short(size)}")
+    return int(sides.pop())
+
+
+def _no_counterpart(what: str) -> CheckpointError:
+    return CheckpointError(f"the OpenCLIP model has {what}, which transformers' CLIPModel cannot compute")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Say a transformers CLIP in the words of OpenCLIP's ``model_cfg``.
+
+    Args:
+        config: Parsed ``config.json`` of a ``CLIPModel``.
+
+    Returns:
+        What ``open_clip.CLIP`` is built from.
+
+    Raises:
+        CheckpointError: If OpenCLIP cannot compute the same.
+    """
+    if config.get("model_type", "clip") != "clip":
+        raise CheckpointError(f"a '{config['model_type']}' has no OpenCLIP counterpart; convert a full CLIPModel")
+    vision, text = (transformers_section(config, side) for side in ("vision", "text"))
+    activations = {vision["hidden_act"], text["hidden_act"]}
+    if "quick_gelu" in activations and len(activations) > 1:
+        raise CheckpointError(
+            f"the vision tower has {vision['hidden_act']}, the text tower {text['hidden_act']}; OpenCLIP has one "
+            "quick_gelu for both"
+        )
+    if vision["num_channels"] != 3:
+        raise CheckpointError(f"the vision tower takes {vision['num_channels']} channels; OpenCLIP's take 3")
+    pooling = {} if text["eos_token_id"] in (_ARGMAX, text["vocab_size"] - 1) else {"pool_type": "eos"}
+    if pooling:
+        pooling["eos_id"] = text["eos_token_id"]
+    return {
+        "embed_dim": config.get("projection_dim", 512),
+        "quick_gelu": vision["hidden_act"] == "quick_gelu",
+        "vision_cfg": {
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+            "layers": vision["num_hidden_layers"],
+            "width": vision["hidden_size"],
+            "head_width": _head_width(vision, "vision"),
+            **_mlp_and_norm(vision, "vision"),
+        },
+        "text_cfg": {
+            "context_length": text["max_position_embeddings"],
+            "vocab_size": text["vocab_size"],
+            "width": text["hidden_size"],
+            "heads": text["num_attention_heads"],
+            "layers": text["num_hidden_layers"],
+            **pooling,
+            **_mlp_and_norm(text, "text"),
+        },
+    }
+
+
+def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
+    """One tower's settings of a ``config.json`` with transformers' defaults.
+
+    Args:
+        config: Parsed ``config.json``.
+        side: ``vision`` or ``text``.
+
+    Returns:
+        The settings; as transformers does, the old ``*_config_dict``, where there is one, wins over ``*_config``.
+    """
+    sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
+    stated = {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}
+    return {**_COMMON, **_TRANSFORMERS[side], **stated}
+
+
+def _head_width(vision: dict[str, Any], side: str) -> int:
+    width, heads = vision["hidden_size"], vision["num_attention_heads"]
+    if width % heads:
+        raise CheckpointError(f"the {side} tower has {heads} heads on {width} channels, which does not divide")
+    return int(width // heads)
+
+
+def _mlp_and_norm(tower: dict[str, Any], side: str) -> dict[str, Any]:
+    width, hidden = tower["hidden_size"], tower["intermediate_size"]
+    ratio = hidden / width
+    if int(width * ratio) != hidden:  # OpenCLIP rounds width * ratio down
+        ratio = (hidden + 0.5) / width
+    settings: dict[str, Any] = {} if ratio == 4 else {"mlp_ratio": ratio}
+    if tower["layer_norm_eps"] != _COMMON["layer_norm_eps"]:
+        settings["norm_kwargs"] = {"eps": tower["layer_norm_eps"]}
+    if tower["hidden_act"] in _TANH:
+        settings["act_kwargs"] = {"approximate": "tanh"}
+    elif tower["hidden_act"] not in ("gelu", "quick_gelu"):
+        raise CheckpointError(
+            f"the {side} tower has hidden_act {tower['hidden_act']}; OpenCLIP knows gelu and quick_gelu"
+        )
+    return settings

@@ -1,0 +1,136 @@
+"""The tensors of a plain ViT CLIP in OpenCLIP's layout, each beside what it is in transformers'.
+
+One list serves both directions. OpenCLIP keeps query, key and value stacked in one ``in_proj`` and multiplies
+features by its projections from the right; transformers keeps three matrices and multiplies from the left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from clipmerge.errors import CheckpointError, shorten
+
+Layout = Literal["transformers", "open-clip"]
+
+_BLOCK = {
+    "open-clip": re.compile(r"(visual\.|text\.)?transformer\.resblocks\.(\d+)\."),
+    "transformers": re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\."),
+}
+# What files hold beside parameters: causal masks, counted positions, and the integers of OpenAI's archives.
+_BUFFERS = re.compile(
+    r"(text\.)?attn_mask|(vision|text)_model\.embeddings\.position_ids|input_resolution|context_length|vocab_size"
+)
+_PARTS = ("weight", "bias")
+
+
+@dataclass(frozen=True)
+class Match:
+    """One tensor of OpenCLIP's layout and what it is in transformers'.
+
+    Attributes:
+        open_clip: Its key.
+        transformers: The key there; three when they are stacked along the first dimension.
+        transposed: Whether the two are each other's transpose.
+    """
+
+    open_clip: str
+    transformers: tuple[str, ...]
+    transposed: bool = False
+
+
+def layout_of(keys: Iterable[str]) -> Layout:
+    """Say whose layout a file's keys are; a wrapper's ``module.`` does not matter.
+
+    Example:
+        >>> layout_of(["visual.conv1.weight"]), layout_of(["visual_projection.weight"])
+        ('open-clip', 'transformers')
+    """
+    plain = (key.removeprefix("module.") for key in keys)
+    return "open-clip" if any(key.startswith("visual.") or ".resblocks." in key for key in plain) else "transformers"
+
+
+def is_buffer(key: str) -> bool:
+    """Whether a key is no parameter of a plain ViT CLIP, but a mask or a count that each library makes anew."""
+    return _BUFFERS.fullmatch(key) is not None
+
+
+def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> tuple[Match, ...]:
+    """Match every parameter of a plain ViT CLIP with the other layout's.
+
+    Args:
+        keys: The keys of one checkpoint, without a wrapper's prefix.
+        layout: Whose they are.
+        text_prefix: ``text.`` where OpenCLIP's side keeps its text tower apart (``CustomTextCLIP``).
+
+    Returns:
+        The matches: every key that is no buffer stands in exactly one.
+
+    Raises:
+        CheckpointError: If a key has no counterpart, or one that the others call for is missing.
+    """
+    names = {key for key in keys if not is_buffer(key)}
+    blocks = {"vision": 0, "text": 0}
+    for key in names:
+        if found := _BLOCK[layout].match(key):
+            tower = "vision" if found[1] in ("visual.", "vision") else "text"
+            blocks[tower] = max(blocks[tower], int(found[2]) + 1)
+    matches = (
+        *_vision(blocks["vision"]),
+        *_text(blocks["text"], text_prefix),
+        Match("logit_scale", ("logit_scale",)),
+    )
+    expected = {name for match in matches for name in _side(match, layout)}
+    other = "a transformers CLIPModel" if layout == "open-clip" else "OpenCLIP"
+    if extra := sorted(names - expected):
+        raise CheckpointError(
+            f"{len(extra)} tensors have no counterpart in {other}: {shorten(extra, 3)}; only a plain ViT CLIP, with "
+            "OpenCLIP's own text tower, has both layouts"
+        )
+    if missing := sorted(expected - names):
+        raise CheckpointError(f"{len(missing)} tensors of a CLIP are missing: {shorten(missing, 3)}")
+    return matches
+
+
+def _side(match: Match, layout: Layout) -> tuple[str, ...]:
+    return (match.open_clip,) if layout == "open-clip" else match.transformers
+
+
+def _vision(blocks: int) -> Iterator[Match]:
+    embeddings = "vision_model.embeddings"
+    yield Match("visual.class_embedding", (f"{embeddings}.class_embedding",))
+    yield Match("visual.conv1.weight", (f"{embeddings}.patch_embedding.weight",))
+    yield Match("visual.positional_embedding", (f"{embeddings}.position_embedding.weight",))
+    yield from _pairs("visual.ln_pre", "vision_model.pre_layrnorm")
+    for index in range(blocks):
+        yield from _block(f"visual.transformer.resblocks.{index}", f"vision_model.encoder.layers.{index}")
+    yield from _pairs("visual.ln_post", "vision_model.post_layernorm")
+    yield Match("visual.proj", ("visual_projection.weight",), transposed=True)
+
+
+def _text(blocks: int, prefix: str) -> Iterator[Match]:
+    embeddings = "text_model.embeddings"
+    yield Match(f"{prefix}token_embedding.weight", (f"{embeddings}.token_embedding.weight",))
+    yield Match(f"{prefix}positional_embedding", (f"{embeddings}.position_embedding.weight",))
+    for index in range(blocks):
+        yield from _block(f"{prefix}transformer.resblocks.{index}", f"text_model.encoder.layers.{index}")
+    yield from _pairs(f"{prefix}ln_final", "text_model.final_layer_norm")
+    yield Match(f"{prefix}text_projection", ("text_projection.weight",), transposed=True)
+
+
+def _block(ours: str, theirs: str) -> Iterator[Match]:
+    yield from _pairs(f"{ours}.ln_1", f"{theirs}.layer_norm1")
+    for part in _PARTS:
+        stacked = tuple(f"{theirs}.self_attn.{name}_proj.{part}" for name in "qkv")
+        yield Match(f"{ours}.attn.in_proj_{part}", stacked)
+    yield from _pairs(f"{ours}.attn.out_proj", f"{theirs}.self_attn.out_proj")
+    yield from _pairs(f"{ours}.ln_2", f"{theirs}.layer_norm2")
+    yield from _pairs(f"{ours}.mlp.c_fc", f"{theirs}.mlp.fc1")
+    yield from _pairs(f"{ours}.mlp.c_proj", f"{theirs}.mlp.fc2")
+
+
+def _pairs(ours: str, theirs: str) -> Iterator[Match]:
+    for part in _PARTS:
+        yield Match(f"{ours}.{part}", (f"{theirs}.{part}",))

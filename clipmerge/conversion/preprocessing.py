@@ -1,0 +1,88 @@
+"""How images are prepared, in the words of ``preprocess_cfg`` and of ``preprocessor_config.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipmerge.errors import CheckpointError
+
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_STD = (0.26862954, 0.26130258, 0.27577711)
+# Pillow's numbers; OpenCLIP's "random" is bicubic when it does not train.
+_RESAMPLE = {"bilinear": 2, "bicubic": 3, "random": 3}
+_INTERPOLATION = {2: "bilinear", 3: "bicubic"}
+
+
+def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> dict[str, Any]:
+    """Say OpenCLIP's preprocessing in the words of transformers' ``preprocessor_config.json``.
+
+    Args:
+        preprocess_cfg: ``preprocess_cfg`` of ``open_clip_config.json``; what it leaves out is OpenAI's.
+        image_size: Height and width that the model takes, in pixels.
+
+    Returns:
+        What ``CLIPImageProcessor`` reads.
+
+    Raises:
+        CheckpointError: If transformers cannot prepare images so.
+    """
+    mode = preprocess_cfg.get("resize_mode", "shortest")
+    if mode not in ("shortest", "squash"):
+        raise CheckpointError(
+            f"preprocess_cfg.resize_mode={mode} has no counterpart in transformers' CLIPImageProcessor"
+        )
+    square = {"height": image_size, "width": image_size}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": square if mode == "squash" else {"shortest_edge": image_size},
+        "resample": _RESAMPLE[preprocess_cfg.get("interpolation", "bicubic")],
+        "do_center_crop": mode == "shortest",
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess_cfg.get("mean", _MEAN)),
+        "image_std": list(preprocess_cfg.get("std", _STD)),
+        "do_convert_rgb": True,
+    }
+
+
+def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str, Any], list[str]]:
+    """Say transformers' preprocessing in OpenCLIP's words.
+
+    Args:
+        processor: Parsed ``preprocessor_config.json``, or ``image_processor`` of ``processor_config.json``.
+        image_size: Height and width that the model takes, in pixels; OpenCLIP always resizes to it.
+
+    Returns:
+        ``preprocess_cfg``, and what it cannot say, one line each.
+    """
+    size = _edges(processor.get("size", image_size))
+    crop = _edges(processor.get("crop_size", image_size)) if processor.get("do_center_crop", True) else None
+    resample = processor.get("resample", 3)
+    notes = []
+    if set(size.values()) != {image_size} or (crop and set(crop.values()) != {image_size}):
+        notes.append(
+            f"images are resized to {_said(size)} there, and OpenCLIP resizes to the model's {image_size} pixels: "
+            "accuracy may differ a little"
+        )
+    if resample not in _INTERPOLATION:
+        notes.append(
+            f"images are resampled with Pillow's filter {resample} there, which OpenCLIP lacks; bicubic was set"
+        )
+    normalises = processor.get("do_normalize", True)
+    return {
+        "mean": list(processor.get("image_mean", _MEAN)) if normalises else [0.0] * 3,
+        "std": list(processor.get("image_std", _STD)) if normalises else [1.0] * 3,
+        "interpolation": _INTERPOLATION.get(resample, "bicubic"),
+        "resize_mode": "shortest" if "shortest_edge" in size else "squash",
+    }, notes
+
+
+def _edges(size: Any) -> dict[str, int]:
+    return size if isinstance(size, dict) else {"shortest_edge": int(size)}
+
+
+def _said(size: dict[str, int]) -> str:
+    return " x ".join(str(edge) for edge in size.values())

@@ -1,0 +1,73 @@
+"""Whether a configuration and the weights beside it are of one model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipmerge.conversion.config import transformers_section
+from clipmerge.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+def check_shapes(config: dict[str, Any], shapes: dict[str, Shape]) -> None:
+    """Refuse weights that are not those of the configuration.
+
+    Args:
+        config: In transformers' words.
+        shapes: Key in transformers' layout to shape.
+
+    Raises:
+        CheckpointError: If a tensor is missing, not called for, or has another shape; the first is named.
+    """
+    expected = _expected(config)
+    for name, shape in expected.items():
+        found = shapes.get(name)
+        if found != shape:
+            has = "no such tensor" if found is None else f"the shape {found}"
+            raise CheckpointError(f"the configuration calls for {name} of shape {shape}, the weights have {has}")
+    if extra := sorted(shapes.keys() - expected.keys()):
+        raise CheckpointError(f"the weights have {extra[0]}, the configuration does not; they are of two models")
+
+
+def _expected(config: dict[str, Any]) -> dict[str, Shape]:
+    vision, text = (transformers_section(config, side) for side in ("vision", "text"))
+    features = config.get("projection_dim", 512)
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    width, patch = vision["hidden_size"], vision["patch_size"]
+    text_width = text["hidden_size"]
+    return {
+        "vision_model.embeddings.class_embedding": (width,),
+        "vision_model.embeddings.patch_embedding.weight": (width, 3, patch, patch),
+        "vision_model.embeddings.position_embedding.weight": (patches + 1, width),
+        **_norm("vision_model.pre_layrnorm", width),
+        **_blocks("vision_model", vision),
+        **_norm("vision_model.post_layernorm", width),
+        "visual_projection.weight": (features, width),
+        "text_model.embeddings.token_embedding.weight": (text["vocab_size"], text_width),
+        "text_model.embeddings.position_embedding.weight": (text["max_position_embeddings"], text_width),
+        **_blocks("text_model", text),
+        **_norm("text_model.final_layer_norm", text_width),
+        "text_projection.weight": (features, text_width),
+        "logit_scale": (),
+    }
+
+
+def _norm(name: str, width: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def _blocks(tower: str, section: dict[str, Any]) -> dict[str, Shape]:
+    width, hidden = section["hidden_size"], section["intermediate_size"]
+    shapes: dict[str, Shape] = {}
+    for index in range(section["num_hidden_layers"]):
+        block = f"{tower}.encoder.layers.{index}"
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            shapes |= _linear(f"{block}.self_attn.{name}", width, width)
+        shapes |= _linear(f"{block}.mlp.fc1", width, hidden) | _linear(f"{block}.mlp.fc2", hidden, width)
+        shapes |= _norm(f"{block}.layer_norm1", width) | _norm(f"{block}.layer_norm2", width)
+    return shapes
