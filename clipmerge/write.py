@@ -70,8 +70,8 @@ def write_weights(
     files: dict[str, list[MergedTensor]] = {}
     first = next(iter(layout.values())) if layout else single
     for tensor in tensors:
-    for tensor in tensors:
         files.setdefault(layout.get(tensor.key, first) if layout else first, []).append(tensor)
+    hashes = {name: _write_file(folder / name, files[name], advance) for name in sorted(files)}
     if layout:
         hashes[INDEX] = _write_index(folder / INDEX, files)
     return hashes
