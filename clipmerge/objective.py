@@ -58,6 +58,7 @@ class Objective:
         parameters: Name to parameter, set to theta(alpha) by `move_to`; those that did not change are frozen.
         theta_0: Name to zero-shot parameter, float32, for the changed parameters.
         task_vector: Name to theta_1 - theta_0, likewise.
+        templates: Prompts a class.
         batches: This process's batches.
         batch_sizes: Images in every batch of all processes.
         seed: Seed for measures that draw.
@@ -94,7 +95,7 @@ class Objective:
         self.accelerator = accelerator
         self._model = model
         self._pair = pair
-        self._templates = templates
+        self.templates = templates
         self._progress = progress
         self._done = self._announced = 0.0
         device = accelerator.device
@@ -150,7 +151,11 @@ class Objective:
     def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
         """Say how many passes over the data are coming, so that progress and time left can be shown."""
         passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
-        self._announced += passes * sum(len(batch) for batch in self.batches)
+        self.announce_work(passes * sum(len(batch) for batch in self.batches))
+
+    def announce_work(self, work: float) -> None:
+        """Say how much work is coming, in images x forward passes."""
+        self._announced += work
 
     def tick(self, cost: float) -> None:
         """Report work done, in images x forward passes."""
@@ -164,6 +169,15 @@ class Objective:
             return items
         gathered: list[Any] = gather_object(items)
         return gathered
+
+    def every_batch(self) -> list[Batch]:
+        """All processes' batches, in order, in every process."""
+        if self.accelerator.num_processes == 1:
+            return self.batches
+        held = self.gather([Batch(b.number, b.pixels.cpu(), b.labels.cpu()) for b in self.batches])
+        device = self.accelerator.device
+        ordered = sorted(held, key=lambda batch: batch.number)
+        return [Batch(batch.number, batch.pixels.to(device), batch.labels.to(device)) for batch in ordered]
 
     def by_batch(self, values: dict[int, Any]) -> list[Any]:
         """Collect one value a batch from every process, in batch order."""
@@ -264,21 +278,49 @@ class Objective:
                 self._prompt_features = self._text_features()
         return self._prompt_features
 
-    def _text_features(self, prefix: Prefix | None = None) -> Tensor:
-        """Embed the class prompts at the current weights, with a graph that holds the activations of few prompts."""
-        if not self._many_prompts:
-            return self._model.text_features(self._tokens, prefix)
-        pieces = zip(*(torch.split(value, _PROMPTS_AT_ONCE) for value in self._tokens.values()), strict=True)
-        tokens = [dict(zip(self._tokens, piece, strict=True)) for piece in pieces]
-        return torch.cat([checkpoint(self._model.text_features, piece, use_reentrant=False) for piece in tokens])
+    def _text_features(self, prefix: Prefix | None = None, tokens: dict[str, Tensor] | None = None) -> Tensor:
+        """Embed prompts, by default all, at the current weights, with a graph that holds the activations of few."""
+        tokens = self._tokens if tokens is None else tokens
+        if len(tokens["input_ids"]) <= _PROMPTS_AT_ONCE:
+            return self._model.text_features(tokens, prefix)
+        pieces = zip(*(torch.split(value, _PROMPTS_AT_ONCE) for value in tokens.values()), strict=True)
+        held = [dict(zip(tokens, piece, strict=True)) for piece in pieces]
+        return torch.cat([checkpoint(self._model.text_features, piece, use_reentrant=False) for piece in held])
 
     @property
     def _many_prompts(self) -> bool:
         return len(self._tokens["input_ids"]) > _PROMPTS_AT_ONCE
 
+    @property
+    def class_count(self) -> int:
+        """Number of classes."""
+        return len(self._tokens["input_ids"]) // self.templates
+
+    def class_features(self, classes: Tensor | None = None, templates: Tensor | None = None) -> Tensor:
+        """Embed classes at the weights of the moment, with a graph where the text tower changes.
+
+        Args:
+            classes: Which, ascending; ``None`` for all.
+            templates: Which of the templates to average; ``None`` for all.
+
+        Returns:
+            (classes, projection_dim), unit length.
+        """
+        wanted = torch.arange(self.class_count) if classes is None else classes
+        averaged = torch.arange(self.templates) if templates is None else templates
+        places = (wanted[:, None] * self.templates + averaged).flatten().to(self.accelerator.device)
+        if not self.text_changes:
+            return _average(self.prompt_features()[places], len(averaged))
+        tokens = {key: value[places] for key, value in self._tokens.items()}
+        return _average(self._text_features(tokens=tokens), len(averaged))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embed preprocessed images at the current weights: (batch, projection_dim), unit length."""
+        return self._model.image_features(pixels)
+
     def image_features(self, batch: Batch) -> Tensor:
         """Embed a batch's images at the current weights: (batch, projection_dim), unit length."""
-        return self._model.image_features(batch.pixels)
+        return self.embed(batch.pixels)
 
     def loss(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of one batch at the current weights.
@@ -295,9 +337,20 @@ class Objective:
 
     def logits(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as in `loss`."""
-        classes = prompt_features.view(-1, self._templates, prompt_features.shape[-1]).mean(dim=1)
         images = self.image_features(batch) if image_features is None else image_features
-        return self._model.logits(images, normalize(classes, dim=-1))
+        return self.class_logits(images, _average(prompt_features, self.templates))
+
+    def class_logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Score classes by the zero-shot head at the current weights.
+
+        Args:
+            image_features: (batch, projection_dim), unit length.
+            class_features: (classes, projection_dim), unit length.
+
+        Returns:
+            (batch, classes).
+        """
+        return self._model.logits(image_features, class_features)
 
     def joint_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy with the text tower in the graph too, for second derivatives.
@@ -389,3 +442,8 @@ class Objective:
             self.tick(GRADIENT * len(batch))
         for name in self.task_vector:
             self.parameters[name].grad = None
+
+
+def _average(prompt_features: Tensor, templates: int) -> Tensor:
+    """Average unit prompt features over templates, class by class, and make them unit again."""
+    return normalize(prompt_features.view(-1, templates, prompt_features.shape[-1]).mean(dim=1), dim=-1)

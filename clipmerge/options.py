@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -29,3 +29,5 @@ Positive = Annotated[_Float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: A count of at least one.
 Count = Annotated[_Int, Field(ge=1)]
+#: A kind of generic change of images.
+Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]

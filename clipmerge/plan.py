@@ -81,6 +81,8 @@ class Measurements(Record):
         mixtures: The mixtures tried, in order, by measures that try some.
         checks: Self-tests by statistic.
         notes: What the user should know, one line each.
+        trace: What a measure that learns saw at every step, by name.
+        coefficients: Parameter to its learned coefficients, float32 on the CPU; never part of the JSON.
         gradients: Parameter to its mean gradient along the path, float32 on the CPU; never part of the JSON.
     """
 
@@ -92,6 +94,8 @@ class Measurements(Record):
     mixtures: tuple[Mixture, ...] = ()
     checks: dict[str, Check] = {}
     notes: tuple[str, ...] = ()
+    trace: dict[str, tuple[float, ...]] = {}
+    coefficients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
 
 

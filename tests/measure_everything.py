@@ -20,9 +20,14 @@ def main(folder: Path) -> None:
     objective = objective_for((folder / "zeroshot", folder / "finetuned"), mine)
     found = {name: load_plugin("measures", name)(objective) for name in plugin_names("measures")}
     gradients = {name: value.double().norm().item() for name, value in found["path-barrier"].gradients.items()}
+    coefficients = {
+        measure: {name: value.double().sum().item() for name, value in record.coefficients.items()}
+        for measure, record in found.items()
+    }
     if accelerator.is_main_process:
         records = {name: record.model_dump(mode="json") for name, record in found.items()}
-        answer = {"processes": accelerator.num_processes, "records": records, "gradients": gradients}
+        answer = {"processes": accelerator.num_processes, "records": records}
+        answer |= {"gradients": gradients, "coefficients": coefficients}
         sys.stdout.write(json.dumps(answer))
     accelerator.end_training()
 

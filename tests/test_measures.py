@@ -21,6 +21,7 @@ from tests.measure_everything import SIZES
 from tests.small_objective import Ends, make_batches, objective_for, save_ends
 
 MEASURES = plugin_names("measures")
+LEARN = ("learned-coefficients", "projection-radii")  # what they find is no average over batches
 ROOT = Path(__file__).parent.parent
 
 
@@ -54,10 +55,10 @@ def test_every_changed_layer_gets_finite_values_that_survive_json(
     assert len(statistics) == 1
     assert all(math.isfinite(value) for values in record.layers.values() for value in values.values())
     again = Measurements.model_validate_json(record.model_dump_json())
-    assert again == record.model_copy(update={"gradients": {}})
+    assert again == record.model_copy(update={"gradients": {}, "coefficients": {}})
 
 
-@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("name", [name for name in MEASURES if name not in LEARN])
 def test_batches_average_to_the_layers_value(found: dict[str, Measurements], name: str) -> None:
     record = found[name]
     assert record.batch_sizes == SIZES
@@ -96,7 +97,7 @@ def test_a_frozen_text_tower_is_left_out(tmp_path: Path, name: str) -> None:
     assert all(layer.startswith("vision.") for layer in record.layers)
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURES if name in ("average-case", "hessian-trace")])
+@pytest.mark.parametrize("name", ["average-case", "hessian-trace", "learned-coefficients"])
 def test_the_seed_changes_what_is_drawn(found: dict[str, Measurements], ends: Ends, name: str) -> None:
     other = load_plugin("measures", name)(objective_for(ends, make_batches(SIZES), seed=1))
     assert other.layers != found[name].layers
@@ -143,6 +144,9 @@ def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measur
         for mine, theirs in zip(record.mixtures, other.mixtures, strict=True):
             assert theirs.weights == mine.weights
             assert (theirs.loss, theirs.accuracy) == pytest.approx((mine.loss, mine.accuracy), rel=1e-6, abs=1e-6)
+    for name in LEARN:
+        own = {key: value.double().sum().item() for key, value in found[name].coefficients.items()}
+        assert both["coefficients"][name] == pytest.approx(own, rel=1e-6, abs=1e-6)
     for name, value in found["path-barrier"].gradients.items():
         assert both["gradients"][name] == pytest.approx(value.double().norm().item(), rel=1e-5, abs=1e-6)
 

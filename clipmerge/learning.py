@@ -1,0 +1,264 @@
+"""Coefficients in a box, learned by gradient descent: theta_0 + c * task_vector, c anywhere between coarse and fine.
+
+The gradient of a coefficient is the sum of gradient * task_vector over the entries that it stands for, so one
+backward pass serves every granularity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from clipmerge.augmentation import KINDS, augmented
+from clipmerge.errors import MeasureError
+from clipmerge.objective import FORWARD, GRADIENT, Batch, Objective
+from clipmerge.options import Augmentation
+from clipmerge.tensors import rows_shape
+
+Granularity = Literal["layer", "parameter", "channel", "entry"]
+Divergence = Literal["predictions", "features"]
+
+#: Prompts that a step embeds; where there are more, a step draws its templates, and then its classes.
+PROMPTS_A_STEP = 1024
+
+
+class Coefficients:
+    """One coefficient a layer, parameter, output channel or entry, each in [0, 1].
+
+    Attributes:
+        values: Layer or parameter to its coefficients, float32 on the objective's device.
+    """
+
+    def __init__(self, objective: Objective, granularity: Granularity, start: float) -> None:
+        """Start with one coefficient everywhere.
+
+        Args:
+            objective: Its weights are what `place` sets.
+            granularity: What has a coefficient of its own.
+            start: The coefficient to begin with.
+        """
+        self._objective = objective
+        whole = granularity in ("layer", "parameter")
+        self._key = {
+            name: layer if granularity == "layer" else name
+            for layer, names in objective.layers.items()
+            for name in names
+        }
+        self.values: dict[str, Tensor] = {}
+        for name, key in self._key.items():
+            task_vector = objective.task_vector[name]
+            shape = tuple(task_vector.shape)
+            if granularity == "channel":
+                shape = rows_shape(shape)
+            self.values[key] = torch.full(() if whole else shape, start, device=task_vector.device)
+
+    @torch.no_grad()
+    def place(self) -> None:
+        """Set the model's weights to theta_0 + c * task_vector."""
+        objective = self._objective
+        for name, key in self._key.items():
+            theta_0, task_vector = objective.theta_0[name], objective.task_vector[name]
+            torch.addcmul(theta_0, task_vector, self.values[key], out=objective.parameters[name].data)
+
+    @torch.no_grad()
+    def set_gradients(self) -> None:
+        """Turn the weights' gradients into those of the coefficients, and clear them."""
+        for value in self.values.values():
+            value.grad = None
+        for name, key in self._key.items():
+            value = self.values[key]
+            slope = (self._objective.gradient_of(name) * self._objective.task_vector[name]).sum_to_size(value.shape)
+            value.grad = slope if value.grad is None else value.grad + slope
+            self._objective.parameters[name].grad = None
+
+    def by_parameter(self) -> dict[str, Tensor]:
+        """Parameter to its coefficients, float32 on the CPU."""
+        return {name: self.values[key].detach().clone().cpu() for name, key in self._key.items()}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is minimised: calibration loss + divergence_weight * divergence from the zero-shot model.
+
+    Attributes:
+        divergence_weight: 0 for the calibration loss alone.
+        changes: What is changed in the images on which the divergence is taken; nothing for the images themselves.
+        divergence: ``predictions``: KL divergence from the zero-shot model's predictions, in nats; ``features``: one
+            minus the cosine to its image features.
+    """
+
+    divergence_weight: float
+    changes: tuple[Augmentation, ...] = KINDS
+    divergence: Divergence = "predictions"
+
+    @property
+    def cost(self) -> int:
+        """Forward passes' worth of a step, an image."""
+        return GRADIENT + (GRADIENT + FORWARD if self.divergence_weight else 0)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one step saw.
+
+    Attributes:
+        calibration: Cross-entropy, in nats.
+        divergence: From the zero-shot model.
+    """
+
+    calibration: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step works on.
+
+    Attributes:
+        seed: Of what it draws.
+        batch: Its images.
+        classes: Which classes it tells apart; ``None`` for all.
+        templates: Which templates it uses; ``None`` for all.
+        features: What the zero-shot model makes of the changed images, (batch, projection_dim).
+        logits: And of their classes, (batch, classes).
+    """
+
+    seed: int
+    batch: Batch
+    classes: Tensor | None = None
+    templates: Tensor | None = None
+    features: Tensor | None = None
+    logits: Tensor | None = None
+
+
+def learn(
+    objective: Objective, coefficients: Coefficients, goal: Goal, *, steps: int, rate: float | Mapping[str, float]
+) -> list[Losses]:
+    """Learn by Adam, its rate falling to zero along a half cosine, and keep every coefficient in [0, 1].
+
+    Every process takes the same steps on the same images and ends with the same coefficients.
+
+    Args:
+        objective: Calibration loss; left at the learned coefficients.
+        coefficients: Changed in place.
+        goal: What is minimised.
+        steps: Steps of one batch each.
+        rate: Adam's step size in coefficients; or one for each of them by name.
+
+    Returns:
+        What each step saw.
+
+    Raises:
+        MeasureError: If a loss is not finite.
+    """
+    plan = prepare(objective, goal, steps)
+    values = list(coefficients.values.values())
+    rates = rate if isinstance(rate, Mapping) else dict.fromkeys(coefficients.values, rate)
+    groups = [{"params": [value], "lr": rates[key]} for key, value in coefficients.values.items()]
+    optimiser = torch.optim.Adam(groups, foreach=False)
+    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    seen = []
+    for step in plan:
+        coefficients.place()
+        seen.append(descend(objective, step, goal))
+        coefficients.set_gradients()
+        optimiser.step()
+        fall.step()
+        for value in values:
+            value.clamp_(0, 1)
+        objective.tick((goal.cost - FORWARD * bool(goal.divergence_weight)) * len(step.batch))
+    coefficients.place()
+    return seen
+
+
+def prepare(objective: Objective, goal: Goal, steps: int) -> list[Step]:
+    """Choose what each step works on, and ask the zero-shot model about it.
+
+    Args:
+        objective: Calibration loss; left at theta_0.
+        goal: What is minimised.
+        steps: How many.
+
+    Returns:
+        One a step; of the zero-shot model's answers only features and logits are kept.
+    """
+    batches = objective.every_batch()
+    planned = []
+    for number in range(steps):
+        batch = batches[number % len(batches)]
+        seed = (objective.seed * 1_000_003 + number) % 2**63
+        planned.append(Step(seed, batch, *_drawn_prompts(objective, batch, seed)))
+    objective.announce_work(goal.cost * sum(len(step.batch) for step in planned))
+    if not goal.divergence_weight:
+        return planned
+    objective.move_to(0.0)
+    return [_asked(objective, step, goal) for step in planned]
+
+
+def _drawn_prompts(objective: Objective, batch: Batch, seed: int) -> tuple[Tensor | None, Tensor | None]:
+    """Draw templates, and beyond those classes, so that a step embeds a bounded number of prompts."""
+    count, templates = objective.class_count, objective.templates
+    if count * templates <= PROMPTS_A_STEP:
+        return None, None
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(templates, generator=generator)[: max(1, PROMPTS_A_STEP // count)]
+    if count * len(chosen) <= PROMPTS_A_STEP:
+        return None, chosen
+    present = torch.unique(batch.labels.cpu())
+    others = torch.randperm(count, generator=generator)
+    others = others[~torch.isin(others, present)][: max(0, PROMPTS_A_STEP - len(present))]
+    return torch.cat([present, others]).sort().values, chosen
+
+
+@torch.no_grad()
+def _asked(objective: Objective, step: Step, goal: Goal) -> Step:
+    features = objective.embed(augmented(step.batch.pixels, step.seed, goal.changes))
+    logits = objective.class_logits(features, objective.class_features(step.classes, step.templates))
+    objective.tick(FORWARD * len(step.batch))
+    return replace(step, features=features, logits=logits)
+
+
+def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
+    """Leave the goal's gradient at the current weights in ``parameter.grad``.
+
+    Args:
+        objective: Calibration loss.
+        step: What to work on.
+        goal: What is minimised.
+
+    Returns:
+        Both parts of it.
+
+    Raises:
+        MeasureError: If a loss is not finite.
+    """
+    pixels, labels = step.batch.pixels, step.batch.labels
+    if goal.divergence_weight:
+        pixels = torch.cat([pixels, augmented(pixels, step.seed, goal.changes)])
+    classes = objective.class_features(step.classes, step.templates)
+    features = objective.embed(pixels)
+    if step.classes is not None:
+        labels = torch.searchsorted(step.classes.to(labels.device), labels)
+    calibration = cross_entropy(objective.class_logits(features[: len(labels)], classes), labels)
+    divergence = _divergence(objective, step, goal, features[len(labels) :], classes)
+    loss = calibration + goal.divergence_weight * divergence
+    loss.backward()  # type: ignore[no-untyped-call]
+    seen = Losses(float(calibration.detach()), float(divergence.detach()))
+    if not math.isfinite(seen.calibration + seen.divergence):
+        raise MeasureError(f"the loss of calibration batch {step.batch.number} is not finite; check the checkpoints")
+    return seen
+
+
+def _divergence(objective: Objective, step: Step, goal: Goal, features: Tensor, classes: Tensor) -> Tensor:
+    if step.features is None or step.logits is None:
+        return torch.zeros((), device=classes.device)
+    if goal.divergence == "features":
+        return 1 - (features * step.features).sum(-1).mean()
+    own, target = (each.log_softmax(-1) for each in (objective.class_logits(features, classes), step.logits))
+    return kl_div(own, target, reduction="batchmean", log_target=True)

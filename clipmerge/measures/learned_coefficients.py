@@ -1,0 +1,85 @@
+"""Coefficients learned on the calibration images, held back by the zero-shot model's own predictions."""
+
+from __future__ import annotations
+
+import torch
+
+from clipmerge.augmentation import KINDS
+from clipmerge.learning import Coefficients, Divergence, Goal, Granularity, Losses, learn
+from clipmerge.objective import Objective
+from clipmerge.options import Augmentation, Count, NonNegative, Positive, Share
+from clipmerge.plan import Measurements
+
+
+def learned_coefficients(
+    objective: Objective,
+    *,
+    granularity: Granularity = "entry",
+    robustness: NonNegative = 0.3,
+    steps: Count = 100,
+    rate: Positive = 0.05,
+    start: Share = 0.5,
+    divergence: Divergence = "predictions",
+    changes: tuple[Augmentation, ...] = KINDS,
+) -> Measurements:
+    """Learn how far each layer, parameter, output channel or entry goes from zero-shot to fine-tuned.
+
+    Minimises the cross-entropy on the calibration images plus ``robustness`` times the divergence from the
+    zero-shot model on generically changed copies of them, over coefficients in [0, 1]: the merged weights stay in
+    the box between both checkpoints. Adam, one batch a step, new changes in every step. Memory beside the model,
+    with a coefficient an entry: eight numbers of four bytes for each of its entries.
+
+    Args:
+        objective: Calibration loss; left at the learned coefficients.
+        granularity: What has a coefficient of its own.
+        robustness: Weight of the divergence: the knob of the trade-off; 0 learns for the calibration images alone.
+        steps: Steps, each a batch.
+        rate: Adam's step size in coefficients; it falls to zero along a half cosine.
+        start: The coefficient to begin with.
+        divergence: ``predictions`` (KL divergence) or ``features`` (one minus the cosine).
+        changes: What is changed in the images of the divergence.
+
+    Returns:
+        Statistics ``at_zero`` and ``at_one``, shares of a layer's entries that the box holds at either end; the losses
+        of every step; and the coefficients.
+
+    Raises:
+        MeasureError: If a loss is not finite.
+
+    Source:
+        Coefficients a layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; held back by the predictions of the
+        old model: Li and Hoiem 2016, arXiv:1606.09282. Together, in the box and an entry, ours.
+    """
+    coefficients = Coefficients(objective, granularity, start)
+    goal = Goal(robustness, changes, divergence)
+    trace = learn(objective, coefficients, goal, steps=steps, rate=rate)
+    return measured("learned-coefficients", objective, coefficients, trace)
+
+
+def measured(name: str, objective: Objective, coefficients: Coefficients, trace: list[Losses]) -> Measurements:
+    """Put together what was learned.
+
+    Args:
+        name: The measure.
+        objective: What it was learned on.
+        coefficients: What was learned.
+        trace: What each step saw.
+    """
+    found = coefficients.by_parameter()
+    layers = {}
+    for layer, names in objective.layers.items():
+        spread = torch.cat([found[name].broadcast_to(objective.theta_0[name].shape).reshape(-1) for name in names])
+        layers[layer] = {
+            "at_zero": float((spread == 0).double().mean()),
+            "at_one": float((spread == 1).double().mean()),
+        }
+    return Measurements(
+        measure=name,
+        layers=layers,
+        batch_sizes=objective.batch_sizes,
+        trace={
+            "calibration": tuple(losses.calibration for losses in trace),
+            "divergence": tuple(losses.divergence for losses in trace),
+        },
+        coefficients=found,
+    )

@@ -1,0 +1,35 @@
+"""How far each parameter may go from zero-shot: radii learned on held-out images."""
+
+from __future__ import annotations
+
+from clipmerge.learning import Coefficients, Goal, learn
+from clipmerge.measures.learned_coefficients import measured
+from clipmerge.objective import Objective
+from clipmerge.options import Count, Positive
+from clipmerge.plan import Measurements
+
+
+def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive = 0.01) -> Measurements:
+    """Learn one radius gamma a parameter and project its change onto it: task_vector * min(1, gamma / ||task_vector||).
+
+    Minimises the calibration loss alone, so the images should not be those of fine-tuning. The radii start at zero.
+
+    Args:
+        objective: Calibration loss; left at the projected weights.
+        steps: Steps, each a batch.
+        rate: Adam's step size, in the weights' own unit; it falls to zero along a half cosine.
+
+    Returns:
+        As `learned_coefficients`, the coefficient being min(1, gamma / ||task_vector||).
+
+    Raises:
+        MeasureError: If a loss is not finite.
+
+    Source:
+        TPGM, Tian et al. 2023, arXiv:2303.10720, applied once, after fine-tuning.
+    """
+    coefficients = Coefficients(objective, "parameter", 0.0)
+    # Adam steps by its rate whatever the gradient's scale, so a radius does when its coefficient does by rate / norm
+    rates = {name: rate / float(objective.task_vector[name].norm()) for name in coefficients.values}
+    trace = learn(objective, coefficients, Goal(0.0), steps=steps, rate=rates)
+    return measured("projection-radii", objective, coefficients, trace)

@@ -1,0 +1,97 @@
+"""Changed images: what each kind must do, seen from the pixels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipmerge.augmentation import KINDS, augmented
+
+COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    """Smooth coloured images, so that a change of any kind shows."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(COUNT, 3, 4, 4, generator=generator)
+    return torch.nn.functional.interpolate(coarse, size=16, mode="bilinear")
+
+
+def changed(pixels: Tensor, kind: str, seed: int = 0) -> Tensor:
+    return augmented(pixels, seed, (kind,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_gives_the_same_change_and_another_another(pixels: Tensor, kind: str) -> None:
+    before = pixels.clone()
+    first = changed(pixels, kind)
+    assert torch.equal(pixels, before)
+    assert first.shape == pixels.shape
+    assert bool(first.isfinite().all())
+    assert torch.equal(first, changed(pixels, kind))
+    assert not torch.equal(first, changed(pixels, kind, seed=1))
+
+
+def test_no_kinds_leave_the_images_alone(pixels: Tensor) -> None:
+    assert torch.equal(augmented(pixels, 0, ()), pixels)
+
+
+def test_all_kinds_are_the_default_in_one_order(pixels: Tensor) -> None:
+    assert torch.equal(augmented(pixels, 3), augmented(pixels, 3, tuple(reversed(KINDS))))
+
+
+def test_geometry_moves_pixels_and_invents_none(pixels: Tensor) -> None:
+    moved = changed(pixels, "geometry")
+    low, high = pixels.amin((2, 3)), pixels.amax((2, 3))
+    assert bool((moved.amin((2, 3)) >= low - 1e-5).all())
+    assert bool((moved.amax((2, 3)) <= high + 1e-5).all())
+    flat = torch.full((3, 3, 8, 8), 0.7)
+    assert torch.allclose(changed(flat, "geometry"), flat, atol=1e-6)
+    # a ramp from left to right: mirrored in about half of the images
+    ramp = torch.linspace(-1, 1, 16).expand(COUNT, 3, 16, 16).contiguous()
+    turned = changed(ramp, "geometry")
+    mirrored = (turned[:, 0, 8, -1] < turned[:, 0, 8, 0]).double().mean()
+    assert float(mirrored) == pytest.approx(0.5, abs=0.1)
+
+
+def test_grey_takes_colour_from_some_images_alone(pixels: Tensor) -> None:
+    grey = changed(pixels, "grey")
+    same = (grey == pixels).flatten(1).all(1)
+    colourless = (grey[:, 0] == grey[:, 1]).flatten(1).all(1) & (grey[:, 1] == grey[:, 2]).flatten(1).all(1)
+    assert bool((same ^ colourless).all())
+    assert float(colourless.double().mean()) == pytest.approx(0.3, abs=0.08)
+    assert torch.allclose(grey.mean(1), pixels.mean(1), atol=1e-6)
+
+
+def test_colour_acts_on_every_pixel_alike(pixels: Tensor) -> None:
+    flat = pixels[:, :, :1, :1].expand(-1, -1, 16, 16).contiguous()
+    coloured = changed(flat, "colour")
+    assert torch.allclose(coloured, coloured[:, :, :1, :1].expand_as(coloured), atol=1e-5)
+    assert float((coloured - flat).abs().amax((1, 2, 3)).min()) > 1e-3
+
+
+def test_blur_smooths_some_images(pixels: Tensor) -> None:
+    noisy = pixels + torch.randn(pixels.shape, generator=torch.Generator().manual_seed(1))
+    blurred = changed(noisy, "blur")
+    touched = (blurred != noisy).flatten(1).any(1)
+    assert float(touched.double().mean()) == pytest.approx(0.3, abs=0.08)
+
+    def roughness(images: Tensor) -> Tensor:
+        return (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3))
+
+    assert bool((roughness(blurred)[touched] < 0.6 * roughness(noisy)[touched]).all())
+
+
+def test_noise_has_mean_zero_and_its_own_strength_an_image(pixels: Tensor) -> None:
+    noise = changed(pixels, "noise") - pixels
+    spread = noise.std((1, 2, 3))
+    assert float(noise.mean()) == pytest.approx(0, abs=2e-3)
+    assert float(spread.max()) == pytest.approx(0.4, abs=0.03)
+    assert float(spread.mean()) == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("size", [1, 8, 224])
+def test_any_size_goes(size: int) -> None:
+    assert augmented(torch.randn(2, 3, size, size), 0).shape == (2, 3, size, size)
