@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from clipmerge.formula import copied_input, weighted_change
 from clipmerge.plugins import check_options, load_plugin
+from clipmerge.threads import one_thread
 
 _DRAWS = 1 << 20
 
@@ -223,14 +223,3 @@ def singular_values(matrix: Tensor) -> Tensor:
     with one_thread():
         values: Tensor = torch.linalg.svdvals(matrix.flatten(1).double())
     return values
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: with more, sums are split by their number, and the last bits with them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

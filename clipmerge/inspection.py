@@ -44,7 +44,7 @@ def inspect_checkpoints(zeroshot: str, finetuned: str | None, progress: Progress
             "mismatches": [],
             **_totals(base),
         }
-    other = open_checkpoint(finetuned)
+    other = open_checkpoint(finetuned, base=base)
     pair = align(base, [other])
     mismatches = find_mismatches(pair)
     layers = _describe(base, pair.zeroshot_keys, pair.layers)

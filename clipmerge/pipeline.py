@@ -93,7 +93,7 @@ def _read(request: MergeRequest, progress: Progress) -> Run:
     progress.stage("read")
     begin = time.perf_counter()
     zeroshot = open_checkpoint(request.zeroshot)
-    finetuned = [open_checkpoint(source) for source in request.finetuned]
+    finetuned = [open_checkpoint(source, base=zeroshot) for source in request.finetuned]
     pair = pair_checkpoints(zeroshot, finetuned, missing=request.recipe.missing, mixed_dtypes=request.dtype != "keep")
     run = Run(pair, progress, command=request.command)
     for note in pair.notes:
@@ -209,9 +209,10 @@ def load_plan(path: Path, progress: Progress | None = None) -> Run:
     progress = progress or Silent()
     progress.stage("read")
     begin = time.perf_counter()
-    sources = [_open_again(path, record) for record in (plan.zeroshot, *plan.finetuned)]
-    pair = pair_checkpoints(sources[0], sources[1:], missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
-    for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), sources, strict=True):
+    zeroshot = _open_again(path, plan.zeroshot)
+    finetuned = [_open_again(path, record, zeroshot) for record in plan.finetuned]
+    pair = pair_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
+    for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True):
         _check_hashes(path, record, checkpoint)
     task = Task(pair)
     run = Run(pair, progress, plan=plan.checked(task.layers))
@@ -222,14 +223,14 @@ def load_plan(path: Path, progress: Progress | None = None) -> Run:
     return run
 
 
-def _open_again(path: Path, record: SourceRecord) -> Checkpoint:
+def _open_again(path: Path, record: SourceRecord, base: Checkpoint | None = None) -> Checkpoint:
     source = record.source
     if record.revision:
         source = f"{source.partition('@')[0]}@{record.revision}"
     elif not Path(source).expanduser().is_absolute() and not Path(source).exists():
         beside = path.parent / source
         source = str(beside) if beside.exists() else source
-    return open_checkpoint(source)
+    return open_checkpoint(source, base=base)
 
 
 def _check_hashes(path: Path, record: SourceRecord, checkpoint: Checkpoint) -> None:
@@ -272,7 +273,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
 
     pair = run.pair
     assert run.plan is not None  # decided before it is written
-    check_output(output, overwrite=overwrite, inputs=[c.folder for c in (pair.zeroshot, *pair.finetuned)])
+    check_output(output, overwrite=overwrite, inputs=pair.folders)
     run.hash_inputs()  # first, so that it fills the second or two that importing torch takes
     from clipmerge.apply import merged_tensors
     from clipmerge.card import model_card

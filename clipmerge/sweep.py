@@ -244,8 +244,9 @@ def _calibration_images(request: SweepRequest) -> LabelledImages | None:
 def _open(request: SweepRequest, progress: Progress) -> Pair:
     """Read both checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
     provided = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
-    checkpoints = [open_checkpoint(source) for source in (request.zeroshot, request.finetuned)]
-    pair = pair_checkpoints(checkpoints[0], checkpoints[1:], missing=provided[0] if provided else "error")
+    zeroshot = open_checkpoint(request.zeroshot)
+    finetuned = open_checkpoint(request.finetuned, base=zeroshot)
+    pair = pair_checkpoints(zeroshot, [finetuned], missing=provided[0] if provided else "error")
     for note in pair.notes:
         progress.say(note)
     return pair

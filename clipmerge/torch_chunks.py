@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import RandomKey, mask_options, merge_tensor, one_thread
+from clipmerge.arithmetic import RandomKey, mask_options, merge_tensor
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.checkpoint.header import DTYPES, STORED
@@ -20,6 +20,7 @@ from clipmerge.plain_chunks import integers_differ, overflow, require_finite_inp
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.plugins import load_plugin
 from clipmerge.tensors import PlanTensors, coefficients_of_run
+from clipmerge.threads import one_thread
 
 
 def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str) -> Iterator[Array]:

@@ -179,8 +179,6 @@ def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path, r"no model\.safetensors in this folder; is it the folder that save_pretrained wrote\?")
     save_file({"a": torch.zeros(1)}, tmp_path / "ema.safetensors")
     refused(tmp_path, r"has no model\.safetensors but ema\.safetensors; give the file you mean")
-    (tmp_path / "adapter_config.json").write_text("{}")
-    refused(tmp_path, "is a peft adapter.*merge_and_unload")
 
 
 def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipmerge.checkpoint.header import DTYPES, TensorEntry
@@ -52,6 +53,12 @@ class Pair:
         """Canonical name to layer, whichever checkpoint holds it."""
         names = dict.fromkeys(name for keys in (self.zeroshot_keys, *self.finetuned_keys) for name in keys)
         return self.family.layers_of(name for name in names if self.family.knows(name))
+
+    @property
+    def folders(self) -> set[Path]:
+        """Folders that hold something of the checkpoints; an adapter's side files are not beside its weights."""
+        each = (self.zeroshot, *self.finetuned)
+        return {one.folder for one in each} | {file.parent for one in each for file in one.files}
 
     @property
     def is_partial(self) -> bool:

@@ -29,6 +29,7 @@ INDEX = "model.safetensors.index.json"
 #: OpenCLIP's name for its weights, the one that is written; and an older one.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+ADAPTER = "adapter_model.safetensors"
 # bytes read and hashed at a time
 _PIECE = 1 << 20
 
@@ -133,6 +134,11 @@ class Checkpoint:
         return sum(entry.end - entry.begin for entry in self.entries.values())
 
 
+def is_adapter_file(file: Path) -> bool:
+    """Whether a weight file is a peft adapter's, by the name that peft gives it."""
+    return file.stem == Path(ADAPTER).stem
+
+
 def sha256_of(path: Path) -> str:
     """Hash one file, through a buffer that stays in the processor's cache: measured faster than its mapped pages.
 
@@ -147,12 +153,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def open_checkpoint(source: str) -> Checkpoint:
+def open_checkpoint(source: str, *, base: Checkpoint | None = None) -> Checkpoint:
     """Open a checkpoint and check its headers; no weight is read.
 
     Args:
         source: A folder, a ``.safetensors`` file, a ``.safetensors.index.json``, ``org/name``,
             ``org/name@revision`` or ``hf://org/name@revision``. What exists on disk wins over a Hub id.
+        base: What a peft adapter is put over; without it an adapter is refused.
 
     Returns:
         The checkpoint.
@@ -163,6 +170,20 @@ def open_checkpoint(source: str) -> Checkpoint:
     """
     if not source.strip():
         raise CheckpointError("an empty name is no checkpoint; is a variable of your shell unset?")
+    opened = _open(source)
+    if not is_adapter_file(opened.files[0]):
+        return opened
+    if base is None:
+        raise CheckpointError(
+            f"{source}: is a peft adapter, which changes a base model and is none itself; make a full checkpoint "
+            f"of both with `clipmerge merge BASE {source} --recipe wise-ft --set method.alpha=1 --output DIR`"
+        )
+    from clipmerge.checkpoint.adapter import adapt
+
+    return adapt(base, opened)
+
+
+def _open(source: str) -> Checkpoint:
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(source, path)
@@ -181,7 +202,11 @@ def open_checkpoint(source: str) -> Checkpoint:
 
 
 def _open_folder(source: str, folder: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
-    weights, index = folder / WEIGHTS, folder / INDEX
+    weights, index, adapter = folder / WEIGHTS, folder / INDEX, folder / ADAPTER
+    if adapter.exists() and (weights.exists() or index.exists()):
+        raise CheckpointError(
+            f"{source}: holds both a whole model and a peft adapter ({ADAPTER}); give the file you mean"
+        )
     if weights.exists() and index.exists():
         raise CheckpointError(
             f"{source}: holds both {WEIGHTS} and {INDEX}, and one of them is stale; "
@@ -194,16 +219,13 @@ def _open_folder(source: str, folder: Path, *, revision: str | None = None, note
     for name in OPEN_CLIP_WEIGHTS:
         if (folder / name).exists():
             return _open_single(source, folder / name, revision=revision, note=note)
+    if adapter.exists():
+        return _open_single(source, adapter, revision=revision, note=note)
     raise _no_weights(source, folder)
 
 
 def _no_weights(source: str, folder: Path) -> CheckpointError:
     others = sorted(folder.glob("*.safetensors"))
-    if (folder / "adapter_config.json").exists():
-        return CheckpointError(
-            f"{source}: is a peft adapter, not a checkpoint; merge it into its base first: "
-            "PeftModel.from_pretrained(...).merge_and_unload().save_pretrained(FOLDER)"
-        )
     if others:
         return CheckpointError(
             f"{source}: has no {WEIGHTS} but {shorten(f.name for f in others)}; give the file you mean"

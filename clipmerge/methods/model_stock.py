@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from clipmerge.arithmetic import one_thread
 from clipmerge.decision import Decision, Task
 from clipmerge.plan import LayerPlan
+from clipmerge.threads import one_thread
 
 
 def model_stock(task: Task) -> Decision:

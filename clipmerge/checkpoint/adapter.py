@@ -1,0 +1,326 @@
+"""A peft LoRA adapter seen as the checkpoint that it makes of its base, formed tensor by tensor.
+
+theta_1 = theta_0 + scale * B A where the adapter has a pair of factors (with DoRA, each row then brought to its
+trained length), the adapter's own tensor where a module was trained whole, theta_0 elsewhere. It is formed in float32
+(float64 if any input is) and not rounded to the base's dtype, so that a merge rounds once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmerge.checkpoint.adapter_config import CONFIG, AdapterConfig, read_adapter_config
+from clipmerge.checkpoint.header import DTYPES, STORED
+from clipmerge.checkpoint.source import Array, Checkpoint
+from clipmerge.errors import CheckpointError, shorten
+from clipmerge.threads import one_thread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PREFIX = "base_model.model."
+_FACTOR = re.compile(
+    r"(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|B\.bias|embedding_A|embedding_B|magnitude_vector)"
+)
+# peft wraps a module it trains, and older versions name the wrapper
+_WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
+_FIELDS = {
+    "A.weight": "down",
+    "B.weight": "up",
+    "B.bias": "added",
+    "embedding_A": "down",
+    "embedding_B": "up",
+    "magnitude_vector": "length",
+}
+_FACTOR = re.compile(rf"(?P<module>.+)\.lora_(?P<part>{'|'.join(map(re.escape, _FIELDS))})")
+_PARTS = ("whole", "down", "up", "added", "length")
+
+
+@dataclass
+class Change:
+    """What an adapter says about one parameter of its base; each string is a key of the adapter.
+
+    Attributes:
+        module: Path of the module, as the adapter spells it.
+        scale: Factor of B A, or of the bias that is added.
+        whole: The tensor that takes the parameter's place before anything is added.
+        down: A: (rank, in), (rank, in, height, width), or (rank, entries) of an embedding.
+        up: B: (out, rank), (out, rank, 1, 1), or (width, rank) of an embedding.
+        added: A trained bias of B, (out,).
+        length: DoRA's magnitude: one a row, of an embedding one a column.
+        embedding: Whether B A is transposed, as peft does for embeddings.
+    """
+
+    module: str
+    scale: float = 1.0
+    whole: str = ""
+    down: str = ""
+    up: str = ""
+    added: str = ""
+    length: str = ""
+    embedding: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted(Checkpoint):
+    """A base checkpoint as an adapter changes it; read like any other.
+
+    Attributes:
+        base: The checkpoint the adapter was applied to; the side files are its.
+        adapter: The adapter's own tensors.
+        changes: Key of a parameter to what the adapter says about it.
+    """
+
+    base: Checkpoint
+    adapter: Checkpoint
+    changes: dict[str, Change]
+    _latest: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
+        """Form a run of one tensor's elements, rounded to the base's dtype; see `Checkpoint.array`."""
+        if key not in self.changes:
+            return self.base.array(key, start, stop)
+        import torch
+
+        dtype = self.entries[key].dtype
+        run = self.tensor(key).flatten()[start:stop].to(getattr(torch, DTYPES[dtype][0]))
+        stored: Array = run.view(torch.uint8).numpy().view(STORED[dtype])
+        return stored
+
+    def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Form one tensor, or a run of its elements; see `Checkpoint.tensor`.
+
+        A tensor is formed whole, whatever part is asked for, so that no bit depends on how it is read; the latest is
+        kept.
+        """
+        if key not in self.changes:
+            return self.base.tensor(key, start, stop)
+        if key not in self._latest:
+            self._latest.clear()
+            with one_thread():
+                self._latest[key] = _formed(self, key)
+        tensor = self._latest[key]
+        return tensor if start == 0 and stop is None else tensor.flatten()[start:stop]
+
+    def release(self, key: str) -> None:
+        """Let go of the base's mapped pages; see `Checkpoint.release`."""
+        if key in self.base.entries:
+            self.base.release(key)
+
+
+def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
+    """Put an adapter over its base; no weight is read.
+
+    Args:
+        base: The model the adapter was trained on.
+        adapter: The adapter's tensors, its ``adapter_config.json`` beside them.
+
+    Returns:
+        The changed model; ``source``, ``revision`` and ``files`` are the adapter's, the side files the base's.
+
+    Raises:
+        CheckpointError: If the adapter does not fit the base, or holds something whose arithmetic is not known.
+    """
+    path = adapter.folder / CONFIG
+    config = read_adapter_config(path)
+    changes = _changes(adapter, config)
+    added = {name for name, change in changes.items() if change.whole and _is_saved(name, config)}
+    keys = _keys_in_base(base, adapter, config, changes, optional=added)
+    placed = {keys.get(name, name): change for name, change in changes.items()}
+    for key, change in placed.items():
+        if key in base.entries:
+            _check_shapes(base, adapter, key, change, config)
+    extra = {
+        key: replace(adapter.entries[change.whole], file=base.files[0])
+        for key, change in placed.items()
+        if key not in base.entries
+    }
+    return Adapted(
+        source=adapter.source,
+        revision=adapter.revision,
+        folder=base.folder,
+        files=(*adapter.files, path),
+        entries={**base.entries, **extra},
+        config=base.config,
+        sharded=base.sharded,
+        note="; ".join(filter(None, (adapter.note, _other_base(base, adapter, config)))) or None,
+        base=base,
+        adapter=adapter,
+        changes=placed,
+    )
+
+
+def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
+    """Sort the adapter's tensors by the parameter they change, named as the model it was trained on names it."""
+    changes: dict[str, Change] = {}
+    for key in adapter.entries:
+        name = _WRAPPERS.sub("", f".{key.removeprefix(_PREFIX)}")[1:]
+        factor = _FACTOR.fullmatch(name.removesuffix(".weight") if "magnitude" in name else name)
+        if factor is None:
+            if ".lora_" in name or "." not in name:
+                raise CheckpointError(f"{adapter.source}: tensor {key} is of a kind that clipmerge does not know")
+            changes.setdefault(name, Change(name.rpartition(".")[0])).whole = key
+            continue
+        module, part = factor["module"], factor["part"]
+        target = f"{module}.bias" if part == "B.bias" else f"{module}.weight"
+        change = changes.setdefault(target, Change(module))
+        change.scale = config.scale_of(module)
+        change.embedding = change.embedding or part.startswith("embedding")
+        setattr(change, _FIELDS[part], key)
+    for target, change in changes.items():
+        if bool(change.down) != bool(change.up) or (change.length and not change.up):
+            raise CheckpointError(f"{adapter.source}: the LoRA of {target} is incomplete; save the adapter again")
+    return changes
+
+
+def _is_saved(name: str, config: AdapterConfig) -> bool:
+    return any(f".{module}." in f".{name}" for module in config.saved)
+
+
+def _keys_in_base(
+    base: Checkpoint, adapter: Checkpoint, config: AdapterConfig, changes: dict[str, Change], optional: set[str]
+) -> dict[str, str]:
+    """Find the base's key for each parameter; the two may stand in differently many wrappers, or in a bare tower."""
+    needed = [name for name in changes if name not in optional] or list(changes)
+    found = [place for place in _places(base, needed) if all(_key(base, name, *place) for name in needed)]
+    found = [place for place in found if _all_fit(base, adapter, changes, needed, place)] or found
+    if len(found) > 1:
+        found = [place for place in found if _is_tower_of(place[0], config.base_class)] or found
+    if not found:
+        raise CheckpointError(f"{adapter.source}: {_not_found(base, needed)}; give the base that it was trained on")
+    if len(found) > 1:
+        places = " and ".join(place[0] or "the whole" for place in found)
+        raise CheckpointError(
+            f"{adapter.source}: its keys fit {places} of {base.source} alike, and its adapter_config.json "
+            "does not say which class it was trained on; add auto_mapping: "
+            '{"base_model_class": "CLIPVisionModel"} (or CLIPTextModel) to it'
+        )
+    return {name: key for name in changes if (key := _key(base, name, *found[0]))}
+
+
+def _places(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
+    """What may stand before the base's keys, and what before the adapter's names, where their ends agree."""
+    first, parts = names[0], names[0].split(".")
+    for skipped in range(len(parts) - 1):
+        end = ".".join(parts[skipped:])
+        # torch's attention keeps the input projections of q, k and v in one parameter of its own
+        ends = (end, f"{end.removesuffix('weight')}in_proj_weight")
+        hits = {key[: -len(each)] for key in base.entries for each in ends if f".{key}".endswith(f".{each}")}
+        places = [(hit, first[: -len(end)]) for hit in sorted(hits)]
+        if any(all(_key(base, name, *place) for name in names) for place in places):
+            return places
+    return []
+
+
+def _key(base: Checkpoint, name: str, before: str, cut: str) -> str:
+    """The base's key for a name of the adapter; empty when there is none."""
+    if not name.startswith(cut):
+        return ""
+    key = before + name.removeprefix(cut)
+    choices = (key, f"{key.removesuffix('weight')}in_proj_weight" if key.endswith(".weight") else key)
+    return next((each for each in choices if each in base.entries), "")
+
+
+def _all_fit(
+    base: Checkpoint, adapter: Checkpoint, changes: dict[str, Change], names: list[str], place: tuple[str, str]
+) -> bool:
+    return not any(_misfit(base, adapter, _key(base, name, *place), changes[name]) for name in names)
+
+
+def _is_tower_of(prefix: str, base_class: str) -> bool:
+    tower = "text" if "Text" in base_class else "vis" if re.search("Vision|Image", base_class) else "unknown"
+    return tower in prefix
+
+
+def _not_found(base: Checkpoint, names: list[str]) -> str:
+    absent = [name for name in names if not any(f".{key}".endswith(f".{name}") for key in base.entries)] or names
+    return f"{len(absent)} of the parameters it changes are not in {base.source}: {shorten(absent, 3)}"
+
+
+def _check_shapes(base: Checkpoint, adapter: Checkpoint, key: str, change: Change, config: AdapterConfig) -> None:
+    problem = _misfit(base, adapter, key, change)
+    if problem:
+        raise CheckpointError(f"{adapter.source}: {problem}; give the base that it was trained on")
+    rank = adapter.entries[change.down].shape[0] if change.down else 0
+    if change.down and rank != config.rank_of(change.module):
+        raise CheckpointError(
+            f"{adapter.source}: the LoRA of {change.module} has rank {rank}, adapter_config.json says "
+            f"{config.rank_of(change.module)}; the scale would be wrong, so get the two files from one place"
+        )
+
+
+def _misfit(base: Checkpoint, adapter: Checkpoint, key: str, change: Change) -> str:
+    """Say what does not fit a parameter, in shape or kind; empty when all does."""
+    wanted = base.entries[key].shape
+    shapes = {part: adapter.entries[getattr(change, part)].shape for part in _PARTS if getattr(change, part)}
+    for part, expected in (("whole", wanted), ("added", wanted)):
+        if shapes.get(part, expected) != expected:
+            return f"{getattr(change, part)} is {shapes[part]}, the base's {key} {wanted}"
+    if change.down and _product_shape(shapes["down"], shapes["up"], change.embedding) != _flat(wanted):
+        return f"the LoRA of {key} is {shapes['up']} by {shapes['down']}, the base's {wanted}"
+    if change.length and math.prod(shapes["length"]) != wanted[1 if change.embedding else 0]:
+        return f"{change.length} is {shapes['length']}, the base's {key} {wanted}"
+    used = [base.entries[key], *(adapter.entries[getattr(change, part)] for part in shapes)]
+    return "" if all(entry.is_float for entry in used) else f"{key} is not a float on both sides"
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else shape
+
+
+def _product_shape(down: tuple[int, ...], up: tuple[int, ...], embedding: bool) -> tuple[int, ...]:
+    """Shape of B A, kernels flattened; empty when the two cannot be multiplied."""
+    if len(down) < 2 or len(up) < 2 or _flat(up)[1] != down[0]:
+        return ()
+    rows, columns = up[0], _flat(down)[1]
+    return (columns, rows) if embedding else (rows, columns)
+
+
+def _formed(adapted: Adapted, key: str) -> Tensor:
+    """theta_1 of one parameter, whole.
+
+    Source:
+        Hu et al. 2021, arXiv:2106.09685; Liu et al. 2024, arXiv:2402.09353 for DoRA.
+    """
+    import torch
+
+    change = adapted.changes[key]
+    parts = {part: adapted.adapter.tensor(name) for part in _PARTS if (name := getattr(change, part))}
+    start = parts.pop("whole") if change.whole else adapted.base.tensor(key)
+    if not parts:
+        return start
+    wide = torch.float64 if torch.float64 in {start.dtype, *(each.dtype for each in parts.values())} else torch.float32
+    parts = {part: tensor.to(wide) for part, tensor in parts.items()}
+    start = start.to(wide)
+    if "added" in parts:
+        return start + change.scale * parts["added"]
+    product = parts["up"].flatten(1) @ parts["down"].flatten(1)
+    product = (product.T if change.embedding else product).reshape(start.shape)
+    formed = product.mul_(change.scale).add_(start)
+    return _lengthened(formed, parts["length"], 1 if change.embedding else 0) if "length" in parts else formed
+
+
+def _lengthened(tensor: Tensor, length: Tensor, axis: int) -> Tensor:
+    """Bring each row (``axis`` 0) or column (1) to its length."""
+    import torch
+
+    others = [dimension for dimension in range(tensor.ndim) if dimension != axis]
+    shape = [-1 if dimension == axis else 1 for dimension in range(tensor.ndim)]
+    factor = length.flatten() / torch.linalg.vector_norm(tensor, dim=others)
+    lengthened: Tensor = tensor * factor.view(shape)
+    return lengthened
+
+
+def _other_base(base: Checkpoint, adapter: Checkpoint, config: AdapterConfig) -> str:
+    """A note when the adapter names another base; empty when it is the same or not said."""
+    given = base.source.removeprefix("hf://").partition("@")[0]
+    same = config.base in ("", given) or Path(config.base).expanduser().resolve() == base.folder.resolve()
+    if same:
+        return ""
+    return (
+        f"{adapter.source}: was trained on '{config.base}' and is applied to {base.source}; make sure they are the same"
+    )

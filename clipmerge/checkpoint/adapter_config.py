@@ -1,0 +1,141 @@
+"""What a peft adapter's configuration says about its arithmetic; what is not understood is refused.
+
+An option that is not known here might change what the adapter's tensors mean, so it is refused by name unless it is
+switched off: a wrong task vector would merge without a sign of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipmerge.errors import CheckpointError, shorten
+
+CONFIG = "adapter_config.json"
+_MERGE_IT = (
+    "merge it where it was trained, "
+    "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER), and give that folder"
+)
+# Options that decide what the tensors mean are handled one by one; these only say how they were trained or are run.
+_HARMLESS = frozenset(
+    {
+        *("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "use_dora", "use_rslora"),
+        *("bias", "exclude_modules", "layers_pattern", "layers_to_transform", "lora_bias", "modules_to_save"),
+        *("corda_config", "eva_config", "init_lora_weights", "lora_dropout", "lora_ga_config", "target_modules"),
+        *("auto_mapping", "base_model_name_or_path", "peft_version", "revision", "task_type"),
+        # peft itself takes no notice of it for the Linear, Conv2d and Embedding modules that CLIPs are made of
+        "fan_in_fan_out",
+        *("ensure_weight_tying", "inference_mode", "megatron_core", "qalora_group_size", "runtime_config"),
+    }
+)
+# Starting points that leave the base model's weights alone; others move a part of them into the adapter.
+_KEEPS_BASE = (True, False, "gaussian", "eva", "mica", "orthogonal")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The part of ``adapter_config.json`` that the arithmetic needs.
+
+    Attributes:
+        base: Name of the model it was trained on; empty when not recorded.
+        base_class: Class of that model, such as ``CLIPVisionModel``; empty when not recorded.
+        rank: Rank of the modules without a pattern.
+        alpha: Numerator of the scale, likewise.
+        rank_pattern: Regular expression over module paths to rank.
+        alpha_pattern: The same for alpha.
+        rslora: Whether the scale is alpha / sqrt(rank) rather than alpha / rank.
+        saved: Names of modules that were trained whole.
+    """
+
+    base: str
+    base_class: str
+    rank: int
+    alpha: float
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    rslora: bool
+    saved: tuple[str, ...]
+
+    def rank_of(self, module: str) -> int:
+        """Rank that the configuration gives a module."""
+        return int(_matching(self.rank_pattern, module, self.rank))
+
+    def scale_of(self, module: str) -> float:
+        """Factor of B A for a module.
+
+        Source:
+            Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732 for the square root.
+        """
+        rank = self.rank_of(module)
+        alpha = float(_matching(self.alpha_pattern, module, self.alpha))
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _matching(pattern: dict[str, Any], module: str, default: Any) -> Any:
+    """The first pattern that is the module's path or the end of it, as peft matches."""
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default
+
+
+def read_adapter_config(path: Path) -> AdapterConfig:
+    """Read ``adapter_config.json``.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What the arithmetic needs.
+
+    Raises:
+        CheckpointError: If it is not LoRA, or uses an option whose arithmetic is not known.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(data.get("peft_type", "")).upper()
+    except (ValueError, OSError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as an adapter's configuration ({error})") from None
+    if kind != "LORA":
+        raise CheckpointError(f"{path}: a peft adapter of type {kind or 'unknown'}; clipmerge reads LORA. {_MERGE_IT}")
+    _refuse_unknown(path, data)
+    try:
+        return _parsed(data)
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+        raise CheckpointError(f"{path}: not a LoRA configuration ({error!r}); save the adapter again") from None
+
+
+def _refuse_unknown(path: Path, data: dict[str, Any]) -> None:
+    unknown = sorted(key for key, value in data.items() if key not in _HARMLESS and value)
+    if unknown:
+        raise CheckpointError(f"{path}: uses {shorten(unknown)}, whose arithmetic clipmerge does not know. {_MERGE_IT}")
+    start = data.get("init_lora_weights", True)
+    if start not in _KEEPS_BASE:
+        raise CheckpointError(
+            f"{path}: started with init_lora_weights={start!r}, which changes the base model's weights, so that the "
+            f"adapter does not fit the base as it is published. {_MERGE_IT}"
+        )
+
+
+def _parsed(data: dict[str, Any]) -> AdapterConfig:
+    ranks = {str(key): int(value) for key, value in (data.get("rank_pattern") or {}).items()}
+    alphas = {str(key): float(value) for key, value in (data.get("alpha_pattern") or {}).items()}
+    for pattern in (*ranks, *alphas):
+        re.compile(pattern)
+    rank = int(data["r"])
+    if min(rank, *ranks.values(), rank) < 1:
+        raise ValueError("rank below 1")
+    return AdapterConfig(
+        base=str(data.get("base_model_name_or_path") or ""),
+        base_class=str((data.get("auto_mapping") or {}).get("base_model_class") or ""),
+        rank=rank,
+        alpha=float(data["lora_alpha"]),
+        rank_pattern=ranks,
+        alpha_pattern=alphas,
+        rslora=bool(data.get("use_rslora")),
+        saved=tuple(str(name) for name in data.get("modules_to_save") or ()),
+    )
