@@ -278,6 +278,9 @@ def apply(
 def inspect(
     zeroshot: ZeroShot,
     finetuned: Annotated[str | None, typer.Argument(help="The same, fine-tuned from ZEROSHOT.")] = None,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Compare names, shapes and dtypes only; a Hub model is not downloaded.")
+    ] = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
@@ -285,7 +288,7 @@ def inspect(
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.inspection import inspect_checkpoints, inspection_table
 
-    record = inspect_checkpoints(zeroshot, finetuned, terminal)
+    record = inspect_checkpoints(zeroshot, finetuned, terminal, weights=not no_weights)
     terminal.result(record, lambda: inspection_table(record))
 
 

@@ -248,6 +248,11 @@ def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpo
     return folder
 
 
+def is_cached(pinned: HubId, names: Iterable[str]) -> bool:
+    """Say whether files of one commit are all in the Hub cache."""
+    return all((_snapshot(pinned) / name).is_file() for name in names)
+
+
 def _check_there(pinned: HubId, folder: Path, names: Iterable[str]) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:

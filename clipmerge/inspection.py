@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint import Checkpoint, Pair, open_checkpoint
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.pair import align, find_mismatches
+from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
 
@@ -20,13 +21,16 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 
 
-def inspect_checkpoints(zeroshot: str, finetuned: str | None, progress: Progress) -> dict[str, Any]:
-    """Describe a checkpoint, or a pair; weights are read only for a pair.
+def inspect_checkpoints(
+    zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool = True
+) -> dict[str, Any]:
+    """Describe a checkpoint, or a pair; weights are read, and downloaded, only for a pair that fits.
 
     Args:
         zeroshot: Source of theta_0.
         finetuned: Source of theta_1.
         progress: Where to report.
+        weights: Whether to read weights at all, to say how far each layer moved.
 
     Returns:
         JSON-ready: ``layers`` {name: {parameters, size, shapes, change}} in network order, ``mismatches``, ``total``,
@@ -35,7 +39,8 @@ def inspect_checkpoints(zeroshot: str, finetuned: str | None, progress: Progress
     Raises:
         CheckpointError: If one cannot be read.
     """
-    base = open_checkpoint(zeroshot)
+    seen = preview_checkpoint(zeroshot)
+    base = seen or open_checkpoint(zeroshot)
     if finetuned is None:
         return {
             "zeroshot": _origin(base),
@@ -44,18 +49,21 @@ def inspect_checkpoints(zeroshot: str, finetuned: str | None, progress: Progress
             "mismatches": [],
             **_totals(base),
         }
-    other = open_checkpoint(finetuned, base=base)
+    seen_other = preview_checkpoint(finetuned)
+    other = seen_other or open_checkpoint(finetuned, base=base)
     pair = align(base, [other])
     mismatches = find_mismatches(pair)
+    if weights and not mismatches and (seen or seen_other):
+        base, seen, seen_other = open_checkpoint(zeroshot), None, None
+        other = open_checkpoint(finetuned, base=base)
+        pair = align(base, [other])
     layers = _describe(base, pair.zeroshot_keys, pair.layers)
-    progress.stage("inspect")
-    done, total = 0, sum(layer["size"] for layer in layers.values())
-    for layer, names in pair.layers.items():
-        layers[layer]["change"] = _relative_change(pair, names)
-        done += layers[layer]["size"]
-        progress.advance(done, total)
     for note in pair.notes:
         progress.say(note)
+    if weights and not (seen or seen_other):
+        _add_changes(pair, layers, progress)
+    elif weights:
+        progress.say("the two do not fit, so no weights were downloaded, and how far layers moved is not known")
     return {
         "zeroshot": _origin(base),
         "finetuned": _origin(other),
@@ -63,6 +71,15 @@ def inspect_checkpoints(zeroshot: str, finetuned: str | None, progress: Progress
         "mismatches": mismatches,
         **_totals(base),
     }
+
+
+def _add_changes(pair: Pair, layers: dict[str, dict[str, Any]], progress: Progress) -> None:
+    progress.stage("inspect")
+    done, total = 0, sum(layer["size"] for layer in layers.values())
+    for layer, names in pair.layers.items():
+        layers[layer]["change"] = _relative_change(pair, names)
+        done += layers[layer]["size"]
+        progress.advance(done, total)
 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.layers import match_layers
@@ -92,9 +93,11 @@ def _measured(run: Run, request: MergeRequest, known: dict[str, Measured]) -> Me
 def _read(request: MergeRequest, progress: Progress) -> Run:
     progress.stage("read")
     begin = time.perf_counter()
+    fit: dict[str, Any] = {"missing": request.recipe.missing, "mixed_dtypes": request.dtype != "keep"}
+    compare_before_download(request.zeroshot, request.finetuned, **fit)
     zeroshot = open_checkpoint(request.zeroshot)
     finetuned = [open_checkpoint(source, base=zeroshot) for source in request.finetuned]
-    pair = pair_checkpoints(zeroshot, finetuned, missing=request.recipe.missing, mixed_dtypes=request.dtype != "keep")
+    pair = pair_checkpoints(zeroshot, finetuned, **fit)
     run = Run(pair, progress, command=request.command)
     for note in pair.notes:
         progress.say(note)

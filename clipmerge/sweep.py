@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge import __version__
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.data import LabelledImages, check_templates, load_images
 from clipmerge.errors import UsageError
 from clipmerge.overlap import check_overlap
@@ -244,9 +245,11 @@ def _calibration_images(request: SweepRequest) -> LabelledImages | None:
 def _open(request: SweepRequest, progress: Progress) -> Pair:
     """Read both checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
     provided = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
+    missing = provided[0] if provided else "error"
+    compare_before_download(request.zeroshot, [request.finetuned], missing=missing)
     zeroshot = open_checkpoint(request.zeroshot)
     finetuned = open_checkpoint(request.finetuned, base=zeroshot)
-    pair = pair_checkpoints(zeroshot, [finetuned], missing=provided[0] if provided else "error")
+    pair = pair_checkpoints(zeroshot, [finetuned], missing=missing)
     for note in pair.notes:
         progress.say(note)
     return pair

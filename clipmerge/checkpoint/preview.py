@@ -1,0 +1,104 @@
+"""A model on the Hub seen by its headers, so that a pair that does not fit costs no gigabytes.
+
+Only what is not in the cache is previewed; names, shapes and dtypes come from range requests, the configuration from
+its file. A previewed checkpoint has no weights to read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clipmerge.checkpoint.header import DTYPES, FLOATS, TensorEntry
+from clipmerge.checkpoint.pair import Missing, pair_checkpoints
+from clipmerge.checkpoint.source import Checkpoint, open_checkpoint
+from clipmerge.conversion import layout_of
+from clipmerge.errors import CheckpointError
+
+# Files of weights that can be compared as they are, and what describes them.
+_CONFIGS = {
+    "model.safetensors": "config.json",
+    "model.safetensors.index.json": "config.json",
+    "open_clip_model.safetensors": "open_clip_config.json",
+}
+
+
+def preview_checkpoint(source: str) -> Checkpoint | None:
+    """Describe a model on the Hub without its weights.
+
+    Args:
+        source: As `open_checkpoint` takes it.
+
+    Returns:
+        A checkpoint that cannot be read from; ``None`` where there is nothing to save: the source is on disk, its
+        weights are in the cache, the Hub is not asked, or they are of a kind that must be opened to be understood.
+
+    Raises:
+        CheckpointError: If the model has no weights that can be used.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    from clipmerge.hub import choose_files, download, is_cached, parse_hub_id, remote_metadata, resolve
+
+    hub_id = None if Path(source).expanduser().exists() else parse_hub_id(source)
+    if hub_id is None:
+        return None
+    found = resolve(hub_id)
+    pinned = hub_id.at(found.sha)
+    if found.note is not None:
+        return None
+    weights = set(choose_files(found.files, pinned)) - set(choose_files(found.files, pinned, weights=False))
+    config = next((_CONFIGS[name] for name in sorted(weights) if name in _CONFIGS), None)
+    if config is None or is_cached(pinned, weights):
+        return None
+    folder = download(pinned, [name for name in (config,) if name in found.files])
+    entries = {
+        name: _entry(f"{pinned}, {name}", dtype, shape)
+        for name, (dtype, shape) in remote_metadata(pinned, found.sha).items()
+    }
+    files = tuple(Path(name) for name in sorted(weights) if name.endswith(".safetensors"))
+    return Checkpoint(source, found.sha, folder, files, entries, _read_config(folder / config), sharded=len(files) > 1)
+
+
+def compare_before_download(
+    zeroshot: str, finetuned: Sequence[str], *, missing: Missing = "error", mixed_dtypes: bool = False
+) -> None:
+    """Refuse checkpoints that do not fit, before the weights of any of them are downloaded.
+
+    Args:
+        zeroshot: Source of theta_0.
+        finetuned: Sources of theta_1 ... theta_K.
+        missing: As in `pair_checkpoints`.
+        mixed_dtypes: As in `pair_checkpoints`.
+
+    Raises:
+        CheckpointError: The first thing that does not fit, in one line.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    previews = [preview_checkpoint(source) for source in (zeroshot, *finetuned)]
+    if not any(previews):
+        return
+    base = previews[0] or open_checkpoint(zeroshot)
+    others = [
+        each or open_checkpoint(source, base=base) for each, source in zip(previews[1:], finetuned, strict=True)
+    ]
+    if len({layout_of(each.entries) for each in (base, *others)}) == 1:
+        pair_checkpoints(base, others, missing=missing, mixed_dtypes=mixed_dtypes)
+
+
+def _entry(where: str, dtype: str, shape: tuple[int, ...]) -> TensorEntry:
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{where}: has dtype {dtype}; clipmerge merges {', '.join(sorted(FLOATS))}")
+    return TensorEntry(Path(), dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1])
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    return value if isinstance(value, dict) else None
