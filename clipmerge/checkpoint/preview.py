@@ -81,9 +81,7 @@ def compare_before_download(
     if not any(previews):
         return
     base = previews[0] or open_checkpoint(zeroshot)
-    others = [
-        each or open_checkpoint(source, base=base) for each, source in zip(previews[1:], finetuned, strict=True)
-    ]
+    others = [each or open_checkpoint(source, base=base) for each, source in zip(previews[1:], finetuned, strict=True)]
     if len({layout_of(each.entries) for each in (base, *others)}) == 1:
         pair_checkpoints(base, others, missing=missing, mixed_dtypes=mixed_dtypes)
 
