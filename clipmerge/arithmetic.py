@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,22 @@ class RandomKey:
     Attributes:
         seed: Seed of the run.
         name: Parameter name.
+        which: Number of the fine-tuned checkpoint, where each is drawn for by itself.
     """
 
     seed: int
     name: str
+    which: int | None = None
+
+    def of(self, which: int) -> RandomKey:
+        """The key for one of several fine-tuned checkpoints."""
+        return replace(self, which=which)
+
+    def generator(self) -> np.random.Philox:
+        """A counter-based generator that starts from this key alone."""
+        seed = f"{self.seed}" if self.which is None else f"{self.seed}#{self.which}"
+        digest = hashlib.sha256(f"{seed}:{self.name}".encode()).digest()
+        return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
 
 
 def merge_tensor(
@@ -39,6 +52,7 @@ def merge_tensor(
     *,
     alpha: float | Tensor,
     weights: Sequence[float] = (1.0,),
+    combine: Callable[[Tensor], Tensor] | None = None,
     mask: str | None = None,
     dtype: torch.dtype | None = None,
     **mask_inputs: Any,
@@ -46,7 +60,8 @@ def merge_tensor(
     """Move one parameter from zero-shot towards fine-tuned.
 
     Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in float32 (float64 if any is) and rounds
-    once. alpha=0 gives theta_0 back bit for bit, alpha=1 without a mask theta_1.
+    once; a combination puts another rule in the place of the sum. alpha=0 gives theta_0 back bit for bit, alpha=1
+    without mask and combination theta_1.
 
     Args:
         theta_0: Zero-shot parameter, any shape; never written to.
@@ -54,6 +69,8 @@ def merge_tensor(
         alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. A tensor broadcasts: one a row, or
             one an entry.
         weights: Factor of each fine-tuned checkpoint.
+        combine: Makes one task vector of several, stacked along the first dimension, see `combination`; ``None`` for
+            their sum.
         mask: Name of a mask, or ``None`` to keep the whole change. Scalars are never masked.
         dtype: Output dtype; ``None`` for that of theta_0.
         **mask_inputs: The mask's options, and what it needs of ``score`` and ``key``.
@@ -79,22 +96,35 @@ def merge_tensor(
             raise ValueError(f"shapes differ: {tuple(theta_0.shape)} and {tuple(each.shape)}")
     dtype = dtype or theta_0.dtype
     masked = mask is not None and theta_0.numel() > 1
-    copied: Tensor | None = None if masked else copied_input(theta_0, finetuned, alpha, weights)
+    plain = combine is None and not masked
+    copied: Tensor | None = copied_input(theta_0, finetuned, alpha, weights) if plain else None
     if copied is not None:
         return copied.to(dtype)
     base, *wide = _widened([theta_0, *finetuned])
-    change: Tensor = weighted_change(base, wide, alpha=alpha, weights=weights)
+    change = _change(base, wide, alpha, weights, combine)
     if masked:
         change = apply_mask(str(mask), change, base, mask_inputs)
-        # an entry that is not kept is zero-shot's bit for bit, negative zero included
-        merged = torch.where(change == 0, base, base + change)
-    else:
-        merged = change.add_(base)
-    if isinstance(alpha, Tensor) and not masked:
+    # an entry that is not kept is zero-shot's bit for bit, negative zero included
+    merged = change.add_(base) if plain else torch.where(change == 0, base, base + change)
+    if isinstance(alpha, Tensor) and plain:
         merged = torch.where(alpha == 0, base, merged)  # base + 0.0 would turn -0.0 into 0.0
         if tuple(weights) == (1.0,):
             merged = torch.where(alpha == 1, finetuned[0].to(merged.dtype), merged)
     return merged.to(dtype)
+
+
+def _change(
+    base: Tensor,
+    finetuned: list[Tensor],
+    alpha: float | Tensor,
+    weights: Sequence[float],
+    combine: Callable[[Tensor], Tensor] | None,
+) -> Tensor:
+    """The change before any mask; it is new, and may be written to."""
+    if combine is not None:
+        return combine(torch.stack([each - base for each in finetuned])) * alpha
+    change: Tensor = weighted_change(base, finetuned, alpha=alpha, weights=weights)
+    return change
 
 
 def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -120,6 +150,46 @@ def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any
     available = {"theta_0": theta_0, **inputs}
     kept: Tensor = function(change, **{key: value for key, value in available.items() if key in wanted})
     return kept
+
+
+def combination(
+    name: str, options: dict[str, Any], weights: Sequence[float], key: RandomKey, *, thinned: bool = True
+) -> Callable[[Tensor], Tensor]:
+    """Make a rule of `clipmerge.combinations` ready for `merge_tensor`.
+
+    Args:
+        name: Name of the rule.
+        options: Its options.
+        weights: Factor of each fine-tuned checkpoint.
+        key: Seed and parameter name, for rules that draw.
+        thinned: Whether entries may be left out: not of a scalar, nor of batch norm's statistics.
+
+    Returns:
+        A function from stacked task vectors (checkpoints, ...) to one (...).
+
+    Raises:
+        RecipeError: If an option is unknown or out of its range.
+    """
+    function = load_plugin("combinations", name)
+    checked = {**check_options("combinations", name, options), "key": key, "thinned": thinned}
+    wanted = inspect.signature(function).parameters
+    return partial(function, weights=tuple(weights), **{k: v for k, v in checked.items() if k in wanted})
+
+
+def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
+    """Add task vectors up one after the other, so that the order of the sum is always the same.
+
+    Args:
+        task_vectors: (checkpoints, ...).
+        weights: A factor each.
+
+    Returns:
+        (...), a new tensor.
+    """
+    total = task_vectors[0] * weights[0]
+    for each, weight in zip(task_vectors[1:], weights[1:], strict=True):
+        total.add_(each * weight)
+    return total
 
 
 def mask_options(name: str, density: float, options: dict[str, Any]) -> dict[str, Any]:
@@ -156,10 +226,22 @@ def keep_largest(score: Tensor, density: float) -> Tensor:
         >>> keep_largest(torch.tensor([1.0, 1.0, 0.0, 1.0]), 0.5)
         tensor([ True,  True, False, False])
     """
-    kept = max(1, round(density * score.numel()))
+    return keep_first(score, max(1, round(density * score.numel())))
+
+
+def keep_first(score: Tensor, kept: int) -> Tensor:
+    """Select so many of the largest scores, of equal ones those with the lower index.
+
+    Args:
+        score: Non-negative, any shape.
+        kept: How many; 0 selects nothing.
+
+    Returns:
+        Boolean, same shape.
+    """
     flat = score.flatten()
-    if kept >= flat.numel():
-        return torch.ones_like(score, dtype=torch.bool)
+    if kept <= 0 or kept >= flat.numel():
+        return torch.full_like(score, kept > 0, dtype=torch.bool)
     # numpy selects in linear time; the value of the k-th largest is unique even though its position is not
     threshold = float(np.partition(flat.numpy(), flat.numel() - kept)[flat.numel() - kept])
     above = flat > threshold
@@ -168,24 +250,25 @@ def keep_largest(score: Tensor, density: float) -> Tensor:
     return above.view(score.shape)
 
 
-def keep_random(shape: torch.Size, density: float, key: RandomKey) -> Tensor:
-    """Select entries independently with one probability, from a counter-based generator (Philox).
+def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey) -> Tensor:
+    """Select entries independently, from a counter-based generator (Philox).
 
     Args:
         shape: Shape of the parameter.
-        density: Probability that an entry is kept.
+        density: Probability that an entry is kept; a tensor of that shape has one for each.
         key: Seed and parameter name; nothing else enters, so neither order nor chunking matters.
 
     Returns:
         Boolean, of the given shape.
     """
-    digest = hashlib.sha256(f"{key.seed}:{key.name}".encode()).digest()
-    generator = np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+    generator = key.generator()
     # the top 53 bits, so that the limit is exact in a float and density 1 keeps everything
-    limit = np.uint64(round(density * 2**53))
+    chances = density.double().flatten().numpy() if isinstance(density, Tensor) else np.array([density])
     keep = np.empty(math.prod(shape), dtype=bool)
     for start in range(0, len(keep), _DRAWS):  # a draw takes 64 times the bytes of what it decides
         part = keep[start : start + _DRAWS]
+        chance = chances if len(chances) == 1 else chances[start : start + _DRAWS]
+        limit = np.rint(chance * 2**53).astype(np.uint64)
         np.less(generator.random_raw(len(part)) >> np.uint64(11), limit, out=part)
     return torch.from_numpy(keep).view(shape)
 

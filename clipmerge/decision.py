@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from clipmerge.checkpoint import Pair
 from clipmerge.checkpoint.finite import require_finite
 from clipmerge.errors import RecipeError
-from clipmerge.plan import LayerPlan, Measurements
+from clipmerge.plan import Combination, LayerPlan, Measurements
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +45,10 @@ class Task:
         """Mergeable parameter to its shape."""
         entries, keys = self.pair.zeroshot.entries, self.pair.zeroshot_keys
         return {name: entries[keys[name]].shape for names in self.layers.values() for name in names}
+
+    def everywhere(self, alpha: float, reason: str) -> dict[str, LayerPlan]:
+        """The same coefficient for every layer."""
+        return {layer: LayerPlan(alpha=alpha, reason=reason) for layer in self.layers}
 
     @property
     def uniform_weights(self) -> tuple[float, ...]:
@@ -108,6 +112,7 @@ class Decision:
         layers: Layer to what it gets.
         verdict: The decision in a sentence.
         weights: One factor a fine-tuned checkpoint.
+        combine: What takes the place of the weighted sum of task vectors, if anything does.
         stragglers: Layers found to be stragglers.
         straggler_scores: Layer to its scores.
         scores: Parameter to saliency, for the masks that need it.
@@ -118,6 +123,7 @@ class Decision:
     layers: dict[str, LayerPlan]
     verdict: str
     weights: tuple[float, ...] = (1.0,)
+    combine: Combination | None = None
     stragglers: tuple[str, ...] = ()
     straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)

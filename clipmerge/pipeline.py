@@ -129,6 +129,7 @@ def _decide(
         zeroshot=_source_record(run.pair.zeroshot),
         finetuned=tuple(_source_record(each) for each in run.pair.finetuned),
         weights=decision.weights,
+        combine=decision.combine,
         dtype=request.dtype,
         missing=request.recipe.missing,
         layers=layers,

@@ -123,6 +123,18 @@ class LayerPlan(Record):
     reason: str = ""
 
 
+class Combination(Record):
+    """How the task vectors of several fine-tuned checkpoints become one, where that is not their weighted sum.
+
+    Attributes:
+        rule: Name of a rule in `clipmerge.combinations`.
+        options: Its options.
+    """
+
+    rule: str
+    options: dict[str, Any] = {}
+
+
 class SourceRecord(Record):
     """One input: what the user wrote, the commit it resolved to, and the sha256 of its weight files."""
 
@@ -147,6 +159,7 @@ class Plan(Record):
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K.
         weights: One factor a fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i] * alpha[l]``.
+        combine: What takes the place of the weighted sum, if anything does.
         dtype: Output dtype, or ``keep``.
         missing: What happens to keys that only one checkpoint has.
         layers: Layer to what it gets; a layer that is not named stays zero-shot.
@@ -165,6 +178,7 @@ class Plan(Record):
     zeroshot: SourceRecord
     finetuned: tuple[SourceRecord, ...] = Field(min_length=1)
     weights: tuple[Alpha, ...]
+    combine: Combination | None = None
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     missing: Literal["error", "keep-zeroshot", "keep-finetuned"] = "error"
     layers: dict[str, LayerPlan]
@@ -197,6 +211,11 @@ class Plan(Record):
             raise PlanError(
                 f"the plan has {len(self.weights)} weights for {len(self.finetuned)} fine-tuned checkpoints"
             )
+        if self.combine:
+            try:
+                check_options("combinations", self.combine.rule, self.combine.options)
+            except RecipeError as error:
+                raise PlanError(f"combine: {error}") from None
         for name, layer in self.layers.items():
             if name not in layers:
                 raise PlanError(f"the plan names layer '{name}', which there is not.{did_you_mean(name, layers)}")

@@ -1,4 +1,4 @@
-"""Find measures, methods and masks by their files.
+"""Find measures, methods, masks and combinations by their files.
 
 A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that name is what
 runs, and its keyword-only parameters are its options. Nothing is registered anywhere.
@@ -25,7 +25,7 @@ def plugin_names(package: str) -> tuple[str, ...]:
     """List what a package offers, sorted.
 
     Args:
-        package: ``measures``, ``methods`` or ``masks``.
+        package: ``measures``, ``methods``, ``masks`` or ``combinations``.
 
     Returns:
         Recipe names.
@@ -40,7 +40,7 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
     """Load the function behind a recipe name.
 
     Args:
-        package: ``measures``, ``methods`` or ``masks``.
+        package: ``measures``, ``methods``, ``masks`` or ``combinations``.
         name: Recipe name, such as ``path-barrier``.
 
     Returns:
@@ -62,7 +62,7 @@ def plugin_options(package: str, name: str) -> dict[str, Any]:
     """List a plugin's options with their defaults.
 
     Args:
-        package: ``measures``, ``methods`` or ``masks``.
+        package: ``measures``, ``methods``, ``masks`` or ``combinations``.
         name: Recipe name.
 
     Returns:
@@ -76,7 +76,7 @@ def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, A
     """Validate options against a plugin's signature.
 
     Args:
-        package: ``measures``, ``methods`` or ``masks``.
+        package: ``measures``, ``methods``, ``masks`` or ``combinations``.
         name: Recipe name.
         given: Options as the recipe has them.
 

@@ -39,6 +39,7 @@ def merge_record(run: Run, plan: Plan, output: Path | None, files: dict[str, str
         "zeroshot": data["zeroshot"],
         "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,
         "weights": data["weights"],
+        "combine": data["combine"],
         "dtype": data["dtype"],
         "verdict": plan.verdict,
         "layers": _layers(run, plan),

@@ -295,14 +295,15 @@ def _key(plan: Plan, layers: Iterable[str]) -> Any:
     """What two plans for one pair have in common exactly when they merge to the same weights."""
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
     learned = any(entry.alpha_range for entry in entries)
-    if plan.weights == (1.0,) and not learned and all(entry.mask is None for entry in entries):
+    if plan.weights == (1.0,) and not plan.combine and not learned and all(entry.mask is None for entry in entries):
         alphas = {float(entry.alpha) for entry in entries}
         if len(alphas) == 1:
             return _key_of_alpha(alphas.pop())
     told = [entry.model_dump(mode="json", exclude={"reason"}) for entry in entries]
     # coefficients are those that one method made of one measurement
     origin = [plan.recipe["measure"], plan.recipe["method"] if learned else None]
-    return json.dumps([plan.weights, plan.missing, plan.seed, origin, told], sort_keys=True)
+    combine = plan.combine and plan.combine.model_dump(mode="json")
+    return json.dumps([plan.weights, combine, plan.missing, plan.seed, origin, told], sort_keys=True)
 
 
 def _score(

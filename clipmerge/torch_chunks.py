@@ -1,15 +1,15 @@
-"""Chunks of the output that need torch: masks, learned coefficients, half precision, a change of dtype."""
+"""Chunks of the output that need torch: masks, combinations, learned coefficients, half precision, another dtype."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import RandomKey, mask_options, merge_tensor
+from clipmerge.arithmetic import RandomKey, combination, mask_options, merge_tensor
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.checkpoint.header import DTYPES, STORED
@@ -49,23 +49,38 @@ def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTe
         _require_unchanged(pair, name, layer)
         yield from copying(pair, name, dtype)
         return
-    # a mask looks at the whole parameter, everything else goes by chunks
-    for start, stop in [(0, None)] if inputs else runs(entry.size):
+    combine = _combination(plan, name, thinned=entry.size > 1 and not is_statistic(name))
+    # a mask or a combination looks at the whole parameter, everything else goes by chunks
+    whole = bool(inputs) or combine is not None
+    for start, stop in [(0, None)] if whole else runs(entry.size):
         theta_0 = pair.theta_0(name, start, stop)
         finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
         alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
-        if inputs or isinstance(alpha, Tensor) or alpha in (0, 1):
+        if whole or isinstance(alpha, Tensor) or alpha in (0, 1):
             # NaN and Inf would not show in the result, or stop a decomposition
             require_finite_inputs(pair, name, theta_0, finetuned)
         with one_thread():
             merged = merge_tensor(
-                theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype), **inputs
+                theta_0,
+                finetuned,
+                alpha=alpha,
+                weights=plan.weights,
+                combine=combine,
+                dtype=_torch_dtype(dtype),
+                **inputs,
             )
             if not is_finite(merged):
                 require_finite_inputs(pair, name, theta_0, finetuned)
                 raise overflow(name, DTYPES[dtype][0])
         yield _stored(merged, dtype)
     pair.release(name)
+
+
+def _combination(plan: Plan, name: str, *, thinned: bool) -> Callable[[Tensor], Tensor] | None:
+    if plan.combine is None:
+        return None
+    key = RandomKey(plan.seed, name)
+    return combination(plan.combine.rule, plan.combine.options, plan.weights, key, thinned=thinned)
 
 
 def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
 from clipmerge.options import Alpha
-from clipmerge.plan import LayerPlan
 
 
 def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
@@ -36,9 +35,8 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     chosen = [
         checkpoint.source for checkpoint, weight in zip(task.pair.finetuned, soup.weights, strict=True) if weight > 0
     ]
-    layers = {layer: LayerPlan(alpha=alpha, reason="one alpha for all layers") for layer in task.layers}
     return Decision(
-        layers,
+        task.everywhere(alpha, "one alpha for all layers"),
         f"{len(chosen)} of {len(soup.weights)} fine-tuned checkpoints are in the soup ({', '.join(chosen)}), with "
         f"accuracy {soup.accuracy:.1%} on the calibration images",
         weights=soup.weights,

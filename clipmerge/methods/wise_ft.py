@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from clipmerge.decision import Decision, Task
 from clipmerge.options import Alpha
-from clipmerge.plan import LayerPlan
 
 
 def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
@@ -20,11 +19,10 @@ def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
     Source:
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
-    layers = {layer: LayerPlan(alpha=alpha, reason="one alpha for all layers") for layer in task.layers}
     count = len(task.pair.finetuned)
     what = "the fine-tuned model" if count == 1 else f"the average of {count} fine-tuned models"
     return Decision(
-        layers,
+        task.everywhere(alpha, "one alpha for all layers"),
         f"every layer goes {alpha:g} of the way from zero-shot to {what}",
         weights=task.uniform_weights,
     )

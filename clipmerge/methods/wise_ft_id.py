@@ -7,7 +7,6 @@ from typing import Literal
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
 from clipmerge.options import Alpha
-from clipmerge.plan import LayerPlan
 
 
 def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy", at_most: Alpha = 1.0) -> Decision:
@@ -47,9 +46,8 @@ def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy
     else:
         alpha = min(considered, key=lambda alpha: (considered[alpha].loss, alpha))
         found = f"loss {considered[alpha].loss:.3f}"
-    layers = {layer: LayerPlan(alpha=alpha, reason=f"best {criterion} on the path") for layer in task.layers}
     return Decision(
-        layers,
+        task.everywhere(alpha, f"best {criterion} on the path"),
         f"every layer goes {alpha:g} of the way, the best of {len(considered)} points on the calibration images "
         f"({found})",
         weights=task.uniform_weights,

@@ -1,0 +1,50 @@
+"""Keep the middle of each task vector by magnitude, without its outliers, then add the task vectors up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clipmerge.arithmetic import keep_first, weighted_sum
+from clipmerge.options import Density, Share
+
+
+def breadcrumbs(
+    task_vectors: Tensor,
+    weights: Sequence[float],
+    *,
+    thinned: bool = True,
+    density: Density = 0.15,
+    outliers: Share = 0.01,
+) -> Tensor:
+    """Leave out the largest entries, keep the next largest, leave out the rest.
+
+    Args:
+        task_vectors: (checkpoints, ...).
+        weights: Factor of each checkpoint.
+        thinned: Whether entries may be left out; otherwise all are combined.
+        density: Share of each parameter's task vector kept; at least one entry is.
+        outliers: Share left out at the top; with 0 this trims by magnitude.
+
+    Returns:
+        (...).
+
+    Source:
+        Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795; sorted a parameter at a time.
+
+    Example:
+        >>> import torch
+        >>> breadcrumbs(torch.tensor([[9.0, 1.0, 4.0, 2.0]]), (1.0,), density=0.5, outliers=0.25)
+        tensor([0., 0., 4., 2.])
+    """
+    if not thinned:
+        return weighted_sum(task_vectors, weights)
+    size = task_vectors[0].numel()
+    left_out = min(round(outliers * size), size - 1)
+    kept = max(1, round(density * size))
+    middle = [
+        each * (keep_first(each.abs(), left_out + kept) & ~keep_first(each.abs(), left_out)) for each in task_vectors
+    ]
+    return weighted_sum(torch.stack(middle), weights)

@@ -1,0 +1,35 @@
+"""Drop entries of each task vector at random and scale the others up, then add the task vectors up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clipmerge.arithmetic import RandomKey, keep_random, weighted_sum
+from clipmerge.options import Density
+
+
+def dare(
+    task_vectors: Tensor, weights: Sequence[float], *, key: RandomKey, thinned: bool = True, density: Density = 0.5
+) -> Tensor:
+    """Keep each entry with probability ``density``, divided by ``density``; every checkpoint is drawn for by itself.
+
+    Args:
+        task_vectors: (checkpoints, ...).
+        weights: Factor of each checkpoint.
+        key: Seed and parameter name.
+        thinned: Whether entries may be left out; otherwise all are combined.
+        density: Probability that an entry is kept.
+
+    Returns:
+        (...).
+
+    Source:
+        DARE, Yu et al. 2023, arXiv:2311.03099.
+    """
+    if not thinned:
+        return weighted_sum(task_vectors, weights)
+    kept = [each * keep_random(each.shape, density, key.of(which)) / density for which, each in enumerate(task_vectors)]
+    return weighted_sum(torch.stack(kept), weights)

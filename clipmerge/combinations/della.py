@@ -1,0 +1,77 @@
+"""Drop entries of each task vector at random, large ones less often, then elect signs and average as TIES does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clipmerge.arithmetic import RandomKey, keep_random
+from clipmerge.combinations.ties import disjoint_mean
+from clipmerge.errors import RecipeError
+from clipmerge.options import Density, Share
+
+
+def della(
+    task_vectors: Tensor,
+    weights: Sequence[float],
+    *,
+    key: RandomKey,
+    thinned: bool = True,
+    density: Density = 0.5,
+    window: Share = 0.2,
+) -> Tensor:
+    """Keep each entry with a probability that rises with its rank by magnitude in its row, divided by it.
+
+    The probability goes from density - window / 2 for a row's smallest entry to density + window / 2 for its largest,
+    in equal steps. Signs are elected and averaged as in TIES. A vector is one row.
+
+    Args:
+        task_vectors: (checkpoints, ...).
+        weights: Factor of each checkpoint; the election does not look at it.
+        key: Seed and parameter name.
+        thinned: Whether entries may be left out; otherwise all are combined.
+        density: Mean probability that an entry is kept.
+        window: Difference between the probabilities of a row's largest and smallest entry.
+
+    Returns:
+        (...).
+
+    Raises:
+        RecipeError: If a probability would be 0 or less, or more than 1.
+
+    Source:
+        DELLA (MagPrune), Deep et al. 2024, arXiv:2406.11617.
+    """
+    check_chances(density, window)
+    if not thinned:
+        return disjoint_mean(task_vectors, weights)
+    kept = []
+    for which, each in enumerate(task_vectors):
+        chance = _chances(each, density, window)
+        kept.append(each * keep_random(each.shape, chance, key.of(which)) / chance)
+    return disjoint_mean(torch.stack(kept), weights)
+
+
+def check_chances(density: float = 0.5, window: float = 0.2) -> None:
+    """Refuse a window that is too wide for its density.
+
+    Raises:
+        RecipeError: If a probability would be 0 or less, or more than 1.
+    """
+    low, high = density - window / 2, density + window / 2
+    if not (low > 0 and high <= 1):
+        raise RecipeError(
+            f"della: density {density:g} and window {window:g} give probabilities from {low:g} to {high:g}, which must "
+            "lie above 0 and not above 1; choose a smaller window"
+        )
+
+
+def _chances(task_vector: Tensor, density: float, window: float) -> Tensor:
+    rows = task_vector.flatten(1) if task_vector.ndim > 1 else task_vector.reshape(1, -1)
+    # a stable sort gives ties to the lower index, in every build
+    ranks = rows.abs().sort(dim=1, stable=True).indices.argsort(dim=1)
+    width = rows.shape[1]
+    share = ranks.to(task_vector.dtype) / (width - 1) if width > 1 else torch.full_like(rows, 0.5)
+    return (density + window * (share - 0.5)).view(task_vector.shape)

@@ -1,0 +1,35 @@
+"""Keep the middle of each task vector by magnitude, add up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipmerge.combinations.breadcrumbs import breadcrumbs as combine
+from clipmerge.decision import Decision, Task
+from clipmerge.options import Alpha
+from clipmerge.plan import Combination
+from clipmerge.plugins import options_of
+
+
+@options_of(combine, without=("thinned",))
+def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
+    """Combine task vectors by Model Breadcrumbs: the largest outliers and the small entries are left out.
+
+    Args:
+        task: What to decide on.
+        alpha: Factor of the combined task vector.
+        **options: As in `clipmerge.combinations.breadcrumbs`.
+
+    Returns:
+        One coefficient for every layer, and the combination.
+
+    Source:
+        Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795.
+    """
+    count = len(task.pair.finetuned)
+    return Decision(
+        task.everywhere(alpha, "one alpha for all layers"),
+        f"the sum of {count} task vectors, each without its outliers and its small entries, times {alpha:g}",
+        weights=(1.0,) * count,
+        combine=Combination(rule="breadcrumbs", options=options),
+    )

@@ -1,0 +1,41 @@
+"""Thin each task vector out at random, large entries less, elect a sign an entry, average what agrees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipmerge.combinations.della import check_chances
+from clipmerge.combinations.della import della as combine
+from clipmerge.decision import Decision, Task
+from clipmerge.options import Alpha
+from clipmerge.plan import Combination
+from clipmerge.plugins import options_of
+
+
+@options_of(combine, without=("key", "thinned"))
+def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
+    """Combine task vectors by DELLA; with one fine-tuned checkpoint no sign is to be elected.
+
+    Args:
+        task: What to decide on.
+        alpha: Factor of the combined task vector.
+        **options: As in `clipmerge.combinations.della`.
+
+    Returns:
+        One coefficient for every layer, and the combination.
+
+    Raises:
+        RecipeError: If density and window give no probabilities.
+
+    Source:
+        DELLA, Deep et al. 2024, arXiv:2406.11617.
+    """
+    check_chances(**options)
+    count = len(task.pair.finetuned)
+    return Decision(
+        task.everywhere(alpha, "one alpha for all layers"),
+        f"{count} task vectors, each thinned out at random by magnitude, averaged where their signs agree, times "
+        f"{alpha:g}",
+        weights=(1.0,) * count,
+        combine=Combination(rule="della", options=options),
+    )

@@ -1,0 +1,28 @@
+"""Add the task vectors of several fine-tuned checkpoints up."""
+
+from __future__ import annotations
+
+from clipmerge.decision import Decision, Task
+from clipmerge.options import Alpha
+
+
+def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:
+    """Go along the sum of the task vectors; with alpha one over their number this is the uniform soup.
+
+    Args:
+        task: What to decide on.
+        alpha: Factor of the sum.
+
+    Returns:
+        One coefficient for every layer.
+
+    Source:
+        Task arithmetic, Ilharco et al. 2022, arXiv:2212.04089.
+    """
+    task.need_several_finetuned("task-arithmetic", "it is 'wise-ft'")
+    count = len(task.pair.finetuned)
+    return Decision(
+        task.everywhere(alpha, "one alpha for all layers"),
+        f"the sum of {count} task vectors, times {alpha:g}",
+        weights=(1.0,) * count,
+    )

@@ -1,0 +1,38 @@
+"""Trim each task vector, elect a sign an entry, average what agrees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipmerge.combinations.ties import ties as combine
+from clipmerge.decision import Decision, Task
+from clipmerge.options import Alpha
+from clipmerge.plan import Combination
+from clipmerge.plugins import options_of
+
+
+@options_of(combine, without=("thinned",))
+def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
+    """Combine several task vectors by TIES, a parameter at a time.
+
+    Args:
+        task: What to decide on.
+        alpha: Factor of the combined task vector.
+        **options: As in `clipmerge.combinations.ties`.
+
+    Returns:
+        One coefficient for every layer, and the combination.
+
+    Source:
+        TIES, Yadav et al. 2023, arXiv:2306.01708.
+    """
+    task.need_several_finetuned(
+        "ties", "no sign is to be elected and only the trimming is left: use 'breadcrumbs' with method.outliers=0"
+    )
+    count = len(task.pair.finetuned)
+    return Decision(
+        task.everywhere(alpha, "one alpha for all layers"),
+        f"{count} task vectors, each trimmed to its largest entries, averaged where their signs agree, times {alpha:g}",
+        weights=(1.0,) * count,
+        combine=Combination(rule="ties", options=options),
+    )
