@@ -6,6 +6,7 @@ in the record that is published, names a folder of the author's machine: a local
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -16,15 +17,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from clipmerge.hub import parse_hub_id
+from clipmerge.images.hub_dataset import parse_dataset
+from clipmerge.results import eval_result_files, hub_dataset_of, model_index
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 TEMPLATES = Path(__file__).parent / "templates"
 RECORD = "clipmerge.json"
+#: The loss on the path, drawn; lies beside the card where there is one.
+PICTURE = "path.png"
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`]+/)*([^\s/'\"`]+)/?")
-_HUB_DATASET = re.compile(r"hf://datasets/([^/@:\s]+/[^/@:\s]+)")
 _NOT_REPEATED = {"--push": True, "--private": False}  # flag: whether a value follows it
 
 
@@ -34,6 +38,7 @@ def model_card(
     repo_id: str | None,
     license: str | None = None,
     datasets: Iterable[str] = (),
+    picture: bool = False,
 ) -> str:
     """Write the README.md of a merged model.
 
@@ -41,7 +46,8 @@ def model_card(
         record: What ``clipmerge.json`` holds; layers, recipe, zeroshot and finetuned are needed.
         repo_id: Where it is published; None for a folder that is not (yet).
         license: The Hub's name of its licence, when known.
-        datasets: Hub ids of data it was made with; the calibration data is added when it came from the Hub.
+        datasets: Hub ids of data it was made with; those it was calibrated and evaluated on are added.
+        picture: Whether the picture of the path lies beside it.
 
     Returns:
         Markdown under YAML front matter, the same text for the same record.
@@ -66,7 +72,8 @@ def model_card(
             open_clip=OPEN_CLIP_WEIGHTS in shown.get("files", {}),
             record=shown,
             sources=sources,
-            local=[source["source"] for source in sources if source.get("revision") is None],
+            picture=PICTURE if picture else None,
+            local=_local_names(shown, sources),
             recipe=_recipe_yaml(shown["recipe"]),
             command=_repeatable(shown, sources),
         )
@@ -79,11 +86,16 @@ def published_texts(
     """Write the files of an output that are published otherwise than they lie in its folder.
 
     Returns:
-        File name to text: the card with ``repo_id`` in it, the record and the report without local paths.
+        File name to text: the card with ``repo_id`` in it, the record and the report without local paths, and
+        results on the Hub's datasets in the Hub's own form.
     """
+    card = model_card(record, repo_id=repo_id, license=license, picture=(folder / PICTURE).is_file())
+    # by this a later push knows the card for its own
+    shown = public_record(record) | {"card": blob_id(card.encode())}
     texts = {
-        "README.md": model_card(record, repo_id=repo_id, license=license),
-        RECORD: json.dumps(public_record(record), indent=2, ensure_ascii=False) + "\n",
+        "README.md": card,
+        RECORD: json.dumps(shown, indent=2, ensure_ascii=False) + "\n",
+        **eval_result_files(record),
     }
     report = folder / "report.html"
     if report.is_file():
@@ -122,14 +134,32 @@ def public_record(record: dict[str, Any]) -> dict[str, Any]:
 
 def _local_paths(record: dict[str, Any]) -> list[str]:
     """List the sources that are not on the Hub and are more than a name, the longest first."""
-    local = {str(source["source"]) for source in sources_of(record) if source.get("revision") is None}
+    images = [record.get("calibration") or {}, *(record.get("sources") or {}).values()]
+    sources = [each["source"] for each in (*sources_of(record), *images) if each and not each.get("revision")]
+    local = {str(source) for source in sources if hub_dataset_of(source) is None}
     return sorted((path for path in local if path != _last(path)), key=len, reverse=True)
 
 
-def parse_hub_dataset(source: str) -> str | None:
-    """Return the id in ``hf://datasets/org/name...``, None for any other source."""
-    match = _HUB_DATASET.match(source)
-    return match[1] if match else None
+def blob_id(data: bytes) -> str:
+    """Hash a file as git does, and as the Hub lists it."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def body_of(card: str) -> str:
+    r"""Return a card's text without its front matter.
+
+    Example:
+        >>> body_of("---\nlicense: mit\n---\n# Mine\n")
+        '# Mine'
+    """
+    return re.sub(r"\A\s*---\s*\n.*?\n---\s*", "", card, flags=re.DOTALL).strip()
+
+
+def _local_names(record: dict[str, Any], sources: list[dict[str, Any]]) -> list[str]:
+    """List what a reader would have to bring: checkpoints and images that are not on the Hub."""
+    names = [str(source["source"]) for source in sources if source.get("revision") is None]
+    images = (record.get("calibration") or {}).get("source")
+    return [*names, images] if images and images != "digits" and hub_dataset_of(images) is None else names
 
 
 def _map_text(value: Any, change: Callable[[str], str]) -> Any:
@@ -166,9 +196,10 @@ def _front_matter(
         for source in sources_of(record)
         if source.get("revision") and (parsed := parse_hub_id(source["source"]))
     ]
-    calibration = parse_hub_dataset((record.get("calibration") or {}).get("source") or "")
-    data = list(dict.fromkeys([*datasets, *([calibration] if calibration else [])]))
-    results = _eval_results(record)
+    images = [record.get("calibration") or {}, *(record.get("sources") or {}).values()]
+    found = [dataset for each in images if (dataset := hub_dataset_of(each.get("source")))]
+    data = list(dict.fromkeys([*datasets, *found]))
+    results = model_index(record)
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,
         base_model_relation="merge" if bases else None,
@@ -180,22 +211,6 @@ def _front_matter(
         eval_results=results or None,
         model_name=(repo_id.split("/")[-1] if repo_id else "merged") if results else None,
     )
-
-
-def _eval_results(record: dict[str, Any]) -> list[Any]:
-    """Turn measured accuracies (shares in 0..1) into model-index entries."""
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="zero-shot-image-classification",
-            dataset_type=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "images",
-            dataset_name=name,
-            metric_type="accuracy",
-            metric_value=value,
-        )
-        for name, value in sorted((record.get("accuracy") or {}).items())
-    ]
 
 
 def _recipe_yaml(recipe: dict[str, Any]) -> str:
@@ -214,15 +229,18 @@ def _repeatable(record: dict[str, Any], sources: list[dict[str, Any]]) -> str:
         for source in sources
         if source.get("revision")
     }
+    calibration = record.get("calibration") or {}
+    if calibration.get("revision") and hub_dataset_of(calibration["source"]):
+        pinned[calibration["source"]] = parse_dataset(calibration["source"]).at(calibration["revision"])
     try:
         words = iter(shlex.split(command))
     except ValueError:  # quoting that a shell would refuse: show it as it is
         return str(command)
     kept = []
     for word in words:
-        flag = word.partition("=")[0]
+        flag, equals, value = word.partition("=")
         if flag not in _NOT_REPEATED:
-            kept.append(pinned.get(word, word))
+            kept.append(f"{flag}={pinned[value]}" if equals and value in pinned else pinned.get(word, word))
         elif _NOT_REPEATED[flag] and "=" not in word:
             next(words, None)
     return shlex.join(kept)

@@ -69,7 +69,11 @@ def push_command(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
     license: Annotated[str | None, typer.Option(help="The licence, where the sources' differ.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Push into a repository that holds something else.")] = False,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON of evaluate or sweep: its accuracies go into the card; may be repeated."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Push over something else, or a card edited on the Hub.")] = False,
     fmt: Output = Format.human,
 ) -> None:
     """Publish an output folder on the Hugging Face Hub."""
@@ -84,6 +88,7 @@ def push_command(
         message=message,
         license=license,
         yes=yes,
+        evaluations=evaluation or (),
     )
     terminal.result(record, lambda: said)
 

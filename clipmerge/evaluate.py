@@ -176,7 +176,7 @@ def evaluate_sources(
             model, images, templates, device=device, batch_size=batch_size, progress=progress
         )
     return {
-        "checkpoint": {"source": checkpoint.source, "revision": checkpoint.revision},
+        "checkpoint": checkpoint.provenance(),
         "accuracy": accuracy,
         "images": {name: len(images) for name, images in loaded.items()},
         "sources": {name: {"source": each.source, "revision": each.revision} for name, each in loaded.items()},

@@ -280,7 +280,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
     check_output(output, overwrite=overwrite, inputs=pair.folders)
     run.hash_inputs()  # first, so that it fills the second or two that importing torch takes
     from clipmerge.apply import merged_tensors
-    from clipmerge.card import model_card
+    from clipmerge.card import PICTURE, model_card
     from clipmerge.record import merge_record
     from clipmerge.report import html_page
     from clipmerge.write import output_layout, write_plan_files, write_side_files, write_weights
@@ -300,9 +300,22 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
         # made when the stages are over, so that what is returned and what is written are one
         record = merge_record(run, plan, output, {**files, **side_files})
         (folder / "report.html").write_text(html_page(record), encoding="utf-8")
-        (folder / "README.md").write_text(model_card(record, repo_id=None), encoding="utf-8")
+        picture = _path_picture(record)
+        if picture is not None:
+            (folder / PICTURE).write_bytes(picture)
+        card = model_card(record, repo_id=None, picture=picture is not None)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
+
+
+def _path_picture(record: dict[str, Any]) -> bytes | None:
+    """Draw the path, where one was measured: matplotlib takes longer to import than a small merge takes."""
+    if not record["path"]:
+        return None
+    from clipmerge.path_picture import path_png
+
+    return path_png(record)
 
 
 class _ByteCount:

@@ -8,27 +8,33 @@ as published.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.card import RECORD, published_texts, sources_of
 from clipmerge.errors import HubError, OutputError, UsageError, shorten
 from clipmerge.hub import HubId, connect, parse_hub_id, patiently, timeout_seconds
-from clipmerge.hub_errors import explain, explained, http_status, out_of_reach, quiet_client
+from clipmerge.hub_errors import explain, explained, out_of_reach, quiet_client
+from clipmerge.repository import (
+    CARD,
+    NOTHING,
+    Push,
+    Target,
+    check_card,
+    create_repository,
+    find_repository,
+    is_same,
+    read_target,
+    state_after,
+)
+from clipmerge.results import KEYS, add_results
 from clipmerge.staging import PLAN_FOLDER
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-
-NOTHING = "Nothing was published."
-_UNSURE_CREATED = f"{NOTHING} If the repository was created, it is empty."
-# What a repository may hold without being somebody's work: the Hub writes these itself.
-_FRESH = {".gitattributes", "README.md", RECORD}
 
 
 @dataclass(frozen=True)
@@ -43,48 +49,6 @@ class Published:
     pull_request: str | None = None
 
 
-@dataclass(frozen=True)
-class Push:
-    """One push as asked for; every stage reads it and none changes it."""
-
-    folder: Path
-    repo_id: str
-    private: bool = False
-    revision: str | None = None
-    create_pr: bool = False
-    message: str | None = None
-    license: str | None = None
-    yes: bool = False
-    endpoint: str | None = None
-
-    @property
-    def doing(self) -> str:
-        """Begin an error line."""
-        return f"push to {self.repo_id}"
-
-    @property
-    def command(self) -> str:
-        """Spell out the command that does this push."""
-        words = ["clipmerge", "push", str(self.folder), self.repo_id]
-        for flag in ("revision", "message", "license"):
-            if getattr(self, flag) is not None:
-                words += [f"--{flag}", str(getattr(self, flag))]
-        for flag in ("private", "create_pr", "yes"):
-            if getattr(self, flag):
-                words.append(f"--{flag.replace('_', '-')}")
-        return shlex.join(words)
-
-
-@dataclass(frozen=True)
-class Target:
-    """The repository as it was found: head commit, and file name to (git blob id, sha256 if large)."""
-
-    head: str
-    files: dict[str, tuple[str, str | None]] = field(repr=False)
-    created: bool = False
-    needs_branch: bool = False
-
-
 def push(
     folder: Path,
     repo_id: str,
@@ -95,6 +59,7 @@ def push(
     message: str | None = None,
     license: str | None = None,
     yes: bool = False,
+    evaluations: Iterable[Path] = (),
     endpoint: str | None = None,
 ) -> Published:
     """Publish a merged model's folder; the folder itself is not touched.
@@ -111,7 +76,9 @@ def push(
         create_pr: Open a pull request instead of committing.
         message: Commit message.
         license: The Hub's name of the model's licence; needed when the sources' differ.
-        yes: Push into a repository that holds something else.
+        yes: Push into a repository that holds something else, and over a card edited there.
+        evaluations: JSON of `evaluate` or `sweep` whose accuracies go into the card; without any, those that the
+            repository holds of the same weights stay.
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
 
     Returns:
@@ -121,20 +88,34 @@ def push(
         OutputError, UsageError: If the folder is not whole, the name taken, or the licences differ.
         HubError: If the Hub refuses or fails; the message says what was published and how to go on.
     """
-    asked = Push(Path(folder), repo_id, private, revision, create_pr, message, license, yes, endpoint)
+    asked = Push(
+        Path(folder), repo_id, private, revision, create_pr, message, license, yes, tuple(evaluations), endpoint
+    )
     _check_names(asked)
-    record, api = read_output(asked.folder), connect(endpoint)
+    record, api = add_results(read_output(asked.folder), asked.evaluations), connect(endpoint)
     _check_token(api, asked)
     licence = license or _common_licence(api, asked, record)
-    additions = _additions(asked, record, licence)
-    target = _find(api, asked) or _create(api, asked)
+    found = find_repository(api, asked)
+    if found and not asked.evaluations:
+        record = _with_held_results(record, found.record)
+    texts = published_texts(asked.folder, record, repo_id=repo_id, license=licence)
+    additions = _additions(asked, record, texts)
+    if found:
+        check_card(asked, found, texts[CARD].encode())
+    target = found or create_repository(api, asked)
     changes = _changes(target, additions)
     if not changes:
         return Published(_url(api, asked), repo_id, target.head, target.created, changed=False)
     if target.needs_branch:
-        with explained(asked.doing, state=_state(asked, target), again=asked.command):
+        with explained(asked.doing, state=state_after(asked, target), again=asked.command):
             api.create_branch(repo_id, branch=str(revision), revision=target.head)
     return _commit(api, asked, target, changes)
+
+
+def _with_held_results(record: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
+    """Keep the accuracies that an earlier push published of the same weights."""
+    same = bool(record.get("files")) and record.get("files") == held.get("files")
+    return record | {key: held[key] for key in KEYS if key in held} if same else record
 
 
 def read_output(folder: Path) -> dict[str, Any]:
@@ -161,7 +142,7 @@ def read_output(folder: Path) -> dict[str, Any]:
 
 
 def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
-    """Check a push's name and token before there is anything to push.
+    """Check a push's name, token and repository before there is anything to push.
 
     Args:
         folder: The folder that will be pushed.
@@ -170,12 +151,15 @@ def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint:
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
 
     Raises:
-        UsageError: If the name is none.
+        UsageError: If the name is none, or the repository holds something that would be overwritten.
         HubError: If there is no token, or it may not write there.
     """
-    asked = Push(folder, repo_id, private, endpoint=endpoint)
+    asked, api = Push(folder, repo_id, private, endpoint=endpoint), connect(endpoint)
     _check_names(asked)
-    _check_token(connect(endpoint), asked)
+    _check_token(api, asked)
+    found = find_repository(api, asked)
+    if found:
+        check_card(asked, found)
 
 
 def _check_names(asked: Push) -> None:
@@ -234,79 +218,10 @@ def _licence_of(api: HfApi, asked: Push, hub_id: HubId) -> str | None:
     return str(licence) if licence else None
 
 
-def _find(api: HfApi, asked: Push) -> Target | None:
-    """Look at the repository; None when it does not exist."""
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    with explained(asked.doing, state=NOTHING, again=asked.command):
-        try:
-            info = patiently(lambda: api.model_info(asked.repo_id, timeout=timeout_seconds()))
-        except RepositoryNotFoundError as error:
-            if http_status(error) != 404:  # 401 without a code means a token the Hub does not take
-                raise
-            return None
-        if asked.private and info.private is False:
-            raise UsageError(
-                f"{asked.repo_id} exists and is public: --private cannot hide it. {NOTHING} "
-                "Make it private in its settings first, or leave --private out."
-            )
-        try:
-            target = _read_target(api, asked, asked.revision)
-        except RevisionNotFoundError:
-            target = replace(_read_target(api, asked, None), needs_branch=True)
-    _check_content(asked, target)
-    return target
-
-
-def _read_target(api: HfApi, asked: Push, revision: str | None) -> Target:
-    from huggingface_hub import RepoFile
-
-    info = patiently(lambda: api.model_info(asked.repo_id, revision=revision, timeout=timeout_seconds()))
-    head = str(info.sha)
-    tree = patiently(lambda: list(api.list_repo_tree(asked.repo_id, recursive=True, revision=head)))
-    files = {
-        item.path: (item.blob_id, item.lfs.sha256 if item.lfs else None) for item in tree if isinstance(item, RepoFile)
-    }
-    return Target(head, files)
-
-
-def _check_content(asked: Push, target: Target) -> None:
-    foreign = sorted(set(target.files) - _FRESH)
-    if foreign and RECORD not in target.files and not asked.yes:
-        raise UsageError(
-            f"{asked.repo_id} exists and holds something else ({shorten(foreign)}). {NOTHING} "
-            f"Choose another name, or add --yes to push into it."
-        )
-
-
-def _create(api: HfApi, asked: Push) -> Target:
-    if asked.create_pr:
-        raise HubError(
-            f"{asked.doing}: no such model, or a private one, so no pull request can be opened. {NOTHING} "
-            "Leave --create-pr out to create it."
-        )
-    with explained(asked.doing, state=_UNSURE_CREATED, again=asked.command):
-        api.create_repo(asked.repo_id, private=asked.private or None, exist_ok=True)
-    branch = asked.revision not in (None, "main")
-    empty = Target("", {}, created=True)
-    with explained(asked.doing, state=_state(asked, empty), again=asked.command):
-        return replace(_read_target(api, asked, None), created=True, needs_branch=branch)
-
-
-def _state(asked: Push, target: Target) -> str:
-    """Say what an upload that failed leaves behind."""
-    if target.created:
-        return f"The repository {asked.repo_id} was created and is empty: no file was published."
-    if target.needs_branch:
-        return f"{NOTHING} The branch {asked.revision} may have been created, as it stands on main."
-    return NOTHING
-
-
-def _additions(asked: Push, record: dict[str, Any], licence: str | None) -> list[CommitOperationAdd]:
+def _additions(asked: Push, record: dict[str, Any], texts: dict[str, str]) -> list[CommitOperationAdd]:
     """List every file to publish, the large ones checked against the hashes in the record."""
     from huggingface_hub import CommitOperationAdd
 
-    texts = published_texts(asked.folder, record, repo_id=asked.repo_id, license=licence)
     content: dict[str, str | bytes] = {name: text.encode() for name, text in texts.items()}
     for path in sorted(asked.folder.rglob("*")):
         parts = path.relative_to(asked.folder).parts
@@ -331,7 +246,7 @@ def _changes(
     from huggingface_hub import CommitOperationDelete
 
     additions = list(additions)
-    changed = [add for add in additions if not _same(add, target.files.get(add.path_in_repo))]
+    changed = [add for add in additions if not is_same(add, target.files.get(add.path_in_repo))]
     names = {add.path_in_repo for add in additions}
     stale = [name for name in target.files if name not in names and _is_weights(name)]
     return [*changed, *(CommitOperationDelete(name) for name in sorted(stale))]
@@ -339,17 +254,6 @@ def _changes(
 
 def _is_weights(name: str) -> bool:
     return "/" not in name and name.endswith((".safetensors", ".safetensors.index.json"))
-
-
-def _same(addition: CommitOperationAdd, held: tuple[str, str | None] | None) -> bool:
-    if held is None:
-        return False
-    blob_id, sha256 = held
-    if sha256 is not None:
-        return bool(addition.upload_info.sha256.hex() == sha256)
-    with addition.as_file() as file:
-        data = file.read()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == blob_id
 
 
 def _commit(
@@ -369,7 +273,7 @@ def _commit(
     except Exception as error:
         landed, state = _landed(api, asked, changes, error)
         if landed is None:
-            state = state or _state(asked, target)
+            state = state or state_after(asked, target)
             raise explain(error, doing=asked.doing, state=state, again=asked.command) from error
         return Published(_url(api, asked), asked.repo_id, landed, target.created, changed=True)
     return Published(_url(api, asked), asked.repo_id, done.oid, target.created, True, done.pr_url)
@@ -386,12 +290,12 @@ def _landed(
         page = f"{api.endpoint}/{asked.repo_id}/discussions"
         return None, f"A pull request may have been opened: look at {page}." if unsure else NOTHING
     try:
-        now = _read_target(api, asked, asked.revision)
+        now = read_target(api, asked, asked.revision)
     except Exception:  # the first error stands, and is the one to report
         return None, "Whether the files were published is not known." if unsure else ""
     for change in changes:
         held = now.files.get(change.path_in_repo)
-        there = _same(change, held) if isinstance(change, CommitOperationAdd) else held is None
+        there = is_same(change, held) if isinstance(change, CommitOperationAdd) else held is None
         if not there:
             return None, ""
     return now.head, ""

@@ -363,6 +363,7 @@ def _record(
         "ood": list(request.ood_sources),
         "sources": _sources(request),
         "images": {name: len(images) for name, images in loaded.items()},
+        "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
         "calibration_source": request.calibration.source,
         "templates": list(check_templates(list(request.calibration.templates))),
         "seed": request.seed,

@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from clipmerge.card import model_card, public_record
+from clipmerge.path_picture import path_png
 from tests.merged_output import RECORD, save_output
 
 
@@ -51,6 +52,23 @@ def test_the_card_says_what_was_done_and_how_to_repeat_it() -> None:
     assert "--private" not in text
     assert "cd" * 32 in text
     assert "| cars | 80.00 % |" in text
+
+
+def test_data_of_the_hub_is_pinned_and_local_data_is_asked_for() -> None:
+    pinned = RECORD | {"calibration": RECORD["calibration"] | {"revision": "e" * 40}}
+    assert f"--data hf://datasets/acme/cars@{'e' * 40}:train" in model_card(pinned, repo_id=None)
+    with_equals = pinned | {"command": "clipmerge merge a b --data=hf://datasets/acme/cars:train"}
+    assert f"--data=hf://datasets/acme/cars@{'e' * 40}:train" in model_card(with_equals, repo_id=None)
+    local = RECORD | {"calibration": RECORD["calibration"] | {"source": "/home/me/val"}}
+    assert "bring your own: cars, val." in model_card(local, repo_id=None)
+
+
+def test_the_picture_is_shown_where_it_lies_beside_the_card() -> None:
+    assert "(path.png)" in model_card(RECORD, repo_id=None, picture=True)
+    assert "path.png" not in model_card(RECORD, repo_id=None)
+    assert path_png(RECORD) == path_png(copy.deepcopy(RECORD))
+    assert path_png({"path": {"alphas": [0, 1], "losses": [1.0, None]}}) is None
+    assert path_png({"path": None}) is None
 
 
 def test_no_folder_of_the_authors_machine_leaves_it() -> None:

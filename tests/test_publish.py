@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, ModelCard, constants
+from PIL import Image
 from transformers import CLIPModel
 
 from clipmerge import hub as hub_module
 from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.hub import HubId, fetch
-from clipmerge.publish import Published, push
+from clipmerge.publish import Published, check_access, push
+from tests.command import clipmerge
 from tests.hub_double import FakeHub, environment, serving, upload
 from tests.merged_output import save_output
 
@@ -128,6 +131,56 @@ def test_other_content_is_left_alone_unless_told(hub: FakeHub, merged: Path) -> 
         push(merged, "alice/blog", endpoint=hub.url)
     assert push(merged, "alice/blog", yes=True, endpoint=hub.url).changed
     assert hub.content("alice/blog", "post.md") == b"hello"
+
+
+def edit_card(hub: FakeHub, text: bytes) -> None:
+    upload(hub, "alice/robust", {"README.md": text})
+
+
+def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) -> None:
+    push(merged, "alice/robust", endpoint=hub.url)
+    edit_card(hub, b"---\nlicense: mit\n---\n# By hand\n")
+    told = r"README.md there was edited since clipmerge wrote it, .*Nothing was published.*--yes`, or open a pull"
+    with pytest.raises(UsageError, match=told):
+        push(merged, "alice/robust", endpoint=hub.url)
+    with pytest.raises(UsageError, match=told):
+        check_access(merged, "alice/robust", endpoint=hub.url)
+    assert commits(hub) == 2
+    assert push(merged, "alice/robust", create_pr=True, endpoint=hub.url).pull_request
+    assert hub.content("alice/robust", "README.md").endswith(b"# By hand\n")
+    assert push(merged, "alice/robust", yes=True, endpoint=hub.url).changed
+    assert b"By hand" not in hub.content("alice/robust", "README.md")
+    (merged / "notes.txt").write_text("new")
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+
+
+def test_a_card_of_front_matter_alone_may_go_and_one_of_words_may_not(hub: FakeHub, merged: Path) -> None:
+    edit_card(hub, b"---\nlicense: mit\n---\n")
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    upload(hub, "alice/other", {"README.md": b"---\nlicense: mit\n---\n# Coming soon\n"})
+    with pytest.raises(UsageError, match=r"README.md there was not written by clipmerge"):
+        push(merged, "alice/other", endpoint=hub.url)
+
+
+def test_our_own_card_is_replaced_when_the_model_changes(hub: FakeHub, merged: Path) -> None:
+    push(merged, "alice/robust", endpoint=hub.url)
+    check_access(merged, "alice/robust", endpoint=hub.url)
+    record = json.loads((merged / "clipmerge.json").read_text())
+    (merged / "clipmerge.json").write_text(json.dumps(record | {"verdict": "Another verdict."}))
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    assert b"Another verdict." in hub.content("alice/robust", "README.md")
+
+
+def test_the_picture_of_the_path_goes_up_with_the_card_in_one_commit(
+    hub: FakeHub, pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    flags = ("-r", "straggler-sparse", "--data", images, "--images", "9", "-o", tmp_path / "out")
+    assert clipmerge("merge", *pair, *flags, "--push", "alice/robust").code == 0
+    assert commits(hub) == 1
+    assert "![Loss over" in hub.content("alice/robust", "README.md").decode()
+    picture = hub.content("alice/robust", "path.png")
+    assert picture == (tmp_path / "out" / "path.png").read_bytes()
+    assert Image.open(io.BytesIO(picture)).size[0] > 600
 
 
 @pytest.mark.parametrize(

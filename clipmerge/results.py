@@ -1,0 +1,163 @@
+"""Accuracies measured elsewhere: read from what `evaluate` and `sweep` wrote, and told to the Hub.
+
+They are published with a model only when they are of that model: weights are compared by their sha256, a sweep's
+point by its inputs, recipe and seed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from clipmerge.errors import ClipmergeError, UsageError, shorten
+from clipmerge.images.hub_dataset import PREFIX, parse_dataset
+
+_TASK = "zero-shot-image-classification"
+#: Keys of a record that hold results: shares in 0..1, image counts, and where the images came from, by name.
+KEYS = ("accuracy", "images", "sources")
+
+
+def add_results(record: dict[str, Any], files: Iterable[Path]) -> dict[str, Any]:
+    """Put measured accuracies into a merge's record.
+
+    Args:
+        record: What ``clipmerge.json`` holds.
+        files: JSON of ``clipmerge evaluate --format json`` or ``sweep.json``; the later wins where names repeat.
+
+    Returns:
+        A record with ``accuracy`` {name: 0..1}, ``images`` {name: count} and ``sources`` {name: {source, revision}}.
+
+    Raises:
+        UsageError: If a file is none of the two, or measured something else than this merge.
+    """
+    merged = {key: dict(record.get(key) or {}) for key in KEYS}
+    for file in files:
+        found = _read(file)
+        try:
+            results = _of_sweep(file, found, record) if "recipes" in found else _of_evaluation(file, found, record)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"--evaluation {file}: not what `clipmerge evaluate --format json` or `sweep` wrote ({error!r})"
+            ) from None
+        for key in KEYS:
+            merged[key] |= results[key]
+    return record | {key: value for key, value in merged.items() if value}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--evaluation {file}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"--evaluation {file}: is not a JSON object")
+    return value
+
+
+def _of_evaluation(file: Path, found: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    measured = found["checkpoint"]["files"]
+    other = [name for name, sha in measured.items() if (record.get("files") or {}).get(name) != sha]
+    if other or not measured:
+        raise UsageError(
+            f"--evaluation {file}: measured {found['checkpoint']['source']}, whose weights are not these "
+            f"({shorten(other) or 'no file'} differs); evaluate the folder that you push"
+        )
+    return {key: found[key] for key in KEYS}
+
+
+def _of_sweep(file: Path, found: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    same = [found["zeroshot"]["files"], found["finetuned"]["files"], found["seed"]]
+    tuned = record["finetuned"]
+    ours = [record["zeroshot"]["files"], tuned["files"] if isinstance(tuned, dict) else None, record.get("seed")]
+    rows = [row for row in found["recipes"] if same == ours and _point(row) == _point(record)]
+    if not rows:
+        names = shorten(row["name"] for row in found["recipes"])
+        raise UsageError(
+            f"--evaluation {file}: holds no point of this merge (recipes: {names or 'none'}); it needs the same "
+            "checkpoints, recipe, seed and calibration images"
+        )
+    revisions = found.get("revisions") or {}
+    sources = {name: {"source": source, "revision": revisions.get(name)} for name, source in found["sources"].items()}
+    return {"accuracy": rows[0]["accuracy"], "images": found["images"], "sources": sources}
+
+
+def _point(row: dict[str, Any]) -> Any:
+    """What a recipe's row of a sweep and a merge's record share exactly when they are the same merge."""
+    calibration = {key: value for key, value in (row["calibration"] or {}).items() if key != "source"}
+    return [row["recipe"], calibration]
+
+
+def model_index(record: dict[str, Any]) -> list[Any]:
+    """Turn measured accuracies (shares in 0..1) into a card's model-index entries.
+
+    Returns:
+        `huggingface_hub.EvalResult`, by name.
+    """
+    from huggingface_hub import EvalResult
+
+    entries = []
+    for name, value in sorted((record.get("accuracy") or {}).items()):
+        source = (record.get("sources") or {}).get(name) or {}
+        dataset = hub_dataset_of(source.get("source"))
+        entries.append(
+            EvalResult(
+                task_type=_TASK,
+                dataset_type=dataset or _slug(name),
+                dataset_name=name,
+                dataset_split=_split_of(source.get("source")),
+                dataset_revision=source.get("revision"),
+                metric_type="accuracy",
+                metric_value=value,
+            )
+        )
+    return entries
+
+
+def eval_result_files(record: dict[str, Any]) -> dict[str, str]:
+    """Write the Hub's ``.eval_results/*.yaml``, one for each result on a dataset of the Hub.
+
+    Returns:
+        File name to YAML; the format names a dataset of the Hub, so other results are in the card alone.
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    files: dict[str, str] = {}
+    for name, value in sorted((record.get("accuracy") or {}).items()):
+        source = (record.get("sources") or {}).get(name) or {}
+        dataset = hub_dataset_of(source.get("source"))
+        if dataset is None:
+            continue
+        split, images = _split_of(source["source"]), (record.get("images") or {}).get(name)
+        told = ["zero-shot accuracy", f"split {split}" if split else "", f"{images} images" if images else ""]
+        entry = EvalResultEntry(
+            dataset_id=dataset,
+            task_id="default",
+            value=value,
+            dataset_revision=source.get("revision"),
+            notes=", ".join(part for part in told if part),
+        )
+        path = f".eval_results/{_slug(name)}.yaml"
+        path = path if path not in files else f".eval_results/{_slug(name)}-{len(files)}.yaml"
+        files[path] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+    return files
+
+
+def hub_dataset_of(source: str | None) -> str | None:
+    """Return the id in ``hf://datasets/org/name...``, None for any other source."""
+    try:
+        return parse_dataset(source).hub_id.repo_id if source and source.startswith(PREFIX) else None
+    except ClipmergeError:
+        return None
+
+
+def _split_of(source: str | None) -> str | None:
+    return parse_dataset(source).split if source and hub_dataset_of(source) else None
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "images"
