@@ -44,6 +44,14 @@ _STANDARD_WEIGHTS = (
     ("open_clip_model.safetensors",),
     ("adapter_model.safetensors",),
 )
+_PICKLED_INDEX = "pytorch_model.bin.index.json"
+# read as tensors only, where there is nothing better
+_PICKLED_WEIGHTS = (
+    ("pytorch_model.bin",),
+    (_PICKLED_INDEX, "pytorch_model-*-of-*.bin"),
+    ("open_clip_pytorch_model.bin",),
+    ("adapter_model.bin",),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,22 +277,23 @@ def _cached_files(names: Iterable[str], hub_id: HubId, *, weights: bool) -> list
 
 def _shards(folder: Path, wanted: list[str]) -> list[str]:
     """List the files that a sharded model's index names."""
-    if INDEX not in wanted or not (folder / INDEX).is_file():
+    index = next((folder / name for name in (INDEX, _PICKLED_INDEX) if name in wanted), folder / INDEX)
+    if not index.is_file():
         return []
     try:
-        return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / INDEX}: not an index of shards ({error!r}).") from error
+        raise CheckpointError(f"{index}: not an index of shards ({error!r}).") from error
 
 
 def choose_files(names: Iterable[str], hub_id: HubId, *, weights: bool = True) -> list[str]:
     """Pick what a merge needs from a listing: one set of weights, and the small files beside it.
 
-    ``model.safetensors`` comes before shards, OpenCLIP's file and an adapter; variants such as
-    ``model.fp16.safetensors`` and pickles are never taken, folders are not entered.
+    ``model.safetensors`` comes before shards, OpenCLIP's file and an adapter, and all of these before PyTorch's own
+    files; variants such as ``model.fp16.safetensors`` are never taken, folders are not entered.
 
     Raises:
-        CheckpointError: If there are no weights, only a pickle, or several files and none with a known name.
+        CheckpointError: If there are no weights, or several files and none with a known name.
     """
     root = [name for name in names if "/" not in name]
     side = [name for name in root if _matches(name, _SIDE_FILES) and not name.endswith(".index.json")]
@@ -292,9 +301,9 @@ def choose_files(names: Iterable[str], hub_id: HubId, *, weights: bool = True) -
 
 
 def _choose_weights(root: list[str], hub_id: HubId) -> list[str]:
-    for patterns in _STANDARD_WEIGHTS:
-        if patterns[0] in root:
-            return [name for name in root if _matches(name, patterns)]
+    chosen = _first_set(root, _STANDARD_WEIGHTS)
+    if chosen:
+        return chosen
     others = [name for name in root if name.endswith(".safetensors")]
     if len(others) == 1:
         return others
@@ -302,14 +311,22 @@ def _choose_weights(root: list[str], hub_id: HubId) -> list[str]:
         raise CheckpointError(
             f"{hub_id}: no model.safetensors, but {shorten(others)}. Download one of them and pass that file."
         )
+    chosen = _first_set(root, _PICKLED_WEIGHTS)
+    if chosen:
+        return chosen
     pickles = [name for name in root if _matches(name, _PICKLES)]
     if pickles:
         raise CheckpointError(
-            f"{hub_id}: the weights are a pickle ({shorten(pickles)}), which can run code when it is loaded. "
-            "Convert it at https://huggingface.co/spaces/safetensors/convert, or save it anew: "
-            f"`AutoModel.from_pretrained('{hub_id.repo_id}').save_pretrained('DIR')`, and pass DIR."
+            f"{hub_id}: no weights under a name that is known, but {shorten(pickles)}. "
+            "Download the one you mean and pass that file."
         )
     raise CheckpointError(f"{hub_id}: no weights among its {len(root)} files. Pass a model with safetensors.")
+
+
+def _first_set(root: list[str], sets: Iterable[tuple[str, ...]]) -> list[str]:
+    """The files of the first set of weights whose first file is there."""
+    patterns = next((patterns for patterns in sets if patterns[0] in root), ())
+    return [name for name in root if _matches(name, patterns)]
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -332,6 +349,8 @@ def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> 
     with explained(f"reading the tensor names of {pinned}"):
         names = patiently(lambda: api.list_repo_files(**where))
         chosen = _choose_weights([name for name in names if "/" not in name], pinned)
+        if not all(name.endswith((".safetensors", INDEX)) for name in chosen):
+            raise CheckpointError(f"{pinned}: PyTorch's own files show their tensors to nobody who has not got them.")
         if STANDARD & set(chosen):
             whole = patiently(lambda: api.get_safetensors_metadata(**where, timeout=seconds))
             files = list(whole.files_metadata.values())

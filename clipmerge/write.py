@@ -172,7 +172,12 @@ def output_layout(pair: Pair) -> dict[str, str] | None:
     form = pair.form
     if not form.sharded:
         return None
-    return {output_key(pair, name, key): form.entries[key].file.name for name, key in pair.form_keys.items()}
+    return {output_key(pair, name, key): _shard_name(form.entries[key].file) for name, key in pair.form_keys.items()}
+
+
+def _shard_name(file: Path) -> str:
+    """What a shard is called in the output, whose shards are safetensors whatever the input's are."""
+    return f"{file.stem.removeprefix('pytorch_')}.safetensors" if file.suffix != ".safetensors" else file.name
 
 
 def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, str], list[str]]:

@@ -250,6 +250,15 @@ def test_inspect_shows_how_far_it_goes(pair: tuple[Path, Path], tmp_path: Path) 
     assert outcome.json["mismatches"] == []
 
 
+def test_an_adapter_of_before_safetensors(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter")
+    base = open_checkpoint(str(pair[0]))
+    expected = open_checkpoint(str(adapter), base=base).tensor(Q)
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    assert torch.equal(open_checkpoint(str(adapter), base=base).tensor(Q), expected)
+
+
 def test_from_the_hub(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = save_adapter(pair[0], tmp_path / "adapter")
     expected = merged_by_peft(pair[0], adapter)
@@ -355,6 +364,6 @@ def test_an_adapter_alone_is_no_checkpoint(pair: tuple[Path, Path], plain: Path,
 def test_an_adapter_beside_a_model_is_ambiguous(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pair[0], tmp_path / "both"))
     shutil.copytree(plain, folder, dirs_exist_ok=True)
-    refuse(folder, pair[0], "holds both a whole model and a peft adapter")
+    refuse(folder, pair[0], "holds both model.safetensors and adapter_model.safetensors")
     assert open_checkpoint(str(folder / "model.safetensors")).source.endswith("model.safetensors")
     refuse(folder / "adapter_model.safetensors", plain.parent, "no model.safetensors")

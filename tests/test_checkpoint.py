@@ -167,18 +167,15 @@ def test_a_pickled_shard_is_refused(shards: Path) -> None:
 
 def test_one_file_and_an_index_contradict(folder: Path) -> None:
     (folder / INDEX).write_text('{"weight_map": {}}')
-    refused(folder, "holds both model.safetensors and model.safetensors.index.json, and one of them is stale")
-
-
-def test_a_folder_of_pickles_says_how_to_convert(tmp_path: Path) -> None:
-    torch.save({"a": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
-    refused(tmp_path, r"pytorch_model\.bin: is a pickle.*save_pretrained\(FOLDER\)")
+    refused(folder, "holds both model.safetensors and model.safetensors.index.json, and only one of them can be meant")
 
 
 def test_other_folders_say_what_they_are(tmp_path: Path) -> None:
     refused(tmp_path, r"no model\.safetensors in this folder; is it the folder that save_pretrained wrote\?")
     save_file({"a": torch.zeros(1)}, tmp_path / "ema.safetensors")
     refused(tmp_path, r"has no model\.safetensors but ema\.safetensors; give the file you mean")
+    (tmp_path / "ema.safetensors").rename(tmp_path / "training_args.bin")
+    refused(tmp_path, r"has no model\.safetensors but training_args\.bin; give the file you mean")
 
 
 def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def merge_refused(
 
 def _pickle_instead(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
+    torch.save({"a": torch.zeros(1), "b": Path("x")}, folder / "pytorch_model.bin")
 
 
 def _outside(folder: Path) -> None:
@@ -76,8 +76,11 @@ def _config(**changes: Any) -> Callable[[Path], None]:
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
 SHAPE = f"differ in shape; first {re.escape(KEY)}"
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "pickle": (_pickle_instead, r"pytorch_model\.bin: is a pickle.*Convert it"),
-    "renamed pickle": (lambda f: torch.save({}, f / "model.safetensors"), r"model\.safetensors: is a pickle"),
+    "pickle": (
+        _pickle_instead,
+        r"pytorch_model\.bin: is a pickle that holds code \(pathlib.*unpickle\.py",
+    ),
+    "renamed pickle": (lambda f: torch.save({}, f / "model.safetensors"), r"model\.safetensors: holds no weights"),
     "lfs": (_bytes(lambda data: POINTER), "is a Git-LFS pointer.*git lfs pull"),
     "truncated": (_bytes(lambda data: data[:-7]), "is truncated"),
     "lying": (_bytes(lambda data: data.replace(b'offsets":[0,', b'offsets":[8,', 1)), "the header lies"),

@@ -115,6 +115,11 @@ def test_a_second_fetch_downloads_nothing(hub: FakeHub, sha: str) -> None:
         (["open_clip_model.safetensors", "open_clip_pytorch_model.bin"], ["open_clip_model.safetensors"]),
         (["adapter_model.safetensors"], ["adapter_model.safetensors"]),
         (["weights.safetensors"], ["weights.safetensors"]),
+        (["pytorch_model.bin", "weights.safetensors"], ["weights.safetensors"]),
+        (["pytorch_model.bin", "adapter_model.bin"], ["pytorch_model.bin"]),
+        (["adapter_model.bin", "training_args.bin"], ["adapter_model.bin"]),
+        (["open_clip_pytorch_model.bin", "epoch_32.pt"], ["open_clip_pytorch_model.bin"]),
+        (["pytorch_model-00001-of-00001.bin"], ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"]),
         (
             [
                 "model-00001-of-00002.safetensors",
@@ -130,15 +135,15 @@ def test_a_second_fetch_downloads_nothing(hub: FakeHub, sha: str) -> None:
     ],
 )
 def test_which_weights_are_chosen(names: list[str], weights: list[str]) -> None:
-    assert choose_files([*names, "config.json", "pytorch_model.bin.index.json"], MODEL) == sorted(
-        [*weights, "config.json"]
-    )
+    index = "pytorch_model.bin.index.json"
+    offered = [*names, "config.json", *([] if "adapter_model.bin" in names[:1] or "epoch_32.pt" in names else [index])]
+    assert choose_files(offered, MODEL) == sorted([*weights, "config.json"])
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["pytorch_model.bin"], r"a pickle \(pytorch_model.bin\).*save_pretrained"),
+        (["clip.pt", "b.ckpt"], r"no weights under a name that is known, but clip.pt, b.ckpt. Download the one you"),
         (["a.safetensors", "b.safetensors"], r"a.safetensors, b.safetensors. Download one"),
         (["config.json"], "no weights among its 1 files"),
     ],

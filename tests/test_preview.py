@@ -12,8 +12,8 @@ from safetensors.torch import save
 from transformers import CLIPModel
 
 from clipmerge import hub as hub_module
+from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.preview import preview_checkpoint
-from clipmerge.checkpoint.source import open_checkpoint
 from clipmerge.errors import CheckpointError
 from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload

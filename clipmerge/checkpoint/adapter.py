@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.adapter_config import CONFIG, AdapterConfig, read_adapter_config
-from clipmerge.checkpoint.header import DTYPES, STORED
-from clipmerge.checkpoint.source import Array, Checkpoint
+from clipmerge.checkpoint.header import DTYPES
+from clipmerge.checkpoint.source import Array, Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.threads import one_thread
 
@@ -88,8 +88,7 @@ class Adapted(Checkpoint):
 
         dtype = self.entries[key].dtype
         run = self.tensor(key).flatten()[start:stop].to(getattr(torch, DTYPES[dtype][0]))
-        stored: Array = run.view(torch.uint8).numpy().view(STORED[dtype])
-        return stored
+        return stored(run)
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Form one tensor, or a run of its elements; see `Checkpoint.tensor`.

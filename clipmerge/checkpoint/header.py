@@ -34,7 +34,8 @@ FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
 STORED: dict[str, str] = {name: {"BF16": "uint16"}.get(name, torch_name) for name, (torch_name, _) in DTYPES.items()}
 
 _LFS_POINTER = b"version https://git-lfs"
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: How PyTorch's own files are called.
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # A header of this size would describe millions of tensors; a larger number is a file of another kind.
 _LARGEST_HEADER = 100_000_000
@@ -69,23 +70,23 @@ class TensorEntry:
         return self.dtype in FLOATS
 
 
-def refuse_pickle(path: Path) -> None:
-    """Refuse a file that only unpickling could read.
+def is_pickle(path: Path) -> bool:
+    """Whether a file is one of PyTorch's, by its first bytes, or by its suffix when they say nothing.
 
     Raises:
-        CheckpointError: If the suffix or the first bytes say that ``path`` is a pickle.
+        CheckpointError: If it cannot be read.
     """
-    with path.open("rb") as file:
-        start = file.read(9)
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     # read as a header's length, the first bytes of either kind of pickle make an absurd number; 0x80 0x02 followed by
     # zeros is a header of 640 bytes
-    is_header = int.from_bytes(start[:8], "little") <= _LARGEST_HEADER and start[8:] == b"{"
-    if not is_header and (path.suffix in _PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)):
-        raise CheckpointError(
-            f"{path}: is a pickle, which can run code when loaded, so clipmerge does not open it. Convert it once "
-            "where you trust it: torch.load(..., weights_only=True), then safetensors.torch.save_file(...), or "
-            "model.save_pretrained(FOLDER)"
-        )
+    is_header = int.from_bytes(start[:8], "little") <= _LARGEST_HEADER and start[8:9] == b"{"
+    if is_header or start == _LFS_POINTER:
+        return False
+    return path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)
 
 
 def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
@@ -118,7 +119,8 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 
 def _header_bytes(path: Path) -> tuple[bytes, int, int]:
-    refuse_pickle(path)
+    if is_pickle(path):
+        raise CheckpointError(f"{path}: is a pickle, and safetensors was expected; give the file itself, or remove it")
     total = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))

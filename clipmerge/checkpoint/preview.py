@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.checkpoint.header import DTYPES, FLOATS, TensorEntry
+from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.pair import Missing, pair_checkpoints
-from clipmerge.checkpoint.source import Checkpoint, open_checkpoint
+from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError
 

@@ -1,0 +1,201 @@
+"""Open a checkpoint: a folder, a file, a sharded index, a Hub id; an adapter is put over its base."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.checkpoint.adapter import adapt
+from clipmerge.checkpoint.header import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint
+from clipmerge.checkpoint.state_dict import StateDict, model_keys, read_state_dict
+from clipmerge.conversion import layout_of
+from clipmerge.errors import CheckpointError, shorten
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER = "adapter_model.safetensors"
+_PICKLED_INDEX = "pytorch_model.bin.index.json"
+# what the libraries called their weights before safetensors; any other pickle in a folder may be anything
+_PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", "adapter_model.bin")
+
+
+def open_checkpoint(source: str, *, base: Checkpoint | None = None) -> Checkpoint:
+    """Open a checkpoint and check its headers; no weight is read.
+
+    Args:
+        source: A folder, a ``.safetensors``, ``.pt`` or ``.bin`` file, the index of shards, ``org/name``,
+            ``org/name@revision`` or ``hf://org/name@revision``. What exists on disk wins over a Hub id.
+        base: What a peft adapter is put over; without it an adapter is refused.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        CheckpointError: If there is nothing there, or it cannot be read safely.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    if not source.strip():
+        raise CheckpointError("an empty name is no checkpoint; is a variable of your shell unset?")
+    opened = _open(source)
+    if not _is_adapter(opened.files[0]):
+        return opened
+    if base is None:
+        raise CheckpointError(
+            f"{source}: is a peft adapter, which changes a base model and is none itself; make a full checkpoint "
+            f"of both with `clipmerge merge BASE {source} --recipe wise-ft --set method.alpha=1 --output DIR`"
+        )
+    return adapt(base, opened)
+
+
+def _is_adapter(file: Path) -> bool:
+    """Whether a weight file is a peft adapter's, by the name that peft gives it."""
+    return file.stem == Path(ADAPTER).stem
+
+
+def _open(source: str) -> Checkpoint:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _open_folder(source, path)
+    if path.is_file():
+        return _open_file(source, path)
+    from clipmerge.hub import fetch, parse_hub_id
+
+    hub_id = parse_hub_id(source)
+    if (
+        hub_id is None
+        or source.startswith((".", "/", "~"))
+        or path.suffix in (".safetensors", ".json", *PICKLE_SUFFIXES)
+    ):
+        raise CheckpointError(
+            f"{source}: no such folder or file, and not a Hub id; "
+            "give a folder, a .safetensors or .pt file, org/name or org/name@revision"
+        )
+    repo = fetch(hub_id)
+    return _open_folder(source, repo.folder, revision=repo.revision, note=repo.note)
+
+
+def _open_folder(source: str, folder: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
+    whole = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
+    whole = whole or [name for name in OPEN_CLIP_WEIGHTS if (folder / name).exists()][:1]
+    found = whole + [name for name in (ADAPTER,) if (folder / name).exists()]
+    if not found and any(folder.glob("*.safetensors")):
+        others = shorten(sorted(file.name for file in folder.glob("*.safetensors")))
+        raise CheckpointError(f"{source}: has no {WEIGHTS} but {others}; give the file you mean")
+    found = found or [name for name in _PICKLES if (folder / name).exists()]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{source}: holds both {' and '.join(found[:2])}, and only one of them can be meant; "
+            "remove the other, or give the file you mean"
+        )
+    if not found:
+        raise _no_weights(source, folder)
+    path = folder / found[0]
+    return (_open_index if path.suffix == ".json" else _open_single)(source, path, revision=revision, note=note)
+
+
+def _no_weights(source: str, folder: Path) -> CheckpointError:
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    if others:
+        return CheckpointError(f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean")
+    return CheckpointError(f"{source}: no {WEIGHTS} in this folder; is it the folder that save_pretrained wrote?")
+
+
+def _open_file(source: str, path: Path) -> Checkpoint:
+    if path.name.endswith((".safetensors.index.json", ".bin.index.json")):
+        return _open_index(source, path)
+    return _open_single(source, path)
+
+
+def _open_single(source: str, file: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
+    if is_pickle(file):
+        mapped, found, said = read_state_dict(file)
+        names = model_keys(found)
+        tensors = {name: mapped[key] for name, key in names.items()}
+        entries = {name: found[key] for name, key in names.items()}
+        note = "; ".join(filter(None, (note, said))) or None
+        return _checkpoint(source, revision, (file,), entries, tensors, note=note)
+    entries, _ = read_header(file)
+    return _checkpoint(source, revision, (file,), entries, {}, note=note)
+
+
+def _open_index(source: str, index: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
+    weight_map = _weight_map(index)
+    files = tuple(index.parent / name for name in dict.fromkeys(weight_map.values()))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise CheckpointError(f"{index}: {len(missing)} of {len(files)} shards are missing: {shorten(missing)}")
+    entries: dict[str, TensorEntry] = {}
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if index.name == _PICKLED_INDEX and is_pickle(file):
+            mapped, found, _ = read_state_dict(file)
+            tensors |= mapped
+        else:
+            found, _ = read_header(file)
+        twice = found.keys() & entries.keys()
+        if twice:
+            raise CheckpointError(f"{index}: key '{min(twice)}' stands in two shards, the second is {file.name}")
+        entries.update(found)
+    _check_index(index, weight_map, entries)
+    return _checkpoint(source, revision, files, entries, tensors, sharded=True, note=note)
+
+
+def _checkpoint(
+    source: str,
+    revision: str | None,
+    files: tuple[Path, ...],
+    entries: dict[str, TensorEntry],
+    tensors: dict[str, Tensor],
+    **rest: Any,
+) -> Checkpoint:
+    if not entries:
+        raise CheckpointError(f"{files[0]}: holds no tensors")
+    folder = files[0].parent
+    facts: dict[str, Any] = {"source": source, "revision": revision, "folder": folder, "files": files, **rest}
+    config = _config(folder, entries)
+    if tensors:
+        return StateDict(**facts, entries=entries, config=config, tensors=tensors)
+    return Checkpoint(**facts, entries=entries, config=config)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = _read_json(index, unique=True).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: has no weight_map; it is not a safetensors index")
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+            raise CheckpointError(
+                f"{index}: '{key}' points outside its folder, to {name!r}; shards lie beside the index"
+            )
+    return weight_map
+
+
+def _check_index(index: Path, weight_map: dict[str, str], entries: dict[str, TensorEntry]) -> None:
+    absent = [key for key, name in weight_map.items() if key not in entries or entries[key].file.name != name]
+    if absent:
+        raise CheckpointError(f"{index}: {len(absent)} keys are not in the shard it names: {shorten(absent)}")
+    extra = [key for key in entries if key not in weight_map]
+    if extra:
+        raise CheckpointError(f"{index}: {len(extra)} keys of the shards are not in the index: {shorten(extra)}")
+
+
+def _config(folder: Path, keys: Iterable[str]) -> dict[str, Any] | None:
+    """What describes the weights: folders on the Hub may hold both layouts and both configurations."""
+    path = folder / (OPEN_CLIP_CONFIG if layout_of(keys) == "open-clip" else "config.json")
+    return _read_json(path) if path.is_file() else None
+
+
+def _read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:
+    hook = partial(unique_keys, path) if unique else None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=hook)
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: is not a JSON object")
+    return value

@@ -1,0 +1,192 @@
+"""PyTorch's own files, ``.bin`` and ``.pt``: tensors only, mapped, never run.
+
+``torch.load(weights_only=True)`` builds tensors and plain containers and refuses everything else, so nothing in a file
+can run. What a file holds besides weights (an optimiser, an epoch) is not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickletools
+import re
+import shlex
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipmerge import unpickle
+from clipmerge.checkpoint.header import DTYPES, FLOATS, TensorEntry
+from clipmerge.checkpoint.source import Array, Checkpoint, stored
+from clipmerge.errors import CheckpointError, shorten
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+# Where training scripts put the model's own weights, in the order that they are looked for.
+_INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+# What data parallel training and torch.compile put before every key.
+_PARALLEL = ("module.", "_orig_mod.")
+# What stands before a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
+_ENCODERS = ("image_encoder.model.", "model.", "")
+_HEAD = "classification_head."
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateDict(Checkpoint):
+    """A checkpoint whose tensors PyTorch has mapped.
+
+    Attributes:
+        tensors: Key to tensor.
+    """
+
+    tensors: dict[str, Tensor]
+
+    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
+        """View a run of one tensor's elements; see `Checkpoint.array`."""
+        return stored(self.tensors[key].detach().flatten()[start:stop])
+
+    def release(self, key: str) -> None:
+        """Do nothing: the mapping is PyTorch's."""
+
+
+def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntry], str | None]:
+    """Map the tensors of a file that ``torch.save`` wrote.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Key to tensor and key to entry, and a note for the user.
+
+    Raises:
+        CheckpointError: If it holds code, no weights, or is no such file.
+    """
+    loaded, in_memory = _load(file)
+    tensors, inside = _find(file, loaded)
+    entries = {key: _entry(file, key, tensor) for key, tensor in tensors.items()}
+    notes = []
+    if inside:
+        notes.append(f"{file}: the weights are those under {inside}")
+    if in_memory:
+        notes.append(
+            f"{file}: is read whole into memory; saved again by torch 1.6 or newer, as .pt, it would be mapped"
+        )
+    return tensors, entries, "; ".join(notes) or None
+
+
+def _load(file: Path) -> tuple[Any, bool]:
+    """The file's content, and whether it had to be read into memory."""
+    import torch
+
+    try:
+        with file.open("rb") as content, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript and of pickle protocols, both answered below
+            # by a name that ends so, torch takes a file for safetensors
+            if content.read(4) == b"PK\x03\x04" and file.suffix != ".safetensors":
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=True), False
+            content.seek(0)
+            return torch.load(content, map_location="cpu", weights_only=True), True
+    except Exception as error:  # a damaged pickle can raise anything
+        raise _refusal(file, error) from None
+
+
+def _refusal(file: Path, error: Exception) -> CheckpointError:
+    """Say what stands in the way, and for code the one command that gets the weights out."""
+    if isinstance(error, OSError):
+        return CheckpointError(f"{file}: cannot be read ({error.strerror or error})")
+    text = " ".join(str(error).split())
+    code = re.findall(r"GLOBAL (\S+) was not an allowed", text) or _names_in(file)
+    if "TorchScript" in text:
+        what = "is a TorchScript archive, which is a program"
+    elif code:
+        what = f"is a pickle that holds code ({shorten(code, 3)}), which loading would run"
+    else:
+        return CheckpointError(
+            f"{file}: is damaged, or no file of PyTorch's; download or copy it again "
+            f"({text[:80] or type(error).__name__})"
+        )
+    target = file.with_name(f"{file.stem}-weights.pt")
+    command = shlex.join(["python", unpickle.__file__, str(file), str(target)])
+    return CheckpointError(
+        f"{file}: {what}, so clipmerge does not open it. If you trust it, run `{command}` where that code can be "
+        f"imported (it needs torch only), and give {target}"
+    )
+
+
+def _names_in(file: Path) -> list[str]:
+    """The classes and functions that a plain pickle calls, PyTorch's own only when there are no others; none is run."""
+    names: list[str] = []
+    texts: list[str] = []
+    with contextlib.suppress(Exception), file.open("rb") as content:
+        for operation, argument, _ in pickletools.genops(content):
+            if isinstance(argument, str) and "UNICODE" in operation.name:
+                texts.append(argument)
+            elif operation.name == "GLOBAL":
+                names.append(str(argument).replace(" ", "."))
+            elif operation.name == "STACK_GLOBAL":
+                names.append(".".join(texts[-2:]))
+    names = list(dict.fromkeys(names))
+    return [name for name in names if not name.startswith(("torch.", "collections.", "_rebuild"))] or names
+
+
+def _find(file: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
+    """The model's own weights, and under which names they lay."""
+    import torch
+
+    path: list[str] = []
+    while isinstance(loaded, Mapping) and not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+        inside = next((name for name in _INSIDE if isinstance(loaded.get(name), Mapping)), None)
+        if inside is None:
+            raise CheckpointError(
+                f"{file}: holds no weights under a name that is known ({', '.join(_INSIDE)}), but "
+                f"{shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone: "
+                "torch.save(model.state_dict(), FILE)"
+            )
+        path.append(inside)
+        loaded = loaded[inside]
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
+    return {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}, ".".join(path)
+
+
+def model_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Name a state dict's tensors as the model inside does.
+
+    What data parallel training and torch.compile put before every key goes, and of a WiSE-FT or model-soups
+    classifier the encoder's own prefix; there the text tower's remains, which never take part, go too.
+
+    Args:
+        keys: Keys as they stand in the file.
+
+    Returns:
+        Name to key.
+    """
+    names = {key: key for key in keys}
+    for prefix in _PARALLEL * 2:
+        if all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): key for name, key in names.items()}
+    for prefix in _ENCODERS:
+        inside = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
+        heads = {name: key for name, key in names.items() if name.startswith(_HEAD)}
+        is_encoder = (prefix or heads) and any(name.startswith("visual.") for name in inside)
+        if is_encoder and len(inside.keys() | heads.keys()) == len(names):
+            has_text = any(name.startswith("transformer.") for name in inside)
+            visual = {name: key for name, key in inside.items() if has_text or name.startswith("visual.")}
+            return {**visual, **heads}
+    return names
+
+
+def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:
+    import torch
+
+    dtype = _NAMES.get(str(tensor.dtype).removeprefix("torch."))
+    if dtype is None or tensor.layout != torch.strided or tensor.is_meta:
+        kind = "without content" if tensor.is_meta else f"{str(tensor.layout).removeprefix('torch.')} of {tensor.dtype}"
+        raise CheckpointError(
+            f"{file}: {key} is {kind}; clipmerge merges plain tensors of {', '.join(sorted(FLOATS))}. "
+            "Dequantise the checkpoint first"
+        )
+    return TensorEntry(file, dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())

@@ -1,0 +1,70 @@
+"""Take the weights out of a pickle that holds code. A script, to be run where that code can be imported.
+
+    python unpickle.py IN OUT.pt
+
+It loads IN, which runs whatever IN says, so run it on files you trust. OUT.pt holds tensors only, and clipmerge reads
+it. It needs nothing but torch, and runs on Python 3.6 with torch 1.7, which WiSE-FT and model soups were made with.
+"""
+
+import os
+import sys
+from typing import Any, Optional
+
+
+def load(path: str) -> Any:
+    """Unpickle a file, whether ``pickle.dump`` or ``torch.save`` wrote it.
+
+    Args:
+        path: The file.
+    """
+    import pickle
+    import warnings
+
+    import torch
+
+    warnings.simplefilter("ignore")  # torch says that it was told what follows
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # an older torch knows no argument for it
+    try:
+        return torch.load(path, map_location="cpu")  # noqa: TID251
+    except (RuntimeError, pickle.UnpicklingError):  # not torch's own format
+        with open(path, "rb") as file:  # noqa: PTH123
+            return pickle.load(file)  # noqa: S301
+
+
+def weights_of(value: Any) -> Optional[Any]:  # noqa: UP045
+    """Keep tensors, and dictionaries of them.
+
+    Args:
+        value: A module, a tensor, a dictionary or anything else.
+
+    Returns:
+        The tensor, or name to tensor; ``None`` for anything else.
+    """
+    import torch
+
+    if hasattr(value, "state_dict"):
+        value = value.state_dict()
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if not isinstance(value, dict):
+        return None
+    found = {name: weights_of(each) for name, each in value.items() if isinstance(name, str)}
+    return {name: each for name, each in found.items() if each is not None} or None
+
+
+def main() -> None:
+    """Read the command line, and write OUT.pt."""
+    if len(sys.argv) != 3:
+        sys.exit("usage: python unpickle.py IN OUT.pt")
+    sys.path[0] = os.getcwd()  # noqa: PTH109 - the code to be imported is there, and not beside this script
+    import torch
+
+    source, target = sys.argv[1:]
+    weights = weights_of(load(source))
+    if weights is None:
+        sys.exit(source + ": holds no tensors")
+    torch.save(weights, target)
+
+
+if __name__ == "__main__":
+    main()
