@@ -14,7 +14,8 @@ from clipmerge.checkpoint import Checkpoint, Pair, TensorEntry
 from clipmerge.checkpoint.header import DTYPES, STORED
 from clipmerge.checkpoint.source import Array
 from clipmerge.errors import CheckpointError
-from clipmerge.families import is_counter, is_statistic
+from clipmerge.families import is_counter, is_statistic, is_variance
+from clipmerge.layers import HEAD
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.tensors import PlanTensors
 
@@ -67,16 +68,18 @@ def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -
     """
     outputs = []
     for name, key in pair.zeroshot_keys.items():
-        if plan.missing == "keep-finetuned" and not pair.is_partial and name not in pair.finetuned_keys[0]:
+        if _is_left_out(pair, plan, name):
             continue
         entry = pair.zeroshot.entries[key]
         layer = plan.layers.get(pair.layer_of[name])
         dtype = _output_dtype(plan, entry)
         if layer is not None and pair.merges(name):
             chunks = _merging(pair, plan, name, layer, tensors or PlanTensors(), dtype)
+        elif is_counter(name) and layer is not None and layer.alpha == 1 and name in pair.finetuned_keys[0]:
+            chunks = _alone(pair.finetuned[0], pair.finetuned_keys[0][name], name, dtype)
         else:
             chunks = _copying(pair, name, dtype)
-        outputs.append(MergedTensor(output_key(pair, name, key), name, dtype, entry.shape, chunks))
+        outputs.append(MergedTensor(pair.output_keys[name], name, dtype, entry.shape, chunks))
     return outputs + _finetuned_only(pair, plan)
 
 
@@ -95,29 +98,25 @@ def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
     ]
 
 
-def output_key(pair: Pair, name: str, key: str) -> str:
-    """Spell a name as transformers does; a lone tower saved bare stays bare, a wrapper's prefix always goes.
-
-    Args:
-        pair: The checkpoints.
-        name: Canonical parameter name.
-        key: Key in the file it comes from.
-    """
-    is_bare = pair.tower != "full" and not pair.is_partial and not key.endswith(name)
-    return name.partition(".")[2] if is_bare else name
+def _is_left_out(pair: Pair, plan: Plan, name: str) -> bool:
+    """Whether the output lacks a zero-shot parameter, because it has the fine-tuned checkpoint's form."""
+    if name in pair.finetuned_keys[0]:
+        return False
+    if pair.keeps_head:
+        return not pair.expects(name)
+    return plan.missing == "keep-finetuned" and not pair.is_partial
 
 
 def _finetuned_only(pair: Pair, plan: Plan) -> list[MergedTensor]:
-    if plan.missing != "keep-finetuned":
-        return []
     checkpoint = pair.finetuned[0]
     outputs = []
     for name, key in pair.finetuned_keys[0].items():
-        if name not in pair.zeroshot_keys:
+        is_kept = plan.missing == "keep-finetuned" or (pair.keeps_head and pair.layer_of.get(name) == HEAD)
+        if is_kept and name not in pair.zeroshot_keys:
             entry = checkpoint.entries[key]
             dtype = _output_dtype(plan, entry)
             chunks = _alone(checkpoint, key, name, dtype)
-            outputs.append(MergedTensor(output_key(pair, name, key), name, dtype, entry.shape, chunks))
+            outputs.append(MergedTensor(pair.output_keys[name], name, dtype, entry.shape, chunks))
     return outputs
 
 
@@ -132,7 +131,14 @@ def _merging(
 ) -> Callable[[], Iterator[Array]]:
     dtypes = {dtype, *(entry.dtype for entry in pair.entries(name))}
     masked = layer.mask is not None and pair.entries(name)[0].size > 1 and not is_statistic(name)
-    if masked or plan.combine or layer.alpha_range or len(dtypes) > 1 or not dtypes <= plain_chunks.COMPUTED:
+    if (
+        masked
+        or plan.combine
+        or layer.alpha_range
+        or is_variance(name)
+        or len(dtypes) > 1
+        or not dtypes <= plain_chunks.COMPUTED
+    ):
         return partial(_merging_by_torch, pair, plan, name, layer, tensors, dtype)
     return partial(plain_chunks.merging, pair, name, layer.alpha, plan.weights)
 

@@ -33,8 +33,8 @@ def inspect_checkpoints(
         weights: Whether to read weights at all, to say how far each layer moved.
 
     Returns:
-        JSON-ready: ``layers`` {name: {parameters, size, shapes, change}} in network order, ``mismatches``, ``total``,
-        and where each checkpoint came from.
+        JSON-ready: ``family``, ``layers`` {name: {parameters, size, shapes, change}} in network order, ``mismatches``,
+        ``total``, and where each checkpoint came from.
 
     Raises:
         CheckpointError: If one cannot be read.
@@ -42,10 +42,12 @@ def inspect_checkpoints(
     seen = preview_checkpoint(zeroshot)
     base = seen or open_checkpoint(zeroshot)
     if finetuned is None:
+        family, layers = _describe_alone(base)
         return {
+            "family": family,
             "zeroshot": _origin(base),
             "finetuned": None,
-            "layers": _describe_alone(base),
+            "layers": layers,
             "mismatches": [],
             **_totals(base),
         }
@@ -65,6 +67,7 @@ def inspect_checkpoints(
     elif weights:
         progress.say("the two do not fit, so no weights were downloaded, and how far layers moved is not known")
     return {
+        "family": pair.family.name,
         "zeroshot": _origin(base),
         "finetuned": _origin(other),
         "layers": layers,
@@ -104,11 +107,11 @@ def _totals(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _describe_alone(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, dict[str, Any]]]:
     try:
         family = family_of(checkpoint.config, checkpoint.entries)
         keys = {name: key for key, name in family.canonical_names(checkpoint.entries).items()}
-        return _describe(checkpoint, keys, family.group(keys))
+        return family.name, _describe(checkpoint, keys, family.group(keys))
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.source}: {error}") from None
 
@@ -178,7 +181,8 @@ def inspection_table(record: dict[str, Any]) -> RenderableType:
             row.append("-" if entry.get("change") is None else f"{entry['change']:.2%}")
         table.add_row(*row)
     total = record["total"]
-    lines = [Text(f"{total['parameters']} tensors, {total['size']:,} entries, {', '.join(total['dtypes'])}")]
+    dtypes = ", ".join(total["dtypes"])
+    lines = [Text(f"{record['family']}: {total['parameters']} tensors, {total['size']:,} entries, {dtypes}")]
     if paired:
         lines.append(Text("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer"))
         lines += [Text(f"mismatch: {problem}", style="red") for problem in record["mismatches"]]

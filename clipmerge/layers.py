@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 
 from clipmerge.errors import PlanError, did_you_mean, shorten
 
+HEAD = "head"
 _AFTER_ALL_BLOCKS = 10**6
 _EDGE_ORDER = {
     "embeddings": -2,
@@ -22,7 +23,7 @@ _EDGE_ORDER = {
     "pooler": _AFTER_ALL_BLOCKS + 1,
     "projection": _AFTER_ALL_BLOCKS + 2,
 }
-_PART_ORDER = ("vision", "text", "head", "logit_scale", "logit_bias")
+_PART_ORDER = ("vision", "text", HEAD, "logit_scale", "logit_bias")
 
 
 def network_order(layer: str) -> tuple[int, int, str]:

@@ -126,6 +126,13 @@ def overflow(name: str, dtype: str) -> CheckpointError:
     return CheckpointError(f"tensor {name} overflows {dtype} when merged; use --dtype float32, or an alpha in [0, 1]")
 
 
+def negative_variance(name: str) -> CheckpointError:
+    """Say that a merge leaves no variance."""
+    return CheckpointError(
+        f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1] for its layer"
+    )
+
+
 def integers_differ(name: str, source: str) -> CheckpointError:
     """Say that an integer tensor cannot be merged."""
     return CheckpointError(

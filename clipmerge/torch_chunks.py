@@ -15,8 +15,8 @@ from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.checkpoint.header import DTYPES, STORED
 from clipmerge.checkpoint.source import Array
 from clipmerge.errors import PlanError
-from clipmerge.families import is_counter, is_statistic
-from clipmerge.plain_chunks import integers_differ, overflow, require_finite_inputs, runs
+from clipmerge.families import is_counter, is_statistic, is_variance
+from clipmerge.plain_chunks import integers_differ, negative_variance, overflow, require_finite_inputs, runs
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.plugins import load_plugin
 from clipmerge.tensors import PlanTensors, coefficients_of_run
@@ -38,7 +38,7 @@ def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTe
         Runs of merged elements in memory order, 1-D, as they are stored.
 
     Raises:
-        CheckpointError: If an input holds NaN or Inf, or the merge overflows.
+        CheckpointError: If an input holds NaN or Inf, or the merge overflows or makes a variance negative.
         PlanError: If the mask needs a score that there is not.
     """
     entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
@@ -72,6 +72,8 @@ def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTe
             if not is_finite(merged):
                 require_finite_inputs(pair, name, theta_0, finetuned)
                 raise overflow(name, DTYPES[dtype][0])
+            if is_variance(name) and bool((merged < 0).any()):
+                raise negative_variance(name)
         yield _stored(merged, dtype)
     pair.release(name)
 

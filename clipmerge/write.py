@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from clipmerge.apply import MergedTensor, output_key
+from clipmerge.apply import MergedTensor
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.source import INDEX, WEIGHTS, sha256_of
@@ -172,7 +172,7 @@ def output_layout(pair: Pair) -> dict[str, str] | None:
     form = pair.form
     if not form.sharded:
         return None
-    return {output_key(pair, name, key): _shard_name(form.entries[key].file) for name, key in pair.form_keys.items()}
+    return {pair.output_keys[name]: _shard_name(form.entries[key].file) for name, key in pair.form_keys.items()}
 
 
 def _shard_name(file: Path) -> str:
@@ -184,7 +184,7 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
     """Copy configuration, processor and tokenizer, so that the output loads where its sources load.
 
     They come from the fine-tuned checkpoint, verbatim but for the config's dtype; what it lacks, and everything
-    when it is one tower of a full model, comes from the zero-shot one.
+    when it is one tower of a full model, comes from the zero-shot one. A classifier needs no tokenizer.
 
     Args:
         folder: Where to.
@@ -197,9 +197,10 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
     form = pair.form if pair.form.config is not None else pair.zeroshot
     chosen = _side_files(form)
     notes = []
-    if form is pair.zeroshot and not pair.is_partial:
+    if form is pair.zeroshot and not pair.takes_zeroshot_form:
         notes.append("the fine-tuned checkpoint has no config.json; the zero-shot one's side files were copied")
-    for what, names in (("processor", _PROCESSOR), ("tokenizer", TOKENIZER_FILES)):
+    needed = (("processor", _PROCESSOR), ("tokenizer", TOKENIZER_FILES))
+    for what, names in needed[:1] if pair.keeps_head else needed:
         if form is not pair.zeroshot and not any(name in chosen for name in names):
             lent = {name: path for name, path in _side_files(pair.zeroshot).items() if name not in chosen}
             lent = {name: path for name, path in lent.items() if name not in ("config.json", *_other(names))}

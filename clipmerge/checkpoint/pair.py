@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from clipmerge.checkpoint.header import DTYPES, TensorEntry
 from clipmerge.checkpoint.source import Array, Checkpoint
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.families import Family, family_of, is_buffer, is_counter, known_keys, tower_of
+from clipmerge.families import Family, family_of, is_buffer, is_counter, is_statistic, known_keys, tower_of
+from clipmerge.layers import HEAD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ class Pair:
         zeroshot_keys: Canonical name to key in the zero-shot file, in the file's order.
         finetuned_keys: The same for each fine-tuned file.
         tower: What the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``.
+        missing: What happens to keys that only one side has.
         notes: What the user should know, one line each.
     """
 
@@ -41,6 +43,7 @@ class Pair:
     zeroshot_keys: dict[str, str]
     finetuned_keys: tuple[dict[str, str], ...]
     tower: str
+    missing: Missing = "error"
     notes: list[str] = field(default_factory=list)
 
     @cached_property
@@ -66,14 +69,46 @@ class Pair:
         return self.tower != "full" and tower_of(self.layers) == "full"
 
     @property
+    def keeps_head(self) -> bool:
+        """Whether only the fine-tuned checkpoints have a classifier: the output has it too, and their one tower."""
+        if self.tower == "full" or self.missing == "keep-zeroshot" or HEAD in self.layers:
+            return False
+        return any(self.layer_of.get(name) == HEAD for keys in self.finetuned_keys for name in keys)
+
+    @property
+    def takes_zeroshot_form(self) -> bool:
+        """Whether the output has the zero-shot checkpoint's shape, configuration and side files."""
+        return self.is_partial and not self.keeps_head
+
+    @property
     def form(self) -> Checkpoint:
         """The checkpoint whose shape, configuration and side files the output has."""
-        return self.zeroshot if self.is_partial else self.finetuned[0]
+        return self.zeroshot if self.takes_zeroshot_form else self.finetuned[0]
 
     @property
     def form_keys(self) -> dict[str, str]:
         """Canonical name to key in the file of `form`."""
-        return self.zeroshot_keys if self.is_partial else self.finetuned_keys[0]
+        return self.zeroshot_keys if self.takes_zeroshot_form else self.finetuned_keys[0]
+
+    @cached_property
+    def output_keys(self) -> dict[str, str]:
+        """Canonical name to key in the output: spelled as `form` spells it, a wrapper's prefix taken off."""
+        files = ((self.finetuned[0], self.finetuned_keys[0]), (self.zeroshot, self.zeroshot_keys))
+        keys: dict[str, str] = {}
+        for checkpoint, names in (*files, (self.form, self.form_keys)):
+            prefix = self.family.wrapper_prefix(checkpoint.entries)
+            keys |= {name: key.removeprefix(prefix) for name, key in names.items()}
+        return keys
+
+    def expects(self, name: str) -> bool:
+        """Whether the fine-tuned checkpoints, if they are one tower of the model, must hold a zero-shot parameter."""
+        if not self.is_partial:
+            return True
+        tower, _, rest = self.layer_of[name].partition(".")
+        if rest != "projection":
+            return tower == self.tower
+        projection = f"{tower}.projection"
+        return tower == self.tower and any(self.layer_of.get(n) == projection for k in self.finetuned_keys for n in k)
 
     def merges(self, name: str) -> bool:
         """Whether a parameter is a float that every checkpoint holds, so that it can be merged."""
@@ -131,18 +166,19 @@ def pair_checkpoints(
     Raises:
         CheckpointError: The first thing that does not fit, in one line.
     """
-    pair = align(zeroshot, finetuned)
+    pair = align(zeroshot, finetuned, missing=missing)
     for problem in find_mismatches(pair, missing=missing, mixed_dtypes=mixed_dtypes):
         raise CheckpointError(problem)
     return pair
 
 
-def align(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> Pair:
+def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error") -> Pair:
     """Match keys by canonical name, without judging whether the checkpoints fit.
 
     Args:
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K, at least one.
+        missing: As in `pair_checkpoints`.
 
     Returns:
         The aligned pair.
@@ -159,14 +195,33 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> Pair:
         raise CheckpointError(f"{zeroshot.source}: {error}") from None
     towers = {_tower(family, names) for names in keys[1:]}
     tower = towers.pop() if len(towers) == 1 else "full"
-    pair = Pair(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower)
+    pair = Pair(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
     pair.notes.extend(each.note for each in (zeroshot, *finetuned) if each.note)
-    if pair.is_partial:
-        pair.notes.append(f"the fine-tuned checkpoint holds the {pair.tower} tower only; the rest stays zero-shot")
+    pair.notes.extend(_what_happens(pair))
     for each in (zeroshot, *finetuned):
         if each.config is None:
             pair.notes.append(f"{each.source}: no config.json beside it, so its activation could not be compared")
     return pair
+
+
+def _what_happens(pair: Pair) -> list[str]:
+    """Say what is not simply merged."""
+    notes = []
+    if pair.keeps_head:
+        notes.append(
+            "the fine-tuned checkpoint is a classifier: its head is kept as it is, and the output is a classifier too, "
+            "without what the zero-shot model has beside it (`--set missing=keep-zeroshot` writes the whole zero-shot "
+            "model with the merged tower instead)"
+        )
+    elif pair.is_partial:
+        notes.append(f"the fine-tuned checkpoint holds the {pair.tower} tower only; the rest stays zero-shot")
+    statistics = sum(is_statistic(name) for name in pair.zeroshot_keys)
+    if statistics:
+        notes.append(
+            f"{statistics} running means and variances of batch norms are interpolated like their layers' weights, and "
+            "never masked"
+        )
+    return notes
 
 
 def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
@@ -213,7 +268,7 @@ def find_mismatches(pair: Pair, *, missing: Missing = "error", mixed_dtypes: boo
     Returns:
         Messages; empty when everything fits.
     """
-    problems = _tower_mismatch(pair)
+    problems = _tower_mismatch(pair) + _several_heads(pair)
     for which, checkpoint in enumerate([] if problems else pair.finetuned):
         problems += _config_mismatches(pair, checkpoint)
         if missing == "error":
@@ -244,6 +299,15 @@ def _tower_mismatch(pair: Pair) -> list[str]:
     ]
 
 
+def _several_heads(pair: Pair) -> list[str]:
+    if len(pair.finetuned) < 2 or not pair.keeps_head:
+        return []
+    return [
+        "several fine-tuned classifiers, and a zero-shot model without a head: one head can be kept, not several; give "
+        "one of them, or a base with a head of the same classes"
+    ]
+
+
 def _config_mismatches(pair: Pair, finetuned: Checkpoint) -> list[str]:
     if pair.zeroshot.config is None or finetuned.config is None:
         return []
@@ -267,8 +331,10 @@ def _config_mismatches(pair: Pair, finetuned: Checkpoint) -> list[str]:
 
 def _key_mismatches(pair: Pair, which: int) -> list[str]:
     ours, theirs = pair.zeroshot_keys, pair.finetuned_keys[which]
-    only_ours = [n for n in ours if n not in theirs and not _is_incidental(n) and _expected(pair, n)]
+    only_ours = [n for n in ours if n not in theirs and not _is_incidental(n) and pair.expects(n)]
     only_theirs = [n for n in theirs if n not in ours and not _is_incidental(n)]
+    if pair.keeps_head:
+        only_theirs = [n for n in only_theirs if pair.layer_of.get(n) != HEAD]
     problems = []
     for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
         if names:
@@ -282,16 +348,6 @@ def _key_mismatches(pair: Pair, which: int) -> list[str]:
 def _is_incidental(name: str) -> bool:
     """Positions and counters may stand in one file and not in the other: both describe the same model."""
     return is_buffer(name) or is_counter(name)
-
-
-def _expected(pair: Pair, name: str) -> bool:
-    if not pair.is_partial:
-        return True
-    tower, _, rest = pair.layer_of[name].partition(".")
-    if rest != "projection":
-        return tower == pair.tower
-    has_projection = any(pair.layer_of.get(n) == f"{tower}.projection" for keys in pair.finetuned_keys for n in keys)
-    return tower == pair.tower and has_projection
 
 
 def _field_mismatch(pair: Pair, which: int, what: str, get: Callable[[Any], Any], advice: str = "") -> list[str]:

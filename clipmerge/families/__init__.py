@@ -14,7 +14,8 @@ To add a family, add a file here that ends in one constant::
         model_class="CLIPModel",
     )
 
-A *canonical name* is the key that the family's library writes; ``renames`` brings other spellings to it. A rule's
+A *canonical name* is one spelling of a parameter; ``renames`` brings the others to it, and the output keeps that of
+its sources. A rule's
 groups number the block. Where there are several (stage and block), the blocks of a tower are counted through.
 Layers are named as in `clipmerge.layers`. A family that needs its own forward pass names a module of
 `clipmerge.models`; ``tests/test_families.py`` says what every family must show. Files that begin with an
@@ -89,7 +90,7 @@ class Family:
             CheckpointError: If two keys become one name.
         """
         keys = list(keys)
-        prefix = self._wrapper_prefix(keys)
+        prefix = self.wrapper_prefix(keys)
         tower = self._bare_tower([key.removeprefix(prefix) for key in keys])
         names: dict[str, str] = {}
         owner: dict[str, str] = {}
@@ -108,8 +109,8 @@ class Family:
             name = re.sub(pattern, replacement, name)
         return name
 
-    def _wrapper_prefix(self, keys: list[str]) -> str:
-        """What stands before the family's own names, such as ``module.`` or ``clip.``; mostly nothing."""
+    def wrapper_prefix(self, keys: Iterable[str]) -> str:
+        """Say what stands before the family's own names in a file, such as ``module.``; mostly nothing."""
         for key in keys:
             for root in (*self.roots, *self.bare):
                 head, found, _ = f".{key}".partition(f".{root}")
@@ -174,11 +175,14 @@ def _tower(layer: str) -> str:
 
 
 def _count_through(places: Iterable[_Place]) -> dict[tuple[str, tuple[int, ...]], int]:
-    """Tower and numbers of a block to its depth: a lone number is the depth, stage and block are ranked."""
+    """Tower and numbers of a block to its depth: the number itself, or its rank where blocks lie in stages."""
     blocks = sorted({(_tower(layer), at) for layer, at in places if at})
-    staged = [block for block in blocks if len(block[1]) > 1]
-    ranks = {block: [b for b in staged if b[0] == block[0]].index(block) for block in staged}
-    return {block: ranks.get(block, block[1][0]) for block in blocks}
+    depths = {}
+    for tower in {tower for tower, _ in blocks}:
+        numbers = [at for each, at in blocks if each == tower]
+        staged = any(len(at) > 1 for at in numbers)
+        depths.update({(tower, at): rank if staged else at[0] for rank, at in enumerate(numbers)})
+    return depths
 
 
 @cache
@@ -243,6 +247,11 @@ def is_statistic(name: str) -> bool:
     return name.endswith((".running_mean", ".running_var"))
 
 
+def is_variance(name: str) -> bool:
+    """Whether a tensor is a batch norm's running variance, which cannot be negative."""
+    return name.endswith(".running_var")
+
+
 def is_counter(name: str) -> bool:
     """Whether a tensor counts a batch norm's training steps: copied, for it means nothing at inference."""
     return name.endswith(".num_batches_tracked")
@@ -256,6 +265,7 @@ __all__ = [
     "is_buffer",
     "is_counter",
     "is_statistic",
+    "is_variance",
     "known_keys",
     "tower_of",
 ]

@@ -54,6 +54,17 @@ AROUND: Rules = (
 ROOTS = ("vision_model.", "text_model.", "visual_projection.", "text_projection.", "logit_scale")
 BARE = ("embeddings.", "encoder.", "pre_layrnorm.", "post_layernorm.", "final_layer_norm.")
 
+SIGLIP: Rules = (
+    *CLIP_VISION,
+    *CLIP_TEXT,
+    (r"vision_model\.head\.", "vision.pooler"),
+    (r"text_model\.head\.", "text.projection"),
+    *AROUND,
+    (r"logit_bias$", "logit_bias"),
+)
+SIGLIP_ROOTS = (*ROOTS, "logit_bias")
+SIGLIP_BARE = (*BARE, "head.")
+
 
 def transformers_settings(
     model_types: Mapping[str, str],

@@ -1,0 +1,33 @@
+"""AltCLIP: CLIP's vision tower, XLM-RoBERTa for the text, with a transformation behind it."""
+
+from clipmerge.families import Family
+from clipmerge.families._towers import AROUND, BARE, CLIP_VISION, ROOTS, blocks_of_bert, transformers_settings
+
+_MODEL_TYPES = {"altclip": "full", "altclip_vision_model": "vision", "altclip_text_model": "text"}
+_TEXT = (
+    *blocks_of_bert(r"text_model\.roberta\."),
+    (r"text_model\.roberta\.embeddings\.", "text.embeddings"),
+    (r"text_model\.pre_LN\.", "text.norm"),
+    (r"text_model\.(?:roberta\.pooler|transformation)\.", "text.pooler"),
+)
+
+FAMILY = Family(
+    name="AltCLIP",
+    model_types=_MODEL_TYPES,
+    rules=(*CLIP_VISION, *_TEXT, *AROUND),
+    roots=ROOTS,
+    bare=(*BARE, "roberta.", "transformation.", "pre_LN."),
+    text_marks=("word_embeddings.",),
+    # transformers 5 writes "layer" in both towers, has "layers" in both in memory, and reads either
+    renames=(
+        (r"^text_model\.roberta\.encoder\.layers\.", "text_model.roberta.encoder.layer."),
+        (r"^vision_model\.encoder\.layer\.", "vision_model.encoder.layers."),
+    ),
+    settings=transformers_settings(
+        _MODEL_TYPES,
+        vision={"hidden_act": "quick_gelu", "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
+        text={"hidden_act": "gelu", "num_attention_heads": 16},
+        both={"projection_dim": 768},
+    ),
+    model_class="AltCLIPModel",
+)

@@ -1,0 +1,22 @@
+"""Chinese-CLIP: CLIP's vision tower, a Chinese BERT for the text."""
+
+from clipmerge.families import Family
+from clipmerge.families._towers import AROUND, BARE, BERT_TEXT, CLIP_VISION, ROOTS, transformers_settings
+
+_MODEL_TYPES = {"chinese_clip": "full", "chinese_clip_vision_model": "vision", "chinese_clip_text_model": "text"}
+
+FAMILY = Family(
+    name="Chinese-CLIP",
+    model_types=_MODEL_TYPES,
+    rules=(*CLIP_VISION, *BERT_TEXT, *AROUND),
+    roots=ROOTS,
+    bare=(*BARE, "pooler."),
+    text_marks=("word_embeddings.",),
+    settings=transformers_settings(
+        _MODEL_TYPES,
+        vision={"hidden_act": "quick_gelu", "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
+        text={"hidden_act": "gelu", "num_attention_heads": 12},
+        both={"projection_dim": 512},
+    ),
+    model_class="ChineseCLIPModel",
+)

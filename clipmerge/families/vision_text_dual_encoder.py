@@ -1,0 +1,53 @@
+"""transformers' VisionTextDualEncoder: two towers of any kind, such as ViT and BERT, and two projections.
+
+The towers keep the names of their own libraries. What a transformer's block is called, and which half of it a
+module is in, follows from a few words that all of them share.
+"""
+
+from clipmerge.families import Family
+from clipmerge.families._towers import AROUND, ROOTS, transformers_settings
+
+_MODEL_TYPES = {"vision-text-dual-encoder": "full"}
+_BLOCK = r"_model\.(?:encoder\.|transformer\.)?(?:layers?|blocks)\.(\d+)\."
+_ATTENTION = r"(?:attention|self_attn|layernorm_before|layer_norm1|norm1|layer_scale1|sa_layer_norm)\b"
+
+
+def _tower(side: str) -> tuple[tuple[str, str], ...]:
+    return (
+        (rf"{side}{_BLOCK}{_ATTENTION}", f"{side}.{{}}.attn"),
+        (rf"{side}{_BLOCK}", f"{side}.{{}}.mlp"),
+        (rf"{side}_model\.embeddings\.", f"{side}.embeddings"),
+        (rf"{side}_model\.pre_layrnorm\.", f"{side}.pre_norm"),
+        (rf"{side}_model\.(?:layernorm|norm|post_layernorm|final_layer_norm)\.", f"{side}.norm"),
+        (rf"{side}_model\.(?:pooler|head)\.", f"{side}.pooler"),
+    )
+
+
+_ANY_TOWER = dict.fromkeys(("model_type", "hidden_act", "num_attention_heads"))
+
+FAMILY = Family(
+    name="VisionTextDualEncoder",
+    model_types=_MODEL_TYPES,
+    rules=(*_tower("vision"), *_tower("text"), *AROUND),
+    roots=ROOTS,
+    renames=(
+        # a CLIP tower, as transformers 4 wrote it
+        (r"^(vision|text)_model\.\1_model\.", r"\1_model."),
+        # ViT and its like: transformers 5 names the parts so in memory, and as before in files
+        (r"^vision_model\.layers\.(\d+)\.mlp\.fc1\.", r"vision_model.encoder.layer.\1.intermediate.dense."),
+        (r"^vision_model\.layers\.(\d+)\.mlp\.fc2\.", r"vision_model.encoder.layer.\1.output.dense."),
+        (r"^vision_model\.layers\.", "vision_model.encoder.layer."),
+        (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)q_proj\.", r"\1attention.query."),
+        (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)k_proj\.", r"\1attention.key."),
+        (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)v_proj\.", r"\1attention.value."),
+        (r"^(vision_model\.encoder\.layer\.\d+\.attention\.)o_proj\.", r"\1output.dense."),
+    ),
+    settings=transformers_settings(
+        _MODEL_TYPES,
+        vision={**_ANY_TOWER, "patch_size": None, "image_size": None},
+        text=_ANY_TOWER,
+        both={"projection_dim": 512},
+    ),
+    model_class="VisionTextDualEncoderModel",
+    rank=9,
+)
