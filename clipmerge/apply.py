@@ -131,14 +131,8 @@ def _merging(
 ) -> Callable[[], Iterator[Array]]:
     dtypes = {dtype, *(entry.dtype for entry in pair.entries(name))}
     masked = layer.mask is not None and pair.entries(name)[0].size > 1 and not is_statistic(name)
-    if (
-        masked
-        or plan.combine
-        or layer.alpha_range
-        or is_variance(name)
-        or len(dtypes) > 1
-        or not dtypes <= plain_chunks.COMPUTED
-    ):
+    special = masked or plan.combine or layer.alpha_range or is_variance(name)
+    if special or len(dtypes) > 1 or not dtypes <= plain_chunks.COMPUTED:
         return partial(_merging_by_torch, pair, plan, name, layer, tensors, dtype)
     return partial(plain_chunks.merging, pair, name, layer.alpha, plan.weights)
 
