@@ -6,7 +6,7 @@ templates, against the image features. Weights move in place on the device; ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,12 +18,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils.checkpoint import checkpoint
 
-from clipmerge.arithmetic import merge_tensor
 from clipmerge.checkpoint import Pair
 from clipmerge.errors import MeasureError
 from clipmerge.layers import block_of
 from clipmerge.models import ImageTextModel, Prefix
-from clipmerge.plan import Measurements, Mixture
+from clipmerge.plan import Measurements
 
 # Prompts whose activations are held at once; more are recomputed piece by piece.
 _PROMPTS_AT_ONCE = 512
@@ -50,10 +49,15 @@ class Batch:
         return len(self.labels)
 
 
+#: Scores a batch against prompt features (prompts, projection_dim).
+Loss = Callable[[Batch, Tensor], Tensor]
+
+
 class Objective:
     """The loss at theta(alpha) plus any perturbation, over this process's share of the batches.
 
     Attributes:
+        pair: The checkpoints.
         layers: Layer to parameter names; only layers that fine-tuning changed.
         parameters: Name to parameter, set to theta(alpha) by `move_to`; those that did not change are frozen.
         theta_0: Name to zero-shot parameter, float32, for the changed parameters.
@@ -94,7 +98,7 @@ class Objective:
         self.seed = seed
         self.accelerator = accelerator
         self._model = model
-        self._pair = pair
+        self.pair = pair
         self.templates = templates
         self._progress = progress
         self._done = self._announced = 0.0
@@ -141,7 +145,7 @@ class Objective:
     @property
     def checkpoints(self) -> int:
         """Number of fine-tuned checkpoints."""
-        return len(self._pair.finetuned)
+        return len(self.pair.finetuned)
 
     @property
     def images(self) -> int:
@@ -212,45 +216,15 @@ class Objective:
     @torch.no_grad()
     def move_to(self, alpha: float) -> None:
         """Set the weights to theta_0 + alpha * task_vector, in place."""
-        self._hidden.clear()
-        if self.text_changes:
-            self._prompt_features = None
+        self.forget(text=self.text_changes)
         for name, task_vector in self.task_vector.items():
             torch.add(self.theta_0[name], task_vector, alpha=alpha, out=self.parameters[name].data)
 
-    @torch.no_grad()
-    def mix(self, weights: Sequence[float]) -> Mixture:
-        """Try theta_0 + sum_i weights_i * (theta_i - theta_0), as a merge would write it; one forward pass.
-
-        The weights stay there, in layers too that only a further checkpoint changed: do not go back to `move_to`.
-
-        Args:
-            weights: One factor a fine-tuned checkpoint.
-
-        Returns:
-            The loss and the accuracy there.
-
-        Raises:
-            MeasureError: If the loss is not finite.
-        """
+    def forget(self, *, text: bool) -> None:
+        """Drop what was kept for weights that have moved since; prompts too if the text tower has."""
         self._hidden.clear()
-        self._prompt_features = None
-        for name, parameter in self.parameters.items():
-            if self._pair.merges(name):
-                finetuned = [self._pair.theta_1(name, which=which) for which in range(self.checkpoints)]
-                parameter.copy_(merge_tensor(self._pair.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights)))
-        features = self.prompt_features()
-        found = {}
-        for batch in self.batches:
-            logits = self.logits(batch, features)
-            right = (logits.argmax(dim=-1) == batch.labels).double().mean()
-            found[batch.number] = (float(cross_entropy(logits, batch.labels)), float(right))
-            self.tick(FORWARD * len(batch))
-        loss, accuracy = (self.mean(list(values)) for values in zip(*self.by_batch(found), strict=True))
-        if not loss < float("inf"):
-            told = ", ".join(f"{weight:g}" for weight in weights)
-            raise MeasureError(f"the calibration loss at weights {told} is {loss}; check that the checkpoints work")
-        return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)
+        if text:
+            self._prompt_features = None
 
     @contextmanager
     def only(self, layer: str) -> Iterator[list[torch.nn.Parameter]]:
@@ -286,6 +260,19 @@ class Objective:
         pieces = zip(*(torch.split(value, _PROMPTS_AT_ONCE) for value in tokens.values()), strict=True)
         held = [dict(zip(tokens, piece, strict=True)) for piece in pieces]
         return torch.cat([checkpoint(self._model.text_features, piece, use_reentrant=False) for piece in held])
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model itself, for what looks into it."""
+        return self._model.module
+
+    def embed_prompts(self) -> Iterator[dict[str, Tensor]]:
+        """Run the text tower over the prompts, as many at once as go; yields each piece's tokens before it runs."""
+        pieces = zip(*(torch.split(value, _PROMPTS_AT_ONCE) for value in self._tokens.values()), strict=True)
+        for piece in pieces:
+            tokens = dict(zip(self._tokens, piece, strict=True))
+            yield tokens
+            self._model.text_features(tokens)
 
     @property
     def _many_prompts(self) -> bool:
@@ -414,11 +401,14 @@ class Objective:
             self.tick(FORWARD * len(batch))
         return found
 
-    def gradients(self) -> Iterator[tuple[Batch, float]]:
+    def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
         """Walk the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.
 
         The text tower runs forward once for all batches and backward once a batch, from the gradient of the
         prompt features: the same numbers as one joint backward pass.
+
+        Args:
+            loss_of: Another loss than `loss`, a scalar of a batch and the prompt features.
 
         Yields:
             The batch and its loss. Gradients are overwritten by the next.
@@ -431,7 +421,7 @@ class Objective:
             for name in self.task_vector:
                 self.parameters[name].grad = None
             features = prompts.detach().requires_grad_(self.text_changes)
-            loss = self.loss(batch, features)
+            loss = (loss_of or self.loss)(batch, features)
             loss.backward()  # type: ignore[no-untyped-call]
             if self.text_changes:
                 prompts.backward(features.grad, retain_graph=True)  # type: ignore[no-untyped-call]

@@ -84,6 +84,7 @@ class Measurements(Record):
         trace: What a measure that learns saw at every step, by name.
         coefficients: Parameter to its learned coefficients, float32 on the CPU; never part of the JSON.
         gradients: Parameter to its mean gradient along the path, float32 on the CPU; never part of the JSON.
+        tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the JSON.
     """
 
     measure: str
@@ -97,6 +98,7 @@ class Measurements(Record):
     trace: dict[str, tuple[float, ...]] = {}
     coefficients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    tensors: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
 
 
 class LayerPlan(Record):

@@ -45,7 +45,7 @@ def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTe
     learned = tensors.coefficients.get(name) if layer.alpha_range else None
     masked = layer.mask and entry.size > 1 and not is_statistic(name)
     inputs = _mask_inputs(plan, name, layer, tensors.scores) if masked else {}
-    if inputs.get("score", inputs) is None:
+    if inputs and _lacks_score(str(layer.mask), name, tensors):
         _require_unchanged(pair, name, layer)
         yield from copying(pair, name, dtype)
         return
@@ -89,9 +89,14 @@ def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tens
     mask = str(layer.mask)
     options = {**layer.mask_options, **layer.parameters.get(name, {})}
     inputs = {"mask": mask, **mask_options(mask, layer.density, options), "key": RandomKey(plan.seed, name)}
-    if "score" in inspect.signature(load_plugin("masks", mask)).parameters:
-        inputs["score"] = scores.get(name)
+    if name in scores:
+        inputs["score"] = scores[name]
     return inputs
+
+
+def _lacks_score(mask: str, name: str, tensors: PlanTensors) -> bool:
+    score = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
+    return score is not None and score.default is score.empty and name not in tensors.scores
 
 
 def _require_unchanged(pair: Pair, name: str, layer: LayerPlan) -> None:

@@ -27,7 +27,9 @@ def example(shape: tuple[int, ...], seed: int = 0) -> tuple[Tensor, Tensor, Tens
 
 
 def inputs(name: str, score: Tensor, *, density: float = 0.5, key: RandomKey | None = None) -> dict[str, Any]:
-    wanted = inspect.signature(load_plugin("masks", name)).parameters
+    wanted = set(inspect.signature(load_plugin("masks", name)).parameters)
+    if name == "right-multiply":  # its score has another shape; without one it keeps everything
+        wanted.remove("score")
     filled = {"score": score, "key": key or RandomKey(0, "a")}
     return {**mask_options(name, density, {}), **{k: v for k, v in filled.items() if k in wanted}}
 
@@ -130,6 +132,16 @@ def test_rescaling_keeps_the_mean() -> None:
     masked = load_plugin("masks", "random-rescale")(change, key=RandomKey(0, "a"), density=0.2)
     assert set(masked.unique().tolist()) == {0.0, 5.0}
     assert float(masked.mean()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_right_multiply_entry_by_entry(dtype: torch.dtype) -> None:
+    change, score = example((3, 4))[0].to(dtype), example((4, 4))[1]
+    masked = load_plugin("masks", "right-multiply")(change, score=score)
+    a, b = change.double().tolist(), score.double().tolist()
+    expected = [[sum(a[i][k] * b[k][j] for k in range(4)) for j in range(4)] for i in range(3)]
+    assert masked.dtype == dtype
+    assert np.allclose(masked.numpy(), expected, atol=1e-6)
 
 
 def test_spectral_scales_the_directions() -> None:

@@ -127,21 +127,13 @@ def test_a_soup_of_one_is_that_checkpoint_bit_for_bit(far: list[Path]) -> None:
     assert decide(task_of(far[:3], found.model_copy(update={"mixtures": tie})), "greedy-soup").weights == (0.5, 0.5)
 
 
-def test_equal_accuracy_keeps_the_larger_soup() -> None:
+def test_equal_accuracy_keeps_the_larger_soup(far: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = {(1.0, 0, 0): 0.5, (0, 1.0, 0): 0.5, (0, 0, 1.0): 0.25, (0.5, 0.5, 0): 0.5, (1 / 3,) * 3: 0.25}
-
-    class Bowl:
-        checkpoints = 3
-        layers = ("a",)
-        batch_sizes = (4,)
-
-        def announce(self, **passes: float) -> None:
-            assert passes == {"forward": 5}
-
-        def mix(self, weights: tuple[float, ...]) -> Mixture:
-            return Mixture(weights=weights, loss=1.0, accuracy=accuracies[weights])
-
-    found = load_plugin("measures", "soup-accuracy")(Bowl())
+    monkeypatch.setattr(
+        "clipmerge.measures.soup_accuracy.try_mixture",
+        lambda _objective, weights: Mixture(weights=weights, loss=1.0, accuracy=accuracies[weights]),
+    )
+    found = load_plugin("measures", "soup-accuracy")(objective_of(far))
     assert [mixture.weights for mixture in found.mixtures] == list(accuracies)
 
 

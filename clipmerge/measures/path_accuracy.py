@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clipmerge.mixing import try_mixture
 from clipmerge.objective import Objective
 from clipmerge.options import Count
 from clipmerge.plan import LossPath, Measurements
@@ -26,7 +27,7 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
     alphas = sorted({step / steps for step in range(steps + 1)} | {0.5})
     objective.announce(forward=len(alphas))
     count = objective.checkpoints
-    mixtures = tuple(objective.mix((alpha / count,) * count) for alpha in alphas)
+    mixtures = tuple(try_mixture(objective, (alpha / count,) * count) for alpha in alphas)
     return Measurements(
         measure="path-accuracy",
         layers={layer: {} for layer in objective.layers},

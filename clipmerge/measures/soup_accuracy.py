@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clipmerge.mixing import try_mixture
 from clipmerge.objective import Objective
 from clipmerge.plan import Measurements
 
@@ -28,11 +29,11 @@ def soup_accuracy(objective: Objective) -> Measurements:
     """
     count = objective.checkpoints
     objective.announce(forward=2 * count - 1)
-    tried = [objective.mix(_average([which], count)) for which in range(count)]
+    tried = [try_mixture(objective, _average([which], count)) for which in range(count)]
     order = sorted(range(count), key=lambda which: -tried[which].accuracy)
     soup, best = [order[0]], tried[order[0]].accuracy
     for which in order[1:]:
-        tried.append(objective.mix(_average([*soup, which], count)))
+        tried.append(try_mixture(objective, _average([*soup, which], count)))
         if tried[-1].accuracy >= best:
             soup.append(which)
             best = tried[-1].accuracy

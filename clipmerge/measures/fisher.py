@@ -1,0 +1,101 @@
+"""How much each weight matters to the predictions, at both ends of the path: the diagonal of the Fisher information."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from clipmerge.objective import Batch, Loss, Objective
+from clipmerge.options import Count
+from clipmerge.plan import Measurements
+
+_ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
+
+
+def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", "data"] = "model") -> Measurements:
+    """Estimate the mean over images of the squared gradient of log p(label | image), entry by entry.
+
+    Squares are an image's own, and a gradient pass gives a batch's sum. With random signs v_i on the images,
+    (sum_i v_i g_i)^2 is sum_i g_i^2 in expectation: one pass a probe serves a whole batch, and with one image a batch
+    it is exact. Unlike a square of the batch's gradient it does not vanish where images pull in opposite directions.
+
+    Args:
+        objective: Calibration loss; left at theta_1.
+        probes: Draws of signs (and labels); each costs one gradient pass at either end. More are less noisy.
+        labels: ``model`` draws them from the model's own predictions, the Fisher information proper; ``data`` takes the
+            true ones, the empirical Fisher.
+
+    Returns:
+        Statistics ``fisher_zeroshot`` and ``fisher_finetuned``, means over a layer's entries; the same names hold a
+        tensor a parameter.
+
+    Raises:
+        MeasureError: If a loss is not finite.
+
+    Source:
+        Fisher merging, Matena and Raffel 2022, arXiv:2111.09832; the signs are Hutchinson's trick.
+    """
+    objective.announce(gradient=2 * probes)
+    batches: dict[str, dict[str, tuple[float, ...]]] = {}
+    tensors = {}
+    for statistic, alpha in _ENDS.items():
+        objective.move_to(alpha)
+        squares, found = _squares(objective, probes, labels)
+        scale = 1 / (objective.images * probes)
+        tensors[statistic] = {
+            name: objective.accelerator.reduce(value, "sum").mul_(scale).cpu() for name, value in squares.items()
+        }
+        rows = objective.by_batch(found)
+        batches[statistic] = {
+            layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)
+        }
+    return Measurements(
+        measure="fisher",
+        layers={
+            layer: {statistic: objective.mean(list(values[layer])) for statistic, values in batches.items()}
+            for layer in objective.layers
+        },
+        batches=batches,
+        batch_sizes=objective.batch_sizes,
+        tensors=tensors,
+    )
+
+
+def _squares(
+    objective: Objective, probes: int, labels: Literal["model", "data"]
+) -> tuple[dict[str, Tensor], dict[int, list[float]]]:
+    """Sums over this process's images and probes, an entry; means over a layer's entries and a batch's images."""
+    squares = {name: torch.zeros_like(value) for name, value in objective.task_vector.items()}
+    found = {batch.number: [0.0] * len(objective.layers) for batch in objective.batches}
+    sizes = [sum(objective.parameters[name].numel() for name in names) for names in objective.layers.values()]
+    for probe in range(probes):
+        for batch, _ in objective.gradients(_signed(objective, probe, labels)):
+            sums = {}
+            for name, total in squares.items():
+                square = objective.gradient_of(name).square()
+                total.add_(square)
+                sums[name] = square.sum()
+            for column, names in enumerate(objective.layers.values()):
+                share = torch.stack([sums[name] for name in names]).sum() / (sizes[column] * len(batch) * probes)
+                found[batch.number][column] += float(share)
+    return squares, found
+
+
+def _signed(objective: Objective, probe: int, labels: Literal["model", "data"]) -> Loss:
+    """The sum of a batch's losses with a random sign each."""
+
+    def loss(batch: Batch, prompt_features: Tensor) -> Tensor:
+        logits = objective.logits(batch, prompt_features)
+        # drawn on the CPU: the same numbers on every device and in every process
+        generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe * 10_007 + batch.number)
+        signs = torch.randint(0, 2, (len(batch),), generator=generator, dtype=torch.float32) * 2 - 1
+        given = batch.labels
+        if labels == "model":
+            chances = logits.detach().softmax(dim=-1).cpu()
+            given = torch.multinomial(chances, 1, generator=generator).flatten().to(logits.device)
+        return (signs.to(logits.device) * cross_entropy(logits, given, reduction="none")).sum()
+
+    return loss

@@ -1,0 +1,93 @@
+"""What goes into each linear map, at both ends of the path: the Gram matrix of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from clipmerge.objective import FORWARD, Objective
+from clipmerge.plan import Measurements
+
+_ENDS = {"gram_zeroshot": 0.0, "gram_finetuned": 1.0}
+
+
+def gram(objective: Objective) -> Measurements:
+    """Sum x x^T over all inputs x of each linear map that fine-tuning changed, images and prompts.
+
+    Inputs at padding are left out where the tokens tell it. One forward pass at either end. Memory beside the model:
+    the square of each map's input width.
+
+    Args:
+        objective: Calibration loss; left at theta_1.
+
+    Returns:
+        Nothing a layer; tensors ``gram_zeroshot`` and ``gram_finetuned`` of shape (inputs, inputs) by weight matrix.
+
+    Source:
+        RegMean, Jin et al. 2022, arXiv:2212.09849.
+    """
+    objective.announce(forward=2)
+    tensors = {}
+    for statistic, alpha in _ENDS.items():
+        objective.move_to(alpha)
+        sums = _sums(objective)
+        tensors[statistic] = {name: objective.accelerator.reduce(value, "sum").cpu() for name, value in sums.items()}
+    missing = [name for name in objective.task_vector if objective.parameters[name].ndim > 1 and name not in sums]
+    return Measurements(
+        measure="gram",
+        layers={layer: {} for layer in objective.layers},
+        batch_sizes=objective.batch_sizes,
+        notes=(f"{len(missing)} weights of two dimensions or more are no linear map of their own",) if missing else (),
+        tensors=tensors,
+    )
+
+
+@torch.no_grad()
+def _sums(objective: Objective) -> dict[str, Tensor]:
+    """Gram matrices over this process's images; the first process adds the prompts."""
+    names = {id(objective.parameters[name]): name for name in objective.task_vector}
+    linear = {
+        names[id(module.weight)]: module
+        for module in objective.module.modules()
+        if isinstance(module, torch.nn.Linear) and id(module.weight) in names
+    }
+    sums = {
+        name: torch.zeros(module.in_features, module.in_features, device=module.weight.device)
+        for name, module in linear.items()
+    }
+    kept: list[Tensor | None] = [None]
+
+    def see(name: str, inputs: Tensor) -> None:
+        sums[name].add_(_gram(inputs, kept[0]))
+
+    with _watching(linear, see):
+        for batch in objective.batches:
+            objective.image_features(batch)
+            objective.tick(FORWARD * len(batch))
+        if objective.accelerator.is_main_process and objective.text_changes:
+            for tokens in objective.embed_prompts():
+                kept[0] = tokens.get("attention_mask")
+    return sums
+
+
+def _gram(inputs: Tensor, kept: Tensor | None) -> Tensor:
+    rows = inputs[kept.bool()] if kept is not None and inputs.shape[:-1] == kept.shape else inputs.flatten(0, -2)
+    return rows.T @ rows
+
+
+@contextmanager
+def _watching(modules: dict[str, torch.nn.Linear], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Show what enters each module to a function, with the module's name."""
+    hooks = [module.register_forward_pre_hook(_hook(name, see)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(name: str, see: Callable[[str, Tensor], None]) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+    return lambda _module, inputs: see(name, inputs[0])

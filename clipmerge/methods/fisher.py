@@ -1,0 +1,63 @@
+"""Each weight from the checkpoint whose predictions depend on it more."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipmerge.decision import Decision, Task
+from clipmerge.errors import RecipeError
+from clipmerge.options import NonNegative, Share
+
+
+def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normalise: bool = True) -> Decision:
+    """Weigh both checkpoints entry by entry by the diagonal of their Fisher information.
+
+    With F_0, F_1 at the zero-shot and the fine-tuned end the merged entry is
+    ((1 - alpha) F_0 theta_0 + alpha F_1 theta_1) / ((1 - alpha) F_0 + alpha F_1), that is a coefficient
+    alpha F_1 / ((1 - alpha) F_0 + alpha F_1).
+
+    Args:
+        task: What to decide on.
+        alpha: Weight of the fine-tuned checkpoint; 0.5 lets the Fisher information alone decide.
+        floor: Smallest F, as a share of the mean over the parameter at both ends: below it alpha decides.
+        normalise: Scale F_1 to the same sum over the model as F_0; a fine-tuned model is surer of itself, its
+            gradients are smaller everywhere, and without this nearly all would stay zero-shot.
+
+    Returns:
+        A coefficient an entry.
+
+    Raises:
+        RecipeError: If the Fisher information was not measured.
+
+    Source:
+        Fisher merging, Matena and Raffel 2022, arXiv:2111.09832.
+    """
+    task.need_one_finetuned("fisher")
+    measurements = task.need_measurements("fisher")
+    if "fisher_finetuned" not in measurements.tensors:
+        raise RecipeError(
+            f"method fisher: needs the Fisher information, which {measurements.measure} does not measure; measure with "
+            "fisher"
+        )
+    first, second = (measurements.tensors[f"fisher_{end}"] for end in ("zeroshot", "finetuned"))
+    scale = _total(first) / _total(second) if normalise and _total(first) * _total(second) > 0 else 1.0
+    coefficients = {
+        name: _coefficient(first[name].double(), second[name].double() * scale, alpha, floor) for name in first
+    }
+    return Decision(
+        task.everywhere(alpha, "by the Fisher information of each entry"),
+        f"each entry is weighed by its Fisher information at both ends, the fine-tuned one {alpha:g}",
+        coefficients=coefficients,
+    )
+
+
+def _total(fisher: dict[str, Tensor]) -> float:
+    return sum(float(value.double().sum()) for value in fisher.values())
+
+
+def _coefficient(f_0: Tensor, f_1: Tensor, alpha: float, floor: float) -> Tensor:
+    least = floor * float((f_0.mean() + f_1.mean()) / 2)
+    ours, theirs = (1 - alpha) * f_0.clamp(min=least), alpha * f_1.clamp(min=least)
+    total = ours + theirs
+    return torch.where(total > 0, theirs / total.clamp(min=torch.finfo(total.dtype).tiny), alpha).float()

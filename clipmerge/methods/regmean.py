@@ -1,0 +1,72 @@
+"""Each linear map as the one whose outputs come closest to those of both checkpoints on their own inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipmerge.decision import Decision, Task
+from clipmerge.errors import RecipeError
+from clipmerge.options import Share
+from clipmerge.plan import LayerPlan
+from clipmerge.threads import one_thread
+
+# Inputs that the images hardly excite say nothing: this share of the mean keeps the system solvable, and gives alpha.
+_RIDGE = 1e-6
+
+
+def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Decision:
+    """Merge weight matrices by linear regression, everything else by one coefficient.
+
+    With G_0, G_1 the Gram matrices of the inputs at both ends, W = ((1 - alpha) W_0 G_0 + alpha W_1 G_1)
+    ((1 - alpha) G_0 + alpha G_1)^-1 minimises the squared error of the outputs; that is W_0 + (W_1 - W_0) R with
+    R = alpha G_1 ((1 - alpha) G_0 + alpha G_1)^-1.
+
+    Args:
+        task: What to decide on.
+        alpha: Weight of the fine-tuned checkpoint, and coefficient of all that is no linear map.
+        off_diagonal: Factor of the Gram matrices' entries off the diagonal; 1 is plain regression, smaller values trust
+            it less, 0 looks at the size of each input alone.
+
+    Returns:
+        A matrix for each weight matrix, as score of the ``right-multiply`` mask.
+
+    Raises:
+        RecipeError: If the inputs were not measured.
+
+    Source:
+        RegMean, Jin et al. 2022, arXiv:2212.09849.
+    """
+    task.need_one_finetuned("regmean")
+    measurements = task.need_measurements("regmean")
+    if "gram_finetuned" not in measurements.tensors:
+        raise RecipeError(
+            f"method regmean: needs the inputs of linear maps, which {measurements.measure} does not measure; measure "
+            "with gram"
+        )
+    first, second = (measurements.tensors[f"gram_{end}"] for end in ("zeroshot", "finetuned"))
+    scores = {name: _factor(first[name].double(), second[name].double(), alpha, off_diagonal) for name in first}
+    layers = {}
+    for layer, names in task.layers.items():
+        regressed = [name for name in names if name in scores]
+        reason = f"{len(regressed)} of {len(names)} parameters by regression" if regressed else "no linear map"
+        layers[layer] = LayerPlan(alpha=alpha, mask="right-multiply" if regressed else None, reason=reason)
+    return Decision(
+        layers,
+        f"{len(scores)} weight matrices by regression on their inputs, everything else {alpha:g} of the way",
+        scores=scores,
+    )
+
+
+def _factor(g_0: Tensor, g_1: Tensor, alpha: float, off_diagonal: float) -> Tensor:
+    """R / alpha: the mask gets alpha times the task vector."""
+    ridge = _RIDGE * float((g_0.diagonal().mean() + g_1.diagonal().mean()) / 2) or 1.0
+    ours, theirs = (_shrunk(each, off_diagonal, ridge) for each in (g_0, g_1))
+    with one_thread():
+        # the transpose of G_1 M^-1, M being symmetric
+        solved: Tensor = torch.linalg.solve((1 - alpha) * ours + alpha * theirs, theirs)
+    return solved.T.float().contiguous()
+
+
+def _shrunk(gram: Tensor, off_diagonal: float, ridge: float) -> Tensor:
+    return off_diagonal * gram + torch.diag((1 - off_diagonal) * gram.diagonal() + ridge)
