@@ -16,6 +16,7 @@ from clipmerge.checkpoint.source import Array
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_counter, is_statistic, is_variance
 from clipmerge.layers import HEAD
+from clipmerge.plain_chunks import Room
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.tensors import PlanTensors
 
@@ -35,20 +36,21 @@ class MergedTensor:
         dtype: safetensors dtype.
         shape: Shape.
         chunks: Call it for the content: runs of elements in memory order, 1-D, as they are stored (bfloat16 as
-            its bits).
+            its bits). Give it ``numpy.empty``, or another function that takes a number of elements and a dtype and
+            lends a place for some of them; what comes may be there or elsewhere.
     """
 
     key: str
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[], Iterator[Array]]
+    chunks: Callable[[Room], Iterator[Array]]
 
     def tensor(self) -> Tensor:
         """The whole content as a tensor of its own."""
         import torch
 
-        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *self.chunks()])
+        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *self.chunks(np.empty)])
         return torch.from_numpy(stored).view(getattr(torch, DTYPES[self.dtype][0])).view(self.shape)
 
 
@@ -120,7 +122,7 @@ def _finetuned_only(pair: Pair, plan: Plan) -> list[MergedTensor]:
     return outputs
 
 
-def _alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Callable[[], Iterator[Array]]:
+def _alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Callable[[Room], Iterator[Array]]:
     if checkpoint.entries[key].dtype == dtype and plain_chunks.copies([dtype]):
         return partial(plain_chunks.copying_alone, checkpoint, key, name)
     return partial(_copying_alone_by_torch, checkpoint, key, name, dtype)
@@ -128,7 +130,7 @@ def _alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Callable[
 
 def _merging(
     pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
-) -> Callable[[], Iterator[Array]]:
+) -> Callable[[Room], Iterator[Array]]:
     dtypes = {dtype, *(entry.dtype for entry in pair.entries(name))}
     masked = layer.mask is not None and pair.entries(name)[0].size > 1 and not is_statistic(name)
     special = masked or plan.combine or layer.alpha_range or is_variance(name)
@@ -137,7 +139,7 @@ def _merging(
     return partial(plain_chunks.merging, pair, name, layer.alpha, plan.weights)
 
 
-def _copying(pair: Pair, name: str, dtype: str) -> Callable[[], Iterator[Array]]:
+def _copying(pair: Pair, name: str, dtype: str) -> Callable[[Room], Iterator[Array]]:
     entry, *others = pair.entries(name)
     if is_counter(name):
         others = []
@@ -153,20 +155,20 @@ def _copying(pair: Pair, name: str, dtype: str) -> Callable[[], Iterator[Array]]
 
 
 def _merging_by_torch(
-    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
+    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, _room: Room
 ) -> Iterator[Array]:
     from clipmerge.torch_chunks import merging
 
     return merging(pair, plan, name, layer, tensors, dtype)
 
 
-def _copying_by_torch(pair: Pair, name: str, dtype: str) -> Iterator[Array]:
+def _copying_by_torch(pair: Pair, name: str, dtype: str, _room: Room) -> Iterator[Array]:
     from clipmerge.torch_chunks import copying
 
     return copying(pair, name, dtype)
 
 
-def _copying_alone_by_torch(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Iterator[Array]:
+def _copying_alone_by_torch(checkpoint: Checkpoint, key: str, name: str, dtype: str, _room: Room) -> Iterator[Array]:
     from clipmerge.torch_chunks import copying_alone
 
     return copying_alone(checkpoint, key, name, dtype)

@@ -123,7 +123,7 @@ def _change(
     """The change before any mask; it is new, and may be written to."""
     if combine is not None:
         return combine(torch.stack([each - base for each in finetuned])) * alpha
-    change: Tensor = weighted_change(base, finetuned, alpha=alpha, weights=weights)
+    change: Tensor = weighted_change(torch, base, finetuned, alpha=alpha, weights=weights)
     return change
 
 

@@ -9,25 +9,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-# an array of numpy's or a tensor of torch's: the operators used here mean the same to both
+# Numpy or torch, and an array or a tensor: the functions and operators used here mean the same in both.
+Library = Any
 Values = Any
 
 
 def weighted_change(
-    theta_0: Values, finetuned: Sequence[Values], *, alpha: float | Values, weights: Sequence[float] = (1.0,)
+    library: Library,
+    theta_0: Values,
+    finetuned: Sequence[Values],
+    *,
+    alpha: float | Values,
+    weights: Sequence[float] = (1.0,),
+    out: Values | None = None,
 ) -> Values:
     """Compute alpha * sum_i weights_i * (theta_i - theta_0).
 
     Args:
+        library: The module ``numpy`` or ``torch``.
         theta_0: Zero-shot entries, any shape, float32 or float64; never written to.
         finetuned: Fine-tuned entries of each checkpoint, same shape and dtype.
         alpha: Mixing coefficient, no unit; an array or tensor broadcasts.
         weights: Factor of each fine-tuned checkpoint.
+        out: Where the change goes; same shape and dtype. ``None`` for a new place.
 
     Returns:
-        The change, same shape and dtype; it is new, and may be written to.
+        The change, same shape and dtype; may be written to.
     """
-    change = finetuned[0] - theta_0
+    change = library.subtract(finetuned[0], theta_0, out=out)
     if weights[0] != 1:
         change *= weights[0]
     for theta_1, weight in zip(finetuned[1:], weights[1:], strict=True):

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.finite import is_finite, require_finite
+from clipmerge.checkpoint.header import STORED
 from clipmerge.checkpoint.source import Array
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_counter
 from clipmerge.formula import Values, copied_input, weighted_change
 
-#: Elements merged at a time: 2 MB of float32 stay in the cache through the passes of the arithmetic.
-CHUNK = 1 << 19
+#: Elements merged at a time: in float32, inputs and result stay in a core's cache through the passes of the arithmetic.
+CHUNK = 1 << 17
+#: Gives the place for elements to come, for a number of them and a dtype; it may be for fewer.
+Room = Callable[[int, str], Array]
 #: What numpy computes with as fast as torch; rounding to half precision it does several times slower.
 COMPUTED = frozenset({"F32", "F64"})
 _COPIED = COMPUTED | {"I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -31,7 +34,7 @@ def copies(dtypes: Sequence[str]) -> bool:
     return all(dtype in _COPIED for dtype in dtypes)
 
 
-def merging(pair: Pair, name: str, alpha: float, weights: Sequence[float]) -> Iterator[Array]:
+def merging(pair: Pair, name: str, alpha: float, weights: Sequence[float], room: Room) -> Iterator[Array]:
     """Merge a parameter that every checkpoint and the output have in one dtype of `COMPUTED`, without a mask.
 
     Args:
@@ -39,6 +42,7 @@ def merging(pair: Pair, name: str, alpha: float, weights: Sequence[float]) -> It
         name: Canonical parameter name.
         alpha: Mixing coefficient, no unit.
         weights: Factor of each fine-tuned checkpoint.
+        room: Where to compute.
 
     Yields:
         Runs of merged elements in memory order, 1-D.
@@ -46,28 +50,41 @@ def merging(pair: Pair, name: str, alpha: float, weights: Sequence[float]) -> It
     Raises:
         CheckpointError: If an input holds NaN or Inf, or the merge overflows.
     """
-    for start, stop in runs(pair.zeroshot.entries[pair.zeroshot_keys[name]].size):
-        theta_0, finetuned = pair.arrays(name, start, stop)
-        merged = copied_input(theta_0, finetuned, alpha, weights)
-        if merged is not None:  # NaN and Inf of the other inputs would not show in it
+    entry = pair.entries(name)[0]
+    for start, out in _places(entry.size, STORED[entry.dtype], room):
+        theta_0, finetuned = pair.arrays(name, start, start + len(out))
+        copied = copied_input(theta_0, finetuned, alpha, weights)
+        if copied is not None:  # NaN and Inf of the other inputs would not show in it
             require_finite_inputs(pair, name, theta_0, finetuned)
+            np.copyto(out, copied)
         else:
             with np.errstate(all="ignore"):
-                merged = weighted_change(theta_0, finetuned, alpha=alpha, weights=weights)
-                merged += theta_0
-            if not is_finite(merged):
+                out = weighted_change(np, theta_0, finetuned, alpha=alpha, weights=weights, out=out)
+                out += theta_0
+            if not is_finite(out):
                 require_finite_inputs(pair, name, theta_0, finetuned)
-                raise overflow(name, merged.dtype.name)
-        yield merged
+                raise overflow(name, out.dtype.name)
+        yield out
     pair.release(name)
 
 
-def copying(pair: Pair, name: str) -> Iterator[Array]:
+def _places(size: int, dtype: str, room: Room) -> Iterator[tuple[int, Array]]:
+    """Cut a tensor into runs for which there is room; the first element and the place of each."""
+    for begin, end in runs(size):
+        start = begin
+        while start < end:
+            out = room(end - start, dtype)
+            yield start, out
+            start += len(out)
+
+
+def copying(pair: Pair, name: str, room: Room) -> Iterator[Array]:
     """Copy a zero-shot tensor in its own dtype, and look at what the other checkpoints have in its place.
 
     Args:
         pair: The checkpoints.
         name: Canonical name.
+        room: Where to put them.
 
     Yields:
         Runs of elements in memory order, 1-D.
@@ -79,8 +96,9 @@ def copying(pair: Pair, name: str) -> Iterator[Array]:
     holders = (
         [] if is_counter(name) else [c for c, k in zip(pair.finetuned, pair.finetuned_keys, strict=True) if name in k]
     )
-    for start, stop in runs(pair.zeroshot.entries[pair.zeroshot_keys[name]].size):
-        theta_0, finetuned = pair.arrays(name, start, stop)
+    entry = pair.entries(name)[0]
+    for start, out in _places(entry.size, STORED[entry.dtype], room):
+        theta_0, finetuned = pair.arrays(name, start, start + len(out))
         if theta_0.dtype.kind == "f":
             require_finite(theta_0, name, pair.zeroshot.source)
         for checkpoint, theta_1 in zip(holders, finetuned if holders else [], strict=True):
@@ -88,17 +106,19 @@ def copying(pair: Pair, name: str) -> Iterator[Array]:
                 require_finite(theta_1, name, checkpoint.source)
             elif not np.array_equal(theta_0, theta_1):
                 raise integers_differ(name, checkpoint.source)
-        yield theta_0
+        np.copyto(out, theta_0)
+        yield out
     pair.release(name)
 
 
-def copying_alone(checkpoint: Checkpoint, key: str, name: str) -> Iterator[Array]:
+def copying_alone(checkpoint: Checkpoint, key: str, name: str, room: Room) -> Iterator[Array]:
     """Copy a tensor that only one checkpoint has, in its own dtype.
 
     Args:
         checkpoint: Who has it.
         key: Its key there.
         name: Canonical name.
+        room: Where to put them.
 
     Yields:
         Runs of elements in memory order, 1-D.
@@ -106,11 +126,13 @@ def copying_alone(checkpoint: Checkpoint, key: str, name: str) -> Iterator[Array
     Raises:
         CheckpointError: If a float holds NaN or Inf.
     """
-    for start, stop in runs(checkpoint.entries[key].size):
-        piece = checkpoint.array(key, start, stop)
+    entry = checkpoint.entries[key]
+    for start, out in _places(entry.size, STORED[entry.dtype], room):
+        piece = checkpoint.array(key, start, start + len(out))
         if piece.dtype.kind == "f":
             require_finite(piece, name, checkpoint.source)
-        yield piece
+        np.copyto(out, piece)
+        yield out
     checkpoint.release(key)
 
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from io import FileIO
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +15,7 @@ from clipmerge.apply import MergedTensor
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.source import INDEX, WEIGHTS, sha256_of
+from clipmerge.output_file import output_file
 from clipmerge.plan import Plan, TensorsRecord, tensors_path
 from clipmerge.staging import staged_files
 from clipmerge.tensors import PlanTensors
@@ -39,9 +35,6 @@ _NOT_SIDE = (
 )
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-_IN_FLIGHT = 8
-#: Bytes written between two requests to the disk to take what it has not taken yet.
-_FLUSH_BYTES = 256 << 20
 
 
 def write_weights(
@@ -79,59 +72,14 @@ def write_weights(
 
 def _write_file(path: Path, tensors: list[MergedTensor], advance: Callable[[int], None]) -> str:
     tensors = sorted(tensors, key=lambda tensor: (_DTYPE_RANK[tensor.dtype], tensor.key))
-    digest = hashlib.sha256()
-    # This thread computes and writes, one hashes, one makes the disk keep up; all let go of the interpreter meanwhile.
-    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as flusher:
-        _reserve(file, sum(_nbytes(tensor) for tensor in tensors))
-        hashing: deque[Future[None]] = deque()
-        flushing, unflushed = flusher.submit(_flush, file), 0
-        for data in _content(tensors):
-            hashing.append(hasher.submit(digest.update, data))
-            _write_all(file, data)
-            advance(len(data))
-            unflushed += len(data)
-            if unflushed > _FLUSH_BYTES and flushing.done():
-                flushing.result()
-                flushing, unflushed = flusher.submit(_flush, file), 0
-            while len(hashing) > _IN_FLIGHT:
-                hashing.popleft().result()
-        for future in (flushing, *hashing):
-            future.result()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _content(tensors: list[MergedTensor]) -> Iterator[memoryview]:
-    """The file's bytes in order, in pieces that nobody writes to again."""
-    yield memoryview(_header(tensors))
-    for tensor in tensors:
-        for chunk in tensor.chunks():
-            yield chunk.view(np.uint8).data
-
-
-def _write_all(file: FileIO, data: memoryview) -> None:
-    while data:
-        data = data[file.write(data) :]
-
-
-def _flush(file: FileIO) -> None:
-    """Start early what the sync at the end would wait for."""
-    sync = getattr(os, "fdatasync", os.fsync)  # absent on macOS and Windows
-    sync(file.fileno())
-
-
-def _reserve(file: FileIO, size: int) -> None:
-    """Fail now if the disk cannot hold the file, not after minutes of work; where it can be, the room is taken."""
-    disk = shutil.disk_usage(Path(str(file.name)).parent)
-    if size > disk.free and disk.total:  # some network file systems say 0 of 0
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    if not (size and hasattr(os, "posix_fallocate")):
-        return
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:  # many file systems cannot reserve, and need not
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
+    header = np.frombuffer(_header(tensors), np.uint8)
+    with output_file(path, len(header) + sum(_nbytes(tensor) for tensor in tensors)) as file:
+        file.append(header)
+        for tensor in tensors:
+            for chunk in tensor.chunks(file.room):
+                file.append(chunk)
+                advance(chunk.nbytes)
+        return file.finish()
 
 
 def _nbytes(tensor: MergedTensor) -> int:

@@ -63,7 +63,7 @@ def rounded(value: Fraction) -> Fraction:
 def test_every_step_is_rounded_as_exact_arithmetic_says(alpha: float, weights: tuple[float, ...]) -> None:
     rng = np.random.default_rng(0)
     theta_0, *finetuned = (rng.standard_normal(200).astype(np.float32) for _ in range(1 + len(weights)))
-    found = weighted_change(theta_0, finetuned, alpha=alpha, weights=weights)
+    found = weighted_change(np, theta_0, finetuned, alpha=alpha, weights=weights)
     for place in range(200):
         base, *others = (Fraction(float(values[place])) for values in (theta_0, *finetuned))
         # the products of two float32 are exact in float64, and so are these small sums' operands
@@ -119,6 +119,6 @@ def test_a_narrow_result_is_stored_as_its_bits(pair: Folders) -> None:
     layers = {layer: LayerPlan(alpha=0.5) for layer in opened.layers}
     plan = Plan(recipe={}, zeroshot=RECORD, finetuned=(RECORD,), weights=(1.0,), layers=layers, dtype="bfloat16")
     for tensor in merged_tensors(opened, plan):
-        stored = np.concatenate(list(tensor.chunks()))
+        stored = np.concatenate(list(tensor.chunks(np.empty)))
         assert stored.dtype == np.uint16
         assert torch.equal(torch.from_numpy(stored).view(torch.bfloat16).view(tensor.shape), tensor.tensor())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge import write
+from clipmerge.apply import MergedTensor
 from clipmerge.checkpoint import source
 from clipmerge.checkpoint.finite import is_finite
 from clipmerge.checkpoint.source import sha256_of
@@ -48,15 +48,6 @@ def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Pair, tmp_path:
         torch.set_num_threads(before)
 
 
-def test_flushing_on_the_way_changes_nothing(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushes = []
-    flush = write._flush
-    monkeypatch.setattr(write, "_FLUSH_BYTES", 1000)
-    monkeypatch.setattr(write, "_flush", lambda file: (flushes.append(file), flush(file)))
-    assert merge(pair, tmp_path / "out") == plain_loop(pair, tmp_path)
-    assert len(flushes) > 1
-
-
 def test_file_systems_that_cannot_reserve_are_written_all_the_same(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,35 +66,10 @@ def test_a_full_disk_is_found_before_anything_is_computed(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    monkeypatch.setattr(write, "_content", lambda tensors: pytest.fail("computed"))
+    monkeypatch.setattr(MergedTensor, "chunks", lambda *_: pytest.fail("computed"), raising=False)
     with pytest.raises(OutputError, match="the disk is full; nothing was left behind"):
         merge(pair, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_that_fails_while_flushing_ends_the_run(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(write, "_flush", fail)
-    with pytest.raises(OutputError, match="cannot be written"):
-        merge(pair, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_short_writes_are_taken_up_where_they_stopped() -> None:
-    class Slow:
-        taken = b""
-
-        def write(self, data: memoryview) -> int:
-            self.taken += bytes(data[:3])
-            return min(3, len(data))
-
-    file = Slow()
-    write._write_all(file, memoryview(b"ten bytes!"))  # type: ignore[arg-type]
-    assert file.taken == b"ten bytes!"
 
 
 def test_finite_values_whose_sum_overflows_are_no_fault(pair: Pair, tmp_path: Path) -> None:

@@ -1,0 +1,164 @@
+"""The output file: the bytes appended and their hash, on every kind of disk, or the disk's error."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipmerge import output_file as module
+from clipmerge.output_file import OutputFile, output_file
+
+BLOCK = 8192
+SIZES = (0, 1, 4095, 4096, BLOCK, 3 * BLOCK, 5 * BLOCK + 4096, 7 * BLOCK + 1234)
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BLOCK", BLOCK)
+    monkeypatch.setattr(module, "_BLOCKS", 3)
+    monkeypatch.setattr(module, "_BLOCKS_TIMED", 2)
+
+
+def content(size: int) -> bytes:
+    return np.random.default_rng(size).bytes(size)
+
+
+def pieces(data: bytes) -> Iterator[bytes]:
+    """Cut unevenly: pieces within a block, over its end, and longer than several."""
+    lengths, start = (7, 4096, 100, 3 * BLOCK + 5, 1), 0
+    for turn in range(len(data) + 1):
+        if start >= len(data):
+            return
+        yield data[start : start + lengths[turn % len(lengths)]]
+        start += lengths[turn % len(lengths)]
+
+
+def write(path: Path, data: bytes) -> OutputFile:
+    with output_file(path, len(data)) as file:
+        for piece in pieces(data):
+            file.append(np.frombuffer(piece, np.uint8))
+        assert file.finish() == hashlib.sha256(data).hexdigest()
+    assert path.read_bytes() == data
+    return file
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_file_is_what_was_appended(tmp_path: Path, size: int) -> None:
+    write(tmp_path / "file", content(size))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_slow_disk_is_written_through_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(module, "_FAST_DISK", float("inf"))
+    file = write(tmp_path / "file", content(size))
+    assert not (file._direct and size > 3 * BLOCK)
+
+
+def refuse_direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
+        if flags & module._DIRECT:
+            Path(path).touch()  # some systems make the file before they refuse
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_file_system_without_direct_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    refuse_direct(monkeypatch)
+    assert not write(tmp_path / "file", content(size))._direct
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_file_system_that_wants_another_alignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    written = os.pwrite
+
+    def refuse(file: int, data: memoryview, offset: int) -> int:
+        if module._DIRECT and module.fcntl.fcntl(file, module.fcntl.F_GETFL) & module._DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return written(file, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    write(tmp_path / "file", content(size))
+
+
+@pytest.mark.parametrize("most", [1000, 4096])
+def test_short_writes_are_taken_up_where_they_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    written = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, offset: written(file, data[:most], offset))
+    if most % 4096:  # a direct write of another length is refused, not cut short
+        refuse_direct(monkeypatch)
+    write(tmp_path / "file", content(5 * BLOCK + 77))
+
+
+def test_what_is_computed_in_place_is_what_is_written(tmp_path: Path) -> None:
+    values = np.arange(10_000, dtype=np.float32)
+    header = b"x" * 104
+    with output_file(tmp_path / "file", len(header) + values.nbytes) as file:
+        file.append(np.frombuffer(header, np.uint8))
+        start, places = 0, set()
+        while start < len(values):
+            place = file.room(min(900, len(values) - start), "float32")
+            places.add(place.__array_interface__["data"][0])
+            place[:] = values[start : start + len(place)]
+            file.append(place)
+            start += len(place)
+        digest = file.finish()
+    expected = header + values.tobytes()
+    assert (tmp_path / "file").read_bytes() == expected
+    assert digest == hashlib.sha256(expected).hexdigest()
+    assert len(places) < len(values) / 900 + 10  # memory is used again
+
+
+def test_a_place_that_is_lent_twice_or_left_unused_does_no_harm(tmp_path: Path) -> None:
+    with output_file(tmp_path / "file", 24) as file:
+        file.room(3, "int64")[:] = 1
+        kept = file.room(1, "int64")
+        kept[:] = 2
+        other = np.full(2, 3, np.int64)
+        file.append(other)
+        kept = file.room(1, "int64")
+        kept[:] = 4
+        file.append(kept)
+        file.finish()
+    assert np.frombuffer((tmp_path / "file").read_bytes(), np.int64).tolist() == [3, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["pwrite", "fsync", "fdatasync"])
+def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(module, "_FLUSH_BYTES", 1000)
+    monkeypatch.setattr(module, "_FAST_DISK", float("inf"))
+    monkeypatch.setattr(os, name, fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        write(tmp_path / "file", content(20 * BLOCK))
+
+
+def test_flushing_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushes = []
+    flush = module._flush
+    monkeypatch.setattr(module, "_FLUSH_BYTES", 1000)
+    monkeypatch.setattr(module, "_flush", lambda file: flushes.append(file) or flush(file))
+    refuse_direct(monkeypatch)
+    write(tmp_path / "file", content(20 * BLOCK + 3))
+    assert len(flushes) > 1
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError), output_file(tmp_path / "file", 5):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
