@@ -154,7 +154,7 @@ def test_flushing_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(module, "_flush", lambda file: flushes.append(file) or flush(file))
     refuse_direct(monkeypatch)
     write(tmp_path / "file", content(20 * BLOCK + 3))
-    assert len(flushes) > 1
+    assert flushes
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
