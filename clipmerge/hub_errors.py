@@ -65,6 +65,10 @@ _BY_CLASS = {
         "the Hub's storage cannot be reached",
         f"{_TRY_LATER} HF_HUB_DISABLE_XET=1 goes round it.",
     ),
+    "JSONDecodeError": (
+        "the answer was not the Hub's",
+        "A proxy or a login page may stand between: check the connection and HF_ENDPOINT.",
+    ),
     "SafetensorsParsingError": (
         "a safetensors header cannot be read",
         "The file is damaged: upload it again.",

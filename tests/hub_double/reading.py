@@ -71,9 +71,10 @@ class Reading(Request):
     def _card(self, readme: Entry | None) -> dict[str, Any]:
         match = readme and FRONT_MATTER.match(self.hub.blobs[readme.oid].decode())
         try:
-            return (yaml.safe_load(match[1]) or {}) if match else {}
+            card = yaml.safe_load(match[1]) if match else {}
         except yaml.YAMLError:  # a card that came by git, unchecked
-            return {}
+            card = {}
+        return card if isinstance(card, dict) else {}
 
     def _sibling(self, path: str, entry: Entry) -> dict[str, Any]:
         described: dict[str, Any] = {"rfilename": path}
