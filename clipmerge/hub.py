@@ -352,7 +352,10 @@ def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> 
         if not all(name.endswith((".safetensors", INDEX)) for name in chosen):
             raise CheckpointError(f"{pinned}: PyTorch's own files show their tensors to nobody who has not got them.")
         if STANDARD & set(chosen):
-            whole = patiently(lambda: api.get_safetensors_metadata(**where, timeout=seconds))
+            try:
+                whole = patiently(lambda: api.get_safetensors_metadata(**where, timeout=seconds))
+            except json.JSONDecodeError:
+                raise CheckpointError(f"{pinned}: {INDEX} cannot be read as JSON; upload it again") from None
             files = list(whole.files_metadata.values())
         else:
             files = [
