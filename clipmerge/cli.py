@@ -19,6 +19,7 @@ from clipmerge.console import Format, Terminal, fail, reporting_errors
 from clipmerge.errors import UsageError
 from clipmerge.flags import (
     DEVICES,
+    DTYPE_NAMES,
     Assignments,
     BatchSize,
     Classes,
@@ -29,6 +30,7 @@ from clipmerge.flags import (
     ImageColumn,
     Images,
     LabelColumn,
+    MaxShardSize,
     Output,
     Overwrite,
     RecipeName,
@@ -36,6 +38,7 @@ from clipmerge.flags import (
     Templates,
     Verbose,
     ZeroShot,
+    byte_count,
     choice,
     command_line,
 )
@@ -139,7 +142,7 @@ def request_from_flags(
             columns=Columns(image_column, label_column),
         ),
         seed=seed,
-        dtype=choice("--dtype", dtype, ("keep", "float32", "bfloat16", "float16")),
+        dtype=choice("--dtype", dtype, DTYPE_NAMES),
         command=command_line(),
     )
     check_request(request)
@@ -183,6 +186,7 @@ def merge(
     request: MergeRequest,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and decide, write nothing.")] = False,
+    max_shard_size: MaxShardSize = None,
     overwrite: Overwrite = False,
     push: Annotated[str | None, typer.Option("--push", help="ORG/NAME on the Hub to publish the output to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: create the repository private.")] = False,
@@ -196,6 +200,7 @@ def merge(
     from clipmerge.staging import check_output
 
     terminal = Terminal(fmt, verbose=verbose)
+    limit = byte_count("--max-shard-size", max_shard_size)
     if output is None and not dry_run:
         raise UsageError("--output is missing: the folder to write (or --dry-run to write nothing)")
     if output is not None and not dry_run:
@@ -215,7 +220,7 @@ def merge(
         record = merge_record(run, run.hashed_plan(), None, {})
         _show_merge(terminal, run, record, "Dry run: nothing was written.")
         return
-    record = write_merge(run, output, overwrite=overwrite)
+    record = write_merge(run, output, overwrite=overwrite, max_shard_size=limit)
     last_line = f"Wrote {output} (report: {output / 'report.html'})"
     if push is not None:
         record["published"], said = publish(output, push, terminal, private=private, license=license)
@@ -255,11 +260,13 @@ def plan(
 def apply(
     plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="JSON file that plan wrote; may be edited.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    max_shard_size: MaxShardSize = None,
     overwrite: Overwrite = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
     """Carry out a plan: the same bytes as merge."""
+    limit = byte_count("--max-shard-size", max_shard_size)
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.pipeline import load_plan, write_merge
     from clipmerge.staging import check_output
@@ -269,7 +276,7 @@ def apply(
     if not run.is_main:
         return
     run.command = command_line()
-    record = write_merge(run, output, overwrite=overwrite)
+    record = write_merge(run, output, overwrite=overwrite, max_shard_size=limit)
     _show_merge(terminal, run, record, f"Wrote {output} (report: {output / 'report.html'})")
 
 

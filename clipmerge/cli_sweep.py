@@ -12,10 +12,12 @@ from clipmerge.console import Format, Terminal, reporting_errors
 from clipmerge.errors import UsageError
 from clipmerge.flags import (
     DEVICES,
+    DTYPE_NAMES,
     BatchSize,
     Classes,
     Data,
     DeviceName,
+    DtypeName,
     ImageColumn,
     Images,
     LabelColumn,
@@ -98,6 +100,7 @@ def sweep_command(
     batch_size: BatchSize = None,
     seed: Seed = 0,
     device: DeviceName = "auto",
+    dtype: DtypeName = "keep",
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
     overwrite: Overwrite = False,
@@ -130,6 +133,7 @@ def sweep_command(
             Columns(image_column, label_column),
         ),
         seed=seed,
+        dtype=choice("--dtype", dtype, DTYPE_NAMES),
         command=command_line(),
     )
     check_sweep(request)

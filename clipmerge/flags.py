@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,7 @@ import typer
 from clipmerge.console import Format
 from clipmerge.errors import UsageError
 
+DTYPE_NAMES = ("keep", "float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
@@ -33,6 +36,10 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a batch; by d
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the bootstrap and random masks.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 DtypeName = Annotated[str, typer.Option("--dtype", help="keep, float32, bfloat16 or float16.")]
+MaxShardSize = Annotated[
+    str | None,
+    typer.Option("--max-shard-size", help="Such as 200MB or 5GB; by default shards as the fine-tuned has them."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of clipmerge.")]
 Output = Annotated[Format, typer.Option("--format", help="What stdout carries.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; keep library warnings.")]
@@ -55,6 +62,34 @@ def choice(flag: str, value: str, options: tuple[str, ...]) -> Any:
     if value.lower() not in {option.lower() for option in options}:
         raise UsageError(f"{flag} {value}: choose from {', '.join(options)}")
     return value.lower()
+
+
+def byte_count(flag: str, value: str | None) -> int | None:
+    """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, units in any case.
+
+    Args:
+        flag: The flag, for the message.
+        value: What the user wrote.
+
+    Returns:
+        Bytes; ``None`` when the flag was not given.
+
+    Raises:
+        UsageError: If it is no size above 0.
+
+    Example:
+        >>> byte_count("--max-shard-size", "1.5GB"), byte_count("--max-shard-size", "2KiB")
+        (1500000000, 2048)
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", value.upper())
+    if match is None or (match[3] and not match[2]):
+        raise UsageError(f"{flag} {value}: expected a size, such as 200MB or 5GB")
+    size = int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+    if size < 1:
+        raise UsageError(f"{flag} {value}: a shard holds at least a byte; expected a size, such as 200MB or 5GB")
+    return size
 
 
 def command_line() -> str:

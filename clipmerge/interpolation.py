@@ -1,6 +1,6 @@
 """Both ends of the path on the device, and one model whose weights are set anywhere between, in place.
 
-The numbers are those that a merge writes, rounded to the checkpoint's dtype before they go into the model.
+The numbers are those that a merge writes, rounded to the output's dtype before they go into the model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.errors import CheckpointError
 from clipmerge.models import ImageTextModel
 from clipmerge.plan import Plan
+from clipmerge.run import OutputDtype
 from clipmerge.tensors import PlanTensors
 
 
@@ -26,13 +27,14 @@ class MovingModel:
         text_version: Counts the moves that changed the text tower, so that prompts are embedded no oftener.
     """
 
-    def __init__(self, model: ImageTextModel, pair: Pair, device: torch.device) -> None:
+    def __init__(self, model: ImageTextModel, pair: Pair, device: torch.device, *, dtype: OutputDtype = "keep") -> None:
         """Load both ends, once.
 
         Args:
             model: The model without weights.
             pair: The checkpoints; the first fine-tuned one is theta_1.
             device: Where the model and both ends go; on the CPU the ends stay mapped files.
+            dtype: What a merge would be written in, and so rounded to.
 
         Raises:
             CheckpointError: If a weight is not finite, or the config does not fit.
@@ -40,6 +42,7 @@ class MovingModel:
         self.model = model
         self.text_version = 0
         self._pair = pair
+        self._dtype = None if dtype == "keep" else getattr(torch, dtype)
         model.load(pair.theta_0)
         model.module.to(device)
         self._theta_0 = {name: pair.theta_0(name).to(device) for name in model.parameters}
@@ -61,7 +64,8 @@ class MovingModel:
         """
         for name, theta_0 in self._theta_0.items():
             theta_1 = self._theta_1.get(name)
-            merged = theta_0 if theta_1 is None else merge_tensor(theta_0, theta_1, alpha=alpha)
+            theta_1 = theta_0 if theta_1 is None else theta_1
+            merged = merge_tensor(theta_0, theta_1, alpha=alpha, dtype=self._dtype)
             if not is_finite(merged):
                 raise CheckpointError(f"tensor {name} overflows at alpha {alpha:g}; give --alphas in [0, 1]")
             self._set(name, merged)

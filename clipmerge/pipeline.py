@@ -258,13 +258,17 @@ def _load_tensors(path: Path, record: TensorsRecord) -> PlanTensors:
     return PlanTensors.from_file(load_file(file))
 
 
-def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def write_merge(
+    run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None
+) -> dict[str, Any]:
     """Apply a decided plan and write the output folder.
 
     Args:
         run: A decided run.
         output: The folder; there whole at the end, or not at all.
         overwrite: Whether an earlier output may be replaced.
+        max_shard_size: Bytes a shard of the weights holds at most; ``None`` for shards as the fine-tuned
+            checkpoint has them.
 
     Returns:
         The record, as also written to ``clipmerge.json``.
@@ -288,7 +292,8 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False) -> dict[str,
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
             tensors = merged_tensors(pair, run.plan, run.tensors)
-            files = write_weights(folder, tensors, output_layout(pair), _ByteCount(run.progress, pair.zeroshot.bytes))
+            count = _ByteCount(run.progress, pair.zeroshot.bytes)
+            files = write_weights(folder, tensors, output_layout(pair, tensors, max_shard_size), count)
         with run.timed("write"):
             side_files, notes = write_side_files(folder, pair, run.plan.dtype)
             for note in notes:

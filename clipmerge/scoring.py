@@ -21,7 +21,7 @@ from clipmerge.interpolation import MovingModel
 from clipmerge.models import ImageTextModel
 
 if TYPE_CHECKING:
-    from clipmerge.run import Progress
+    from clipmerge.run import OutputDtype, Progress
 
 #: Whether each image was recognised: shape (points, images).
 Correct = NDArray[np.bool_]
@@ -54,6 +54,7 @@ class Scorer:
         *,
         templates: tuple[str, ...],
         batch_size: int | None = None,
+        dtype: OutputDtype = "keep",
         held: int = HELD,
     ) -> None:
         """Load both ends.
@@ -64,9 +65,10 @@ class Scorer:
             accelerator: Places the model, and gathers what several processes found.
             templates: Prompt templates.
             batch_size: Images a batch; by default as `evaluate` chooses it.
+            dtype: What the points are rounded to.
             held: Bytes of preprocessed images held at once.
         """
-        self._moving = MovingModel(model, pair, accelerator.device)
+        self._moving = MovingModel(model, pair, accelerator.device, dtype=dtype)
         self._accelerator = accelerator
         self._templates = templates
         self._batch_size = batch_size

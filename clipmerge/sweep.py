@@ -22,7 +22,7 @@ from clipmerge.errors import UsageError
 from clipmerge.overlap import check_overlap
 from clipmerge.pipeline import MergeRequest, check_request, make_plan
 from clipmerge.plan import LayerPlan, Plan
-from clipmerge.run import Calibration, Progress, Silent
+from clipmerge.run import Calibration, OutputDtype, Progress, Silent
 from clipmerge.tensors import PlanTensors
 from clipmerge.tradeoff import LEVEL, RESAMPLES, Standing, standings
 
@@ -54,6 +54,7 @@ class SweepRequest:
         calibration: The images that recipes measure on, and what holds for every source: class names, templates,
             batch size and device.
         seed: Seed of the calibration sample, of random masks and of the resampling.
+        dtype: What the points are rounded to, as a merge would be written.
         command: How to run this again, for the record.
     """
 
@@ -65,6 +66,7 @@ class SweepRequest:
     alphas: tuple[float, ...] = ALPHAS
     calibration: Calibration = field(default_factory=Calibration)
     seed: int = 0
+    dtype: OutputDtype = "keep"
     command: str = ""
 
     def merge_request(self, recipe: Recipe, pair: Pair | None = None) -> MergeRequest:
@@ -72,7 +74,7 @@ class SweepRequest:
         sources = (
             [_pinned(each) for each in (pair.zeroshot, *pair.finetuned)] if pair else [self.zeroshot, self.finetuned]
         )
-        return MergeRequest(sources[0], (sources[1],), recipe, self.calibration, self.seed, command=self.command)
+        return MergeRequest(sources[0], (sources[1],), recipe, self.calibration, self.seed, self.dtype, self.command)
 
 
 @dataclass(frozen=True)
@@ -246,10 +248,11 @@ def _open(request: SweepRequest, progress: Progress) -> Pair:
     """Read both checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
     provided = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
     missing = provided[0] if provided else "error"
-    compare_before_download(request.zeroshot, [request.finetuned], missing=missing)
+    mixed = request.dtype != "keep"
+    compare_before_download(request.zeroshot, [request.finetuned], missing=missing, mixed_dtypes=mixed)
     zeroshot = open_checkpoint(request.zeroshot)
     finetuned = open_checkpoint(request.finetuned, base=zeroshot)
-    pair = pair_checkpoints(zeroshot, [finetuned], missing=missing)
+    pair = pair_checkpoints(zeroshot, [finetuned], missing=missing, mixed_dtypes=mixed)
     for note in pair.notes:
         progress.say(note)
     return pair
@@ -323,6 +326,7 @@ def _score(
         accelerator,
         templates=check_templates(list(request.calibration.templates)),
         batch_size=request.calibration.batch_size,
+        dtype=request.dtype,
     )
     return scorer.score([point.move for point in points], loaded, progress)
 

@@ -115,12 +115,38 @@ def _write_index(path: Path, files: dict[str, list[MergedTensor]]) -> str:
     return sha256_of(path)
 
 
-def output_layout(pair: Pair) -> dict[str, str] | None:
-    """Key to shard, as the checkpoint that gives the output its form has it; ``None`` when it is one file."""
+def output_layout(pair: Pair, tensors: list[MergedTensor], max_shard_size: int | None = None) -> dict[str, str] | None:
+    """Say which shard each tensor goes to.
+
+    Args:
+        pair: The checkpoints.
+        tensors: The output's tensors.
+        max_shard_size: Bytes a shard holds at most, unless one tensor alone is larger; ``None`` for shards as the
+            checkpoint has them that gives the output its form.
+
+    Returns:
+        Key to shard; ``None`` when the output is one file.
+    """
+    if max_shard_size is not None:
+        return _sized_layout(tensors, max_shard_size)
     form = pair.form
     if not form.sharded:
         return None
     return {pair.output_keys[name]: _shard_name(form.entries[key].file) for name, key in pair.form_keys.items()}
+
+
+def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | None:
+    """Fill shards in the order of the tensors, as the libraries do."""
+    shards: dict[str, int] = {}
+    number, held = 1, 0
+    for tensor in tensors:
+        size = _nbytes(tensor)
+        if held and held + size > limit:
+            number, held = number + 1, 0
+        shards[tensor.key], held = number, held + size
+    if number == 1:
+        return None
+    return {key: f"model-{shard:05}-of-{number:05}.safetensors" for key, shard in shards.items()}
 
 
 def _shard_name(file: Path) -> str:

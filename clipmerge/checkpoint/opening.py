@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.adapter import adapt
 from clipmerge.checkpoint.header import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
+from clipmerge.checkpoint.quantised import refuse_quantised
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint
 from clipmerge.checkpoint.state_dict import StateDict, model_keys, read_state_dict
 from clipmerge.conversion import layout_of
@@ -158,6 +159,7 @@ def _checkpoint(
     folder = files[0].parent
     facts: dict[str, Any] = {"source": source, "revision": revision, "folder": folder, "files": files, **rest}
     config = _config(folder, entries)
+    refuse_quantised(source, entries, config)
     if tensors:
         return StateDict(**facts, entries=entries, config=config, tensors=tensors)
     return Checkpoint(**facts, entries=entries, config=config)

@@ -15,6 +15,7 @@ from typing import Any
 from clipmerge.checkpoint.header import DTYPES, FLOATS, TensorEntry
 from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.pair import Missing, pair_checkpoints
+from clipmerge.checkpoint.quantised import refuse_quantised
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError
@@ -60,7 +61,9 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
         for name, (dtype, shape) in remote_metadata(pinned, found.sha).items()
     }
     files = tuple(Path(name) for name in sorted(weights) if name.endswith(".safetensors"))
-    return Checkpoint(source, found.sha, folder, files, entries, _read_config(folder / config), sharded=len(files) > 1)
+    described = _read_config(folder / config)
+    refuse_quantised(source, entries, described)
+    return Checkpoint(source, found.sha, folder, files, entries, described, sharded=len(files) > 1)
 
 
 def compare_before_download(

@@ -1,0 +1,45 @@
+"""Checkpoints whose tensors are codes, not weights: told apart by name, and refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from clipmerge.errors import CheckpointError
+
+# What each library adds beside, or writes in the place of, a module's weight.
+_MARKS = (
+    (r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|\.quant_state\.", "bitsandbytes"),
+    (r"\.(?:qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
+    (r"\.(?:weight_packed|weight_scale|weight_scale_inv|weight_zero_point|input_scale)$", "compressed-tensors or FP8"),
+    (r"\.(?:_data|_scale|_packed)$", "quanto"),
+    (r"\.W_q$", "HQQ"),
+)
+
+
+def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | None) -> None:
+    """Refuse a checkpoint that was quantised: averages of codes mean nothing.
+
+    Args:
+        source: What the user wrote, for the message.
+        keys: Keys in the file.
+        config: What describes the model.
+
+    Raises:
+        CheckpointError: If the configuration says so, or a key is one that only quantisation leaves.
+    """
+    keys = list(keys)
+    settings = (config or {}).get("quantization_config")
+    how = settings.get("quant_method", "a method it does not name") if isinstance(settings, dict) else None
+    found = next(((mark, key) for pattern, mark in _MARKS for key in keys if re.search(pattern, key)), None)
+    if settings:
+        told = f"quantization_config in its config.json: {how or settings}"
+    elif found:
+        told = f"{found[0]}: {found[1]}"
+    else:
+        return
+    raise CheckpointError(
+        f"{source}: is quantised ({told}), so its tensors are codes and cannot be averaged; give the checkpoint it was "
+        "made from, or save it dequantised: model.dequantize().save_pretrained(FOLDER)"
+    )
