@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from clipmerge.hub import parse_hub_id
+from clipmerge.hub_id import parse_hub_id
 from clipmerge.images.hub_dataset import parse_dataset
 from clipmerge.results import eval_result_files, hub_dataset_of, model_index
 

@@ -12,63 +12,24 @@ import dataclasses
 import glob
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipmerge.errors import CheckpointError, HubError, shorten
 from clipmerge.hub_errors import explain, explained, out_of_reach, timed_out
+from clipmerge.hub_files import INDEX, PICKLED_INDEX, STANDARD, choose_files, choose_weights
+from clipmerge.hub_id import FULL_SHA, HubId
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 T = TypeVar("T")
-FULL_SHA = re.compile(r"[0-9a-f]{40}")
-_NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
-_ID = re.compile(rf"(?:hf://)?(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
-_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".yaml", ".git")
 
-INDEX = "model.safetensors.index.json"
 _WAITS = (1.0, 2.0)  # seconds before the second and third try of a read
-_SIDE_FILES = ("*.json", "*.txt", "*.model")
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-STANDARD = {"model.safetensors", INDEX}
-_STANDARD_WEIGHTS = (
-    ("model.safetensors",),
-    (INDEX, "model-*-of-*.safetensors"),
-    ("open_clip_model.safetensors",),
-    ("adapter_model.safetensors",),
-)
-_PICKLED_INDEX = "pytorch_model.bin.index.json"
-# read as tensors only, where there is nothing better
-_PICKLED_WEIGHTS = (
-    ("pytorch_model.bin",),
-    (_PICKLED_INDEX, "pytorch_model-*-of-*.bin"),
-    ("open_clip_pytorch_model.bin",),
-    ("adapter_model.bin",),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class HubId:
-    """A model or a dataset on the Hub and the revision asked for; None is the default branch."""
-
-    repo_id: str
-    revision: str | None = None
-    kind: Literal["model", "dataset"] = "model"
-
-    def __str__(self) -> str:
-        named = self.repo_id if self.kind == "model" else f"hf://datasets/{self.repo_id}"
-        return named if self.revision is None else f"{named}@{self.revision}"
-
-    def at(self, sha: str) -> HubId:
-        """Return the same repository pinned to a commit."""
-        return dataclasses.replace(self, revision=sha)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,31 +49,6 @@ class FetchedRepo:
     revision: str
     folder: Path
     note: str | None = None
-
-
-def parse_hub_id(source: str, kind: Literal["model", "dataset"] = "model") -> HubId | None:
-    """Read ``org/name``, ``org/name@revision`` or either after ``hf://``.
-
-    Args:
-        source: What the user wrote.
-        kind: What it is a name of.
-
-    Returns:
-        The id, or None when the text cannot be one, so that the caller can say what it looked for on disk.
-
-    Example:
-        >>> parse_hub_id("hf://openai/clip-vit-base-patch32@refs/pr/3")
-        HubId(repo_id='openai/clip-vit-base-patch32', revision='refs/pr/3')
-        >>> parse_hub_id("./models/clip") is None
-        True
-    """
-    match = _ID.fullmatch(source)
-    if match is None:
-        return None
-    repo_id = match["repo"]
-    if "--" in repo_id or ".." in repo_id or repo_id.endswith(_FILE_SUFFIXES):
-        return None
-    return HubId(repo_id, match["revision"], kind)
 
 
 def timeout_seconds() -> float:
@@ -277,60 +213,13 @@ def _cached_files(names: Iterable[str], hub_id: HubId, *, weights: bool) -> list
 
 def _shards(folder: Path, wanted: list[str]) -> list[str]:
     """List the files that a sharded model's index names."""
-    index = next((folder / name for name in (INDEX, _PICKLED_INDEX) if name in wanted), folder / INDEX)
+    index = next((folder / name for name in (INDEX, PICKLED_INDEX) if name in wanted), folder / INDEX)
     if not index.is_file():
         return []
     try:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not an index of shards ({error!r}).") from error
-
-
-def choose_files(names: Iterable[str], hub_id: HubId, *, weights: bool = True) -> list[str]:
-    """Pick what a merge needs from a listing: one set of weights, and the small files beside it.
-
-    ``model.safetensors`` comes before shards, OpenCLIP's file and an adapter, and all of these before PyTorch's own
-    files; variants such as ``model.fp16.safetensors`` are never taken, folders are not entered.
-
-    Raises:
-        CheckpointError: If there are no weights, or several files and none with a known name.
-    """
-    root = [name for name in names if "/" not in name]
-    side = [name for name in root if _matches(name, _SIDE_FILES) and not name.endswith(".index.json")]
-    return sorted(side + (_choose_weights(root, hub_id) if weights else []))
-
-
-def _choose_weights(root: list[str], hub_id: HubId) -> list[str]:
-    chosen = _first_set(root, _STANDARD_WEIGHTS)
-    if chosen:
-        return chosen
-    others = [name for name in root if name.endswith(".safetensors")]
-    if len(others) == 1:
-        return others
-    if others:
-        raise CheckpointError(
-            f"{hub_id}: no model.safetensors, but {shorten(others)}. Download one of them and pass that file."
-        )
-    chosen = _first_set(root, _PICKLED_WEIGHTS)
-    if chosen:
-        return chosen
-    pickles = [name for name in root if _matches(name, _PICKLES)]
-    if pickles:
-        raise CheckpointError(
-            f"{hub_id}: no weights under a name that is known, but {shorten(pickles)}. "
-            "Download the one you mean and pass that file."
-        )
-    raise CheckpointError(f"{hub_id}: no weights among its {len(root)} files. Pass a model with safetensors.")
-
-
-def _first_set(root: list[str], sets: Iterable[tuple[str, ...]]) -> list[str]:
-    """The files of the first set of weights whose first file is there."""
-    patterns = next((patterns for patterns in sets if patterns[0] in root), ())
-    return [name for name in root if _matches(name, patterns)]
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -348,7 +237,7 @@ def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> 
     where: dict[str, Any] = {"repo_id": hub_id.repo_id, "revision": sha}
     with explained(f"reading the tensor names of {pinned}"):
         names = patiently(lambda: api.list_repo_files(**where))
-        chosen = _choose_weights([name for name in names if "/" not in name], pinned)
+        chosen = choose_weights([name for name in names if "/" not in name], pinned)
         if not all(name.endswith((".safetensors", INDEX)) for name in chosen):
             raise CheckpointError(f"{pinned}: PyTorch's own files show their tensors to nobody who has not got them.")
         if STANDARD & set(chosen):

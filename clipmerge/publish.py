@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.card import RECORD, published_texts, sources_of
 from clipmerge.errors import HubError, OutputError, UsageError, shorten
-from clipmerge.hub import HubId, connect, parse_hub_id, patiently, timeout_seconds
+from clipmerge.hub import connect, patiently, timeout_seconds
 from clipmerge.hub_errors import explain, explained, out_of_reach, quiet_client
+from clipmerge.hub_id import HubId, parse_hub_id
 from clipmerge.repository import (
     CARD,
     NOTHING,

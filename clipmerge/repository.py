@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.card import RECORD, blob_id, body_of
 from clipmerge.errors import HubError, UsageError, shorten
-from clipmerge.hub import HubId, download, patiently, timeout_seconds
+from clipmerge.hub import download, patiently, timeout_seconds
 from clipmerge.hub_errors import explained, http_status
+from clipmerge.hub_id import HubId
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi

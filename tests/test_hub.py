@@ -15,8 +15,10 @@ from safetensors.torch import save
 
 from clipmerge import hub as hub_module
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError
-from clipmerge.hub import HubId, choose_files, fetch, parse_hub_id, remote_metadata, resolve
+from clipmerge.hub import fetch, remote_metadata, resolve
 from clipmerge.hub_errors import explain
+from clipmerge.hub_files import choose_files
+from clipmerge.hub_id import HubId, parse_hub_id
 from tests.hub_double import FakeHub, serving, upload
 
 MODEL = HubId("alice/clip")
@@ -323,7 +325,7 @@ def test_the_real_error_is_found_behind_a_wrapper() -> None:
 def test_offline_with_a_shard_missing(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     files = {name: save(TENSORS) for name in weight_map.values()}
-    files[hub_module.INDEX] = json.dumps({"weight_map": weight_map}).encode()
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
     upload(hub, "alice/sharded", files)
     found = fetch(HubId("alice/sharded"), endpoint=hub.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from clipmerge import hub as hub_module
 from clipmerge.data import load_images
 from clipmerge.errors import ClipmergeError, DataError, HubError, UsageError
-from clipmerge.hub import HubId
+from clipmerge.hub_id import HubId
 from clipmerge.images.hub_dataset import DatasetId, parse_dataset
 from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload

@@ -19,7 +19,8 @@ from transformers import CLIPModel
 
 from clipmerge import hub as hub_module
 from clipmerge.errors import HubError, OutputError, UsageError
-from clipmerge.hub import HubId, fetch
+from clipmerge.hub import fetch
+from clipmerge.hub_id import HubId
 from clipmerge.publish import Published, check_access, push
 from tests.command import clipmerge
 from tests.hub_double import FakeHub, environment, serving, upload

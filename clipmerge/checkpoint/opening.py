@@ -64,7 +64,8 @@ def _open(source: str) -> Checkpoint:
         return _open_folder(source, path)
     if path.is_file():
         return _open_file(source, path)
-    from clipmerge.hub import fetch, parse_hub_id
+    from clipmerge.hub import fetch
+    from clipmerge.hub_id import parse_hub_id
 
     hub_id = parse_hub_id(source)
     if (

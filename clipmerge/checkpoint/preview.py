@@ -42,7 +42,9 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
         CheckpointError: If the model has no weights that can be used.
         HubError: If the Hub refuses or cannot be reached.
     """
-    from clipmerge.hub import choose_files, download, is_cached, parse_hub_id, remote_metadata, resolve
+    from clipmerge.hub import download, is_cached, remote_metadata, resolve
+    from clipmerge.hub_files import choose_files
+    from clipmerge.hub_id import parse_hub_id
 
     hub_id = None if Path(source).expanduser().exists() else parse_hub_id(source)
     if hub_id is None:

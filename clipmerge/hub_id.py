@@ -1,0 +1,54 @@
+"""What names a model or a dataset on the Hub, and a revision of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Literal
+
+FULL_SHA = re.compile(r"[0-9a-f]{40}")
+_NAME = r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?"
+_ID = re.compile(rf"(?:hf://)?(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^\s@]+))?", re.ASCII)
+_FILE_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".yaml", ".git")
+
+
+@dataclasses.dataclass(frozen=True)
+class HubId:
+    """A model or a dataset on the Hub and the revision asked for; None is the default branch."""
+
+    repo_id: str
+    revision: str | None = None
+    kind: Literal["model", "dataset"] = "model"
+
+    def __str__(self) -> str:
+        named = self.repo_id if self.kind == "model" else f"hf://datasets/{self.repo_id}"
+        return named if self.revision is None else f"{named}@{self.revision}"
+
+    def at(self, sha: str) -> HubId:
+        """Return the same repository pinned to a commit."""
+        return dataclasses.replace(self, revision=sha)
+
+
+def parse_hub_id(source: str, kind: Literal["model", "dataset"] = "model") -> HubId | None:
+    """Read ``org/name``, ``org/name@revision`` or either after ``hf://``.
+
+    Args:
+        source: What the user wrote.
+        kind: What it is a name of.
+
+    Returns:
+        The id, or None when the text cannot be one, so that the caller can say what it looked for on disk.
+
+    Example:
+        >>> parse_hub_id("hf://openai/clip-vit-base-patch32@refs/pr/3")
+        HubId(repo_id='openai/clip-vit-base-patch32', revision='refs/pr/3')
+        >>> parse_hub_id("./models/clip") is None
+        True
+    """
+    match = _ID.fullmatch(source)
+    if match is None:
+        return None
+    repo_id = match["repo"]
+    if "--" in repo_id or ".." in repo_id or repo_id.endswith(_FILE_SUFFIXES):
+        return None
+    return HubId(repo_id, match["revision"], kind)
