@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 import transformers as hf
 from torch import Tensor
 
+from tests.tiny_clip import tiny_processor
+
 _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-_TEXT = {**_SIZES, "vocab_size": 60, "max_position_embeddings": 24, "bos_token_id": 1, "eos_token_id": 2}
+_TEXT = {**_SIZES, "vocab_size": 64, "max_position_embeddings": 24, "bos_token_id": 1, "eos_token_id": 2}
 _VISION = {**_SIZES, "image_size": 16, "patch_size": 8}
 _PATCHES = {**_SIZES, "patch_size": 4, "num_patches": 16}
 _EFFICIENT_NET = {
@@ -29,6 +32,30 @@ _EFFICIENT_NET = {
     "expand_ratios": [1, 6, 6],
     "depthwise_padding": [],
 }
+
+
+_LETTERS = list(string.ascii_lowercase + ".,")
+_BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
+_XLM = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *_LETTERS, "<mask>"]
+_GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *_LETTERS]
+_SQUARE = {"height": 16, "width": 16}
+
+
+def _clip_images() -> Any:
+    return hf.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=_SQUARE)
+
+
+def _bert() -> Any:
+    return hf.BertTokenizer(vocab={word: index for index, word in enumerate(_BERT)}, model_max_length=24)
+
+
+def _xlm_roberta() -> Any:
+    return hf.XLMRobertaTokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(_XLM)], model_max_length=22)
+
+
+def _gemma() -> Any:
+    vocab = {piece: index for index, piece in enumerate(_GEMMA)}
+    return hf.Siglip2Tokenizer(vocab=vocab, merges=[], model_max_length=24, padding_side="right")
 
 
 def _config(config: Any, *, vision: dict[str, Any] = _VISION, text: dict[str, Any] = _TEXT, **more: Any) -> Any:
@@ -49,6 +76,7 @@ class Tiny:
         layers: The layers it has, network order, blocks left out.
         blocks: Layers of one vision block and of one text block.
         family: Its family's name.
+        processor: Makes its processor and tokenizer; a classifier has no tokenizer.
         base: The kind of the base it was made from; ``None``: its own.
     """
 
@@ -56,6 +84,7 @@ class Tiny:
     config: Callable[[], Any]
     layers: tuple[str, ...]
     family: str
+    processor: Callable[[], Any] = _clip_images
     blocks: tuple[str, ...] = ("vision.0.attn", "vision.1.mlp", "text.0.attn", "text.1.mlp")
     base: str | None = None
 
@@ -64,6 +93,10 @@ class Tiny:
         torch.manual_seed(seed)
         model = self.model(self.config()).eval()
         perturb(model, seed, by=0.3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 4:  # drawn so small that a convolutional tower would answer all images alike
+                    parameter.mul_(8)
         return model
 
     def inputs(self) -> dict[str, Tensor]:
@@ -112,29 +145,44 @@ _AROUND_SIGLIP = (
 _VIT_HEAD = ("vision.embeddings", "vision.pre_norm", "vision.norm", "head")
 
 TINY: dict[str, Tiny] = {
-    "CLIP": Tiny(hf.CLIPModel, lambda: _config(hf.CLIPConfig, projection_dim=16), _AROUND_CLIP, "CLIP"),
-    "MetaCLIP2": Tiny(
-        hf.MetaClip2Model, lambda: _config(hf.MetaClip2Config, projection_dim=16), _AROUND_CLIP, "MetaCLIP 2"
+    "CLIP": Tiny(
+        hf.CLIPModel, lambda: _config(hf.CLIPConfig, projection_dim=16), _AROUND_CLIP, "CLIP",
+        processor=lambda: hf.CLIPProcessor(_clip_images(), tiny_processor().tokenizer),
     ),
-    "SigLIP": Tiny(hf.SiglipModel, lambda: _config(hf.SiglipConfig), _AROUND_SIGLIP, "SigLIP"),
-    "SigLIP2": Tiny(hf.Siglip2Model, lambda: _config(hf.Siglip2Config, vision=_PATCHES), _AROUND_SIGLIP, "SigLIP 2"),
+    "MetaCLIP2": Tiny(
+        hf.MetaClip2Model, lambda: _config(hf.MetaClip2Config, projection_dim=16), _AROUND_CLIP, "MetaCLIP 2",
+        processor=lambda: hf.CLIPProcessor(_clip_images(), _xlm_roberta()),
+    ),
+    "SigLIP": Tiny(
+        hf.SiglipModel, lambda: _config(hf.SiglipConfig), _AROUND_SIGLIP, "SigLIP",
+        processor=lambda: hf.SiglipProcessor(hf.SiglipImageProcessor(size=_SQUARE), _gemma()),
+    ),
+    "SigLIP2": Tiny(
+        hf.Siglip2Model, lambda: _config(hf.Siglip2Config, vision=_PATCHES), _AROUND_SIGLIP, "SigLIP 2",
+        processor=lambda: hf.Siglip2Processor(hf.Siglip2ImageProcessor(patch_size=4, max_num_patches=16), _gemma()),
+    ),
     "ChineseCLIP": Tiny(
         hf.ChineseCLIPModel,
         lambda: _config(hf.ChineseCLIPConfig, projection_dim=16),
         tuple(layer for layer in _AROUND_CLIP if layer != "text.norm"),
         "Chinese-CLIP",
+        processor=lambda: hf.ChineseCLIPProcessor(
+            hf.ChineseCLIPImageProcessor(size=_SQUARE, crop_size=_SQUARE), _bert()
+        ),
     ),
     "AltCLIP": Tiny(
         hf.AltCLIPModel,
         lambda: _config(hf.AltCLIPConfig, text={**_TEXT, "project_dim": 24, "pad_token_id": 1}, projection_dim=16),
         (*_AROUND_CLIP[:6], "text.pooler", *_AROUND_CLIP[6:]),
         "AltCLIP",
+        processor=lambda: hf.AltCLIPProcessor(_clip_images(), _xlm_roberta()),
     ),
     "ALIGN": Tiny(
         hf.AlignModel,
         lambda: _config(hf.AlignConfig, vision=_EFFICIENT_NET, projection_dim=32),
         ("vision.embeddings", "text.embeddings", "text.pooler", "text.projection", "logit_scale"),
         "ALIGN",
+        processor=lambda: hf.AlignProcessor(hf.EfficientNetImageProcessor(size=_SQUARE, crop_size=_SQUARE), _bert()),
         blocks=("vision.0.conv", "vision.2.conv", "text.0.attn", "text.1.mlp"),
     ),
     "ViT+BERT": Tiny(
@@ -145,6 +193,7 @@ TINY: dict[str, Tiny] = {
             "text.embeddings", "text.pooler", "text.projection", "logit_scale",
         ),
         "VisionTextDualEncoder",
+        processor=lambda: hf.VisionTextDualEncoderProcessor(hf.ViTImageProcessor(size=_SQUARE), _bert()),
     ),
     "CLIP+RoBERTa": Tiny(
         hf.VisionTextDualEncoderModel,
@@ -154,6 +203,7 @@ TINY: dict[str, Tiny] = {
             "text.embeddings", "text.pooler", "text.projection", "logit_scale",
         ),
         "VisionTextDualEncoder",
+        processor=lambda: hf.VisionTextDualEncoderProcessor(_clip_images(), _xlm_roberta()),
     ),
     "CLIP classifier": Tiny(
         hf.CLIPForImageClassification,
@@ -187,6 +237,7 @@ def save_pair(name: str, folder: Path) -> tuple[Path, Path]:
     tiny = TINY[name]
     base = TINY[tiny.base or name].make()
     base.save_pretrained(folder / "zeroshot")
+    TINY[tiny.base or name].processor().save_pretrained(folder / "zeroshot")
     finetuned = tiny.make()
     if tiny.base:
         finetuned.load_state_dict({k: v for k, v in base.state_dict().items() if k.startswith("vision_")}, strict=False)
@@ -194,4 +245,6 @@ def save_pair(name: str, folder: Path) -> tuple[Path, Path]:
         finetuned.load_state_dict(base.state_dict())
     perturb(finetuned, 1)
     finetuned.save_pretrained(folder / "finetuned")
+    if not tiny.base:
+        tiny.processor().save_pretrained(folder / "finetuned")
     return folder / "zeroshot", folder / "finetuned"

@@ -15,6 +15,7 @@ from clipmerge.families import Family
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.filling import fill
+from clipmerge.models.patches import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,9 +71,11 @@ class TransformersClip:
             images: RGB images.
 
         Returns:
-            (batch, 3, height, width), float32.
+            (batch, 3, height, width), float32; for SigLIP 2 (batch, patches, entries), see `clipmerge.models.patches`.
         """
         processed = self.processor.image_processor(images, return_tensors="pt")
+        if "spatial_shapes" in processed:
+            return pack(processed)
         return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -112,7 +115,8 @@ class TransformersClip:
             (batch, width), unit length.
         """
         with starting_at(self.module.vision_model, prefix):
-            output = self.module.get_image_features(pixel_values=pixels)
+            inputs = {"pixel_values": pixels} if pixels.ndim == 4 else unpack(pixels)
+            output = self.module.get_image_features(**inputs)
         return normalize(output.pooler_output, dim=-1)
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
