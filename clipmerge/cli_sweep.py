@@ -18,6 +18,7 @@ from clipmerge.flags import (
     Data,
     DeviceName,
     DtypeName,
+    FineTuned,
     ImageColumn,
     Images,
     LabelColumn,
@@ -83,7 +84,7 @@ def _named(flag: str, texts: list[str]) -> dict[str, str]:
 @reporting_errors
 def sweep_command(
     zeroshot: ZeroShot,
-    finetuned: Annotated[str, typer.Argument(help="The same, fine-tuned from ZEROSHOT.")],
+    finetuned: FineTuned,
     id_data: Annotated[
         list[str], typer.Option("--id", help="NAME=SOURCE: images like the training data; may be repeated.")
     ],
@@ -118,7 +119,8 @@ def sweep_command(
     where = choice("--device", device, DEVICES)
     request = SweepRequest(
         zeroshot=zeroshot,
-        finetuned=finetuned,
+        finetuned=finetuned[0],
+        further=tuple(finetuned[1:]),
         id_sources=_named("--id", id_data),
         ood_sources=_named("--ood", ood_data),
         recipes=tuple(load_recipe(name) for name in recipe or []),

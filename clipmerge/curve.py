@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _CURVE, _INK, _MUTED = "#1f6fb2", "#1b1f24", "#59626d"
 _COLOURS = ("#c2410c", "#6b4fbb", "#0f766e", "#b8285f", "#8a6d00", "#3b4cc0", "#5b7f00", "#7a4a2b")
 _MARKERS = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
-_ENDS = {0.0: "zero-shot", 1.0: "fine-tuned"}
 _DASH = "\N{EN DASH}"
 _INCHES, _DOTS = (8.0, 6.0), 160
 
@@ -56,7 +55,7 @@ def curve_png(record: dict[str, Any]) -> bytes:
     axes.tick_params(colors=_MUTED)
     axes.margins(0.1)
     marks = _draw_recipes(axes, record["recipes"])
-    labels = [*marks, *_draw_curve(axes, record["curve"])]
+    labels = [*marks, *_draw_curve(axes, record["curve"], _ends(record))]
     legend = axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="#dfe3e8", fontsize=9)
     for text, (_, _, name, *_) in zip(legend.get_texts(), marks, strict=False):
         text.set(text=name, parse_math=False)  # a recipe's name is no formula, and may begin with an underscore
@@ -65,6 +64,12 @@ def curve_png(record: dict[str, Any]) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _ends(record: dict[str, Any]) -> dict[float, str]:
+    """What the ends of the curve are called, by alpha."""
+    several = record.get("finetuned")
+    return {0.0: "zero-shot", 1.0: f"average of {len(several)}" if isinstance(several, list) else "fine-tuned"}
 
 
 def _axis_label(kind: str, names: Sequence[str]) -> str:
@@ -76,14 +81,14 @@ def _axis_label(kind: str, names: Sequence[str]) -> str:
 _Label = tuple[float, float, str, str, float]
 
 
-def _draw_curve(axes: Axes, curve: list[dict[str, Any]]) -> list[_Label]:
+def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str]) -> list[_Label]:
     across, up = ([100 * row[axis] for row in curve] for axis in ("id", "ood"))
     axes.plot(
         across, up, "-o", color=_CURVE, linewidth=2, markersize=5, markerfacecolor="white", label="WiSE-FT by alpha"
     )
     labels = []
     for row, x, y in zip(curve, across, up, strict=True):
-        end = _ENDS.get(row["alpha"])
+        end = ends.get(row["alpha"])
         if end:
             axes.plot([x], [y], "o", color=_CURVE, markersize=10, zorder=3)
         text = f"{end} (alpha {row['alpha']:g})" if end else f"{row['alpha']:g}"
@@ -237,9 +242,9 @@ def heads_of(record: dict[str, Any]) -> list[tuple[str, bool]]:
     Args:
         record: As `clipmerge.sweep.sweep` returns it.
     """
-    heads = []
+    heads, ends = [], _ends(record)
     for row in record["curve"]:
-        end = _ENDS.get(row["alpha"])
+        end = ends.get(row["alpha"])
         heads.append((f"alpha {row['alpha']:g}" + (f" ({end})" if end else ""), False))
     return heads + [(row["name"], True) for row in record["recipes"]]
 

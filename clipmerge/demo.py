@@ -21,6 +21,7 @@ from clipmerge import demo_data, demo_training
 from clipmerge.demo_data import CLASS_NAMES, SHIFTS, TEMPLATE, digit_images
 from clipmerge.demo_training import Training
 from clipmerge.errors import OutputError
+from clipmerge.threads import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,7 +183,7 @@ def _build(folder: Path, training: Training, advance: Callable[[str, float], Non
     def finetune_done(share: float) -> None:
         advance("fine-tuning it on clean digits", _ZEROSHOT_SHARE + _FINETUNE_SHARE * share)
 
-    with demo_training.one_thread(), _quiet_transformers():
+    with one_thread(), _quiet_transformers():
         processor = demo_training.processor()
         tokenizer = processor.tokenizer
         model = demo_training.untrained_model(tokenizer, training.seed)

@@ -6,10 +6,9 @@ known trade that merging is for.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -219,16 +218,3 @@ def _fit(
         optimizer.step()
         schedule.step()
         report((step + 1) / steps)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Train on one thread: matrices this small gain little from more, and sums then come out alike everywhere."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -32,7 +32,7 @@ class MovingModel:
 
         Args:
             model: The model without weights.
-            pair: The checkpoints; the first fine-tuned one is theta_1.
+            pair: The checkpoints; the average of the fine-tuned ones is theta_1.
             device: Where the model and both ends go; on the CPU the ends stay mapped files.
             dtype: What a merge would be written in, and so rounded to.
 
@@ -47,10 +47,13 @@ class MovingModel:
         model.module.to(device)
         self._theta_0 = {name: pair.theta_0(name).to(device) for name in model.parameters}
         merged = [name for name in model.parameters if pair.merges(name)]
-        self._theta_1 = {name: pair.theta_1(name).to(device) for name in merged}
-        for ends, source in ((self._theta_0, pair.zeroshot.source), (self._theta_1, pair.finetuned[0].source)):
+        self._finetuned = [
+            {name: pair.theta_1(name, which=which).to(device) for name in merged}
+            for which in range(len(pair.finetuned))
+        ]
+        for ends, checkpoint in zip((self._theta_0, *self._finetuned), (pair.zeroshot, *pair.finetuned), strict=True):
             for name, tensor in ends.items():
-                require_finite(tensor, name, source)
+                require_finite(tensor, name, checkpoint.source)
 
     @torch.no_grad()
     def interpolate(self, alpha: float) -> None:
@@ -62,10 +65,10 @@ class MovingModel:
         Raises:
             CheckpointError: If a weight overflows the checkpoint's dtype.
         """
+        weights = (1.0 / len(self._finetuned),) * len(self._finetuned)
         for name, theta_0 in self._theta_0.items():
-            theta_1 = self._theta_1.get(name)
-            theta_1 = theta_0 if theta_1 is None else theta_1
-            merged = merge_tensor(theta_0, theta_1, alpha=alpha, dtype=self._dtype)
+            ends = [finetuned.get(name, theta_0) for finetuned in self._finetuned]
+            merged = merge_tensor(theta_0, ends, alpha=alpha, weights=weights, dtype=self._dtype)
             if not is_finite(merged):
                 raise CheckpointError(f"tensor {name} overflows at alpha {alpha:g}; give --alphas in [0, 1]")
             self._set(name, merged)

@@ -49,6 +49,7 @@ class SweepRequest:
         finetuned: Source of theta_1.
         id_sources: Name to source of images like those it was fine-tuned on.
         ood_sources: Name to source of images unlike them.
+        further: Sources of more fine-tuned checkpoints of the same base; the curve then goes to their average.
         recipes: What to put beside the curve.
         alphas: Points of the curve, ascending.
         calibration: The images that recipes measure on, and what holds for every source: class names, templates,
@@ -68,13 +69,20 @@ class SweepRequest:
     seed: int = 0
     dtype: OutputDtype = "keep"
     command: str = ""
+    further: tuple[str, ...] = ()
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """Sources of theta_0, theta_1 ... theta_K."""
+        return (self.zeroshot, self.finetuned, *self.further)
 
     def merge_request(self, recipe: Recipe, pair: Pair | None = None) -> MergeRequest:
         """The merge that one of the recipes asks for, by the commits that a pair was read at."""
-        sources = (
-            [_pinned(each) for each in (pair.zeroshot, *pair.finetuned)] if pair else [self.zeroshot, self.finetuned]
+        pinned = [_pinned(each) for each in (pair.zeroshot, *pair.finetuned)] if pair else self.checkpoints
+        zeroshot, *finetuned = pinned
+        return MergeRequest(
+            zeroshot, tuple(finetuned), recipe, self.calibration, self.seed, self.dtype, command=self.command
         )
-        return MergeRequest(sources[0], (sources[1],), recipe, self.calibration, self.seed, self.dtype, self.command)
 
 
 @dataclass(frozen=True)
@@ -202,7 +210,7 @@ def write_sweep(
     from clipmerge.scoring import write_correct
     from clipmerge.staging import check_output, staged
 
-    inputs = [Path(source) for source in (request.zeroshot, request.finetuned) if Path(source).is_dir()]
+    inputs = [Path(source) for source in request.checkpoints if Path(source).is_dir()]
     check_output(output, overwrite=overwrite, inputs=inputs, record=SWEEP_RECORD)
     record, correct = sweep(request, progress)
     record["output"] = str(output)
@@ -245,14 +253,14 @@ def _calibration_images(request: SweepRequest) -> LabelledImages | None:
 
 
 def _open(request: SweepRequest, progress: Progress) -> Pair:
-    """Read both checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
+    """Read the checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
     provided = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
     missing = provided[0] if provided else "error"
     mixed = request.dtype != "keep"
-    compare_before_download(request.zeroshot, [request.finetuned], missing=missing, mixed_dtypes=mixed)
+    compare_before_download(request.zeroshot, request.checkpoints[1:], missing=missing, mixed_dtypes=mixed)
     zeroshot = open_checkpoint(request.zeroshot)
-    finetuned = open_checkpoint(request.finetuned, base=zeroshot)
-    pair = pair_checkpoints(zeroshot, [finetuned], missing=missing, mixed_dtypes=mixed)
+    finetuned = [open_checkpoint(source, base=zeroshot) for source in request.checkpoints[1:]]
+    pair = pair_checkpoints(zeroshot, finetuned, missing=missing, mixed_dtypes=mixed)
     for note in pair.notes:
         progress.say(note)
     return pair
@@ -298,7 +306,8 @@ def _key(plan: Plan, layers: Iterable[str]) -> Any:
     """What two plans for one pair have in common exactly when they merge to the same weights."""
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
     learned = any(entry.alpha_range for entry in entries)
-    if plan.weights == (1.0,) and not plan.combine and not learned and all(entry.mask is None for entry in entries):
+    average = (1.0 / len(plan.weights),) * len(plan.weights)
+    if plan.weights == average and not plan.combine and not learned and all(entry.mask is None for entry in entries):
         alphas = {float(entry.alpha) for entry in entries}
         if len(alphas) == 1:
             return _key_of_alpha(alphas.pop())
@@ -357,12 +366,13 @@ def _record(
     request: SweepRequest, pair: Pair, loaded: dict[str, LabelledImages], notes: Sequence[str]
 ) -> dict[str, Any]:
     """What holds for the whole sweep."""
+    finetuned = [each.provenance() for each in pair.finetuned]
     return {
         "clipmerge": __version__,
         "output": None,
         "command": request.command,
         "zeroshot": pair.zeroshot.provenance(),
-        "finetuned": pair.finetuned[0].provenance(),
+        "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,
         "id": list(request.id_sources),
         "ood": list(request.ood_sources),
         "sources": _sources(request),

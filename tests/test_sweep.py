@@ -24,6 +24,7 @@ from clipmerge.recipe import load_recipe
 from clipmerge.run import Calibration
 from clipmerge.scoring import Scorer
 from clipmerge.sweep import SweepRequest, check_sweep, sweep, write_sweep
+from tests.command import clipmerge
 from tests.tiny_clip import save_images, save_pair
 
 TEMPLATE = ("a photo of a {}.",)
@@ -126,6 +127,35 @@ def cast(pair: Pair, dtype: str, folder: Path) -> Pair:
         shutil.copytree(source, target)
         CLIPModel.from_pretrained(source, dtype=getattr(torch, dtype)).save_pretrained(target)
     return copies
+
+
+def test_several_are_swept_around_the_curve_to_their_average(
+    family: list[Path], images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    recipes = ("uniform-soup", "ties", "model-stock", "greedy-soup")
+    sources = [str(folder) for folder in family]
+    flags = ["--id", f"val={images}", "--ood", f"shifted={shifted}", "--data", images, "--alphas", "0,0.3,1"]
+    asked = [word for name in recipes for word in ("--recipe", name)]
+    made = clipmerge("sweep", *sources, *flags, *asked, "--output", tmp_path / "out", "--format", "json")
+    assert made.code == 0, made.err
+    record = made.json
+    assert [each["source"] for each in record["finetuned"]] == sources[1:]
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    assert all(source in page for source in sources)
+    assert "alpha 1 (average of 3)" in page
+    scored = [("wise-ft", row, [f"method.alpha={row['alpha']}"]) for row in record["curve"]]
+    scored += [(row["name"], row, []) for row in record["recipes"]]
+    for name, row, sets in scored:
+        calibration = Calibration(source=str(images))
+        request = MergeRequest(sources[0], tuple(sources[1:]), load_recipe(name, sets), calibration)
+        folder = tmp_path / f"{name}{sets}"
+        write_merge(make_plan(request), folder)
+        measured = evaluate_sources(
+            str(folder), [f"val={images}", f"shifted={shifted}"], templates=TEMPLATE, progress=Silent()
+        )
+        assert row["accuracy"] == measured["accuracy"], name
+    assert record["recipes"][0]["alpha"] == 1  # the uniform soup is the curve's end
+    assert record["recipes"][1]["alpha"] is None
 
 
 def test_a_fine_tuned_tower_is_swept_within_the_whole_model(
