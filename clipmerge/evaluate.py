@@ -34,7 +34,7 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     layers = family.layers_of(name for name in keys if family.knows(name))
     if checkpoint.config is None or tower_of(layers.values()) != "full":
         raise CheckpointError(
-            f"{checkpoint.source}: evaluating needs a full CLIP with config.json beside it; a tower alone has no "
+            f"{checkpoint.source}: evaluating needs a full CLIP with {family.config} beside it; a tower alone has no "
             "zero-shot classes"
         )
     model = model_for(family, checkpoint.config, checkpoint.folder)

@@ -23,7 +23,7 @@ _EDGE_ORDER = {
     "pooler": _AFTER_ALL_BLOCKS + 1,
     "projection": _AFTER_ALL_BLOCKS + 2,
 }
-_PART_ORDER = ("vision", "text", HEAD, "logit_scale", "logit_bias")
+_PART_ORDER = ("vision", "text", "decoder", HEAD, "logit_scale", "logit_bias")
 
 
 def network_order(layer: str) -> tuple[int, int, str]:

@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from clipmerge.checkpoint.converted import ConvertedCheckpoint
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.data import (
     batch_size_for,
     check_templates,
@@ -17,6 +19,7 @@ from clipmerge.data import (
     pixel_batches,
 )
 from clipmerge.errors import CheckpointError, DataError, UsageError
+from clipmerge.families import Family
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.objective import Batch, Objective
 from clipmerge.plan import Measurements
@@ -24,6 +27,8 @@ from clipmerge.plugins import load_plugin
 from clipmerge.write import TOKENIZER_FILES
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from clipmerge.checkpoint import Pair
     from clipmerge.data import LabelledImages
     from clipmerge.run import Device, MergeRequest, Progress, Run
@@ -109,15 +114,21 @@ def build_model(pair: Pair) -> ImageTextModel:
     """
     if pair.zeroshot.config is None:
         raise CheckpointError(
-            f"{pair.zeroshot.source}: measuring needs the config.json beside the weights; give the whole folder"
+            f"{pair.zeroshot.source}: measuring needs the {pair.family.config} beside the weights; give the whole "
+            "folder"
         )
-    candidates = [c.folder for c in (*pair.finetuned, pair.zeroshot) if not pair.is_partial or c is pair.zeroshot]
-    with_processor = [folder for folder in candidates if has_processor(folder)]
-    return model_for(pair.family, pair.zeroshot.config, (with_processor or candidates)[0])
+    candidates = [c for c in (*pair.finetuned, pair.zeroshot) if not pair.is_partial or c is pair.zeroshot]
+    with_processor = [each for each in candidates if has_processor(each.folder, pair.family)]
+    chosen = (with_processor or candidates)[0]
+    # a configuration that was translated names no tokenizer; the one beside the processor says the same of the model
+    config = chosen.config if isinstance(pair.zeroshot, ConvertedCheckpoint) else None
+    return model_for(pair.family, config or pair.zeroshot.config, chosen.folder)
 
 
-def has_processor(folder: Any) -> bool:
-    """Whether a folder holds an image processor and a tokenizer."""
+def has_processor(folder: Path, family: Family) -> bool:
+    """Whether a folder holds an image processor and a tokenizer; OpenCLIP's configuration stands for both."""
+    if family.config == OPEN_CLIP_CONFIG:
+        return (folder / OPEN_CLIP_CONFIG).is_file()
     images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
     return images and any((folder / name).is_file() for name in TOKENIZER_FILES)
 

@@ -293,7 +293,8 @@ def write_merge(
         with run.timed("apply"):
             tensors = merged_tensors(pair, run.plan, run.tensors)
             count = _ByteCount(run.progress, pair.zeroshot.bytes)
-            files = write_weights(folder, tensors, output_layout(pair, tensors, max_shard_size), count)
+            layout = output_layout(pair, tensors, max_shard_size)
+            files = write_weights(folder, tensors, layout, count, single=pair.family.weights)
         with run.timed("write"):
             side_files, notes = write_side_files(folder, pair, run.plan.dtype)
             for note in notes:

@@ -13,8 +13,12 @@ import numpy as np
 
 from clipmerge.apply import MergedTensor
 from clipmerge.checkpoint import Checkpoint, Pair
+from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.header import DTYPES
-from clipmerge.checkpoint.source import INDEX, WEIGHTS, sha256_of
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS, sha256_of
+from clipmerge.conversion import layout_of
+from clipmerge.errors import OutputError
+from clipmerge.layout_files import write_layout_files
 from clipmerge.output_file import output_file
 from clipmerge.plan import Plan, TensorsRecord, tensors_path
 from clipmerge.staging import staged_files
@@ -126,12 +130,16 @@ def output_layout(pair: Pair, tensors: list[MergedTensor], max_shard_size: int |
 
     Returns:
         Key to shard; ``None`` when the output is one file.
+
+    Raises:
+        OutputError: If shards are asked for that the family's library cannot load.
     """
-    if max_shard_size is not None:
-        return _sized_layout(tensors, max_shard_size)
+    layout = None if max_shard_size is None else _sized_layout(tensors, max_shard_size)
+    if layout and pair.family.weights != WEIGHTS:
+        raise OutputError(f"open_clip loads {pair.family.weights} and no shards; leave out --max-shard-size")
     form = pair.form
-    if not form.sharded:
-        return None
+    if max_shard_size is not None or not form.sharded or pair.family.weights != WEIGHTS:
+        return layout
     return {pair.output_keys[name]: _shard_name(form.entries[key].file) for name, key in pair.form_keys.items()}
 
 
@@ -169,12 +177,15 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
         File name to sha256, and notes for the user.
     """
     form = pair.form if pair.form.config is not None else pair.zeroshot
+    if isinstance(form, ConvertedCheckpoint):
+        return _converted_files(folder, form, pair, dtype)
     chosen = _side_files(form)
     notes = []
     if form is pair.zeroshot and not pair.takes_zeroshot_form:
-        notes.append("the fine-tuned checkpoint has no config.json; the zero-shot one's side files were copied")
-    needed = (("processor", _PROCESSOR), ("tokenizer", TOKENIZER_FILES))
-    for what, names in needed[:1] if pair.keeps_head else needed:
+        notes.append(
+            f"the fine-tuned checkpoint has no {pair.family.config}; the zero-shot one's side files were copied"
+        )
+    for what, names in _lendable(pair).items():
         if form is not pair.zeroshot and not any(name in chosen for name in names):
             lent = {name: path for name, path in _side_files(pair.zeroshot).items() if name not in chosen}
             lent = {name: path for name, path in lent.items() if name not in ("config.json", *_other(names))}
@@ -189,6 +200,35 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
     return {name: sha256_of(folder / name) for name in sorted(chosen)}, notes
 
 
+def _converted_files(
+    folder: Path, form: ConvertedCheckpoint, pair: Pair, dtype: str
+) -> tuple[dict[str, str], list[str]]:
+    """Make the files anew: those that the form's checkpoint has beside it are another library's."""
+    if form.config is None:
+        return {}, []
+    before = {path.name for path in folder.iterdir()}
+    notes = write_layout_files(folder, form, dtype)
+    if not pair.takes_zeroshot_form:
+        notes.append(f"the fine-tuned checkpoint has no {pair.family.config}; one was made from the zero-shot one's")
+    made = sorted(path.name for path in folder.iterdir() if path.name not in before)
+    return {name: sha256_of(folder / name) for name in made}, notes
+
+
+def _lendable(pair: Pair) -> dict[str, tuple[str, ...]]:
+    """What the zero-shot checkpoint lends where the fine-tuned one lacks it, and the files by which that is known.
+
+    Nothing of another library's; a classifier needs no tokenizer, and OpenCLIP has no processor.
+    """
+    lendable = {"processor": _PROCESSOR, "tokenizer": TOKENIZER_FILES}
+    if isinstance(pair.zeroshot, ConvertedCheckpoint):
+        return {}
+    if pair.keeps_head:
+        del lendable["tokenizer"]
+    if layout_of(pair.zeroshot.entries) == "open-clip":
+        del lendable["processor"]
+    return lendable
+
+
 def _other(names: tuple[str, ...]) -> tuple[str, ...]:
     return TOKENIZER_FILES if names is _PROCESSOR else _PROCESSOR
 
@@ -196,12 +236,14 @@ def _other(names: tuple[str, ...]) -> tuple[str, ...]:
 def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
     if checkpoint.config is None:
         return {}
+    # a folder may hold both layouts; what describes the other one is not true of the output
+    strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
     return {
         path.name: path
         for path in sorted(checkpoint.folder.iterdir())
         if path.is_file()
         and not path.name.startswith(".")
-        and path.name not in _NOT_SIDE
+        and path.name not in (*_NOT_SIDE, strange)
         and not path.name.endswith(".index.json")
         and (path.suffix in _SIDE_SUFFIXES or path.stem == "LICENSE")
     }

@@ -72,7 +72,7 @@ def test_transformers_becomes_open_clip(theirs: Path, tmp_path: Path) -> None:
     done = clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip")
     assert done.code == 0, done.err
     assert "local-dir:" in done.err + done.out
-    assert "the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is 'out'" in done.err
+    assert "the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is 'zeroshot'" in done.err
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     source = CLIPModel.from_pretrained(theirs).eval()
     same(outputs(model.eval()), features(source))

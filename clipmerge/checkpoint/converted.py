@@ -33,7 +33,7 @@ class _Formed:
     run: Callable[[int, int], Array]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConvertedCheckpoint(Checkpoint):
     """A checkpoint seen in the other layout; reads from its files, holds no tensor.
 
@@ -42,8 +42,8 @@ class ConvertedCheckpoint(Checkpoint):
         forms: Key to how it is formed.
     """
 
-    original: Checkpoint | None = None
-    forms: dict[str, _Formed] = field(default_factory=dict, repr=False, compare=False)
+    original: Checkpoint
+    forms: dict[str, _Formed] = field(repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """Form a run of one tensor's elements; see `Checkpoint.array`."""
@@ -52,8 +52,7 @@ class ConvertedCheckpoint(Checkpoint):
     def release(self, key: str) -> None:
         """Let go of the mapped pages a tensor was formed from."""
         for each in self.forms[key].keys:
-            if self.original is not None:
-                self.original.release(each)
+            self.original.release(each)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
@@ -88,6 +87,31 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
         raise CheckpointError(f"{checkpoint.source}: {error}") from None
     values = {name: getattr(checkpoint, name) for name in ("source", "revision", "folder", "files", "note")}
     return ConvertedCheckpoint(**values, entries=entries, config=config, original=checkpoint, forms=forms)
+
+
+def in_one_layout(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
+    """Show every checkpoint in the layout of the first fine-tuned one, if some are OpenCLIP's and some transformers'.
+
+    Args:
+        zeroshot: theta_0.
+        finetuned: theta_1 ... theta_K, at least one.
+
+    Returns:
+        The same, converted where need be; the note of a converted one says so.
+
+    Raises:
+        CheckpointError: If one that needs it cannot be converted.
+    """
+    wanted = layout_of(finetuned[0].entries)
+    prefix = "text." if any(key.endswith("text.ln_final.weight") for key in finetuned[0].entries) else ""
+    shown = []
+    for each in (zeroshot, *finetuned):
+        converted = convert_checkpoint(each, wanted, text_prefix=prefix)
+        if converted is not each:
+            note = f"{each.source}: is converted to the layout of {wanted} by the way, like {finetuned[0].source}"
+            converted = replace(converted, note=f"{each.note}; {note}" if each.note else note)
+        shown.append(converted)
+    return shown[0], shown[1:]
 
 
 def _convert_config(checkpoint: Checkpoint, to: Layout, prefix: str) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.header import DTYPES, TensorEntry
 from clipmerge.checkpoint.source import Array, Checkpoint
 from clipmerge.errors import CheckpointError, shorten
@@ -186,6 +187,7 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
     Raises:
         CheckpointError: If a checkpoint is of no known family, or they are of several.
     """
+    zeroshot, finetuned = in_one_layout(zeroshot, finetuned)
     checkpoints = (zeroshot, *finetuned)
     family = _common_family(checkpoints)
     keys = [{name: key for key, name in _names(family, each).items()} for each in checkpoints]
@@ -200,7 +202,7 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
     pair.notes.extend(_what_happens(pair))
     for each in (zeroshot, *finetuned):
         if each.config is None:
-            pair.notes.append(f"{each.source}: no config.json beside it, so its activation could not be compared")
+            pair.notes.append(f"{each.source}: no {family.config} beside it, so its activation could not be compared")
     return pair
 
 

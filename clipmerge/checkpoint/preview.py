@@ -17,7 +17,6 @@ from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.pair import Missing, pair_checkpoints
 from clipmerge.checkpoint.quantised import refuse_quantised
 from clipmerge.checkpoint.source import Checkpoint
-from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError
 
 # Files of weights that can be compared as they are, and what describes them.
@@ -88,8 +87,7 @@ def compare_before_download(
         return
     base = previews[0] or open_checkpoint(zeroshot)
     others = [each or open_checkpoint(source, base=base) for each, source in zip(previews[1:], finetuned, strict=True)]
-    if len({layout_of(each.entries) for each in (base, *others)}) == 1:
-        pair_checkpoints(base, others, missing=missing, mixed_dtypes=mixed_dtypes)
+    pair_checkpoints(base, others, missing=missing, mixed_dtypes=mixed_dtypes)
 
 
 def _entry(where: str, dtype: str, shape: tuple[int, ...]) -> TensorEntry:

@@ -59,6 +59,8 @@ class Family:
         model_class: transformers' class of the full model.
         reads_padding: Whether the text tower reads padding as text, so that prompts are padded to its full length.
         rank: Which family to take for keys that several know, where no config tells: the lowest.
+        weights: File that the family's library reads weights from, where they are in one.
+        config: File that describes the model.
     """
 
     name: str
@@ -73,6 +75,8 @@ class Family:
     model_class: str = ""
     reads_padding: bool = False
     rank: int = 1
+    weights: str = "model.safetensors"
+    config: str = "config.json"
 
     def canonical_names(self, keys: Iterable[str]) -> dict[str, str]:
         """Map a file's keys to canonical names.

@@ -21,12 +21,15 @@ class FrozenBatchNorm(torch.nn.Module):
         self.bias = torch.nn.Parameter(norm.bias.detach().clone())
         self.running_mean = torch.nn.Parameter(_tensor(norm.running_mean).clone())
         self.running_var = torch.nn.Parameter(_tensor(norm.running_var).clone())
+        # timm's batch norms bring their activation
+        self.act: torch.nn.Module = getattr(norm, "act", torch.nn.Identity())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise (batch, channels, height, width)."""
+        """Normalise (batch, channels, height, width), and activate where the batch norm did."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale
-        return inputs * scale[:, None, None] + shift[:, None, None]
+        normalised: Tensor = self.act(inputs * scale[:, None, None] + shift[:, None, None])
+        return normalised
 
 
 def _tensor(statistic: Tensor | None) -> Tensor:

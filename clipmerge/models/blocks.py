@@ -25,6 +25,10 @@ class _Given(torch.nn.Module):
     def forward(self, *_: Any, **__: Any) -> Tensor:
         return self.hidden
 
+    def get_weight_dtype(self) -> torch.dtype:
+        """The dtype of the tower, which open_clip asks its first block for."""
+        return self.hidden.dtype
+
 
 def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
     """Find the outermost list of modules in a tower: its blocks.

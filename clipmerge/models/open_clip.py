@@ -1,0 +1,233 @@
+"""OpenCLIP's models: pixels and prompts to features by open_clip itself, in float32."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clipmerge.errors import CheckpointError
+from clipmerge.families import Family
+from clipmerge.models.batch_norm import freeze_batch_norms
+from clipmerge.models.blocks import entering, starting_at
+from clipmerge.models.filling import fill
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL.Image import Image
+
+    from clipmerge.models import Prefix, Tower
+
+
+class OpenClip:
+    """A model of open_clip in eval mode whose weights are set from outside.
+
+    Attributes:
+        module: The model, float32.
+        parameters: Canonical parameter name to parameter, the statistics of batch norms among them.
+    """
+
+    def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
+        """Build the model with random weights; `load` sets them.
+
+        Args:
+            family: The family.
+            config: Parsed ``open_clip_config.json``.
+            folder: Folder with the tokenizer, where it is not CLIP's own, and with ``preprocess_cfg`` where ``config``
+                has none.
+
+        Raises:
+            CheckpointError: If open_clip_torch is not installed, or cannot build the model or its tokenizer.
+        """
+        library = _import_open_clip()
+        model_cfg: dict[str, Any] = config.get("model_cfg", config)
+        self.module = _build_module(library, model_cfg)
+        freeze_batch_norms(self.module)
+        self._transform = _transform(config, folder, self.module.visual.image_size)
+        self._tokenize = _tokenizer(library, model_cfg, folder)
+        named = dict(self.module.named_parameters())
+        self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
+        layers = set(family.layers_of(self.parameters).values())
+        self._blocks = {tower: _count_blocks(layers, tower) for tower in ("vision", "text")}
+
+    def load(self, read: Callable[[str], Tensor]) -> None:
+        """Fill in every weight.
+
+        Args:
+            read: Canonical parameter name to tensor.
+
+        Raises:
+            CheckpointError: If a parameter of the config's model is not there, or has another shape.
+        """
+        fill(self.parameters, read)
+
+    def pixels(self, images: list[Image]) -> Tensor:
+        """Preprocess as open_clip does with the checkpoint's configuration.
+
+        Args:
+            images: RGB images.
+
+        Returns:
+            (batch, 3, height, width), float32.
+        """
+        return torch.stack([self._transform(image) for image in images])
+
+    def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
+        """Tokenise prompts, padded and cut to the text tower's length.
+
+        Args:
+            prompts: Texts.
+
+        Returns:
+            ``input_ids``: (prompts, length) int64.
+        """
+        return {"input_ids": self._tokenize(prompts)}
+
+    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
+        """Embed images.
+
+        Args:
+            pixels: As `pixels` returns them.
+            prefix: A block and the hidden states that enter it; the blocks below do not run.
+
+        Returns:
+            (batch, width), unit length.
+        """
+        with starting_at(self.module.visual, prefix):
+            features: Tensor = self.module.encode_image(pixels, normalize=True)
+        return features
+
+    def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
+        """Embed prompts.
+
+        Args:
+            tokens: As `tokens` returns them.
+            prefix: As in `image_features`.
+
+        Returns:
+            (prompts, width), unit length.
+        """
+        with starting_at(self._text_tower, prefix):
+            features: Tensor = self.module.encode_text(tokens["input_ids"], normalize=True)
+        return features
+
+    @property
+    def _text_tower(self) -> torch.nn.Module:
+        tower: torch.nn.Module = self.module.text if hasattr(self.module, "text") else self.module.transformer
+        return tower
+
+    @torch.no_grad()
+    def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
+        """Run a tower and keep what enters each of its blocks.
+
+        Args:
+            tower: Which.
+            inputs: What `pixels` or `tokens` returns.
+
+        Returns:
+            Hidden states before block 0, 1, ... and after the last; ``None`` if the tower cannot start from them, or
+            counts its blocks otherwise than its layers.
+        """
+        if isinstance(inputs, Tensor):
+            states = entering(self.module.visual, lambda: self.image_features(inputs))
+        else:
+            states = entering(self._text_tower, lambda: self.text_features(inputs))
+        return states if states is not None and len(states) == self._blocks[tower] + 1 else None
+
+    def logits(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Score images against classes: cosines times the scale, plus the bias where there is one.
+
+        Args:
+            images: (batch, width), unit length.
+            classes: (classes, width), unit length.
+
+        Returns:
+            (batch, classes).
+        """
+        logits: Tensor = self.module.logit_scale.exp() * images @ classes.T
+        return logits if self.module.logit_bias is None else logits + self.module.logit_bias
+
+
+build = OpenClip
+
+
+def _import_open_clip() -> Any:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise CheckpointError(
+            f"measuring and evaluating an OpenCLIP checkpoint needs open_clip_torch ({error}); install "
+            "clipmerge[open-clip], or convert a plain ViT with `clipmerge convert IN OUT --to transformers`"
+        ) from None
+    return open_clip
+
+
+def _build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
+    """Build the class that ``open_clip.create_model`` builds, without looking for anybody's pretrained towers."""
+    settings = deepcopy(model_cfg)
+    vision, text = settings.get("vision_cfg", {}), settings.get("text_cfg", {})
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False
+    if "hf_model_name" in text:
+        text["hf_model_pretrained"] = False
+    kind = library.CLIP
+    if settings.pop("custom_text", False) or "hf_model_name" in text:
+        kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
+    try:
+        return kind(**settings).float().eval()
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            f"open_clip cannot build the model of open_clip_config.json: {_first_line(error)}"
+        ) from None
+
+
+def _transform(config: dict[str, Any], folder: Path, image_size: Any) -> Callable[[Image], Tensor]:
+    """The preprocessing that open_clip sets up for inference."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+
+    stated = config.get("preprocess_cfg") or _read_config(folder).get("preprocess_cfg") or {}
+    settings = merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), stated), {"size": image_size})
+    transform: Callable[[Image], Tensor] = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+    return transform
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / "open_clip_config.json"
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
+    """The tokenizer that ``open_clip.get_tokenizer`` picks, its files taken from the folder: texts to token ids."""
+    text = model_cfg.get("text_cfg") or {}
+    length, options = text.get("context_length", 77), dict(text.get("tokenizer_kwargs") or {})
+    if not text.get("hf_tokenizer_name"):
+        found = library.SimpleTokenizer(context_length=length, **options)
+        if found.vocab_size > text.get("vocab_size", 49408):
+            raise CheckpointError(
+                f"{folder}: the text tower has {text['vocab_size']} tokens, CLIP's tokenizer {found.vocab_size}; name "
+                "its tokenizer in text_cfg.hf_tokenizer_name and put the tokenizer's files there"
+            )
+        return found
+    try:
+        found = library.tokenizer.HFTokenizer(
+            str(folder), context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy the files of "
+            f"{text['hf_tokenizer_name']}'s tokenizer beside the weights"
+        ) from None
+    return found
+
+
+def _count_blocks(layers: set[str], tower: str) -> int:
+    return len({layer.split(".")[1] for layer in layers if layer.startswith(f"{tower}.") and layer.count(".") == 2})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:160]
