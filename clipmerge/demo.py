@@ -184,7 +184,7 @@ def _build(folder: Path, training: Training, advance: Callable[[str, float], Non
         advance("fine-tuning it on clean digits", _ZEROSHOT_SHARE + _FINETUNE_SHARE * share)
 
     with one_thread(), _quiet_transformers():
-        processor = demo_training.processor()
+        processor = demo_training.processor(demo_data.captions())
         tokenizer = processor.tokenizer
         model = demo_training.untrained_model(tokenizer, training.seed)
         demo_training.train_zeroshot(model, tokenizer, training, generator, zeroshot_done)

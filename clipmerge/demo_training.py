@@ -51,8 +51,12 @@ class Training:
     seed: int = 0
 
 
-def processor() -> CLIPProcessor:
-    """Make the processor: images of SIZE x SIZE scaled to [-1, 1], and CLIP's tokenizer with a small vocabulary."""
+def processor(captions: list[str]) -> CLIPProcessor:
+    """Make the processor: images of SIZE x SIZE scaled to [-1, 1], and CLIP's tokenizer with a small vocabulary.
+
+    Args:
+        captions: Texts whose words are the vocabulary.
+    """
     from transformers import CLIPImageProcessor, CLIPProcessor
 
     image_processor = CLIPImageProcessor(
@@ -61,19 +65,22 @@ def processor() -> CLIPProcessor:
         image_mean=[_PIXEL_MEAN] * 3,
         image_std=[_PIXEL_STD] * 3,
     )
-    return CLIPProcessor(image_processor=image_processor, tokenizer=caption_tokenizer())
+    return CLIPProcessor(image_processor=image_processor, tokenizer=caption_tokenizer(captions))
 
 
-def caption_tokenizer() -> Any:
+def caption_tokenizer(captions: list[str]) -> Any:
     """Learn a byte-level BPE in which each word of the captions is one token; other text falls into letters.
 
     As in OpenAI's vocabulary the end of text has the highest id and pads.
+
+    Args:
+        captions: The texts.
     """
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = _learn_merges({word for caption in demo_data.captions() for word in caption.rstrip(".").split()})
+    merges = _learn_merges({word for caption in captions for word in caption.rstrip(".").split()})
     pieces = [*bytes_, *(f"{byte}</w>" for byte in bytes_), *("".join(merge) for merge in merges)]
     vocabulary = {piece: index for index, piece in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=_PROMPT_TOKENS)
@@ -147,10 +154,10 @@ def train_zeroshot(
         distinct = sorted(set(texts))
         target = torch.tensor([distinct.index(text) for text in texts])
         rows = [row_of[text] for text in distinct]
-        output = model(input_ids=tokens[rows], pixel_values=_normalised(pixels))
+        output = model(input_ids=tokens[rows], pixel_values=normalised(pixels))
         return contrastive_loss(output.logits_per_image, target)
 
-    _fit(list(model.parameters()), loss, training.zeroshot_steps, training.zeroshot_rate, report)
+    fit(list(model.parameters()), loss, training.zeroshot_steps, training.zeroshot_rate, report)
 
 
 def contrastive_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -186,22 +193,37 @@ def finetune(
 
     def loss(_: float) -> Tensor:
         picked = torch.randint(len(ink), (training.finetune_batch,), generator=generator)
-        pixels = _normalised(demo_data.as_rgb(ink[picked]))
+        pixels = normalised(demo_data.as_rgb(ink[picked]))
         return cross_entropy(model(input_ids=tokens, pixel_values=pixels).logits_per_image, digits[picked])
 
     parameters = [parameter for name, parameter in model.named_parameters() if name != "logit_scale"]
-    _fit(parameters, loss, training.finetune_steps, training.finetune_rate, report)
+    fit(parameters, loss, training.finetune_steps, training.finetune_rate, report)
 
 
-def _normalised(pixels: Tensor) -> Tensor:
+def normalised(pixels: Tensor) -> Tensor:
     """Scale pixels from [0, 1] as the processor does."""
     return (pixels - _PIXEL_MEAN) / _PIXEL_STD
 
 
-def _fit(
-    parameters: list[Any], loss: Callable[[float], Tensor], steps: int, rate: float, report: Callable[[float], None]
+def fit(
+    parameters: list[Any],
+    loss: Callable[[float], Tensor],
+    steps: int,
+    rate: float,
+    report: Callable[[float], None],
+    *,
+    weight_decay: float = 0.05,
 ) -> None:
-    """Minimise with AdamW: a short warm-up to ``rate``, then half a cosine to zero."""
+    """Minimise with AdamW: a short warm-up to ``rate``, then half a cosine to zero.
+
+    Args:
+        parameters: What to train.
+        loss: Share of the steps that is done, 0 to 1, to the loss of a new batch.
+        steps: Steps.
+        rate: Peak learning rate.
+        report: Called with the share that is done.
+        weight_decay: AdamW's, per step and unit of learning rate.
+    """
     import torch
 
     warm_up = max(1, steps // 10)
@@ -209,7 +231,7 @@ def _fit(
     def factor(step: int) -> float:
         return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for step in range(steps):
         optimizer.zero_grad()

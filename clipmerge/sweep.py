@@ -354,6 +354,7 @@ def _row(place: Standing, correct: dict[str, Correct], number: int) -> dict[str,
 def _recipe_row(planned: _Planned, point: Point, row: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": planned.recipe.name,
+        "point": planned.point,
         "alpha": point.alpha,
         **row,
         "verdict": planned.plan.verdict,

@@ -169,14 +169,14 @@ def test_each_style_stays_in_range_and_does_something(style: str) -> None:
 
 
 def test_every_word_of_the_captions_is_one_token() -> None:
-    tokenizer = demo_training.caption_tokenizer()
+    tokenizer = demo_training.caption_tokenizer(demo_data.captions())
     for caption in demo_data.captions():
         words = caption.removesuffix(".").split()
         assert tokenizer.tokenize(caption) == [f"{word}</w>" for word in [*words, "."]]
 
 
 def test_other_text_falls_into_letters_and_nothing_is_unknown() -> None:
-    tokenizer = demo_training.caption_tokenizer()
+    tokenizer = demo_training.caption_tokenizer(demo_data.captions())
     text = "hello, 42 zebras: ça va?"
     ids = tokenizer(text)["input_ids"]
     assert ids[0] == tokenizer.bos_token_id
@@ -185,7 +185,7 @@ def test_other_text_falls_into_letters_and_nothing_is_unknown() -> None:
 
 
 def test_the_tokenizer_is_the_same_every_time() -> None:
-    one, two = demo_training.caption_tokenizer(), demo_training.caption_tokenizer()
+    one, two = (demo_training.caption_tokenizer(demo_data.captions()) for _ in range(2))
     assert one.get_vocab() == two.get_vocab()
 
 
@@ -197,7 +197,7 @@ def test_training_sees_what_the_processor_makes(untrained: DemoPair) -> None:
     pixels = demo_data.as_rgb(ink[:20])
     processed = processor.image_processor(demo_data.as_images(pixels), return_tensors="pt")["pixel_values"]
     # an 8-bit file is at most half a level off, in units of half the range
-    assert (processed - demo_training._normalised(pixels)).abs().max() <= 1.01 / 255
+    assert (processed - demo_training.normalised(pixels)).abs().max() <= 1.01 / 255
 
 
 # --- training

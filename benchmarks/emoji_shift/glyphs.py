@@ -1,0 +1,246 @@
+"""Emoji of several vendors as pictures with one name each, from packages that are fetched by name.
+
+A *glyph* is one vendor's drawing of one emoji. A class is an emoji that every vendor draws: one code point (and
+perhaps the variation selector), no flag, no skin tone, no joined sequence. Nothing of the packages is kept in the
+repository; licences: twemoji CC-BY 4.0, openmoji CC BY-SA 4.0, Fluent MIT.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+import tarfile
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmerge.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Side of a stored glyph in pixels: twice the model's, so that it can be turned and shrunk without jags.
+GLYPH_SIZE = 64
+_SELECTOR = "\ufe0f"
+# Every class prompt is encoded at every step of fine-tuning, so a few long names would cost as much as all others.
+_MOST_WORDS = 4
+
+
+@dataclass(frozen=True)
+class Vendor:
+    """Where one vendor's drawings are.
+
+    Attributes:
+        package: Name on npm, with the version that the results were measured with.
+        folder: Folder in the package.
+        suffix: Of the files.
+        file_of: Emoji and its English name to the file's stem.
+    """
+
+    package: str
+    folder: str
+    suffix: str
+    file_of: Callable[[str, str], str]
+
+
+def _code(emoji: str, _name: str) -> str:
+    return "-".join(f"{ord(character):x}" for character in emoji.replace(_SELECTOR, ""))
+
+
+def _upper_code(emoji: str, name: str) -> str:
+    return _code(emoji, name).upper()
+
+
+def _slug(_emoji: str, name: str) -> str:
+    """Name as fluentui-emoji spells it.
+
+    Example:
+        >>> _slug("", "A_button_(blood_type)")
+        'a-button-blood-type'
+    """
+    return re.sub(r"[^a-z0-9-]", "", plain(name).lower().replace("_", "-"))
+
+
+_OPENMOJI, _FLUENT = "openmoji@17.0.0", "fluentui-emoji@1.3.0"
+VENDORS: dict[str, Vendor] = {
+    "twemoji": Vendor("@twemoji/svg@15.0.0", "", ".svg", _code),
+    "openmoji": Vendor(_OPENMOJI, "color/svg", ".svg", _upper_code),
+    "openmoji-black": Vendor(_OPENMOJI, "black/svg", ".svg", _upper_code),
+    "fluent-flat": Vendor("@lobehub/fluent-emoji-flat@1.1.0", "assets", ".svg", _code),
+    "fluent-3d": Vendor("@lobehub/fluent-emoji-3d@1.1.0", "assets", ".webp", _code),
+    "fluent-contrast": Vendor(_FLUENT, "icons/high-contrast", ".svg", _slug),
+}
+"""Every style of drawing, under the name that its source has in the results."""
+
+
+def plain(name: str) -> str:
+    """Spell a name in ASCII.
+
+    Example:
+        >>> plain("piñata")
+        'pinata'
+    """
+    return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+
+
+def fetch_packages(folder: Path) -> dict[str, Path]:
+    """Fetch every vendor's package by `npm pack` and unpack it, unless that is done.
+
+    Args:
+        folder: Where they are kept.
+
+    Returns:
+        Package to its root folder.
+
+    Raises:
+        DataError: If npm is missing or a package cannot be fetched.
+    """
+    roots = {}
+    for package in sorted({vendor.package for vendor in VENDORS.values()}):
+        root = folder / re.sub(r"\W+", "-", package).strip("-")
+        if not root.is_dir():
+            _fetch(package, root)
+        roots[package] = root / "package"
+    return roots
+
+
+def _fetch(package: str, root: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("the emoji come from npm packages, and there is no `npm`; install Node.js")
+    scratch = root.with_name(f".{root.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    command = [npm, "pack", "--silent", package]
+    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False, timeout=300)
+    archives = list(scratch.glob("*.tgz"))
+    if done.returncode or not archives:
+        reason = (done.stderr.strip().splitlines() or ["no archive"])[-1]
+        raise DataError(f"{package}: `npm pack` failed ({reason}); is the registry within reach?")
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(scratch, filter="data")
+    archives[0].unlink()
+    scratch.rename(root)
+
+
+def emoji_names() -> dict[str, str]:
+    """Give every emoji of one code point and its English name.
+
+    Raises:
+        DataError: If the package `emoji` is not installed.
+    """
+    try:
+        import emoji
+    except ImportError as error:
+        raise DataError("the names come from the package `emoji`; `pip install 'clipmerge[benchmarks]'`") from error
+    qualified = emoji.STATUS["fully_qualified"]
+    found: dict[str, str] = {}
+    for symbol, told in sorted(emoji.EMOJI_DATA.items()):
+        name = told["en"].strip(":")
+        if told["status"] == qualified and len(symbol.replace(_SELECTOR, "")) == 1:
+            found.setdefault(plain(name), symbol)
+    return {symbol: name for name, symbol in found.items()}
+
+
+def class_files(roots: dict[str, Path]) -> dict[str, dict[str, Path]]:
+    """Find the emoji that every vendor draws.
+
+    Args:
+        roots: As `fetch_packages` gives them.
+
+    Returns:
+        Class, as its folder is named, to vendor to file; sorted.
+    """
+    names = emoji_names()
+    found = {}
+    for symbol, name in names.items():
+        files = {
+            key: roots[vendor.package] / vendor.folder / f"{vendor.file_of(symbol, name)}{vendor.suffix}"
+            for key, vendor in VENDORS.items()
+        }
+        if len(class_folder(name).split("_")) <= _MOST_WORDS and all(file.is_file() for file in files.values()):
+            found[class_folder(name)] = files
+    return dict(sorted(found.items()))
+
+
+def class_folder(name: str) -> str:
+    """Turn an emoji's name into its class folder, which reads as a caption once `_` is a space.
+
+    Example:
+        >>> class_folder("A_button_(blood_type)")
+        'a_button_blood_type'
+    """
+    return re.sub(r"[^a-z0-9_]", "", name.lower().replace("-", "_"))
+
+
+def rendered(file: Path) -> Tensor:
+    """Render one drawing, whole and centred.
+
+    Args:
+        file: An SVG, or a picture that Pillow reads.
+
+    Returns:
+        RGBA of 8 bits, shape (4, GLYPH_SIZE, GLYPH_SIZE).
+
+    Raises:
+        DataError: If resvg-py is not installed or cannot render it.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    data = _svg_pixels(file) if file.suffix == ".svg" else file.read_bytes()
+    image = Image.open(io.BytesIO(data)).convert("RGBA")
+    image.thumbnail((GLYPH_SIZE, GLYPH_SIZE), Image.Resampling.LANCZOS)
+    canvas = Image.new("RGBA", (GLYPH_SIZE, GLYPH_SIZE))
+    canvas.paste(image, ((GLYPH_SIZE - image.width) // 2, (GLYPH_SIZE - image.height) // 2))
+    return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1).contiguous()
+
+
+def _svg_pixels(file: Path) -> bytes:
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise DataError("emoji are rendered by `resvg-py`; `pip install 'clipmerge[benchmarks]'`") from error
+    try:
+        # a class attribute or a text element never needs the system's fonts in these packages
+        png: bytes = resvg_py.svg_to_bytes(svg_path=str(file), width=2 * GLYPH_SIZE, skip_system_fonts=True)
+        return bytes(png)
+    except ValueError as error:
+        raise DataError(f"{file}: resvg cannot render it ({error})") from error
+
+
+def load_glyphs(folder: Path, classes: int | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Render every class of every vendor, or read what was rendered before.
+
+    Args:
+        folder: Cache of the packages and of the pictures.
+        classes: So many classes, spread evenly over the sorted names; ``None`` for all.
+
+    Returns:
+        Class folders, sorted; vendor to RGBA of 8 bits, shape (classes, 4, GLYPH_SIZE, GLYPH_SIZE).
+
+    Raises:
+        DataError: If a package or a library is missing.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    kept = folder / f"glyphs-{classes or 'all'}.safetensors"
+    if not kept.is_file():
+        files = class_files(fetch_packages(folder / "packages"))
+        names = sorted(files)
+        if classes:
+            names = [names[place * len(names) // classes] for place in range(classes)]
+        tensors = {vendor: torch.stack([rendered(files[name][vendor]) for name in names]) for vendor in VENDORS}
+        scratch = kept.with_suffix(".part")
+        save_file(tensors, scratch, metadata={"classes": " ".join(names)})
+        scratch.rename(kept)
+    with safe_open(kept, "pt") as opened:
+        names = opened.metadata()["classes"].split()
+        return tuple(names), {vendor: opened.get_tensor(vendor) for vendor in VENDORS}

@@ -1,0 +1,1 @@
+"""Fashion-MNIST and corruptions: a second, cheaper distribution shift."""

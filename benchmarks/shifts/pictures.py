@@ -1,0 +1,198 @@
+"""Drawings turned into pictures: posed, on a background, through a camera.
+
+One process for training, calibration and test, in two strengths. `PLAIN` is what every stored image has been
+through, so that sources differ in the drawings alone; `STRONG` is what the zero-shot model is trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
+
+from clipmerge.demo_data import SIZE, as_images
+
+#: Pictures in [0, 1], shape (N, 3, SIZE, SIZE), and a source of randomness to pictures of the same shape.
+Change = Callable[[Tensor, Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Strength:
+    """How far pictures of one drawing differ.
+
+    Attributes:
+        degrees: Largest turn either way.
+        zoom: Smallest and largest size, as a share of the whole picture.
+        shift: Largest move either way, in half pictures.
+        background: Darkest background, 0 to 1; the lightest is 1.
+        contrast: Largest relative change of contrast.
+        noise: Largest standard deviation of the noise.
+        blur: Chance of a blurred picture.
+        recolour: Chance that the colour channels are mixed at random.
+        grey: Chance of a grey picture.
+        invert: Chance of an inverted picture.
+        outline: Chance that only the edges are left.
+        cutout: Chance that a square is covered.
+    """
+
+    degrees: float
+    zoom: tuple[float, float]
+    shift: float
+    background: float
+    contrast: float
+    noise: float
+    blur: float
+    recolour: float = 0.0
+    grey: float = 0.0
+    invert: float = 0.0
+    outline: float = 0.0
+    cutout: float = 0.0
+
+
+PLAIN = Strength(degrees=15, zoom=(0.75, 1.0), shift=0.12, background=0.8, contrast=0.2, noise=0.04, blur=0.2)
+STRONG = Strength(
+    degrees=30,
+    zoom=(0.65, 1.05),
+    shift=0.2,
+    background=0.0,
+    contrast=0.6,
+    noise=0.12,
+    blur=0.3,
+    recolour=0.4,
+    grey=0.25,
+    invert=0.1,
+    outline=0.15,
+    cutout=0.2,
+)
+
+
+def photographed(drawings: Tensor, strength: Strength, generator: Generator) -> Tensor:
+    """Take one picture of each drawing.
+
+    Args:
+        drawings: RGBA in [0, 1], shape (N, 4, 2 SIZE, 2 SIZE).
+        strength: How far they may differ.
+        generator: Source of all randomness.
+
+    Returns:
+        RGB in [0, 1], shape (N, 3, SIZE, SIZE).
+    """
+    posed = _posed(drawings, strength, generator)
+    colour, cover = posed[:, :3], posed[:, 3:]
+    edges = _chance(len(drawings), strength.outline, generator)
+    colour, cover = torch.where(edges, 0.0, colour), torch.where(edges, _edges(posed), cover)
+    colour = _recoloured(colour, strength, generator)
+    background = strength.background + (1 - strength.background) * torch.rand(
+        len(drawings), 3, 1, 1, generator=generator
+    )
+    picture = colour * cover + background * (1 - cover)
+    return _through_camera(avg_pool2d(picture, 2), strength, generator).clamp(0, 1)
+
+
+def _chance(count: int, rate: float, generator: Generator) -> Tensor:
+    return torch.rand(count, 1, 1, 1, generator=generator) < rate
+
+
+def _between(count: int, low: float, high: float, generator: Generator) -> Tensor:
+    return low + (high - low) * torch.rand(count, generator=generator)
+
+
+def _posed(drawings: Tensor, strength: Strength, generator: Generator) -> Tensor:
+    """Turn, size and move; colours are weighted by their cover, so that the edges of a drawing stay clean."""
+    count = len(drawings)
+    angle = _between(count, -strength.degrees, strength.degrees, generator) * (math.pi / 180)
+    zoom = _between(count, *strength.zoom, generator)
+    move = strength.shift * (2 * torch.rand(count, 2, generator=generator) - 1)
+    cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    matrix = torch.stack(
+        [torch.stack([cosine, -sine, move[:, 0]], dim=1), torch.stack([sine, cosine, move[:, 1]], dim=1)], dim=1
+    )
+    weighted = torch.cat([drawings[:, :3] * drawings[:, 3:], drawings[:, 3:]], dim=1)
+    grid = affine_grid(matrix, list(weighted.shape), align_corners=False)
+    posed = grid_sample(weighted, grid, align_corners=False)
+    return torch.cat([posed[:, :3] / posed[:, 3:].clamp(min=1e-3), posed[:, 3:]], dim=1)
+
+
+def _edges(posed: Tensor) -> Tensor:
+    """Strength of the local change of colour and cover, shape (N, 1, H, W)."""
+    weighted = torch.cat([posed[:, :3] * posed[:, 3:], posed[:, 3:]], dim=1)
+    across = (weighted[..., :, 2:] - weighted[..., :, :-2]).abs().amax(dim=1, keepdim=True)
+    down = (weighted[..., 2:, :] - weighted[..., :-2, :]).abs().amax(dim=1, keepdim=True)
+    both = torch.nn.functional.pad(across, (1, 1)) + torch.nn.functional.pad(down, (0, 0, 1, 1))
+    return (2.5 * both).clamp(0, 1)
+
+
+def _recoloured(colour: Tensor, strength: Strength, generator: Generator) -> Tensor:
+    count = len(colour)
+    mixing = torch.eye(3) + 0.5 * torch.randn(count, 3, 3, generator=generator)
+    mixed = torch.einsum("nij,njhw->nihw", mixing, colour - 0.5) + 0.5
+    colour = torch.where(_chance(count, strength.recolour, generator), mixed.clamp(0, 1), colour)
+    grey = colour.mean(dim=1, keepdim=True).expand_as(colour)
+    return torch.where(_chance(count, strength.grey, generator), grey, colour)
+
+
+def _through_camera(picture: Tensor, strength: Strength, generator: Generator) -> Tensor:
+    """Invert, cover, blur, change the contrast and add noise."""
+    count = len(picture)
+    picture = torch.where(_chance(count, strength.invert, generator), 1 - picture, picture)
+    corner = torch.randint(0, SIZE - 8, (2, count, 1, 1, 1), generator=generator)
+    axis = torch.arange(SIZE)
+    covered = _inside(axis[:, None], corner[0]) & _inside(axis, corner[1])
+    picture = torch.where(covered & _chance(count, strength.cutout, generator), 0.5, picture)
+    soft = avg_pool2d(picture, 3, stride=1, padding=1, count_include_pad=False)
+    picture = torch.where(_chance(count, strength.blur, generator), soft, picture)
+    contrast = 1 + strength.contrast * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
+    brightness = 0.3 * strength.contrast * (2 * torch.rand(count, 1, 1, 1, generator=generator) - 1)
+    noise = strength.noise * torch.rand(count, 1, 1, 1, generator=generator)
+    picture = 0.5 + contrast * (picture - 0.5) + brightness
+    return picture + noise * torch.randn(picture.shape, generator=generator)
+
+
+def _inside(axis: Tensor, start: Tensor) -> Tensor:
+    return (axis >= start) & (axis < start + 8)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures to take once and keep.
+
+    Attributes:
+        drawings: RGBA of 8 bits, shape (N, 4, 2 SIZE, 2 SIZE).
+        labels: Class of each drawing, shape (N,).
+        copies: Pictures of each drawing.
+        seed: Of the poses and the camera; sources that must differ have different ones.
+        change: What is done to the pictures, if anything.
+    """
+
+    drawings: Tensor
+    labels: Tensor
+    copies: int
+    seed: int
+    change: Change | None = None
+
+
+def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> None:
+    """Write plain pictures of drawings as PNG files, one subfolder a class; whole or not at all.
+
+    Args:
+        folder: Where to; left alone if it is there.
+        classes: Folder of each class.
+        taken: What to write. A file is named after its drawing's place and its copy.
+    """
+    if folder.is_dir():
+        return
+    scratch = folder.with_name(f".{folder.name}")
+    generator = torch.Generator().manual_seed(taken.seed)
+    for copy in range(taken.copies):
+        pixels = photographed(taken.drawings.float() / 255, PLAIN, generator)
+        images = as_images(taken.change(pixels, generator).clamp(0, 1) if taken.change else pixels)
+        for place, (image, label) in enumerate(zip(images, taken.labels.tolist(), strict=True)):
+            file = scratch / classes[label] / f"{place:05d}-{copy}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image.save(file)
+    scratch.rename(folder)

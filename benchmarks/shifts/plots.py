@@ -1,0 +1,66 @@
+"""Pictures of the results page: ID accuracy across, mean OOD accuracy up, the curve and the recipes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.shifts.standing import Resampled
+
+#: Recipes that are one recipe with other values of its one knob, in the order of that knob: drawn as a line.
+KNOB = ("auto", "auto-1")
+_CURVE, _AUTO = "#1f6fb2", "#c2410c"
+_COLOURS = ("#6b4fbb", "#0f766e", "#b8285f", "#8a6d00", "#3b4cc0", "#5b7f00", "#7a4a2b", "#59626d")
+_MARKERS = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h", "*", "d")
+
+
+def regime_png(title: str, pairs: Sequence[Resampled]) -> bytes:
+    """Draw one regime, averaged over its pairs.
+
+    Args:
+        title: Above the picture.
+        pairs: The regime's pairs.
+
+    Returns:
+        A PNG.
+    """
+    figure = Figure(figsize=(8.0, 5.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(f"{title}: mean of {len(pairs)} pair{'s' * (len(pairs) > 1)}")
+    axes.set_xlabel("ID accuracy, %")
+    axes.set_ylabel("mean OOD accuracy, %")
+    axes.grid(color="#eceff2")
+    axes.spines[["top", "right"]].set_visible(False)
+    across, up = (100 * np.mean([side[0, pair.curve] for pair, side in _sides(pairs, axis)], axis=0) for axis in (0, 1))
+    axes.plot(across, up, "-o", color=_CURVE, markersize=4, markerfacecolor="white", label="WiSE-FT by alpha")
+    for place, text in ((0, "zero-shot"), (-1, "fine-tuned")):
+        axes.annotate(text, (across[place], up[place]), xytext=(4, 6), textcoords="offset points", fontsize=9)
+    shared = [row["name"] for row in pairs[0].record["recipes"] if all(pair.has(row["name"]) for pair in pairs)]
+    knob = [name for name in KNOB if name in shared]
+    if knob:
+        axes.plot(*_means(pairs, knob), "-*", color=_AUTO, markersize=11, label=" \N{RIGHTWARDS ARROW} ".join(knob))
+    for number, name in enumerate(name for name in shared if name not in knob):
+        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+        axes.plot(*_means(pairs, [name]), linestyle="none", markersize=7, label=name, **style)
+    axes.legend(fontsize=8, loc="best")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _sides(pairs: Sequence[Resampled], axis: int) -> list[tuple[Resampled, np.ndarray]]:
+    return [(pair, (pair.id, pair.ood)[axis]) for pair in pairs]
+
+
+def _means(pairs: Sequence[Resampled], names: Sequence[str]) -> tuple[list[float], list[float]]:
+    """Mean ID and OOD accuracy of recipes over the pairs, in per cent."""
+    id_, ood = (
+        [100 * float(np.mean([side[0, pair.point(name)] for pair, side in _sides(pairs, axis)])) for name in names]
+        for axis in (0, 1)
+    )
+    return id_, ood

@@ -1,0 +1,211 @@
+"""The results page, from the JSON files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.shifts.plots import regime_png
+from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled
+
+RESULTS = Path(__file__).parents[1] / "results"
+DOCS = Path(__file__).parents[2] / "docs"
+_TITLES = {"emoji_shift": "Emoji of other vendors", "fashion_shift": "Corrupted clothes"}
+_ABOUT = Path(__file__).with_name("results_about.md")
+
+
+def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
+    """Write `results.md` and its pictures from every benchmark's JSON files.
+
+    Args:
+        results: Holds a folder a benchmark.
+        docs: Where the page goes; pictures go into its folder `results`.
+
+    Returns:
+        The files.
+    """
+    parts = [_ABOUT.read_text(encoding="utf-8").rstrip()]
+    written = []
+    for name, title in _TITLES.items():
+        pairs = read_pairs(results / name)
+        if pairs:
+            parts.append(section(name, title, pairs))
+            written += _pictures(name, pairs, docs / "results")
+            parts += _claims(results / name)
+    page = docs / "results.md"
+    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return [page, *written]
+
+
+def read_pairs(folder: Path) -> list[Resampled]:
+    """Read the pairs of one benchmark, in the order of their names."""
+    files = sorted(file for file in folder.glob("*.json") if file.stem != "claims")
+    return [resampled(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def section(name: str, title: str, pairs: Sequence[Resampled]) -> str:
+    """Write one benchmark's section.
+
+    Args:
+        name: Of the benchmark.
+        title: Heading.
+        pairs: All of its pairs.
+    """
+    held_out = [pair for pair in pairs if not pair.record["tuning"]]
+    tuning = [pair for pair in pairs if pair.record["tuning"]]
+    images = pairs[0].record["images"]
+    lines = [f"## {title}", "", _how(name, pairs[0].record), ""]
+    lines += ["Pictures: " + ", ".join(f"{source} {count}" for source, count in images.items()) + ".", ""]
+    if held_out:
+        lines += ["### Held-out pairs", "", _ends_table(held_out), ""]
+        lines += [_GAIN, "", _gain_table(held_out), ""]
+        lines += [_ORACLE, "", _oracle_table(held_out), ""]
+        lines += [f"![{regime}](results/{name}-{regime}.png)" for regime in _regimes(held_out)]
+    if tuning:
+        lines += ["", "### Tuning pairs", "", "Recipes may have been tuned on these; no claim rests on them.", ""]
+        lines += [_ends_table(tuning), "", _gain_table(tuning), ""]
+    lines += ["### Every pair", "", _pairs_table(pairs)]
+    return "\n".join(lines)
+
+
+_GAIN = (
+    "*Gain at equal ID accuracy*, in OOD points above the WiSE-FT curve (mean over pairs, 95% interval, pairs in "
+    "brackets where some have none because the curve does not reach their ID accuracy):"
+)
+_ORACLE = (
+    "Against the *oracle*, the one alpha of the curve with the best OOD accuracy, chosen with OOD labels: "
+    "ID points / OOD points above it, each with its interval. Both at least 0 means better without an OOD label."
+)
+
+
+def _how(name: str, record: dict[str, Any]) -> str:
+    machine = record["machine"]
+    told = ", ".join([machine["cpu"], f"Python {machine['python']}", f"torch {machine['torch']}"])
+    told += f", transformers {machine['transformers']}, {machine['threads']} thread a job"
+    return (
+        f"`python -m benchmarks.{name}` regenerates this. Sweep seed {record['sweep_seed']}, at most "
+        f"{record['calibration_images']} calibration images, alphas in steps of {record['alphas'][1]:g}. {told}."
+    )
+
+
+def _regimes(pairs: Iterable[Resampled]) -> list[str]:
+    return list(dict.fromkeys(pair.record["regime"] for pair in pairs))
+
+
+def _of(pairs: Sequence[Resampled], regime: str) -> list[Resampled]:
+    return [pair for pair in pairs if pair.record["regime"] == regime]
+
+
+def _recipes(pairs: Sequence[Resampled]) -> list[str]:
+    return list(dict.fromkeys(row["name"] for pair in pairs for row in pair.record["recipes"]))
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    marks = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *rows])
+
+
+def _ends_table(pairs: Sequence[Resampled]) -> str:
+    """ID / OOD accuracy of what everyone knows, and of every recipe."""
+    regimes = _regimes(pairs)
+    rows = {
+        "zero-shot": lambda _: 0,
+        "fine-tuned": lambda pair: len(pair.record["curve"]) - 1,
+        "WiSE-FT, alpha 0.5": lambda pair: pair.record["alphas"].index(0.5),
+        "WiSE-FT, oracle alpha": lambda pair: pair.oracle,
+    }
+    head = ["ID / OOD accuracy, %", *(f"{regime} ({len(_of(pairs, regime))})" for regime in regimes)]
+    told = [[name, *(_both(_of(pairs, regime), place) for regime in regimes)] for name, place in rows.items()]
+    for recipe in _recipes(pairs):
+        place = partial(_place, recipe)
+        told.append([f"`{recipe}`", *(_both(_having(recipe, _of(pairs, regime)), place) for regime in regimes)])
+    return _table(head, told)
+
+
+def _place(recipe: str, pair: Resampled) -> int:
+    return pair.point(recipe)
+
+
+def _having(recipe: str, pairs: Iterable[Resampled]) -> list[Resampled]:
+    return [pair for pair in pairs if pair.has(recipe)]
+
+
+def _both(pairs: Sequence[Resampled], place: Callable[[Resampled], int]) -> str:
+    if not pairs:
+        return ""
+    both = [(pair.id[0, place(pair)], pair.ood[0, place(pair)]) for pair in pairs]
+    return " / ".join(f"{100 * sum(side) / len(side):.1f}" for side in zip(*both, strict=True))
+
+
+def _gain_table(pairs: Sequence[Resampled]) -> str:
+    regimes = _regimes(pairs)
+    rows = []
+    for recipe in _recipes(pairs):
+        groups = [_having(recipe, group) for group in [*(_of(pairs, regime) for regime in regimes), pairs]]
+        cells = [_told([pair.gain(recipe) for pair in group]) for group in groups]
+        rows.append([f"`{recipe}`", *cells])
+    return _table(["recipe", *regimes, "all"], rows)
+
+
+def _oracle_table(pairs: Sequence[Resampled]) -> str:
+    regimes = _regimes(pairs)
+    rows = []
+    for recipe in _recipes(pairs):
+        groups = [[pair.above_oracle(recipe) for pair in _having(recipe, _of(pairs, regime))] for regime in regimes]
+        cells = [" / ".join(_told(list(side)) for side in zip(*group, strict=True)) for group in groups]
+        rows.append([f"`{recipe}`", *cells])
+    return _table(["recipe", *regimes], rows)
+
+
+def _told(measured: Sequence[Floats]) -> str:
+    """The mean over pairs in points, its interval, and how many pairs have a value if not all."""
+    if not measured:
+        return ""
+    estimate = over_pairs(measured)
+    if estimate.value is None:
+        return "none"
+    told = f"{100 * estimate.value:+.1f}"
+    if estimate.interval:
+        low, high = estimate.interval
+        told += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return told if estimate.pairs == len(measured) else f"{told} ({estimate.pairs} of {len(measured)})"
+
+
+def _pairs_table(pairs: Sequence[Resampled]) -> str:
+    """ID / OOD accuracy and gain of every recipe on every pair."""
+    head = ["recipe", *(f"{pair.record['regime']} {pair.record['seed']}" for pair in pairs)]
+    rows = []
+    for recipe in _recipes(pairs):
+        rows.append([f"`{recipe}`", *(_pair_cell(pair, recipe) for pair in pairs)])
+    return _table(head, rows)
+
+
+def _pair_cell(pair: Resampled, recipe: str) -> str:
+    if not pair.has(recipe):
+        return ""
+    place, gain = pair.point(recipe), pair.gain(recipe)[0]
+    told = "no height" if gain != gain else f"{100 * gain:+.1f}"
+    return f"{100 * pair.id[0, place]:.1f} / {100 * pair.ood[0, place]:.1f} ({told})"
+
+
+def _pictures(name: str, pairs: Sequence[Resampled], folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    held_out = [pair for pair in pairs if not pair.record["tuning"]]
+    written = []
+    for regime in _regimes(held_out):
+        file = folder / f"{name}-{regime}.png"
+        file.write_bytes(regime_png(regime, _of(held_out, regime)))
+        written.append(file)
+    return written
+
+
+def _claims(folder: Path) -> list[str]:
+    file = folder / "claims.json"
+    if not file.is_file():
+        return []
+    from benchmarks.shifts.claims_page import claims_section
+
+    return [claims_section(json.loads(file.read_text(encoding="utf-8")))]

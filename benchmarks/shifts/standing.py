@@ -1,0 +1,120 @@
+"""Where recipes stand against the WiSE-FT curve, pair by pair and over pairs, from the JSON files alone.
+
+Intervals are 95% percentile intervals over resamples. In each, drawings are drawn with replacement (all copies of a
+drawing together, and the same draw in every source and for every pair, since these show the same things), and so are
+the pairs of a group. The curve is drawn along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.shifts.evaluation import unpacked
+from clipmerge.tradeoff import height, interval
+
+Floats = NDArray[np.float64]
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """One pair's points; row 0 as measured, the other rows resampled.
+
+    Attributes:
+        record: The pair's JSON.
+        id: ID accuracy, shape (1 + resamples, points); the curve's points, then the recipes.
+        ood: Mean OOD accuracy, same shape.
+    """
+
+    record: dict[str, Any]
+    id: Floats
+    ood: Floats
+
+    @property
+    def curve(self) -> slice:
+        """The points that make the curve."""
+        return slice(0, len(self.record["curve"]))
+
+    def point(self, recipe: str) -> int:
+        """Place of a recipe among the points; -1 if the pair was not merged by it."""
+        names = [row["name"] for row in self.record["recipes"]]
+        return len(self.record["curve"]) + names.index(recipe) if recipe in names else -1
+
+    def has(self, recipe: str) -> bool:
+        """Whether the pair was merged by this recipe."""
+        return self.point(recipe) >= 0
+
+    def gain(self, recipe: str) -> Floats:
+        """OOD accuracy above the curve's at equal ID accuracy, shape (1 + resamples,); NaN where it has none."""
+        at = [self.point(recipe)]
+        found: Floats = self.ood[:, at] - height(self.id[:, self.curve], self.ood[:, self.curve], self.id[:, at])
+        return found[:, 0]
+
+    @property
+    def oracle(self) -> int:
+        """Place of the single alpha that the OOD labels themselves choose."""
+        return int(np.argmax(self.ood[0, self.curve]))
+
+    def above_oracle(self, recipe: str) -> tuple[Floats, Floats]:
+        """ID and OOD accuracy minus those of the oracle alpha, each of shape (1 + resamples,)."""
+        place = self.point(recipe)
+        return self.id[:, place] - self.id[:, self.oracle], self.ood[:, place] - self.ood[:, self.oracle]
+
+
+def resampled(record: dict[str, Any], resamples: int = RESAMPLES) -> Resampled:
+    """Resample the drawings of one pair.
+
+    Args:
+        record: The pair's JSON.
+        resamples: Draws; the seed is fixed, so that pairs of one benchmark share them.
+    """
+    parts = [record["correct"], *(row["correct"] for row in record["recipes"])]
+    correct = {name: np.vstack([unpacked(part[name]).mean(axis=2) for part in parts]) for name in record["correct"]}
+    drawings = {right.shape[1] for right in correct.values()}
+    rng = np.random.default_rng(0)
+    weights = {}
+    for count in sorted(drawings):
+        times = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples)]
+        weights[count] = np.vstack([np.ones(count), *times]) / count
+    accuracy = {name: weights[right.shape[1]] @ right.T for name, right in correct.items()}
+    means = [np.mean([accuracy[name] for name in record[kind]], axis=0) for kind in ("id", "ood")]
+    return Resampled(record, *means)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over pairs.
+
+    Attributes:
+        value: The mean; ``None`` where no pair has a value.
+        interval: Both ends; ``None`` where too few resamples have a value.
+        pairs: Pairs that have a value.
+    """
+
+    value: float | None
+    interval: tuple[float, float] | None
+    pairs: int
+
+
+def over_pairs(measured: Sequence[Floats]) -> Estimate:
+    """Average a statistic over pairs, which are resampled along with the drawings.
+
+    Args:
+        measured: A pair each: its values, shape (1 + resamples,), measured first; NaN where there is none.
+    """
+    values = np.array(measured)
+    defined = ~np.isnan(values[:, 0])
+    if not defined.any():
+        return Estimate(None, None, 0)
+    values = values[defined]
+    count, resamples = values.shape[0], values.shape[1] - 1
+    chosen = np.random.default_rng(1).integers(count, size=(count, resamples))
+    drawn = values[chosen, np.arange(1, resamples + 1)]
+    seen = (~np.isnan(drawn)).sum(axis=0)
+    means = np.where(seen > 0, np.nansum(drawn, axis=0) / np.maximum(seen, 1), np.nan)
+    return Estimate(float(values[:, 0].mean()), interval(means), count)
