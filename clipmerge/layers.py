@@ -2,7 +2,8 @@
 
 A *layer* is what a recipe, a plan and a report speak about: half a transformer block with the norm that feeds
 it (``vision.3.attn``, ``vision.3.mlp``), a convolutional block (``vision.3.conv``), or what stands outside the
-blocks: ``vision.embeddings``, ``pre_norm``, ``norm``, ``pooler``, ``projection``, the same for ``text.``, and
+blocks: ``vision.embeddings``, ``pre_norm``, ``norm``, ``pooler``, ``projection``, the same for ``text.`` (and for
+the ``decoder.`` of a CoCa, whose blocks look at the image in ``decoder.3.cross``), and
 ``head`` (a classifier), ``logit_scale``, ``logit_bias``. Every parameter lies in exactly one layer; which, the
 families say.
 """

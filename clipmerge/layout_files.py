@@ -46,6 +46,9 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
             notes = _transformers_files(folder, original, config, dtype)
     except CheckpointError as error:
         raise CheckpointError(f"{converted.source}: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{converted.source}: its preprocessing cannot be understood ({said})") from None
     for license in sorted(original.folder.glob("LICENSE*")):
         shutil.copyfile(license, folder / license.name)
     return notes

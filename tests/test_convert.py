@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,26 @@ def test_a_bare_file_is_refused(ours: Path, tmp_path: Path) -> None:
     source = ours / "open_clip_model.safetensors"
     line = refused(clipmerge("convert", source, tmp_path / "out", "--to", "transformers"))
     assert "has no open_clip_config.json beside it" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda config: config.update(model_cfg={}),
+            r"open_clip_config\.json cannot be understood .KeyError: 'embed_dim'",
+        ),
+        (lambda config: config["model_cfg"].update(vision_cfg=[1]), "cannot be understood"),
+        (lambda config: config["model_cfg"]["vision_cfg"].update(head_width=0), "cannot be understood .ZeroDivision"),
+        (lambda config: config["model_cfg"]["vision_cfg"].update(width="wide"), "cannot be understood"),
+        (lambda config: config["preprocess_cfg"].update(interpolation="lanczos"), "preprocessing cannot be understood"),
+        (lambda config: config.update(preprocess_cfg=[1]), "preprocessing cannot be understood"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_one_line(change: Any, message: str, ours: Path, tmp_path: Path) -> None:
+    line = refused(clipmerge("convert", configure(ours, change), tmp_path / "out", "--to", "transformers"))
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_layout_is_a_usage_error(ours: Path, tmp_path: Path) -> None:

@@ -193,6 +193,17 @@ def test_a_bare_file_is_merged_and_takes_the_zero_shot_files(folders: Folders, t
     same(outputs(load(tmp_path / "merged")), outputs(expected))
 
 
+def test_a_training_checkpoint_of_open_clip_is_merged(folders: Folders, tmp_path: Path) -> None:
+    """``open_clip_train`` saves pickles: an epoch, the optimizer, and a state dict under ``module.``."""
+    weights = load_file(folders[1] / WEIGHTS)
+    state = {f"module.{key}": value for key, value in weights.items()}
+    torch.save({"epoch": 5, "name": "run", "state_dict": state, "optimizer": {}}, tmp_path / "epoch_5.pt")
+    done = merge(folders[0], tmp_path / "epoch_5.pt", tmp_path / "merged", 1)
+    assert done.code == 0, done.err
+    same(outputs(load(tmp_path / "merged")), outputs(load(folders[1])))
+    assert load_file(tmp_path / "merged" / WEIGHTS).keys() == weights.keys()
+
+
 def test_the_cards_snippet_loads_the_output(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert merge(*folders, tmp_path / "merged").code == 0
     card = (tmp_path / "merged" / "README.md").read_text()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clipmerge.checkpoint.header import DTYPES, TensorEntry
-from clipmerge.checkpoint.source import Array, Checkpoint
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Array, Checkpoint
 from clipmerge.conversion import (
     Layout,
     Match,
@@ -117,9 +117,13 @@ def in_one_layout(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> tuple[Ch
 def _convert_config(checkpoint: Checkpoint, to: Layout, prefix: str) -> dict[str, Any] | None:
     if checkpoint.config is None:
         return None
-    if to == "transformers":
-        return transformers_config(checkpoint.config.get("model_cfg", checkpoint.config))
-    model_cfg = open_clip_config(checkpoint.config)
+    try:
+        if to == "transformers":
+            return transformers_config(checkpoint.config.get("model_cfg", checkpoint.config))
+        model_cfg = open_clip_config(checkpoint.config)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        file = OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
+        raise CheckpointError(f"its {file} cannot be understood ({type(error).__name__}: {error})") from None
     return {"model_cfg": model_cfg | ({"custom_text": True} if prefix else {})}
 
 

@@ -103,20 +103,24 @@ _TEXT_SETTINGS: dict[str, Any] = {
 
 
 def _settings(config: dict[str, Any]) -> Settings:
-    model = config.get("model_cfg", config)
+    model = _section(config, "model_cfg") or config
     found = {}
     for side, defaults in (("vision", _VISION_SETTINGS), ("text", _TEXT_SETTINGS)):
-        section = model.get(f"{side}_cfg") or {}
+        section = _section(model, f"{side}_cfg")
         settings = {name: section.get(name, default) for name, default in defaults.items()}
         # towers of other libraries bring their own activation
         foreign = section.get("timm_model_name") or section.get("hf_model_name")
         settings["quick_gelu"] = None if foreign else bool(model.get("quick_gelu"))
         settings |= {name: section.get(name) or {} for name in ("act_kwargs", "norm_kwargs")}
         found[side] = settings
-    text = model.get("text_cfg") or {}
     if found["text"]["pool_type"] == "eos":
-        found["text"]["eos_id"] = text.get("eos_id", 2)
+        found["text"]["eos_id"] = _section(model, "text_cfg").get("eos_id", 2)
     return found
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 FAMILY = Family(

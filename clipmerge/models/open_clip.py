@@ -170,7 +170,9 @@ def _import_open_clip() -> Any:
 def _build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
     """Build the class that ``open_clip.create_model`` builds, without looking for anybody's pretrained towers."""
     settings = deepcopy(model_cfg)
-    vision, text = settings.get("vision_cfg", {}), settings.get("text_cfg", {})
+    vision, text = (settings.get(f"{side}_cfg") for side in ("vision", "text"))
+    if not (isinstance(vision, dict) and isinstance(text, dict)):
+        raise CheckpointError("open_clip_config.json has no model_cfg with vision_cfg and text_cfg")
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
     if "hf_model_name" in text:
@@ -180,7 +182,7 @@ def _build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
     try:
         return kind(**settings).float().eval()
-    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, OSError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, OSError) as error:
         raise CheckpointError(
             f"open_clip cannot build the model of open_clip_config.json: {_first_line(error)}"
         ) from None
