@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 from clipmerge.errors import ClipmergeError
+from clipmerge.together import Terminated, termination
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -21,6 +22,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEBUG = "CLIPMERGE_DEBUG"
+_ENDED = (
+    "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails); nothing was "
+    "left behind"
+)
 _STAGES = {
     "read": "reading",
     "measure": "measuring",
@@ -54,11 +59,14 @@ def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with termination():
+                return command(*args, **kwargs)
         except ClipmergeError as error:
             fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             fail("interrupted; nothing was left behind", 130)
+        except Terminated:
+            fail(_ENDED, 143)
         except BrokenPipeError:
             os._exit(0)
         except Exception as error:

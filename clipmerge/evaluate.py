@@ -13,6 +13,7 @@ from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.families import family_of, tower_of
 from clipmerge.measuring import accelerator_for
 from clipmerge.models import ImageTextModel, model_for
+from clipmerge.together import together
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -81,7 +82,8 @@ def zero_shot_accuracy(
         seen += len(labels)
         if progress:
             progress.advance(seen, len(images))
-    total = accelerator.reduce(torch.tensor(right, device=accelerator.device), "sum")
+    with together():
+        total = accelerator.reduce(torch.tensor(right, device=accelerator.device), "sum")
     return float(total) / len(images)
 
 

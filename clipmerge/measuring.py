@@ -24,6 +24,7 @@ from clipmerge.models import ImageTextModel, model_for
 from clipmerge.objective import Batch, Objective
 from clipmerge.plan import Measurements
 from clipmerge.plugins import load_plugin
+from clipmerge.together import together
 from clipmerge.write import TOKENIZER_FILES
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     )
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
-    accelerator.wait_for_everyone()  # nobody leaves while another still gathers
+    with together():
+        accelerator.wait_for_everyone()  # nobody leaves while another still gathers
     record = _record(images, batch_size, templates, request.seed)
     return _with_change(found, objective), record
 

@@ -23,6 +23,7 @@ from clipmerge.errors import MeasureError
 from clipmerge.layers import block_of
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.plan import Measurements
+from clipmerge.together import together
 
 # Prompts whose activations are held at once; more are recomputed piece by piece.
 _PROMPTS_AT_ONCE = 512
@@ -171,8 +172,21 @@ class Objective:
         """Collect items from every process, in every process."""
         if self.accelerator.num_processes == 1:
             return items
-        gathered: list[Any] = gather_object(items)
+        with together():
+            gathered: list[Any] = gather_object(items)
         return gathered
+
+    def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add up tensors over all processes.
+
+        Args:
+            tensors: This process's, by name; the same names and shapes in every process.
+
+        Returns:
+            The sums, on the CPU.
+        """
+        with together():
+            return {name: self.accelerator.reduce(value, "sum").cpu() for name, value in tensors.items()}
 
     def every_batch(self) -> list[Batch]:
         """All processes' batches, in order, in every process."""

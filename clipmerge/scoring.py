@@ -19,6 +19,7 @@ from clipmerge.data import LabelledImages, batch_size_for, pixel_batches
 from clipmerge.evaluate import class_embeddings, recognised
 from clipmerge.interpolation import MovingModel
 from clipmerge.models import ImageTextModel
+from clipmerge.together import together
 
 if TYPE_CHECKING:
     from clipmerge.run import OutputDtype, Progress
@@ -107,7 +108,8 @@ class Scorer:
                     done += len(right)
                     progress.advance(done, total)
         if self._accelerator.num_processes > 1:
-            found = gather_object(found)
+            with together():
+                found = gather_object(found)
         correct = {name: np.zeros((len(moves), len(images)), dtype=np.bool_) for name, images in sources.items()}
         for name, number, start, right in found:
             correct[name][number, start : start + len(right)] = right

@@ -45,9 +45,7 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
         objective.move_to(alpha)
         squares, found = _squares(objective, probes, labels)
         scale = 1 / (objective.images * probes)
-        tensors[statistic] = {
-            name: objective.accelerator.reduce(value, "sum").mul_(scale).cpu() for name, value in squares.items()
-        }
+        tensors[statistic] = {name: value.mul_(scale) for name, value in objective.total(squares).items()}
         rows = objective.by_batch(found)
         batches[statistic] = {
             layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)

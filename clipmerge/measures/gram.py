@@ -34,7 +34,7 @@ def gram(objective: Objective) -> Measurements:
     for statistic, alpha in _ENDS.items():
         objective.move_to(alpha)
         sums = _sums(objective)
-        tensors[statistic] = {name: objective.accelerator.reduce(value, "sum").cpu() for name, value in sums.items()}
+        tensors[statistic] = objective.total(sums)
     missing = [name for name in objective.task_vector if objective.parameters[name].ndim > 1 and name not in sums]
     return Measurements(
         measure="gram",

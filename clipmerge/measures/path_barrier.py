@@ -103,8 +103,7 @@ def _attribute(
         name: {layer: values[:, column].tolist() for column, layer in enumerate(layers)}
         for name, values in shares.items()
     }
-    mean = {name: objective.accelerator.reduce(value, "sum").cpu() for name, value in gradients.items()}
-    return found, losses, mean
+    return found, losses, objective.total(gradients)
 
 
 def _slopes(objective: Objective, alpha: float, share: float, gradients: dict[str, Tensor]) -> tuple[np.ndarray, float]:

@@ -1,0 +1,38 @@
+"""The command line, in which one process of several is killed or fails at its first gradient; see test_scale_out.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from clipmerge.cli import main
+from clipmerge.errors import DataError
+from clipmerge.objective import Objective
+
+LOST = "lost at "
+
+
+def lose(rank: str, how: str) -> None:
+    walk = Objective.gradients
+
+    def gradients(self: Objective) -> Iterator[Any]:
+        for found in walk(self):
+            if os.environ["RANK"] == rank:
+                sys.stderr.write(f"{LOST}{time.time()}\n")
+                sys.stderr.flush()
+                if how == "fail":
+                    raise DataError("images/7.png: cannot be read")
+                os.kill(os.getpid(), getattr(signal, how))
+            yield found
+
+    Objective.gradients = gradients  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    lose(*sys.argv[1:3])
+    del sys.argv[1:3]
+    main()
