@@ -46,7 +46,7 @@ def _files_table(record: dict[str, Any]) -> RenderableType:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("file")
-    table.add_column("sha256")
+    table.add_column("sha256", overflow="fold")
     for name, digest in record["files"].items():
         table.add_row(name, digest)
     return table
