@@ -17,6 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean
 
+# What the arithmetic fills in for masks and combinations that ask for it: no options.
+_FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "thinned"}}
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 
@@ -69,7 +71,8 @@ def plugin_options(package: str, name: str) -> dict[str, Any]:
         Option to default.
     """
     parameters = inspect.signature(load_plugin(package, name)).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    filled_in = _FILLED_IN.get(package, set())
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled_in}
 
 
 def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
