@@ -204,7 +204,7 @@ def _front_matter(
         base_model=list(dict.fromkeys(bases)) or None,
         base_model_relation="merge" if bases else None,
         library_name="open_clip" if OPEN_CLIP_WEIGHTS in record.get("files", {}) else "transformers",
-        pipeline_tag="zero-shot-image-classification",
+        pipeline_tag="image-classification" if record.get("classifier") else "zero-shot-image-classification",
         license=license,
         datasets=data or None,
         tags=["clip", "merge", "clipmerge"],

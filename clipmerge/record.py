@@ -35,6 +35,8 @@ def merge_record(run: Run, plan: Plan, output: Path | None, files: dict[str, str
         "clipmerge": __version__,
         "output": str(output) if output else None,
         "files": files,
+        "family": run.pair.family.name,
+        "classifier": run.pair.is_classifier,
         "recipe": data["recipe"],
         "zeroshot": data["zeroshot"],
         "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,

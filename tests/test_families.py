@@ -259,6 +259,31 @@ def test_old_position_ids_are_copied_in_any_family(pairs: Pairs, tmp_path: Path)
     assert torch.equal(ids, torch.arange(24)[None])
 
 
+@pytest.mark.parametrize(
+    ("name", "task", "says"),
+    [
+        ("SigLIP", "zero-shot-image-classification", "a photo of a cat"),
+        ("CLIP classifier", "image-classification", "LABEL_2"),
+    ],
+)
+def test_the_cards_snippet_runs(
+    name: str,
+    task: str,
+    says: str,
+    pairs: Pairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    merged(pairs(name), tmp_path / "out", 0.5)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"pipeline_tag: {task}" in card
+    assert f"\n{TINY[name].family} " in card
+    monkeypatch.chdir(tmp_path / "out")
+    exec(card.partition("```python\n")[2].partition("```")[0], {})
+    assert says in capsys.readouterr().out
+
+
 def test_every_family_is_tested_here() -> None:
     untested = {family.name for family in families()} - {tiny.family for tiny in TINY.values()} - {"OpenCLIP"}
     assert not untested

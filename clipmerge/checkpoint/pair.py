@@ -77,6 +77,11 @@ class Pair:
         return any(self.layer_of.get(name) == HEAD for keys in self.finetuned_keys for name in keys)
 
     @property
+    def is_classifier(self) -> bool:
+        """Whether the output has a classification head, and no class prompts."""
+        return self.tower == "vision" and any(self.layer_of.get(name) == HEAD for name in self.form_keys)
+
+    @property
     def takes_zeroshot_form(self) -> bool:
         """Whether the output has the zero-shot checkpoint's shape, configuration and side files."""
         return self.is_partial and not self.keeps_head
