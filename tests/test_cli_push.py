@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,8 +66,13 @@ def test_merge_push_and_merge_again_from_the_pushed_id(
         )
         assert second.returncode == 0, second.stderr
         assert json.loads(second.stdout)["finetuned"]["revision"] == sha
-        loaded = run(["-c", LOAD, "acme/robust", sha], hub, tmp_path)
+        card = hub.content("acme/robust", "README.md").decode()
+        snippet = re.search(r"```python\n(.*?)```", card, re.S)
+        assert snippet is not None
+        assert '"acme/robust"' in snippet[1]
+        loaded = run(["-c", LOAD + snippet[1], "acme/robust", sha], hub, tmp_path)
         assert loaded.returncode == 0, loaded.stderr
+        assert "a photo of a cat" in loaded.stdout
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "out2")]
     assert weights[0] == weights[1]
 
