@@ -21,6 +21,7 @@ from clipmerge.plugins import load_plugin, takes_several
 from clipmerge.recipe import Recipe
 from clipmerge.run import Calibration, MergeRequest, Progress, Run, Silent
 from clipmerge.tensors import PlanTensors, check_coefficients, with_coefficients
+from clipmerge.zeroshot_head import build_zeroshot_head, head_classes, lacks_zeroshot_head
 
 Measured = tuple[Measurements, dict[str, Any]]
 
@@ -98,7 +99,10 @@ def _read(request: MergeRequest, progress: Progress) -> Run:
     zeroshot = open_checkpoint(request.zeroshot)
     finetuned = [open_checkpoint(source, base=zeroshot) for source in request.finetuned]
     pair = pair_checkpoints(zeroshot, finetuned, **fit)
-    run = Run(pair, progress, command=request.command)
+    head = head_classes(pair, request.calibration) if lacks_zeroshot_head(pair) else None
+    if head:
+        pair = build_zeroshot_head(pair, head, mixed_dtypes=fit["mixed_dtypes"])
+    run = Run(pair, progress, command=request.command, head=head)
     for note in pair.notes:
         progress.say(note)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
@@ -132,6 +136,7 @@ def _decide(
         combine=decision.combine,
         dtype=request.dtype,
         missing=request.recipe.missing,
+        head=run.head,
         layers=layers,
         stragglers=decision.stragglers,
         straggler_scores=decision.straggler_scores,
@@ -216,10 +221,12 @@ def load_plan(path: Path, progress: Progress | None = None) -> Run:
     zeroshot = _open_again(path, plan.zeroshot)
     finetuned = [_open_again(path, record, zeroshot) for record in plan.finetuned]
     pair = pair_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
+    if plan.head:
+        pair = build_zeroshot_head(pair, plan.head, mixed_dtypes=plan.dtype != "keep")
     for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True):
         _check_hashes(path, record, checkpoint)
     task = Task(pair)
-    run = Run(pair, progress, plan=plan.checked(task.layers))
+    run = Run(pair, progress, plan=plan.checked(task.layers), head=plan.head)
     if plan.tensors:
         run.tensors = _load_tensors(path, plan.tensors)
     check_coefficients(plan, run.tensors.coefficients, task.layers, task.shapes)

@@ -152,6 +152,18 @@ class TensorsRecord(Record):
     sha256: str
 
 
+class HeadRecord(Record):
+    """What a classification head's rows stand for, where its zero-shot side is built from class prompts.
+
+    Attributes:
+        classes: Class names, in the order of the rows.
+        templates: Prompt templates.
+    """
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
 class Plan(Record):
     """What a merge will do, complete: the inputs by hash and what each layer gets.
 
@@ -164,6 +176,7 @@ class Plan(Record):
         combine: What takes the place of the weighted sum, if anything does.
         dtype: Output dtype, or ``keep``.
         missing: What happens to keys that only one checkpoint has.
+        head: The head whose zero-shot side is built, if one is.
         layers: Layer to what it gets; a layer that is not named stays zero-shot.
         tensors: File with the scores that masks need and with learned coefficients.
         stragglers: Layers found to be stragglers.
@@ -183,6 +196,7 @@ class Plan(Record):
     combine: Combination | None = None
     dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
     missing: Literal["error", "keep-zeroshot", "keep-finetuned"] = "error"
+    head: HeadRecord | None = None
     layers: dict[str, LayerPlan]
     tensors: TensorsRecord | None = None
     stragglers: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from clipmerge.checkpoint import Pair
 from clipmerge.images import Columns
-from clipmerge.plan import Plan, SourceRecord
+from clipmerge.plan import HeadRecord, Plan, SourceRecord
 from clipmerge.recipe import Recipe
 from clipmerge.tensors import PlanTensors
 
@@ -105,6 +105,7 @@ class Run:
         progress: Where to report.
         is_main: Whether this process decides and writes.
         command: How to run this again.
+        head: The classes of a head whose zero-shot side was built.
     """
 
     pair: Pair
@@ -114,6 +115,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     is_main: bool = field(default_factory=lambda: os.environ.get("RANK", "0") == "0")
     command: str = ""
+    head: HeadRecord | None = None
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)
 
     @contextmanager

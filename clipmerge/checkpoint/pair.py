@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.header import DTYPES, TensorEntry
 from clipmerge.checkpoint.source import Array, Checkpoint
+from clipmerge.checkpoint.with_head import WithHead
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family, family_of, is_buffer, is_counter, is_statistic, known_keys, tower_of
 from clipmerge.layers import HEAD
@@ -70,9 +71,18 @@ class Pair:
         return self.tower != "full" and tower_of(self.layers) == "full"
 
     @property
+    def has_built_head(self) -> bool:
+        """Whether the zero-shot checkpoint's head was built from class prompts."""
+        return isinstance(self.zeroshot, WithHead)
+
+    @property
     def keeps_head(self) -> bool:
-        """Whether only the fine-tuned checkpoints have a classifier: the output has it too, and their one tower."""
-        if self.tower == "full" or self.missing == "keep-zeroshot" or HEAD in self.layers:
+        """Whether only the fine-tuned checkpoints have a classifier: the output has it too, and their one tower.
+
+        A head that was built for the zero-shot checkpoint is none of its own.
+        """
+        own = HEAD in self.layers and not self.has_built_head
+        if self.tower == "full" or self.missing == "keep-zeroshot" or own:
             return False
         return any(self.layer_of.get(name) == HEAD for keys in self.finetuned_keys for name in keys)
 
@@ -108,7 +118,7 @@ class Pair:
 
     def expects(self, name: str) -> bool:
         """Whether the fine-tuned checkpoints, if they are one tower of the model, must hold a zero-shot parameter."""
-        if not self.is_partial:
+        if not self.is_partial or self.layer_of[name] == HEAD:
             return True
         tower, _, rest = self.layer_of[name].partition(".")
         if rest != "projection":
@@ -214,7 +224,12 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
 def _what_happens(pair: Pair) -> list[str]:
     """Say what is not simply merged."""
     notes = []
-    if pair.keeps_head:
+    if pair.has_built_head:
+        notes.append(
+            "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built from class prompts, "
+            "and the output is a classifier too"
+        )
+    elif pair.keeps_head:
         notes.append(
             "the fine-tuned checkpoint is a classifier: its head is kept as it is, and the output is a classifier too, "
             "without what the zero-shot model has beside it (`--set missing=keep-zeroshot` writes the whole zero-shot "
@@ -307,7 +322,7 @@ def _tower_mismatch(pair: Pair) -> list[str]:
 
 
 def _several_heads(pair: Pair) -> list[str]:
-    if len(pair.finetuned) < 2 or not pair.keeps_head:
+    if len(pair.finetuned) < 2 or not pair.keeps_head or pair.has_built_head:
         return []
     return [
         "several fine-tuned classifiers, and a zero-shot model without a head: one head can be kept, not several; give "

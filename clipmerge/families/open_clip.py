@@ -129,6 +129,8 @@ FAMILY = Family(
     rules=(
         *(*_VIT, *_RESNET, *_TIMM),
         *(*_TEXT, *_HUGGING_FACE_TEXT, *_DECODER),
+        # of WiSE-FT's and model soups' classifiers
+        (r"classification_head\.", "head"),
         (r"logit_scale$", "logit_scale"),
         (r"logit_bias$", "logit_bias"),
     ),

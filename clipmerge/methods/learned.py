@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
+from clipmerge.layers import HEAD
 from clipmerge.options import Share
 from clipmerge.plan import LayerPlan
 
@@ -30,6 +31,8 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
         )
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}
     layers = {layer: LayerPlan(alpha=0.0, reason="fine-tuning did not change it") for layer in task.layers}
+    if HEAD in layers:  # what is measured classifies by prompts
+        layers[HEAD] = LayerPlan(alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned")
     for layer, values in measurements.layers.items():
         reason = f"learned: {values['at_zero']:.0%} held at zero-shot, {values['at_one']:.0%} at fine-tuned"
         layers[layer] = LayerPlan(alpha=0.0, reason=reason)

@@ -1,0 +1,57 @@
+"""A zero-shot checkpoint with a classification head beside its own tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from clipmerge.checkpoint.source import Array, Checkpoint, stored
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithHead(Checkpoint):
+    """A checkpoint, and a head that was made for it.
+
+    Attributes:
+        original: The checkpoint as it is.
+        head: Key to the head's tensor.
+    """
+
+    original: Checkpoint
+    head: dict[str, Tensor]
+
+    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
+        """View a run of one tensor's elements; see `Checkpoint.array`."""
+        if key in self.head:
+            return stored(self.head[key].flatten()[start:stop])
+        return self.original.array(key, start, stop)
+
+    def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """View one tensor, or a run of its elements; see `Checkpoint.tensor`."""
+        if key in self.head:
+            return self.head[key] if start == 0 and stop is None else self.head[key].flatten()[start:stop]
+        return self.original.tensor(key, start, stop)
+
+    def release(self, key: str) -> None:
+        """Let go of a tensor's mapped pages; see `Checkpoint.release`."""
+        if key not in self.head:
+            self.original.release(key)
+
+
+def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> WithHead:
+    """Put a head beside a checkpoint's tensors.
+
+    Args:
+        checkpoint: The zero-shot checkpoint.
+        like: The fine-tuned one, whose head's keys and dtypes the new one has.
+        head: Key to tensor.
+    """
+    values = {each.name: getattr(checkpoint, each.name) for each in fields(Checkpoint) if each.init}
+    values["entries"] = {
+        **checkpoint.entries,
+        **{key: replace(like.entries[key], file=checkpoint.files[0]) for key in head},
+    }
+    return WithHead(**values, original=checkpoint, head=head)
