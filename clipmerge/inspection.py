@@ -59,7 +59,7 @@ def inspect_checkpoints(
         base, seen, seen_other = open_checkpoint(zeroshot), None, None
         other = open_checkpoint(finetuned, base=base)
         pair = align(base, [other])
-    layers = _describe(base, pair.zeroshot_keys, pair.layers)
+    layers = _describe(pair.zeroshot, pair.zeroshot_keys, pair.layers)
     for note in pair.notes:
         progress.say(note)
     if weights and not (seen or seen_other):
@@ -72,7 +72,7 @@ def inspect_checkpoints(
         "finetuned": _origin(other),
         "layers": layers,
         "mismatches": mismatches,
-        **_totals(base),
+        **_totals(pair.zeroshot),
     }
 
 

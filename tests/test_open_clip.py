@@ -237,6 +237,20 @@ def test_inspect_knows_the_layers(folders: Folders) -> None:
     assert record["mismatches"] == []
 
 
+def test_a_mixed_pair_is_inspected(tmp_path: Path) -> None:
+    ours = save_open_clip_pair(tmp_path / "ours", model_config(quick_gelu=True))[0]
+    theirs = save_pair(tmp_path / "theirs")[0]
+    clipmerge("convert", theirs, tmp_path / "same", "--to", "open-clip")
+    for pair, plain in (((theirs, ours), (tmp_path / "same", ours)), ((ours, tmp_path / "same"), (ours, theirs))):
+        mixed, alike = (clipmerge("inspect", *each, "--format", "json") for each in (pair, plain))
+        assert mixed.code == alike.code == 0, mixed.err
+        assert list(mixed.json["layers"]) == LAYERS["vit"]
+        assert mixed.json["mismatches"] == []
+        for layer, entry in mixed.json["layers"].items():
+            assert entry["size"] == alike.json["layers"][layer]["size"]
+            assert entry["change"] == pytest.approx(alike.json["layers"][layer]["change"], rel=1e-5)
+
+
 @pytest.mark.parametrize("ours", ["zeroshot", "finetuned"])
 @pytest.mark.parametrize("custom_text", [False, True])
 def test_a_mixed_pair_is_merged_in_the_finetuned_layout(ours: str, custom_text: bool, tmp_path: Path) -> None:

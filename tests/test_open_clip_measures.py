@@ -186,6 +186,17 @@ def test_a_sweep_ends_at_both_checkpoints(
         assert points[alpha]["a"] == pytest.approx(accuracy_by_hand(folder, square_images))
 
 
+def test_a_mixed_pair_is_swept(
+    pairs: dict[str, Folders], converted: Folders, square_images: Path, images: Path, tmp_path: Path
+) -> None:
+    sources = ("--id", f"a={square_images}", "--ood", f"b={images}", "--alphas", "0,1", "--output", tmp_path / "sweep")
+    done = clipmerge("sweep", converted[0], pairs["vit"][1], *sources, "--format", "json")
+    assert done.code == 0, done.err
+    points = {point["alpha"]: point["accuracy"] for point in done.json["curve"]}
+    for alpha, folder in zip((0, 1), pairs["vit"], strict=True):
+        assert points[alpha]["a"] == pytest.approx(accuracy_by_hand(folder, square_images))
+
+
 def test_a_mixed_pair_is_measured(pairs: dict[str, Folders], converted: Folders, square_images: Path) -> None:
     for folders in ((pairs["vit"][0], converted[1]), (converted[0], pairs["vit"][1])):
         arguments = ("--recipe", "straggler-sparse", "--data", square_images, "--dry-run", "--format", "json")
