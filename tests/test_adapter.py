@@ -321,6 +321,10 @@ def test_a_broken_configuration_is_refused(pair: tuple[Path, Path], plain: Path,
 A = f"base_model.model.{Q.replace('weight', 'lora_A.weight')}"
 TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "half a pair": ({A: None}, "the LoRA of .*q_proj.weight is incomplete"),
+    "torch's attention": (
+        {"base_model.model.transformer.resblocks.0.attn.base_layer.out_proj.lora_A.weight": torch.zeros(4, 32)},
+        r"LoRA on torch's MultiheadAttention is not read\. merge it where it was trained",
+    ),
     "an unknown factor": ({A.replace("lora_A", "lora_E"): torch.zeros(4)}, "lora_E.weight is of a kind"),
     "no module": ({"logit": torch.zeros(1)}, "tensor logit is of a kind"),
     "an unknown module": (

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.adapter_config import CONFIG, AdapterConfig, read_adapter_config
+from clipmerge.checkpoint.adapter_config import CONFIG, MERGE_IT, AdapterConfig, read_adapter_config
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.source import Array, Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
@@ -159,6 +159,8 @@ def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
     for key in adapter.entries:
         name = _WRAPPERS.sub("", f".{key.removeprefix(_PREFIX)}")[1:]
         factor = _FACTOR.fullmatch(name.removesuffix(".weight") if "magnitude" in name else name)
+        if ".attn.base_layer.out_proj." in key:  # peft's forward and its merge_and_unload differ there
+            raise CheckpointError(f"{adapter.source}: LoRA on torch's MultiheadAttention is not read. {MERGE_IT}")
         if factor is None:
             if ".lora_" in name or "." not in name:
                 raise CheckpointError(f"{adapter.source}: tensor {key} is of a kind that clipmerge does not know")
@@ -206,9 +208,7 @@ def _places(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
     first, parts = names[0], names[0].split(".")
     for skipped in range(len(parts) - 1):
         end = ".".join(parts[skipped:])
-        # torch's attention keeps the input projections of q, k and v in one parameter of its own
-        ends = (end, f"{end.removesuffix('weight')}in_proj_weight")
-        hits = {key[: -len(each)] for key in base.entries for each in ends if f".{key}".endswith(f".{each}")}
+        hits = {key[: -len(end)] for key in base.entries if f".{key}".endswith(f".{end}")}
         places = [(hit, first[: -len(end)]) for hit in sorted(hits)]
         if any(all(_key(base, name, *place) for name in names) for place in places):
             return places
@@ -220,8 +220,7 @@ def _key(base: Checkpoint, name: str, before: str, cut: str) -> str:
     if not name.startswith(cut):
         return ""
     key = before + name.removeprefix(cut)
-    choices = (key, f"{key.removesuffix('weight')}in_proj_weight" if key.endswith(".weight") else key)
-    return next((each for each in choices if each in base.entries), "")
+    return key if key in base.entries else ""
 
 
 def _all_fit(

@@ -16,7 +16,8 @@ from typing import Any
 from clipmerge.errors import CheckpointError, shorten
 
 CONFIG = "adapter_config.json"
-_MERGE_IT = (
+#: What to do with an adapter that is not understood.
+MERGE_IT = (
     "merge it where it was trained, "
     "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER), and give that folder"
 )
@@ -101,7 +102,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
     except (ValueError, OSError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as an adapter's configuration ({error})") from None
     if kind != "LORA":
-        raise CheckpointError(f"{path}: a peft adapter of type {kind or 'unknown'}; clipmerge reads LORA. {_MERGE_IT}")
+        raise CheckpointError(f"{path}: a peft adapter of type {kind or 'unknown'}; clipmerge reads LORA. {MERGE_IT}")
     _refuse_unknown(path, data)
     try:
         return _parsed(data)
@@ -112,12 +113,12 @@ def read_adapter_config(path: Path) -> AdapterConfig:
 def _refuse_unknown(path: Path, data: dict[str, Any]) -> None:
     unknown = sorted(key for key, value in data.items() if key not in _HARMLESS and value)
     if unknown:
-        raise CheckpointError(f"{path}: uses {shorten(unknown)}, whose arithmetic clipmerge does not know. {_MERGE_IT}")
+        raise CheckpointError(f"{path}: uses {shorten(unknown)}, whose arithmetic clipmerge does not know. {MERGE_IT}")
     start = data.get("init_lora_weights", True)
     if start not in _KEEPS_BASE:
         raise CheckpointError(
             f"{path}: started with init_lora_weights={start!r}, which changes the base model's weights, so that the "
-            f"adapter does not fit the base as it is published. {_MERGE_IT}"
+            f"adapter does not fit the base as it is published. {MERGE_IT}"
         )
 
 
