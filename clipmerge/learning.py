@@ -91,11 +91,17 @@ class Goal:
         changes: What is changed in the images on which the divergence is taken; nothing for the images themselves.
         divergence: ``predictions``: KL divergence from the zero-shot model's predictions, in nats; ``features``: one
             minus the cosine to its image features.
+        teacher: alpha of the model that takes the place of the zero-shot one.
+        changed_labels: Weight of the calibration loss on the changed images beside that on the images themselves.
+        temperature: Both models' logits are divided by it before they are compared.
     """
 
     divergence_weight: float
     changes: tuple[Augmentation, ...] = KINDS
     divergence: Divergence = "predictions"
+    teacher: float = 0.0
+    changed_labels: float = 0.0
+    temperature: float = 1.0
 
     @property
     def cost(self) -> int:
@@ -197,13 +203,13 @@ def prepare(objective: Objective, goal: Goal, steps: int) -> list[Step]:
     objective.announce_work(goal.cost * sum(len(step.batch) for step in planned))
     if not goal.divergence_weight:
         return planned
-    objective.move_to(0.0)
+    objective.move_to(goal.teacher)
     return [_asked(objective, step, goal) for step in planned]
 
 
 def _drawn_prompts(objective: Objective, batch: Batch, seed: int) -> tuple[Tensor | None, Tensor | None]:
     """Draw templates, and beyond those classes, so that a step embeds a bounded number of prompts."""
-    count, templates = objective.class_count, objective.templates
+    count, templates = objective.prompts.classes, objective.prompts.templates
     if count * templates <= PROMPTS_A_STEP:
         return None, None
     generator = torch.Generator().manual_seed(seed)
@@ -247,6 +253,9 @@ def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
         labels = torch.searchsorted(step.classes.to(labels.device), labels)
     calibration = cross_entropy(objective.class_logits(features[: len(labels)], classes), labels)
     divergence = _divergence(objective, step, goal, features[len(labels) :], classes)
+    if goal.changed_labels:
+        own = cross_entropy(objective.class_logits(features[len(labels) :], classes), labels)
+        calibration = (calibration + goal.changed_labels * own) / (1 + goal.changed_labels)
     loss = calibration + goal.divergence_weight * divergence
     loss.backward()  # type: ignore[no-untyped-call]
     seen = Losses(float(calibration.detach()), float(divergence.detach()))
@@ -260,5 +269,7 @@ def _divergence(objective: Objective, step: Step, goal: Goal, features: Tensor, 
         return torch.zeros((), device=classes.device)
     if goal.divergence == "features":
         return 1 - (features * step.features).sum(-1).mean()
-    own, target = (each.log_softmax(-1) for each in (objective.class_logits(features, classes), step.logits))
+    own, target = (
+        (each / goal.temperature).log_softmax(-1) for each in (objective.class_logits(features, classes), step.logits)
+    )
     return kl_div(own, target, reduction="batchmean", log_target=True)

@@ -8,46 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import cross_entropy
 
+from clipmerge.batch import Batch as Batch
 from clipmerge.checkpoint import Pair
 from clipmerge.errors import MeasureError
 from clipmerge.layers import block_of
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.plan import Measurements
+from clipmerge.prompts import Prompts, averaged
 from clipmerge.together import together
 
-# Prompts whose activations are held at once; more are recomputed piece by piece.
-_PROMPTS_AT_ONCE = 512
 # Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
 FORWARD, GRADIENT, HESSIAN = 1, 3, 6
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One calibration batch on the device.
-
-    Attributes:
-        number: Its place among all processes' batches.
-        pixels: (batch, 3, height, width).
-        labels: (batch,), class indices.
-    """
-
-    number: int
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
 
 
 #: Scores a batch against prompt features (prompts, projection_dim).
@@ -63,7 +42,7 @@ class Objective:
         parameters: Name to parameter, set to theta(alpha) by `move_to`; those that did not change are frozen.
         theta_0: Name to zero-shot parameter, float32, for the changed parameters.
         task_vector: Name to theta_1 - theta_0, likewise.
-        templates: Prompts a class.
+        prompts: The class prompts.
         batches: This process's batches.
         batch_sizes: Images in every batch of all processes.
         seed: Seed for measures that draw.
@@ -100,7 +79,6 @@ class Objective:
         self.accelerator = accelerator
         self._model = model
         self.pair = pair
-        self.templates = templates
         self._progress = progress
         self._done = self._announced = 0.0
         device = accelerator.device
@@ -108,7 +86,7 @@ class Objective:
         model.module.to(device)
         self.parameters = model.parameters
         self._set_ends(pair, device)
-        self._tokens = {key: value.to(device) for key, value in model.tokens(prompts).items()}
+        self.prompts = Prompts(model, prompts, templates, device)
         self.text_changes = any(layer.startswith("text.") for layer in self.layers)
         self._prompt_features: Tensor | None = None
         self._hidden: dict[str, tuple[int, tuple[Tensor, ...] | None]] = {}
@@ -263,39 +241,13 @@ class Objective:
         """
         if self._prompt_features is None:
             with torch.no_grad():
-                self._prompt_features = self._text_features()
+                self._prompt_features = self.prompts.features()
         return self._prompt_features
-
-    def _text_features(self, prefix: Prefix | None = None, tokens: dict[str, Tensor] | None = None) -> Tensor:
-        """Embed prompts, by default all, at the current weights, with a graph that holds the activations of few."""
-        tokens = self._tokens if tokens is None else tokens
-        if len(tokens["input_ids"]) <= _PROMPTS_AT_ONCE:
-            return self._model.text_features(tokens, prefix)
-        pieces = zip(*(torch.split(value, _PROMPTS_AT_ONCE) for value in tokens.values()), strict=True)
-        held = [dict(zip(tokens, piece, strict=True)) for piece in pieces]
-        return torch.cat([checkpoint(self._model.text_features, piece, use_reentrant=False) for piece in held])
 
     @property
     def module(self) -> torch.nn.Module:
         """The model itself, for what looks into it."""
         return self._model.module
-
-    def embed_prompts(self) -> Iterator[dict[str, Tensor]]:
-        """Run the text tower over the prompts, as many at once as go; yields each piece's tokens before it runs."""
-        pieces = zip(*(torch.split(value, _PROMPTS_AT_ONCE) for value in self._tokens.values()), strict=True)
-        for piece in pieces:
-            tokens = dict(zip(self._tokens, piece, strict=True))
-            yield tokens
-            self._model.text_features(tokens)
-
-    @property
-    def _many_prompts(self) -> bool:
-        return len(self._tokens["input_ids"]) > _PROMPTS_AT_ONCE
-
-    @property
-    def class_count(self) -> int:
-        """Number of classes."""
-        return len(self._tokens["input_ids"]) // self.templates
 
     def class_features(self, classes: Tensor | None = None, templates: Tensor | None = None) -> Tensor:
         """Embed classes at the weights of the moment, with a graph where the text tower changes.
@@ -307,13 +259,9 @@ class Objective:
         Returns:
             (classes, projection_dim), unit length.
         """
-        wanted = torch.arange(self.class_count) if classes is None else classes
-        averaged = torch.arange(self.templates) if templates is None else templates
-        places = (wanted[:, None] * self.templates + averaged).flatten().to(self.accelerator.device)
-        if not self.text_changes:
-            return _average(self.prompt_features()[places], len(averaged))
-        tokens = {key: value[places] for key, value in self._tokens.items()}
-        return _average(self._text_features(tokens=tokens), len(averaged))
+        places = self.prompts.places(classes, templates)
+        features = self.prompts.features(places=places) if self.text_changes else self.prompt_features()[places]
+        return averaged(features, self.prompts.templates if templates is None else len(templates))
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed preprocessed images at the current weights: (batch, projection_dim), unit length."""
@@ -339,7 +287,7 @@ class Objective:
     def logits(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
         """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as in `loss`."""
         images = self.image_features(batch) if image_features is None else image_features
-        return self.class_logits(images, _average(prompt_features, self.templates))
+        return self.class_logits(images, averaged(prompt_features, self.prompts.templates))
 
     def class_logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Score classes by the zero-shot head at the current weights.
@@ -361,7 +309,7 @@ class Objective:
         """
         if not self.text_changes:
             return self.loss(batch, self.prompt_features())
-        return self.loss(batch, self._text_features())
+        return self.loss(batch, self.prompts.features())
 
     def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
         """The loss of one batch while only one layer moves, as cheap as that allows.
@@ -383,15 +331,15 @@ class Objective:
         with torch.no_grad():
             features = self._model.image_features(batch.pixels, self._prefix("vision", "logit_scale", batch))
         start = self._prefix("text", layer, batch)
-        return lambda: self.loss(batch, self._text_features(start), features)
+        return lambda: self.loss(batch, self.prompts.features(start), features)
 
     def _prefix(self, tower: Literal["vision", "text"], layer: str, batch: Batch) -> Prefix | None:
         """The first block that a layer's change reaches, and what enters it; ``None``: nothing is skipped."""
-        if layer.endswith(("embeddings", "pre_norm")) or (tower == "text" and self._many_prompts):
+        if layer.endswith(("embeddings", "pre_norm")) or (tower == "text" and self.prompts.are_many):
             return None
         known = self._hidden.get(tower)
         if known is None or (tower == "vision" and known[0] != batch.number):
-            inputs = batch.pixels if tower == "vision" else self._tokens
+            inputs = batch.pixels if tower == "vision" else self.prompts.tokens
             known = self._hidden[tower] = (batch.number, self._model.hidden_states(tower, inputs))
         states = known[1]
         if states is None:
@@ -430,7 +378,7 @@ class Objective:
         Raises:
             MeasureError: If a loss is not finite.
         """
-        prompts = self._text_features() if self.text_changes else self.prompt_features()
+        prompts = self.prompts.features() if self.text_changes else self.prompt_features()
         for batch in self.batches:
             for name in self.task_vector:
                 self.parameters[name].grad = None
@@ -446,8 +394,3 @@ class Objective:
             self.tick(GRADIENT * len(batch))
         for name in self.task_vector:
             self.parameters[name].grad = None
-
-
-def _average(prompt_features: Tensor, templates: int) -> Tensor:
-    """Average unit prompt features over templates, class by class, and make them unit again."""
-    return normalize(prompt_features.view(-1, templates, prompt_features.shape[-1]).mean(dim=1), dim=-1)

@@ -196,7 +196,7 @@ def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch
     steps = prepare(objective, STILL, 6)
     for step in steps:
         templates = 3 if step.templates is None else len(step.templates)
-        classes = objective.class_count if step.classes is None else len(step.classes)
+        classes = objective.prompts.classes if step.classes is None else len(step.classes)
         present = set(step.batch.labels.tolist())
         assert templates * classes <= max(limit, len(present))
         if step.classes is not None:

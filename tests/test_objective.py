@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge import objective as objective_module
+from clipmerge import prompts as prompts_module
 from clipmerge.errors import MeasureError
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.objective import Objective
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_one_joint_backward_pass(
     ends: Ends, templates: tuple[str, ...], pieces: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if pieces:
-        monkeypatch.setattr(objective_module, "_PROMPTS_AT_ONCE", 2)
+        monkeypatch.setattr(prompts_module, "_AT_ONCE", 2)
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches, templates=templates)
     objective.move_to(0.5)

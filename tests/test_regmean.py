@@ -69,7 +69,7 @@ def test_gram_matrices_are_those_of_all_inputs(ends: Ends, found: Measurements, 
 def test_many_prompts_are_embedded_in_pieces_with_the_same_result(
     ends: Ends, found: Measurements, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipmerge.objective._PROMPTS_AT_ONCE", 2)
+    monkeypatch.setattr("clipmerge.prompts._AT_ONCE", 2)
     again = measure(ends)
     for name, gram in found.tensors["gram_finetuned"].items():
         assert torch.allclose(again.tensors["gram_finetuned"][name], gram, rtol=1e-4, atol=1e-3), name

@@ -68,7 +68,7 @@ def _sums(objective: Objective) -> dict[str, Tensor]:
             objective.image_features(batch)
             objective.tick(FORWARD * len(batch))
         if objective.accelerator.is_main_process and objective.text_changes:
-            for tokens in objective.embed_prompts():
+            for tokens in objective.prompts.embed():
                 kept[0] = tokens.get("attention_mask")
     return sums
 
