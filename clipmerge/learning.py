@@ -24,8 +24,12 @@ from clipmerge.tensors import rows_shape
 Granularity = Literal["layer", "parameter", "channel", "entry"]
 Divergence = Literal["predictions", "features"]
 
+#: Points of the path among which learning starts, and the steps on whose images they are compared.
+ALPHAS, TRIED = tuple(tenth / 10 for tenth in range(11)), 4
+# Adam's: how long the gradient and its square are remembered, and what keeps a quotient finite.
+_MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
 #: Prompts that a step embeds; where there are more, a step draws its templates, and then its classes.
-PROMPTS_A_STEP = 1024
+PROMPTS_A_STEP = 512
 
 
 class Coefficients:
@@ -33,17 +37,19 @@ class Coefficients:
 
     Attributes:
         values: Layer or parameter to its coefficients, float32 on the objective's device.
+        started: Whether they are where learning begins.
     """
 
-    def __init__(self, objective: Objective, granularity: Granularity, start: float) -> None:
+    def __init__(self, objective: Objective, granularity: Granularity, start: float | None = None) -> None:
         """Start with one coefficient everywhere.
 
         Args:
             objective: Its weights are what `place` sets.
             granularity: What has a coefficient of its own.
-            start: The coefficient to begin with.
+            start: The coefficient to begin with; ``None`` leaves it to `learn`.
         """
         self._objective = objective
+        self.started = start is not None
         whole = granularity in ("layer", "parameter")
         self._key = {
             name: layer if granularity == "layer" else name
@@ -56,7 +62,13 @@ class Coefficients:
             shape = tuple(task_vector.shape)
             if granularity == "channel":
                 shape = rows_shape(shape)
-            self.values[key] = torch.full(() if whole else shape, start, device=task_vector.device)
+            self.values[key] = torch.full(() if whole else shape, start or 0.0, device=task_vector.device)
+
+    def fill(self, value: float) -> None:
+        """Start with this coefficient everywhere."""
+        self.started = True
+        for values in self.values.values():
+            values.fill_(value)
 
     @torch.no_grad()
     def place(self) -> None:
@@ -91,22 +103,21 @@ class Goal:
         changes: What is changed in the images on which the divergence is taken; nothing for the images themselves.
         divergence: ``predictions``: KL divergence from the zero-shot model's predictions, in nats; ``features``: one
             minus the cosine to its image features.
-        teacher: alpha of the model that takes the place of the zero-shot one.
-        changed_labels: Weight of the calibration loss on the changed images beside that on the images themselves.
-        temperature: Both models' logits are divided by it before they are compared.
     """
 
     divergence_weight: float
     changes: tuple[Augmentation, ...] = KINDS
     divergence: Divergence = "predictions"
-    teacher: float = 0.0
-    changed_labels: float = 0.0
-    temperature: float = 1.0
 
     @property
-    def cost(self) -> int:
-        """Forward passes' worth of a step, an image."""
-        return GRADIENT + (GRADIENT + FORWARD if self.divergence_weight else 0)
+    def forward_cost(self) -> int:
+        """Forward passes' worth of the goal, an image."""
+        return FORWARD * (2 if self.divergence_weight else 1)
+
+    @property
+    def gradient_cost(self) -> int:
+        """Forward passes' worth of its gradient."""
+        return GRADIENT * (2 if self.divergence_weight else 1)
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,8 @@ def learn(
 ) -> list[Losses]:
     """Learn by Adam, its rate falling to zero along a half cosine, and keep every coefficient in [0, 1].
 
-    Every process takes the same steps on the same images and ends with the same coefficients.
+    Where coefficients have no start they start together, at the best alpha of the straight path. Every process takes
+    the same steps on the same images and ends with the same coefficients.
 
     Args:
         objective: Calibration loss; left at the learned coefficients.
@@ -163,33 +175,83 @@ def learn(
     Raises:
         MeasureError: If a loss is not finite.
     """
-    plan = prepare(objective, goal, steps)
-    values = list(coefficients.values.values())
-    rates = rate if isinstance(rate, Mapping) else dict.fromkeys(coefficients.values, rate)
-    groups = [{"params": [value], "lr": rates[key]} for key, value in coefficients.values.items()]
-    optimiser = torch.optim.Adam(groups, foreach=False)
-    fall = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    plan = prepare(objective, goal, steps, tried=0 if coefficients.started else len(ALPHAS))
+    if not coefficients.started:
+        coefficients.fill(best_alpha(objective, plan[:TRIED], goal))
+    descent = Descent(coefficients.values, rate, steps)
     seen = []
     for step in plan:
         coefficients.place()
         seen.append(descend(objective, step, goal))
         coefficients.set_gradients()
-        optimiser.step()
-        fall.step()
-        for value in values:
-            value.clamp_(0, 1)
-        objective.tick((goal.cost - FORWARD * bool(goal.divergence_weight)) * len(step.batch))
+        descent.step()
+        objective.tick(goal.gradient_cost * len(step.batch))
     coefficients.place()
     return seen
 
 
-def prepare(objective: Objective, goal: Goal, steps: int) -> list[Step]:
+class Descent:
+    """Adam in the box, with one second moment for all coefficients of a parameter.
+
+    With a second moment of its own, a coefficient whose gradient is little but noise would move as far as those that
+    count. Shared, it takes a small step.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], rate: float | Mapping[str, float], steps: int) -> None:
+        """Start at rest.
+
+        Args:
+            values: What is moved, by name, along its ``grad``.
+            rate: Size of a first step, one for all or by name.
+            steps: Steps until it is zero.
+        """
+        self._values = values
+        self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
+        self._steps = steps
+        self._number = 0
+        self._first = {key: torch.zeros_like(value) for key, value in values.items()}
+        self._second = {key: torch.zeros((), device=value.device) for key, value in values.items()}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take a step, and put what left [0, 1] back."""
+        fall = (1 + math.cos(math.pi * self._number / self._steps)) / 2
+        self._number += 1
+        for key, value in self._values.items():
+            if value.grad is None:
+                continue
+            first = self._first[key].lerp_(value.grad, 1 - _MEMORY)
+            second = self._second[key].lerp_(value.grad.square().mean(), 1 - _LONG_MEMORY)
+            scale = (second / (1 - _LONG_MEMORY**self._number)).sqrt() + _TINY
+            move = first / (scale * (1 - _MEMORY**self._number))
+            value.sub_(move, alpha=self._rates[key] * fall).clamp_(0, 1)
+
+
+def best_alpha(objective: Objective, plan: list[Step], goal: Goal) -> float:
+    """Find the alpha of the straight path where the goal is lowest.
+
+    Args:
+        objective: Calibration loss; left somewhere on the path.
+        plan: On what.
+        goal: What is minimised.
+    """
+    found = {}
+    for alpha in ALPHAS:
+        objective.move_to(alpha)
+        with torch.no_grad():
+            found[alpha] = sum(float(goal_at(objective, step, goal)[0]) * len(step.batch) for step in plan)
+        objective.tick(goal.forward_cost * sum(len(step.batch) for step in plan))
+    return min(found, key=found.__getitem__)
+
+
+def prepare(objective: Objective, goal: Goal, steps: int, tried: int = 0) -> list[Step]:
     """Choose what each step works on, and ask the zero-shot model about it.
 
     Args:
         objective: Calibration loss; left at theta_0.
         goal: What is minimised.
         steps: How many.
+        tried: Points of the path that will be tried before; for the cost that is announced.
 
     Returns:
         One a step; of the zero-shot model's answers only features and logits are kept.
@@ -200,10 +262,12 @@ def prepare(objective: Objective, goal: Goal, steps: int) -> list[Step]:
         batch = batches[number % len(batches)]
         seed = (objective.seed * 1_000_003 + number) % 2**63
         planned.append(Step(seed, batch, *_drawn_prompts(objective, batch, seed)))
-    objective.announce_work(goal.cost * sum(len(step.batch) for step in planned))
+    sizes = [len(step.batch) for step in planned]
+    cost = goal.gradient_cost + FORWARD * bool(goal.divergence_weight)
+    objective.announce_work(cost * sum(sizes) + tried * goal.forward_cost * sum(sizes[:TRIED]))
     if not goal.divergence_weight:
         return planned
-    objective.move_to(goal.teacher)
+    objective.move_to(0.0)
     return [_asked(objective, step, goal) for step in planned]
 
 
@@ -244,6 +308,15 @@ def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
     Raises:
         MeasureError: If a loss is not finite.
     """
+    loss, seen = goal_at(objective, step, goal)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if not math.isfinite(seen.calibration + seen.divergence):
+        raise MeasureError(f"the loss of calibration batch {step.batch.number} is not finite; check the checkpoints")
+    return seen
+
+
+def goal_at(objective: Objective, step: Step, goal: Goal) -> tuple[Tensor, Losses]:
+    """The goal at the weights of the moment, a scalar, and its two parts."""
     pixels, labels = step.batch.pixels, step.batch.labels
     if goal.divergence_weight:
         pixels = torch.cat([pixels, augmented(pixels, step.seed, goal.changes)])
@@ -253,15 +326,8 @@ def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
         labels = torch.searchsorted(step.classes.to(labels.device), labels)
     calibration = cross_entropy(objective.class_logits(features[: len(labels)], classes), labels)
     divergence = _divergence(objective, step, goal, features[len(labels) :], classes)
-    if goal.changed_labels:
-        own = cross_entropy(objective.class_logits(features[len(labels) :], classes), labels)
-        calibration = (calibration + goal.changed_labels * own) / (1 + goal.changed_labels)
     loss = calibration + goal.divergence_weight * divergence
-    loss.backward()  # type: ignore[no-untyped-call]
-    seen = Losses(float(calibration.detach()), float(divergence.detach()))
-    if not math.isfinite(seen.calibration + seen.divergence):
-        raise MeasureError(f"the loss of calibration batch {step.batch.number} is not finite; check the checkpoints")
-    return seen
+    return loss, Losses(float(calibration.detach()), float(divergence.detach()))
 
 
 def _divergence(objective: Objective, step: Step, goal: Goal, features: Tensor, classes: Tensor) -> Tensor:
@@ -269,7 +335,5 @@ def _divergence(objective: Objective, step: Step, goal: Goal, features: Tensor, 
         return torch.zeros((), device=classes.device)
     if goal.divergence == "features":
         return 1 - (features * step.features).sum(-1).mean()
-    own, target = (
-        (each / goal.temperature).log_softmax(-1) for each in (objective.class_logits(features, classes), step.logits)
-    )
+    own, target = (each.log_softmax(-1) for each in (objective.class_logits(features, classes), step.logits))
     return kl_div(own, target, reduction="batchmean", log_target=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipmerge import learning
 from clipmerge.errors import MeasureError, RecipeError
-from clipmerge.learning import Coefficients, Goal, Step, descend, learn, prepare
+from clipmerge.learning import Coefficients, Descent, Goal, Step, best_alpha, descend, learn, prepare
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
@@ -102,6 +102,49 @@ def test_gradients_are_autograds(ends: Ends, granularity: Any) -> None:
         assert torch.allclose(value.grad.double(), expected, rtol=1e-3, atol=1e-4 * scale + 1e-7), key
 
 
+def test_the_second_moment_is_shared_by_a_parameters_coefficients() -> None:
+    values = {"a": torch.full((3,), 0.5), "b": torch.full((2, 1), 0.98), "never": torch.full((), 0.5)}
+    slow = {key: values[key].flatten().tolist() for key in ("a", "b")}
+    first = {key: [0.0] * len(slow[key]) for key in slow}
+    second = dict.fromkeys(slow, 0.0)
+    descent = Descent(values, {"a": 0.1, "b": 0.02, "never": 0.1}, steps=4)
+    generator = torch.Generator().manual_seed(0)
+    for t in range(4):
+        for key in slow:
+            values[key].grad = torch.randn(values[key].shape, generator=generator)
+            g = values[key].grad.flatten().tolist()
+            second[key] = 0.999 * second[key] + 0.001 * sum(x * x for x in g) / len(g)
+            rate = {"a": 0.1, "b": 0.02}[key] * (1 + math.cos(math.pi * t / 4)) / 2
+            for i, x in enumerate(g):
+                first[key][i] = 0.9 * first[key][i] + 0.1 * x
+                move = first[key][i] / (1 - 0.9 ** (t + 1)) / (math.sqrt(second[key] / (1 - 0.999 ** (t + 1))) + 1e-8)
+                slow[key][i] = min(1.0, max(0.0, slow[key][i] - rate * move))
+        descent.step()
+    for key, expected in slow.items():
+        assert values[key].flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    assert float(values["never"]) == 0.5
+
+
+def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
+    batches, goal = make_batches(SIZES), Goal(0.1, changes=())
+    objective = objective_for(ends, batches)
+    plan = prepare(objective, goal, 3)
+    slow = SlowLearner(ends, objective, "layer")
+    goals = {}
+    for tenth in range(11):
+        everywhere = {key: torch.tensor(tenth / 10, dtype=torch.float64) for key in objective.layers}
+        parts = [slow.goal(everywhere, batch, 0.1) for batch in batches]
+        goals[tenth / 10] = sum(
+            len(b) * float(loss + 0.1 * divergence) for b, (loss, divergence) in zip(batches, parts, strict=True)
+        )
+    best = min(goals, key=goals.__getitem__)
+    assert 0 < best < 1
+    assert best_alpha(objective, plan, goal) == best
+    coefficients = Coefficients(objective, "entry")
+    learn(objective, coefficients, goal, steps=3, rate=1e-9)
+    assert all(torch.allclose(value, torch.tensor(best)) for value in coefficients.values.values())
+
+
 def test_steps_are_adams_with_a_falling_rate_in_the_box(ends: Ends) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches)
@@ -129,7 +172,9 @@ def test_steps_are_adams_with_a_falling_rate_in_the_box(ends: Ends) -> None:
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_learning_lowers_the_goal_and_stays_in_the_box(ends: Ends, granularity: Any) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    found = learned_coefficients(objective, granularity=granularity, steps=30, changes=(), robustness=0.3)
+    found = learned_coefficients(
+        objective, granularity=granularity, steps=30, changes=(), robustness=0.3, start=0.5, rate=0.05
+    )
     goal = [c + 0.3 * d for c, d in zip(found.trace["calibration"], found.trace["divergence"], strict=True)]
     assert sum(goal[-3:]) < 0.8 * sum(goal[:3])
     for value in found.coefficients.values():
@@ -150,7 +195,7 @@ def test_the_model_is_left_at_what_was_learned(ends: Ends) -> None:
 def test_more_robustness_stays_closer_to_the_zero_shot_predictions(ends: Ends) -> None:
     def ending(robustness: float) -> tuple[float, float]:
         objective = objective_for(ends, make_batches(SIZES))
-        learned_coefficients(objective, robustness=robustness, steps=40, granularity="channel")
+        learned_coefficients(objective, robustness=robustness, steps=40, granularity="channel", rate=0.05)
         step = prepare_still(objective)
         seen = descend(objective, step, STILL)
         return seen.calibration, seen.divergence

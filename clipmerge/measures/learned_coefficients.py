@@ -17,8 +17,8 @@ def learned_coefficients(
     granularity: Granularity = "entry",
     robustness: NonNegative = 0.3,
     steps: Count = 100,
-    rate: Positive = 0.05,
-    start: Share = 0.5,
+    rate: Positive = 0.01,
+    start: Share | None = None,
     divergence: Divergence = "predictions",
     changes: tuple[Augmentation, ...] = KINDS,
 ) -> Measurements:
@@ -27,7 +27,7 @@ def learned_coefficients(
     Minimises the cross-entropy on the calibration images plus ``robustness`` times the divergence from the
     zero-shot model on generically changed copies of them, over coefficients in [0, 1]: the merged weights stay in
     the box between both checkpoints. Adam, one batch a step, new changes in every step. Memory beside the model,
-    with a coefficient an entry: eight numbers of four bytes for each of its entries.
+    with a coefficient an entry: six numbers of four bytes for each of its entries.
 
     Args:
         objective: Calibration loss; left at the learned coefficients.
@@ -35,7 +35,7 @@ def learned_coefficients(
         robustness: Weight of the divergence: the knob of the trade-off; 0 learns for the calibration images alone.
         steps: Steps, each a batch.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
-        start: The coefficient to begin with.
+        start: The coefficient to begin with; ``None`` for the best alpha of the straight path for the same goal.
         divergence: ``predictions`` (KL divergence) or ``features`` (one minus the cosine).
         changes: What is changed in the images of the divergence.
 
