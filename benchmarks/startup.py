@@ -30,17 +30,26 @@ def main() -> None:
             "python -c pass": [sys.executable, "-c", "pass"],
             "--help": [*clipmerge, "--help"],
             "inspect, one": [*clipmerge, "inspect", str(zeroshot), "--format", "json"],
+            "inspect, no weights": [
+                *clipmerge,
+                "inspect",
+                str(zeroshot),
+                str(finetuned),
+                "--no-weights",
+                "--format",
+                "json",
+            ],
             "inspect, two": [*clipmerge, "inspect", str(zeroshot), str(finetuned), "--format", "json"],
         }
         rounds = [{name: run(command)[0] for name, command in commands.items()} for _ in range(arguments.rounds)]
     results: dict[str, Any] = {}
-    print(f"{'':16} {'seconds':>8} {'x python':>9} {'private MB':>11}   ({len(rounds)} rounds, medians)")
+    print(f"{'':20} {'seconds':>8} {'x python':>9} {'private MB':>11}   ({len(rounds)} rounds, medians)")
     for name in commands:
         seconds = summary([each[name].seconds for each in rounds])
         ratio = summary([each[name].seconds / each["python -c pass"].seconds for each in rounds])
         private = statistics.median(each[name].private_mb for each in rounds)
         results[name] = {"seconds": seconds, "ratio": ratio, "private_mb": private}
-        print(f"{name:16} {seconds['median']:8.3f} {ratio['median']:9.1f} {private:11.0f}")
+        print(f"{name:20} {seconds['median']:8.3f} {ratio['median']:9.1f} {private:11.0f}")
     write_results(arguments.json, {"commands": results})
 
 

@@ -80,7 +80,7 @@ def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 def _internal(error: Exception) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory (a smaller --batch-size needs less)"
+        return "out of memory (fewer --images-at-once, or a smaller --batch-size, need less)"
     if isinstance(error, OSError):
         return "the system refused"
     return f"clipmerge failed unexpectedly ({type(error).__name__})"

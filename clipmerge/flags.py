@@ -33,6 +33,10 @@ Templates = Annotated[
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in the recipe; may be repeated.")]
 Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a batch; by default at most 128.")]
+ImagesAtOnce = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images whose activations are in memory at once; less memory, the same batches."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the bootstrap and random masks.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 DtypeName = Annotated[str, typer.Option("--dtype", help="keep, float32, bfloat16 or float16.")]

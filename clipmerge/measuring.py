@@ -95,6 +95,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
         templates=len(templates),
         accelerator=accelerator,
         seed=request.seed,
+        images_at_once=calibration.images_at_once,
         progress=_Clock(run.progress, accelerator.device, len(positions)),
     )
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}

@@ -58,6 +58,7 @@ class Objective:
         templates: int,
         accelerator: Accelerator,
         seed: int = 0,
+        images_at_once: int | None = None,
         progress: Callable[[float, float], None] | None = None,
     ) -> None:
         """Load the weights of both ends and place everything on the accelerator's device.
@@ -70,6 +71,8 @@ class Objective:
             templates: Prompts a class.
             accelerator: Places the model and gathers results.
             seed: Seed for measures that draw.
+            images_at_once: Images whose activations `gradients` holds at once; the batch's gradient stays the same.
+                ``None`` for a whole batch.
             progress: Called with work done and work announced, in images x forward passes.
 
         Raises:
@@ -79,6 +82,7 @@ class Objective:
         self.accelerator = accelerator
         self._model = model
         self.pair = pair
+        self._images_at_once = images_at_once
         self._progress = progress
         self._done = self._announced = 0.0
         device = accelerator.device
@@ -383,14 +387,21 @@ class Objective:
             for name in self.task_vector:
                 self.parameters[name].grad = None
             features = prompts.detach().requires_grad_(self.text_changes)
-            loss = (loss_of or self.loss)(batch, features)
-            loss.backward()  # type: ignore[no-untyped-call]
+            value = self._add_gradients(batch, features, loss_of)
             if self.text_changes:
                 prompts.backward(features.grad, retain_graph=True)  # type: ignore[no-untyped-call]
-            value = float(loss.detach())
             if not value < float("inf"):
                 raise MeasureError(f"the loss of calibration batch {batch.number} is {value}; check the checkpoints")
             yield batch, value
             self.tick(GRADIENT * len(batch))
         for name in self.task_vector:
             self.parameters[name].grad = None
+
+    def _add_gradients(self, batch: Batch, features: Tensor, loss_of: Loss | None) -> float:
+        """Add a batch's gradient into ``grad``, its own loss piece by piece; gives the batch's loss."""
+        value = 0.0
+        for piece in [batch] if loss_of else batch.pieces(self._images_at_once):
+            loss = (loss_of or self.loss)(piece, features) * (len(piece) / len(batch))
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += float(loss.detach())
+        return value

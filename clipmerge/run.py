@@ -59,6 +59,7 @@ class Calibration:
         batch_size: Images a batch; ``None`` for at most 128 and at least eight batches.
         device: Where to measure.
         columns: Columns of images and labels that the user named.
+        images_at_once: Images whose activations gradients hold at once; ``None`` for a batch.
     """
 
     source: str | None = None
@@ -68,6 +69,7 @@ class Calibration:
     batch_size: int | None = None
     device: Device = "auto"
     columns: Columns = field(default_factory=Columns)
+    images_at_once: int | None = None
 
 
 @dataclass(frozen=True)

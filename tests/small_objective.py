@@ -74,6 +74,7 @@ def objective_for(
     templates: tuple[str, ...] = TEMPLATES[:1],
     classes: tuple[str, ...] = CLASSES,
     seed: int = 0,
+    accelerator: Accelerator | None = None,
 ) -> Objective:
     pair = pair_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
     assert pair.zeroshot.config is not None
@@ -83,7 +84,7 @@ def objective_for(
         batches,
         [template.format(name) for name in classes for template in templates],
         templates=len(templates),
-        accelerator=Accelerator(cpu=True),
+        accelerator=accelerator or Accelerator(cpu=True),
         seed=seed,
     )
 

@@ -33,8 +33,12 @@ ENDINGS: dict[str, tuple[BaseException, int, str]] = {
     "several lines": (ClipmergeError("a\n  b\n"), 1, "error: a b\n"),
     "interrupted": (KeyboardInterrupt(), 130, "error: interrupted; nothing was left behind\n"),
     "system": (PermissionError(13, "Permission denied", "x"), 1, "error: the system refused: [Errno 13] Permission"),
-    "memory": (MemoryError(), 1, "error: out of memory (a smaller --batch-size needs less): MemoryError; set"),
-    "GPU memory": (OutOfMemoryError("CUDA out of memory."), 1, "error: out of memory (a smaller --batch-size"),
+    "memory": (
+        MemoryError(),
+        1,
+        "error: out of memory (fewer --images-at-once, or a smaller --batch-size, need less): MemoryError; set",
+    ),
+    "GPU memory": (OutOfMemoryError("CUDA out of memory."), 1, "error: out of memory (fewer --images-at-once"),
     "unexpected": (RuntimeError("a\nb" * 500), 1, "error: clipmerge failed unexpectedly (RuntimeError): a ba b"),
 }
 

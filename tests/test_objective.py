@@ -71,6 +71,23 @@ def test_gradients_are_those_of_one_joint_backward_pass(
         assert_close(gradients, reference.gradient(batch))
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 5])
+def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, at_once: int) -> None:
+    whole, pieces = objective_for(ends, make_batches(SIZES)), objective_for(ends, make_batches(SIZES))
+    pieces._images_at_once = at_once
+    held: list[int] = []
+    forward = pieces._model.image_features
+    pieces._model.image_features = lambda pixels, *rest: held.append(len(pixels)) or forward(pixels, *rest)  # type: ignore[method-assign]
+    for objective in (whole, pieces):
+        objective.move_to(0.5)
+    losses = [[value for _, value in objective.gradients()] for objective in (whole, pieces)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert max(held) == min(at_once, max(SIZES))
+    assert sum(held) == sum(SIZES)
+    for found, expected in zip(all_gradients(pieces), all_gradients(whole), strict=True):
+        assert_close(found, expected)
+
+
 def test_a_frozen_text_tower_is_embedded_once_for_the_whole_path(
     frozen_text: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:

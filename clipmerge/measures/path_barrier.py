@@ -90,7 +90,9 @@ def _attribute(
     layers = list(objective.layers)
     shares = {name: np.zeros((len(objective.batch_sizes), len(layers))) for name in ("barrier", "loss_drop")}
     losses = {}
-    gradients = {name: torch.zeros_like(value) for name, value in objective.task_vector.items()}
+    # summed in float64 where there is one, so that masks rank the same entries for any number of processes
+    wide = torch.float32 if objective.accelerator.device.type == "mps" else torch.float64
+    gradients = {name: torch.zeros_like(value, dtype=wide) for name, value in objective.task_vector.items()}
     for low, high in pairwise((0.0, 0.5, 1.0)):
         for point, weight in zip(points, weights, strict=True):
             alpha = float(low + (high - low) * (point + 1) / 2)
@@ -103,7 +105,7 @@ def _attribute(
         name: {layer: values[:, column].tolist() for column, layer in enumerate(layers)}
         for name, values in shares.items()
     }
-    return found, losses, objective.total(gradients)
+    return found, losses, {name: value.float() for name, value in objective.total(gradients).items()}
 
 
 def _slopes(objective: Objective, alpha: float, share: float, gradients: dict[str, Tensor]) -> tuple[np.ndarray, float]:

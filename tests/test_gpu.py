@@ -1,0 +1,85 @@
+"""Measures, the merge and evaluation on a CUDA device; the CPU, whose values other tests check, is the reference.
+
+Skipped without a device. Two kinds of processor sum in different orders, so values are compared to 1e-3 of the
+largest of their statistic; what is written is computed on the CPU everywhere, so bytes are compared exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from clipmerge.plan import Measurements
+from clipmerge.plugins import load_plugin
+from tests.command import start
+from tests.small_objective import make_batches, objective_for, save_ends
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+Folders = tuple[Path, Path]
+SIZES = (4, 4, 3)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+def measure(name: str, ends: Folders, device: str) -> Measurements:
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate has one device a process otherwise
+    objective = objective_for(ends, make_batches(SIZES), accelerator=Accelerator(cpu=device == "cpu"))
+    assert objective.accelerator.device.type == device
+    found: Measurements = load_plugin("measures", name)(objective)
+    return found
+
+
+@pytest.mark.parametrize("name", ["path-barrier", "first-order", "worst-case", "average-case", "hessian-trace"])
+def test_a_measure_is_that_of_the_cpu(ends: Folders, name: str) -> None:
+    found, expected = measure(name, ends, "cuda"), measure(name, ends, "cpu")
+    for statistic in next(iter(expected.layers.values())):
+        largest = max(abs(values[statistic]) for values in expected.layers.values())
+        for layer, values in expected.layers.items():
+            near = pytest.approx(values[statistic], abs=1e-3 * largest)
+            assert found.layers[layer][statistic] == near, (layer, statistic)
+
+
+def run(*arguments: object) -> Any:
+    """Run the command line in a process of its own, for the same reason."""
+    process = start(*arguments)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def merge(pair: Folders, images: Path, output: Path, device: str, *more: str) -> Any:
+    flags = ("--data", images, "--batch-size", "7", "--device", device, "--output", output, "--format", "json", *more)
+    return run("merge", *pair, "--recipe", "straggler-sparse", *flags)
+
+
+def test_a_merge_decides_and_writes_as_on_the_cpu(pair: Folders, images: Path, tmp_path: Path) -> None:
+    records = {device: merge(pair, images, tmp_path / device, device) for device in ("cuda", "cpu")}
+    assert records["cuda"]["stragglers"] == records["cpu"]["stragglers"]
+    assert records["cuda"]["layers"] == records["cpu"]["layers"]
+    assert records["cuda"]["files"]["model.safetensors"] == records["cpu"]["files"]["model.safetensors"]
+
+
+def test_fewer_images_at_once_decide_the_same(pair: Folders, images: Path, tmp_path: Path) -> None:
+    whole = merge(pair, images, tmp_path / "whole", "cuda")
+    pieces = merge(pair, images, tmp_path / "pieces", "cuda", "--images-at-once", "2")
+    assert pieces["layers"] == whole["layers"]
+
+
+def test_evaluation_counts_as_on_the_cpu(pair: Folders, images: Path) -> None:
+    found = [
+        run("evaluate", pair[0], "--data", f"val={images}", "--device", device, "--format", "json")
+        for device in ("cuda", "cpu")
+    ]
+    assert found[0]["accuracy"] == pytest.approx(found[1]["accuracy"], abs=0.05)  # near ties may turn
