@@ -23,6 +23,7 @@ REGIMES = {
     "long": Regime(steps=1200, rate=5e-4, weight_decay=0.3),
 }
 SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
+TUNING = frozenset({("aggressive", 0), ("mild", 0), ("frozen-text", 0)})
 
 
 def emoji_shift(folder: Path, quick: bool = False) -> Shift:
@@ -49,4 +50,5 @@ def emoji_shift(folder: Path, quick: bool = False) -> Shift:
         zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else Pretraining(),
         regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)} if quick else REGIMES,
         seeds={"aggressive": (0,)} if quick else SEEDS,
+        tuning=TUNING,
     )

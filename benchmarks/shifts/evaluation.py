@@ -145,7 +145,7 @@ def _curve(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
         **how.told,
         **{key: record[key] for key in ("id", "ood", "images", "clipmerge")},
         "curve": record["curve"],
-        "correct": {name: packed(*_by_drawing(right, request, name)) for name, right in correct.items()},
+        "correct": {name: packed(*by_drawing(right, _source(request, name))) for name, right in correct.items()},
         "machine": machine(),
         "recipes": [],
     }
@@ -161,7 +161,7 @@ def _rows(pair: TrainedPair, recipes: Sequence[Recipe], how: Evaluation) -> list
         rows.append(
             {key: row[key] for key in ("name", "accuracy", "id", "ood", "verdict")}
             | {"settings": recipe.model_dump(mode="json"), "seconds": record["seconds"]["plan"]}
-            | {"correct": {name: packed(*_by_drawing(right, request, name)) for name, right in alone.items()}}
+            | {"correct": {name: packed(*by_drawing(right, _source(request, name))) for name, right in alone.items()}}
         )
     return rows
 
@@ -173,10 +173,21 @@ def _write(record: dict[str, Any], file: Path) -> None:
     scratch.rename(file)
 
 
-def _by_drawing(right: NDArray[np.bool_], request: SweepRequest, name: str) -> tuple[NDArray[np.bool_], int]:
-    """Sort images by the drawing that they show, so that drawings can be resampled; copies of each, too."""
-    source = {**request.id_sources, **request.ood_sources}[name]
-    stems = [Path(path).stem for path in load_images(source).paths]
+def _source(request: SweepRequest, name: str) -> Path:
+    return Path({**request.id_sources, **request.ood_sources}[name])
+
+
+def by_drawing(right: NDArray[np.bool_], source: Path) -> tuple[NDArray[np.bool_], int]:
+    """Sort images by the drawing that they show, so that drawings can be resampled.
+
+    Args:
+        right: Whether each image was recognised, shape (points, images), in the order of their paths.
+        source: Folder of the images.
+
+    Returns:
+        The same, a drawing's copies side by side; and how many copies each has.
+    """
+    stems = [Path(path).stem for path in load_images(str(source)).paths]
     order = np.array(sorted(range(len(stems)), key=lambda place: stems[place]))
     return right[:, order], len(stems) // len({stem.partition("-")[0] for stem in stems})
 

@@ -16,8 +16,6 @@ from benchmarks.shifts.pictures import Change, Pictures, write_pictures
 from benchmarks.shifts.training import Drawings, Pretraining, Regime, finetune, pretrain
 from clipmerge.errors import UsageError
 
-#: Regime and seed of the half on which recipes may be tuned; all else is held out.
-TUNING = frozenset({("aggressive", 0), ("mild", 0), ("frozen-text", 0)})
 _OOD_SEED = 20
 
 
@@ -58,6 +56,7 @@ class Shift:
         zeroshot: How the zero-shot model is trained.
         regimes: Name to how a fine-tuned model is trained.
         seeds: Seeds of each regime.
+        tuning: Regime and seed of the pairs on which recipes may be tuned; all others are held out.
     """
 
     name: str
@@ -70,6 +69,7 @@ class Shift:
     zeroshot: Pretraining
     regimes: Mapping[str, Regime]
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tuning: frozenset[tuple[str, int]] = frozenset()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -94,6 +94,7 @@ class TrainedPair:
         calibration: ID pictures that recipes may use.
         test: ID pictures that only evaluation uses.
         ood: Name to folder.
+        tuning: Whether recipes may be tuned on it.
     """
 
     regime: str
@@ -103,16 +104,12 @@ class TrainedPair:
     calibration: Path
     test: Path
     ood: dict[str, Path]
+    tuning: bool = False
 
     @property
     def name(self) -> str:
         """Regime and seed."""
         return f"{self.regime}-{self.seed}"
-
-    @property
-    def tuning(self) -> bool:
-        """Whether it belongs to the half on which recipes may be tuned."""
-        return (self.regime, self.seed) in TUNING
 
 
 def cache_folder(name: str) -> Path:
@@ -146,7 +143,9 @@ def prepare(shift: Shift, folder: Path, regimes: Collection[str]) -> Iterator[Tr
         regime = shift.regimes[name]
         finetuned = folder / f"{name}-{seed}-{_digest([*told, asdict(regime), shift.finetuning.digest])}"
         finetune(learned, regime, seed, zeroshot, finetuned)
-        yield TrainedPair(name, seed, zeroshot, finetuned, images / "calibration", images / "test", ood)
+        yield TrainedPair(
+            name, seed, zeroshot, finetuned, images / "calibration", images / "test", ood, (name, seed) in shift.tuning
+        )
 
 
 def _sources(shift: Shift) -> dict[str, tuple[Source, int]]:

@@ -45,8 +45,8 @@ def regime_png(title: str, pairs: Sequence[Resampled]) -> bytes:
     if knob:
         axes.plot(*_means(pairs, knob), "-*", color=_AUTO, markersize=11, label=" \N{RIGHTWARDS ARROW} ".join(knob))
     for number, name in enumerate(name for name in shared if name not in knob):
-        style = {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
-        axes.plot(*_means(pairs, [name]), linestyle="none", markersize=7, label=name, **style)
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        axes.plot(*_means(pairs, [name]), color=colour, marker=marker, linestyle="none", markersize=7, label=name)
     axes.legend(fontsize=8, loc="best")
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})

@@ -1,0 +1,216 @@
+"""The claims of the paper that clipmerge grew from, each with what would refute it, on pairs that are trained here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.shifts.experiment import TrainedPair
+from benchmarks.shifts.laboratory import IMAGES, Floats, Laboratory, read_claims
+from benchmarks.shifts.ranks import kendall, partial_kendall
+from clipmerge.decision import Task
+from clipmerge.plan import Measurements
+from clipmerge.stragglers import find_stragglers
+from clipmerge.sweep import ALPHAS, Point
+from clipmerge.tradeoff import height, interval
+
+_LOG = logging.getLogger("benchmarks")
+DRAWS = 300
+_BASE, _BACK, _EDITED = 0.5, 0.0, 3
+_CALIBRATION_SEEDS = (0, 1, 2)
+_RANDOM_CHOICES = 5
+_PLANTED, _PLANTED_FACTOR = 3, 4.0
+_BARRIER: dict[str, Any] = {"name": "path-barrier", "nodes": 3, "tolerance": 0.01}
+_SHARPNESS: dict[str, Any] = {"name": "first-order", "norm": "l2", "rho": 0.5, "adaptive": True, "at": 0.5}
+
+
+def examine(trained: TrainedPair, file: Path, parts: Iterable[str]) -> None:
+    """Run tests on one pair and add what they found to a JSON file; what is there is not done again.
+
+    Args:
+        trained: The pair.
+        file: The JSON file.
+        parts: Names of tests in PARTS.
+    """
+    laboratory = Laboratory(trained)
+    for name in parts:
+        record = read_claims(file)
+        done = record.setdefault(trained.name, {"tuning": trained.tuning, "images": IMAGES})
+        if name not in done:
+            done[name] = PARTS[name](laboratory)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
+            _LOG.info("%s: %s", trained.name, name)
+
+
+def sharpness(laboratory: Laboratory) -> dict[str, Any]:
+    """Sharpness of the whole network at alpha 0.5: what the best perturbation of all layers together adds, in nats."""
+    found = laboratory.measured(**_SHARPNESS)
+    values = np.array([row["first_order"] for row in found.layers.values()])
+    return {"global": float(np.sqrt((values**2).sum())), "largest_layer": float(values.max())}
+
+
+def layers(laboratory: Laboratory) -> dict[str, Any]:
+    """What each layer's return to zero-shot does, how well statistics rank it, and whether choosing by them helps."""
+    barrier, sharp = laboratory.measured(**_BARRIER), laboratory.measured(**_SHARPNESS)
+    names = list(laboratory.layers)
+    lengths = np.log([laboratory.length(laboratory.layers[name]) for name in names])
+    statistics = {
+        "barrier": _values(barrier, "barrier", names),
+        "loss drop": -_values(barrier, "loss_drop", names),
+        "sharpness": _values(sharp, "first_order", names),
+        "sharpness per entry": _values(sharp, "first_order_scaled", names),
+        "relative change": _values(barrier, "change", names),
+    }
+    edits = [[name] for name in names]
+    chosen = {f"top {_EDITED} by {name}": _top(names, values) for name, values in statistics.items()}
+    rng = np.random.default_rng(0)
+    for draw in range(_RANDOM_CHOICES):
+        chosen[f"random {draw}"] = _matched(names, lengths, chosen[f"top {_EDITED} by barrier"], rng)
+    points = [Point(alpha) for alpha in ALPHAS]
+    points += [_edit(laboratory, edit) for edit in [*edits, *chosen.values()]]
+    id_, ood = laboratory.accuracy(points, DRAWS)
+    base, first = ALPHAS.index(_BASE), len(ALPHAS)
+    effects = {
+        kind: values[:, first : first + len(names)] - values[:, [base]] for kind, values in (("id", id_), ("ood", ood))
+    }
+    gains = _gains(id_, ood)[:, first + len(names) :]
+    return {
+        "layers": names,
+        "effect": {kind: values[0].tolist() for kind, values in effects.items()},
+        "statistics": {name: values.tolist() for name, values in statistics.items()},
+        "kendall": {
+            f"{name}, {kind}": _correlations(values, effect, lengths)
+            for name, values in statistics.items()
+            for kind, effect in effects.items()
+        },
+        "choices": {
+            name: {"layers": chosen[name], "gain": _with_interval(gains[:, place])} for place, name in enumerate(chosen)
+        },
+        "top minus random": {
+            name: _with_interval(gains[:, place] - gains[:, -_RANDOM_CHOICES:].mean(axis=1))
+            for place, name in enumerate(list(chosen)[: len(statistics)])
+        },
+    }
+
+
+def _values(found: Measurements, statistic: str, names: list[str]) -> Floats:
+    return np.array([found.layers[name][statistic] for name in names])
+
+
+def _top(names: list[str], values: Floats) -> list[str]:
+    return [names[place] for place in np.argsort(-values, kind="stable")[:_EDITED]]
+
+
+def _matched(names: list[str], lengths: Floats, chosen: list[str], rng: np.random.Generator) -> list[str]:
+    """For each chosen layer another whose ||tau_l|| is among the four nearest."""
+    picked: list[str] = []
+    for name in chosen:
+        distance = np.abs(lengths - lengths[names.index(name)])
+        near = [names[place] for place in np.argsort(distance, kind="stable")]
+        free = [each for each in near if each not in chosen and each not in picked][:4]
+        picked.append(str(rng.choice(free)))
+    return picked
+
+
+def _edit(laboratory: Laboratory, back: list[str]) -> Point:
+    return laboratory.planned({name: {"alpha": _BACK} for name in back}, alpha=_BASE)
+
+
+def _gains(id_: Floats, ood: Floats) -> Floats:
+    curve = slice(0, len(ALPHAS))
+    gain: Floats = ood - height(id_[:, curve], ood[:, curve], id_)
+    return gain
+
+
+def _with_interval(values: Floats) -> dict[str, Any]:
+    """Measured first, then resampled."""
+    measured = float(values[0])
+    return {"value": None if np.isnan(measured) else measured, "interval": interval(values[1:])}
+
+
+def _correlations(statistic: Floats, effect: Floats, lengths: Floats) -> dict[str, Any]:
+    """Kendall's tau, plain and given log ||tau_l||; layers are drawn with replacement along with the drawings.
+
+    Args:
+        statistic: Shape (layers,).
+        effect: Shape (1 + draws, layers), measured first.
+        lengths: log ||tau_l||, shape (layers,).
+    """
+    rng = np.random.default_rng(0)
+    count = len(statistic)
+    chosen = [np.arange(count), *(rng.integers(count, size=count) for _ in range(len(effect) - 1))]
+    plain = [kendall(statistic[pick], row[pick]) for pick, row in zip(chosen, effect, strict=True)]
+    partial = [
+        partial_kendall(statistic[pick], row[pick], lengths[pick]) for pick, row in zip(chosen, effect, strict=True)
+    ]
+    return {"plain": _with_interval(np.array(plain)), "partial": _with_interval(np.array(partial))}
+
+
+def masks(laboratory: Laboratory) -> dict[str, Any]:
+    """Each mask on every layer at density 0.5, against its confound on the curve."""
+    plans = ("random", "random-rescale", "magnitude", "weights-random")
+    points = [Point(alpha) for alpha in ALPHAS]
+    points += [laboratory.planned({}, alpha=0.8, density=0.5, mask=mask) for mask in plans]
+    id_, ood = laboratory.accuracy(points, DRAWS)
+    gains = _gains(id_, ood)
+    return {
+        name: {
+            "id": float(id_[0, len(ALPHAS) + place]),
+            "ood": float(ood[0, len(ALPHAS) + place]),
+            "gain": _with_interval(gains[:, len(ALPHAS) + place]),
+        }
+        for place, name in enumerate(plans)
+    } | {"alpha 0.4": {"id": float(id_[0, ALPHAS.index(0.4)]), "ood": float(ood[0, ALPHAS.index(0.4)])}}
+
+
+def stability(laboratory: Laboratory) -> dict[str, Any]:
+    """Which layers are flagged, and which lie highest, over calibration samples."""
+    found = [_scored(laboratory, laboratory.measured(seed, **_BARRIER)) for seed in _CALIBRATION_SEEDS]
+    top = [set(sorted(z, key=lambda layer: -z[layer])[:_EDITED]) for _, z in found]
+    pairs = [(one, two) for one in range(len(found)) for two in range(one)]
+    return {
+        "flagged": [sorted(names) for names, _ in found],
+        "top": [sorted(each) for each in top],
+        "jaccard of top": float(np.mean([len(top[i] & top[j]) / len(top[i] | top[j]) for i, j in pairs])),
+    }
+
+
+def _scored(laboratory: Laboratory, found: Measurements) -> tuple[tuple[str, ...], dict[str, float]]:
+    stragglers = find_stragglers(found, Task(laboratory.pair).sizes)
+    return stragglers.names, {layer: score["z"] for layer, score in stragglers.scores.items()}
+
+
+def planted(laboratory: Laboratory) -> dict[str, Any]:
+    """Are planted stragglers found, and placebos not?"""
+    before, z = _scored(laboratory, laboratory.measured(**_BARRIER))
+    rng = np.random.default_rng(0)
+    names = [str(name) for name in rng.choice(sorted(z), size=_PLANTED, replace=False)]
+    tests = {"planted": _PLANTED_FACTOR, "sign-flipped": -1.0, "random of equal length": None}
+    rows: dict[str, Any] = {"flagged before": list(before)}
+    with tempfile.TemporaryDirectory() as scratch:
+        for test, factor in tests.items():
+            rows[test] = []
+            for name in names:
+                altered = laboratory.altered(Path(scratch) / "altered", name, factor)
+                flagged, after = _scored(laboratory, laboratory.measured(finetuned=altered, **_BARRIER))
+                rows[test].append(
+                    {"layer": name, "z before": z[name], "z after": after[name], "flagged": sorted(flagged)}
+                )
+    return rows
+
+
+PARTS: dict[str, Callable[[Laboratory], dict[str, Any]]] = {
+    "sharpness": sharpness,
+    "layers": layers,
+    "masks": masks,
+    "stability": stability,
+    "planted": planted,
+}
+"""Every test; the last two take longest."""

@@ -1,0 +1,152 @@
+"""One pair under the knife: any plan evaluated in memory, any measure taken, stragglers planted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.shifts.evaluation import by_drawing
+from benchmarks.shifts.experiment import TrainedPair
+from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
+from clipmerge.data import DEFAULT_TEMPLATE, load_images
+from clipmerge.measuring import accelerator_for, build_model
+from clipmerge.pipeline import make_plan
+from clipmerge.plan import LayerPlan, Measurements, Plan
+from clipmerge.recipe import Recipe
+from clipmerge.run import Calibration, MergeRequest, Silent
+from clipmerge.scoring import Scorer
+from clipmerge.sweep import Point
+
+Floats = NDArray[np.float64]
+#: Calibration images of every measurement here.
+IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """One pair.
+
+    Attributes:
+        trained: The checkpoints and pictures.
+    """
+
+    trained: TrainedPair
+
+    @cached_property
+    def pair(self) -> Pair:
+        """Both checkpoints, opened."""
+        return _opened(self.trained.zeroshot, self.trained.finetuned)
+
+    @cached_property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Layer to its parameters, of those that fine-tuning moved."""
+        return {layer: names for layer, names in self.pair.layers.items() if self.length(names) > 0}
+
+    def length(self, names: Sequence[str]) -> float:
+        """||tau|| of some parameters together."""
+        squares = [
+            (self.pair.theta_1(name).double() - self.pair.theta_0(name).double()).square().sum() for name in names
+        ]
+        return float(torch.stack(squares).sum().sqrt())
+
+    def measured(self, seed: int = 0, finetuned: Path | None = None, **measure: Any) -> Measurements:
+        """Take a measure.
+
+        Args:
+            seed: Of the calibration sample.
+            finetuned: Checkpoint in the place of the pair's.
+            measure: ``name`` and options.
+        """
+        recipe = Recipe(name="laboratory", measure=measure, method={"name": "wise-ft", "alpha": 0.5})
+        calibration = Calibration(source=str(self.trained.calibration), images=IMAGES, device="cpu")
+        sources = (str(self.trained.zeroshot), (str(finetuned or self.trained.finetuned),))
+        with sdpa_kernel(SDPBackend.MATH):
+            plan = make_plan(MergeRequest(*sources, recipe, calibration, seed), Silent()).plan
+        assert plan is not None
+        assert plan.measurements is not None  # it was asked for
+        return plan.measurements
+
+    def planned(self, layers: Mapping[str, Mapping[str, Any]], seed: int = 0, **others: Any) -> Point:
+        """Lay out a merge: what some layers get, and what all others do.
+
+        Args:
+            layers: Layer to entries of its `LayerPlan`.
+            seed: Of random masks.
+            others: The entries of every other layer.
+        """
+        recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
+        plan = make_plan(
+            MergeRequest(str(self.trained.zeroshot), (str(self.trained.finetuned),), recipe), Silent()
+        ).plan
+        assert plan is not None
+        entries = {name: LayerPlan(**{**others, **layers.get(name, {})}) for name in plan.layers}
+        return Point(None, Plan(**{**dict(plan), "layers": entries, "seed": seed}))
+
+    def accuracy(self, points: Sequence[Point], draws: int) -> tuple[Floats, Floats]:
+        """Evaluate points.
+
+        Args:
+            points: Where to.
+            draws: Resamples of the drawings; the same for every source and pair.
+
+        Returns:
+            ID and mean OOD accuracy, each of shape (1 + draws, points), measured first.
+        """
+        sources = {"test": self.trained.test, **self.trained.ood}
+        loaded = {name: load_images(str(folder)) for name, folder in sources.items()}
+        scorer = Scorer(build_model(self.pair), self.pair, accelerator_for("cpu"), templates=(DEFAULT_TEMPLATE,))
+        correct = scorer.score([point.move for point in points], loaded, Silent())
+        rng = np.random.default_rng(0)
+        found = {}
+        for name, right in correct.items():
+            ordered, copies = by_drawing(right, sources[name])
+            shares = ordered.reshape(len(points), -1, copies).mean(axis=2)
+            count = shares.shape[1]
+            rng = np.random.default_rng(0)
+            times = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(draws)]
+            found[name] = np.vstack([np.ones(count), *times]) @ shares.T / count
+        return found["test"], np.mean([found[name] for name in self.trained.ood], axis=0)
+
+    def altered(self, folder: Path, layer: str, factor: float | None, seed: int = 0) -> Path:
+        """Write the fine-tuned checkpoint with another task vector in one layer.
+
+        Args:
+            folder: Where to; replaced.
+            layer: Which.
+            factor: The task vector times this; ``None`` for a random one of the same length in every parameter.
+            seed: Of the random one.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.trained.finetuned, folder)
+        weights = load_file(folder / "model.safetensors")
+        generator = torch.Generator().manual_seed(seed)
+        for name in self.layers[layer]:
+            theta_0 = self.pair.theta_0(name)
+            change = weights[name] - theta_0
+            if factor is None:
+                random = torch.randn(change.shape, generator=generator)
+                change = random * (change.norm() / random.norm())
+            weights[name] = theta_0 + change * (1 if factor is None else factor)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+
+def _opened(zeroshot: Path, finetuned: Path) -> Pair:
+    return pair_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
+
+
+def read_claims(file: Path) -> dict[str, Any]:
+    """Read what was found before; empty if nothing was."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return found
