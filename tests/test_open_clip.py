@@ -112,7 +112,7 @@ def test_what_joins_the_stages_stands_between_them() -> None:
     assert any("downsample" in start for start in starts)
 
 
-# one of each kind; all 134 that build without the Hub are covered, which takes half a minute
+# one of each kind: all that open_clip lists take half a minute
 MODELS = (
     *("ViT-B-32-quickgelu", "ViT-L-14-CLIPA", "RN50", "coca_ViT-B-32", "ViT-B-16-SigLIP2", "nllb-clip-base-siglip"),
     *("convnext_base", "convnext_large_d", "swin_base_patch4_window7_224", "vit_relpos_medium_patch16_cls_224"),
