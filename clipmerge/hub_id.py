@@ -41,7 +41,7 @@ def parse_hub_id(source: str, kind: Literal["model", "dataset"] = "model") -> Hu
 
     Example:
         >>> parse_hub_id("hf://openai/clip-vit-base-patch32@refs/pr/3")
-        HubId(repo_id='openai/clip-vit-base-patch32', revision='refs/pr/3')
+        HubId(repo_id='openai/clip-vit-base-patch32', revision='refs/pr/3', kind='model')
         >>> parse_hub_id("./models/clip") is None
         True
     """

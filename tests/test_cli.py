@@ -98,7 +98,7 @@ def test_the_record_is_also_in_the_folder_with_every_files_hash(sparse: tuple[Pa
     assert json.loads((output / "clipmerge.json").read_text()) == record
     found = hashes(output)
     assert record["files"].items() <= found.items()
-    assert found.keys() - record["files"].keys() == {"clipmerge.json", "README.md", "report.html"}
+    assert found.keys() - record["files"].keys() == {"clipmerge.json", "README.md", "report.html", "path.png"}
 
 
 def test_all_files_but_the_record_are_equal_between_runs(
