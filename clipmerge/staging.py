@@ -7,10 +7,13 @@ import errno
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from clipmerge.errors import OutputError
 
@@ -138,16 +141,33 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
     """A hidden, locked folder beside the target, gone when the block ends; errors of the system explained."""
     with contextlib.ExitStack() as cleanup:
         try:
-            cleanup.enter_context(_parents(target.parent))
-            _clear_stale(target)
-            stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
-            cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
+            with _undisturbed():
+                cleanup.enter_context(_parents(target.parent))
+                _clear_stale(target)
+                stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
+                cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
             lock = cleanup.enter_context((stage / "lock").open("wb"))
             if fcntl:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield stage
         except OSError as error:
             raise explain(output, error) from None
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C back until what the block made is in the hands of whoever takes it away again."""
+    if threading.current_thread() is not threading.main_thread():  # only the main one is interrupted
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held and callable(before):
+            before(*held[0])
 
 
 @contextlib.contextmanager

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -225,3 +228,16 @@ def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
     for wrong in (tmp_path, tmp_path / "model.safetensors"):
         with pytest.raises(OutputError, match="a plan is a JSON file"):
             check_output_file(wrong, beside, overwrite=True)
+
+
+def test_ctrl_c_while_the_place_is_made_takes_it_away_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**where: Any) -> str:
+        made = mkdtemp(**where)
+        signal.raise_signal(signal.SIGINT)  # before anybody knows what was made
+        return made
+
+    mkdtemp = tempfile.mkdtemp
+    monkeypatch.setattr("tempfile.mkdtemp", interrupted)
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "a" / "out"):
+        pytest.fail("the block is not entered")
+    assert list(tmp_path.iterdir()) == []
