@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_clip import save_images
 
     return save_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_works() -> None:
+    """A shell starts background jobs with SIGINT ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
