@@ -1,9 +1,27 @@
 """OpenAI's CLIP as transformers saves it: both towers, one of them, or an image classifier made from it."""
 
-from clipmerge.families import Family
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clipmerge.families import Family, Settings
 from clipmerge.families._towers import AROUND, BARE, CLIP_TEXT, CLIP_VISION, ROOTS, transformers_settings
 
 _MODEL_TYPES = {"clip": "full", "clip_vision_model": "vision", "clip_text_model": "text"}
+
+
+def clip_settings(model_types: Mapping[str, str]) -> Callable[[dict[str, Any]], Settings]:
+    """Make the function that reads the settings of a family with CLIP's architecture and defaults.
+
+    Args:
+        model_types: As in `Family`.
+    """
+    return transformers_settings(
+        model_types,
+        vision={"hidden_act": "quick_gelu", "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
+        text={"hidden_act": "quick_gelu", "num_attention_heads": 8},
+        both={"projection_dim": 512},
+    )
+
 
 FAMILY = Family(
     name="CLIP",
@@ -12,12 +30,7 @@ FAMILY = Family(
     roots=ROOTS,
     bare=BARE,
     text_marks=("token_embedding.", "final_layer_norm."),
-    settings=transformers_settings(
-        _MODEL_TYPES,
-        vision={"hidden_act": "quick_gelu", "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
-        text={"hidden_act": "quick_gelu", "num_attention_heads": 8},
-        both={"projection_dim": 512},
-    ),
+    settings=clip_settings(_MODEL_TYPES),
     model_class="CLIPModel",
     rank=0,
 )
