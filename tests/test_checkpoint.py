@@ -7,7 +7,9 @@ import json
 import mmap
 import random
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,12 +69,31 @@ def test_every_form_gives_the_same_tensors(folder: Path, what: str) -> None:
     assert checkpoint.hashes == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.files}
 
 
-@pytest.mark.parametrize("extra", [-1, 0, 1, mmap.PAGESIZE])
+@pytest.mark.parametrize("extra", [-3 * mmap.PAGESIZE, -1, 0, 1, mmap.PAGESIZE])
 def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int) -> None:
-    monkeypatch.setattr(source_module, "_PIECE", mmap.PAGESIZE)
+    monkeypatch.setattr(source_module, "_WINDOW", mmap.ALLOCATIONGRANULARITY)
     content = random.Random(0).randbytes(3 * mmap.PAGESIZE + extra)
     (tmp_path / "x").write_bytes(content)
     assert source_module.sha256_of(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_checkpoints_are_hashed_side_by_side(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing takes most of a merge's time: neither checkpoint waits for the other, and none is hashed twice."""
+    both = threading.Barrier(2, timeout=30)
+    hashed = []
+
+    def wait_for_the_other(path: Path) -> str:
+        both.wait()
+        hashed.append(path)
+        return str(path)
+
+    monkeypatch.setattr(source_module, "sha256_of", wait_for_the_other)
+    shutil.copytree(folder, tmp_path / "other")
+    checkpoints = [open_checkpoint(str(each)) for each in (folder, tmp_path / "other")]
+    with ThreadPoolExecutor(2) as pool:
+        found = [future.result() for future in [pool.submit(getattr, each, "hashes") for each in checkpoints]]
+    assert [each.hashes for each in checkpoints] == found
+    assert len(hashed) == 2
 
 
 def test_a_run_of_elements_is_that_run(folder: Path) -> None:

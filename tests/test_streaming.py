@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.apply import MergedTensor
-from clipmerge.checkpoint import source
 from clipmerge.checkpoint.finite import is_finite
-from clipmerge.checkpoint.source import sha256_of
 from clipmerge.errors import OutputError
 from clipmerge.pipeline import MergeRequest, make_plan, write_merge
 from clipmerge.recipe import load_recipe
@@ -80,14 +78,6 @@ def test_finite_values_whose_sum_overflows_are_no_fault(pair: Pair, tmp_path: Pa
         save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
     huge = (tmp_path / "zeroshot", tmp_path / "finetuned")
     assert merge(huge, tmp_path / "out") == plain_loop(huge, tmp_path)
-
-
-@pytest.mark.parametrize("size", [0, 1, 4096 * 3, 4096 * 3 + 1, 4096 * 4, 100_000])
-def test_hash_is_the_files_whatever_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(source, "_PIECE", 4096 * 3)
-    content = bytes(index * index % 251 for index in range(size))
-    (tmp_path / "file").write_bytes(content)
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
