@@ -72,6 +72,27 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     Raises:
         ClipmergeError: If images or checkpoints cannot be used.
     """
+    objective, record = objective_for(run, request)
+    options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
+    found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
+    with together():
+        objective.accelerator.wait_for_everyone()  # nobody leaves while another still gathers
+    return _with_change(found, objective), record
+
+
+def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, dict[str, Any]]:
+    """Put images and model onto the device.
+
+    Args:
+        run: The run; its checkpoints are read. ``is_main`` is set.
+        request: What to measure on.
+
+    Returns:
+        The calibration loss, and a record of the images.
+
+    Raises:
+        ClipmergeError: If images or checkpoints cannot be used.
+    """
     calibration = request.calibration
     source = load_images(str(calibration.source), calibration.classes, columns=calibration.columns)
     templates = check_templates(list(calibration.templates))
@@ -98,12 +119,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
         images_at_once=calibration.images_at_once,
         progress=_Clock(run.progress, accelerator.device, len(positions)),
     )
-    options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
-    found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
-    with together():
-        accelerator.wait_for_everyone()  # nobody leaves while another still gathers
-    record = _record(images, batch_size, templates, request.seed)
-    return _with_change(found, objective), record
+    return objective, _record(images, batch_size, templates, request.seed)
 
 
 def build_model(pair: Pair) -> ImageTextModel:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from benchmarks.shifts.experiment import TrainedPair
 
 os.environ.setdefault("HF_HUB_OFFLINE", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,6 +38,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_clip import save_images
 
     return save_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedPair, Path]:
+    """A tiny pair of the benchmarks' form and its JSON file; read only."""
+    from tests.tiny_shift import evaluated_pair
+
+    return evaluated_pair(tmp_path_factory.mktemp("evaluated"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,8 @@ from benchmarks.shifts.experiment import Shift, Source
 from benchmarks.shifts.training import Pretraining, Regime
 
 REGIMES = {"mild": Regime(steps=200, rate=2e-4), "aggressive": Regime(steps=400, rate=3e-3, weight_decay=0.0)}
-SEEDS = {"mild": (0,), "aggressive": (0,)}
+#: Nothing was tuned on these pairs; a held-out seed, to the contestants that are for one only, is 1.
+SEEDS = {"mild": (1,), "aggressive": (1,)}
 #: Clothes to train the zero-shot model on, to fine-tune on, to calibrate on and to test on.
 _CLOTHES = 10_000, 5_000, 1_000, 500
 

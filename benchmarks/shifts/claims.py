@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.shifts.controls import free
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.laboratory import IMAGES, Floats, Laboratory, read_claims
 from benchmarks.shifts.ranks import kendall, partial_kendall
@@ -212,5 +213,6 @@ PARTS: dict[str, Callable[[Laboratory], dict[str, Any]]] = {
     "masks": masks,
     "stability": stability,
     "planted": planted,
+    "free": free,
 }
-"""Every test; the last two take longest."""
+"""Every test; the last three take longest."""

@@ -27,6 +27,7 @@ def claims_section(found: dict[str, Any], pairs: Sequence[Resampled]) -> str:
         ("Masks against a smaller alpha", _masks),
         ("Are stragglers there, and stable over calibration samples?", _stability),
         ("Are planted stragglers found?", _planted),
+        ("Does `auto` need its box?", _free),
     ):
         told = write(found)
         parts += [f"**{title}**", told] if told else []
@@ -72,7 +73,7 @@ def _across(found: dict[str, Any], pairs: Sequence[Resampled]) -> str:
         drawn = interval(np.array([kendall(values[pick], gain[pick]) for pick in picks]))
         rows.append([title, _told({"value": kendall(values, gain), "interval": drawn}, 1.0, 2)])
     title = "**Does sharpness at alpha 0.5 go with the OOD gain of alpha 0.5 over zero-shot?** "
-    title += f"{len(had)} pairs of one zero-shot model."
+    title += f"{len(had)} pairs."
     return f"{title}\n\n{_table(['adaptive sharpness (first order, l2)', 'Kendall'], rows)}"
 
 
@@ -157,3 +158,22 @@ def _planted(found: dict[str, Any]) -> str:
     about = "The task vector of one layer times 4 (planted), or a placebo: its sign turned, or random of equal length."
     head = ["pair", "change of one layer", "that layer flagged", "other layers flagged", "its z"]
     return f"{about}\n\n{_table(head, rows)}"
+
+
+def _free(found: dict[str, Any]) -> str:
+    had = _having(found, "free")
+    if not had:
+        return ""
+    about = (
+        "The images, steps and goal of `auto`, but over the weights themselves, from the middle of the path and "
+        "without bounds; and the result interpolated with the zero-shot model (share 1 is the result). ID / OOD "
+        "accuracy, % (gain over the pair's own WiSE-FT curve at equal ID accuracy, points)."
+    )
+    first = next(iter(had.values()))
+    rows = []
+    for rate, alpha in [(rate, alpha) for rate, shares in first.items() for alpha in shares]:
+        cells = [record[rate][alpha] for record in had.values()]
+        told = [f"{100 * c['id']:.1f} / {100 * c['ood']:.1f}" for c in cells]
+        gains = [_told({"value": c["gain"], "interval": c["interval"]}, 100.0, 1) for c in cells]
+        rows.append([f"rate {rate}, share {alpha}", *(f"{a} ({b})" for a, b in zip(told, gains, strict=True))])
+    return f"{about}\n\n{_table(['free fine-tuning', *had], rows)}"

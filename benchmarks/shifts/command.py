@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
-from benchmarks.shifts.experiment import Shift, cache_folder, prepare
+from benchmarks.shifts.experiment import (
+    Shift,
+    cache_folder,
+    chosen_pairs,
+    locked,
+    make_images,
+    make_pair,
+    make_zeroshot,
+)
 from benchmarks.shifts.report import RESULTS, write_page
 from benchmarks.shifts.training import logged
 from clipmerge.errors import ClipmergeError
@@ -16,6 +28,8 @@ from clipmerge.errors import ClipmergeError
 #: Cache folder and whether it is the quick size, to the benchmark.
 Layout = Callable[[Path, bool], Shift]
 _QUICK_RECIPES = ("wise-ft", "lines", "monosoup", "straggler-sparse", "auto")
+T = TypeVar("T")
+R = TypeVar("R")
 _QUICK = Evaluation(alphas=(0.0, 0.25, 0.5, 0.75, 1.0), images=64)
 
 
@@ -34,9 +48,12 @@ def run(name: str, layout: Layout, arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few classes and steps, one pair; under two minutes")
     parser.add_argument("--cache", type=Path, default=None, help="where data and models are kept")
     parser.add_argument("--results", type=Path, default=None, help="where a JSON file a pair goes")
-    parser.add_argument("--only", default="", help="regimes to do, with commas between; all by default")
+    parser.add_argument(
+        "--only", default="", help="regimes, or pairs such as mild-1, with commas between; all by default"
+    )
     parser.add_argument("--recipes", default="", help="contestants to compare, with commas between; all by default")
     parser.add_argument("--again", default="", help="contestants to compare anew: the code behind them has changed")
+    parser.add_argument("--jobs", type=int, default=1, help="pairs worked on at a time, on one thread each")
     parser.add_argument("--no-page", action="store_true", help="leave docs/results.md as it is")
     given = parser.parse_args(arguments)
     try:
@@ -48,21 +65,59 @@ def run(name: str, layout: Layout, arguments: list[str] | None = None) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class _Job:
+    """What every process of one run does the same by."""
+
+    layout: Layout
+    folder: Path
+    results: Path
+    quick: bool
+    recipes: tuple[str, ...]
+    again: tuple[str, ...]
+
+    def zeroshot(self, seed: int) -> None:
+        with logged():
+            make_zeroshot(self.layout(self.folder, self.quick), self.folder, seed)
+
+    def pair(self, which: tuple[str, int]) -> Path:
+        file = self.results / f"{which[0]}-{which[1]}.json"
+        # whoever works on the same pair would lose rows
+        with logged(), locked(self.folder / f".{file.stem}.lock"):
+            pair = make_pair(self.layout(self.folder, self.quick), self.folder, *which)
+            recipes = contestants(only=self.recipes)
+            evaluate_pair(pair, recipes, file, _QUICK if self.quick else None, again=self.again)
+        return file
+
+
 def _run(name: str, layout: Layout, given: argparse.Namespace) -> None:
     folder = given.cache or cache_folder(name + ("-quick" if given.quick else ""))
     # a quick run says nothing about recipes, so it stays out of the results
     results = given.results or (folder / "results" if given.quick else RESULTS / name)
-    recipes = contestants(only=_names(given.recipes) or (_QUICK_RECIPES if given.quick else ()))
+    recipes = _names(given.recipes) or (_QUICK_RECIPES if given.quick else ())
+    job = _Job(layout, folder, results, given.quick, recipes, _names(given.again))
+    contestants(only=recipes)
     shift = layout(folder, given.quick)
-    regimes = _names(given.only) or tuple(shift.regimes)
-    pairs = prepare(shift, folder, regimes)
-    for pair in pairs:
-        file = results / f"{pair.name}.json"
-        evaluate_pair(pair, recipes, file, _QUICK if given.quick else None, again=_names(given.again))
-        print(f"{file}")
+    pairs = chosen_pairs(shift, _names(given.only) or tuple(shift.seeds))
+    make_images(shift, folder)
+    seeds = sorted({shift.zeroshot_seeds.get(seed, 0) for _, seed in pairs})
+    for _ in _each(job.zeroshot, seeds, given.jobs):
+        pass
+    for file in _each(job.pair, pairs, given.jobs):
+        print(file)
     if not (given.no_page or given.quick):
         for written in write_page():
             print(written)
+
+
+def _each(work: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
+    """Work through items in order, in so many processes."""
+    if jobs == 1:
+        yield from map(work, items)
+        return
+    # forked processes would inherit torch's threads in whatever state they are
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, items)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ import platform
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,49 @@ CONTESTANTS = Path(__file__).with_name("contestants.yaml")
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
 
-def contestants(file: Path = CONTESTANTS, only: tuple[str, ...] = ()) -> tuple[Recipe, ...]:
+@dataclass(frozen=True)
+class Contestant:
+    """What pairs are merged by.
+
+    Attributes:
+        recipe: With the name that it has in the results.
+        pairs: Patterns over the names of the pairs that it is for.
+        group: What it belongs to in `contestants.yaml`.
+        images: Calibration images, where they are not as many as the others have.
+    """
+
+    recipe: Recipe
+    pairs: tuple[str, ...] = ("*",)
+    group: str = ""
+    images: int | None = None
+
+    @property
+    def name(self) -> str:
+        """In the results."""
+        return self.recipe.name
+
+    def is_for(self, pair: str) -> bool:
+        """Whether a pair of this name is merged by it."""
+        return any(fnmatch(pair, pattern) for pattern in self.pairs)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that determines what it does to a pair."""
+        return self.recipe.model_dump(mode="json") | ({"images": self.images} if self.images else {})
+
+
+def contestants(file: Path = CONTESTANTS, only: tuple[str, ...] = ()) -> tuple[Contestant, ...]:
     """Load the recipes to compare.
 
     Args:
-        file: Name to a recipe and its ``--set`` assignments, as YAML.
+        file: YAML: group to its pairs and its recipes, name to a recipe and its ``--set`` assignments.
         only: Names to take; empty for all.
 
     Raises:
         RecipeError: If a recipe does not exist or an option does not fit.
     """
-    listed: dict[str, list[str]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    groups: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    listed = {name: words for group in groups.values() for name, words in group["recipes"].items()}
     unknown = [name for name in only if name not in listed]
     if unknown:
         raise RecipeError(f"{file.name} has no contestant '{unknown[0]}' (contestants: {', '.join(listed)})")
@@ -49,10 +82,18 @@ def contestants(file: Path = CONTESTANTS, only: tuple[str, ...] = ()) -> tuple[R
     if absent:
         raise RecipeError(f"{file.name}: no recipe '{absent[0]}' (recipes: {', '.join(recipe_names())})")
     return tuple(
-        load_recipe(words[0], words[1:]).model_copy(update={"name": name})
-        for name, words in listed.items()
+        _contestant(name, words, tuple(group["pairs"]), title)
+        for title, group in groups.items()
+        for name, words in group["recipes"].items()
         if not only or name in only
     )
+
+
+def _contestant(name: str, words: list[str], pairs: tuple[str, ...], group: str) -> Contestant:
+    images = [int(word.removeprefix("images=")) for word in words if word.startswith("images=")]
+    assignments = [word for word in words[1:] if not word.startswith("images=")]
+    recipe = load_recipe(words[0], assignments).model_copy(update={"name": name})
+    return Contestant(recipe, pairs, group, images[0] if images else None)
 
 
 @dataclass(frozen=True)
@@ -77,7 +118,7 @@ class Evaluation:
 
 def evaluate_pair(
     pair: TrainedPair,
-    recipes: Sequence[Recipe],
+    entered: Sequence[Contestant],
     file: Path,
     how: Evaluation | None = None,
     *,
@@ -87,32 +128,34 @@ def evaluate_pair(
 
     Args:
         pair: Checkpoints and pictures.
-        recipes: What to put beside the curve.
+        entered: What to put beside the curve; those that are not for this pair are passed over.
         file: The JSON file, written anew after every recipe.
         how: What holds for every pair; by default the full size.
         again: Names of recipes to evaluate even so: the code behind one may change where its settings do not.
     """
     how = how or Evaluation()
     record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if {key: record.get(key) for key in how.told} != how.told:
+    told = how.told | {"made_of": pair.made_of}
+    if {key: record.get(key) for key in told} != told:
         record = _curve(pair, how)
         _write(record, file)
     had = {row["name"]: row["settings"] for row in record["recipes"]}
-    missing = [each for each in recipes if each.name in again or had.get(each.name) != each.model_dump(mode="json")]
+    ours = [each for each in entered if each.is_for(pair.name)]
+    missing = [each for each in ours if each.name in again or had.get(each.name) != each.settings]
     for group in _by_measure(missing):
         begin = time.perf_counter()
-        rows = _rows(pair, group, how)
+        rows = _rows(pair, group, replace(how, images=group[0].images or how.images))
         names = [row["name"] for row in rows]
         record["recipes"] = [row for row in record["recipes"] if row["name"] not in names] + rows
         _write(record, file)
         _LOG.info("%s: %s in %.0f s", file.stem, ", ".join(names), time.perf_counter() - begin)
 
 
-def _by_measure(recipes: Iterable[Recipe]) -> list[list[Recipe]]:
-    """Recipes that measure the same measure once, together."""
-    groups: dict[str, list[Recipe]] = {}
-    for recipe in recipes:
-        groups.setdefault(json.dumps(recipe.measure, sort_keys=True), []).append(recipe)
+def _by_measure(entered: Iterable[Contestant]) -> list[list[Contestant]]:
+    """Those that measure the same on the same images, together."""
+    groups: dict[str, list[Contestant]] = {}
+    for each in entered:
+        groups.setdefault(json.dumps([each.recipe.measure, each.images], sort_keys=True), []).append(each)
     return list(groups.values())
 
 
@@ -120,6 +163,7 @@ def _request(pair: TrainedPair, how: Evaluation, recipes: Sequence[Recipe], alph
     return SweepRequest(
         zeroshot=str(pair.zeroshot),
         finetuned=str(pair.finetuned),
+        further=tuple(str(each) for each in pair.further),
         id_sources={"test": str(pair.test)},
         ood_sources={name: str(folder) for name, folder in pair.ood.items()},
         recipes=tuple(recipes),
@@ -138,30 +182,33 @@ def _swept(request: SweepRequest) -> tuple[dict[str, Any], dict[str, NDArray[np.
 def _curve(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
     request = _request(pair, how, (), how.alphas)
     record, correct = _swept(request)
+    sorted_ = {name: by_drawing(right, _source(request, name)) for name, right in correct.items()}
     return {
         "regime": pair.regime,
         "seed": pair.seed,
         "tuning": pair.tuning,
         **how.told,
+        "made_of": pair.made_of,
         **{key: record[key] for key in ("id", "ood", "images", "clipmerge")},
         "curve": record["curve"],
-        "correct": {name: packed(*by_drawing(right, _source(request, name))) for name, right in correct.items()},
+        "things": {name: each.things for name, each in sorted_.items()},
+        "correct": {name: packed(each) for name, each in sorted_.items()},
         "machine": machine(),
         "recipes": [],
     }
 
 
-def _rows(pair: TrainedPair, recipes: Sequence[Recipe], how: Evaluation) -> list[dict[str, Any]]:
+def _rows(pair: TrainedPair, entered: Sequence[Contestant], how: Evaluation) -> list[dict[str, Any]]:
     """Evaluate recipes beside the shortest curve that a sweep takes; what it says against that curve is left out."""
-    request = _request(pair, how, recipes, (0.0, 1.0))
+    request = _request(pair, how, [each.recipe for each in entered], (0.0, 1.0))
     record, correct = _swept(request)
     rows = []
-    for recipe, row in zip(recipes, record["recipes"], strict=True):
+    for each, row in zip(entered, record["recipes"], strict=True):
         alone = {name: right[[row["point"]]] for name, right in correct.items()}
         rows.append(
             {key: row[key] for key in ("name", "accuracy", "id", "ood", "verdict")}
-            | {"settings": recipe.model_dump(mode="json"), "seconds": record["seconds"]["plan"]}
-            | {"correct": {name: packed(*by_drawing(right, _source(request, name))) for name, right in alone.items()}}
+            | {"settings": each.settings, "seconds": record["seconds"]["plan"]}
+            | {"correct": {name: packed(by_drawing(right, _source(request, name))) for name, right in alone.items()}}
         )
     return rows
 
@@ -177,25 +224,37 @@ def _source(request: SweepRequest, name: str) -> Path:
     return Path({**request.id_sources, **request.ood_sources}[name])
 
 
-def by_drawing(right: NDArray[np.bool_], source: Path) -> tuple[NDArray[np.bool_], int]:
-    """Sort images by the drawing that they show, so that drawings can be resampled.
+@dataclass(frozen=True)
+class ByDrawing:
+    """Whether each picture was recognised, a drawing's copies side by side.
+
+    Attributes:
+        right: Shape (points, drawings * copies).
+        things: What each drawing shows, drawings in order.
+    """
+
+    right: NDArray[np.bool_]
+    things: list[int]
+
+
+def by_drawing(right: NDArray[np.bool_], source: Path) -> ByDrawing:
+    """Sort images by what they show, so that things can be resampled.
 
     Args:
         right: Whether each image was recognised, shape (points, images), in the order of their paths.
         source: Folder of the images.
-
-    Returns:
-        The same, a drawing's copies side by side; and how many copies each has.
     """
     stems = [Path(path).stem for path in load_images(str(source)).paths]
     order = np.array(sorted(range(len(stems)), key=lambda place: stems[place]))
-    return right[:, order], len(stems) // len({stem.partition("-")[0] for stem in stems})
+    return ByDrawing(right[:, order], sorted({int(stem.partition("-")[0]) for stem in stems}))
 
 
-def packed(right: NDArray[np.bool_], copies: int) -> dict[str, Any]:
-    """Write whether each image was recognised, shape (points, drawings * copies), as `unpacked` reads it."""
-    bits = base64.b64encode(np.packbits(right).tobytes()).decode()
-    return {"shape": [right.shape[0], right.shape[1] // copies, copies], "bits": bits}
+def packed(drawings: ByDrawing) -> dict[str, Any]:
+    """Write whether each image was recognised, as `unpacked` reads it."""
+    points, pictures = drawings.right.shape
+    count = len(drawings.things)
+    bits = base64.b64encode(np.packbits(drawings.right).tobytes()).decode()
+    return {"shape": [points, count, pictures // count], "bits": bits}
 
 
 def unpacked(told: dict[str, Any]) -> NDArray[np.bool_]:

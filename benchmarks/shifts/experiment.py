@@ -1,12 +1,14 @@
-"""One distribution shift: its pictures, its zero-shot model and its fine-tuned ones, each made once."""
+"""One distribution shift: its pictures, its zero-shot models and its fine-tuned ones, each made once."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -28,12 +30,20 @@ class Source:
         labels: Class of each, shape (N,).
         copies: Pictures of each drawing.
         change: What is done to the pictures, if anything.
+        things: What each drawing shows, shape (N,): intervals resample things, over all sources alike; by default every
+            drawing shows another one.
     """
 
     pixels: Tensor
     labels: Tensor
     copies: int = 1
     change: Change | None = None
+    things: Tensor | None = None
+
+    def taken(self, seed: int) -> Pictures:
+        """The pictures to write."""
+        things = torch.arange(len(self.labels)) if self.things is None else self.things
+        return Pictures(self.pixels, self.labels, self.copies, seed, self.change, things)
 
     @property
     def digest(self) -> str:
@@ -53,9 +63,11 @@ class Shift:
         calibration: ID pictures that recipes may use.
         test: ID pictures that only evaluation uses.
         ood: Name to pictures unlike those of fine-tuning; none of them is trained on.
-        zeroshot: How the zero-shot model is trained.
+        zeroshot: How a zero-shot model is trained.
         regimes: Name to how a fine-tuned model is trained.
-        seeds: Seeds of each regime.
+        seeds: Seeds of each regime, and of what is in ``together``.
+        together: Name to the regimes whose models of one seed are merged together.
+        zeroshot_seeds: Seed of a fine-tuned model to that of its zero-shot model, where it is not 0.
         tuning: Regime and seed of the pairs on which recipes may be tuned; all others are held out.
     """
 
@@ -69,6 +81,8 @@ class Shift:
     zeroshot: Pretraining
     regimes: Mapping[str, Regime]
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    zeroshot_seeds: Mapping[int, int] = field(default_factory=dict)
     tuning: frozenset[tuple[str, int]] = frozenset()
 
     @property
@@ -95,6 +109,7 @@ class TrainedPair:
         test: ID pictures that only evaluation uses.
         ood: Name to folder.
         tuning: Whether recipes may be tuned on it.
+        further: Checkpoint folders of more fine-tuned models, where several are merged.
     """
 
     regime: str
@@ -105,11 +120,17 @@ class TrainedPair:
     test: Path
     ood: dict[str, Path]
     tuning: bool = False
+    further: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
         """Regime and seed."""
         return f"{self.regime}-{self.seed}"
+
+    @property
+    def made_of(self) -> list[str]:
+        """Folders of the models and the pictures, whose names tell the settings that they were made by."""
+        return [self.zeroshot.name, self.finetuned.name, *(each.name for each in self.further), self.test.parent.name]
 
 
 def cache_folder(name: str) -> Path:
@@ -118,8 +139,17 @@ def cache_folder(name: str) -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "clipmerge" / name
 
 
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Wait until no other process holds this file, and hold it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+
+
 def prepare(shift: Shift, folder: Path, regimes: Collection[str]) -> Iterator[TrainedPair]:
-    """Write the pictures and train the models, each unless it is there; a pair is yielded as soon as it is whole.
+    """Make the pairs of some regimes, one after the other; each is yielded as soon as it is whole.
 
     Args:
         shift: What to make.
@@ -129,23 +159,76 @@ def prepare(shift: Shift, folder: Path, regimes: Collection[str]) -> Iterator[Tr
     Raises:
         UsageError: If there is no such regime.
     """
-    unknown = [name for name in regimes if name not in shift.regimes]
+    for name, seed in chosen_pairs(shift, regimes):
+        yield make_pair(shift, folder, name, seed)
+
+
+def chosen_pairs(shift: Shift, wanted: Collection[str]) -> list[tuple[str, int]]:
+    """Regime and seed of the pairs that are wanted, the first seeds first.
+
+    Args:
+        shift: Which pairs there are.
+        wanted: Regimes, or pairs such as ``mild-1``.
+
+    Raises:
+        UsageError: If there is no such regime or pair.
+    """
+    pairs = list(shift.pairs())
+    known = {*shift.seeds, *(f"{name}-{seed}" for name, seed in pairs)}
+    unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise UsageError(f"{shift.name} has no regime '{unknown[0]}' (regimes: {', '.join(shift.regimes)})")
+        raise UsageError(f"{shift.name} has no regime '{unknown[0]}' (regimes: {', '.join(shift.seeds)})")
+    return [(name, seed) for name, seed in pairs if name in wanted or f"{name}-{seed}" in wanted]
+
+
+def make_pair(shift: Shift, folder: Path, regime: str, seed: int) -> TrainedPair:
+    """Write the pictures and train the models of one pair, each unless it is there.
+
+    Args:
+        shift: What to make.
+        folder: Cache.
+        regime: Which pair.
+        seed: Which pair.
+    """
+    images = make_images(shift, folder)
+    zeroshot = make_zeroshot(shift, folder, shift.zeroshot_seeds.get(seed, 0))
+    members = shift.together.get(regime, (regime,))
+    finetuned, *further = [_make_finetuned(shift, folder, each, seed, zeroshot) for each in members]
+    ood = {name: images / "ood" / name for name in shift.ood}
+    places = images / "calibration", images / "test", ood
+    return TrainedPair(regime, seed, zeroshot, finetuned, *places, (regime, seed) in shift.tuning, tuple(further))
+
+
+def _make_finetuned(shift: Shift, folder: Path, regime: str, seed: int, zeroshot: Path) -> Path:
+    told = [zeroshot.name, asdict(shift.regimes[regime]), shift.finetuning.digest]
+    finetuned = folder / f"{regime}-{seed}-{_digest(told)}"
     torch.set_num_threads(1)
+    with locked(folder / f".{finetuned.name}.lock"):
+        finetune(_drawings(shift, shift.finetuning), shift.regimes[regime], seed, zeroshot, finetuned)
+    return finetuned
+
+
+def make_zeroshot(shift: Shift, folder: Path, seed: int) -> Path:
+    """Train a zero-shot model, unless it is there; its checkpoint folder."""
+    how = replace(shift.zeroshot, seed=seed)
+    zeroshot = folder / f"zeroshot-{_digest([asdict(how), shift.pretraining.digest])}"
+    torch.set_num_threads(1)
+    with locked(folder / f".{zeroshot.name}.lock"):
+        pretrain(_drawings(shift, shift.pretraining), how, zeroshot)
+    return zeroshot
+
+
+def make_images(shift: Shift, folder: Path) -> Path:
+    """Write the pictures of every source, unless they are there; the folder that holds a folder a source."""
     images = folder / f"images-{_digest([_digest_of_images(shift)])}"
-    ood = _write_images(shift, images)
-    told = [asdict(shift.zeroshot), shift.pretraining.digest]
-    zeroshot = folder / f"zeroshot-{_digest(told)}"
-    pretrain(Drawings(shift.classes, shift.pretraining.pixels, shift.pretraining.labels), shift.zeroshot, zeroshot)
-    learned = Drawings(shift.classes, shift.finetuning.pixels, shift.finetuning.labels)
-    for name, seed in ((name, seed) for name, seed in shift.pairs() if name in regimes):
-        regime = shift.regimes[name]
-        finetuned = folder / f"{name}-{seed}-{_digest([*told, asdict(regime), shift.finetuning.digest])}"
-        finetune(learned, regime, seed, zeroshot, finetuned)
-        yield TrainedPair(
-            name, seed, zeroshot, finetuned, images / "calibration", images / "test", ood, (name, seed) in shift.tuning
-        )
+    with locked(folder / f".{images.name}.lock"):
+        for name, (source, seed) in _sources(shift).items():
+            write_pictures(images / name, shift.folders, source.taken(seed))
+    return images
+
+
+def _drawings(shift: Shift, source: Source) -> Drawings:
+    return Drawings(shift.classes, source.pixels, source.labels)
 
 
 def _sources(shift: Shift) -> dict[str, tuple[Source, int]]:
@@ -156,17 +239,11 @@ def _sources(shift: Shift) -> dict[str, tuple[Source, int]]:
     }
 
 
-def _write_images(shift: Shift, folder: Path) -> dict[str, Path]:
-    for name, (source, seed) in _sources(shift).items():
-        pictures = Pictures(source.pixels, source.labels, source.copies, seed, source.change)
-        write_pictures(folder / name, shift.folders, pictures)
-    return {name: folder / "ood" / name for name in shift.ood}
-
-
 def _digest_of_images(shift: Shift) -> list[object]:
     changes = {name: source.change and source.change.__name__ for name, (source, _) in _sources(shift).items()}
     return [
-        [name, source.digest, source.copies, seed, changes[name]] for name, (source, seed) in _sources(shift).items()
+        [name, source.digest, source.taken(0).things.tolist(), source.copies, seed, changes[name]]
+        for name, (source, seed) in _sources(shift).items()
     ]
 
 

@@ -14,17 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.shifts.evaluation import by_drawing
 from benchmarks.shifts.experiment import TrainedPair
+from benchmarks.shifts.standing import draws as drawn
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
 from clipmerge.data import DEFAULT_TEMPLATE, load_images
-from clipmerge.measuring import accelerator_for, build_model
+from clipmerge.measuring import accelerator_for, build_model, objective_for
+from clipmerge.objective import Objective
 from clipmerge.pipeline import make_plan
 from clipmerge.plan import LayerPlan, Measurements, Plan
 from clipmerge.recipe import Recipe
-from clipmerge.run import Calibration, MergeRequest, Silent
+from clipmerge.run import Calibration, MergeRequest, Run, Silent
 from clipmerge.scoring import Scorer
 from clipmerge.sweep import Point
 
@@ -77,6 +80,13 @@ class Laboratory:
         assert plan.measurements is not None  # it was asked for
         return plan.measurements
 
+    def objective(self, images: int = IMAGES, seed: int = 0) -> Objective:
+        """The calibration loss of this pair on so many images."""
+        calibration = Calibration(source=str(self.trained.calibration), images=images, device="cpu")
+        recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
+        sources = (str(self.trained.zeroshot), (str(self.trained.finetuned),))
+        return objective_for(Run(self.pair, Silent()), MergeRequest(*sources, recipe, calibration, seed))[0]
+
     def planned(self, layers: Mapping[str, Mapping[str, Any]], seed: int = 0, **others: Any) -> Point:
         """Lay out a merge: what some layers get, and what all others do.
 
@@ -107,15 +117,12 @@ class Laboratory:
         loaded = {name: load_images(str(folder)) for name, folder in sources.items()}
         scorer = Scorer(build_model(self.pair), self.pair, accelerator_for("cpu"), templates=(DEFAULT_TEMPLATE,))
         correct = scorer.score([point.move for point in points], loaded, Silent())
-        rng = np.random.default_rng(0)
+        ordered = {name: by_drawing(right, sources[name]) for name, right in correct.items()}
+        times = drawn({name: each.things for name, each in ordered.items()}, draws)
         found = {}
-        for name, right in correct.items():
-            ordered, copies = by_drawing(right, sources[name])
-            shares = ordered.reshape(len(points), -1, copies).mean(axis=2)
-            count = shares.shape[1]
-            rng = np.random.default_rng(0)
-            times = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(draws)]
-            found[name] = np.vstack([np.ones(count), *times]) @ shares.T / count
+        for name, each in ordered.items():
+            shares = each.right.reshape(len(points), len(each.things), -1).mean(axis=2)
+            found[name] = times[name] @ shares.T
         return found["test"], np.mean([found[name] for name in self.trained.ood], axis=0)
 
     def altered(self, folder: Path, layer: str, factor: float | None, seed: int = 0) -> Path:
@@ -127,18 +134,29 @@ class Laboratory:
             factor: The task vector times this; ``None`` for a random one of the same length in every parameter.
             seed: Of the random one.
         """
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(self.trained.finetuned, folder)
-        weights = load_file(folder / "model.safetensors")
         generator = torch.Generator().manual_seed(seed)
+        weights = {}
         for name in self.layers[layer]:
             theta_0 = self.pair.theta_0(name)
-            change = weights[name] - theta_0
+            change = self.pair.theta_1(name) - theta_0
             if factor is None:
                 random = torch.randn(change.shape, generator=generator)
                 change = random * (change.norm() / random.norm())
             weights[name] = theta_0 + change * (1 if factor is None else factor)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return self.written(folder, weights)
+
+    def written(self, folder: Path, weights: Mapping[str, Tensor]) -> Path:
+        """Write the fine-tuned checkpoint with other weights in the place of some.
+
+        Args:
+            folder: Where to; replaced.
+            weights: Parameter to its new value.
+        """
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.trained.finetuned, folder)
+        file = folder / "model.safetensors"
+        changed = {name: value.contiguous() for name, value in weights.items()}
+        save_file(load_file(file) | changed, file, metadata={"format": "pt"})
         return folder
 
 

@@ -167,13 +167,15 @@ class Pictures:
         copies: Pictures of each drawing.
         seed: Of the poses and the camera; sources that must differ have different ones.
         change: What is done to the pictures, if anything.
+        things: What each drawing shows, shape (N,), each another.
     """
 
     drawings: Tensor
     labels: Tensor
     copies: int
     seed: int
-    change: Change | None = None
+    change: Change | None
+    things: Tensor
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> None:
@@ -182,7 +184,7 @@ def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> N
     Args:
         folder: Where to; left alone if it is there.
         classes: Folder of each class.
-        taken: What to write. A file is named after its drawing's place and its copy.
+        taken: What to write. A file is named after the thing it shows and its copy.
     """
     if folder.is_dir():
         return
@@ -191,8 +193,8 @@ def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> N
     for copy in range(taken.copies):
         pixels = photographed(taken.drawings.float() / 255, PLAIN, generator)
         images = as_images(taken.change(pixels, generator).clamp(0, 1) if taken.change else pixels)
-        for place, (image, label) in enumerate(zip(images, taken.labels.tolist(), strict=True)):
-            file = scratch / classes[label] / f"{place:05d}-{copy}.png"
+        for thing, image, label in zip(taken.things.tolist(), images, taken.labels.tolist(), strict=True):
+            file = scratch / classes[label] / f"{thing:05d}-{copy}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             image.save(file)
     scratch.rename(folder)

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.shifts.standing import Resampled
 
-#: Recipes that are one recipe with other values of its one knob, in the order of that knob: drawn as a line.
-KNOB = ("auto", "auto-1")
+#: One recipe with other values of its one knob, in the order of that knob: drawn as a line.
+KNOB = ("auto-0.1", "auto", "auto-1", "auto-3")
 _CURVE, _AUTO = "#1f6fb2", "#c2410c"
 _COLOURS = ("#6b4fbb", "#0f766e", "#b8285f", "#8a6d00", "#3b4cc0", "#5b7f00", "#7a4a2b", "#59626d")
 _MARKERS = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h", "*", "d")
 
 
-def regime_png(title: str, pairs: Sequence[Resampled]) -> bytes:
+def regime_png(title: str, pairs: Sequence[Resampled], recipes: Sequence[str]) -> bytes:
     """Draw one regime, averaged over its pairs.
 
     Args:
         title: Above the picture.
         pairs: The regime's pairs.
+        recipes: What to draw beside the curve; each averaged over the pairs that have it.
 
     Returns:
         A PNG.
@@ -40,17 +42,30 @@ def regime_png(title: str, pairs: Sequence[Resampled]) -> bytes:
     axes.plot(across, up, "-o", color=_CURVE, markersize=4, markerfacecolor="white", label="WiSE-FT by alpha")
     for place, text in ((0, "zero-shot"), (-1, "fine-tuned")):
         axes.annotate(text, (across[place], up[place]), xytext=(4, 6), textcoords="offset points", fontsize=9)
-    shared = [row["name"] for row in pairs[0].record["recipes"] if all(pair.has(row["name"]) for pair in pairs)]
-    knob = [name for name in KNOB if name in shared]
-    if knob:
-        axes.plot(*_means(pairs, knob), "-*", color=_AUTO, markersize=11, label=" \N{RIGHTWARDS ARROW} ".join(knob))
-    for number, name in enumerate(name for name in shared if name not in knob):
+    having = {name: [pair for pair in pairs if pair.has(name)] for name in recipes}
+    _knob(axes, {name: having[name] for name in KNOB if having.get(name)})
+    for number, (name, of) in enumerate((name, of) for name, of in having.items() if of and name not in KNOB):
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
-        axes.plot(*_means(pairs, [name]), color=colour, marker=marker, linestyle="none", markersize=7, label=name)
+        told = name if len(of) == len(pairs) else f"{name} ({len(of)} of {len(pairs)})"
+        axes.plot(*_means(of, [name]), color=colour, marker=marker, linestyle="none", markersize=7, label=told)
     axes.legend(fontsize=8, loc="best")
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
+
+
+def _knob(axes: Axes, having: Mapping[str, Sequence[Resampled]]) -> None:
+    """Draw what one knob does as a line, over the pairs that have all of its points; and the default on all pairs."""
+    if not having:
+        return
+    every = max(having.values(), key=len)
+    few = min(having.values(), key=len)
+    if len(having) > 1:
+        told = " \N{RIGHTWARDS ARROW} ".join(having)
+        axes.plot(
+            *_means(few, list(having)), "-o", color=_AUTO, markersize=4, label=f"{told} ({len(few)} of {len(every)})"
+        )
+    axes.plot(*_means(every, ["auto"]), "*", color=_AUTO, markersize=12, linestyle="none", label="auto")
 
 
 def _sides(pairs: Sequence[Resampled], axis: int) -> list[tuple[Resampled, np.ndarray]]:

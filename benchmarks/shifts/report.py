@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.emoji_shift.shift import SEEDS as EMOJI_SEEDS
 from benchmarks.fashion_shift.shift import SEEDS as FASHION_SEEDS
 from benchmarks.shifts.claims_page import claims_section
+from benchmarks.shifts.evaluation import contestants
 from benchmarks.shifts.laboratory import read_claims
 from benchmarks.shifts.plots import regime_png
 from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled
@@ -18,8 +19,12 @@ from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = Path(__file__).parents[2] / "docs"
 _TITLES = {"emoji_shift": "Emoji of other vendors", "fashion_shift": "Corrupted clothes"}
-#: Sources whose drawings no model was trained on, where others' were.
+#: Sources in a style that no model was trained on, where others' styles were.
 _UNSEEN = {"emoji_shift": ["fluent-3d"]}
+#: The group of contestants that has a table of its own.
+_ABLATIONS = "ablations"
+#: The regime that is no pair.
+_SEVERAL = "several"
 _ABOUT = Path(__file__).with_name("results_about.md")
 
 
@@ -62,6 +67,8 @@ def section(name: str, title: str, pairs: Sequence[Resampled]) -> str:
         title: Heading.
         pairs: All of its pairs.
     """
+    several = [pair for pair in pairs if pair.record["regime"] == _SEVERAL]
+    pairs = [pair for pair in pairs if pair not in several]
     held_out = [pair for pair in pairs if not pair.record["tuning"]]
     tuning = [pair for pair in pairs if pair.record["tuning"]]
     images = pairs[0].record["images"]
@@ -74,9 +81,13 @@ def section(name: str, title: str, pairs: Sequence[Resampled]) -> str:
         lines += _unseen(name, held_out)
         lines += [_ORACLE, "", _oracle_table(held_out), ""]
         lines += [f"![{regime}](results/{name}-{regime}.png)" for regime in _regimes(held_out)]
+        lines += ["", *_ablations(held_out)]
     if tuning:
-        lines += ["", "### Tuning pairs", "", "Recipes may have been tuned on these; no claim rests on them.", ""]
+        lines += ["### Tuning pairs", "", "Recipes may have been tuned on these; no claim rests on them.", ""]
         lines += [_ends_table(tuning), "", _gain_table(tuning), ""]
+    if several:
+        lines += ["### Several fine-tuned models of one zero-shot model", "", _TOGETHER, ""]
+        lines += [_ends_table(several), "", _gain_table(several), ""]
     lines += ["### Every pair", "", _pairs_table(pairs)]
     return "\n".join(lines)
 
@@ -92,19 +103,46 @@ def _not_run(name: str, pairs: Sequence[Resampled]) -> str:
     return f"{told}An empty cell is a recipe that was not run on that pair."
 
 
+def _ablations(pairs: Sequence[Resampled]) -> list[str]:
+    """What `auto` is without one of its parts, on the pairs that have been merged so."""
+    rows = ["auto", *_recipes(pairs, ablations=True)]
+    chosen = [pair for pair in pairs if any(pair.has(recipe) for recipe in rows[1:])]
+    if not chosen:
+        return []
+    head = ["`auto` with", *(f"{pair.record['regime']} {pair.record['seed']}" for pair in chosen)]
+    told = [[f"`{rows[0]}` itself", *(_ablated(pair, rows[0]) for pair in chosen)]]
+    told += [[recipe, *(_ablated(pair, recipe) for pair in chosen)] for recipe in rows[1:]]
+    return [_ABLATED, "", _table(head, told), ""]
+
+
+def _ablated(pair: Resampled, recipe: str) -> str:
+    if not pair.has(recipe):
+        return ""
+    place = pair.point(recipe)
+    return f"{100 * pair.id[0, place]:.1f} / {100 * pair.ood[0, place]:.1f} ({_told([pair.gain(recipe)], 1)})"
+
+
 def _unseen(name: str, pairs: Sequence[Resampled]) -> list[str]:
     """The gains once more, on the sources that no model was trained on."""
     sources = [source for source in _UNSEEN.get(name, []) if source in pairs[0].record["ood"]]
     if not sources:
         return []
     alone = [resampled({**pair.record, "ood": sources}) for pair in pairs]
-    told = f"The same gain with {', '.join(sources)} as the only OOD source, which no model was trained on:"
+    told = f"The same gain with {', '.join(sources)} as the only OOD source, a style that no model was trained on:"
     return [told, "", _gain_table(alone), ""]
 
 
 _GAIN = (
     "*Gain at equal ID accuracy*, in OOD points above the WiSE-FT curve (mean over pairs, 95% interval, pairs in "
     "brackets where some have none: not run, or the curve does not reach their ID accuracy):"
+)
+_TOGETHER = (
+    "One of each regime, all held out. Alpha 1 of the curve, here called fine-tuned, is their average; all that the "
+    "checkpoints have in common is the base and the data, so this is no test of merging different tasks."
+)
+_ABLATED = (
+    "What `auto` is without one of its parts: ID / OOD accuracy, % (gain at equal ID accuracy, points). These pairs "
+    "were looked at after its defaults had been chosen."
 )
 _ORACLE = (
     "Against the *oracle*, the one alpha of the curve with the best OOD accuracy, chosen with OOD labels: "
@@ -130,8 +168,12 @@ def _of(pairs: Sequence[Resampled], regime: str) -> list[Resampled]:
     return [pair for pair in pairs if pair.record["regime"] == regime]
 
 
-def _recipes(pairs: Sequence[Resampled]) -> list[str]:
-    return list(dict.fromkeys(row["name"] for pair in pairs for row in pair.record["recipes"]))
+def _recipes(pairs: Sequence[Resampled], *, ablations: bool = False) -> list[str]:
+    """Recipes that some pair was merged by, in the order of the contestants; ablations or all others."""
+    had = {row["name"] for pair in pairs for row in pair.record["recipes"]}
+    groups = {each.name: each.group for each in contestants()}
+    names = [name for name in groups if name in had] + sorted(had - set(groups))
+    return [name for name in names if (groups.get(name) == _ABLATIONS) == ablations]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -226,11 +268,11 @@ def _pair_cell(pair: Resampled, recipe: str) -> str:
 
 def _pictures(name: str, pairs: Sequence[Resampled], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    held_out = [pair for pair in pairs if not pair.record["tuning"]]
+    held_out = [pair for pair in pairs if not pair.record["tuning"] and pair.record["regime"] != _SEVERAL]
     written = []
     for regime in _regimes(held_out):
         file = folder / f"{name}-{regime}.png"
-        file.write_bytes(regime_png(regime, _of(held_out, regime)))
+        file.write_bytes(regime_png(regime, _of(held_out, regime), _recipes(held_out)))
         written.append(file)
     return written
 

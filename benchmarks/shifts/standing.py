@@ -1,13 +1,12 @@
 """Where recipes stand against the WiSE-FT curve, pair by pair and over pairs, from the JSON files alone.
 
-Intervals are 95% percentile intervals over resamples. In each, drawings are drawn with replacement (all copies of a
-drawing together, and the same draw in every source and for every pair, since these show the same things), and so are
-the pairs of a group. The curve is drawn along.
+Intervals are 95% percentile intervals over resamples. In each, the things that are drawn are resampled (all pictures
+of one together, in every source and for every pair), and so are the pairs of a group. The curve is drawn along.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +66,7 @@ class Resampled:
 
 
 def resampled(record: dict[str, Any], resamples: int = RESAMPLES) -> Resampled:
-    """Resample the drawings of one pair.
+    """Resample what the pictures of one pair show.
 
     Args:
         record: The pair's JSON.
@@ -75,15 +74,29 @@ def resampled(record: dict[str, Any], resamples: int = RESAMPLES) -> Resampled:
     """
     parts = [record["correct"], *(row["correct"] for row in record["recipes"])]
     correct = {name: np.vstack([unpacked(part[name]).mean(axis=2) for part in parts]) for name in record["correct"]}
-    drawings = {right.shape[1] for right in correct.values()}
-    rng = np.random.default_rng(0)
-    weights = {}
-    for count in sorted(drawings):
-        times = [np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples)]
-        weights[count] = np.vstack([np.ones(count), *times]) / count
-    accuracy = {name: weights[right.shape[1]] @ right.T for name, right in correct.items()}
+    times = draws(record["things"], resamples)
+    accuracy = {name: times[name] @ right.T for name, right in correct.items()}
     means = [np.mean([accuracy[name] for name in record[kind]], axis=0) for kind in ("id", "ood")]
     return Resampled(record, *means)
+
+
+def draws(things: Mapping[str, Sequence[int]], resamples: int) -> dict[str, Floats]:
+    """Draw things with replacement, the same in every source that shows them.
+
+    Args:
+        things: Source to what its drawings show.
+        resamples: How often.
+
+    Returns:
+        Source to the weight of each drawing, shape (1 + resamples, drawings), a row's sum 1; row 0 weighs all alike.
+    """
+    count = 1 + max(thing for each in things.values() for thing in each)
+    rng = np.random.default_rng(0)
+    times = np.vstack(
+        [np.ones(count), *(np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples))]
+    )
+    shown = {name: times[:, list(each)] for name, each in things.items()}
+    return {name: each / each.sum(axis=1, keepdims=True) for name, each in shown.items()}
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Pretraining:
         seed: Of the weights, the batches and the pictures.
     """
 
-    steps: int = 5500
+    steps: int = 4500
     batch: int = 128
     rate: float = 1.5e-3
     width: int = 128

@@ -1,0 +1,138 @@
+"""The paper's claims, and the control without the box."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.shifts import claims, claims_page, controls, ranks, standing
+from benchmarks.shifts.experiment import TrainedPair
+from benchmarks.shifts.laboratory import Laboratory
+from clipmerge.evaluate import evaluate_sources
+from clipmerge.learning import Goal, goal_at
+from clipmerge.learning import prepare as prepare_steps
+from clipmerge.run import Silent
+
+
+def test_kendall_by_counting_pairs() -> None:
+    rng = random.Random(3)
+    x, y, z = ([float(rng.randint(0, 6)) for _ in range(15)] for _ in range(3))
+
+    def slow(one: list[float], two: list[float]) -> float:
+        signs = [
+            ((one[i] > one[j]) - (one[i] < one[j]), (two[i] > two[j]) - (two[i] < two[j]))
+            for i in range(15)
+            for j in range(i)
+        ]
+        ties = [sum(1 for pair in signs if pair[side]) for side in (0, 1)]
+        return sum(a * b for a, b in signs) / (ties[0] * ties[1]) ** 0.5
+
+    assert ranks.kendall(np.array(x), np.array(y)) == pytest.approx(slow(x, y))
+    xy, xz, yz = slow(x, y), slow(x, z), slow(y, z)
+    expected = (xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5
+    assert ranks.partial_kendall(np.array(x), np.array(y), np.array(z)) == pytest.approx(expected)
+    assert np.isnan(ranks.kendall(np.ones(4), np.arange(4.0)))
+    assert np.isnan(ranks.partial_kendall(np.arange(4.0), np.array([1.0, 3, 2, 4]), np.arange(4.0)))
+
+
+@pytest.fixture(scope="module")
+def laboratory(evaluated: tuple[TrainedPair, Path]) -> Laboratory:
+    return Laboratory(evaluated[0])
+
+
+def test_an_edited_layer_is_evaluated_as_if_it_had_been_written(laboratory: Laboratory, tmp_path: Path) -> None:
+    layer = next(name for name in laboratory.layers if name.startswith("vision") and "." in name)
+    written = laboratory.altered(tmp_path / "altered", layer, 0.0)
+    point = laboratory.planned({layer: {"alpha": 0.0}}, alpha=1.0)
+    id_, ood = laboratory.accuracy([point], draws=2)
+    named = [f"test={laboratory.trained.test}", f"odd={laboratory.trained.ood['odd']}"]
+    told = evaluate_sources(str(written), named, templates=("a photo of a {}.",), progress=Silent())["accuracy"]
+    assert (id_[0, 0], ood[0, 0]) == (pytest.approx(told["test"]), pytest.approx(told["odd"]))
+
+
+def test_a_placebo_has_the_length_of_the_change_it_replaces(laboratory: Laboratory, tmp_path: Path) -> None:
+    layer, names = list(laboratory.layers.items())[1]
+    before = load_file(laboratory.trained.zeroshot / "model.safetensors")
+    after = load_file(laboratory.trained.finetuned / "model.safetensors")
+    for factor, length, cosine in ((4.0, 4.0, 1.0), (-1.0, 1.0, -1.0), (None, 1.0, None)):
+        altered = load_file(laboratory.altered(tmp_path / "altered", layer, factor) / "model.safetensors")
+        for name, weight in altered.items():
+            old, new = after[name] - before[name], weight - before[name]
+            if name not in names:
+                assert torch.equal(weight, after[name])
+            elif old.norm() > 0:
+                assert (new.norm() / old.norm()).item() == pytest.approx(length, rel=1e-3)
+                assert cosine is None or ((new * old).sum() / new.norm() / old.norm()).item() == pytest.approx(
+                    cosine, abs=1e-3
+                )
+
+
+def test_free_fine_tuning_lowers_the_goal_and_leaves_the_box(
+    laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controls, "_IMAGES", 12)
+    folder = controls._finetuned(laboratory, 1e-3, tmp_path / "free")
+    ends = [
+        load_file(each / "model.safetensors") for each in (laboratory.trained.zeroshot, laboratory.trained.finetuned)
+    ]
+    free = load_file(folder / "model.safetensors")
+    outside = [
+        (value < torch.minimum(*(end[name] for end in ends))) | (value > torch.maximum(*(end[name] for end in ends)))
+        for name, value in free.items()
+    ]
+    assert any(bool(each.any()) for each in outside)
+
+    def goal(finetuned: Path, alpha: float) -> float:
+        other = Laboratory(dataclasses.replace(laboratory.trained, finetuned=finetuned))
+        objective = other.objective(12)
+        plan = prepare_steps(objective, Goal(0.3), 4)
+        objective.move_to(alpha)
+        with torch.no_grad():
+            return sum(float(goal_at(objective, step, Goal(0.3))[0]) for step in plan)
+
+    assert goal(folder, 1.0) < goal(laboratory.trained.finetuned, 0.5)
+
+
+def test_matched_layers_are_others_of_nearly_the_same_length() -> None:
+    names = [f"vision.{n}" for n in range(12)]
+    lengths = np.arange(12.0)
+    for seed in range(20):
+        picked = claims._matched(names, lengths, ["vision.0", "vision.6"], np.random.default_rng(seed))
+        assert len({*picked, "vision.0", "vision.6"}) == 4
+        for chosen, other in zip((0, 6), picked, strict=True):
+            assert abs(chosen - int(other.partition(".")[2])) <= 5
+
+
+def test_claims_are_examined_once_and_written_out(
+    evaluated: tuple[TrainedPair, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "DRAWS", 12)
+    monkeypatch.setattr(claims, "_CALIBRATION_SEEDS", (0, 1))
+    monkeypatch.setattr(claims, "_PLANTED", 1)
+    monkeypatch.setattr(claims, "_BARRIER", {"name": "path-barrier", "nodes": 1, "tolerance": 1e9})
+    monkeypatch.setattr(controls, "RATES", (1e-4,))
+    monkeypatch.setattr(controls, "_IMAGES", 12)
+    file = tmp_path / "claims.json"
+    claims.examine(evaluated[0], file, claims.PARTS)
+    written = file.stat().st_mtime_ns
+    claims.examine(evaluated[0], file, claims.PARTS)
+    assert file.stat().st_mtime_ns == written
+    found = json.loads(file.read_text())
+    record = json.loads(evaluated[1].read_text())
+    page = claims_page.claims_section(found, [standing.resampled({**record, "seed": seed}) for seed in (1, 2)])
+    share = found["aggressive-1"]["stability"]["jaccard of top"]
+    assert f"| {share:.2f} |" in page
+    for title in (
+        "Does it matter which layers",
+        "Masks against a smaller alpha",
+        "Are planted stragglers found",
+        "free fine-tuning",
+    ):
+        assert title in page
