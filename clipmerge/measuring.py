@@ -24,6 +24,7 @@ from clipmerge.models import ImageTextModel, model_for
 from clipmerge.objective import Batch, Objective
 from clipmerge.plan import Measurements
 from clipmerge.plugins import load_plugin
+from clipmerge.resumption import Saved, state_file
 from clipmerge.together import together
 from clipmerge.write import TOKENIZER_FILES
 
@@ -99,11 +100,32 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
         progress=_Clock(run.progress, accelerator.device, len(positions)),
     )
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
-    found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
+    objective.keep = _saved(objective, images, request, run.progress)
+    with objective.keep.underway():
+        found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
     with together():
         accelerator.wait_for_everyone()  # nobody leaves while another still gathers
     record = _record(images, batch_size, templates, request.seed)
     return _with_change(found, objective), record
+
+
+def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, progress: Progress) -> Saved:
+    """Where what is learned is saved; all that determines it is in the name."""
+    settings = [
+        request.recipe.measure,
+        request.recipe.missing,
+        request.seed,
+        objective.batch_sizes,
+        images.class_names,
+        objective.prompts.templates,
+        objective.accelerator.device.type,
+    ]
+
+    def find() -> Path:  # in the main process, which has the first batch
+        seen = [objective.batches[0].pixels, *objective.prompts.tokens.values()]
+        return state_file(objective.pair, images, seen, settings)
+
+    return Saved(find, objective.accelerator, progress.say)
 
 
 def build_model(pair: Pair) -> ImageTextModel:
