@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import inspect
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from clipmerge.demo_data import CLASS_NAMES, SHIFTS, TEMPLATE, digit_images
 from clipmerge.demo_training import Training
 from clipmerge.errors import OutputError
 from clipmerge.threads import one_thread
+from clipmerge.user_cache import user_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,9 +69,7 @@ class DemoPair:
 
 def cache_folder() -> Path:
     """Give the demo's place in the user's cache: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``clipmerge/demo``."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # the XDG specification has relative paths ignored
-    return (base if base.is_absolute() else Path.home() / ".cache") / "clipmerge" / "demo"
+    return user_cache("demo")
 
 
 def prepare(

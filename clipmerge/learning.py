@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -19,6 +19,7 @@ from clipmerge.augmentation import KINDS, augmented
 from clipmerge.errors import MeasureError
 from clipmerge.objective import FORWARD, GRADIENT, Batch, Objective
 from clipmerge.options import Augmentation
+from clipmerge.resumption import Saved
 from clipmerge.tensors import rows_shape
 
 Granularity = Literal["layer", "parameter", "channel", "entry"]
@@ -155,12 +156,19 @@ class Step:
 
 
 def learn(
-    objective: Objective, coefficients: Coefficients, goal: Goal, *, steps: int, rate: float | Mapping[str, float]
+    objective: Objective,
+    coefficients: Coefficients,
+    goal: Goal,
+    *,
+    steps: int,
+    rate: float | Mapping[str, float],
+    keep: Saved | None = None,
 ) -> list[Losses]:
     """Learn by Adam, its rate falling to zero along a half cosine, and keep every coefficient in [0, 1].
 
     Where coefficients have no start they start together, at the best alpha of the straight path. Every process takes
-    the same steps on the same images and ends with the same coefficients.
+    the same steps on the same images and ends with the same coefficients, whether it takes them all or goes on from
+    those of a run that was stopped.
 
     Args:
         objective: Calibration loss; left at the learned coefficients.
@@ -168,6 +176,7 @@ def learn(
         goal: What is minimised.
         steps: Steps of one batch each.
         rate: Adam's step size in coefficients; or one for each of them by name.
+        keep: Where what is learned is saved on the way; ``None`` for nowhere.
 
     Returns:
         What each step saw.
@@ -175,19 +184,26 @@ def learn(
     Raises:
         MeasureError: If a loss is not finite.
     """
-    plan = prepare(objective, goal, steps, tried=0 if coefficients.started else len(ALPHAS))
+    descent = Descent(coefficients.values, rate, steps)
+    trace = torch.zeros(steps, len(fields(Losses)), dtype=torch.float64)
+    state = {"trace": trace, **descent.state}
+    if keep and keep.restore(state):
+        coefficients.started = True
+        keep.say(f"learning goes on after step {int(descent.taken)} of {steps}, saved on an earlier run")
+    begin = int(descent.taken)
+    plan = prepare(objective, goal, steps, begin=begin, tried=0 if coefficients.started else len(ALPHAS))
     if not coefficients.started:
         coefficients.fill(best_alpha(objective, plan[:TRIED], goal))
-    descent = Descent(coefficients.values, rate, steps)
-    seen = []
-    for step in plan:
+    for number, step in enumerate(plan, begin + 1):
         coefficients.place()
-        seen.append(descend(objective, step, goal))
+        trace[number - 1] = trace.new_tensor(astuple(descend(objective, step, goal)))
         coefficients.set_gradients()
         descent.step()
         objective.tick(goal.gradient_cost * len(step.batch))
+        if keep and number < steps:
+            keep.save(state)
     coefficients.place()
-    return seen
+    return [Losses(*row) for row in trace.tolist()]
 
 
 class Descent:
@@ -195,6 +211,9 @@ class Descent:
 
     With a second moment of its own, a coefficient whose gradient is little but noise would move as far as those that
     count. Shared, it takes a small step.
+
+    Attributes:
+        taken: Steps taken so far, int64.
     """
 
     def __init__(self, values: Mapping[str, Tensor], rate: float | Mapping[str, float], steps: int) -> None:
@@ -208,22 +227,30 @@ class Descent:
         self._values = values
         self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
         self._steps = steps
-        self._number = 0
+        self.taken = torch.zeros((), dtype=torch.int64)
         self._first = {key: torch.zeros_like(value) for key, value in values.items()}
         self._second = {key: torch.zeros((), device=value.device) for key, value in values.items()}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that it works on, by name: with another's content in them it goes on as the other would."""
+        parts = {"value": self._values, "first": self._first, "second": self._second}
+        return {"taken": self.taken} | {f"{part}:{key}": held[key] for part, held in parts.items() for key in held}
 
     @torch.no_grad()
     def step(self) -> None:
         """Take a step, and put what left [0, 1] back."""
-        fall = (1 + math.cos(math.pi * self._number / self._steps)) / 2
-        self._number += 1
+        number = int(self.taken)
+        fall = (1 + math.cos(math.pi * number / self._steps)) / 2
+        number += 1
+        self.taken.fill_(number)
         for key, value in self._values.items():
             if value.grad is None:
                 continue
             first = self._first[key].lerp_(value.grad, 1 - _MEMORY)
             second = self._second[key].lerp_(value.grad.square().mean(), 1 - _LONG_MEMORY)
-            scale = (second / (1 - _LONG_MEMORY**self._number)).sqrt() + _TINY
-            move = first / (scale * (1 - _MEMORY**self._number))
+            scale = (second / (1 - _LONG_MEMORY**number)).sqrt() + _TINY
+            move = first / (scale * (1 - _MEMORY**number))
             value.sub_(move, alpha=self._rates[key] * fall).clamp_(0, 1)
 
 
@@ -244,13 +271,14 @@ def best_alpha(objective: Objective, plan: list[Step], goal: Goal) -> float:
     return min(found, key=found.__getitem__)
 
 
-def prepare(objective: Objective, goal: Goal, steps: int, tried: int = 0) -> list[Step]:
+def prepare(objective: Objective, goal: Goal, steps: int, *, begin: int = 0, tried: int = 0) -> list[Step]:
     """Choose what each step works on, and ask the zero-shot model about it.
 
     Args:
         objective: Calibration loss; left at theta_0.
         goal: What is minimised.
         steps: How many.
+        begin: How many of them were taken on an earlier run, and are left out.
         tried: Points of the path that will be tried before; for the cost that is announced.
 
     Returns:
@@ -258,7 +286,7 @@ def prepare(objective: Objective, goal: Goal, steps: int, tried: int = 0) -> lis
     """
     batches = objective.every_batch()
     planned = []
-    for number in range(steps):
+    for number in range(begin, steps):
         batch = batches[number % len(batches)]
         seed = (objective.seed * 1_000_003 + number) % 2**63
         planned.append(Step(seed, batch, *_drawn_prompts(objective, batch, seed)))

@@ -24,6 +24,7 @@ from clipmerge.models import ImageTextModel, model_for
 from clipmerge.objective import Batch, Objective
 from clipmerge.plan import Measurements
 from clipmerge.plugins import load_plugin
+from clipmerge.resumption import Saved, state_file
 from clipmerge.together import together
 from clipmerge.write import TOKENIZER_FILES
 
@@ -72,15 +73,17 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     Raises:
         ClipmergeError: If images or checkpoints cannot be used.
     """
-    objective, record = objective_for(run, request)
+    objective, images, record = objective_for(run, request)
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
-    found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
+    objective.keep = _saved(objective, images, request, run.progress)
+    with objective.keep.underway():
+        found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
     with together():
         objective.accelerator.wait_for_everyone()  # nobody leaves while another still gathers
     return _with_change(found, objective), record
 
 
-def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, dict[str, Any]]:
+def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledImages, dict[str, Any]]:
     """Put images and model onto the device.
 
     Args:
@@ -88,7 +91,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, dict[str,
         request: What to measure on.
 
     Returns:
-        The calibration loss, and a record of the images.
+        The calibration loss, the images and a record of them.
 
     Raises:
         ClipmergeError: If images or checkpoints cannot be used.
@@ -119,7 +122,26 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, dict[str,
         images_at_once=calibration.images_at_once,
         progress=_Clock(run.progress, accelerator.device, len(positions)),
     )
-    return objective, _record(images, batch_size, templates, request.seed)
+    return objective, images, _record(images, batch_size, templates, request.seed)
+
+
+def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, progress: Progress) -> Saved:
+    """Where what is learned is saved; all that determines it is in the name."""
+    settings = [
+        request.recipe.measure,
+        request.recipe.missing,
+        request.seed,
+        objective.batch_sizes,
+        images.class_names,
+        objective.prompts.templates,
+        objective.accelerator.device.type,
+    ]
+
+    def find() -> Path:  # in the main process, which has the first batch
+        seen = [objective.batches[0].pixels, *objective.prompts.tokens.values()]
+        return state_file(objective.pair, images, seen, settings)
+
+    return Saved(find, objective.accelerator, progress.say)
 
 
 def build_model(pair: Pair) -> ImageTextModel:

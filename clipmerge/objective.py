@@ -23,11 +23,11 @@ from clipmerge.layers import block_of
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.plan import Measurements
 from clipmerge.prompts import Prompts, averaged
+from clipmerge.resumption import Saved
 from clipmerge.together import together
 
 # Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
 FORWARD, GRADIENT, HESSIAN = 1, 3, 6
-
 
 #: Scores a batch against prompt features (prompts, projection_dim).
 Loss = Callable[[Batch, Tensor], Tensor]
@@ -46,7 +46,10 @@ class Objective:
         batches: This process's batches.
         batch_sizes: Images in every batch of all processes.
         seed: Seed for measures that draw.
+        keep: Where measures that learn save what they have on the way; ``None`` for nowhere.
     """
+
+    keep: Saved | None = None
 
     def __init__(
         self,

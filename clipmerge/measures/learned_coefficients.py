@@ -52,7 +52,7 @@ def learned_coefficients(
     """
     coefficients = Coefficients(objective, granularity, start)
     goal = Goal(robustness, changes, divergence)
-    trace = learn(objective, coefficients, goal, steps=steps, rate=rate)
+    trace = learn(objective, coefficients, goal, steps=steps, rate=rate, keep=objective.keep)
     return measured("learned-coefficients", objective, coefficients, trace)
 
 

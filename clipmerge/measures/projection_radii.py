@@ -31,5 +31,5 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
     coefficients = Coefficients(objective, "parameter", 0.0)
     # Adam steps by its rate whatever the gradient's scale, so a radius does when its coefficient does by rate / norm
     rates = {name: rate / float(objective.task_vector[name].norm()) for name in coefficients.values}
-    trace = learn(objective, coefficients, Goal(0.0), steps=steps, rate=rates)
+    trace = learn(objective, coefficients, Goal(0.0), steps=steps, rate=rates, keep=objective.keep)
     return measured("projection-radii", objective, coefficients, trace)

@@ -1,0 +1,48 @@
+"""The command line, which saves what it learned after every step, and can end half-way; see test_resumed_commands.py.
+
+Arguments: ``wait`` takes every step slowly, a number kills process 0 after so many steps; then those of clipmerge. A
+process other than the first has a cache of its own, as on another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from clipmerge import resumption
+from clipmerge.cli import main
+
+HOLDS = "holds "
+
+
+def end(how: str) -> None:
+    save, restore = resumption.Saved.save, resumption.Saved.restore
+
+    def restored(self: resumption.Saved, state: Mapping[str, Tensor]) -> bool:
+        """Say what every process goes on from: one must not depend on another's file."""
+        found = restore(self, state)
+        sys.stderr.write(f"{HOLDS}{[float(tensor.double().sum()) for tensor in state.values()]}\n")
+        return found
+
+    def saved(self: resumption.Saved, state: Mapping[str, Tensor]) -> None:
+        save(self, state)
+        if how == "wait":
+            time.sleep(0.05)
+        elif int(state["taken"]) == int(how) and os.environ.get("RANK", "0") == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    resumption.Saved.restore = restored  # type: ignore[method-assign]
+    resumption.Saved.save = saved  # type: ignore[method-assign]
+    resumption.SECONDS = resumption.TIMES = 0
+    if os.environ.get("RANK", "0") != "0":
+        os.environ["XDG_CACHE_HOME"] += "-elsewhere"
+
+
+if __name__ == "__main__":
+    end(sys.argv.pop(1))
+    main()

@@ -1,0 +1,36 @@
+"""Learning that is stopped in the middle, and saves after every step; what it says then."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from clipmerge import learning, resumption
+from clipmerge.learning import Losses
+
+SAVED = "most of what was learned is saved; the same command goes on from there"
+GOES_ON = "learning goes on after step {} of {}, saved on an earlier run"
+
+
+def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resumption, "SECONDS", 0)
+    monkeypatch.setattr(resumption, "TIMES", 0)
+
+
+class Stopping:
+    """Lets learning be interrupted after so many steps, once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+
+    def __call__(self, steps: int) -> None:
+        real, taken = learning.descend, iter(range(steps))
+
+        def descend(*arguments: Any) -> Losses:
+            if next(taken, None) is None:
+                self.monkeypatch.setattr(learning, "descend", real)
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        self.monkeypatch.setattr(learning, "descend", descend)
