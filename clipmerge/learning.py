@@ -162,6 +162,7 @@ def learn(
     *,
     steps: int,
     rate: float | Mapping[str, float],
+    batch: int | None = None,
     keep: Saved | None = None,
 ) -> list[Losses]:
     """Learn by Adam, its rate falling to zero along a half cosine, and keep every coefficient in [0, 1].
@@ -174,8 +175,9 @@ def learn(
         objective: Calibration loss; left at the learned coefficients.
         coefficients: Changed in place.
         goal: What is minimised.
-        steps: Steps of one batch each.
+        steps: How many.
         rate: Adam's step size in coefficients; or one for each of them by name.
+        batch: Images of a step, at most; ``None`` for a whole calibration batch.
         keep: Where what is learned is saved on the way; ``None`` for nowhere.
 
     Returns:
@@ -191,7 +193,8 @@ def learn(
         coefficients.started = True
         keep.say(f"learning goes on after step {int(descent.taken)} of {steps}, saved on an earlier run")
     begin = int(descent.taken)
-    plan = prepare(objective, goal, steps, begin=begin, tried=0 if coefficients.started else len(ALPHAS))
+    tried = 0 if coefficients.started else len(ALPHAS)
+    plan = prepare(objective, goal, steps, batch=batch, begin=begin, tried=tried)
     if not coefficients.started:
         coefficients.fill(best_alpha(objective, plan[:TRIED], goal))
     for number, step in enumerate(plan, begin + 1):
@@ -263,40 +266,51 @@ def best_alpha(objective: Objective, plan: list[Step], goal: Goal) -> float:
         goal: What is minimised.
     """
     found = {}
+    kept = _embeds_less_at_once(objective, plan)
     for alpha in ALPHAS:
         objective.move_to(alpha)
         with torch.no_grad():
-            found[alpha] = sum(float(goal_at(objective, step, goal)[0]) * len(step.batch) for step in plan)
+            losses = [goal_at(objective, step, goal, kept=kept)[0] for step in plan]
+            found[alpha] = sum(float(loss) * len(step.batch) for loss, step in zip(losses, plan, strict=True))
         objective.tick(goal.forward_cost * sum(len(step.batch) for step in plan))
     return min(found, key=found.__getitem__)
 
 
-def prepare(objective: Objective, goal: Goal, steps: int, *, begin: int = 0, tried: int = 0) -> list[Step]:
+def prepare(
+    objective: Objective, goal: Goal, steps: int, *, batch: int | None = None, begin: int = 0, tried: int = 0
+) -> list[Step]:
     """Choose what each step works on, and ask the zero-shot model about it.
 
     Args:
         objective: Calibration loss; left at theta_0.
         goal: What is minimised.
         steps: How many.
+        batch: Images of a step, at most; ``None`` for a whole calibration batch.
         begin: How many of them were taken on an earlier run, and are left out.
         tried: Points of the path that will be tried before; for the cost that is announced.
 
     Returns:
         One a step; of the zero-shot model's answers only features and logits are kept.
     """
-    batches = objective.every_batch()
+    pieces = [piece for each in objective.every_batch() for piece in each.pieces(batch)]
     planned = []
     for number in range(begin, steps):
-        batch = batches[number % len(batches)]
+        piece = pieces[number % len(pieces)]
         seed = (objective.seed * 1_000_003 + number) % 2**63
-        planned.append(Step(seed, batch, *_drawn_prompts(objective, batch, seed)))
+        planned.append(Step(seed, piece, *_drawn_prompts(objective, piece, seed)))
     sizes = [len(step.batch) for step in planned]
     cost = goal.gradient_cost + FORWARD * bool(goal.divergence_weight)
     objective.announce_work(cost * sum(sizes) + tried * goal.forward_cost * sum(sizes[:TRIED]))
     if not goal.divergence_weight:
         return planned
     objective.move_to(0.0)
-    return [_asked(objective, step, goal) for step in planned]
+    return [_asked(objective, step, goal, kept=_embeds_less_at_once(objective, planned)) for step in planned]
+
+
+def _embeds_less_at_once(objective: Objective, plan: list[Step]) -> bool:
+    """Whether all prompts together are no more than the steps' own, at weights that stay."""
+    prompts = objective.prompts
+    return prompts.classes * prompts.templates <= PROMPTS_A_STEP * len(plan)
 
 
 def _drawn_prompts(objective: Objective, batch: Batch, seed: int) -> tuple[Tensor | None, Tensor | None]:
@@ -315,9 +329,9 @@ def _drawn_prompts(objective: Objective, batch: Batch, seed: int) -> tuple[Tenso
 
 
 @torch.no_grad()
-def _asked(objective: Objective, step: Step, goal: Goal) -> Step:
+def _asked(objective: Objective, step: Step, goal: Goal, *, kept: bool) -> Step:
     features = objective.embed(augmented(step.batch.pixels, step.seed, goal.changes))
-    logits = objective.class_logits(features, objective.class_features(step.classes, step.templates))
+    logits = objective.class_logits(features, objective.class_features(step.classes, step.templates, kept=kept))
     objective.tick(FORWARD * len(step.batch))
     return replace(step, features=features, logits=logits)
 
@@ -343,12 +357,12 @@ def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
     return seen
 
 
-def goal_at(objective: Objective, step: Step, goal: Goal) -> tuple[Tensor, Losses]:
-    """The goal at the weights of the moment, a scalar, and its two parts."""
+def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False) -> tuple[Tensor, Losses]:
+    """The goal at the weights of the moment, a scalar, and its two parts; `Objective.class_features` has ``kept``."""
     pixels, labels = step.batch.pixels, step.batch.labels
     if goal.divergence_weight:
         pixels = torch.cat([pixels, augmented(pixels, step.seed, goal.changes)])
-    classes = objective.class_features(step.classes, step.templates)
+    classes = objective.class_features(step.classes, step.templates, kept=kept)
     features = objective.embed(pixels)
     if step.classes is not None:
         labels = torch.searchsorted(step.classes.to(labels.device), labels)

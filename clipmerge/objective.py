@@ -256,18 +256,22 @@ class Objective:
         """The model itself, for what looks into it."""
         return self._model.module
 
-    def class_features(self, classes: Tensor | None = None, templates: Tensor | None = None) -> Tensor:
+    def class_features(
+        self, classes: Tensor | None = None, templates: Tensor | None = None, *, kept: bool = False
+    ) -> Tensor:
         """Embed classes at the weights of the moment, with a graph where the text tower changes.
 
         Args:
             classes: Which, ascending; ``None`` for all.
             templates: Which of the templates to average; ``None`` for all.
+            kept: Whether to take them from `prompt_features`, which embeds all prompts, once, and has no graph.
 
         Returns:
             (classes, projection_dim), unit length.
         """
         places = self.prompts.places(classes, templates)
-        features = self.prompts.features(places=places) if self.text_changes else self.prompt_features()[places]
+        anew = self.text_changes and not kept
+        features = self.prompts.features(places=places) if anew else self.prompt_features()[places]
         return averaged(features, self.prompts.templates if templates is None else len(templates))
 
     def embed(self, pixels: Tensor) -> Tensor:

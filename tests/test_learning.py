@@ -234,11 +234,23 @@ def test_features_can_be_held_instead_of_predictions(ends: Ends) -> None:
     assert seen.divergence == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_a_step_takes_no_more_images_than_it_may(ends: Ends) -> None:
+    batches = make_batches((5, 4))
+    steps = prepare(objective_for(ends, batches), Goal(0.0), 6, batch=2)
+    assert [len(step.batch) for step in steps] == [2, 2, 1, 2, 2, 2]
+    seen = torch.cat([step.batch.pixels for step in steps[:5]])
+    assert torch.equal(seen, torch.cat([batch.pixels for batch in batches]))
+    whole = prepare(objective_for(ends, batches), Goal(0.0), 3, batch=64)
+    assert [len(step.batch) for step in whole] == [5, 4, 5]
+
+
+# with one step, all prompts would be more than the step's own: each step embeds its own, else all are embedded once
+@pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("limit", [2, 3, 6, 9])
-def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch, limit: int, count: int) -> None:
     monkeypatch.setattr(learning, "PROMPTS_A_STEP", limit)
     objective = objective_for(ends, make_batches(SIZES), templates=TEMPLATES)
-    steps = prepare(objective, STILL, 6)
+    steps = prepare(objective, STILL, count)
     for step in steps:
         templates = 3 if step.templates is None else len(step.templates)
         classes = objective.prompts.classes if step.classes is None else len(step.classes)

@@ -6,9 +6,10 @@ import argparse
 
 from benchmarks.emoji_shift.shift import emoji_shift
 from benchmarks.shifts.claims import PARTS, examine
-from benchmarks.shifts.experiment import cache_folder, prepare
+from benchmarks.shifts.experiment import prepare
 from benchmarks.shifts.report import RESULTS
 from benchmarks.shifts.training import logged
+from clipmerge.user_cache import user_cache
 
 
 def main() -> None:
@@ -17,7 +18,7 @@ def main() -> None:
     parser.add_argument("pairs", nargs="*", help="regime and seed, such as mild-1; all by default")
     parser.add_argument("--parts", default=",".join(PARTS), help="tests, with commas between")
     given = parser.parse_args()
-    folder = cache_folder("emoji_shift")
+    folder = user_cache("emoji_shift")
     shift = emoji_shift(folder)
     with logged():
         for pair in prepare(shift, folder, given.pairs or tuple(shift.regimes)):

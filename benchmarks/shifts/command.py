@@ -14,7 +14,6 @@ from typing import TypeVar
 from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
 from benchmarks.shifts.experiment import (
     Shift,
-    cache_folder,
     chosen_pairs,
     locked,
     make_images,
@@ -24,6 +23,7 @@ from benchmarks.shifts.experiment import (
 from benchmarks.shifts.report import RESULTS, write_page
 from benchmarks.shifts.training import logged
 from clipmerge.errors import ClipmergeError
+from clipmerge.user_cache import user_cache
 
 #: Cache folder and whether it is the quick size, to the benchmark.
 Layout = Callable[[Path, bool], Shift]
@@ -91,7 +91,7 @@ class _Job:
 
 
 def _run(name: str, layout: Layout, given: argparse.Namespace) -> None:
-    folder = given.cache or cache_folder(name + ("-quick" if given.quick else ""))
+    folder = given.cache or user_cache(name + ("-quick" if given.quick else ""))
     # a quick run says nothing about recipes, so it stays out of the results
     results = given.results or (folder / "results" if given.quick else RESULTS / name)
     recipes = _names(given.recipes) or (_QUICK_RECIPES if given.quick else ())

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -131,12 +130,6 @@ class TrainedPair:
     def made_of(self) -> list[str]:
         """Folders of the models and the pictures, whose names tell the settings that they were made by."""
         return [self.zeroshot.name, self.finetuned.name, *(each.name for each in self.further), self.test.parent.name]
-
-
-def cache_folder(name: str) -> Path:
-    """Give a benchmark's place in the user's cache: ``$XDG_CACHE_HOME`` or ``~/.cache``, then its name."""
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "clipmerge" / name
 
 
 @contextlib.contextmanager

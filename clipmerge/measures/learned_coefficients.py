@@ -17,6 +17,7 @@ def learned_coefficients(
     granularity: Granularity = "entry",
     robustness: NonNegative = 0.3,
     steps: Count = 100,
+    batch: Count = 64,
     rate: Positive = 0.01,
     start: Share | None = None,
     divergence: Divergence = "predictions",
@@ -26,14 +27,15 @@ def learned_coefficients(
 
     Minimises the cross-entropy on the calibration images plus ``robustness`` times the divergence from the
     zero-shot model on generically changed copies of them, over coefficients in [0, 1]: the merged weights stay in
-    the box between both checkpoints. Adam, one batch a step, new changes in every step. Memory beside the model,
+    the box between both checkpoints. Adam, some images a step, new changes in every step. Memory beside the model,
     with a coefficient an entry: six numbers of four bytes for each of its entries.
 
     Args:
         objective: Calibration loss; left at the learned coefficients.
         granularity: What has a coefficient of its own.
         robustness: Weight of the divergence: the knob of the trade-off; 0 learns for the calibration images alone.
-        steps: Steps, each a batch.
+        steps: How many.
+        batch: Images of a step, at most; never more than a calibration batch has.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: The coefficient to begin with; ``None`` for the best alpha of the straight path for the same goal.
         divergence: ``predictions`` (KL divergence) or ``features`` (one minus the cosine).
@@ -52,7 +54,7 @@ def learned_coefficients(
     """
     coefficients = Coefficients(objective, granularity, start)
     goal = Goal(robustness, changes, divergence)
-    trace = learn(objective, coefficients, goal, steps=steps, rate=rate, keep=objective.keep)
+    trace = learn(objective, coefficients, goal, steps=steps, rate=rate, batch=batch, keep=objective.keep)
     return measured("learned-coefficients", objective, coefficients, trace)
 
 
