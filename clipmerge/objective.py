@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from clipmerge.batch import Batch as Batch
 from clipmerge.checkpoint import Pair
+from clipmerge.ends import both_ends
 from clipmerge.errors import MeasureError
 from clipmerge.layers import block_of
 from clipmerge.models import ImageTextModel, Prefix
@@ -92,7 +93,9 @@ class Objective:
         model.load(pair.theta_0)
         model.module.to(device)
         self.parameters = model.parameters
-        self._set_ends(pair, device)
+        self.theta_0, self.task_vector = both_ends(self.parameters, pair, device)
+        changed = {layer: tuple(n for n in names if n in self.task_vector) for layer, names in pair.layers.items()}
+        self.layers = {layer: names for layer, names in changed.items() if names}
         self.prompts = Prompts(model, prompts, templates, device)
         self.text_changes = any(layer.startswith("text.") for layer in self.layers)
         self._prompt_features: Tensor | None = None
@@ -100,33 +103,6 @@ class Objective:
         self.batches = [Batch(b.number, b.pixels.to(device), b.labels.to(device)) for b in batches]
         sizes = dict(self.gather([(batch.number, len(batch)) for batch in self.batches]))
         self.batch_sizes = tuple(sizes[number] for number in sorted(sizes))
-
-    def _set_ends(self, pair: Pair, device: torch.device) -> None:
-        self.theta_0: dict[str, Tensor] = {}
-        self.task_vector: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            parameter.requires_grad_(False)
-            theta_0 = parameter.detach()
-            if not bool(torch.isfinite(theta_0).all()):
-                raise MeasureError(f"{pair.zeroshot.source}: tensor {name} holds NaN or Inf; the checkpoint is broken")
-            if not pair.merges(name):
-                continue
-            task_vector = pair.theta_1(name).to(device=device, dtype=torch.float32) - theta_0
-            if not bool(torch.isfinite(task_vector).all()):
-                raise MeasureError(
-                    f"{pair.finetuned[0].source}: tensor {name} holds NaN or Inf; the checkpoint is broken"
-                )
-            if bool(task_vector.any()):
-                self.theta_0[name] = theta_0.clone()
-                self.task_vector[name] = task_vector
-                parameter.requires_grad_(True)
-        changed = {layer: tuple(n for n in names if n in self.task_vector) for layer, names in pair.layers.items()}
-        self.layers = {layer: names for layer, names in changed.items() if names}
-        if not self.layers:
-            raise MeasureError(
-                f"{pair.zeroshot.source} and {pair.finetuned[0].source} hold the same weights; there is nothing to "
-                "measure or to merge"
-            )
 
     @property
     def checkpoints(self) -> int:
