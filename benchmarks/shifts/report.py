@@ -67,6 +67,7 @@ def section(name: str, title: str, pairs: Sequence[Resampled]) -> str:
         title: Heading.
         pairs: All of its pairs.
     """
+    absent = _not_run(name, pairs)
     several = [pair for pair in pairs if pair.record["regime"] == _SEVERAL]
     pairs = [pair for pair in pairs if pair not in several]
     held_out = [pair for pair in pairs if not pair.record["tuning"]]
@@ -74,7 +75,7 @@ def section(name: str, title: str, pairs: Sequence[Resampled]) -> str:
     images = pairs[0].record["images"]
     lines = [f"## {title}", "", _how(name, pairs[0].record), ""]
     lines += ["Pictures: " + ", ".join(f"{source} {count}" for source, count in images.items()) + ".", ""]
-    lines += [_not_run(name, pairs), ""]
+    lines += [absent, ""]
     if held_out:
         lines += ["### Held-out pairs", "", _ends_table(held_out), ""]
         lines += [_GAIN, "", _gain_table(held_out), ""]
