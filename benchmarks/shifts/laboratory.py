@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.shifts.evaluation import by_drawing
 from benchmarks.shifts.experiment import TrainedPair
+from benchmarks.shifts.standing import accuracy
 from benchmarks.shifts.standing import draws as drawn
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
 from clipmerge.data import DEFAULT_TEMPLATE, load_images
@@ -121,8 +122,7 @@ class Laboratory:
         times = drawn({name: each.things for name, each in ordered.items()}, draws)
         found = {}
         for name, each in ordered.items():
-            shares = each.right.reshape(len(points), len(each.things), -1).mean(axis=2)
-            found[name] = times[name] @ shares.T
+            found[name] = accuracy(times[name], each.right.reshape(len(points), len(each.things), -1))
         return found["test"], np.mean([found[name] for name in self.trained.ood], axis=0)
 
     def altered(self, folder: Path, layer: str, factor: float | None, seed: int = 0) -> Path:

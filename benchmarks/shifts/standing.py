@@ -73,10 +73,10 @@ def resampled(record: dict[str, Any], resamples: int = RESAMPLES) -> Resampled:
         resamples: Draws; the seed is fixed, so that pairs of one benchmark share them.
     """
     parts = [record["correct"], *(row["correct"] for row in record["recipes"])]
-    correct = {name: np.vstack([unpacked(part[name]).mean(axis=2) for part in parts]) for name in record["correct"]}
+    correct = {name: np.vstack([unpacked(part[name]) for part in parts]) for name in record["correct"]}
     times = draws(record["things"], resamples)
-    accuracy = {name: times[name] @ right.T for name, right in correct.items()}
-    means = [np.mean([accuracy[name] for name in record[kind]], axis=0) for kind in ("id", "ood")]
+    found = {name: accuracy(times[name], right) for name, right in correct.items()}
+    means = [np.mean([found[name] for name in record[kind]], axis=0) for kind in ("id", "ood")]
     return Resampled(record, *means)
 
 
@@ -88,15 +88,30 @@ def draws(things: Mapping[str, Sequence[int]], resamples: int) -> dict[str, Floa
         resamples: How often.
 
     Returns:
-        Source to the weight of each drawing, shape (1 + resamples, drawings), a row's sum 1; row 0 weighs all alike.
+        Source to how often each of its drawings was drawn, shape (1 + resamples, drawings); in row 0 each once.
     """
     count = 1 + max(thing for each in things.values() for thing in each)
     rng = np.random.default_rng(0)
     times = np.vstack(
         [np.ones(count), *(np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples))]
     )
-    shown = {name: times[:, list(each)] for name, each in things.items()}
-    return {name: each / each.sum(axis=1, keepdims=True) for name, each in shown.items()}
+    return {name: times[:, list(each)] for name, each in things.items()}
+
+
+def accuracy(times: Floats, right: NDArray[np.bool_]) -> Floats:
+    """Share of the pictures that are recognised, drawings weighing as often as they were drawn.
+
+    Whole numbers until one division, so that every machine gives the same bits: points of equal accuracy stay equal.
+
+    Args:
+        times: Shape (draws, drawings).
+        right: Shape (points, drawings, copies).
+
+    Returns:
+        Shape (draws, points).
+    """
+    recognised: Floats = times @ right.sum(axis=2, dtype=np.float64).T
+    return recognised / (times.sum(axis=1, keepdims=True) * right.shape[2])
 
 
 @dataclass(frozen=True)
