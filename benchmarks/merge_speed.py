@@ -51,13 +51,13 @@ models:
 # clipmerge's own stages with a digest that digests nothing: what hashing costs
 UNHASHED = """\
 import hashlib, json, sys
+from pathlib import Path
+from clipmerge import hashes
 class NoDigest:
     def update(self, data): pass
     def hexdigest(self): return ""
 hashlib.sha256 = lambda data=b"", **_: NoDigest()
-from clipmerge.checkpoint import source
-source.sha256_of = lambda path: ""
-from pathlib import Path
+hashes.sha256_of = lambda path: ""
 from clipmerge.pipeline import MergeRequest, make_plan, write_merge
 from clipmerge.recipe import load_recipe
 run = make_plan(MergeRequest(sys.argv[1], (sys.argv[2],), load_recipe("wise-ft", ["method.alpha=0.5"])))
@@ -74,7 +74,7 @@ def main() -> None:
         name = f"sharded-{arguments.gigabytes:g}" if arguments.size == "sharded" else arguments.size
         pair = make_pair(folder / name, config, sharded=arguments.size == "sharded")
         load = os.getloadavg()[0]  # of others: nothing has run yet
-        contestants = _contestants(arguments, pair, folder / f"{name}-output")
+        contestants = _contestants(arguments, pair, folder / f"{name}-output", Path(temporary) / "cache")
         # the first round is not counted: in it a virtual machine may get memory from its host that it has never touched
         rounds = [_round(contestants, pair, number) for number in range(arguments.warmup + arguments.rounds)]
         rounds = rounds[arguments.warmup :]
@@ -102,14 +102,19 @@ def _parse() -> argparse.Namespace:
 Contestant = Callable[[], dict[str, Any]]
 
 
-def _contestants(arguments: argparse.Namespace, pair: tuple[Path, Path], output: Path) -> dict[str, Contestant]:
+def _contestants(
+    arguments: argparse.Namespace, pair: tuple[Path, Path], output: Path, cache: Path
+) -> dict[str, Contestant]:
     """Name to what runs once and says ``seconds``; each gets a fresh ``output``."""
     files = [_weight_files(path) for path in pair]
     sources = [str(path) for path in pair]
+    command = ["-m", "clipmerge", "merge", *sources, *SETTINGS, "--output", str(output)]
+    empty, kept = cache / "empty", cache / "kept"
     chosen: dict[str, Contestant] = {
         "floor": lambda: _floor(files, output),
-        "clipmerge": lambda: _clipmerge(["-m", "clipmerge", "merge", *sources, *SETTINGS, "--output", str(output)]),
-        "clipmerge-unhashed": lambda: _clipmerge(["-c", UNHASHED, *sources, str(output)]),
+        "clipmerge-first": lambda: _first(command, empty),
+        "clipmerge": lambda: _clipmerge(command, kept),
+        "clipmerge-unhashed": lambda: _clipmerge(["-c", UNHASHED, *sources, str(output)], empty),
     }
     if len(files[0]) == 1:
         singles = [str(files[0][0]), str(files[1][0]), str(output / "model.safetensors")]
@@ -165,8 +170,14 @@ def _floor(files: list[list[Path]], output: Path) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "seconds_without_sync": seconds + unsynced}
 
 
-def _clipmerge(arguments: list[str]) -> dict[str, Any]:
-    outcome, out = run([sys.executable, *arguments])
+def _first(arguments: list[str], cache: Path) -> dict[str, Any]:
+    """A merge of checkpoints that were never merged before."""
+    shutil.rmtree(cache, ignore_errors=True)
+    return _clipmerge(arguments, cache)
+
+
+def _clipmerge(arguments: list[str], cache: Path) -> dict[str, Any]:
+    outcome, out = run([sys.executable, *arguments], {"XDG_CACHE_HOME": str(cache)})
     stages = json.loads(out)["seconds"]
     shutil.rmtree(arguments[-1])
     return {**vars(outcome), "stages": stages, "apply_and_write": stages["apply"] + stages["write"]}
@@ -189,22 +200,16 @@ def _mergekit(interpreter: str, files: list[str], output: Path) -> dict[str, Any
 
 def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Every ratio, taken within a round."""
-    pairs: dict[str, tuple[Callable[[dict[str, Any]], float], Callable[[dict[str, Any]], float]]] = {
-        "apply + write / floor": (lambda r: r["clipmerge"]["apply_and_write"], lambda r: r["floor"]["seconds"]),
-        "apply + write unhashed / floor": (
-            lambda r: r["clipmerge-unhashed"]["apply_and_write"],
-            lambda r: r["floor"]["seconds"],
-        ),
+    ours = [name for name in rounds[0] if name.startswith("clipmerge")]
+    peers = [name for name in rounds[0] if name not in ("floor", *ours)]
+    ratios = {
+        f"{name}: apply + write / floor": [each[name]["apply_and_write"] / each["floor"]["seconds"] for each in rounds]
+        for name in ours
     }
-    for peer in ("ten-line", "mergekit", "sd-mecha"):
-        pairs[f"{peer} / clipmerge"] = (lambda r, peer=peer: r[peer]["seconds"], lambda r: r["clipmerge"]["seconds"])  # type: ignore[misc]
-    ratios = {}
-    for name, (above, below) in pairs.items():
-        try:
-            ratios[name] = summary([above(each) / below(each) for each in rounds])
-        except KeyError:  # one of the two did not run
-            continue
-    return ratios
+    for name in ours:
+        for peer in peers:
+            ratios[f"{peer} / {name}"] = [each[peer]["seconds"] / each[name]["seconds"] for each in rounds]
+    return {name: summary(values) for name, values in ratios.items()}
 
 
 def _peer_versions(arguments: argparse.Namespace) -> dict[str, str]:
@@ -225,7 +230,7 @@ def _print_table(name: str, size: int, rounds: list[dict[str, Any]], ratios: dic
             row += f" {statistics.median(values):{form}}" if values else " " * (widths[key] + 1)
         print(f"{contestant:20}{row}")
     for label, ratio in ratios.items():
-        print(f"{label:32} {ratio['median']:5.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
+        print(f"{label:44} {ratio['median']:5.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
 
 
 if __name__ == "__main__":

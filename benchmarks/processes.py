@@ -37,8 +37,12 @@ class Outcome:
     resident_mb: float
 
 
-def run(command: list[str]) -> tuple[Outcome, str]:
+def run(command: list[str], environment: dict[str, str] | None = None) -> tuple[Outcome, str]:
     """Run a command to its end.
+
+    Args:
+        command: Program and arguments.
+        environment: Variables to set beside those there are.
 
     Returns:
         What it took, and its stdout.
@@ -48,7 +52,7 @@ def run(command: list[str]) -> tuple[Outcome, str]:
     """
     begin, cpu_before = time.perf_counter(), _children_cpu()
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a pipe nobody reads would fill and stop them
-        process = subprocess.Popen(command, stdout=out, stderr=err)
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=os.environ | (environment or {}))
         private = resident = 0
         while process.poll() is None:
             status = _status(process.pid)

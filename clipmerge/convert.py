@@ -10,8 +10,9 @@ from clipmerge import __version__
 from clipmerge.apply import copied_tensors
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, sha256_of
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from clipmerge.errors import CheckpointError
+from clipmerge.hashes import sha256_of
 from clipmerge.layout_files import write_layout_files
 from clipmerge.staging import check_output, staged
 from clipmerge.write import write_weights

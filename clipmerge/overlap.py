@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from clipmerge.checkpoint.source import sha256_of
 from clipmerge.data import LabelledImages
 from clipmerge.errors import UsageError
+from clipmerge.hashes import sha256_of
 
 
 @dataclass(frozen=True)

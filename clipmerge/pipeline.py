@@ -256,7 +256,7 @@ def _check_hashes(path: Path, record: SourceRecord, checkpoint: Checkpoint) -> N
 def _load_tensors(path: Path, record: TensorsRecord) -> PlanTensors:
     from safetensors.torch import load_file
 
-    from clipmerge.checkpoint.source import sha256_of
+    from clipmerge.hashes import sha256_of
 
     file = path.parent / record.file
     if not file.is_file() or sha256_of(file) != record.sha256:

@@ -15,9 +15,10 @@ from clipmerge.apply import MergedTensor
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.header import DTYPES
-from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS, sha256_of
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS
 from clipmerge.conversion import layout_of
 from clipmerge.errors import OutputError
+from clipmerge.hashes import sha256_of
 from clipmerge.layout_files import write_layout_files
 from clipmerge.output_file import output_file
 from clipmerge.plan import Plan, TensorsRecord, tensors_path

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import random
 import shutil
 import threading
 from collections.abc import Iterator
@@ -69,14 +67,6 @@ def test_every_form_gives_the_same_tensors(folder: Path, what: str) -> None:
     assert checkpoint.hashes == {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in checkpoint.files}
 
 
-@pytest.mark.parametrize("extra", [-3 * mmap.PAGESIZE, -1, 0, 1, mmap.PAGESIZE])
-def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int) -> None:
-    monkeypatch.setattr(source_module, "_WINDOW", mmap.ALLOCATIONGRANULARITY)
-    content = random.Random(0).randbytes(3 * mmap.PAGESIZE + extra)
-    (tmp_path / "x").write_bytes(content)
-    assert source_module.sha256_of(tmp_path / "x") == hashlib.sha256(content).hexdigest()
-
-
 def test_checkpoints_are_hashed_side_by_side(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashing takes most of a merge's time: neither checkpoint waits for the other, and none is hashed twice."""
     both = threading.Barrier(2, timeout=30)
@@ -87,7 +77,7 @@ def test_checkpoints_are_hashed_side_by_side(folder: Path, tmp_path: Path, monke
         hashed.append(path)
         return str(path)
 
-    monkeypatch.setattr(source_module, "sha256_of", wait_for_the_other)
+    monkeypatch.setattr(source_module, "remembered_sha256", wait_for_the_other)
     shutil.copytree(folder, tmp_path / "other")
     checkpoints = [open_checkpoint(str(each)) for each in (folder, tmp_path / "other")]
     with ThreadPoolExecutor(2) as pool:

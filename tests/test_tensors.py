@@ -15,9 +15,9 @@ from torch import Tensor
 
 from clipmerge import pipeline, plain_chunks
 from clipmerge.card import model_card
-from clipmerge.checkpoint.source import sha256_of
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import PlanError
+from clipmerge.hashes import sha256_of
 from clipmerge.interpolation import MovingModel
 from clipmerge.measuring import build_model
 from clipmerge.pipeline import MergeRequest, load_plan, make_plan, write_merge, write_plan

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.shifts.standing import Resampled
 
 #: One recipe with other values of its one knob, in the order of that knob: drawn as a line.
-KNOB = ("auto", "auto-1", "auto-3")
+KNOB = ("auto", "auto-1", "auto-3", "auto-10")
 _CURVE, _AUTO = "#1f6fb2", "#c2410c"
 _COLOURS = ("#6b4fbb", "#0f766e", "#b8285f", "#8a6d00", "#3b4cc0", "#5b7f00", "#7a4a2b", "#59626d")
 _MARKERS = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h", "*", "d")

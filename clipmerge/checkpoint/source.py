@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.checkpoint.header import DTYPES, STORED, TensorEntry
+from clipmerge.hashes import remembered_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +24,6 @@ INDEX = "model.safetensors.index.json"
 #: OpenCLIP's name for its weights, the one that is written; and an older one.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-# bytes hashed at a time; a multiple of what any system can map at
-_WINDOW = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ class Checkpoint:
         if not self._hashes:
             with ThreadPoolExecutor(max_workers=2) as pool:
                 names = [file.name for file in self.files]
-                self._hashes.update(zip(names, pool.map(sha256_of, self.files), strict=True))
+                self._hashes.update(zip(names, pool.map(remembered_sha256, self.files), strict=True))
         return self._hashes
 
     def provenance(self) -> dict[str, Any]:
@@ -145,25 +142,3 @@ def stored(values: Tensor) -> Array:
     return np.asarray(
         values.view(torch.int16).numpy().view(np.uint16) if values.dtype == torch.bfloat16 else values.numpy()
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Hash one file, a large mapped window at a time.
-
-    Windows are large because between two of them a thread waits for the interpreter, which the threads that merge
-    hardly let go of; and mapped because that spares a copy.
-
-    Returns:
-        Hex digest.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        for offset in range(0, size, _WINDOW):
-            with mmap.mmap(
-                file.fileno(), min(_WINDOW, size - offset), access=mmap.ACCESS_READ, offset=offset
-            ) as window:
-                if hasattr(mmap, "MADV_WILLNEED"):  # absent on Windows
-                    window.madvise(mmap.MADV_WILLNEED)
-                digest.update(window)
-    return digest.hexdigest()
