@@ -133,7 +133,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
     one, _ = timed(lambda: plain.gradient_pass(batches), options.repeats)
     first, _ = timed(lambda: first_order(objective), options.repeats)
     path, record = timed(lambda: path_barrier(objective, nodes=3, tolerance=1e9), options.repeats)
-    assert len(record.path.alphas) == 9
+    assert len(record.path.alphas) == 7
     result = {
         "gradient_pass_seconds": one,
         "first_order_over_one_gradient_pass": first / one,

@@ -24,7 +24,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
 
 @pytest.fixture(scope="module")
 def found(ends: Ends) -> Measurements:
-    return path_barrier(objective_for(ends, make_batches(SIZES)), nodes=6)
+    return path_barrier(objective_for(ends, make_batches(SIZES)), nodes=8)
 
 
 def by_layer(values: dict[str, float]) -> dict[str, float]:
@@ -65,7 +65,7 @@ def test_shares_are_those_of_dense_integration(found: Measurements, dense: dict[
     assert found.layers.keys() == dense[statistic].keys()
     for layer, expected in dense[statistic].items():
         mean = float(np.average(expected, weights=SIZES))
-        # float32 gradients and six nodes a half
+        # float32 gradients and eight nodes a half
         assert found.layers[layer][statistic] == pytest.approx(mean, rel=1e-3, abs=1e-5), layer
         assert found.batches[statistic][layer] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5), layer
 
@@ -105,7 +105,7 @@ def test_shares_add_up_to_what_the_losses_say(ends: Ends, found: Measurements) -
         assert found.checks[statistic].relative_error < 1e-3
     assert found.path is not None
     path = dict(zip(found.path.alphas, found.path.losses, strict=True))
-    assert len(path) == 3 + 2 * 6
+    assert len(path) == 1 + 2 * 8
     assert list(path) == sorted(path)
     for alpha, value in path.items():
         reference.at(alpha)
@@ -125,7 +125,7 @@ def test_a_bent_path_gets_more_nodes(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     found = path_barrier(objective, nodes=1, tolerance=1e-3)
     assert found.path is not None
-    used = (len(found.path.alphas) - 3) // 2
+    used = (len(found.path.alphas) - 1) // 2
     assert used > 1
     assert found.notes == (f"the path bends: {used} quadrature nodes on each half were needed",)
     assert all(check.relative_error <= 1e-3 for check in found.checks.values())
@@ -152,4 +152,4 @@ def test_a_barrier_of_rounding_size_is_no_reason_for_more_nodes(tmp_path_factory
     found = path_barrier(objective_for(near, make_batches(SIZES)))
     assert found.notes == ()
     assert found.path is not None
-    assert len(found.path.alphas) == 3 + 2 * 3
+    assert len(found.path.alphas) == 1 + 2 * 3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,8 +23,9 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
     With s_l(alpha) = task_vector_l . grad_l L(theta(alpha)), the slope of the loss that layer l contributes:
     G_l = integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative when fine-tuning lowers the loss;
     B_l = half of (integral over [0, 1/2] - integral over [1/2, 1]), and sum_l B_l = L(1/2) - (L(0) + L(1)) / 2.
-    Gauss-Legendre quadrature on each half; both sums are checked against forward passes, and where they
-    miss by more than ``tolerance``, and by more than float32 rounding, the number of nodes is doubled.
+    Gauss-Radau quadrature on each half, with a node at either end of the path, so that the gradient passes also give
+    the losses there; both sums are checked against L(0), L(1/2) and L(1), and where they miss by more than
+    ``tolerance``, and by more than float32 rounding, the number of nodes is doubled.
 
     Args:
         objective: Calibration loss; left at theta_1.
@@ -44,13 +43,15 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
         Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) a layer, on the path of Wortsman
         et al. 2022, arXiv:2109.01903.
     """
-    objective.announce(forward=3, gradient=2 * nodes)
-    ends = {alpha: _loss_at(objective, alpha) for alpha in (0.0, 0.5, 1.0)}
+    objective.announce(forward=1, gradient=2 * nodes)
+    objective.move_to(0.5)
+    middle = _finite(objective.mean(objective.by_batch(objective.losses())), 0.5)
     notes: tuple[str, ...] = ()
     while True:
         found, losses, gradients = _attribute(objective, nodes)
-        checks = _checks(objective, found, ends)
-        rounding = _ROUNDING * max(ends.values())
+        losses[0.5] = middle
+        checks = _checks(objective, found, losses)
+        rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
         worst = max(_error(check, rounding) for check in checks.values())
         if worst <= tolerance or 2 * nodes > _MOST_NODES:
             break
@@ -59,7 +60,7 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
         notes = (f"the path bends: {nodes} quadrature nodes on each half were needed",)
     if worst > tolerance:
         notes = (f"the layers' shares miss the measured total by {worst:.1%} even with {nodes} nodes on each half",)
-    path = sorted({**ends, **losses}.items())
+    path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",
         layers={
@@ -74,9 +75,7 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
     )
 
 
-def _loss_at(objective: Objective, alpha: float) -> float:
-    objective.move_to(alpha)
-    loss = objective.mean(objective.by_batch(objective.losses()))
+def _finite(loss: float, alpha: float) -> float:
     if not np.isfinite(loss):
         raise MeasureError(f"the calibration loss at alpha {alpha:g} is {loss}; check that the checkpoints work")
     return loss
@@ -86,26 +85,34 @@ def _attribute(
     objective: Objective, nodes: int
 ) -> tuple[dict[str, dict[str, list[float]]], dict[float, float], dict[str, Tensor]]:
     """Integrate the slopes: statistic -> layer -> a value a batch; the losses met; the mean gradient."""
-    points, weights = np.polynomial.legendre.leggauss(nodes)
+    points, weights = _radau(nodes)
     layers = list(objective.layers)
     shares = {name: np.zeros((len(objective.batch_sizes), len(layers))) for name in ("barrier", "loss_drop")}
     losses = {}
     # summed in float64 where there is one, so that masks rank the same entries for any number of processes
     wide = torch.float32 if objective.accelerator.device.type == "mps" else torch.float64
     gradients = {name: torch.zeros_like(value, dtype=wide) for name, value in objective.task_vector.items()}
-    for low, high in pairwise((0.0, 0.5, 1.0)):
-        for point, weight in zip(points, weights, strict=True):
-            alpha = float(low + (high - low) * (point + 1) / 2)
-            share = float(weight * (high - low) / 2)
-            slopes, losses[alpha] = _slopes(objective, alpha, share, gradients)
-            shares["loss_drop"] += share * slopes
-            shares["barrier"] += share * slopes * (0.5 if high == 0.5 else -0.5)
-    objective.move_to(1.0)
+    # from either end of the path towards its middle; theta_1 last, where the objective is left
+    halves = [(point / 2, weight / 2, 0.5) for point, weight in zip(points, weights, strict=True)]
+    halves += [(1 - point / 2, weight / 2, -0.5) for point, weight in zip(points[::-1], weights[::-1], strict=True)]
+    for alpha, share, sign in halves:
+        slopes, losses[alpha] = _slopes(objective, alpha, share, gradients)
+        shares["loss_drop"] += share * slopes
+        shares["barrier"] += share * slopes * sign
     found = {
         name: {layer: values[:, column].tolist() for column, layer in enumerate(layers)}
         for name, values in shares.items()
     }
     return found, losses, {name: value.float() for name, value in objective.total(gradients).items()}
+
+
+def _radau(nodes: int) -> tuple[list[float], list[float]]:
+    """Points and weights over [0, 1] with a node at 0: exact for polynomials of degree 2 nodes - 2."""
+    legendre = np.polynomial.legendre
+    last = np.eye(nodes + 1)[nodes - 1]  # coefficients of P_(n-1)
+    points = np.sort(legendre.legroots(last + np.eye(nodes + 1)[nodes]).real)[1:]
+    weights = (1 - points) / (nodes * legendre.legval(points, last)) ** 2
+    return [0.0, *((points + 1) / 2).tolist()], [1 / nodes**2, *(weights / 2).tolist()]
 
 
 def _slopes(objective: Objective, alpha: float, share: float, gradients: dict[str, Tensor]) -> tuple[np.ndarray, float]:
@@ -123,14 +130,15 @@ def _slopes(objective: Objective, alpha: float, share: float, gradients: dict[st
         sums = [torch.stack([by_name[name] for name in names]).sum() for names in objective.layers.values()]
         slopes[batch.number] = torch.stack(sums).tolist()
         losses[batch.number] = loss
-    return np.array(objective.by_batch(slopes)), objective.mean(objective.by_batch(losses))
+    return np.array(objective.by_batch(slopes)), _finite(objective.mean(objective.by_batch(losses)), alpha)
 
 
 def _checks(
-    objective: Objective, found: dict[str, dict[str, list[float]]], ends: dict[float, float]
+    objective: Objective, found: dict[str, dict[str, list[float]]], losses: dict[float, float]
 ) -> dict[str, Check]:
     sums = {name: sum(objective.mean(values) for values in layers.values()) for name, layers in found.items()}
-    measured = {"barrier": ends[0.5] - (ends[0.0] + ends[1.0]) / 2, "loss_drop": ends[1.0] - ends[0.0]}
+    zeroshot, middle, finetuned = (losses[alpha] for alpha in (0.0, 0.5, 1.0))
+    measured = {"barrier": middle - (zeroshot + finetuned) / 2, "loss_drop": finetuned - zeroshot}
     return {name: Check(sum_of_layers=sums[name], measured=measured[name]) for name in sums}
 
 
