@@ -354,7 +354,7 @@ def demo(
 
     record = run_demo(output, terminal)
     terminal.result(record, lambda: demo_table(record))
-    terminal.show("The same merge by hand:", f"  {record['command']}")
+    terminal.show("The last merge by hand:", f"  {record['command']}")
 
 
 app.command("sweep")(sweep_command)

@@ -14,7 +14,7 @@ from clipmerge.recipe import load_recipe
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_RECIPES = ("wise-ft", "straggler-sparse")
+_RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
 def run_demo(output: Path | None, progress: Progress) -> dict[str, Any]:
@@ -25,7 +25,8 @@ def run_demo(output: Path | None, progress: Progress) -> dict[str, Any]:
         progress: Where to report.
 
     Returns:
-        JSON-ready: ``accuracy`` {model: {images: 0..1}}, ``verdict``, ``command``, ``folder`` and the models' folders.
+        JSON-ready: ``accuracy`` {model: {images: 0..1}}, ``verdict`` on stragglers, ``command``, ``folder`` and the
+        models' folders.
 
     Raises:
         DataError: If scikit-learn is not installed.
@@ -37,16 +38,15 @@ def run_demo(output: Path | None, progress: Progress) -> dict[str, Any]:
     if pair.cached:
         progress.say(f"using the models trained earlier in {folder}")
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
-    verdict = ""
+    verdicts = {}
     for name in _RECIPES:
-        record = _merge(pair, name, folder / f"merged-{name}", progress)
         models[name] = folder / f"merged-{name}"
-        verdict = str(record["verdict"])
+        verdicts[name] = str(_merge(pair, name, models[name], progress)["verdict"])
     return {
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
         "accuracy": {name: _accuracy(path, pair, progress) for name, path in models.items()},
-        "verdict": verdict,
+        "verdict": verdicts["straggler-sparse"],
         "command": _command(pair),
     }
 
@@ -69,7 +69,7 @@ def _accuracy(checkpoint: Path, pair: DemoPair, progress: Progress) -> dict[str,
     return accuracy
 
 
-def _command(pair: DemoPair, recipe: str = "straggler-sparse", output: str = "merged") -> str:
+def _command(pair: DemoPair, recipe: str = "auto", output: str = "merged") -> str:
     paths = [str(pair.zeroshot), str(pair.finetuned)]
     options = ["--recipe", recipe, *(["--data", str(pair.calibration)] if recipe != "wise-ft" else [])]
     return shlex.join(["clipmerge", "merge", *paths, *options, "--output", output])
