@@ -10,7 +10,6 @@ for that layer alone, and the same perturbations.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from processes import summary, write_results
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
@@ -112,44 +112,50 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[Objective, Plain]:
     return objective, Plain(objective, folder / "zeroshot", prompts)
 
 
-def timed(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """Seconds of the quickest of some runs, and the last answer.
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds, and the answer.
 
     With one thread these are seconds of the processor, whatever else the machine does.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    seconds = []
-    for _ in range(repeats):
-        begin = clock()
-        answer = function()
-        seconds.append(clock() - begin)
-    return min(seconds), answer
+    begin = clock()
+    answer = function()
+    return clock() - begin, answer
 
 
-def compare(options: argparse.Namespace, folder: Path) -> dict[str, float]:
+def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     objective, plain = build(folder, options)
     batches = objective.batches
-    plain.gradient_pass(batches)
-    one, _ = timed(lambda: plain.gradient_pass(batches), options.repeats)
-    first, _ = timed(lambda: first_order(objective), options.repeats)
-    path, record = timed(lambda: path_barrier(objective, nodes=3, tolerance=1e9), options.repeats)
-    assert len(record.path.alphas) == 7
-    result = {
-        "gradient_pass_seconds": one,
-        "first_order_over_one_gradient_pass": first / one,
-        "path_barrier_over_six_gradient_passes": path / (6 * one),
-    }
+    result: dict[str, Any] = _against_gradient_passes(objective, plain, options.rounds)
     few = Batch(0, batches[0].pixels[: options.apgd_images], batches[0].labels[: options.apgd_images])
     for name, steps, some in (("one_step", 1, batches), ("apgd", options.steps, [few])):
-        loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps), 1)
+        loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps))
         objective.batches, objective.batch_sizes = some, tuple(len(batch) for batch in some)
-        ours, found = timed(lambda steps=steps: worst_case(objective, rho=RHO, steps=steps), 1)
+        ours, found = timed(lambda steps=steps: worst_case(objective, rho=RHO, steps=steps))
         values = found.batches["worst_case"]
         result[f"{name}_loop_over_ours"] = loop / ours
         result[f"{name}_largest_difference"] = max(
             abs(a - b) for layer in values for a, b in zip(values[layer], expected[layer], strict=True)
         )
     return result
+
+
+def _against_gradient_passes(objective: Objective, plain: Plain, rounds: int) -> dict[str, Any]:
+    """Both ratios, round by round: what a pass takes drifts with the machine."""
+    seconds, first_order_ratios, path_ratios = [], [], []
+    plain.gradient_pass(objective.batches)
+    for _ in range(rounds):
+        six = sum(timed(lambda: plain.gradient_pass(objective.batches))[0] for _ in range(6))
+        path, record = timed(lambda: path_barrier(objective, nodes=3, tolerance=1e9))
+        assert len(record.path.alphas) == 7
+        seconds.append(six / 6)
+        first_order_ratios.append(timed(lambda: first_order(objective))[0] / seconds[-1])
+        path_ratios.append(path / six)
+    return {
+        "gradient_pass_seconds": summary(seconds),
+        "first_order_over_one_gradient_pass": summary(first_order_ratios),
+        "path_barrier_over_six_gradient_passes": summary(path_ratios),
+    }
 
 
 def main() -> None:
@@ -163,18 +169,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="APGD iterations")
     parser.add_argument("--apgd-images", type=int, default=16, help="images for APGD alone, whose loop is long")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of the short ones; the quickest counts")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of what is compared with gradient passes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         result = compare(options, Path(folder))
     for name, value in result.items():
-        print(f"{name.replace('_', ' '):45s} {value:.3g}")
-    if options.json:
-        settings = {key: value for key, value in vars(options).items() if key != "json"}
-        options.json.write_text(
-            json.dumps({"settings": settings, "torch": torch.__version__, **result}, indent=2) + "\n"
-        )
+        spread = f"  ({value['min']:.3g} to {value['max']:.3g})" if isinstance(value, dict) else ""
+        print(f"{name.replace('_', ' '):45s} {value['median'] if spread else value:.3g}{spread}")
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    write_results(options.json, {"settings": settings, **result})
 
 
 if __name__ == "__main__":
