@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shifts.controls import free
-from benchmarks.shifts.experiment import TrainedPair
+from benchmarks.shifts.experiment import TrainedPair, locked
 from benchmarks.shifts.laboratory import IMAGES, Floats, Laboratory, read_claims
 from benchmarks.shifts.ranks import kendall, partial_kendall
 from clipmerge.decision import Task
@@ -41,13 +41,15 @@ def examine(trained: TrainedPair, file: Path, parts: Iterable[str]) -> None:
     """
     laboratory = Laboratory(trained)
     for name in parts:
-        record = read_claims(file)
-        done = record.setdefault(trained.name, {"tuning": trained.tuning, "images": IMAGES})
-        if name not in done:
-            done[name] = PARTS[name](laboratory)
+        if name in read_claims(file).get(trained.name, {}):
+            continue
+        found = PARTS[name](laboratory)
+        with locked(trained.zeroshot.parent / ".claims.lock"):  # other pairs may be examined meanwhile
+            record = read_claims(file)
+            record.setdefault(trained.name, {"tuning": trained.tuning, "images": IMAGES})[name] = found
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
-            _LOG.info("%s: %s", trained.name, name)
+        _LOG.info("%s: %s", trained.name, name)
 
 
 def sharpness(laboratory: Laboratory) -> dict[str, Any]:

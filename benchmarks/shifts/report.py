@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks.emoji_shift.shift import SEEDS as EMOJI_SEEDS
 from benchmarks.fashion_shift.shift import SEEDS as FASHION_SEEDS
@@ -73,7 +72,7 @@ def section(name: str, title: str, pairs: Sequence[Resampled]) -> str:
     held_out = [pair for pair in pairs if not pair.record["tuning"]]
     tuning = [pair for pair in pairs if pair.record["tuning"]]
     images = pairs[0].record["images"]
-    lines = [f"## {title}", "", _how(name, pairs[0].record), ""]
+    lines = [f"## {title}", "", _how(name, [*pairs, *several]), ""]
     lines += ["Pictures: " + ", ".join(f"{source} {count}" for source, count in images.items()) + ".", ""]
     lines += [absent, ""]
     if held_out:
@@ -151,14 +150,26 @@ _ORACLE = (
 )
 
 
-def _how(name: str, record: dict[str, Any]) -> str:
-    machine = record["machine"]
-    told = ", ".join([machine["cpu"], f"Python {machine['python']}", f"torch {machine['torch']}"])
-    told += f", transformers {machine['transformers']}, {machine['threads']} thread a job"
+def _how(name: str, pairs: Sequence[Resampled]) -> str:
+    record = pairs[0].record
     return (
         f"`python -m benchmarks.{name}` regenerates this. Sweep seed {record['sweep_seed']}, at most "
-        f"{record['calibration_images']} calibration images, alphas in steps of {record['alphas'][1]:g}. {told}."
+        f"{record['calibration_images']} calibration images, alphas in steps of {record['alphas'][1]:g}. "
+        f"{_machines(pairs)}."
     )
+
+
+def _machines(pairs: Sequence[Resampled]) -> str:
+    """Where each pair was trained and evaluated: the last digits depend on it."""
+    found: dict[str, list[str]] = {}
+    for pair in pairs:
+        machine = pair.record["machine"]
+        told = f"{machine['cpu']}, Python {machine['python']}, torch {machine['torch']}"
+        told += f", transformers {machine['transformers']}, {machine['threads']} thread a job"
+        found.setdefault(told, []).append(f"{pair.record['regime']} {pair.record['seed']}")
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{', '.join(names)}: {told}" for told, names in found.items())
 
 
 def _regimes(pairs: Iterable[Resampled]) -> list[str]:
