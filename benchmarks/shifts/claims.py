@@ -6,6 +6,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,16 +193,37 @@ def _scored(laboratory: Laboratory, found: Measurements) -> tuple[tuple[str, ...
 
 def planted(laboratory: Laboratory) -> dict[str, Any]:
     """Are planted stragglers found, and placebos not?"""
+    factors = {"planted": _PLANTED_FACTOR, "sign-flipped": -1.0, "random of equal length": None}
+    return _flags(
+        laboratory,
+        list(laboratory.layers),
+        {test: partial(laboratory.altered, factor=factor) for test, factor in factors.items()},
+    )
+
+
+def permuted(laboratory: Laboratory) -> dict[str, Any]:
+    """Is the barrier found that another order of hidden units puts into one layer?"""
+    mlps = [layer for layer in laboratory.layers if layer.endswith(".mlp")]
+    return _flags(laboratory, mlps, {"hidden units permuted": laboratory.permuted})
+
+
+def _flags(laboratory: Laboratory, layers: list[str], tests: dict[str, Callable[[Path, str], Path]]) -> dict[str, Any]:
+    """Alter a few layers in turn, and look which are flagged.
+
+    Args:
+        laboratory: Of the pair.
+        layers: Those of which some are drawn.
+        tests: What is done to a layer to what writes the checkpoint.
+    """
     before, z = _scored(laboratory, laboratory.measured(**_BARRIER))
     rng = np.random.default_rng(0)
-    names = [str(name) for name in rng.choice(sorted(z), size=_PLANTED, replace=False)]
-    tests = {"planted": _PLANTED_FACTOR, "sign-flipped": -1.0, "random of equal length": None}
+    names = [str(name) for name in rng.choice(sorted(set(z) & set(layers)), size=_PLANTED, replace=False)]
     rows: dict[str, Any] = {"flagged before": list(before)}
     with tempfile.TemporaryDirectory() as scratch:
-        for test, factor in tests.items():
+        for test, alter in tests.items():
             rows[test] = []
             for name in names:
-                altered = laboratory.altered(Path(scratch) / "altered", name, factor)
+                altered = alter(Path(scratch) / "altered", name)
                 flagged, after = _scored(laboratory, laboratory.measured(finetuned=altered, **_BARRIER))
                 rows[test].append(
                     {"layer": name, "z before": z[name], "z after": after[name], "flagged": sorted(flagged)}
@@ -215,6 +237,7 @@ PARTS: dict[str, Callable[[Laboratory], dict[str, Any]]] = {
     "masks": masks,
     "stability": stability,
     "planted": planted,
+    "permuted": permuted,
     "free": free,
 }
-"""Every test; the last three take longest."""
+"""Every test; the last takes longest."""

@@ -147,15 +147,20 @@ def _planted(found: dict[str, Any]) -> str:
     rows = []
     for name, record in _having(found, "planted").items():
         before = set(record["flagged before"])
-        for test in ("planted", "sign-flipped", "random of equal length"):
-            trials = record[test]
+        for test, trials in {**record, **found[name].get("permuted", {})}.items():
+            if test == "flagged before":
+                continue
             hits = sum(row["layer"] in row["flagged"] and row["layer"] not in before for row in trials)
             others = sum(len(set(row["flagged"]) - {row["layer"]} - before) for row in trials)
             z = ", ".join(f"{row['z before']:.1f} to {row['z after']:.1f}" for row in trials)
             rows.append([name, test, f"{hits} of {len(trials)}", str(others), z])
     if not rows:
         return ""
-    about = "The task vector of one layer times 4 (planted), or a placebo: its sign turned, or random of equal length."
+    about = (
+        "The task vector of one layer times 4 (planted), or a placebo: its sign turned, or random of equal length. Or "
+        "the hidden units of one mlp of the fine-tuned model in another order: it computes the same, but the path to it "
+        "passes a barrier that this layer alone makes."
+    )
     head = ["pair", "change of one layer", "that layer flagged", "other layers flagged", "its z"]
     return f"{about}\n\n{_table(head, rows)}"
 

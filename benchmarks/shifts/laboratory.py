@@ -145,6 +145,26 @@ class Laboratory:
             weights[name] = theta_0 + change * (1 if factor is None else factor)
         return self.written(folder, weights)
 
+    def permuted(self, folder: Path, layer: str, seed: int = 0) -> Path:
+        """Write the fine-tuned checkpoint with the hidden units of one mlp in another order.
+
+        It computes the same, but the straight path to it passes a barrier that this layer alone makes.
+
+        Args:
+            folder: Where to; replaced.
+            layer: An mlp.
+            seed: Of the order.
+        """
+        weights = {name: self.pair.theta_1(name) for name in self.layers[layer] if ".fc" in name}
+        hidden = next(weight for name, weight in weights.items() if name.endswith("fc1.bias")).numel()
+        order = torch.randperm(hidden, generator=torch.Generator().manual_seed(seed))
+        for name, weight in weights.items():
+            if ".fc1." in name:
+                weights[name] = weight[order]
+            elif name.endswith("fc2.weight"):
+                weights[name] = weight[:, order]
+        return self.written(folder, weights)
+
     def written(self, folder: Path, weights: Mapping[str, Tensor]) -> Path:
         """Write the fine-tuned checkpoint with other weights in the place of some.
 
