@@ -158,8 +158,8 @@ def _planted(found: dict[str, Any]) -> str:
         return ""
     about = (
         "The task vector of one layer times 4 (planted), or a placebo: its sign turned, or random of equal length. Or "
-        "the hidden units of one mlp of the fine-tuned model in another order: it computes the same, but the path to it "
-        "passes a barrier that this layer alone makes."
+        "the hidden units of one mlp of the fine-tuned model in another order: it computes the same, but the path to "
+        "it passes a barrier that this layer alone makes."
     )
     head = ["pair", "change of one layer", "that layer flagged", "other layers flagged", "its z"]
     return f"{about}\n\n{_table(head, rows)}"
