@@ -172,3 +172,13 @@ def test_xet_upload_and_download(hub: FakeHub, api: HfApi, tmp_path: Path, monke
     assert hub.files("alice/m")["w.bin"].xet
     path = huggingface_hub.hf_hub_download("alice/m", "w.bin", endpoint=hub.url)
     assert Path(path).read_bytes() == WEIGHTS
+
+
+def test_a_client_that_gave_up_is_not_complained_about(hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its answer comes when the next command may be writing to stderr already."""
+    for error, said in ((BrokenPipeError(), False), (ValueError("a fault of the double"), True)):
+        try:
+            raise error
+        except (OSError, ValueError):
+            hub.server.handle_error(None, ("127.0.0.1", 1))
+        assert bool(capsys.readouterr().err) is said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import socket
+import sys
 import threading
 import time
 import urllib.parse
@@ -17,6 +18,16 @@ from typing import Any
 from tests.hub_double.reading import Reading
 from tests.hub_double.store import Entry, Fault, Refusal, Repo, git_oid
 from tests.hub_double.writing import Writing
+
+
+class Server(ThreadingHTTPServer):
+    """Says nothing of clients that gave up: what it printed would be in the next command's stderr."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class FakeHub:
@@ -52,8 +63,7 @@ class FakeHub:
         self.lock = threading.RLock()
         self.connections: set[socket.socket] = set()
         handler = type("BoundHandler", (Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
+        self.server = Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self) -> FakeHub:
