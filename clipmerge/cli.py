@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect as introspection
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -62,22 +63,33 @@ _UsageException: Any = typer.BadParameter.__base__
 def main() -> None:
     """Run the command line; what is wrong with the flags is one line too."""
     try:
-        code = app(prog_name="clipmerge", standalone_mode=False)
+        code = _run()
+    except SystemExit as end:  # how `fail` ends
+        code = int(end.code or 0)
+    _leave_group(code)
+    raise SystemExit(code)
+
+
+def _run() -> int:
+    try:
+        return app(prog_name="clipmerge", standalone_mode=False) or 0
     except typer.Abort:
-        code = fail("interrupted; nothing was left behind", 130)
+        fail("interrupted; nothing was left behind", 130)
     except _UsageException as error:
         where = error.ctx.command_path if error.ctx else "clipmerge"
-        code = fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", UsageError.exit_code)
-    finally:
-        _leave_group()
-    raise SystemExit(code or 0)
+        fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", UsageError.exit_code)
 
 
-def _leave_group() -> None:
-    """Take the process group down in order: at interpreter exit its threads would abort the process."""
+def _leave_group(code: int) -> None:
+    """Where there is a process group, end here: its threads may abort a process whose interpreter takes itself down.
+
+    One aborted worker has the launcher end a run that had succeeded. Taking the group down first did not always help.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _version(value: bool) -> None:
