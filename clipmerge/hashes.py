@@ -7,7 +7,9 @@ import hashlib
 import json
 import mmap
 import os
+import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 
 from clipmerge.user_cache import user_cache
@@ -19,6 +21,12 @@ REMEMBERED_BYTES = 16 << 20
 # A file changed again within one tick of the file system's clock keeps its times, so the hash is remembered only of a
 # file that has been left alone for longer than any such tick; git is as careful with its index.
 _SETTLED_NS = 3_000_000_000
+_abandoned = threading.Event()
+
+
+def abandon() -> None:
+    """End all hashing under way, in other threads as well; for a process that fails, and would wait for it to exit."""
+    _abandoned.set()
 
 
 def sha256_of(path: Path) -> str:
@@ -29,11 +37,16 @@ def sha256_of(path: Path) -> str:
 
     Returns:
         Hex digest.
+
+    Raises:
+        CancelledError: If hashing was abandoned.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         for offset in range(0, size, _WINDOW):
+            if _abandoned.is_set():
+                raise CancelledError
             with mmap.mmap(
                 file.fileno(), min(_WINDOW, size - offset), access=mmap.ACCESS_READ, offset=offset
             ) as window:

@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -134,6 +135,28 @@ def test_ctrl_c_leaves_nothing_and_ends_with_130(large: Folders, tmp_path: Path)
     assert (process.returncode, out) == (130, "")
     assert err.splitlines() == ["error: interrupted; nothing was left behind"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_waits_for_no_hash(tmp_path: Path) -> None:
+    """Nor does a first Ctrl-C, after which people press it again."""
+    endless = tmp_path / "endless.safetensors"
+    with endless.open("wb") as file:
+        file.truncate(1 << 38)  # takes up no room, and minutes to hash
+    code = (
+        "import signal, sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from pathlib import Path\n"
+        "from clipmerge.cli import main\n"
+        "from clipmerge.hashes import sha256_of\n"
+        "ThreadPoolExecutor(1).submit(sha256_of, Path(sys.argv.pop()))\n"
+        "try: main()\n"
+        "finally: assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL"
+    )
+    command = [sys.executable, "-c", code, "recipes", "show", "nonsense", endless]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: ")
+    assert len(failed.stderr.splitlines()) == 1
 
 
 def limit_file_size() -> None:

@@ -225,7 +225,10 @@ def _reporter(name: str) -> Callable[[float], None]:
 
 @contextlib.contextmanager
 def logged() -> Iterator[None]:
-    """Tell on stderr what is done."""
+    """Tell on stderr what is done, once however often this is entered."""
+    if _LOG.handlers:
+        yield
+        return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     _LOG.addHandler(handler)
