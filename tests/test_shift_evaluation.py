@@ -224,6 +224,35 @@ def test_the_page_is_made_from_the_files_alone(evaluated: tuple[TrainedPair, Pat
         assert picture.width > 500
 
 
+def test_pairs_trained_once_more_are_told_apart_and_counted_together(
+    evaluated: tuple[TrainedPair, Path], tmp_path: Path
+) -> None:
+    record = json.loads(evaluated[1].read_text())
+    ours, theirs = ({**row, "name": name} for row, name in zip(record["recipes"], ("auto", "tpgm"), strict=False))
+    again = tmp_path / "results" / "emoji_shift" / "again"
+    again.mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    (again.parent / "aggressive-1.json").write_text(json.dumps({**record, "recipes": [ours]}))
+    (again / "aggressive-1.json").write_text(json.dumps({**record, "recipes": [ours, theirs]}))
+    report.write_page(tmp_path / "results", tmp_path / "docs")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    first, _, second = page.partition("trained once more")
+    assert "`tpgm`" not in first.split("## Emoji")[1]
+    assert "`auto` above | aggressive (2) | all (2) |" in second
+
+
+def test_auto_against_a_rival_by_hand() -> None:
+    """The gains are 0.06 and -0.02 on one pair, 0.06 and 0.00 on the other."""
+    pairs = []
+    for rival in (0.68, 0.7):
+        correct = {"test": bits([0.4, 0.6, 1.0, 0.8, 0.8]), "a": bits([0.8, 0.9, 0.5, 0.76, rival])}
+        pairs.append(standing.resampled(record_of(correct, {"auto": 3, "tpgm": 4}), resamples=50))
+    lines = report.against(pairs[:1], pairs[1:])
+    assert len(lines[2].splitlines()) == 3
+    assert lines[2].splitlines()[2].startswith("| `tpgm` | +7.0 [")
+    assert report.against(pairs[:1], [])[2].splitlines()[2].startswith("| `tpgm` | +8.0 [")
+
+
 def test_the_shipped_page_is_what_the_shipped_files_make(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     report.write_page(docs=tmp_path / "docs")

@@ -22,6 +22,8 @@ _TITLES = {"emoji_shift": "Emoji of other vendors", "fashion_shift": "Corrupted 
 _UNSEEN = {"emoji_shift": ["fluent-3d"]}
 #: The group of contestants that has a table of its own.
 _ABLATIONS = "ablations"
+#: Folder of the pairs that were trained once more, beside the first ones' files.
+AGAIN = "again"
 #: The regime that is no pair.
 _SEVERAL = "several"
 _ABOUT = Path(__file__).with_name("results_about.md")
@@ -44,7 +46,7 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
         if not pairs:
             parts.append(f"## {title}\n\nNot run yet: `python -m benchmarks.{name}` does.")
         else:
-            parts.append(section(name, title, pairs))
+            parts.append(section(name, title, pairs, read_pairs(results / name / AGAIN)))
             written += _pictures(name, pairs, docs / "results")
             parts += _claims(results / name, pairs)
     page = docs / "results.md"
@@ -58,13 +60,14 @@ def read_pairs(folder: Path) -> list[Resampled]:
     return [resampled(json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
-def section(name: str, title: str, pairs: Sequence[Resampled]) -> str:
+def section(name: str, title: str, pairs: Sequence[Resampled], again: Sequence[Resampled] = ()) -> str:
     """Write one benchmark's section.
 
     Args:
         name: Of the benchmark.
         title: Heading.
         pairs: All of its pairs.
+        again: Held-out pairs that were trained once more by the same settings.
     """
     absent = _not_run(name, pairs)
     several = [pair for pair in pairs if pair.record["regime"] == _SEVERAL]
@@ -81,7 +84,7 @@ def section(name: str, title: str, pairs: Sequence[Resampled]) -> str:
         lines += _unseen(name, held_out)
         lines += [_ORACLE, "", _oracle_table(held_out), ""]
         lines += [f"![{regime}](results/{name}-{regime}.png)" for regime in _regimes(held_out)]
-        lines += ["", *_ablations(held_out)]
+        lines += ["", *_ablations(held_out), *_again(again), *against(held_out, again)]
     if tuning:
         lines += ["### Tuning pairs", "", "Recipes may have been tuned on these; no claim rests on them.", ""]
         lines += [_ends_table(tuning), "", _gain_table(tuning), ""]
@@ -122,6 +125,45 @@ def _ablated(pair: Resampled, recipe: str) -> str:
     return f"{100 * pair.id[0, place]:.1f} / {100 * pair.ood[0, place]:.1f} ({_told([pair.gain(recipe)], 1)})"
 
 
+def _again(pairs: Sequence[Resampled]) -> list[str]:
+    """How held-out pairs of other models by the same settings fare."""
+    if not pairs:
+        return []
+    told = _AGAIN.format(machines=_machines(pairs))
+    return ["### Held-out pairs, trained once more", "", told, "", _ends_table(pairs), "", _gain_table(pairs), ""]
+
+
+def against(pairs: Sequence[Resampled], again: Sequence[Resampled]) -> list[str]:
+    """Table what `auto` gains over each other recipe, over all held-out pairs that both have merged.
+
+    Args:
+        pairs: Held-out pairs.
+        again: Held-out pairs that were trained once more.
+
+    Returns:
+        Lines of the page.
+    """
+    everyone = [pair for pair in (*pairs, *again) if pair.has("auto")]
+    rivals = [recipe for recipe in _recipes(everyone) if not recipe.startswith("auto")]
+    regimes = _regimes(everyone)
+    groups = [*(_of(everyone, regime) for regime in regimes), everyone]
+    rows = []
+    for rival in rivals:
+        cells = [_told([_difference(pair, rival) for pair in _having(rival, group)], len(group)) for group in groups]
+        rows.append([f"`{rival}`", *cells])
+    head = [
+        "`auto` above",
+        *(f"{regime} ({len(_of(everyone, regime))})" for regime in regimes),
+        f"all ({len(everyone)})",
+    ]
+    return [_AGAINST, "", _table(head, rows), ""] if rows else []
+
+
+def _difference(pair: Resampled, rival: str) -> Floats:
+    difference: Floats = pair.gain("auto") - pair.gain(rival)
+    return difference
+
+
 def _unseen(name: str, pairs: Sequence[Resampled]) -> list[str]:
     """The gains once more, on the sources that no model was trained on."""
     sources = [source for source in _UNSEEN.get(name, []) if source in pairs[0].record["ood"]]
@@ -143,6 +185,15 @@ _TOGETHER = (
 _ABLATED = (
     "What `auto` is without one of its parts: ID / OOD accuracy, % (gain at equal ID accuracy, points). These pairs "
     "were looked at after its defaults had been chosen."
+)
+_AGAIN = (
+    "The same settings and seeds on another kind of processor, which rounds differently and so ends with other models, "
+    "merged by the recipes that `auto` is measured against. {machines}."
+)
+_AGAINST = (
+    "`auto` against each other recipe: the difference of their gains at equal ID accuracy, pair by pair, over all "
+    "held-out pairs above (mean in points, 95% interval, pairs in brackets where one of both has none). Pairs trained "
+    "twice count twice; their drawings are resampled together."
 )
 _ORACLE = (
     "Against the *oracle*, the one alpha of the curve with the best OOD accuracy, chosen with OOD labels: "
