@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect as introspection
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +66,6 @@ def main() -> None:
         code = _run()
     except SystemExit as end:  # how `fail` ends
         code = int(end.code or 0)
-    if code:
-        _stop_at_once()
     _leave_group(code)
     raise SystemExit(code)
 
@@ -81,14 +78,6 @@ def _run() -> int:
     except _UsageException as error:
         where = error.ctx.command_path if error.ctx else "clipmerge"
         fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", UsageError.exit_code)
-
-
-def _stop_at_once() -> None:
-    """Keep nobody waiting for what is not needed any more, and let a second Ctrl-C end the process without a word."""
-    from clipmerge.hashes import abandon
-
-    abandon()
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _leave_group(code: int) -> None:

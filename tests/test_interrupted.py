@@ -146,10 +146,10 @@ def test_an_error_waits_for_no_hash(tmp_path: Path) -> None:
         "import signal, sys\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from pathlib import Path\n"
-        "from clipmerge.cli import main\n"
+        "from clipmerge.__main__ import run\n"
         "from clipmerge.hashes import sha256_of\n"
         "ThreadPoolExecutor(1).submit(sha256_of, Path(sys.argv.pop()))\n"
-        "try: main()\n"
+        "try: run()\n"
         "finally: assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL"
     )
     command = [sys.executable, "-c", code, "recipes", "show", "nonsense", endless]
