@@ -23,7 +23,7 @@ _UNSEEN = {"emoji_shift": ["fluent-3d"]}
 #: The group of contestants that has a table of its own.
 _ABLATIONS = "ablations"
 #: Folder of the pairs that were trained once more, beside the first ones' files.
-AGAIN = "again"
+_AGAIN_FOLDER = "again"
 #: The regime that is no pair.
 _SEVERAL = "several"
 _ABOUT = Path(__file__).with_name("results_about.md")
@@ -46,7 +46,7 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
         if not pairs:
             parts.append(f"## {title}\n\nNot run yet: `python -m benchmarks.{name}` does.")
         else:
-            parts.append(section(name, title, pairs, read_pairs(results / name / AGAIN)))
+            parts.append(section(name, title, pairs, read_pairs(results / name / _AGAIN_FOLDER)))
             written += _pictures(name, pairs, docs / "results")
             parts += _claims(results / name, pairs)
     page = docs / "results.md"
@@ -84,7 +84,7 @@ def section(name: str, title: str, pairs: Sequence[Resampled], again: Sequence[R
         lines += _unseen(name, held_out)
         lines += [_ORACLE, "", _oracle_table(held_out), ""]
         lines += [f"![{regime}](results/{name}-{regime}.png)" for regime in _regimes(held_out)]
-        lines += ["", *_ablations(held_out), *_again(name, again), *against(held_out, again)]
+        lines += ["", *_ablations(held_out), *_again(name, again), *against([*held_out, *again])]
     if tuning:
         lines += ["### Tuning pairs", "", "Recipes may have been tuned on these; no claim rests on them.", ""]
         lines += [_ends_table(tuning), "", _gain_table(tuning), ""]
@@ -129,40 +129,27 @@ def _again(name: str, pairs: Sequence[Resampled]) -> list[str]:
     """How held-out pairs of other models by the same settings fare."""
     if not pairs:
         return []
-    told = _AGAIN.format(machines=_machines(pairs))
+    told = _TRAINED_AGAIN.format(machines=_machines(pairs))
     tables = [_ends_table(pairs), "", "Gain at equal ID accuracy, as above:", "", _gain_table(pairs), ""]
     return ["### Held-out pairs, trained once more", "", told, "", *tables, *_unseen(name, pairs)]
 
 
-def against(pairs: Sequence[Resampled], again: Sequence[Resampled]) -> list[str]:
-    """Table what `auto` gains over each other recipe, over all held-out pairs that both have merged.
+def against(pairs: Sequence[Resampled]) -> list[str]:
+    """Table what `auto` gains over each other recipe, over all pairs that both have merged.
 
     Args:
         pairs: Held-out pairs.
-        again: Held-out pairs that were trained once more.
 
     Returns:
         Lines of the page.
     """
-    everyone = [pair for pair in (*pairs, *again) if pair.has("auto")]
-    rivals = [recipe for recipe in _recipes(everyone) if not recipe.startswith("auto")]
-    regimes = _regimes(everyone)
-    groups = [*(_of(everyone, regime) for regime in regimes), everyone]
-    rows = []
-    for rival in rivals:
-        cells = [_told([_difference(pair, rival) for pair in _having(rival, group)], len(group)) for group in groups]
-        rows.append([f"`{rival}`", *cells])
-    head = [
-        "`auto` above",
-        *(f"{regime} ({len(_of(everyone, regime))})" for regime in regimes),
-        f"all ({len(everyone)})",
-    ]
-    return [_AGAINST, "", _table(head, rows), ""] if rows else []
-
-
-def _difference(pair: Resampled, rival: str) -> Floats:
-    difference: Floats = pair.gain("auto") - pair.gain(rival)
-    return difference
+    pairs = _having("auto", pairs)
+    rivals = [recipe for recipe in _recipes(pairs) if not recipe.startswith("auto")]
+    if not rivals:
+        return []
+    rows = _rows(pairs, rivals, lambda pair, rival: pair.gain("auto") - pair.gain(rival))
+    counts = [f"{regime} ({len(_of(pairs, regime))})" for regime in _regimes(pairs)]
+    return [_AGAINST, "", _table(["`auto` above", *counts, f"all ({len(pairs)})"], rows), ""]
 
 
 def _unseen(name: str, pairs: Sequence[Resampled]) -> list[str]:
@@ -187,7 +174,7 @@ _ABLATED = (
     "What `auto` is without one of its parts: ID / OOD accuracy, % (gain at equal ID accuracy, points). These pairs "
     "were looked at after its defaults had been chosen."
 )
-_AGAIN = (
+_TRAINED_AGAIN = (
     "The same settings and seeds on another kind of processor, which rounds differently and so ends with other models, "
     "merged by the recipes that `auto` is measured against. {machines}."
 )
@@ -278,13 +265,17 @@ def _both(pairs: Sequence[Resampled], place: Callable[[Resampled], int]) -> str:
 
 
 def _gain_table(pairs: Sequence[Resampled]) -> str:
-    regimes = _regimes(pairs)
-    groups = [*(_of(pairs, regime) for regime in regimes), list(pairs)]
-    rows = []
-    for recipe in _recipes(pairs):
-        cells = [_told([pair.gain(recipe) for pair in _having(recipe, group)], len(group)) for group in groups]
-        rows.append([f"`{recipe}`", *cells])
-    return _table(["recipe", *regimes, "all"], rows)
+    return _table(["recipe", *_regimes(pairs), "all"], _rows(pairs, _recipes(pairs), Resampled.gain))
+
+
+def _rows(
+    pairs: Sequence[Resampled], recipes: Iterable[str], value: Callable[[Resampled, str], Floats]
+) -> Iterable[list[str]]:
+    """A row a recipe: what it has over the pairs of each regime, and over all."""
+    groups = [*(_of(pairs, regime) for regime in _regimes(pairs)), pairs]
+    for recipe in recipes:
+        cells = [_told([value(pair, recipe) for pair in _having(recipe, group)], len(group)) for group in groups]
+        yield [f"`{recipe}`", *cells]
 
 
 def _oracle_table(pairs: Sequence[Resampled]) -> str:
