@@ -96,7 +96,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--mergekit", metavar="PYTHON", help="interpreter of an environment with mergekit")
     parser.add_argument("--sd-mecha", metavar="PYTHON", help="interpreter of an environment with sd-mecha")
     parser.add_argument("--json", type=Path, help="where to write the results")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.warmup < 1:
+        parser.error(
+            "--warmup is at least 1: in that round clipmerge hashes the inputs that it knows later"
+        )
+    return arguments
 
 
 Contestant = Callable[[], dict[str, Any]]
