@@ -98,9 +98,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     if arguments.warmup < 1:
-        parser.error(
-            "--warmup is at least 1: in that round clipmerge hashes the inputs that it knows later"
-        )
+        parser.error("--warmup is at least 1: in that round clipmerge hashes the inputs that it knows later")
     return arguments
 
 

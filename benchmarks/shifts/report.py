@@ -131,7 +131,8 @@ def _again(name: str, pairs: Sequence[Resampled]) -> list[str]:
         return []
     told = _TRAINED_AGAIN.format(machines=_machines(pairs))
     tables = [_ends_table(pairs), "", "Gain at equal ID accuracy, as above:", "", _gain_table(pairs), ""]
-    return ["### Held-out pairs, trained once more", "", told, "", *tables, *_unseen(name, pairs)]
+    tables += [*_unseen(name, pairs), "Against the oracle, as above:", "", _oracle_table(pairs), "", *_ablations(pairs)]
+    return ["### Held-out pairs, trained once more", "", told, "", *tables]
 
 
 def against(pairs: Sequence[Resampled]) -> list[str]:
@@ -176,7 +177,7 @@ _ABLATED = (
 )
 _TRAINED_AGAIN = (
     "The same settings and seeds on another kind of processor, which rounds differently and so ends with other models, "
-    "merged by the recipes that `auto` is measured against. {machines}."
+    "merged by the same recipes. {machines}."
 )
 _AGAINST = (
     "`auto` against each other recipe: the difference of their gains at equal ID accuracy, pair by pair, over all "
