@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from benchmarks.emoji_shift import glyphs
 from benchmarks.fashion_shift import clothes
 from benchmarks.shifts import command, pictures
-from benchmarks.shifts.experiment import Shift, Source, TrainedPair, prepare
+from benchmarks.shifts.experiment import Shift, Source, TrainedPair, chosen_pairs, prepare
 from benchmarks.shifts.training import Drawings, Pretraining, Regime, pretrain
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluate import evaluate_sources
@@ -100,6 +100,7 @@ def tiny_shift() -> Shift:
         zeroshot=Pretraining(steps=2, batch=4, width=32, vision_layers=1, text_layers=1),
         regimes={"both": Regime(steps=2, rate=1e-2, batch=4), "image": Regime(steps=2, rate=1e-2, text=False, batch=4)},
         seeds={"both": (0, 1), "image": (0,)},
+        further={"both": (3, 2)},
     )
 
 
@@ -111,6 +112,11 @@ def prepared(tiny_shift: Shift, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 def test_pairs_come_first_seeds_first(prepared: tuple[Path, list[TrainedPair]]) -> None:
     assert [pair.name for pair in prepared[1]] == ["both-0", "image-0", "both-1"]
+
+
+def test_further_pairs_are_chosen_by_their_own_names_alone(tiny_shift: Shift) -> None:
+    assert chosen_pairs(tiny_shift, ["both"]) == [("both", 0), ("both", 1)]
+    assert chosen_pairs(tiny_shift, ["both-3", "image", "both-2"]) == [("image", 0), ("both", 2), ("both", 3)]
 
 
 def test_a_second_run_trains_nothing_anew(tiny_shift: Shift, prepared: tuple[Path, list[TrainedPair]]) -> None:

@@ -65,6 +65,7 @@ class Shift:
         zeroshot: How a zero-shot model is trained.
         regimes: Name to how a fine-tuned model is trained.
         seeds: Seeds of each regime, and of what is in ``together``.
+        further: Further seeds of regimes, whose pairs are made only where they are named.
         together: Name to the regimes whose models of one seed are merged together.
         zeroshot_seeds: Seed of a fine-tuned model to that of its zero-shot model, where it is not 0.
         tuning: Regime and seed of the pairs on which recipes may be tuned; all others are held out.
@@ -80,6 +81,7 @@ class Shift:
     zeroshot: Pretraining
     regimes: Mapping[str, Regime]
     seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    further: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     zeroshot_seeds: Mapping[int, int] = field(default_factory=dict)
     tuning: frozenset[tuple[str, int]] = frozenset()
@@ -89,10 +91,18 @@ class Shift:
         """Names as they stand in prompts."""
         return tuple(folder.replace("_", " ") for folder in self.folders)
 
-    def pairs(self) -> Iterator[tuple[str, int]]:
-        """Regime and seed of every pair, the first seeds first."""
-        runs = [(seed, regime) for regime, seeds in self.seeds.items() for seed in seeds]
-        yield from ((regime, seed) for seed, regime in sorted(runs, key=lambda run: run[0]))
+    def pairs(self) -> list[tuple[str, int]]:
+        """Regime and seed of every pair but the further ones, the first seeds first."""
+        return _pairs(self.seeds)
+
+    def further_pairs(self) -> list[tuple[str, int]]:
+        """Regime and seed of the further pairs, the first seeds first."""
+        return _pairs(self.further)
+
+
+def _pairs(seeds: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
+    runs = [(regime, seed) for regime, each in seeds.items() for seed in each]
+    return sorted(runs, key=lambda run: run[1])
 
 
 @dataclass(frozen=True)
@@ -161,17 +171,17 @@ def chosen_pairs(shift: Shift, wanted: Collection[str]) -> list[tuple[str, int]]
 
     Args:
         shift: Which pairs there are.
-        wanted: Regimes, or pairs such as ``mild-1``.
+        wanted: Regimes, or pairs such as ``mild-1``; the further pairs only by their own names.
 
     Raises:
         UsageError: If there is no such regime or pair.
     """
-    pairs = list(shift.pairs())
-    known = {*shift.seeds, *(f"{name}-{seed}" for name, seed in pairs)}
-    unknown = [name for name in wanted if name not in known]
+    named = {f"{name}-{seed}": (name, seed) for name, seed in [*shift.pairs(), *shift.further_pairs()]}
+    unknown = [name for name in wanted if name not in {*shift.seeds, *named}]
     if unknown:
         raise UsageError(f"{shift.name} has no regime '{unknown[0]}' (regimes: {', '.join(shift.seeds)})")
-    return [(name, seed) for name, seed in pairs if name in wanted or f"{name}-{seed}" in wanted]
+    by_regime = {pair for pair in shift.pairs() if pair[0] in wanted}
+    return [pair for name, pair in named.items() if pair in by_regime or name in wanted]
 
 
 def make_pair(shift: Shift, folder: Path, regime: str, seed: int) -> TrainedPair:
