@@ -241,6 +241,23 @@ def test_pairs_trained_once_more_are_told_apart_and_counted_together(
     assert "`auto` above | aggressive (2) | all (2) |" in second
 
 
+def test_further_pairs_and_other_machines_are_told(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
+    record = json.loads(evaluated[1].read_text())
+    results = tmp_path / "results" / "emoji_shift"
+    results.mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    for seed, cpu in ((1, "Acorn"), (3, "Zilog"), (4, "Zilog")):
+        machine = {**record["machine"], "cpu": cpu}
+        (results / f"mild-{seed}.json").write_text(
+            json.dumps({**record, "regime": "mild", "seed": seed, "machine": machine})
+        )
+    report.write_page(tmp_path / "results", tmp_path / "docs")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "`python -m benchmarks.emoji_shift`, and once more with `--only mild-3,mild-4`, regenerates this." in page
+    assert ". mild 1: Acorn, Python" in page
+    assert "; mild 3, mild 4: Zilog, Python" in page
+
+
 def test_auto_against_a_rival_by_hand() -> None:
     """The gains are 0.06 and -0.02 on one pair, 0.06 and 0.00 on the other."""
     pairs = []

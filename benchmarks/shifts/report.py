@@ -24,6 +24,8 @@ _UNSEEN = {"emoji_shift": ["fluent-3d"]}
 _ABLATIONS = "ablations"
 #: Folder of the pairs that were trained once more, beside the first ones' files.
 _AGAIN_FOLDER = "again"
+#: What the command of each benchmark runs when no pair is named.
+_PLANNED: dict[str, Mapping[str, tuple[int, ...]]] = {"emoji_shift": EMOJI_SEEDS, "fashion_shift": FASHION_SEEDS}
 #: The regime that is no pair.
 _SEVERAL = "several"
 _ABOUT = Path(__file__).with_name("results_about.md")
@@ -97,10 +99,9 @@ def section(name: str, title: str, pairs: Sequence[Resampled], again: Sequence[R
 
 def _not_run(name: str, pairs: Sequence[Resampled]) -> str:
     """Say which pairs of the benchmark have no file, and that cells may be empty."""
-    planned: dict[str, Mapping[str, tuple[int, ...]]] = {"emoji_shift": EMOJI_SEEDS, "fashion_shift": FASHION_SEEDS}
     had = {(pair.record["regime"], pair.record["seed"]) for pair in pairs}
     absent = [
-        f"{regime} {seed}" for regime, each in planned[name].items() for seed in each if (regime, seed) not in had
+        f"{regime} {seed}" for regime, each in _PLANNED[name].items() for seed in each if (regime, seed) not in had
     ]
     told = f"Not run yet, for want of time: {', '.join(absent)}. " if absent else ""
     return f"{told}An empty cell is a recipe that was not run on that pair."
@@ -192,8 +193,15 @@ _ORACLE = (
 
 def _how(name: str, pairs: Sequence[Resampled]) -> str:
     record = pairs[0].record
+    further = [
+        f"{pair.record['regime']}-{pair.record['seed']}"
+        for pair in pairs
+        if pair.record["seed"] not in _PLANNED[name].get(pair.record["regime"], ())
+    ]
+    command = f"`python -m benchmarks.{name}`"
+    asked = f", and once more with `--only {','.join(further)}`," if further else ""
     return (
-        f"`python -m benchmarks.{name}` regenerates this. Sweep seed {record['sweep_seed']}, at most "
+        f"{command}{asked} regenerates this. Sweep seed {record['sweep_seed']}, at most "
         f"{record['calibration_images']} calibration images, alphas in steps of {record['alphas'][1]:g}. "
         f"{_machines(pairs)}."
     )
