@@ -48,22 +48,6 @@ models:
   - model: {finetuned}
     parameters: {{weight: 0.5}}
 """
-# clipmerge's own stages with a digest that digests nothing: what hashing costs
-UNHASHED = """\
-import hashlib, json, sys
-from pathlib import Path
-from clipmerge import hashes
-class NoDigest:
-    def update(self, data): pass
-    def hexdigest(self): return ""
-hashlib.sha256 = lambda data=b"", **_: NoDigest()
-hashes.sha256_of = lambda path: ""
-from clipmerge.pipeline import MergeRequest, make_plan, write_merge
-from clipmerge.recipe import load_recipe
-run = make_plan(MergeRequest(sys.argv[1], (sys.argv[2],), load_recipe("wise-ft", ["method.alpha=0.5"])))
-write_merge(run, Path(sys.argv[3]))
-print(json.dumps({"seconds": run.seconds}))
-"""
 
 
 def main() -> None:
@@ -117,7 +101,7 @@ def _contestants(
         "floor": lambda: _floor(files, output),
         "clipmerge-first": lambda: _first(command, empty),
         "clipmerge": lambda: _clipmerge(command, kept),
-        "clipmerge-unhashed": lambda: _clipmerge(["-c", UNHASHED, *sources, str(output)], empty),
+        "clipmerge-unhashed": lambda: _clipmerge([*command[:-2], "--no-hash", *command[-2:]], empty),
     }
     if len(files[0]) == 1:
         singles = [str(files[0][0]), str(files[1][0]), str(output / "model.safetensors")]

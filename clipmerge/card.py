@@ -64,6 +64,7 @@ def model_card(
         autoescape=False,
     )
     env.filters["cell"] = _cell
+    env.filters["digest"] = _digest
     return str(
         env.get_template("model_card.md.j2").render(
             front_matter=_front_matter(shown, repo_id, license, datasets).to_yaml(),
@@ -175,6 +176,10 @@ def _map_text(value: Any, change: Callable[[str], str]) -> Any:
 
 def _last(path: str) -> str:
     return PurePath(path).name or path
+
+
+def _digest(sha256: str | None) -> str:
+    return f"`{sha256}`" if sha256 else "not hashed"
 
 
 def _cell(value: object) -> str:

@@ -7,6 +7,7 @@ import inspect as introspection
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -202,6 +203,9 @@ def merge(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and decide, write nothing.")] = False,
     max_shard_size: MaxShardSize = None,
+    no_hash: Annotated[
+        bool, typer.Option("--no-hash", help="Record no sha256 of weights: quicker where they are large.")
+    ] = False,
     overwrite: Overwrite = False,
     push: Annotated[str | None, typer.Option("--push", help="ORG/NAME on the Hub to publish the output to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: create the repository private.")] = False,
@@ -225,7 +229,7 @@ def merge(
         check_push(push, output, private=private)
     from clipmerge.pipeline import make_plan, write_merge
 
-    run = make_plan(request, terminal)
+    run = make_plan(replace(request, hashed=not no_hash), terminal)
     if not run.is_main:
         return
     if dry_run or output is None:

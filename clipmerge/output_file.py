@@ -38,10 +38,10 @@ _FLUSH_BYTES = 256 << 20
 class OutputFile:
     """A new file of known size; make one with `output_file`."""
 
-    def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool) -> None:
+    def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool) -> None:
         """Start the threads; all let go of the interpreter while they work."""
         self._file = file
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256() if hashed else None
         self._hasher, self._writer, self._flusher = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
         self._direct = direct
         self._quickest = float("inf")
@@ -93,7 +93,9 @@ class OutputFile:
 
     def _send(self) -> None:
         data = self._block[: self._filled].data
-        jobs = [self._hasher.submit(self._digest.update, data), self._writer.submit(self._write, data, self._offset)]
+        jobs = [self._writer.submit(self._write, data, self._offset)]
+        if self._digest:
+            jobs.append(self._hasher.submit(self._digest.update, data))
         self._busy.append((self._block, jobs))
         self._offset += self._filled
 
@@ -131,27 +133,28 @@ class OutputFile:
         self._direct = False
         fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_DIRECT)
 
-    def finish(self) -> str:
+    def finish(self) -> str | None:
         """Wait until everything is on the disk.
 
         Returns:
-            The file's sha256.
+            The file's sha256; ``None`` if it was not to be hashed.
         """
         self._send()
         while self._busy:
             self._finish_oldest()
         self._flushing.result()
         os.fsync(self._file)
-        return self._digest.hexdigest()
+        return self._digest.hexdigest() if self._digest else None
 
 
 @contextlib.contextmanager
-def output_file(path: Path, size: int) -> Iterator[OutputFile]:
+def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[OutputFile]:
     """Make a file and reserve its room on the disk.
 
     Args:
         path: Where; there must be nothing yet.
         size: How many bytes will be written.
+        hashed: Whether to hash them meanwhile.
 
     Yields:
         The file; call `finish` on it in the end.
@@ -163,7 +166,7 @@ def output_file(path: Path, size: int) -> Iterator[OutputFile]:
     try:
         _reserve(file, path, size)
         with contextlib.ExitStack() as threads:
-            yield OutputFile(file, threads, direct=direct)
+            yield OutputFile(file, threads, direct=direct, hashed=hashed)
     finally:
         os.close(file)
 

@@ -102,7 +102,7 @@ def _read(request: MergeRequest, progress: Progress) -> Run:
     head = head_classes(pair, request.calibration) if lacks_zeroshot_head(pair) else None
     if head:
         pair = build_zeroshot_head(pair, head, mixed_dtypes=fit["mixed_dtypes"])
-    run = Run(pair, progress, command=request.command, head=head)
+    run = Run(pair, progress, command=request.command, head=head, hashed=request.hashed)
     for note in pair.notes:
         progress.say(note)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
@@ -224,7 +224,7 @@ def load_plan(path: Path, progress: Progress | None = None) -> Run:
     if plan.head:
         pair = build_zeroshot_head(pair, plan.head, mixed_dtypes=plan.dtype != "keep")
     for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True):
-        _check_hashes(path, record, checkpoint)
+        _check_hashes(path, record, checkpoint, progress)
     task = Task(pair)
     run = Run(pair, progress, plan=plan.checked(task.layers), head=plan.head)
     if plan.tensors:
@@ -244,8 +244,10 @@ def _open_again(path: Path, record: SourceRecord, base: Checkpoint | None = None
     return open_checkpoint(source, base=base)
 
 
-def _check_hashes(path: Path, record: SourceRecord, checkpoint: Checkpoint) -> None:
-    if record.files != checkpoint.hashes:
+def _check_hashes(path: Path, record: SourceRecord, checkpoint: Checkpoint, progress: Progress) -> None:
+    if record.files == checkpoint.provenance(hashed=False)["files"]:
+        progress.say(f"{path} has no sha256 of {record.source} (merged with --no-hash): taken as it is")
+    elif record.files != checkpoint.hashes:
         changed = [name for name, digest in checkpoint.hashes.items() if record.files.get(name) != digest]
         raise PlanError(
             f"{path}: {record.source} is not what the plan was made for: the sha256 of "
@@ -301,7 +303,7 @@ def write_merge(
             tensors = merged_tensors(pair, run.plan, run.tensors)
             count = _ByteCount(run.progress, pair.zeroshot.bytes)
             layout = output_layout(pair, tensors, max_shard_size)
-            files = write_weights(folder, tensors, layout, count, single=pair.family.weights)
+            files = write_weights(folder, tensors, layout, count, single=pair.family.weights, hashed=run.hashed)
         with run.timed("write"):
             side_files, notes = write_side_files(folder, pair, run.plan.dtype)
             for note in notes:

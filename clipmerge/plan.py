@@ -138,11 +138,11 @@ class Combination(Record):
 
 
 class SourceRecord(Record):
-    """One input: what the user wrote, the commit it resolved to, and the sha256 of its weight files."""
+    """One input: what the user wrote, the commit it resolved to, and the sha256 of its weight files, if hashed."""
 
     source: str
     revision: str | None = None
-    files: dict[str, str]
+    files: dict[str, str | None]
 
 
 class TensorsRecord(Record):

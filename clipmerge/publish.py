@@ -229,7 +229,7 @@ def _additions(asked: Push, record: dict[str, Any], texts: dict[str, str]) -> li
         if path.is_file() and parts[0] != PLAN_FOLDER and not any(part.startswith(".") for part in parts):
             content.setdefault("/".join(parts), str(path))
     additions = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
-    hashes = {name: sha for name, sha in (record.get("files") or {}).items() if name not in texts}
+    hashes = {name: sha for name, sha in (record.get("files") or {}).items() if sha and name not in texts}
     wrong = [
         add.path_in_repo
         for add in additions

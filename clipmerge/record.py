@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,14 @@ if TYPE_CHECKING:
 _UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")
 
 
-def merge_record(run: Run, plan: Plan, output: Path | None, files: dict[str, str]) -> dict[str, Any]:
+def merge_record(run: Run, plan: Plan, output: Path | None, files: Mapping[str, str | None]) -> dict[str, Any]:
     """Put together what was merged, why, and what came out.
 
     Args:
         run: The run.
-        plan: Its plan, inputs hashed.
+        plan: Its plan, inputs' files filled in.
         output: The folder written; ``None`` for a dry run.
-        files: Name of each file written to its sha256.
+        files: Name of each file written to its sha256; to ``None`` where it was not hashed.
 
     Returns:
         JSON-ready: ``output``, ``files``, ``recipe``, ``zeroshot``, ``finetuned`` (an object; a list when there are

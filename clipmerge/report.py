@@ -288,7 +288,7 @@ def _models(record: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def _hashes(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = [(role, model.get("files") or {}) for role, model in _models(record)]
     rows.append(("merged", record.get("files") or {}))
-    return [(role, name, files[name]) for role, files in rows for name in sorted(files)]
+    return [(role, name, files[name] or "not hashed") for role, files in rows for name in sorted(files)]
 
 
 def _facts(record: dict[str, Any], columns: list[Column]) -> list[tuple[str, str]]:

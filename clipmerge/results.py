@@ -37,6 +37,11 @@ def add_results(record: dict[str, Any], files: Iterable[Path]) -> dict[str, Any]
     """
     merged = {key: dict(record.get(key) or {}) for key in KEYS}
     for file in files:
+        if None in (record.get("files") or {}).values():
+            raise UsageError(
+                f"--evaluation {file}: nothing says that it measured these weights, merged with --no-hash; "
+                "merge again without"
+            )
         found = _read(file)
         try:
             results = _of_sweep(file, found, record) if "recipes" in found else _of_evaluation(file, found, record)

@@ -93,6 +93,7 @@ class MergeRequest:
     seed: int = 0
     dtype: OutputDtype = "keep"
     command: str = ""
+    hashed: bool = True
 
 
 @dataclass
@@ -108,6 +109,7 @@ class Run:
         is_main: Whether this process decides and writes.
         command: How to run this again.
         head: The classes of a head whose zero-shot side was built.
+        hashed: Whether to hash weights, those read and those written.
     """
 
     pair: Pair
@@ -118,6 +120,7 @@ class Run:
     is_main: bool = field(default_factory=lambda: os.environ.get("RANK", "0") == "0")
     command: str = ""
     head: HeadRecord | None = None
+    hashed: bool = True
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)
 
     @contextmanager
@@ -129,21 +132,23 @@ class Run:
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
 
     def hash_inputs(self) -> None:
-        """Start hashing the inputs in the background; `hashed_plan` waits for it."""
+        """Start hashing the inputs in the background, if they are to be; `hashed_plan` waits for it."""
+        if not self.hashed:
+            return
         pool = ThreadPoolExecutor(max_workers=2)
         checkpoints = (self.pair.zeroshot, *self.pair.finetuned)
         self.hashing = [pool.submit(getattr, each, "hashes") for each in checkpoints]
         pool.shutdown(wait=False)
 
     def hashed_plan(self) -> Plan:
-        """The plan with its inputs' hashes filled in."""
+        """The plan with its inputs' files and their hashes filled in."""
         assert self.plan is not None  # decided before anything asks
         for future in self.hashing:
             future.result()
         pair = self.pair
         return self.plan.model_copy(
             update={
-                "zeroshot": SourceRecord(**pair.zeroshot.provenance()),
-                "finetuned": tuple(SourceRecord(**each.provenance()) for each in pair.finetuned),
+                "zeroshot": SourceRecord(**pair.zeroshot.provenance(hashed=self.hashed)),
+                "finetuned": tuple(SourceRecord(**each.provenance(hashed=self.hashed)) for each in pair.finetuned),
             }
         )

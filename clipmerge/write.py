@@ -49,7 +49,8 @@ def write_weights(
     advance: Callable[[int], None],
     *,
     single: str = WEIGHTS,
-) -> dict[str, str]:
+    hashed: bool = True,
+) -> dict[str, str | None]:
     """Write the merged tensors as safetensors, one file or shards with their index.
 
     Args:
@@ -58,9 +59,10 @@ def write_weights(
         layout: Key to shard name; ``None`` for one file.
         advance: Called with the number of bytes written, for progress.
         single: That one file's name.
+        hashed: Whether to hash the weights.
 
     Returns:
-        File name to sha256.
+        File name to sha256; to ``None`` where the weights are not hashed.
 
     Raises:
         CheckpointError: If an input turns out broken while it is read.
@@ -69,16 +71,16 @@ def write_weights(
     first = next(iter(layout.values())) if layout else single
     for tensor in tensors:
         files.setdefault(layout.get(tensor.key, first) if layout else first, []).append(tensor)
-    hashes = {name: _write_file(folder / name, files[name], advance) for name in sorted(files)}
+    hashes = {name: _write_file(folder / name, files[name], advance, hashed=hashed) for name in sorted(files)}
     if layout:
         hashes[INDEX] = _write_index(folder / INDEX, files)
     return hashes
 
 
-def _write_file(path: Path, tensors: list[MergedTensor], advance: Callable[[int], None]) -> str:
+def _write_file(path: Path, tensors: list[MergedTensor], advance: Callable[[int], None], *, hashed: bool) -> str | None:
     tensors = sorted(tensors, key=lambda tensor: (_DTYPE_RANK[tensor.dtype], tensor.key))
     header = np.frombuffer(_header(tensors), np.uint8)
-    with output_file(path, len(header) + sum(_nbytes(tensor) for tensor in tensors)) as file:
+    with output_file(path, len(header) + sum(_nbytes(tensor) for tensor in tensors), hashed=hashed) as file:
         file.append(header)
         for tensor in tensors:
             for chunk in tensor.chunks(file.room):

@@ -121,9 +121,10 @@ class Checkpoint:
                 self._hashes.update(zip(names, pool.map(remembered_sha256, self.files), strict=True))
         return self._hashes
 
-    def provenance(self) -> dict[str, Any]:
-        """Say what this checkpoint is, for records: ``{source, revision, files: {name: sha256}}``."""
-        return {"source": self.source, "revision": self.revision, "files": self.hashes}
+    def provenance(self, *, hashed: bool = True) -> dict[str, Any]:
+        """Say what this checkpoint is, for records: ``{source, revision, files: {name: sha256, or None unhashed}}``."""
+        files = self.hashes if hashed else dict.fromkeys(file.name for file in self.files)
+        return {"source": self.source, "revision": self.revision, "files": files}
 
     @property
     def bytes(self) -> int:
