@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from clipmerge.console import reporting_errors
+from clipmerge.console import Format, reporting_errors
 from clipmerge.errors import OutputError
+from clipmerge.flags import Output
 
 recipes_app = typer.Typer(help="List, show and copy the recipes.", invoke_without_command=True)
 
@@ -22,12 +24,15 @@ def _recipes(context: typer.Context) -> None:
 
 @recipes_app.command("list")
 @reporting_errors
-def list_recipes() -> None:
+def list_recipes(fmt: Output = Format.human) -> None:
     """List the recipes, a line each."""
     from clipmerge.recipe import recipe_names, recipe_text
 
-    for name in recipe_names():
-        first = recipe_text(name).splitlines()[0].lstrip("# ")
+    about = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in recipe_names()}
+    if fmt is Format.json:
+        typer.echo(json.dumps({"recipes": about}, indent=2))
+        return
+    for name, first in about.items():
         typer.echo(f"{name:18} {first}")
 
 

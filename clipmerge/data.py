@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipmerge.checkpoint.source import local_path
 from clipmerge.errors import DataError, UsageError, shorten
 from clipmerge.images import Columns, Labelled, Store
 from clipmerge.images.places import Local, expand
@@ -145,7 +146,7 @@ def load_images(
         DataError: If there is nothing there, a class is empty, or the class names do not fit.
         HubError: If the Hub refuses or cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if source == "digits" and not path.is_dir():
         found = _load_digits()
     elif source.startswith("hf://"):

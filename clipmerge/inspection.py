@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from clipmerge.apply import merged_tensors
 from clipmerge.checkpoint import Checkpoint, Pair, open_checkpoint
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.pair import align, find_mismatches
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
+from clipmerge.plan import Plan, SourceRecord
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,6 +68,7 @@ def inspect_checkpoints(
         progress.say(note)
     if weights and not (seen or seen_other):
         _add_changes(pair, layers, progress)
+        mismatches = mismatches or _find_faults(pair, layers)
     elif weights:
         progress.say("the two do not fit, so no weights were downloaded, and how far layers moved is not known")
     return {
@@ -83,6 +88,33 @@ def _add_changes(pair: Pair, layers: dict[str, dict[str, Any]], progress: Progre
         layers[layer]["change"] = _relative_change(pair, names)
         done += layers[layer]["size"]
         progress.advance(done, total)
+
+
+def _find_faults(pair: Pair, layers: dict[str, dict[str, Any]]) -> list[str]:
+    """What only a merge's own reading finds: NaN, Inf, and other integers or positions in the place of the same ones.
+
+    A float that is merged is looked at once more only where its layer's change is no number.
+    """
+    unnamed = SourceRecord(source="", files={})
+    copies = Plan(recipe={}, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})
+    sound = {
+        name
+        for layer, names in pair.layers.items()
+        for name in names
+        if pair.merges(name) and layers[layer]["change"] is not None
+    }
+    faults = []
+    try:
+        suspects = [tensor for tensor in merged_tensors(pair, copies) if tensor.name not in sound]
+    except CheckpointError as error:
+        return [str(error)]
+    for tensor in suspects:
+        try:
+            for _ in tensor.chunks(np.empty):
+                pass
+        except CheckpointError as error:
+            faults.append(str(error))
+    return faults
 
 
 def _origin(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from typing import Any
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint, pair_checkpoints
 from clipmerge.checkpoint.preview import compare_before_download
+from clipmerge.checkpoint.source import local_path
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.layers import match_layers
-from clipmerge.plan import LayerPlan, Measurements, Plan, SourceRecord, TensorsRecord, read_plan
+from clipmerge.plan import CalibrationRecord, LayerPlan, Measurements, Plan, SourceRecord, TensorsRecord, read_plan
 from clipmerge.plugins import load_plugin, takes_several
 from clipmerge.recipe import Recipe
 from clipmerge.run import Calibration, MergeRequest, Progress, Run, Silent
@@ -24,6 +25,8 @@ from clipmerge.tensors import PlanTensors, check_coefficients, with_coefficients
 from clipmerge.zeroshot_head import build_zeroshot_head, head_classes, lacks_zeroshot_head
 
 Measured = tuple[Measurements, dict[str, Any]]
+# a path may hold bytes that are no text
+_NAMES = "backslashreplace"
 
 __all__ = [
     "Calibration",
@@ -142,7 +145,7 @@ def _decide(
         straggler_scores=decision.straggler_scores,
         verdict=decision.verdict,
         measurements=measurements,
-        calibration=calibration,
+        calibration=CalibrationRecord(**calibration) if calibration else None,
         seed=request.seed,
         warnings=(*run.pair.notes, *notes),
     )
@@ -222,6 +225,8 @@ def load_plan(path: Path, progress: Progress | None = None) -> Run:
     finetuned = [_open_again(path, record, zeroshot) for record in plan.finetuned]
     pair = pair_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
     if plan.head:
+        if not lacks_zeroshot_head(pair):
+            raise PlanError(f"{path}: has the classes of a head, and these checkpoints lack none; remove 'head'")
         pair = build_zeroshot_head(pair, plan.head, mixed_dtypes=plan.dtype != "keep")
     for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True):
         _check_hashes(path, record, checkpoint, progress)
@@ -238,9 +243,14 @@ def _open_again(path: Path, record: SourceRecord, base: Checkpoint | None = None
     source = record.source
     if record.revision:
         source = f"{source.partition('@')[0]}@{record.revision}"
-    elif not Path(source).expanduser().is_absolute() and not Path(source).exists():
+    elif not (source.startswith("hf://") or local_path(source).is_absolute() or Path(source).exists()):
         beside = path.parent / source
-        source = str(beside) if beside.exists() else source
+        if not beside.exists():
+            raise PlanError(
+                f"{path}: {source} is neither here nor beside the plan; apply it in the folder where it was made, or "
+                "write the whole path (or hf://ORG/NAME) into it"
+            )
+        source = str(beside)
     return open_checkpoint(source, base=base)
 
 
@@ -256,6 +266,7 @@ def _check_hashes(path: Path, record: SourceRecord, checkpoint: Checkpoint, prog
 
 
 def _load_tensors(path: Path, record: TensorsRecord) -> PlanTensors:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from clipmerge.hashes import sha256_of
@@ -264,7 +275,10 @@ def _load_tensors(path: Path, record: TensorsRecord) -> PlanTensors:
     if not file.is_file() or sha256_of(file) != record.sha256:
         state = "is missing" if not file.is_file() else "has changed"
         raise PlanError(f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge plan`")
-    return PlanTensors.from_file(load_file(file))
+    try:
+        return PlanTensors.from_file(load_file(file))
+    except SafetensorError as error:
+        raise PlanError(f"{file}: the tensors beside the plan: {error}; plan again with `clipmerge plan`") from None
 
 
 def write_merge(
@@ -314,12 +328,12 @@ def write_merge(
                 plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan, run.tensors)
         # made when the stages are over, so that what is returned and what is written are one
         record = merge_record(run, plan, output, {**files, **side_files})
-        (folder / "report.html").write_text(html_page(record), encoding="utf-8")
+        (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
         picture = _path_picture(record)
         if picture is not None:
             (folder / PICTURE).write_bytes(picture)
         card = model_card(record, repo_id=None, picture=picture is not None)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 

@@ -145,7 +145,10 @@ def require_finite_inputs(pair: Pair, name: str, theta_0: Values, finetuned: Seq
 
 def overflow(name: str, dtype: str) -> CheckpointError:
     """Say that a merge does not fit its dtype."""
-    return CheckpointError(f"tensor {name} overflows {dtype} when merged; use --dtype float32, or an alpha in [0, 1]")
+    wider = "" if dtype in ("float32", "float64") else "use --dtype float32, or "
+    return CheckpointError(
+        f"tensor {name} overflows {dtype} when merged; {wider}take an alpha in [0, 1] and check the weights"
+    )
 
 
 def negative_variance(name: str) -> CheckpointError:

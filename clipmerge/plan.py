@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clipmerge.errors import PlanError, RecipeError, did_you_mean
 from clipmerge.options import Alpha, Density
 from clipmerge.plugins import check_options, plugin_names, plugin_options
+from clipmerge.recipe import Recipe
 
 
 class Record(BaseModel):
@@ -152,6 +153,28 @@ class TensorsRecord(Record):
     sha256: str
 
 
+class CalibrationRecord(Record):
+    """The images that were measured on.
+
+    Attributes:
+        source: What the user wrote.
+        revision: The commit that a data set of the Hub resolved to.
+        images: How many were drawn.
+        classes: How many classes they have.
+        batch_size: Images a batch.
+        templates: Prompt templates.
+        seed: Of the draw.
+    """
+
+    source: str
+    revision: str | None = None
+    images: int
+    classes: int
+    batch_size: int
+    templates: tuple[str, ...]
+    seed: int
+
+
 class HeadRecord(Record):
     """What a classification head's rows stand for, where its zero-shot side is built from class prompts.
 
@@ -203,7 +226,7 @@ class Plan(Record):
     straggler_scores: dict[str, dict[str, float]] = {}
     verdict: str = ""
     measurements: Measurements | None = None
-    calibration: dict[str, Any] | None = None
+    calibration: CalibrationRecord | None = None
     seed: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -279,13 +302,15 @@ def read_plan(path: Path) -> Plan:
         PlanError: If it cannot be read or says something unknown.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        return Plan.model_validate_json(text)
+        plan = Plan.model_validate_json(path.read_text(encoding="utf-8"))
+        Recipe.model_validate(plan.recipe)
+        return plan
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: cannot be read ({error}); make one with `clipmerge plan`") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = f"recipe.{where}" if error.title == Recipe.__name__ else where
         known = LayerPlan.model_fields if "layers" in first["loc"] else Plan.model_fields
         hint = did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
         raise PlanError(f"{path}: {where}: {first['msg']}.{hint}") from None

@@ -104,10 +104,7 @@ def load_recipe(name: str, assignments: list[str] | None = None) -> Recipe:
             raise RecipeError(f"{name}: cannot be read ({error})") from None
     else:
         text = recipe_text(name)
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{name}: is not YAML: {' '.join(str(error).split())}") from None
+    data = _from_yaml(f"{name}:", text)
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: is not a recipe; see `clipmerge recipes show straggler-sparse` for one")
     data = {"name": path.stem, **data}
@@ -116,14 +113,30 @@ def load_recipe(name: str, assignments: list[str] | None = None) -> Recipe:
     return _validate(name, data)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _from_yaml(subject: str, text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise RecipeError(f"{subject} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+        raise RecipeError(f"{subject} is not YAML: {' '.join(str(error).split())}") from None
+
+
 def _assign(data: dict[str, Any], assignment: str) -> None:
     key, found, raw = assignment.partition("=")
     if not found or not key.strip():
         raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise RecipeError(f"--set {assignment}: the value is not YAML") from None
+    value = _from_yaml(f"--set {assignment[:80]}: the value", raw)
     *parents, last = key.strip().split(".")
     target = data
     for parent in parents:

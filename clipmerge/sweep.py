@@ -218,7 +218,7 @@ def write_sweep(
         picture = curve_png(record)
         with staged(output, overwrite=overwrite) as folder:
             (folder / "curve.png").write_bytes(picture)
-            (folder / "sweep.html").write_text(sweep_page(record, picture), encoding="utf-8")
+            (folder / "sweep.html").write_text(sweep_page(record, picture), encoding="utf-8", errors="backslashreplace")
             write_correct(folder / "correct.safetensors", correct)
             (folder / SWEEP_RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return record
@@ -358,7 +358,7 @@ def _recipe_row(planned: _Planned, point: Point, row: dict[str, Any]) -> dict[st
         "alpha": point.alpha,
         **row,
         "verdict": planned.plan.verdict,
-        "calibration": planned.plan.calibration,
+        "calibration": planned.plan.model_dump(mode="json")["calibration"],
         "recipe": planned.plan.recipe,
     }
 

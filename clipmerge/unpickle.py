@@ -31,11 +31,12 @@ def load(path: str) -> Any:
             return pickle.load(file)  # noqa: S301
 
 
-def weights_of(value: Any) -> Optional[Any]:  # noqa: UP045
+def weights_of(value: Any, outer: "tuple[int, ...]" = ()) -> Optional[Any]:  # noqa: UP045
     """Keep tensors, and dictionaries of them.
 
     Args:
         value: A module, a tensor, a dictionary or anything else.
+        outer: Identities of the dictionaries around it; one that holds itself is kept once.
 
     Returns:
         The tensor, or name to tensor; ``None`` for anything else.
@@ -46,9 +47,10 @@ def weights_of(value: Any) -> Optional[Any]:  # noqa: UP045
         value = value.state_dict()
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or id(value) in outer:
         return None
-    found = {name: weights_of(each) for name, each in value.items() if isinstance(name, str)}
+    inner = (*outer, id(value))
+    found = {name: weights_of(each, inner) for name, each in value.items() if isinstance(name, str)}
     return {name: each for name, each in found.items() if each is not None} or None
 
 

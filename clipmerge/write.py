@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.header import DTYPES
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS
 from clipmerge.conversion import layout_of
-from clipmerge.errors import OutputError
+from clipmerge.errors import CheckpointError, OutputError
 from clipmerge.hashes import sha256_of
 from clipmerge.layout_files import write_layout_files
 from clipmerge.output_file import output_file
@@ -197,9 +198,12 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
                 notes.append(f"the fine-tuned checkpoint has no {what}; the zero-shot one's was copied")
     for name, path in chosen.items():
         if name == "config.json":
-            (folder / name).write_text(_config_text(path, form, dtype), encoding="utf-8")
+            with _readable(path):
+                text = _config_text(path, form, dtype)
+            (folder / name).write_text(text, encoding="utf-8")
         else:
-            shutil.copyfile(path, folder / name)
+            with _readable(path):
+                shutil.copyfile(path, folder / name)
     return {name: sha256_of(folder / name) for name in sorted(chosen)}, notes
 
 
@@ -241,15 +245,28 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
         return {}
     # a folder may hold both layouts; what describes the other one is not true of the output
     strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
+    with _readable(checkpoint.folder):
+        paths = sorted(checkpoint.folder.iterdir())
     return {
         path.name: path
-        for path in sorted(checkpoint.folder.iterdir())
+        for path in paths
         if path.is_file()
         and not path.name.startswith(".")
         and path.name not in (*_NOT_SIDE, strange)
         and not path.name.endswith(".index.json")
         and (path.suffix in _SIDE_SUFFIXES or path.stem == "LICENSE")
     }
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Blame an input that cannot be read on the input: everything else that fails here is of the output."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or Path(error.filename) != path:
+            raise
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:

@@ -240,6 +240,8 @@ def test_another_base_than_recorded_is_said(pair: tuple[Path, Path], tmp_path: P
     adapted = open_checkpoint(str(adapter), base=base)
     assert f"trained on 'openai/clip-vit-base-patch32' and is applied to {pair[0]}" in str(adapted.note)
     assert adapted.note in pair_checkpoints(base, [adapted]).notes
+    configure(adapter, base_model_name_or_path="~nosuchuser/clip")
+    assert "trained on '~nosuchuser/clip' and is" in str(open_checkpoint(str(adapter), base=base).note)
 
 
 def test_inspect_shows_how_far_it_goes(pair: tuple[Path, Path], tmp_path: Path) -> None:

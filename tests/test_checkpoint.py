@@ -20,6 +20,8 @@ from clipmerge import hub as hub_module
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint import source as source_module
 from clipmerge.errors import CheckpointError, HubError
+from tests.command import clipmerge
+from tests.command import refused as complaint
 from tests.hub_double import FakeHub, serving, upload
 from tests.raw_safetensors import shard
 
@@ -198,6 +200,45 @@ def test_a_file_without_tensors_is_refused(tmp_path: Path) -> None:
 def test_a_broken_config_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text, encoding="latin-1")
     refused(folder, r"config\.json: (cannot be read as JSON|is not a JSON object)")
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "open_clip_model.safetensors", "adapter_model.safetensors", "pytorch_model.bin"]
+)
+def test_a_link_whose_file_is_gone_is_no_folder_of_other_weights(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(tmp_path / "blobs" / "4d7a")
+    dead = "is a link to a file that is gone; download it again"
+    assert refused(tmp_path, dead) == f"{tmp_path}: {name} {dead}"
+    assert refused(tmp_path / name, dead) == f"{tmp_path / name} {dead}"
+
+
+def test_a_dead_link_is_not_passed_over_for_another_librarys_weights(folder: Path) -> None:
+    save_file({"visual.conv1.weight": torch.zeros(1)}, folder / "open_clip_model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "gone")
+    refused(folder, r"model\.safetensors is a link to a file that is gone")
+
+
+def test_dead_links_beside_the_weights_do_not_matter_unless_they_describe_them(folder: Path) -> None:
+    for name in ("pytorch_model.bin", INDEX, "open_clip_model.safetensors"):
+        (folder / name).symlink_to(folder / "gone")
+    assert open_checkpoint(str(folder)).files == (folder / "model.safetensors",)
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to(folder / "gone")
+    refused(folder, r"config\.json is a link to a file that is gone; download it again")
+
+
+@pytest.mark.parametrize("command", ["inspect", "merge", "plan", "convert"])
+def test_the_home_of_nobody_is_one_line(pair: tuple[Path, Path], tmp_path: Path, command: str) -> None:
+    there = "~nosuchuser/x"
+    arguments: dict[str, tuple[object, ...]] = {
+        "inspect": (there,),
+        "merge": (pair[0], there, "--recipe", "wise-ft", "--output", tmp_path / "out"),
+        "plan": (there, pair[1], "--recipe", "wise-ft", "--output", tmp_path / "plan.json"),
+        "convert": (there, tmp_path / "out", "--to", "open-clip"),
+    }
+    line = complaint(clipmerge(command, *arguments[command]))
+    assert line.startswith(f"error: {there}: no such folder or file, and not a Hub id; give a folder")
 
 
 @pytest.mark.parametrize("source", ["./nothing", "/no/such/folder", "~/no-such", "x.safetensors", "a/b.safetensors"])

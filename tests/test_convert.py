@@ -158,11 +158,11 @@ def test_a_bare_file_is_refused(ours: Path, tmp_path: Path) -> None:
     [
         (
             lambda config: config.update(model_cfg={}),
-            r"open_clip_config\.json cannot be understood .KeyError: 'embed_dim'",
+            r"open_clip_config\.json: embed_dim is missing, and a whole number from 1 on was expected",
         ),
-        (lambda config: config["model_cfg"].update(vision_cfg=[1]), "cannot be understood"),
-        (lambda config: config["model_cfg"]["vision_cfg"].update(head_width=0), "cannot be understood .ZeroDivision"),
-        (lambda config: config["model_cfg"]["vision_cfg"].update(width="wide"), "cannot be understood"),
+        (lambda config: config["model_cfg"].update(vision_cfg=[1]), r"vision_cfg is \[1\], and an object"),
+        (lambda config: config["model_cfg"]["vision_cfg"].update(head_width=0), r"vision_cfg\.head_width is 0"),
+        (lambda config: config["model_cfg"]["vision_cfg"].update(width="wide"), r"vision_cfg\.width is 'wide'"),
         (lambda config: config["preprocess_cfg"].update(interpolation="lanczos"), "preprocessing cannot be understood"),
         (lambda config: config.update(preprocess_cfg=[1]), "preprocessing cannot be understood"),
     ],
@@ -171,6 +171,101 @@ def test_a_config_that_makes_no_sense_is_one_line(change: Any, message: str, our
     line = refused(clipmerge("convert", configure(ours, change), tmp_path / "out", "--to", "transformers"))
     assert re.search(message, line), line
     assert not (tmp_path / "out").exists()
+
+
+WHOLE = "and a whole number from 1 on was expected"
+NO_NUMBERS = [None, "32", [32, 32], 0, -32, 2.5, True, {}]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("projection_dim", "vision_config.hidden_size", "vision_config.image_size", "vision_config.patch_size"),
+        *("vision_config.num_attention_heads", "vision_config.num_hidden_layers", "text_config.vocab_size"),
+        *("text_config.max_position_embeddings", "text_config.intermediate_size", "text_config.num_attention_heads"),
+    ],
+)
+def test_a_setting_that_is_no_count_is_named(key: str, value: Any, theirs: Path, tmp_path: Path) -> None:
+    section, _, name = key.rpartition(".")
+    configure(theirs, lambda config: (config[section] if section else config).update({name: value}), "config.json")
+    line = refused(clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip"))
+    shown = "null" if value is None else repr(value)
+    assert line == f"error: {theirs}: config.json: {key} is {shown}, {WHOLE}; correct the file"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 3}, "vision_config.num_attention_heads makes 3 heads on 32 channels, which does not"),
+        ({"layer_norm_eps": "small"}, "vision_config.layer_norm_eps is 'small', and a number from 0 on was expected"),
+        ({"layer_norm_eps": float("nan")}, "vision_config.layer_norm_eps is nan"),
+        ({"hidden_act": None}, "vision_config.hidden_act is None, and a name was expected"),
+        ({"num_hidden_layers": 10**12}, "says that the vision tower has 1000000000000 layers, the weights have 3"),
+        (
+            {"patch_size": 64},
+            r"config.json calls for vision_model.embeddings.patch_embedding.weight of shape \(32, 3, 64",
+        ),
+        ({"patch_size": ...}, r"weight of shape \(32, 3, 32, 32\) \(what it does not state has its default\)"),
+    ],
+)
+@pytest.mark.parametrize("form", ["vision_config", "vision_config_dict"])
+def test_settings_that_fit_no_model_are_named(
+    form: str, change: dict[str, Any], message: str, theirs: Path, tmp_path: Path
+) -> None:
+    def apply(config: dict[str, Any]) -> None:
+        settings = config.pop("vision_config") | change
+        config[form] = {name: value for name, value in settings.items() if value is not ...}
+
+    line = refused(clipmerge("convert", configure(theirs, apply, "config.json"), tmp_path / "out", "--to", "open-clip"))
+    assert re.search(message, line), line
+    assert "config.json" in line
+
+
+def test_a_section_that_is_none_is_named(theirs: Path, tmp_path: Path) -> None:
+    configure(theirs, lambda config: config.update(text_config=[1]), "config.json")
+    line = refused(clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip"))
+    assert "config.json: text_config is [1], and an object of settings was expected" in line
+
+
+@pytest.mark.parametrize("value", [None, "16", 0, -8, 2.5, True])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("embed_dim", "vision_cfg.image_size", "vision_cfg.patch_size", "vision_cfg.width", "vision_cfg.layers"),
+        *("vision_cfg.head_width", "text_cfg.heads", "text_cfg.context_length"),
+    ],
+)
+def test_a_setting_of_open_clips_that_is_no_count_is_named(key: str, value: Any, ours: Path, tmp_path: Path) -> None:
+    section, _, name = key.rpartition(".")
+    configure(ours, lambda config: (_section(config["model_cfg"], section)).update({name: value}))
+    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
+    shown = "null" if value is None else repr(value)
+    assert line == f"error: {ours}: open_clip_config.json: {key} is {shown}, {WHOLE}; correct the file"
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section: dict[str, Any] = config[name] if name else config
+    return section
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("vision_cfg", {"head_width": 64}, "vision_cfg.head_width makes 0 heads on 32 channels"),
+        ("text_cfg", {"heads": 5}, "text_cfg.heads makes 5 heads on 32 channels"),
+        ("text_cfg", {"mlp_ratio": -1}, "text_cfg.mlp_ratio is -1, and a number above 0 was expected"),
+        ("vision_cfg", {"norm_kwargs": {"eps": "x"}}, "vision_cfg.norm_kwargs.eps is 'x'"),
+        ("text_cfg", {"pool_type": "eos", "eos_id": None}, "text_cfg.eos_id is null"),
+    ],
+)
+def test_settings_of_open_clips_that_fit_no_model_are_named(
+    section: str, change: dict[str, Any], message: str, ours: Path, tmp_path: Path
+) -> None:
+    configure(ours, lambda config: config["model_cfg"][section].update(change))
+    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
+    assert f"open_clip_config.json: {message}" in line
 
 
 def test_an_unknown_layout_is_a_usage_error(ours: Path, tmp_path: Path) -> None:

@@ -216,6 +216,54 @@ def test_position_ids_of_one_side_do_not_matter(copies: Folders, which: int) -> 
     assert not pair.merges(TEXT_IDS)
 
 
+def of_several(pair: Folders, copies: Folders, missing: str, *changes: dict[str, Any]) -> list[str]:
+    """The notes on several fine-tuned checkpoints, each of them changed."""
+    folders = [shutil.copytree(pair[1], copies[1].with_name(f"finetuned{place}")) for place in range(len(changes))]
+    for folder, change in zip(folders, changes, strict=True):
+        edit(folder, **change)
+    return [note.replace(f"{copies[1].parent}/", "") for note in paired((pair[0], *folders), missing=missing).notes]
+
+
+ZEROSHOT_STAYS = f"1 parameters stay zero-shot, as not every fine-tuned checkpoint has them: {KEY}"
+LEFT_OUT = "1 parameters are left out, as finetuned0, the first of the fine-tuned checkpoints, lacks them: "
+FIRSTS = (
+    "1 parameters that the zero-shot checkpoint lacks are those of finetuned0, the first of the fine-tuned "
+    "checkpoints, and not averaged: classifier.weight"
+)
+HEADS = ({"classifier.weight": torch.zeros(3, 32)}, {"classifier.weight": torch.ones(3, 32)})
+LACKS: dict[str, Any] = {KEY: None}
+
+
+@pytest.mark.parametrize(
+    ("missing", "changes", "notes"),
+    [
+        ("keep-finetuned", HEADS, [FIRSTS]),
+        ("keep-finetuned", (HEADS[0], {}), [FIRSTS]),
+        ("keep-finetuned", ({}, HEADS[0]), [f"{LEFT_OUT}classifier.weight"]),
+        ("keep-finetuned", ({}, LACKS), [ZEROSHOT_STAYS]),
+        ("keep-finetuned", (LACKS, {}), [f"{LEFT_OUT}{KEY}"]),
+        ("keep-zeroshot", ({}, LACKS), [ZEROSHOT_STAYS]),
+        ("keep-zeroshot", (LACKS, {}, {}), [ZEROSHOT_STAYS]),
+        ("keep-zeroshot", (LACKS, LACKS), []),
+        ("keep-zeroshot", (LACKS,), []),
+        ("keep-zeroshot", HEADS, []),
+        ("keep-finetuned", ({}, {TEXT_IDS: torch.arange(32)[None]}), []),
+        ("error", ({}, {}), []),
+    ],
+)
+def test_what_becomes_of_keys_that_only_some_of_several_have(
+    pair: Folders, copies: Folders, missing: str, changes: tuple[dict[str, Any], ...], notes: list[str]
+) -> None:
+    assert of_several(pair, copies, missing, *changes) == notes
+
+
+def test_many_keys_are_counted(pair: Folders, copies: Folders) -> None:
+    lacks: dict[str, Any] = {name: None for name in load_file(pair[1] / "model.safetensors") if "layers.1.mlp" in name}
+    (note,) = of_several(pair, copies, "keep-zeroshot", {}, lacks)
+    assert note.startswith("8 parameters stay zero-shot")
+    assert note.endswith("and 3 more")
+
+
 def test_several_finetuned_checkpoints_must_all_fit(copies: Folders, pair: Folders) -> None:
     assert len(paired((copies[0], pair[1], copies[1])).finetuned) == 2
     edit(copies[1], **{KEY: torch.zeros(2)})

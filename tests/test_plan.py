@@ -11,7 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipmerge.errors import PlanError
-from clipmerge.plan import Check, LayerPlan, LossPath, Measurements, Plan, SourceRecord, TensorsRecord, read_plan
+from clipmerge.plan import (
+    CalibrationRecord,
+    Check,
+    LayerPlan,
+    LossPath,
+    Measurements,
+    Plan,
+    SourceRecord,
+    TensorsRecord,
+    read_plan,
+)
 from clipmerge.plugins import plugin_names
 
 SMALL = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -19,7 +29,9 @@ floats = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(min_size=1, max_size=8)
 numbers = st.dictionaries(names, floats, max_size=3)
 values = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | floats | names
-sources = st.builds(SourceRecord, source=names, revision=st.none() | names, files=st.dictionaries(names, names))
+sources = st.builds(
+    SourceRecord, source=names, revision=st.none() | names, files=st.dictionaries(names, st.none() | names)
+)
 layer_plans = st.builds(
     LayerPlan,
     alpha=floats,
@@ -40,9 +52,10 @@ measurements = st.builds(
     notes=st.lists(names, max_size=2).map(tuple),
     gradients=st.just({}),
 )
+counts = st.integers(0, 2**31)
 plans = st.builds(
     Plan,
-    recipe=st.dictionaries(names, values, max_size=3),
+    recipe=st.fixed_dictionaries({"name": names, "method": st.dictionaries(names, values, max_size=3)}),
     zeroshot=sources,
     finetuned=st.lists(sources, min_size=1, max_size=3).map(tuple),
     weights=st.lists(floats, min_size=1, max_size=3).map(tuple),
@@ -52,7 +65,17 @@ plans = st.builds(
     straggler_scores=st.dictionaries(names, numbers, max_size=2),
     verdict=names,
     measurements=st.none() | measurements,
-    calibration=st.none() | st.dictionaries(names, values, max_size=3),
+    calibration=st.none()
+    | st.builds(
+        CalibrationRecord,
+        source=names,
+        revision=st.none() | names,
+        images=counts,
+        classes=counts,
+        batch_size=counts,
+        templates=st.lists(names, max_size=2).map(tuple),
+        seed=counts,
+    ),
     seed=st.integers(0, 2**63),
     warnings=st.lists(names, max_size=2).map(tuple),
 )
@@ -74,7 +97,8 @@ LAYERS = {"vision.1.mlp": ("a.weight", "a.bias"), "vision.10.mlp": ("b.weight",)
 def plan_dict() -> dict[str, Any]:
     record = SourceRecord(source="x", files={"model.safetensors": "0"})
     layers = {name: LayerPlan(alpha=0.5) for name in LAYERS}
-    plan = Plan(recipe={"name": "wise-ft"}, zeroshot=record, finetuned=(record,), weights=(1.0,), layers=layers)
+    recipe = {"name": "wise-ft", "method": {"name": "wise-ft"}}
+    plan = Plan(recipe=recipe, zeroshot=record, finetuned=(record,), weights=(1.0,), layers=layers)
     data: dict[str, Any] = json.loads(plan.to_json())
     return data
 
@@ -99,6 +123,8 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "another format": (("format",), "clipmerge-plan/2", "format: Input should be 'clipmerge-plan/1'"),
     "another dtype": (("dtype",), "int8", "dtype: Input should be 'keep'"),
     "measured NaN": (("measurements",), MEASURED_NAN, r"layers\.a\.b: .*finite"),
+    "measure a number": (("recipe", "measure"), 5, r"recipe\.measure: .*dictionary"),
+    "calibration a stub": (("calibration",), {"images": "x"}, r"calibration\.source: Field required"),
     "layers a list": (("layers",), [], "layers: "),
 }  # fmt: skip
 

@@ -96,6 +96,10 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
     "no equals sign": ("wise-ft", ["method.alpha"], "--set method.alpha: expected KEY=VALUE"),
     "no key": ("wise-ft", ["=3"], "expected KEY=VALUE"),
     "broken YAML": ("wise-ft", ["method.alpha=[1"], "the value is not YAML"),
+    "a date that is none": ("wise-ft", ["method.alpha=2024-99-99"], "2024-99-99: the value is not YAML: month"),
+    "no number": ("wise-ft", ["method.alpha=!!int x"], "the value is not YAML: invalid literal"),
+    "endless nesting": ("wise-ft", ["method.alpha=" + "[" * 3000], "the value is nested too deeply"),
+    "a key twice": ("wise-ft", ["method={name: lines, name: wise-ft}"], "the value is not YAML: 'name' is given twice"),
     "an option of a number": ("wise-ft", ["method.alpha.x=1"], "'alpha' holds no options"),
     "missing": ("wise-ft", ["missing=ignore"], "missing: Input should be 'error', 'keep-zeroshot'"),
     "override key": ("wise-ft", ["overrides=[{layer: x}]"], r"overrides\.0\.layers: Field required"),
@@ -115,7 +119,19 @@ def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "- a", "word", "a: [", "method: wise-ft", "method: {alpha: 1}", "name: x", "\xff", "1: 2"]
+    "text",
+    [
+        "",
+        "- a",
+        "word",
+        "a: [",
+        "method: wise-ft",
+        "method: {alpha: 1}",
+        "name: x",
+        "\xff",
+        "1: 2",
+        "method: {name: wise-ft}\nmethod: {name: lines}",
+    ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "mine.yaml"

@@ -313,7 +313,7 @@ def test_an_output_is_replaced_only_when_it_is_a_sweep(far: Pair, images: Path, 
     request = request_for(far, images, shifted)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "clipmerge.json").write_text("{}")
-    with pytest.raises(OutputError, match=r"holds no sweep\.json"):
+    with pytest.raises(OutputError, match=r"no sweep\.json"):
         write_sweep(request, tmp_path / "merged", overwrite=True)
     with pytest.raises(OutputError, match="pass --overwrite"):
         write_sweep(request, tmp_path / "merged")

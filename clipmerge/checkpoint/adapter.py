@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.adapter_config import CONFIG, MERGE_IT, AdapterConfig, read_adapter_config
 from clipmerge.checkpoint.header import DTYPES
-from clipmerge.checkpoint.source import Array, Checkpoint, stored
+from clipmerge.checkpoint.source import Array, Checkpoint, local_path, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.threads import one_thread
 
@@ -316,7 +315,7 @@ def _lengthened(tensor: Tensor, length: Tensor, axis: int) -> Tensor:
 def _other_base(base: Checkpoint, adapter: Checkpoint, config: AdapterConfig) -> str:
     """A note when the adapter names another base; empty when it is the same or not said."""
     given = base.source.removeprefix("hf://").partition("@")[0]
-    same = config.base in ("", given) or Path(config.base).expanduser().resolve() == base.folder.resolve()
+    same = config.base in ("", given) or local_path(config.base).resolve() == base.folder.resolve()
     if same:
         return ""
     return (

@@ -122,9 +122,15 @@ def _convert_config(checkpoint: Checkpoint, to: Layout, prefix: str) -> dict[str
             return transformers_config(checkpoint.config.get("model_cfg", checkpoint.config))
         model_cfg = open_clip_config(checkpoint.config)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        file = OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
-        raise CheckpointError(f"its {file} cannot be understood ({type(error).__name__}: {error})") from None
+        raise CheckpointError(
+            f"its {_config_file(to)} cannot be understood ({type(error).__name__}: {error})"
+        ) from None
     return {"model_cfg": model_cfg | ({"custom_text": True} if prefix else {})}
+
+
+def _config_file(to: Layout) -> str:
+    """Name of the configuration that is converted."""
+    return OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
 
 
 def _check_config(
@@ -139,7 +145,8 @@ def _check_config(
         return
     if to == "open-clip":
         entries = {name: checkpoint.entries[key] for name, key in plain.items() if not is_buffer(name)}
-    check_shapes(config, {name: () if name == "logit_scale" else entry.shape for name, entry in entries.items()})
+    shapes = {name: () if name == "logit_scale" else entry.shape for name, entry in entries.items()}
+    check_shapes(config, shapes, _config_file(to))
 
 
 def _unstack(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint.adapter import adapt
 from clipmerge.checkpoint.header import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
 from clipmerge.checkpoint.quantised import refuse_quantised
-from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint, local_path
 from clipmerge.checkpoint.state_dict import StateDict, model_keys, read_state_dict
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, shorten
@@ -59,11 +59,12 @@ def _is_adapter(file: Path) -> bool:
 
 
 def _open(source: str) -> Checkpoint:
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         return _open_folder(source, path)
     if path.is_file():
         return _open_file(source, path)
+    _refuse_dead_link(path, source)
     from clipmerge.hub import fetch
     from clipmerge.hub_id import parse_hub_id
 
@@ -82,13 +83,12 @@ def _open(source: str) -> Checkpoint:
 
 
 def _open_folder(source: str, folder: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
-    whole = [name for name in (WEIGHTS, INDEX) if (folder / name).exists()]
-    whole = whole or [name for name in OPEN_CLIP_WEIGHTS if (folder / name).exists()][:1]
-    found = whole + [name for name in (ADAPTER,) if (folder / name).exists()]
+    whole = _present(source, folder, (WEIGHTS, INDEX)) or _present(source, folder, OPEN_CLIP_WEIGHTS)[:1]
+    found = whole + _present(source, folder, (ADAPTER,))
     if not found and any(folder.glob("*.safetensors")):
         others = shorten(sorted(file.name for file in folder.glob("*.safetensors")))
         raise CheckpointError(f"{source}: has no {WEIGHTS} but {others}; give the file you mean")
-    found = found or [name for name in _PICKLES if (folder / name).exists()]
+    found = found or _present(source, folder, _PICKLES)
     if len(found) > 1:
         raise CheckpointError(
             f"{source}: holds both {' and '.join(found[:2])}, and only one of them can be meant; "
@@ -98,6 +98,20 @@ def _open_folder(source: str, folder: Path, *, revision: str | None = None, note
         raise _no_weights(source, folder)
     path = folder / found[0]
     return (_open_index if path.suffix == ".json" else _open_single)(source, path, revision=revision, note=note)
+
+
+def _present(source: str, folder: Path, names: tuple[str, ...]) -> list[str]:
+    """Those of the names that are there; where none is, one that was there once is not passed over for another kind."""
+    present = [name for name in names if (folder / name).exists()]
+    for name in () if present else names:
+        _refuse_dead_link(folder / name, f"{source}: {name}")
+    return present
+
+
+def _refuse_dead_link(path: Path, shown: str) -> None:
+    """Refuse a link whose file was deleted, as those of a Hub cache that was cleared are."""
+    if path.is_symlink() and not path.exists():
+        raise CheckpointError(f"{shown} is a link to a file that is gone; download it again")
 
 
 def _no_weights(source: str, folder: Path) -> CheckpointError:
@@ -190,6 +204,7 @@ def _check_index(index: Path, weight_map: dict[str, str], entries: dict[str, Ten
 def _config(folder: Path, keys: Iterable[str]) -> dict[str, Any] | None:
     """What describes the weights: folders on the Hub may hold both layouts and both configurations."""
     path = folder / (OPEN_CLIP_CONFIG if layout_of(keys) == "open-clip" else "config.json")
+    _refuse_dead_link(path, str(path))
     return _read_json(path) if path.is_file() else None
 
 

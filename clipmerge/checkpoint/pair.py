@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.header import DTYPES, TensorEntry
+from clipmerge.checkpoint.pair_notes import is_incidental, what_happens
 from clipmerge.checkpoint.source import Array, Checkpoint
 from clipmerge.checkpoint.with_head import WithHead
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.families import Family, family_of, is_buffer, is_counter, is_statistic, known_keys, tower_of
+from clipmerge.families import Family, family_of, is_buffer, known_keys, tower_of
 from clipmerge.layers import HEAD
 
 if TYPE_CHECKING:
@@ -214,36 +215,11 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
     tower = towers.pop() if len(towers) == 1 else "full"
     pair = Pair(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
     pair.notes.extend(each.note for each in (zeroshot, *finetuned) if each.note)
-    pair.notes.extend(_what_happens(pair))
+    pair.notes.extend(what_happens(pair))
     for each in (zeroshot, *finetuned):
         if each.config is None:
             pair.notes.append(f"{each.source}: no {family.config} beside it, so its activation could not be compared")
     return pair
-
-
-def _what_happens(pair: Pair) -> list[str]:
-    """Say what is not simply merged."""
-    notes = []
-    if pair.has_built_head:
-        notes.append(
-            "the fine-tuned checkpoint is a classifier: the zero-shot side of its head is built from class prompts, "
-            "and the output is a classifier too"
-        )
-    elif pair.keeps_head:
-        notes.append(
-            "the fine-tuned checkpoint is a classifier: its head is kept as it is, and the output is a classifier too, "
-            "without what the zero-shot model has beside it (`--set missing=keep-zeroshot` writes the whole zero-shot "
-            "model with the merged tower instead)"
-        )
-    elif pair.is_partial:
-        notes.append(f"the fine-tuned checkpoint holds the {pair.tower} tower only; the rest stays zero-shot")
-    statistics = sum(is_statistic(name) for name in pair.zeroshot_keys)
-    if statistics:
-        notes.append(
-            f"{statistics} running means and variances of batch norms are interpolated like their layers' weights, and "
-            "never masked"
-        )
-    return notes
 
 
 def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
@@ -353,8 +329,8 @@ def _config_mismatches(pair: Pair, finetuned: Checkpoint) -> list[str]:
 
 def _key_mismatches(pair: Pair, which: int) -> list[str]:
     ours, theirs = pair.zeroshot_keys, pair.finetuned_keys[which]
-    only_ours = [n for n in ours if n not in theirs and not _is_incidental(n) and pair.expects(n)]
-    only_theirs = [n for n in theirs if n not in ours and not _is_incidental(n)]
+    only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and pair.expects(n)]
+    only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
     if pair.keeps_head:
         only_theirs = [n for n in only_theirs if pair.layer_of.get(n) != HEAD]
     problems = []
@@ -367,14 +343,9 @@ def _key_mismatches(pair: Pair, which: int) -> list[str]:
     return problems
 
 
-def _is_incidental(name: str) -> bool:
-    """Positions and counters may stand in one file and not in the other: both describe the same model."""
-    return is_buffer(name) or is_counter(name)
-
-
 def _field_mismatch(pair: Pair, which: int, what: str, get: Callable[[Any], Any], advice: str = "") -> list[str]:
     keys = pair.finetuned_keys[which]
-    shared = [name for name in pair.zeroshot_keys if name in keys and not _is_incidental(name)]
+    shared = [name for name in pair.zeroshot_keys if name in keys and not is_incidental(name)]
     differing = []
     for name in shared:
         a = get(pair.zeroshot.entries[pair.zeroshot_keys[name]])

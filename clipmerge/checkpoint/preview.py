@@ -16,7 +16,7 @@ from clipmerge.checkpoint.header import DTYPES, FLOATS, TensorEntry
 from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.pair import Missing, pair_checkpoints
 from clipmerge.checkpoint.quantised import refuse_quantised
-from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.checkpoint.source import Checkpoint, local_path
 from clipmerge.errors import CheckpointError
 
 # Files of weights that can be compared as they are, and what describes them.
@@ -45,7 +45,7 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
     from clipmerge.hub_files import choose_files
     from clipmerge.hub_id import parse_hub_id
 
-    hub_id = None if Path(source).expanduser().exists() else parse_hub_id(source)
+    hub_id = None if local_path(source).exists() else parse_hub_id(source)
     if hub_id is None:
         return None
     found = resolve(hub_id)

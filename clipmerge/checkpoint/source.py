@@ -132,6 +132,19 @@ class Checkpoint:
         return sum(entry.end - entry.begin for entry in self.entries.values())
 
 
+def local_path(source: str) -> Path:
+    """Where on disk a source would be, ``~`` and ``~user`` filled in; a home that is not known stays as it is written.
+
+    Args:
+        source: What the user or an adapter wrote.
+    """
+    path = Path(source)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # no such user, or one without a home, as in containers that run under a number
+        return path
+
+
 def stored(values: Tensor) -> Array:
     """View a tensor as `Checkpoint.array` gives it: 1-D, bfloat16 as its bits.
 

@@ -11,10 +11,12 @@ import pickletools
 import re
 import shlex
 import warnings
+import zipfile
+from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from clipmerge import unpickle
 from clipmerge.checkpoint.header import DTYPES, FLOATS, TensorEntry
@@ -32,6 +34,12 @@ _PARALLEL = ("module.", "_orig_mod.")
 # What stands before a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
 _ENCODERS = ("image_encoder.model.", "model.", "")
 _HEAD = "classification_head."
+_ZIP_START = b"PK\x03\x04"
+# What pickles of tensors and plain containers call.
+_BUILDERS = ("torch.", "collections.", "_rebuild")
+_PLAIN = frozenset(
+    ("_codecs.encode", *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray")))
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +51,26 @@ class StateDict(Checkpoint):
     """
 
     tensors: dict[str, Tensor]
+    _laid_out: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """View a run of one tensor's elements; see `Checkpoint.array`."""
-        return stored(self.tensors[key].detach().flatten()[start:stop])
+        """View a run of one tensor's elements; see `Checkpoint.array`.
+
+        Of a tensor that lies in another order, such as a transpose, a copy in memory order is kept until it is released
+        or another such tensor is asked for: a copy for each run would take time that grows with the square of its size.
+        """
+        tensor = self.tensors[key].detach()
+        if not tensor.is_contiguous():
+            laid_out = self._laid_out.get(key)
+            if laid_out is None:
+                self._laid_out.clear()  # first, so that there are never two
+                self._laid_out[key] = laid_out = tensor.contiguous()
+            tensor = laid_out
+        return stored(tensor.flatten()[start:stop])
 
     def release(self, key: str) -> None:
-        """Do nothing: the mapping is PyTorch's."""
+        """Let go of a tensor's copy in memory order, if there is one; the mapping is PyTorch's."""
+        self._laid_out.pop(key, None)
 
 
 def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntry], str | None]:
@@ -85,7 +106,7 @@ def _load(file: Path) -> tuple[Any, bool]:
         with file.open("rb") as content, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TorchScript and of pickle protocols, both answered below
             # by a name that ends so, torch takes a file for safetensors
-            if content.read(4) == b"PK\x03\x04" and file.suffix != ".safetensors":
+            if content.read(4) == _ZIP_START and file.suffix != ".safetensors":
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True), False
             content.seek(0)
             return torch.load(content, map_location="cpu", weights_only=True), True
@@ -98,7 +119,11 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
     if isinstance(error, OSError):
         return CheckpointError(f"{file}: cannot be read ({error.strerror or error})")
     text = " ".join(str(error).split())
-    code = re.findall(r"GLOBAL (\S+) was not an allowed", text) or _names_in(file)
+    code = re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text)
+    if not code or code[0].startswith(
+        _BUILDERS
+    ):  # of a plain pickle, what builds a tensor may be named for what is not
+        code = _names_in(file) or code
     if "TorchScript" in text:
         what = "is a TorchScript archive, which is a program"
     elif code:
@@ -117,19 +142,40 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
 
 
 def _names_in(file: Path) -> list[str]:
-    """The classes and functions that a plain pickle calls, PyTorch's own only when there are no others; none is run."""
+    """The classes and functions that a file's pickles call; none is run.
+
+    PyTorch's own are named only of a plain pickle that calls no others: torch opens none of those, whereas in its own
+    formats they are what builds tensors.
+    """
     names: list[str] = []
-    texts: list[str] = []
+    is_plain = False
     with contextlib.suppress(Exception), file.open("rb") as content:
-        for operation, argument, _ in pickletools.genops(content):
-            if isinstance(argument, str) and "UNICODE" in operation.name:
-                texts.append(argument)
-            elif operation.name == "GLOBAL":
-                names.append(str(argument).replace(" ", "."))
-            elif operation.name == "STACK_GLOBAL":
-                names.append(".".join(texts[-2:]))
+        if content.read(4) == _ZIP_START:
+            archive = zipfile.ZipFile(content)
+            for member in archive.namelist():
+                if member.endswith("/data.pkl"):
+                    _add_calls(archive.open(member), names)
+        else:
+            content.seek(0)
+            _add_calls(content, names)
+            is_plain = bool(names)
+            for _ in range(3):  # before torch 1.6, what was saved came fourth, behind three pickles that call nothing
+                _add_calls(content, names)
     names = list(dict.fromkeys(names))
-    return [name for name in names if not name.startswith(("torch.", "collections.", "_rebuild"))] or names
+    foreign = [name for name in names if not name.startswith(_BUILDERS) and name not in _PLAIN]
+    return foreign or (names if is_plain else [])
+
+
+def _add_calls(content: IO[bytes], names: list[str]) -> None:
+    """Add what one pickle calls; of a damaged one, what it calls up to there."""
+    texts: deque[str] = deque(maxlen=2)
+    for operation, argument, _ in pickletools.genops(content):
+        if isinstance(argument, str) and "UNICODE" in operation.name:
+            texts.append(argument)
+        elif operation.name in ("GLOBAL", "INST"):
+            names.append(str(argument).replace(" ", "."))
+        elif operation.name == "STACK_GLOBAL":
+            names.append(".".join(texts))
 
 
 def _find(file: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
@@ -137,6 +183,7 @@ def _find(file: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
     import torch
 
     path: list[str] = []
+    seen: set[int] = set()
     while isinstance(loaded, Mapping) and not any(isinstance(value, torch.Tensor) for value in loaded.values()):
         inside = next((name for name in _INSIDE if isinstance(loaded.get(name), Mapping)), None)
         if inside is None:
@@ -145,8 +192,14 @@ def _find(file: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
                 f"{shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone: "
                 "torch.save(model.state_dict(), FILE)"
             )
+        seen.add(id(loaded))
         path.append(inside)
         loaded = loaded[inside]
+        if id(loaded) in seen:
+            raise CheckpointError(
+                f"{file}: holds itself under {'.'.join(path)}, and no weights; save the state_dict alone: "
+                "torch.save(model.state_dict(), FILE)"
+            )
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
     return {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}, ".".join(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from clipmerge.conversion.settings import require_heads, require_number, require_section, require_whole, short
 from clipmerge.errors import CheckpointError
 
 # What each library assumes where its configuration says nothing.
@@ -93,10 +94,12 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
     """
     for name, value in model_cfg.items():
         if name not in _MODEL and value:
-            raise _no_counterpart(f"{name}={_short(value)}")
+            raise _no_counterpart(f"{name}={short(value)}")
     vision, text = (_tower(model_cfg, side) for side in ("vision", "text"))
-    if not isinstance(vision["layers"], int):
+    if isinstance(vision["layers"], (list, tuple)):
         raise _no_counterpart(f"a ResNet as vision tower (layers {vision['layers']})")
+    vision |= {name: _square(vision[name], name) for name in ("image_size", "patch_size")}
+    _check_model_cfg(model_cfg, vision, text)
     shared = {side: _shared(model_cfg, side) for side in ("vision", "text")}
     return {
         "architectures": ["CLIPModel"],
@@ -108,8 +111,8 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
             "intermediate_size": int(vision["width"] * vision["mlp_ratio"]),
             "num_hidden_layers": vision["layers"],
             "num_attention_heads": vision["width"] // vision["head_width"],
-            "image_size": _square(vision["image_size"], "image_size"),
-            "patch_size": _square(vision["patch_size"], "patch_size"),
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
             "projection_dim": model_cfg["embed_dim"],
             **shared["vision"],
         },
@@ -131,16 +134,33 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
     """One tower's settings with OpenCLIP's defaults; anything that is not a plain ViT CLIP is refused by name."""
+    require_section(model_cfg, f"{side}_cfg", "open_clip_config.json: ")
     settings = model_cfg.get(f"{side}_cfg") or {}
     plain = {**_PLAIN_TOWER, **_PLAIN[side]}
     for name, value in settings.items():
         if name in plain:
             allowed = plain[name] if isinstance(plain[name], tuple) else (plain[name],)
             if value not in allowed and (value or None not in allowed):
-                raise _no_counterpart(f"{side}_cfg.{name}={_short(value)}")
+                raise _no_counterpart(f"{side}_cfg.{name}={short(value)}")
         elif name not in _OPEN_CLIP[side] and name not in _IGNORED:
-            raise _no_counterpart(f"{side}_cfg.{name}={_short(value)}")
+            raise _no_counterpart(f"{side}_cfg.{name}={short(value)}")
     return {**_OPEN_CLIP[side], **settings}
+
+
+def _check_model_cfg(model_cfg: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> None:
+    """Refuse what OpenCLIP itself could build no model from, by the setting's name."""
+    file = "open_clip_config.json: "
+    require_whole(model_cfg, ["embed_dim"], file)
+    for side, tower in (("vision", vision), ("text", text)):
+        where = f"{file}{side}_cfg."
+        numbers = _OPEN_CLIP[side].keys() - {"mlp_ratio", "pool_type", "eos_id"}
+        require_whole(tower, sorted(numbers), where)
+        require_number(tower, "mlp_ratio", where)
+        require_number({"eps": 1e-5, **(tower.get("norm_kwargs") or {})}, "eps", f"{where}norm_kwargs.", zero=True)
+    if text["pool_type"] == "eos":
+        require_whole(text, ["eos_id"], f"{file}text_cfg.", least=0)
+    require_heads(vision["width"], vision["width"] // vision["head_width"], f"{file}vision_cfg.head_width")
+    require_heads(text["width"], text["heads"], f"{file}text_cfg.heads")
 
 
 def _shared(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
@@ -148,11 +168,11 @@ def _shared(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
     activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
     if options := settings.get("act_kwargs"):
         if options != {"approximate": "tanh"} or activation != "gelu":
-            raise _no_counterpart(f"{side}_cfg.act_kwargs={_short(options)}")
+            raise _no_counterpart(f"{side}_cfg.act_kwargs={short(options)}")
         activation = _TANH[0]
     options = settings.get("norm_kwargs") or {}
     if options.keys() - {"eps"}:
-        raise _no_counterpart(f"{side}_cfg.norm_kwargs={_short(options)}")
+        raise _no_counterpart(f"{side}_cfg.norm_kwargs={short(options)}")
     return {"hidden_act": activation, "layer_norm_eps": options.get("eps", _COMMON["layer_norm_eps"])}
 
 
@@ -164,20 +184,15 @@ def _eos(text: dict[str, Any]) -> int:
     return int(text["eos_id"])
 
 
-def _square(size: Any, name: str) -> int:
+def _square(size: Any, name: str) -> Any:
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     if len(sides) != 1:
-        raise _no_counterpart(f"vision_cfg.{name}={_short(size)}")
-    return int(sides.pop())
+        raise _no_counterpart(f"vision_cfg.{name}={short(size)}")
+    return sides.pop()
 
 
 def _no_counterpart(what: str) -> CheckpointError:
     return CheckpointError(f"the OpenCLIP model has {what}, which transformers' CLIPModel cannot compute")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -195,6 +210,7 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("model_type", "clip") != "clip":
         raise CheckpointError(f"a '{config['model_type']}' has no OpenCLIP counterpart; convert a full CLIPModel")
     vision, text = (transformers_section(config, side) for side in ("vision", "text"))
+    _check_config(config, vision, text)
     activations = {vision["hidden_act"], text["hidden_act"]}
     if "quick_gelu" in activations and len(activations) > 1:
         raise CheckpointError(
@@ -214,7 +230,7 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
             "patch_size": vision["patch_size"],
             "layers": vision["num_hidden_layers"],
             "width": vision["hidden_size"],
-            "head_width": _head_width(vision, "vision"),
+            "head_width": vision["hidden_size"] // vision["num_attention_heads"],
             **_mlp_and_norm(vision, "vision"),
         },
         "text_cfg": {
@@ -244,11 +260,20 @@ def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
     return {**_COMMON, **_TRANSFORMERS[side], **stated}
 
 
-def _head_width(vision: dict[str, Any], side: str) -> int:
-    width, heads = vision["hidden_size"], vision["num_attention_heads"]
-    if width % heads:
-        raise CheckpointError(f"the {side} tower has {heads} heads on {width} channels, which does not divide")
-    return int(width // heads)
+def _check_config(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> None:
+    """Refuse what transformers itself could build no model from, by the setting's name."""
+    file = "config.json: "
+    for section in ("vision_config", "vision_config_dict", "text_config", "text_config_dict"):
+        require_section(config, section, file)
+    require_whole({"projection_dim": 512, **config}, ["projection_dim"], file)
+    for side, tower in (("vision", vision), ("text", text)):
+        where = f"{file}{side}_config."
+        require_whole(tower, sorted(_TRANSFORMERS[side].keys() - {"eos_token_id"}), where)
+        require_number(tower, "layer_norm_eps", where, zero=True)
+        require_heads(tower["hidden_size"], tower["num_attention_heads"], f"{where}num_attention_heads")
+        if not isinstance(tower["hidden_act"], str):
+            raise CheckpointError(f"{where}hidden_act is {short(tower['hidden_act'])}, and a name was expected")
+    require_whole(text, ["eos_token_id"], f"{file}text_config.", least=0)
 
 
 def _mlp_and_norm(tower: dict[str, Any], side: str) -> dict[str, Any]:

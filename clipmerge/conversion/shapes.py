@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from clipmerge.conversion.config import transformers_section
@@ -10,24 +11,34 @@ from clipmerge.errors import CheckpointError
 Shape = tuple[int, ...]
 
 
-def check_shapes(config: dict[str, Any], shapes: dict[str, Shape]) -> None:
+def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) -> None:
     """Refuse weights that are not those of the configuration.
 
     Args:
         config: In transformers' words.
         shapes: Key in transformers' layout to shape.
+        file: Name of the configuration, for the message.
 
     Raises:
         CheckpointError: If a tensor is missing, not called for, or has another shape; the first is named.
     """
+    for side in ("vision", "text"):  # first: a list of what a wrong number of blocks calls for may not fit in memory
+        blocks = transformers_section(config, side)["num_hidden_layers"]
+        found = sum(
+            re.fullmatch(rf"{side}_model\.encoder\.layers\.\d+\.layer_norm1\.weight", n) is not None for n in shapes
+        )
+        if blocks != found:
+            raise CheckpointError(f"{file} says that the {side} tower has {blocks} layers, the weights have {found}")
     expected = _expected(config)
     for name, shape in expected.items():
-        found = shapes.get(name)
-        if found != shape:
-            has = "no such tensor" if found is None else f"the shape {found}"
-            raise CheckpointError(f"the configuration calls for {name} of shape {shape}, the weights have {has}")
+        has = shapes.get(name)
+        if has != shape:
+            raise CheckpointError(
+                f"{file} calls for {name} of shape {shape} (what it does not state has its default), the weights have "
+                f"{'no such tensor' if has is None else f'the shape {has}'}"
+            )
     if extra := sorted(shapes.keys() - expected.keys()):
-        raise CheckpointError(f"the weights have {extra[0]}, the configuration does not; they are of two models")
+        raise CheckpointError(f"the weights have {extra[0]}, {file} does not; they are of two models")
 
 
 def _expected(config: dict[str, Any]) -> dict[str, Shape]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
+from clipmerge.checkpoint.source import local_path
 from clipmerge.errors import ClipmergeError, DataError, shorten
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def expand(source: str, suffix: str) -> list[str]:
     Raises:
         DataError: If a file of a range is missing, or a folder holds several splits.
     """
-    path = Path(source).expanduser()
+    path = local_path(source)
     if path.is_dir():
         return _in_folder(source, path, suffix)
     if path.suffix != suffix:

@@ -1,0 +1,89 @@
+"""Settings that are computed with: numbers where numbers must be, and named where they are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clipmerge.errors import CheckpointError
+
+_ABSENT = object()
+
+
+def require_whole(settings: Mapping[str, Any], names: Iterable[str], where: str, *, least: int = 1) -> None:
+    """Refuse settings that are no whole numbers.
+
+    Args:
+        settings: Name to value.
+        names: Those to look at.
+        where: What stands before the name in the message: file and section.
+        least: Smallest number allowed.
+
+    Raises:
+        CheckpointError: If one is missing, of another type or too small; it is named with its value.
+    """
+    for name in names:
+        value = settings.get(name, _ABSENT)
+        if type(value) is not int or value < least:  # a bool is an int, and no count
+            raise _wrong(where, name, value, f"a whole number from {least} on")
+
+
+def require_number(settings: Mapping[str, Any], name: str, where: str, *, zero: bool = False) -> None:
+    """Refuse a setting that is no finite number above zero.
+
+    Args:
+        settings: Name to value.
+        name: The one to look at.
+        where: What stands before the name in the message: file and section.
+        zero: Whether zero is allowed too.
+
+    Raises:
+        CheckpointError: If it is something else; it is named with its value.
+    """
+    value = settings.get(name, _ABSENT)
+    is_number = type(value) in (int, float) and math.isfinite(value)
+    if not is_number or value < 0 or (value == 0 and not zero):
+        raise _wrong(where, name, value, "a number from 0 on" if zero else "a number above 0")
+
+
+def require_section(settings: Mapping[str, Any], name: str, where: str) -> None:
+    """Refuse a section that is none; it may be absent or null.
+
+    Args:
+        settings: Name to value.
+        name: The one to look at.
+        where: What stands before the name in the message: the file.
+
+    Raises:
+        CheckpointError: If it is something else; it is named with its value.
+    """
+    value = settings.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise _wrong(where, name, value, "an object of settings")
+
+
+def require_heads(width: int, heads: int, what: str) -> None:
+    """Refuse heads among which the channels cannot be divided.
+
+    Args:
+        width: Channels.
+        heads: Heads.
+        what: File and setting, for the message.
+
+    Raises:
+        CheckpointError: If there are none, or channels remain.
+    """
+    if heads < 1 or width % heads:
+        raise CheckpointError(f"{what} makes {heads} heads on {width} channels, which does not divide; correct it")
+
+
+def short(value: Any) -> str:
+    """A value as messages show it, cut to 60 characters."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _wrong(where: str, name: str, value: Any, expected: str) -> CheckpointError:
+    found = "is missing" if value is _ABSENT else f"is {short('null' if value is None else repr(value))}"
+    return CheckpointError(f"{where}{name} {found}, and {expected} was expected; correct the file")
