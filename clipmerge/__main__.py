@@ -1,18 +1,35 @@
 """The process of the command line: ``clipmerge``, ``python -m clipmerge``, and ``accelerate launch -m clipmerge``."""
 
-import signal
+import os
 
-from clipmerge.cli import main
+try:
+    import signal  # with what it imports, a hundredth of a second; nothing else is imported before `run`
+except KeyboardInterrupt:
+    os.write(2, b"error: interrupted; nothing was left behind\n")
+    os._exit(130)
 
 
 def run() -> None:
     """Run the command line; where it fails, the process ends at once."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+        signal.signal(signal.SIGINT, end_before_any_command)
+    from clipmerge.cli import main
+
     try:
         main()
     except SystemExit as end:
         if end.code:
             _stop_at_once()
         raise
+
+
+def end_before_any_command(_signal: int, _frame: object) -> None:
+    """End at Ctrl-C while there is nothing to clean up: imports swallow an exception, or show where it met them.
+
+    `clipmerge.console` knows this handler by its name, and has Ctrl-C raise while a command runs.
+    """
+    os.write(2, b"error: interrupted; nothing was left behind\n")
+    os._exit(130)
 
 
 def _stop_at_once() -> None:

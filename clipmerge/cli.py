@@ -14,10 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from clipmerge.cli_convert import convert_command
-from clipmerge.cli_output import check_push, publish, push_command, report_command
+from clipmerge.cli_output import check_push, publish, push_command, report_command, show_merge
 from clipmerge.cli_recipes import recipes_app
 from clipmerge.cli_sweep import sweep_command
-from clipmerge.console import Format, Terminal, fail, reporting_errors
+from clipmerge.console import (
+    Format,
+    Terminal,
+    Unprintable,
+    fail,
+    leave_it_to_the_main_process,
+    noting,
+    prepare_streams,
+    printing,
+    reporting_errors,
+)
 from clipmerge.errors import UsageError
 from clipmerge.flags import (
     DEVICES,
@@ -47,7 +57,7 @@ from clipmerge.flags import (
 )
 
 if TYPE_CHECKING:
-    from clipmerge.pipeline import MergeRequest, Run
+    from clipmerge.pipeline import MergeRequest
 
 app = typer.Typer(
     name="clipmerge",
@@ -63,6 +73,7 @@ _UsageException: Any = typer.BadParameter.__base__
 
 def main() -> None:
     """Run the command line; what is wrong with the flags is one line too."""
+    prepare_streams()
     try:
         code = _run()
     except SystemExit as end:  # how `fail` ends
@@ -73,10 +84,14 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        return app(prog_name="clipmerge", standalone_mode=False) or 0
+        with printing():
+            return app(prog_name="clipmerge", standalone_mode=False) or 0
     except typer.Abort:
         fail("interrupted; nothing was left behind", 130)
+    except Unprintable as error:
+        fail(str(error), 1)
     except _UsageException as error:
+        leave_it_to_the_main_process()
         where = error.ctx.command_path if error.ctx else "clipmerge"
         fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", UsageError.exit_code)
 
@@ -166,13 +181,20 @@ def request_from_flags(
 
 
 def takes_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags of `request_from_flags`; it gets the request in their place."""
+    """Give a command the flags of `request_from_flags`; it gets in their place the request, and what they have it read.
+
+    The latter are files and folders beside the checkpoints.
+    """
     shared, own = _parameters(request_from_flags), _parameters(command)
 
     @functools.wraps(command)
     def wrapper(**flags: Any) -> None:
-        request = request_from_flags(**{name: flags.pop(name) for name in shared})
-        command(request, **flags)
+        from clipmerge.images.places import local_inputs
+
+        given = {name: flags.pop(name) for name in shared}
+        request = request_from_flags(**given)
+        recipe = given["recipe"] if Path(given["recipe"]).is_file() else None  # not a folder of a recipe's name
+        command(request, local_inputs(recipe, given["data"], given["classes"]), **flags)
 
     parameters = [*shared.values(), *own.values()]
     wrapper.__signature__ = introspection.Signature(parameters)  # type: ignore[attr-defined]
@@ -181,18 +203,11 @@ def takes_request(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, introspection.Parameter]:
-    """The flags of a function, types resolved, as typer reads them; the request itself is none."""
+    """The flags of a function, types resolved, as typer reads them; what `takes_request` puts in place is none."""
     hints = get_type_hints(function, localns={"MergeRequest": object}, include_extras=True)
     found = introspection.signature(function).parameters.values()
-    flags = [p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in found if p.name != "request"]
-    return {flag.name: flag for flag in flags}
-
-
-def _show_merge(terminal: Terminal, run: Run, record: dict[str, Any], last_line: str) -> None:
-    from clipmerge.report import summary_table
-
-    terminal.result(record, lambda: summary_table(record))
-    terminal.show(last_line)
+    flags = [p for p in found if p.name not in ("request", "read")]
+    return {p.name: p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in flags}
 
 
 @app.command()
@@ -200,6 +215,7 @@ def _show_merge(terminal: Terminal, run: Run, record: dict[str, Any], last_line:
 @takes_request
 def merge(
     request: MergeRequest,
+    read: list[Path],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and decide, write nothing.")] = False,
     max_shard_size: MaxShardSize = None,
@@ -216,6 +232,7 @@ def merge(
     verbose: Verbose = False,
 ) -> None:
     """Measure, decide, merge and write."""
+    from clipmerge.images.places import local_inputs
     from clipmerge.staging import check_output
 
     terminal = Terminal(fmt, verbose=verbose)
@@ -223,8 +240,7 @@ def merge(
     if output is None and not dry_run:
         raise UsageError("--output is missing: the folder to write (or --dry-run to write nothing)")
     if output is not None and not dry_run:
-        sources = (Path(source) for source in (request.zeroshot, *request.finetuned))
-        check_output(output, overwrite=overwrite, inputs=[source for source in sources if source.is_dir()])
+        check_output(output, overwrite=overwrite, inputs=local_inputs(request.zeroshot, *request.finetuned), read=read)
     if push is not None:
         check_push(push, output, private=private)
     from clipmerge.pipeline import make_plan, write_merge
@@ -237,14 +253,16 @@ def merge(
 
         run.hash_inputs()
         record = merge_record(run, run.hashed_plan(), None, {})
-        _show_merge(terminal, run, record, "Dry run: nothing was written.")
+        show_merge(terminal, record, "Dry run: nothing was written.")
         return
     record = write_merge(run, output, overwrite=overwrite, max_shard_size=limit)
     last_line = f"Wrote {output} (report: {output / 'report.html'})"
-    if push is not None:
-        record["published"], said = publish(output, push, terminal, private=private, license=license)
-        last_line = f"{last_line}\n{said}"
-    _show_merge(terminal, run, record, last_line)
+    if push is None:
+        show_merge(terminal, record, last_line)
+        return
+    record["published"], said = publish(output, push, terminal, private=private, license=license)
+    with noting(said):
+        show_merge(terminal, record, f"{last_line}\n{said}")
 
 
 @app.command()
@@ -252,6 +270,7 @@ def merge(
 @takes_request
 def plan(
     request: MergeRequest,
+    read: list[Path],
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
     overwrite: Overwrite = False,
     fmt: Output = Format.human,
@@ -271,7 +290,7 @@ def plan(
         return
     write_plan(run, output)
     record = merge_record(run, run.hashed_plan(), output, {})
-    _show_merge(terminal, run, record, f"Wrote {output}; carry it out with: clipmerge apply {output} --output DIR")
+    show_merge(terminal, record, f"Wrote {output}; carry it out with: clipmerge apply {output} --output DIR")
 
 
 @app.command()
@@ -287,16 +306,18 @@ def apply(
     """Carry out a plan: the same bytes as merge."""
     limit = byte_count("--max-shard-size", max_shard_size)
     terminal = Terminal(fmt, verbose=verbose)
+    from clipmerge.images.places import local_inputs
     from clipmerge.pipeline import load_plan, write_merge
+    from clipmerge.plan import tensors_path
     from clipmerge.staging import check_output
 
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, read=local_inputs(plan_file, tensors_path(plan_file)))
     run = load_plan(plan_file, terminal)
     if not run.is_main:
         return
     run.command = command_line()
     record = write_merge(run, output, overwrite=overwrite, max_shard_size=limit)
-    _show_merge(terminal, run, record, f"Wrote {output} (report: {output / 'report.html'})")
+    show_merge(terminal, record, f"Wrote {output} (report: {output / 'report.html'})")
 
 
 @app.command()

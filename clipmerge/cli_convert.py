@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.console import Format, Terminal, reporting_errors
+from clipmerge.console import Format, Terminal, is_main_process, reporting_errors
 from clipmerge.flags import Output, Overwrite, Verbose, choice, command_line
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def convert_command(
     """Write an OpenCLIP checkpoint for transformers, or the other way round."""
     terminal = Terminal(fmt, verbose=verbose)
     layout = choice("--to", to, LAYOUTS)
+    if not is_main_process():  # one process of several writes; the others have nothing to do
+        return
     from clipmerge.convert import convert
 
     record = convert(checkpoint, layout, output, overwrite=overwrite, progress=terminal, command=command_line())

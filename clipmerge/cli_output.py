@@ -1,4 +1,4 @@
-"""What can be done with an output folder: `clipmerge push` and `clipmerge report`."""
+"""What can be done with an output folder, `clipmerge push` and `clipmerge report`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ from typing import Annotated, Any
 
 import typer
 
-from clipmerge.console import Format, Terminal, reporting_errors
+from clipmerge.console import Format, Terminal, noting, reporting_errors
 from clipmerge.errors import UsageError
 from clipmerge.flags import Output
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that merge or apply wrote.")]
+
+
+def show_merge(terminal: Terminal, record: dict[str, Any], last_line: str) -> None:
+    """Print what came of a merge.
+
+    Args:
+        terminal: Where to.
+        record: As in ``clipmerge.json``.
+        last_line: Where it is, for people.
+    """
+    from clipmerge.report import summary_table
+
+    terminal.result(record, lambda: summary_table(record))
+    terminal.show(last_line)
 
 
 def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
@@ -50,9 +64,12 @@ def publish(folder: Path, repo_id: str, terminal: Terminal, **options: Any) -> t
         ClipmergeError: If it fails; the message says what was published and how to go on.
     """
     from clipmerge.publish import push
+    from clipmerge.repository import Push
 
     terminal.stage("publish")
-    published = push(folder, repo_id, **options)
+    again = Push(folder, repo_id, **options).command
+    with noting(f"whether {repo_id} was published is not known: `{again}` finds out and goes on"):
+        published = push(folder, repo_id, **options)
     if not published.changed:
         said = f"{published.url} holds exactly this already: no commit was made"
     else:
@@ -88,9 +105,10 @@ def push_command(
         message=message,
         license=license,
         yes=yes,
-        evaluations=evaluation or (),
+        evaluations=tuple(evaluation or ()),
     )
-    terminal.result(record, lambda: said)
+    with noting(said):
+        terminal.result(record, lambda: said)
 
 
 @reporting_errors

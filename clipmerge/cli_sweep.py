@@ -111,9 +111,11 @@ def sweep_command(
     """Compare recipes with every alpha: ID against OOD accuracy, in a table, a picture and a page."""
     from clipmerge.data import check_templates
     from clipmerge.images import Columns
+    from clipmerge.images.places import local_inputs
     from clipmerge.recipe import load_recipe
     from clipmerge.run import Calibration
-    from clipmerge.sweep import SweepRequest, check_sweep, write_sweep
+    from clipmerge.staging import check_output
+    from clipmerge.sweep import SWEEP_RECORD, SweepRequest, check_sweep, write_sweep
 
     terminal = Terminal(fmt, verbose=verbose)
     where = choice("--device", device, DEVICES)
@@ -139,6 +141,9 @@ def sweep_command(
         command=command_line(),
     )
     check_sweep(request)
+    files = [name for name in recipe or [] if Path(name).is_file()]  # not a folder of a recipe's name
+    read = local_inputs(*request.id_sources.values(), *request.ood_sources.values(), data, classes, *files)
+    check_output(output, overwrite=overwrite, read=read, record=SWEEP_RECORD)
     record = write_sweep(request, output, overwrite=overwrite, progress=terminal)
     from clipmerge.curve import SweepTable
 

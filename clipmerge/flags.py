@@ -44,7 +44,7 @@ MaxShardSize = Annotated[
     str | None,
     typer.Option("--max-shard-size", help="Such as 200MB or 5GB; by default shards as the fine-tuned has them."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of clipmerge.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of the same command.")]
 Output = Annotated[Format, typer.Option("--format", help="What stdout carries.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; keep library warnings.")]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -13,9 +14,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import FrameType
 
-from clipmerge.errors import OutputError
+from clipmerge.errors import CheckpointError, OutputError
 
 try:
     import fcntl
@@ -26,36 +26,67 @@ except ImportError:  # Windows: stale stages are left for the user to delete
 RECORD = "clipmerge.json"
 #: Where an output folder keeps a plan whose learned coefficients cannot be told in the record.
 PLAN_FOLDER = "plan"
+# Whose output a folder is, where it is not of the command that would replace it.
+_WRITERS = {RECORD: "merge or apply", "conversion.json": "convert", "sweep.json": "sweep"}
+# What the names in a plan's tensors file begin with; `clipmerge.tensors` gives them.
+_PLAN_TENSORS = ("scores:", "coefficients:")
 _SECONDS_TO_LOCK = 60
+# What is true when a command is stopped depends on the outputs that stand by then; set while signals are held back.
+_completed: list[Path] = []
 
 
-def check_output(output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), record: str = RECORD) -> None:
+def completed() -> tuple[Path, ...]:
+    """Outputs that this process has put in their place since `forget_completed`, and that still are there."""
+    return tuple(path for path in _completed if path.exists())
+
+
+def forget_completed() -> None:
+    """A command begins: what an earlier one in this process has written is not of its making."""
+    _completed.clear()
+
+
+def check_output(
+    output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), read: Iterable[Path] = (), record: str = RECORD
+) -> None:
     """Refuse an output that would destroy something or cannot be made, before any work is done.
 
     Args:
         output: The folder to be written.
         overwrite: Whether an earlier output may be replaced.
         inputs: Folders of the checkpoints.
+        read: Files and folders that are read beside the checkpoints.
         record: The file by which an earlier output of the same kind is known.
 
     Raises:
         OutputError: If the folder exists and may not be replaced, holds an input, or its place is not writable.
     """
-    target = output.resolve()
-    for folder in inputs:
-        source = folder.resolve()
-        if target == source or target in source.parents:
-            raise OutputError(f"{output}: holds the checkpoint {folder}; choose another --output")
+    for path in inputs:
+        if _holds(output, path):
+            raise OutputError(f"{output}: holds the checkpoint {path}; choose another --output")
+    for path in read:
+        if _holds(output, path):
+            raise OutputError(f"{output}: holds {path}, which this command reads; choose another --output")
     _check_place(output)
     if not (output.exists() or output.is_symlink()):
         return
     if not overwrite:
         raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
     if not (output / record).is_file():
-        raise OutputError(
-            f"{output}: was not written by clipmerge (it holds no {record}), so --overwrite leaves it alone; "
-            "remove it yourself"
-        )
+        raise OutputError(f"{output}: {_not_ours(output, record)}, so --overwrite leaves it alone; remove it yourself")
+
+
+def _holds(output: Path, path: Path) -> bool:
+    target = output.resolve()
+    # a link in the folder would go with it, though what it leads to stays
+    places = (path.resolve(), path.parent.resolve() / path.name)
+    return any(target == place or target in place.parents for place in places)
+
+
+def _not_ours(output: Path, record: str) -> str:
+    for name, command in _WRITERS.items():
+        if (output / name).is_file():
+            return f"was written by another command (clipmerge {command}; it holds {name} and no {record})"
+    return f"was not written by clipmerge (it holds no {record})"
 
 
 def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
@@ -64,18 +95,50 @@ def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
     Args:
         output: The JSON file to be written.
         beside: The file that may come with it.
-        overwrite: Whether both may be replaced.
+        overwrite: Whether both may be replaced, if they are a plan's.
 
     Raises:
         OutputError: If one exists and may not be replaced, or their place is not writable.
     """
     if output.is_dir() or output.suffix == beside.suffix:
         raise OutputError(f"{output}: a plan is a JSON file; choose another --output, such as plan.json")
+    _check_no_link(output)
     _check_place(output)
     if output.exists() and not overwrite:
         raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
-    if beside.exists() and not output.exists():
+    if output.exists() and not _is_plan(output):
+        raise OutputError(
+            f"{output}: is no plan that clipmerge wrote, so --overwrite leaves it alone; choose another --output"
+        )
+    replaceable = output.exists() and not beside.is_symlink() and _holds_plan_tensors(beside)
+    if (beside.exists() or beside.is_symlink()) and not replaceable:
         raise OutputError(f"{beside}: is in the way of the tensors that go beside the plan; choose another --output")
+
+
+def _check_no_link(output: Path) -> None:
+    """A plan's tensors lie beside it and are found by its path, so it cannot be in two places."""
+    if output.is_symlink():
+        raise OutputError(f"{output}: is a link to {output.readlink()}; give the file itself as --output")
+
+
+def _is_plan(path: Path) -> bool:
+    if not path.is_file():  # a pipe would keep whoever reads it waiting
+        return False
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(held, dict) and str(held.get("format")).startswith("clipmerge-plan/")
+
+
+def _holds_plan_tensors(path: Path) -> bool:
+    from clipmerge.checkpoint.header import read_header
+
+    try:
+        names = list(read_header(path)[0]) if path.is_file() else []
+    except CheckpointError:
+        return False
+    return bool(names) and all(name.startswith(_PLAN_TENSORS) for name in names)
 
 
 def _check_place(output: Path) -> None:
@@ -109,7 +172,10 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         _sync(folder)
-        _move_in(folder, stage / "old", target, overwrite=overwrite)
+        with _undisturbed():
+            _move_in(folder, stage / "old", target, overwrite=overwrite)
+            _completed.append(output)
+        _sync_folder(target.parent)
 
 
 @contextlib.contextmanager
@@ -123,16 +189,19 @@ def staged_files(output: Path) -> Iterator[Path]:
         The folder to write into.
 
     Raises:
-        OutputError: If the place cannot be written, or the disk is full.
+        OutputError: If it is a link, the place cannot be written, or the disk is full.
     """
+    _check_no_link(output)
     target = output.resolve()
     with _stage(output, target) as stage:
         folder = stage / "new"
         folder.mkdir()
         yield folder
         _sync(folder)
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
-            file.replace(target.parent / file.name)
+        with _undisturbed():
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
+                file.replace(target.parent / file.name)
+            _completed.append(output)
         _sync_folder(target.parent)
 
 
@@ -145,7 +214,7 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
                 cleanup.enter_context(_parents(target.parent))
                 _clear_stale(target)
                 stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
-                cleanup.callback(shutil.rmtree, stage, ignore_errors=True)
+                cleanup.callback(_remove, stage)
             lock = cleanup.enter_context((stage / "lock").open("wb"))
             if fcntl:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,20 +223,29 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
             raise explain(output, error) from None
 
 
+def _remove(stage: Path) -> None:
+    with _undisturbed():  # people press Ctrl-C twice, and are told that nothing was left behind
+        shutil.rmtree(stage, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C back until what the block made is in the hands of whoever takes it away again."""
+    """Hold Ctrl-C and SIGTERM back while a block may not be left half done; the first that came is sent again."""
     if threading.current_thread() is not threading.main_thread():  # only the main one is interrupted
         yield
         return
-    held: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    held: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's
     try:
+        for number in ours:
+            signal.signal(number, lambda number, _frame: held.append(number))
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        if held and callable(before):
-            before(*held[0])
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 @contextlib.contextmanager
@@ -205,17 +283,16 @@ def _clear_stale(target: Path) -> None:
 
 
 def _move_in(folder: Path, aside: Path, target: Path, *, overwrite: bool) -> None:
-    if target.exists():
-        if not overwrite:
-            raise OutputError(f"{target}: appeared while the merge ran; choose another --output")
-        target.rename(aside)
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: appeared while the merge ran; choose another --output")
     try:
+        if target.exists():
+            target.rename(aside)
         folder.rename(target)
     except BaseException:
-        if aside.exists():
+        if aside.exists() and not target.exists():
             aside.rename(target)
         raise
-    _sync_folder(target.parent)
 
 
 def _sync(folder: Path) -> None:

@@ -332,12 +332,46 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     listed = done(clipmerge("recipes", "list")).out
     assert "straggler-sparse" in listed
+    told = done(clipmerge("recipes", "list", "--format", "json")).json["recipes"]
+    assert [line.split() for line in listed.splitlines()] == [[name, *about.split()] for name, about in told.items()]
     shown = done(clipmerge("recipes", "show", "wise-ft")).out
     done(clipmerge("recipes", "copy", "wise-ft"))
     assert (tmp_path / "wise-ft.yaml").read_text() == shown
     assert "cannot be written" in refused(clipmerge("recipes", "copy", "wise-ft", tmp_path / "no" / "x.yaml"))
     assert "wise-ft.yaml: exists already" in refused(clipmerge("recipes", "copy", "wise-ft"))
     assert "Did you mean 'wise-ft'" in refused(clipmerge("recipes", "show", "wise-tf"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("merge", "-r", "wise-ft"), ("plan", "-r", "wise-ft"), ("sweep", "--id", "a=digits", "--ood", "b=digits")],
+)
+def test_an_output_in_the_home_folder(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """A shell expands `-o ~/x` but not `--output=~/x`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    command, *flags = arguments
+    line = refused(clipmerge(command, *pair, *flags, "--output=~nosuch/x"), 2)
+    assert line.startswith("error: --output ~nosuch/x: there is no user with the home folder ~nosuch")
+    (tmp_path / "home" / "x").mkdir(parents=True)
+    line = refused(clipmerge(command, *pair, *flags, "--output=~/x"))
+    assert line.startswith(f"error: {tmp_path / 'home' / 'x'}: ")
+    (tmp_path / "home" / "x").rmdir()
+    if command != "sweep":
+        done(clipmerge(command, *pair, *flags, "--output=~/x"))
+        assert (tmp_path / "home" / "x").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_convert_writes_from_the_main_process_alone(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    outcome = done(clipmerge("convert", pair[0], tmp_path / "out", "--to", "open-clip"))
+    assert (outcome.out, outcome.err) == ("", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_version_is_printed() -> None:

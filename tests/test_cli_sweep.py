@@ -12,6 +12,7 @@ import pytest
 from clipmerge.cli import app
 from clipmerge.cli_sweep import parse_alphas
 from clipmerge.errors import UsageError
+from tests.command import clipmerge, refused
 from tests.command_line import invoke
 from tests.tiny_clip import save_images
 
@@ -109,3 +110,17 @@ def test_two_processes_find_the_same(pair: Pair, images: Path, shifted: Path, tm
         for key in ("seconds", "command"):
             record.pop(key)
     assert one == two
+
+
+@pytest.mark.parametrize("what", ["--ood", "--recipe"])
+def test_overwrite_deletes_nothing_that_is_read(pair: Pair, images: Path, tmp_path: Path, what: str) -> None:
+    output = tmp_path / "swept"
+    output.mkdir()
+    (output / "sweep.json").write_text("{}")
+    held = save_images(output / "ood", each=7, seed=5)
+    recipe = output / "mine.yaml"
+    recipe.write_text("method: {name: wise-ft}\n")
+    flags = {"--ood": ["--ood", f"far={held}"], "--recipe": ["--ood", f"far={images.parent}", "--recipe", recipe]}[what]
+    line = refused(clipmerge("sweep", *pair, "--id", f"near={images}", *flags, "-o", output, "--overwrite"))
+    assert f"holds {held if what == '--ood' else recipe}, which this command reads" in line
+    assert sorted(path.name for path in output.iterdir()) == ["mine.yaml", "ood", "sweep.json"]

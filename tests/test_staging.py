@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from clipmerge import staging
 from clipmerge.errors import OutputError
 from clipmerge.staging import check_output, check_output_file, staged, staged_files
+from clipmerge.tensors import PlanTensors
 
 
 def write(output: Path, text: str, *, overwrite: bool = False, fail: BaseException | None = None) -> None:
@@ -215,13 +215,21 @@ def test_files_are_not_moved_when_the_block_fails(tmp_path: Path) -> None:
     assert (tmp_path / "plan.json").read_text() == "old"
 
 
+PLAN = '{"format": "clipmerge-plan/1"}'
+
+
+def write_tensors(file: Path) -> None:
+    tensors = PlanTensors(scores={"a": torch.zeros(2)}, coefficients={"b": torch.zeros(1)})
+    save_file(tensors.to_file(), file)
+
+
 def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
     beside = tmp_path / "plan.tensors.safetensors"
     check_output_file(tmp_path / "plan.json", beside, overwrite=False)
-    beside.write_text("x")
+    write_tensors(beside)
     with pytest.raises(OutputError, match="is in the way of the tensors"):
         check_output_file(tmp_path / "plan.json", beside, overwrite=True)
-    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "plan.json").write_text(PLAN)
     check_output_file(tmp_path / "plan.json", beside, overwrite=True)
     with pytest.raises(OutputError, match="exists already"):
         check_output_file(tmp_path / "plan.json", beside, overwrite=False)
@@ -230,14 +238,72 @@ def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
             check_output_file(wrong, beside, overwrite=True)
 
 
-def test_ctrl_c_while_the_place_is_made_takes_it_away_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(**where: Any) -> str:
-        made = mkdtemp(**where)
-        signal.raise_signal(signal.SIGINT)  # before anybody knows what was made
-        return made
+@pytest.mark.parametrize("text", ['{"model_type": "clip"}', '["clipmerge-plan/1"]', "{", "", "[" * 100_000, b"\xff"])
+def test_overwrite_replaces_no_json_that_is_no_plan(tmp_path: Path, text: str | bytes) -> None:
+    output = tmp_path / "config.json"
+    output.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(OutputError, match=r"config\.json: is no plan that clipmerge wrote.*choose another --output"):
+        check_output_file(output, tmp_path / "config.tensors.safetensors", overwrite=True)
 
-    mkdtemp = tempfile.mkdtemp
-    monkeypatch.setattr("tempfile.mkdtemp", interrupted)
-    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "a" / "out"):
-        pytest.fail("the block is not entered")
-    assert list(tmp_path.iterdir()) == []
+
+def test_overwrite_waits_for_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(OutputError, match="is no plan"):
+        check_output_file(tmp_path / "plan.json", tmp_path / "plan.tensors.safetensors", overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["weights", "text", "nothing", "folder", "link"])
+def test_overwrite_replaces_no_tensors_that_are_no_plans(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "plan.json").write_text(PLAN)
+    beside = tmp_path / "plan.tensors.safetensors"
+    if kind == "link":
+        beside.symlink_to(tmp_path / "nowhere")
+    elif kind == "folder":
+        beside.mkdir()
+    elif kind == "text":
+        beside.write_text("x")
+    else:
+        save_file({"logit_scale": torch.zeros(1)} if kind == "weights" else {}, beside)
+    with pytest.raises(OutputError, match="is in the way of the tensors"):
+        check_output_file(tmp_path / "plan.json", beside, overwrite=True)
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_plan_is_not_written_to_a_link(tmp_path: Path, dangling: bool) -> None:
+    link, real = tmp_path / "link.json", tmp_path / "sub" / "real.json"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    if not dangling:
+        real.write_text(PLAN)
+    before = content(tmp_path)
+    with pytest.raises(OutputError, match=r"link\.json: is a link to .*real\.json; give the file itself"):
+        check_output_file(link, tmp_path / "link.tensors.safetensors", overwrite=True)
+    with pytest.raises(OutputError, match="is a link to"), staged_files(link) as folder:
+        pytest.fail(f"{folder} was made")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "deep", "link to outside", "link from outside"])
+def test_an_output_that_holds_what_is_read_is_refused(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "out"
+    write(output, "old")
+    read = {"deep": output / "a" / "b.yaml", "link from outside": tmp_path / "link"}.get(kind, output / "x")
+    (output / "a").mkdir()
+    (tmp_path / "elsewhere").write_text("1")
+    if kind == "folder":
+        read.mkdir()
+    elif kind == "link to outside":
+        read.symlink_to(tmp_path / "elsewhere")
+    elif kind == "link from outside":
+        read.symlink_to(output / "clipmerge.json")
+    else:
+        read.write_text("1")
+    with pytest.raises(OutputError, match=f"out: holds {read}, which this command reads; choose another --output"):
+        check_output(output, overwrite=True, read=[read])
+    check_output(output, overwrite=True, read=[tmp_path / "elsewhere"])
+
+
+def test_another_commands_output_is_called_that(tmp_path: Path) -> None:
+    write(tmp_path / "out", "merged")
+    with pytest.raises(OutputError, match=r"was written by another command \(clipmerge merge or apply; it holds clip"):
+        check_output(tmp_path / "out", overwrite=True, record="conversion.json")

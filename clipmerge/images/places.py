@@ -142,3 +142,16 @@ def _in_folder(source: str, folder: Path, suffix: str) -> list[str]:
         first = next(file.name for file in files)
         raise DataError(f"{source}: holds several splits ({shorten(splits)}); give the files of one, such as {first}")
     return [str(file) for file in files]
+
+
+def local_inputs(*named: str | Path | None) -> list[Path]:
+    """Find what flags name on this machine, which an output that is replaced must not hold.
+
+    Args:
+        *named: Values of flags: paths, with or without ``{00..11}`` ranges; what is none is left out.
+
+    Returns:
+        The files and folders that are there.
+    """
+    paths = [local_path(text) for each in named if each for text in expand_ranges(str(each))]
+    return [path for path in paths if path.exists()]
