@@ -203,8 +203,8 @@ def learn(
         coefficients.set_gradients()
         descent.step()
         objective.tick(goal.gradient_cost * len(step.batch))
-        if keep and number < steps:
-            keep.save(state)
+        if keep:
+            keep.save(state, last=number == steps)
     coefficients.place()
     return [Losses(*row) for row in trace.tolist()]
 

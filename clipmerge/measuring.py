@@ -78,6 +78,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     objective.keep = _saved(objective, images, request, run.progress)
     with objective.keep.underway():
         found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
+    run.leftovers.append(objective.keep.remove)
     with together():
         objective.accelerator.wait_for_everyone()  # nobody leaves while another still gathers
     return _with_change(found, objective), record

@@ -14,6 +14,8 @@ def _not_a_switch(value: Any) -> Any:
     return value
 
 
+# beyond it float32 arithmetic overflows sooner or later, and blames the weights
+_LARGEST = 1e9
 _Float = Annotated[float, BeforeValidator(_not_a_switch)]
 _Int = Annotated[int, BeforeValidator(_not_a_switch)]
 
@@ -24,10 +26,10 @@ Density = Annotated[_Float, Field(gt=0, le=1)]
 #: A share or a probability.
 Share = Annotated[_Float, Field(ge=0, le=1)]
 #: A radius, a threshold or another number that must be positive.
-Positive = Annotated[_Float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[_Float, Field(gt=0, le=_LARGEST)]
 #: A factor that may be zero.
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegative = Annotated[_Float, Field(ge=0, le=_LARGEST)]
 #: A count of at least one.
-Count = Annotated[_Int, Field(ge=1)]
+Count = Annotated[_Int, Field(ge=1, le=1_000_000)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]

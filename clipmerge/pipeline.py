@@ -202,6 +202,7 @@ def write_plan(run: Run, path: Path) -> None:
     run.hash_inputs()
     plan = run.hashed_plan()
     run.plan = write_plan_files(path, plan, run.tensors)
+    run.finish()
 
 
 def load_plan(path: Path, progress: Progress | None = None) -> Run:
@@ -335,6 +336,7 @@ def write_merge(
         card = model_card(record, repo_id=None, picture=picture is not None)
         (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    run.finish()
     return record
 
 

@@ -102,9 +102,14 @@ def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, A
         try:
             checked[option] = TypeAdapter(hints[option]).validate_python(value)
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            reason = plainly(error.errors()[0]["msg"])
             raise RecipeError(f"{kind} {name}: option '{option}' cannot be {value!r}: {reason}") from None
     return checked
+
+
+def plainly(message: str) -> str:
+    """Say pydantic's message in the words of YAML, which has no tuples."""
+    return message.replace("a valid tuple", "a list")
 
 
 def takes_several(package: str, name: str) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean, shorten
 from clipmerge.options import Alpha, Density
-from clipmerge.plugins import check_options
+from clipmerge.plugins import check_options, plainly, plugin_names
 
 _SECTIONS = {"measure": "measures", "method": "methods"}
 
@@ -47,7 +47,7 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     measure: dict[str, Any] | None = None
     method: dict[str, Any]
     overrides: tuple[Override, ...] = ()
@@ -160,12 +160,12 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{source}: {where}: {first['msg']}{_suggest(first)}") from None
+        raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{_suggest(first)}") from None
 
 
 def _plugin_section(source: str, section: str, package: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        raise RecipeError(f"{source}: {section}: needs a `name:`, such as `name: wise-ft`")
+        raise RecipeError(f"{source}: {section}: needs a `name:`, one of {', '.join(plugin_names(package))}")
     options = {str(key): item for key, item in value.items() if key != "name"}
     try:
         checked = check_options(package, value["name"], options)

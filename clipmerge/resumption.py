@@ -113,14 +113,16 @@ class Saved:
             with together():
                 tensor.copy_(broadcast(tensor.to(self._accelerator.device)))
 
-    def save(self, state: Mapping[str, Tensor]) -> None:
+    def save(self, state: Mapping[str, Tensor], *, last: bool = False) -> None:
         """Put the state in the file's place if it is time to; a file that cannot be written is told once.
 
         Args:
             state: Name to tensor, on any device.
+            last: Nothing is left to learn: time to, if an earlier state is there.
         """
         begin = time.monotonic()
-        if self._failed or begin < self._due or not self._accelerator.is_main_process:
+        is_time = self._exists if last else begin >= self._due
+        if self._failed or not is_time or not self._accelerator.is_main_process:
             return
         try:
             _write_whole(self._path, state)
@@ -133,13 +135,16 @@ class Saved:
 
     @contextlib.contextmanager
     def underway(self) -> Iterator[None]:
-        """Remove the file when the block ends well; tell whoever ends it from outside that not all is lost."""
+        """Tell whoever ends the block from outside that not all is lost."""
         try:
             yield
         except (KeyboardInterrupt, Terminated):
             if self._exists:
                 self.say("most of what was learned is saved; the same command goes on from there")
             raise
+
+    def remove(self) -> None:
+        """Remove the file, when what came of it is safe elsewhere."""
         if self._exists and self._accelerator.is_main_process:
             self._remove()
 

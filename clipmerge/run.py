@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +84,7 @@ class MergeRequest:
         seed: Seed of the sample, the bootstrap and the random masks.
         dtype: Output dtype.
         command: How to run this again, for the record.
+        hashed: Whether to hash weights, those read and those written.
     """
 
     zeroshot: str
@@ -110,6 +111,8 @@ class Run:
         command: How to run this again.
         head: The classes of a head whose zero-shot side was built.
         hashed: Whether to hash weights, those read and those written.
+        hashing: The inputs' hashes to come.
+        leftovers: What `finish` calls.
     """
 
     pair: Pair
@@ -122,6 +125,7 @@ class Run:
     head: HeadRecord | None = None
     hashed: bool = True
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)
+    leftovers: list[Callable[[], None]] = field(default_factory=list)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -130,6 +134,11 @@ class Run:
         begin = time.perf_counter()
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
+
+    def finish(self) -> None:
+        """Clear away what would let a stopped run go on: its result is where it was to go."""
+        for clear in self.leftovers:
+            clear()
 
     def hash_inputs(self) -> None:
         """Start hashing the inputs in the background, if they are to be; `hashed_plan` waits for it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,11 +109,12 @@ class Point:
 
 @dataclass(frozen=True)
 class _Planned:
-    """A recipe, decided: which point it is, and what the record says of it."""
+    """A recipe, decided: which point it is, what the record says of it, and what to do when it has been evaluated."""
 
     recipe: Recipe
     point: int
     plan: Plan
+    finish: Callable[[], None]
 
 
 def check_sweep(request: SweepRequest) -> None:
@@ -171,6 +172,8 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict
     planning = time.perf_counter()
     progress.stage("evaluate")
     correct = _score(request, pair, points, loaded, accelerator, progress)
+    for each in planned:
+        each.finish()
     places = standings(
         [correct[name] for name in request.id_sources],
         [correct[name] for name in request.ood_sources],
@@ -285,7 +288,7 @@ def _plan_points(request: SweepRequest, pair: Pair, progress: Progress) -> tuple
         if key not in keys:
             keys.append(key)
             points.append(Point(None, plan, tensors))
-        planned.append(_Planned(recipe, keys.index(key), plan))
+        planned.append(_Planned(recipe, keys.index(key), plan, run.finish))
     return points, planned
 
 

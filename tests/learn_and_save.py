@@ -29,8 +29,8 @@ def end(how: str) -> None:
         sys.stderr.write(f"{HOLDS}{[float(tensor.double().sum()) for tensor in state.values()]}\n")
         return found
 
-    def saved(self: resumption.Saved, state: Mapping[str, Tensor]) -> None:
-        save(self, state)
+    def saved(self: resumption.Saved, state: Mapping[str, Tensor], *, last: bool = False) -> None:
+        save(self, state, last=last)
         if how == "wait":
             time.sleep(0.05)
         elif int(state["taken"]) == int(how) and os.environ.get("RANK", "0") == "0":
