@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+import math
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,7 +33,13 @@ from clipmerge.flags import (
     command_line,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
 _MOST_ALPHAS = 1000
+# Cells that longer names are cut to before columns are left out, and longer headings when that does not suffice.
+_NAME, _TITLE = 30, 12
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
@@ -45,7 +52,7 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         The numbers, ascending, each once.
 
     Raises:
-        UsageError: If something in it is no number, or the steps do not lead on.
+        UsageError: If something in it is no finite number, or the steps do not lead on or are too many.
 
     Example:
         >>> parse_alphas("0,0.25,...,1")
@@ -56,26 +63,35 @@ def parse_alphas(text: str) -> tuple[float, ...]:
     try:
         for place, word in enumerate(words):
             values += _steps(values[-2], values[-1], Decimal(words[place + 1])) if word == "..." else [Decimal(word)]
-        finite = all(value.is_finite() for value in values)
-    except (InvalidOperation, IndexError, ValueError):
-        finite = False
-    if not finite:
-        raise UsageError(f"--alphas {text}: expected numbers with commas between, such as 0,0.25,0.5 or 0,0.1,...,1")
-    return tuple(sorted({float(value) for value in values}))
+        found = sorted({float(value) for value in values})
+    except (ArithmeticError, IndexError, ValueError):
+        raise UsageError(
+            f"--alphas {text}: expected numbers with commas between, such as 0,0.25,0.5 or 0,0.1,...,1"
+        ) from None
+    except UsageError as error:
+        raise UsageError(f"--alphas {text}: {error}") from None
+    if not all(map(math.isfinite, found)):  # 1e400 is a number, and more than a float holds
+        raise UsageError(f"--alphas {text}: expected finite numbers, such as 0,0.25,0.5")
+    return tuple(found)
 
 
 def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
     """What lies between ``last`` and ``end``, in the step that led to ``last``."""
-    step = last - before
-    if not step or not 0 < (end - last) / step <= _MOST_ALPHAS:
+    turns = (end - last) / (last - before)
+    if not turns > 0:
         raise ValueError("the steps do not lead there")
-    return [last + step * turn for turn in range(1, int((end - last) / step) + 1)]
+    if turns > _MOST_ALPHAS:
+        raise UsageError(f"'...' would stand for more than {_MOST_ALPHAS} numbers, the most it may; take larger steps")
+    return [last + (last - before) * turn for turn in range(1, int(turns) + 1)]
 
 
 def _named(flag: str, texts: list[str]) -> dict[str, str]:
     from clipmerge.evaluate import parse_named_source
+    from clipmerge.scoring import check_source_name
 
     sources = [parse_named_source(text) for text in texts]
+    for name, _ in sources:
+        check_source_name(name)
     if len(dict(sources)) != len(sources):
         raise UsageError(f"two {flag} have the same name; write NAME=SOURCE with different names")
     return dict(sources)
@@ -145,7 +161,71 @@ def sweep_command(
     read = local_inputs(*request.id_sources.values(), *request.ood_sources.values(), data, classes, *files)
     check_output(output, overwrite=overwrite, read=read, record=SWEEP_RECORD)
     record = write_sweep(request, output, overwrite=overwrite, progress=terminal)
-    from clipmerge.curve import SweepTable
-
     terminal.result(record, lambda: SweepTable(record))
     terminal.show(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")
+
+
+class SweepTable:
+    """A sweep on a terminal: with as many columns and intervals as its width takes."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        """Take the record.
+
+        Args:
+            record: As `clipmerge.sweep.sweep` returns it.
+        """
+        self._record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the widest table that fits, and what its numbers mean."""
+        from rich.text import Text
+
+        # sources, intervals of the gain, intervals of OOD accuracy, and how long headings may be
+        choices = [(True, True, True), (True, True, False), (True, False, False), (False, True, False), (False,) * 3]
+        shapes = [*((*choice, None) for choice in choices), (False, False, False, _TITLE)]
+        wide = options.update(width=10_000)
+
+        def width(names: int, shape: tuple[bool, bool, bool, int | None]) -> int:
+            return console.measure(self._table(names, *shape), options=wide).maximum
+
+        shape = next((each for each in shapes if width(_NAME, each) <= options.max_width), shapes[-1])
+        sources, gain_spread, *_ = shape
+        # names get what the numbers leave, which are never cut
+        yield self._table(max(1, 1 + options.max_width - width(1, shape)), *shape)
+        yield Text()
+        notes = [
+            "gain: mean OOD minus the curve's at equal ID accuracy, in points "
+            "(\N{EN DASH}: the curve does not reach it).",
+            *_same_points(self._record),
+        ]
+        if gain_spread:
+            level = self._record["bootstrap"]["level"]
+            notes.append(f"[low, high]: {100 * level:.0f}% bootstrap intervals over images, the same draws for all.")
+        if not (sources and gain_spread):
+            notes.append("More columns in a wider window, and in sweep.html.")
+        for note in notes:
+            yield Text(note, style="dim")
+
+    def _table(self, names: int, sources: bool, gain_spread: bool, ood_spread: bool, titles: int | None) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        from clipmerge.curve import columns_of, heads_of, shortened
+
+        *others, gain = columns_of(self._record)
+        shown = [column for column in others if sources or not column.is_source]
+        cells = [column.text(spread=ood_spread) for column in shown] + [gain.text(spread=gain_spread)]
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+        table.add_column(Text(shortened("accuracy, %", names)), no_wrap=True)
+        for title in (*[column.title for column in shown], "gain"):
+            table.add_column(Text(shortened(title, titles) if titles else title), justify="right", no_wrap=True)
+        for place, (head, is_recipe) in enumerate(heads_of(self._record)):
+            row = [shortened(head, names), *[column[place] for column in cells]]
+            table.add_row(*map(Text, row), style="bold" if is_recipe else None)
+        return table
+
+
+def _same_points(record: dict[str, Any]) -> list[str]:
+    """A line for each recipe that merges to the weights of a point of the curve."""
+    same = [(row["name"], row["alpha"]) for row in record["recipes"] if row["alpha"] is not None]
+    return [f"{name}: the same weights as alpha {alpha:g}." for name, alpha in same]

@@ -1,4 +1,4 @@
-"""A sweep as people see it: the picture, the page and the terminal table, all from the record alone.
+"""A sweep as people see it: the picture, the page and what stands in its table, all from the record alone.
 
 The picture is the one known from WiSE-FT: ID accuracy across, mean OOD accuracy up, the alpha curve through both
 ends, and every recipe as a mark of its own.
@@ -9,29 +9,35 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
+import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from rich.cells import cell_len, set_cell_size
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.table import Table
 
 _CURVE, _INK, _MUTED = "#1f6fb2", "#1b1f24", "#59626d"
 _COLOURS = ("#c2410c", "#6b4fbb", "#0f766e", "#b8285f", "#8a6d00", "#3b4cc0", "#5b7f00", "#7a4a2b")
 _MARKERS = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
 _DASH = "\N{EN DASH}"
-_INCHES, _DOTS = (8.0, 6.0), 160
+_INCHES, _DOTS = (8.0, 5.6), 160
+# Cells of a terminal, half as wide as high, which letters take about, too.
+_NAME, _SOURCES = 36, 40
+# Marks that several recipes share name so many of them.
+_SHARING = 4
 
 
 def curve_png(record: dict[str, Any]) -> bytes:
@@ -41,8 +47,19 @@ def curve_png(record: dict[str, Any]) -> bytes:
         record: As `clipmerge.sweep.sweep` returns it; ``curve``, ``recipes``, ``id`` and ``ood`` are needed.
 
     Returns:
-        A PNG; equal records give equal bytes with one version of matplotlib.
+        A PNG; equal records give equal bytes with one version of matplotlib and the same fonts. What no font has
+        is drawn as a box.
     """
+    families = _families("".join([*record["id"], *record["ood"], *(row["name"] for row in record["recipes"])]))
+    with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # nothing that whoever sweeps could mend
+        figure = _draw(record)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _draw(record: dict[str, Any]) -> Figure:
     figure = Figure(figsize=_INCHES, dpi=_DOTS, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -56,14 +73,50 @@ def curve_png(record: dict[str, Any]) -> bytes:
     axes.margins(0.1)
     marks = _draw_recipes(axes, record["recipes"])
     labels = [*marks, *_draw_curve(axes, record["curve"], _ends(record))]
-    legend = axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="#dfe3e8", fontsize=9)
-    for text, (_, _, name, *_) in zip(legend.get_texts(), marks, strict=False):
-        text.set(text=name, parse_math=False)  # a recipe's name is no formula, and may begin with an underscore
+    _add_legend(figure, axes, [name for _, _, name, *_ in marks])
     figure.draw_without_rendering()
     _write_labels(axes, labels)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+    return figure
+
+
+def _families(text: str) -> list[str]:
+    """Families of fonts that have all of a text's characters between them, as far as there are any."""
+    usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    missing = {ord(each) for each in text if not each.isspace()} - set(usual.get_charmap())
+    # a family without a plain face would have matplotlib say so
+    faces = {each.name: each.fname for each in font_manager.fontManager.ttflist if _is_plain(each)} if missing else {}
+    found = []
+    for family in sorted(faces):
+        try:
+            count = len(missing & set(font_manager.get_font(faces[family]).get_charmap()))
+        except (OSError, RuntimeError, ValueError):  # a damaged font, or of a kind that is not drawn
+            continue
+        found += [(-count, family)] if count else []
+    return [*matplotlib.rcParams["font.family"], *(family for _, family in sorted(found)[:5])]
+
+
+def _is_plain(face: font_manager.FontEntry) -> bool:
+    # the last resort has a box for everything, and colours are pictures, which are not drawn
+    odd = "Last Resort" in face.name or "Color" in face.name
+    return (face.weight, face.style, face.stretch) == (400, "normal", "normal") and not odd
+
+
+def shortened(text: str, cells: int) -> str:
+    """Leave out the middle of a name that is too long, since names of one family often differ at the end.
+
+    Args:
+        text: The name; white space in it becomes one blank.
+        cells: Columns of a terminal that it may take.
+
+    Example:
+        >>> shortened("straggler-sparse-density-0.2-alpha-0.35", 21)
+        'straggler-…alpha-0.35'
+    """
+    line = " ".join(text.split())
+    if cell_len(line) <= cells:
+        return line
+    tail = (cells - 1) // 2
+    return set_cell_size(line, cells - 1 - tail) + "…" + set_cell_size(line[::-1], tail)[::-1]
 
 
 def _ends(record: dict[str, Any]) -> dict[float, str]:
@@ -73,7 +126,10 @@ def _ends(record: dict[str, Any]) -> dict[float, str]:
 
 
 def _axis_label(kind: str, names: Sequence[str]) -> str:
-    shown = ", ".join(names) if len(names) <= 5 else f"{len(names)} sources"
+    shown = ", ".join(names)
+    if len(names) > 1 and cell_len(shown) > _SOURCES:
+        shown = f"{len(names)} sources"
+    shown = shortened(shown, _SOURCES)
     return f"{'mean ' if len(names) > 1 else ''}{kind} accuracy, % ({shown})"
 
 
@@ -101,27 +157,35 @@ def _draw_recipes(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
     """One mark a place: recipes that came out alike share it."""
     places: dict[tuple[float, float], list[dict[str, Any]]] = {}
     for row in recipes:
-        places.setdefault((row["id"], row["ood"]), []).append(row)
+        places.setdefault((round(row["id"], 9), round(row["ood"], 9)), []).append(row)
     labels = []
     for number, rows in enumerate(places.values()):
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
         x, y = 100 * rows[0]["id"], 100 * rows[0]["ood"]
         low, high = (100 * end for end in rows[0]["ood_interval"])
-        name = "\n".join(row["name"] for row in rows)
+        names = [shortened(row["name"], _NAME) for row in rows]
+        if len(names) > _SHARING:
+            names = [*names[: _SHARING - 1], f"and {len(names) - _SHARING + 1} more"]
         axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.45, zorder=2)
         axes.plot(
-            [x],
-            [y],
-            marker,
-            color=colour,
-            markersize=10,
-            markeredgecolor="white",
-            zorder=4,
-            label=f"recipe {number}",
-            ls="",
+            [x], [y], marker, color=colour, markersize=10, markeredgecolor="white", zorder=4, label=str(number), ls=""
         )
-        labels.append((x, y, name, colour, 10.0))
+        labels.append((x, y, "\n".join(names), colour, 10.0))
     return labels
+
+
+def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
+    """Put the legend below the picture, which grows by it: inside, a large one would hide something."""
+    handles, _ = axes.get_legend_handles_labels()
+    for columns in range(min(len(handles), 4), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
+        for text, name in zip(legend.get_texts(), names, strict=False):
+            text.set(text=name, parse_math=False)  # a recipe's name is no formula, and may begin with an underscore
+        left, bottom, right, top = _extents(legend)
+        if right - left < 0.98 * figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.set_size_inches(_INCHES[0], _INCHES[1] + (top - bottom) / _DOTS)
 
 
 def _write_labels(axes: Axes, labels: list[_Label]) -> None:
@@ -130,9 +194,6 @@ def _write_labels(axes: Axes, labels: list[_Label]) -> None:
     The recipes and the ends always get a label; an alpha between that finds no room goes without.
     """
     taken = [_around(axes, x, y) for x, y, *_ in labels] + _along(axes)
-    legend = axes.get_legend()
-    if legend is not None:
-        taken.append(_extents(legend))
     for x, y, text, colour, size in labels:
         note = axes.annotate(
             text,
@@ -176,7 +237,7 @@ def _place(axes: Axes, note: Annotation, taken: NDArray[np.float64]) -> float:
         _move(note, offset)
         box = _extents(note)
         outside = float((box[2:] - box[:2]).prod()) - _shared(box, frame)
-        covered = _shared(box, taken) + outside
+        covered = _shared(box, taken) + 4 * outside  # over a line it can be read, over the edge it is cut
         if best is None or covered < best[0] - 1e-6:
             best = (covered, offset)
         if covered < 1e-6:
@@ -271,12 +332,6 @@ def columns_of(record: dict[str, Any]) -> list[Column]:
     return [*id_columns, *[source(name) for name in record["ood"]], ood, gain]
 
 
-def same_points(record: dict[str, Any]) -> list[str]:
-    """A line for each recipe that merges to the weights of a point of the curve."""
-    same = [(row["name"], row["alpha"]) for row in record["recipes"] if row["alpha"] is not None]
-    return [f"{name}: the same weights as alpha {alpha:g}." for name, alpha in same]
-
-
 def _signed(value: float) -> str:
     text = f"{100 * value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text
@@ -287,57 +342,6 @@ def _interval(ends: Sequence[float] | None, *, signed: bool = True) -> str:
         return ""
     low, high = (_signed(end) if signed else f"{100 * end:.1f}" for end in ends)
     return f"[{low}, {high}]"
-
-
-class SweepTable:
-    """A sweep on a terminal: with as many columns and intervals as its width takes."""
-
-    def __init__(self, record: dict[str, Any]) -> None:
-        """Take the record.
-
-        Args:
-            record: As `clipmerge.sweep.sweep` returns it.
-        """
-        self._record = record
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the widest table that fits, and what its numbers mean."""
-        from rich.text import Text
-
-        choices = [(True, True, True), (True, True, False), (True, False, False), (False, True, False), (False,) * 3]
-        wide = options.update(width=10_000)
-        tables = [self._table(*choice) for choice in choices]
-        fitting = [n for n, table in enumerate(tables) if console.measure(table, options=wide).maximum <= console.width]
-        sources, gain_spread, _ = choices[fitting[0] if fitting else -1]
-        yield tables[fitting[0] if fitting else -1]
-        yield Text()
-        notes = [
-            f"gain: mean OOD minus the curve's at equal ID accuracy, in points ({_DASH}: the curve does not reach it).",
-            *same_points(self._record),
-        ]
-        if gain_spread:
-            level = self._record["bootstrap"]["level"]
-            notes.append(f"[low, high]: {100 * level:.0f}% bootstrap intervals over images, the same draws for all.")
-        if not (sources and gain_spread):
-            notes.append("More columns in a wider window, and in sweep.html.")
-        for note in notes:
-            yield Text(note, style="dim")
-
-    def _table(self, sources: bool, gain_spread: bool, ood_spread: bool) -> Table:
-        from rich.table import Table
-        from rich.text import Text
-
-        *others, gain = columns_of(self._record)
-        shown = [column for column in others if sources or not column.is_source]
-        cells = [column.text(spread=ood_spread) for column in shown] + [gain.text(spread=gain_spread)]
-        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-        table.add_column("accuracy, %", no_wrap=True)
-        for title in (*[column.title for column in shown], "gain"):
-            table.add_column(Text(title), justify="right", no_wrap=True)
-        for place, (head, is_recipe) in enumerate(heads_of(self._record)):
-            row = [head, *[column[place] for column in cells]]
-            table.add_row(*map(Text, row), style="bold" if is_recipe else None)
-        return table
 
 
 def sweep_page(record: dict[str, Any], picture: bytes) -> str:

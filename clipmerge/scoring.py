@@ -16,6 +16,7 @@ from torch import Tensor
 
 from clipmerge.checkpoint import Pair
 from clipmerge.data import LabelledImages, batch_size_for, pixel_batches
+from clipmerge.errors import UsageError
 from clipmerge.evaluate import class_embeddings, recognised
 from clipmerge.interpolation import MovingModel
 from clipmerge.models import ImageTextModel
@@ -153,13 +154,35 @@ def loads(batches: Iterable[_Batch], held: int) -> Iterator[list[_Batch]]:
         yield load
 
 
+def check_source_name(name: str) -> None:
+    """Refuse a name that `write_correct` could not give a tensor, before anything is evaluated.
+
+    Args:
+        name: What a source is called.
+
+    Raises:
+        UsageError: If safetensors keeps the name for itself, or it is not UTF-8.
+    """
+    if name == "__metadata__":  # the header's own entry: the file would be written, and no reader would open it
+        raise UsageError("a source cannot be named '__metadata__', which safetensors keeps for itself; choose another")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"a source cannot be named {name!a}, which is not UTF-8; write NAME=SOURCE") from None
+
+
 def write_correct(path: Path, correct: dict[str, Correct]) -> None:
     """Write which images were recognised: a tensor a source, shape (points, images), bool.
 
     Args:
         path: The safetensors file.
         correct: As `Scorer.score` returns it.
+
+    Raises:
+        UsageError: If a source has a name that a tensor cannot have.
     """
     from safetensors.numpy import save
 
+    for name in correct:
+        check_source_name(name)
     path.write_bytes(save({name: np.ascontiguousarray(right) for name, right in correct.items()}))

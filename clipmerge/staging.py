@@ -54,18 +54,15 @@ def check_output(
         output: The folder to be written.
         overwrite: Whether an earlier output may be replaced.
         inputs: Folders of the checkpoints.
-        read: Files and folders that are read beside the checkpoints.
+        read: Files that are read beside the checkpoints, and folders of images.
         record: The file by which an earlier output of the same kind is known.
 
     Raises:
-        OutputError: If the folder exists and may not be replaced, holds an input, or its place is not writable.
+        OutputError: If the folder exists and may not be replaced, holds an input, lies among images, or its place
+            is not writable.
     """
-    for path in inputs:
-        if _holds(output, path):
-            raise OutputError(f"{output}: holds the checkpoint {path}; choose another --output")
-    for path in read:
-        if _holds(output, path):
-            raise OutputError(f"{output}: holds {path}, which this command reads; choose another --output")
+    _check_length(output)
+    _check_apart(output, inputs, read)
     _check_place(output)
     if not (output.exists() or output.is_symlink()):
         return
@@ -75,11 +72,32 @@ def check_output(
         raise OutputError(f"{output}: {_not_ours(output, record)}, so --overwrite leaves it alone; remove it yourself")
 
 
+def _check_apart(output: Path, inputs: Iterable[Path], read: Iterable[Path]) -> None:
+    for path in inputs:
+        if _holds(output, path):
+            raise OutputError(f"{output}: holds the checkpoint {path}; choose another --output")
+    others = list(read)
+    for path in others:
+        if _holds(output, path):
+            raise OutputError(f"{output}: holds {path}, which this command reads; choose another --output")
+    for path in others:
+        if _lies_in(output, path):  # the next command would read it as one more class
+            raise OutputError(
+                f"{output}: lies inside {path}, which this command reads as images; choose another --output"
+            )
+
+
 def _holds(output: Path, path: Path) -> bool:
     target = output.resolve()
     # a link in the folder would go with it, though what it leads to stays
     places = (path.resolve(), path.parent.resolve() / path.name)
     return any(target == place or target in place.parents for place in places)
+
+
+def _lies_in(output: Path, folder: Path) -> bool:
+    # a link in the folder is an entry of it, wherever it leads
+    places = (output.resolve(), output.parent.resolve() / output.name)
+    return folder.is_dir() and any(folder.resolve() in place.parents for place in places)
 
 
 def _not_ours(output: Path, record: str) -> str:
@@ -100,6 +118,7 @@ def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: If one exists and may not be replaced, or their place is not writable.
     """
+    _check_length(output, beside)
     if output.is_dir() or output.suffix == beside.suffix:
         raise OutputError(f"{output}: a plan is a JSON file; choose another --output, such as plan.json")
     _check_no_link(output)
@@ -141,8 +160,26 @@ def _holds_plan_tensors(path: Path) -> bool:
     return bool(names) and all(name.startswith(_PLAN_TENSORS) for name in names)
 
 
+def _check_length(output: Path, *more: Path) -> None:
+    """Refuse what the system cannot name, before anything else asks it about such a path."""
+    for target in (output.resolve(), *(path.resolve() for path in more)):
+        existing = _existing(target)
+        # each name is looked up in a folder that is there: in one that is not, it would merely not be found
+        for place in (target, *(existing / name for name in target.relative_to(existing).parts)):
+            try:
+                place.lstat()
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise OutputError(f"{output}: the name is too long; choose a shorter --output") from None
+
+
+def _existing(target: Path) -> Path:
+    """The innermost folder around a path that is there."""
+    return next((each for each in target.parents if os.path.exists(each)), target)  # noqa: PTH110  (Path's own raises)
+
+
 def _check_place(output: Path) -> None:
-    existing = next(folder for folder in output.resolve().parents if folder.exists())
+    existing = _existing(output.resolve())
     if not existing.is_dir():
         raise OutputError(f"{output}: cannot be made, {existing} is a file; choose another --output")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -5,7 +5,7 @@ best mean OOD accuracy that it has there: the highest of all its pieces that pas
 accuracy between its ends. It has none where x lies outside the ID accuracies that its points span. The gain of a
 point at equal ID accuracy is its mean OOD accuracy minus that height: what it adds to an alpha of WiSE-FT that
 gives the same ID accuracy, even to one chosen with OOD labels. A point of the curve has gain 0, or less where
-another alpha does better at the same ID accuracy.
+another alpha does better at the same ID accuracy. Accuracies that differ by rounding alone count as equal.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ RESAMPLES = 1000
 LEVEL = 0.95
 #: An interval over fewer of the resamples would be one over those that suit.
 _DEFINED = 0.9
+# Means of several sources that are equal in exact arithmetic come out some 1e-16 apart; one image weighs far more.
+_ROUNDING = 1e-12
 
 
 def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
@@ -40,16 +42,16 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
         array([0.4, nan])
     """
     best = np.full(at.shape, -np.inf)
-    for start in range(max(1, curve_id.shape[-1] - 1)):
-        stop = min(start + 1, curve_id.shape[-1] - 1)
-        x_0, x_1 = curve_id[..., start, None], curve_id[..., stop, None]
-        y_0, y_1 = curve_ood[..., start, None], curve_ood[..., stop, None]
-        level = x_0 == x_1
-        share = (at - x_0) / np.where(level, 1.0, x_1 - x_0)
-        # weights that are exactly 0 and 1 at the ends, so that a point of the curve lies on it
-        on_piece = np.where(level, np.maximum(y_0, y_1), (1 - share) * y_0 + share * y_1)
-        inside = (np.minimum(x_0, x_1) <= at) & (at <= np.maximum(x_0, x_1))
-        best = np.where(inside, np.maximum(best, on_piece), best)
+    for place in range(curve_id.shape[-1]):
+        # a point's own accuracy, not one interpolated, so that a point of the curve lies on it
+        tied = np.abs(at - curve_id[..., place, None]) <= _ROUNDING
+        best = np.where(tied, np.maximum(best, curve_ood[..., place, None]), best)
+    for start in range(curve_id.shape[-1] - 1):
+        x_0, x_1 = curve_id[..., start, None], curve_id[..., start + 1, None]
+        y_0, y_1 = curve_ood[..., start, None], curve_ood[..., start + 1, None]
+        between = (np.minimum(x_0, x_1) + _ROUNDING < at) & (at < np.maximum(x_0, x_1) - _ROUNDING)
+        share = (at - x_0) / np.where(between, x_1 - x_0, 1.0)
+        best = np.where(between, np.maximum(best, (1 - share) * y_0 + share * y_1), best)
     return np.where(np.isinf(best), np.nan, best)
 
 

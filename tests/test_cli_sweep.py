@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipmerge.cli import app
 from clipmerge.cli_sweep import parse_alphas
 from clipmerge.errors import UsageError
+from clipmerge.scoring import write_correct
 from tests.command import clipmerge, refused
 from tests.command_line import invoke
 from tests.tiny_clip import save_images
@@ -45,6 +47,65 @@ def test_alphas_are_read(text: str, expected: tuple[float, ...]) -> None:
 def test_alphas_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--alphas"):
         parse_alphas(text)
+
+
+@pytest.mark.parametrize("text", ["0,0.00001,...,1", "0,1e-9,...,1", "0,1e-999999,...,1", "0,1,...,1002"])
+def test_too_many_steps_are_said_to_be(text: str) -> None:
+    with pytest.raises(UsageError, match=r"would stand for more than 1000 numbers, the most it may; take larger steps"):
+        parse_alphas(text)
+    assert len(parse_alphas("0,1,...,1001")) == 1002
+
+
+@pytest.mark.parametrize("text", ["0,1e400", "-1e400,1", "0,inf", "nan,1"])
+def test_alphas_must_be_finite(text: str) -> None:
+    with pytest.raises(UsageError, match=f"^--alphas {text}: expected finite numbers"):
+        parse_alphas(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("__metadata__", "'__metadata__', which safetensors keeps for itself"),
+        ("\udcff", r"'\udcff', which is not UTF-8"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--id", "--ood"])
+def test_a_name_that_no_tensor_can_have_is_refused(flag: str, name: str, said: str, tmp_path: Path) -> None:
+    words = [arg for each in ("--id", "--ood") for arg in (each, f"{name if each == flag else 'x'}={tmp_path}")]
+    code, _, err = invoke(app, ["sweep", "a", "b", *words, "-o", str(tmp_path / "out")])
+    assert code == 2
+    assert f"a source cannot be named {said}" in err
+    assert len(err.splitlines()) == 1
+    with pytest.raises(UsageError, match="cannot be named"):
+        write_correct(tmp_path / "correct.safetensors", {name: np.zeros((1, 2), dtype=np.bool_)})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--id", "--ood", "--data"])
+def test_an_output_among_the_images_is_refused(
+    pair: Pair, images: Path, shifted: Path, tmp_path: Path, flag: str
+) -> None:
+    source = save_images(tmp_path / "images", each=2, seed=9)
+    sources = {"--id": f"val={images}", "--ood": f"far={shifted}"} | {flag: str(source)}
+    before = sorted(tmp_path.rglob("*"))
+    words = ["sweep", *pair, *(word for each in sources.items() for word in each), "-o", source / "sweep"]
+    line = refused(clipmerge(*words, "--alphas", "0,1"))
+    assert f"{source / 'sweep'}: lies inside {source}, which this command reads as images; choose another" in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["merge", "sweep", "plan", "convert"])
+def test_a_name_that_is_too_long_is_one_line(pair: Pair, images: Path, tmp_path: Path, command: str) -> None:
+    output = tmp_path / ("x" * 300)
+    words = {
+        "merge": ["merge", *pair, "--recipe", "wise-ft", "-o", output],
+        "sweep": ["sweep", *pair, "--id", f"a={images}", "--ood", f"b={images}", "-o", output],
+        "plan": ["plan", *pair, "--recipe", "wise-ft", "-o", f"{output}.json"],
+        "convert": ["convert", pair[1], output, "--to", "open-clip"],
+    }[command]
+    line = refused(clipmerge(*words))
+    assert f"{output}{'.json' if command == 'plan' else ''}: the name is too long; choose a shorter --output" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def arguments(pair: Pair, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:

@@ -6,15 +6,21 @@ import html.parser
 import io
 import re
 import struct
+import warnings
 import zlib
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from rich.cells import cell_len
 from rich.console import Console
 
-from clipmerge.curve import SweepTable, columns_of, curve_png, heads_of, sweep_page
+from clipmerge.cli_sweep import SweepTable
+from clipmerge.curve import _draw, _families, columns_of, curve_png, heads_of, shortened, sweep_page
 
 NAMES = ("sketch", "noise")
 
@@ -124,10 +130,9 @@ def test_the_marks_lie_where_the_numbers_say() -> None:
     recipes = [recipe("robust", 0.5, 0.6, 0.0), recipe("sharp", 0.8, 0.45, 0.0)]
     pixels = pixels_of(curve_png({**RECORD, "recipes": recipes}))
     robust, sharp = (blobs(pixels, colour) for colour in _COLOURS[:2])
-    # the legend has both marks too, one below the other
-    column = {x for x, _ in robust} & {x for x, _ in sharp}
-    ((robust_x, robust_y),) = [blob for blob in robust if blob[0] not in column]
-    ((sharp_x, sharp_y),) = [blob for blob in sharp if blob[0] not in column]
+    # the legend below has both marks too
+    assert len(robust) == len(sharp) == 2
+    (robust_x, robust_y), (sharp_x, sharp_y) = (min(spots, key=lambda spot: spot[1]) for spots in (robust, sharp))
     assert robust_x < sharp_x
     assert robust_y < sharp_y  # pixels count downwards
 
@@ -164,6 +169,85 @@ def test_odd_records_are_drawn(case: str) -> None:
     else:
         record = with_sources(9)
     assert len(curve_png(record)) > 10_000
+
+
+LONG = "straggler-sparse-density-0.2-of-the-image-tower-only-with-text-left-as-it-is-alpha-0.35"
+
+
+def with_recipes(*names: str) -> dict[str, Any]:
+    places = [(0.9, 0.5), (0.8, 0.6), (0.99, 0.4), (0.6, 0.5), (0.7, 0.45), (0.42, 0.35), (0.97, 0.5)]
+    return {**RECORD, "recipes": [recipe(name, *places[n % 7], 0.0) for n, name in enumerate(names)]}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a", "b"), [f"{LONG}-{n}" for n in range(7)], ["W" * 90] * 3, [f"{LONG}-{n}" for n in range(70)], ["混" * 90]],
+    ids=["short", "long", "broad", "shared", "wide"],
+)
+def test_nothing_in_the_picture_is_cut_off_or_hidden_by_the_legend(names: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of characters that no font has
+        figure = _draw(with_recipes(*names))
+        figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    width, height = figure.bbox.size
+    for artist in (*axes.texts, axes.xaxis.label, axes.yaxis.label, legend):
+        left, bottom, right, top = artist.get_window_extent().extents
+        assert left >= 0, artist
+        assert bottom >= 0, artist
+        assert right <= width, artist
+        assert top <= height, artist
+    assert legend.get_window_extent().y1 < axes.get_window_extent().y0
+    assert axes.get_window_extent().height > 0.6 * 5.6 * 160  # the picture grows by the legend
+
+
+def test_the_names_of_sources_are_not_cut_off() -> None:
+    record = copy.deepcopy(with_sources(5))
+    record["id"], record["ood"] = ["x" * 150], [f"a long name of a source, number {n}" for n in range(5)]
+    axes = _draw(record).axes[0]
+    assert axes.get_xlabel() == f"ID accuracy, % ({'x' * 20}…{'x' * 19})"
+    assert axes.get_ylabel() == "mean OOD accuracy, % (5 sources)"
+
+
+@pytest.mark.parametrize("name", ["混合レシピ", "🚀 rocket", "two\nlines"])
+def test_names_in_any_script_are_drawn_without_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(curve_png(with_recipes(name))) > 10_000  # a warning is an error here
+    assert caplog.text == ""
+
+
+def test_a_font_that_has_the_characters_is_found() -> None:
+    letter = "\ue000"  # matplotlib itself brings a font that has it, and it is not the usual one
+    usual = matplotlib.rcParams["font.family"]
+    assert _families("plain – and é") == usual  # noqa: RUF001
+    found = _families(letter)
+    assert found[: len(usual)] == usual
+    assert "STIXNonUnicode" in found
+    assert not [family for family in found if "Last Resort" in family]
+
+
+def test_recipes_that_differ_by_rounding_alone_share_a_mark() -> None:
+    twins = [recipe("one", 0.4, 0.6, 0.0), recipe("two", (0.7 + 0.1) / 2, 0.6, 0.0)]
+    assert twins[0]["id"] != twins[1]["id"]
+    texts = [text.get_text() for text in _draw({**RECORD, "recipes": twins}).axes[0].texts]
+    assert "one\ntwo" in texts
+
+
+def test_a_mark_that_many_share_names_a_few() -> None:
+    shared = [recipe(f"r{n}", 0.8, 0.6, 0.0) for n in range(9)]
+    texts = [text.get_text() for text in _draw({**RECORD, "recipes": shared}).axes[0].texts]
+    assert "r0\nr1\nr2\nand 6 more" in texts
+
+
+@given(st.text(st.sampled_from("ab \n混🚀"), max_size=40), st.integers(1, 50))
+def test_a_shortened_name_fits_and_keeps_both_ends(name: str, cells: int) -> None:
+    line, found = " ".join(name.split()), shortened(name, cells)
+    assert cell_len(found) <= cells
+    if cell_len(line) <= cells:
+        assert found == line
+    else:
+        head, tail = (part.strip() for part in found.split("…"))
+        assert line.startswith(head)
+        assert line.endswith(tail)
 
 
 class Page(html.parser.HTMLParser):
@@ -258,6 +342,40 @@ def test_the_terminal_gets_what_fits(count: int, width: int, sources: bool, spre
     assert "+7.8" in text
     assert "lines: the same weights as alpha 0.5." in " ".join(text.split())
     assert "…" not in text
+
+
+@pytest.mark.parametrize("name", [LONG[:56], LONG, "混" * 60])
+@pytest.mark.parametrize("width", [120, 80, 50, 30])
+def test_a_long_name_gives_way_and_numbers_never(name: str, width: int) -> None:
+    record = with_recipes("other", name)
+    lines = terminal(record, width).splitlines()
+    table = lines[: lines.index("")]
+    assert all(cell_len(line) <= width for line in table)
+    short = terminal(with_recipes("other", "a name of thirty cells, say it"), max(width, 60)).splitlines()[0]
+    if width >= 60:
+        assert table[0].split() == short.split()  # no column is left out for a longer name
+    for line, row in zip(table[1:], [*record["curve"], *record["recipes"]], strict=True):
+        assert f"{100 * row['id']:.1f}  " in line
+        assert f"{100 * row['ood']:.1f}" in line
+    assert ("…" in table[-1]) == (cell_len(name) > 56 or width < 120)
+    assert "…" not in "".join(line[30 if width > 60 else 12 :] for line in table[1:5])
+
+
+def test_names_get_the_room_that_numbers_leave() -> None:
+    lines = terminal(with_recipes(LONG[:60]), 160).splitlines()
+    assert any(line.startswith(LONG[:60]) for line in lines)
+    assert cell_len(terminal(with_recipes(LONG), 100).splitlines()[5]) == 100
+
+
+def test_a_long_name_of_a_source_gives_way_too() -> None:
+    record = copy.deepcopy(RECORD)
+    record["id"] = ["x" * 90]
+    for each in [*record["curve"], *record["recipes"]]:
+        each["accuracy"]["x" * 90] = each["id"]
+    lines = terminal(record, 60).splitlines()
+    assert "xxxxxx…xxxxx" in lines[0]
+    assert "40.0" in lines[1]
+    assert "alpha 0 (zero-shot)" in lines[1]
 
 
 def test_rows_and_columns_agree() -> None:

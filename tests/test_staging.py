@@ -189,6 +189,49 @@ def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
     check_output(tmp_path / "models" / "merged", overwrite=False, inputs=[model])
 
 
+@pytest.mark.parametrize("place", ["new", "cat/new", "new/deeper", "../photos/new", "link"])
+def test_an_output_among_images_that_are_read_is_refused(tmp_path: Path, place: str) -> None:
+    photos = tmp_path / "photos"
+    (photos / "cat").mkdir(parents=True)
+    (photos / "link").symlink_to(tmp_path / "elsewhere")
+    before = content(tmp_path)
+    with pytest.raises(OutputError, match=f"lies inside {photos}, which this command reads as images; choose another"):
+        check_output(photos / place, overwrite=True, read=[photos])
+    assert content(tmp_path) == before
+    check_output(tmp_path / "photos-swept", overwrite=False, read=[photos])
+
+
+def test_an_output_beside_a_file_that_is_read_or_in_a_checkpoint_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("x")
+    check_output(tmp_path / "out", overwrite=False, inputs=[tmp_path], read=[tmp_path / "recipe.yaml"])
+
+
+@pytest.mark.parametrize("place", ["{long}", "not/there/{long}", "{long}/out", "/".join(["x" * 200] * 30), "é" * 128])
+def test_a_name_that_is_too_long_is_said_to_be(tmp_path: Path, place: str) -> None:
+    output = tmp_path / place.format(long="x" * 256)
+    with pytest.raises(OutputError, match=f"^{output}: the name is too long; choose a shorter --output$"):
+        check_output(output, overwrite=False, inputs=[tmp_path / "model"], read=[tmp_path / "images"])
+    with pytest.raises(OutputError, match=f"^{output}: the name is too long; choose a shorter --output$"):
+        check_output_file(output, tmp_path / "x.tensors.safetensors", overwrite=True)
+    assert content(tmp_path) == []
+
+
+def test_a_plan_whose_tensors_would_have_too_long_a_name_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / f"{'x' * 240}.json"
+    with pytest.raises(OutputError, match=r"x\.json: the name is too long"):
+        check_output_file(output, tmp_path / f"{'x' * 240}.tensors.safetensors", overwrite=False)
+
+
+def test_the_longest_names_are_not_refused(tmp_path: Path) -> None:
+    for name in ("x" * 255, "é" * 127):
+        check_output(tmp_path / "a" / name, overwrite=False)
+
+
+def test_the_root_is_refused_like_any_folder() -> None:
+    with pytest.raises(OutputError, match="/: holds the checkpoint"):
+        check_output(Path("/"), overwrite=True, inputs=[Path("/tmp")])
+
+
 def test_a_place_that_cannot_be_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(OutputError, match=r"cannot be made, .*file is a file; choose another --output"):

@@ -48,6 +48,42 @@ def test_a_vertical_piece_counts_with_its_better_end() -> None:
     assert height(np.array([0.5, 0.5]), np.array([0.2, 0.4]), np.array([0.5])).tolist() == [0.4]
 
 
+def test_accuracies_equal_but_for_rounding_are_equal() -> None:
+    """An end and a point of equal ID accuracy, whose means over sources round differently, both ways about."""
+    larger, smaller = (0.4 + 0.4) / 2, (0.7 + 0.1) / 2
+    assert larger > smaller
+    for end, at in ((smaller, larger), (larger, smaller)):
+        assert height(np.array([0.2, end]), np.array([0.5, 0.3]), np.array([at])).tolist() == [0.3]
+        assert height(np.array([end, 0.6]), np.array([0.5, 0.3]), np.array([at])).tolist() == [0.5]
+        # two points of the curve: of both, the better one
+        assert height(np.array([end, at]), np.array([0.2, 0.7]), np.array([end])).tolist() == [0.7]
+
+
+def test_one_image_in_ten_million_is_no_tie() -> None:
+    curve = np.array([0.5, 0.5 + 1e-7])
+    found = height(curve, np.array([0.2, 0.4]), np.array([0.5 - 1e-7, 0.5, 0.5 + 5e-8, 0.5 + 2e-7]))
+    assert np.isnan(found[[0, 3]]).all()
+    assert found[1:3] == pytest.approx([0.2, 0.3])
+
+
+def test_a_point_tied_with_the_end_of_the_curve_has_a_gain_and_an_interval() -> None:
+    """The same images recognised in sources of 10 and 5; rounding puts the mean of one a bit above the other."""
+    ids = [rows_of([2, 7, 4], 10), rows_of([2, 1, 4], 10)]
+    found = standings(ids, [rows_of([9, 5, 6], 10)], range(2), seed=0, resamples=40)
+    assert found[1].id_accuracy != found[2].id_accuracy
+    assert found[2].gain == pytest.approx(0.1)
+
+
+def test_ties_hold_in_resampled_draws() -> None:
+    """Where all images are alike every draw is a tie, so no draw may be lost to rounding."""
+    rng = np.random.default_rng(0)
+    thirds = rng.integers(1, 300, (500, 2)) / 300
+    end = thirds.mean(axis=1)
+    at = (thirds[:, ::-1] / 2).sum(axis=1) * (1 + 2e-16)
+    found = height(np.stack([end - 0.1, end], axis=1), np.array([0.5, 0.3]), at[:, None])
+    assert (found == 0.3).all()
+
+
 tenths = st.integers(0, 10).map(lambda n: n / 10)
 
 
