@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,9 @@ import numpy as np
 from clipmerge.checkpoint.source import local_path
 from clipmerge.errors import DataError, UsageError, shorten
 from clipmerge.images import Columns, Labelled, Store
+from clipmerge.images.decoding import decode, extent
+from clipmerge.images.digits import load_digits
+from clipmerge.images.folder import load_folder
 from clipmerge.images.places import Local, expand
 from clipmerge.images.store import Files, Held
 
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DEFAULT_TEMPLATE = "a photo of a {}."
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _WORDNET = re.compile(r"n\d{8}")
 # A batch is the unit of the bootstrap, so there should be a few of them even when images are scarce.
 _LARGEST_BATCH = 128
@@ -66,18 +68,10 @@ class LabelledImages:
             index: Position.
 
         Raises:
-            DataError: If the file cannot be decoded.
+            DataError: If the file cannot be decoded, or holds numbers whose range is not known.
         """
-        import datasets
-
         (encoded,) = self.store.read([index])
-        try:
-            image = datasets.Image().decode_example(encoded)
-            # palette images with transparency go through RGBA, as pillow asks
-            rgb: Image = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
-            return rgb
-        except Exception as error:  # a damaged file can make a decoder raise anything
-            raise self._unreadable(index, error) from None
+        return decode(self.store.name(index), encoded)
 
     def extent(self, index: int) -> tuple[int, int]:
         """The shorter and the longer side of an image, in pixels, from its header.
@@ -88,18 +82,8 @@ class LabelledImages:
         Raises:
             DataError: If the file is no image.
         """
-        from PIL import Image
-
         (encoded,) = self.store.read([index])
-        try:
-            with Image.open(BytesIO(encoded["bytes"]) if encoded["bytes"] else str(encoded["path"])) as image:
-                return min(image.size), max(image.size)
-        except Exception as error:
-            raise self._unreadable(index, error) from None
-
-    def _unreadable(self, index: int, error: Exception) -> DataError:
-        reason = str(error).split(" <")[0] or type(error).__name__
-        return DataError(f"{self.store.name(index)}: cannot be read as an image ({reason}); mend or remove it")
+        return extent(self.store.name(index), encoded)
 
     def sample(self, count: int, seed: int) -> LabelledImages:
         """Pick images, class-balanced and in a mixed order, reading no more blocks than that takes.
@@ -137,7 +121,8 @@ def load_images(
         classes: File with class names; see `read_class_names`. By default the source's own are used, with spaces
             for underscores.
         columns: The columns that the user named, for sources that have columns.
-        whole: Whether all images will be read: a dataset on the Hub is then kept in the cache.
+        whole: Whether all images will be read, and the right ones counted: a dataset on the Hub is then kept in the
+            cache, and one class is refused, of which every image would be right.
 
     Returns:
         The images, not decoded yet.
@@ -146,16 +131,20 @@ def load_images(
         DataError: If there is nothing there, a class is empty, or the class names do not fit.
         HubError: If the Hub refuses or cannot be reached.
     """
+    if not source.strip():  # as a path it would be the working directory
+        raise DataError(f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT")
     path = local_path(source)
     if source == "digits" and not path.is_dir():
-        found = _load_digits()
+        found = load_digits()
     elif source.startswith("hf://"):
         from clipmerge.images.hub_dataset import load_hub_dataset
 
         found = load_hub_dataset(source, columns or Columns(), whole=whole)
     else:
-        found = _load_tables(source, columns or Columns()) or _load_folder(source, path)
+        found = _load_tables(source, columns or Columns()) or load_folder(source, path)
     names, notes = _names_of(source, found, classes)
+    if whole and len(names) < 2:
+        raise DataError(f"{source}: has one class; measuring needs at least two")
     return LabelledImages(source, found.store, found.labels, names, found.revision, (*found.notes, *notes))
 
 
@@ -172,63 +161,44 @@ def _load_tables(source: str, columns: Columns) -> Labelled | None:
     return None
 
 
-def _load_folder(source: str, folder: Path) -> Labelled:
-    if not folder.is_dir():
-        raise DataError(
-            f"{source}: no such folder; --data takes a folder with one subfolder a class, Parquet or tar files, "
-            "hf://datasets/ORG/NAME:SPLIT, or 'digits'"
-        )
-    folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not folders:
-        raise DataError(f"{source}: has no subfolders; expected one a class, such as {source}/cat/1.jpg")
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, each in enumerate(folders):
-        found = sorted(str(file) for file in each.iterdir() if _is_image(file))
-        if not found:
-            raise _no_images(each)
-        paths += found
-        labels += [label] * len(found)
-    return Labelled(Files(tuple(paths)), tuple(labels), tuple(each.name for each in folders))
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in _IMAGE_SUFFIXES and not file.name.startswith(".")
-
-
-def _no_images(folder: Path) -> DataError:
-    inner = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
-    if inner:
-        return DataError(
-            f"{folder}: holds folders ({shorten(inner, 3)}), not images; give the folder right above the class "
-            f"folders, such as {folder}"
-        )
-    return DataError(f"{folder}: this class folder holds no images; add some or remove the folder")
-
-
-def _load_digits() -> Labelled:
-    import datasets
-
-    from clipmerge.demo_data import CLASS_NAMES, digit_images
-
-    images, labels = digit_images("all")
-    encoded = tuple(datasets.Image().encode_example(image) for image in images)
-    names = tuple(f"digits, image {number}" for number in range(len(encoded)))
-    return Labelled(Held(encoded, names), tuple(labels), CLASS_NAMES)
-
-
 def _names_of(source: str, found: Labelled, classes: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if classes is not None:
-        return read_class_names(classes, list(found.classes), numbered=not found.named), ()
+        names = read_class_names(classes, list(found.classes), numbered=not found.named)
+        return names, _shared(str(classes), names)
     if not found.named:
+        beyond = len(found.classes) > len(found.labels)
+        ids = "; if they are ids, name the column of the labels with --label-column" if beyond else ""
         raise DataError(
             f"{source}: its labels are the numbers 0 to {len(found.classes) - 1} without names; pass a file with the "
-            "names with --classes, one a line"
+            f"names with --classes, one a line{ids}"
         )
-    notes: tuple[str, ...] = ()
+    names = tuple(name.replace("_", " ") for name in found.classes)
+    for name in names:
+        if not _is_utf8(name):
+            raise DataError(
+                f"{source}: class {name!a} has a name that is not UTF-8; rename it, or pass names with --classes"
+            )
+    notes = _shared(source, names)
     if all(_WORDNET.fullmatch(name) for name in found.classes):
-        notes = (f"{source}: the classes are WordNet ids, which CLIP does not know; pass their names with --classes",)
-    return tuple(name.replace("_", " ") for name in found.classes), notes
+        notes += (f"{source}: the classes are WordNet ids, which CLIP does not know; pass their names with --classes",)
+    return names, notes
+
+
+def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
+    """A note on names that several classes have: lists of ImageNet's that are in use have some, so it is no error."""
+    shared = [name for name, count in Counter(name.strip() for name in names).items() if count > 1]
+    if not shared:
+        return ()
+    told = shorten(map(repr, shared))
+    return (f"{source}: names more than one class {told}; a model takes the first of them for all",)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file's name in another encoding, or a lone surrogate in JSON
+        return False
+    return True
 
 
 def read_class_names(path: Path, classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:
@@ -244,25 +214,45 @@ def read_class_names(path: Path, classes: list[str], *, numbered: bool = False) 
         One name a class.
 
     Raises:
-        DataError: If it cannot be read, or names do not fit the classes.
+        DataError: If it cannot be read, or names do not fit the classes or are not texts.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        data: Any = json.loads(text) if path.suffix == ".json" else None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as class names ({error})") from None
-    if data is None:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        data = dict(line.split("\t", 1) for line in lines) if lines and all("\t" in x for x in lines) else lines
+    data = _parsed_names(path)
     if isinstance(data, dict):
         missing = [name for name in classes if name not in data]
         if missing:
             raise DataError(f"{path}: has no name for {len(missing)} classes: {shorten(missing)}")
         data = [data[name] for name in classes]
-    count = len(data) if isinstance(data, list) else 0
-    if count < len(classes) or (count > len(classes) and not numbered):
-        raise DataError(f"{path}: has {count} class names, there are {len(classes)} classes; give one name a class")
-    return tuple(str(name) for name in data)
+    names: list[Any] = data if isinstance(data, list) else []
+    if numbered and 0 < len(names) < len(classes):
+        raise DataError(
+            f"{path}: label {len(classes) - 1} has no name, it has {len(names)}; give one name a class, or name the "
+            "column of the labels with --label-column"
+        )
+    if len(names) < len(classes) or (len(names) > len(classes) and not numbered):
+        raise DataError(
+            f"{path}: has {len(names)} class names, there are {len(classes)} classes; give one name a class"
+        )
+    return _checked_names(path, names)
+
+
+def _parsed_names(path: Path) -> Any:
+    """Read a file of names as what it holds: names in order, or class to name."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
+        data: Any = json.loads(text) if path.suffix == ".json" else None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as class names ({error})") from None
+    if data is None:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return dict(line.split("\t", 1) for line in lines) if lines and all("\t" in x for x in lines) else lines
+    return data
+
+
+def _checked_names(path: Path, names: list[Any]) -> tuple[str, ...]:
+    for name in names:
+        if not (isinstance(name, str) and name.strip() and _is_utf8(name)):
+            raise DataError(f"{path}: {json.dumps(name)[:60]} is no class name; write a text for each class")
+    return tuple(names)
 
 
 def check_templates(templates: list[str]) -> tuple[str, ...]:

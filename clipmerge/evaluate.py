@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
+from clipmerge.checkpoint.source import local_path
 from clipmerge.data import LabelledImages, batch_size_for, class_prompts, load_images, pixel_batches
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.families import family_of, tower_of
 from clipmerge.measuring import accelerator_for
 from clipmerge.models import ImageTextModel, model_for
+from clipmerge.prompts import refuse_one_prompt
 from clipmerge.together import together
 
 if TYPE_CHECKING:
@@ -110,14 +112,23 @@ def class_embeddings(
 ) -> torch.Tensor:
     """Embed classes: unit prompt features, averaged over templates, made unit again.
 
+    Args:
+        model: The model, weights loaded.
+        class_names: Names of the classes.
+        templates: Prompt templates.
+        device: Where the model is.
+
     Returns:
         (classes, projection_dim).
+
+    Raises:
+        DataError: If the text tower cannot tell any class from another.
     """
     prompts = class_prompts(class_names, templates)
-    pieces = []
-    for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
-        tokens = model.tokens(prompts[start : start + _PROMPTS_AT_ONCE])
-        pieces.append(model.text_features({key: value.to(device) for key, value in tokens.items()}))
+    starts = range(0, len(prompts), _PROMPTS_AT_ONCE)
+    tokens = [model.tokens(prompts[start : start + _PROMPTS_AT_ONCE]) for start in starts]
+    refuse_one_prompt(tokens, len(templates))
+    pieces = [model.text_features({key: value.to(device) for key, value in each.items()}) for each in tokens]
     features = torch.stack(torch.cat(pieces).chunk(len(class_names))).mean(dim=1)
     return torch.nn.functional.normalize(features, dim=-1)
 
@@ -125,12 +136,24 @@ def class_embeddings(
 def parse_named_source(text: str) -> tuple[str, str]:
     """Split ``NAME=SOURCE``; without a name the source's last part is the name.
 
+    Args:
+        text: What the user wrote.
+
+    Raises:
+        UsageError: If there is no source.
+
     Example:
         >>> parse_named_source("val=data/val"), parse_named_source("data/val")
         (('val', 'data/val'), ('val', 'data/val'))
     """
     name, found, source = text.partition("=")
-    return (name, source) if found and name else (Path(text).name, text)
+    if not (source if found and name else text).strip():
+        raise UsageError(f"'{text}': names no images; write NAME=SOURCE, such as val=data/val")
+    if found and name:
+        return name, source
+    path = Path(text)
+    # what . and .. are called says nothing
+    return (local_path(text).resolve().name if path.name in ("", "..") else path.name) or text, text
 
 
 def evaluate_sources(
@@ -160,7 +183,7 @@ def evaluate_sources(
         JSON-ready: ``accuracy`` {name: 0..1}, ``images`` {name: count}, ``sources`` {name: {source, revision}}.
 
     Raises:
-        UsageError: If two sources share a name.
+        UsageError: If two sources share a name, or one is empty.
         DataError: If images cannot be used.
     """
     sources = [parse_named_source(text) for text in named]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from clipmerge.data import LabelledImages
 from clipmerge.errors import UsageError
 from clipmerge.hashes import sha256_of
+from clipmerge.images.decoding import unreadable
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Fingerprints:
         """Device and inode to file; links, hard or symbolic, lead to the same."""
         found = {}
         for path in self.images.paths:
-            status = Path(path).stat()
+            status = _status(path)
             found[status.st_dev, status.st_ino] = path
         return found
 
@@ -52,13 +54,13 @@ class Fingerprints:
         """Bytes to files: only files of one size can have one content."""
         found: dict[int, list[str]] = {}
         for path in self.images.paths:
-            found.setdefault(Path(path).stat().st_size, []).append(path)
+            found.setdefault(_status(path).st_size, []).append(path)
         return found
 
     def with_content(self, size: int, digest: str) -> str | None:
         """The file of that size and hash, if there is one."""
         if size not in self._hashes:
-            self._hashes[size] = {sha256_of(Path(path)): path for path in self.by_size.get(size, [])}
+            self._hashes[size] = {_sha256(path): path for path in self.by_size.get(size, [])}
         return self._hashes[size].get(digest)
 
     @cached_property
@@ -94,7 +96,7 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
         What is shared, or ``None``.
 
     Raises:
-        DataError: If an image has to be decoded and cannot be.
+        DataError: If an image has to be read and cannot be.
     """
     if not (ours.images.paths and theirs.images.paths):
         pairs = []
@@ -108,14 +110,28 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
 
 
 def _same_file(path: str, ours: Fingerprints, theirs: Fingerprints) -> str | None:
-    status = Path(path).stat()
+    status = _status(path)
     same = theirs.files.get((status.st_dev, status.st_ino))
     if same is not None:
         return f"{path} is {'in both' if same == path else same}"
     if status.st_size not in theirs.by_size:
         return None
-    other = theirs.with_content(status.st_size, sha256_of(Path(path)))
+    other = theirs.with_content(status.st_size, _sha256(path))
     return other and f"{path} has the content of {other}"
+
+
+def _status(path: str) -> os.stat_result:
+    try:
+        return Path(path).stat()
+    except OSError as error:  # a link to nowhere is listed like any file
+        raise unreadable(path, error) from None
+
+
+def _sha256(path: str) -> str:
+    try:
+        return sha256_of(Path(path))
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def check_overlap(
@@ -133,7 +149,7 @@ def check_overlap(
 
     Raises:
         UsageError: If an OOD source shares an image with the calibration source.
-        DataError: If an image has to be decoded and cannot be.
+        DataError: If an image has to be read and cannot be.
     """
     id_prints = {name: Fingerprints(images) for name, images in ids.items()}
     ood_prints = {name: Fingerprints(images) for name, images in oods.items()}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
+from clipmerge.errors import DataError
 from clipmerge.models import ImageTextModel, Prefix
 
 # Prompts whose activations are held at once; more are recomputed piece by piece.
@@ -31,11 +33,16 @@ class Prompts:
             texts: The prompts.
             templates: Prompts a class.
             device: Where the model is.
+
+        Raises:
+            DataError: If the text tower cannot tell any class from another.
         """
         self.templates = templates
         self.classes = len(texts) // templates
         self._model = model
-        self.tokens = {key: value.to(device) for key, value in model.tokens(texts).items()}
+        tokens = model.tokens(texts)
+        refuse_one_prompt([tokens], templates)
+        self.tokens = {key: value.to(device) for key, value in tokens.items()}
 
     @property
     def are_many(self) -> bool:
@@ -79,6 +86,34 @@ class Prompts:
 def _pieces(tokens: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     for piece in zip(*(torch.split(value, _AT_ONCE) for value in tokens.values()), strict=True):
         yield dict(zip(tokens, piece, strict=True))
+
+
+def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) -> None:
+    """Refuse classes whose prompts are all the same tokens: nothing would be left to recognise.
+
+    Args:
+        tokens: Prompts class by class, in pieces, as `ImageTextModel.tokens` returns them, on the CPU.
+        templates: Prompts a class.
+
+    Raises:
+        DataError: If there are several classes, and one and the same prompt in each template.
+    """
+    rows = list(_rows(tokens))
+    classes = {tuple(rows[start : start + templates]) for start in range(0, len(rows), templates)}
+    if len(rows) > templates and len(classes) == 1:
+        raise DataError(
+            "the prompts of all classes are the same to the model, which cuts off the end of a long text and may "
+            "not know capitals; give a shorter --template, or other names with --classes"
+        )
+
+
+def _rows(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
+    """A hash of each prompt's ids, without the padding, which differs from piece to piece."""
+    for piece in tokens:
+        masks = piece.get("attention_mask")
+        for row, ids in enumerate(piece["input_ids"]):
+            read = ids if masks is None else ids[masks[row].bool()]
+            yield hashlib.blake2b(read.numpy().tobytes(), digest_size=16).digest()
 
 
 def averaged(features: Tensor, templates: int) -> Tensor:

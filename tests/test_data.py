@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections import Counter
@@ -22,8 +23,9 @@ from clipmerge.data import (
     load_images,
     read_class_names,
 )
-from clipmerge.errors import UsageError
+from clipmerge.errors import DataError, UsageError
 from tests.command import clipmerge, refused
+from tests.image_files import png, save_plain_parquet
 
 Folders = tuple[Path, Path]
 FOLDERS = ["n01", "n02", "n03"]
@@ -86,6 +88,8 @@ def test_wordnet_ids_are_said_to_need_names(tmp_path: Path) -> None:
 )
 def test_class_names_in_every_form(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
+    assert read_class_names(tmp_path / name, FOLDERS) == ("red", "green", "blue")
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")  # as editors on Windows save it
     assert read_class_names(tmp_path / name, FOLDERS) == ("red", "green", "blue")
 
 
@@ -165,6 +169,46 @@ def test_images_that_cannot_be_used_are_one_line(pair: Folders, photos: Path, ho
     merge_refused(pair, message, "--data", (photos / below).resolve())
 
 
+def test_a_folder_of_one_class_measures_nothing_but_is_found(photos: Path) -> None:
+    _keep_one_class(photos)
+    assert len(load_images(str(photos))) == 10
+    with pytest.raises(DataError, match=r"photos: has one class; measuring needs at least two"):
+        load_images(str(photos), whole=True)
+
+
+def test_one_class_among_several_named_ones_is_measured(tmp_path: Path) -> None:
+    source = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0), png(1)], "label": [0, 0]})
+    (tmp_path / "names.txt").write_text("bird\ncat\n")
+    assert load_images(str(source), tmp_path / "names.txt", whole=True).class_names == ("bird", "cat")
+
+
+def test_a_name_that_two_classes_have_is_noted(photos: Path, tmp_path: Path) -> None:
+    (photos / "cat").rename(photos / "a_b")
+    (photos / "dog").rename(photos / "a b")
+    assert load_images(str(photos)).notes == (
+        f"{photos}: names more than one class 'a b'; a model takes the first of them for all",
+    )
+    (tmp_path / "same.txt").write_text("crane\ncrane\nbird\n")
+    (note,) = load_images(str(photos), tmp_path / "same.txt").notes
+    assert note.startswith(f"{tmp_path / 'same.txt'}: names more than one class 'crane'")
+    (tmp_path / "names.json").write_text('{"a b": "cat", "a_b": "dog", "bird": "bird"}')
+    named = load_images(str(photos), tmp_path / "names.json")
+    assert (named.class_names, named.notes) == (("cat", "dog", "bird"), ())
+
+
+def test_a_folder_whose_name_is_not_utf8(pair: Folders, photos: Path) -> None:
+    (photos / "cat").rename(os.fsdecode(os.fsencode(photos) + b"/bad\xff"))
+    message = r"class 'bad\\+udcff' has a name that is not UTF-8; rename it, or pass names with --classes"
+    merge_refused(pair, message, "--data", photos)
+    assert re.search(message, refused(clipmerge("evaluate", pair[0], "--data", photos)))
+
+
+@pytest.mark.parametrize("source", ["", " "])
+def test_an_empty_source_is_not_the_working_directory(source: str) -> None:
+    with pytest.raises(DataError, match="names no images; give a folder"):
+        load_images(source)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -174,6 +218,11 @@ def test_images_that_cannot_be_used_are_one_line(pair: Folders, photos: Path, ho
         ("names.json", "3", "has 0 class names"),
         ("names.txt", "\xff\xfe", "cannot be read as class names"),
         ("none.txt", None, "cannot be read as class names"),
+        ("names.json", '["a", null, "b"]', r"names\.json: null is no class name; write a text for each class"),
+        ("names.json", '["a", [2], "b"]', r"\[2\] is no class name"),
+        ("names.json", '{"bird": "a", "cat": 7, "dog": {}}', "7 is no class name"),
+        ("names.json", '["a", " ", "b"]', '" " is no class name'),
+        ("names.json", r'["a", "\ud800", "b"]', "is no class name"),
     ],
 )
 def test_class_names_that_do_not_fit_are_one_line(

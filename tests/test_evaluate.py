@@ -10,7 +10,8 @@ from transformers import CLIPModel, CLIPProcessor
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.evaluate import evaluate_sources, parse_named_source
 from clipmerge.pipeline import Silent
-from tests.tiny_clip import CLASSES
+from tests.command import clipmerge, refused
+from tests.tiny_clip import CLASSES, save_images
 
 
 def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> float:
@@ -56,3 +57,23 @@ def test_a_bare_file_without_config_is_refused(pair: tuple[Path, Path], images: 
 def test_a_source_without_a_name_is_called_after_its_folder() -> None:
     assert parse_named_source("data/val") == ("val", "data/val")
     assert parse_named_source("x=data/val=1") == ("x", "data/val=1")
+
+
+def test_the_working_directory_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "val").mkdir()
+    monkeypatch.chdir(tmp_path / "val")
+    assert parse_named_source(".") == ("val", ".")
+    assert parse_named_source("..") == (tmp_path.name, "..")
+    assert parse_named_source("/") == ("/", "/")
+
+
+@pytest.mark.parametrize("text", ["", "a=", "a= "])
+def test_a_name_without_a_source_is_refused(pair: tuple[Path, Path], text: str) -> None:
+    line = refused(clipmerge("evaluate", pair[0], "--data", text), code=2)
+    assert f"'{text}': names no images; write NAME=SOURCE" in line
+
+
+def test_one_class_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    images = save_images(tmp_path / "images", each=2, classes=("bird",))
+    line = refused(clipmerge("evaluate", pair[0], "--data", images))
+    assert line.endswith("images: has one class; measuring needs at least two")

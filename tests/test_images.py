@@ -85,6 +85,23 @@ def test_named_columns_win(tmp_path: Path) -> None:
     assert_images(found, [2, 3])
 
 
+def test_labels_beyond_the_names_given(tmp_path: Path) -> None:
+    path = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0), png(1)], "label": [0, 581_928]})
+    (tmp_path / "n.txt").write_text("a\nb\nc\n")
+    with pytest.raises(DataError, match=r"n\.txt: label 581928 has no name, it has 3; .*--label-column"):
+        load_images(str(path), tmp_path / "n.txt")
+
+
+def test_a_usable_label_column_is_taken_before_one_that_is_not(tmp_path: Path) -> None:
+    columns = {"image": [png(0), png(1)], "label": [0.5, 0.1], "category": ["a", "b"]}
+    assert load_images(str(save_plain_parquet(tmp_path / "x.parquet", columns))).class_names == ("a", "b")
+
+
+def test_digits_without_end_are_text(tmp_path: Path) -> None:
+    path = save_tar(tmp_path / "x.tar", {"a.png": png(0), "a.cls": b"1" * 5000, "b.png": png(1), "b.cls": b"2"})
+    assert load_images(str(path)).labels == (0, 1)
+
+
 def test_classes_name_the_features_of_a_table(tmp_path: Path) -> None:
     path = save_hub_parquet(tmp_path / "x.parquet", [2, 0])
     (tmp_path / "n.json").write_text(json.dumps({"dog": "a hound", "bird": "a bird", "red_fox": "a fox"}))
@@ -106,7 +123,23 @@ TABLES: dict[str, tuple[dict[str, Any], Columns, str]] = {
         Columns(label="label"),
         r"'label' holds list<.*one number or one text",
     ),
-    "numbers": ({"image": [png(0)] * 2, "label": [4, 0]}, Columns(), r"numbers 0 to 4 without names.*--classes"),
+    "numbers": (
+        {"image": [png(0)] * 2, "label": [1, 0]},
+        Columns(),
+        r"numbers 0 to 1 without names.*--classes, one a l",
+    ),
+    "perhaps ids": ({"image": [png(0)], "label": [4]}, Columns(), r"numbers 0 to 4 .*if they are ids, name the column"),
+    "ids": (
+        {"image": [png(0)] * 2, "label": [0, 10**9]},
+        Columns(),
+        r"a label is 1000000000, of 2 images; are they ids\? Name the column of the labels with --label-column",
+    ),
+    "decimal labels": (
+        {"image": [png(0)], "label": [1.5]},
+        Columns(),
+        r"'label' holds double; .*name another with --label-column",
+    ),
+    "null labels": ({"image": [png(0)], "label": pa.nulls(1)}, Columns(), r"'label' holds null; a label is one"),
     "unlabelled": ({"image": [png(0)] * 2, "label": [-1, -1]}, Columns(), r"no image has a label; give a labelled"),
     "half labelled": ({"image": [png(0)] * 2, "label": ["a", None]}, Columns(), r"1 of 2 images have no label"),
     "empty": (
@@ -273,6 +306,7 @@ TARS: dict[str, tuple[dict[str, bytes], Columns, str]] = {
     "no such key": ({"k.png": b"", "k.json": b"{}"}, Columns(label="json.kind"), r"no \.json\.kind for --label-"),
     "json": ({"k.png": b"", "k.json": b"{"}, Columns(), r"k\.json: cannot be read as JSON"),
     "numbers": ({"k.png": b"", "k.cls": b"3"}, Columns(), r"numbers 0 to 3 without names.*--classes"),
+    "ids": ({"k.png": b"", "k.cls": b"123456789"}, Columns(), r"a label is 123456789, of 1 images; are they ids\?"),
     "empty": ({}, Columns(), r"holds no images"),
 }
 

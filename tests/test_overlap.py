@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from clipmerge.data import load_images
+from clipmerge.errors import DataError
 from clipmerge.overlap import Fingerprints, find_overlap
 from tests.tiny_clip import save_images
 
@@ -68,6 +70,24 @@ def test_the_message_names_both(images: Path, other: Path) -> None:
     found = find_overlap(Fingerprints(load_images(str(other))), Fingerprints(load_images(str(images))))
     assert found
     assert found.first == f"{other}/dog/copy.png has the content of {images}/cat/3.png"
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_link_to_nowhere_is_said_as_where_it_is_read(tmp_path: Path, images: Path, other: Path, first: bool) -> None:
+    (other / "cat" / "link.png").symlink_to(tmp_path / "nowhere.png")
+    found = load_images(str(other))
+    place = found.paths.index(str(other / "cat" / "link.png"))
+    with pytest.raises(DataError, match=r"cat/link\.png: cannot be read as an image \(.*\); mend or remove it") as told:
+        found.image(place)
+    with pytest.raises(DataError, match=f"^{re.escape(str(told.value))}$"):
+        overlap_of(*((other, images) if first else (images, other)))
+
+
+def test_a_folder_that_is_called_like_an_image(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "class" / "x.png").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"class/x\.png: cannot be read as an image"):
+        overlap_of(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_link_to_an_image_elsewhere_is_read(tmp_path: Path, other: Path) -> None:

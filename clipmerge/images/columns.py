@@ -11,6 +11,8 @@ from clipmerge.errors import DataError, did_you_mean, shorten
 if TYPE_CHECKING:
     import pyarrow
 
+# More classes than any classifier from prompts has; a larger number is an id, and one name a number would fill memory.
+_MOST_CLASSES = 1_000_000
 #: Names by which a label is known where its type does not tell; the first that is there counts.
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture")
@@ -67,8 +69,10 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
         raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
     label = asked.label or _label_column(where, schema, features, image)
     if not _holds_labels(schema.field(label).type):
+        hint = "" if asked.label else "; name another with --label-column"
         raise DataError(
             f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or one text an image"
+            f"{hint}"
         )
     names = tuple(features[label].names) if isinstance(features[label], datasets.ClassLabel) else None
     return Found(image, label, names)
@@ -87,8 +91,9 @@ def _label_column(where: str, schema: pyarrow.Schema, features: Any, image: str)
 
     found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not found:
-        plain = [name for name in LABEL_NAMES if name in features and _holds_labels(schema.field(name).type)]
-        found = [name for name in plain if name != image][:1]
+        usual = [name for name in LABEL_NAMES if name in features and name != image]
+        plain = [name for name in usual if _holds_labels(schema.field(name).type)]
+        found = (plain or usual)[:1]  # one of the wrong type is refused by its type, not called missing
     return _choose(where, "label", "--label-column", found, LABEL_NAMES, features)
 
 
@@ -133,7 +138,7 @@ def number_classes(
         names.
 
     Raises:
-        DataError: If there are no images, or some have no label.
+        DataError: If there are no images, some have no label, or one is too large a number for a class.
     """
     if not labels:
         raise DataError(f"{where}: holds no images")
@@ -147,6 +152,11 @@ def number_classes(
         return tuple(index[str(label)] for label in labels), classes, True
     numbers = tuple(int(label) for label in labels if label is not None)
     if names is None:
+        if max(numbers) >= _MOST_CLASSES:
+            raise DataError(
+                f"{where}: a label is {max(numbers)}, of {len(labels)} images; are they ids? Name the column of the "
+                "labels with --label-column"
+            )
         return numbers, tuple(map(str, range(max(numbers) + 1))), False
     if max(numbers) >= len(names):
         raise DataError(f"{where}: label {max(numbers)} has no name, there are {len(names)} class names")

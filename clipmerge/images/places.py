@@ -15,7 +15,9 @@ from clipmerge.errors import ClipmergeError, DataError, shorten
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
+# More files than a data set is cut into; a slip in a range should not fill memory with names.
+_MOST_FILES = 100_000
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
@@ -119,10 +121,31 @@ def expand(source: str, suffix: str) -> list[str]:
 def expand_ranges(text: str) -> list[str]:
     """Write out numeric ranges, with the zeros that their first number has.
 
+    Args:
+        text: A path or address, with ranges or without.
+
+    Returns:
+        What it names, in order.
+
+    Raises:
+        DataError: If a range runs backwards, or they name too many files.
+
     Example:
         >>> expand_ranges("val-{08..10}.tar")
         ['val-08.tar', 'val-09.tar', 'val-10.tar']
     """
+    count = 1
+    for match in _RANGE.finditer(text):
+        first, last = int(match[1]), int(match[2])
+        if last < first:
+            raise DataError(f"{text}: {match[0]} runs backwards; write {{{match[2]}..{match[1]}}}")
+        count *= last - first + 1
+    if count > _MOST_FILES:
+        raise DataError(f"{text}: names {count} files, more than {_MOST_FILES}; give the range of those there are")
+    return _expanded(text)
+
+
+def _expanded(text: str) -> list[str]:
     match = _RANGE.search(text)
     if match is None:
         return [text]
@@ -131,7 +154,7 @@ def expand_ranges(text: str) -> list[str]:
     return [
         whole
         for number in numbers
-        for whole in expand_ranges(f"{text[: match.start()]}{number:0{width}}{text[match.end() :]}")
+        for whole in _expanded(f"{text[: match.start()]}{number:0{width}}{text[match.end() :]}")
     ]
 
 
@@ -153,5 +176,9 @@ def local_inputs(*named: str | Path | None) -> list[Path]:
     Returns:
         The files and folders that are there.
     """
-    paths = [local_path(text) for each in named if each for text in expand_ranges(str(each))]
-    return [path for path in paths if path.exists()]
+    found: list[Path] = []
+    for text in [str(each) for each in named if each]:
+        # braces may also be part of a name
+        texts = [text] if local_path(text).exists() else expand_ranges(text)
+        found += map(local_path, texts)
+    return [path for path in found if path.exists()]

@@ -77,7 +77,7 @@ def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns
                 image = _image_ending(where, list(endings), asked.image)
                 members.append((archive, f"{key}.{image}", endings[image]))
                 labels.append(_label(where, file, endings, asked.label))
-    if labels and all(isinstance(label, str) and re.fullmatch(r"-?\d+", label) for label in labels):
+    if labels and all(isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label) for label in labels):
         labels = [int(label) for label in labels]
     indices, classes, named = number_classes(source, labels)
     notes: tuple[str, ...] = ()
