@@ -206,7 +206,9 @@ def _rows(pair: TrainedPair, entered: Sequence[Contestant], how: Evaluation) -> 
     for each, row in zip(entered, record["recipes"], strict=True):
         alone = {name: right[[row["point"]]] for name, right in correct.items()}
         rows.append(
-            {key: row[key] for key in ("name", "accuracy", "id", "ood", "verdict")}
+            {key: row[key] for key in ("name", "accuracy", "id", "ood")}
+            # a verdict may name models, and where they lie is nobody's business
+            | {"verdict": row["verdict"].replace(f"{pair.finetuned.parent}/", "")}
             | {"settings": each.settings, "seconds": record["seconds"]["plan"]}
             | {"correct": {name: packed(by_drawing(right, _source(request, name))) for name, right in alone.items()}}
         )
