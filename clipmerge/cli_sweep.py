@@ -87,11 +87,8 @@ def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
 
 def _named(flag: str, texts: list[str]) -> dict[str, str]:
     from clipmerge.evaluate import parse_named_source
-    from clipmerge.scoring import check_source_name
 
     sources = [parse_named_source(text) for text in texts]
-    for name, _ in sources:
-        check_source_name(name)
     if len(dict(sources)) != len(sources):
         raise UsageError(f"two {flag} have the same name; write NAME=SOURCE with different names")
     return dict(sources)
@@ -127,11 +124,9 @@ def sweep_command(
     """Compare recipes with every alpha: ID against OOD accuracy, in a table, a picture and a page."""
     from clipmerge.data import check_templates
     from clipmerge.images import Columns
-    from clipmerge.images.places import local_inputs
     from clipmerge.recipe import load_recipe
     from clipmerge.run import Calibration
-    from clipmerge.staging import check_output
-    from clipmerge.sweep import SWEEP_RECORD, SweepRequest, check_sweep, write_sweep
+    from clipmerge.sweep import SweepRequest, check_sweep, write_sweep
 
     terminal = Terminal(fmt, verbose=verbose)
     where = choice("--device", device, DEVICES)
@@ -157,10 +152,8 @@ def sweep_command(
         command=command_line(),
     )
     check_sweep(request)
-    files = [name for name in recipe or [] if Path(name).is_file()]  # not a folder of a recipe's name
-    read = local_inputs(*request.id_sources.values(), *request.ood_sources.values(), data, classes, *files)
-    check_output(output, overwrite=overwrite, read=read, record=SWEEP_RECORD)
-    record = write_sweep(request, output, overwrite=overwrite, progress=terminal)
+    files = [Path(name) for name in recipe or [] if Path(name).is_file()]  # not a folder of a recipe's name
+    record = write_sweep(request, output, overwrite=overwrite, read=files, progress=terminal)
     terminal.result(record, lambda: SweepTable(record))
     terminal.show(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")
 

@@ -19,6 +19,7 @@ from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
 from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.data import LabelledImages, check_templates, load_images
 from clipmerge.errors import UsageError
+from clipmerge.images.places import local_inputs
 from clipmerge.overlap import check_overlap
 from clipmerge.pipeline import MergeRequest, check_request, make_plan
 from clipmerge.plan import LayerPlan, Plan
@@ -124,13 +125,17 @@ def check_sweep(request: SweepRequest) -> None:
         request: What to sweep.
 
     Raises:
-        UsageError: If a source or a recipe is there twice, or a recipe measures and has no images.
+        UsageError: If a source or recipe is there twice, or a name cannot be written, or images to measure on lack.
     """
     shared = sorted(request.id_sources.keys() & request.ood_sources.keys())
     if shared:
         raise UsageError(f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name once")
     if not request.id_sources or not request.ood_sources:
         raise UsageError("a sweep needs at least one --id and one --ood source")
+    from clipmerge.scoring import check_source_name
+
+    for name in _sources(request):
+        check_source_name(name)
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
         raise UsageError("--alphas: a curve needs at least two different values, in ascending order")
     names = [recipe.name for recipe in request.recipes]
@@ -191,7 +196,12 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict
 
 
 def write_sweep(
-    request: SweepRequest, output: Path, *, overwrite: bool = False, progress: Progress | None = None
+    request: SweepRequest,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    read: Iterable[Path] = (),
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Evaluate the curve and the recipes, and write the output folder.
 
@@ -199,6 +209,7 @@ def write_sweep(
         request: What to sweep.
         output: The folder; there whole at the end, or not at all.
         overwrite: Whether an earlier sweep may be replaced.
+        read: Files that the request was made from.
         progress: Where to report.
 
     Returns:
@@ -213,8 +224,9 @@ def write_sweep(
     from clipmerge.scoring import write_correct
     from clipmerge.staging import check_output, staged
 
-    inputs = [Path(source) for source in request.checkpoints if Path(source).is_dir()]
-    check_output(output, overwrite=overwrite, inputs=inputs, record=SWEEP_RECORD)
+    images = local_inputs(*_sources(request).values(), request.calibration.source, request.calibration.classes)
+    inputs = local_inputs(*request.checkpoints)
+    check_output(output, overwrite=overwrite, inputs=inputs, read=[*images, *read], record=SWEEP_RECORD)
     record, correct = sweep(request, progress)
     record["output"] = str(output)
     if is_main_process():
