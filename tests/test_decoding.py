@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +142,27 @@ def test_accuracy_is_the_same_at_either_depth(pair: tuple[Path, Path], tmp_path:
         pixels = [load_images(str(tmp_path / depth)).image(k).tobytes() for k in range(18)]
         accuracy.append(hash(tuple(pixels)))
     assert accuracy[:2] == accuracy[2:]
+
+
+def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[Image.ExifTags.Base.Orientation] = 6  # the first row of the file is the right side of the picture
+    picture = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    assert decoded(tmp_path, "x.png", picture, exif=turned) == [[3, 0], [4, 1], [5, 2]]
+
+
+def test_an_image_of_no_bytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
+        decoded(tmp_path, "x.png", b"")
+
+
+def test_images_in_folders_do_without_the_datasets_library(tmp_path: Path) -> None:
+    (tmp_path / "class").mkdir()
+    Image.fromarray(SHADES).save(tmp_path / "class" / "x.png")
+    code = (
+        "import sys; from clipmerge.data import load_images\n"
+        "load_images(sys.argv[1]).image(0)\n"
+        "heavy = {'datasets', 'pandas', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
