@@ -38,6 +38,7 @@ class MergedTensor:
         chunks: Call it for the content: runs of elements in memory order, 1-D, as they are stored (bfloat16 as
             its bits). Give it ``numpy.empty``, or another function that takes a number of elements and a dtype and
             lends a place for some of them; what comes may be there or elsewhere.
+        is_whole: Whether all of it is computed before the first run, as a mask or a combination needs.
     """
 
     key: str
@@ -45,6 +46,7 @@ class MergedTensor:
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[Room], Iterator[Array]]
+    is_whole: bool = False
 
     def tensor(self) -> Tensor:
         """The whole content as a tensor of its own."""
@@ -74,14 +76,15 @@ def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -
             continue
         entry = pair.zeroshot.entries[key]
         layer = plan.layers.get(pair.layer_of[name])
-        dtype = _output_dtype(plan, entry)
+        dtype, is_whole = _output_dtype(plan, entry), False
         if layer is not None and pair.merges(name):
             chunks = _merging(pair, plan, name, layer, tensors or PlanTensors(), dtype)
+            is_whole = plan.combine is not None or _is_masked(pair, name, layer)
         elif is_counter(name) and layer is not None and layer.alpha == 1 and name in pair.finetuned_keys[0]:
             chunks = _alone(pair.finetuned[0], pair.finetuned_keys[0][name], name, dtype)
         else:
             chunks = _copying(pair, name, dtype)
-        outputs.append(MergedTensor(pair.output_keys[name], name, dtype, entry.shape, chunks))
+        outputs.append(MergedTensor(pair.output_keys[name], name, dtype, entry.shape, chunks, is_whole))
     return outputs + _finetuned_only(pair, plan)
 
 
@@ -132,11 +135,14 @@ def _merging(
     pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
 ) -> Callable[[Room], Iterator[Array]]:
     dtypes = {dtype, *(entry.dtype for entry in pair.entries(name))}
-    masked = layer.mask is not None and pair.entries(name)[0].size > 1 and not is_statistic(name)
-    special = masked or plan.combine or layer.alpha_range or is_variance(name)
+    special = _is_masked(pair, name, layer) or plan.combine or layer.alpha_range or is_variance(name)
     if special or len(dtypes) > 1 or not dtypes <= plain_chunks.COMPUTED:
         return partial(_merging_by_torch, pair, plan, name, layer, tensors, dtype)
     return partial(plain_chunks.merging, pair, name, layer.alpha, plan.weights)
+
+
+def _is_masked(pair: Pair, name: str, layer: LayerPlan) -> bool:
+    return layer.mask is not None and pair.entries(name)[0].size > 1 and not is_statistic(name)
 
 
 def _copying(pair: Pair, name: str, dtype: str) -> Callable[[Room], Iterator[Array]]:

@@ -1,49 +1,19 @@
-"""The merge of one tensor, and how masks select. The formula itself is in `formula`."""
+"""The merge of one tensor. The formula itself is in `formula`, how masks select in `selection`."""
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from clipmerge.formula import copied_input, weighted_change
 from clipmerge.plugins import check_options, load_plugin
+from clipmerge.selection import RandomKey
 from clipmerge.threads import one_thread
-
-_DRAWS = 1 << 20
-
-
-@dataclass(frozen=True)
-class RandomKey:
-    """What a random mask depends on, and nothing else.
-
-    Attributes:
-        seed: Seed of the run.
-        name: Parameter name.
-        which: Number of the fine-tuned checkpoint, where each is drawn for by itself.
-    """
-
-    seed: int
-    name: str
-    which: int | None = None
-
-    def of(self, which: int) -> RandomKey:
-        """The key for one of several fine-tuned checkpoints."""
-        return replace(self, which=which)
-
-    def generator(self) -> np.random.Philox:
-        """A counter-based generator that starts from this key alone."""
-        seed = f"{self.seed}" if self.which is None else f"{self.seed}#{self.which}"
-        digest = hashlib.sha256(f"{seed}:{self.name}".encode()).digest()
-        return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
 
 
 def merge_tensor(
@@ -95,36 +65,66 @@ def merge_tensor(
         if each.shape != theta_0.shape:
             raise ValueError(f"shapes differ: {tuple(theta_0.shape)} and {tuple(each.shape)}")
     dtype = dtype or theta_0.dtype
-    masked = mask is not None and theta_0.numel() > 1
-    plain = combine is None and not masked
-    copied: Tensor | None = copied_input(theta_0, finetuned, alpha, weights) if plain else None
+    if combine is not None or _is_masked(mask, theta_0):
+        change = whole_change(
+            theta_0, finetuned, alpha=alpha, weights=weights, combine=combine, mask=mask, **mask_inputs
+        )
+        return moved(theta_0, change, dtype)
+    copied: Tensor | None = copied_input(theta_0, finetuned, alpha, weights)
     if copied is not None:
         return copied.to(dtype)
     base, *wide = _widened([theta_0, *finetuned])
-    change = _change(base, wide, alpha, weights, combine)
-    if masked:
-        change = apply_mask(str(mask), change, base, mask_inputs)
-    # an entry that is not kept is zero-shot's bit for bit, negative zero included
-    merged = change.add_(base) if plain else torch.where(change == 0, base, base + change)
-    if isinstance(alpha, Tensor) and plain:
+    merged: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights).add_(base)
+    if isinstance(alpha, Tensor):
         merged = torch.where(alpha == 0, base, merged)  # base + 0.0 would turn -0.0 into 0.0
         if tuple(weights) == (1.0,):
             merged = torch.where(alpha == 1, finetuned[0].to(merged.dtype), merged)
     return merged.to(dtype)
 
 
-def _change(
-    base: Tensor,
-    finetuned: list[Tensor],
+def whole_change(
+    theta_0: Tensor,
+    finetuned: Sequence[Tensor],
+    *,
     alpha: float | Tensor,
     weights: Sequence[float],
-    combine: Callable[[Tensor], Tensor] | None,
+    combine: Callable[[Tensor], Tensor] | None = None,
+    mask: str | None = None,
+    **mask_inputs: Any,
 ) -> Tensor:
-    """The change before any mask; it is new, and may be written to."""
-    if combine is not None:
-        return combine(torch.stack([each - base for each in finetuned])) * alpha
-    change: Tensor = weighted_change(torch, base, finetuned, alpha=alpha, weights=weights)
-    return change
+    """The change of a parameter under a mask or a combination, which look at all of it; see `merge_tensor`.
+
+    Returns:
+        Shape of theta_0, float32 or float64; add it with `moved`.
+    """
+    base, *wide = _widened([theta_0, *finetuned])
+    if combine is None:
+        change: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights)
+    else:
+        stack = torch.empty((len(wide), *base.shape), dtype=base.dtype)
+        for which, each in enumerate(wide):
+            torch.sub(each, base, out=stack[which])
+        change = combine(stack) * alpha
+    return apply_mask(str(mask), change, base, mask_inputs) if _is_masked(mask, theta_0) else change
+
+
+def moved(theta_0: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add a change that may leave entries out: those are zero-shot's bit for bit, negative zero included.
+
+    Args:
+        theta_0: Zero-shot parameter, or a run of it.
+        change: Same shape, float32 or float64.
+        dtype: Output dtype.
+
+    Returns:
+        Merged parameter, same shape.
+    """
+    base = theta_0.to(change.dtype)
+    return torch.where(change == 0, base, base + change).to(dtype)
+
+
+def _is_masked(mask: str | None, theta_0: Tensor) -> bool:
+    return mask is not None and theta_0.numel() > 1
 
 
 def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -138,7 +138,7 @@ def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any
 
     Args:
         name: Name of the mask.
-        change: alpha * task_vector, any shape.
+        change: alpha * task_vector, any shape; masks may write into it.
         theta_0: Zero-shot parameter in the same dtype.
         inputs: Options and context by name; what the mask does not ask for is left out.
 
@@ -210,67 +210,6 @@ def mask_options(name: str, density: float, options: dict[str, Any]) -> dict[str
     given = {"density": density, **options} if "density" in wanted else options
     checked = check_options("masks", name, given)
     return {key: value for key, value in checked.items() if value is not inspect.Parameter.empty}
-
-
-def keep_largest(score: Tensor, density: float) -> Tensor:
-    """Select the largest scores; equal scores are taken by index, so the selection is unique.
-
-    Args:
-        score: Non-negative, any shape.
-        density: Share kept, in (0, 1]; at least one entry is.
-
-    Returns:
-        Boolean, same shape.
-
-    Example:
-        >>> keep_largest(torch.tensor([1.0, 1.0, 0.0, 1.0]), 0.5)
-        tensor([ True,  True, False, False])
-    """
-    return keep_first(score, max(1, round(density * score.numel())))
-
-
-def keep_first(score: Tensor, kept: int) -> Tensor:
-    """Select so many of the largest scores, of equal ones those with the lower index.
-
-    Args:
-        score: Non-negative, any shape.
-        kept: How many; 0 selects nothing.
-
-    Returns:
-        Boolean, same shape.
-    """
-    flat = score.flatten()
-    if kept <= 0 or kept >= flat.numel():
-        return torch.full_like(score, kept > 0, dtype=torch.bool)
-    # numpy selects in linear time; the value of the k-th largest is unique even though its position is not
-    threshold = float(np.partition(flat.numpy(), flat.numel() - kept)[flat.numel() - kept])
-    above = flat > threshold
-    ties = (flat == threshold).nonzero().flatten()
-    above[ties[: kept - int(above.sum())]] = True
-    return above.view(score.shape)
-
-
-def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey) -> Tensor:
-    """Select entries independently, from a counter-based generator (Philox).
-
-    Args:
-        shape: Shape of the parameter.
-        density: Probability that an entry is kept; a tensor of that shape has one for each.
-        key: Seed and parameter name; nothing else enters, so neither order nor chunking matters.
-
-    Returns:
-        Boolean, of the given shape.
-    """
-    generator = key.generator()
-    # the top 53 bits, so that the limit is exact in a float and density 1 keeps everything
-    chances = density.double().flatten().numpy() if isinstance(density, Tensor) else np.array([density])
-    keep = np.empty(math.prod(shape), dtype=bool)
-    for start in range(0, len(keep), _DRAWS):  # a draw takes 64 times the bytes of what it decides
-        part = keep[start : start + _DRAWS]
-        chance = chances if len(chances) == 1 else chances[start : start + _DRAWS]
-        limit = np.rint(chance * 2**53).astype(np.uint64)
-        np.less(generator.random_raw(len(part)) >> np.uint64(11), limit, out=part)
-    return torch.from_numpy(keep).view(shape)
 
 
 def spectral_split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,16 @@
-"""How many threads torch computes with."""
+"""How many threads torch computes with, and tensors computed side by side, each on one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+# What the tensors under way may hold together; a larger one is alone. Computing takes a few times that.
+_HELD_BYTES = 64 << 20
 
 
 @contextmanager
@@ -17,3 +24,36 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]]) -> Generator[T]:
+    """Run jobs that compute with one thread each, as many at a time as torch may use threads.
+
+    Close the iterator (`contextlib.closing`) if it may not be used up: torch keeps to one thread until then.
+
+    Args:
+        jobs: Bytes of the tensor that a job looks at, and the job; begun in order, not long before they are wanted.
+
+    Yields:
+        Their results, in order; the first that raises ends it.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield from (job() for _, job in jobs)
+        return
+    waiting, running, held = deque(jobs), deque[tuple[int, Future[T]]](), 0
+    with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            while waiting or running:
+                while waiting and (not running or held + waiting[0][0] <= _HELD_BYTES):
+                    size, job = waiting.popleft()
+                    running.append((size, pool.submit(job)))
+                    held += size
+                size, future = running.popleft()
+                result = future.result()
+                held -= size
+                yield result
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import RandomKey, combination, mask_options, merge_tensor
+from clipmerge.arithmetic import combination, mask_options, merge_tensor, moved, whole_change
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.checkpoint.header import DTYPES, STORED
@@ -19,6 +19,7 @@ from clipmerge.families import is_counter, is_statistic, is_variance
 from clipmerge.plain_chunks import integers_differ, negative_variance, overflow, require_finite_inputs, runs
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.plugins import load_plugin
+from clipmerge.selection import RandomKey
 from clipmerge.tensors import PlanTensors, coefficients_of_run
 from clipmerge.threads import one_thread
 
@@ -51,24 +52,21 @@ def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTe
         return
     combine = _combination(plan, name, thinned=entry.size > 1 and not is_statistic(name))
     # a mask or a combination looks at the whole parameter, everything else goes by chunks
-    whole = bool(inputs) or combine is not None
-    for start, stop in [(0, None)] if whole else runs(entry.size):
+    change = None
+    if inputs or combine is not None:
+        alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, 0, None)
+        change = _whole_change(pair, name, alpha=alpha, weights=plan.weights, combine=combine, **inputs)
+    for start, stop in runs(entry.size):
         theta_0 = pair.theta_0(name, start, stop)
         finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
-        alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
-        if whole or isinstance(alpha, Tensor) or alpha in (0, 1):
-            # NaN and Inf would not show in the result, or stop a decomposition
-            require_finite_inputs(pair, name, theta_0, finetuned)
         with one_thread():
-            merged = merge_tensor(
-                theta_0,
-                finetuned,
-                alpha=alpha,
-                weights=plan.weights,
-                combine=combine,
-                dtype=_torch_dtype(dtype),
-                **inputs,
-            )
+            if change is not None:
+                merged = moved(theta_0, change[start:stop], _torch_dtype(dtype))
+            else:
+                alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
+                if isinstance(alpha, Tensor) or alpha in (0, 1):  # NaN and Inf would not show in the result
+                    require_finite_inputs(pair, name, theta_0, finetuned)
+                merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype))
             if not is_finite(merged):
                 require_finite_inputs(pair, name, theta_0, finetuned)
                 raise overflow(name, DTYPES[dtype][0])
@@ -76,6 +74,15 @@ def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTe
                 raise negative_variance(name)
         yield _stored(merged, dtype)
     pair.release(name)
+
+
+def _whole_change(pair: Pair, name: str, **how: Any) -> Tensor:
+    """The change of a whole parameter, 1-D."""
+    theta_0 = pair.theta_0(name)
+    finetuned = [pair.theta_1(name, which=i) for i in range(len(pair.finetuned))]
+    require_finite_inputs(pair, name, theta_0, finetuned)  # they would not show in the result, or stop a decomposition
+    with one_thread():
+        return whole_change(theta_0, finetuned, **how).flatten()
 
 
 def _combination(plan: Plan, name: str, *, thinned: bool) -> Callable[[Tensor], Tensor] | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ from clipmerge.apply import MergedTensor
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.header import DTYPES
-from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS, Array
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, OutputError
 from clipmerge.hashes import sha256_of
 from clipmerge.layout_files import write_layout_files
 from clipmerge.output_file import output_file
+from clipmerge.plain_chunks import Room
 from clipmerge.plan import Plan, TensorsRecord, tensors_path
 from clipmerge.staging import staged_files
 from clipmerge.tensors import PlanTensors
+from clipmerge.threads import side_by_side
 
 # The order that safetensors' own save_file uses: widest dtype first, then by name.
 _DTYPE_RANK = {
@@ -83,11 +87,28 @@ def _write_file(path: Path, tensors: list[MergedTensor], advance: Callable[[int]
     header = np.frombuffer(_header(tensors), np.uint8)
     with output_file(path, len(header) + sum(_nbytes(tensor) for tensor in tensors), hashed=hashed) as file:
         file.append(header)
-        for tensor in tensors:
-            for chunk in tensor.chunks(file.room):
+        with contextlib.closing(_contents(tensors, file.room)) as contents:
+            for chunk in itertools.chain.from_iterable(contents):
                 file.append(chunk)
                 advance(chunk.nbytes)
         return file.finish()
+
+
+def _contents(tensors: list[MergedTensor], room: Room) -> Generator[Iterable[Array]]:
+    """Each tensor's chunks in turn; what is computed whole is begun on other cores ahead of its turn."""
+    jobs = [(_nbytes(tensor), functools.partial(_begun, tensor)) for tensor in tensors if tensor.is_whole]
+    if not jobs:  # nothing here needs torch
+        yield from (tensor.chunks(room) for tensor in tensors)
+        return
+    with contextlib.closing(side_by_side(jobs)) as begun:
+        for tensor in tensors:
+            yield next(begun) if tensor.is_whole else tensor.chunks(room)
+
+
+def _begun(tensor: MergedTensor) -> Iterable[Array]:
+    """A tensor's chunks, computed up to the first one, which is most of the work."""
+    chunks = tensor.chunks(np.empty)
+    return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
 
 def _nbytes(tensor: MergedTensor) -> int:

@@ -22,6 +22,7 @@ from clipmerge.errors import CheckpointError
 from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload
 from tests.raw_safetensors import shard
+from tests.test_threads import merged
 
 LINEAR = ["q_proj", "fc1", "visual_projection"]
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -373,3 +374,8 @@ def test_an_adapter_beside_a_model_is_ambiguous(pair: tuple[Path, Path], plain: 
     refuse(folder, pair[0], "holds both model.safetensors and adapter_model.safetensors")
     assert open_checkpoint(str(folder / "model.safetensors")).source.endswith("model.safetensors")
     refuse(folder / "adapter_model.safetensors", plain.parent, "no model.safetensors")
+
+
+def test_an_adapter_is_formed_alike_on_several_threads(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    sources = [pair[0], save_adapter(pair[0], tmp_path / "adapter")]
+    assert merged("magnitude", sources, tmp_path / "5", 5) == merged("magnitude", sources, tmp_path / "1", 1)

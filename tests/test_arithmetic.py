@@ -12,13 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clipmerge.arithmetic import (
-    RandomKey,
-    keep_largest,
-    keep_random,
     merge_tensor,
     singular_values,
     spectral_split,
 )
+from clipmerge.selection import RandomKey, keep_first, keep_largest, keep_random
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EASY = settings(max_examples=60, deadline=None)
@@ -164,21 +162,42 @@ def test_threads_give_the_same_bytes() -> None:
     assert all(same_bits(a, b) for a, b in zip(*results, strict=True))
 
 
-def slow_largest(scores: list[float], density: float) -> list[bool]:
-    """Rank by (score, lower index first), keep the first."""
-    count = max(1, round(density * len(scores)))
-    ranked = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
-    return [i in set(ranked[:count]) for i in range(len(scores))]
+def slow_first(scores: list[float], kept: int) -> list[bool]:
+    """Rank by (magnitude, lower index first), keep the first."""
+    ranked = sorted(range(len(scores)), key=lambda i: (-abs(scores[i]), i))
+    return [i in set(ranked[:kept]) for i in range(len(scores))]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @EASY
 @given(
-    scores=st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5]) | st.floats(0, 2, width=32), min_size=1, max_size=40),
+    scores=st.lists(
+        st.sampled_from([0.0, -0.0, 0.5, -1.0, 1.0, 1.5, 1e-45]) | st.floats(-2, 2, width=32), min_size=1, max_size=60
+    ),
     density=st.floats(0.01, 1),
+    piece=st.sampled_from([1, 7, 1 << 17]),
 )
-def test_the_largest_are_kept_and_ties_go_by_index(scores: list[float], density: float) -> None:
-    kept = keep_largest(torch.tensor(scores, dtype=torch.float32), density)
-    assert kept.tolist() == slow_largest(scores, density)
+def test_the_largest_are_kept_and_ties_go_by_index(
+    dtype: torch.dtype, scores: list[float], density: float, piece: int
+) -> None:
+    held = torch.tensor(scores, dtype=dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipmerge.selection._PIECE", piece)
+        kept = keep_largest(held, density)
+        some = [keep_first(held, count).tolist() for count in range(len(scores) + 1)]
+    assert kept.tolist() == slow_first(held.tolist(), max(1, round(density * len(scores))))
+    assert some == [slow_first(held.tolist(), count) for count in range(len(scores) + 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_of_many_are_those_that_sorting_finds(dtype: torch.dtype) -> None:
+    scores = torch.randn(3, 100_001, dtype=dtype, generator=torch.Generator().manual_seed(1)).T
+    scores[::3] = scores[1]  # many ties
+    order = np.argsort(-scores.abs().flatten().numpy(), kind="stable")
+    for kept in (1, 1000, 150_000, 300_002):
+        expected = np.zeros(scores.numel(), dtype=bool)
+        expected[order[:kept]] = True
+        assert np.array_equal(keep_first(scores, kept).flatten().numpy(), expected)
 
 
 def slow_random(count: int, density: float, key: RandomKey) -> list[bool]:
@@ -196,7 +215,7 @@ def test_random_entries_come_from_seed_and_name_alone(density: float, monkeypatc
     kept = keep_random(torch.Size([30, 40]), density, key)
     assert kept.flatten().tolist() == slow_random(1200, density, key)
     assert torch.equal(keep_random(torch.Size([1200]), density, key), kept.flatten())
-    monkeypatch.setattr("clipmerge.arithmetic._DRAWS", 7)
+    monkeypatch.setattr("clipmerge.selection._DRAWS", 7)
     torch.manual_seed(99)
     assert torch.equal(keep_random(torch.Size([30, 40]), density, key), kept)
 

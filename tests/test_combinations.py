@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipmerge.apply import merged_tensors
-from clipmerge.arithmetic import RandomKey, apply_mask, combination, merge_tensor
+from clipmerge.arithmetic import apply_mask, combination, merge_tensor
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
 from clipmerge.decision import Decision, Task
 from clipmerge.errors import CheckpointError, PlanError, RecipeError
 from clipmerge.plan import Combination, LayerPlan, Plan, SourceRecord, read_plan
 from clipmerge.plugins import load_plugin, plugin_names
+from clipmerge.selection import RandomKey
 from tests.command import clipmerge, refused
 from tests.raw_safetensors import edit
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import RandomKey, apply_mask, mask_options, merge_tensor
+from clipmerge.arithmetic import apply_mask, mask_options, merge_tensor
 from clipmerge.errors import RecipeError
 from clipmerge.plugins import load_plugin, plugin_names, plugin_options
+from clipmerge.selection import RandomKey
 
 MASKS = plugin_names("masks")
 WITH_DENSITY = [name for name in MASKS if "density" in plugin_options("masks", name)]
@@ -44,7 +45,7 @@ def test_shape_dtype_and_inputs_survive_and_runs_are_equal(name: str, shape: tup
     theta_0, theta_1, score = example(shape)
     change = theta_1 - theta_0
     before = [each.clone() for each in (theta_0, change, score)]
-    results = [apply_mask(name, change, theta_0, inputs(name, score)) for _ in range(2)]
+    results = [apply_mask(name, change.clone(), theta_0, inputs(name, score)) for _ in range(2)]
     assert results[0].shape == change.shape
     assert results[0].dtype == change.dtype
     assert torch.equal(*results)
@@ -77,7 +78,7 @@ def test_negative_zeros_that_are_not_kept_stay_negative(name: str) -> None:
 def test_density_is_respected(name: str, density: float) -> None:
     theta_0, theta_1, score = example((200, 100))
     change = theta_1 - theta_0
-    masked = apply_mask(name, change, theta_0, inputs(name, score, density=density))
+    masked = apply_mask(name, change.clone(), theta_0, inputs(name, score, density=density))
     gone = -theta_0 if name == "weights-random" else torch.zeros_like(theta_0)
     share = float((masked != gone).double().mean())
     slack = 5 * (density * (1 - density) / 20_000) ** 0.5 if name in RANDOM else 0.5 / 20_000
@@ -92,12 +93,12 @@ def test_random_masks_depend_on_seed_and_name_alone(name: str) -> None:
     change = theta_1 - theta_0
 
     def masked(seed: int, parameter: str) -> Tensor:
-        return apply_mask(name, change, theta_0, inputs(name, score, key=RandomKey(seed, parameter)))
+        return apply_mask(name, change.clone(), theta_0, inputs(name, score, key=RandomKey(seed, parameter)))
 
     torch.manual_seed(5)
     np.random.seed(5)
     first = masked(1, "a")
-    apply_mask(name, change[:3], theta_0[:3], inputs(name, score[:3], key=RandomKey(2, "b")))
+    apply_mask(name, change[:3].clone(), theta_0[:3], inputs(name, score[:3], key=RandomKey(2, "b")))
     assert torch.equal(masked(1, "a"), first)
     assert not torch.equal(masked(2, "a"), first)
     assert not torch.equal(masked(1, "b"), first)

@@ -97,11 +97,12 @@ class Adapted(Checkpoint):
         """
         if key not in self.changes:
             return self.base.tensor(key, start, stop)
-        if key not in self._latest:
-            self._latest.clear()
+        tensor = self._latest.get(key)
+        if tensor is None:  # several threads may come here, each with a key of its own
             with one_thread():
-                self._latest[key] = _formed(self, key)
-        tensor = self._latest[key]
+                tensor = _formed(self, key)
+            self._latest.clear()
+            self._latest[key] = tensor
         return tensor if start == 0 and stop is None else tensor.flatten()[start:stop]
 
     def release(self, key: str) -> None:

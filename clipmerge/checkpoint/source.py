@@ -6,6 +6,7 @@ import mmap
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +86,9 @@ class Checkpoint:
             The tensor in its own shape, or 1-D when a run was asked for. It is a view of the file: never write
             to it.
         """
-        import torch
-
+        torch = _torch_for_views()
         entry = self.entries[key]
-        with warnings.catch_warnings():  # the map is read-only, and so is every use of the view
-            warnings.filterwarnings("ignore", message=".*not writable.*")
-            view = torch.from_numpy(self.array(key, start, stop)).view(getattr(torch, DTYPES[entry.dtype][0]))
+        view: Tensor = torch.from_numpy(self.array(key, start, stop)).view(getattr(torch, DTYPES[entry.dtype][0]))
         return view.view(entry.shape) if start == 0 and stop is None else view
 
     def release(self, key: str) -> None:
@@ -130,6 +128,20 @@ class Checkpoint:
     def bytes(self) -> int:
         """Size of the weights."""
         return sum(entry.end - entry.begin for entry in self.entries.values())
+
+
+@cache
+def _torch_for_views() -> Any:
+    """Import torch and have it say now, unheard, what it says once in a process: that a view of an array is read-only.
+
+    The maps are, and so is every use of the views. Filters of warnings are no business of threads.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
+    return torch
 
 
 def local_path(source: str) -> Path:

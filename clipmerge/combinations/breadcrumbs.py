@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import keep_first, weighted_sum
+from clipmerge.arithmetic import weighted_sum
 from clipmerge.options import Density, Share
+from clipmerge.selection import keep_first
 
 
 def breadcrumbs(
@@ -44,7 +45,5 @@ def breadcrumbs(
     size = task_vectors[0].numel()
     left_out = min(round(outliers * size), size - 1)
     kept = max(1, round(density * size))
-    middle = [
-        each * (keep_first(each.abs(), left_out + kept) & ~keep_first(each.abs(), left_out)) for each in task_vectors
-    ]
+    middle = [each * (keep_first(each, left_out + kept) & ~keep_first(each, left_out)) for each in task_vectors]
     return weighted_sum(torch.stack(middle), weights)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import RandomKey, keep_random, weighted_sum
+from clipmerge.arithmetic import weighted_sum
 from clipmerge.options import Density
+from clipmerge.selection import RandomKey, keep_random
 
 
 def dare(

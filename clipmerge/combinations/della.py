@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import RandomKey, keep_random
 from clipmerge.combinations.ties import disjoint_mean
 from clipmerge.errors import RecipeError
 from clipmerge.options import Density, Share
+from clipmerge.selection import RandomKey, keep_random
 
 
 def della(

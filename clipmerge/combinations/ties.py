@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import keep_largest, weighted_sum
+from clipmerge.arithmetic import weighted_sum
 from clipmerge.options import Density
+from clipmerge.selection import keep_largest
 
 
 def ties(task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True, density: Density = 0.2) -> Tensor:
@@ -33,7 +34,7 @@ def ties(task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True
     """
     if not thinned:
         return disjoint_mean(task_vectors, weights)
-    trimmed = torch.stack([each * keep_largest(each.abs(), density) for each in task_vectors])
+    trimmed = torch.stack([each * keep_largest(each, density) for each in task_vectors])
     return disjoint_mean(trimmed, weights)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipmerge.arithmetic import keep_largest
 from clipmerge.options import Density
+from clipmerge.selection import keep_largest
 
 
 def magnitude(change: Tensor, *, density: Density = 1.0) -> Tensor:
@@ -26,4 +26,4 @@ def magnitude(change: Tensor, *, density: Density = 1.0) -> Tensor:
         >>> magnitude(torch.tensor([1.0, -3.0, 2.0, 0.5]), density=0.5)
         tensor([ 0., -3.,  2.,  0.])
     """
-    return change * keep_largest(change.abs(), density)
+    return change.mul_(keep_largest(change, density))

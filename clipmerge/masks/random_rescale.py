@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipmerge.arithmetic import RandomKey, keep_random
 from clipmerge.options import Density
+from clipmerge.selection import RandomKey, keep_random
 
 
 def random_rescale(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
@@ -22,4 +22,4 @@ def random_rescale(change: Tensor, *, key: RandomKey, density: Density = 1.0) ->
     Source:
         DARE, Yu et al. 2023, arXiv:2311.03099.
     """
-    return change * keep_random(change.shape, density, key) / density
+    return change.mul_(keep_random(change.shape, density, key)).div_(density)

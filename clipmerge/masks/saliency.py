@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipmerge.arithmetic import keep_largest
 from clipmerge.options import Density
+from clipmerge.selection import keep_largest
 
 
 def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor:
@@ -31,4 +31,4 @@ def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor
         >>> saliency(torch.tensor([1.0, 3.0]), score=torch.tensor([9.0, -1.0]), density=0.5)
         tensor([1., 0.])
     """
-    return change * keep_largest(change.abs() * score.abs(), density)
+    return change.mul_(keep_largest(change * score, density))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from clipmerge.checkpoint.finite import require_finite
 from clipmerge.decision import Decision, Task
 from clipmerge.options import Share
 from clipmerge.plan import LayerPlan
+from clipmerge.threads import side_by_side
 
 
 def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", energy: Share = 0.8) -> Decision:
@@ -34,19 +36,24 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
         MonoSoup, arXiv:2602.09689.
     """
     task.need_one_finetuned("monosoup")
+    entries = {name: task.pair.entries(name)[0] for names in task.layers.values() for name in names}
+    matrices = [name for name, entry in entries.items() if len(entry.shape) >= 2 and entry.size]
+    jobs = [(4 * entries[name].size, partial(_split_of, task, name, rank, energy)) for name in matrices]
+    found = dict(zip(matrices, side_by_side(jobs), strict=True))
     layers = {}
     for layer, names in task.layers.items():
-        splits = {}
-        for name in names:
-            theta_0, theta_1 = task.pair.theta_0(name), task.pair.theta_1(name)
-            if theta_0.ndim >= 2 and theta_0.numel():
-                require_finite(theta_0, name, task.pair.zeroshot.source)
-                require_finite(theta_1, name, task.pair.finetuned[0].source)
-                splits[name] = _split(theta_1.double() - theta_0.double(), rank, energy)
+        splits = {name: found[name] for name in names if name in found}
         layers[layer] = LayerPlan(
             alpha=1.0, mask="spectral" if splits else None, parameters=splits, reason=_reason(splits)
         )
     return Decision(layers, "every matrix keeps its strong directions, and of the weak ones what their tail deserves")
+
+
+def _split_of(task: Task, name: str, rank: str, energy: float) -> dict[str, float | int]:
+    theta_0, theta_1 = task.pair.theta_0(name), task.pair.theta_1(name)
+    require_finite(theta_0, name, task.pair.zeroshot.source)
+    require_finite(theta_1, name, task.pair.finetuned[0].source)
+    return _split(theta_1.double() - theta_0.double(), rank, energy)
 
 
 def _split(task_vector: Tensor, rank: str, energy: float) -> dict[str, float | int]:
