@@ -105,6 +105,7 @@ def whole_change(
         for which, each in enumerate(wide):
             torch.sub(each, base, out=stack[which])
         change = combine(stack) * alpha
+        del stack  # masks take memory too
     return apply_mask(str(mask), change, base, mask_inputs) if _is_masked(mask, theta_0) else change
 
 

@@ -45,7 +45,7 @@ def test_shape_dtype_and_inputs_survive_and_runs_are_equal(name: str, shape: tup
     theta_0, theta_1, score = example(shape)
     change = theta_1 - theta_0
     before = [each.clone() for each in (theta_0, change, score)]
-    results = [apply_mask(name, change.clone(), theta_0, inputs(name, score)) for _ in range(2)]
+    results = [apply_mask(name, change.clone(), theta_0, inputs(name, score)) for _ in range(2)]  # it may write there
     assert results[0].shape == change.shape
     assert results[0].dtype == change.dtype
     assert torch.equal(*results)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from clipmerge.arithmetic import weighted_sum
@@ -45,5 +44,6 @@ def breadcrumbs(
     size = task_vectors[0].numel()
     left_out = min(round(outliers * size), size - 1)
     kept = max(1, round(density * size))
-    middle = [each * (keep_first(each, left_out + kept) & ~keep_first(each, left_out)) for each in task_vectors]
-    return weighted_sum(torch.stack(middle), weights)
+    for each in task_vectors:
+        each.mul_(keep_first(each, left_out + kept).logical_and_(~keep_first(each, left_out)))
+    return weighted_sum(task_vectors, weights)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from clipmerge.arithmetic import weighted_sum
@@ -32,5 +31,6 @@ def dare(
     """
     if not thinned:
         return weighted_sum(task_vectors, weights)
-    kept = [each * keep_random(each.shape, density, key.of(which)) / density for which, each in enumerate(task_vectors)]
-    return weighted_sum(torch.stack(kept), weights)
+    for which, each in enumerate(task_vectors):
+        each.mul_(keep_random(each.shape, density, key.of(which))).div_(density)
+    return weighted_sum(task_vectors, weights)

@@ -13,6 +13,10 @@ from clipmerge.options import Density, Share
 from clipmerge.selection import RandomKey, keep_random
 
 
+# Entries sorted at a time, in whole rows: sorting takes several times their memory.
+_SORTED = 1 << 20
+
+
 def della(
     task_vectors: Tensor,
     weights: Sequence[float],
@@ -47,11 +51,10 @@ def della(
     check_chances(density, window)
     if not thinned:
         return disjoint_mean(task_vectors, weights)
-    kept = []
     for which, each in enumerate(task_vectors):
         chance = _chances(each, density, window)
-        kept.append(each * keep_random(each.shape, chance, key.of(which)) / chance)
-    return disjoint_mean(torch.stack(kept), weights)
+        each.mul_(keep_random(each.shape, chance, key.of(which))).div_(chance)
+    return disjoint_mean(task_vectors, weights)
 
 
 def check_chances(density: float = 0.5, window: float = 0.2) -> None:
@@ -70,8 +73,13 @@ def check_chances(density: float = 0.5, window: float = 0.2) -> None:
 
 def _chances(task_vector: Tensor, density: float, window: float) -> Tensor:
     rows = task_vector.flatten(1) if task_vector.ndim > 1 else task_vector.reshape(1, -1)
-    # a stable sort gives ties to the lower index, in every build
-    ranks = rows.abs().sort(dim=1, stable=True).indices.argsort(dim=1)
     width = rows.shape[1]
-    share = ranks.to(task_vector.dtype) / (width - 1) if width > 1 else torch.full_like(rows, 0.5)
-    return (density + window * (share - 0.5)).view(task_vector.shape)
+    chances = torch.full_like(rows, density)
+    at_once = max(1, _SORTED // width)
+    for start in range(0, len(rows) if width > 1 else 0, at_once):
+        # a stable sort gives ties to the lower index, in every build
+        order = rows[start : start + at_once].abs().argsort(dim=1, stable=True)
+        ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width).expand_as(order))
+        share = ranks.to(task_vector.dtype) / (width - 1)
+        chances[start : start + at_once] = density + window * (share - 0.5)
+    return chances.view(task_vector.shape)

@@ -11,6 +11,9 @@ from clipmerge.arithmetic import weighted_sum
 from clipmerge.options import Density
 from clipmerge.selection import keep_largest
 
+# Entries averaged at a time: they stay in a core's cache.
+_RUN = 1 << 16
+
 
 def ties(task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True, density: Density = 0.2) -> Tensor:
     """Trim, elect sign, disjoint mean.
@@ -34,8 +37,9 @@ def ties(task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True
     """
     if not thinned:
         return disjoint_mean(task_vectors, weights)
-    trimmed = torch.stack([each * keep_largest(each, density) for each in task_vectors])
-    return disjoint_mean(trimmed, weights)
+    for each in task_vectors:
+        each.mul_(keep_largest(each, density))
+    return disjoint_mean(task_vectors, weights)
 
 
 def disjoint_mean(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
@@ -48,7 +52,12 @@ def disjoint_mean(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
     Returns:
         (...).
     """
-    elected = torch.where(weighted_sum(task_vectors, (1.0,) * len(task_vectors)) >= 0, 1.0, -1.0)
-    agrees = task_vectors.sign() == elected
-    total = weighted_sum(torch.where(agrees, task_vectors, 0.0), weights)
-    return total / agrees.sum(dim=0).clamp(min=1)
+    flat = task_vectors.reshape(len(task_vectors), -1)
+    mean = torch.empty_like(flat[0])
+    for start in range(0, len(mean), _RUN):
+        run, out = flat[:, start : start + _RUN], mean[start : start + _RUN]
+        elected = torch.where(weighted_sum(run, (1.0,) * len(run)) >= 0, 1.0, -1.0)
+        agrees = run.sign() == elected
+        total = weighted_sum(torch.where(agrees, run, 0.0), weights)
+        torch.div(total, agrees.sum(dim=0).clamp(min=1), out=out)
+    return mean.view(task_vectors.shape[1:])
