@@ -12,7 +12,6 @@ from clipmerge.errors import RecipeError
 from clipmerge.options import Density, Share
 from clipmerge.selection import RandomKey, keep_random
 
-
 # Entries sorted at a time, in whole rows: sorting takes several times their memory.
 _SORTED = 1 << 20
 
@@ -75,7 +74,7 @@ def _chances(task_vector: Tensor, density: float, window: float) -> Tensor:
     rows = task_vector.flatten(1) if task_vector.ndim > 1 else task_vector.reshape(1, -1)
     width = rows.shape[1]
     chances = torch.full_like(rows, density)
-    at_once = max(1, _SORTED // width)
+    at_once = max(1, _SORTED // max(1, width))
     for start in range(0, len(rows) if width > 1 else 0, at_once):
         # a stable sort gives ties to the lower index, in every build
         order = rows[start : start + at_once].abs().argsort(dim=1, stable=True)
