@@ -90,6 +90,19 @@ def keep_first(score: Tensor, kept: int) -> Tensor:
     return torch.from_numpy(selected).view(score.shape)
 
 
+def zero_others(values: Tensor, kept: Tensor) -> Tensor:
+    """Zero in place what is not kept; multiplying would make numbers of the whole selection first.
+
+    Args:
+        values: Any shape.
+        kept: Boolean, same shape; used up.
+
+    Returns:
+        ``values``.
+    """
+    return values.masked_fill_(kept.logical_not_(), 0.0)
+
+
 def _magnitudes(values: Bits) -> Iterator[tuple[int, Bits]]:
     """Go through the magnitudes as whole numbers of the same order: a float's bits without the sign."""
     bits: Bits = values.view(np.uint64 if values.itemsize == 8 else np.uint32)

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-# What the tensors under way may hold together; a larger one is alone. Computing takes a few times that.
+# What the tensors under way and the one that is being used may hold together; a larger one is alone. Computing takes a
+# few times that.
 _HELD_BYTES = 64 << 20
 
 
@@ -52,8 +53,7 @@ def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]]) -> Generator[T]:
                     running.append((size, pool.submit(job)))
                     held += size
                 size, future = running.popleft()
-                result = future.result()
-                held -= size
-                yield result
+                yield future.result()
+                held -= size  # whoever asked has done with it
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipmerge.arithmetic import weighted_sum
 from clipmerge.options import Density, Share
-from clipmerge.selection import keep_first
+from clipmerge.selection import keep_first, zero_others
 
 
 def breadcrumbs(
@@ -45,5 +45,5 @@ def breadcrumbs(
     left_out = min(round(outliers * size), size - 1)
     kept = max(1, round(density * size))
     for each in task_vectors:
-        each.mul_(keep_first(each, left_out + kept).logical_and_(~keep_first(each, left_out)))
+        zero_others(each, keep_first(each, left_out + kept).logical_and_(~keep_first(each, left_out)))
     return weighted_sum(task_vectors, weights)

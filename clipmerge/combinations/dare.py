@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipmerge.arithmetic import weighted_sum
 from clipmerge.options import Density
-from clipmerge.selection import RandomKey, keep_random
+from clipmerge.selection import RandomKey, keep_random, zero_others
 
 
 def dare(
@@ -32,5 +32,5 @@ def dare(
     if not thinned:
         return weighted_sum(task_vectors, weights)
     for which, each in enumerate(task_vectors):
-        each.mul_(keep_random(each.shape, density, key.of(which))).div_(density)
+        zero_others(each, keep_random(each.shape, density, key.of(which))).div_(density)
     return weighted_sum(task_vectors, weights)

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipmerge.combinations.ties import disjoint_mean
 from clipmerge.errors import RecipeError
 from clipmerge.options import Density, Share
-from clipmerge.selection import RandomKey, keep_random
+from clipmerge.selection import RandomKey, keep_random, zero_others
 
 # Entries sorted at a time, in whole rows: sorting takes several times their memory.
 _SORTED = 1 << 20
@@ -52,7 +52,7 @@ def della(
         return disjoint_mean(task_vectors, weights)
     for which, each in enumerate(task_vectors):
         chance = _chances(each, density, window)
-        each.mul_(keep_random(each.shape, chance, key.of(which))).div_(chance)
+        zero_others(each, keep_random(each.shape, chance, key.of(which))).div_(chance)
     return disjoint_mean(task_vectors, weights)
 
 

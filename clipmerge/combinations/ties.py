@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipmerge.arithmetic import weighted_sum
 from clipmerge.options import Density
-from clipmerge.selection import keep_largest
+from clipmerge.selection import keep_largest, zero_others
 
 # Entries averaged at a time: they stay in a core's cache.
 _RUN = 1 << 16
@@ -38,7 +38,7 @@ def ties(task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True
     if not thinned:
         return disjoint_mean(task_vectors, weights)
     for each in task_vectors:
-        each.mul_(keep_largest(each, density))
+        zero_others(each, keep_largest(each, density))
     return disjoint_mean(task_vectors, weights)
 
 

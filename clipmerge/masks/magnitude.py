@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipmerge.options import Density
-from clipmerge.selection import keep_largest
+from clipmerge.selection import keep_largest, zero_others
 
 
 def magnitude(change: Tensor, *, density: Density = 1.0) -> Tensor:
@@ -26,4 +26,4 @@ def magnitude(change: Tensor, *, density: Density = 1.0) -> Tensor:
         >>> magnitude(torch.tensor([1.0, -3.0, 2.0, 0.5]), density=0.5)
         tensor([ 0., -3.,  2.,  0.])
     """
-    return change.mul_(keep_largest(change, density))
+    return zero_others(change, keep_largest(change, density))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipmerge.options import Density
-from clipmerge.selection import RandomKey, keep_random
+from clipmerge.selection import RandomKey, keep_random, zero_others
 
 
 def random(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
@@ -21,4 +21,4 @@ def random(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
     Returns:
         The change with the other entries zero, same shape.
     """
-    return change.mul_(keep_random(change.shape, density, key))
+    return zero_others(change, keep_random(change.shape, density, key))

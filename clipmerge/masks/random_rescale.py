@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipmerge.options import Density
-from clipmerge.selection import RandomKey, keep_random
+from clipmerge.selection import RandomKey, keep_random, zero_others
 
 
 def random_rescale(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
@@ -22,4 +22,4 @@ def random_rescale(change: Tensor, *, key: RandomKey, density: Density = 1.0) ->
     Source:
         DARE, Yu et al. 2023, arXiv:2311.03099.
     """
-    return change.mul_(keep_random(change.shape, density, key)).div_(density)
+    return zero_others(change, keep_random(change.shape, density, key)).div_(density)

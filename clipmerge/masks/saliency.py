@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clipmerge.options import Density
-from clipmerge.selection import keep_largest
+from clipmerge.selection import keep_largest, zero_others
 
 
 def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor:
@@ -31,4 +31,4 @@ def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor
         >>> saliency(torch.tensor([1.0, 3.0]), score=torch.tensor([9.0, -1.0]), density=0.5)
         tensor([1., 0.])
     """
-    return change.mul_(keep_largest(change * score, density))
+    return zero_others(change, keep_largest(change * score, density))
