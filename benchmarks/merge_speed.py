@@ -14,7 +14,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,13 @@ from checkpoints import clip_config, make_pair, weight_bytes
 from processes import Outcome, peer_version, run, summary, write_results
 
 PIECE = 16 << 20
-SETTINGS = ("--recipe", "wise-ft", "--set", "method.alpha=0.5", "--format", "json")
+PLAIN = ("--recipe", "wise-ft", "--set", "method.alpha=0.5")
+# what looks at whole tensors: compared with a plain merge of known inputs
+METHODS = {
+    "clipmerge-masked": (*PLAIN, "--set", 'overrides=[{layers: "*", density: 0.5}]'),
+    "clipmerge-breadcrumbs": ("--recipe", "breadcrumbs"),
+    "clipmerge-monosoup": ("--recipe", "monosoup"),
+}
 
 TEN_LINES = """\
 import sys
@@ -76,6 +83,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--folder", help="where checkpoints are kept for the next run; needs five times their size")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=1, help="rounds that are not counted")
+    parser.add_argument("--methods", action="store_true", help="masks, a combination and singular values as well")
     parser.add_argument("--only", help="comma-separated contestants; the floor always runs")
     parser.add_argument("--mergekit", metavar="PYTHON", help="interpreter of an environment with mergekit")
     parser.add_argument("--sd-mecha", metavar="PYTHON", help="interpreter of an environment with sd-mecha")
@@ -95,7 +103,7 @@ def _contestants(
     """Name to what runs once and says ``seconds``; each gets a fresh ``output``."""
     files = [_weight_files(path) for path in pair]
     sources = [str(path) for path in pair]
-    command = ["-m", "clipmerge", "merge", *sources, *SETTINGS, "--output", str(output)]
+    command = _command(sources, PLAIN, output)
     empty, kept = cache / "empty", cache / "kept"
     chosen: dict[str, Contestant] = {
         "floor": lambda: _floor(files, output),
@@ -103,6 +111,8 @@ def _contestants(
         "clipmerge": lambda: _clipmerge(command, kept),
         "clipmerge-unhashed": lambda: _clipmerge([*command[:-2], "--no-hash", *command[-2:]], empty),
     }
+    if arguments.methods:
+        chosen |= {name: partial(_clipmerge, _command(sources, how, output), kept) for name, how in METHODS.items()}
     if len(files[0]) == 1:
         singles = [str(files[0][0]), str(files[1][0]), str(output / "model.safetensors")]
         chosen["ten-line"] = lambda: _whole([sys.executable, "-c", TEN_LINES, *singles], output)
@@ -112,6 +122,10 @@ def _contestants(
             chosen["mergekit"] = lambda: _mergekit(arguments.mergekit, singles, output)
     wanted = arguments.only.split(",") if arguments.only else list(chosen)
     return {name: contestant for name, contestant in chosen.items() if name == "floor" or name in wanted}
+
+
+def _command(sources: list[str], how: Sequence[str], output: Path) -> list[str]:
+    return ["-m", "clipmerge", "merge", *sources, *how, "--format", "json", "--output", str(output)]
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -187,8 +201,8 @@ def _mergekit(interpreter: str, files: list[str], output: Path) -> dict[str, Any
 
 def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Every ratio, taken within a round."""
-    ours = [name for name in rounds[0] if name.startswith("clipmerge")]
-    peers = [name for name in rounds[0] if name not in ("floor", *ours)]
+    ours = [name for name in rounds[0] if name.startswith("clipmerge") and name not in METHODS]
+    peers = [name for name in rounds[0] if name not in ("floor", *ours, *METHODS)]
     ratios = {
         f"{name}: apply + write / floor": [each[name]["apply_and_write"] / each["floor"]["seconds"] for each in rounds]
         for name in ours
@@ -196,6 +210,8 @@ def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ours:
         for peer in peers:
             ratios[f"{peer} / {name}"] = [each[peer]["seconds"] / each[name]["seconds"] for each in rounds]
+    for name in [name for name in METHODS if name in rounds[0]]:
+        ratios[f"{name} / clipmerge"] = [each[name]["seconds"] / each["clipmerge"]["seconds"] for each in rounds]
     return {name: summary(values) for name, values in ratios.items()}
 
 

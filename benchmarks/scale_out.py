@@ -91,10 +91,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--blocks", type=int, default=12, help="blocks a tower")
     parser.add_argument("--width", type=int, default=128, help="width of both towers")
-    parser.add_argument("--images", type=int, default=1020, help="a multiple of 3, the number of classes")
+    parser.add_argument("--images", type=int, default=2040, help="a multiple of 3, the number of classes")
     parser.add_argument("--batch-size", type=int, default=100, help="does not divide the images: the last is smaller")
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()

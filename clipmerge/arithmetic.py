@@ -15,6 +15,9 @@ from clipmerge.plugins import check_options, load_plugin
 from clipmerge.selection import RandomKey
 from clipmerge.threads import one_thread
 
+# Squared singular values are exact to about 1e-16 of the largest: at this share of it, a value is to 1e-8 of itself.
+_TINY_SQUARE = 1e-8
+
 
 def merge_tensor(
     theta_0: Tensor,
@@ -243,6 +246,12 @@ def singular_values(matrix: Tensor) -> Tensor:
     Returns:
         Shape (min(rows, columns),), float64.
     """
+    flat = matrix.flatten(1).double()
+    flat = flat.T if flat.shape[0] > flat.shape[1] else flat
     with one_thread():
-        values: Tensor = torch.linalg.svdvals(matrix.flatten(1).double())
+        squares = torch.linalg.eigvalsh(flat @ flat.T)  # several times faster, and as exact where none is tiny
+        if squares[0] >= _TINY_SQUARE * squares[-1]:
+            values: Tensor = squares.sqrt().flip(0)
+        else:
+            values = torch.linalg.svdvals(flat)
     return values

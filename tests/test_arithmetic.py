@@ -240,3 +240,18 @@ def test_a_spectral_split_is_the_truncated_svd(shape: tuple[int, ...], rank: int
     assert np.allclose(principal.reshape(shape[0], -1).numpy(), expected, atol=1e-6)
     assert torch.allclose(principal + rest, matrix, atol=1e-6)
     assert np.allclose(singular_values(matrix).numpy(), s, atol=1e-12)
+
+
+@pytest.mark.parametrize("smallest", [1.0, 2e-3, 1e-4, 3e-5, 1e-7, 0.0])
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (12, 2, 3, 5)])
+def test_small_singular_values_are_as_exact_as_large_ones(shape: tuple[int, ...], smallest: float) -> None:
+    rows, columns = shape[0], int(np.prod(shape[1:]))
+    generator = np.random.default_rng(3)
+    left, right = (np.linalg.qr(generator.standard_normal((size, 12)))[0] for size in (rows, columns))
+    expected = np.geomspace(5, 5 * smallest, 12) if smallest else np.array([5, 2] + [0] * 10)
+    found = singular_values(torch.from_numpy(left * expected @ right.T).reshape(shape))
+    assert np.allclose(found.numpy(), expected, rtol=1e-8, atol=1e-14)
+
+
+def test_singular_values_of_nothing_are_zero() -> None:
+    assert singular_values(torch.zeros(3, 5)).tolist() == [0, 0, 0]
