@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +22,7 @@ from clipmerge.layers import HEAD
 from clipmerge.plain_chunks import Room
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.tensors import PlanTensors
+from clipmerge.threads import side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,12 +52,47 @@ class MergedTensor:
     chunks: Callable[[Room], Iterator[Array]]
     is_whole: bool = False
 
-    def tensor(self) -> Tensor:
-        """The whole content as a tensor of its own."""
+    @property
+    def nbytes(self) -> int:
+        """Size of the content."""
+        return math.prod(self.shape) * DTYPES[self.dtype][1]
+
+    def tensor(self, content: Iterable[Array] | None = None) -> Tensor:
+        """The whole content as a tensor of its own.
+
+        Args:
+            content: Its runs, where `contents_of` has them already.
+        """
         import torch
 
-        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *self.chunks(np.empty)])
+        runs = self.chunks(np.empty) if content is None else content
+        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *runs])
         return torch.from_numpy(stored).view(getattr(torch, DTYPES[self.dtype][0])).view(self.shape)
+
+
+def contents_of(tensors: Sequence[MergedTensor], room: Room) -> Generator[Iterable[Array]]:
+    """Give each tensor's content in turn; what is computed whole is begun on other cores ahead of its turn.
+
+    Args:
+        tensors: Which, in the order wanted.
+        room: What their `chunks` take.
+
+    Yields:
+        A tensor's runs of elements, to be used up before the next.
+    """
+    jobs = [(tensor.nbytes, partial(_begun, tensor)) for tensor in tensors if tensor.is_whole]
+    if not jobs:  # nothing here needs torch
+        yield from (tensor.chunks(room) for tensor in tensors)
+        return
+    with closing(side_by_side(jobs)) as begun:
+        for tensor in tensors:
+            yield next(begun) if tensor.is_whole else tensor.chunks(room)
+
+
+def _begun(tensor: MergedTensor) -> Iterable[Array]:
+    """A tensor's content, computed up to its first run, which is most of the work."""
+    chunks = tensor.chunks(np.empty)
+    return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
 
 def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -> list[MergedTensor]:

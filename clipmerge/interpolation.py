@@ -5,10 +5,13 @@ The numbers are those that a merge writes, rounded to the output's dtype before 
 
 from __future__ import annotations
 
+from contextlib import closing
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from clipmerge.apply import merged_tensors
+from clipmerge.apply import contents_of, merged_tensors
 from clipmerge.arithmetic import merge_tensor
 from clipmerge.checkpoint import Pair
 from clipmerge.checkpoint.finite import is_finite, require_finite
@@ -85,9 +88,10 @@ class MovingModel:
             CheckpointError: If the plan leaves out a parameter of the model, or its output is not finite.
         """
         left = set(self.model.parameters)
-        for tensor in merged_tensors(self._pair, plan, tensors):
-            if tensor.name in left:
-                self._set(tensor.name, tensor.tensor())
+        merged = [tensor for tensor in merged_tensors(self._pair, plan, tensors) if tensor.name in left]
+        with closing(contents_of(merged, np.empty)) as contents:
+            for tensor, content in zip(merged, contents, strict=True):
+                self._set(tensor.name, tensor.tensor(content))
                 left.remove(tensor.name)
         if left:
             raise CheckpointError(

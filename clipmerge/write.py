@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipmerge.apply import MergedTensor
+from clipmerge.apply import MergedTensor, contents_of
 from clipmerge.checkpoint import Checkpoint, Pair
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.header import DTYPES
-from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS, Array
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, WEIGHTS
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, OutputError
 from clipmerge.hashes import sha256_of
 from clipmerge.layout_files import write_layout_files
 from clipmerge.output_file import output_file
-from clipmerge.plain_chunks import Room
 from clipmerge.plan import Plan, TensorsRecord, tensors_path
 from clipmerge.staging import staged_files
 from clipmerge.tensors import PlanTensors
-from clipmerge.threads import side_by_side
 
 # The order that safetensors' own save_file uses: widest dtype first, then by name.
 _DTYPE_RANK = {
@@ -85,44 +82,20 @@ def write_weights(
 def _write_file(path: Path, tensors: list[MergedTensor], advance: Callable[[int], None], *, hashed: bool) -> str | None:
     tensors = sorted(tensors, key=lambda tensor: (_DTYPE_RANK[tensor.dtype], tensor.key))
     header = np.frombuffer(_header(tensors), np.uint8)
-    with output_file(path, len(header) + sum(_nbytes(tensor) for tensor in tensors), hashed=hashed) as file:
+    with output_file(path, len(header) + sum(tensor.nbytes for tensor in tensors), hashed=hashed) as file:
         file.append(header)
-        with contextlib.closing(_contents(tensors, file.room)) as contents:
+        with contextlib.closing(contents_of(tensors, file.room)) as contents:
             for chunk in itertools.chain.from_iterable(contents):
                 file.append(chunk)
                 advance(chunk.nbytes)
         return file.finish()
 
 
-def _contents(tensors: list[MergedTensor], room: Room) -> Generator[Iterable[Array]]:
-    """Each tensor's chunks in turn; what is computed whole is begun on other cores ahead of its turn."""
-    jobs = [(_nbytes(tensor), functools.partial(_begun, tensor)) for tensor in tensors if tensor.is_whole]
-    if not jobs:  # nothing here needs torch
-        yield from (tensor.chunks(room) for tensor in tensors)
-        return
-    with contextlib.closing(side_by_side(jobs)) as begun:
-        for tensor in tensors:
-            yield next(begun) if tensor.is_whole else tensor.chunks(room)
-
-
-def _begun(tensor: MergedTensor) -> Iterable[Array]:
-    """A tensor's chunks, computed up to the first one, which is most of the work."""
-    chunks = tensor.chunks(np.empty)
-    return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
-
-
-def _nbytes(tensor: MergedTensor) -> int:
-    count = 1
-    for length in tensor.shape:
-        count *= length
-    return count * DTYPES[tensor.dtype][1]
-
-
 def _header(tensors: list[MergedTensor]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
-        end = offset + _nbytes(tensor)
+        end = offset + tensor.nbytes
         header[tensor.key] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
@@ -137,7 +110,7 @@ def _header(tensors: list[MergedTensor]) -> bytes:
 def _write_index(path: Path, files: dict[str, list[MergedTensor]]) -> str:
     everything = [tensor for tensors in files.values() for tensor in tensors]
     index = {
-        "metadata": {"total_size": sum(_nbytes(tensor) for tensor in everything)},
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in everything)},
         "weight_map": {tensor.key: name for name in sorted(files) for tensor in files[name]},
     }
     path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -173,7 +146,7 @@ def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | N
     shards: dict[str, int] = {}
     number, held = 1, 0
     for tensor in tensors:
-        size = _nbytes(tensor)
+        size = tensor.nbytes
         if held and held + size > limit:
             number, held = number + 1, 0
         shards[tensor.key], held = number, held + size
