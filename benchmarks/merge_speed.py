@@ -202,7 +202,7 @@ def _mergekit(interpreter: str, files: list[str], output: Path) -> dict[str, Any
 def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Every ratio, taken within a round."""
     ours = [name for name in rounds[0] if name.startswith("clipmerge") and name not in METHODS]
-    peers = [name for name in rounds[0] if name not in ("floor", *ours, *METHODS)]
+    peers = [name for name in rounds[0] if name != "floor" and not name.startswith("clipmerge")]
     ratios = {
         f"{name}: apply + write / floor": [each[name]["apply_and_write"] / each["floor"]["seconds"] for each in rounds]
         for name in ours
@@ -210,7 +210,7 @@ def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     for name in ours:
         for peer in peers:
             ratios[f"{peer} / {name}"] = [each[peer]["seconds"] / each[name]["seconds"] for each in rounds]
-    for name in [name for name in METHODS if name in rounds[0]]:
+    for name in [name for name in METHODS if {name, "clipmerge"} <= rounds[0].keys()]:
         ratios[f"{name} / clipmerge"] = [each[name]["seconds"] / each["clipmerge"]["seconds"] for each in rounds]
     return {name: summary(values) for name, values in ratios.items()}
 

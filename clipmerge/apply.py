@@ -17,7 +17,7 @@ from clipmerge.checkpoint import Checkpoint, Pair, TensorEntry
 from clipmerge.checkpoint.header import DTYPES, STORED
 from clipmerge.checkpoint.source import Array
 from clipmerge.errors import CheckpointError
-from clipmerge.families import is_counter, is_statistic, is_variance
+from clipmerge.families import is_counter, is_variance
 from clipmerge.layers import HEAD
 from clipmerge.plain_chunks import Room
 from clipmerge.plan import LayerPlan, Plan
@@ -117,8 +117,8 @@ def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -
         layer = plan.layers.get(pair.layer_of[name])
         dtype, is_whole = _output_dtype(plan, entry), False
         if layer is not None and pair.merges(name):
-            chunks = _merging(pair, plan, name, layer, tensors or PlanTensors(), dtype)
-            is_whole = plan.combine is not None or _is_masked(pair, name, layer)
+            is_whole = plan.combine is not None or (layer.mask is not None and plain_chunks.may_be_thinned(pair, name))
+            chunks = _merging(pair, plan, name, layer, tensors or PlanTensors(), dtype, by_torch=is_whole)
         elif is_counter(name) and layer is not None and layer.alpha == 1 and name in pair.finetuned_keys[0]:
             chunks = _alone(pair.finetuned[0], pair.finetuned_keys[0][name], name, dtype)
         else:
@@ -171,17 +171,13 @@ def _alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Callable[
 
 
 def _merging(
-    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
+    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, *, by_torch: bool
 ) -> Callable[[Room], Iterator[Array]]:
     dtypes = {dtype, *(entry.dtype for entry in pair.entries(name))}
-    special = _is_masked(pair, name, layer) or plan.combine or layer.alpha_range or is_variance(name)
-    if special or len(dtypes) > 1 or not dtypes <= plain_chunks.COMPUTED:
+    special = layer.alpha_range or is_variance(name)
+    if by_torch or special or len(dtypes) > 1 or not dtypes <= plain_chunks.COMPUTED:
         return partial(_merging_by_torch, pair, plan, name, layer, tensors, dtype)
     return partial(plain_chunks.merging, pair, name, layer.alpha, plan.weights)
-
-
-def _is_masked(pair: Pair, name: str, layer: LayerPlan) -> bool:
-    return layer.mask is not None and pair.entries(name)[0].size > 1 and not is_statistic(name)
 
 
 def _copying(pair: Pair, name: str, dtype: str) -> Callable[[Room], Iterator[Array]]:

@@ -85,6 +85,15 @@ class LabelledImages:
         (encoded,) = self.store.read([index])
         return extent(self.store.name(index), encoded)
 
+    def require_classes(self) -> None:
+        """Refuse images of one class, of which every model recognises all.
+
+        Raises:
+            DataError: If there is one class.
+        """
+        if len(self.class_names) < 2:
+            raise DataError(f"{self.source}: has one class; measuring needs at least two")
+
     def sample(self, count: int, seed: int) -> LabelledImages:
         """Pick images, class-balanced and in a mixed order, reading no more blocks than that takes.
 
@@ -143,9 +152,10 @@ def load_images(
     else:
         found = _load_tables(source, columns or Columns()) or load_folder(source, path)
     names, notes = _names_of(source, found, classes)
-    if whole and len(names) < 2:
-        raise DataError(f"{source}: has one class; measuring needs at least two")
-    return LabelledImages(source, found.store, found.labels, names, found.revision, (*found.notes, *notes))
+    images = LabelledImages(source, found.store, found.labels, names, found.revision, (*found.notes, *notes))
+    if whole:
+        images.require_classes()
+    return images
 
 
 def _load_tables(source: str, columns: Columns) -> Labelled | None:

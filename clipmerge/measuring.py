@@ -18,7 +18,7 @@ from clipmerge.data import (
     load_images,
     pixel_batches,
 )
-from clipmerge.errors import CheckpointError, DataError, UsageError
+from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.families import Family
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.objective import Batch, Objective
@@ -102,8 +102,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     templates = check_templates(list(calibration.templates))
     for note in source.notes:
         run.progress.say(note)
-    if len(source.class_names) < 2:
-        raise DataError(f"{source.source}: has one class; measuring needs at least two")
+    source.require_classes()
     images = source.sample(calibration.images, request.seed)
     positions = list(range(len(images)))
     batch_size = batch_size_for(len(positions), calibration.batch_size)

@@ -11,7 +11,7 @@ from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.checkpoint.header import STORED
 from clipmerge.checkpoint.source import Array
 from clipmerge.errors import CheckpointError
-from clipmerge.families import is_counter
+from clipmerge.families import is_counter, is_statistic
 from clipmerge.formula import Values, copied_input, weighted_change
 
 #: Elements merged at a time: in float32, inputs and result stay in a core's cache through the passes of the arithmetic.
@@ -27,6 +27,16 @@ def runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
     """Cut a tensor of a size into runs of elements, each given by its start and stop."""
     for start in range(0, size, length):
         yield start, min(start + length, size)
+
+
+def may_be_thinned(pair: Pair, name: str) -> bool:
+    """Whether entries of a parameter may be left out: not of a scalar, nor of batch norm's statistics.
+
+    Args:
+        pair: The checkpoints.
+        name: Canonical parameter name.
+    """
+    return pair.entries(name)[0].size > 1 and not is_statistic(name)
 
 
 def copies(dtypes: Sequence[str]) -> bool:

@@ -6,19 +6,18 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from clipmerge.checkpoint.source import Array
 
 _DRAWS = 1 << 20
 # Elements looked at together: they stay in a core's cache.
 _PIECE = 1 << 17
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
-Bits = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -103,15 +102,15 @@ def zero_others(values: Tensor, kept: Tensor) -> Tensor:
     return values.masked_fill_(kept.logical_not_(), 0.0)
 
 
-def _magnitudes(values: Bits) -> Iterator[tuple[int, Bits]]:
+def _magnitudes(values: Array) -> Iterator[tuple[int, Array]]:
     """Go through the magnitudes as whole numbers of the same order: a float's bits without the sign."""
-    bits: Bits = values.view(np.uint64 if values.itemsize == 8 else np.uint32)
+    bits: Array = values.view(np.uint64 if values.itemsize == 8 else np.uint32)
     without_sign = (1 << (8 * values.itemsize - 1)) - 1
     for start in range(0, len(bits), _PIECE):
         yield start, bits[start : start + _PIECE] & without_sign
 
 
-def _threshold(values: Bits, kept: int) -> tuple[int, int]:
+def _threshold(values: Array, kept: int) -> tuple[int, int]:
     """Find the ``kept``-th largest magnitude, as bits, and how many are above it.
 
     Digit by digit from the top, by counting how often each occurs among the numbers that agree so far: no value is

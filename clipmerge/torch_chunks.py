@@ -15,8 +15,15 @@ from clipmerge.checkpoint.finite import is_finite, require_finite
 from clipmerge.checkpoint.header import DTYPES, STORED
 from clipmerge.checkpoint.source import Array
 from clipmerge.errors import PlanError
-from clipmerge.families import is_counter, is_statistic, is_variance
-from clipmerge.plain_chunks import integers_differ, negative_variance, overflow, require_finite_inputs, runs
+from clipmerge.families import is_counter, is_variance
+from clipmerge.plain_chunks import (
+    integers_differ,
+    may_be_thinned,
+    negative_variance,
+    overflow,
+    require_finite_inputs,
+    runs,
+)
 from clipmerge.plan import LayerPlan, Plan
 from clipmerge.plugins import load_plugin
 from clipmerge.selection import RandomKey
@@ -44,25 +51,25 @@ def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTe
     """
     entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
     learned = tensors.coefficients.get(name) if layer.alpha_range else None
-    masked = layer.mask and entry.size > 1 and not is_statistic(name)
-    inputs = _mask_inputs(plan, name, layer, tensors.scores) if masked else {}
+    thinned = may_be_thinned(pair, name)
+    inputs = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and thinned else {}
     if inputs and _lacks_score(str(layer.mask), name, tensors):
         _require_unchanged(pair, name, layer)
         yield from copying(pair, name, dtype)
         return
-    combine = _combination(plan, name, thinned=entry.size > 1 and not is_statistic(name))
+    combine = _combination(plan, name, thinned=thinned)
     # a mask or a combination looks at the whole parameter, everything else goes by chunks
     change = None
     if inputs or combine is not None:
         alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, 0, None)
         change = _whole_change(pair, name, alpha=alpha, weights=plan.weights, combine=combine, **inputs)
     for start, stop in runs(entry.size):
-        theta_0 = pair.theta_0(name, start, stop)
-        finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
+        theta_0, finetuned = pair.theta_0(name, start, stop), []
         with one_thread():
-            if change is not None:
+            if change is not None:  # the fine-tuned checkpoints are in it, and found to be finite
                 merged = moved(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
+                finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
                 alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
                 if isinstance(alpha, Tensor) or alpha in (0, 1):  # NaN and Inf would not show in the result
                     require_finite_inputs(pair, name, theta_0, finetuned)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge import hub as hub_module
+from clipmerge.checkpoint import adapter as adapter_module
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint.adapter import Adapted
 from clipmerge.errors import CheckpointError
+from clipmerge.plain_chunks import runs
 from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload
 from tests.raw_safetensors import shard
@@ -379,3 +384,20 @@ def test_an_adapter_beside_a_model_is_ambiguous(pair: tuple[Path, Path], plain: 
 def test_an_adapter_is_formed_alike_on_several_threads(pair: tuple[Path, Path], tmp_path: Path) -> None:
     sources = [pair[0], save_adapter(pair[0], tmp_path / "adapter")]
     assert merged("magnitude", sources, tmp_path / "5", 5) == merged("magnitude", sources, tmp_path / "1", 1)
+
+
+def test_a_masked_merge_forms_each_tensor_of_an_adapter_once(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formed = Counter[str]()
+
+    def counting(adapted: Adapted, key: str) -> Tensor:
+        formed[key] += 1
+        return form(adapted, key)
+
+    form = adapter_module._formed
+    monkeypatch.setattr(adapter_module, "_formed", counting)
+    monkeypatch.setattr("clipmerge.torch_chunks.runs", partial(runs, length=50))  # several runs a tensor
+    merged("magnitude", [pair[0], save_adapter(pair[0], tmp_path / "adapter")], tmp_path / "out", 5)
+    assert len(formed) > 10
+    assert set(formed.values()) == {1}
