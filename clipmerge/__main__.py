@@ -13,7 +13,7 @@ def run() -> None:
     """Run the command line; where it fails, the process ends at once."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
         signal.signal(signal.SIGINT, end_before_any_command)
-    from clipmerge.cli import main
+    from clipmerge.cli.app import main
 
     try:
         main()
@@ -26,7 +26,7 @@ def run() -> None:
 def end_before_any_command(_signal: int, _frame: object) -> None:
     """End at Ctrl-C while there is nothing to clean up: imports swallow an exception, or show where it met them.
 
-    `clipmerge.console` knows this handler by its name, and has Ctrl-C raise while a command runs.
+    `clipmerge.cli._terminal` knows this handler by its name, and has Ctrl-C raise while a command runs.
     """
     os.write(2, b"error: interrupted; nothing was left behind\n")
     os._exit(130)
@@ -34,7 +34,7 @@ def end_before_any_command(_signal: int, _frame: object) -> None:
 
 def _stop_at_once() -> None:
     """Keep nobody waiting for what is not needed any more, and let a second Ctrl-C end the process without a word."""
-    from clipmerge.hashes import abandon
+    from clipmerge.files.hashes import abandon
 
     abandon()
     signal.signal(signal.SIGINT, signal.SIG_DFL)

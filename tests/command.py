@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from clipmerge.cli import main
+from clipmerge.cli.app import main
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from clipmerge import resumption
-from clipmerge.cli import main
+from clipmerge.calibration import resume as resumption
+from clipmerge.cli.app import main
 
 HOLDS = "holds "
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from clipmerge.cli import main
+from clipmerge.calibration.objective import Objective
+from clipmerge.cli.app import main
 from clipmerge.errors import DataError
-from clipmerge.objective import Objective
 
 LOST = "lost at "
 

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from clipmerge.card import model_card
+from clipmerge.publish.card import model_card
 
 RECORD: dict[str, Any] = {
     "clipmerge": "0.1.0",

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
+from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
 from clipmerge.models import model_for
-from clipmerge.objective import Batch, Objective
 from tests.tiny_clip import CLASSES, tiny_config, tiny_processor
 
 # on tensors as small as these, threads only wait for each other

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from clipmerge import learning, resumption
-from clipmerge.learning import Losses
+from clipmerge.calibration import learning
+from clipmerge.calibration import resume as resumption
+from clipmerge.calibration.learning import Losses
 
 SAVED = "most of what was learned is saved; the same command goes on from there"
 GOES_ON = "learning goes on after step {} of {}, saved on an earlier run"

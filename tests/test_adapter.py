@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
 
-from clipmerge import hub as hub_module
 from clipmerge.checkpoint import adapter as adapter_module
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
 from clipmerge.checkpoint.adapter import Adapted
 from clipmerge.errors import CheckpointError
-from clipmerge.plain_chunks import runs
+from clipmerge.hub import download as hub_module
+from clipmerge.merging.numpy_chunks import runs
 from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload
 from tests.raw_safetensors import shard
@@ -397,7 +397,7 @@ def test_a_masked_merge_forms_each_tensor_of_an_adapter_once(
 
     form = adapter_module._formed
     monkeypatch.setattr(adapter_module, "_formed", counting)
-    monkeypatch.setattr("clipmerge.torch_chunks.runs", partial(runs, length=50))  # several runs a tensor
+    monkeypatch.setattr("clipmerge.merging.torch_chunks.runs", partial(runs, length=50))  # several runs a tensor
     merged("magnitude", [pair[0], save_adapter(pair[0], tmp_path / "adapter")], tmp_path / "out", 5)
     assert len(formed) > 10
     assert set(formed.values()) == {1}

@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge import plain_chunks
-from clipmerge.apply import merged_tensors
-from clipmerge.arithmetic import merge_tensor
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
 from clipmerge.errors import CheckpointError, PlanError
-from clipmerge.plan import LayerPlan, Plan, SourceRecord
-from clipmerge.selection import RandomKey
-from clipmerge.tensors import PlanTensors
+from clipmerge.merging import numpy_chunks as plain_chunks
+from clipmerge.merging.selection import RandomKey
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.merging.tensor import merge_tensor
+from clipmerge.planning.plan import LayerPlan, Plan, SourceRecord
+from clipmerge.planning.tensors import PlanTensors
 from tests.raw_safetensors import edit, rename_keys
 from tests.tiny_clip import layer_of
 

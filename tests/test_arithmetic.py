@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clipmerge.arithmetic import (
+from clipmerge.merging.selection import RandomKey, keep_first, keep_largest, keep_random
+from clipmerge.merging.tensor import (
     merge_tensor,
     singular_values,
     spectral_split,
 )
-from clipmerge.selection import RandomKey, keep_first, keep_largest, keep_random
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EASY = settings(max_examples=60, deadline=None)
@@ -182,7 +182,7 @@ def test_the_largest_are_kept_and_ties_go_by_index(
 ) -> None:
     held = torch.tensor(scores, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipmerge.selection._PIECE", piece)
+        patch.setattr("clipmerge.merging.selection._PIECE", piece)
         kept = keep_largest(held, density)
         some = [keep_first(held, count).tolist() for count in range(len(scores) + 1)]
     assert kept.tolist() == slow_first(held.tolist(), max(1, round(density * len(scores))))
@@ -215,7 +215,7 @@ def test_random_entries_come_from_seed_and_name_alone(density: float, monkeypatc
     kept = keep_random(torch.Size([30, 40]), density, key)
     assert kept.flatten().tolist() == slow_random(1200, density, key)
     assert torch.equal(keep_random(torch.Size([1200]), density, key), kept.flatten())
-    monkeypatch.setattr("clipmerge.selection._DRAWS", 7)
+    monkeypatch.setattr("clipmerge.merging.selection._DRAWS", 7)
     torch.manual_seed(99)
     assert torch.equal(keep_random(torch.Size([30, 40]), density, key), kept)
 

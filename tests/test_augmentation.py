@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.augmentation import KINDS, augmented
+from clipmerge.calibration.augmentation import KINDS, augmented
 
 COUNT = 400
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from benchmarks.speed import checkpoints
 
 
 @pytest.mark.parametrize("size", ["b32", "l14"])
-def test_shapes_are_those_of_transformers(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    checkpoints = importlib.import_module("checkpoints")
+def test_shapes_are_those_of_transformers(size: str) -> None:
     config = checkpoints.clip_config(size)
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig(**config))
@@ -26,8 +23,6 @@ def test_shapes_are_those_of_transformers(size: str, monkeypatch: pytest.MonkeyP
 def test_a_sharded_checkpoint_has_the_size_asked_for_and_a_whole_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    checkpoints = importlib.import_module("checkpoints")
     assert checkpoints.weight_bytes(checkpoints.clip_config("sharded", 20)) == pytest.approx(20e9, rel=0.01)
     monkeypatch.setattr(checkpoints, "SHARD_BYTES", 1_000_000)
     config = checkpoints._config((32, 64, 3, 2, 32), (16, 32, 2, 2), 16)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from clipmerge.card import model_card, public_record
-from clipmerge.path_picture import path_png
+from clipmerge.publish.card import model_card, public_record
+from clipmerge.report.path_chart import path_png
 from tests.merged_output import RECORD, save_output
 
 

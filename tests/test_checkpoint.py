@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge import hub as hub_module
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint import source as source_module
 from clipmerge.errors import CheckpointError, HubError
+from clipmerge.hub import download as hub_module
 from tests.command import clipmerge
 from tests.command import refused as complaint
 from tests.hub_double import FakeHub, serving, upload

@@ -280,7 +280,7 @@ def test_several_finetuned_checkpoints_are_averaged(pair: Folders, tmp_path: Pat
 def test_inspect_one_checkpoint_reads_no_weights(pair: Folders) -> None:
     code = (
         "import sys; sys.argv = ['clipmerge', 'inspect', sys.argv[1], '--format', 'json']\n"
-        "from clipmerge.cli import main\n"
+        "from clipmerge.cli.app import main\n"
         "try: main()\n"
         "except SystemExit as ended: assert not ended.code\n"
         "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
@@ -297,7 +297,7 @@ def test_inspect_one_checkpoint_reads_no_weights(pair: Folders) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys, clipmerge.cli\n"
+        "import sys, clipmerge.cli.app\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pydantic', 'huggingface_hub'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

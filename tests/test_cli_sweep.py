@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from clipmerge.cli import app
-from clipmerge.cli_sweep import parse_alphas
+from clipmerge.cli.sweep import parse_alphas
 from clipmerge.errors import UsageError
-from clipmerge.scoring import write_correct
+from clipmerge.evaluation.scorer import write_correct
 from tests.command import clipmerge, refused
 from tests.command_line import invoke
 from tests.tiny_clip import save_images

@@ -15,14 +15,14 @@ from peft.utils import merge_utils
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge.apply import merged_tensors
-from clipmerge.arithmetic import apply_mask, combination, merge_tensor
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import CheckpointError, PlanError, RecipeError
-from clipmerge.plan import Combination, LayerPlan, Plan, SourceRecord, read_plan
+from clipmerge.merging.selection import RandomKey
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.merging.tensor import apply_mask, combination, merge_tensor
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import Combination, LayerPlan, Plan, SourceRecord, read_plan
 from clipmerge.plugins import load_plugin, plugin_names
-from clipmerge.selection import RandomKey
 from tests.command import clipmerge, refused
 from tests.raw_safetensors import edit
 
@@ -249,7 +249,7 @@ def test_every_parameter_goes_through_the_rule_of_its_name(
     decision = load_plugin("methods", method)(task, alpha=0.7)
     assert decision.layers.keys() == task.layers.keys()
     assert decision.verdict
-    monkeypatch.setattr("clipmerge.plain_chunks.CHUNK", 100)  # a rule sees whole parameters whatever the chunks
+    monkeypatch.setattr("clipmerge.merging.numpy_chunks.CHUNK", 100)  # a rule sees whole parameters whatever the chunks
     result = merged(task, plan_of(task, decision))
     base, *others = (load_file(folder / "model.safetensors") for folder in family)
     for name, value in base.items():

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import pytest
 import typer
 
-from clipmerge import cli
-from clipmerge.console import DEBUG, Format, Terminal, fail, reporting_errors
+from clipmerge.cli import app as cli
+from clipmerge.cli._terminal import DEBUG, Format, Terminal, fail, reporting_errors
 from clipmerge.errors import ClipmergeError, OutputError, UsageError
 from tests.command import clipmerge
 

@@ -19,8 +19,8 @@ from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 
-from clipmerge.cli_sweep import SweepTable
-from clipmerge.curve import _draw, _families, columns_of, curve_png, heads_of, shortened, sweep_page
+from clipmerge.cli.sweep import SweepTable
+from clipmerge.report.sweep_page import _draw, _families, columns_of, curve_png, heads_of, shortened, sweep_page
 
 NAMES = ("sketch", "noise")
 
@@ -104,7 +104,7 @@ def test_the_picture_is_the_same_again() -> None:
 
 
 def test_each_recipe_has_a_mark_of_its_own_colour() -> None:
-    from clipmerge.curve import _COLOURS
+    from clipmerge.report.sweep_page import _COLOURS
 
     whole = pixels_of(curve_png(RECORD))
     without = pixels_of(curve_png({**RECORD, "recipes": []}))
@@ -115,7 +115,7 @@ def test_each_recipe_has_a_mark_of_its_own_colour() -> None:
 
 
 def test_recipes_that_came_out_alike_share_a_mark() -> None:
-    from clipmerge.curve import _COLOURS
+    from clipmerge.report.sweep_page import _COLOURS
 
     twins = [recipe(name, 0.8, 0.6, 0.078) for name in ("one", "two", "three")]
     pixels = pixels_of(curve_png({**RECORD, "recipes": twins}))
@@ -125,7 +125,7 @@ def test_recipes_that_came_out_alike_share_a_mark() -> None:
 
 def test_the_marks_lie_where_the_numbers_say() -> None:
     """Two recipes: the one of higher ID accuracy lies to the right, the one of lower OOD accuracy below."""
-    from clipmerge.curve import _COLOURS
+    from clipmerge.report.sweep_page import _COLOURS
 
     recipes = [recipe("robust", 0.5, 0.6, 0.0), recipe("sharp", 0.8, 0.45, 0.0)]
     pixels = pixels_of(curve_png({**RECORD, "recipes": recipes}))

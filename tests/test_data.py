@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipmerge.data import (
+from clipmerge.errors import DataError, UsageError
+from clipmerge.images.dataset import (
     balanced_sample,
     batch_size_for,
     check_templates,
@@ -23,7 +24,6 @@ from clipmerge.data import (
     load_images,
     read_class_names,
 )
-from clipmerge.errors import DataError, UsageError
 from tests.command import clipmerge, refused
 from tests.image_files import png, save_plain_parquet
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipmerge.data import load_images
 from clipmerge.errors import DataError
+from clipmerge.images.dataset import load_images
 from tests.command import clipmerge
 from tests.image_files import save_plain_parquet
 
@@ -160,7 +160,7 @@ def test_images_in_folders_do_without_the_datasets_library(tmp_path: Path) -> No
     (tmp_path / "class").mkdir()
     Image.fromarray(SHADES).save(tmp_path / "class" / "x.png")
     code = (
-        "import sys; from clipmerge.data import load_images\n"
+        "import sys; from clipmerge.images.dataset import load_images\n"
         "load_images(sys.argv[1]).image(0)\n"
         "heavy = {'datasets', 'pandas', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy"

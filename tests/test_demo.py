@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clipmerge import demo_data, demo_training
-from clipmerge.demo import CLASS_NAMES, SHIFTS, TEMPLATE, DemoPair, Training, digit_images, prepare
+from clipmerge.demo import data as demo_data
+from clipmerge.demo import training as demo_training
+from clipmerge.demo.pair import CLASS_NAMES, SHIFTS, TEMPLATE, DemoPair, Training, digit_images, prepare
 from clipmerge.errors import DataError
 
 BRIEF = Training(zeroshot_steps=3, zeroshot_batch=8, finetune_steps=2, finetune_batch=8)
@@ -62,7 +63,7 @@ def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch: pyte
 
 
 def test_importing_the_demo_stays_light() -> None:
-    heavy = "import sys, clipmerge.demo; print({'torch', 'transformers', 'sklearn', 'numpy'} & set(sys.modules))"
+    heavy = "import sys, clipmerge.demo.pair; print({'torch', 'transformers', 'sklearn', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from clipmerge import demo
-from clipmerge.demo import Training, cache_folder, prepare
+from clipmerge.demo import pair as demo
+from clipmerge.demo.pair import Training, cache_folder, prepare
 from clipmerge.errors import OutputError
 
 OTHER = Training(zeroshot_steps=3)

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import CLIPModel
 
 from clipmerge.checkpoint import open_checkpoint
+from clipmerge.cli._options import byte_count
 from clipmerge.errors import CheckpointError, UsageError
-from clipmerge.flags import byte_count
 from tests.command import clipmerge, refused
 from tests.raw_safetensors import edit, shard
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from clipmerge import cli, console
-from clipmerge.console import Format, Terminal, reporting_errors
+from clipmerge.cli import _terminal as console
+from clipmerge.cli import app as cli
+from clipmerge.cli._terminal import Format, Terminal, reporting_errors
 from clipmerge.errors import HubError
-from clipmerge.staging import staged
+from clipmerge.files.staging import staged
 from tests.command import clipmerge, refused, start
 
 Folders = tuple[Path, Path]
@@ -51,7 +52,7 @@ def test_a_signal_before_that_says_that_nothing_was_left(
 ) -> None:
     command = ("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
     assert clipmerge(*command).code == 0
-    monkeypatch.setattr("clipmerge.write.write_side_files", stopping(number))
+    monkeypatch.setattr("clipmerge.output.folder.write_side_files", stopping(number))
     outcome = clipmerge(*command, "--overwrite")  # the output of the command before is not this one's
     assert refused(outcome, code) == f"error: {how}; nothing was left behind"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -62,7 +63,7 @@ def test_a_signal_while_pushing_says_that_nobody_knows(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, how: str
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr("clipmerge.publish.push", stopping(number))
+    monkeypatch.setattr("clipmerge.publish.push.push", stopping(number))
     monkeypatch.setattr(cli, "check_push", lambda *_, **__: None)
     command = ("merge", *pair, "-r", "wise-ft", "-o", out, "--push", "acme/robust", "--license", "mit")
     unknown = f"`clipmerge push {out} acme/robust --license mit` finds out and goes on"
@@ -93,7 +94,7 @@ def test_an_error_while_pushing_says_so_too(
     def failing(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("clipmerge.publish.push", failing)
+    monkeypatch.setattr("clipmerge.publish.push.push", failing)
     outcome = clipmerge("push", tmp_path, "acme/robust")
     assert outcome.code == 1
     assert line in outcome.err
@@ -149,7 +150,7 @@ def test_a_full_stdout_is_one_line_where_nothing_is_written(arguments: tuple[str
 def test_what_waits_in_a_buffer_is_tried_once() -> None:
     """A short record fails when it is flushed, which the interpreter would do with words of its own as it ends."""
     code = (
-        "from clipmerge.console import Format, Terminal, reporting_errors\n"
+        "from clipmerge.cli._terminal import Format, Terminal, reporting_errors\n"
         "reporting_errors(lambda: Terminal(Format.json).result({'a': 1}))()"
     )
     with Path("/dev/full").open("w") as full:
@@ -183,7 +184,9 @@ def test_a_closed_stdout_is_no_failure(pair: Folders, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["output"] == str(tmp_path / "out")
 
 
-@pytest.mark.parametrize("module", ["signal", "clipmerge.cli", "typer", "clipmerge.pipeline", "clipmerge.staging"])
+@pytest.mark.parametrize(
+    "module", ["signal", "clipmerge.cli.app", "typer", "clipmerge.api.merge", "clipmerge.files.staging"]
+)
 def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, module: str) -> None:
     """Sent from inside the import, where an exception would be a traceback, or be taken for the module's own."""
     code = (

@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.errors import CheckpointError, UsageError
-from clipmerge.evaluate import evaluate_sources, parse_named_source
-from clipmerge.pipeline import Silent
+from clipmerge.evaluation.accuracy import evaluate_sources, parse_named_source
+from clipmerge.progress import Silent
 from tests.command import clipmerge, refused
 from tests.tiny_clip import CLASSES, save_images
 

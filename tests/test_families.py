@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
+from clipmerge.api.merge import MergeRequest, make_plan, write_merge
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
 from clipmerge.errors import CheckpointError
 from clipmerge.families import families, family_of
-from clipmerge.pipeline import MergeRequest, make_plan, write_merge
-from clipmerge.recipe import Override, load_recipe
+from clipmerge.planning.recipe import Override, load_recipe
 from tests.command import clipmerge
 from tests.raw_safetensors import edit, rename_keys
 from tests.tiny_families import TINY, save_pair

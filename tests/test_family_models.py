@@ -17,10 +17,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor
 from transformers.utils import logging as transformers_logging
 
+from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
-from clipmerge.interpolation import MovingModel
+from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.models import ImageTextModel, model_for
-from clipmerge.objective import Batch, Objective
 from tests.command import clipmerge
 from tests.tiny_clip import save_images
 from tests.tiny_families import TINY, save_pair

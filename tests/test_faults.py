@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from clipmerge import hub as hub_module
+from clipmerge.hub import download as hub_module
 from tests.command import Outcome, clipmerge, refused
 from tests.hub_double import FakeHub, serving
 from tests.hub_double.store import Repo

@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from clipmerge.api.merge import Calibration, MergeRequest, make_plan, write_merge
+from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.objective import Batch
-from clipmerge.pipeline import Calibration, MergeRequest, make_plan, write_merge
-from clipmerge.plan import Measurements
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import Measurements
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
-from clipmerge.recipe import load_recipe
 from tests.command import clipmerge
 from tests.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from clipmerge import hashes
-from clipmerge.hashes import remembered_sha256, sha256_of
+from clipmerge.files import hashes
+from clipmerge.files.hashes import remembered_sha256, sha256_of
 
 CONTENT = b"0123456789abcdef"
 LONG_AGO = time.time_ns() - 86400 * 10**9

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clipmerge.calibration.objective import Objective
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.hessian_trace import hessian_trace
-from clipmerge.objective import Objective
 from tests.small_objective import CLASSES, Ends, Reference, make_batches, objective_for, save_ends
 from tests.tiny_clip import layer_of
 

@@ -13,12 +13,12 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save
 
-from clipmerge import hub as hub_module
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError
-from clipmerge.hub import fetch, remote_metadata, resolve
-from clipmerge.hub_errors import explain
-from clipmerge.hub_files import choose_files
-from clipmerge.hub_id import HubId, parse_hub_id
+from clipmerge.hub import download as hub_module
+from clipmerge.hub.choice import choose_files
+from clipmerge.hub.download import fetch, remote_metadata, resolve
+from clipmerge.hub.errors import explain
+from clipmerge.hub.ids import HubId, parse_hub_id
 from tests.hub_double import FakeHub, serving, upload
 
 MODEL = HubId("alice/clip")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from clipmerge import hub as hub_module
-from clipmerge.data import load_images
 from clipmerge.errors import ClipmergeError, DataError, HubError, UsageError
-from clipmerge.hub_id import HubId
+from clipmerge.hub import download as hub_module
+from clipmerge.hub.ids import HubId
+from clipmerge.images.dataset import load_images
 from clipmerge.images.hub_dataset import DatasetId, parse_dataset
 from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload

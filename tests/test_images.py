@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipmerge.data import balanced_sample, candidate_positions, load_images
 from clipmerge.errors import DataError
 from clipmerge.images import Columns
-from clipmerge.overlap import Fingerprints, check_overlap, find_overlap
+from clipmerge.images.dataset import balanced_sample, candidate_positions, load_images
+from clipmerge.images.overlap import Fingerprints, check_overlap, find_overlap
 from tests.command import clipmerge, refused
 from tests.image_files import NAMES, png, save_hub_parquet, save_plain_parquet, save_tar
 

@@ -147,7 +147,7 @@ def test_an_error_waits_for_no_hash(tmp_path: Path) -> None:
         "from concurrent.futures import ThreadPoolExecutor\n"
         "from pathlib import Path\n"
         "from clipmerge.__main__ import run\n"
-        "from clipmerge.hashes import sha256_of\n"
+        "from clipmerge.files.hashes import sha256_of\n"
         "ThreadPoolExecutor(1).submit(sha256_of, Path(sys.argv.pop()))\n"
         "try: run()\n"
         "finally: assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL"

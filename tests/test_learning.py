@@ -13,15 +13,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge import learning
+from clipmerge.calibration import learning
+from clipmerge.calibration.learning import Coefficients, Descent, Goal, Step, best_alpha, descend, learn, prepare
+from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.errors import MeasureError, RecipeError
-from clipmerge.learning import Coefficients, Descent, Goal, Step, best_alpha, descend, learn, prepare
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
-from clipmerge.objective import Batch, Objective
-from clipmerge.plan import Measurements
-from clipmerge.recipe import recipe_text
+from clipmerge.planning.plan import Measurements
+from clipmerge.planning.recipe import recipe_text
 from tests.command import Outcome, clipmerge
 from tests.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
 from tests.tiny_clip import save_images
@@ -308,7 +308,7 @@ def test_a_broken_loss_is_told(ends: Ends) -> None:
 
 def test_the_method_needs_coefficients(tmp_path: Path) -> None:
     from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-    from clipmerge.decision import Task
+    from clipmerge.methods import Task
 
     folders = save_ends(tmp_path)
     pair = pair_checkpoints(open_checkpoint(str(folders[0])), [open_checkpoint(str(folders[1]))])

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import apply_mask, mask_options, merge_tensor
 from clipmerge.errors import RecipeError
+from clipmerge.merging.selection import RandomKey
+from clipmerge.merging.tensor import apply_mask, mask_options, merge_tensor
 from clipmerge.plugins import load_plugin, plugin_names, plugin_options
-from clipmerge.selection import RandomKey
 
 MASKS = plugin_names("masks")
 WITH_DENSITY = [name for name in MASKS if "density" in plugin_options("masks", name)]

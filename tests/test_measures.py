@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from clipmerge.objective import Objective
-from clipmerge.pipeline import Calibration, MergeRequest, make_plan
-from clipmerge.plan import Measurements
+from clipmerge.api.merge import Calibration, MergeRequest, make_plan
+from clipmerge.calibration.objective import Objective
+from clipmerge.planning.plan import Measurements
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin, plugin_names
-from clipmerge.recipe import load_recipe
 from tests.measure_everything import SIZES
 from tests.small_objective import Ends, make_batches, objective_for, save_ends
 

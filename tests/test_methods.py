@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge.apply import merged_tensors
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import CheckpointError, RecipeError
-from clipmerge.plan import Plan, SourceRecord
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.plugins import load_plugin, plugin_names
 from tests.raw_safetensors import edit
 

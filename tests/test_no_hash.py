@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipmerge import hub as hub_module
-from clipmerge import output_file
 from clipmerge.checkpoint import source
+from clipmerge.files import writer as output_file
+from clipmerge.hub import download as hub_module
 from tests.command import clipmerge, refused
 from tests.hub_double import serving
 

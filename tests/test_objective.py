@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge import prompts as prompts_module
+from clipmerge.calibration import prompts as prompts_module
+from clipmerge.calibration.objective import Objective
 from clipmerge.errors import MeasureError
 from clipmerge.models.transformers_clip import TransformersClip
-from clipmerge.objective import Objective
 from tests.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
 
 SIZES = (4, 4, 3)

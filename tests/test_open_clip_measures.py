@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
 from clipmerge.errors import CheckpointError
 from clipmerge.models import ImageTextModel, model_for
-from clipmerge.objective import Batch, Objective
 from clipmerge.plugins import load_plugin
 from tests.command import clipmerge, refused
 from tests.small_objective import make_batches, objective_for

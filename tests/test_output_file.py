@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipmerge import output_file as module
-from clipmerge.output_file import OutputFile, output_file
+from clipmerge.files import writer as module
+from clipmerge.files.writer import OutputFile, output_file
 
 BLOCK = 8192
 SIZES = (0, 1, 4095, 4096, BLOCK, 3 * BLOCK, 5 * BLOCK + 4096, 7 * BLOCK + 1234)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipmerge.data import load_images
 from clipmerge.errors import DataError
-from clipmerge.overlap import Fingerprints, find_overlap
+from clipmerge.images.dataset import load_images
+from clipmerge.images.overlap import Fingerprints, find_overlap
 from tests.tiny_clip import save_images
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
-from clipmerge.checkpoint.pair import align, find_mismatches
+from clipmerge.checkpoint.inputs import align, find_mismatches
 from clipmerge.errors import CheckpointError
 from tests.raw_safetensors import edit, rename_keys
 

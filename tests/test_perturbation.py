@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from clipmerge.perturbation import LayerBall
+from clipmerge.calibration.perturbation import LayerBall
 
 SIZE, SPLIT = 6, 4
 Norm = Literal["l2", "linf"]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge import write
+from clipmerge.api.merge import Calibration, MergeRequest, make_plan, write_merge
 from clipmerge.errors import CheckpointError
-from clipmerge.pipeline import Calibration, MergeRequest, make_plan, write_merge
-from clipmerge.recipe import load_recipe
+from clipmerge.output import folder as write
+from clipmerge.planning.recipe import load_recipe
 from tests.command import clipmerge, refused
 
 Pair = tuple[Path, Path]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clipmerge.data import load_images
 from clipmerge.errors import DataError
+from clipmerge.images.dataset import load_images
 from clipmerge.images.places import expand_ranges, local_inputs
 
 

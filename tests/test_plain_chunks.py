@@ -13,19 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge import plain_chunks
-from clipmerge.apply import merged_tensors
-from clipmerge.arithmetic import merge_tensor
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-from clipmerge.formula import weighted_change
-from clipmerge.plan import LayerPlan, Plan, SourceRecord
+from clipmerge.merging import numpy_chunks as plain_chunks
+from clipmerge.merging.formula import weighted_change
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.merging.tensor import merge_tensor
+from clipmerge.planning.plan import LayerPlan, Plan, SourceRecord
 
 Folders = tuple[Path, Path]
 RECORD = SourceRecord(source="x", files={})
 # Prints which of the modules that a light command has no use for were imported all the same.
 LIGHT = """
 import sys
-from clipmerge.cli import main
+from clipmerge.cli.app import main
 try:
     main()
 finally:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipmerge.errors import PlanError
-from clipmerge.plan import (
+from clipmerge.planning.plan import (
     CalibrationRecord,
     Check,
     LayerPlan,

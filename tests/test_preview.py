@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save
 from transformers import CLIPModel
 
-from clipmerge import hub as hub_module
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
+from clipmerge.hub import download as hub_module
 from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload
 from tests.tiny_clip import tiny_config, tiny_processor

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipmerge.calibration.prompts import Prompts
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.data import class_prompts
 from clipmerge.errors import DataError
-from clipmerge.evaluate import class_embeddings, load_model
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.images.dataset import class_prompts
 from clipmerge.models import ImageTextModel
-from clipmerge.prompts import Prompts, refuse_one_prompt
+from clipmerge.models.zero_shot import class_embeddings, refuse_one_prompt
 from tests.command import clipmerge, refused
 from tests.tiny_clip import save_images
 

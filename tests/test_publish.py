@@ -17,11 +17,11 @@ from huggingface_hub import HfApi, ModelCard, constants
 from PIL import Image
 from transformers import CLIPModel
 
-from clipmerge import hub as hub_module
 from clipmerge.errors import HubError, OutputError, UsageError
-from clipmerge.hub import fetch
-from clipmerge.hub_id import HubId
-from clipmerge.publish import Published, check_access, push
+from clipmerge.hub import download as hub_module
+from clipmerge.hub.download import fetch
+from clipmerge.hub.ids import HubId
+from clipmerge.publish.push import Published, check_access, push
 from tests.command import clipmerge
 from tests.hub_double import FakeHub, environment, serving, upload
 from tests.merged_output import save_output

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from clipmerge import hub as hub_module
 from clipmerge.errors import HubError
+from clipmerge.hub import download as hub_module
 from clipmerge.publish import push
 from tests.hub_double import FakeHub, serving
 from tests.merged_output import save_output

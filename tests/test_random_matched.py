@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.plan import Measurements
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import Measurements
 from clipmerge.plugins import load_plugin
 
 STRAGGLERS = ("vision.1.mlp", "text.0.attn")

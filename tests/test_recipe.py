@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from clipmerge.errors import RecipeError
+from clipmerge.planning.recipe import load_recipe, recipe_names, recipe_text
 from clipmerge.plugins import plugin_names, plugin_options
-from clipmerge.recipe import load_recipe, recipe_names, recipe_text
 
 FILES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 SECTIONS = {"measure": "measures", "method": "methods"}

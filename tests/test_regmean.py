@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.plan import Measurements
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import Measurements
 from clipmerge.plugins import load_plugin
 from tests.command import clipmerge, refused
 from tests.small_objective import Ends, Reference, make_batches, objective_for, save_ends
@@ -69,7 +69,7 @@ def test_gram_matrices_are_those_of_all_inputs(ends: Ends, found: Measurements, 
 def test_many_prompts_are_embedded_in_pieces_with_the_same_result(
     ends: Ends, found: Measurements, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipmerge.prompts._AT_ONCE", 2)
+    monkeypatch.setattr("clipmerge.calibration.prompts._AT_ONCE", 2)
     again = measure(ends)
     for name, gram in found.tensors["gram_finetuned"].items():
         assert torch.allclose(again.tensors["gram_finetuned"][name], gram, rtol=1e-4, atol=1e-3), name

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from clipmerge import charts
-from clipmerge.report import html_page, summary_table
+from clipmerge.report import columns as charts
+from clipmerge.report.page import html_page, summary_table
 
 VOID = {"meta"}
 

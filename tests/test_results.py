@@ -11,9 +11,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from clipmerge import hub as hub_module
 from clipmerge.errors import UsageError
-from clipmerge.results import add_results, eval_result_files
+from clipmerge.hub import download as hub_module
+from clipmerge.publish.evaluations import add_results, eval_result_files
 from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload
 from tests.image_files import save_hub_parquet

@@ -89,7 +89,7 @@ def test_what_was_learned_is_kept_until_it_is_written(
     assert clipmerge("merge", *pair, *flags, "--output", tmp_path / "whole").code == 0
     merge = ["merge", *pair, *flags, "--output", tmp_path / "out"]
     with monkeypatch.context() as patched:
-        patched.setattr("clipmerge.write.write_weights", stop)
+        patched.setattr("clipmerge.output.folder.write_weights", stop)
         assert clipmerge(*merge).code == 130
     found = clipmerge(*merge)
     assert (found.code, notes(found.err)) == (0, [GOES_ON.format(4, 4)])

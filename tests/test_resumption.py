@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipmerge import resumption
-from clipmerge.learning import Coefficients, Goal, Losses, learn
+from clipmerge.calibration import resume as resumption
+from clipmerge.calibration.learning import Coefficients, Goal, Losses, learn
+from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.resume import Saved
 from clipmerge.measures.projection_radii import projection_radii
-from clipmerge.objective import Objective
-from clipmerge.resumption import Saved
 from tests.small_objective import Ends, make_batches, objective_for, save_ends
 from tests.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
 

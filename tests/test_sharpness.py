@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.worst_case import worst_case
-from clipmerge.objective import Batch, Objective
 from tests.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 from tests.tiny_clip import layer_of
 

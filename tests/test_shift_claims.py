@@ -16,10 +16,10 @@ from transformers import CLIPModel
 from benchmarks.shifts import claims, claims_page, controls, ranks, standing
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.laboratory import Laboratory
-from clipmerge.evaluate import evaluate_sources
-from clipmerge.learning import Goal, goal_at
-from clipmerge.learning import prepare as prepare_steps
-from clipmerge.run import Silent
+from clipmerge.calibration.learning import Goal, goal_at
+from clipmerge.calibration.learning import prepare as prepare_steps
+from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.progress import Silent
 
 
 def test_kendall_by_counting_pairs() -> None:

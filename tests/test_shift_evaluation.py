@@ -17,9 +17,9 @@ from benchmarks.shifts import report, standing
 from benchmarks.shifts.evaluation import ByDrawing, Contestant, contestants, evaluate_pair, packed, unpacked
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.errors import RecipeError
-from clipmerge.evaluate import evaluate_sources
-from clipmerge.recipe import load_recipe
-from clipmerge.run import Silent
+from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Silent
 from tests.tiny_clip import CLASSES
 from tests.tiny_shift import SMALL
 
@@ -253,7 +253,7 @@ def test_further_pairs_and_other_machines_are_told(evaluated: tuple[TrainedPair,
         )
     report.write_page(tmp_path / "results", tmp_path / "docs")
     page = (tmp_path / "docs" / "results.md").read_text()
-    assert "`python -m benchmarks.emoji_shift`, and once more with `--only mild-3,mild-4`, regenerates this." in page
+    assert "`python -m benchmarks.shifts.emoji`, and once more with `--only mild-3,mild-4`, regenerates this." in page
     assert ". mild 1: Acorn, Python" in page
     assert "; mild 3, mild 4: Zilog, Python" in page
 

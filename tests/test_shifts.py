@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.emoji_shift import glyphs
-from benchmarks.fashion_shift import clothes
 from benchmarks.shifts import command, pictures
+from benchmarks.shifts.emoji import glyphs
 from benchmarks.shifts.experiment import Shift, Source, TrainedPair, chosen_pairs, prepare
+from benchmarks.shifts.fashion import clothes
 from benchmarks.shifts.training import Drawings, Pretraining, Regime, pretrain
 from clipmerge.errors import DataError, UsageError
-from clipmerge.evaluate import evaluate_sources
-from clipmerge.run import Silent
+from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.progress import Silent
 from tests.tiny_shift import SIZE
 
 STILL = pictures.Strength(degrees=0, zoom=(1, 1), shift=0, background=1, contrast=0, noise=0, blur=0)
@@ -184,8 +184,8 @@ def test_zero_shot_training_learns(tmp_path: Path, tiny_shift: Shift) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["emoji_shift", "fashion_shift"])
 def test_the_quick_size_runs_from_nothing(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks.emoji_shift.shift import emoji_shift
-    from benchmarks.fashion_shift.shift import fashion_shift
+    from benchmarks.shifts.emoji.shift import emoji_shift
+    from benchmarks.shifts.fashion.shift import fashion_shift
 
     layout = {"emoji_shift": emoji_shift, "fashion_shift": fashion_shift}[name]
     try:
@@ -199,7 +199,7 @@ def test_the_quick_size_runs_from_nothing(name: str, tmp_path: Path, capsys: pyt
 
 
 def test_the_command_tells_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks.fashion_shift.shift import fashion_shift
+    from benchmarks.shifts.fashion.shift import fashion_shift
 
     arguments = ["--quick", "--cache", str(tmp_path), "--recipes", "nobody"]
     assert command.run("fashion_shift", fashion_shift, arguments) == 1

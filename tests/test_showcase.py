@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
+from clipmerge.api.demo import run_demo
 from clipmerge.cli import app
-from clipmerge.pipeline import Silent
-from clipmerge.showcase import run_demo
+from clipmerge.progress import Silent
 from tests.command_line import invoke
 
 pytestmark = pytest.mark.slow

@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.apply import merged_tensors
+from clipmerge.api.merge import Calibration, MergeRequest, make_plan
+from clipmerge.calibration.objective import Objective
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.methods import Decision, Task
 from clipmerge.models import model_for
-from clipmerge.objective import Objective
-from clipmerge.pipeline import Calibration, MergeRequest, make_plan
-from clipmerge.plan import Measurements, Mixture, Plan, SourceRecord
+from clipmerge.planning.plan import Measurements, Mixture, Plan, SourceRecord
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
-from clipmerge.recipe import load_recipe
 from tests.command import clipmerge
 from tests.raw_safetensors import edit
 from tests.small_objective import make_batches

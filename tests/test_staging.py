@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clipmerge import staging
 from clipmerge.errors import OutputError
-from clipmerge.staging import check_output, check_output_file, staged, staged_files
-from clipmerge.tensors import PlanTensors
+from clipmerge.files import staging
+from clipmerge.files.staging import check_output, check_output_file, staged, staged_files
+from clipmerge.planning.tensors import PlanTensors
 
 
 def write(output: Path, text: str, *, overwrite: bool = False, fail: BaseException | None = None) -> None:

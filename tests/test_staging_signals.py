@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from clipmerge.staging import completed, forget_completed, staged, staged_files
-from clipmerge.together import Terminated, termination
+from clipmerge.distributed import Terminated, termination
+from clipmerge.files.staging import completed, forget_completed, staged, staged_files
 from tests.test_staging import content, write
 
 SIGNALS = pytest.mark.parametrize(

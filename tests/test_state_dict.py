@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge import hub as hub_module
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError
+from clipmerge.hub import download as hub_module
 from tests.command import clipmerge, refused
 from tests.hub_double import serving, upload
 from tests.raw_safetensors import shard

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from clipmerge import unpickle
-from clipmerge.checkpoint import open_checkpoint
-from clipmerge.checkpoint.header import DTYPES
-from clipmerge.plain_chunks import runs
+from clipmerge.checkpoint import open_checkpoint, unpickle
+from clipmerge.files.safetensors import DTYPES
+from clipmerge.merging.numpy_chunks import runs
 from tests.command import clipmerge, refused
 from tests.test_state_dict import TENSORS, refuse
 
@@ -89,7 +88,7 @@ def test_the_script_keeps_a_dictionary_that_holds_itself_once() -> None:
 LARGE = """
 import resource, sys, time
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.plain_chunks import runs
+from clipmerge.merging.numpy_chunks import runs
 
 checkpoint = open_checkpoint(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

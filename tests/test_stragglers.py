@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from clipmerge.errors import RecipeError
-from clipmerge.plan import Measurements
-from clipmerge.stragglers import find_stragglers
+from clipmerge.methods._stragglers import find_stragglers
+from clipmerge.planning.plan import Measurements
 
 WIDTH, BLOCKS, BATCHES = 768, 12, 8
 

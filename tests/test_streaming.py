@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge.apply import MergedTensor
-from clipmerge.checkpoint.finite import is_finite
+from clipmerge.api.merge import MergeRequest, make_plan, write_merge
 from clipmerge.errors import OutputError
-from clipmerge.pipeline import MergeRequest, make_plan, write_merge
-from clipmerge.recipe import load_recipe
+from clipmerge.files.finite import is_finite
+from clipmerge.merging.stream import MergedTensor
+from clipmerge.planning.recipe import load_recipe
 
 Pair = tuple[Path, Path]
 

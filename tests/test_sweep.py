@@ -12,18 +12,19 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from clipmerge.api.merge import MergeRequest, make_plan, write_merge
+from clipmerge.api.sweep import SweepRequest, check_sweep, sweep, write_sweep
 from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
-from clipmerge.data import LabelledImages, load_images
 from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageError
-from clipmerge.evaluate import evaluate_sources
-from clipmerge.interpolation import MovingModel
-from clipmerge.measuring import build_model
+from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.evaluation.scorer import Scorer
+from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.models.building import build_model
 from clipmerge.models.transformers_clip import TransformersClip
-from clipmerge.pipeline import MergeRequest, Silent, make_plan, write_merge
-from clipmerge.recipe import load_recipe
-from clipmerge.run import Calibration
-from clipmerge.scoring import Scorer
-from clipmerge.sweep import SweepRequest, check_sweep, sweep, write_sweep
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Silent
+from clipmerge.request import Calibration
 from tests.command import clipmerge
 from tests.tiny_clip import save_images, save_pair
 
@@ -241,11 +242,11 @@ def test_recipes_that_differ_in_a_coefficient_are_two_points(
 def test_recipes_with_one_measure_measure_once(
     far: Pair, images: Path, shifted: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import clipmerge.measuring
+    import clipmerge.api.measure
 
     calls = []
-    measure = clipmerge.measuring.measure
-    monkeypatch.setattr(clipmerge.measuring, "measure", lambda *args: calls.append(1) or measure(*args))
+    measure = clipmerge.api.measure.measure
+    monkeypatch.setattr(clipmerge.api.measure, "measure", lambda *args: calls.append(1) or measure(*args))
     recipes = ("straggler-sparse", "straggler-shrink")
     sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration))))
     assert len(calls) == 1

@@ -13,19 +13,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipmerge import pipeline, plain_chunks
-from clipmerge.card import model_card
-from clipmerge.decision import Decision, Task
+from clipmerge.api import merge as pipeline
+from clipmerge.api.merge import MergeRequest, load_plan, make_plan, write_merge, write_plan
 from clipmerge.errors import PlanError
-from clipmerge.hashes import sha256_of
-from clipmerge.interpolation import MovingModel
-from clipmerge.measuring import build_model
-from clipmerge.pipeline import MergeRequest, load_plan, make_plan, write_merge, write_plan
-from clipmerge.plan import LayerPlan, read_plan
-from clipmerge.recipe import load_recipe
-from clipmerge.report import html_page
-from clipmerge.run import Run
-from clipmerge.tensors import PlanTensors, coefficients_of_run, rows_shape
+from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.files.hashes import sha256_of
+from clipmerge.merging import numpy_chunks as plain_chunks
+from clipmerge.methods import Decision, Task
+from clipmerge.models.building import build_model
+from clipmerge.planning.plan import LayerPlan, read_plan
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.planning.tensors import PlanTensors, coefficients_of_run, rows_shape
+from clipmerge.publish.card import model_card
+from clipmerge.report.page import html_page
+from clipmerge.request import Run
 from tests.test_report import printed
 from tests.tiny_clip import layer_of
 

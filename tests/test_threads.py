@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipmerge.api.merge import MergeRequest, make_plan, write_merge
 from clipmerge.errors import CheckpointError
-from clipmerge.pipeline import MergeRequest, make_plan, write_merge
-from clipmerge.recipe import load_recipe
-from clipmerge.threads import side_by_side
+from clipmerge.parallel import side_by_side
+from clipmerge.planning.recipe import load_recipe
 from tests.tiny_clip import save_family
 
 
@@ -44,7 +44,7 @@ def test_results_come_in_order_and_each_job_has_one_thread(count: int) -> None:
 
 
 def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipmerge.threads._HELD_BYTES", 10)
+    monkeypatch.setattr("clipmerge.parallel._HELD_BYTES", 10)
     sizes = [4, 4, 4, 30, 1, 1, 1, 1]
     lock, now, seen = threading.Lock(), set[int](), list[frozenset[int]]()
 

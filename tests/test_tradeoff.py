@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipmerge.tradeoff import height, interval, resampled_accuracy, standings
+from clipmerge.evaluation.tradeoff import height, interval, resampled_accuracy, standings
 
 # ID rises to 0.8 and turns back to 0.7: at 0.75 the curve passes twice, at OOD 0.55 and 0.35
 BENT_ID, BENT_OOD = [0.5, 0.7, 0.8, 0.7], [0.7, 0.6, 0.5, 0.2]

@@ -16,11 +16,11 @@ from benchmarks.shifts.controls import free
 from benchmarks.shifts.experiment import TrainedPair, locked
 from benchmarks.shifts.laboratory import IMAGES, Floats, Laboratory, read_claims
 from benchmarks.shifts.ranks import kendall, partial_kendall
-from clipmerge.decision import Task
-from clipmerge.plan import Measurements
-from clipmerge.stragglers import find_stragglers
-from clipmerge.sweep import ALPHAS, Point
-from clipmerge.tradeoff import height, interval
+from clipmerge.api.sweep import ALPHAS, Point
+from clipmerge.evaluation.tradeoff import height, interval
+from clipmerge.methods import Task
+from clipmerge.methods._stragglers import find_stragglers
+from clipmerge.planning.plan import Measurements
 
 _LOG = logging.getLogger("benchmarks")
 DRAWS = 300

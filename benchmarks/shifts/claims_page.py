@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.shifts.ranks import kendall
 from benchmarks.shifts.standing import Resampled
-from clipmerge.tradeoff import interval
+from clipmerge.evaluation.tradeoff import interval
 
 
 def claims_section(found: dict[str, Any], pairs: Sequence[Resampled]) -> str:

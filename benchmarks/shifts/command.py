@@ -23,7 +23,7 @@ from benchmarks.shifts.experiment import (
 from benchmarks.shifts.report import RESULTS, write_page
 from benchmarks.shifts.training import logged
 from clipmerge.errors import ClipmergeError
-from clipmerge.user_cache import user_cache
+from clipmerge.files.cache import user_cache
 
 #: Cache folder and whether it is the quick size, to the benchmark.
 Layout = Callable[[Path, bool], Shift]

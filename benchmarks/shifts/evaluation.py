@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.shifts.experiment import TrainedPair
-from clipmerge.data import load_images
+from clipmerge.api.sweep import SweepRequest, sweep
 from clipmerge.errors import RecipeError
-from clipmerge.recipe import Recipe, load_recipe, recipe_names
-from clipmerge.run import Calibration
-from clipmerge.sweep import SweepRequest, sweep
+from clipmerge.images.dataset import load_images
+from clipmerge.planning.recipe import Recipe, load_recipe, recipe_names
+from clipmerge.request import Calibration
 
 _LOG = logging.getLogger("benchmarks")
 CONTESTANTS = Path(__file__).with_name("contestants.yaml")

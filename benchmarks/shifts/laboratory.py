@@ -21,16 +21,19 @@ from benchmarks.shifts.evaluation import by_drawing
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.standing import accuracy
 from benchmarks.shifts.standing import draws as drawn
+from clipmerge.api.measure import objective_for
+from clipmerge.api.merge import make_plan
+from clipmerge.api.sweep import Point
+from clipmerge.calibration.objective import Objective
 from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
-from clipmerge.data import DEFAULT_TEMPLATE, load_images
-from clipmerge.measuring import accelerator_for, build_model, objective_for
-from clipmerge.objective import Objective
-from clipmerge.pipeline import make_plan
-from clipmerge.plan import LayerPlan, Measurements, Plan
-from clipmerge.recipe import Recipe
-from clipmerge.run import Calibration, MergeRequest, Run, Silent
-from clipmerge.scoring import Scorer
-from clipmerge.sweep import Point
+from clipmerge.distributed import accelerator_for
+from clipmerge.evaluation.scorer import Scorer
+from clipmerge.images.dataset import DEFAULT_TEMPLATE, load_images
+from clipmerge.models.building import build_model
+from clipmerge.planning.plan import LayerPlan, Measurements, Plan
+from clipmerge.planning.recipe import Recipe
+from clipmerge.progress import Silent
+from clipmerge.request import Calibration, MergeRequest, Run
 
 Floats = NDArray[np.float64]
 #: Calibration images of every measurement here.

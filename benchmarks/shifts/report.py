@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.emoji_shift.shift import SEEDS as EMOJI_SEEDS
-from benchmarks.fashion_shift.shift import SEEDS as FASHION_SEEDS
 from benchmarks.shifts.claims_page import claims_section
+from benchmarks.shifts.emoji.shift import SEEDS as EMOJI_SEEDS
 from benchmarks.shifts.evaluation import contestants
+from benchmarks.shifts.fashion.shift import SEEDS as FASHION_SEEDS
 from benchmarks.shifts.laboratory import read_claims
 from benchmarks.shifts.plots import regime_png
 from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled

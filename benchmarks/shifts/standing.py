@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.shifts.evaluation import unpacked
-from clipmerge.tradeoff import height, interval
+from clipmerge.evaluation.tradeoff import height, interval
 
 Floats = NDArray[np.float64]
 RESAMPLES = 1000

@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
 from benchmarks.shifts.pictures import PLAIN, STRONG, photographed
-from clipmerge.data import DEFAULT_TEMPLATE, class_prompts
-from clipmerge.demo_data import SIZE
-from clipmerge.demo_training import contrastive_loss, fit, normalised, processor
+from clipmerge.demo.data import SIZE
+from clipmerge.demo.training import contrastive_loss, fit, normalised, processor
+from clipmerge.images.dataset import DEFAULT_TEMPLATE, class_prompts
 
 #: Captions of the zero-shot model; the first is that of the class prompts.
 TEMPLATES = (DEFAULT_TEMPLATE, "a drawing of a {}.", "a picture of the {}.", "{}.")

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.adapter_config import CONFIG, MERGE_IT, AdapterConfig, read_adapter_config
-from clipmerge.checkpoint.header import DTYPES
-from clipmerge.checkpoint.source import Array, Checkpoint, local_path, stored
+from clipmerge.checkpoint.source import Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.threads import one_thread
+from clipmerge.files.paths import local_path
+from clipmerge.files.safetensors import DTYPES, Array
+from clipmerge.parallel import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clipmerge.checkpoint.header import DTYPES, TensorEntry
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Array, Checkpoint
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
 from clipmerge.conversion import (
     Layout,
     Match,
@@ -23,6 +22,7 @@ from clipmerge.conversion import (
     transformers_config,
 )
 from clipmerge.errors import CheckpointError
+from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
 
 
 @dataclass(frozen=True)

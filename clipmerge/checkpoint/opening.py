@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.adapter import adapt
-from clipmerge.checkpoint.header import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
 from clipmerge.checkpoint.quantised import refuse_quantised
-from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint, local_path
+from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint
 from clipmerge.checkpoint.state_dict import StateDict, model_keys, read_state_dict
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, shorten
+from clipmerge.files.paths import local_path
+from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +66,8 @@ def _open(source: str) -> Checkpoint:
     if path.is_file():
         return _open_file(source, path)
     _refuse_dead_link(path, source)
-    from clipmerge.hub import fetch
-    from clipmerge.hub_id import parse_hub_id
+    from clipmerge.hub.download import fetch
+    from clipmerge.hub.ids import parse_hub_id
 
     hub_id = parse_hub_id(source)
     if (

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmerge.checkpoint.header import DTYPES, FLOATS, TensorEntry
+from clipmerge.checkpoint.inputs import Missing, pair_checkpoints
 from clipmerge.checkpoint.opening import open_checkpoint
-from clipmerge.checkpoint.pair import Missing, pair_checkpoints
 from clipmerge.checkpoint.quantised import refuse_quantised
-from clipmerge.checkpoint.source import Checkpoint, local_path
+from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
+from clipmerge.files.paths import local_path
+from clipmerge.files.safetensors import DTYPES, FLOATS, TensorEntry
 
 # Files of weights that can be compared as they are, and what describes them.
 _CONFIGS = {
@@ -41,9 +42,9 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
         CheckpointError: If the model has no weights that can be used.
         HubError: If the Hub refuses or cannot be reached.
     """
-    from clipmerge.hub import download, is_cached, remote_metadata, resolve
-    from clipmerge.hub_files import choose_files
-    from clipmerge.hub_id import parse_hub_id
+    from clipmerge.hub.choice import choose_files
+    from clipmerge.hub.download import download, is_cached, remote_metadata, resolve
+    from clipmerge.hub.ids import parse_hub_id
 
     hub_id = None if local_path(source).exists() else parse_hub_id(source)
     if hub_id is None:

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.checkpoint.header import DTYPES, STORED, TensorEntry
-from clipmerge.hashes import remembered_sha256
+from clipmerge.files.hashes import remembered_sha256
+from clipmerge.files.safetensors import DTYPES, STORED, Array, TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Array = np.ndarray[Any, Any]
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 #: OpenCLIP's name for its weights, the one that is written; and an older one.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 @dataclass(frozen=True)
@@ -142,19 +142,6 @@ def _torch_for_views() -> Any:
         warnings.filterwarnings("ignore", message=".*not writable.*")
         torch.from_numpy(np.frombuffer(bytes(1), np.uint8))
     return torch
-
-
-def local_path(source: str) -> Path:
-    """Where on disk a source would be, ``~`` and ``~user`` filled in; a home that is not known stays as it is written.
-
-    Args:
-        source: What the user or an adapter wrote.
-    """
-    path = Path(source)
-    try:
-        return path.expanduser()
-    except RuntimeError:  # no such user, or one without a home, as in containers that run under a number
-        return path
 
 
 def stored(values: Tensor) -> Array:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from clipmerge import unpickle
-from clipmerge.checkpoint.header import DTYPES, FLOATS, TensorEntry
-from clipmerge.checkpoint.source import Array, Checkpoint, stored
+from clipmerge.checkpoint import unpickle
+from clipmerge.checkpoint.source import Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
+from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.source import Array, Checkpoint, stored
+from clipmerge.checkpoint.source import Checkpoint, stored
+from clipmerge.files.safetensors import Array
 
 if TYPE_CHECKING:
     from torch import Tensor

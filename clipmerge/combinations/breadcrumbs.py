@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from clipmerge.arithmetic import weighted_sum
-from clipmerge.options import Density, Share
-from clipmerge.selection import keep_first, zero_others
+from clipmerge.merging.selection import keep_first, zero_others
+from clipmerge.merging.tensor import weighted_sum
+from clipmerge.plugins import Density, Share
 
 
 def breadcrumbs(

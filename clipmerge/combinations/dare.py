@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from clipmerge.arithmetic import weighted_sum
-from clipmerge.options import Density
-from clipmerge.selection import RandomKey, keep_random, zero_others
+from clipmerge.merging.selection import RandomKey, keep_random, zero_others
+from clipmerge.merging.tensor import weighted_sum
+from clipmerge.plugins import Density
 
 
 def dare(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from clipmerge.combinations.ties import disjoint_mean
 from clipmerge.errors import RecipeError
-from clipmerge.options import Density, Share
-from clipmerge.selection import RandomKey, keep_random, zero_others
+from clipmerge.merging.selection import RandomKey, keep_random, zero_others
+from clipmerge.plugins import Density, Share
 
 # Entries sorted at a time, in whole rows: sorting takes several times their memory.
 _SORTED = 1 << 20

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from clipmerge.arithmetic import weighted_sum
-from clipmerge.options import Density
-from clipmerge.selection import keep_largest, zero_others
+from clipmerge.merging.selection import keep_largest, zero_others
+from clipmerge.merging.tensor import weighted_sum
+from clipmerge.plugins import Density
 
 # Entries averaged at a time: they stay in a core's cache.
 _RUN = 1 << 16

@@ -9,7 +9,7 @@ def load_digits() -> Labelled:
     """Hand out all of them; needs the extra ``demo``."""
     import datasets
 
-    from clipmerge.demo_data import CLASS_NAMES, digit_images
+    from clipmerge.demo.data import CLASS_NAMES, digit_images
 
     images, labels = digit_images("all")
     encoded = tuple(datasets.Image().encode_example(image) for image in images)

@@ -15,9 +15,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.hub import Resolved, connect, download, resolve
-from clipmerge.hub_errors import explained
-from clipmerge.hub_id import HubId, parse_hub_id
+from clipmerge.hub.download import Resolved, connect, download, resolve
+from clipmerge.hub.errors import explained
+from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.images.columns import Columns
 from clipmerge.images.parquet import load_parquet
 from clipmerge.images.places import Local, Remote

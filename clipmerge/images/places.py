@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
-from clipmerge.checkpoint.source import local_path
 from clipmerge.errors import ClipmergeError, DataError, shorten
+from clipmerge.files.paths import local_path
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
@@ -74,7 +74,7 @@ class Remote:
         """Turn what the client raises into a `HubError`, and a damaged file into a `DataError`."""
         import pyarrow
 
-        from clipmerge.hub_errors import explained
+        from clipmerge.hub.errors import explained
 
         with explained(f"reading {self.called(name)}"):
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.options import Count
+from clipmerge.plugins import Count
 
 
 def n_m(change: Tensor, *, n: Count = 2, m: Count = 4) -> Tensor:

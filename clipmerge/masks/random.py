@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipmerge.options import Density
-from clipmerge.selection import RandomKey, keep_random, zero_others
+from clipmerge.merging.selection import RandomKey, keep_random, zero_others
+from clipmerge.plugins import Density
 
 
 def random(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:

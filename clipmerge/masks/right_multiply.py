@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipmerge.threads import one_thread
+from clipmerge.parallel import one_thread
 
 
 def right_multiply(change: Tensor, *, score: Tensor | None = None) -> Tensor:

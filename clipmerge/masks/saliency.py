@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipmerge.options import Density
-from clipmerge.selection import keep_largest, zero_others
+from clipmerge.merging.selection import keep_largest, zero_others
+from clipmerge.plugins import Density
 
 
 def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor:

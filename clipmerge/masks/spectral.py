@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipmerge.arithmetic import spectral_split
-from clipmerge.options import Alpha, Count
+from clipmerge.merging.tensor import spectral_split
+from clipmerge.plugins import Alpha, Count
 
 
 def spectral(change: Tensor, *, rank: Count = 1, high: Alpha = 1.0, low: Alpha = 1.0) -> Tensor:

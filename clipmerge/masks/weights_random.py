@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.options import Density
-from clipmerge.selection import RandomKey, keep_random
+from clipmerge.merging.selection import RandomKey, keep_random
+from clipmerge.plugins import Density
 
 
 def weights_random(change: Tensor, *, theta_0: Tensor, key: RandomKey, density: Density = 1.0) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from clipmerge.objective import FORWARD, Batch, Objective
-from clipmerge.options import Alpha, Count, Positive
-from clipmerge.perturbation import LayerBall
-from clipmerge.plan import Measurements
+from clipmerge.calibration.objective import FORWARD, Batch, Objective
+from clipmerge.calibration.perturbation import LayerBall
+from clipmerge.planning.plan import Measurements
+from clipmerge.plugins import Alpha, Count, Positive
 
 
 def average_case(

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
-from clipmerge.objective import Objective
-from clipmerge.options import Alpha, Positive
-from clipmerge.plan import Measurements
+from clipmerge.calibration.objective import Objective
+from clipmerge.planning.plan import Measurements
+from clipmerge.plugins import Alpha, Positive
 
 
 def first_order(

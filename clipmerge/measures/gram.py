@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from clipmerge.objective import FORWARD, Objective
-from clipmerge.plan import Measurements
+from clipmerge.calibration.objective import FORWARD, Objective
+from clipmerge.planning.plan import Measurements
 
 _ENDS = {"gram_zeroshot": 0.0, "gram_finetuned": 1.0}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipmerge.objective import HESSIAN, Batch, Objective
-from clipmerge.options import Alpha, Count
-from clipmerge.plan import Measurements
+from clipmerge.calibration.objective import HESSIAN, Batch, Objective
+from clipmerge.planning.plan import Measurements
+from clipmerge.plugins import Alpha, Count
 
 
 def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = False, at: Alpha = 0.5) -> Measurements:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from clipmerge.augmentation import KINDS
-from clipmerge.learning import Coefficients, Divergence, Goal, Granularity, Losses, learn
-from clipmerge.objective import Objective
-from clipmerge.options import Augmentation, Count, NonNegative, Positive, Share
-from clipmerge.plan import Measurements
+from clipmerge.calibration.augmentation import KINDS
+from clipmerge.calibration.learning import Coefficients, Divergence, Goal, Granularity, Losses, learn
+from clipmerge.calibration.objective import Objective
+from clipmerge.planning.plan import Measurements
+from clipmerge.plugins import Augmentation, Count, NonNegative, Positive, Share
 
 
 def learned_coefficients(

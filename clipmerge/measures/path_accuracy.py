@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from clipmerge.mixing import try_mixture
-from clipmerge.objective import Objective
-from clipmerge.options import Count
-from clipmerge.plan import LossPath, Measurements
+from clipmerge.calibration.mixtures import try_mixture
+from clipmerge.calibration.objective import Objective
+from clipmerge.planning.plan import LossPath, Measurements
+from clipmerge.plugins import Count
 
 # several fine-tuned checkpoints: the path ends at their average
 SEVERAL = True

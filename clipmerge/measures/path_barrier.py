@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipmerge.calibration.objective import Objective
 from clipmerge.errors import MeasureError
-from clipmerge.objective import Objective
-from clipmerge.options import Count, Positive
-from clipmerge.plan import Check, LossPath, Measurements
+from clipmerge.planning.plan import Check, LossPath, Measurements
+from clipmerge.plugins import Count, Positive
 
 # A sharply bent path needs more nodes; past this the trouble is numerical, and is reported.
 _MOST_NODES = 24

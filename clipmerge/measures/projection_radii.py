@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from clipmerge.learning import Coefficients, Goal, learn
+from clipmerge.calibration.learning import Coefficients, Goal, learn
+from clipmerge.calibration.objective import Objective
 from clipmerge.measures.learned_coefficients import measured
-from clipmerge.objective import Objective
-from clipmerge.options import Count, Positive
-from clipmerge.plan import Measurements
+from clipmerge.planning.plan import Measurements
+from clipmerge.plugins import Count, Positive
 
 
 def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive = 0.01) -> Measurements:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from clipmerge.mixing import try_mixture
-from clipmerge.objective import Objective
-from clipmerge.plan import Measurements
+from clipmerge.calibration.mixtures import try_mixture
+from clipmerge.calibration.objective import Objective
+from clipmerge.planning.plan import Measurements
 
 SEVERAL = True
 

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clipmerge.objective import FORWARD, GRADIENT, Batch, Objective
-from clipmerge.options import Alpha, Count, Positive
-from clipmerge.perturbation import LayerBall
-from clipmerge.plan import Measurements
+from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
+from clipmerge.calibration.perturbation import LayerBall
+from clipmerge.planning.plan import Measurements
+from clipmerge.plugins import Alpha, Count, Positive
 
 Norm = Literal["l2", "linf"]
 

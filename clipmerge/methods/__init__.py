@@ -1,4 +1,133 @@
-"""How coefficients and masks are chosen, one file a method.
+"""How coefficients and masks are chosen, one file per method.
 
 A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its options.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from clipmerge.checkpoint import Pair
+from clipmerge.errors import RecipeError
+from clipmerge.files.finite import require_finite
+from clipmerge.planning.plan import Combination, LayerPlan, Measurements
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """The input of every method.
+
+    Attributes:
+        pair: The checkpoints; weights are read only by methods that are about tensors.
+        measurements: What the recipe's measure found; ``None`` for data-free recipes.
+        seed: Seed of the run.
+    """
+
+    pair: Pair
+    measurements: Measurements | None = None
+    seed: int = 0
+
+    @property
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Layer to its mergeable parameters, network order; layers without one are left out."""
+        merged = {layer: tuple(n for n in names if self.pair.merges(n)) for layer, names in self.pair.layers.items()}
+        return {layer: names for layer, names in merged.items() if names}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Layer to its number of entries."""
+        entries, keys = self.pair.zeroshot.entries, self.pair.zeroshot_keys
+        return {layer: sum(entries[keys[name]].size for name in names) for layer, names in self.layers.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Mergeable parameter to its shape."""
+        entries, keys = self.pair.zeroshot.entries, self.pair.zeroshot_keys
+        return {name: entries[keys[name]].shape for names in self.layers.values() for name in names}
+
+    def everywhere(self, alpha: float, reason: str) -> dict[str, LayerPlan]:
+        """The same coefficient for every layer."""
+        return {layer: LayerPlan(alpha=alpha, reason=reason) for layer in self.layers}
+
+    @property
+    def uniform_weights(self) -> tuple[float, ...]:
+        """One over the number of fine-tuned checkpoints, each: their task vectors are averaged."""
+        count = len(self.pair.finetuned)
+        return (1.0 / count,) * count
+
+    def task_vectors(self, name: str) -> list[Tensor]:
+        """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, the parameter's shape.
+
+        Raises:
+            CheckpointError: If a weight is NaN or infinite.
+        """
+        theta_0 = self.pair.theta_0(name)
+        require_finite(theta_0, name, self.pair.zeroshot.source)
+        vectors = []
+        for which, checkpoint in enumerate(self.pair.finetuned):
+            theta_i = self.pair.theta_1(name, which=which)
+            require_finite(theta_i, name, checkpoint.source)
+            vectors.append(theta_i.double() - theta_0.double())
+        return vectors
+
+    def need_several_finetuned(self, method: str, instead: str) -> None:
+        """Refuse a single fine-tuned checkpoint, where the method would be another one in disguise.
+
+        Args:
+            method: The method's name.
+            instead: What it would be, and how to ask for that.
+
+        Raises:
+            RecipeError: If there is one only.
+        """
+        if len(self.pair.finetuned) < 2:
+            raise RecipeError(f"method {method}: needs at least two fine-tuned checkpoints; with one, {instead}")
+
+    def need_one_finetuned(self, method: str) -> None:
+        """Refuse several fine-tuned checkpoints.
+
+        Raises:
+            RecipeError: If there are several.
+        """
+        if len(self.pair.finetuned) > 1:
+            raise RecipeError(f"method {method}: takes one fine-tuned checkpoint; for several use 'wise-ft'")
+
+    def need_measurements(self, method: str) -> Measurements:
+        """Return the measurements, or say that the recipe has no measure.
+
+        Raises:
+            RecipeError: If there are none.
+        """
+        if self.measurements is None:
+            raise RecipeError(f"method {method}: needs a `measure:` in the recipe, such as `name: path-barrier`")
+        return self.measurements
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The output of every method.
+
+    Attributes:
+        layers: Layer to what it gets.
+        verdict: The decision in a sentence.
+        weights: One factor a fine-tuned checkpoint.
+        combine: What takes the place of the weighted sum of task vectors, if anything does.
+        stragglers: Layers found to be stragglers.
+        straggler_scores: Layer to its scores.
+        scores: Parameter to saliency, for the masks that need it.
+        coefficients: Parameter to coefficients that replace its layer's alpha: one number, one a row (shape
+            (rows, 1, ...)) or one an entry. The plan then tells the layer's mean and range by itself.
+    """
+
+    layers: dict[str, LayerPlan]
+    verdict: str
+    weights: tuple[float, ...] = (1.0,)
+    combine: Combination | None = None
+    stragglers: tuple[str, ...] = ()
+    straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    coefficients: dict[str, Tensor] = field(default_factory=dict)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from clipmerge.combinations.breadcrumbs import breadcrumbs as combine
-from clipmerge.decision import Decision, Task
-from clipmerge.options import Alpha
-from clipmerge.plan import Combination
-from clipmerge.plugins import options_of
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import Combination
+from clipmerge.plugins import Alpha, options_of
 
 
 @options_of(combine, without=("thinned",))

@@ -6,10 +6,9 @@ from typing import Any
 
 from clipmerge.combinations.della import check_chances
 from clipmerge.combinations.della import della as combine
-from clipmerge.decision import Decision, Task
-from clipmerge.options import Alpha
-from clipmerge.plan import Combination
-from clipmerge.plugins import options_of
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import Combination
+from clipmerge.plugins import Alpha, options_of
 
 
 @options_of(combine, without=("key", "thinned"))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.options import NonNegative, Share
+from clipmerge.methods import Decision, Task
+from clipmerge.plugins import NonNegative, Share
 
 
 def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normalise: bool = True) -> Decision:

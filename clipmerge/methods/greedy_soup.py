@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.options import Alpha
+from clipmerge.methods import Decision, Task
+from clipmerge.plugins import Alpha
 
 
 def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
 from clipmerge.layers import HEAD
-from clipmerge.options import Share
-from clipmerge.plan import LayerPlan
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import LayerPlan
+from clipmerge.plugins import Share
 
 
 def learned(task: Task, *, alpha: Share = 1.0) -> Decision:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from clipmerge.decision import Decision, Task
 from clipmerge.layers import block_of
-from clipmerge.options import Alpha
-from clipmerge.plan import LayerPlan
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import LayerPlan
+from clipmerge.plugins import Alpha
 
 
 def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Decision:

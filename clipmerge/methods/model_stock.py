@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from clipmerge.decision import Decision, Task
-from clipmerge.plan import LayerPlan
-from clipmerge.threads import one_thread
+from clipmerge.methods import Decision, Task
+from clipmerge.parallel import one_thread
+from clipmerge.planning.plan import LayerPlan
 
 
 def model_stock(task: Task) -> Decision:

@@ -8,12 +8,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from clipmerge.arithmetic import singular_values
-from clipmerge.checkpoint.finite import require_finite
-from clipmerge.decision import Decision, Task
-from clipmerge.options import Share
-from clipmerge.plan import LayerPlan
-from clipmerge.threads import side_by_side
+from clipmerge.files.finite import require_finite
+from clipmerge.merging.tensor import singular_values
+from clipmerge.methods import Decision, Task
+from clipmerge.parallel import side_by_side
+from clipmerge.planning.plan import LayerPlan
+from clipmerge.plugins import Share
 
 
 def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", energy: Share = 0.8) -> Decision:

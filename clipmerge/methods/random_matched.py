@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
+from clipmerge.methods import Decision, Task
 from clipmerge.methods.straggler_sparse import straggler_sparse
-from clipmerge.options import Count
-from clipmerge.plugins import options_of
+from clipmerge.plugins import Count, options_of
 
 
 @options_of(straggler_sparse)

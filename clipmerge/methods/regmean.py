@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.options import Share
-from clipmerge.plan import LayerPlan
-from clipmerge.threads import one_thread
+from clipmerge.methods import Decision, Task
+from clipmerge.parallel import one_thread
+from clipmerge.planning.plan import LayerPlan
+from clipmerge.plugins import Share
 
 # Inputs that the images hardly excite say nothing: this share of the mean keeps the system solvable, and gives alpha.
 _RIDGE = 1e-6

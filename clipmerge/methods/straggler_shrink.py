@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipmerge.decision import Decision, Task
+from clipmerge.methods import Decision, Task
 from clipmerge.methods.straggler_sparse import straggler_sparse
 from clipmerge.plugins import options_of
 

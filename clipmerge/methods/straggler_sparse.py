@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.options import Alpha, Count, Density, NonNegative, Positive, Share
-from clipmerge.plan import LayerPlan
-from clipmerge.stragglers import Stragglers, find_stragglers
+from clipmerge.methods import Decision, Task
+from clipmerge.methods._stragglers import Stragglers, find_stragglers
+from clipmerge.planning.plan import LayerPlan
+from clipmerge.plugins import Alpha, Count, Density, NonNegative, Positive, Share
 
 Mask = Literal["saliency", "magnitude", "random", "random-rescale", "n-m", "weights-random"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from clipmerge.decision import Decision, Task
-from clipmerge.options import Alpha
+from clipmerge.methods import Decision, Task
+from clipmerge.plugins import Alpha
 
 
 def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:

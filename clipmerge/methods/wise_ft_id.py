@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clipmerge.decision import Decision, Task
 from clipmerge.errors import RecipeError
-from clipmerge.options import Alpha
+from clipmerge.methods import Decision, Task
+from clipmerge.plugins import Alpha
 
 
 def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy", at_most: Alpha = 1.0) -> Decision:

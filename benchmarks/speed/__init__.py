@@ -1,0 +1,1 @@
+"""The cost of merging, measuring and starting up, beside the cost of the disk."""

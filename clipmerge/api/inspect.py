@@ -1,0 +1,223 @@
+"""What `clipmerge inspect` says: layers, shapes, how far each moved, and what does not fit."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipmerge.checkpoint import Checkpoint, Pair, open_checkpoint
+from clipmerge.checkpoint.inputs import align, find_mismatches
+from clipmerge.checkpoint.preview import preview_checkpoint
+from clipmerge.errors import CheckpointError
+from clipmerge.families import family_of
+from clipmerge.files.safetensors import DTYPES
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.planning.plan import Plan, SourceRecord
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from torch import Tensor
+
+    from clipmerge.progress import Progress
+
+_CHUNK = 1 << 20
+
+
+def inspect_checkpoints(
+    zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool = True
+) -> dict[str, Any]:
+    """Describe a checkpoint, or a pair; weights are read, and downloaded, only for a pair that fits.
+
+    Args:
+        zeroshot: Source of theta_0.
+        finetuned: Source of theta_1.
+        progress: Where to report.
+        weights: Whether to read weights at all, to say how far each layer moved.
+
+    Returns:
+        JSON-ready: ``family``, ``layers`` {name: {parameters, size, shapes, change}} in network order, ``mismatches``,
+        ``total``, and where each checkpoint came from.
+
+    Raises:
+        CheckpointError: If one cannot be read.
+    """
+    seen = preview_checkpoint(zeroshot)
+    base = seen or open_checkpoint(zeroshot)
+    if finetuned is None:
+        family, layers = _describe_alone(base)
+        return {
+            "family": family,
+            "zeroshot": _origin(base),
+            "finetuned": None,
+            "layers": layers,
+            "mismatches": [],
+            **_totals(base),
+        }
+    seen_other = preview_checkpoint(finetuned)
+    other = seen_other or open_checkpoint(finetuned, base=base)
+    pair = align(base, [other])
+    mismatches = find_mismatches(pair)
+    if weights and not mismatches and (seen or seen_other):
+        base, seen, seen_other = open_checkpoint(zeroshot), None, None
+        other = open_checkpoint(finetuned, base=base)
+        pair = align(base, [other])
+    layers = _describe(pair.zeroshot, pair.zeroshot_keys, pair.layers)
+    for note in pair.notes:
+        progress.say(note)
+    if weights and not (seen or seen_other):
+        _add_changes(pair, layers, progress)
+        mismatches = mismatches or _find_faults(pair, layers)
+    elif weights:
+        progress.say("the two do not fit, so no weights were downloaded, and how far layers moved is not known")
+    return {
+        "family": pair.family.name,
+        "zeroshot": _origin(base),
+        "finetuned": _origin(other),
+        "layers": layers,
+        "mismatches": mismatches,
+        **_totals(pair.zeroshot),
+    }
+
+
+def _add_changes(pair: Pair, layers: dict[str, dict[str, Any]], progress: Progress) -> None:
+    progress.stage("inspect")
+    done, total = 0, sum(layer["size"] for layer in layers.values())
+    for layer, names in pair.layers.items():
+        layers[layer]["change"] = _relative_change(pair, names)
+        done += layers[layer]["size"]
+        progress.advance(done, total)
+
+
+def _find_faults(pair: Pair, layers: dict[str, dict[str, Any]]) -> list[str]:
+    """What only a merge's own reading finds: NaN, Inf, and other integers or positions in the place of the same ones.
+
+    A float that is merged is looked at once more only where its layer's change is no number.
+    """
+    unnamed = SourceRecord(source="", files={})
+    copies = Plan(recipe={}, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})
+    sound = {
+        name
+        for layer, names in pair.layers.items()
+        for name in names
+        if pair.merges(name) and layers[layer]["change"] is not None
+    }
+    faults = []
+    try:
+        suspects = [tensor for tensor in merged_tensors(pair, copies) if tensor.name not in sound]
+    except CheckpointError as error:
+        return [str(error)]
+    for tensor in suspects:
+        try:
+            for _ in tensor.chunks(np.empty):
+                pass
+        except CheckpointError as error:
+            faults.append(str(error))
+    return faults
+
+
+def _origin(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "source": checkpoint.source,
+        "revision": checkpoint.revision,
+        "files": [f.name for f in checkpoint.files],
+    }
+
+
+def _totals(checkpoint: Checkpoint) -> dict[str, Any]:
+    entries = checkpoint.entries.values()
+    dtypes = sorted({DTYPES[entry.dtype][0] for entry in entries})
+    size = sum(entry.size for entry in entries)
+    return {
+        "total": {
+            "parameters": len(checkpoint.entries),
+            "size": size,
+            "bytes": checkpoint.bytes,
+            "dtypes": dtypes,
+        }
+    }
+
+
+def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, dict[str, Any]]]:
+    try:
+        family = family_of(checkpoint.config, checkpoint.entries)
+        keys = {name: key for key, name in family.canonical_names(checkpoint.entries).items()}
+        return family.name, _describe(checkpoint, keys, family.group(keys))
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.source}: {error}") from None
+
+
+def _describe(
+    checkpoint: Checkpoint, keys: dict[str, str], layers: dict[str, tuple[str, ...]]
+) -> dict[str, dict[str, Any]]:
+    return {
+        layer: {
+            "parameters": len(names),
+            "size": sum(checkpoint.entries[keys[name]].size for name in names),
+            "shapes": {name: list(checkpoint.entries[keys[name]].shape) for name in names},
+        }
+        for layer, names in layers.items()
+    }
+
+
+def _relative_change(pair: Pair, names: tuple[str, ...]) -> float | None:
+    """||task_vector|| / ||theta_0|| of a layer; ``None`` where nothing can be compared."""
+    change = base = 0.0
+    comparable = [name for name in names if pair.merges(name) and _same_shape(pair, name)]
+    if not comparable:
+        return None
+    for name in comparable:
+        size = pair.zeroshot.entries[pair.zeroshot_keys[name]].size
+        for start in range(0, size, _CHUNK):
+            stop = min(start + _CHUNK, size)
+            theta_0 = pair.theta_0(name, start, stop).float()
+            change += _square_norm(pair.theta_1(name, start, stop).float() - theta_0)
+            base += _square_norm(theta_0)
+    ratio = math.sqrt(change / base) if base else math.inf if change else 0.0
+    return ratio if math.isfinite(ratio) else None
+
+
+def _square_norm(tensor: Tensor) -> float:
+    return float(tensor.flatten().dot(tensor.flatten()))
+
+
+def _same_shape(pair: Pair, name: str) -> bool:
+    ours = pair.zeroshot.entries[pair.zeroshot_keys[name]].shape
+    return ours == pair.finetuned[0].entries[pair.finetuned_keys[0][name]].shape
+
+
+def inspection_table(record: dict[str, Any]) -> RenderableType:
+    """Lay the description out for a terminal.
+
+    Args:
+        record: As `inspect_checkpoints` returns it.
+
+    Returns:
+        A table, and below it the mismatches.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    paired = record["finetuned"] is not None
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("tensors", justify="right")
+    table.add_column("entries", justify="right")
+    if paired:
+        table.add_column("change", justify="right")
+    for layer, entry in record["layers"].items():
+        row = [layer, str(entry["parameters"]), f"{entry['size']:,}"]
+        if paired:
+            row.append("-" if entry.get("change") is None else f"{entry['change']:.2%}")
+        table.add_row(*row)
+    total = record["total"]
+    dtypes = ", ".join(total["dtypes"])
+    lines = [Text(f"{record['family']}: {total['parameters']} tensors, {total['size']:,} entries, {dtypes}")]
+    if paired:
+        lines.append(Text("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer"))
+        lines += [Text(f"mismatch: {problem}", style="red") for problem in record["mismatches"]]
+        if not record["mismatches"]:
+            lines.append(Text("The two fit: they can be merged."))
+    return Group(table, *lines)

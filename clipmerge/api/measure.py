@@ -1,0 +1,185 @@
+"""The measuring stage: images and model onto the device, then the recipe's measure."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.calibration.resume import Saved, state_file
+from clipmerge.distributed import accelerator_for, together
+from clipmerge.images.dataset import (
+    batch_size_for,
+    check_templates,
+    class_prompts,
+    load_images,
+    pixel_batches,
+)
+from clipmerge.models.building import build_model
+from clipmerge.planning.plan import Measurements
+from clipmerge.plugins import load_plugin
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.progress import Progress
+    from clipmerge.request import MergeRequest, Run
+
+
+# Seconds of work that tell the pace.
+_GLANCE = 1.0
+
+
+def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, Any]]:
+    """Run the recipe's measure.
+
+    Args:
+        run: The run; its checkpoints are read. ``is_main`` is set.
+        request: What to measure on.
+
+    Returns:
+        The measurements, each layer's relative change among them, and a record of the images.
+
+    Raises:
+        ClipmergeError: If images or checkpoints cannot be used.
+    """
+    objective, images, record = objective_for(run, request)
+    options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
+    objective.keep = _saved(objective, images, request, run.progress)
+    with objective.keep.underway():
+        found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
+    run.leftovers.append(objective.keep.remove)
+    with together():
+        objective.accelerator.wait_for_everyone()  # nobody leaves while another still gathers
+    return _with_change(found, objective), record
+
+
+def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledImages, dict[str, Any]]:
+    """Put images and model onto the device.
+
+    Args:
+        run: The run; its checkpoints are read. ``is_main`` is set.
+        request: What to measure on.
+
+    Returns:
+        The calibration loss, the images and a record of them.
+
+    Raises:
+        ClipmergeError: If images or checkpoints cannot be used.
+    """
+    calibration = request.calibration
+    source = load_images(str(calibration.source), calibration.classes, columns=calibration.columns)
+    templates = check_templates(list(calibration.templates))
+    for note in source.notes:
+        run.progress.say(note)
+    source.require_classes()
+    images = source.sample(calibration.images, request.seed)
+    positions = list(range(len(images)))
+    batch_size = batch_size_for(len(positions), calibration.batch_size)
+    accelerator = accelerator_for(calibration.device)
+    run.is_main = accelerator.is_main_process
+    model = build_model(run.pair)
+    share = (accelerator.process_index, accelerator.num_processes)
+    batches = [Batch(n, x, y) for n, x, y in pixel_batches(images, positions, batch_size, model.pixels, share=share)]
+    objective = Objective(
+        model,
+        run.pair,
+        batches,
+        class_prompts(images.class_names, templates),
+        templates=len(templates),
+        accelerator=accelerator,
+        seed=request.seed,
+        images_at_once=calibration.images_at_once,
+        progress=_Clock(run.progress, accelerator.device, len(positions)),
+    )
+    return objective, images, _record(images, batch_size, templates, request.seed)
+
+
+def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, progress: Progress) -> Saved:
+    """Where what is learned is saved; all that determines it is in the name."""
+    settings = [
+        request.recipe.measure,
+        request.recipe.missing,
+        request.seed,
+        objective.batch_sizes,
+        images.class_names,
+        objective.prompts.templates,
+        objective.accelerator.device.type,
+    ]
+
+    def find() -> Path:  # in the main process, which has the first batch
+        seen = [objective.batches[0].pixels, *objective.prompts.tokens.values()]
+        return state_file(objective.pair, images, seen, settings)
+
+    return Saved(find, objective.accelerator, progress.say)
+
+
+def _record(
+    images: LabelledImages,
+    batch_size: int,
+    templates: tuple[str, ...],
+    seed: int,
+) -> dict[str, Any]:
+    return {
+        "source": images.source,
+        "revision": images.revision,
+        "images": len(images),
+        "classes": len(images.class_names),
+        "batch_size": batch_size,
+        "templates": list(templates),
+        "seed": seed,
+    }
+
+
+def _with_change(found: Measurements, objective: Objective) -> Measurements:
+    """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to each layer's statistics."""
+    layers = {}
+    for layer, names in objective.layers.items():
+        change = _norm([objective.task_vector[n] for n in names]) / max(
+            _norm([objective.theta_0[n] for n in names]), 1e-30
+        )
+        layers[layer] = {**found.layers[layer], "change": change}
+    return found.model_copy(update={"layers": layers})
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
+
+
+class _Clock:
+    """Turns work done into progress, and states the cost once the first batch tells the speed."""
+
+    def __init__(self, progress: Progress, device: torch.device, images: int) -> None:
+        self._progress = progress
+        self._images = images
+        self._first: tuple[float, float] | None = None
+        self._said = device.type != "cpu"
+
+    def __call__(self, done: float, total: float) -> None:
+        if not self._said:
+            self._state(done, total)
+        self._progress.advance(done, total)
+
+    def _state(self, done: float, total: float) -> None:
+        """Say the cost once the pace is known: the first batch warms up, and a glance is no measurement."""
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = (now, done)
+        begin, before = self._first
+        if now - begin < _GLANCE:
+            return
+        self._said = True
+        seconds = (now - begin) * (total - before) / (done - before)
+        passes = total / max(self._images, 1)
+        self._progress.say(
+            f"measuring {self._images} images on the CPU, {passes:.0f} forward passes' worth: about "
+            f"{_duration(seconds)} (fewer --images cost less)"
+        )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

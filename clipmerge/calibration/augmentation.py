@@ -1,0 +1,94 @@
+"""Generic changes of images: geometry, colour, grey, blur, noise. They presume no particular shift.
+
+They act on preprocessed pixels, so that they hold for any checkpoint's normalisation. All random numbers are drawn on
+the CPU, so that a seed gives the same images on any device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
+
+from clipmerge.plugins import Augmentation
+
+#: Every kind of change there is.
+KINDS: tuple[Augmentation, ...] = get_args(Augmentation)
+
+_TURN, _SHEAR, _SHIFT = math.radians(25), 0.2, 0.15
+_SCALES = (0.7, 1.3)
+_CONTRAST, _BRIGHTNESS, _CHANNELS = 0.6, 0.6, 0.4
+_GREY_SHARE, _BLUR_SHARE, _NOISE = 0.3, 0.3, 0.4
+
+
+def augmented(pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = KINDS) -> Tensor:
+    """Change every image at random, each by itself.
+
+    Args:
+        pixels: Preprocessed images, (batch, 3, height, width).
+        seed: The same seed and batch size give the same changes.
+        kinds: What is changed.
+
+    Returns:
+        Same shape, device and dtype.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for kind in KINDS:
+        if kind in kinds:
+            pixels = _CHANGES[kind](pixels, generator)
+    return pixels
+
+
+def _uniform(pixels: Tensor, generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
+    drawn = torch.rand((len(pixels), *shape), generator=generator) * (high - low) + low
+    return drawn.to(pixels)
+
+
+def _chosen(pixels: Tensor, generator: torch.Generator, share: float) -> Tensor:
+    return _uniform(pixels, generator, 0, 1, 1, 1, 1) < share
+
+
+def _geometry(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn, scale, shear, shift and mirror; what comes in from outside repeats the border."""
+    turn = _uniform(pixels, generator, -_TURN, _TURN)
+    scale = _uniform(pixels, generator, *_SCALES)
+    shear = _uniform(pixels, generator, -_SHEAR, _SHEAR)
+    mirror = 1 - 2 * (_uniform(pixels, generator, 0, 1) < 0.5).to(pixels)
+    shift = _uniform(pixels, generator, -_SHIFT, _SHIFT, 2)
+    cos, sin = scale * turn.cos(), scale * turn.sin()
+    rows = [torch.stack([mirror * cos, shear - sin, shift[:, 0]], 1), torch.stack([mirror * sin, cos, shift[:, 1]], 1)]
+    grid = affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
+    return grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def _colour(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Mix the channels a little, and change contrast and brightness."""
+    mixing = torch.eye(3).to(pixels) + _uniform(pixels, generator, -_CHANNELS, _CHANNELS, 3, 3)
+    mixed = torch.einsum("bij,bjhw->bihw", mixing / mixing.sum(2, keepdim=True).clamp_min(0.5), pixels)
+    contrast = _uniform(pixels, generator, 1 - _CONTRAST, 1 + _CONTRAST, 1, 1, 1)
+    brightness = _uniform(pixels, generator, -_BRIGHTNESS, _BRIGHTNESS, 1, 1, 1)
+    mean = mixed.mean((1, 2, 3), keepdim=True)
+    return mean + (mixed - mean) * contrast + brightness
+
+
+def _grey(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    grey = pixels.mean(1, keepdim=True).expand_as(pixels)
+    return torch.where(_chosen(pixels, generator, _GREY_SHARE), grey, pixels)
+
+
+def _blur(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Average over a window that grows with the image."""
+    size = 2 * max(1, round(pixels.shape[-1] / 64)) + 1
+    blurred = avg_pool2d(pixels, size, stride=1, padding=size // 2, count_include_pad=False)
+    return torch.where(_chosen(pixels, generator, _BLUR_SHARE), blurred, pixels)
+
+
+def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    spread = _uniform(pixels, generator, 0, _NOISE, 1, 1, 1)
+    return pixels + spread * torch.randn(pixels.shape, generator=generator).to(pixels)
+
+
+_CHANGES = {"geometry": _geometry, "colour": _colour, "grey": _grey, "blur": _blur, "noise": _noise}

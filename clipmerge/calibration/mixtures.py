@@ -1,0 +1,49 @@
+"""Mixtures of several fine-tuned checkpoints, tried on the calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from clipmerge.calibration.objective import FORWARD, Objective
+from clipmerge.errors import MeasureError
+from clipmerge.merging.tensor import merge_tensor
+from clipmerge.planning.plan import Mixture
+
+
+@torch.no_grad()
+def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
+    """Try theta_0 + sum_i weights_i * (theta_i - theta_0), as a merge would write it; one forward pass.
+
+    The weights stay there, in layers too that only a further checkpoint changed: do not go back to `move_to`.
+
+    Args:
+        objective: Calibration loss.
+        weights: One factor a fine-tuned checkpoint.
+
+    Returns:
+        The loss and the accuracy there.
+
+    Raises:
+        MeasureError: If the loss is not finite.
+    """
+    pair = objective.pair
+    objective.forget(text=True)
+    for name, parameter in objective.parameters.items():
+        if pair.merges(name):
+            finetuned = [pair.theta_1(name, which=which) for which in range(objective.checkpoints)]
+            parameter.copy_(merge_tensor(pair.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights)))
+    features = objective.prompt_features()
+    found = {}
+    for batch in objective.batches:
+        logits = objective.logits(batch, features)
+        right = (logits.argmax(dim=-1) == batch.labels).double().mean()
+        found[batch.number] = (float(cross_entropy(logits, batch.labels)), float(right))
+        objective.tick(FORWARD * len(batch))
+    loss, accuracy = (objective.mean(list(values)) for values in zip(*objective.by_batch(found), strict=True))
+    if not loss < float("inf"):
+        told = ", ".join(f"{weight:g}" for weight in weights)
+        raise MeasureError(f"the calibration loss at weights {told} is {loss}; check that the checkpoints work")
+    return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

@@ -1,0 +1,251 @@
+"""What learning has come to so far, kept in the user's cache, so that a run that was stopped goes on from there.
+
+One file a learning, named by a hash of all that determines it: the same command finds it, any other does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipmerge import __version__
+from clipmerge.distributed import Terminated, together
+from clipmerge.files.cache import user_cache
+from clipmerge.files.safetensors import DTYPES
+
+if TYPE_CHECKING:
+    from clipmerge.checkpoint import Pair
+    from clipmerge.images.dataset import LabelledImages
+
+#: Between two saves pass at least so many seconds, and so many times what the last one took.
+SECONDS, TIMES = 30.0, 20
+# States and half-written states of this age are of runs that nobody will go on with, or that are gone.
+_OLD_SECONDS, _GONE_SECONDS = 30 * 86400, 600
+# Packages whose code decides the learned coefficients: it changes between two releases that have the same version.
+_CODE = ("calibration", "measures", "models")
+_SUFFIX, _HALF = ".safetensors", ".part"
+_NAMES = {getattr(torch, name): stored for stored, (name, _) in DTYPES.items()}
+
+
+class Saved:
+    """The state of one learning, in one file that only the main process reads and writes."""
+
+    def __init__(self, find: Callable[[], Path], accelerator: Accelerator, say: Callable[[str], None]) -> None:
+        """Remember where it is; nothing is read or written.
+
+        Args:
+            find: Gives the file; asked once, when the file is first needed.
+            accelerator: The processes that learn the same.
+            say: Tells the user something.
+        """
+        self._find = find
+        self._accelerator = accelerator
+        self.say = say
+        self._exists = self._failed = False
+        self._due = time.monotonic() + SECONDS
+
+    @cached_property
+    def _path(self) -> Path:
+        return self._find()
+
+    def restore(self, state: Mapping[str, Tensor]) -> bool:
+        """Fill in what an earlier run saved, the same in every process.
+
+        Args:
+            state: Name to tensor, the same names, shapes and dtypes in every process; left alone if there is nothing.
+
+        Returns:
+            Whether there was something.
+
+        Raises:
+            MeasureError: If another process is gone.
+        """
+        held = self._read(state) if self._accelerator.is_main_process else None
+        found = torch.tensor(float(held is not None))
+        self._take_over(found)
+        if not found:
+            return False
+        for name, tensor in state.items():
+            if held is not None:
+                tensor.copy_(held[name])
+            self._take_over(tensor)
+        self._exists = True
+        return True
+
+    def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """What the file holds if it is whole and fits; if it does not, it is removed, and that is said."""
+        try:
+            held = load_file(self._path)
+            if _fits(held, state):
+                return held
+            problem = f"{self._path} does not fit"
+        except FileNotFoundError:
+            return None
+        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: a user without a home
+            problem = _reason(error)
+        self.say(f"what an earlier run learned cannot be used ({problem}); learning starts from nothing")
+        self._remove()
+        return None
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            self._path.unlink(missing_ok=True)
+
+    def _take_over(self, tensor: Tensor) -> None:
+        """Set a tensor to the main process's."""
+        if self._accelerator.num_processes > 1:
+            with together():
+                tensor.copy_(broadcast(tensor.to(self._accelerator.device)))
+
+    def save(self, state: Mapping[str, Tensor], *, last: bool = False) -> None:
+        """Put the state in the file's place if it is time to; a file that cannot be written is told once.
+
+        Args:
+            state: Name to tensor, on any device.
+            last: Nothing is left to learn: time to, if an earlier state is there.
+        """
+        begin = time.monotonic()
+        is_time = self._exists if last else begin >= self._due
+        if self._failed or not is_time or not self._accelerator.is_main_process:
+            return
+        try:
+            _write_whole(self._path, state)
+            self._exists = True
+        except (OSError, RuntimeError) as error:
+            self._failed = True
+            self.say(f"what is learned cannot be saved on the way ({_reason(error)}); learning goes on without")
+        now = time.monotonic()
+        self._due = now + max(SECONDS, TIMES * (now - begin))
+
+    @contextlib.contextmanager
+    def underway(self) -> Iterator[None]:
+        """Tell whoever ends the block from outside that not all is lost."""
+        try:
+            yield
+        except (KeyboardInterrupt, Terminated):
+            if self._exists:
+                self.say("most of what was learned is saved; the same command goes on from there")
+            raise
+
+    def remove(self) -> None:
+        """Remove the file, when what came of it is safe elsewhere."""
+        if self._exists and self._accelerator.is_main_process:
+            self._remove()
+
+
+def _fits(held: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    return held.keys() == state.keys() and all(
+        held[name].shape == tensor.shape and held[name].dtype == tensor.dtype and bool(held[name].isfinite().all())
+        for name, tensor in state.items()
+    )
+
+
+def _reason(error: Exception) -> str:
+    named = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    return " ".join(named.split())[:200]
+
+
+def _write_whole(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write the file beside its place, sync it, and move it in; clear what other runs left long ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{path.stem[:16]}-", suffix=_HALF, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _write(file, state)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _write(file: BinaryIO, state: Mapping[str, Tensor]) -> None:
+    """Write as safetensors, a tensor at a time: the library copies all of them first, or maps a disk that may fill."""
+    header, offset = {}, 0
+    for name, tensor in state.items():
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    file.write(len(raw).to_bytes(8, "little") + raw)
+    for tensor in state.values():
+        file.write(_bytes(tensor))
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).numpy().view(np.uint8).data
+
+
+def _clear(folder: Path) -> None:
+    now = time.time()
+    for file in folder.iterdir():
+        limit = {_SUFFIX: _OLD_SECONDS, _HALF: _GONE_SECONDS}.get(file.suffix)
+        with contextlib.suppress(OSError):  # another run may have been faster
+            if limit is not None and now - file.stat().st_mtime > limit:
+                file.unlink()
+
+
+def state_file(pair: Pair, images: LabelledImages, seen: list[Tensor], settings: Any) -> Path:
+    """Where the state of a learning lies.
+
+    Args:
+        pair: The checkpoints; their weight files are known by path, size and time.
+        images: The calibration images, likewise, or by their bytes where they are not files.
+        seen: What the model gets to see; told by content, so that whatever prepares it is in it.
+        settings: All else that determines what is learned, as JSON.
+
+    Returns:
+        The file, which need not exist.
+
+    Raises:
+        RuntimeError: If the user has no cache.
+    """
+    checkpoints = (pair.zeroshot, *pair.finetuned)
+    encoded = images.store.read(range(len(images)))
+    what = {
+        "versions": [__version__, torch.__version__],
+        "code": [_digest(file.read_bytes()) for name in _CODE for file in _modules(name)],
+        "weights": [[_file(file) for file in each.files] for each in checkpoints],
+        "configs": [each.config for each in checkpoints],
+        "images": [_digest(each["bytes"]) if each["bytes"] else _file(Path(str(each["path"]))) for each in encoded],
+        "labels": images.labels,
+        "seen": [_digest(_bytes(tensor)) for tensor in seen],
+        "settings": settings,
+    }
+    return user_cache("learning") / f"{_digest(json.dumps(what, sort_keys=True).encode())}{_SUFFIX}"
+
+
+def _modules(package: str) -> list[Path]:
+    """The package's source files, sorted."""
+    return sorted((Path(__file__).parents[1] / package).rglob("*.py"))
+
+
+def _file(file: Path) -> list[Any]:
+    try:
+        status = file.stat()
+        return [str(file.resolve()), status.st_size, status.st_mtime_ns]
+    except OSError:  # gone since it was read
+        return [str(file)]
+
+
+def _digest(content: bytes | memoryview) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,101 @@
+"""The flags that several commands share: what they are called, and what their help says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clipmerge.cli._terminal import Format
+from clipmerge.errors import UsageError
+
+DTYPE_NAMES = ("keep", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
+FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or a YAML file.")]
+Data = Annotated[
+    str | None,
+    typer.Option(help="Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT or 'digits'."),
+]
+Classes = Annotated[Path | None, typer.Option(help="Class names, one a line in the order of the classes, or JSON.")]
+ImageColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the images, if not found.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the labels, if not found.")]
+Templates = Annotated[
+    list[str] | None, typer.Option("--template", help="Prompt with {} for the class; may be repeated.")
+]
+Assignments = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in the recipe; may be repeated.")]
+Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a batch; by default at most 128.")]
+ImagesAtOnce = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images whose activations are in memory at once; less memory, the same batches."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the bootstrap and random masks.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
+DtypeName = Annotated[str, typer.Option("--dtype", help="keep, float32, bfloat16 or float16.")]
+MaxShardSize = Annotated[
+    str | None,
+    typer.Option("--max-shard-size", help="Such as 200MB or 5GB; by default shards as the fine-tuned has them."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of the same command.")]
+Output = Annotated[Format, typer.Option("--format", help="What stdout carries.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; keep library warnings.")]
+
+
+def choice(flag: str, value: str, options: tuple[str, ...]) -> Any:
+    """Check the value of a flag that knows a few words.
+
+    Args:
+        flag: The flag, for the message.
+        value: What the user wrote, in any case.
+        options: The words it knows.
+
+    Returns:
+        The value in lower case.
+
+    Raises:
+        UsageError: If it is none of them.
+    """
+    if value.lower() not in {option.lower() for option in options}:
+        raise UsageError(f"{flag} {value}: choose from {', '.join(options)}")
+    return value.lower()
+
+
+def byte_count(flag: str, value: str | None) -> int | None:
+    """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, units in any case.
+
+    Args:
+        flag: The flag, for the message.
+        value: What the user wrote.
+
+    Returns:
+        Bytes; ``None`` when the flag was not given.
+
+    Raises:
+        UsageError: If it is no size above 0.
+
+    Example:
+        >>> byte_count("--max-shard-size", "1.5GB"), byte_count("--max-shard-size", "2KiB")
+        (1500000000, 2048)
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", value.upper())
+    if match is None or (match[3] and not match[2]):
+        raise UsageError(f"{flag} {value}: expected a size, such as 200MB or 5GB")
+    size = int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+    if size < 1:
+        raise UsageError(f"{flag} {value}: a shard holds at least a byte; expected a size, such as 200MB or 5GB")
+    return size
+
+
+def command_line() -> str:
+    """The command that is running, to be run again."""
+    return shlex.join(["clipmerge", *sys.argv[1:]])

@@ -1,0 +1,55 @@
+"""`clipmerge convert`: its flags, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipmerge.cli._options import Output, Overwrite, Verbose, choice, command_line
+from clipmerge.cli._terminal import Format, Terminal, reporting_errors
+from clipmerge.distributed import is_main_process
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+LAYOUTS = ("transformers", "open-clip")
+
+
+@reporting_errors
+def convert_command(
+    checkpoint: Annotated[str, typer.Argument(metavar="IN", help="Folder, .safetensors file or org/name[@revision].")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    to: Annotated[str, typer.Option("--to", help="The library that is to load it: transformers or open-clip.")],
+    overwrite: Overwrite = False,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Write an OpenCLIP checkpoint for transformers, or the other way round."""
+    terminal = Terminal(fmt, verbose=verbose)
+    layout = choice("--to", to, LAYOUTS)
+    if not is_main_process():  # one process of several writes; the others have nothing to do
+        return
+    from clipmerge.api.convert import convert
+
+    record = convert(checkpoint, layout, output, overwrite=overwrite, progress=terminal, command=command_line())
+    terminal.result(record, lambda: _files_table(record))
+    terminal.show(f"Wrote {output}; load it with: {_loading(layout, output)}")
+
+
+def _loading(layout: str, output: Path) -> str:
+    if layout == "transformers":
+        return f"CLIPModel.from_pretrained('{output}')"
+    return f"open_clip.create_model_and_transforms('local-dir:{output}')"
+
+
+def _files_table(record: dict[str, Any]) -> RenderableType:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file")
+    table.add_column("sha256", overflow="fold")
+    for name, digest in record["files"].items():
+        table.add_row(name, digest)
+    return table

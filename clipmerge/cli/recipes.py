@@ -1,0 +1,65 @@
+"""`clipmerge recipes`: list, show and copy the recipes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipmerge.cli._options import Output
+from clipmerge.cli._terminal import Format, reporting_errors
+from clipmerge.errors import OutputError
+
+recipes_app = typer.Typer(help="List, show and copy the recipes.", invoke_without_command=True)
+
+
+@recipes_app.callback()
+@reporting_errors
+def _recipes(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_recipes()
+
+
+@recipes_app.command("list")
+@reporting_errors
+def list_recipes(fmt: Output = Format.human) -> None:
+    """List the recipes, a line each."""
+    from clipmerge.planning.recipe import recipe_names, recipe_text
+
+    about = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in recipe_names()}
+    if fmt is Format.json:
+        typer.echo(json.dumps({"recipes": about}, indent=2))
+        return
+    for name, first in about.items():
+        typer.echo(f"{name:18} {first}")
+
+
+@recipes_app.command("show")
+@reporting_errors
+def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
+    """Print a recipe with its comments."""
+    from clipmerge.planning.recipe import recipe_text
+
+    typer.echo(recipe_text(name), nl=False)
+
+
+@recipes_app.command("copy")
+@reporting_errors
+def copy_recipe(
+    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    file: Annotated[Path | None, typer.Argument(help="Where to; NAME.yaml here by default.")] = None,
+) -> None:
+    """Copy a recipe to a file of yours, to edit."""
+    from clipmerge.planning.recipe import recipe_text
+
+    text = recipe_text(name)
+    target = file or Path(f"{name}.yaml")
+    if target.exists():
+        raise OutputError(f"{target}: exists already; give another file")
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error}); give another file") from None
+    typer.echo(f"Wrote {target}; run it with --recipe {target}")

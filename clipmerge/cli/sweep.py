@@ -1,0 +1,224 @@
+"""`clipmerge sweep`: its flags, and what it prints."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipmerge.cli._options import (
+    DEVICES,
+    DTYPE_NAMES,
+    BatchSize,
+    Classes,
+    Data,
+    DeviceName,
+    DtypeName,
+    FineTuned,
+    ImageColumn,
+    Images,
+    LabelColumn,
+    Output,
+    Overwrite,
+    Seed,
+    Templates,
+    Verbose,
+    ZeroShot,
+    choice,
+    command_line,
+)
+from clipmerge.cli._terminal import Format, Terminal, reporting_errors
+from clipmerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
+_MOST_ALPHAS = 1000
+# Cells that longer names are cut to before columns are left out, and longer headings when that does not suffice.
+_NAME, _TITLE = 30, 12
+
+
+def parse_alphas(text: str) -> tuple[float, ...]:
+    """Read the points of the curve; ``...`` goes on in the step of the two before it.
+
+    Args:
+        text: Numbers with commas between.
+
+    Returns:
+        The numbers, ascending, each once.
+
+    Raises:
+        UsageError: If something in it is no finite number, or the steps do not lead on or are too many.
+
+    Example:
+        >>> parse_alphas("0,0.25,...,1")
+        (0.0, 0.25, 0.5, 0.75, 1.0)
+    """
+    words = [word.strip() for word in text.split(",")]
+    values: list[Decimal] = []
+    try:
+        for place, word in enumerate(words):
+            values += _steps(values[-2], values[-1], Decimal(words[place + 1])) if word == "..." else [Decimal(word)]
+        found = sorted({float(value) for value in values})
+    except (ArithmeticError, IndexError, ValueError):
+        raise UsageError(
+            f"--alphas {text}: expected numbers with commas between, such as 0,0.25,0.5 or 0,0.1,...,1"
+        ) from None
+    except UsageError as error:
+        raise UsageError(f"--alphas {text}: {error}") from None
+    if not all(map(math.isfinite, found)):  # 1e400 is a number, and more than a float holds
+        raise UsageError(f"--alphas {text}: expected finite numbers, such as 0,0.25,0.5")
+    return tuple(found)
+
+
+def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
+    """What lies between ``last`` and ``end``, in the step that led to ``last``."""
+    turns = (end - last) / (last - before)
+    if not turns > 0:
+        raise ValueError("the steps do not lead there")
+    if turns > _MOST_ALPHAS:
+        raise UsageError(f"'...' would stand for more than {_MOST_ALPHAS} numbers, the most it may; take larger steps")
+    return [last + (last - before) * turn for turn in range(1, int(turns) + 1)]
+
+
+def _named(flag: str, texts: list[str]) -> dict[str, str]:
+    from clipmerge.evaluation.accuracy import parse_named_source
+
+    sources = [parse_named_source(text) for text in texts]
+    if len(dict(sources)) != len(sources):
+        raise UsageError(f"two {flag} have the same name; write NAME=SOURCE with different names")
+    return dict(sources)
+
+
+@reporting_errors
+def sweep_command(
+    zeroshot: ZeroShot,
+    finetuned: FineTuned,
+    id_data: Annotated[
+        list[str], typer.Option("--id", help="NAME=SOURCE: images like the training data; may be repeated.")
+    ],
+    ood_data: Annotated[list[str], typer.Option("--ood", help="NAME=SOURCE: images unlike it; may be repeated.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", "-r", help="Recipe to place beside the curve; may be repeated.")
+    ] = None,
+    alphas: Annotated[str, typer.Option(help="Points of the curve; 0 = zero-shot, 1 = fine-tuned.")] = "0,0.1,...,1",
+    data: Data = None,
+    classes: Classes = None,
+    template: Templates = None,
+    images: Images = 1024,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+    dtype: DtypeName = "keep",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    overwrite: Overwrite = False,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Compare recipes with every alpha: ID against OOD accuracy, in a table, a picture and a page."""
+    from clipmerge.api.sweep import SweepRequest, check_sweep, write_sweep
+    from clipmerge.images import Columns
+    from clipmerge.images.dataset import check_templates
+    from clipmerge.planning.recipe import load_recipe
+    from clipmerge.request import Calibration
+
+    terminal = Terminal(fmt, verbose=verbose)
+    where = choice("--device", device, DEVICES)
+    request = SweepRequest(
+        zeroshot=zeroshot,
+        finetuned=finetuned[0],
+        further=tuple(finetuned[1:]),
+        id_sources=_named("--id", id_data),
+        ood_sources=_named("--ood", ood_data),
+        recipes=tuple(load_recipe(name) for name in recipe or []),
+        alphas=parse_alphas(alphas),
+        calibration=Calibration(
+            data,
+            classes,
+            check_templates(template or []),
+            images,
+            batch_size,
+            where,
+            Columns(image_column, label_column),
+        ),
+        seed=seed,
+        dtype=choice("--dtype", dtype, DTYPE_NAMES),
+        command=command_line(),
+    )
+    check_sweep(request)
+    files = [Path(name) for name in recipe or [] if Path(name).is_file()]  # not a folder of a recipe's name
+    record = write_sweep(request, output, overwrite=overwrite, read=files, progress=terminal)
+    terminal.result(record, lambda: SweepTable(record))
+    terminal.show(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")
+
+
+class SweepTable:
+    """A sweep on a terminal: with as many columns and intervals as its width takes."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        """Take the record.
+
+        Args:
+            record: As `clipmerge.api.sweep.sweep` returns it.
+        """
+        self._record = record
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw the widest table that fits, and what its numbers mean."""
+        from rich.text import Text
+
+        # sources, intervals of the gain, intervals of OOD accuracy, and how long headings may be
+        choices = [(True, True, True), (True, True, False), (True, False, False), (False, True, False), (False,) * 3]
+        shapes = [*((*choice, None) for choice in choices), (False, False, False, _TITLE)]
+        wide = options.update(width=10_000)
+
+        def width(names: int, shape: tuple[bool, bool, bool, int | None]) -> int:
+            return console.measure(self._table(names, *shape), options=wide).maximum
+
+        shape = next((each for each in shapes if width(_NAME, each) <= options.max_width), shapes[-1])
+        sources, gain_spread, *_ = shape
+        # names get what the numbers leave, which are never cut
+        yield self._table(max(1, 1 + options.max_width - width(1, shape)), *shape)
+        yield Text()
+        notes = [
+            "gain: mean OOD minus the curve's at equal ID accuracy, in points "
+            "(\N{EN DASH}: the curve does not reach it).",
+            *_same_points(self._record),
+        ]
+        if gain_spread:
+            level = self._record["bootstrap"]["level"]
+            notes.append(f"[low, high]: {100 * level:.0f}% bootstrap intervals over images, the same draws for all.")
+        if not (sources and gain_spread):
+            notes.append("More columns in a wider window, and in sweep.html.")
+        for note in notes:
+            yield Text(note, style="dim")
+
+    def _table(self, names: int, sources: bool, gain_spread: bool, ood_spread: bool, titles: int | None) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        from clipmerge.report.sweep_page import columns_of, heads_of, shortened
+
+        *others, gain = columns_of(self._record)
+        shown = [column for column in others if sources or not column.is_source]
+        cells = [column.text(spread=ood_spread) for column in shown] + [gain.text(spread=gain_spread)]
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+        table.add_column(Text(shortened("accuracy, %", names)), no_wrap=True)
+        for title in (*[column.title for column in shown], "gain"):
+            table.add_column(Text(shortened(title, titles) if titles else title), justify="right", no_wrap=True)
+        for place, (head, is_recipe) in enumerate(heads_of(self._record)):
+            row = [shortened(head, names), *[column[place] for column in cells]]
+            table.add_row(*map(Text, row), style="bold" if is_recipe else None)
+        return table
+
+
+def _same_points(record: dict[str, Any]) -> list[str]:
+    """A line for each recipe that merges to the weights of a point of the curve."""
+    same = [(row["name"], row["alpha"]) for row in record["recipes"] if row["alpha"] is not None]
+    return [f"{name}: the same weights as alpha {alpha:g}." for name, alpha in same]

@@ -1,0 +1,1 @@
+"""Accuracy of checkpoints and of points between them."""

@@ -1,0 +1,106 @@
+"""Both ends of the path on the device, and one model whose weights are set anywhere between, in place.
+
+The numbers are those that a merge writes, rounded to the output's dtype before they go into the model.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipmerge.checkpoint import Pair
+from clipmerge.errors import CheckpointError
+from clipmerge.files.finite import is_finite, require_finite
+from clipmerge.merging.stream import contents_of, merged_tensors
+from clipmerge.merging.tensor import merge_tensor
+from clipmerge.models import ImageTextModel
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.tensors import PlanTensors
+from clipmerge.request import OutputDtype
+
+
+class MovingModel:
+    """A model between zero-shot and fine-tuned.
+
+    Attributes:
+        model: The model; its weights are those of the last move.
+        text_version: Counts the moves that changed the text tower, so that prompts are embedded no oftener.
+    """
+
+    def __init__(self, model: ImageTextModel, pair: Pair, device: torch.device, *, dtype: OutputDtype = "keep") -> None:
+        """Load both ends, once.
+
+        Args:
+            model: The model without weights.
+            pair: The checkpoints; the average of the fine-tuned ones is theta_1.
+            device: Where the model and both ends go; on the CPU the ends stay mapped files.
+            dtype: What a merge would be written in, and so rounded to.
+
+        Raises:
+            CheckpointError: If a weight is not finite, or the config does not fit.
+        """
+        self.model = model
+        self.text_version = 0
+        self._pair = pair
+        self._dtype = None if dtype == "keep" else getattr(torch, dtype)
+        model.load(pair.theta_0)
+        model.module.to(device)
+        self._theta_0 = {name: pair.theta_0(name).to(device) for name in model.parameters}
+        merged = [name for name in model.parameters if pair.merges(name)]
+        self._finetuned = [
+            {name: pair.theta_1(name, which=which).to(device) for name in merged}
+            for which in range(len(pair.finetuned))
+        ]
+        for ends, checkpoint in zip((self._theta_0, *self._finetuned), (pair.zeroshot, *pair.finetuned), strict=True):
+            for name, tensor in ends.items():
+                require_finite(tensor, name, checkpoint.source)
+
+    @torch.no_grad()
+    def interpolate(self, alpha: float) -> None:
+        """Set the weights to theta_0 + alpha * (theta_1 - theta_0), as `merge_tensor` computes it.
+
+        Args:
+            alpha: 0 = zero-shot, 1 = fine-tuned.
+
+        Raises:
+            CheckpointError: If a weight overflows the checkpoint's dtype.
+        """
+        weights = (1.0 / len(self._finetuned),) * len(self._finetuned)
+        for name, theta_0 in self._theta_0.items():
+            ends = [finetuned.get(name, theta_0) for finetuned in self._finetuned]
+            merged = merge_tensor(theta_0, ends, alpha=alpha, weights=weights, dtype=self._dtype)
+            if not is_finite(merged):
+                raise CheckpointError(f"tensor {name} overflows at alpha {alpha:g}; give --alphas in [0, 1]")
+            self._set(name, merged)
+
+    @torch.no_grad()
+    def follow(self, plan: Plan, tensors: PlanTensors) -> None:
+        """Set the weights to what a plan says, as `merged_tensors` computes them.
+
+        Args:
+            plan: What each layer gets.
+            tensors: The scores and coefficients that it needs.
+
+        Raises:
+            CheckpointError: If the plan leaves out a parameter of the model, or its output is not finite.
+        """
+        left = set(self.model.parameters)
+        merged = [tensor for tensor in merged_tensors(self._pair, plan, tensors) if tensor.name in left]
+        with closing(contents_of(merged, np.empty)) as contents:
+            for tensor, content in zip(merged, contents, strict=True):
+                self._set(tensor.name, tensor.tensor(content))
+                left.remove(tensor.name)
+        if left:
+            raise CheckpointError(
+                f"the merged checkpoint has no {sorted(left)[0]}, so it cannot be evaluated; see the recipe's `missing`"
+            )
+
+    def _set(self, name: str, value: Tensor) -> None:
+        target = self.model.parameters[name].data
+        value = value.to(device=target.device, dtype=target.dtype)
+        if self._pair.layer_of[name].startswith("text.") and not torch.equal(target, value):
+            self.text_version += 1
+        target.copy_(value)

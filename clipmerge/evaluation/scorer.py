@@ -1,0 +1,190 @@
+"""Whether each image is recognised at each of many points, every image decoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clipmerge.checkpoint import Pair
+from clipmerge.distributed import together
+from clipmerge.errors import UsageError
+from clipmerge.evaluation.accuracy import recognised
+from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.images.dataset import LabelledImages, batch_size_for, pixel_batches
+from clipmerge.models import ImageTextModel
+from clipmerge.models.zero_shot import class_embeddings
+
+if TYPE_CHECKING:
+    from clipmerge.progress import Progress
+    from clipmerge.request import OutputDtype
+
+#: Whether each image was recognised: shape (points, images).
+Correct = NDArray[np.bool_]
+#: Bytes of preprocessed images held at once; each such load meets every point before the next is decoded.
+HELD = 2 << 30
+
+
+#: Sets the model's weights to those of one point.
+Move = Callable[[MovingModel], None]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One batch of a source: its first image's position, pixels and labels."""
+
+    source: str
+    start: int
+    pixels: Tensor
+    labels: Tensor
+
+
+class Scorer:
+    """One model on the device that is moved from point to point."""
+
+    def __init__(
+        self,
+        model: ImageTextModel,
+        pair: Pair,
+        accelerator: Accelerator,
+        *,
+        templates: tuple[str, ...],
+        batch_size: int | None = None,
+        dtype: OutputDtype = "keep",
+        held: int = HELD,
+    ) -> None:
+        """Load both ends.
+
+        Args:
+            model: The model without weights.
+            pair: The checkpoints.
+            accelerator: Places the model, and gathers what several processes found.
+            templates: Prompt templates.
+            batch_size: Images a batch; by default as `evaluate` chooses it.
+            dtype: What the points are rounded to.
+            held: Bytes of preprocessed images held at once.
+        """
+        self._moving = MovingModel(model, pair, accelerator.device, dtype=dtype)
+        self._accelerator = accelerator
+        self._templates = templates
+        self._batch_size = batch_size
+        self._held = held
+        # classes by point; where the text tower did not move between points they are one tensor
+        self._classes: dict[tuple[int, tuple[str, ...]], Tensor] = {}
+        self._last: dict[tuple[str, ...], tuple[int, Tensor]] = {}
+
+    @torch.inference_mode()
+    def score(
+        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
+    ) -> dict[str, Correct]:
+        """Evaluate every point on every source.
+
+        Args:
+            moves: A point each: how to get there.
+            sources: Name to images; all are used.
+            progress: Where to report.
+
+        Returns:
+            Source to whether each image was recognised, shape (points, images), in every process.
+
+        Raises:
+            DataError: If an image cannot be decoded.
+            CheckpointError: If a point's weights are not finite.
+        """
+        found: list[tuple[str, int, int, list[bool]]] = []
+        total = len(moves) * sum(map(len, sources.values())) / self._accelerator.num_processes
+        done = 0
+        for load in loads(self._batches(sources), self._held):
+            for number, move in enumerate(moves):
+                move(self._moving)
+                for batch in load:
+                    right = self._recognised(number, batch, sources[batch.source].class_names)
+                    found.append((batch.source, number, batch.start, right))
+                    done += len(right)
+                    progress.advance(done, total)
+        if self._accelerator.num_processes > 1:
+            with together():
+                found = gather_object(found)
+        correct = {name: np.zeros((len(moves), len(images)), dtype=np.bool_) for name, images in sources.items()}
+        for name, number, start, right in found:
+            correct[name][number, start : start + len(right)] = right
+        return correct
+
+    def _batches(self, sources: dict[str, LabelledImages]) -> Iterator[_Batch]:
+        share = (self._accelerator.process_index, self._accelerator.num_processes)
+        for name, images in sources.items():
+            size = batch_size_for(len(images), self._batch_size)
+            positions = list(range(len(images)))
+            for place, pixels, labels in pixel_batches(images, positions, size, self._moving.model.pixels, share=share):
+                yield _Batch(name, place * size, pixels, labels)
+
+    def _recognised(self, number: int, batch: _Batch, class_names: tuple[str, ...]) -> list[bool]:
+        device = self._accelerator.device
+        classes = self._class_embeddings(number, class_names)
+        right: list[bool] = recognised(self._moving.model, batch.pixels.to(device), batch.labels, classes).tolist()
+        return right
+
+    def _class_embeddings(self, number: int, names: tuple[str, ...]) -> Tensor:
+        if (number, names) not in self._classes:
+            version = self._moving.text_version
+            if self._last.get(names, (None,))[0] != version:
+                embedded = class_embeddings(self._moving.model, names, self._templates, self._accelerator.device)
+                self._last[names] = (version, embedded)
+            self._classes[number, names] = self._last[names][1]
+        return self._classes[number, names]
+
+
+def loads(batches: Iterable[_Batch], held: int) -> Iterator[list[_Batch]]:
+    """Group batches into loads of at most so many bytes, and at least one batch."""
+    load: list[_Batch] = []
+    size = 0
+    for batch in batches:
+        size += batch.pixels.nbytes
+        if load and size > held:
+            yield load
+            load, size = [], batch.pixels.nbytes
+        load.append(batch)
+    if load:
+        yield load
+
+
+def check_source_name(name: str) -> None:
+    """Refuse a name that `write_correct` could not give a tensor, before anything is evaluated.
+
+    Args:
+        name: What a source is called.
+
+    Raises:
+        UsageError: If safetensors keeps the name for itself, or it is not UTF-8.
+    """
+    if name == "__metadata__":  # the header's own entry: the file would be written, and no reader would open it
+        raise UsageError("a source cannot be named '__metadata__', which safetensors keeps for itself; choose another")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"a source cannot be named {name!a}, which is not UTF-8; write NAME=SOURCE") from None
+
+
+def write_correct(path: Path, correct: dict[str, Correct]) -> None:
+    """Write which images were recognised: a tensor a source, shape (points, images), bool.
+
+    Args:
+        path: The safetensors file.
+        correct: As `Scorer.score` returns it.
+
+    Raises:
+        UsageError: If a source has a name that a tensor cannot have.
+    """
+    from safetensors.numpy import save
+
+    for name in correct:
+        check_source_name(name)
+    path.write_bytes(save({name: np.ascontiguousarray(right) for name, right in correct.items()}))

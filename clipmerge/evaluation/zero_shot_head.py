@@ -1,0 +1,92 @@
+"""The zero-shot side of a classification head that only the fine-tuned checkpoint has: built from class prompts.
+
+The rows are the class embeddings, unit length, times exp(logit_scale); the bias is zero. So the zero-shot classifier
+gives the logits that the zero-shot model gives, on features of unit length, as WiSE-FT's and model soups' heads take.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clipmerge.checkpoint import Pair, pair_checkpoints
+from clipmerge.checkpoint.with_head import with_head
+from clipmerge.errors import CheckpointError
+from clipmerge.parallel import one_thread
+from clipmerge.planning.plan import HeadRecord
+
+if TYPE_CHECKING:
+    from clipmerge.request import Calibration
+
+WEIGHT, BIAS = "classification_head.weight", "classification_head.bias"
+
+
+def lacks_zeroshot_head(pair: Pair) -> bool:
+    """Whether the fine-tuned checkpoints have a head on the model's embeddings, and the zero-shot one has none."""
+    return pair.keeps_head and all(WEIGHT in keys for keys in pair.finetuned_keys)
+
+
+def head_classes(pair: Pair, calibration: Calibration) -> HeadRecord | None:
+    """What the head's rows stand for; ``None`` when neither images nor class names were given.
+
+    Args:
+        pair: The aligned checkpoints, a head among them.
+        calibration: The images, the file with class names, the templates.
+    """
+    from clipmerge.images.dataset import check_templates, load_images, read_class_names
+
+    templates = check_templates(list(calibration.templates))
+    if calibration.source:
+        images = load_images(calibration.source, calibration.classes, columns=calibration.columns)
+        return HeadRecord(classes=images.class_names, templates=templates)
+    if calibration.classes:
+        rows = pair.finetuned[0].entries[pair.finetuned_keys[0][WEIGHT]].shape[0]
+        names = read_class_names(calibration.classes, [str(row) for row in range(rows)])
+        return HeadRecord(classes=names, templates=templates)
+    return None
+
+
+def build_zeroshot_head(pair: Pair, head: HeadRecord, *, mixed_dtypes: bool) -> Pair:
+    """Give the zero-shot checkpoint a head of the fine-tuned one's classes.
+
+    Args:
+        pair: The aligned checkpoints.
+        head: Classes, in the order of the head's rows, and templates.
+        mixed_dtypes: As in `pair_checkpoints`.
+
+    Returns:
+        The pair, its zero-shot side with a head.
+
+    Raises:
+        CheckpointError: If the head has another number of classes, or is on other features.
+
+    Source:
+        Wortsman et al. 2022, arXiv:2109.01903.
+    """
+    import torch
+
+    from clipmerge.models.building import build_model
+    from clipmerge.models.zero_shot import class_embeddings
+
+    finetuned = pair.finetuned[0]
+    entry = finetuned.entries[pair.finetuned_keys[0][WEIGHT]]
+    if entry.shape[0] != len(head.classes):
+        raise CheckpointError(
+            f"{finetuned.source}: its head has {entry.shape[0]} classes, {len(head.classes)} were named; "
+            "give --classes with a line for each, in the head's order"
+        )
+    model = build_model(pair)
+    model.load(pair.theta_0)
+    with torch.no_grad(), one_thread():
+        embeddings = class_embeddings(model, head.classes, head.templates, torch.device("cpu"))
+        scale = pair.theta_0("logit_scale").float().exp()
+    if embeddings.shape[1:] != entry.shape[1:]:
+        raise CheckpointError(
+            f"{finetuned.source}: its head takes {entry.shape[1]} features, the zero-shot model's embeddings have "
+            f"{embeddings.shape[1]}; only a head on the embeddings has a zero-shot counterpart"
+        )
+    values = {WEIGHT: embeddings * scale, BIAS: torch.zeros(len(head.classes))}
+    keys = {pair.finetuned_keys[0][name]: values[name] for name in values if name in pair.finetuned_keys[0]}
+    dtypes = {key: finetuned.tensor(key, 0, 1).dtype for key in keys}
+    made = {key: value.to(dtypes[key]).contiguous() for key, value in keys.items()}
+    zeroshot = with_head(pair.zeroshot, finetuned, made)
+    return pair_checkpoints(zeroshot, list(pair.finetuned), missing=pair.missing, mixed_dtypes=mixed_dtypes)

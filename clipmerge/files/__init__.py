@@ -1,0 +1,1 @@
+"""Files on the disk: read, hashed, staged and written."""

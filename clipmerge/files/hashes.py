@@ -1,0 +1,106 @@
+"""sha256 of files: computed, and of large ones remembered in the user's cache until the file changes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import threading
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+from clipmerge.files.cache import user_cache
+
+# bytes hashed at a time; a multiple of what any system can map at
+_WINDOW = 32 << 20
+#: Files smaller than this are hashed sooner than looked up.
+REMEMBERED_BYTES = 16 << 20
+# A file changed again within one tick of the file system's clock keeps its times, so the hash is remembered only of a
+# file that has been left alone for longer than any such tick; git is as careful with its index.
+_SETTLED_NS = 3_000_000_000
+_abandoned = threading.Event()
+
+
+def abandon() -> None:
+    """End all hashing under way, in other threads as well; for a process that fails, and would wait for it to exit."""
+    _abandoned.set()
+
+
+def sha256_of(path: Path) -> str:
+    """Hash one file, a large mapped window at a time.
+
+    Windows are large because between two of them a thread waits for the interpreter, which the threads that merge
+    hardly let go of; and mapped because that spares a copy.
+
+    Returns:
+        Hex digest.
+
+    Raises:
+        CancelledError: If hashing was abandoned.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for offset in range(0, size, _WINDOW):
+            if _abandoned.is_set():
+                raise CancelledError
+            with mmap.mmap(
+                file.fileno(), min(_WINDOW, size - offset), access=mmap.ACCESS_READ, offset=offset
+            ) as window:
+                if hasattr(mmap, "MADV_WILLNEED"):  # absent on Windows
+                    window.madvise(mmap.MADV_WILLNEED)
+                digest.update(window)
+    return digest.hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Hash one file, unless it was hashed before and has not changed since.
+
+    A file counts as unchanged when its device, inode, size, time of modification and time of status change are those it
+    had; the last is set by the system at every write and cannot be set back. A cache that cannot be read or written
+    costs only the time.
+
+    Returns:
+        Hex digest.
+    """
+    before = _state(path)
+    if before["size"] < REMEMBERED_BYTES:
+        return sha256_of(path)
+    place = None
+    # RuntimeError: a user without a home
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        place = user_cache("hashes") / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+        record = json.loads(place.read_text(encoding="ascii"))
+        if isinstance(record, dict) and record.get("state") == before and _is_digest(record.get("sha256")):
+            return str(record["sha256"])
+    digest = sha256_of(path)
+    settled = time.time_ns() - max(before["changed"], before["modified"]) > _SETTLED_NS
+    if place and settled and _state(path) == before:
+        with contextlib.suppress(OSError):
+            _remember(place, {"state": before, "sha256": digest})
+    return digest
+
+
+def _state(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {
+        "device": status.st_dev,
+        "inode": status.st_ino,
+        "size": status.st_size,
+        "modified": status.st_mtime_ns,
+        "changed": status.st_ctime_ns,
+    }
+
+
+def _is_digest(text: object) -> bool:
+    return isinstance(text, str) and len(text) == 64 and not set(text) - set("0123456789abcdef")
+
+
+def _remember(place: Path, record: dict[str, object]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(record), encoding="ascii")
+    part.replace(place)  # whoever reads it meanwhile reads one of the two whole

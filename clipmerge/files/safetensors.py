@@ -1,0 +1,219 @@
+"""The header of a safetensors file: read and checked without touching the weights.
+
+The safetensors library checks much of this too, but answers "header too large" to a Git-LFS pointer and to a
+pickle alike; a user needs to know which, and what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipmerge.errors import CheckpointError
+
+#: A tensor's values as numpy sees them; bfloat16 as its bits.
+Array = np.ndarray[Any, Any]
+#: safetensors dtype -> (torch dtype name, bytes an element)
+DTYPES: dict[str, tuple[str, int]] = {
+    "F64": ("float64", 8),
+    "F32": ("float32", 4),
+    "BF16": ("bfloat16", 2),
+    "F16": ("float16", 2),
+    "I64": ("int64", 8),
+    "I32": ("int32", 4),
+    "I16": ("int16", 2),
+    "I8": ("int8", 1),
+    "U8": ("uint8", 1),
+    "BOOL": ("bool", 1),
+}
+FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
+#: safetensors dtype -> numpy dtype of the stored bytes; numpy has no bfloat16, whose bits are kept as they are
+STORED: dict[str, str] = {name: {"BF16": "uint16"}.get(name, torch_name) for name, (torch_name, _) in DTYPES.items()}
+
+_LFS_POINTER = b"version https://git-lfs"
+#: How PyTorch's own files are called.
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+# A header of this size would describe millions of tensors; a larger number is a file of another kind.
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies.
+
+    Attributes:
+        file: File that holds it.
+        dtype: safetensors dtype, such as ``F32``.
+        shape: Shape; ``()`` for a scalar.
+        begin: First byte, counted from the start of the file.
+        end: One past the last byte.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the tensor takes part in the arithmetic (the others are copied)."""
+        return self.dtype in FLOATS
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is one of PyTorch's, by its first bytes, or by its suffix when they say nothing.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    # read as a header's length, the first bytes of either kind of pickle make an absurd number; 0x80 0x02 followed by
+    # zeros is a header of 640 bytes
+    is_header = int.from_bytes(start[:8], "little") <= _LARGEST_HEADER and start[8:9] == b"{"
+    if is_header or start == _LFS_POINTER:
+        return False
+    return path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)
+
+
+def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Read and check the header of a safetensors file.
+
+    Args:
+        path: File to read.
+
+    Returns:
+        The tensors by name, in file order, and the file's free-form metadata.
+
+    Raises:
+        CheckpointError: If the file is a pickle, a Git-LFS pointer, truncated, or its header contradicts the
+            file: each with its own message.
+
+    Source:
+        The safetensors format: 8 bytes little-endian header length, JSON, data.
+    """
+    try:
+        raw, data_start, total = _header_bytes(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
+    header = _parse(path, raw)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise CheckpointError(f"{path}: the header's __metadata__ is not a map of strings; the file is damaged")
+    entries = {name: _entry(path, name, value, data_start) for name, value in header.items()}
+    _check_offsets(path, entries, data_start, total)
+    return entries, metadata
+
+
+def _header_bytes(path: Path) -> tuple[bytes, int, int]:
+    if is_pickle(path):
+        raise CheckpointError(f"{path}: is a pickle, and safetensors was expected; give the file itself, or remove it")
+    total = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+        if start == _LFS_POINTER:
+            raise CheckpointError(
+                f"{path}: is a Git-LFS pointer, not the weights; run `git lfs pull` in its repository, "
+                "or give the Hub id instead of the clone"
+            )
+        length = int.from_bytes(start[:8], "little")
+        if len(start) < 8 or length > _LARGEST_HEADER:
+            raise CheckpointError(f"{path}: is not a safetensors file (size {total} bytes, no valid header)")
+        if 8 + length > total:
+            raise CheckpointError(
+                f"{path}: is truncated: the header alone takes {8 + length} bytes, the file has {total}; "
+                "download or copy it again"
+            )
+        file.seek(8)
+        return file.read(length), 8 + length, total
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(raw, object_pairs_hook=partial(unique_keys, path))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not a safetensors file: its header is not JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: is not a safetensors file: its header is not a JSON object")
+    return header
+
+
+def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Build a JSON object, refusing a key that stands in it twice; an ``object_pairs_hook`` of ``json.loads``.
+
+    Args:
+        path: The file, for the message.
+        pairs: Keys and values in the file's order.
+
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: If a key stands twice.
+    """
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise CheckpointError(f"{path}: key '{key}' stands twice; the file is damaged, save it again")
+        result[key] = value
+    return result
+
+
+def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
+    fields: dict[str, Any] = value if isinstance(value, dict) else {}
+    dtype, shape, offsets = (fields.get(key, "") for key in ("dtype", "shape", "data_offsets"))
+    if not (_naturals(shape) and _naturals(offsets) and len(offsets) == 2 and isinstance(dtype, str)):
+        raise CheckpointError(f"{path}: the header's entry for '{name}' is malformed; the file is damaged")
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"{path}: {name} has dtype {dtype}; clipmerge merges {', '.join(sorted(FLOATS))}. "
+            "Dequantise the checkpoint first"
+        )
+    begin, end = offsets
+    needed = math.prod(shape) * DTYPES[dtype][1]
+    if end - begin != needed:
+        raise CheckpointError(
+            f"{path}: the header lies about '{name}': shape {tuple(shape)} of {dtype} takes {needed} bytes, "
+            f"its offsets span {end - begin}"
+        )
+    return TensorEntry(path, dtype, tuple(shape), data_start + begin, data_start + end)
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+
+
+def _check_offsets(path: Path, entries: dict[str, TensorEntry], data_start: int, total: int) -> None:
+    expected = data_start
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != expected:
+            raise CheckpointError(
+                f"{path}: the header lies: '{name}' starts at data byte {entry.begin - data_start}, "
+                f"the tensor before it ends at {expected - data_start}"
+            )
+        expected = entry.end
+    if expected > total:
+        raise CheckpointError(
+            f"{path}: is truncated: its tensors need {expected} bytes, the file has {total}; download or copy it again"
+        )
+    if expected < total:
+        raise CheckpointError(
+            f"{path}: the header lies: its tensors end at byte {expected}, the file has {total}; save it again"
+        )

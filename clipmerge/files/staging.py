@@ -1,0 +1,363 @@
+"""The output's place: staged beside it, synced, then renamed, so it is there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from clipmerge.errors import CheckpointError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: stale stages are left for the user to delete
+    fcntl = None  # type: ignore[assignment]
+
+#: The record that every output folder holds, and by which one is known.
+RECORD = "clipmerge.json"
+#: Where an output folder keeps a plan whose learned coefficients cannot be told in the record.
+PLAN_FOLDER = "plan"
+# Whose output a folder is, where it is not of the command that would replace it.
+_WRITERS = {RECORD: "merge or apply", "conversion.json": "convert", "sweep.json": "sweep"}
+# What the names in a plan's tensors file begin with; `clipmerge.planning.tensors` gives them.
+_PLAN_TENSORS = ("scores:", "coefficients:")
+_SECONDS_TO_LOCK = 60
+# What is true when a command is stopped depends on the outputs that stand by then; set while signals are held back.
+_completed: list[Path] = []
+
+
+def completed() -> tuple[Path, ...]:
+    """Outputs that this process has put in their place since `forget_completed`, and that still are there."""
+    return tuple(path for path in _completed if path.exists())
+
+
+def forget_completed() -> None:
+    """A command begins: what an earlier one in this process has written is not of its making."""
+    _completed.clear()
+
+
+def check_output(
+    output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), read: Iterable[Path] = (), record: str = RECORD
+) -> None:
+    """Refuse an output that would destroy something or cannot be made, before any work is done.
+
+    Args:
+        output: The folder to be written.
+        overwrite: Whether an earlier output may be replaced.
+        inputs: Folders of the checkpoints.
+        read: Files that are read beside the checkpoints, and folders of images.
+        record: The file by which an earlier output of the same kind is known.
+
+    Raises:
+        OutputError: If the folder exists and may not be replaced, holds an input, lies among images, or its place
+            is not writable.
+    """
+    _check_length(output)
+    _check_apart(output, inputs, read)
+    _check_place(output)
+    if not (output.exists() or output.is_symlink()):
+        return
+    if not overwrite:
+        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
+    if not (output / record).is_file():
+        raise OutputError(f"{output}: {_not_ours(output, record)}, so --overwrite leaves it alone; remove it yourself")
+
+
+def _check_apart(output: Path, inputs: Iterable[Path], read: Iterable[Path]) -> None:
+    for path in inputs:
+        if _holds(output, path):
+            raise OutputError(f"{output}: holds the checkpoint {path}; choose another --output")
+    others = list(read)
+    for path in others:
+        if _holds(output, path):
+            raise OutputError(f"{output}: holds {path}, which this command reads; choose another --output")
+    for path in others:
+        if _lies_in(output, path):  # the next command would read it as one more class
+            raise OutputError(
+                f"{output}: lies inside {path}, which this command reads as images; choose another --output"
+            )
+
+
+def _holds(output: Path, path: Path) -> bool:
+    target = output.resolve()
+    # a link in the folder would go with it, though what it leads to stays
+    places = (path.resolve(), path.parent.resolve() / path.name)
+    return any(target == place or target in place.parents for place in places)
+
+
+def _lies_in(output: Path, folder: Path) -> bool:
+    # a link in the folder is an entry of it, wherever it leads
+    places = (output.resolve(), output.parent.resolve() / output.name)
+    return folder.is_dir() and any(folder.resolve() in place.parents for place in places)
+
+
+def _not_ours(output: Path, record: str) -> str:
+    for name, command in _WRITERS.items():
+        if (output / name).is_file():
+            return f"was written by another command (clipmerge {command}; it holds {name} and no {record})"
+    return f"was not written by clipmerge (it holds no {record})"
+
+
+def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
+    """Refuse an output file that would destroy something or cannot be made, before any work is done.
+
+    Args:
+        output: The JSON file to be written.
+        beside: The file that may come with it.
+        overwrite: Whether both may be replaced, if they are a plan's.
+
+    Raises:
+        OutputError: If one exists and may not be replaced, or their place is not writable.
+    """
+    _check_length(output, beside)
+    if output.is_dir() or output.suffix == beside.suffix:
+        raise OutputError(f"{output}: a plan is a JSON file; choose another --output, such as plan.json")
+    _check_no_link(output)
+    _check_place(output)
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
+    if output.exists() and not _is_plan(output):
+        raise OutputError(
+            f"{output}: is no plan that clipmerge wrote, so --overwrite leaves it alone; choose another --output"
+        )
+    replaceable = output.exists() and not beside.is_symlink() and _holds_plan_tensors(beside)
+    if (beside.exists() or beside.is_symlink()) and not replaceable:
+        raise OutputError(f"{beside}: is in the way of the tensors that go beside the plan; choose another --output")
+
+
+def _check_no_link(output: Path) -> None:
+    """A plan's tensors lie beside it and are found by its path, so it cannot be in two places."""
+    if output.is_symlink():
+        raise OutputError(f"{output}: is a link to {output.readlink()}; give the file itself as --output")
+
+
+def _is_plan(path: Path) -> bool:
+    if not path.is_file():  # a pipe would keep whoever reads it waiting
+        return False
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(held, dict) and str(held.get("format")).startswith("clipmerge-plan/")
+
+
+def _holds_plan_tensors(path: Path) -> bool:
+    from clipmerge.files.safetensors import read_header
+
+    try:
+        names = list(read_header(path)[0]) if path.is_file() else []
+    except CheckpointError:
+        return False
+    return bool(names) and all(name.startswith(_PLAN_TENSORS) for name in names)
+
+
+def _check_length(output: Path, *more: Path) -> None:
+    """Refuse what the system cannot name, before anything else asks it about such a path."""
+    for target in (output.resolve(), *(path.resolve() for path in more)):
+        existing = _existing(target)
+        # each name is looked up in a folder that is there: in one that is not, it would merely not be found
+        for place in (target, *(existing / name for name in target.relative_to(existing).parts)):
+            try:
+                place.lstat()
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise OutputError(f"{output}: the name is too long; choose a shorter --output") from None
+
+
+def _existing(target: Path) -> Path:
+    """The innermost folder around a path that is there."""
+    return next((each for each in target.parents if os.path.exists(each)), target)  # noqa: PTH110  (Path's own raises)
+
+
+def _check_place(output: Path) -> None:
+    existing = _existing(output.resolve())
+    if not existing.is_dir():
+        raise OutputError(f"{output}: cannot be made, {existing} is a file; choose another --output")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{output}: cannot be made, {existing} is not writable for you; choose another --output")
+
+
+@contextlib.contextmanager
+def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to write into, and move it to ``output`` when the block ends well.
+
+    Whatever ends the process, ``output`` is absent, the old one, or the new one whole. What a killed run left
+    beside it is removed by the next.
+
+    Args:
+        output: Where the folder ends up; its parents are made.
+        overwrite: Whether an earlier output is replaced.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        OutputError: If the place cannot be written, or the disk is full.
+    """
+    target = output.resolve()  # a link stays a link: the folder it leads to is what is replaced
+    with _stage(output, target) as stage:
+        folder = stage / "new"
+        folder.mkdir()
+        yield folder
+        _sync(folder)
+        with _undisturbed():
+            _move_in(folder, stage / "old", target, overwrite=overwrite)
+            _completed.append(output)
+        _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def staged_files(output: Path) -> Iterator[Path]:
+    """Give a folder to write files into; they are synced and moved beside ``output`` when the block ends well.
+
+    Args:
+        output: The file that is moved last; the others in the folder keep their names too.
+
+    Yields:
+        The folder to write into.
+
+    Raises:
+        OutputError: If it is a link, the place cannot be written, or the disk is full.
+    """
+    _check_no_link(output)
+    target = output.resolve()
+    with _stage(output, target) as stage:
+        folder = stage / "new"
+        folder.mkdir()
+        yield folder
+        _sync(folder)
+        with _undisturbed():
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
+                file.replace(target.parent / file.name)
+            _completed.append(output)
+        _sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _stage(output: Path, target: Path) -> Iterator[Path]:
+    """A hidden, locked folder beside the target, gone when the block ends; errors of the system explained."""
+    with contextlib.ExitStack() as cleanup:
+        try:
+            with _undisturbed():
+                cleanup.enter_context(_parents(target.parent))
+                _clear_stale(target)
+                stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
+                cleanup.callback(_remove, stage)
+            lock = cleanup.enter_context((stage / "lock").open("wb"))
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield stage
+        except OSError as error:
+            raise explain(output, error) from None
+
+
+def _remove(stage: Path) -> None:
+    with _undisturbed():  # people press Ctrl-C twice, and are told that nothing was left behind
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back while a block may not be left half done; the first that came is sent again."""
+    if threading.current_thread() is not threading.main_thread():  # only the main one is interrupted
+        yield
+        return
+    held: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's
+    try:
+        for number in ours:
+            signal.signal(number, lambda number, _frame: held.append(number))
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
+@contextlib.contextmanager
+def _parents(folder: Path) -> Iterator[None]:
+    """Make a folder and its parents, and take away again what was made when the block fails."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: someone else uses it by now
+            for each in made:
+                each.rmdir()
+        raise
+
+
+def _stage_prefix(target: Path) -> str:
+    # the hash keeps outputs apart whose names are long, or begin alike
+    return f".{target.name[:40]}-{hashlib.sha256(target.name.encode()).hexdigest()[:8]}.clipmerge-"
+
+
+def _clear_stale(target: Path) -> None:
+    """Remove stages whose process is gone (its lock is free), giving back an output they had set aside."""
+    if fcntl is None:
+        return
+    prefix = _stage_prefix(target)
+    for stage in [each for each in target.parent.iterdir() if each.name.startswith(prefix)]:
+        if not (stage / "lock").exists() and time.time() - stage.stat().st_mtime < _SECONDS_TO_LOCK:
+            continue  # another run is just making it
+        with contextlib.suppress(OSError), (stage / "lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if (stage / "old").exists() and not target.exists():
+                (stage / "old").rename(target)
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _move_in(folder: Path, aside: Path, target: Path, *, overwrite: bool) -> None:
+    if target.exists() and not overwrite:
+        raise OutputError(f"{target}: appeared while the merge ran; choose another --output")
+    try:
+        if target.exists():
+            target.rename(aside)
+        folder.rename(target)
+    except BaseException:
+        if aside.exists() and not target.exists():
+            aside.rename(target)
+        raise
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            _sync(path)
+            continue
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def explain(output: Path, error: OSError) -> OutputError:
+    """Turn the system's refusal into one line.
+
+    Args:
+        output: What was being written.
+        error: What the system said.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"{output}: the disk is full; nothing was left behind, free some space and run again")
+    return OutputError(f"{output}: cannot be written ({error.strerror or error}); nothing was left behind")

@@ -1,0 +1,203 @@
+"""One output file, written front to back: computed, hashed and put on the disk at the same time, a block each."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import mmap
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from clipmerge.files.safetensors import Array
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is written past the cache
+    fcntl = None  # type: ignore[assignment]
+
+_BLOCK, _BLOCKS = 4 << 20, 6
+# What is written past the page cache must begin and end on a boundary of the disk's own blocks; none has larger ones.
+_ALIGNMENT = 4096
+_DIRECT = getattr(os, "O_DIRECT", 0) if fcntl else 0
+# Past the cache a fast disk costs no copy and no memory. From a slower one than this, bytes a second of the quickest of
+# the first blocks, loading the result would have to wait: there the file goes through the cache.
+_FAST_DISK = 300e6
+_BLOCKS_TIMED = 8
+#: Bytes written through the cache between two requests to the disk to take what it has not taken yet.
+_FLUSH_BYTES = 256 << 20
+
+
+class OutputFile:
+    """A new file of known size; make one with `output_file`."""
+
+    def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool) -> None:
+        """Start the threads; all let go of the interpreter while they work."""
+        self._file = file
+        self._digest = hashlib.sha256() if hashed else None
+        self._hasher, self._writer, self._flusher = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
+        self._direct = direct
+        self._quickest = float("inf")
+        self._unflushed, self._flushing = 0, self._flusher.submit(int)
+        memory = np.frombuffer(mmap.mmap(-1, _BLOCK * _BLOCKS), np.uint8)  # whole pages, as the disk wants them
+        self._free = deque(np.split(memory, _BLOCKS))
+        self._busy: deque[tuple[Array, list[Future[None]]]] = deque()
+        self._block, self._filled, self._offset = self._free.popleft(), 0, 0
+        self._lent: Array | None = None
+
+    def room(self, count: int, dtype: str) -> Array:
+        """Lend the place where the next elements go, to compute them there and then `append` them.
+
+        Args:
+            count: How many elements are coming.
+            dtype: Their dtype.
+
+        Returns:
+            1-D, of at most so many elements and at least one.
+        """
+        width = np.dtype(dtype).itemsize
+        place = self._block[self._filled : self._filled + min(count * width, (_BLOCK - self._filled) // width * width)]
+        self._lent = place.view(dtype) if len(place) else np.empty(count, dtype)
+        return self._lent
+
+    def append(self, data: Array) -> None:
+        """Write the next elements.
+
+        Args:
+            data: 1-D; may be what `room` lent, and may not be written to afterwards.
+        """
+        raw = data.view(np.uint8)
+        if data is self._lent and np.shares_memory(data, self._block[self._filled : self._filled + 1]):
+            self._advance(len(raw))
+            return
+        while len(raw):
+            count = min(len(raw), _BLOCK - self._filled)
+            self._block[self._filled : self._filled + count] = raw[:count]
+            self._advance(count)
+            raw = raw[count:]
+
+    def _advance(self, count: int) -> None:
+        self._filled += count
+        if self._filled == _BLOCK:
+            self._send()
+            if not self._free:
+                self._finish_oldest()
+            self._block, self._filled = self._free.popleft(), 0
+
+    def _send(self) -> None:
+        data = self._block[: self._filled].data
+        jobs = [self._writer.submit(self._write, data, self._offset)]
+        if self._digest:
+            jobs.append(self._hasher.submit(self._digest.update, data))
+        self._busy.append((self._block, jobs))
+        self._offset += self._filled
+
+    def _finish_oldest(self) -> None:
+        block, jobs = self._busy.popleft()
+        for job in jobs:
+            job.result()
+        self._free.append(block)
+
+    def _write(self, data: memoryview, offset: int) -> None:
+        if self._direct and (len(data) % _ALIGNMENT or self._is_slow(offset)):
+            self._go_through_the_cache()
+        begin = time.perf_counter()
+        while data:
+            try:
+                count = os.pwrite(self._file, data, offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+                self._go_through_the_cache()  # the file system has its own idea of alignment
+                continue
+            data, offset = data[count:], offset + count
+            if count % _ALIGNMENT and self._direct:
+                self._go_through_the_cache()
+            self._unflushed += 0 if self._direct else count
+        self._quickest = min(self._quickest, time.perf_counter() - begin)
+        if self._unflushed > _FLUSH_BYTES and self._flushing.done():
+            self._flushing.result()
+            self._unflushed, self._flushing = 0, self._flusher.submit(_flush, self._file)
+
+    def _is_slow(self, written: int) -> bool:
+        return written == _BLOCKS_TIMED * _BLOCK and self._quickest > _BLOCK / _FAST_DISK
+
+    def _go_through_the_cache(self) -> None:
+        self._direct = False
+        fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_DIRECT)
+
+    def finish(self) -> str | None:
+        """Wait until everything is on the disk.
+
+        Returns:
+            The file's sha256; ``None`` if it was not to be hashed.
+        """
+        self._send()
+        while self._busy:
+            self._finish_oldest()
+        self._flushing.result()
+        os.fsync(self._file)
+        return self._digest.hexdigest() if self._digest else None
+
+
+@contextlib.contextmanager
+def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[OutputFile]:
+    """Make a file and reserve its room on the disk.
+
+    Args:
+        path: Where; there must be nothing yet.
+        size: How many bytes will be written.
+        hashed: Whether to hash them meanwhile.
+
+    Yields:
+        The file; call `finish` on it in the end.
+
+    Raises:
+        OSError: If the disk is full or refuses, at once where it can be known.
+    """
+    file, direct = _open(path, size)
+    try:
+        _reserve(file, path, size)
+        with contextlib.ExitStack() as threads:
+            yield OutputFile(file, threads, direct=direct, hashed=hashed)
+    finally:
+        os.close(file)
+
+
+def _open(path: Path, size: int) -> tuple[int, bool]:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    if _DIRECT and size > _BLOCK * _BLOCKS_TIMED:  # small files are loaded from the cache soon
+        try:
+            return os.open(path, flags | _DIRECT, 0o666), True
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: a file system that lives in memory, among others
+                raise
+            path.unlink(missing_ok=True)
+    return os.open(path, flags, 0o666), False
+
+
+def _flush(file: int) -> int:
+    """Start early what the sync at the end would wait for."""
+    getattr(os, "fdatasync", os.fsync)(file)  # absent on macOS and Windows
+    return 0
+
+
+def _reserve(file: int, path: Path, size: int) -> None:
+    """Fail now if the disk cannot hold the file, not after minutes of work; where it can be, the room is taken."""
+    disk = shutil.disk_usage(path.parent)
+    if size > disk.free and disk.total:  # some network file systems say 0 of 0
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if not (size and hasattr(os, "posix_fallocate")):
+        return
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:  # many file systems cannot reserve, and need not
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise

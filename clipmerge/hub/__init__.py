@@ -1,0 +1,1 @@
+"""Reading from the Hugging Face Hub."""

@@ -1,0 +1,80 @@
+"""Which files of a model on the Hub are fetched: one set of weights, and the small files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fnmatch import fnmatch
+
+from clipmerge.errors import CheckpointError, shorten
+from clipmerge.hub.ids import HubId
+
+INDEX = "model.safetensors.index.json"
+_SIDE_FILES = ("*.json", "*.txt", "*.model")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+STANDARD = {"model.safetensors", INDEX}
+_STANDARD_WEIGHTS = (
+    ("model.safetensors",),
+    (INDEX, "model-*-of-*.safetensors"),
+    ("open_clip_model.safetensors",),
+    ("adapter_model.safetensors",),
+)
+PICKLED_INDEX = "pytorch_model.bin.index.json"
+# read as tensors only, where there is nothing better
+_PICKLED_WEIGHTS = (
+    ("pytorch_model.bin",),
+    (PICKLED_INDEX, "pytorch_model-*-of-*.bin"),
+    ("open_clip_pytorch_model.bin",),
+    ("adapter_model.bin",),
+)
+
+
+def choose_files(names: Iterable[str], hub_id: HubId, *, weights: bool = True) -> list[str]:
+    """Pick what a merge needs from a listing: one set of weights, and the small files beside it.
+
+    ``model.safetensors`` comes before shards, OpenCLIP's file and an adapter, and all of these before PyTorch's own
+    files; variants such as ``model.fp16.safetensors`` are never taken, folders are not entered.
+
+    Raises:
+        CheckpointError: If there are no weights, or several files and none with a known name.
+    """
+    root = [name for name in names if "/" not in name]
+    side = [name for name in root if _matches(name, _SIDE_FILES) and not name.endswith(".index.json")]
+    return sorted(side + (choose_weights(root, hub_id) if weights else []))
+
+
+def choose_weights(root: list[str], hub_id: HubId) -> list[str]:
+    """Pick one set of weights from the names in a model's root.
+
+    Raises:
+        CheckpointError: As `choose_files` does.
+    """
+    chosen = _first_set(root, _STANDARD_WEIGHTS)
+    if chosen:
+        return chosen
+    others = [name for name in root if name.endswith(".safetensors")]
+    if len(others) == 1:
+        return others
+    if others:
+        raise CheckpointError(
+            f"{hub_id}: no model.safetensors, but {shorten(others)}. Download one of them and pass that file."
+        )
+    chosen = _first_set(root, _PICKLED_WEIGHTS)
+    if chosen:
+        return chosen
+    pickles = [name for name in root if _matches(name, _PICKLES)]
+    if pickles:
+        raise CheckpointError(
+            f"{hub_id}: no weights under a name that is known, but {shorten(pickles)}. "
+            "Download the one you mean and pass that file."
+        )
+    raise CheckpointError(f"{hub_id}: no weights among its {len(root)} files. Pass a model with safetensors.")
+
+
+def _first_set(root: list[str], sets: Iterable[tuple[str, ...]]) -> list[str]:
+    """The files of the first set of weights whose first file is there."""
+    patterns = next((patterns for patterns in sets if patterns[0] in root), ())
+    return [name for name in root if _matches(name, patterns)]
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

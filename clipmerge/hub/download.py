@@ -1,0 +1,303 @@
+"""Reading models from the Hugging Face Hub: names, commits, files.
+
+A revision is resolved to a commit before anything else and only the commit is used from then on: the
+client's own download falls back to a stale cache without a word when the Hub does not answer.
+Every request has a timeout (``CLIPMERGE_HUB_TIMEOUT`` seconds, 60 unless set) and the client gives up after
+six tries, so a call ends within about seven minutes in the worst case and at once in the usual one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from clipmerge.errors import CheckpointError, HubError, shorten
+from clipmerge.hub.choice import INDEX, PICKLED_INDEX, STANDARD, choose_files, choose_weights
+from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
+from clipmerge.hub.ids import FULL_SHA, HubId
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+
+_WAITS = (1.0, 2.0)  # seconds before the second and third try of a read
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """The commit a revision stands for; ``note`` says so when the Hub was not asked."""
+
+    sha: str
+    note: str | None = None
+    files: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class FetchedRepo:
+    """A model's files on this machine: ``folder`` holds them as they are at commit ``revision``."""
+
+    repo_id: str
+    revision: str
+    folder: Path
+    note: str | None = None
+
+
+def timeout_seconds() -> float:
+    """Return how long one request may wait for the Hub, in seconds."""
+    asked = os.environ.get("CLIPMERGE_HUB_TIMEOUT", "60")
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise HubError(f"CLIPMERGE_HUB_TIMEOUT: {asked!r} is not a number of seconds above 0. Unset it or use 60.")
+    return seconds
+
+
+def connect(endpoint: str | None = None) -> HfApi:
+    """Return a client whose every request has a timeout, and that draws progress bars on terminals only.
+
+    Args:
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    seconds = timeout_seconds()
+
+    limits = {"connect": min(seconds, 10.0), "read": seconds, "write": seconds, "pool": seconds}
+
+    def bound(request: Any) -> None:
+        # The client asks for no timeout at all in places, listings among them, over what its session says.
+        asked = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {key: min(limit, asked.get(key) or limit) for key, limit in limits.items()}
+
+    def bounded() -> Any:
+        client = default_client_factory()
+        hooks = client.event_hooks
+        client.event_hooks = hooks | {"request": [*hooks["request"], bound]}
+        return client
+
+    # Read by hf_xet when it first connects; left alone it retries an unreachable store for over six minutes.
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{round(seconds)}s")
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
+    huggingface_hub.set_client_factory(bounded)
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
+        disable_progress_bars()
+    return huggingface_hub.HfApi(endpoint=endpoint, library_name="clipmerge")
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Repeat a read while the Hub is out of reach, three times in all; a timeout has waited long enough."""
+    for wait in _WAITS:
+        try:
+            return call()
+        except Exception as error:
+            if not out_of_reach(error) or timed_out(error):
+                raise
+        time.sleep(wait)
+    return call()
+
+
+def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
+    """Find the commit a revision stands for, by asking the Hub.
+
+    With ``HF_HUB_OFFLINE`` set the cached commit is used and ``note`` says so. A full sha that is cached
+    does without the Hub when it is down, and says so too: a commit cannot be stale.
+
+    Raises:
+        HubError: If the Hub cannot be reached and offline was not asked for, or the name is unknown there.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return _cached(hub_id, "HF_HUB_OFFLINE is set")
+    api, seconds = connect(endpoint), timeout_seconds()
+    try:
+        asked: dict[str, Any] = {"revision": hub_id.revision, "repo_type": hub_id.kind, "timeout": seconds}
+        info: Any = patiently(lambda: api.repo_info(hub_id.repo_id, **asked))
+    except Exception as error:
+        away = out_of_reach(error)
+        if away and hub_id.revision is not None and hub_id.revision == _cached_sha(hub_id):
+            return _cached(hub_id, "the Hub cannot be reached")
+        hint = _cached_hint(hub_id) if away else ""
+        raise explain(error, doing=f"reading {hub_id}", state=hint) from error
+    if info.sha is None:
+        raise HubError(f"reading {hub_id}: the Hub gave no commit. Name one: {hub_id.at('SHA')}.")
+    _remember(hub_id, info.sha)
+    return Resolved(info.sha, files=tuple(item.rfilename for item in info.siblings or ()))
+
+
+def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -> FetchedRepo:
+    """Download the files a merge needs, at one commit, into the Hub cache.
+
+    Args:
+        hub_id: Which model.
+        weights: False for configuration, processor and tokenizer only.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Returns:
+        Where the files are, and the commit they belong to.
+
+    Raises:
+        CheckpointError: If the model has no safetensors weights.
+        HubError: If anything stands in the way; a file half downloaded is resumed the next time.
+    """
+    found = resolve(hub_id, endpoint=endpoint)
+    pinned = hub_id.at(found.sha)
+    cached = found.note is not None
+    choose = _cached_files if cached else choose_files
+    wanted = choose(found.files, pinned, weights=weights)
+    folder = download(pinned, wanted, cached=cached, endpoint=endpoint)
+    _check_there(pinned, folder, _shards(folder, wanted))
+    return FetchedRepo(hub_id.repo_id, found.sha, folder, found.note)
+
+
+def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpoint: str | None = None) -> Path:
+    """Bring files of one commit into the Hub cache.
+
+    Args:
+        pinned: A model or dataset at a commit, from ``resolve``.
+        names: Which files.
+        cached: Whether to do with what is in the cache.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        HubError: If anything stands in the way; a file half downloaded is resumed the next time.
+    """
+    import huggingface_hub
+
+    names, folder = list(names), _snapshot(pinned)
+    if not cached:
+        connect(endpoint)
+        where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision, "repo_type": pinned.kind}
+        patterns = [glob.escape(name) for name in names]
+        with explained(f"downloading {pinned}", state="What was downloaded is kept for the next run."):
+            patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns, endpoint=endpoint))
+    _check_there(pinned, folder, names)
+    return folder
+
+
+def is_cached(pinned: HubId, names: Iterable[str]) -> bool:
+    """Say whether files of one commit are all in the Hub cache."""
+    return all((_snapshot(pinned) / name).is_file() for name in names)
+
+
+def _check_there(pinned: HubId, folder: Path, names: Iterable[str]) -> None:
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise HubError(f"{pinned}: {shorten(missing)} missing from {folder}. Go online and run again.")
+
+
+def _cached_files(names: Iterable[str], hub_id: HubId, *, weights: bool) -> list[str]:
+    try:
+        return choose_files(names, hub_id, weights=weights)
+    except CheckpointError as error:
+        told = f"{hub_id}: its weights are not in the cache. Go online and run again."
+        raise HubError(told) from error
+
+
+def _shards(folder: Path, wanted: list[str]) -> list[str]:
+    """List the files that a sharded model's index names."""
+    index = next((folder / name for name in (INDEX, PICKLED_INDEX) if name in wanted), folder / INDEX)
+    if not index.is_file():
+        return []
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of shards ({error!r}).") from error
+
+
+def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Read names, dtypes and shapes of a model's tensors without downloading them.
+
+    Args:
+        hub_id: Which model.
+        sha: The commit, from ``resolve``.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Returns:
+        Parameter name to (safetensors dtype such as ``"F32"``, shape), in name order.
+    """
+    api, pinned, seconds = connect(endpoint), hub_id.at(sha), timeout_seconds()
+    where: dict[str, Any] = {"repo_id": hub_id.repo_id, "revision": sha}
+    with explained(f"reading the tensor names of {pinned}"):
+        names = patiently(lambda: api.list_repo_files(**where))
+        chosen = choose_weights([name for name in names if "/" not in name], pinned)
+        if not all(name.endswith((".safetensors", INDEX)) for name in chosen):
+            raise CheckpointError(f"{pinned}: PyTorch's own files show their tensors to nobody who has not got them.")
+        if STANDARD & set(chosen):
+            try:
+                whole = patiently(lambda: api.get_safetensors_metadata(**where, timeout=seconds))
+            except json.JSONDecodeError:
+                raise CheckpointError(f"{pinned}: {INDEX} cannot be read as JSON; upload it again") from None
+            files = list(whole.files_metadata.values())
+        else:
+            files = [
+                patiently(lambda: api.parse_safetensors_file_metadata(**where, filename=chosen[0], timeout=seconds))
+            ]
+    tensors = {name: info for file in files for name, info in file.tensors.items()}
+    return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}
+
+
+def _storage(hub_id: HubId) -> Path:
+    """Return the repository's folder in the Hub cache, whose layout huggingface_hub documents."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=hub_id.repo_id, repo_type=hub_id.kind)
+
+
+def _snapshot(hub_id: HubId) -> Path:
+    return _storage(hub_id) / "snapshots" / str(hub_id.revision)
+
+
+def _cached_sha(hub_id: HubId) -> str | None:
+    """Return the cached commit of a revision, None when there is no copy of it."""
+    sha = hub_id.revision or "main"
+    ref = _storage(hub_id) / "refs" / sha
+    if not FULL_SHA.fullmatch(sha):
+        sha = ref.read_text().strip() if ref.is_file() else ""
+    return sha if sha and _snapshot(hub_id.at(sha)).is_dir() else None
+
+
+def _cached(hub_id: HubId, why: str) -> Resolved:
+    sha = _cached_sha(hub_id)
+    if sha is None:
+        raise HubError(f"reading {hub_id}: {why} and no commit of it is cached. Go online, or pass a folder.")
+    folder = _snapshot(hub_id.at(sha))
+    files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+    return Resolved(sha, f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub", files)
+
+
+def _cached_hint(hub_id: HubId) -> str:
+    sha = _cached_sha(hub_id)
+    if sha is None:
+        return ""
+    return f"Commit {sha} is cached: pass {hub_id.at(sha)}, or set HF_HUB_OFFLINE=1, to use it unchecked."
+
+
+def _remember(hub_id: HubId, sha: str) -> None:
+    """Note in the cache what the revision stood for, as the client does, so that offline use finds it."""
+    ref = _storage(hub_id) / "refs" / (hub_id.revision or "main")
+    if hub_id.revision == sha:
+        return
+    with suppress(OSError):  # a cache that cannot be written is no reason to stop
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        partial = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+        partial.write_text(sha)
+        partial.replace(ref)

@@ -1,0 +1,184 @@
+"""Whether two sources share images: the same file, a link to it, or another file of the same content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from clipmerge.errors import UsageError
+from clipmerge.files.hashes import sha256_of
+from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.decoding import unreadable
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two sources share.
+
+    Attributes:
+        count: Images of the first source that are also in the second.
+        first: One of them, and what it equals.
+    """
+
+    count: int
+    first: str
+
+
+class Fingerprints:
+    """What the images of one source can be recognised by; nothing is read before it is asked for."""
+
+    def __init__(self, images: LabelledImages) -> None:
+        """Take the images.
+
+        Args:
+            images: Any source; those without files are told by their pixels.
+        """
+        self.images = images
+        self._hashes: dict[int, dict[str, str]] = {}
+        self._pixels: dict[tuple[int, int], dict[str, str]] = {}
+
+    @cached_property
+    def files(self) -> dict[tuple[int, int], str]:
+        """Device and inode to file; links, hard or symbolic, lead to the same."""
+        found = {}
+        for path in self.images.paths:
+            status = _status(path)
+            found[status.st_dev, status.st_ino] = path
+        return found
+
+    @cached_property
+    def by_size(self) -> dict[int, list[str]]:
+        """Bytes to files: only files of one size can have one content."""
+        found: dict[int, list[str]] = {}
+        for path in self.images.paths:
+            found.setdefault(_status(path).st_size, []).append(path)
+        return found
+
+    def with_content(self, size: int, digest: str) -> str | None:
+        """The file of that size and hash, if there is one."""
+        if size not in self._hashes:
+            self._hashes[size] = {_sha256(path): path for path in self.by_size.get(size, [])}
+        return self._hashes[size].get(digest)
+
+    @cached_property
+    def by_extent(self) -> dict[tuple[int, int], list[int]]:
+        """Shorter and longer side to images: only those of one extent can have the same pixels, however turned."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for place in range(len(self.images)):
+            found.setdefault(self.images.extent(place), []).append(place)
+        return found
+
+    def pixels(self, extent: tuple[int, int]) -> dict[str, str]:
+        """Hash of the size and RGB pixels of every image of an extent, to what it is called."""
+        if extent not in self._pixels:
+            found = {}
+            for place in self.by_extent.get(extent, []):
+                image = self.images.image(place)
+                digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+                found[digest] = self.images.store.name(place)
+            self._pixels[extent] = found
+        return self._pixels[extent]
+
+
+def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
+    """Look for images that two sources share.
+
+    Files are compared by where they lead and by their bytes; where a source has no files, decoded images are.
+
+    Args:
+        ours: One source.
+        theirs: The other.
+
+    Returns:
+        What is shared, or ``None``.
+
+    Raises:
+        DataError: If an image has to be read and cannot be.
+    """
+    if not (ours.images.paths and theirs.images.paths):
+        pairs = []
+        for extent in [each for each in ours.by_extent if each in theirs.by_extent]:
+            other = theirs.pixels(extent)
+            same = [digest for digest in ours.pixels(extent) if digest in other]
+            pairs += [f"{ours.pixels(extent)[digest]} has the pixels of {other[digest]}" for digest in same]
+    else:
+        pairs = [told for path in ours.images.paths if (told := _same_file(path, ours, theirs))]
+    return Overlap(len(pairs), pairs[0]) if pairs else None
+
+
+def _same_file(path: str, ours: Fingerprints, theirs: Fingerprints) -> str | None:
+    status = _status(path)
+    same = theirs.files.get((status.st_dev, status.st_ino))
+    if same is not None:
+        return f"{path} is {'in both' if same == path else same}"
+    if status.st_size not in theirs.by_size:
+        return None
+    other = theirs.with_content(status.st_size, _sha256(path))
+    return other and f"{path} has the content of {other}"
+
+
+def _status(path: str) -> os.stat_result:
+    try:
+        return Path(path).stat()
+    except OSError as error:  # a link to nowhere is listed like any file
+        raise unreadable(path, error) from None
+
+
+def _sha256(path: str) -> str:
+    try:
+        return sha256_of(Path(path))
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def check_overlap(
+    calibration: LabelledImages | None, ids: dict[str, LabelledImages], oods: dict[str, LabelledImages]
+) -> list[str]:
+    """Refuse OOD images that recipes would be calibrated on; tell of any other image that is used twice.
+
+    Args:
+        calibration: What recipes measure on, if any do.
+        ids: Name to ID images.
+        oods: Name to OOD images.
+
+    Returns:
+        Notes, one line each.
+
+    Raises:
+        UsageError: If an OOD source shares an image with the calibration source.
+        DataError: If an image has to be read and cannot be.
+    """
+    id_prints = {name: Fingerprints(images) for name, images in ids.items()}
+    ood_prints = {name: Fingerprints(images) for name, images in oods.items()}
+    notes = []
+    if calibration is not None:
+        theirs = Fingerprints(calibration)
+        for name, prints in ood_prints.items():
+            _refuse(name, calibration.source, find_overlap(prints, theirs))
+        flatters = ", which flatters recipes that measure"
+        notes += _notes(id_prints, {"the calibration source": theirs}, flatters)
+    return notes + _notes(ood_prints, {f"--id {name}": prints for name, prints in id_prints.items()})
+
+
+def _refuse(name: str, calibration: str, found: Overlap | None) -> None:
+    if found:
+        raise UsageError(
+            f"--ood {name}: {_how_many(found)} also in the calibration source {calibration} ({found.first}); what is "
+            "calibrated on is not out of distribution, give other images to --data or --ood"
+        )
+
+
+def _notes(ours: dict[str, Fingerprints], others: dict[str, Fingerprints], therefore: str = "") -> list[str]:
+    found = [(name, other, find_overlap(ours[name], others[other])) for name in ours for other in others]
+    return [
+        f"source {name}: {_how_many(overlap)} also in {other} ({overlap.first}){therefore}"
+        for name, other, overlap in found
+        if overlap
+    ]
+
+
+def _how_many(found: Overlap) -> str:
+    return "1 image is" if found.count == 1 else f"{found.count} images are"

@@ -1,0 +1,1 @@
+"""The merge arithmetic: one tensor, and the stream of all of them."""

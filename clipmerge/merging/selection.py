@@ -1,0 +1,155 @@
+"""Which entries of a tensor are kept: the largest, or some at random; in linear time, a piece at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipmerge.files.safetensors import Array
+
+_DRAWS = 1 << 20
+# Elements looked at together: they stay in a core's cache.
+_PIECE = 1 << 17
+_DIGIT_BITS = 16
+_DIGITS = 1 << _DIGIT_BITS
+
+
+@dataclass(frozen=True)
+class RandomKey:
+    """What a random mask depends on, and nothing else.
+
+    Attributes:
+        seed: Seed of the run.
+        name: Parameter name.
+        which: Number of the fine-tuned checkpoint, where each is drawn for by itself.
+    """
+
+    seed: int
+    name: str
+    which: int | None = None
+
+    def of(self, which: int) -> RandomKey:
+        """The key for one of several fine-tuned checkpoints."""
+        return replace(self, which=which)
+
+    def generator(self) -> np.random.Philox:
+        """A counter-based generator that starts from this key alone."""
+        seed = f"{self.seed}" if self.which is None else f"{self.seed}#{self.which}"
+        digest = hashlib.sha256(f"{seed}:{self.name}".encode()).digest()
+        return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
+
+
+def keep_largest(score: Tensor, density: float) -> Tensor:
+    """Select the entries largest by magnitude; equal ones are taken by index, so the selection is unique.
+
+    Args:
+        score: Any shape; its sign does not count.
+        density: Share kept, in (0, 1]; at least one entry is.
+
+    Returns:
+        Boolean, same shape.
+
+    Example:
+        >>> keep_largest(torch.tensor([1.0, -1.0, 0.0, 1.0]), 0.5)
+        tensor([ True,  True, False, False])
+    """
+    return keep_first(score, max(1, round(density * score.numel())))
+
+
+def keep_first(score: Tensor, kept: int) -> Tensor:
+    """Select so many of the entries largest by magnitude, of equal ones those with the lower index.
+
+    Args:
+        score: Any shape; its sign does not count.
+        kept: How many; 0 selects nothing.
+
+    Returns:
+        Boolean, same shape.
+    """
+    size = score.numel()
+    if kept <= 0 or kept >= size:
+        return torch.full_like(score, kept > 0, dtype=torch.bool)
+    flat = score.flatten() if score.dtype in (torch.float32, torch.float64) else score.flatten().float()
+    threshold, above = _threshold(flat.numpy(), kept)
+    selected = np.empty(size, dtype=bool)
+    equal = kept - above
+    for start, bits in _magnitudes(flat.numpy()):
+        part = selected[start : start + len(bits)]
+        np.greater(bits, threshold, out=part)
+        if equal:
+            first = np.flatnonzero(bits == threshold)[:equal]
+            part[first] = True
+            equal -= len(first)
+    return torch.from_numpy(selected).view(score.shape)
+
+
+def zero_others(values: Tensor, kept: Tensor) -> Tensor:
+    """Zero in place what is not kept; multiplying would make numbers of the whole selection first.
+
+    Args:
+        values: Any shape.
+        kept: Boolean, same shape; used up.
+
+    Returns:
+        ``values``.
+    """
+    return values.masked_fill_(kept.logical_not_(), 0.0)
+
+
+def _magnitudes(values: Array) -> Iterator[tuple[int, Array]]:
+    """Go through the magnitudes as whole numbers of the same order: a float's bits without the sign."""
+    bits: Array = values.view(np.uint64 if values.itemsize == 8 else np.uint32)
+    without_sign = (1 << (8 * values.itemsize - 1)) - 1
+    for start in range(0, len(bits), _PIECE):
+        yield start, bits[start : start + _PIECE] & without_sign
+
+
+def _threshold(values: Array, kept: int) -> tuple[int, int]:
+    """Find the ``kept``-th largest magnitude, as bits, and how many are above it.
+
+    Digit by digit from the top, by counting how often each occurs among the numbers that agree so far: no value is
+    moved, and nothing as long as the tensor is made.
+    """
+    found = above = 0
+    width = 8 * values.itemsize
+    for shift in range(width - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        counts = np.zeros(_DIGITS, np.int64)
+        for _, bits in _magnitudes(values):
+            agreeing = bits if shift + _DIGIT_BITS == width else bits[bits >> (shift + _DIGIT_BITS) == found]
+            digits = (agreeing >> shift) & (_DIGITS - 1)
+            counts += np.bincount(digits.astype(np.int64), minlength=_DIGITS)
+        at_least = counts[::-1].cumsum()  # how many have the largest digit, one of the two largest, ...
+        place = int(np.searchsorted(at_least, kept - above))
+        digit = _DIGITS - 1 - place
+        above += int(at_least[place] - counts[digit])
+        found = found << _DIGIT_BITS | digit
+    return found, above
+
+
+def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey) -> Tensor:
+    """Select entries independently, from a counter-based generator (Philox).
+
+    Args:
+        shape: Shape of the parameter.
+        density: Probability that an entry is kept; a tensor of that shape has one for each.
+        key: Seed and parameter name; nothing else enters, so neither order nor chunking matters.
+
+    Returns:
+        Boolean, of the given shape.
+    """
+    generator = key.generator()
+    # the top 53 bits, so that the limit is exact in a float and density 1 keeps everything
+    chances = density.double().flatten().numpy() if isinstance(density, Tensor) else np.array([density])
+    keep = np.empty(math.prod(shape), dtype=bool)
+    for start in range(0, len(keep), _DRAWS):  # a draw takes 64 times the bytes of what it decides
+        part = keep[start : start + _DRAWS]
+        chance = chances if len(chances) == 1 else chances[start : start + _DRAWS]
+        limit = np.rint(chance * 2**53).astype(np.uint64)
+        np.less(generator.random_raw(len(part)) >> np.uint64(11), limit, out=part)
+    return torch.from_numpy(keep).view(shape)

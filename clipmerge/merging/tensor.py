@@ -1,0 +1,257 @@
+"""The merge of one tensor. The formula itself is in `formula`, how masks select in `selection`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipmerge.merging.formula import copied_input, weighted_change
+from clipmerge.merging.selection import RandomKey
+from clipmerge.parallel import one_thread
+from clipmerge.plugins import check_options, load_plugin
+
+# Squared singular values are exact to about 1e-16 of the largest: at this share of it, a value is to 1e-8 of itself.
+_TINY_SQUARE = 1e-8
+
+
+def merge_tensor(
+    theta_0: Tensor,
+    theta_1: Tensor | Sequence[Tensor],
+    *,
+    alpha: float | Tensor,
+    weights: Sequence[float] = (1.0,),
+    combine: Callable[[Tensor], Tensor] | None = None,
+    mask: str | None = None,
+    dtype: torch.dtype | None = None,
+    **mask_inputs: Any,
+) -> Tensor:
+    """Move one parameter from zero-shot towards fine-tuned.
+
+    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in float32 (float64 if any is) and rounds
+    once; a combination puts another rule in the place of the sum. alpha=0 gives theta_0 back bit for bit, alpha=1
+    without mask and combination theta_1.
+
+    Args:
+        theta_0: Zero-shot parameter, any shape; never written to.
+        theta_1: Fine-tuned parameter, same shape; several for several checkpoints.
+        alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. A tensor broadcasts: one a row, or
+            one an entry.
+        weights: Factor of each fine-tuned checkpoint.
+        combine: Makes one task vector of several, stacked along the first dimension, see `combination`; ``None`` for
+            their sum.
+        mask: Name of a mask, or ``None`` to keep the whole change. Scalars are never masked.
+        dtype: Output dtype; ``None`` for that of theta_0.
+        **mask_inputs: The mask's options, and what it needs of ``score`` and ``key``.
+
+    Returns:
+        Merged parameter, shape of theta_0.
+
+    Raises:
+        ValueError: If shapes differ, or there is not one weight a fine-tuned parameter.
+
+    Source:
+        Wortsman et al. 2022, arXiv:2109.01903.
+
+    Example:
+        >>> merge_tensor(torch.zeros(2), torch.tensor([2.0, 4.0]), alpha=0.5)
+        tensor([1., 2.])
+    """
+    finetuned = [theta_1] if isinstance(theta_1, Tensor) else list(theta_1)
+    if len(weights) != len(finetuned):
+        raise ValueError(f"{len(weights)} weights for {len(finetuned)} fine-tuned parameters")
+    for each in finetuned:
+        if each.shape != theta_0.shape:
+            raise ValueError(f"shapes differ: {tuple(theta_0.shape)} and {tuple(each.shape)}")
+    dtype = dtype or theta_0.dtype
+    if combine is not None or _is_masked(mask, theta_0):
+        change = whole_change(
+            theta_0, finetuned, alpha=alpha, weights=weights, combine=combine, mask=mask, **mask_inputs
+        )
+        return moved(theta_0, change, dtype)
+    copied: Tensor | None = copied_input(theta_0, finetuned, alpha, weights)
+    if copied is not None:
+        return copied.to(dtype)
+    base, *wide = _widened([theta_0, *finetuned])
+    merged: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights).add_(base)
+    if isinstance(alpha, Tensor):
+        merged = torch.where(alpha == 0, base, merged)  # base + 0.0 would turn -0.0 into 0.0
+        if tuple(weights) == (1.0,):
+            merged = torch.where(alpha == 1, finetuned[0].to(merged.dtype), merged)
+    return merged.to(dtype)
+
+
+def whole_change(
+    theta_0: Tensor,
+    finetuned: Sequence[Tensor],
+    *,
+    alpha: float | Tensor,
+    weights: Sequence[float],
+    combine: Callable[[Tensor], Tensor] | None = None,
+    mask: str | None = None,
+    **mask_inputs: Any,
+) -> Tensor:
+    """The change of a parameter under a mask or a combination, which look at all of it; see `merge_tensor`.
+
+    Returns:
+        Shape of theta_0, float32 or float64; add it with `moved`.
+    """
+    base, *wide = _widened([theta_0, *finetuned])
+    if combine is None:
+        change: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights)
+    else:
+        stack = torch.empty((len(wide), *base.shape), dtype=base.dtype)
+        for which, each in enumerate(wide):
+            torch.sub(each, base, out=stack[which])
+        change = combine(stack) * alpha
+        del stack  # masks take memory too
+    return apply_mask(str(mask), change, base, mask_inputs) if _is_masked(mask, theta_0) else change
+
+
+def moved(theta_0: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
+    """Add a change that may leave entries out: those are zero-shot's bit for bit, negative zero included.
+
+    Args:
+        theta_0: Zero-shot parameter, or a run of it.
+        change: Same shape, float32 or float64.
+        dtype: Output dtype.
+
+    Returns:
+        Merged parameter, same shape.
+    """
+    base = theta_0.to(change.dtype)
+    return torch.where(change == 0, base, base + change).to(dtype)
+
+
+def _is_masked(mask: str | None, theta_0: Tensor) -> bool:
+    return mask is not None and theta_0.numel() > 1
+
+
+def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Give tensors the arithmetic's dtype: float64 if any is, else float32."""
+    wide = torch.float64 if any(each.dtype == torch.float64 for each in tensors) else torch.float32
+    return [each.to(wide) for each in tensors]
+
+
+def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any]) -> Tensor:
+    """Run a mask with the inputs that it asks for.
+
+    Args:
+        name: Name of the mask.
+        change: alpha * task_vector, any shape; masks may write into it.
+        theta_0: Zero-shot parameter in the same dtype.
+        inputs: Options and context by name; what the mask does not ask for is left out.
+
+    Returns:
+        The change that is made, same shape.
+    """
+    function = load_plugin("masks", name)
+    wanted = inspect.signature(function).parameters
+    available = {"theta_0": theta_0, **inputs}
+    kept: Tensor = function(change, **{key: value for key, value in available.items() if key in wanted})
+    return kept
+
+
+def combination(
+    name: str, options: dict[str, Any], weights: Sequence[float], key: RandomKey, *, thinned: bool = True
+) -> Callable[[Tensor], Tensor]:
+    """Make a rule of `clipmerge.combinations` ready for `merge_tensor`.
+
+    Args:
+        name: Name of the rule.
+        options: Its options.
+        weights: Factor of each fine-tuned checkpoint.
+        key: Seed and parameter name, for rules that draw.
+        thinned: Whether entries may be left out: not of a scalar, nor of batch norm's statistics.
+
+    Returns:
+        A function from stacked task vectors (checkpoints, ...) to one (...).
+
+    Raises:
+        RecipeError: If an option is unknown or out of its range.
+    """
+    function = load_plugin("combinations", name)
+    checked = {**check_options("combinations", name, options), "key": key, "thinned": thinned}
+    wanted = inspect.signature(function).parameters
+    return partial(function, weights=tuple(weights), **{k: v for k, v in checked.items() if k in wanted})
+
+
+def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
+    """Add task vectors up one after the other, so that the order of the sum is always the same.
+
+    Args:
+        task_vectors: (checkpoints, ...).
+        weights: A factor each.
+
+    Returns:
+        (...), a new tensor.
+    """
+    total = task_vectors[0] * weights[0]
+    for each, weight in zip(task_vectors[1:], weights[1:], strict=True):
+        total.add_(each * weight)
+    return total
+
+
+def mask_options(name: str, density: float, options: dict[str, Any]) -> dict[str, Any]:
+    """Complete a mask's options: density goes to the masks that have one.
+
+    Args:
+        name: Name of the mask.
+        density: Share of the task vector kept.
+        options: The mask's own options.
+
+    Returns:
+        Options to call the mask with.
+
+    Raises:
+        RecipeError: If an option is unknown or out of its range.
+    """
+    wanted = inspect.signature(load_plugin("masks", name)).parameters
+    given = {"density": density, **options} if "density" in wanted else options
+    checked = check_options("masks", name, given)
+    return {key: value for key, value in checked.items() if value is not inspect.Parameter.empty}
+
+
+def spectral_split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Split a matrix into its ``rank`` largest singular directions and the rest.
+
+    Args:
+        matrix: At least 2-D; further dimensions are flattened into the columns.
+        rank: Number of principal directions.
+
+    Returns:
+        Principal part and rest, shape and dtype of ``matrix``; they add up to it.
+    """
+    flat = matrix.flatten(1).double()
+    transposed = flat.shape[0] > flat.shape[1]
+    flat = flat.T if transposed else flat
+    with one_thread():
+        # eigenvectors of flat @ flat.T are the left singular vectors, at a fraction of an SVD's cost
+        basis = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -rank:]
+        principal = basis @ (basis.T @ flat)
+    principal = (principal.T if transposed else principal).reshape(matrix.shape).to(matrix.dtype)
+    return principal, matrix - principal
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Singular values of a matrix, largest first.
+
+    Args:
+        matrix: At least 2-D; further dimensions are flattened into the columns.
+
+    Returns:
+        Shape (min(rows, columns),), float64.
+    """
+    flat = matrix.flatten(1).double()
+    flat = flat.T if flat.shape[0] > flat.shape[1] else flat
+    with one_thread():
+        squares = torch.linalg.eigvalsh(flat @ flat.T)  # several times faster, and as exact where none is tiny
+        if squares[0] >= _TINY_SQUARE * squares[-1]:
+            values: Tensor = squares.sqrt().flip(0)
+        else:
+            values = torch.linalg.svdvals(flat)
+    return values

@@ -1,0 +1,198 @@
+"""Chunks of the output that need torch: masks, combinations, learned coefficients, half precision, another dtype."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipmerge.checkpoint import Checkpoint, Pair
+from clipmerge.errors import PlanError
+from clipmerge.families import is_counter, is_variance
+from clipmerge.files.finite import is_finite, require_finite
+from clipmerge.files.safetensors import DTYPES, STORED, Array
+from clipmerge.merging.numpy_chunks import (
+    integers_differ,
+    may_be_thinned,
+    negative_variance,
+    overflow,
+    require_finite_inputs,
+    runs,
+)
+from clipmerge.merging.selection import RandomKey
+from clipmerge.merging.tensor import combination, mask_options, merge_tensor, moved, whole_change
+from clipmerge.parallel import one_thread
+from clipmerge.planning.plan import LayerPlan, Plan
+from clipmerge.planning.tensors import PlanTensors, coefficients_of_run
+from clipmerge.plugins import load_plugin
+
+
+def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str) -> Iterator[Array]:
+    """Merge a parameter under a plan.
+
+    Args:
+        pair: The checkpoints.
+        plan: The plan.
+        name: Canonical parameter name.
+        layer: What the plan gives its layer.
+        tensors: The scores and coefficients that the plan needs.
+        dtype: safetensors dtype of the output.
+
+    Yields:
+        Runs of merged elements in memory order, 1-D, as they are stored.
+
+    Raises:
+        CheckpointError: If an input holds NaN or Inf, or the merge overflows or makes a variance negative.
+        PlanError: If the mask needs a score that there is not.
+    """
+    entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
+    learned = tensors.coefficients.get(name) if layer.alpha_range else None
+    thinned = may_be_thinned(pair, name)
+    inputs = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and thinned else {}
+    if inputs and _lacks_score(str(layer.mask), name, tensors):
+        _require_unchanged(pair, name, layer)
+        yield from copying(pair, name, dtype)
+        return
+    combine = _combination(plan, name, thinned=thinned)
+    # a mask or a combination looks at the whole parameter, everything else goes by chunks
+    change = None
+    if inputs or combine is not None:
+        alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, 0, None)
+        change = _whole_change(pair, name, alpha=alpha, weights=plan.weights, combine=combine, **inputs)
+    for start, stop in runs(entry.size):
+        theta_0, finetuned = pair.theta_0(name, start, stop), []
+        with one_thread():
+            if change is not None:  # the fine-tuned checkpoints are in it, and found to be finite
+                merged = moved(theta_0, change[start:stop], _torch_dtype(dtype))
+            else:
+                finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
+                alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
+                if isinstance(alpha, Tensor) or alpha in (0, 1):  # NaN and Inf would not show in the result
+                    require_finite_inputs(pair, name, theta_0, finetuned)
+                merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype))
+            if not is_finite(merged):
+                require_finite_inputs(pair, name, theta_0, finetuned)
+                raise overflow(name, DTYPES[dtype][0])
+            if is_variance(name) and bool((merged < 0).any()):
+                raise negative_variance(name)
+        yield _stored(merged, dtype)
+    pair.release(name)
+
+
+def _whole_change(pair: Pair, name: str, **how: Any) -> Tensor:
+    """The change of a whole parameter, 1-D."""
+    theta_0 = pair.theta_0(name)
+    finetuned = [pair.theta_1(name, which=i) for i in range(len(pair.finetuned))]
+    require_finite_inputs(pair, name, theta_0, finetuned)  # they would not show in the result, or stop a decomposition
+    with one_thread():
+        return whole_change(theta_0, finetuned, **how).flatten()
+
+
+def _combination(plan: Plan, name: str, *, thinned: bool) -> Callable[[Tensor], Tensor] | None:
+    if plan.combine is None:
+        return None
+    key = RandomKey(plan.seed, name)
+    return combination(plan.combine.rule, plan.combine.options, plan.weights, key, thinned=thinned)
+
+
+def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor]) -> dict[str, Any]:
+    mask = str(layer.mask)
+    options = {**layer.mask_options, **layer.parameters.get(name, {})}
+    inputs = {"mask": mask, **mask_options(mask, layer.density, options), "key": RandomKey(plan.seed, name)}
+    if name in scores:
+        inputs["score"] = scores[name]
+    return inputs
+
+
+def _lacks_score(mask: str, name: str, tensors: PlanTensors) -> bool:
+    score = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
+    return score is not None and score.default is score.empty and name not in tensors.scores
+
+
+def _require_unchanged(pair: Pair, name: str, layer: LayerPlan) -> None:
+    """A parameter that fine-tuning left alone has no score and needs none; any other is an edited plan's mistake."""
+    if not torch.equal(pair.theta_0(name), pair.theta_1(name)):
+        raise PlanError(
+            f"layer '{pair.layer_of[name]}' has the mask '{layer.mask}', and the plan holds no scores for {name}; "
+            "use 'magnitude' there, or plan again"
+        )
+
+
+def copying(pair: Pair, name: str, dtype: str) -> Iterator[Array]:
+    """Copy a zero-shot tensor, rounded to the output's dtype, and look at what the other checkpoints have.
+
+    Args:
+        pair: The checkpoints.
+        name: Canonical name.
+        dtype: safetensors dtype of the output.
+
+    Yields:
+        Runs of elements in memory order, 1-D, as they are stored.
+
+    Raises:
+        CheckpointError: If a float holds NaN or Inf or overflows, or an integer differs.
+    """
+    entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
+    for start, stop in runs(entry.size):
+        with one_thread():
+            theta_0 = pair.theta_0(name, start, stop)
+            if entry.is_float:
+                require_finite(theta_0, name, pair.zeroshot.source)
+            for which, keys in enumerate(pair.finetuned_keys):
+                if name in keys and not is_counter(name):
+                    theta_1 = pair.theta_1(name, start, stop, which=which)
+                    _check_other(theta_0, theta_1, name, pair.finetuned[which].source)
+            rounded = _rounded(theta_0, name, dtype)
+        yield rounded
+    pair.release(name)
+
+
+def copying_alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Iterator[Array]:
+    """Copy a tensor that only one checkpoint has, rounded to the output's dtype.
+
+    Args:
+        checkpoint: Who has it.
+        key: Its key there.
+        name: Canonical name.
+        dtype: safetensors dtype of the output.
+
+    Yields:
+        Runs of elements in memory order, 1-D, as they are stored.
+
+    Raises:
+        CheckpointError: If a float holds NaN or Inf or overflows.
+    """
+    entry = checkpoint.entries[key]
+    for start, stop in runs(entry.size):
+        piece = checkpoint.tensor(key, start, stop)
+        if entry.is_float:
+            require_finite(piece, name, checkpoint.source)
+        yield _rounded(piece, name, dtype)
+    checkpoint.release(key)
+
+
+def _check_other(theta_0: Tensor, theta_1: Tensor, name: str, source: str) -> None:
+    if theta_0.is_floating_point() and theta_1.is_floating_point():
+        require_finite(theta_1, name, source)
+    elif not torch.equal(theta_0.double(), theta_1.double()):
+        raise integers_differ(name, source)
+
+
+def _rounded(values: Tensor, name: str, dtype: str) -> Array:
+    copied = values.to(_torch_dtype(dtype))
+    if copied.is_floating_point() and not is_finite(copied):
+        raise overflow(name, DTYPES[dtype][0])
+    return _stored(copied, dtype)
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, DTYPES[name][0])
+    return dtype
+
+
+def _stored(values: Tensor, dtype: str) -> Array:
+    stored: Array = values.flatten().contiguous().view(getattr(torch, STORED[dtype])).numpy()
+    return stored

@@ -1,0 +1,186 @@
+"""Straggler layers: robust outliers of a layer statistic that stay outliers over calibration batches.
+
+Defined here, once. A layer is a *straggler* when its statistic, after what its size, kind, tower and depth
+explain, lies more than ``threshold`` robust standard deviations above the other layers', and more than ``mirror``
+times as far above as any layer lies below (where layers stray widely by nature, both sides do), in the data at hand and
+in at least a ``stability`` share of bootstrap resamples of the calibration batches. Inspired by
+Abdollahpoorrostam 2024 (arXiv:2410.16476), whose own definition is not public.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmerge.errors import RecipeError, did_you_mean, shorten
+from clipmerge.layers import block_of
+from clipmerge.planning.plan import Measurements
+
+Array = NDArray[np.float64]
+
+# A robust scale of fewer layers than this says nothing.
+_FEWEST_LAYERS = 8
+# 0.6745 is the third quartile of the standard normal: MAD / 0.6745 estimates its standard deviation.
+_MAD_TO_Z = 0.6745
+_HUBER = 1.345
+# Layers fitted by one covariate, at least; fewer, and the covariates explain an outlier away.
+_LAYERS_A_COLUMN = 3
+# A positive statistic counts as at least this share of the median, should a resample make it zero.
+_FLOOR = 1e-6
+_SIGNED = frozenset({"barrier", "loss_drop", "hessian_trace", "hessian_trace_mean", "average_case"})
+
+
+@dataclass(frozen=True)
+class Stragglers:
+    """What the rule found.
+
+    Attributes:
+        names: The stragglers, network order.
+        scores: Layer to ``{"z": robust z-score, "stability": share of bootstraps that flag it}``.
+        verdict: The finding in a sentence.
+    """
+
+    names: tuple[str, ...]
+    scores: dict[str, dict[str, float]]
+    verdict: str
+
+
+def find_stragglers(
+    measurements: Measurements,
+    sizes: dict[str, int],
+    *,
+    statistic: str = "barrier",
+    threshold: float = 3.5,
+    mirror: float = 2.5,
+    stability: float = 0.9,
+    bootstraps: int = 200,
+    seed: int = 0,
+) -> Stragglers:
+    """Find the layers whose statistic stands out.
+
+    Args:
+        measurements: What was measured, with its values a batch.
+        sizes: Layer to number of entries.
+        statistic: Which statistic; larger means worse. Signed ones are compared as they are, positive ones in
+            logarithms.
+        threshold: Robust z-score above which a layer is flagged, one-sided.
+        mirror: How many times further above the others than any layer lies below them; 0 does not ask for it.
+        stability: Share of the bootstraps that must flag it.
+        bootstraps: Resamples of the calibration batches.
+        seed: Seed of the resampling.
+
+    Returns:
+        The stragglers, possibly none, and every tested layer's score.
+
+    Raises:
+        RecipeError: If the statistic was not measured.
+
+    Source:
+        Modified z-score: Iglewicz and Hoaglin 1993; the covariates are taken out by Huber regression.
+    """
+    if statistic not in measurements.batches:
+        known = ", ".join(sorted(measurements.batches))
+        raise RecipeError(
+            f"method: statistic '{statistic}' is not one that {measurements.measure} measures ({known})."
+            f"{did_you_mean(statistic, measurements.batches)}"
+        )
+    signed = statistic in _SIGNED
+    means = {layer: values[statistic] for layer, values in measurements.layers.items() if "." in layer}
+    # a layer that does not move the loss at all has no logarithm, and is no straggler
+    layers = [layer for layer, mean in means.items() if signed or mean > 0]
+    if len(layers) < _FEWEST_LAYERS:
+        return Stragglers(
+            (), {}, f"no straggler layers found: {len(layers)} layers to compare, too few to tell outliers"
+        )
+    values = np.array([measurements.batches[statistic][layer] for layer in layers])
+    weights = np.array(measurements.batch_sizes, dtype=float)
+    design = _design(layers, sizes)
+    z = _scores(values @ (weights / weights.sum()), design, signed=signed)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(weights), np.full(len(weights), 1 / len(weights)), size=bootstraps) * weights
+    flagged = np.array(
+        [_flags(_scores(values @ (w / w.sum()), design, signed=signed), threshold, mirror) for w in draws]
+    )
+    share = flagged.mean(axis=0) if bootstraps else np.ones(len(layers))
+    scores = {layer: {"z": float(z[i]), "stability": float(share[i])} for i, layer in enumerate(layers)}
+    stands_out = _flags(z, threshold, mirror)
+    names = tuple(layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability)
+    return Stragglers(names, scores, _verdict(names, scores, statistic, _limit(z, threshold, mirror), stability))
+
+
+def _limit(z: Array, threshold: float, mirror: float) -> float:
+    """The score a straggler exceeds: the lower side shows how far layers stray without being stragglers."""
+    return float(max(threshold, -mirror * z.min()))
+
+
+def _flags(z: Array, threshold: float, mirror: float) -> NDArray[np.bool_]:
+    return np.asarray(z > _limit(z, threshold, mirror))
+
+
+def _verdict(
+    names: tuple[str, ...],
+    scores: dict[str, dict[str, float]],
+    statistic: str,
+    limit: float,
+    stability: float,
+) -> str:
+    if names:
+        word = "layer" if len(names) == 1 else "layers"
+        return f"{len(names)} straggler {word} found by {statistic}: {shorten(names)}"
+    top = max(scores, key=lambda layer: scores[layer]["z"])
+    z, share = scores[top]["z"], scores[top]["stability"]
+    if z > limit:
+        return (
+            f"no straggler layers found: {top} stands out in {statistic} (z {z:.1f}), but only in {share:.0%} of "
+            f"the resamples, below {stability:.0%}"
+        )
+    return f"no straggler layers found: {top} stands out most in {statistic}, with z {z:.1f}, below {limit:.2g}"
+
+
+def _design(layers: list[str], sizes: dict[str, int]) -> Array:
+    """What explains a statistic without fault of the layer: size, depth, kind, tower; one row a layer."""
+    blocks = {layer: block_of(layer) for layer in layers}
+    deepest = {
+        tower: max((b[1] for b in blocks.values() if b and b[0] == tower), default=0) for tower in ("vision", "text")
+    }
+    rows = []
+    for layer in layers:
+        tower, block = layer.partition(".")[0], blocks[layer]
+        depth = block[1] / max(deepest[tower], 1) if block else float(not layer.endswith(("embeddings", "pre_norm")))
+        half = block[2] if block else "edge"
+        rows.append([1.0, np.log(sizes[layer]), depth, half == "mlp", half == "edge", tower == "text"])
+    design = np.array(rows, dtype=float)
+    useful = [0, *(column for column in range(1, design.shape[1]) if np.ptp(design[:, column]) > 0)]
+    return design[:, useful[: max(1, len(layers) // _LAYERS_A_COLUMN)]]
+
+
+def _scores(values: Array, design: Array, *, signed: bool) -> Array:
+    """Robust z-score of each layer's residual; all zero when the residuals have no spread."""
+    y = values if signed else np.log(np.maximum(values, _FLOOR * np.median(values)))
+    residual = _huber_residuals(y, design)
+    centred = residual - np.median(residual)
+    mad = np.median(np.abs(centred))
+    if not mad > 1e-9 * np.abs(y).max():
+        return np.zeros_like(y)
+    # a fit takes a part of the spread with it
+    shrunk = np.sqrt(1 - design.shape[1] / len(y))
+    return np.asarray(_MAD_TO_Z * shrunk * centred / mad)
+
+
+def _huber_residuals(y: Array, design: Array) -> Array:
+    """Residuals of a regression that single outliers do not bend: Huber's weights, iterated."""
+    weights = np.ones_like(y)
+    residual = y
+    for _ in range(30):
+        root = np.sqrt(weights)
+        coefficients = np.linalg.lstsq(design * root[:, None], y * root, rcond=None)[0]
+        residual = y - design @ coefficients
+        scale = np.median(np.abs(residual)) / _MAD_TO_Z
+        if scale == 0:
+            break
+        before, weights = weights, np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residual), 1e-300))
+        if np.abs(weights - before).max() < 1e-6:
+            break
+    return residual

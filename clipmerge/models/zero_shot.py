@@ -1,0 +1,84 @@
+"""The zero-shot head: class embeddings from prompts, averaged over templates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clipmerge.errors import DataError
+from clipmerge.images.dataset import class_prompts
+from clipmerge.models import ImageTextModel
+
+# Prompts that are embedded at once.
+_PROMPTS_AT_ONCE = 512
+
+
+def averaged(features: Tensor, templates: int) -> Tensor:
+    """Average unit prompt features over templates, class by class, and make them unit again.
+
+    Args:
+        features: (classes * templates, projection_dim).
+        templates: Prompts a class.
+
+    Returns:
+        (classes, projection_dim).
+    """
+    return normalize(features.view(-1, templates, features.shape[-1]).mean(dim=1), dim=-1)
+
+
+def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) -> None:
+    """Refuse classes whose prompts are all the same tokens: nothing would be left to recognise.
+
+    Args:
+        tokens: Prompts class by class, in pieces, as `ImageTextModel.tokens` returns them, on the CPU.
+        templates: Prompts a class.
+
+    Raises:
+        DataError: If there are several classes, and one and the same prompt in each template.
+    """
+    rows = list(_rows(tokens))
+    classes = {tuple(rows[start : start + templates]) for start in range(0, len(rows), templates)}
+    if len(rows) > templates and len(classes) == 1:
+        raise DataError(
+            "the prompts of all classes are the same to the model, which cuts off the end of a long text and may "
+            "not know capitals; give a shorter --template, or other names with --classes"
+        )
+
+
+def _rows(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
+    """A hash of each prompt's ids, without the padding, which differs from piece to piece."""
+    for piece in tokens:
+        masks = piece.get("attention_mask")
+        for row, ids in enumerate(piece["input_ids"]):
+            read = ids if masks is None else ids[masks[row].bool()]
+            yield hashlib.blake2b(read.numpy().tobytes(), digest_size=16).digest()
+
+
+def class_embeddings(
+    model: ImageTextModel, class_names: tuple[str, ...], templates: tuple[str, ...], device: Any
+) -> torch.Tensor:
+    """Embed classes: unit prompt features, averaged over templates, made unit again.
+
+    Args:
+        model: The model, weights loaded.
+        class_names: Names of the classes.
+        templates: Prompt templates.
+        device: Where the model is.
+
+    Returns:
+        (classes, projection_dim).
+
+    Raises:
+        DataError: If the text tower cannot tell any class from another.
+    """
+    prompts = class_prompts(class_names, templates)
+    starts = range(0, len(prompts), _PROMPTS_AT_ONCE)
+    tokens = [model.tokens(prompts[start : start + _PROMPTS_AT_ONCE]) for start in starts]
+    refuse_one_prompt(tokens, len(templates))
+    pieces = [model.text_features({key: value.to(device) for key, value in each.items()}) for each in tokens]
+    return averaged(torch.cat(pieces), len(templates))

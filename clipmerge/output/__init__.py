@@ -1,0 +1,1 @@
+"""The output folder: its weights, side files and record."""

@@ -1,0 +1,131 @@
+"""The files beside the weights, made anew for the other library: configuration, preprocessing, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from clipmerge.checkpoint import Checkpoint
+from clipmerge.checkpoint.converted import ConvertedCheckpoint
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
+from clipmerge.conversion.preprocessing import image_processor_config, preprocess_cfg
+from clipmerge.conversion.tokens import is_clips_own, write_clip_tokenizer
+from clipmerge.errors import CheckpointError
+from clipmerge.files.safetensors import DTYPES
+
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+)
+# the vocabulary that OpenCLIP's own tokenizer has
+_CLIP_WORDS = 49408
+
+
+def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str) -> list[str]:
+    """Write what the other library needs beside the weights.
+
+    Args:
+        folder: Where to.
+        converted: A checkpoint in the layout to write; its config is known.
+        dtype: Dtype of the weights that are written, or ``keep``.
+
+    Returns:
+        What the user should know, one line each.
+
+    Raises:
+        CheckpointError: If the other library cannot prepare images or texts in the same way.
+    """
+    original, config = converted.original, converted.config or {}
+    try:
+        if "model_cfg" in config:
+            notes = _open_clip_files(folder, original, config)
+        else:
+            notes = _transformers_files(folder, original, config, dtype)
+    except CheckpointError as error:
+        raise CheckpointError(f"{converted.source}: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{converted.source}: its preprocessing cannot be understood ({said})") from None
+    for license in sorted(original.folder.glob("LICENSE*")):
+        shutil.copyfile(license, folder / license.name)
+    return notes
+
+
+def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any], dtype: str) -> list[str]:
+    """Write ``config.json``, ``preprocessor_config.json`` and the tokenizer; return what the user should know."""
+    ours = checkpoint.config or {}
+    floats = {DTYPES[entry.dtype][0] for entry in checkpoint.entries.values() if entry.is_float}
+    if dtype != "keep" or len(floats) == 1:
+        config = {**config, "dtype": floats.pop() if dtype == "keep" else dtype}
+    _write_json(folder / "config.json", config)
+    size = config["vision_config"]["image_size"]
+    _write_json(folder / "preprocessor_config.json", image_processor_config(ours.get("preprocess_cfg") or {}, size))
+    text = ours.get("model_cfg", ours).get("text_cfg") or {}
+    is_own = is_clips_own(checkpoint.folder)
+    if text.get("hf_tokenizer_name") and is_own is None:
+        raise CheckpointError(
+            f"its tokenizer is that of {text['hf_tokenizer_name']}; copy the tokenizer's files beside the weights first"
+        )
+    if is_own or text.get("hf_tokenizer_name"):
+        _copy_tokenizer(folder, checkpoint.folder)
+        return []
+    words = config["text_config"]["vocab_size"]
+    if words != _CLIP_WORDS:
+        raise CheckpointError(
+            f"its text tower has {words} tokens and open_clip_config.json names no tokenizer; set "
+            "text_cfg.hf_tokenizer_name and copy the tokenizer's files beside the weights"
+        )
+    write_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
+    return []
+
+
+def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
+    """Write ``open_clip_config.json`` and copy the tokenizer; return what the user should know."""
+    model_cfg = deepcopy(config["model_cfg"])
+    name = checkpoint.folder.resolve().name
+    processor = _image_processor(checkpoint.folder)
+    notes = []
+    if processor is None:
+        notes.append(f"{checkpoint.source}: has no preprocessor_config.json; OpenAI's mean and deviation were written")
+    preprocess, said = preprocess_cfg(processor or {}, model_cfg["vision_cfg"]["image_size"])
+    is_own = is_clips_own(checkpoint.folder)
+    if is_own is None and model_cfg["text_cfg"]["vocab_size"] != _CLIP_WORDS:
+        notes.append(f"{checkpoint.source}: has no tokenizer, and its vocabulary is not CLIP's; OpenCLIP will need one")
+    if is_own is False:
+        # from a folder OpenCLIP reads the files there whatever the name says; on the Hub it must be the repository's
+        model_cfg["text_cfg"]["hf_tokenizer_name"] = name
+        notes.append(
+            f"the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is '{name}'; make it ORG/NAME when you "
+            "publish"
+        )
+    if is_own is not None:
+        _copy_tokenizer(folder, checkpoint.folder)
+    _write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess})
+    return notes + said
+
+
+def _image_processor(folder: Path) -> dict[str, Any] | None:
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = folder / name
+        if file.is_file():
+            try:
+                data = json.loads(file.read_text(encoding="utf-8"))
+                found = data.get("image_processor", data)
+                if isinstance(found, dict) and found:
+                    return found
+            except (ValueError, AttributeError) as error:
+                raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
+    return None
+
+
+def _copy_tokenizer(folder: Path, source: Path) -> None:
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,321 @@
+"""What was measured, and what will be done: two frozen records, JSON both ways.
+
+A plan holds numbers and rules, never bits: it can be read, diffed, edited by hand and applied again. The
+tensors that it needs (saliency scores, learned coefficients) lie in a safetensors file beside it, named in it by hash.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clipmerge.errors import PlanError, RecipeError, did_you_mean
+from clipmerge.planning.recipe import Recipe
+from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
+
+
+class Record(BaseModel):
+    """Base of the frozen records: unknown keys are refused, NaN does not survive."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class LossPath(Record):
+    """Calibration loss along the straight path theta(alpha) = theta_0 + alpha * task_vector.
+
+    Attributes:
+        alphas: Points on the path, ascending, 0, 0.5 and 1 among them.
+        losses: Mean cross-entropy there, in nats.
+    """
+
+    alphas: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+class Check(Record):
+    """A self-test of an attribution: the layers' shares against the whole, measured independently.
+
+    Attributes:
+        sum_of_layers: Sum over the layers.
+        measured: The same quantity from forward passes alone.
+    """
+
+    sum_of_layers: float
+    measured: float
+
+    @property
+    def relative_error(self) -> float:
+        """|sum - measured| / |measured|; infinite when only the latter is zero."""
+        gap = abs(self.sum_of_layers - self.measured)
+        if gap == 0:
+            return 0.0
+        return gap / abs(self.measured) if self.measured else float("inf")
+
+
+class Mixture(Record):
+    """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0) of the checkpoints, tried on the calibration images.
+
+    Attributes:
+        weights: One factor a fine-tuned checkpoint.
+        loss: Mean cross-entropy, in nats.
+        accuracy: Share of the images recognised.
+    """
+
+    weights: tuple[float, ...]
+    loss: float
+    accuracy: float
+
+
+class Measurements(Record):
+    """What one measure found.
+
+    Attributes:
+        measure: Name of the measure.
+        layers: Layer to statistic to value.
+        batches: Statistic to layer to one value a calibration batch, for the bootstrap.
+        batch_sizes: Images in each of those batches.
+        path: Loss along the path, where the measure walks it.
+        mixtures: The mixtures tried, in order, by measures that try some.
+        checks: Self-tests by statistic.
+        notes: What the user should know, one line each.
+        trace: What a measure that learns saw at every step, by name.
+        coefficients: Parameter to its learned coefficients, float32 on the CPU; never part of the JSON.
+        gradients: Parameter to its mean gradient along the path, float32 on the CPU; never part of the JSON.
+        tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the JSON.
+    """
+
+    measure: str
+    layers: dict[str, dict[str, float]]
+    batches: dict[str, dict[str, tuple[float, ...]]] = {}
+    batch_sizes: tuple[int, ...] = ()
+    path: LossPath | None = None
+    mixtures: tuple[Mixture, ...] = ()
+    checks: dict[str, Check] = {}
+    notes: tuple[str, ...] = ()
+    trace: dict[str, tuple[float, ...]] = {}
+    coefficients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
+    tensors: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
+
+
+class LayerPlan(Record):
+    """What one layer gets.
+
+    Attributes:
+        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned. Where there are learned coefficients,
+            their mean.
+        alpha_range: Smallest and largest learned coefficient; they lie beside the plan and are what counts. ``None``
+            for one alpha for the whole layer.
+        density: Share of the task vector kept, in (0, 1].
+        mask: Rule that picks what is kept; ``None`` keeps everything.
+        mask_options: The mask's own options.
+        parameters: Options of the mask for single parameters, by name; they win over ``mask_options``.
+        reason: Why, in words.
+    """
+
+    alpha: Alpha
+    alpha_range: tuple[Alpha, Alpha] | None = None
+    density: Density = 1.0
+    mask: str | None = None
+    mask_options: dict[str, Any] = {}
+    parameters: dict[str, dict[str, Any]] = {}
+    reason: str = ""
+
+
+class Combination(Record):
+    """How the task vectors of several fine-tuned checkpoints become one, where that is not their weighted sum.
+
+    Attributes:
+        rule: Name of a rule in `clipmerge.combinations`.
+        options: Its options.
+    """
+
+    rule: str
+    options: dict[str, Any] = {}
+
+
+class SourceRecord(Record):
+    """One input: what the user wrote, the commit it resolved to, and the sha256 of its weight files, if hashed."""
+
+    source: str
+    revision: str | None = None
+    files: dict[str, str | None]
+
+
+class TensorsRecord(Record):
+    """The safetensors file beside a plan: its name and sha256."""
+
+    file: str
+    sha256: str
+
+
+class CalibrationRecord(Record):
+    """The images that were measured on.
+
+    Attributes:
+        source: What the user wrote.
+        revision: The commit that a data set of the Hub resolved to.
+        images: How many were drawn.
+        classes: How many classes they have.
+        batch_size: Images a batch.
+        templates: Prompt templates.
+        seed: Of the draw.
+    """
+
+    source: str
+    revision: str | None = None
+    images: int
+    classes: int
+    batch_size: int
+    templates: tuple[str, ...]
+    seed: int
+
+
+class HeadRecord(Record):
+    """What a classification head's rows stand for, where its zero-shot side is built from class prompts.
+
+    Attributes:
+        classes: Class names, in the order of the rows.
+        templates: Prompt templates.
+    """
+
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+class Plan(Record):
+    """What a merge will do, complete: the inputs by hash and what each layer gets.
+
+    Attributes:
+        format: Version of this format.
+        recipe: The recipe that made it.
+        zeroshot: theta_0.
+        finetuned: theta_1 ... theta_K.
+        weights: One factor a fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i] * alpha[l]``.
+        combine: What takes the place of the weighted sum, if anything does.
+        dtype: Output dtype, or ``keep``.
+        missing: What happens to keys that only one checkpoint has.
+        head: The head whose zero-shot side is built, if one is.
+        layers: Layer to what it gets; a layer that is not named stays zero-shot.
+        tensors: File with the scores that masks need and with learned coefficients.
+        stragglers: Layers found to be stragglers.
+        straggler_scores: Layer to ``{"z": ..., "stability": ...}``.
+        verdict: The decision in a sentence.
+        measurements: What the decision rests on.
+        calibration: The images that were measured on.
+        seed: Seed of the sample, the bootstrap and the random masks.
+        warnings: What the user should know.
+    """
+
+    format: Literal["clipmerge-plan/1"] = "clipmerge-plan/1"
+    recipe: dict[str, Any]
+    zeroshot: SourceRecord
+    finetuned: tuple[SourceRecord, ...] = Field(min_length=1)
+    weights: tuple[Alpha, ...]
+    combine: Combination | None = None
+    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
+    missing: Literal["error", "keep-zeroshot", "keep-finetuned"] = "error"
+    head: HeadRecord | None = None
+    layers: dict[str, LayerPlan]
+    tensors: TensorsRecord | None = None
+    stragglers: tuple[str, ...] = ()
+    straggler_scores: dict[str, dict[str, float]] = {}
+    verdict: str = ""
+    measurements: Measurements | None = None
+    calibration: CalibrationRecord | None = None
+    seed: int = 0
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Write the plan as indented JSON, one key order always."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+
+    def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
+        """Check the plan against the layers there are, and its mask rules against the masks.
+
+        Args:
+            layers: Layer to parameter names.
+
+        Returns:
+            The plan itself.
+
+        Raises:
+            PlanError: If the plan names a layer or a parameter there is not, or a mask or option there is not.
+        """
+        if len(self.weights) != len(self.finetuned):
+            raise PlanError(
+                f"the plan has {len(self.weights)} weights for {len(self.finetuned)} fine-tuned checkpoints"
+            )
+        if self.combine:
+            try:
+                check_options("combinations", self.combine.rule, self.combine.options)
+            except RecipeError as error:
+                raise PlanError(f"combine: {error}") from None
+        for name, layer in self.layers.items():
+            if name not in layers:
+                raise PlanError(f"the plan names layer '{name}', which there is not.{did_you_mean(name, layers)}")
+            _check_mask(name, layer, layers[name])
+        return self
+
+
+def _check_mask(name: str, layer: LayerPlan, parameters: tuple[str, ...]) -> None:
+    if layer.mask is None:
+        if layer.density != 1.0:
+            raise PlanError(f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'")
+        return
+    masks = plugin_names("masks")
+    if layer.mask not in masks:
+        raise PlanError(
+            f"layer '{name}' has the unknown mask '{layer.mask}' (masks: {', '.join(masks)})."
+            f"{did_you_mean(layer.mask, masks)}"
+        )
+    if layer.density != 1.0 and "density" not in plugin_options("masks", layer.mask):
+        raise PlanError(
+            f"layer '{name}' has density {layer.density}, which the mask '{layer.mask}' does not know; "
+            "set its mask_options, or name another mask"
+        )
+    for parameter, options in {"": {}, **layer.parameters}.items():
+        if parameter and parameter not in parameters:
+            raise PlanError(
+                f"layer '{name}' names parameter '{parameter}', which it has not.{did_you_mean(parameter, parameters)}"
+            )
+        try:
+            check_options("masks", layer.mask, {**layer.mask_options, **options})
+        except RecipeError as error:
+            raise PlanError(f"layer '{name}': {error}") from None
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan that was written, or edited, by hand or by `Plan.to_json`.
+
+    Args:
+        path: The JSON file.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: If it cannot be read or says something unknown.
+    """
+    try:
+        plan = Plan.model_validate_json(path.read_text(encoding="utf-8"))
+        # a plan written by hand need not say by what recipe
+        Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})
+        return plan
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read ({error}); make one with `clipmerge plan`") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        where = f"recipe.{where}" if error.title == Recipe.__name__ else where
+        known = LayerPlan.model_fields if "layers" in first["loc"] else Plan.model_fields
+        hint = did_you_mean(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
+        raise PlanError(f"{path}: {where}: {first['msg']}.{hint}") from None
+
+
+def tensors_path(plan: Path) -> Path:
+    """Where the tensors that a plan needs go: ``plan.tensors.safetensors`` beside ``plan.json``."""
+    return plan.with_suffix(".tensors.safetensors")

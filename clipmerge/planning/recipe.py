@@ -1,0 +1,183 @@
+"""A recipe: what to measure and how to decide, as YAML people read, copy and override."""
+
+from __future__ import annotations
+
+import difflib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from clipmerge.errors import RecipeError, did_you_mean, shorten
+from clipmerge.plugins import Alpha, Density, check_options, plainly, plugin_names
+
+_SECTIONS = {"measure": "measures", "method": "methods"}
+
+
+class Override(BaseModel):
+    """Fix what some layers get, whatever the method decided; the later override wins.
+
+    Attributes:
+        layers: Glob over layer names, such as ``text.*``.
+        alpha: Coefficient; ``None`` leaves the method's.
+        density: Share of the task vector kept; ``None`` leaves the method's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layers: str
+    alpha: Alpha | None = None
+    density: Density | None = None
+
+
+class Recipe(BaseModel):
+    """A validated recipe: every name exists, every option is known and in its range.
+
+    Attributes:
+        name: Name it was loaded under.
+        measure: ``{"name": ..., options}``, or ``None`` for a data-free recipe.
+        method: ``{"name": ..., options}``.
+        overrides: Applied after the method, in order.
+        missing: What to do with keys that only one checkpoint has: an ``error``, or keep the key set of the
+            zero-shot or of the fine-tuned checkpoint.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(min_length=1)]
+    measure: dict[str, Any] | None = None
+    method: dict[str, Any]
+    overrides: tuple[Override, ...] = ()
+    missing: Literal["error", "keep-zeroshot", "keep-finetuned"] = "error"
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether the recipe measures, and so needs labelled images."""
+        return self.measure is not None
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes lie: in the wheel inside the package, in a checkout at the top."""
+    packaged = Path(str(files("clipmerge"))) / "recipes"
+    return packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Names of the shipped recipes, sorted."""
+    return tuple(sorted(path.stem for path in recipes_folder().glob("*.yaml")))
+
+
+def recipe_text(name: str) -> str:
+    """Text of a shipped recipe, comments and all.
+
+    Raises:
+        RecipeError: If there is no such recipe.
+    """
+    known = recipe_names()
+    if name not in known:
+        raise RecipeError(f"no recipe '{name}' (recipes: {', '.join(known)}).{did_you_mean(name, known)}")
+    return (recipes_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_recipe(name: str, assignments: list[str] | None = None) -> Recipe:
+    """Load a recipe and apply ``--set`` assignments.
+
+    Args:
+        name: Name of a shipped recipe, or a path to a YAML file.
+        assignments: ``KEY=VALUE``, keys dotted (``method.alpha=0.4``), values in YAML.
+
+    Returns:
+        The validated recipe.
+
+    Raises:
+        RecipeError: If the file cannot be read, or anything in it is unknown or out of range.
+    """
+    path = Path(name)
+    is_file = path.suffix in (".yaml", ".yml") or path.is_file()
+    if is_file:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{name}: cannot be read ({error})") from None
+    else:
+        text = recipe_text(name)
+    data = _from_yaml(f"{name}:", text)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{name}: is not a recipe; see `clipmerge recipes show straggler-sparse` for one")
+    data = {"name": path.stem, **data}
+    for assignment in assignments or []:
+        _assign(data, assignment)
+    return _validate(name, data)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own loader takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in {key for key in keys if keys.count(key) > 1}:
+            raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _from_yaml(subject: str, text: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise RecipeError(f"{subject} is nested too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
+        raise RecipeError(f"{subject} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _assign(data: dict[str, Any], assignment: str) -> None:
+    key, found, raw = assignment.partition("=")
+    if not found or not key.strip():
+        raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
+    value = _from_yaml(f"--set {assignment[:80]}: the value", raw)
+    *parents, last = key.strip().split(".")
+    target = data
+    for parent in parents:
+        target = target.setdefault(parent, {})
+        if not isinstance(target, dict):
+            raise RecipeError(f"--set {assignment}: '{parent}' holds no options")
+    target[last] = value
+
+
+def _validate(source: str, data: dict[str, Any]) -> Recipe:
+    for key in data:
+        if key not in Recipe.model_fields:
+            known = list(Recipe.model_fields)
+            hint = did_you_mean(str(key), known)
+            raise RecipeError(f"{source}: unknown key '{key}' (keys: {', '.join(known)}).{hint}")
+    for section, package in _SECTIONS.items():
+        if data.get(section) is not None:
+            data[section] = _plugin_section(source, section, package, data[section])
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{_suggest(first)}") from None
+
+
+def _plugin_section(source: str, section: str, package: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise RecipeError(f"{source}: {section}: needs a `name:`, one of {', '.join(plugin_names(package))}")
+    options = {str(key): item for key, item in value.items() if key != "name"}
+    try:
+        checked = check_options(package, value["name"], options)
+        if checked.get("mask") is not None:  # said now, not after minutes of measuring
+            check_options("masks", checked["mask"], checked.get("mask_options") or {})
+        return {"name": value["name"], **checked}
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+
+
+def _suggest(error: Any) -> str:
+    if error["type"] != "extra_forbidden":
+        return ""
+    known = list(Override.model_fields)
+    close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+    return f" (keys: {shorten(known)})." + (f" Did you mean '{close[0]}'?" if close else "")

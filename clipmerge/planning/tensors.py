@@ -1,0 +1,176 @@
+"""The tensors that a plan needs: saliency scores and learned coefficients, in one safetensors file beside it.
+
+A coefficient tensor has one number for the whole parameter, one a row (output channel), or one an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from clipmerge.errors import PlanError
+from clipmerge.planning.plan import LayerPlan, Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SCORES, _COEFFICIENTS = "scores:", "coefficients:"
+# Mean and range of a plan are told in float64 from the same float32 numbers; only the order of a sum may differ.
+_SAME = 1e-6
+
+
+@dataclass(frozen=True)
+class PlanTensors:
+    """What numbers and rules cannot say.
+
+    Attributes:
+        scores: Parameter to saliency, for the masks that need it.
+        coefficients: Parameter to learned coefficients, float32: shape (), (rows, 1, ...), or the parameter's.
+    """
+
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    coefficients: dict[str, Tensor] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to keep."""
+        return bool(self.scores or self.coefficients)
+
+    def to_file(self) -> dict[str, Tensor]:
+        """Flatten into what the file holds: ``scores:NAME`` and ``coefficients:NAME``."""
+        scores = {_SCORES + name: tensor for name, tensor in self.scores.items()}
+        return scores | {_COEFFICIENTS + name: tensor for name, tensor in self.coefficients.items()}
+
+    @classmethod
+    def from_file(cls, held: Mapping[str, Tensor]) -> PlanTensors:
+        """Read back what `to_file` made."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): tensor for key, tensor in held.items() if key.startswith(prefix)}
+
+        return cls(under(_SCORES), under(_COEFFICIENTS))
+
+
+def with_coefficients(
+    layers: Mapping[str, LayerPlan],
+    coefficients: Mapping[str, Tensor],
+    names: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, LayerPlan]:
+    """Put the mean and the range of its coefficients into each layer that has some.
+
+    Args:
+        layers: Layer to what the method gave it.
+        coefficients: Parameter to coefficients.
+        names: Layer to parameter names.
+        shapes: Parameter to its shape.
+
+    Returns:
+        Layer to what it gets; one without coefficients keeps its own alpha.
+    """
+    told = dict(layers)
+    for layer, entry in layers.items():
+        held = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
+        if held:
+            mean, low, high = _mean_and_range(held)
+            told[layer] = entry.model_copy(update={"alpha": mean, "alpha_range": (low, high)})
+    return told
+
+
+def _mean_and_range(held: list[tuple[Tensor, tuple[int, ...]]]) -> tuple[float, float, float]:
+    """Mean over all entries of the parameters, smallest and largest coefficient."""
+    sizes = [_size(shape) for _, shape in held]
+    mean = sum(size * float(c.double().mean()) for (c, _), size in zip(held, sizes, strict=True)) / max(sum(sizes), 1)
+    return mean, min(float(c.min()) for c, _ in held), max(float(c.max()) for c, _ in held)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def check_coefficients(
+    plan: Plan,
+    coefficients: Mapping[str, Tensor],
+    names: Mapping[str, tuple[str, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> None:
+    """Check a plan that may have been edited against the coefficients that it goes with.
+
+    Args:
+        plan: The plan.
+        coefficients: Parameter to coefficients.
+        names: Layer to parameter names.
+        shapes: Parameter to its shape.
+
+    Raises:
+        PlanError: If they do not fit the parameters, or a layer's mean and range are not theirs.
+    """
+    for name, coefficient in coefficients.items():
+        if name not in shapes:
+            raise PlanError(f"the plan has coefficients for {name}, which there is not; plan again")
+        _check_shape(name, coefficient, shapes[name])
+    given = {name: entry for name, entry in plan.layers.items() if entry.alpha_range is not None}
+    for layer, found in with_coefficients(given, coefficients, names, shapes).items():
+        told = given[layer]
+        if not any(name in coefficients for name in names[layer]):
+            raise PlanError(
+                f"layer '{layer}' has an alpha_range, and the plan holds no coefficients for it; remove alpha_range to "
+                "give the layer one alpha"
+            )
+        if max(abs(a - b) for a, b in zip(_told(told), _told(found), strict=True)) > _SAME:
+            raise PlanError(
+                f"layer '{layer}': alpha {told.alpha:g} and alpha_range are not the mean and range of its coefficients "
+                f"(mean {found.alpha:g}); remove alpha_range to give the layer one alpha"
+            )
+
+
+def _told(layer: LayerPlan) -> tuple[float, ...]:
+    return (layer.alpha, *(layer.alpha_range or ()))
+
+
+def _check_shape(name: str, coefficient: Tensor, shape: tuple[int, ...]) -> None:
+    found = tuple(coefficient.shape)
+    if coefficient.numel() != 1 and found not in (shape, rows_shape(shape)):
+        raise PlanError(
+            f"the coefficients of {name} have shape {found}, and the parameter {shape}: expected one number, one a "
+            "row or one an entry"
+        )
+    if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):
+        raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
+
+
+def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of coefficients that are one a row: (rows, 1, ...); () for a scalar."""
+    return tuple(length if place == 0 else 1 for place, length in enumerate(shape))
+
+
+def coefficients_of_run(coefficient: Tensor, shape: tuple[int, ...], start: int, stop: int | None) -> float | Tensor:
+    """Cut out the coefficients of a run of entries in memory order.
+
+    Args:
+        coefficient: One number, one a row or one an entry, for a parameter of this shape.
+        shape: The parameter's.
+        start: First entry.
+        stop: Entry after the last; ``None`` for the whole parameter, unflattened.
+
+    Returns:
+        What `merge_tensor` takes as alpha for that run.
+
+    Example:
+        >>> import torch
+        >>> coefficients_of_run(torch.tensor([[0.0], [1.0]]), (2, 3), 2, 5)
+        tensor([0., 1., 1.])
+    """
+    if coefficient.numel() == 1:
+        return float(coefficient)
+    if stop is None:
+        return coefficient
+    if coefficient.shape == shape:
+        return coefficient.reshape(-1)[start:stop]
+    width = _size(shape[1:])
+    first, last = start // width, -(-stop // width)
+    rows = coefficient.reshape(-1)[first:last].repeat_interleave(width)
+    return rows[start - first * width : stop - first * width]

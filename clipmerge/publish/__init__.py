@@ -1,0 +1,1 @@
+"""Publishing a merged model on the Hugging Face Hub."""

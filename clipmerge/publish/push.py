@@ -1,0 +1,307 @@
+"""Putting a merged model on the Hugging Face Hub: checked first, then one commit or none.
+
+A push reads before it writes: the folder, the token, the sources' licences and what the repository holds.
+Only then is a repository created and one commit made, with the head that was read as its parent, so that a
+push never runs over somebody else's. Where an answer is lost the head is read again: what landed is reported
+as published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.errors import HubError, OutputError, UsageError, shorten
+from clipmerge.files.staging import PLAN_FOLDER
+from clipmerge.hub.download import connect, patiently, timeout_seconds
+from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
+from clipmerge.hub.ids import HubId, parse_hub_id
+from clipmerge.publish.card import RECORD, published_texts, sources_of
+from clipmerge.publish.evaluations import KEYS, add_results
+from clipmerge.publish.repository import (
+    CARD,
+    NOTHING,
+    Push,
+    Target,
+    check_card,
+    create_repository,
+    find_repository,
+    is_same,
+    read_target,
+    state_after,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model is now: ``changed`` is False when the Hub already held exactly these files."""
+
+    url: str
+    repo_id: str
+    commit: str
+    created: bool
+    changed: bool
+    pull_request: str | None = None
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    license: str | None = None,
+    yes: bool = False,
+    evaluations: Iterable[Path] = (),
+    endpoint: str | None = None,
+) -> Published:
+    """Publish a merged model's folder; the folder itself is not touched.
+
+    The model card is written anew with the repository's name in it, and local paths in ``clipmerge.json``
+    and ``report.html`` shrink to their last component, the plan's folder stays behind. Weights that are there and
+    not in the folder are deleted in the same commit, so that no loader picks up the old ones; git keeps them.
+
+    Args:
+        folder: A whole output of ``clipmerge merge``.
+        repo_id: ``org/name``; created when it does not exist.
+        private: Create it private; refused for an existing public one.
+        revision: Branch to commit to, created from the default branch when missing.
+        create_pr: Open a pull request instead of committing.
+        message: Commit message.
+        license: The Hub's name of the model's licence; needed when the sources' differ.
+        yes: Push into a repository that holds something else, and over a card edited there.
+        evaluations: JSON of `evaluate` or `sweep` whose accuracies go into the card; without any, those that the
+            repository holds of the same weights stay.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Returns:
+        The page, the commit, and whether anything was created or changed.
+
+    Raises:
+        OutputError, UsageError: If the folder is not whole, the name taken, or the licences differ.
+        HubError: If the Hub refuses or fails; the message says what was published and how to go on.
+    """
+    asked = Push(
+        Path(folder), repo_id, private, revision, create_pr, message, license, yes, tuple(evaluations), endpoint
+    )
+    _check_names(asked)
+    record, api = add_results(read_output(asked.folder), asked.evaluations), connect(endpoint)
+    _check_token(api, asked)
+    licence = license or _common_licence(api, asked, record)
+    found = find_repository(api, asked)
+    if found and not asked.evaluations:
+        record = _with_held_results(record, found.record)
+    texts = published_texts(asked.folder, record, repo_id=repo_id, license=licence)
+    additions = _additions(asked, record, texts)
+    if found:
+        check_card(asked, found, texts[CARD].encode())
+    target = found or create_repository(api, asked)
+    changes = _changes(target, additions)
+    if not changes:
+        return Published(_url(api, asked), repo_id, target.head, target.created, changed=False)
+    if target.needs_branch:
+        with explained(asked.doing, state=state_after(asked, target), again=asked.command):
+            api.create_branch(repo_id, branch=str(revision), revision=target.head)
+    return _commit(api, asked, target, changes)
+
+
+def _with_held_results(record: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
+    """Keep the accuracies that an earlier push published of the same weights."""
+    same = bool(record.get("files")) and record.get("files") == held.get("files")
+    return record | {key: held[key] for key in KEYS if key in held} if same else record
+
+
+def read_output(folder: Path) -> dict[str, Any]:
+    """Read the record of a merge output and check that its weights are there.
+
+    Raises:
+        OutputError: If the folder is missing, is not one that clipmerge wrote, or lacks a file it names.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
+        raise OutputError(f"{folder}: {what}. Push a folder that `clipmerge merge --output` wrote.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        sources_of(record)
+        names = list(record.get("files") or [])
+        record["layers"], record["recipe"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path}: not a clipmerge record ({error!r}). Merge again.") from error
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing or not list(folder.glob("*.safetensors")):
+        raise OutputError(f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again.")
+    return dict(record)
+
+
+def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
+    """Check a push's name, token and repository before there is anything to push.
+
+    Args:
+        folder: The folder that will be pushed.
+        repo_id: ``org/name``.
+        private: Whether the repository is to be private.
+        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+
+    Raises:
+        UsageError: If the name is none, or the repository holds something that would be overwritten.
+        HubError: If there is no token, or it may not write there.
+    """
+    asked, api = Push(folder, repo_id, private, endpoint=endpoint), connect(endpoint)
+    _check_names(asked)
+    _check_token(api, asked)
+    found = find_repository(api, asked)
+    if found:
+        check_card(asked, found)
+
+
+def _check_names(asked: Push) -> None:
+    hub_id = parse_hub_id(asked.repo_id)
+    if hub_id is None or hub_id.revision or asked.repo_id.startswith("hf:"):
+        raise UsageError(f"{asked.repo_id}: not a name on the Hub. Write it as ORG/NAME; --revision takes the branch.")
+    if asked.create_pr and asked.revision not in (None, "main"):
+        raise UsageError("--create-pr opens a pull request on main: leave --revision out.")
+
+
+def _check_token(api: HfApi, asked: Push) -> None:
+    """Ask who the token belongs to and stop early where the Hub is bound to refuse."""
+    from huggingface_hub import get_token
+
+    if get_token() is None:
+        raise HubError(
+            f"{asked.doing}: no token. {NOTHING} Log in with `hf auth login` or set HF_TOKEN, then `{asked.command}`."
+        )
+    with explained(asked.doing, state=NOTHING, again=asked.command):
+        me = patiently(api.whoami)
+    role = me.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise HubError(
+            f"{asked.doing}: the token may only read. {NOTHING} Make one that may write at "
+            f"https://huggingface.co/settings/tokens, `hf auth login`, then `{asked.command}`."
+        )
+    mine = [me["name"], *(org["name"] for org in me.get("orgs", []))]
+    namespace, name = asked.repo_id.split("/")
+    if namespace not in mine and not asked.create_pr:
+        raise HubError(
+            f"{asked.doing}: the token's owner may write to {', '.join(mine)}, not to {namespace}. {NOTHING} "
+            f"Push to {mine[0]}/{name}, or open a pull request with --create-pr."
+        )
+
+
+def _common_licence(api: HfApi, asked: Push, record: dict[str, Any]) -> str | None:
+    """Return the licence that all sources on the Hub state; local ones state none and do not count."""
+    stated: dict[str, str | None] = {}
+    for source in sources_of(record):
+        hub_id = parse_hub_id(source["source"]) if source.get("revision") else None
+        if hub_id is None:
+            continue
+        stated[hub_id.repo_id] = _licence_of(api, asked, hub_id.at(source["revision"]))
+    if len(set(stated.values())) > 1 or "other" in stated.values():
+        told = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
+        raise UsageError(f"the sources' licences differ or are 'other' ({told}). {NOTHING} Pass --license NAME.")
+    return next(iter(stated.values()), None)
+
+
+def _licence_of(api: HfApi, asked: Push, hub_id: HubId) -> str | None:
+    state = f"{NOTHING} Its licence is needed: --license NAME does without asking."
+    seconds = timeout_seconds()
+    with explained(f"reading {hub_id}", state=state, again=asked.command):
+        info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision, timeout=seconds))
+    licence = info.card_data.get("license") if info.card_data is not None else None
+    return str(licence) if licence else None
+
+
+def _additions(asked: Push, record: dict[str, Any], texts: dict[str, str]) -> list[CommitOperationAdd]:
+    """List every file to publish, the large ones checked against the hashes in the record."""
+    from huggingface_hub import CommitOperationAdd
+
+    content: dict[str, str | bytes] = {name: text.encode() for name, text in texts.items()}
+    for path in sorted(asked.folder.rglob("*")):
+        parts = path.relative_to(asked.folder).parts
+        if path.is_file() and parts[0] != PLAN_FOLDER and not any(part.startswith(".") for part in parts):
+            content.setdefault("/".join(parts), str(path))
+    additions = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
+    hashes = {name: sha for name, sha in (record.get("files") or {}).items() if sha and name not in texts}
+    wrong = [
+        add.path_in_repo
+        for add in additions
+        if hashes.get(add.path_in_repo, add.upload_info.sha256.hex()) != add.upload_info.sha256.hex()
+    ]
+    if wrong:
+        raise OutputError(f"{asked.folder}: {shorten(wrong)} changed since the merge. {NOTHING} Merge again.")
+    return additions
+
+
+def _changes(
+    target: Target, additions: Iterable[CommitOperationAdd]
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """Keep the additions that differ from what the Hub holds, and delete weights that would be stale."""
+    from huggingface_hub import CommitOperationDelete
+
+    additions = list(additions)
+    changed = [add for add in additions if not is_same(add, target.files.get(add.path_in_repo))]
+    names = {add.path_in_repo for add in additions}
+    stale = [name for name in target.files if name not in names and _is_weights(name)]
+    return [*changed, *(CommitOperationDelete(name) for name in sorted(stale))]
+
+
+def _is_weights(name: str) -> bool:
+    return "/" not in name and name.endswith((".safetensors", ".safetensors.index.json"))
+
+
+def _commit(
+    api: HfApi, asked: Push, target: Target, changes: list[CommitOperationAdd | CommitOperationDelete]
+) -> Published:
+    """Make the one commit; when it fails, find out whether it landed all the same."""
+    try:
+        with quiet_client():
+            done = api.create_commit(
+                asked.repo_id,
+                changes,
+                commit_message=asked.message or "Upload a model merged with clipmerge",
+                parent_commit=target.head,
+                revision=asked.revision,
+                create_pr=asked.create_pr,
+            )
+    except Exception as error:
+        landed, state = _landed(api, asked, changes, error)
+        if landed is None:
+            state = state or state_after(asked, target)
+            raise explain(error, doing=asked.doing, state=state, again=asked.command) from error
+        return Published(_url(api, asked), asked.repo_id, landed, target.created, changed=True)
+    return Published(_url(api, asked), asked.repo_id, done.oid, target.created, True, done.pr_url)
+
+
+def _landed(
+    api: HfApi, asked: Push, changes: list[CommitOperationAdd | CommitOperationDelete], error: Exception
+) -> tuple[str | None, str]:
+    """Return the head when it holds every change, else None; and what to say where that cannot be known."""
+    from huggingface_hub import CommitOperationAdd
+
+    unsure = out_of_reach(error)
+    if asked.create_pr:
+        page = f"{api.endpoint}/{asked.repo_id}/discussions"
+        return None, f"A pull request may have been opened: look at {page}." if unsure else NOTHING
+    try:
+        now = read_target(api, asked, asked.revision)
+    except Exception:  # the first error stands, and is the one to report
+        return None, "Whether the files were published is not known." if unsure else ""
+    for change in changes:
+        held = now.files.get(change.path_in_repo)
+        there = is_same(change, held) if isinstance(change, CommitOperationAdd) else held is None
+        if not there:
+            return None, ""
+    return now.head, ""
+
+
+def _url(api: HfApi, asked: Push) -> str:
+    page = f"{api.endpoint}/{asked.repo_id}"
+    return page if asked.revision in (None, "main") else f"{page}/tree/{asked.revision}"

@@ -1,0 +1,1 @@
+"""The report: terminal tables, pages and pictures, from the record alone."""

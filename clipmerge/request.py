@@ -1,0 +1,139 @@
+"""A merge under way: what was asked for, where it reports to, and what it has so far."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from clipmerge.checkpoint import Pair
+from clipmerge.images import Columns
+from clipmerge.planning.plan import HeadRecord, Plan, SourceRecord
+from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.tensors import PlanTensors
+from clipmerge.progress import Progress
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which images to measure on, and how.
+
+    Attributes:
+        source: A folder, Parquet or tar files, ``hf://datasets/...`` or ``digits``; see
+            `clipmerge.images.dataset.load_images`.
+        classes: File with class names.
+        templates: Prompt templates; empty for the default.
+        images: Images sampled, class-balanced.
+        batch_size: Images a batch; ``None`` for at most 128 and at least eight batches.
+        device: Where to measure.
+        columns: Columns of images and labels that the user named.
+        images_at_once: Images whose activations gradients hold at once; ``None`` for a batch.
+    """
+
+    source: str | None = None
+    classes: Path | None = None
+    templates: tuple[str, ...] = ()
+    images: int = 1024
+    batch_size: int | None = None
+    device: Device = "auto"
+    columns: Columns = field(default_factory=Columns)
+    images_at_once: int | None = None
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """Everything that determines a plan.
+
+    Attributes:
+        zeroshot: Source of theta_0.
+        finetuned: Sources of theta_1 ... theta_K.
+        recipe: What to measure and how to decide.
+        calibration: The images, for recipes that measure.
+        seed: Seed of the sample, the bootstrap and the random masks.
+        dtype: Output dtype.
+        command: How to run this again, for the record.
+        hashed: Whether to hash weights, those read and those written.
+    """
+
+    zeroshot: str
+    finetuned: tuple[str, ...]
+    recipe: Recipe
+    calibration: Calibration = Calibration()
+    seed: int = 0
+    dtype: OutputDtype = "keep"
+    command: str = ""
+    hashed: bool = True
+
+
+@dataclass
+class Run:
+    """A merge under way.
+
+    Attributes:
+        pair: The checkpoints.
+        plan: What will be done; ``None`` until decided.
+        tensors: What the plan needs beside numbers: scores and learned coefficients.
+        seconds: Stage to wall-clock seconds.
+        progress: Where to report.
+        is_main: Whether this process decides and writes.
+        command: How to run this again.
+        head: The classes of a head whose zero-shot side was built.
+        hashed: Whether to hash weights, those read and those written.
+        hashing: The inputs' hashes to come.
+        leftovers: What `finish` calls.
+    """
+
+    pair: Pair
+    progress: Progress
+    plan: Plan | None = None
+    tensors: PlanTensors = field(default_factory=PlanTensors)
+    seconds: dict[str, float] = field(default_factory=dict)
+    is_main: bool = field(default_factory=lambda: os.environ.get("RANK", "0") == "0")
+    command: str = ""
+    head: HeadRecord | None = None
+    hashed: bool = True
+    hashing: list[Future[dict[str, str]]] = field(default_factory=list)
+    leftovers: list[Callable[[], None]] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Time a stage under its name."""
+        self.progress.stage(stage)
+        begin = time.perf_counter()
+        yield
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
+
+    def finish(self) -> None:
+        """Clear away what would let a stopped run go on: its result is where it was to go."""
+        for clear in self.leftovers:
+            clear()
+
+    def hash_inputs(self) -> None:
+        """Start hashing the inputs in the background, if they are to be; `hashed_plan` waits for it."""
+        if not self.hashed:
+            return
+        pool = ThreadPoolExecutor(max_workers=2)
+        checkpoints = (self.pair.zeroshot, *self.pair.finetuned)
+        self.hashing = [pool.submit(getattr, each, "hashes") for each in checkpoints]
+        pool.shutdown(wait=False)
+
+    def hashed_plan(self) -> Plan:
+        """The plan with its inputs' files and their hashes filled in."""
+        assert self.plan is not None  # decided before anything asks
+        for future in self.hashing:
+            future.result()
+        pair = self.pair
+        return self.plan.model_copy(
+            update={
+                "zeroshot": SourceRecord(**pair.zeroshot.provenance(hashed=self.hashed)),
+                "finetuned": tuple(SourceRecord(**each.provenance(hashed=self.hashed)) for each in pair.finetuned),
+            }
+        )
