@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint import Inputs
 from clipmerge.images import Columns
 from clipmerge.planning.plan import HeadRecord, Plan, SourceRecord
 from clipmerge.planning.recipe import Recipe
@@ -78,7 +78,7 @@ class Run:
     """A merge under way.
 
     Attributes:
-        pair: The checkpoints.
+        inputs: The checkpoints.
         plan: What will be done; ``None`` until decided.
         tensors: What the plan needs beside numbers: scores and learned coefficients.
         seconds: Stage to wall-clock seconds.
@@ -91,7 +91,7 @@ class Run:
         leftovers: What `finish` calls.
     """
 
-    pair: Pair
+    inputs: Inputs
     progress: Progress
     plan: Plan | None = None
     tensors: PlanTensors = field(default_factory=PlanTensors)
@@ -121,7 +121,7 @@ class Run:
         if not self.hashed:
             return
         pool = ThreadPoolExecutor(max_workers=2)
-        checkpoints = (self.pair.zeroshot, *self.pair.finetuned)
+        checkpoints = (self.inputs.zeroshot, *self.inputs.finetuned)
         self.hashing = [pool.submit(getattr, each, "hashes") for each in checkpoints]
         pool.shutdown(wait=False)
 
@@ -130,10 +130,10 @@ class Run:
         assert self.plan is not None  # decided before anything asks
         for future in self.hashing:
             future.result()
-        pair = self.pair
+        inputs = self.inputs
         return self.plan.model_copy(
             update={
-                "zeroshot": SourceRecord(**pair.zeroshot.provenance(hashed=self.hashed)),
-                "finetuned": tuple(SourceRecord(**each.provenance(hashed=self.hashed)) for each in pair.finetuned),
+                "zeroshot": SourceRecord(**inputs.zeroshot.provenance(hashed=self.hashed)),
+                "finetuned": tuple(SourceRecord(**each.provenance(hashed=self.hashed)) for each in inputs.finetuned),
             }
         )

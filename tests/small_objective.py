@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPModel
 
 from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.models import model_for
 from tests.tiny_clip import CLASSES, tiny_config, tiny_processor
 
@@ -76,7 +76,7 @@ def objective_for(
     seed: int = 0,
     accelerator: Accelerator | None = None,
 ) -> Objective:
-    pair = pair_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
+    pair = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
     assert pair.zeroshot.config is not None
     return Objective(
         model_for(pair.family, pair.zeroshot.config, ends[0]),

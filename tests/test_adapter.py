@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
 
 from clipmerge.checkpoint import adapter as adapter_module
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.adapter import Adapted
 from clipmerge.errors import CheckpointError
 from clipmerge.hub import download as hub_module
@@ -245,7 +245,7 @@ def test_another_base_than_recorded_is_said(pair: tuple[Path, Path], tmp_path: P
     configure(adapter, base_model_name_or_path="openai/clip-vit-base-patch32")
     adapted = open_checkpoint(str(adapter), base=base)
     assert f"trained on 'openai/clip-vit-base-patch32' and is applied to {pair[0]}" in str(adapted.note)
-    assert adapted.note in pair_checkpoints(base, [adapted]).notes
+    assert adapted.note in align_checkpoints(base, [adapted]).notes
     configure(adapter, base_model_name_or_path="~nosuchuser/clip")
     assert "trained on '~nosuchuser/clip' and is" in str(open_checkpoint(str(adapter), base=base).note)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.merging import numpy_chunks as plain_chunks
 from clipmerge.merging.selection import RandomKey
@@ -34,17 +34,17 @@ def copies(pair: Folders, tmp_path: Path) -> Folders:
     return zeroshot, finetuned
 
 
-def opened(folders: Folders, **options: Any) -> Pair:
+def opened(folders: Folders, **options: Any) -> Inputs:
     zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in folders)
-    return pair_checkpoints(zeroshot, [finetuned], **options)
+    return align_checkpoints(zeroshot, [finetuned], **options)
 
 
-def plan_for(pair: Pair, layer: LayerPlan | None = None, **options: Any) -> Plan:
+def plan_for(pair: Inputs, layer: LayerPlan | None = None, **options: Any) -> Plan:
     layers = {name: layer or LayerPlan(alpha=0.5) for name in pair.layers}
     return Plan(recipe={}, zeroshot=RECORD, finetuned=(RECORD,), weights=(1.0,), **{"layers": layers, **options})
 
 
-def stream(pair: Pair, plan: Plan, scores: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+def stream(pair: Inputs, plan: Plan, scores: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     merged = {}
     for each in merged_tensors(pair, plan, PlanTensors(scores or {})):
         merged[each.key] = each.tensor()

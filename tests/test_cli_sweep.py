@@ -18,7 +18,7 @@ from tests.command import clipmerge, refused
 from tests.command_line import invoke
 from tests.tiny_clip import save_images
 
-Pair = tuple[Path, Path]
+Inputs = tuple[Path, Path]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_a_name_that_no_tensor_can_have_is_refused(flag: str, name: str, said: s
 
 @pytest.mark.parametrize("flag", ["--id", "--ood", "--data"])
 def test_an_output_among_the_images_is_refused(
-    pair: Pair, images: Path, shifted: Path, tmp_path: Path, flag: str
+    pair: Inputs, images: Path, shifted: Path, tmp_path: Path, flag: str
 ) -> None:
     source = save_images(tmp_path / "images", each=2, seed=9)
     sources = {"--id": f"val={images}", "--ood": f"far={shifted}"} | {flag: str(source)}
@@ -95,7 +95,7 @@ def test_an_output_among_the_images_is_refused(
 
 
 @pytest.mark.parametrize("command", ["merge", "sweep", "plan", "convert"])
-def test_a_name_that_is_too_long_is_one_line(pair: Pair, images: Path, tmp_path: Path, command: str) -> None:
+def test_a_name_that_is_too_long_is_one_line(pair: Inputs, images: Path, tmp_path: Path, command: str) -> None:
     output = tmp_path / ("x" * 300)
     words = {
         "merge": ["merge", *pair, "--recipe", "wise-ft", "-o", output],
@@ -108,12 +108,12 @@ def test_a_name_that_is_too_long_is_one_line(pair: Pair, images: Path, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
-def arguments(pair: Pair, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:
+def arguments(pair: Inputs, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:
     words = ["sweep", *map(str, pair), "--id", f"val={images}", "--ood", f"far={shifted}", "--alphas", "0,1"]
     return [*words, "--output", str(output), *more]
 
 
-def test_json_is_all_that_stdout_carries(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_json_is_all_that_stdout_carries(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
     code, out, err = invoke(app, arguments(pair, images, shifted, tmp_path / "out", "--format", "json"))
     assert code == 0, err
     record = json.loads(out)
@@ -121,7 +121,7 @@ def test_json_is_all_that_stdout_carries(pair: Pair, images: Path, shifted: Path
     assert record["output"] == str(tmp_path / "out")
 
 
-def test_quiet_is_quiet_and_human_has_a_row_a_point(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_quiet_is_quiet_and_human_has_a_row_a_point(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
     code, out, _ = invoke(app, arguments(pair, images, shifted, tmp_path / "q", "--format", "quiet"))
     assert (code, out) == (0, "")
     code, out, _ = invoke(app, arguments(pair, images, shifted, tmp_path / "h", "--recipe", "lines"))
@@ -134,7 +134,7 @@ def test_quiet_is_quiet_and_human_has_a_row_a_point(pair: Pair, images: Path, sh
     ]
 
 
-def test_a_refusal_is_one_line_and_leaves_nothing(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_a_refusal_is_one_line_and_leaves_nothing(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
     more = ["--data", str(shifted), "--recipe", "straggler-sparse"]
     code, out, err = invoke(app, arguments(pair, images, shifted, tmp_path / "out", *more))
     assert code == 2
@@ -144,14 +144,14 @@ def test_a_refusal_is_one_line_and_leaves_nothing(pair: Pair, images: Path, shif
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_names_alike_are_refused(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_two_names_alike_are_refused(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
     code, _, err = invoke(app, arguments(pair, images, shifted, tmp_path / "out", "--ood", f"far={images}"))
     assert code == 2
     assert "two --ood have the same name" in err
 
 
 @pytest.mark.slow
-def test_two_processes_find_the_same(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_two_processes_find_the_same(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
     words = [
         *arguments(pair, images, shifted, tmp_path / "out"),
         "--data",
@@ -174,7 +174,7 @@ def test_two_processes_find_the_same(pair: Pair, images: Path, shifted: Path, tm
 
 
 @pytest.mark.parametrize("what", ["--ood", "--recipe"])
-def test_overwrite_deletes_nothing_that_is_read(pair: Pair, images: Path, tmp_path: Path, what: str) -> None:
+def test_overwrite_deletes_nothing_that_is_read(pair: Inputs, images: Path, tmp_path: Path, what: str) -> None:
     output = tmp_path / "swept"
     output.mkdir()
     (output / "sweep.json").write_text("{}")

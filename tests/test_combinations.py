@@ -15,7 +15,7 @@ from peft.utils import merge_utils
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError, PlanError, RecipeError
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.stream import merged_tensors
@@ -221,7 +221,7 @@ def test_a_mask_comes_after_the_combination() -> None:
 
 def task_of(folders: list[Path]) -> Task:
     zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in folders)
-    return Task(pair_checkpoints(zeroshot, finetuned))
+    return Task(align_checkpoints(zeroshot, finetuned))
 
 
 def plan_of(task: Task, decision: Decision) -> Plan:
@@ -229,7 +229,7 @@ def plan_of(task: Task, decision: Decision) -> Plan:
     return Plan(
         recipe={},
         zeroshot=record,
-        finetuned=(record,) * len(task.pair.finetuned),
+        finetuned=(record,) * len(task.inputs.finetuned),
         weights=decision.weights,
         combine=decision.combine,
         layers=decision.layers,
@@ -238,7 +238,7 @@ def plan_of(task: Task, decision: Decision) -> Plan:
 
 
 def merged(task: Task, plan: Plan) -> dict[str, Tensor]:
-    return {t.name: t.tensor() for t in merged_tensors(task.pair, plan)}
+    return {t.name: t.tensor() for t in merged_tensors(task.inputs, plan)}
 
 
 @pytest.mark.parametrize("method", RULES)
@@ -368,7 +368,7 @@ def test_the_command_writes_the_same_bytes_each_time_and_by_way_of_a_plan(
     assert (rule and rule["rule"]) == (None if recipe == "task-arithmetic" else recipe)
     base, *others = (load_file(folder / "model.safetensors") for folder in family)
     result = load_file(first / "model.safetensors")
-    layer_of = task_of(family).pair.layer_of
+    layer_of = task_of(family).inputs.layer_of
     for name, value in base.items():
         alpha = made.json["layers"][layer_of[name]]["alpha"]
         stack = torch.stack([each[name] - value for each in others])

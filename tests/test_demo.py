@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clipmerge.demo.inputs import CLASS_NAMES, SHIFTS, TEMPLATE, DemoPair, Training, digit_images, prepare
 from PIL import Image
 
 from clipmerge.demo import data as demo_data
 from clipmerge.demo import training as demo_training
-from clipmerge.demo.pair import CLASS_NAMES, SHIFTS, TEMPLATE, DemoPair, Training, digit_images, prepare
 from clipmerge.errors import DataError
 
 BRIEF = Training(zeroshot_steps=3, zeroshot_batch=8, finetune_steps=2, finetune_batch=8)

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from clipmerge.demo.inputs import Training, cache_folder, prepare
 
 from clipmerge.demo import pair as demo
-from clipmerge.demo.pair import Training, cache_folder, prepare
 from clipmerge.errors import OutputError
 
 OTHER = Training(zeroshot_steps=3)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
 from clipmerge.api.merge import MergeRequest, make_plan, write_merge
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import families, family_of
 from clipmerge.planning.recipe import Override, load_recipe
@@ -133,7 +133,7 @@ def test_two_classifiers_merge_their_heads(pairs: Pairs, tmp_path: Path) -> None
 def test_several_classifiers_of_a_base_without_a_head_are_refused(pairs: Pairs) -> None:
     zeroshot, finetuned = pairs("CLIP classifier")
     with pytest.raises(CheckpointError, match="one head can be kept, not several"):
-        pair_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))] * 2)
+        align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))] * 2)
 
 
 def test_batch_norm_statistics_are_interpolated_and_said_so(pairs: Pairs, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_family_is_recognised_with_and_without_its_config(name: str, pairs: Pa
 def test_a_checkpoint_without_config_is_of_the_others_family(pairs: Pairs, tmp_path: Path) -> None:
     bare = tmp_path / "bare.safetensors"
     shutil.copyfile(pairs("MetaCLIP2")[1] / "model.safetensors", bare)
-    pair = pair_checkpoints(open_checkpoint(str(pairs("MetaCLIP2")[0])), [open_checkpoint(str(bare))])
+    pair = align_checkpoints(open_checkpoint(str(pairs("MetaCLIP2")[0])), [open_checkpoint(str(bare))])
     assert pair.family.name == "MetaCLIP 2"
 
 
@@ -219,7 +219,7 @@ def test_settings_that_change_the_function_are_compared(
     config[f"{side}_config"][setting] = value
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=f"the {side} towers differ in {setting}: .* finetuned {value}"):
-        pair_checkpoints(open_checkpoint(str(pairs(name)[0])), [open_checkpoint(str(copy))])
+        align_checkpoints(open_checkpoint(str(pairs(name)[0])), [open_checkpoint(str(copy))])
 
 
 @pytest.mark.parametrize("name", ["ViT+BERT", "AltCLIP"])

@@ -18,7 +18,7 @@ from transformers import AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.models import ImageTextModel, model_for
 from tests.command import clipmerge
@@ -55,8 +55,8 @@ def pictures(count: int = 4) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (20, 26, 3)).astype(np.uint8)) for _ in range(count)]
 
 
-def opened(folders: Folders) -> tuple[Pair, ImageTextModel]:
-    pair = pair_checkpoints(*(lambda zs, ft: (zs, [ft]))(*(open_checkpoint(str(folder)) for folder in folders)))
+def opened(folders: Folders) -> tuple[Inputs, ImageTextModel]:
+    pair = align_checkpoints(*(lambda zs, ft: (zs, [ft]))(*(open_checkpoint(str(folder)) for folder in folders)))
     assert pair.zeroshot.config is not None
     return pair, model_for(pair.family, pair.zeroshot.config, folders[0])
 

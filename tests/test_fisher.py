@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clipmerge.api.merge import Calibration, MergeRequest, make_plan, write_merge
 from clipmerge.calibration.objective import Batch
-from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import Measurements
@@ -29,8 +29,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
     return save_ends(tmp_path_factory.mktemp("ends"), blocks=1)
 
 
-def opened(ends: Ends) -> Pair:
-    return pair_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
+def opened(ends: Ends) -> Inputs:
+    return align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
 
 
 def images_of(batches: list[Batch]) -> list[Batch]:

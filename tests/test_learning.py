@@ -307,11 +307,11 @@ def test_a_broken_loss_is_told(ends: Ends) -> None:
 
 
 def test_the_method_needs_coefficients(tmp_path: Path) -> None:
-    from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+    from clipmerge.checkpoint import align_checkpoints, open_checkpoint
     from clipmerge.methods import Task
 
     folders = save_ends(tmp_path)
-    pair = pair_checkpoints(open_checkpoint(str(folders[0])), [open_checkpoint(str(folders[1]))])
+    pair = align_checkpoints(open_checkpoint(str(folders[0])), [open_checkpoint(str(folders[1]))])
     measurements = Measurements(measure="path-barrier", layers={})
     with pytest.raises(RecipeError, match="path-barrier learns no coefficients; measure with learned-coefficients"):
         learned(Task(pair, measurements))

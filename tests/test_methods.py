@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
@@ -27,7 +27,7 @@ BLOCKS = 3
 @pytest.fixture(scope="module")
 def task(pair: Folders) -> Task:
     zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in pair)
-    return Task(pair_checkpoints(zeroshot, [finetuned]))
+    return Task(align_checkpoints(zeroshot, [finetuned]))
 
 
 def decide(task: Task, method: str, **options: Any) -> Decision:
@@ -36,10 +36,10 @@ def decide(task: Task, method: str, **options: Any) -> Decision:
 
 def merged(task: Task, decision: Decision) -> dict[str, torch.Tensor]:
     record = SourceRecord(source="x", files={})
-    finetuned = (record,) * len(task.pair.finetuned)
+    finetuned = (record,) * len(task.inputs.finetuned)
     plan = Plan(recipe={}, zeroshot=record, finetuned=finetuned, weights=decision.weights, layers=decision.layers)
     plan = plan.checked(task.layers)
-    return {t.key: t.tensor() for t in merged_tensors(task.pair, plan)}
+    return {t.key: t.tensor() for t in merged_tensors(task.inputs, plan)}
 
 
 def test_every_method_that_needs_no_data_names_every_layer(task: Task) -> None:
@@ -65,7 +65,7 @@ def test_wise_ft_averages_several(pair: Folders, tmp_path: Path) -> None:
     tensors = [load_file(folder / "model.safetensors") for folder in pair]
     edit(other, **{name: tensor + 0.1 for name, tensor in tensors[1].items()})
     sources = [open_checkpoint(str(folder)) for folder in (*pair, other)]
-    task = Task(pair_checkpoints(sources[0], sources[1:]))
+    task = Task(align_checkpoints(sources[0], sources[1:]))
     for name, tensor in merged(task, decide(task, "wise-ft", alpha=0.5)).items():
         average = (tensors[1][name].double() + (tensors[1][name] + 0.1).double()) / 2
         expected = 0.5 * tensors[0][name].double() + 0.5 * average
@@ -120,7 +120,7 @@ def test_monosoup_is_its_formula_on_every_matrix(task: Task, pair: Folders, rank
 
 def test_monosoup_of_equal_models_changes_nothing(pair: Folders, tmp_path: Path) -> None:
     copy = shutil.copytree(pair[0], tmp_path / "copy")
-    same = Task(pair_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(copy))]))
+    same = Task(align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(copy))]))
     zeroshot = load_file(pair[0] / "model.safetensors")
     for name, tensor in merged(same, decide(same, "monosoup")).items():
         assert torch.equal(tensor, zeroshot[name])
@@ -134,7 +134,7 @@ def test_monosoup_names_a_broken_tensor(pair: Folders, tmp_path: Path, which: in
     broken = load_file(folders[which] / "model.safetensors")[key]
     broken[3, 5] = value
     edit(folders[which], **{key: broken})
-    task = Task(pair_checkpoints(*(lambda a, b: (a, [b]))(*(open_checkpoint(str(f)) for f in folders))))
+    task = Task(align_checkpoints(*(lambda a, b: (a, [b]))(*(open_checkpoint(str(f)) for f in folders))))
     with pytest.raises(CheckpointError, match=rf"{folders[which]}: tensor {key} holds (NaN|Inf)"):
         decide(task, "monosoup")
 

@@ -16,7 +16,7 @@ from clipmerge.hub import download as hub_module
 from tests.command import clipmerge, refused
 from tests.hub_double import serving
 
-Pair = tuple[Path, Path]
+Inputs = tuple[Path, Path]
 WEIGHTS = "model.safetensors"
 
 
@@ -27,14 +27,14 @@ def done(*arguments: object) -> Any:
 
 
 @pytest.fixture
-def unhashed(pair: Pair, tmp_path: Path) -> tuple[Path, Any]:
+def unhashed(pair: Inputs, tmp_path: Path) -> tuple[Path, Any]:
     """Output folder and record of a merge that hashed no weights."""
     out = tmp_path / "unhashed"
     return out, done("merge", *pair, "-r", "wise-ft", "-o", out, "--no-hash")
 
 
 def test_no_weights_are_hashed_and_they_are_the_same(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     hashed = done("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "hashed")
@@ -61,7 +61,7 @@ def test_an_unhashed_file_is_whole(tmp_path: Path, size: int) -> None:
     assert (tmp_path / "file").read_bytes() == data.tobytes()
 
 
-def test_a_plan_without_hashes_takes_its_inputs_as_they_are(pair: Pair, tmp_path: Path) -> None:
+def test_a_plan_without_hashes_takes_its_inputs_as_they_are(pair: Inputs, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     hashed = done("plan", *pair, "-r", "wise-ft", "-o", plan)
     content = json.loads(plan.read_text())

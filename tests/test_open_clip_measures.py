@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from clipmerge.calibration.objective import Batch, Objective
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.plugins import load_plugin
@@ -37,7 +37,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folders]:
 
 def loaded(folder: Path) -> ImageTextModel:
     checkpoint = open_checkpoint(str(folder))
-    pair = pair_checkpoints(checkpoint, [checkpoint])
+    pair = align_checkpoints(checkpoint, [checkpoint])
     model = model_for(pair.family, checkpoint.config or {}, folder)
     model.load(pair.theta_0)
     return model
@@ -244,7 +244,7 @@ def test_an_objective_moves_batch_norms(pairs: dict[str, Folders]) -> None:
 
 def test_the_model_needs_every_weight(pairs: dict[str, Folders]) -> None:
     checkpoint = open_checkpoint(str(pairs["vit"][0]))
-    pair = pair_checkpoints(checkpoint, [checkpoint])
+    pair = align_checkpoints(checkpoint, [checkpoint])
     model = model_for(pair.family, checkpoint.config or {}, pairs["vit"][0])
     with pytest.raises(CheckpointError, match=r"has no |does not fit"):
         model.load(lambda name: {}[name])

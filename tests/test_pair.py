@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.inputs import align, find_mismatches
 from clipmerge.errors import CheckpointError
 from tests.raw_safetensors import edit, rename_keys
@@ -27,9 +27,9 @@ def copies(pair: Folders, tmp_path: Path) -> Folders:
     return zeroshot, finetuned
 
 
-def paired(folders: tuple[Path, ...], **options: Any) -> Pair:
+def paired(folders: tuple[Path, ...], **options: Any) -> Inputs:
     zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in folders)
-    return pair_checkpoints(zeroshot, finetuned, **options)
+    return align_checkpoints(zeroshot, finetuned, **options)
 
 
 def refused(folders: tuple[Path, ...], message: str, **options: Any) -> None:

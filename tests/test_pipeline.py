@@ -18,15 +18,15 @@ from clipmerge.output import folder as write
 from clipmerge.planning.recipe import load_recipe
 from tests.command import clipmerge, refused
 
-Pair = tuple[Path, Path]
+Inputs = tuple[Path, Path]
 
 
-def request_for(pair: Pair, recipe: str, images: Path | None = None, *sets: str) -> MergeRequest:
+def request_for(pair: Inputs, recipe: str, images: Path | None = None, *sets: str) -> MergeRequest:
     calibration = Calibration(source=str(images) if images else None)
     return MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, list(sets)), calibration)
 
 
-def test_shares_add_up_to_what_forward_passes_measure(pair: Pair, images: Path) -> None:
+def test_shares_add_up_to_what_forward_passes_measure(pair: Inputs, images: Path) -> None:
     plan = make_plan(request_for(pair, "straggler-sparse", images)).plan
     assert plan is not None
     assert plan.measurements is not None
@@ -40,14 +40,14 @@ def test_shares_add_up_to_what_forward_passes_measure(pair: Pair, images: Path) 
 
 
 @pytest.mark.parametrize(("alpha", "which"), [(0, 0), (1, 1)])
-def test_both_ends_are_the_inputs_bit_for_bit(pair: Pair, tmp_path: Path, alpha: int, which: int) -> None:
+def test_both_ends_are_the_inputs_bit_for_bit(pair: Inputs, tmp_path: Path, alpha: int, which: int) -> None:
     write_merge(make_plan(request_for(pair, "wise-ft", None, f"method.alpha={alpha}")), tmp_path / "out")
     merged, source = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[which]))
     assert merged.keys() == source.keys()
     assert all(torch.equal(merged[name], source[name]) for name in source)
 
 
-def test_paths_that_are_no_text_are_merged(pair: Pair, tmp_path: Path) -> None:
+def test_paths_that_are_no_text_are_merged(pair: Inputs, tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b"b\xff")
     try:
         shutil.copytree(pair[0], odd)
@@ -61,7 +61,7 @@ def test_paths_that_are_no_text_are_merged(pair: Pair, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
 def test_an_input_that_cannot_be_read_is_blamed_itself(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Permissions do not keep root out, so the refusal of the system is made up."""
     run = make_plan(request_for(pair, "wise-ft"))
@@ -80,7 +80,7 @@ def test_an_input_that_cannot_be_read_is_blamed_itself(
 
 
 def test_a_plan_applied_elsewhere_says_which_input_it_cannot_find(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, plans, elsewhere = (tmp_path / name for name in ("in", "plans", "elsewhere"))
     for folder in (plans, elsewhere):
@@ -98,7 +98,7 @@ def test_a_plan_applied_elsewhere_says_which_input_it_cannot_find(
     assert clipmerge("apply", plan, "-o", "out").code == 0
 
 
-def test_a_plan_with_a_head_for_checkpoints_without_is_refused(pair: Pair, tmp_path: Path) -> None:
+def test_a_plan_with_a_head_for_checkpoints_without_is_refused(pair: Inputs, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", plan).code == 0
     content = json.loads(plan.read_text()) | {"head": {"classes": ["cat"], "templates": ["a {}"]}}
@@ -106,7 +106,7 @@ def test_a_plan_with_a_head_for_checkpoints_without_is_refused(pair: Pair, tmp_p
     assert "has the classes of a head" in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
 
 
-def test_tensors_beside_a_plan_that_are_none_are_refused(pair: Pair, tmp_path: Path) -> None:
+def test_tensors_beside_a_plan_that_are_none_are_refused(pair: Inputs, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", plan).code == 0
     (tmp_path / "x.safetensors").write_bytes(b"torn")

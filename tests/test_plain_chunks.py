@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.merging import numpy_chunks as plain_chunks
 from clipmerge.merging.formula import weighted_change
 from clipmerge.merging.stream import merged_tensors
@@ -90,7 +90,7 @@ def test_bytes_are_those_of_the_merge_by_torch(
 ) -> None:
     folders = with_dtype(pair, tmp_path, dtype)
     sources = [open_checkpoint(str(folder)) for folder in folders]
-    opened = pair_checkpoints(sources[0], sources[1:])
+    opened = align_checkpoints(sources[0], sources[1:])
     monkeypatch.setattr(plain_chunks.runs, "__defaults__", (37,))
     layers = {layer: LayerPlan(alpha=alpha) for layer in opened.layers if layer != "text.0.mlp"}
     plan = Plan(recipe={}, zeroshot=RECORD, finetuned=(RECORD,), weights=(1.0,), layers=layers)
@@ -115,7 +115,7 @@ def test_pages_are_given_back_and_read_again(pair: Folders) -> None:
 
 def test_a_narrow_result_is_stored_as_its_bits(pair: Folders) -> None:
     sources = [open_checkpoint(str(folder)) for folder in pair]
-    opened = pair_checkpoints(sources[0], sources[1:])
+    opened = align_checkpoints(sources[0], sources[1:])
     layers = {layer: LayerPlan(alpha=0.5) for layer in opened.layers}
     plan = Plan(recipe={}, zeroshot=RECORD, finetuned=(RECORD,), weights=(1.0,), layers=layers, dtype="bfloat16")
     for tensor in merged_tensors(opened, plan):

@@ -19,7 +19,7 @@ from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload
 from tests.tiny_clip import tiny_config, tiny_processor
 
-Pair = tuple[Path, Path]
+Inputs = tuple[Path, Path]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def headers(hub: FakeHub) -> int:
 @pytest.mark.parametrize("command", ["merge", "plan", "sweep"])
 @pytest.mark.parametrize("local", ["neither", "zeroshot", "finetuned"])
 def test_a_pair_that_does_not_fit_downloads_no_weights(
-    hub: FakeHub, pair: Pair, wide: Path, images: Path, tmp_path: Path, command: str, local: str
+    hub: FakeHub, pair: Inputs, wide: Path, images: Path, tmp_path: Path, command: str, local: str
 ) -> None:
     put(hub, "acme/base", pair[0])
     put(hub, "acme/wide", wide)
@@ -75,7 +75,7 @@ def test_a_pair_that_does_not_fit_downloads_no_weights(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pair_that_fits_is_downloaded_once_and_then_not_previewed(hub: FakeHub, pair: Pair, tmp_path: Path) -> None:
+def test_a_pair_that_fits_is_downloaded_once_and_then_not_previewed(hub: FakeHub, pair: Inputs, tmp_path: Path) -> None:
     for name, folder in zip(("acme/base", "acme/tuned"), pair, strict=True):
         put(hub, name, folder)
     merge = ("merge", "acme/base", "acme/tuned", "-r", "wise-ft", "--dry-run", "--format", "json")
@@ -86,7 +86,7 @@ def test_a_pair_that_fits_is_downloaded_once_and_then_not_previewed(hub: FakeHub
     assert (len(downloaded(hub)), headers(hub)) == (2, seen)
 
 
-def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Pair, wide: Path) -> None:
+def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Inputs, wide: Path) -> None:
     for name, folder in zip(("acme/base", "acme/tuned", "acme/wide"), (*pair, wide), strict=True):
         put(hub, name, folder)
     here = clipmerge("inspect", pair[0], "--format", "json").json
@@ -117,7 +117,7 @@ def test_a_preview_says_what_opening_says(hub: FakeHub, wide: Path) -> None:
     assert {key: (entry.dtype, entry.shape) for key, entry in seen.entries.items()} == told
 
 
-def test_what_is_not_previewed(hub: FakeHub, pair: Pair) -> None:
+def test_what_is_not_previewed(hub: FakeHub, pair: Inputs) -> None:
     assert preview_checkpoint(str(pair[0])) is None
     put(hub, "acme/base", pair[0])
     open_checkpoint("acme/base")

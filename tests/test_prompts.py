@@ -17,12 +17,12 @@ from clipmerge.models.zero_shot import class_embeddings, refuse_one_prompt
 from tests.command import clipmerge, refused
 from tests.tiny_clip import save_images
 
-Pair = tuple[Path, Path]
+Inputs = tuple[Path, Path]
 LONG = "a photo of a very long line that never ends {}"  # 32 letters fill the tiny text tower
 
 
 @pytest.fixture(scope="module")
-def model(pair: Pair) -> ImageTextModel:
+def model(pair: Inputs) -> ImageTextModel:
     return load_model(open_checkpoint(str(pair[0])))
 
 
@@ -57,7 +57,7 @@ def test_padding_does_not_make_prompts_differ() -> None:
 
 
 @pytest.mark.parametrize("command", ["evaluate", "merge"])
-def test_a_command_says_it_in_one_line(pair: Pair, tmp_path: Path, command: str) -> None:
+def test_a_command_says_it_in_one_line(pair: Inputs, tmp_path: Path, command: str) -> None:
     images = save_images(tmp_path / "images", each=2)
     arguments = {
         "evaluate": ("evaluate", pair[0]),

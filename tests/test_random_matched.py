@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import Measurements
@@ -20,7 +20,7 @@ STRAGGLERS = ("vision.1.mlp", "text.0.attn")
 
 def task_with(pair: tuple[Path, Path], stragglers: tuple[str, ...] = STRAGGLERS, seed: int = 0) -> Task:
     """Made-up barriers in which some layers stand far out, and a gradient of ones."""
-    opened = pair_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    opened = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
     layers = Task(opened).layers
     rng = np.random.default_rng(1)
     values = {layer: float(rng.normal()) + 500 * (layer in stragglers) for layer in layers}

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.plan import Measurements
@@ -76,7 +76,7 @@ def test_many_prompts_are_embedded_in_pieces_with_the_same_result(
 
 
 def task_of(ends: Ends, found: Measurements) -> Task:
-    return Task(pair_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))]), found)
+    return Task(align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))]), found)
 
 
 def decide(task: Task, **options: Any) -> Decision:

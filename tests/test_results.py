@@ -18,7 +18,7 @@ from tests.command import clipmerge, refused
 from tests.hub_double import FakeHub, serving, upload
 from tests.image_files import save_hub_parquet
 
-Pair = tuple[Path, Path]
+Inputs = tuple[Path, Path]
 WEIGHTS = {"model.safetensors": "ab" * 32}
 
 
@@ -36,7 +36,7 @@ def done(*arguments: object) -> Any:
 
 
 def test_evaluate_then_push_puts_accuracies_on_the_hub(
-    hub: FakeHub, pair: Pair, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 4).read_bytes()
     sha = upload(hub, "acme/cars", {"data/test-00000-of-00001.parquet": content}, kind="dataset")
@@ -67,7 +67,7 @@ def test_evaluate_then_push_puts_accuracies_on_the_hub(
     assert len(hub.requests("POST", "/models/alice/robust/commit/")) == 1
 
 
-def test_a_sweeps_point_is_found_by_its_recipe(pair: Pair, images: Path, tmp_path: Path) -> None:
+def test_a_sweeps_point_is_found_by_its_recipe(pair: Inputs, images: Path, tmp_path: Path) -> None:
     from tests.tiny_clip import save_images
 
     far = save_images(tmp_path / "far", each=4, seed=9)
@@ -113,7 +113,7 @@ def test_evaluations_that_are_not_of_this_model(tmp_path: Path, how: str) -> Non
 
 
 def test_a_push_with_a_strangers_evaluation_sends_nothing(
-    hub: FakeHub, pair: Pair, images: Path, tmp_path: Path
+    hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path
 ) -> None:
     done("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
     (tmp_path / "e.json").write_text(json.dumps(done("evaluate", pair[0], "--data", images)))

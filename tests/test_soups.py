@@ -16,7 +16,7 @@ from transformers import CLIPModel
 
 from clipmerge.api.merge import Calibration, MergeRequest, make_plan
 from clipmerge.calibration.objective import Objective
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
@@ -41,11 +41,11 @@ def far(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def task_of(folders: list[Path], measurements: Measurements | None = None) -> Task:
     zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in folders)
-    return Task(pair_checkpoints(zeroshot, finetuned), measurements)
+    return Task(align_checkpoints(zeroshot, finetuned), measurements)
 
 
 def objective_of(folders: list[Path]) -> Objective:
-    pair = task_of(folders).pair
+    pair = task_of(folders).inputs
     assert pair.zeroshot.config is not None
     model = model_for(pair.family, pair.zeroshot.config, folders[0])
     prompts = [f"a {name}." for name in CLASSES]
@@ -81,9 +81,9 @@ def decide(task: Task, method: str, **options: Any) -> Decision:
 
 def merged(task: Task, decision: Decision) -> State:
     record = SourceRecord(source="x", files={})
-    finetuned = (record,) * len(task.pair.finetuned)
+    finetuned = (record,) * len(task.inputs.finetuned)
     plan = Plan(recipe={}, zeroshot=record, finetuned=finetuned, weights=decision.weights, layers=decision.layers)
-    return {t.name: t.tensor() for t in merged_tensors(task.pair, plan.checked(task.layers))}
+    return {t.name: t.tensor() for t in merged_tensors(task.inputs, plan.checked(task.layers))}
 
 
 def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:

@@ -17,10 +17,10 @@ from clipmerge.files.finite import is_finite
 from clipmerge.merging.stream import MergedTensor
 from clipmerge.planning.recipe import load_recipe
 
-Pair = tuple[Path, Path]
+Inputs = tuple[Path, Path]
 
 
-def merge(pair: Pair, output: Path) -> bytes:
+def merge(pair: Inputs, output: Path) -> bytes:
     request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", ["method.alpha=0.3"]))
     record = write_merge(make_plan(request), output)
     merged = (output / "model.safetensors").read_bytes()
@@ -28,7 +28,7 @@ def merge(pair: Pair, output: Path) -> bytes:
     return merged
 
 
-def plain_loop(pair: Pair, folder: Path) -> bytes:
+def plain_loop(pair: Inputs, folder: Path) -> bytes:
     zeroshot, finetuned = (load_file(path / "model.safetensors") for path in pair)
     merged = {name: theta_0 + 0.3 * (finetuned[name] - theta_0) for name, theta_0 in zeroshot.items()}
     save_file(merged, folder / "plain.safetensors", metadata={"format": "pt"})
@@ -36,7 +36,7 @@ def plain_loop(pair: Pair, folder: Path) -> bytes:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Pair, tmp_path: Path, threads: int) -> None:
+def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Inputs, tmp_path: Path, threads: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -47,7 +47,7 @@ def test_bytes_are_a_plain_loops_for_any_number_of_threads(pair: Pair, tmp_path:
 
 
 def test_file_systems_that_cannot_reserve_are_written_all_the_same(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -58,7 +58,7 @@ def test_file_systems_that_cannot_reserve_are_written_all_the_same(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_found_before_anything_is_computed(
-    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     def full(*_: int) -> None:
         raise OSError(code, os.strerror(code))
@@ -70,7 +70,7 @@ def test_a_full_disk_is_found_before_anything_is_computed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_finite_values_whose_sum_overflows_are_no_fault(pair: Pair, tmp_path: Path) -> None:
+def test_finite_values_whose_sum_overflows_are_no_fault(pair: Inputs, tmp_path: Path) -> None:
     for folder, name in zip(pair, ("zeroshot", "finetuned"), strict=True):
         tensors = load_file(folder / "model.safetensors")
         tensors["visual_projection.weight"].fill_(3e38)

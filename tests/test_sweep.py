@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from clipmerge.api.merge import MergeRequest, make_plan, write_merge
 from clipmerge.api.sweep import SweepRequest, check_sweep, sweep, write_sweep
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.moving_model import MovingModel
@@ -29,11 +29,11 @@ from tests.command import clipmerge
 from tests.tiny_clip import save_images, save_pair
 
 TEMPLATE = ("a photo of a {}.",)
-Pair = tuple[Path, Path]
+Inputs = tuple[Path, Path]
 
 
 @pytest.fixture(scope="module")
-def far(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def far(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     """A pair whose fine-tuned weights are far enough away for predictions to change on the way."""
     return save_pair(tmp_path_factory.mktemp("far"), change=1.0)
 
@@ -48,7 +48,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_images(tmp_path_factory.mktemp("calibration"), each=6, seed=6)
 
 
-def request_for(pair: Pair, images: Path, shifted: Path, *recipes: str, **changes: Any) -> SweepRequest:
+def request_for(pair: Inputs, images: Path, shifted: Path, *recipes: str, **changes: Any) -> SweepRequest:
     given: dict[str, Any] = {"alphas": (0.0, 0.3, 1.0), **changes}
     return SweepRequest(
         str(pair[0]),
@@ -60,7 +60,7 @@ def request_for(pair: Pair, images: Path, shifted: Path, *recipes: str, **change
     )
 
 
-def written_accuracy(pair: Pair, recipe: str, sets: list[str], sources: list[str], folder: Path) -> dict[str, float]:
+def written_accuracy(pair: Inputs, recipe: str, sets: list[str], sources: list[str], folder: Path) -> dict[str, float]:
     """What `evaluate` says of the folder that `merge` writes."""
     data = next((text.partition("=")[2] for text in sources if text.startswith("calibration=")), None)
     request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=data))
@@ -72,7 +72,7 @@ def written_accuracy(pair: Pair, recipe: str, sets: list[str], sources: list[str
 
 
 def test_every_point_is_what_evaluate_says_of_the_merged_folder(
-    far: Pair, images: Path, shifted: Path, calibration: Path, tmp_path: Path
+    far: Inputs, images: Path, shifted: Path, calibration: Path, tmp_path: Path
 ) -> None:
     recipes = ("lines", "monosoup", "straggler-sparse")
     request = request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration)))
@@ -93,10 +93,10 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_are_those_that_merge_writes_bit_for_bit(
-    far: Pair, tmp_path: Path, dtype: str, calibration: Path
+    far: Inputs, tmp_path: Path, dtype: str, calibration: Path
 ) -> None:
     pair = cast(far, dtype, tmp_path)
-    opened = pair_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    opened = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
     moving = MovingModel(build_model(opened), opened, torch.device("cpu"))
     order = [("wise-ft", 0.7), ("wise-ft", 1.0), ("wise-ft", 0.1), ("monosoup", None), ("wise-ft", 0.0)]
     for recipe, alpha in order if dtype == "bfloat16" else [*order, ("straggler-sparse", None), ("wise-ft", 0.35)]:
@@ -120,7 +120,7 @@ def test_weights_are_those_that_merge_writes_bit_for_bit(
             assert torch.equal(parameter.view(torch.int32), expected.view(torch.int32)), (recipe, alpha, name)
 
 
-def cast(pair: Pair, dtype: str, folder: Path) -> Pair:
+def cast(pair: Inputs, dtype: str, folder: Path) -> Inputs:
     from transformers import CLIPModel
 
     copies = (folder / "zeroshot", folder / "finetuned")
@@ -160,7 +160,7 @@ def test_several_are_swept_around_the_curve_to_their_average(
 
 
 def test_a_fine_tuned_tower_is_swept_within_the_whole_model(
-    far: Pair, images: Path, shifted: Path, tmp_path: Path
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path
 ) -> None:
     from transformers import CLIPVisionModel
 
@@ -204,7 +204,7 @@ class Counting:
 
 
 def test_nothing_is_evaluated_twice(
-    far: Pair, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     same = tmp_path / "three-tenths.yaml"
     same.write_text("method: {name: wise-ft, alpha: 0.3}\n")
@@ -228,7 +228,7 @@ def test_nothing_is_evaluated_twice(
 
 
 def test_recipes_that_differ_in_a_coefficient_are_two_points(
-    far: Pair, images: Path, shifted: Path, tmp_path: Path
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path
 ) -> None:
     files = []
     for alpha in (0.2, 0.9):
@@ -240,7 +240,7 @@ def test_recipes_that_differ_in_a_coefficient_are_two_points(
 
 
 def test_recipes_with_one_measure_measure_once(
-    far: Pair, images: Path, shifted: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
+    far: Inputs, images: Path, shifted: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import clipmerge.api.measure
 
@@ -253,7 +253,7 @@ def test_recipes_with_one_measure_measure_once(
 
 
 def test_prompts_are_embedded_once_when_the_text_tower_is_frozen(
-    far: Pair, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen = tmp_path / "frozen"
     shutil.copytree(far[1], frozen)
@@ -269,12 +269,12 @@ def test_prompts_are_embedded_once_when_the_text_tower_is_frozen(
 
 @pytest.mark.parametrize("held", [1, 100_000, 10**9])
 def test_how_many_images_are_held_changes_nothing(
-    far: Pair, images: Path, shifted: Path, monkeypatch: pytest.MonkeyPatch, held: int
+    far: Inputs, images: Path, shifted: Path, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
     request = request_for(far, images, shifted, "lines")
     _, expected = sweep(request)
     counting = Counting(monkeypatch)
-    opened = pair_checkpoints(open_checkpoint(str(far[0])), [open_checkpoint(str(far[1]))])
+    opened = align_checkpoints(open_checkpoint(str(far[0])), [open_checkpoint(str(far[1]))])
     scorer = Scorer(build_model(opened), opened, Accelerator(cpu=True), templates=TEMPLATE, held=held)
     plan = make_plan(MergeRequest(str(far[0]), (str(far[1]),), load_recipe("lines"))).plan
     assert plan is not None
@@ -286,7 +286,7 @@ def test_how_many_images_are_held_changes_nothing(
     assert counting.prompts == 4
 
 
-def test_the_record_and_the_files_tell_the_same(far: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_the_record_and_the_files_tell_the_same(far: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
     record = write_sweep(request_for(far, images, shifted, "lines"), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "correct.safetensors",
@@ -302,7 +302,7 @@ def test_the_record_and_the_files_tell_the_same(far: Pair, images: Path, shifted
     assert record["images"] == {"val": 30, "shifted": 21}
 
 
-def test_the_same_seed_gives_the_same_numbers(far: Pair, images: Path, shifted: Path) -> None:
+def test_the_same_seed_gives_the_same_numbers(far: Inputs, images: Path, shifted: Path) -> None:
     first, again, other = (sweep(request_for(far, images, shifted, "lines", seed=seed))[0] for seed in (0, 0, 1))
     for record in (first, again, other):
         record.pop("seconds")
@@ -310,7 +310,9 @@ def test_the_same_seed_gives_the_same_numbers(far: Pair, images: Path, shifted: 
     assert first["curve"][0]["ood_interval"] != other["curve"][0]["ood_interval"]
 
 
-def test_an_output_is_replaced_only_when_it_is_a_sweep(far: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_an_output_is_replaced_only_when_it_is_a_sweep(
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path
+) -> None:
     request = request_for(far, images, shifted)
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "clipmerge.json").write_text("{}")
@@ -324,7 +326,7 @@ def test_an_output_is_replaced_only_when_it_is_a_sweep(far: Pair, images: Path, 
         write_sweep(request, far[0].parent, overwrite=True)
 
 
-def test_weights_that_are_not_finite_are_named(far: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_named(far: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     broken = tmp_path / "broken"
@@ -341,7 +343,7 @@ def test_weights_that_are_not_finite_are_named(far: Pair, images: Path, shifted:
 
 @pytest.mark.parametrize("kind", ["the same folder", "symbolic link", "hard link", "copy"])
 def test_ood_images_among_the_calibration_images_are_refused(
-    far: Pair, images: Path, calibration: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    far: Inputs, images: Path, calibration: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ood = calibration
     if kind != "the same folder":
@@ -357,20 +359,20 @@ def test_ood_images_among_the_calibration_images_are_refused(
     assert not measured.batches
 
 
-def test_digits_against_digits_are_refused(far: Pair, images: Path) -> None:
+def test_digits_against_digits_are_refused(far: Inputs, images: Path) -> None:
     request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
     with pytest.raises(UsageError, match="not out of distribution"):
         sweep(request)
 
 
-def test_images_used_twice_are_noted(far: Pair, images: Path, calibration: Path) -> None:
+def test_images_used_twice_are_noted(far: Inputs, images: Path, calibration: Path) -> None:
     request = request_for(far, images, images)
     assert any("30 images are also in --id val" in note for note in sweep(request)[0]["warnings"])
     request = request_for(far, calibration, images, calibration=Calibration(source=str(calibration)))
     assert any("flatters" in note for note in sweep(request)[0]["warnings"])
 
 
-def test_several_id_sources_are_averaged(far: Pair, images: Path, shifted: Path, calibration: Path) -> None:
+def test_several_id_sources_are_averaged(far: Inputs, images: Path, shifted: Path, calibration: Path) -> None:
     request = SweepRequest(
         str(far[0]), str(far[1]), {"a": str(images), "b": str(calibration)}, {"o": str(shifted)}, alphas=(0.0, 1.0)
     )
@@ -378,12 +380,12 @@ def test_several_id_sources_are_averaged(far: Pair, images: Path, shifted: Path,
         assert row["id"] == pytest.approx(np.mean([row["accuracy"]["a"], row["accuracy"]["b"]]))
 
 
-def test_a_recipe_that_measures_needs_data(far: Pair, images: Path, shifted: Path) -> None:
+def test_a_recipe_that_measures_needs_data(far: Inputs, images: Path, shifted: Path) -> None:
     with pytest.raises(UsageError, match="straggler-sparse' measures"):
         check_sweep(request_for(far, images, shifted, "straggler-sparse"))
 
 
-def test_contradictions_are_refused(far: Pair, images: Path, shifted: Path) -> None:
+def test_contradictions_are_refused(far: Inputs, images: Path, shifted: Path) -> None:
     with pytest.raises(UsageError, match="two recipes are named 'lines'"):
         check_sweep(request_for(far, images, shifted, "lines", "lines"))
     with pytest.raises(UsageError, match="two different values"):

@@ -76,7 +76,7 @@ def test_the_merge_is_the_formula_entry_by_entry(
     run = decided()
     write_merge(run, tmp_path / "whole")
     zeroshot, finetuned, merged = (load_file(f / "model.safetensors") for f in (*pair, tmp_path / "whole"))
-    coefficients = coefficients_for(Task(run.pair))
+    coefficients = coefficients_for(Task(run.inputs))
     checked = 0
     for name in (FC1, FC1.replace("weight", "bias"), "logit_scale", "visual_projection.weight"):
         spread = coefficients[name].broadcast_to(merged[name].shape)
@@ -120,11 +120,11 @@ def test_plan_then_apply_is_merge_and_the_output_holds_its_plan(decided: Any, tm
 
 def test_the_plan_tells_mean_and_range(decided: Any) -> None:
     run = decided()
-    coefficients = coefficients_for(Task(run.pair))
-    for layer, names in Task(run.pair).layers.items():
+    coefficients = coefficients_for(Task(run.inputs))
+    for layer, names in Task(run.inputs).layers.items():
         entries = []
         for name in names:
-            entries += coefficients[name].broadcast_to(Task(run.pair).shapes[name]).flatten().tolist()
+            entries += coefficients[name].broadcast_to(Task(run.inputs).shapes[name]).flatten().tolist()
         told = run.plan.layers[layer]
         assert told.alpha == pytest.approx(sum(entries) / len(entries), abs=1e-7)
         assert told.alpha_range == (min(entries), max(entries))
@@ -150,7 +150,7 @@ def test_an_override_gives_its_layers_one_alpha(decided: Any, pair: Folders, tmp
         if layer_of(name).startswith("vision."):
             assert torch.equal(tensor, zeroshot[name])
     fc1 = FC1.replace("vision", "text")
-    coefficient = coefficients_for(Task(run.pair))[fc1]
+    coefficient = coefficients_for(Task(run.inputs))[fc1]
     intended = coefficient * (load_file(pair[1] / "model.safetensors")[fc1] - zeroshot[fc1])
     kept = merged[fc1] != zeroshot[fc1]
     assert int(kept.sum()) == pytest.approx(kept.numel() / 2, abs=1)
@@ -161,7 +161,7 @@ def test_a_sweep_scores_the_weights_that_merge_writes(decided: Any, tmp_path: Pa
     run = decided()
     write_merge(run, tmp_path / "out")
     written = load_file(tmp_path / "out" / "model.safetensors")
-    moving = MovingModel(build_model(run.pair), run.pair, torch.device("cpu"))
+    moving = MovingModel(build_model(run.inputs), run.inputs, torch.device("cpu"))
     moving.follow(run.plan, run.tensors)
     for name, parameter in moving.model.parameters.items():
         assert torch.equal(parameter.view(torch.int32), written[name].view(torch.int32)), name

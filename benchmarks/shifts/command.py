@@ -103,7 +103,7 @@ def _run(name: str, layout: Layout, given: argparse.Namespace) -> None:
     seeds = sorted({shift.zeroshot_seeds.get(seed, 0) for _, seed in pairs})
     for _ in _each(job.zeroshot, seeds, given.jobs):
         pass
-    for file in _each(job.pair, pairs, given.jobs):
+    for file in _each(job.inputs, pairs, given.jobs):
         print(file)
     if not (given.no_page or given.quick):
         for written in write_page():

@@ -25,7 +25,7 @@ from clipmerge.api.measure import objective_for
 from clipmerge.api.merge import make_plan
 from clipmerge.api.sweep import Point
 from clipmerge.calibration.objective import Objective
-from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.distributed import accelerator_for
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.images.dataset import DEFAULT_TEMPLATE, load_images
@@ -51,19 +51,19 @@ class Laboratory:
     trained: TrainedPair
 
     @cached_property
-    def pair(self) -> Pair:
+    def pair(self) -> Inputs:
         """Both checkpoints, opened."""
         return _opened(self.trained.zeroshot, self.trained.finetuned)
 
     @cached_property
     def layers(self) -> dict[str, tuple[str, ...]]:
         """Layer to its parameters, of those that fine-tuning moved."""
-        return {layer: names for layer, names in self.pair.layers.items() if self.length(names) > 0}
+        return {layer: names for layer, names in self.inputs.layers.items() if self.length(names) > 0}
 
     def length(self, names: Sequence[str]) -> float:
         """||tau|| of some parameters together."""
         squares = [
-            (self.pair.theta_1(name).double() - self.pair.theta_0(name).double()).square().sum() for name in names
+            (self.inputs.theta_1(name).double() - self.inputs.theta_0(name).double()).square().sum() for name in names
         ]
         return float(torch.stack(squares).sum().sqrt())
 
@@ -89,7 +89,7 @@ class Laboratory:
         calibration = Calibration(source=str(self.trained.calibration), images=images, device="cpu")
         recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
         sources = (str(self.trained.zeroshot), (str(self.trained.finetuned),))
-        return objective_for(Run(self.pair, Silent()), MergeRequest(*sources, recipe, calibration, seed))[0]
+        return objective_for(Run(self.inputs, Silent()), MergeRequest(*sources, recipe, calibration, seed))[0]
 
     def planned(self, layers: Mapping[str, Mapping[str, Any]], seed: int = 0, **others: Any) -> Point:
         """Lay out a merge: what some layers get, and what all others do.
@@ -119,7 +119,7 @@ class Laboratory:
         """
         sources = {"test": self.trained.test, **self.trained.ood}
         loaded = {name: load_images(str(folder)) for name, folder in sources.items()}
-        scorer = Scorer(build_model(self.pair), self.pair, accelerator_for("cpu"), templates=(DEFAULT_TEMPLATE,))
+        scorer = Scorer(build_model(self.inputs), self.inputs, accelerator_for("cpu"), templates=(DEFAULT_TEMPLATE,))
         correct = scorer.score([point.move for point in points], loaded, Silent())
         ordered = {name: by_drawing(right, sources[name]) for name, right in correct.items()}
         times = drawn({name: each.things for name, each in ordered.items()}, draws)
@@ -140,8 +140,8 @@ class Laboratory:
         generator = torch.Generator().manual_seed(seed)
         weights = {}
         for name in self.layers[layer]:
-            theta_0 = self.pair.theta_0(name)
-            change = self.pair.theta_1(name) - theta_0
+            theta_0 = self.inputs.theta_0(name)
+            change = self.inputs.theta_1(name) - theta_0
             if factor is None:
                 random = torch.randn(change.shape, generator=generator)
                 change = random * (change.norm() / random.norm())
@@ -158,7 +158,7 @@ class Laboratory:
             layer: An mlp.
             seed: Of the order.
         """
-        weights = {name: self.pair.theta_1(name) for name in self.layers[layer] if ".fc" in name}
+        weights = {name: self.inputs.theta_1(name) for name in self.layers[layer] if ".fc" in name}
         hidden = next(weight for name, weight in weights.items() if name.endswith("fc1.bias")).numel()
         order = torch.randperm(hidden, generator=torch.Generator().manual_seed(seed))
         for name, weight in weights.items():
@@ -183,8 +183,8 @@ class Laboratory:
         return folder
 
 
-def _opened(zeroshot: Path, finetuned: Path) -> Pair:
-    return pair_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
+def _opened(zeroshot: Path, finetuned: Path) -> Inputs:
+    return align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))])
 
 
 def read_claims(file: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from transformers import CLIPModel
 from benchmarks.speed.processes import summary, write_results
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
-from clipmerge.checkpoint import open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.measures.worst_case import worst_case
@@ -95,7 +95,7 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[Objective, Plain]:
         Batch(number, torch.randn(options.batch_size, 3, 32, 32), torch.randint(0, len(prompts), (options.batch_size,)))
         for number in range(options.batches)
     ]
-    pair = pair_checkpoints(open_checkpoint(str(folder / "zeroshot")), [open_checkpoint(str(folder / "finetuned"))])
+    pair = align_checkpoints(open_checkpoint(str(folder / "zeroshot")), [open_checkpoint(str(folder / "finetuned"))])
     assert pair.zeroshot.config is not None
     objective = Objective(
         model_for(pair.family, pair.zeroshot.config, folder / "zeroshot"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.checkpoint import Checkpoint, Pair, open_checkpoint
+from clipmerge.checkpoint import Checkpoint, Inputs, open_checkpoint
 from clipmerge.checkpoint.inputs import align, find_mismatches
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
@@ -57,40 +57,40 @@ def inspect_checkpoints(
         }
     seen_other = preview_checkpoint(finetuned)
     other = seen_other or open_checkpoint(finetuned, base=base)
-    pair = align(base, [other])
-    mismatches = find_mismatches(pair)
+    inputs = align(base, [other])
+    mismatches = find_mismatches(inputs)
     if weights and not mismatches and (seen or seen_other):
         base, seen, seen_other = open_checkpoint(zeroshot), None, None
         other = open_checkpoint(finetuned, base=base)
-        pair = align(base, [other])
-    layers = _describe(pair.zeroshot, pair.zeroshot_keys, pair.layers)
-    for note in pair.notes:
+        inputs = align(base, [other])
+    layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
+    for note in inputs.notes:
         progress.say(note)
     if weights and not (seen or seen_other):
-        _add_changes(pair, layers, progress)
-        mismatches = mismatches or _find_faults(pair, layers)
+        _add_changes(inputs, layers, progress)
+        mismatches = mismatches or _find_faults(inputs, layers)
     elif weights:
         progress.say("the two do not fit, so no weights were downloaded, and how far layers moved is not known")
     return {
-        "family": pair.family.name,
+        "family": inputs.family.name,
         "zeroshot": _origin(base),
         "finetuned": _origin(other),
         "layers": layers,
         "mismatches": mismatches,
-        **_totals(pair.zeroshot),
+        **_totals(inputs.zeroshot),
     }
 
 
-def _add_changes(pair: Pair, layers: dict[str, dict[str, Any]], progress: Progress) -> None:
+def _add_changes(inputs: Inputs, layers: dict[str, dict[str, Any]], progress: Progress) -> None:
     progress.stage("inspect")
     done, total = 0, sum(layer["size"] for layer in layers.values())
-    for layer, names in pair.layers.items():
-        layers[layer]["change"] = _relative_change(pair, names)
+    for layer, names in inputs.layers.items():
+        layers[layer]["change"] = _relative_change(inputs, names)
         done += layers[layer]["size"]
         progress.advance(done, total)
 
 
-def _find_faults(pair: Pair, layers: dict[str, dict[str, Any]]) -> list[str]:
+def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]:
     """What only a merge's own reading finds: NaN, Inf, and other integers or positions in the place of the same ones.
 
     A float that is merged is looked at once more only where its layer's change is no number.
@@ -99,13 +99,13 @@ def _find_faults(pair: Pair, layers: dict[str, dict[str, Any]]) -> list[str]:
     copies = Plan(recipe={}, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})
     sound = {
         name
-        for layer, names in pair.layers.items()
+        for layer, names in inputs.layers.items()
         for name in names
-        if pair.merges(name) and layers[layer]["change"] is not None
+        if inputs.merges(name) and layers[layer]["change"] is not None
     }
     faults = []
     try:
-        suspects = [tensor for tensor in merged_tensors(pair, copies) if tensor.name not in sound]
+        suspects = [tensor for tensor in merged_tensors(inputs, copies) if tensor.name not in sound]
     except CheckpointError as error:
         return [str(error)]
     for tensor in suspects:
@@ -161,18 +161,18 @@ def _describe(
     }
 
 
-def _relative_change(pair: Pair, names: tuple[str, ...]) -> float | None:
+def _relative_change(inputs: Inputs, names: tuple[str, ...]) -> float | None:
     """||task_vector|| / ||theta_0|| of a layer; ``None`` where nothing can be compared."""
     change = base = 0.0
-    comparable = [name for name in names if pair.merges(name) and _same_shape(pair, name)]
+    comparable = [name for name in names if inputs.merges(name) and _same_shape(inputs, name)]
     if not comparable:
         return None
     for name in comparable:
-        size = pair.zeroshot.entries[pair.zeroshot_keys[name]].size
+        size = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].size
         for start in range(0, size, _CHUNK):
             stop = min(start + _CHUNK, size)
-            theta_0 = pair.theta_0(name, start, stop).float()
-            change += _square_norm(pair.theta_1(name, start, stop).float() - theta_0)
+            theta_0 = inputs.theta_0(name, start, stop).float()
+            change += _square_norm(inputs.theta_1(name, start, stop).float() - theta_0)
             base += _square_norm(theta_0)
     ratio = math.sqrt(change / base) if base else math.inf if change else 0.0
     return ratio if math.isfinite(ratio) else None
@@ -182,9 +182,9 @@ def _square_norm(tensor: Tensor) -> float:
     return float(tensor.flatten().dot(tensor.flatten()))
 
 
-def _same_shape(pair: Pair, name: str) -> bool:
-    ours = pair.zeroshot.entries[pair.zeroshot_keys[name]].shape
-    return ours == pair.finetuned[0].entries[pair.finetuned_keys[0][name]].shape
+def _same_shape(inputs: Inputs, name: str) -> bool:
+    ours = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
+    return ours == inputs.finetuned[0].entries[inputs.finetuned_keys[0][name]].shape
 
 
 def inspection_table(record: dict[str, Any]) -> RenderableType:

@@ -82,12 +82,12 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     batch_size = batch_size_for(len(positions), calibration.batch_size)
     accelerator = accelerator_for(calibration.device)
     run.is_main = accelerator.is_main_process
-    model = build_model(run.pair)
+    model = build_model(run.inputs)
     share = (accelerator.process_index, accelerator.num_processes)
     batches = [Batch(n, x, y) for n, x, y in pixel_batches(images, positions, batch_size, model.pixels, share=share)]
     objective = Objective(
         model,
-        run.pair,
+        run.inputs,
         batches,
         class_prompts(images.class_names, templates),
         templates=len(templates),
@@ -113,7 +113,7 @@ def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, 
 
     def find() -> Path:  # in the main process, which has the first batch
         seen = [objective.batches[0].pixels, *objective.prompts.tokens.values()]
-        return state_file(objective.pair, images, seen, settings)
+        return state_file(objective.inputs, images, seen, settings)
 
     return Saved(find, objective.accelerator, progress.say)
 

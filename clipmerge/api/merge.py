@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from clipmerge.checkpoint import Checkpoint, open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, head_classes, lacks_zeroshot_head
@@ -110,12 +110,12 @@ def _read(request: MergeRequest, progress: Progress) -> Run:
     compare_before_download(request.zeroshot, request.finetuned, **fit)
     zeroshot = open_checkpoint(request.zeroshot)
     finetuned = [open_checkpoint(source, base=zeroshot) for source in request.finetuned]
-    pair = pair_checkpoints(zeroshot, finetuned, **fit)
-    head = head_classes(pair, request.calibration) if lacks_zeroshot_head(pair) else None
+    inputs = align_checkpoints(zeroshot, finetuned, **fit)
+    head = head_classes(inputs, request.calibration) if lacks_zeroshot_head(inputs) else None
     if head:
-        pair = build_zeroshot_head(pair, head, mixed_dtypes=fit["mixed_dtypes"])
-    run = Run(pair, progress, command=request.command, head=head, hashed=request.hashed)
-    for note in pair.notes:
+        inputs = build_zeroshot_head(inputs, head, mixed_dtypes=fit["mixed_dtypes"])
+    run = Run(inputs, progress, command=request.command, head=head, hashed=request.hashed)
+    for note in inputs.notes:
         progress.say(note)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run
@@ -123,17 +123,17 @@ def _read(request: MergeRequest, progress: Progress) -> Run:
 
 def _early_checks(run: Run, recipe: Recipe) -> None:
     """Find a wrong override before minutes of measuring, not after."""
-    layers = Task(run.pair).layers
+    layers = Task(run.inputs).layers
     for override in recipe.overrides:
         match_layers(override.layers, layers)
     if recipe.measure and not takes_several("measures", recipe.measure["name"]):
-        Task(run.pair).need_one_finetuned(str(recipe.method["name"]))
+        Task(run.inputs).need_one_finetuned(str(recipe.method["name"]))
 
 
 def _decide(
     run: Run, request: MergeRequest, measurements: Measurements | None, calibration: dict[str, Any] | None
 ) -> None:
-    task = Task(run.pair, measurements, request.seed)
+    task = Task(run.inputs, measurements, request.seed)
     options = {key: value for key, value in request.recipe.method.items() if key != "name"}
     decision: Decision = load_plugin("methods", request.recipe.method["name"])(task, **options)
     learned = {name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()}
@@ -142,8 +142,8 @@ def _decide(
     notes = measurements.notes if measurements else ()
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
-        zeroshot=_source_record(run.pair.zeroshot),
-        finetuned=tuple(_source_record(each) for each in run.pair.finetuned),
+        zeroshot=_source_record(run.inputs.zeroshot),
+        finetuned=tuple(_source_record(each) for each in run.inputs.finetuned),
         weights=decision.weights,
         combine=decision.combine,
         dtype=request.dtype,
@@ -156,7 +156,7 @@ def _decide(
         measurements=measurements,
         calibration=CalibrationRecord(**calibration) if calibration else None,
         seed=request.seed,
-        warnings=(*run.pair.notes, *notes),
+        warnings=(*run.inputs.notes, *notes),
     )
     run.plan = plan.checked(task.layers)
     # what an override gave one alpha needs no coefficients
@@ -233,15 +233,15 @@ def load_plan(path: Path, progress: Progress | None = None) -> Run:
     begin = time.perf_counter()
     zeroshot = _open_again(path, plan.zeroshot)
     finetuned = [_open_again(path, record, zeroshot) for record in plan.finetuned]
-    pair = pair_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
+    inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
     if plan.head:
-        if not lacks_zeroshot_head(pair):
+        if not lacks_zeroshot_head(inputs):
             raise PlanError(f"{path}: has the classes of a head, and these checkpoints lack none; remove 'head'")
-        pair = build_zeroshot_head(pair, plan.head, mixed_dtypes=plan.dtype != "keep")
+        inputs = build_zeroshot_head(inputs, plan.head, mixed_dtypes=plan.dtype != "keep")
     for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True):
         _check_hashes(path, record, checkpoint, progress)
-    task = Task(pair)
-    run = Run(pair, progress, plan=plan.checked(task.layers), head=plan.head)
+    task = Task(inputs)
+    run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head)
     if plan.tensors:
         run.tensors = _load_tensors(path, plan.tensors)
     check_coefficients(plan, run.tensors.coefficients, task.layers, task.shapes)
@@ -312,9 +312,9 @@ def write_merge(
     """
     from clipmerge.files.staging import PLAN_FOLDER, RECORD, check_output, staged
 
-    pair = run.pair
+    inputs = run.inputs
     assert run.plan is not None  # decided before it is written
-    check_output(output, overwrite=overwrite, inputs=pair.folders)
+    check_output(output, overwrite=overwrite, inputs=inputs.folders)
     run.hash_inputs()  # first, so that it fills the second or two that importing torch takes
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.output.folder import output_layout, write_plan_files, write_side_files, write_weights
@@ -324,12 +324,12 @@ def write_merge(
 
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
-            tensors = merged_tensors(pair, run.plan, run.tensors)
-            count = _ByteCount(run.progress, pair.zeroshot.bytes)
-            layout = output_layout(pair, tensors, max_shard_size)
-            files = write_weights(folder, tensors, layout, count, single=pair.family.weights, hashed=run.hashed)
+            tensors = merged_tensors(inputs, run.plan, run.tensors)
+            count = _ByteCount(run.progress, inputs.zeroshot.bytes)
+            layout = output_layout(inputs, tensors, max_shard_size)
+            files = write_weights(folder, tensors, layout, count, single=inputs.family.weights, hashed=run.hashed)
         with run.timed("write"):
-            side_files, notes = write_side_files(folder, pair, run.plan.dtype)
+            side_files, notes = write_side_files(folder, inputs, run.plan.dtype)
             for note in notes:
                 run.progress.say(note)
             run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, *notes)})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge import __version__
 from clipmerge.api.merge import MergeRequest, check_request, make_plan
-from clipmerge.checkpoint import Pair, open_checkpoint, pair_checkpoints
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing, standings
@@ -78,9 +78,9 @@ class SweepRequest:
         """Sources of theta_0, theta_1 ... theta_K."""
         return (self.zeroshot, self.finetuned, *self.further)
 
-    def merge_request(self, recipe: Recipe, pair: Pair | None = None) -> MergeRequest:
+    def merge_request(self, recipe: Recipe, inputs: Inputs | None = None) -> MergeRequest:
         """The merge that one of the recipes asks for, by the commits that a pair was read at."""
-        pinned = [_pinned(each) for each in (pair.zeroshot, *pair.finetuned)] if pair else self.checkpoints
+        pinned = [_pinned(each) for each in (inputs.zeroshot, *inputs.finetuned)] if inputs else self.checkpoints
         zeroshot, *finetuned = pinned
         return MergeRequest(
             zeroshot, tuple(finetuned), recipe, self.calibration, self.seed, self.dtype, command=self.command
@@ -173,11 +173,11 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict
     for note in notes:
         progress.say(note)
     accelerator = accelerator_for(request.calibration.device)
-    pair = _open(request, progress)
-    points, planned = _plan_points(request, pair, progress)
+    inputs = _open(request, progress)
+    points, planned = _plan_points(request, inputs, progress)
     planning = time.perf_counter()
     progress.stage("evaluate")
-    correct = _score(request, pair, points, loaded, accelerator, progress)
+    correct = _score(request, inputs, points, loaded, accelerator, progress)
     for each in planned:
         each.finish()
     places = standings(
@@ -188,7 +188,7 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict
     )
     rows = [_row(place, correct, number) for number, place in enumerate(places)]
     seconds = {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)}
-    record = _record(request, pair, loaded, [*pair.notes, *notes]) | {
+    record = _record(request, inputs, loaded, [*inputs.notes, *notes]) | {
         "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
         "recipes": [_recipe_row(each, points[each.point], rows[each.point]) for each in planned],
         "seconds": seconds,
@@ -268,7 +268,7 @@ def _calibration_images(request: SweepRequest) -> LabelledImages | None:
     return images.sample(asked.images, request.seed) if images.revision else images
 
 
-def _open(request: SweepRequest, progress: Progress) -> Pair:
+def _open(request: SweepRequest, progress: Progress) -> Inputs:
     """Read the checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
     provided = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
     missing = provided[0] if provided else "error"
@@ -276,10 +276,10 @@ def _open(request: SweepRequest, progress: Progress) -> Pair:
     compare_before_download(request.zeroshot, request.checkpoints[1:], missing=missing, mixed_dtypes=mixed)
     zeroshot = open_checkpoint(request.zeroshot)
     finetuned = [open_checkpoint(source, base=zeroshot) for source in request.checkpoints[1:]]
-    pair = pair_checkpoints(zeroshot, finetuned, missing=missing, mixed_dtypes=mixed)
-    for note in pair.notes:
+    inputs = align_checkpoints(zeroshot, finetuned, missing=missing, mixed_dtypes=mixed)
+    for note in inputs.notes:
         progress.say(note)
-    return pair
+    return inputs
 
 
 def _pinned(checkpoint: Checkpoint) -> str:
@@ -288,16 +288,16 @@ def _pinned(checkpoint: Checkpoint) -> str:
     return checkpoint.source
 
 
-def _plan_points(request: SweepRequest, pair: Pair, progress: Progress) -> tuple[list[Point], list[_Planned]]:
+def _plan_points(request: SweepRequest, inputs: Inputs, progress: Progress) -> tuple[list[Point], list[_Planned]]:
     """The distinct points, those of the curve first, and which of them each recipe is."""
     points = [Point(alpha) for alpha in request.alphas]
     keys: list[Any] = [_key_of_alpha(alpha) for alpha in request.alphas]
     planned = []
     known: dict[str, Measured] = {}
     for recipe in request.recipes:
-        run = make_plan(request.merge_request(recipe, pair), progress, known=known)
+        run = make_plan(request.merge_request(recipe, inputs), progress, known=known)
         plan, tensors = _shared(run.plan, run.tensors)
-        key = _key(plan, [layer for layer, names in pair.layers.items() if any(map(pair.merges, names))])
+        key = _key(plan, [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))])
         if key not in keys:
             keys.append(key)
             points.append(Point(None, plan, tensors))
@@ -336,7 +336,7 @@ def _key(plan: Plan, layers: Iterable[str]) -> Any:
 
 def _score(
     request: SweepRequest,
-    pair: Pair,
+    inputs: Inputs,
     points: list[Point],
     loaded: dict[str, LabelledImages],
     accelerator: Accelerator,
@@ -346,8 +346,8 @@ def _score(
     from clipmerge.models.building import build_model
 
     scorer = Scorer(
-        build_model(pair),
-        pair,
+        build_model(inputs),
+        inputs,
         accelerator,
         templates=check_templates(list(request.calibration.templates)),
         batch_size=request.calibration.batch_size,
@@ -380,15 +380,15 @@ def _recipe_row(planned: _Planned, point: Point, row: dict[str, Any]) -> dict[st
 
 
 def _record(
-    request: SweepRequest, pair: Pair, loaded: dict[str, LabelledImages], notes: Sequence[str]
+    request: SweepRequest, inputs: Inputs, loaded: dict[str, LabelledImages], notes: Sequence[str]
 ) -> dict[str, Any]:
     """What holds for the whole sweep."""
-    finetuned = [each.provenance() for each in pair.finetuned]
+    finetuned = [each.provenance() for each in inputs.finetuned]
     return {
         "clipmerge": __version__,
         "output": None,
         "command": request.command,
-        "zeroshot": pair.zeroshot.provenance(),
+        "zeroshot": inputs.zeroshot.provenance(),
         "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,
         "id": list(request.id_sources),
         "ood": list(request.ood_sources),

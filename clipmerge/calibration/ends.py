@@ -7,18 +7,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint import Inputs
 from clipmerge.errors import MeasureError
 
 
 def both_ends(
-    parameters: Mapping[str, torch.nn.Parameter], pair: Pair, device: torch.device
+    parameters: Mapping[str, torch.nn.Parameter], inputs: Inputs, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Take the zero-shot weights and the task vector of what fine-tuning changed.
 
     Args:
         parameters: Name to parameter, holding theta_0; those that did not change are frozen.
-        pair: The checkpoints; the first fine-tuned one is theta_1.
+        inputs: The checkpoints; the first fine-tuned one is theta_1.
         device: Where to.
 
     Returns:
@@ -32,18 +32,18 @@ def both_ends(
     for name, parameter in parameters.items():
         parameter.requires_grad_(False)
         theta_0 = parameter.detach()
-        _require_finite(theta_0, name, pair.zeroshot.source)
-        if not pair.merges(name):
+        _require_finite(theta_0, name, inputs.zeroshot.source)
+        if not inputs.merges(name):
             continue
-        task_vector = pair.theta_1(name).to(device=device, dtype=torch.float32) - theta_0
-        _require_finite(task_vector, name, pair.finetuned[0].source)
+        task_vector = inputs.theta_1(name).to(device=device, dtype=torch.float32) - theta_0
+        _require_finite(task_vector, name, inputs.finetuned[0].source)
         if bool(task_vector.any()):
             start[name] = theta_0.clone()
             change[name] = task_vector
             parameter.requires_grad_(True)
     if not change:
         raise MeasureError(
-            f"{pair.zeroshot.source} and {pair.finetuned[0].source} hold the same weights; there is nothing to "
+            f"{inputs.zeroshot.source} and {inputs.finetuned[0].source} hold the same weights; there is nothing to "
             "measure or to merge"
         )
     return start, change

@@ -29,12 +29,12 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     Raises:
         MeasureError: If the loss is not finite.
     """
-    pair = objective.pair
+    inputs = objective.inputs
     objective.forget(text=True)
     for name, parameter in objective.parameters.items():
-        if pair.merges(name):
-            finetuned = [pair.theta_1(name, which=which) for which in range(objective.checkpoints)]
-            parameter.copy_(merge_tensor(pair.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights)))
+        if inputs.merges(name):
+            finetuned = [inputs.theta_1(name, which=which) for which in range(objective.checkpoints)]
+            parameter.copy_(merge_tensor(inputs.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights)))
     features = objective.prompt_features()
     found = {}
     for batch in objective.batches:

@@ -20,7 +20,7 @@ from clipmerge.calibration.batch import Batch as Batch
 from clipmerge.calibration.ends import both_ends
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import Saved
-from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import together
 from clipmerge.errors import MeasureError
 from clipmerge.layers import block_of
@@ -39,7 +39,7 @@ class Objective:
     """The loss at theta(alpha) plus any perturbation, over this process's share of the batches.
 
     Attributes:
-        pair: The checkpoints.
+        inputs: The checkpoints.
         layers: Layer to parameter names; only layers that fine-tuning changed.
         parameters: Name to parameter, set to theta(alpha) by `move_to`; those that did not change are frozen.
         theta_0: Name to zero-shot parameter, float32, for the changed parameters.
@@ -56,7 +56,7 @@ class Objective:
     def __init__(
         self,
         model: ImageTextModel,
-        pair: Pair,
+        inputs: Inputs,
         batches: Iterable[Batch],
         prompts: list[str],
         *,
@@ -70,7 +70,7 @@ class Objective:
 
         Args:
             model: The model without weights.
-            pair: The checkpoints; the first fine-tuned one is theta_1.
+            inputs: The checkpoints; the first fine-tuned one is theta_1.
             batches: This process's batches, on any device.
             prompts: Class prompts, class by class.
             templates: Prompts a class.
@@ -86,16 +86,16 @@ class Objective:
         self.seed = seed
         self.accelerator = accelerator
         self._model = model
-        self.pair = pair
+        self.inputs = inputs
         self._images_at_once = images_at_once
         self._progress = progress
         self._done = self._announced = 0.0
         device = accelerator.device
-        model.load(pair.theta_0)
+        model.load(inputs.theta_0)
         model.module.to(device)
         self.parameters = model.parameters
-        self.theta_0, self.task_vector = both_ends(self.parameters, pair, device)
-        changed = {layer: tuple(n for n in names if n in self.task_vector) for layer, names in pair.layers.items()}
+        self.theta_0, self.task_vector = both_ends(self.parameters, inputs, device)
+        changed = {layer: tuple(n for n in names if n in self.task_vector) for layer, names in inputs.layers.items()}
         self.layers = {layer: names for layer, names in changed.items() if names}
         self.prompts = Prompts(model, prompts, templates, device)
         self.text_changes = any(layer.startswith("text.") for layer in self.layers)
@@ -108,7 +108,7 @@ class Objective:
     @property
     def checkpoints(self) -> int:
         """Number of fine-tuned checkpoints."""
-        return len(self.pair.finetuned)
+        return len(self.inputs.finetuned)
 
     @property
     def images(self) -> int:

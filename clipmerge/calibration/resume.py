@@ -30,7 +30,7 @@ from clipmerge.files.cache import user_cache
 from clipmerge.files.safetensors import DTYPES
 
 if TYPE_CHECKING:
-    from clipmerge.checkpoint import Pair
+    from clipmerge.checkpoint import Inputs
     from clipmerge.images.dataset import LabelledImages
 
 #: Between two saves pass at least so many seconds, and so many times what the last one took.
@@ -204,11 +204,11 @@ def _clear(folder: Path) -> None:
                 file.unlink()
 
 
-def state_file(pair: Pair, images: LabelledImages, seen: list[Tensor], settings: Any) -> Path:
+def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], settings: Any) -> Path:
     """Where the state of a learning lies.
 
     Args:
-        pair: The checkpoints; their weight files are known by path, size and time.
+        inputs: The checkpoints; their weight files are known by path, size and time.
         images: The calibration images, likewise, or by their bytes where they are not files.
         seen: What the model gets to see; told by content, so that whatever prepares it is in it.
         settings: All else that determines what is learned, as JSON.
@@ -219,7 +219,7 @@ def state_file(pair: Pair, images: LabelledImages, seen: list[Tensor], settings:
     Raises:
         RuntimeError: If the user has no cache.
     """
-    checkpoints = (pair.zeroshot, *pair.finetuned)
+    checkpoints = (inputs.zeroshot, *inputs.finetuned)
     encoded = images.store.read(range(len(images)))
     what = {
         "versions": [__version__, torch.__version__],

@@ -26,7 +26,7 @@ _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text"
 
 
 @dataclass(frozen=True)
-class Pair:
+class Inputs:
     """The zero-shot checkpoint and its fine-tuned ones, aligned by canonical parameter name.
 
     Attributes:
@@ -162,13 +162,13 @@ class Pair:
         return [(checkpoint, keys[name]) for checkpoint, keys in everyone if name in keys]
 
 
-def pair_checkpoints(
+def align_checkpoints(
     zeroshot: Checkpoint,
     finetuned: list[Checkpoint],
     *,
     missing: Missing = "error",
     mixed_dtypes: bool = False,
-) -> Pair:
+) -> Inputs:
     """Align checkpoints and refuse what does not fit; no weight is read.
 
     Args:
@@ -183,19 +183,19 @@ def pair_checkpoints(
     Raises:
         CheckpointError: The first thing that does not fit, in one line.
     """
-    pair = align(zeroshot, finetuned, missing=missing)
-    for problem in find_mismatches(pair, missing=missing, mixed_dtypes=mixed_dtypes):
+    inputs = align(zeroshot, finetuned, missing=missing)
+    for problem in find_mismatches(inputs, missing=missing, mixed_dtypes=mixed_dtypes):
         raise CheckpointError(problem)
-    return pair
+    return inputs
 
 
-def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error") -> Pair:
+def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error") -> Inputs:
     """Match keys by canonical name, without judging whether the checkpoints fit.
 
     Args:
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K, at least one.
-        missing: As in `pair_checkpoints`.
+        missing: As in `align_checkpoints`.
 
     Returns:
         The aligned pair.
@@ -213,13 +213,13 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
         raise CheckpointError(f"{zeroshot.source}: {error}") from None
     towers = {_tower(family, names) for names in keys[1:]}
     tower = towers.pop() if len(towers) == 1 else "full"
-    pair = Pair(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
-    pair.notes.extend(each.note for each in (zeroshot, *finetuned) if each.note)
-    pair.notes.extend(what_happens(pair))
+    inputs = Inputs(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
+    inputs.notes.extend(each.note for each in (zeroshot, *finetuned) if each.note)
+    inputs.notes.extend(what_happens(inputs))
     for each in (zeroshot, *finetuned):
         if each.config is None:
-            pair.notes.append(f"{each.source}: no {family.config} beside it, so its activation could not be compared")
-    return pair
+            inputs.notes.append(f"{each.source}: no {family.config} beside it, so its activation could not be compared")
+    return inputs
 
 
 def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
@@ -255,50 +255,50 @@ def _tower(family: Family, names: dict[str, str]) -> str:
     return tower_of(family.layers_of(name for name in names if family.knows(name)).values())
 
 
-def find_mismatches(pair: Pair, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
+def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
     """List what keeps checkpoints from being merged, most telling first, one line each.
 
     Args:
-        pair: Aligned checkpoints.
-        missing: As in `pair_checkpoints`.
-        mixed_dtypes: As in `pair_checkpoints`.
+        inputs: Aligned checkpoints.
+        missing: As in `align_checkpoints`.
+        mixed_dtypes: As in `align_checkpoints`.
 
     Returns:
         Messages; empty when everything fits.
     """
-    problems = _tower_mismatch(pair) + _several_heads(pair)
-    for which, checkpoint in enumerate([] if problems else pair.finetuned):
-        problems += _config_mismatches(pair, checkpoint)
+    problems = _tower_mismatch(inputs) + _several_heads(inputs)
+    for which, checkpoint in enumerate([] if problems else inputs.finetuned):
+        problems += _config_mismatches(inputs, checkpoint)
         if missing == "error":
-            problems += _key_mismatches(pair, which)
-        problems += _field_mismatch(pair, which, "shape", lambda entry: entry.shape)
+            problems += _key_mismatches(inputs, which)
+        problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
         if mixed_dtypes:
-            problems += _field_mismatch(pair, which, "kind", lambda entry: "float" if entry.is_float else "integer")
+            problems += _field_mismatch(inputs, which, "kind", lambda entry: "float" if entry.is_float else "integer")
         else:
             problems += _field_mismatch(
-                pair, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
+                inputs, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
             )
     # a scale and a bias have the same names in many models
-    if not problems and not any(pair.merges(name) for name in pair.zeroshot_keys if "." in pair.layer_of[name]):
+    if not problems and not any(inputs.merges(name) for name in inputs.zeroshot_keys if "." in inputs.layer_of[name]):
         problems.append(
-            f"{pair.finetuned[0].source}: has no weight in common with {pair.zeroshot.source}, so there is nothing to "
-            f"merge; is it a {pair.family.name} checkpoint?"
+            f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source}, so there is nothing "
+            f"to merge; is it a {inputs.family.name} checkpoint?"
         )
     return problems
 
 
-def _tower_mismatch(pair: Pair) -> list[str]:
-    ours = tower_of(pair.layers)
-    if ours in ("full", pair.tower):
+def _tower_mismatch(inputs: Inputs) -> list[str]:
+    ours = tower_of(inputs.layers)
+    if ours in ("full", inputs.tower):
         return []
     return [
-        f"{pair.zeroshot.source}: holds the {ours} tower only, the fine-tuned checkpoint {_TOWER_WORDS[pair.tower]}; "
-        "give the zero-shot model that was fine-tuned"
+        f"{inputs.zeroshot.source}: holds the {ours} tower only, the fine-tuned checkpoint "
+        f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
     ]
 
 
-def _several_heads(pair: Pair) -> list[str]:
-    if len(pair.finetuned) < 2 or not pair.keeps_head or pair.has_built_head:
+def _several_heads(inputs: Inputs) -> list[str]:
+    if len(inputs.finetuned) < 2 or not inputs.keeps_head or inputs.has_built_head:
         return []
     return [
         "several fine-tuned classifiers, and a zero-shot model without a head: one head can be kept, not several; give "
@@ -306,13 +306,13 @@ def _several_heads(pair: Pair) -> list[str]:
     ]
 
 
-def _config_mismatches(pair: Pair, finetuned: Checkpoint) -> list[str]:
-    if pair.zeroshot.config is None or finetuned.config is None:
+def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> list[str]:
+    if inputs.zeroshot.config is None or finetuned.config is None:
         return []
     problems = []
-    ours, theirs = pair.family.settings(pair.zeroshot.config), pair.family.settings(finetuned.config)
+    ours, theirs = inputs.family.settings(inputs.zeroshot.config), inputs.family.settings(finetuned.config)
     for side in ("vision", "text", ""):
-        if pair.tower not in ("full", side):
+        if inputs.tower not in ("full", side):
             continue
         for key, a in ours.get(side, {}).items():
             b = theirs.get(side, {}).get(key)
@@ -322,17 +322,17 @@ def _config_mismatches(pair: Pair, finetuned: Checkpoint) -> list[str]:
                 f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would merge "
                 "silently and wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
                 if side
-                else f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same {pair.family.name}"
+                else f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same {inputs.family.name}"
             )
     return problems
 
 
-def _key_mismatches(pair: Pair, which: int) -> list[str]:
-    ours, theirs = pair.zeroshot_keys, pair.finetuned_keys[which]
-    only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and pair.expects(n)]
+def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
+    ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
+    only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and inputs.expects(n)]
     only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
-    if pair.keeps_head:
-        only_theirs = [n for n in only_theirs if pair.layer_of.get(n) != HEAD]
+    if inputs.keeps_head:
+        only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
     problems = []
     for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
         if names:
@@ -343,13 +343,13 @@ def _key_mismatches(pair: Pair, which: int) -> list[str]:
     return problems
 
 
-def _field_mismatch(pair: Pair, which: int, what: str, get: Callable[[Any], Any], advice: str = "") -> list[str]:
-    keys = pair.finetuned_keys[which]
-    shared = [name for name in pair.zeroshot_keys if name in keys and not is_incidental(name)]
+def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], Any], advice: str = "") -> list[str]:
+    keys = inputs.finetuned_keys[which]
+    shared = [name for name in inputs.zeroshot_keys if name in keys and not is_incidental(name)]
     differing = []
     for name in shared:
-        a = get(pair.zeroshot.entries[pair.zeroshot_keys[name]])
-        b = get(pair.finetuned[which].entries[keys[name]])
+        a = get(inputs.zeroshot.entries[inputs.zeroshot_keys[name]])
+        b = get(inputs.finetuned[which].entries[keys[name]])
         if a != b:
             differing.append((name, a, b))
     if not differing:

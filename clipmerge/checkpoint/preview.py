@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmerge.checkpoint.inputs import Missing, pair_checkpoints
+from clipmerge.checkpoint.inputs import Missing, align_checkpoints
 from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.quantised import refuse_quantised
 from clipmerge.checkpoint.source import Checkpoint
@@ -76,8 +76,8 @@ def compare_before_download(
     Args:
         zeroshot: Source of theta_0.
         finetuned: Sources of theta_1 ... theta_K.
-        missing: As in `pair_checkpoints`.
-        mixed_dtypes: As in `pair_checkpoints`.
+        missing: As in `align_checkpoints`.
+        mixed_dtypes: As in `align_checkpoints`.
 
     Raises:
         CheckpointError: The first thing that does not fit, in one line.
@@ -88,7 +88,7 @@ def compare_before_download(
         return
     base = previews[0] or open_checkpoint(zeroshot)
     others = [each or open_checkpoint(source, base=base) for each, source in zip(previews[1:], finetuned, strict=True)]
-    pair_checkpoints(base, others, missing=missing, mixed_dtypes=mixed_dtypes)
+    align_checkpoints(base, others, missing=missing, mixed_dtypes=mixed_dtypes)
 
 
 def _entry(where: str, dtype: str, shape: tuple[int, ...]) -> TensorEntry:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint import Inputs
 from clipmerge.errors import CheckpointError
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.merging.stream import contents_of, merged_tensors
@@ -30,12 +30,14 @@ class MovingModel:
         text_version: Counts the moves that changed the text tower, so that prompts are embedded no oftener.
     """
 
-    def __init__(self, model: ImageTextModel, pair: Pair, device: torch.device, *, dtype: OutputDtype = "keep") -> None:
+    def __init__(
+        self, model: ImageTextModel, inputs: Inputs, device: torch.device, *, dtype: OutputDtype = "keep"
+    ) -> None:
         """Load both ends, once.
 
         Args:
             model: The model without weights.
-            pair: The checkpoints; the average of the fine-tuned ones is theta_1.
+            inputs: The checkpoints; the average of the fine-tuned ones is theta_1.
             device: Where the model and both ends go; on the CPU the ends stay mapped files.
             dtype: What a merge would be written in, and so rounded to.
 
@@ -44,17 +46,19 @@ class MovingModel:
         """
         self.model = model
         self.text_version = 0
-        self._pair = pair
+        self._pair = inputs
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
-        model.load(pair.theta_0)
+        model.load(inputs.theta_0)
         model.module.to(device)
-        self._theta_0 = {name: pair.theta_0(name).to(device) for name in model.parameters}
-        merged = [name for name in model.parameters if pair.merges(name)]
+        self._theta_0 = {name: inputs.theta_0(name).to(device) for name in model.parameters}
+        merged = [name for name in model.parameters if inputs.merges(name)]
         self._finetuned = [
-            {name: pair.theta_1(name, which=which).to(device) for name in merged}
-            for which in range(len(pair.finetuned))
+            {name: inputs.theta_1(name, which=which).to(device) for name in merged}
+            for which in range(len(inputs.finetuned))
         ]
-        for ends, checkpoint in zip((self._theta_0, *self._finetuned), (pair.zeroshot, *pair.finetuned), strict=True):
+        for ends, checkpoint in zip(
+            (self._theta_0, *self._finetuned), (inputs.zeroshot, *inputs.finetuned), strict=True
+        ):
             for name, tensor in ends.items():
                 require_finite(tensor, name, checkpoint.source)
 

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import together
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import recognised
@@ -53,7 +53,7 @@ class Scorer:
     def __init__(
         self,
         model: ImageTextModel,
-        pair: Pair,
+        inputs: Inputs,
         accelerator: Accelerator,
         *,
         templates: tuple[str, ...],
@@ -65,14 +65,14 @@ class Scorer:
 
         Args:
             model: The model without weights.
-            pair: The checkpoints.
+            inputs: The checkpoints.
             accelerator: Places the model, and gathers what several processes found.
             templates: Prompt templates.
             batch_size: Images a batch; by default as `evaluate` chooses it.
             dtype: What the points are rounded to.
             held: Bytes of preprocessed images held at once.
         """
-        self._moving = MovingModel(model, pair, accelerator.device, dtype=dtype)
+        self._moving = MovingModel(model, inputs, accelerator.device, dtype=dtype)
         self._accelerator = accelerator
         self._templates = templates
         self._batch_size = batch_size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint import Pair, pair_checkpoints
+from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checkpoint.with_head import with_head
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import one_thread
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 WEIGHT, BIAS = "classification_head.weight", "classification_head.bias"
 
 
-def lacks_zeroshot_head(pair: Pair) -> bool:
+def lacks_zeroshot_head(inputs: Inputs) -> bool:
     """Whether the fine-tuned checkpoints have a head on the model's embeddings, and the zero-shot one has none."""
-    return pair.keeps_head and all(WEIGHT in keys for keys in pair.finetuned_keys)
+    return inputs.keeps_head and all(WEIGHT in keys for keys in inputs.finetuned_keys)
 
 
-def head_classes(pair: Pair, calibration: Calibration) -> HeadRecord | None:
+def head_classes(inputs: Inputs, calibration: Calibration) -> HeadRecord | None:
     """What the head's rows stand for; ``None`` when neither images nor class names were given.
 
     Args:
-        pair: The aligned checkpoints, a head among them.
+        inputs: The aligned checkpoints, a head among them.
         calibration: The images, the file with class names, the templates.
     """
     from clipmerge.images.dataset import check_templates, load_images, read_class_names
@@ -39,19 +39,19 @@ def head_classes(pair: Pair, calibration: Calibration) -> HeadRecord | None:
         images = load_images(calibration.source, calibration.classes, columns=calibration.columns)
         return HeadRecord(classes=images.class_names, templates=templates)
     if calibration.classes:
-        rows = pair.finetuned[0].entries[pair.finetuned_keys[0][WEIGHT]].shape[0]
+        rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][WEIGHT]].shape[0]
         names = read_class_names(calibration.classes, [str(row) for row in range(rows)])
         return HeadRecord(classes=names, templates=templates)
     return None
 
 
-def build_zeroshot_head(pair: Pair, head: HeadRecord, *, mixed_dtypes: bool) -> Pair:
+def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool) -> Inputs:
     """Give the zero-shot checkpoint a head of the fine-tuned one's classes.
 
     Args:
-        pair: The aligned checkpoints.
+        inputs: The aligned checkpoints.
         head: Classes, in the order of the head's rows, and templates.
-        mixed_dtypes: As in `pair_checkpoints`.
+        mixed_dtypes: As in `align_checkpoints`.
 
     Returns:
         The pair, its zero-shot side with a head.
@@ -67,26 +67,26 @@ def build_zeroshot_head(pair: Pair, head: HeadRecord, *, mixed_dtypes: bool) -> 
     from clipmerge.models.building import build_model
     from clipmerge.models.zero_shot import class_embeddings
 
-    finetuned = pair.finetuned[0]
-    entry = finetuned.entries[pair.finetuned_keys[0][WEIGHT]]
+    finetuned = inputs.finetuned[0]
+    entry = finetuned.entries[inputs.finetuned_keys[0][WEIGHT]]
     if entry.shape[0] != len(head.classes):
         raise CheckpointError(
             f"{finetuned.source}: its head has {entry.shape[0]} classes, {len(head.classes)} were named; "
             "give --classes with a line for each, in the head's order"
         )
-    model = build_model(pair)
-    model.load(pair.theta_0)
+    model = build_model(inputs)
+    model.load(inputs.theta_0)
     with torch.no_grad(), one_thread():
         embeddings = class_embeddings(model, head.classes, head.templates, torch.device("cpu"))
-        scale = pair.theta_0("logit_scale").float().exp()
+        scale = inputs.theta_0("logit_scale").float().exp()
     if embeddings.shape[1:] != entry.shape[1:]:
         raise CheckpointError(
             f"{finetuned.source}: its head takes {entry.shape[1]} features, the zero-shot model's embeddings have "
             f"{embeddings.shape[1]}; only a head on the embeddings has a zero-shot counterpart"
         )
     values = {WEIGHT: embeddings * scale, BIAS: torch.zeros(len(head.classes))}
-    keys = {pair.finetuned_keys[0][name]: values[name] for name in values if name in pair.finetuned_keys[0]}
+    keys = {inputs.finetuned_keys[0][name]: values[name] for name in values if name in inputs.finetuned_keys[0]}
     dtypes = {key: finetuned.tensor(key, 0, 1).dtype for key in keys}
     made = {key: value.to(dtypes[key]).contiguous() for key, value in keys.items()}
-    zeroshot = with_head(pair.zeroshot, finetuned, made)
-    return pair_checkpoints(zeroshot, list(pair.finetuned), missing=pair.missing, mixed_dtypes=mixed_dtypes)
+    zeroshot = with_head(inputs.zeroshot, finetuned, made)
+    return align_checkpoints(zeroshot, list(inputs.finetuned), missing=inputs.missing, mixed_dtypes=mixed_dtypes)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from clipmerge.checkpoint import Checkpoint, Pair
+from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_counter, is_statistic
 from clipmerge.files.finite import is_finite, require_finite
@@ -28,14 +28,14 @@ def runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
         yield start, min(start + length, size)
 
 
-def may_be_thinned(pair: Pair, name: str) -> bool:
+def may_be_thinned(inputs: Inputs, name: str) -> bool:
     """Whether entries of a parameter may be left out: not of a scalar, nor of batch norm's statistics.
 
     Args:
-        pair: The checkpoints.
+        inputs: The checkpoints.
         name: Canonical parameter name.
     """
-    return pair.entries(name)[0].size > 1 and not is_statistic(name)
+    return inputs.entries(name)[0].size > 1 and not is_statistic(name)
 
 
 def copies(dtypes: Sequence[str]) -> bool:
@@ -43,11 +43,11 @@ def copies(dtypes: Sequence[str]) -> bool:
     return all(dtype in _COPIED for dtype in dtypes)
 
 
-def merging(pair: Pair, name: str, alpha: float, weights: Sequence[float], room: Room) -> Iterator[Array]:
+def merging(inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room) -> Iterator[Array]:
     """Merge a parameter that every checkpoint and the output have in one dtype of `COMPUTED`, without a mask.
 
     Args:
-        pair: The checkpoints.
+        inputs: The checkpoints.
         name: Canonical parameter name.
         alpha: Mixing coefficient, no unit.
         weights: Factor of each fine-tuned checkpoint.
@@ -59,22 +59,22 @@ def merging(pair: Pair, name: str, alpha: float, weights: Sequence[float], room:
     Raises:
         CheckpointError: If an input holds NaN or Inf, or the merge overflows.
     """
-    entry = pair.entries(name)[0]
+    entry = inputs.entries(name)[0]
     for start, out in _places(entry.size, STORED[entry.dtype], room):
-        theta_0, finetuned = pair.arrays(name, start, start + len(out))
+        theta_0, finetuned = inputs.arrays(name, start, start + len(out))
         copied = copied_input(theta_0, finetuned, alpha, weights)
         if copied is not None:  # NaN and Inf of the other inputs would not show in it
-            require_finite_inputs(pair, name, theta_0, finetuned)
+            require_finite_inputs(inputs, name, theta_0, finetuned)
             np.copyto(out, copied)
         else:
             with np.errstate(all="ignore"):
                 out = weighted_change(np, theta_0, finetuned, alpha=alpha, weights=weights, out=out)
                 out += theta_0
             if not is_finite(out):
-                require_finite_inputs(pair, name, theta_0, finetuned)
+                require_finite_inputs(inputs, name, theta_0, finetuned)
                 raise overflow(name, out.dtype.name)
         yield out
-    pair.release(name)
+    inputs.release(name)
 
 
 def _places(size: int, dtype: str, room: Room) -> Iterator[tuple[int, Array]]:
@@ -87,11 +87,11 @@ def _places(size: int, dtype: str, room: Room) -> Iterator[tuple[int, Array]]:
             start += len(out)
 
 
-def copying(pair: Pair, name: str, room: Room) -> Iterator[Array]:
+def copying(inputs: Inputs, name: str, room: Room) -> Iterator[Array]:
     """Copy a zero-shot tensor in its own dtype, and look at what the other checkpoints have in its place.
 
     Args:
-        pair: The checkpoints.
+        inputs: The checkpoints.
         name: Canonical name.
         room: Where to put them.
 
@@ -103,13 +103,15 @@ def copying(pair: Pair, name: str, room: Room) -> Iterator[Array]:
     """
     # counters differ, and say nothing about the model
     holders = (
-        [] if is_counter(name) else [c for c, k in zip(pair.finetuned, pair.finetuned_keys, strict=True) if name in k]
+        []
+        if is_counter(name)
+        else [c for c, k in zip(inputs.finetuned, inputs.finetuned_keys, strict=True) if name in k]
     )
-    entry = pair.entries(name)[0]
+    entry = inputs.entries(name)[0]
     for start, out in _places(entry.size, STORED[entry.dtype], room):
-        theta_0, finetuned = pair.arrays(name, start, start + len(out))
+        theta_0, finetuned = inputs.arrays(name, start, start + len(out))
         if theta_0.dtype.kind == "f":
-            require_finite(theta_0, name, pair.zeroshot.source)
+            require_finite(theta_0, name, inputs.zeroshot.source)
         for checkpoint, theta_1 in zip(holders, finetuned if holders else [], strict=True):
             if theta_0.dtype.kind == theta_1.dtype.kind == "f":
                 require_finite(theta_1, name, checkpoint.source)
@@ -117,7 +119,7 @@ def copying(pair: Pair, name: str, room: Room) -> Iterator[Array]:
                 raise integers_differ(name, checkpoint.source)
         np.copyto(out, theta_0)
         yield out
-    pair.release(name)
+    inputs.release(name)
 
 
 def copying_alone(checkpoint: Checkpoint, key: str, name: str, room: Room) -> Iterator[Array]:
@@ -145,10 +147,10 @@ def copying_alone(checkpoint: Checkpoint, key: str, name: str, room: Room) -> It
     checkpoint.release(key)
 
 
-def require_finite_inputs(pair: Pair, name: str, theta_0: Values, finetuned: Sequence[Values]) -> None:
+def require_finite_inputs(inputs: Inputs, name: str, theta_0: Values, finetuned: Sequence[Values]) -> None:
     """Refuse a parameter that holds NaN or Inf in one of the checkpoints, by name."""
-    require_finite(theta_0, name, pair.zeroshot.source)
-    for checkpoint, theta_1 in zip(pair.finetuned, finetuned, strict=True):
+    require_finite(theta_0, name, inputs.zeroshot.source)
+    for checkpoint, theta_1 in zip(inputs.finetuned, finetuned, strict=True):
         require_finite(theta_1, name, checkpoint.source)
 
 

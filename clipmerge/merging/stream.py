@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipmerge.checkpoint import Checkpoint, Pair, TensorEntry
+from clipmerge.checkpoint import Checkpoint, Inputs, TensorEntry
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_counter, is_variance
 from clipmerge.files.safetensors import DTYPES, STORED, Array
@@ -94,11 +94,11 @@ def _begun(tensor: MergedTensor) -> Iterable[Array]:
     return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
 
-def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -> list[MergedTensor]:
+def merged_tensors(inputs: Inputs, plan: Plan, tensors: PlanTensors | None = None) -> list[MergedTensor]:
     """List the output's tensors, each with its content on demand; nothing is read yet.
 
     Args:
-        pair: The aligned checkpoints.
+        inputs: The aligned checkpoints.
         plan: What each layer gets; a parameter it does not name is theta_0's bytes.
         tensors: The scores and coefficients that the plan needs.
 
@@ -109,21 +109,23 @@ def merged_tensors(pair: Pair, plan: Plan, tensors: PlanTensors | None = None) -
         CheckpointError: If integer tensors differ in shape. While streaming: a NaN or Inf, or an integer that differs.
     """
     outputs = []
-    for name, key in pair.zeroshot_keys.items():
-        if _is_left_out(pair, plan, name):
+    for name, key in inputs.zeroshot_keys.items():
+        if _is_left_out(inputs, plan, name):
             continue
-        entry = pair.zeroshot.entries[key]
-        layer = plan.layers.get(pair.layer_of[name])
+        entry = inputs.zeroshot.entries[key]
+        layer = plan.layers.get(inputs.layer_of[name])
         dtype, is_whole = _output_dtype(plan, entry), False
-        if layer is not None and pair.merges(name):
-            is_whole = plan.combine is not None or (layer.mask is not None and plain_chunks.may_be_thinned(pair, name))
-            chunks = _merging(pair, plan, name, layer, tensors or PlanTensors(), dtype, by_torch=is_whole)
-        elif is_counter(name) and layer is not None and layer.alpha == 1 and name in pair.finetuned_keys[0]:
-            chunks = _alone(pair.finetuned[0], pair.finetuned_keys[0][name], name, dtype)
+        if layer is not None and inputs.merges(name):
+            is_whole = plan.combine is not None or (
+                layer.mask is not None and plain_chunks.may_be_thinned(inputs, name)
+            )
+            chunks = _merging(inputs, plan, name, layer, tensors or PlanTensors(), dtype, by_torch=is_whole)
+        elif is_counter(name) and layer is not None and layer.alpha == 1 and name in inputs.finetuned_keys[0]:
+            chunks = _alone(inputs.finetuned[0], inputs.finetuned_keys[0][name], name, dtype)
         else:
-            chunks = _copying(pair, name, dtype)
-        outputs.append(MergedTensor(pair.output_keys[name], name, dtype, entry.shape, chunks, is_whole))
-    return outputs + _finetuned_only(pair, plan)
+            chunks = _copying(inputs, name, dtype)
+        outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, entry.shape, chunks, is_whole))
+    return outputs + _finetuned_only(inputs, plan)
 
 
 def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
@@ -141,25 +143,25 @@ def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
     ]
 
 
-def _is_left_out(pair: Pair, plan: Plan, name: str) -> bool:
+def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
     """Whether the output lacks a zero-shot parameter, because it has the fine-tuned checkpoint's form."""
-    if name in pair.finetuned_keys[0]:
+    if name in inputs.finetuned_keys[0]:
         return False
-    if pair.keeps_head:
-        return not pair.expects(name)
-    return plan.missing == "keep-finetuned" and not pair.is_partial
+    if inputs.keeps_head:
+        return not inputs.expects(name)
+    return plan.missing == "keep-finetuned" and not inputs.is_partial
 
 
-def _finetuned_only(pair: Pair, plan: Plan) -> list[MergedTensor]:
-    checkpoint = pair.finetuned[0]
+def _finetuned_only(inputs: Inputs, plan: Plan) -> list[MergedTensor]:
+    checkpoint = inputs.finetuned[0]
     outputs = []
-    for name, key in pair.finetuned_keys[0].items():
-        is_kept = plan.missing == "keep-finetuned" or (pair.keeps_head and pair.layer_of.get(name) == HEAD)
-        if is_kept and name not in pair.zeroshot_keys:
+    for name, key in inputs.finetuned_keys[0].items():
+        is_kept = plan.missing == "keep-finetuned" or (inputs.keeps_head and inputs.layer_of.get(name) == HEAD)
+        if is_kept and name not in inputs.zeroshot_keys:
             entry = checkpoint.entries[key]
             dtype = _output_dtype(plan, entry)
             chunks = _alone(checkpoint, key, name, dtype)
-            outputs.append(MergedTensor(pair.output_keys[name], name, dtype, entry.shape, chunks))
+            outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, entry.shape, chunks))
     return outputs
 
 
@@ -170,42 +172,42 @@ def _alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Callable[
 
 
 def _merging(
-    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, *, by_torch: bool
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, *, by_torch: bool
 ) -> Callable[[Room], Iterator[Array]]:
-    dtypes = {dtype, *(entry.dtype for entry in pair.entries(name))}
+    dtypes = {dtype, *(entry.dtype for entry in inputs.entries(name))}
     special = layer.alpha_range or is_variance(name)
     if by_torch or special or len(dtypes) > 1 or not dtypes <= plain_chunks.COMPUTED:
-        return partial(_merging_by_torch, pair, plan, name, layer, tensors, dtype)
-    return partial(plain_chunks.merging, pair, name, layer.alpha, plan.weights)
+        return partial(_merging_by_torch, inputs, plan, name, layer, tensors, dtype)
+    return partial(plain_chunks.merging, inputs, name, layer.alpha, plan.weights)
 
 
-def _copying(pair: Pair, name: str, dtype: str) -> Callable[[Room], Iterator[Array]]:
-    entry, *others = pair.entries(name)
+def _copying(inputs: Inputs, name: str, dtype: str) -> Callable[[Room], Iterator[Array]]:
+    entry, *others = inputs.entries(name)
     if is_counter(name):
         others = []
     for other in others:  # only `position_ids` may differ up to here: they are not among what pairing compares
         if other.shape != entry.shape:
             raise CheckpointError(f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {other.shape}")
     if entry.dtype == dtype and plain_chunks.copies([dtype, *(other.dtype for other in others)]):
-        return partial(plain_chunks.copying, pair, name)
-    return partial(_copying_by_torch, pair, name, dtype)
+        return partial(plain_chunks.copying, inputs, name)
+    return partial(_copying_by_torch, inputs, name, dtype)
 
 
 # torch is imported when a chunk is wanted that needs it, and not before: that alone takes longer than many a merge
 
 
 def _merging_by_torch(
-    pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, _room: Room
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, _room: Room
 ) -> Iterator[Array]:
     from clipmerge.merging.torch_chunks import merging
 
-    return merging(pair, plan, name, layer, tensors, dtype)
+    return merging(inputs, plan, name, layer, tensors, dtype)
 
 
-def _copying_by_torch(pair: Pair, name: str, dtype: str, _room: Room) -> Iterator[Array]:
+def _copying_by_torch(inputs: Inputs, name: str, dtype: str, _room: Room) -> Iterator[Array]:
     from clipmerge.merging.torch_chunks import copying
 
-    return copying(pair, name, dtype)
+    return copying(inputs, name, dtype)
 
 
 def _copying_alone_by_torch(checkpoint: Checkpoint, key: str, name: str, dtype: str, _room: Room) -> Iterator[Array]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipmerge.checkpoint import Checkpoint, Pair
+from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.errors import PlanError
 from clipmerge.families import is_counter, is_variance
 from clipmerge.files.finite import is_finite, require_finite
@@ -30,11 +30,13 @@ from clipmerge.planning.tensors import PlanTensors, coefficients_of_run
 from clipmerge.plugins import load_plugin
 
 
-def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str) -> Iterator[Array]:
+def merging(
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
+) -> Iterator[Array]:
     """Merge a parameter under a plan.
 
     Args:
-        pair: The checkpoints.
+        inputs: The checkpoints.
         plan: The plan.
         name: Canonical parameter name.
         layer: What the plan gives its layer.
@@ -48,45 +50,47 @@ def merging(pair: Pair, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTe
         CheckpointError: If an input holds NaN or Inf, or the merge overflows or makes a variance negative.
         PlanError: If the mask needs a score that there is not.
     """
-    entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
+    entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
     learned = tensors.coefficients.get(name) if layer.alpha_range else None
-    thinned = may_be_thinned(pair, name)
-    inputs = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and thinned else {}
-    if inputs and _lacks_score(str(layer.mask), name, tensors):
-        _require_unchanged(pair, name, layer)
-        yield from copying(pair, name, dtype)
+    thinned = may_be_thinned(inputs, name)
+    arguments = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and thinned else {}
+    if arguments and _lacks_score(str(layer.mask), name, tensors):
+        _require_unchanged(inputs, name, layer)
+        yield from copying(inputs, name, dtype)
         return
     combine = _combination(plan, name, thinned=thinned)
     # a mask or a combination looks at the whole parameter, everything else goes by chunks
     change = None
-    if inputs or combine is not None:
+    if arguments or combine is not None:
         alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, 0, None)
-        change = _whole_change(pair, name, alpha=alpha, weights=plan.weights, combine=combine, **inputs)
+        change = _whole_change(inputs, name, alpha=alpha, weights=plan.weights, combine=combine, **arguments)
     for start, stop in runs(entry.size):
-        theta_0, finetuned = pair.theta_0(name, start, stop), []
+        theta_0, finetuned = inputs.theta_0(name, start, stop), []
         with one_thread():
             if change is not None:  # the fine-tuned checkpoints are in it, and found to be finite
                 merged = moved(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
-                finetuned = [pair.theta_1(name, start, stop, which=i) for i in range(len(pair.finetuned))]
+                finetuned = [inputs.theta_1(name, start, stop, which=i) for i in range(len(inputs.finetuned))]
                 alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
                 if isinstance(alpha, Tensor) or alpha in (0, 1):  # NaN and Inf would not show in the result
-                    require_finite_inputs(pair, name, theta_0, finetuned)
+                    require_finite_inputs(inputs, name, theta_0, finetuned)
                 merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype))
             if not is_finite(merged):
-                require_finite_inputs(pair, name, theta_0, finetuned)
+                require_finite_inputs(inputs, name, theta_0, finetuned)
                 raise overflow(name, DTYPES[dtype][0])
             if is_variance(name) and bool((merged < 0).any()):
                 raise negative_variance(name)
         yield _stored(merged, dtype)
-    pair.release(name)
+    inputs.release(name)
 
 
-def _whole_change(pair: Pair, name: str, **how: Any) -> Tensor:
+def _whole_change(inputs: Inputs, name: str, **how: Any) -> Tensor:
     """The change of a whole parameter, 1-D."""
-    theta_0 = pair.theta_0(name)
-    finetuned = [pair.theta_1(name, which=i) for i in range(len(pair.finetuned))]
-    require_finite_inputs(pair, name, theta_0, finetuned)  # they would not show in the result, or stop a decomposition
+    theta_0 = inputs.theta_0(name)
+    finetuned = [inputs.theta_1(name, which=i) for i in range(len(inputs.finetuned))]
+    require_finite_inputs(
+        inputs, name, theta_0, finetuned
+    )  # they would not show in the result, or stop a decomposition
     with one_thread():
         return whole_change(theta_0, finetuned, **how).flatten()
 
@@ -101,10 +105,10 @@ def _combination(plan: Plan, name: str, *, thinned: bool) -> Callable[[Tensor], 
 def _mask_inputs(plan: Plan, name: str, layer: LayerPlan, scores: dict[str, Tensor]) -> dict[str, Any]:
     mask = str(layer.mask)
     options = {**layer.mask_options, **layer.parameters.get(name, {})}
-    inputs = {"mask": mask, **mask_options(mask, layer.density, options), "key": RandomKey(plan.seed, name)}
+    arguments = {"mask": mask, **mask_options(mask, layer.density, options), "key": RandomKey(plan.seed, name)}
     if name in scores:
-        inputs["score"] = scores[name]
-    return inputs
+        arguments["score"] = scores[name]
+    return arguments
 
 
 def _lacks_score(mask: str, name: str, tensors: PlanTensors) -> bool:
@@ -112,20 +116,20 @@ def _lacks_score(mask: str, name: str, tensors: PlanTensors) -> bool:
     return score is not None and score.default is score.empty and name not in tensors.scores
 
 
-def _require_unchanged(pair: Pair, name: str, layer: LayerPlan) -> None:
+def _require_unchanged(inputs: Inputs, name: str, layer: LayerPlan) -> None:
     """A parameter that fine-tuning left alone has no score and needs none; any other is an edited plan's mistake."""
-    if not torch.equal(pair.theta_0(name), pair.theta_1(name)):
+    if not torch.equal(inputs.theta_0(name), inputs.theta_1(name)):
         raise PlanError(
-            f"layer '{pair.layer_of[name]}' has the mask '{layer.mask}', and the plan holds no scores for {name}; "
+            f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', and the plan holds no scores for {name}; "
             "use 'magnitude' there, or plan again"
         )
 
 
-def copying(pair: Pair, name: str, dtype: str) -> Iterator[Array]:
+def copying(inputs: Inputs, name: str, dtype: str) -> Iterator[Array]:
     """Copy a zero-shot tensor, rounded to the output's dtype, and look at what the other checkpoints have.
 
     Args:
-        pair: The checkpoints.
+        inputs: The checkpoints.
         name: Canonical name.
         dtype: safetensors dtype of the output.
 
@@ -135,19 +139,19 @@ def copying(pair: Pair, name: str, dtype: str) -> Iterator[Array]:
     Raises:
         CheckpointError: If a float holds NaN or Inf or overflows, or an integer differs.
     """
-    entry = pair.zeroshot.entries[pair.zeroshot_keys[name]]
+    entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
     for start, stop in runs(entry.size):
         with one_thread():
-            theta_0 = pair.theta_0(name, start, stop)
+            theta_0 = inputs.theta_0(name, start, stop)
             if entry.is_float:
-                require_finite(theta_0, name, pair.zeroshot.source)
-            for which, keys in enumerate(pair.finetuned_keys):
+                require_finite(theta_0, name, inputs.zeroshot.source)
+            for which, keys in enumerate(inputs.finetuned_keys):
                 if name in keys and not is_counter(name):
-                    theta_1 = pair.theta_1(name, start, stop, which=which)
-                    _check_other(theta_0, theta_1, name, pair.finetuned[which].source)
+                    theta_1 = inputs.theta_1(name, start, stop, which=which)
+                    _check_other(theta_0, theta_1, name, inputs.finetuned[which].source)
             rounded = _rounded(theta_0, name, dtype)
         yield rounded
-    pair.release(name)
+    inputs.release(name)
 
 
 def copying_alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Iterator[Array]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
 from clipmerge.files.finite import require_finite
 from clipmerge.planning.plan import Combination, LayerPlan, Measurements
@@ -22,31 +22,33 @@ class Task:
     """The input of every method.
 
     Attributes:
-        pair: The checkpoints; weights are read only by methods that are about tensors.
+        inputs: The checkpoints; weights are read only by methods that are about tensors.
         measurements: What the recipe's measure found; ``None`` for data-free recipes.
         seed: Seed of the run.
     """
 
-    pair: Pair
+    inputs: Inputs
     measurements: Measurements | None = None
     seed: int = 0
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
         """Layer to its mergeable parameters, network order; layers without one are left out."""
-        merged = {layer: tuple(n for n in names if self.pair.merges(n)) for layer, names in self.pair.layers.items()}
+        merged = {
+            layer: tuple(n for n in names if self.inputs.merges(n)) for layer, names in self.inputs.layers.items()
+        }
         return {layer: names for layer, names in merged.items() if names}
 
     @property
     def sizes(self) -> dict[str, int]:
         """Layer to its number of entries."""
-        entries, keys = self.pair.zeroshot.entries, self.pair.zeroshot_keys
+        entries, keys = self.inputs.zeroshot.entries, self.inputs.zeroshot_keys
         return {layer: sum(entries[keys[name]].size for name in names) for layer, names in self.layers.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Mergeable parameter to its shape."""
-        entries, keys = self.pair.zeroshot.entries, self.pair.zeroshot_keys
+        entries, keys = self.inputs.zeroshot.entries, self.inputs.zeroshot_keys
         return {name: entries[keys[name]].shape for names in self.layers.values() for name in names}
 
     def everywhere(self, alpha: float, reason: str) -> dict[str, LayerPlan]:
@@ -56,7 +58,7 @@ class Task:
     @property
     def uniform_weights(self) -> tuple[float, ...]:
         """One over the number of fine-tuned checkpoints, each: their task vectors are averaged."""
-        count = len(self.pair.finetuned)
+        count = len(self.inputs.finetuned)
         return (1.0 / count,) * count
 
     def task_vectors(self, name: str) -> list[Tensor]:
@@ -65,11 +67,11 @@ class Task:
         Raises:
             CheckpointError: If a weight is NaN or infinite.
         """
-        theta_0 = self.pair.theta_0(name)
-        require_finite(theta_0, name, self.pair.zeroshot.source)
+        theta_0 = self.inputs.theta_0(name)
+        require_finite(theta_0, name, self.inputs.zeroshot.source)
         vectors = []
-        for which, checkpoint in enumerate(self.pair.finetuned):
-            theta_i = self.pair.theta_1(name, which=which)
+        for which, checkpoint in enumerate(self.inputs.finetuned):
+            theta_i = self.inputs.theta_1(name, which=which)
             require_finite(theta_i, name, checkpoint.source)
             vectors.append(theta_i.double() - theta_0.double())
         return vectors
@@ -84,7 +86,7 @@ class Task:
         Raises:
             RecipeError: If there is one only.
         """
-        if len(self.pair.finetuned) < 2:
+        if len(self.inputs.finetuned) < 2:
             raise RecipeError(f"method {method}: needs at least two fine-tuned checkpoints; with one, {instead}")
 
     def need_one_finetuned(self, method: str) -> None:
@@ -93,7 +95,7 @@ class Task:
         Raises:
             RecipeError: If there are several.
         """
-        if len(self.pair.finetuned) > 1:
+        if len(self.inputs.finetuned) > 1:
             raise RecipeError(f"method {method}: takes one fine-tuned checkpoint; for several use 'wise-ft'")
 
     def need_measurements(self, method: str) -> Measurements:

@@ -25,7 +25,7 @@ def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     Source:
         Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795.
     """
-    count = len(task.pair.finetuned)
+    count = len(task.inputs.finetuned)
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
         f"the sum of {count} task vectors, each without its outliers and its small entries, times {alpha:g}",

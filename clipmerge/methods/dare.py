@@ -25,7 +25,7 @@ def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     Source:
         DARE, Yu et al. 2023, arXiv:2311.03099.
     """
-    count = len(task.pair.finetuned)
+    count = len(task.inputs.finetuned)
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
         f"the sum of {count} task vectors, each thinned out at random and rescaled, times {alpha:g}",

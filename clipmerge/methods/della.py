@@ -30,7 +30,7 @@ def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
         DELLA, Deep et al. 2024, arXiv:2406.11617.
     """
     check_chances(**options)
-    count = len(task.pair.finetuned)
+    count = len(task.inputs.finetuned)
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
         f"{count} task vectors, each thinned out at random by magnitude, averaged where their signs agree, times "

@@ -33,7 +33,7 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     # the soup never gets worse while it grows, and what was turned down is worse than the soup then was
     soup = max(measurements.mixtures, key=lambda tried: (tried.accuracy, sum(weight > 0 for weight in tried.weights)))
     chosen = [
-        checkpoint.source for checkpoint, weight in zip(task.pair.finetuned, soup.weights, strict=True) if weight > 0
+        checkpoint.source for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True) if weight > 0
     ]
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),

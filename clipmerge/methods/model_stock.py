@@ -26,7 +26,7 @@ def model_stock(task: Task) -> Decision:
         Model Stock, Jang et al. 2024, arXiv:2403.19522.
     """
     task.need_several_finetuned("model-stock", "there is no angle: use 'wise-ft' or 'monosoup'")
-    count = len(task.pair.finetuned)
+    count = len(task.inputs.finetuned)
     layers = {}
     for layer, names in task.layers.items():
         cosine = _mean_cosine(task, names)
@@ -47,7 +47,7 @@ def model_stock(task: Task) -> Decision:
 
 def _mean_cosine(task: Task, names: tuple[str, ...]) -> float | None:
     """Mean cosine over the pairs of checkpoints that both moved the layer; ``None`` where there is no such pair."""
-    count = len(task.pair.finetuned)
+    count = len(task.inputs.finetuned)
     products = torch.zeros(count, count, dtype=torch.float64)
     with one_thread():
         for name in names:

@@ -36,7 +36,7 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
         MonoSoup, arXiv:2602.09689.
     """
     task.need_one_finetuned("monosoup")
-    entries = {name: task.pair.entries(name)[0] for names in task.layers.values() for name in names}
+    entries = {name: task.inputs.entries(name)[0] for names in task.layers.values() for name in names}
     matrices = [name for name, entry in entries.items() if len(entry.shape) >= 2 and entry.size]
     jobs = [(4 * entries[name].size, partial(_split_of, task, name, rank, energy)) for name in matrices]
     found = dict(zip(matrices, side_by_side(jobs), strict=True))
@@ -50,9 +50,9 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
 
 
 def _split_of(task: Task, name: str, rank: str, energy: float) -> dict[str, float | int]:
-    theta_0, theta_1 = task.pair.theta_0(name), task.pair.theta_1(name)
-    require_finite(theta_0, name, task.pair.zeroshot.source)
-    require_finite(theta_1, name, task.pair.finetuned[0].source)
+    theta_0, theta_1 = task.inputs.theta_0(name), task.inputs.theta_1(name)
+    require_finite(theta_0, name, task.inputs.zeroshot.source)
+    require_finite(theta_1, name, task.inputs.finetuned[0].source)
     return _split(theta_1.double() - theta_0.double(), rank, energy)
 
 

@@ -20,7 +20,7 @@ def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:
         Task arithmetic, Ilharco et al. 2022, arXiv:2212.04089.
     """
     task.need_several_finetuned("task-arithmetic", "it is 'wise-ft'")
-    count = len(task.pair.finetuned)
+    count = len(task.inputs.finetuned)
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
         f"the sum of {count} task vectors, times {alpha:g}",

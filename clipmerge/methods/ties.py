@@ -28,7 +28,7 @@ def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     task.need_several_finetuned(
         "ties", "no sign is to be elected and only the trimming is left: use 'breadcrumbs' with method.outliers=0"
     )
-    count = len(task.pair.finetuned)
+    count = len(task.inputs.finetuned)
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
         f"{count} task vectors, each trimmed to its largest entries, averaged where their signs agree, times {alpha:g}",

@@ -19,7 +19,7 @@ def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
     Source:
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903.
     """
-    count = len(task.pair.finetuned)
+    count = len(task.inputs.finetuned)
     what = "the fine-tuned model" if count == 1 else f"the average of {count} fine-tuned models"
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clipmerge.checkpoint import Pair
+from clipmerge.checkpoint import Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, TOKENIZER_FILES
 from clipmerge.errors import CheckpointError
@@ -12,26 +12,26 @@ from clipmerge.families import Family
 from clipmerge.models import ImageTextModel, model_for
 
 
-def build_model(pair: Pair) -> ImageTextModel:
+def build_model(inputs: Inputs) -> ImageTextModel:
     """Build the model that the measures differentiate, without weights.
 
     Args:
-        pair: The checkpoints; the zero-shot one must be a full CLIP with its config.
+        inputs: The checkpoints; the zero-shot one must be a full CLIP with its config.
 
     Raises:
         CheckpointError: If there is no config or no processor.
     """
-    if pair.zeroshot.config is None:
+    if inputs.zeroshot.config is None:
         raise CheckpointError(
-            f"{pair.zeroshot.source}: measuring needs the {pair.family.config} beside the weights; give the whole "
+            f"{inputs.zeroshot.source}: measuring needs the {inputs.family.config} beside the weights; give the whole "
             "folder"
         )
-    candidates = [c for c in (*pair.finetuned, pair.zeroshot) if not pair.is_partial or c is pair.zeroshot]
-    with_processor = [each for each in candidates if has_processor(each.folder, pair.family)]
+    candidates = [c for c in (*inputs.finetuned, inputs.zeroshot) if not inputs.is_partial or c is inputs.zeroshot]
+    with_processor = [each for each in candidates if has_processor(each.folder, inputs.family)]
     chosen = (with_processor or candidates)[0]
     # a configuration that was translated names no tokenizer; the one beside the processor says the same of the model
-    config = chosen.config if isinstance(pair.zeroshot, ConvertedCheckpoint) else None
-    return model_for(pair.family, config or pair.zeroshot.config, chosen.folder)
+    config = chosen.config if isinstance(inputs.zeroshot, ConvertedCheckpoint) else None
+    return model_for(inputs.family, config or inputs.zeroshot.config, chosen.folder)
 
 
 def has_processor(folder: Path, family: Family) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from clipmerge.checkpoint import Checkpoint, Pair
+from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, TOKENIZER_FILES, WEIGHTS
 from clipmerge.conversion import layout_of
@@ -116,11 +116,13 @@ def _write_index(path: Path, files: dict[str, list[MergedTensor]]) -> str:
     return sha256_of(path)
 
 
-def output_layout(pair: Pair, tensors: list[MergedTensor], max_shard_size: int | None = None) -> dict[str, str] | None:
+def output_layout(
+    inputs: Inputs, tensors: list[MergedTensor], max_shard_size: int | None = None
+) -> dict[str, str] | None:
     """Say which shard each tensor goes to.
 
     Args:
-        pair: The checkpoints.
+        inputs: The checkpoints.
         tensors: The output's tensors.
         max_shard_size: Bytes a shard holds at most, unless one tensor alone is larger; ``None`` for shards as the
             checkpoint has them that gives the output its form.
@@ -132,12 +134,12 @@ def output_layout(pair: Pair, tensors: list[MergedTensor], max_shard_size: int |
         OutputError: If shards are asked for that the family's library cannot load.
     """
     layout = None if max_shard_size is None else _sized_layout(tensors, max_shard_size)
-    if layout and pair.family.weights != WEIGHTS:
-        raise OutputError(f"open_clip loads {pair.family.weights} and no shards; leave out --max-shard-size")
-    form = pair.form
-    if max_shard_size is not None or not form.sharded or pair.family.weights != WEIGHTS:
+    if layout and inputs.family.weights != WEIGHTS:
+        raise OutputError(f"open_clip loads {inputs.family.weights} and no shards; leave out --max-shard-size")
+    form = inputs.form
+    if max_shard_size is not None or not form.sharded or inputs.family.weights != WEIGHTS:
         return layout
-    return {pair.output_keys[name]: _shard_name(form.entries[key].file) for name, key in pair.form_keys.items()}
+    return {inputs.output_keys[name]: _shard_name(form.entries[key].file) for name, key in inputs.form_keys.items()}
 
 
 def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | None:
@@ -159,7 +161,7 @@ def _shard_name(file: Path) -> str:
     return f"{file.stem.removeprefix('pytorch_')}.safetensors" if file.suffix != ".safetensors" else file.name
 
 
-def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, str], list[str]]:
+def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
     """Copy configuration, processor and tokenizer, so that the output loads where its sources load.
 
     They come from the fine-tuned checkpoint, verbatim but for the config's dtype; what it lacks, and everything
@@ -167,24 +169,24 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
 
     Args:
         folder: Where to.
-        pair: The checkpoints.
+        inputs: The checkpoints.
         dtype: Output dtype, or ``keep``.
 
     Returns:
         File name to sha256, and notes for the user.
     """
-    form = pair.form if pair.form.config is not None else pair.zeroshot
+    form = inputs.form if inputs.form.config is not None else inputs.zeroshot
     if isinstance(form, ConvertedCheckpoint):
-        return _converted_files(folder, form, pair, dtype)
+        return _converted_files(folder, form, inputs, dtype)
     chosen = _side_files(form)
     notes = []
-    if form is pair.zeroshot and not pair.takes_zeroshot_form:
+    if form is inputs.zeroshot and not inputs.takes_zeroshot_form:
         notes.append(
-            f"the fine-tuned checkpoint has no {pair.family.config}; the zero-shot one's side files were copied"
+            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side files were copied"
         )
-    for what, names in _lendable(pair).items():
-        if form is not pair.zeroshot and not any(name in chosen for name in names):
-            lent = {name: path for name, path in _side_files(pair.zeroshot).items() if name not in chosen}
+    for what, names in _lendable(inputs).items():
+        if form is not inputs.zeroshot and not any(name in chosen for name in names):
+            lent = {name: path for name, path in _side_files(inputs.zeroshot).items() if name not in chosen}
             lent = {name: path for name, path in lent.items() if name not in ("config.json", *_other(names))}
             if any(name in lent for name in names):
                 chosen |= lent
@@ -201,30 +203,30 @@ def write_side_files(folder: Path, pair: Pair, dtype: str) -> tuple[dict[str, st
 
 
 def _converted_files(
-    folder: Path, form: ConvertedCheckpoint, pair: Pair, dtype: str
+    folder: Path, form: ConvertedCheckpoint, inputs: Inputs, dtype: str
 ) -> tuple[dict[str, str], list[str]]:
     """Make the files anew: those that the form's checkpoint has beside it are another library's."""
     if form.config is None:
         return {}, []
     before = {path.name for path in folder.iterdir()}
     notes = write_layout_files(folder, form, dtype)
-    if not pair.takes_zeroshot_form:
-        notes.append(f"the fine-tuned checkpoint has no {pair.family.config}; one was made from the zero-shot one's")
+    if not inputs.takes_zeroshot_form:
+        notes.append(f"the fine-tuned checkpoint has no {inputs.family.config}; one was made from the zero-shot one's")
     made = sorted(path.name for path in folder.iterdir() if path.name not in before)
     return {name: sha256_of(folder / name) for name in made}, notes
 
 
-def _lendable(pair: Pair) -> dict[str, tuple[str, ...]]:
+def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
     """What the zero-shot checkpoint lends where the fine-tuned one lacks it, and the files by which that is known.
 
     Nothing of another library's; a classifier needs no tokenizer, and OpenCLIP has no processor.
     """
     lendable = {"processor": _PROCESSOR, "tokenizer": TOKENIZER_FILES}
-    if isinstance(pair.zeroshot, ConvertedCheckpoint):
+    if isinstance(inputs.zeroshot, ConvertedCheckpoint):
         return {}
-    if pair.keeps_head:
+    if inputs.keeps_head:
         del lendable["tokenizer"]
-    if layout_of(pair.zeroshot.entries) == "open-clip":
+    if layout_of(inputs.zeroshot.entries) == "open-clip":
         del lendable["processor"]
     return lendable
 

@@ -36,8 +36,8 @@ def merge_record(run: Run, plan: Plan, output: Path | None, files: Mapping[str, 
         "clipmerge": __version__,
         "output": str(output) if output else None,
         "files": files,
-        "family": run.pair.family.name,
-        "classifier": run.pair.is_classifier,
+        "family": run.inputs.family.name,
+        "classifier": run.inputs.is_classifier,
         "recipe": data["recipe"],
         "zeroshot": data["zeroshot"],
         "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,
@@ -60,7 +60,7 @@ def merge_record(run: Run, plan: Plan, output: Path | None, files: Mapping[str, 
 
 
 def _layers(run: Run, plan: Plan) -> dict[str, dict[str, Any]]:
-    task = Task(run.pair)
+    task = Task(run.inputs)
     measured = plan.measurements.layers if plan.measurements else {}
     sizes = task.sizes
     layers = {}
