@@ -19,7 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders of a zero-shot and a fine-tuned tiny CLIP; read only."""
-    from tests.tiny_clip import save_pair
+    from tests.support.tiny_clip import save_pair
 
     return save_pair(tmp_path_factory.mktemp("pair"))
 
@@ -27,7 +27,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Folders of a zero-shot tiny CLIP and three fine-tuned from it; read only."""
-    from tests.tiny_clip import save_family
+    from tests.support.tiny_clip import save_family
 
     return save_family(tmp_path_factory.mktemp("family"))
 
@@ -35,7 +35,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of 30 images in three classes; read only."""
-    from tests.tiny_clip import save_images
+    from tests.support.tiny_clip import save_images
 
     return save_images(tmp_path_factory.mktemp("images"))
 
@@ -43,7 +43,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedPair, Path]:
     """A tiny pair of the benchmarks' form and its JSON file; read only."""
-    from tests.tiny_shift import evaluated_pair
+    from tests.support.tiny_shift import evaluated_pair
 
     return evaluated_pair(tmp_path_factory.mktemp("evaluated"))
 

@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState
 
 from clipmerge.planning.plan import Measurements
 from clipmerge.plugins import load_plugin
-from tests.command import start
-from tests.small_objective import make_batches, objective_for, save_ends
+from tests.support.command import start
+from tests.support.small_objective import make_batches, objective_for, save_ends
 
 pytestmark = [
     pytest.mark.gpu,

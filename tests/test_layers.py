@@ -10,7 +10,7 @@ from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import tower_of
 from clipmerge.families.clip import FAMILY as CLIP
 from clipmerge.layers import block_of, match_layers
-from tests.tiny_clip import layer_of
+from tests.support.tiny_clip import layer_of
 
 ATTN = [f"self_attn.{p}_proj.{kind}" for p in ("k", "v", "q", "out") for kind in ("weight", "bias")]
 HALVES = {

@@ -30,7 +30,7 @@ from clipmerge.measures.first_order import first_order
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.measures.worst_case import worst_case
 from clipmerge.models import model_for
-from tests.tiny_clip import tiny_config, tiny_processor
+from tests.support.tiny_clip import tiny_config, tiny_processor
 
 RHO = 0.5
 

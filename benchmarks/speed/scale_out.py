@@ -20,7 +20,7 @@ import torch
 from transformers import CLIPModel
 
 from benchmarks.speed.processes import run, summary, write_results
-from tests.tiny_clip import save_images, tiny_config, tiny_processor
+from tests.support.tiny_clip import save_images, tiny_config, tiny_processor
 
 
 def make_pair(folder: Path, blocks: int, width: int) -> list[str]:

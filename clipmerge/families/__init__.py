@@ -18,7 +18,7 @@ A *canonical name* is one spelling of a parameter; ``renames`` brings the others
 its sources. A rule's
 groups number the block. Where there are several (stage and block), the blocks of a tower are counted through.
 Layers are named as in `clipmerge.layers`. A family that needs its own forward pass names a module of
-`clipmerge.models`; ``tests/test_families.py`` says what every family must show. Files that begin with an
+`clipmerge.models`; ``tests/families/test_families.py`` says what every family must show. Files that begin with an
 underscore are shared parts.
 """
 

@@ -1,0 +1,331 @@
+"""`clipmerge convert`: what it writes is loaded by the library it was written for, processor and tokenizer included."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from clipmerge.conversion import tokens
+from clipmerge.conversion.preprocessing import image_processor_config, preprocess_cfg
+from clipmerge.errors import CheckpointError
+from tests.conversion.test_conversion import features, same
+from tests.support import tiny_open_clip
+from tests.support.command import clipmerge, refused
+from tests.support.tiny_clip import save_pair
+from tests.support.tiny_open_clip import build, load, model_config, outputs
+
+TEXTS = ["a photo of a cat.", "Two dogs,  running", "it's 3 o'clock on the Zürichsee", "x" * 300]
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> Path:
+    """An OpenCLIP folder with the tiny tokenizer."""
+    return tiny_open_clip.save(build(model_config(quick_gelu=True)), model_config(quick_gelu=True), tmp_path / "ours")
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A transformers folder."""
+    return save_pair(tmp_path / "theirs")[0]
+
+
+def configure(folder: Path, change: Any, name: str = "open_clip_config.json") -> Path:
+    config = json.loads((folder / name).read_text())
+    change(config)
+    (folder / name).write_text(json.dumps(config))
+    return folder
+
+
+def test_open_clip_becomes_transformers(ours: Path, tmp_path: Path) -> None:
+    (ours / "LICENSE").write_text("MIT")
+    done = clipmerge("convert", ours, tmp_path / "out", "--to", "transformers", "--format", "json")
+    assert done.code == 0, done.err
+    model, info = CLIPModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values())
+    same(features(model.eval()), outputs(load(ours)))
+    processor = CLIPProcessor.from_pretrained(tmp_path / "out")
+    words = processor.tokenizer(["a cat", "dog"], padding="max_length", max_length=32).input_ids
+    assert torch.equal(torch.tensor(words), open_clip.get_tokenizer(f"local-dir:{ours}")(["a cat", "dog"]))
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{ours}")
+    image = Image.linear_gradient("L").convert("RGB").resize((32, 32))
+    pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, transform(image)[None], atol=1e-6, rtol=0)
+    record = json.loads((tmp_path / "out" / "conversion.json").read_text())
+    assert record == done.json
+    written = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
+    assert record["files"] == {name: digest for name, digest in written.items() if name != "conversion.json"}
+    assert "LICENSE" in written
+
+
+def test_transformers_becomes_open_clip(theirs: Path, tmp_path: Path) -> None:
+    done = clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip")
+    assert done.code == 0, done.err
+    assert "local-dir:" in done.err + done.out
+    assert "the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is 'zeroshot'" in done.err
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    source = CLIPModel.from_pretrained(theirs).eval()
+    same(outputs(model.eval()), features(source))
+    processor = CLIPProcessor.from_pretrained(theirs)
+    ids = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(["a cat", "dog"])
+    assert torch.equal(ids, torch.tensor(processor.tokenizer(["a cat", "dog"], padding="max_length").input_ids))
+    image = Image.linear_gradient("L").convert("RGB").resize((32, 32))
+    pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(transform(image)[None], pixels, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("first", ["ours", "theirs"])
+def test_there_and_back_gives_the_same_bytes(first: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder: Path = request.getfixturevalue(first)
+    there, back = ("transformers", "open-clip") if first == "ours" else ("open-clip", "transformers")
+    assert clipmerge("convert", folder, tmp_path / "there", "--to", there).code == 0
+    assert clipmerge("convert", tmp_path / "there", tmp_path / "back", "--to", back).code == 0
+    name = "open_clip_model.safetensors" if first == "ours" else "model.safetensors"
+    before, after = load_file(folder / name), load_file(tmp_path / "back" / name)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.fixture(scope="module")
+def with_clips_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An OpenCLIP folder with CLIP's own vocabulary and no tokenizer, as most are."""
+    config = model_config(text={"vocab_size": 49408, "context_length": 77})
+    return tiny_open_clip.save(build(config), config, tmp_path_factory.mktemp("clip") / "model", tokenizer=False)
+
+
+def test_clips_own_tokenizer_is_made(with_clips_words: Path, tmp_path: Path) -> None:
+    assert clipmerge("convert", with_clips_words, tmp_path / "out", "--to", "transformers").code == 0
+    ids = CLIPTokenizer.from_pretrained(tmp_path / "out")(TEXTS, padding="max_length", truncation=True).input_ids
+    expected = open_clip.get_tokenizer(f"local-dir:{with_clips_words}")(TEXTS)
+    length = expected.argmax(dim=-1)  # behind the end OpenCLIP pads with 0, transformers with the end
+    for row, end in enumerate(length.tolist()):
+        assert ids[row][: end + 1] == expected[row, : end + 1].tolist()
+    assert tokens.is_clips_own(tmp_path / "out")
+    assert clipmerge("convert", tmp_path / "out", tmp_path / "back", "--to", "open-clip").code == 0
+    back = json.loads((tmp_path / "back" / "open_clip_config.json").read_text())
+    assert "hf_tokenizer_name" not in back["model_cfg"]["text_cfg"]
+    assert torch.equal(open_clip.get_tokenizer(f"local-dir:{tmp_path / 'back'}")(TEXTS), expected)
+
+
+def test_without_open_clip_one_line_says_what_to_install(
+    with_clips_words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "open_clip" else find_spec(name)
+    )
+    line = refused(clipmerge("convert", with_clips_words, tmp_path / "out", "--to", "transformers"))
+    assert "install clipmerge[open-clip]" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_tokenizer_must_lie_there(ours: Path, tmp_path: Path) -> None:
+    (ours / "tokenizer.json").unlink()
+    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
+    assert "its tokenizer is that of acme/tiny" in line
+    configure(ours, lambda config: config["model_cfg"]["text_cfg"].pop("hf_tokenizer_name"))
+    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
+    assert "has 58 tokens and open_clip_config.json names no tokenizer" in line
+
+
+@pytest.mark.parametrize("to", ["transformers", "open-clip"])
+def test_what_has_the_layout_already_is_refused(to: str, ours: Path, theirs: Path, tmp_path: Path) -> None:
+    source = ours if to == "open-clip" else theirs
+    line = refused(clipmerge("convert", source, tmp_path / "out", "--to", to))
+    assert f"is in the layout of {to} already" in line
+
+
+def test_a_bare_file_is_refused(ours: Path, tmp_path: Path) -> None:
+    (ours / "open_clip_config.json").unlink()
+    source = ours / "open_clip_model.safetensors"
+    line = refused(clipmerge("convert", source, tmp_path / "out", "--to", "transformers"))
+    assert "has no open_clip_config.json beside it" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda config: config.update(model_cfg={}),
+            r"open_clip_config\.json: embed_dim is missing, and a whole number from 1 on was expected",
+        ),
+        (lambda config: config["model_cfg"].update(vision_cfg=[1]), r"vision_cfg is \[1\], and an object"),
+        (lambda config: config["model_cfg"]["vision_cfg"].update(head_width=0), r"vision_cfg\.head_width is 0"),
+        (lambda config: config["model_cfg"]["vision_cfg"].update(width="wide"), r"vision_cfg\.width is 'wide'"),
+        (lambda config: config["preprocess_cfg"].update(interpolation="lanczos"), "preprocessing cannot be understood"),
+        (lambda config: config.update(preprocess_cfg=[1]), "preprocessing cannot be understood"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_one_line(change: Any, message: str, ours: Path, tmp_path: Path) -> None:
+    line = refused(clipmerge("convert", configure(ours, change), tmp_path / "out", "--to", "transformers"))
+    assert re.search(message, line), line
+    assert not (tmp_path / "out").exists()
+
+
+WHOLE = "and a whole number from 1 on was expected"
+NO_NUMBERS = [None, "32", [32, 32], 0, -32, 2.5, True, {}]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("projection_dim", "vision_config.hidden_size", "vision_config.image_size", "vision_config.patch_size"),
+        *("vision_config.num_attention_heads", "vision_config.num_hidden_layers", "text_config.vocab_size"),
+        *("text_config.max_position_embeddings", "text_config.intermediate_size", "text_config.num_attention_heads"),
+    ],
+)
+def test_a_setting_that_is_no_count_is_named(key: str, value: Any, theirs: Path, tmp_path: Path) -> None:
+    section, _, name = key.rpartition(".")
+    configure(theirs, lambda config: (config[section] if section else config).update({name: value}), "config.json")
+    line = refused(clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip"))
+    shown = "null" if value is None else repr(value)
+    assert line == f"error: {theirs}: config.json: {key} is {shown}, {WHOLE}; correct the file"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_attention_heads": 3}, "vision_config.num_attention_heads makes 3 heads on 32 channels, which does not"),
+        ({"layer_norm_eps": "small"}, "vision_config.layer_norm_eps is 'small', and a number from 0 on was expected"),
+        ({"layer_norm_eps": float("nan")}, "vision_config.layer_norm_eps is nan"),
+        ({"hidden_act": None}, "vision_config.hidden_act is None, and a name was expected"),
+        ({"num_hidden_layers": 10**12}, "says that the vision tower has 1000000000000 layers, the weights have 3"),
+        (
+            {"patch_size": 64},
+            r"config.json calls for vision_model.embeddings.patch_embedding.weight of shape \(32, 3, 64",
+        ),
+        ({"patch_size": ...}, r"weight of shape \(32, 3, 32, 32\) \(what it does not state has its default\)"),
+    ],
+)
+@pytest.mark.parametrize("form", ["vision_config", "vision_config_dict"])
+def test_settings_that_fit_no_model_are_named(
+    form: str, change: dict[str, Any], message: str, theirs: Path, tmp_path: Path
+) -> None:
+    def apply(config: dict[str, Any]) -> None:
+        settings = config.pop("vision_config") | change
+        config[form] = {name: value for name, value in settings.items() if value is not ...}
+
+    line = refused(clipmerge("convert", configure(theirs, apply, "config.json"), tmp_path / "out", "--to", "open-clip"))
+    assert re.search(message, line), line
+    assert "config.json" in line
+
+
+def test_a_section_that_is_none_is_named(theirs: Path, tmp_path: Path) -> None:
+    configure(theirs, lambda config: config.update(text_config=[1]), "config.json")
+    line = refused(clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip"))
+    assert "config.json: text_config is [1], and an object of settings was expected" in line
+
+
+@pytest.mark.parametrize("value", [None, "16", 0, -8, 2.5, True])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("embed_dim", "vision_cfg.image_size", "vision_cfg.patch_size", "vision_cfg.width", "vision_cfg.layers"),
+        *("vision_cfg.head_width", "text_cfg.heads", "text_cfg.context_length"),
+    ],
+)
+def test_a_setting_of_open_clips_that_is_no_count_is_named(key: str, value: Any, ours: Path, tmp_path: Path) -> None:
+    section, _, name = key.rpartition(".")
+    configure(ours, lambda config: (_section(config["model_cfg"], section)).update({name: value}))
+    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
+    shown = "null" if value is None else repr(value)
+    assert line == f"error: {ours}: open_clip_config.json: {key} is {shown}, {WHOLE}; correct the file"
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section: dict[str, Any] = config[name] if name else config
+    return section
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("vision_cfg", {"head_width": 64}, "vision_cfg.head_width makes 0 heads on 32 channels"),
+        ("text_cfg", {"heads": 5}, "text_cfg.heads makes 5 heads on 32 channels"),
+        ("text_cfg", {"mlp_ratio": -1}, "text_cfg.mlp_ratio is -1, and a number above 0 was expected"),
+        ("vision_cfg", {"norm_kwargs": {"eps": "x"}}, "vision_cfg.norm_kwargs.eps is 'x'"),
+        ("text_cfg", {"pool_type": "eos", "eos_id": None}, "text_cfg.eos_id is null"),
+    ],
+)
+def test_settings_of_open_clips_that_fit_no_model_are_named(
+    section: str, change: dict[str, Any], message: str, ours: Path, tmp_path: Path
+) -> None:
+    configure(ours, lambda config: config["model_cfg"][section].update(change))
+    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
+    assert f"open_clip_config.json: {message}" in line
+
+
+def test_an_unknown_layout_is_a_usage_error(ours: Path, tmp_path: Path) -> None:
+    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "jax"), code=2)
+    assert "--to jax: choose from transformers, open-clip" in line
+
+
+def test_an_output_is_replaced_only_when_asked(ours: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    arguments = ("convert", ours, tmp_path / "out", "--to", "transformers")
+    assert "exists already" in refused(clipmerge(*arguments))
+    assert "holds no conversion.json" in refused(clipmerge(*arguments, "--overwrite"))
+    (tmp_path / "out").rmdir()
+    assert clipmerge(*arguments).code == 0
+    assert clipmerge(*arguments, "--overwrite").code == 0
+    assert "holds the checkpoint" in refused(clipmerge("convert", ours, ours, "--to", "transformers"))
+
+
+def test_a_broken_weight_is_named_and_nothing_stays(ours: Path, tmp_path: Path) -> None:
+    weights = load_file(ours / "open_clip_model.safetensors")
+    weights["visual.proj"][0, 0] = float("nan")
+    save_file(weights, ours / "open_clip_model.safetensors")
+    line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
+    assert "tensor visual_projection.weight holds NaN" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+
+
+def test_half_precision_stays_half(ours: Path, tmp_path: Path) -> None:
+    weights = load_file(ours / "open_clip_model.safetensors")
+    save_file({key: value.bfloat16() for key, value in weights.items()}, ours / "open_clip_model.safetensors")
+    assert clipmerge("convert", ours, tmp_path / "out", "--to", "transformers").code == 0
+    assert CLIPModel.from_pretrained(tmp_path / "out").dtype is torch.bfloat16
+
+
+def test_preprocessing_is_said_in_the_others_words() -> None:
+    squash = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    said = image_processor_config(squash, 64)
+    assert (said["size"], said["resample"], said["do_center_crop"]) == ({"height": 64, "width": 64}, 2, False)
+    assert preprocess_cfg(said, 64) == (squash, [])
+    with pytest.raises(CheckpointError, match="resize_mode=longest has no counterpart"):
+        image_processor_config({"resize_mode": "longest"}, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": {"shortest_edge": 256}}, "resized to 256 there, and OpenCLIP resizes to the model's 224"),
+        ({"size": 224, "crop_size": 200}, "resized to 224"),
+        ({"resample": 0}, "Pillow's filter 0 there"),
+    ],
+)
+def test_preprocessing_that_open_clip_lacks_is_told(changes: dict[str, Any], message: str) -> None:
+    _, notes = preprocess_cfg({"size": 224, "crop_size": 224, **changes}, 224)
+    assert len(notes) == 1
+    assert message in notes[0]
+
+
+def test_a_conversion_is_not_a_side_file_of_a_merge(ours: Path, tmp_path: Path) -> None:
+    assert clipmerge("convert", ours, tmp_path / "zeroshot", "--to", "transformers").code == 0
+    shutil.copytree(tmp_path / "zeroshot", tmp_path / "finetuned")
+    arguments = (tmp_path / "zeroshot", tmp_path / "finetuned", "--recipe", "wise-ft", "--output", tmp_path / "merged")
+    assert clipmerge("merge", *arguments).code == 0
+    assert not (tmp_path / "merged" / "conversion.json").exists()

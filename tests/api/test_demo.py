@@ -1,0 +1,85 @@
+"""The demo, whole: trained once here, then looked at from every side."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPModel, CLIPProcessor
+
+from clipmerge.api.demo import run_demo
+from clipmerge.cli import app
+from clipmerge.progress import Silent
+from tests.support.command_line import invoke
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The demo's record; about a minute of training on two cores."""
+    return run_demo(tmp_path_factory.mktemp("demo") / "demo", Silent())
+
+
+def shifted(accuracy: dict[str, float]) -> float:
+    return sum(value for name, value in accuracy.items() if name != "clean") / (len(accuracy) - 1)
+
+
+def test_fine_tuning_gains_on_clean_digits_and_loses_robustness(demo: dict[str, dict[str, dict[str, float]]]) -> None:
+    accuracy = demo["accuracy"]
+    assert set(accuracy) == {"zero-shot", "fine-tuned", "wise-ft", "straggler-sparse", "auto"}
+    assert set(accuracy["wise-ft"]) == {"clean", "noise", "inversion", "rotation", "blur"}
+    assert accuracy["fine-tuned"]["clean"] > accuracy["zero-shot"]["clean"]
+    assert shifted(accuracy["fine-tuned"]) < shifted(accuracy["zero-shot"]) - 0.1
+
+
+def test_interpolating_gets_robustness_back(demo: dict[str, dict[str, dict[str, float]]]) -> None:
+    accuracy = demo["accuracy"]
+    assert shifted(accuracy["wise-ft"]) > shifted(accuracy["fine-tuned"])
+    assert accuracy["wise-ft"]["clean"] > accuracy["zero-shot"]["clean"]
+
+
+def test_learning_gets_more_of_it_back(demo: dict[str, dict[str, dict[str, float]]]) -> None:
+    accuracy = demo["accuracy"]
+    assert shifted(accuracy["auto"]) > shifted(accuracy["wise-ft"]) + 0.02
+    assert accuracy["auto"]["clean"] > accuracy["zero-shot"]["clean"]
+
+
+def test_the_printed_command_runs_and_its_output_loads(demo: dict[str, str], tmp_path: Path) -> None:
+    program, *arguments = shlex.split(demo["command"])
+    assert program == "clipmerge"
+    output = tmp_path / "merged"
+    arguments[-1] = str(output)
+    code, out, err = invoke(app, [*arguments, "--format", "json"])
+    assert code == 0, err
+    assert json.loads(out)["recipe"]["method"]["name"] == "learned"
+    model, info = CLIPModel.from_pretrained(output, output_loading_info=True)
+    assert not any(info.values())
+    assert len(CLIPProcessor.from_pretrained(output).tokenizer(["a photo of a zero."]).input_ids[0]) > 3
+    merged = load_file(output / "model.safetensors")
+    assert all(torch.equal(merged[name], value) for name, value in model.state_dict().items() if name in merged)
+
+
+def test_layers_add_up_to_the_loss(demo: dict[str, dict[str, str]]) -> None:
+    record = json.loads((Path(demo["models"]["straggler-sparse"]) / "clipmerge.json").read_text(encoding="utf-8"))
+    for statistic, check in record["checks"].items():
+        total = sum(layer[statistic] for layer in record["measurements"].values())
+        assert total == pytest.approx(check["measured"], rel=0.01)
+    loss = dict(zip(record["path"]["alphas"], record["path"]["losses"], strict=True))
+    assert record["checks"]["loss_drop"]["measured"] == pytest.approx(loss[1.0] - loss[0.0])
+
+
+def test_it_is_trained_once(demo: dict[str, str]) -> None:
+    class Notes(Silent):
+        said: list[str] = []  # noqa: RUF012
+
+        def say(self, text: str) -> None:
+            self.said.append(text)
+
+    again = run_demo(Path(demo["folder"]), Notes())
+    assert any("trained earlier" in text for text in Notes.said)
+    assert again["accuracy"] == demo["accuracy"]

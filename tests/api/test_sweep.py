@@ -1,0 +1,398 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from clipmerge.api.merge import MergeRequest, make_plan, write_merge
+from clipmerge.api.sweep import SweepRequest, check_sweep, sweep, write_sweep
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageError
+from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.evaluation.scorer import Scorer
+from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.models.building import build_model
+from clipmerge.models.transformers_clip import TransformersClip
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Silent
+from clipmerge.request import Calibration
+from tests.support.command import clipmerge
+from tests.support.tiny_clip import save_images, save_pair
+
+TEMPLATE = ("a photo of a {}.",)
+Inputs = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """A pair whose fine-tuned weights are far enough away for predictions to change on the way."""
+    return save_pair(tmp_path_factory.mktemp("far"), change=1.0)
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_images(tmp_path_factory.mktemp("shifted"), each=7, seed=5)
+
+
+@pytest.fixture(scope="module")
+def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_images(tmp_path_factory.mktemp("calibration"), each=6, seed=6)
+
+
+def request_for(pair: Inputs, images: Path, shifted: Path, *recipes: str, **changes: Any) -> SweepRequest:
+    given: dict[str, Any] = {"alphas": (0.0, 0.3, 1.0), **changes}
+    return SweepRequest(
+        str(pair[0]),
+        str(pair[1]),
+        {"val": str(images)},
+        {"shifted": str(shifted)},
+        tuple(load_recipe(name) for name in recipes),
+        **given,
+    )
+
+
+def written_accuracy(pair: Inputs, recipe: str, sets: list[str], sources: list[str], folder: Path) -> dict[str, float]:
+    """What `evaluate` says of the folder that `merge` writes."""
+    data = next((text.partition("=")[2] for text in sources if text.startswith("calibration=")), None)
+    request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=data))
+    write_merge(make_plan(request), folder)
+    measured = [text for text in sources if not text.startswith("calibration=")]
+    record = evaluate_sources(str(folder), measured, templates=TEMPLATE, progress=Silent())
+    accuracy: dict[str, float] = record["accuracy"]
+    return accuracy
+
+
+def test_every_point_is_what_evaluate_says_of_the_merged_folder(
+    far: Inputs, images: Path, shifted: Path, calibration: Path, tmp_path: Path
+) -> None:
+    recipes = ("lines", "monosoup", "straggler-sparse")
+    request = request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration)))
+    record, _ = sweep(request)
+    sources = [f"val={images}", f"shifted={shifted}"]
+    for row in record["curve"]:
+        sets = [f"method.alpha={row['alpha']}"]
+        assert row["accuracy"] == written_accuracy(far, "wise-ft", sets, sources, tmp_path / f"{row['alpha']}")
+        assert row["id"] == row["accuracy"]["val"]
+        assert row["ood"] == row["accuracy"]["shifted"]
+    assert len({row["ood"] for row in record["curve"]}) > 1  # or the comparison above says nothing
+    for row in record["recipes"]:
+        expected = written_accuracy(
+            far, row["name"], [], [*sources, f"calibration={calibration}"], tmp_path / row["name"]
+        )
+        assert row["accuracy"] == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_are_those_that_merge_writes_bit_for_bit(
+    far: Inputs, tmp_path: Path, dtype: str, calibration: Path
+) -> None:
+    pair = cast(far, dtype, tmp_path)
+    opened = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    moving = MovingModel(build_model(opened), opened, torch.device("cpu"))
+    order = [("wise-ft", 0.7), ("wise-ft", 1.0), ("wise-ft", 0.1), ("monosoup", None), ("wise-ft", 0.0)]
+    for recipe, alpha in order if dtype == "bfloat16" else [*order, ("straggler-sparse", None), ("wise-ft", 0.35)]:
+        sets = [] if alpha is None else [f"method.alpha={alpha}"]
+        if recipe == "straggler-sparse":
+            sets = ["overrides=[{layers: vision.*, alpha: 0.6, density: 0.3}]"]
+        request = MergeRequest(
+            str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=str(calibration))
+        )
+        run = make_plan(request)
+        folder = tmp_path / f"{recipe}-{alpha}"
+        write_merge(run, folder)
+        written = load_file(folder / "model.safetensors")
+        if alpha is None:
+            assert run.plan is not None
+            moving.follow(run.plan, run.tensors)
+        else:
+            moving.interpolate(alpha)
+        for name, parameter in moving.model.parameters.items():
+            expected = written[name].float()
+            assert torch.equal(parameter.view(torch.int32), expected.view(torch.int32)), (recipe, alpha, name)
+
+
+def cast(pair: Inputs, dtype: str, folder: Path) -> Inputs:
+    from transformers import CLIPModel
+
+    copies = (folder / "zeroshot", folder / "finetuned")
+    for source, target in zip(pair, copies, strict=True):
+        shutil.copytree(source, target)
+        CLIPModel.from_pretrained(source, dtype=getattr(torch, dtype)).save_pretrained(target)
+    return copies
+
+
+def test_several_are_swept_around_the_curve_to_their_average(
+    family: list[Path], images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    recipes = ("uniform-soup", "ties", "model-stock", "greedy-soup")
+    sources = [str(folder) for folder in family]
+    flags = ["--id", f"val={images}", "--ood", f"shifted={shifted}", "--data", images, "--alphas", "0,0.3,1"]
+    asked = [word for name in recipes for word in ("--recipe", name)]
+    made = clipmerge("sweep", *sources, *flags, *asked, "--output", tmp_path / "out", "--format", "json")
+    assert made.code == 0, made.err
+    record = made.json
+    assert [each["source"] for each in record["finetuned"]] == sources[1:]
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    assert all(source in page for source in sources)
+    assert "alpha 1 (average of 3)" in page
+    scored = [("wise-ft", row, [f"method.alpha={row['alpha']}"]) for row in record["curve"]]
+    scored += [(row["name"], row, []) for row in record["recipes"]]
+    for name, row, sets in scored:
+        calibration = Calibration(source=str(images))
+        request = MergeRequest(sources[0], tuple(sources[1:]), load_recipe(name, sets), calibration)
+        folder = tmp_path / f"{name}{sets}"
+        write_merge(make_plan(request), folder)
+        measured = evaluate_sources(
+            str(folder), [f"val={images}", f"shifted={shifted}"], templates=TEMPLATE, progress=Silent()
+        )
+        assert row["accuracy"] == measured["accuracy"], name
+    assert record["recipes"][0]["alpha"] == 1  # the uniform soup is the curve's end
+    assert record["recipes"][1]["alpha"] is None
+
+
+def test_a_fine_tuned_tower_is_swept_within_the_whole_model(
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    from transformers import CLIPVisionModel
+
+    tower = tmp_path / "tower"
+    CLIPVisionModel.from_pretrained(far[1]).save_pretrained(tower)
+    record, _ = sweep(request_for((far[0], tower), images, shifted, "lines"))
+    sources = [f"val={images}", f"shifted={shifted}"]
+    for row, recipe, sets in (
+        (record["curve"][1], "wise-ft", ["method.alpha=0.3"]),
+        (record["curve"][2], "wise-ft", ["method.alpha=1"]),
+        (record["recipes"][0], "lines", []),
+    ):
+        folder = tmp_path / f"{recipe}{sets}"
+        assert row["accuracy"] == written_accuracy((far[0], tower), recipe, sets, sources, folder)
+    assert any("vision tower only" in note for note in record["warnings"])
+
+
+class Counting:
+    """Counts images decoded, batches embedded and prompts embedded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.decoded: Counter[tuple[str, int]] = Counter()
+        self.batches = self.prompts = 0
+        decode, vision, text = LabelledImages.image, TransformersClip.image_features, TransformersClip.text_features
+
+        def image(images: LabelledImages, index: int) -> Any:
+            self.decoded[images.source, index] += 1
+            return decode(images, index)
+
+        def image_features(model: TransformersClip, *args: Any) -> Any:
+            self.batches += 1
+            return vision(model, *args)
+
+        def text_features(model: TransformersClip, *args: Any) -> Any:
+            self.prompts += 1
+            return text(model, *args)
+
+        monkeypatch.setattr(LabelledImages, "image", image)
+        monkeypatch.setattr(TransformersClip, "image_features", image_features)
+        monkeypatch.setattr(TransformersClip, "text_features", text_features)
+
+
+def test_nothing_is_evaluated_twice(
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = tmp_path / "three-tenths.yaml"
+    same.write_text("method: {name: wise-ft, alpha: 0.3}\n")
+    twin = tmp_path / "twin.yaml"
+    twin.write_text("method: {name: wise-ft, alpha: 0.45}\n")
+    other = tmp_path / "other.yaml"
+    other.write_text("method: {name: wise-ft, alpha: 0.45}\noverrides: [{layers: 'text.*', alpha: 0.45}]\n")
+    counting = Counting(monkeypatch)
+    request = request_for(
+        far, images, shifted, str(same), str(twin), str(other), calibration=Calibration(batch_size=10)
+    )
+    record, correct = sweep(request)
+    points = 3 + 1  # three alphas, and 0.45 once
+    assert [row["alpha"] for row in record["recipes"]] == [0.3, None, None]
+    assert record["recipes"][0]["accuracy"] == record["curve"][1]["accuracy"]
+    assert correct["val"].shape == (points, 30)
+    assert set(counting.decoded.values()) == {1}
+    assert len(counting.decoded) == 30 + 21
+    assert counting.batches == points * (3 + 3)
+    assert counting.prompts == points  # both sources have the same classes
+
+
+def test_recipes_that_differ_in_a_coefficient_are_two_points(
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    files = []
+    for alpha in (0.2, 0.9):
+        files.append(tmp_path / f"text-{alpha}.yaml")
+        overrides = f"overrides: [{{layers: 'text.*', alpha: {alpha}}}]"
+        files[-1].write_text(f"method: {{name: wise-ft, alpha: 0.5}}\n{overrides}\n")
+    _, correct = sweep(request_for(far, images, shifted, *map(str, files)))
+    assert correct["val"].shape == (3 + 2, 30)
+
+
+def test_recipes_with_one_measure_measure_once(
+    far: Inputs, images: Path, shifted: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import clipmerge.api.measure
+
+    calls = []
+    measure = clipmerge.api.measure.measure
+    monkeypatch.setattr(clipmerge.api.measure, "measure", lambda *args: calls.append(1) or measure(*args))
+    recipes = ("straggler-sparse", "straggler-shrink")
+    sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration))))
+    assert len(calls) == 1
+
+
+def test_prompts_are_embedded_once_when_the_text_tower_is_frozen(
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen = tmp_path / "frozen"
+    shutil.copytree(far[1], frozen)
+    from safetensors.torch import save_file
+
+    ends = [load_file(folder / "model.safetensors") for folder in far]
+    weights = {name: ends[0 if name.startswith("text") else 1][name].clone() for name in ends[0]}
+    save_file(weights, frozen / "model.safetensors", metadata={"format": "pt"})
+    counting = Counting(monkeypatch)
+    sweep(request_for((far[0], frozen), images, shifted))
+    assert counting.prompts == 1
+
+
+@pytest.mark.parametrize("held", [1, 100_000, 10**9])
+def test_how_many_images_are_held_changes_nothing(
+    far: Inputs, images: Path, shifted: Path, monkeypatch: pytest.MonkeyPatch, held: int
+) -> None:
+    request = request_for(far, images, shifted, "lines")
+    _, expected = sweep(request)
+    counting = Counting(monkeypatch)
+    opened = align_checkpoints(open_checkpoint(str(far[0])), [open_checkpoint(str(far[1]))])
+    scorer = Scorer(build_model(opened), opened, Accelerator(cpu=True), templates=TEMPLATE, held=held)
+    plan = make_plan(MergeRequest(str(far[0]), (str(far[1]),), load_recipe("lines"))).plan
+    assert plan is not None
+    moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan, {})]
+    loaded = {"val": load_images(str(images)), "shifted": load_images(str(shifted))}
+    found = scorer.score(moves, loaded, Silent())
+    assert all((found[name] == expected[name]).all() for name in expected)
+    assert set(counting.decoded.values()) == {1}
+    assert counting.prompts == 4
+
+
+def test_the_record_and_the_files_tell_the_same(far: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
+    record = write_sweep(request_for(far, images, shifted, "lines"), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "correct.safetensors",
+        "curve.png",
+        "sweep.html",
+        "sweep.json",
+    ]
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == record
+    correct = load_file(tmp_path / "out" / "correct.safetensors")
+    rows = [*record["curve"], *record["recipes"]]
+    for name, right in correct.items():
+        assert right.float().mean(dim=1).tolist() == pytest.approx([row["accuracy"][name] for row in rows])
+    assert record["images"] == {"val": 30, "shifted": 21}
+
+
+def test_the_same_seed_gives_the_same_numbers(far: Inputs, images: Path, shifted: Path) -> None:
+    first, again, other = (sweep(request_for(far, images, shifted, "lines", seed=seed))[0] for seed in (0, 0, 1))
+    for record in (first, again, other):
+        record.pop("seconds")
+    assert first == again
+    assert first["curve"][0]["ood_interval"] != other["curve"][0]["ood_interval"]
+
+
+def test_an_output_is_replaced_only_when_it_is_a_sweep(
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path
+) -> None:
+    request = request_for(far, images, shifted)
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "clipmerge.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"no sweep\.json"):
+        write_sweep(request, tmp_path / "merged", overwrite=True)
+    with pytest.raises(OutputError, match="pass --overwrite"):
+        write_sweep(request, tmp_path / "merged")
+    write_sweep(request, tmp_path / "out")
+    write_sweep(request, tmp_path / "out", overwrite=True)
+    with pytest.raises(OutputError, match="holds the checkpoint"):
+        write_sweep(request, far[0].parent, overwrite=True)
+
+
+def test_weights_that_are_not_finite_are_named(far: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(far[1], broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["visual_projection.weight"][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"visual_projection\.weight holds NaN"):
+        sweep(request_for((far[0], broken), images, shifted))
+
+
+# --- calibration on OOD images
+
+
+@pytest.mark.parametrize("kind", ["the same folder", "symbolic link", "hard link", "copy"])
+def test_ood_images_among_the_calibration_images_are_refused(
+    far: Inputs, images: Path, calibration: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ood = calibration
+    if kind != "the same folder":
+        ood = save_images(tmp_path / "ood", each=4, seed=9)
+        source, target = calibration / "cat" / "2.png", ood / "bird" / "other.png"
+        make = {"symbolic link": target.symlink_to, "hard link": target.hardlink_to}
+        make.get(kind, lambda path: shutil.copyfile(path, target))(source)
+    measured = Counting(monkeypatch)
+    request = request_for(far, images, ood, "straggler-sparse", calibration=Calibration(source=str(calibration)))
+    count = "18 images are" if kind == "the same folder" else "1 image is"
+    with pytest.raises(UsageError, match=f"--ood shifted: {count} also in the calibration source"):
+        sweep(request)
+    assert not measured.batches
+
+
+def test_digits_against_digits_are_refused(far: Inputs, images: Path) -> None:
+    request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
+    with pytest.raises(UsageError, match="not out of distribution"):
+        sweep(request)
+
+
+def test_images_used_twice_are_noted(far: Inputs, images: Path, calibration: Path) -> None:
+    request = request_for(far, images, images)
+    assert any("30 images are also in --id val" in note for note in sweep(request)[0]["warnings"])
+    request = request_for(far, calibration, images, calibration=Calibration(source=str(calibration)))
+    assert any("flatters" in note for note in sweep(request)[0]["warnings"])
+
+
+def test_several_id_sources_are_averaged(far: Inputs, images: Path, shifted: Path, calibration: Path) -> None:
+    request = SweepRequest(
+        str(far[0]), str(far[1]), {"a": str(images), "b": str(calibration)}, {"o": str(shifted)}, alphas=(0.0, 1.0)
+    )
+    for row in sweep(request)[0]["curve"]:
+        assert row["id"] == pytest.approx(np.mean([row["accuracy"]["a"], row["accuracy"]["b"]]))
+
+
+def test_a_recipe_that_measures_needs_data(far: Inputs, images: Path, shifted: Path) -> None:
+    with pytest.raises(UsageError, match="straggler-sparse' measures"):
+        check_sweep(request_for(far, images, shifted, "straggler-sparse"))
+
+
+def test_contradictions_are_refused(far: Inputs, images: Path, shifted: Path) -> None:
+    with pytest.raises(UsageError, match="two recipes are named 'lines'"):
+        check_sweep(request_for(far, images, shifted, "lines", "lines"))
+    with pytest.raises(UsageError, match="two different values"):
+        check_sweep(request_for(far, images, shifted, alphas=(0.5, 0.5)))
+    with pytest.raises(UsageError, match="both have a source named 'val'"):
+        check_sweep(SweepRequest("a", "b", {"val": "x"}, {"val": "y"}))
+    with pytest.raises(UsageError, match="at least one"):
+        check_sweep(SweepRequest("a", "b", {"val": "x"}, {}))
+    with pytest.raises(RecipeError, match="no recipe"):
+        request_for(far, images, shifted, "nothing")

@@ -1,0 +1,276 @@
+"""Every recipe on a pair, as JSON; standings and the page from it."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.shifts import report, standing
+from benchmarks.shifts.evaluation import ByDrawing, Contestant, contestants, evaluate_pair, packed, unpacked
+from benchmarks.shifts.experiment import TrainedPair
+from clipmerge.errors import RecipeError
+from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Silent
+from tests.support.tiny_clip import CLASSES
+from tests.support.tiny_shift import SMALL
+
+# --- evaluation
+
+
+def test_the_file_holds_each_points_bits(evaluated: tuple[TrainedPair, Path]) -> None:
+    record = json.loads(evaluated[1].read_text())
+    for name in ("test", "odd"):
+        curve = unpacked(record["correct"][name])
+        assert curve.shape == (3, 12, 2)
+        assert [right.mean() for right in curve] == [row["accuracy"][name] for row in record["curve"]]
+        for row in record["recipes"]:
+            assert unpacked(row["correct"][name]).shape == (1, 12, 2)
+            assert unpacked(row["correct"][name]).mean() == row["accuracy"][name]
+        # wise-ft is the curve's alpha 0.5
+        assert np.array_equal(unpacked(record["recipes"][0]["correct"][name])[0], curve[1])
+
+
+def test_bits_are_in_the_order_of_the_drawings(evaluated: tuple[TrainedPair, Path]) -> None:
+    pair, file = evaluated
+    bits = unpacked(json.loads(file.read_text())["correct"]["odd"])[2]
+    for drawing in (0, 7):
+        right = 0.0
+        for picture in pair.ood["odd"].rglob(f"{drawing:05d}-*.png"):
+            alone = file.parent / f"{drawing}-{picture.stem}"
+            for name in CLASSES:
+                (alone / name).mkdir(parents=True)
+                shutil.copy(picture, alone / name / "only.png")
+            # the same picture under every label is right once if it is any class; ask for its own label's share
+            told = evaluate_sources(
+                str(pair.finetuned), [str(alone)], templates=("a photo of a {}.",), batch_size=1, progress=Silent()
+            )
+            assert told["accuracy"][alone.name] == pytest.approx(1 / 3)
+            right += _is_recognised(pair.finetuned, picture)
+        assert bits[drawing].sum() == right
+
+
+def _is_recognised(checkpoint: Path, picture: Path) -> bool:
+    from transformers import CLIPModel, CLIPProcessor
+
+    model, processor = CLIPModel.from_pretrained(checkpoint), CLIPProcessor.from_pretrained(checkpoint)
+    texts = [f"a photo of a {name}." for name in CLASSES]
+    with Image.open(picture) as opened:
+        inputs = processor(text=texts, images=opened.convert("RGB"), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        return CLASSES[int(model(**inputs).logits_per_image.argmax())] == picture.parent.name
+
+
+def test_only_what_is_missing_or_changed_is_evaluated(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
+    pair, first = evaluated
+    file = tmp_path / "again.json"
+    shutil.copy(first, file)
+    recipes = contestants(only=("wise-ft", "lines", "monosoup"))
+    before = file.stat().st_mtime_ns
+    evaluate_pair(pair, recipes, file, SMALL)
+    assert file.stat().st_mtime_ns == before
+    planted = json.loads(file.read_text())
+    planted["recipes"][1]["verdict"] = planted["curve"][1]["id"] = "kept"
+    planted["recipes"][2]["verdict"] = "not kept"
+    file.write_text(json.dumps(planted))
+    other = load_recipe("monosoup", ["method.rank=energy"]).model_copy(update={"name": "monosoup"})
+    changed = [*recipes[:2], Contestant(other)]
+    evaluate_pair(pair, changed, file, SMALL)
+    record = json.loads(file.read_text())
+    assert [row["name"] for row in record["recipes"]] == ["wise-ft", "lines", "monosoup"]
+    assert record["recipes"][1]["verdict"] == record["curve"][1]["id"] == "kept"
+    assert record["recipes"][2]["verdict"] != "not kept"
+    evaluate_pair(pair, changed, file, SMALL, again=["lines"])
+    assert "kept" not in [row["verdict"] for row in json.loads(file.read_text())["recipes"]]
+
+
+def test_no_folder_of_this_machine_gets_into_the_results(evaluated: tuple[TrainedPair, Path]) -> None:
+    assert str(evaluated[1].parents[1]) not in evaluated[1].read_text()
+
+
+def test_contestants_that_do_not_exist_are_told(tmp_path: Path) -> None:
+    assert {"auto", "wise-ft", "lines", "monosoup"} <= {recipe.name for recipe in contestants()}
+    (tmp_path / "list.yaml").write_text("all: {pairs: ['*'], recipes: {mine: [no-such-recipe]}}\n")
+    with pytest.raises(RecipeError, match=r"list.yaml: no recipe 'no-such-recipe' \(recipes: auto"):
+        contestants(tmp_path / "list.yaml")
+    with pytest.raises(RecipeError, match="no contestant 'wise'"):
+        contestants(only=("wise",))
+
+
+def test_a_contestant_may_have_its_own_pairs_and_images(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text(
+        "few:\n  pairs: ['*-1', mild-0]\n  recipes:\n    small: [auto, measure.steps=3, images=64]\n"
+    )
+    (small,) = contestants(tmp_path / "list.yaml")
+    assert (small.group, small.images, small.recipe.measure["steps"]) == ("few", 64, 3)
+    assert [small.is_for(name) for name in ("long-1", "mild-0", "mild-10", "long-0")] == [True, True, False, False]
+    assert small.settings["images"] == 64
+
+
+# --- standing
+
+
+def record_of(correct: dict[str, Any], recipes: dict[str, int], *, curve: int = 3, **told: Any) -> dict[str, Any]:
+    things = {name: list(range(right.shape[1])) for name, right in correct.items()}
+
+    def part(points: list[int]) -> dict[str, Any]:
+        rows = {name: right[points].reshape(len(points), -1) for name, right in correct.items()}
+        return {name: packed(ByDrawing(right, things[name])) for name, right in rows.items()}
+
+    rows = [{"name": name, "correct": part([point])} for name, point in recipes.items()]
+    oods = [name for name in correct if name != "test"]
+    base = {"things": things, "regime": "mild", "seed": 1, "tuning": False, "id": ["test"], "ood": oods}
+    return {**base, "correct": part(list(range(curve))), "recipes": rows, "curve": [{}] * curve, **told}
+
+
+def bits(shares: list[float], drawings: int = 50, copies: int = 2) -> Any:
+    """The first share of the drawings is recognised."""
+    return np.array([[[place < share * drawings] * copies for place in range(drawings)] for share in shares])
+
+
+def test_gain_and_oracle_by_hand() -> None:
+    # curve: (0.4, 0.8), (0.6, 0.9), (1.0, 0.5); the recipe at ID 0.8 has OOD 0.76, the curve 0.7 there
+    correct = {"test": bits([0.4, 0.6, 1.0, 0.8]), "a": bits([0.8, 0.9, 0.5, 0.7]), "b": bits([0.8, 0.9, 0.5, 0.82])}
+    pair = standing.resampled(record_of(correct, {"ours": 3}), resamples=20)
+    assert pair.gain("ours")[0] == pytest.approx(0.06)
+    assert pair.oracle == 1
+    id_, ood = pair.above_oracle("ours")
+    assert (id_[0], ood[0]) == (pytest.approx(0.2), pytest.approx(-0.14))
+    assert not pair.has("theirs")
+
+
+def test_copies_of_a_drawing_do_not_narrow_the_interval() -> None:
+    """Ten copies of each drawing that agree tell no more than one."""
+    widths = []
+    for copies in (1, 10):
+        correct = {"test": bits([0.5, 0.5, 0.5], copies=copies), "odd": bits([0.5, 0.3, 0.2], copies=copies)}
+        pair = standing.resampled(record_of(correct, {}), resamples=400)
+        widths.append(np.quantile(pair.ood[1:, 0], [0.025, 0.975]))
+    assert np.allclose(widths[0], widths[1])
+    # as wide as a binomial's: 2 * 1.96 * sqrt(0.25 / 50) = 0.277
+    assert widths[0][1] - widths[0][0] == pytest.approx(0.277, rel=0.2)
+
+
+def test_a_thing_weighs_the_same_in_every_source_that_shows_it() -> None:
+    """Sources that show halves of the things are drawn together with the one that shows all."""
+    times = standing.draws({"all": range(10), "even": range(0, 10, 2), "odd": range(1, 10, 2)}, 50)
+    assert bool((times["all"][0] == 1).all())
+    assert bool((times["all"].sum(axis=1) == 10).all())
+    assert np.array_equal(times["all"][:, ::2], times["even"])
+    assert np.array_equal(times["all"][:, 1::2], times["odd"])
+
+
+def test_accuracy_is_by_drawings_as_often_as_they_were_drawn() -> None:
+    right = np.array([[[1, 0], [1, 1], [0, 0]]], dtype=np.bool_)
+    assert standing.accuracy(np.array([[1.0, 1, 1], [2, 0, 1], [0, 3, 0]]), right).tolist() == [[0.5], [1 / 3], [1.0]]
+
+
+def test_pairs_share_the_drawings_that_are_drawn() -> None:
+    """What two pairs have in common cancels in no difference: equal pairs average to the spread of one."""
+    correct = {"test": bits([0.5, 0.5, 0.5]), "odd": bits([0.5, 0.3, 0.2])}
+    values = [standing.resampled(record_of(correct, {}, seed=seed), resamples=200).ood[:, 0] for seed in (1, 2)]
+    assert np.array_equal(values[0], values[1])
+    assert standing.over_pairs(values) == standing.over_pairs(values[:1]).__class__(
+        values[0][0], standing.over_pairs(values[:1]).interval, 2
+    )
+
+
+def test_the_interval_over_pairs_covers_their_spread() -> None:
+    rng = random.Random(0)
+    pairs = [np.full(401, rng.gauss(0, 1)) for _ in range(40)]
+    found = standing.over_pairs(pairs)
+    means = [pair[0] for pair in pairs]
+    assert found.value == pytest.approx(sum(means) / 40)
+    assert found.interval is not None
+    error = np.std(means, ddof=1) / 40**0.5
+    assert found.interval[1] - found.interval[0] == pytest.approx(2 * 1.96 * error, rel=0.25)
+
+
+def test_pairs_without_a_value_are_counted_out() -> None:
+    found = standing.over_pairs([np.full(11, np.nan), np.full(11, 2.0)])
+    assert (found.value, found.interval, found.pairs) == (2.0, (2.0, 2.0), 1)
+    assert standing.over_pairs([np.full(11, np.nan)]).value is None
+
+
+# --- page
+
+
+def test_the_page_is_made_from_the_files_alone(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
+    record = json.loads(evaluated[1].read_text())
+    (tmp_path / "results" / "emoji_shift").mkdir(parents=True)
+    for seed in (1, 2):
+        text = json.dumps({**record, "seed": seed})
+        (tmp_path / "results" / "emoji_shift" / f"aggressive-{seed}.json").write_text(text)
+    (tmp_path / "docs").mkdir()
+    written = report.write_page(tmp_path / "results", tmp_path / "docs")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert [file.relative_to(tmp_path).as_posix() for file in written] == [
+        "docs/results.md",
+        "docs/results/emoji_shift-aggressive.png",
+    ]
+    ends = [record["curve"][0][axis] for axis in ("id", "ood")]
+    assert f"| zero-shot | {100 * ends[0]:.1f} / {100 * ends[1]:.1f} |" in page
+    row = record["recipes"][2]
+    assert f"{100 * row['id']:.1f} / {100 * row['ood']:.1f}" in page
+    with Image.open(written[1]) as picture:
+        assert picture.width > 500
+
+
+def test_pairs_trained_once_more_are_told_apart_and_counted_together(
+    evaluated: tuple[TrainedPair, Path], tmp_path: Path
+) -> None:
+    record = json.loads(evaluated[1].read_text())
+    ours, theirs = ({**row, "name": name} for row, name in zip(record["recipes"], ("auto", "tpgm"), strict=False))
+    again = tmp_path / "results" / "emoji_shift" / "again"
+    again.mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    (again.parent / "aggressive-1.json").write_text(json.dumps({**record, "recipes": [ours]}))
+    (again / "aggressive-1.json").write_text(json.dumps({**record, "recipes": [ours, theirs]}))
+    report.write_page(tmp_path / "results", tmp_path / "docs")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    first, _, second = page.partition("trained once more")
+    assert "`tpgm`" not in first.split("## Emoji")[1]
+    assert "`auto` above | aggressive (2) | all (2) |" in second
+
+
+def test_further_pairs_and_other_machines_are_told(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
+    record = json.loads(evaluated[1].read_text())
+    results = tmp_path / "results" / "emoji_shift"
+    results.mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    for seed, cpu in ((1, "Acorn"), (3, "Zilog"), (4, "Zilog")):
+        machine = {**record["machine"], "cpu": cpu}
+        (results / f"mild-{seed}.json").write_text(
+            json.dumps({**record, "regime": "mild", "seed": seed, "machine": machine})
+        )
+    report.write_page(tmp_path / "results", tmp_path / "docs")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "`python -m benchmarks.shifts.emoji`, and once more with `--only mild-3,mild-4`, regenerates this." in page
+    assert ". mild 1: Acorn, Python" in page
+    assert "; mild 3, mild 4: Zilog, Python" in page
+
+
+def test_auto_against_a_rival_by_hand() -> None:
+    """The gains are 0.06 and -0.02 on one pair, 0.06 and 0.00 on the other."""
+    pairs = []
+    for rival in (0.68, 0.7):
+        correct = {"test": bits([0.4, 0.6, 1.0, 0.8, 0.8]), "a": bits([0.8, 0.9, 0.5, 0.76, rival])}
+        pairs.append(standing.resampled(record_of(correct, {"auto": 3, "tpgm": 4}), resamples=50))
+    lines = report.against(pairs)
+    assert len(lines[2].splitlines()) == 3
+    assert lines[2].splitlines()[2].startswith("| `tpgm` | +7.0 [")
+    assert report.against(pairs[:1])[2].splitlines()[2].startswith("| `tpgm` | +8.0 [")
+
+
+def test_the_shipped_page_is_what_the_shipped_files_make(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    report.write_page(docs=tmp_path / "docs")
+    assert (tmp_path / "docs" / "results.md").read_text() == (report.DOCS / "results.md").read_text()

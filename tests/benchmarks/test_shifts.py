@@ -1,0 +1,206 @@
+"""Distribution shifts: pictures, training, and the commands, from nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from benchmarks.shifts import command, pictures
+from benchmarks.shifts.emoji import glyphs
+from benchmarks.shifts.experiment import Shift, Source, TrainedPair, chosen_pairs, prepare
+from benchmarks.shifts.fashion import clothes
+from benchmarks.shifts.training import Drawings, Pretraining, Regime, pretrain
+from clipmerge.errors import DataError, UsageError
+from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.progress import Silent
+from tests.support.tiny_shift import SIZE
+
+STILL = pictures.Strength(degrees=0, zoom=(1, 1), shift=0, background=1, contrast=0, noise=0, blur=0)
+
+
+# --- pictures
+
+
+def test_a_still_picture_is_the_drawing_on_white_at_half_the_size() -> None:
+    drawings = torch.rand(2, 4, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0))
+    taken = pictures.photographed(drawings, STILL, torch.Generator().manual_seed(1))
+    for image, channel, row, column in [(0, 0, 0, 0), (0, 2, 31, 31), (1, 1, 7, 20)]:
+        total = 0.0
+        for down in (0, 1):
+            for right in (0, 1):
+                at = (2 * row + down, 2 * column + right)
+                cover = drawings[image, 3][at].item()
+                total += drawings[image, channel][at].item() * cover + (1 - cover)
+        assert taken[image, channel, row, column].item() == pytest.approx(total / 4, abs=1e-5)
+
+
+def test_every_style_is_drawn_from_the_seed_and_stays_a_picture() -> None:
+    drawings = torch.rand(40, 4, 2 * SIZE, 2 * SIZE, generator=torch.Generator().manual_seed(0))
+    for strength in (pictures.PLAIN, pictures.STRONG):
+        one, same, other = (
+            pictures.photographed(drawings, strength, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
+        )
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+        assert one.shape == (40, 3, SIZE, SIZE)
+        assert one.min() >= 0
+        assert one.max() <= 1
+
+
+@pytest.mark.parametrize("corruption", clothes.CORRUPTIONS, ids=lambda change: change.__name__)
+def test_corruptions_change_every_picture(corruption: pictures.Change) -> None:
+    taken = torch.rand(5, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    changed = corruption(taken, torch.Generator().manual_seed(1))
+    assert changed.shape == taken.shape
+    assert torch.equal(changed, corruption(taken, torch.Generator().manual_seed(1)))
+    assert ((changed - taken).abs().amax(dim=(1, 2, 3)) > 0.1).all()
+
+
+# --- emoji
+
+
+def test_names_of_emoji_become_class_folders() -> None:
+    assert glyphs.class_folder(glyphs.plain("A_button_(blood_type)")) == "a_button_blood_type"
+    assert glyphs.class_folder(glyphs.plain("piñata")) == "pinata"
+    assert glyphs._slug("", "woman\u2019s_hat") == "womans-hat"
+    assert glyphs._upper_code("☂️", "umbrella") == "2602"
+
+
+def test_a_missing_npm_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(DataError, match=r"no `npm`; install Node"):
+        glyphs.fetch_packages(tmp_path)
+    with pytest.raises(DataError, match="no `apt-get`"):
+        clothes.fetch_package(tmp_path)
+
+
+# --- training
+
+
+@pytest.fixture(scope="module")
+def tiny_shift() -> Shift:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (9, 4, 2 * SIZE, 2 * SIZE), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(3).repeat(3)
+    ones = Source(pixels[:3], labels[:3])
+    return Shift(
+        name="tiny",
+        folders=("bird", "cat", "red_dog"),
+        pretraining=Source(pixels, labels),
+        finetuning=ones,
+        calibration=Source(pixels[:3], labels[:3], copies=2),
+        test=Source(pixels[:3], labels[:3], copies=4),
+        ood={"others": Source(pixels[3:], labels[3:], copies=2, change=clothes.inversion)},
+        zeroshot=Pretraining(steps=2, batch=4, width=32, vision_layers=1, text_layers=1),
+        regimes={"both": Regime(steps=2, rate=1e-2, batch=4), "image": Regime(steps=2, rate=1e-2, text=False, batch=4)},
+        seeds={"both": (0, 1), "image": (0,)},
+        further={"both": (3, 2)},
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_shift: Shift, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TrainedPair]]:
+    folder = tmp_path_factory.mktemp("shift")
+    return folder, list(prepare(tiny_shift, folder, tuple(tiny_shift.regimes)))
+
+
+def test_pairs_come_first_seeds_first(prepared: tuple[Path, list[TrainedPair]]) -> None:
+    assert [pair.name for pair in prepared[1]] == ["both-0", "image-0", "both-1"]
+
+
+def test_further_pairs_are_chosen_by_their_own_names_alone(tiny_shift: Shift) -> None:
+    assert chosen_pairs(tiny_shift, ["both"]) == [("both", 0), ("both", 1)]
+    assert chosen_pairs(tiny_shift, ["both-3", "image", "both-2"]) == [("image", 0), ("both", 2), ("both", 3)]
+
+
+def test_a_second_run_trains_nothing_anew(tiny_shift: Shift, prepared: tuple[Path, list[TrainedPair]]) -> None:
+    folder, first = prepared
+    times = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    assert list(prepare(tiny_shift, folder, tuple(tiny_shift.regimes))) == first
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == times
+
+
+def test_a_regime_that_is_not_there_is_refused(tiny_shift: Shift, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no regime 'mild' \(regimes: both, image\)"):
+        list(prepare(tiny_shift, tmp_path, ["mild"]))
+
+
+def test_a_frozen_text_tower_does_not_move(prepared: tuple[Path, list[TrainedPair]]) -> None:
+    for pair in prepared[1]:
+        theta_0, theta_1 = (load_file(folder / "model.safetensors") for folder in (pair.zeroshot, pair.finetuned))
+        moved = {name for name in theta_0 if not torch.equal(theta_0[name], theta_1[name])}
+        assert "logit_scale" not in moved
+        assert any(name.startswith("vision_model") for name in moved)
+        assert any(name.startswith("text_") for name in moved) == (pair.regime == "both")
+
+
+def test_seeds_of_one_regime_differ(prepared: tuple[Path, list[TrainedPair]]) -> None:
+    weights = [
+        load_file(prepared[1][place].finetuned / "model.safetensors")["visual_projection.weight"] for place in (0, 2)
+    ]
+    assert not torch.equal(*weights)
+
+
+def test_sources_have_the_pictures_they_say(prepared: tuple[Path, list[TrainedPair]]) -> None:
+    pair = prepared[1][0]
+    counts = {
+        folder.name: len(list(folder.rglob("*.png"))) for folder in (pair.calibration, pair.test, pair.ood["others"])
+    }
+    assert counts == {"calibration": 6, "test": 12, "others": 12}
+    contents = [file.read_bytes() for folder in (pair.calibration, pair.test) for file in folder.rglob("*.png")]
+    assert len(set(contents)) == len(contents)
+    with Image.open(next(pair.test.rglob("red_dog/*.png"))) as picture:
+        assert picture.size == (SIZE, SIZE)
+
+
+def test_zero_shot_training_learns(tmp_path: Path, tiny_shift: Shift) -> None:
+    """Nine drawings, told apart after some steps far better than by chance."""
+    source = tiny_shift.pretraining
+    flat = torch.zeros_like(source.pixels)
+    flat[:, 3] = 255
+    flat[torch.arange(9), source.labels] = 255  # red, green and blue
+    pretrain(
+        Drawings(tiny_shift.classes, flat, source.labels),
+        Pretraining(steps=60, batch=16, rate=3e-3, width=32, vision_layers=1, text_layers=1),
+        tmp_path / "zeroshot",
+    )
+    taken = pictures.Pictures(flat, source.labels, 10, 5, None, torch.arange(len(flat)))
+    pictures.write_pictures(tmp_path / "plain", tiny_shift.folders, taken)
+    told = evaluate_sources(
+        str(tmp_path / "zeroshot"), [f"plain={tmp_path / 'plain'}"], templates=("a photo of a {}.",), progress=Silent()
+    )
+    assert told["accuracy"]["plain"] > 0.9
+
+
+# --- the whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["emoji_shift", "fashion_shift"])
+def test_the_quick_size_runs_from_nothing(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.shifts.emoji.shift import emoji_shift
+    from benchmarks.shifts.fashion.shift import fashion_shift
+
+    layout = {"emoji_shift": emoji_shift, "fashion_shift": fashion_shift}[name]
+    try:
+        layout(tmp_path, True)
+    except (DataError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"the data cannot be fetched here: {error}")
+    assert command.run(name, layout, ["--quick", "--cache", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "results" / "aggressive-0.json").read_text())
+    assert {row["name"] for row in record["recipes"]} == set(command._QUICK_RECIPES)
+    assert str(tmp_path / "results" / "aggressive-0.json") in capsys.readouterr().out
+
+
+def test_the_command_tells_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.shifts.fashion.shift import fashion_shift
+
+    arguments = ["--quick", "--cache", str(tmp_path), "--recipes", "nobody"]
+    assert command.run("fashion_shift", fashion_shift, arguments) == 1
+    assert capsys.readouterr().err.startswith("error: contestants.yaml has no contestant 'nobody'")

@@ -1,0 +1,386 @@
+"""Learned coefficients against transformers' own forward in float64, autograd and an Adam written out."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipmerge.calibration import learning
+from clipmerge.calibration.learning import Coefficients, Descent, Goal, Step, best_alpha, descend, learn, prepare
+from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.errors import MeasureError, RecipeError
+from clipmerge.measures.learned_coefficients import learned_coefficients
+from clipmerge.measures.projection_radii import projection_radii
+from clipmerge.methods.learned import learned
+from clipmerge.planning.plan import Measurements
+from clipmerge.planning.recipe import recipe_text
+from tests.support.command import Outcome, clipmerge
+from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.tiny_clip import save_images
+
+SIZES = (4, 4, 3)
+STILL = Goal(0.7, changes=())
+GRANULARITIES = ("layer", "parameter", "channel", "entry")
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+class SlowLearner:
+    """The goal as a function of coefficients, by functional calls of ``CLIPModel`` in float64."""
+
+    def __init__(self, ends: Ends, objective: Objective, granularity: str) -> None:
+        self.reference = Reference(ends)
+        self.layer_of = {name: layer for layer, names in objective.layers.items() for name in names}
+        self.granularity = granularity
+
+    def key(self, name: str) -> str:
+        return self.layer_of[name] if self.granularity == "layer" else name
+
+    def start(self, value: float) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in self.layer_of:
+            shape = self.reference.ends[name][0].shape
+            if self.granularity in ("layer", "parameter"):
+                shape = torch.Size([])
+            elif self.granularity == "channel" and len(shape) > 1:
+                shape = torch.Size([shape[0]] + [1] * (len(shape) - 1))
+            found[self.key(name)] = torch.full(shape, value, dtype=torch.float64, requires_grad=True)
+        return found
+
+    def logits(self, weights: dict[str, Tensor], batch: Batch) -> Tensor:
+        inputs = {"pixel_values": batch.pixels.double(), **self.reference.tokens}
+        output = torch.func.functional_call(self.reference.model, weights, kwargs=inputs)
+        text = output.text_embeds / output.text_embeds.norm(dim=-1, keepdim=True)
+        images = output.image_embeds / output.image_embeds.norm(dim=-1, keepdim=True)
+        return weights["logit_scale"].exp() * images @ text.T
+
+    def goal(self, coefficients: dict[str, Tensor], batch: Batch, weight: float) -> tuple[Tensor, Tensor]:
+        ends = self.reference.ends
+        weights = {name: zero.clone() for name, (zero, _) in ends.items()}
+        for name in self.layer_of:
+            zero, fine = ends[name]
+            weights[name] = (1 - coefficients[self.key(name)]) * zero + coefficients[self.key(name)] * fine
+        with torch.no_grad():
+            old = self.logits({name: zero for name, (zero, _) in ends.items()}, batch).softmax(-1)
+        new = self.logits(weights, batch).softmax(-1)
+        loss = -new[range(len(batch)), batch.labels].log().mean()
+        return loss, (old * (old / new).log()).sum(-1).mean()
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_gradients_are_autograds(ends: Ends, granularity: Any) -> None:
+    batches = make_batches(SIZES)
+    objective = objective_for(ends, batches)
+    coefficients = Coefficients(objective, granularity, 0.3)
+    step = prepare(objective, STILL, 2)[1]
+    coefficients.place()
+    seen = descend(objective, step, STILL)
+    coefficients.set_gradients()
+    slow = SlowLearner(ends, objective, granularity)
+    own = slow.start(0.3)
+    loss, divergence = slow.goal(own, batches[1], 0.7)
+    (loss + 0.7 * divergence).backward()
+    assert seen.calibration == pytest.approx(loss.item(), rel=1e-5)
+    assert seen.divergence == pytest.approx(divergence.item(), rel=1e-4)
+    assert own.keys() == coefficients.values.keys()
+    for key, value in coefficients.values.items():
+        assert value.grad is not None
+        expected = own[key].grad
+        assert expected is not None
+        scale = float(expected.abs().max())
+        assert torch.allclose(value.grad.double(), expected, rtol=1e-3, atol=1e-4 * scale + 1e-7), key
+
+
+def test_the_second_moment_is_shared_by_a_parameters_coefficients() -> None:
+    values = {"a": torch.full((3,), 0.5), "b": torch.full((2, 1), 0.98), "never": torch.full((), 0.5)}
+    slow = {key: values[key].flatten().tolist() for key in ("a", "b")}
+    first = {key: [0.0] * len(slow[key]) for key in slow}
+    second = dict.fromkeys(slow, 0.0)
+    descent = Descent(values, {"a": 0.1, "b": 0.02, "never": 0.1}, steps=4)
+    generator = torch.Generator().manual_seed(0)
+    for t in range(4):
+        for key in slow:
+            values[key].grad = torch.randn(values[key].shape, generator=generator)
+            g = values[key].grad.flatten().tolist()
+            second[key] = 0.999 * second[key] + 0.001 * sum(x * x for x in g) / len(g)
+            rate = {"a": 0.1, "b": 0.02}[key] * (1 + math.cos(math.pi * t / 4)) / 2
+            for i, x in enumerate(g):
+                first[key][i] = 0.9 * first[key][i] + 0.1 * x
+                move = first[key][i] / (1 - 0.9 ** (t + 1)) / (math.sqrt(second[key] / (1 - 0.999 ** (t + 1))) + 1e-8)
+                slow[key][i] = min(1.0, max(0.0, slow[key][i] - rate * move))
+        descent.step()
+    for key, expected in slow.items():
+        assert values[key].flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    assert float(values["never"]) == 0.5
+
+
+def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
+    batches, goal = make_batches(SIZES), Goal(0.1, changes=())
+    objective = objective_for(ends, batches)
+    plan = prepare(objective, goal, 3)
+    slow = SlowLearner(ends, objective, "layer")
+    goals = {}
+    for tenth in range(11):
+        everywhere = {key: torch.tensor(tenth / 10, dtype=torch.float64) for key in objective.layers}
+        parts = [slow.goal(everywhere, batch, 0.1) for batch in batches]
+        goals[tenth / 10] = sum(
+            len(b) * float(loss + 0.1 * divergence) for b, (loss, divergence) in zip(batches, parts, strict=True)
+        )
+    best = min(goals, key=goals.__getitem__)
+    assert 0 < best < 1
+    assert best_alpha(objective, plan, goal) == best
+    coefficients = Coefficients(objective, "entry")
+    learn(objective, coefficients, goal, steps=3, rate=1e-9)
+    assert all(torch.allclose(value, torch.tensor(best)) for value in coefficients.values.values())
+
+
+def test_steps_are_adams_with_a_falling_rate_in_the_box(ends: Ends) -> None:
+    batches = make_batches(SIZES)
+    objective = objective_for(ends, batches)
+    coefficients = Coefficients(objective, "layer", 0.9)
+    learn(objective, coefficients, STILL, steps=5, rate=0.2)
+    slow = SlowLearner(ends, objective, "layer")
+    values = dict.fromkeys(objective.layers, 0.9)
+    first, second = dict.fromkeys(values, 0.0), dict.fromkeys(values, 0.0)
+    for t in range(5):
+        own = {key: torch.tensor(v, dtype=torch.float64, requires_grad=True) for key, v in values.items()}
+        loss, divergence = slow.goal(own, batches[t % 3], 0.7)
+        (loss + 0.7 * divergence).backward()
+        rate = 0.2 * (1 + math.cos(math.pi * t / 5)) / 2
+        for key, value in own.items():
+            g = float(value.grad)  # type: ignore[arg-type]
+            first[key] = 0.9 * first[key] + 0.1 * g
+            second[key] = 0.999 * second[key] + 0.001 * g * g
+            move = first[key] / (1 - 0.9 ** (t + 1)) / (math.sqrt(second[key] / (1 - 0.999 ** (t + 1))) + 1e-8)
+            values[key] = min(1.0, max(0.0, values[key] - rate * move))
+    assert any(value in (0.0, 1.0) for value in values.values())
+    for key, value in values.items():
+        assert float(coefficients.values[key]) == pytest.approx(value, abs=2e-3), key
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_learning_lowers_the_goal_and_stays_in_the_box(ends: Ends, granularity: Any) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    found = learned_coefficients(
+        objective, granularity=granularity, steps=30, changes=(), robustness=0.3, start=0.5, rate=0.05
+    )
+    goal = [c + 0.3 * d for c, d in zip(found.trace["calibration"], found.trace["divergence"], strict=True)]
+    assert sum(goal[-3:]) < 0.8 * sum(goal[:3])
+    for value in found.coefficients.values():
+        assert value.dtype == torch.float32
+        assert 0 <= float(value.min()) <= float(value.max()) <= 1
+    assert found.layers.keys() == objective.layers.keys()
+
+
+def test_the_model_is_left_at_what_was_learned(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    found = learned_coefficients(objective, steps=3)
+    both = Reference(ends).ends
+    for name, value in found.coefficients.items():
+        zero, fine = (end.float() for end in both[name])
+        assert torch.allclose(objective.parameters[name], zero + value * (fine - zero), atol=1e-6), name
+
+
+def test_more_robustness_stays_closer_to_the_zero_shot_predictions(ends: Ends) -> None:
+    def ending(robustness: float) -> tuple[float, float]:
+        objective = objective_for(ends, make_batches(SIZES))
+        learned_coefficients(objective, robustness=robustness, steps=40, granularity="channel", rate=0.05)
+        step = prepare_still(objective)
+        seen = descend(objective, step, STILL)
+        return seen.calibration, seen.divergence
+
+    def prepare_still(objective: Objective) -> Step:
+        weights = {name: objective.parameters[name].detach().clone() for name in objective.task_vector}
+        step = prepare(objective, STILL, 1)[0]
+        for name, value in weights.items():
+            objective.parameters[name].data.copy_(value)
+        return step
+
+    little, much = ending(0.1), ending(10.0)
+    assert much[0] > little[0]
+    assert much[1] < little[1]
+
+
+def test_the_same_seed_learns_the_same_and_another_something_else(ends: Ends) -> None:
+    found = [learned_coefficients(objective_for(ends, make_batches(SIZES), seed=s), steps=5) for s in (0, 0, 1)]
+    for name, value in found[0].coefficients.items():
+        assert torch.equal(value, found[1].coefficients[name])
+    assert any(not torch.equal(v, found[2].coefficients[name]) for name, v in found[0].coefficients.items())
+
+
+def test_features_can_be_held_instead_of_predictions(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    goal = Goal(1.0, changes=(), divergence="features")
+    step = prepare(objective, goal, 1)[0]
+    objective.move_to(1.0)
+    seen = descend(objective, step, goal)
+    images = {}
+    for alpha in (0.0, 1.0):
+        model = Reference(ends).at(alpha).model
+        output = model.get_image_features(pixel_values=step.batch.pixels.double()).pooler_output
+        images[alpha] = output / output.norm(dim=-1, keepdim=True)
+    expected = 1 - (images[0.0] * images[1.0]).sum(-1).mean()
+    assert seen.divergence == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_step_takes_no_more_images_than_it_may(ends: Ends) -> None:
+    batches = make_batches((5, 4))
+    steps = prepare(objective_for(ends, batches), Goal(0.0), 6, batch=2)
+    assert [len(step.batch) for step in steps] == [2, 2, 1, 2, 2, 2]
+    seen = torch.cat([step.batch.pixels for step in steps[:5]])
+    assert torch.equal(seen, torch.cat([batch.pixels for batch in batches]))
+    whole = prepare(objective_for(ends, batches), Goal(0.0), 3, batch=64)
+    assert [len(step.batch) for step in whole] == [5, 4, 5]
+
+
+# with one step, all prompts would be more than the step's own: each step embeds its own, else all are embedded once
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("limit", [2, 3, 6, 9])
+def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch, limit: int, count: int) -> None:
+    monkeypatch.setattr(learning, "PROMPTS_A_STEP", limit)
+    objective = objective_for(ends, make_batches(SIZES), templates=TEMPLATES)
+    steps = prepare(objective, STILL, count)
+    for step in steps:
+        templates = 3 if step.templates is None else len(step.templates)
+        classes = objective.prompts.classes if step.classes is None else len(step.classes)
+        present = set(step.batch.labels.tolist())
+        assert templates * classes <= max(limit, len(present))
+        if step.classes is not None:
+            assert present <= set(step.classes.tolist())
+        assert step.logits is not None
+        assert step.logits.shape == (len(step.batch), classes)
+        objective.move_to(0.0)
+        # at zero-shot, whatever is drawn, nothing diverges
+        assert descend(objective, step, STILL).divergence == pytest.approx(0, abs=1e-6)
+    assert (steps[0].templates is None) is (limit == 9)
+
+
+def test_a_drawn_step_is_the_loss_over_its_classes(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "PROMPTS_A_STEP", 2)
+    batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
+    objective = objective_for(ends, [batch])
+    step = prepare(objective, Goal(0.0), 1)[0]
+    assert step.classes is not None
+    kept = step.classes.tolist()
+    assert len(kept) == 2
+    objective.move_to(1.0)
+    seen = descend(objective, step, Goal(0.0))
+    reference = Reference(ends).at(1.0)
+    output = reference.model(pixel_values=batch.pixels.double(), **reference.tokens)
+    logits = output.logits_per_image[:, kept]
+    assert seen.calibration == pytest.approx(-logits.log_softmax(-1)[:, kept.index(2)].mean().item(), rel=1e-5)
+
+
+def test_radii_step_by_the_rate_in_the_weights_unit(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    found = projection_radii(objective, steps=1, rate=0.003)
+    moved = 0
+    both = Reference(ends).ends
+    for name, value in found.coefficients.items():
+        if name.endswith("k_proj.bias"):  # softmax does not see it: its gradient is rounding
+            continue
+        zero, fine = both[name]
+        radius = float(value) * float((fine - zero).norm())
+        # Adam's first step is its rate, one way or the other; a radius below zero is none
+        assert radius == pytest.approx(0.003, rel=1e-3) or radius == 0, name
+        moved += radius > 0
+    assert moved > 0
+    assert found.trace["divergence"] == (0.0,)
+
+
+def test_a_broken_loss_is_told(ends: Ends) -> None:
+    batch = make_batches((2,))[0]
+    batch.pixels[0] = float("nan")
+    with pytest.raises(MeasureError, match="the loss of calibration batch 0 is not finite"):
+        learned_coefficients(objective_for(ends, [batch]), steps=1)
+
+
+def test_the_method_needs_coefficients(tmp_path: Path) -> None:
+    from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+    from clipmerge.methods import Task
+
+    folders = save_ends(tmp_path)
+    pair = align_checkpoints(open_checkpoint(str(folders[0])), [open_checkpoint(str(folders[1]))])
+    measurements = Measurements(measure="path-barrier", layers={})
+    with pytest.raises(RecipeError, match="path-barrier learns no coefficients; measure with learned-coefficients"):
+        learned(Task(pair, measurements))
+    with pytest.raises(RecipeError, match="needs a `measure:`"):
+        learned(Task(pair))
+
+
+def run_well(outcome: Outcome) -> Outcome:
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def merged(
+    pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A merge by the recipe, with few steps."""
+    output = tmp_path_factory.mktemp("auto") / "merged"
+    options = ["--data", images, "--set", "measure.steps=4", "--batch-size", 8, "--format", "json"]
+    return output, run_well(clipmerge("merge", *pair, "--recipe", "auto", *options, "--output", output)).json
+
+
+def test_a_merge_by_the_recipe_tells_numbers(merged: tuple[Path, dict[str, Any]]) -> None:
+    for layer, entry in merged[1]["layers"].items():
+        low, high = entry["alpha_range"]
+        assert 0 <= low <= entry["alpha"] <= high <= 1, layer
+        assert entry["density"] == 1
+        assert entry["reason"].startswith("learned: ")
+        assert set(merged[1]["measurements"][layer]) == {"at_zero", "at_one", "change"}
+    assert "learned coefficients; loss " in merged[1]["verdict"]
+    assert merged[1]["stragglers"] == []
+    assert json.loads((merged[0] / "plan" / "plan.json").read_text())["measurements"]["trace"]["calibration"]
+
+
+def test_plan_and_apply_give_the_bytes_of_merge(
+    merged: tuple[Path, dict[str, Any]], pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    options = ["--data", images, "--set", "measure.steps=4", "--batch-size", 8]
+    run_well(clipmerge("plan", *pair, "--recipe", "auto", *options, "--output", tmp_path / "plan.json"))
+    for plan in (tmp_path / "plan.json", merged[0] / "plan" / "plan.json"):
+        out = tmp_path / f"applied-{plan.parent.name}"
+        applied = run_well(clipmerge("apply", plan, "--output", out, "--format", "json")).json
+        assert applied["files"] == merged[1]["files"]
+        assert applied["layers"] == merged[1]["layers"]
+
+
+def test_the_written_weights_are_those_that_were_learned(merged: tuple[Path, dict[str, Any]], pair: Any) -> None:
+    plan = merged[0] / "plan"
+    held = load_file(plan / "plan.tensors.safetensors")
+    zeroshot, finetuned, written = (load_file(f / "model.safetensors") for f in (*pair, merged[0]))
+    for name, tensor in written.items():
+        coefficient = held[f"coefficients:{name}"].double()
+        expected = zeroshot[name].double() + coefficient * (finetuned[name].double() - zeroshot[name].double())
+        assert torch.allclose(tensor.double(), expected, atol=1e-6, rtol=1e-6), name
+
+
+@pytest.mark.parametrize("recipe", ["auto", "tpgm"])
+def test_the_learning_recipes_sweep(pair: Any, images: Path, tmp_path: Path, recipe: str) -> None:
+    sources = ["--id", f"near={images}", "--ood", f"far={save_images(tmp_path / 'far', seed=9)}", "--data", images]
+    file = tmp_path / f"{recipe}.yaml"
+    file.write_text(re.sub(r"steps: \d+", "steps: 2", recipe_text(recipe)))
+    options = ["--recipe", file, "--alphas", "0,1", "--format", "json"]
+    record = run_well(clipmerge("sweep", *pair, *sources, *options, "--output", tmp_path / "sweep")).json
+    assert record["recipes"][0]["alpha"] is None
+    assert record["recipes"][0]["name"] == recipe
+
+
+def test_a_factor_of_nothing_is_zero_shot(pair: Any, images: Path, tmp_path: Path) -> None:
+    options = ["--data", images, "--set", "measure.steps=1", "--set", "method.alpha=0"]
+    run_well(clipmerge("merge", *pair, "--recipe", "auto", *options, "--output", tmp_path / "out"))
+    zeroshot, written = (load_file(f / "model.safetensors") for f in (pair[0], tmp_path / "out"))
+    assert all(torch.equal(tensor, zeroshot[name]) for name, tensor in written.items())

@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipmerge.calibration import prompts as prompts_module
+from clipmerge.calibration.objective import Objective
+from clipmerge.errors import MeasureError
+from clipmerge.models.transformers_clip import TransformersClip
+from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
+
+SIZES = (4, 4, 3)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+@pytest.fixture(scope="module")
+def frozen_text(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("frozen"), moves=("vision_", "visual_", "logit_scale"))
+
+
+def all_gradients(objective: Objective) -> list[dict[str, Tensor]]:
+    return [
+        {name: objective.gradient_of(name).clone() for name in objective.task_vector} for _ in objective.gradients()
+    ]
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    """Equal to float32 rounding, seen from the largest entry of any parameter."""
+    largest = max(float(value.abs().max()) for value in expected.values())
+    for name, value in found.items():
+        assert float((value - expected[name]).abs().max()) <= tolerance * largest, name
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("templates", [TEMPLATES[:1], TEMPLATES])
+def test_loss_is_that_of_transformers_own_forward(ends: Ends, alpha: float, templates: tuple[str, ...]) -> None:
+    batches = make_batches(SIZES)
+    objective = objective_for(ends, batches, templates=templates)
+    objective.move_to(alpha)
+    reference = Reference(ends, templates=templates).at(alpha)
+    expected = {batch.number: reference.loss(batch).item() for batch in batches}
+    assert objective.losses() == pytest.approx(expected, rel=1e-5)
+    assert {b.number: objective.joint_loss(b).item() for b in batches} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("templates", [TEMPLATES[:1], TEMPLATES])
+@pytest.mark.parametrize("pieces", [False, True])
+def test_gradients_are_those_of_one_joint_backward_pass(
+    ends: Ends, templates: tuple[str, ...], pieces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if pieces:
+        monkeypatch.setattr(prompts_module, "_AT_ONCE", 2)
+    batches = make_batches(SIZES)
+    objective = objective_for(ends, batches, templates=templates)
+    objective.move_to(0.5)
+    reference = Reference(ends, templates=templates).at(0.5)
+    found = all_gradients(objective)
+    assert len(found) == len(SIZES)
+    for batch, gradients in zip(batches, found, strict=True):
+        assert gradients.keys() == reference.parameters.keys()
+        assert_close(gradients, reference.gradient(batch))
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 4, 5])
+def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, at_once: int) -> None:
+    whole, pieces = objective_for(ends, make_batches(SIZES)), objective_for(ends, make_batches(SIZES))
+    pieces._images_at_once = at_once
+    held: list[int] = []
+    forward = pieces._model.image_features
+    pieces._model.image_features = lambda pixels, *rest: held.append(len(pixels)) or forward(pixels, *rest)  # type: ignore[method-assign]
+    for objective in (whole, pieces):
+        objective.move_to(0.5)
+    losses = [[value for _, value in objective.gradients()] for objective in (whole, pieces)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert max(held) == min(at_once, max(SIZES))
+    assert sum(held) == sum(SIZES)
+    for found, expected in zip(all_gradients(pieces), all_gradients(whole), strict=True):
+        assert_close(found, expected)
+
+
+def test_a_frozen_text_tower_is_embedded_once_for_the_whole_path(
+    frozen_text: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = make_batches(SIZES)
+    objective = objective_for(frozen_text, batches)
+    calls = count_calls(monkeypatch)
+    reference = Reference(frozen_text)
+    for alpha in (0.0, 0.5, 1.0):
+        objective.move_to(alpha)
+        reference.at(alpha)
+        objective.losses()
+        for batch, gradients in zip(batches, all_gradients(objective), strict=True):
+            assert not any(name.startswith("text_") for name in gradients)
+            assert_close(gradients, reference.gradient(batch))
+    assert calls["text"] == 1
+    assert not any(layer.startswith("text.") for layer in objective.layers)
+
+
+def test_a_moving_text_tower_is_embedded_once_a_point(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    calls = count_calls(monkeypatch)
+    for alpha in (0.0, 1.0):
+        objective.move_to(alpha)
+        objective.losses()
+        objective.losses()
+    assert calls["text"] == 2
+    all_gradients(objective)
+    assert calls["text"] == 3
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    calls = {"text": 0}
+    original: Callable[..., Tensor] = TransformersClip.text_features
+
+    def counted(self: TransformersClip, *args: Any, **kwargs: Any) -> Tensor:
+        calls["text"] += 1
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(TransformersClip, "text_features", counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    "layer", ["vision.embeddings", "vision.1.mlp", "text.0.attn", "text.projection", "logit_scale"]
+)
+def test_the_loss_of_one_moving_layer_is_the_whole_loss(ends: Ends, layer: str) -> None:
+    batch = make_batches(SIZES)[1]
+    objective = objective_for(ends, [batch])
+    objective.move_to(0.5)
+    reference = Reference(ends).at(0.5)
+    with objective.only(layer) as parameters:
+        loss = objective.layer_loss(batch, layer)
+        with torch.no_grad():
+            for name in objective.layers[layer]:
+                objective.parameters[name].data.mul_(1.1)
+                reference.parameters[name].mul_(1.1)
+        value = loss()
+        found = dict(zip(objective.layers[layer], torch.autograd.grad(value, parameters), strict=True))
+    assert value.item() == pytest.approx(reference.loss(batch).item(), rel=1e-5)
+    assert_close(found, reference.gradient(batch))
+
+
+@pytest.mark.parametrize("layer", ["vision.1.mlp", "text.1.attn", "logit_scale"])
+def test_what_is_kept_for_a_layer_is_forgotten_when_the_weights_move(ends: Ends, layer: str) -> None:
+    batch = make_batches(SIZES)[0]
+    objective = objective_for(ends, [batch])
+    for alpha in (0.0, 1.0):
+        objective.move_to(alpha)
+        with torch.no_grad():
+            value = objective.layer_loss(batch, layer)().item()
+        assert value == pytest.approx(Reference(ends).at(alpha).loss(batch).item(), rel=1e-5)
+
+
+def test_only_lets_one_layer_have_gradients_and_puts_the_rest_back(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    with objective.only("vision.0.attn"):
+        flowing = {name for name, parameter in objective.parameters.items() if parameter.requires_grad}
+    assert flowing == set(objective.layers["vision.0.attn"])
+    assert all(objective.parameters[name].requires_grad for name in objective.task_vector)
+
+
+def test_the_mean_weighs_batches_by_their_images(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    assert objective.batch_sizes == SIZES
+    assert objective.images == 11
+    assert objective.mean([1.0, 2.0, 6.0]) == pytest.approx((4 + 8 + 18) / 11, rel=1e-12)
+
+
+def test_the_mean_loss_is_that_of_all_images_at_once(ends: Ends) -> None:
+    batches = make_batches(SIZES)
+    objective = objective_for(ends, batches)
+    whole = dataclasses.replace(
+        batches[0], pixels=torch.cat([b.pixels for b in batches]), labels=torch.cat([b.labels for b in batches])
+    )
+    mean = objective.mean(objective.by_batch(objective.losses()))
+    assert mean == pytest.approx(Reference(ends).at(0).loss(whole).item(), rel=1e-5)
+
+
+def test_the_ends_of_the_path_are_the_checkpoints(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches((2,)))
+    reference = Reference(ends)
+    for alpha in (1.0, 0.0):
+        objective.move_to(alpha)
+        for name, both in reference.ends.items():
+            # one rounding of the difference, one of the sum
+            assert torch.allclose(objective.parameters[name].double(), both[int(alpha)], rtol=1e-6, atol=1e-7)
+
+
+def test_progress_ends_at_what_was_announced(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    seen: list[tuple[float, float]] = []
+    objective._progress = lambda done, total: seen.append((done, total))
+    objective.announce(forward=1, gradient=1)
+    objective.losses()
+    all_gradients(objective)
+    assert seen[-1] == (4 * 11, 4 * 11)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("which", "message"), [(0, "zeroshot: tensor .* holds NaN"), (1, "finetuned: tensor .* holds")]
+)
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, which: int, message: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = save_ends(tmp_path)
+    file = broken[which] / "model.safetensors"
+    tensors = load_file(file)
+    tensors["visual_projection.weight"][0, 0] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(MeasureError, match=message):
+        objective_for(broken, make_batches((2,)))
+
+
+def test_equal_checkpoints_are_refused(ends: Ends) -> None:
+    with pytest.raises(MeasureError, match="hold the same weights"):
+        objective_for((ends[0], ends[0]), make_batches((2,)))
+
+
+def test_a_loss_that_is_not_finite_stops_the_measure(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    objective.parameters["logit_scale"].data.fill_(200.0)
+    with pytest.raises(MeasureError, match="batch 0 is"):
+        all_gradients(objective)

@@ -1,0 +1,67 @@
+"""Classes of which the text tower can tell none from another are refused wherever prompts are embedded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipmerge.calibration.prompts import Prompts
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.errors import DataError
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.images.dataset import class_prompts
+from clipmerge.models import ImageTextModel
+from clipmerge.models.zero_shot import class_embeddings, refuse_one_prompt
+from tests.support.command import clipmerge, refused
+from tests.support.tiny_clip import save_images
+
+Inputs = tuple[Path, Path]
+LONG = "a photo of a very long line that never ends {}"  # 32 letters fill the tiny text tower
+
+
+@pytest.fixture(scope="module")
+def model(pair: Inputs) -> ImageTextModel:
+    return load_model(open_checkpoint(str(pair[0])))
+
+
+@pytest.mark.parametrize(("names", "template"), [(("Cat", "cat"), "a {}."), (("bird", "cat", "dog"), LONG)])
+def test_classes_of_one_prompt_are_refused(model: ImageTextModel, names: tuple[str, ...], template: str) -> None:
+    message = "the prompts of all classes are the same to the model"
+    with pytest.raises(DataError, match=message):
+        class_embeddings(model, names, (template,), torch.device("cpu"))
+    with pytest.raises(DataError, match=message):
+        Prompts(model, class_prompts(names, (template,)), 1, torch.device("cpu"))
+
+
+def test_names_that_some_classes_share_are_embedded(model: ImageTextModel) -> None:
+    features = class_embeddings(model, ("cat", "bird", "cat"), ("a {}.",), torch.device("cpu"))
+    assert torch.equal(features[0], features[2])
+    assert not torch.equal(features[0], features[1])
+
+
+def test_one_template_that_tells_classes_apart_is_enough(model: ImageTextModel) -> None:
+    templates = (LONG, "a {}.")
+    assert class_embeddings(model, ("bird", "cat"), templates, torch.device("cpu")).shape == (2, 16)
+    assert Prompts(model, class_prompts(("bird", "cat"), templates), 2, torch.device("cpu")).classes == 2
+
+
+def test_padding_does_not_make_prompts_differ() -> None:
+    short = {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.tensor([[1, 1]])}
+    padded = {"input_ids": torch.tensor([[1, 2, 9]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+    with pytest.raises(DataError):
+        refuse_one_prompt([short, padded], 1)
+    refuse_one_prompt([short, {"input_ids": torch.tensor([[1, 2, 9]])}], 1)
+    refuse_one_prompt([short], 1)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "merge"])
+def test_a_command_says_it_in_one_line(pair: Inputs, tmp_path: Path, command: str) -> None:
+    images = save_images(tmp_path / "images", each=2)
+    arguments = {
+        "evaluate": ("evaluate", pair[0]),
+        "merge": ("merge", *pair, "-r", "straggler-sparse", "--dry-run"),
+    }[command]
+    line = refused(clipmerge(*arguments, "--data", images, "--template", LONG))
+    assert "the prompts of all classes are the same to the model" in line

@@ -1,0 +1,266 @@
+"""Learning that is stopped and goes on: the numbers of a run that was not, and nothing else is taken for its state."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clipmerge.calibration import resume as resumption
+from clipmerge.calibration.learning import Coefficients, Goal, Losses, learn
+from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.resume import Saved
+from clipmerge.measures.projection_radii import projection_radii
+from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
+
+SIZES = (4, 4, 3)
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_every_step(monkeypatch)
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
+    return Stopping(monkeypatch)
+
+
+class Learning:
+    """One learning on the small objective, at a file."""
+
+    def __init__(self, ends: Ends, file: Path, **changes: Any) -> None:
+        self.ends, self.file, self.said = ends, file, list[str]()
+        self.options: dict[str, Any] = {"granularity": "entry", "start": None, "steps": STEPS, **changes}
+        self.work: list[tuple[float, float]] = []
+
+    def objective(self) -> Objective:
+        objective = objective_for(self.ends, make_batches(SIZES))
+        objective._progress = lambda done, total: self.work.append((done, total))
+        objective.keep = Saved(lambda: self.file, objective.accelerator, self.said.append)
+        return objective
+
+    def run(self) -> tuple[dict[str, Tensor], list[Losses]]:
+        objective = self.objective()
+        coefficients = Coefficients(objective, self.options["granularity"], self.options["start"])
+        assert objective.keep is not None
+        with objective.keep.underway():
+            trace = learn(
+                objective, coefficients, Goal(0.3), steps=self.options["steps"], rate=0.05, keep=objective.keep
+            )
+        objective.keep.remove()
+        return coefficients.by_parameter(), trace
+
+
+def same(one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Tensor], list[Losses]]) -> bool:
+    """Whether two learnings are the same, bit for bit, the losses that were seen included."""
+    assert one[0].keys() == other[0].keys()
+    return one[1] == other[1] and all(torch.equal(value, other[0][name]) for name, value in one[0].items())
+
+
+@pytest.mark.parametrize("step", [1, 4, STEPS - 1])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"granularity": "channel"}, {"granularity": "layer", "start": 0.4}],
+    ids=["entry", "channel", "layer"],
+)
+@pytest.mark.usefixtures("often")
+def test_going_on_gives_what_an_undisturbed_run_gives(
+    ends: Ends, tmp_path: Path, stop_after: Stopping, options: dict[str, Any], step: int
+) -> None:
+    whole = Learning(ends, tmp_path / "other.safetensors", **options).run()
+    stopped = Learning(ends, tmp_path / "state.safetensors", **options)
+    stop_after(step)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert stopped.said == [SAVED]
+    assert same(stopped.run(), whole)
+    assert stopped.said == [SAVED, GOES_ON.format(step, STEPS)]
+    assert stopped.work[-1][0] == pytest.approx(stopped.work[-1][1])  # what is announced is what is done
+    assert list(tmp_path.glob("*.*")) == []
+
+
+@pytest.mark.usefixtures("often")
+def test_it_can_be_stopped_again_and_again(ends: Ends, tmp_path: Path, stop_after: Stopping) -> None:
+    whole = Learning(ends, tmp_path / "other.safetensors").run()
+    stopped = Learning(ends, tmp_path / "state.safetensors")
+    for _ in range(3):
+        stop_after(2)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.run()
+    assert same(stopped.run(), whole)
+    assert [line for line in stopped.said if line != SAVED] == [GOES_ON.format(step, STEPS) for step in (2, 4, 6)]
+
+
+@pytest.mark.usefixtures("often")
+def test_radii_go_on_too(ends: Ends, tmp_path: Path, stop_after: Stopping) -> None:
+    run = Learning(ends, tmp_path / "state.safetensors")
+    whole = projection_radii(Learning(ends, tmp_path / "other.safetensors").objective(), steps=5)
+    stop_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        projection_radii(run.objective(), steps=5)
+    found = projection_radii(run.objective(), steps=5)
+    assert run.said == [GOES_ON.format(3, 5)]
+    assert found.trace == whole.trace
+    assert all(torch.equal(value, whole.coefficients[name]) for name, value in found.coefficients.items())
+
+
+def test_a_save_waits_for_its_time_and_the_last_one_needs_an_earlier(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(resumption, "_write_whole", lambda _path, state: written.append(int(state["taken"])))
+    Learning(ends, tmp_path / "state.safetensors").run()
+    assert written == []
+    monkeypatch.setattr(resumption, "SECONDS", 0)
+    monkeypatch.setattr(resumption, "TIMES", 0)
+    Learning(ends, tmp_path / "state.safetensors").run()
+    assert written == list(range(1, STEPS + 1))
+    # a slow disk is asked less often
+    written.clear()
+    monkeypatch.setattr(resumption, "TIMES", 1e6)
+    Learning(ends, tmp_path / "state.safetensors").run()
+    assert written == [1, STEPS]
+
+
+def flat(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def nonsense(file: Path) -> None:
+    file.write_bytes(b"\xff" * 1000)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def changed(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    def apply(file: Path) -> None:
+        held = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        change(held)
+        save_file(held, file)
+
+    return apply
+
+
+def some_name(held: Mapping[str, Tensor]) -> str:
+    return next(name for name in held if name.startswith("first:"))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+    "half a file": (flat, "cannot be used ("),
+    "no such file": (nonsense, "cannot be used ("),
+    "an empty file": (empty, "cannot be used ("),
+    "a folder": (folder, "cannot be used ("),
+    "a tensor less": (changed(lambda held: held.pop(some_name(held))), "does not fit)"),
+    "another shape": (changed(lambda held: held.update(trace=torch.zeros(3, 2).double())), "does not fit)"),
+    "another dtype": (changed(lambda held: held.update(trace=held["trace"].float())), "does not fit)"),
+    "not a number": (changed(lambda held: held[some_name(held)].fill_(float("nan"))), "does not fit)"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+@pytest.mark.usefixtures("often")
+def test_what_is_broken_or_does_not_fit_is_told_and_removed(
+    ends: Ends, tmp_path: Path, stop_after: Stopping, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    run = Learning(ends, tmp_path / "state.safetensors")
+    stop_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    damage, told = BROKEN[how]
+    damage(run.file)
+    monkeypatch.setattr(resumption, "SECONDS", 99)  # so that nothing takes its place
+    found = run.run()
+    assert run.said[0] == SAVED
+    assert told in run.said[1]
+    assert run.said[1].endswith("; learning starts from nothing")
+    assert len(run.said) == 2
+    assert how == "a folder" or not run.file.exists()
+    assert same(found, Learning(ends, tmp_path / "other.safetensors").run())
+
+
+@pytest.mark.usefixtures("often")
+def test_a_cache_that_cannot_be_written_is_told_once(ends: Ends, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = Learning(ends, tmp_path / "file" / "learning" / "state.safetensors")
+    found = run.run()
+    assert same(found, Learning(ends, tmp_path / "state.safetensors").run())
+    told = [line for line in run.said if "cannot be saved on the way (" in line]
+    assert len(told) == 1
+    assert told[0].endswith("; learning goes on without")
+
+
+@pytest.mark.usefixtures("often")
+def test_a_full_disk_is_told_once_and_keeps_what_was_saved(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Stopping
+) -> None:
+    whole = Learning(ends, tmp_path / "other.safetensors").run()
+    run, real = Learning(ends, tmp_path / "state.safetensors"), resumption._write
+
+    def write(file: Any, state: Mapping[str, Tensor]) -> None:
+        real(file, state)
+        if int(state["taken"]) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(resumption, "_write", write)
+    stop_after(5)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert "No space left on device" in run.said[0]
+    assert run.said[1:] == [SAVED]
+    assert list(tmp_path.glob("*.*")) == [run.file]
+    monkeypatch.setattr(resumption, "_write", real)
+    assert same(run.run(), whole)
+    assert run.said[2:] == [GOES_ON.format(2, STEPS)]
+
+
+@pytest.mark.usefixtures("often")
+def test_a_user_without_a_home_learns_unsaved(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    run = Learning(ends, Path())
+    objective = run.objective()
+    objective.keep = Saved(homeless, objective.accelerator, run.said.append)
+    learn(objective, Coefficients(objective, "layer"), Goal(0.0), steps=3, rate=0.01, keep=objective.keep)
+    assert [line.split(" (")[0] for line in run.said] == [
+        "what an earlier run learned cannot be used",
+        "what is learned cannot be saved on the way",
+    ]
+
+
+@pytest.mark.usefixtures("often")
+def test_what_is_old_goes_when_something_new_is_written(ends: Ends, tmp_path: Path, stop_after: Stopping) -> None:
+    day, place = 86400, tmp_path / "learning"
+    place.mkdir()
+    ages = {"a.safetensors": 31 * day, "b.safetensors": 29 * day, "c.part": 3600, "d.part": 60, "notes.txt": 99 * day}
+    for name, age in ages.items():
+        (place / name).touch()
+        os.utime(place / name, (time.time() - age,) * 2)
+    run = Learning(ends, place / "state.safetensors")
+    stop_after(2)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert {file.name for file in place.iterdir()} == {"b.safetensors", "d.part", "notes.txt", "state.safetensors"}

@@ -1,0 +1,403 @@
+"""peft adapters as the fine-tuned side: what they make of the base is what peft's own merge makes of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPModel, CLIPVisionModel
+
+from clipmerge.checkpoint import adapter as adapter_module
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.checkpoint.adapter import Adapted
+from clipmerge.errors import CheckpointError
+from clipmerge.hub import download as hub_module
+from clipmerge.merging.numpy_chunks import runs
+from tests.support.command import clipmerge, refused
+from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.raw_safetensors import shard
+from tests.test_parallel import merged
+
+LINEAR = ["q_proj", "fc1", "visual_projection"]
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "every kind of module": {"target_modules": [*LINEAR, "patch_embedding", "token_embedding", "position_embedding"]},
+    "rslora": {"use_rslora": True},
+    "patterns": {
+        "rank_pattern": {"q_proj": 2, r"vision_model\.encoder\.layers\.1\.mlp\.fc1": 6},
+        "alpha_pattern": {"layers.2.self_attn.q_proj": 1, "fc1": 48, "text_model.encoder.layers.0.mlp.fc1": 3},
+    },
+    "rslora with patterns": {"use_rslora": True, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {"fc1": 5}},
+    "dora": {"use_dora": True, "target_modules": [*LINEAR, "patch_embedding", "token_embedding"]},
+    "rsdora": {"use_dora": True, "use_rslora": True},
+    "modules to save": {"modules_to_save": ["text_projection", "layer_norm1"]},
+    "all biases": {"bias": "all"},
+    "lora's biases": {"bias": "lora_only"},
+    "biases of B": {"lora_bias": True, "target_modules": ["q_proj", "fc1"]},
+    "biases twice": {"lora_bias": True, "bias": "all", "target_modules": ["q_proj", "fc1"]},
+    "fan in fan out": {"fan_in_fan_out": True},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "few layers": {"layers_to_transform": [1], "layers_pattern": "layers", "target_modules": ["q_proj"]},
+}
+
+
+@pytest.fixture(autouse=True)
+def _peft_speaks() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def save_adapter(base: Path, folder: Path, model: Any = CLIPModel, **options: Any) -> Path:
+    """Save an adapter all of whose tensors were moved, as by training."""
+    torch.manual_seed(0)
+    settings = {"target_modules": LINEAR, "r": 4, "lora_alpha": 6, **options}
+    adapted = get_peft_model(model.from_pretrained(base), LoraConfig(**settings))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def merged_by_peft(base: Path, adapter: Path, model: Any = CLIPModel) -> dict[str, Tensor]:
+    merged = PeftModel.from_pretrained(model.from_pretrained(base), adapter).merge_and_unload()
+    return dict(merged.state_dict())
+
+
+def configure(adapter: Path, **changes: Any) -> Path:
+    file = adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return adapter
+
+
+def same(found: Tensor, expected: Tensor) -> bool:
+    # products of ranks up to 8, summed in another order
+    return torch.allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_it_is_what_peft_makes_of_the_base(pair: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter", **CONFIGS[kind])
+    expected = merged_by_peft(pair[0], adapter)
+    base = open_checkpoint(str(pair[0]))
+    adapted = open_checkpoint(str(adapter), base=base)
+    assert adapted.entries.keys() == base.entries.keys()
+    assert all(same(adapted.tensor(key), expected[key]) for key in adapted.entries)
+    changed = {key for key in base.entries if not torch.equal(base.tensor(key), adapted.tensor(key))}
+    assert changed == {key for key in base.entries if not torch.equal(base.tensor(key), expected[key])}
+    assert changed
+
+
+def test_any_run_of_elements_has_the_same_bits(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter")
+    key = "vision_model.encoder.layers.1.mlp.fc1.weight"
+    adapted, again = (open_checkpoint(str(adapter), base=open_checkpoint(str(pair[0]))) for _ in range(2))
+    flat = adapted.tensor(key).flatten()
+    assert torch.equal(again.tensor(key, 5, 700), flat[5:700])
+    assert torch.equal(again.tensor(key, 700), flat[700:])
+    assert again.array(key, 5, 700).tolist() == flat[5:700].tolist()
+
+
+def test_one_tensor_is_held_at_a_time(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter")
+    adapted = open_checkpoint(str(adapter), base=open_checkpoint(str(pair[0])))
+    for key in adapted.entries:
+        adapted.tensor(key)
+        assert len(adapted._latest) <= 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["plain", "dora", "modules to save"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_output_is_a_full_checkpoint(pair: tuple[Path, Path], tmp_path: Path, kind: str, sharded: bool) -> None:
+    base = Path(shutil.copytree(pair[0], tmp_path / "base"))
+    adapter = save_adapter(base, tmp_path / "adapter", **CONFIGS[kind])
+    expected = merged_by_peft(base, adapter)
+    if sharded:
+        shard(base)
+    start = open_checkpoint(str(base))
+    for alpha in (0, 0.5, 1):
+        output = tmp_path / f"at-{alpha}"
+        flags = ("--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "--output", output, "--format", "json")
+        outcome = clipmerge("merge", base, adapter, *flags)
+        assert outcome.code == 0, outcome.err
+        loaded, info = CLIPModel.from_pretrained(output, output_loading_info=True)
+        assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        for key, tensor in loaded.state_dict().items():
+            theta_0 = start.tensor(key)
+            assert same(tensor, torch.lerp(theta_0, expected[key], alpha)), key
+            assert alpha != 0 or torch.equal(tensor, theta_0)
+        side = {f.name for f in base.iterdir() if f.suffix != ".safetensors"}
+        assert side <= {f.name for f in output.iterdir()}
+        assert len(list(output.glob("*.safetensors"))) == (3 if sharded else 1)
+        assert outcome.json["finetuned"]["files"].keys() == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_an_adapter_of_a_tower_alone_merges_into_the_full_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Both towers here have the same shapes, so that only the recorded class tells which it is."""
+    torch.manual_seed(1)
+    CLIPVisionModel.from_pretrained(pair[0]).save_pretrained(tmp_path / "tower")
+    adapter = save_adapter(tmp_path / "tower", tmp_path / "adapter", CLIPVisionModel, target_modules=["q_proj"])
+    expected = merged_by_peft(tmp_path / "tower", adapter, CLIPVisionModel)
+    base = open_checkpoint(str(pair[0]))
+    adapted = open_checkpoint(str(adapter), base=base)
+    for key in base.entries:
+        name = key.removeprefix("vision_model.")
+        tensor = expected.get(key, expected.get(name)) if key.startswith("vision_model.") else base.tensor(key)
+        assert tensor is not None
+        assert same(adapted.tensor(key), tensor), key
+    assert not torch.equal(adapted.tensor(Q), base.tensor(Q))
+    with pytest.raises(CheckpointError, match=r"fit text_model\. and vision_model\. of .* add auto_mapping"):
+        open_checkpoint(str(configure(adapter, auto_mapping=None)), base=base)
+
+
+Q = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
+
+
+def test_a_base_in_a_wrapper_is_the_same_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter")
+    expected = merged_by_peft(pair[0], adapter)
+    wrapped = {f"module.clip.{key}": tensor for key, tensor in load_file(pair[0] / "model.safetensors").items()}
+    save_file(wrapped, tmp_path / "wrapped.safetensors")
+    adapted = open_checkpoint(str(adapter), base=open_checkpoint(str(tmp_path / "wrapped.safetensors")))
+    assert all(same(adapted.tensor(f"module.clip.{key}"), tensor) for key, tensor in expected.items())
+
+
+def test_a_model_that_held_the_clip_is_matched_by_the_ends_of_names(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter")
+    expected = merged_by_peft(pair[0], adapter)
+    file = adapter / "adapter_model.safetensors"
+    renamed = {k.replace("base_model.model.", "base_model.model.backbone."): v for k, v in load_file(file).items()}
+    save_file(renamed, file)
+    adapted = open_checkpoint(str(adapter), base=open_checkpoint(str(pair[0])))
+    assert all(same(adapted.tensor(key), tensor) for key, tensor in expected.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_base_is_rounded_once(pair: tuple[Path, Path], tmp_path: Path, dtype: torch.dtype) -> None:
+    base = Path(shutil.copytree(pair[0], tmp_path / "base"))
+    adapter = save_adapter(base, tmp_path / "adapter")
+    half = {key: tensor.to(dtype) for key, tensor in load_file(base / "model.safetensors").items()}
+    save_file(half, base / "model.safetensors", metadata={"format": "pt"})
+    output = tmp_path / "out"
+    outcome = clipmerge("merge", base, adapter, "--recipe", "wise-ft", "--output", output, "--format", "quiet")
+    assert outcome.code == 0, outcome.err
+    factors = load_file(adapter / "adapter_model.safetensors")
+    a, b = (factors[f"base_model.model.{Q.replace('weight', f'lora_{x}.weight')}"].double() for x in "AB")
+    exact = half[Q].double() + 0.5 * 6 / 4 * (b @ a)
+    written = load_file(output / "model.safetensors")[Q]
+    assert written.dtype == dtype
+    # a float32 value close to the middle between two halves may fall to either
+    assert (written != exact.to(dtype)).double().mean() < 0.01
+
+
+def test_measures_see_the_adapter(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter", target_modules=["q_proj"])
+    full = PeftModel.from_pretrained(CLIPModel.from_pretrained(pair[0]), adapter).merge_and_unload()
+    full.save_pretrained(tmp_path / "full")
+    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 12, "--dry-run", "--format", "json")
+    found, expected = (clipmerge("merge", pair[0], side, *flags) for side in (adapter, tmp_path / "full"))
+    assert found.code == 0, found.err
+    found, expected = (outcome.json["measurements"] for outcome in (found, expected))
+    assert {layer for layer in found if layer.endswith("attn")} == found.keys() == expected.keys()
+    for layer, statistics in expected.items():
+        assert found[layer] == pytest.approx(statistics, rel=1e-3, abs=1e-6)
+
+
+def test_a_plan_is_bound_to_the_adapters_scale(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter")
+    flags = ("--recipe", "wise-ft", "--format", "quiet")
+    assert clipmerge("merge", pair[0], adapter, *flags, "--output", tmp_path / "merged").code == 0
+    assert clipmerge("plan", pair[0], adapter, *flags, "--output", tmp_path / "plan.json").code == 0
+    assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "applied", "--format", "quiet").code == 0
+    merged, applied = (tmp_path / name / "model.safetensors" for name in ("merged", "applied"))
+    assert merged.read_bytes() == applied.read_bytes()
+    configure(adapter, lora_alpha=7)
+    line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "again"))
+    assert "sha256 of adapter_config.json differs" in line
+
+
+def test_an_output_that_would_hold_the_adapter_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "merged" / "adapter")
+    (tmp_path / "merged" / "clipmerge.json").write_text("{}")
+    clipmerge("plan", pair[0], adapter, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
+    line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "merged", "--overwrite"))
+    assert f"holds the checkpoint {adapter}" in line
+
+
+def test_another_base_than_recorded_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter")
+    base = open_checkpoint(str(pair[0]))
+    assert open_checkpoint(str(adapter), base=base).note is None
+    configure(adapter, base_model_name_or_path="openai/clip-vit-base-patch32")
+    adapted = open_checkpoint(str(adapter), base=base)
+    assert f"trained on 'openai/clip-vit-base-patch32' and is applied to {pair[0]}" in str(adapted.note)
+    assert adapted.note in align_checkpoints(base, [adapted]).notes
+    configure(adapter, base_model_name_or_path="~nosuchuser/clip")
+    assert "trained on '~nosuchuser/clip' and is" in str(open_checkpoint(str(adapter), base=base).note)
+
+
+def test_inspect_shows_how_far_it_goes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter", target_modules=["fc1"])
+    outcome = clipmerge("inspect", pair[0], adapter, "--format", "json")
+    layers = outcome.json["layers"]
+    assert {layer for layer, entry in layers.items() if entry["change"]} == {n for n in layers if n.endswith("mlp")}
+    assert outcome.json["mismatches"] == []
+
+
+def test_an_adapter_of_before_safetensors(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter")
+    base = open_checkpoint(str(pair[0]))
+    expected = open_checkpoint(str(adapter), base=base).tensor(Q)
+    torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+    assert torch.equal(open_checkpoint(str(adapter), base=base).tensor(Q), expected)
+
+
+def test_from_the_hub(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = save_adapter(pair[0], tmp_path / "adapter")
+    expected = merged_by_peft(pair[0], adapter)
+    fetch = hub_module.fetch
+    with serving(tmp_path, monkeypatch) as hub:
+        assert isinstance(hub, FakeHub)
+        monkeypatch.setattr(hub_module, "fetch", lambda hub_id: fetch(hub_id, endpoint=hub.url))
+        sha = upload(hub, "alice/lora", {file.name: file.read_bytes() for file in adapter.iterdir()})
+        adapted = open_checkpoint("alice/lora", base=open_checkpoint(str(pair[0])))
+    assert adapted.revision == sha
+    assert same(adapted.tensor(Q), expected[Q])
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "another kind": ({"peft_type": "LOHA"}, "type LOHA; clipmerge reads LORA.*merge_and_unload"),
+    "no kind": ({"peft_type": None}, "type NONE"),
+    "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which changes the base"),
+    "loftq": ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
+    "replication": ({"layer_replication": [[0, 2]]}, "uses layer_replication, whose arithmetic"),
+    "qalora": ({"use_qalora": True}, "uses use_qalora"),
+    "parameters": ({"target_parameters": ["class_embedding"]}, "uses target_parameters"),
+    "tokens": ({"trainable_token_indices": [1]}, "uses trainable_token_indices"),
+    "an option of tomorrow": ({"use_quantum": {"qubits": 3}}, "uses use_quantum"),
+    "no rank": ({"r": None}, "not a LoRA configuration"),
+    "rank 0": ({"r": 0}, "not a LoRA configuration"),
+    "no alpha": ({"lora_alpha": "much"}, "not a LoRA configuration"),
+    "a broken pattern": ({"alpha_pattern": {"(": 1}}, "not a LoRA configuration"),
+    "another rank": ({"r": 8}, "has rank 4, adapter_config.json says 8; the scale would be wrong"),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return save_adapter(pair[0], tmp_path_factory.mktemp("plain") / "adapter")
+
+
+def refuse(adapter: Path | str, base: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(str(adapter), base=open_checkpoint(str(base)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_understood_is_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, what: str) -> None:
+    changes, message = REFUSED[what]
+    refuse(configure(Path(shutil.copytree(plain, tmp_path / "a")), **changes), pair[0], message)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_a_broken_configuration_is_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, text: str) -> None:
+    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
+    (adapter / "adapter_config.json").write_text(text)
+    refuse(adapter, pair[0], "cannot be read as an adapter's configuration")
+    (adapter / "adapter_config.json").unlink()
+    refuse(adapter, pair[0], "cannot be read as an adapter's configuration")
+
+
+A = f"base_model.model.{Q.replace('weight', 'lora_A.weight')}"
+TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
+    "half a pair": ({A: None}, "the LoRA of .*q_proj.weight is incomplete"),
+    "torch's attention": (
+        {"base_model.model.transformer.resblocks.0.attn.base_layer.out_proj.lora_A.weight": torch.zeros(4, 32)},
+        r"LoRA on torch's MultiheadAttention is not read\. merge it where it was trained",
+    ),
+    "an unknown factor": ({A.replace("lora_A", "lora_E"): torch.zeros(4)}, "lora_E.weight is of a kind"),
+    "no module": ({"logit": torch.zeros(1)}, "tensor logit is of a kind"),
+    "an unknown module": (
+        {"base_model.model.vision_model.adapter.weight": torch.zeros(2)},
+        r"1 of the parameters it changes are not in .*: vision_model\.adapter\.weight; give the base",
+    ),
+    "another width": ({A: torch.zeros(4, 31)}, r"the LoRA of .* is \(32, 4\) by \(4, 31\), the base's \(32, 32\)"),
+    "integers": ({A: torch.zeros(4, 32, dtype=torch.int64)}, "is not a float on both sides"),
+    "another shape": (
+        {"base_model.model.text_projection.weight": torch.zeros(16, 31)},
+        r"text_projection\.weight is \(16, 31\), the base's",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TENSORS)
+def test_tensors_that_do_not_fit_are_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, what: str) -> None:
+    changes, message = TENSORS[what]
+    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
+    tensors = {**load_file(adapter / "adapter_model.safetensors"), **changes}
+    kept = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    save_file(kept, adapter / "adapter_model.safetensors")
+    refuse(adapter, pair[0], message)
+
+
+def test_nan_in_an_adapter_is_found(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
+    file = adapter / "adapter_model.safetensors"
+    save_file({**load_file(file), A: torch.full((4, 32), float("nan"))}, file)
+    line = refused(clipmerge("merge", pair[0], adapter, "--recipe", "wise-ft", "--output", tmp_path / "out"))
+    assert f"{adapter}: tensor {Q} holds NaN" in line
+
+
+def test_an_adapter_alone_is_no_checkpoint(pair: tuple[Path, Path], plain: Path, images: Path) -> None:
+    for command in (("merge", plain, pair[0], "--recipe", "wise-ft", "--output", "x"), ("inspect", plain),
+                    ("evaluate", plain, "--data", images)):  # fmt: skip
+        line = refused(clipmerge(*command))
+        assert "is a peft adapter, which changes a base model and is none itself; make a full checkpoint" in line
+
+
+def test_an_adapter_beside_a_model_is_ambiguous(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pair[0], tmp_path / "both"))
+    shutil.copytree(plain, folder, dirs_exist_ok=True)
+    refuse(folder, pair[0], "holds both model.safetensors and adapter_model.safetensors")
+    assert open_checkpoint(str(folder / "model.safetensors")).source.endswith("model.safetensors")
+    refuse(folder / "adapter_model.safetensors", plain.parent, "no model.safetensors")
+
+
+def test_an_adapter_is_formed_alike_on_several_threads(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    sources = [pair[0], save_adapter(pair[0], tmp_path / "adapter")]
+    assert merged("magnitude", sources, tmp_path / "5", 5) == merged("magnitude", sources, tmp_path / "1", 1)
+
+
+def test_a_masked_merge_forms_each_tensor_of_an_adapter_once(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formed = Counter[str]()
+
+    def counting(adapted: Adapted, key: str) -> Tensor:
+        formed[key] += 1
+        return form(adapted, key)
+
+    form = adapter_module._formed
+    monkeypatch.setattr(adapter_module, "_formed", counting)
+    monkeypatch.setattr("clipmerge.merging.torch_chunks.runs", partial(runs, length=50))  # several runs a tensor
+    merged("magnitude", [pair[0], save_adapter(pair[0], tmp_path / "adapter")], tmp_path / "out", 5)
+    assert len(formed) > 10
+    assert set(formed.values()) == {1}

@@ -1,0 +1,132 @@
+"""Pairs from the Hub that do not fit are refused by their headers: the request log shows no weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+from transformers import CLIPModel
+
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint.preview import preview_checkpoint
+from clipmerge.errors import CheckpointError
+from clipmerge.hub import download as hub_module
+from tests.support.command import clipmerge, refused
+from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.tiny_clip import tiny_config, tiny_processor
+
+Inputs = tuple[Path, Path]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
+    with serving(tmp_path, monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP whose shapes differ, in shards."""
+    folder = tmp_path_factory.mktemp("wide")
+    CLIPModel(tiny_config(width=64)).save_pretrained(folder, max_shard_size="200KB")
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def put(hub: FakeHub, name: str, folder: Path) -> str:
+    return upload(hub, name, {path.name: path.read_bytes() for path in folder.iterdir()})
+
+
+def downloaded(hub: FakeHub) -> list[str]:
+    """Files of weights that were asked for whole."""
+    whole = [path for _, path, status in hub.requests("GET", r"/resolve/.*\.safetensors$") if status == 200]
+    return [path.rpartition("/")[2] for path in whole]
+
+
+def headers(hub: FakeHub) -> int:
+    return len([path for _, path, status in hub.requests("GET", r"/resolve/.*\.safetensors$") if status == 206])
+
+
+@pytest.mark.parametrize("command", ["merge", "plan", "sweep"])
+@pytest.mark.parametrize("local", ["neither", "zeroshot", "finetuned"])
+def test_a_pair_that_does_not_fit_downloads_no_weights(
+    hub: FakeHub, pair: Inputs, wide: Path, images: Path, tmp_path: Path, command: str, local: str
+) -> None:
+    put(hub, "acme/base", pair[0])
+    put(hub, "acme/wide", wide)
+    sources = [
+        str(pair[0]) if local == "zeroshot" else "acme/base",
+        str(wide) if local == "finetuned" else "acme/wide",
+    ]
+    flags = {
+        "merge": ["-r", "wise-ft", "-o", tmp_path / "out"],
+        "plan": ["-r", "wise-ft", "-o", tmp_path / "plan.json"],
+        "sweep": ["--id", f"a={images}", "--ood", f"b={images}", "-o", tmp_path / "out"],
+    }[command]
+    line = refused(clipmerge(command, *sources, *flags))
+    assert re.search(r"tensors differ in shape; first .*zeroshot \(.*\), finetuned \(", line), line
+    assert downloaded(hub) == []
+    assert headers(hub) >= 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pair_that_fits_is_downloaded_once_and_then_not_previewed(hub: FakeHub, pair: Inputs, tmp_path: Path) -> None:
+    for name, folder in zip(("acme/base", "acme/tuned"), pair, strict=True):
+        put(hub, name, folder)
+    merge = ("merge", "acme/base", "acme/tuned", "-r", "wise-ft", "--dry-run", "--format", "json")
+    assert clipmerge(*merge).code == 0
+    assert downloaded(hub) == ["model.safetensors"] * 2
+    seen = headers(hub)
+    assert clipmerge(*merge).code == 0
+    assert (len(downloaded(hub)), headers(hub)) == (2, seen)
+
+
+def test_inspect_needs_headers_alone_where_it_can(hub: FakeHub, pair: Inputs, wide: Path) -> None:
+    for name, folder in zip(("acme/base", "acme/tuned", "acme/wide"), (*pair, wide), strict=True):
+        put(hub, name, folder)
+    here = clipmerge("inspect", pair[0], "--format", "json").json
+    there = clipmerge("inspect", "acme/base", "--format", "json").json
+    assert (there["layers"], there["total"]) == (here["layers"], here["total"])
+    sharded = clipmerge("inspect", "acme/wide", "--format", "json").json
+    assert sharded["layers"] == clipmerge("inspect", wide, "--format", "json").json["layers"]
+    unfit = clipmerge("inspect", "acme/base", "acme/wide", "--format", "json")
+    assert unfit.json["mismatches"] == clipmerge("inspect", pair[0], wide, "--format", "json").json["mismatches"]
+    assert "no weights were downloaded" in unfit.err
+    quick = clipmerge("inspect", "acme/base", "acme/tuned", "--no-weights", "--format", "json")
+    assert quick.json["mismatches"] == []
+    assert "change" not in quick.json["layers"]["logit_scale"]
+    assert downloaded(hub) == []
+    full = clipmerge("inspect", "acme/base", "acme/tuned", "--format", "json").json
+    assert full["layers"] == clipmerge("inspect", *pair, "--format", "json").json["layers"]
+    assert downloaded(hub) == ["model.safetensors"] * 2
+
+
+def test_a_preview_says_what_opening_says(hub: FakeHub, wide: Path) -> None:
+    sha = put(hub, "acme/wide", wide)
+    seen = preview_checkpoint("acme/wide")
+    assert seen is not None
+    opened = open_checkpoint(str(wide))
+    assert (seen.revision, seen.config, seen.bytes) == (sha, opened.config, opened.bytes)
+    assert sorted(f.name for f in seen.files) == sorted(f.name for f in opened.files)
+    told = {key: (entry.dtype, entry.shape) for key, entry in opened.entries.items()}
+    assert {key: (entry.dtype, entry.shape) for key, entry in seen.entries.items()} == told
+
+
+def test_what_is_not_previewed(hub: FakeHub, pair: Inputs) -> None:
+    assert preview_checkpoint(str(pair[0])) is None
+    put(hub, "acme/base", pair[0])
+    open_checkpoint("acme/base")
+    assert preview_checkpoint("acme/base") is None
+
+
+def test_a_quantised_model_is_refused_before_it_is_downloaded(hub: FakeHub) -> None:
+    tensors = {"logit_scale": torch.ones(2).to(torch.float8_e4m3fn)}
+    upload(hub, "acme/tiny", {"model.safetensors": save(tensors), "config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=r"acme/tiny@.*, logit_scale: has dtype F8_E4M3; clipmerge merges BF16"):
+        preview_checkpoint("acme/tiny")
+    assert downloaded(hub) == []

@@ -1,0 +1,146 @@
+"""PyTorch's files that are hostile or odd: named for what they are, read in time and memory that fit their size."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clipmerge.checkpoint import open_checkpoint, unpickle
+from clipmerge.files.safetensors import DTYPES
+from clipmerge.merging.numpy_chunks import runs
+from tests.checkpoint.test_state_dict import TENSORS, refuse
+from tests.support.command import clipmerge, refused
+
+CODE = r"is a pickle that holds code \(.*{}.*\), which loading would run, so clipmerge does not open it"
+
+
+class Command:
+    """Makes a folder when it is unpickled, by a module that torch itself has a list against."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.target),))
+
+
+class Call:
+    """Calls something of a module that torch knows nothing of."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (textwrap.dedent, ("",))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("how", ["zip", "old", "plain"])
+def test_a_blocked_module_is_code_too(tmp_path: Path, how: str, protocol: int) -> None:
+    file, made = tmp_path / "x.pt", tmp_path / "made"
+    content = {"state_dict": {"a": torch.zeros(1)}, "args": Command(made)}
+    if how == "plain":
+        file.write_bytes(pickle.dumps(content, protocol=protocol))
+    else:
+        torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=how == "zip")
+    refuse(file, CODE.format(r"\.mkdir"))
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_is_found_by_what_the_pickle_calls_whatever_torch_says(
+    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_in_other_words(*_: Any, **__: Any) -> None:
+        raise pickle.UnpicklingError("no")
+
+    torch.save({"a": torch.zeros(1), "b": Call()}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    monkeypatch.setattr(torch, "load", refuse_in_other_words)
+    refuse(tmp_path / "x.pt", CODE.format(r"textwrap\.dedent"))
+    harmless = {**TENSORS, "some": {1, 2}, "bytes": b"x", "array": bytearray(b"x")}
+    torch.save(harmless, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    refuse(tmp_path / "x.pt", "is damaged, or no file of PyTorch's")
+
+
+@pytest.mark.parametrize("names", [("model",), ("state_dict", "model"), ("module", "net", "weights")])
+def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    outer: dict[str, Any] = {"x": 1}
+    inner = outer
+    for name in names[:-1]:
+        inner[name] = inner = {}
+    inner[names[-1]] = outer
+    torch.save(outer, tmp_path / "x.pt")
+    line = refused(clipmerge("inspect", tmp_path / "x.pt"))
+    assert f"x.pt: holds itself under {'.'.join(names)}, and no weights; save the state_dict alone" in line
+
+
+def test_the_script_keeps_a_dictionary_that_holds_itself_once() -> None:
+    outer: dict[str, Any] = {"model": {"a": torch.ones(1)}, "step": 1}
+    outer["model"]["trainer"] = outer["self"] = outer
+    assert unpickle.weights_of(outer) == {"model": {"a": torch.ones(1)}}
+
+
+LARGE = """
+import resource, sys, time
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.merging.numpy_chunks import runs
+
+checkpoint = open_checkpoint(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+begin = time.perf_counter()
+for key, entry in checkpoint.entries.items():
+    for start, stop in runs(entry.size):
+        assert checkpoint.array(key, start, stop).size == stop - start
+    checkpoint.release(key)
+print(time.perf_counter() - begin, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in other units elsewhere")
+def test_transposes_are_copied_once_and_one_at_a_time(tmp_path: Path) -> None:
+    """Three of 64 MB in 128 runs each: a copy for every run would take minutes, and all copies at once 192 MB."""
+    wide = torch.ones(4096, 4096)
+    torch.save({str(number): (wide + number).T for number in range(3)}, tmp_path / "x.pt")
+    ended = subprocess.run(
+        [sys.executable, "-c", LARGE, tmp_path / "x.pt"], capture_output=True, text=True, check=True, timeout=300
+    )
+    seconds, grown = map(float, ended.stdout.split())
+    assert seconds < 10
+    # the file's own pages, 192 MB, count as well; one copy, and half of one for what else a process takes
+    assert grown < (3 + 1.5) * wide.nbytes
+
+
+@pytest.mark.parametrize("key", TENSORS)
+def test_a_copy_is_let_go(tmp_path: Path, key: str) -> None:
+    torch.save(TENSORS, tmp_path / "x.pt")
+    checkpoint = open_checkpoint(str(tmp_path / "x.pt"))
+    kept: dict[str, Any] = checkpoint._laid_out  # type: ignore[attr-defined]
+    first = checkpoint.array(key, 0, 1)
+    assert set(kept) == (set() if TENSORS[key].is_contiguous() else {key})
+    checkpoint.array("transposed")
+    checkpoint.array("a part")
+    assert set(kept) == {"a part"}
+    checkpoint.release("a part")
+    assert not kept
+    assert checkpoint.array(key, 0, 1).tolist() == first.tolist()
+
+
+def test_runs_of_every_order_are_those_of_the_tensor(tmp_path: Path) -> None:
+    tensors = {
+        "permuted": torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+        "channels last": torch.arange(48.0).reshape(2, 3, 2, 4).to(memory_format=torch.channels_last),
+        "expanded": torch.arange(3.0).expand(4, 3),
+        "stepped": torch.arange(12, dtype=torch.bfloat16)[::3],
+    }
+    torch.save(tensors, tmp_path / "x.pt")
+    checkpoint = open_checkpoint(str(tmp_path / "x.pt"))
+    for start, stop in runs(48, 5):
+        for key, tensor in tensors.items():
+            assert torch.equal(checkpoint.tensor(key, start, stop), tensor.flatten()[start:stop])
+            assert checkpoint.tensor(key).dtype is getattr(torch, DTYPES[checkpoint.entries[key].dtype][0])
+            checkpoint.release(key)

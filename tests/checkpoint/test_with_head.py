@@ -1,0 +1,128 @@
+"""Classifiers of WiSE-FT's: an image encoder and a head, merged with a zero-shot model that has none or has one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tests.support.command import clipmerge, refused
+from tests.support.tiny_open_clip import load, model_config, save_open_clip_pair
+
+CLASSES = ("bird", "cat", "dog")
+TEMPLATES = ("a photo of a {}", "a drawing of a {}")
+WEIGHT, BIAS = "classification_head.weight", "classification_head.bias"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zero-shot OpenCLIP folder, and beside it ``classifier.pt``, fine-tuned from it."""
+    folder = tmp_path_factory.mktemp("heads")
+    zeroshot, finetuned = save_open_clip_pair(folder, model_config())
+    torch.manual_seed(3)
+    head = {WEIGHT: torch.randn(len(CLASSES), 16), BIAS: torch.randn(len(CLASSES))}
+    tensors = load_file(finetuned / "open_clip_model.safetensors")
+    # what WiSE-FT leaves when it deletes the text transformer
+    encoder = {k: v for k, v in tensors.items() if not k.startswith("transformer.")}
+    wrapped = {f"image_encoder.model.{key}": value for key, value in encoder.items()}
+    torch.save({**wrapped, **head}, folder / "classifier.pt")
+    (folder / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    return zeroshot
+
+
+def merge(base: Path, output: Path, *flags: object, alpha: float = 0.25) -> dict[str, Tensor]:
+    inputs = (base, base.parent / "classifier.pt")
+    settings = ("--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "--output", output, "--format", "quiet")
+    outcome = clipmerge("merge", *inputs, *settings, *flags)
+    assert outcome.code == 0, outcome.err
+    return load_file(output / "open_clip_model.safetensors")
+
+
+def ends(base: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    theta_1 = torch.load(base.parent / "classifier.pt", weights_only=True)  # noqa: TID251
+    return load_file(base / "open_clip_model.safetensors"), theta_1
+
+
+@torch.no_grad()
+def zeroshot_head(base: Path) -> Tensor:
+    """Class by class and prompt by prompt, by open_clip alone."""
+    model = load(base)
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{base}")
+    rows = []
+    for name in CLASSES:
+        features = [normalize(model.encode_text(tokenizer([t.format(name)]))[0], dim=0) for t in TEMPLATES]
+        rows.append(normalize(torch.stack(features).mean(0), dim=0) * model.logit_scale.exp())
+    return torch.stack(rows)
+
+
+def is_merged_encoder(base: Path, merged: dict[str, Tensor], alpha: float) -> bool:
+    theta_0, theta_1 = ends(base)
+    visual = [key for key in theta_0 if key.startswith("visual.")]
+    assert set(merged) == {*visual, WEIGHT, BIAS}
+    changed = {key: theta_1[f"image_encoder.model.{key}"] for key in visual}
+    return all(torch.equal(merged[k], theta_0[k] + alpha * (changed[k] - theta_0[k])) for k in visual)
+
+
+def test_without_class_names_the_head_is_kept(base: Path, tmp_path: Path) -> None:
+    merged = merge(base, tmp_path / "out")
+    assert is_merged_encoder(base, merged, 0.25)
+    theta_1 = ends(base)[1]
+    assert all(torch.equal(merged[key], theta_1[key]) for key in (WEIGHT, BIAS))
+
+
+@pytest.mark.parametrize("alpha", [0, 0.25, 1])
+def test_the_zero_shot_side_is_built_from_class_prompts(base: Path, tmp_path: Path, alpha: float) -> None:
+    flags = [word for template in TEMPLATES for word in ("--template", template)]
+    merged = merge(base, tmp_path / "out", "--classes", base.parent / "classes.txt", *flags, alpha=alpha)
+    theta_1, built = ends(base)[1], zeroshot_head(base)
+    assert merged[WEIGHT] == pytest.approx(torch.lerp(built, theta_1[WEIGHT], alpha), abs=1e-5)
+    assert torch.equal(merged[BIAS], alpha * theta_1[BIAS])
+    assert alpha == 1 or is_merged_encoder(base, merged, alpha)
+
+
+def test_an_override_names_the_head(base: Path, tmp_path: Path) -> None:
+    flags = ("--classes", base.parent / "classes.txt", "--set", "overrides=[{layers: head, alpha: 1}]")
+    merged = merge(base, tmp_path / "out", *flags)
+    assert torch.equal(merged[WEIGHT], ends(base)[1][WEIGHT])
+    assert is_merged_encoder(base, merged, 0.25)
+
+
+def test_a_plan_builds_the_same_head(base: Path, tmp_path: Path) -> None:
+    merge(base, tmp_path / "merged", "--classes", base.parent / "classes.txt", alpha=0.5)
+    inputs = (base, base.parent / "classifier.pt", "--recipe", "wise-ft", "--classes", base.parent / "classes.txt")
+    assert clipmerge("plan", *inputs, "--output", tmp_path / "plan.json").code == 0
+    assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "applied").code == 0
+    merged, applied = (tmp_path / name / "open_clip_model.safetensors" for name in ("merged", "applied"))
+    assert merged.read_bytes() == applied.read_bytes()
+
+
+def test_both_heads_are_merged(base: Path, tmp_path: Path) -> None:
+    theta_0 = {k: v for k, v in ends(base)[0].items() if k.startswith("visual.")}
+    theta_0 |= {WEIGHT: torch.ones(3, 16), BIAS: torch.ones(3)}
+    torch.save({f"model.{k}" if k.startswith("visual.") else k: v for k, v in theta_0.items()}, tmp_path / "soup.pt")
+    inputs = (tmp_path / "soup.pt", base.parent / "classifier.pt", "--recipe", "wise-ft")
+    outcome = clipmerge("merge", *inputs, "--output", tmp_path / "out", "--format", "json")
+    assert outcome.code == 0, outcome.err
+    merged, theta_1 = load_file(tmp_path / "out" / "open_clip_model.safetensors"), ends(base)[1]
+    assert all(torch.equal(merged[k], theta_0[k] + 0.5 * (theta_1[k] - theta_0[k])) for k in (WEIGHT, BIAS))
+    assert outcome.json["layers"]["head"]["alpha"] == 0.5
+
+
+def test_another_number_of_classes_is_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_text("bird\ncat\n")
+    flags = ("--recipe", "wise-ft", "--classes", tmp_path / "classes.txt", "--output", tmp_path / "out")
+    line = refused(clipmerge("merge", base, base.parent / "classifier.pt", *flags))
+    assert "has 2 class names, there are 3 classes" in line
+
+
+def test_what_is_learned_leaves_the_head_fine_tuned(base: Path, images: Path, tmp_path: Path) -> None:
+    inputs = (base, base.parent / "classifier.pt", "--recipe", "auto", "--data", images, "--images", 6)
+    outcome = clipmerge("merge", *inputs, "--dry-run", "--format", "json")
+    assert outcome.code == 0, outcome.err
+    head = outcome.json["layers"]["head"]
+    assert (head["alpha"], head["reason"]) == (1, "a classifier's head takes no part in measuring: fine-tuned")

@@ -1,0 +1,378 @@
+"""The command line on good input: what is printed, what is written, and that plan and apply are merge."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.command import Outcome, clipmerge, refused
+from tests.support.raw_safetensors import edit
+from tests.support.tiny_clip import layer_of, save_pair
+
+Folders = tuple[Path, Path]
+# flags what stands out at all, so that masks have something to do
+STRAGGLER = "vision.1.mlp"
+FLAG_MANY = ("--set", "method.threshold=0.5", "--set", "method.stability=0")
+KEYS = {"output", "files", "recipe", "zeroshot", "finetuned", "layers", "stragglers", "measurements", "path", "seconds"}
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def done(outcome: Outcome) -> Outcome:
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def straggling(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A pair in which fine-tuning threw one layer far."""
+    folders = save_pair(tmp_path_factory.mktemp("straggling"))
+    tensors = load_file(folders[1] / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    thrown = {name: tensor for name, tensor in tensors.items() if layer_of(name) == STRAGGLER}
+    noise = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in thrown.items()}
+    edit(folders[1], **{name: tensor + 0.5 * tensor.abs().mean() * noise[name] for name, tensor in thrown.items()})
+    return folders
+
+
+def merge_in(folder: Path, inputs: Folders, *flags: object) -> dict[str, Any]:
+    """Merge into ``merged`` below a folder, named relative to it as a user would; returns what was printed."""
+    folder.mkdir(exist_ok=True)
+    with contextlib.chdir(folder):
+        record: dict[str, Any] = done(clipmerge("merge", *inputs, *flags, "-o", "merged", "--format", "json")).json
+    return record
+
+
+@pytest.fixture(scope="module")
+def measuring(images: Path) -> tuple[object, ...]:
+    """Flags of a merge that finds a straggler."""
+    few = ("--set", "measure.nodes=1", "--set", "measure.tolerance=100", "--set", "method.bootstraps=5")
+    return ("--recipe", "straggler-sparse", "--data", images, *FLAG_MANY, *few)
+
+
+@pytest.fixture(scope="module")
+def sparse(
+    straggling: Folders, measuring: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """Output folder and printed record of one straggler-sparse merge."""
+    folder = tmp_path_factory.mktemp("sparse")
+    return folder / "merged", merge_in(folder, straggling, *measuring)
+
+
+def test_the_record_has_what_the_design_names(sparse: tuple[Path, dict[str, Any]], straggling: Folders) -> None:
+    _, record = sparse
+    assert record.keys() >= KEYS
+    assert record["output"] == "merged"
+    for side, folder in zip(("zeroshot", "finetuned"), straggling, strict=True):
+        assert record[side] == {
+            "source": str(folder),
+            "revision": None,
+            "files": {"model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()},
+        }
+    assert record["stragglers"] == [STRAGGLER]
+    for name, layer in record["layers"].items():
+        assert layer.keys() >= {"alpha", "density", "mask", "reason"}
+        assert (layer["mask"] == "saliency") is (name in record["stragglers"])
+        assert layer["reason"]
+    assert record["measurements"].keys() == record["layers"].keys()
+    assert all(values.keys() >= {"barrier", "loss_drop"} for values in record["measurements"].values())
+    assert {0, 0.5, 1} <= set(record["path"]["alphas"])
+    assert len(record["path"]["losses"]) == len(record["path"]["alphas"])
+    assert record["seconds"].keys() >= {"read", "measure", "plan", "apply"}
+
+
+def test_the_record_is_also_in_the_folder_with_every_files_hash(sparse: tuple[Path, dict[str, Any]]) -> None:
+    output, record = sparse
+    assert json.loads((output / "clipmerge.json").read_text()) == record
+    found = hashes(output)
+    assert record["files"].items() <= found.items()
+    assert found.keys() - record["files"].keys() == {"clipmerge.json", "README.md", "report.html", "path.png"}
+
+
+def test_all_files_but_the_record_are_equal_between_runs(
+    sparse: tuple[Path, dict[str, Any]], straggling: Folders, measuring: tuple[object, ...], tmp_path: Path
+) -> None:
+    again = merge_in(tmp_path, straggling, *measuring)
+    assert again["files"] == sparse[1]["files"]
+    first, second = hashes(sparse[0]), hashes(tmp_path / "merged")
+    assert first.keys() == second.keys()
+    assert {name for name in first if first[name] != second[name]} == {"clipmerge.json"}
+
+
+def test_threads_do_not_change_a_data_free_merge(pair: Folders, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    files = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            files.append(merge_in(tmp_path / str(count), pair, "--recipe", "monosoup")["files"])
+    finally:
+        torch.set_num_threads(threads)
+    assert files[0] == files[1]
+
+
+@pytest.fixture(scope="module")
+def scored(
+    straggling: Folders, measuring: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """A plan with scores beside it, and the record that was printed."""
+    plan = tmp_path_factory.mktemp("scored") / "plans" / "plan.json"
+    return plan, done(clipmerge("plan", *straggling, *measuring, "--output", plan, "--format", "json")).json
+
+
+def test_plan_then_apply_is_merge(
+    sparse: tuple[Path, dict[str, Any]], scored: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    plan, planned = scored
+    assert sorted(path.name for path in plan.parent.iterdir()) == ["plan.json", "plan.tensors.safetensors"]
+    assert len({path.stat().st_mode for path in plan.parent.iterdir()}) == 1
+    applied = done(clipmerge("apply", plan, "--output", tmp_path / "out", "--format", "json")).json
+    assert planned["layers"] == applied["layers"] == sparse[1]["layers"]
+    assert applied["files"] == sparse[1]["files"]
+    assert hashes(tmp_path / "out").keys() == hashes(sparse[0]).keys()
+
+
+@pytest.fixture
+def plan(pair: Folders, tmp_path: Path) -> Path:
+    done(clipmerge("plan", *pair, "--recipe", "wise-ft", "--output", tmp_path / "plan.json"))
+    return tmp_path / "plan.json"
+
+
+def edit_plan(plan: Path, layer: str, **changes: Any) -> None:
+    data = json.loads(plan.read_text())
+    data["layers"].setdefault(layer, {}).update(changes)
+    plan.write_text(json.dumps(data))
+
+
+def test_a_plan_edited_by_hand_is_honoured(plan: Path, pair: Folders, tmp_path: Path) -> None:
+    edit_plan(plan, "vision.1.mlp", alpha=1)
+    data = json.loads(plan.read_text())
+    del data["layers"]["text.0.attn"]
+    plan.write_text(json.dumps(data))
+    done(clipmerge("apply", plan, "--output", tmp_path / "out"))
+    zeroshot, finetuned, merged = (load_file(f / "model.safetensors") for f in (*pair, tmp_path / "out"))
+    for name, tensor in merged.items():
+        side = {"vision.1.mlp": finetuned, "text.0.attn": zeroshot}.get(layer_of(name))
+        if side is not None:
+            assert torch.equal(tensor, side[name])
+        else:
+            assert torch.allclose(tensor, (zeroshot[name] + finetuned[name]) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "changes", "message"),
+    [
+        ("vision.9.mlp", {"alpha": 1}, r"vision\.9\.mlp"),
+        ("vision.1.mlp", {"mask": "magnitud"}, "Did you mean 'magnitude'"),
+        ("vision.1.mlp", {"alhpa": 1}, "Did you mean 'alpha'"),
+        ("vision.1.mlp", {"alpha": float("nan")}, "finite"),
+        ("vision.1.mlp", {"density": 0, "mask": "magnitude"}, "greater than 0"),
+        ("vision.1.mlp", {"mask": "saliency", "density": 0.5}, "holds no scores"),
+    ],
+)
+def test_a_plan_edited_to_nonsense_is_refused(
+    plan: Path, tmp_path: Path, layer: str, changes: dict[str, Any], message: str
+) -> None:
+    edit_plan(plan, layer, **changes)
+    line = refused(clipmerge("apply", plan, "--output", tmp_path / "out"))
+    assert pytest.raises(AssertionError, match=message).matches(AssertionError(line))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_plan_whose_input_changed_is_refused(tmp_path: Path, which: int) -> None:
+    folders = save_pair(tmp_path)
+    done(clipmerge("plan", *folders, "--recipe", "wise-ft", "--output", tmp_path / "plan.json"))
+    file = folders[which] / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out"))
+    assert f"{folders[which]} is not what the plan was made for: the sha256 of model.safetensors differs" in line
+
+
+def test_a_plan_whose_scores_changed_is_refused(scored: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    plan = Path(shutil.copytree(scored[0].parent, tmp_path / "plans")) / "plan.json"
+    scores = plan.with_name("plan.tensors.safetensors")
+    scores.write_bytes(scores.read_bytes()[:-1] + b"\xff")
+    assert "the file has changed" in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
+    scores.unlink()
+    assert "the file is missing" in refused(clipmerge("apply", plan, "-o", tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("alpha", "which"), [("0", 0), ("1", 1)])
+def test_both_ends_are_the_inputs(pair: Folders, tmp_path: Path, alpha: str, which: int) -> None:
+    done(clipmerge("merge", *pair, "--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "-o", tmp_path / "out"))
+    merged, source = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[which]))
+    assert merged.keys() == source.keys()
+    assert all(
+        torch.equal(merged[name].view(-1).view(torch.uint8), source[name].view(-1).view(torch.uint8)) for name in source
+    )
+
+
+def test_an_override_of_block_1_leaves_block_10_alone(tmp_path: Path) -> None:
+    folders = save_pair(tmp_path, blocks=12)
+    override = ("--set", "overrides=[{layers: vision.1.*, alpha: 0}]")
+    done(clipmerge("merge", *folders, "--recipe", "wise-ft", *override, "--output", tmp_path / "out"))
+    zeroshot, finetuned, merged = (load_file(f / "model.safetensors") for f in (*folders, tmp_path / "out"))
+    for name, tensor in merged.items():
+        if layer_of(name).startswith("vision.1."):
+            assert torch.equal(tensor, zeroshot[name])
+        else:
+            assert not torch.equal(tensor, zeroshot[name])
+            assert torch.allclose(tensor, (zeroshot[name] + finetuned[name]) / 2, atol=1e-6)
+
+
+def test_the_later_override_wins_and_density_brings_a_mask(pair: Folders, tmp_path: Path) -> None:
+    overrides = "overrides=[{layers: '*', alpha: 0.1}, {layers: text.*, alpha: 0.2, density: 0.5}]"
+    command = ("merge", *pair, "--recipe", "wise-ft", "--set", overrides, "--dry-run", "--format", "json")
+    layers = done(clipmerge(*command)).json["layers"]
+    for name, layer in layers.items():
+        is_text = name.startswith("text.")
+        assert (layer["alpha"], layer["density"], layer["mask"]) == (
+            (0.2, 0.5, "magnitude") if is_text else (0.1, 1, None)
+        )
+
+
+@pytest.mark.parametrize("command", ["merge", "plan"])
+def test_quiet_prints_nothing(pair: Folders, tmp_path: Path, command: str) -> None:
+    outcome = clipmerge(command, *pair, "--recipe", "wise-ft", "-o", tmp_path / "out", "--format", "quiet")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "", "")
+
+
+def test_a_dry_run_writes_nothing(pair: Folders, tmp_path: Path) -> None:
+    outcome = done(
+        clipmerge("merge", *pair, "--recipe", "lines", "--dry-run", "-o", tmp_path / "out", "--format", "json")
+    )
+    assert outcome.json["output"] is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_people_get_a_table_and_the_way_on(pair: Folders, tmp_path: Path) -> None:
+    outcome = done(clipmerge("merge", *pair, "--recipe", "wise-ft", "-o", tmp_path / "out"))
+    assert f"Wrote {tmp_path / 'out'}" in outcome.out.replace("\n", "")
+    assert "\x1b" not in outcome.out + outcome.err
+
+
+def test_several_finetuned_checkpoints_are_averaged(pair: Folders, tmp_path: Path) -> None:
+    other = save_pair(tmp_path, change=0.2)[1]
+    record = done(
+        clipmerge("merge", *pair, other, "--recipe", "wise-ft", "-o", tmp_path / "out", "--format", "json")
+    ).json
+    assert [each["source"] for each in record["finetuned"]] == [str(pair[1]), str(other)]
+    zeroshot, a, b, merged = (load_file(f / "model.safetensors") for f in (*pair, other, tmp_path / "out"))
+    for name, tensor in merged.items():
+        assert torch.allclose(tensor, 0.5 * zeroshot[name] + 0.25 * a[name] + 0.25 * b[name], atol=1e-6)
+
+
+def test_inspect_one_checkpoint_reads_no_weights(pair: Folders) -> None:
+    code = (
+        "import sys; sys.argv = ['clipmerge', 'inspect', sys.argv[1], '--format', 'json']\n"
+        "from clipmerge.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done_process = subprocess.run([sys.executable, "-c", code, pair[0]], capture_output=True, text=True, check=False)
+    assert done_process.returncode == 0, done_process.stderr
+    record = json.loads(done_process.stdout)
+    tensors = load_file(pair[0] / "model.safetensors")
+    assert record["total"]["size"] == sum(tensor.numel() for tensor in tensors.values())
+    shapes = {name: shape for layer in record["layers"].values() for name, shape in layer["shapes"].items()}
+    assert shapes == {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, clipmerge.cli.app\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pydantic', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_inspect_says_how_far_each_layer_moved(pair: Folders) -> None:
+    record = done(clipmerge("inspect", *pair, "--format", "json")).json
+    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
+    assert record["mismatches"] == []
+    for name, layer in record["layers"].items():
+        names = [parameter for parameter in zeroshot if layer_of(parameter) == name]
+        moved = sum(float(((finetuned[n] - zeroshot[n]).double() ** 2).sum()) for n in names)
+        size = sum(float((zeroshot[n].double() ** 2).sum()) for n in names)
+        assert layer["change"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
+    assert "The two fit: they can be merged." in done(clipmerge("inspect", *pair)).out
+
+
+def test_inspect_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:
+    other = save_pair(tmp_path, blocks=2)[1]
+    config = json.loads((other / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "gelu"
+    (other / "config.json").write_text(json.dumps(config))
+    record = done(clipmerge("inspect", pair[0], other, "--format", "json")).json
+    assert any("hidden_act" in problem for problem in record["mismatches"])
+    assert any("keys are only in the zero-shot checkpoint" in problem for problem in record["mismatches"])
+    assert record["layers"]["vision.2.mlp"]["change"] is None
+    assert "mismatch: " in done(clipmerge("inspect", pair[0], other)).out
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = done(clipmerge("recipes", "list")).out
+    assert "straggler-sparse" in listed
+    told = done(clipmerge("recipes", "list", "--format", "json")).json["recipes"]
+    assert [line.split() for line in listed.splitlines()] == [[name, *about.split()] for name, about in told.items()]
+    shown = done(clipmerge("recipes", "show", "wise-ft")).out
+    done(clipmerge("recipes", "copy", "wise-ft"))
+    assert (tmp_path / "wise-ft.yaml").read_text() == shown
+    assert "cannot be written" in refused(clipmerge("recipes", "copy", "wise-ft", tmp_path / "no" / "x.yaml"))
+    assert "wise-ft.yaml: exists already" in refused(clipmerge("recipes", "copy", "wise-ft"))
+    assert "Did you mean 'wise-ft'" in refused(clipmerge("recipes", "show", "wise-tf"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("merge", "-r", "wise-ft"), ("plan", "-r", "wise-ft"), ("sweep", "--id", "a=digits", "--ood", "b=digits")],
+)
+def test_an_output_in_the_home_folder(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """A shell expands `-o ~/x` but not `--output=~/x`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    command, *flags = arguments
+    line = refused(clipmerge(command, *pair, *flags, "--output=~nosuch/x"), 2)
+    assert line.startswith("error: --output ~nosuch/x: there is no user with the home folder ~nosuch")
+    (tmp_path / "home" / "x").mkdir(parents=True)
+    line = refused(clipmerge(command, *pair, *flags, "--output=~/x"))
+    assert line.startswith(f"error: {tmp_path / 'home' / 'x'}: ")
+    (tmp_path / "home" / "x").rmdir()
+    if command != "sweep":
+        done(clipmerge(command, *pair, *flags, "--output=~/x"))
+        assert (tmp_path / "home" / "x").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_convert_writes_from_the_main_process_alone(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    outcome = done(clipmerge("convert", pair[0], tmp_path / "out", "--to", "open-clip"))
+    assert (outcome.out, outcome.err) == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_version_is_printed() -> None:
+    assert done(clipmerge("--version")).out.startswith("clipmerge ")

@@ -1,0 +1,271 @@
+"""How commands end from outside: what is said when a signal comes, when stdout fails, and by which process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmerge.cli import _terminal as console
+from clipmerge.cli import app as cli
+from clipmerge.cli._terminal import Format, Terminal, reporting_errors
+from clipmerge.errors import HubError
+from clipmerge.files.staging import staged
+from tests.support.command import clipmerge, refused, start
+
+Folders = tuple[Path, Path]
+ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
+STOPS = pytest.mark.parametrize(
+    ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, ENDED)]
+)
+
+
+def stopping(number: int) -> Callable[..., Any]:
+    def stop(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+
+    return stop
+
+
+@STOPS
+@pytest.mark.parametrize("command", ["merge", "plan"])
+def test_a_signal_after_the_output_was_written_says_that_it_is_there(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, how: str, command: str
+) -> None:
+    monkeypatch.setattr(Terminal, "result", stopping(number))
+    outcome = clipmerge(command, *pair, "-r", "wise-ft", "-o", tmp_path / "out")
+    assert refused(outcome, code) == f"error: {how}; {tmp_path / 'out'} is complete"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@STOPS
+def test_a_signal_before_that_says_that_nothing_was_left(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, how: str
+) -> None:
+    command = ("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
+    assert clipmerge(*command).code == 0
+    monkeypatch.setattr("clipmerge.output.folder.write_side_files", stopping(number))
+    outcome = clipmerge(*command, "--overwrite")  # the output of the command before is not this one's
+    assert refused(outcome, code) == f"error: {how}; nothing was left behind"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@STOPS
+def test_a_signal_while_pushing_says_that_nobody_knows(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, how: str
+) -> None:
+    out = tmp_path / "out"
+    monkeypatch.setattr("clipmerge.publish.push.push", stopping(number))
+    monkeypatch.setattr(cli, "check_push", lambda *_, **__: None)
+    command = ("merge", *pair, "-r", "wise-ft", "-o", out, "--push", "acme/robust", "--license", "mit")
+    unknown = f"`clipmerge push {out} acme/robust --license mit` finds out and goes on"
+    said = f"whether acme/robust was published is not known: {unknown}"
+    assert refused(clipmerge(*command), code) == f"error: {how}; {out} is complete; {said}"
+    pushed = clipmerge("push", out, "acme/robust", "--license", "mit")
+    assert refused(pushed, code) == f"error: {how}; {said}"
+
+
+def test_a_signal_after_a_push_says_where_it_went(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, said = tmp_path / "out", "Published hub/acme/robust at 1"
+    monkeypatch.setattr(cli, "publish", lambda *_, **__: ({}, said))
+    monkeypatch.setattr(cli, "check_push", lambda *_, **__: None)
+    monkeypatch.setattr(Terminal, "result", stopping(signal.SIGINT))
+    outcome = clipmerge("merge", *pair, "-r", "wise-ft", "-o", out, "--push", "acme/robust")
+    assert refused(outcome, 130) == f"error: interrupted; {out} is complete; {said}"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(HubError("no. Nothing was published."), "error: no. Nothing was published."), (ValueError("x"), "is not known")],
+)
+def test_an_error_while_pushing_says_so_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("clipmerge.publish.push.push", failing)
+    outcome = clipmerge("push", tmp_path, "acme/robust")
+    assert outcome.code == 1
+    assert line in outcome.err
+    assert ("is not known" in outcome.err) is not isinstance(error, HubError)
+
+
+def test_whatever_fails_after_the_output_was_written_says_that_it_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @reporting_errors
+    def command() -> None:
+        with staged(tmp_path / "out") as folder:
+            (folder / "x").touch()
+        raise RuntimeError("later")
+
+    with pytest.raises(SystemExit):
+        command()
+    line = f"(RuntimeError): later; {tmp_path / 'out'} is complete; set CLIPMERGE_DEBUG=1 to see where"
+    assert line in capsys.readouterr().err
+
+
+needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "clipmerge", *map(str, arguments)]
+    options["env"] = {**os.environ, **options.pop("env", {})}
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=120, **options)
+
+
+@needs_full
+@pytest.mark.parametrize("fmt", list(Format))
+def test_a_full_stdout_says_that_the_output_is_there(pair: Folders, tmp_path: Path, fmt: Format) -> None:
+    out = tmp_path / "out"
+    with Path("/dev/full").open("w") as full:
+        ended = run("merge", *pair, "-r", "wise-ft", "-o", out, "--format", fmt, stdout=full)
+    line = f"error: standard output: cannot be written (No space left on device); {out} is complete\n"
+    expected = (0, "") if fmt is Format.quiet else (1, line)
+    assert (ended.returncode, ended.stderr) == expected
+    assert (out / "clipmerge.json").exists()
+
+
+@needs_full
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("recipes", "show", "auto")])
+def test_a_full_stdout_is_one_line_where_nothing_is_written(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = run(*arguments, stdout=full)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert "No space left on device" in ended.stderr
+
+
+@needs_full
+def test_what_waits_in_a_buffer_is_tried_once() -> None:
+    """A short record fails when it is flushed, which the interpreter would do with words of its own as it ends."""
+    code = (
+        "from clipmerge.cli._terminal import Format, Terminal, reporting_errors\n"
+        "reporting_errors(lambda: Terminal(Format.json).result({'a': 1}))()"
+    )
+    with Path("/dev/full").open("w") as full:
+        command, buffered = [sys.executable, "-c", code], {**os.environ, "PYTHONUNBUFFERED": ""}
+        ended = subprocess.run(command, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    line = "error: standard output: cannot be written (No space left on device)\n"
+    assert (ended.returncode, ended.stderr) == (1, line)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:surrogateescape"])
+def test_no_encoding_makes_printing_fail(pair: Folders, tmp_path: Path, encoding: str) -> None:
+    out = tmp_path / "日本é"
+    ended = run(
+        "merge",
+        *pair,
+        "-r",
+        "wise-ft",
+        "-o",
+        out,
+        stdout=subprocess.PIPE,
+        env={"PYTHONIOENCODING": encoding},
+        errors="replace",
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "Wrote" in ended.stdout
+
+
+def test_a_closed_stdout_is_no_failure(pair: Folders, tmp_path: Path) -> None:
+    ended = run("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out", preexec_fn=lambda: os.close(1))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["output"] == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "module", ["signal", "clipmerge.cli.app", "typer", "clipmerge.api.merge", "clipmerge.files.staging"]
+)
+def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, module: str) -> None:
+    """Sent from inside the import, where an exception would be a traceback, or be taken for the module's own."""
+    code = (
+        "import _signal, sys\n"
+        "sys.modules.pop('signal', None)\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: _signal.raise_signal(_signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from clipmerge.__main__ import run\n"
+        "run()"
+    )
+    command = [sys.executable, "-c", code, "merge", "a", "b", "-r", "wise-ft", "-o", tmp_path / "out"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 130
+    assert (ended.stdout, ended.stderr) == ("", "error: interrupted; nothing was left behind\n")
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_any_moment_of_starting_is_one_line(tmp_path: Path) -> None:
+    """Before that Python itself is starting, which nothing here can change."""
+    code = "from clipmerge.__main__ import run; print(flush=True); run()"
+    for moment in range(15):
+        command = [sys.executable, "-c", code, "recipes", "list"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.002 + 0.007 * moment)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        # after the last line it ends without a word, or had ended
+        assert (process.returncode, err) in [
+            (130, "error: interrupted; nothing was left behind\n"),
+            (-signal.SIGINT, ""),
+            (0, ""),
+        ]
+
+
+def test_ctrl_c_stays_ignored_where_it_was(tmp_path: Path) -> None:
+    code = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from clipmerge.__main__ import run\n"
+        "try: run()\n"
+        "finally: assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, "recipes", "list"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_another_process_leaves_an_error_to_the_main_one() -> None:
+    """It waits for the launcher's SIGTERM, which comes as soon as the main process has ended."""
+    process = start("recipes", "show", "nonsense", env={"RANK": "1"})
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=4)
+    process.terminate()
+    assert process.communicate() == ("", "")
+    assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("arguments", [("recipes", "show", "nonsense"), ("nonsense",)])
+def test_an_error_that_the_main_process_does_not_have_is_said(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    assert "nonsense" in clipmerge(*arguments).err
+    assert waited == []
+    monkeypatch.setenv("RANK", "1")
+    assert "nonsense" in clipmerge(*arguments).err
+    assert waited == [console._SECONDS_FOR_THE_MAIN_PROCESS]
+
+
+@pytest.mark.slow
+def test_a_launcher_shows_an_error_once(tmp_path: Path) -> None:
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    command = [*starter, "-m", "clipmerge", "merge", "a", "b", "-r", "nonsense", "-o", str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode != 0
+    assert [line[:27] for line in ended.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: no recipe 'nonsense'"
+    ]

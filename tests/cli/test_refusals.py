@@ -1,0 +1,295 @@
+"""The command line on bad input: one line on stderr, the right exit code, nothing written."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.command import clipmerge, refused
+from tests.support.raw_safetensors import edit, shard
+
+Folders = tuple[Path, Path]
+KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"
+
+
+@pytest.fixture
+def copies(pair: Folders, tmp_path: Path) -> Folders:
+    zeroshot, finetuned = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
+    return zeroshot, finetuned
+
+
+def merge_refused(
+    inputs: tuple[object, ...], message: str, *flags: object, recipe: str = "wise-ft", code: int = 1
+) -> None:
+    """A merge must end in one line that matches, and leave the output's parent as it was."""
+    parent = Path(str(inputs[1])).parent
+    before = sorted(parent.rglob("*"))
+    line = refused(clipmerge("merge", *inputs, "--recipe", recipe, "--output", parent / "out", *flags), code)
+    assert re.search(message, line), line
+    assert sorted(parent.rglob("*")) == before
+
+
+def _pickle_instead(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1), "b": Path("x")}, folder / "pytorch_model.bin")
+
+
+def _outside(folder: Path) -> None:
+    index = shard(folder) / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace("model-00001-of", "../model-00001-of"))
+
+
+def _bytes(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(change(file.read_bytes()))
+
+    return apply
+
+
+def _entry(value: float) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensor = load_file(folder / "model.safetensors")[KEY]
+        tensor[7, 7] = value
+        edit(folder, **{KEY: tensor})
+
+    return apply
+
+
+def _config(**changes: Any) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"].update(changes.pop("vision_config", {}))
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return apply
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+SHAPE = f"differ in shape; first {re.escape(KEY)}"
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "pickle": (
+        _pickle_instead,
+        r"pytorch_model\.bin: is a pickle that holds code \(pathlib.*unpickle\.py",
+    ),
+    "renamed pickle": (lambda f: torch.save({}, f / "model.safetensors"), r"model\.safetensors: holds no weights"),
+    "lfs": (_bytes(lambda data: POINTER), "is a Git-LFS pointer.*git lfs pull"),
+    "truncated": (_bytes(lambda data: data[:-7]), "is truncated"),
+    "lying": (_bytes(lambda data: data.replace(b'offsets":[0,', b'offsets":[8,', 1)), "the header lies"),
+    "outside": (_outside, "points outside its folder"),
+    "no shard": (lambda f: (shard(f) / "model-00002-of-00003.safetensors").unlink(), "1 of 3 shards are missing"),
+    "nan": (_entry(float("nan")), f"tensor {re.escape(KEY)} holds NaN"),
+    "inf": (_entry(float("-inf")), f"tensor {re.escape(KEY)} holds Inf"),
+    "shape": (lambda f: edit(f, **{KEY: torch.zeros(3)}), SHAPE),
+    "dtype": (lambda f: edit(f, **{KEY: torch.zeros(64, 32, dtype=torch.bfloat16)}), "differ in dtype"),
+    "key": (lambda f: edit(f, **{KEY: None}), "only in the zero-shot checkpoint"),
+    "activation": (_config(vision_config={"hidden_act": "gelu"}), "vision towers differ in hidden_act"),
+    "projection": (_config(projection_dim=17), "projection_dim differs"),
+    "empty": (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors in this folder"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_broken_checkpoint_is_one_line(copies: Folders, how: str) -> None:
+    damage, message = BROKEN[how]
+    damage(copies[1])
+    merge_refused(copies, message)
+
+
+@pytest.mark.parametrize("alpha", ["0", "1", "0.5"])
+@pytest.mark.parametrize("which", [0, 1])
+def test_nan_is_found_whatever_the_alpha(copies: Folders, alpha: str, which: int) -> None:
+    _entry(float("nan"))(copies[which])
+    merge_refused(copies, f"{copies[which]}: tensor .* holds NaN", "--set", f"method.alpha={alpha}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message", "recipe"),
+    [
+        (("--set", "method.alhpa=1"), "Did you mean 'alpha'", "wise-ft"),
+        (("--set", "methodd.alpha=1"), "Did you mean 'method'", "wise-ft"),
+        (("--set", "method.alpha=high"), "cannot be 'high'", "wise-ft"),
+        ((), "no recipe 'wise-tf'.*Did you mean 'wise-ft'", "wise-tf"),
+        ((), r"mine\.yaml: cannot be read", "mine.yaml"),
+        (("--set", "overrides=[{layers: visoin.1.attn}]"), "matches no layer.*mean 'vision.1.attn'", "wise-ft"),
+        (("--set", "overrides=[{layers: 'vision.99.*', alpha: 0}]"), "matches no layer", "wise-ft"),
+        (("--set", "overrides=[{layers: '*', density: 0.5}]"), "does not know", "monosoup"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_says_nonsense_is_one_line(
+    pair: Folders, tmp_path: Path, flags: tuple[str, ...], message: str, recipe: str
+) -> None:
+    merge_refused((pair[0], pair[1]), message, *flags, recipe=recipe)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "recipe 'straggler-sparse' measures.*--data FOLDER"),
+        (("--data", ".", "--template", "a photo"), r"--template 'a photo': has no \{\} for the class name"),
+        (("--data", ".", "--device", "tpu"), "--device tpu: choose from auto, cpu, cuda, mps"),
+        (("--data", ".", "--dtype", "int8"), "--dtype int8: choose from keep, float32"),
+        (("--data", ".", "--images", "0"), "--images.*greater than or equal to 1"),
+        (("--data", ".", "--batch-size", "x"), "--batch-size"),
+        (("--data", ".", "--seed", "-1"), "--seed"),
+        (("--data", ".", "--format", "yaml"), "--format.*'human', 'json', 'quiet'"),
+        (("--nonsense",), "No such option: --nonsense"),
+    ],
+)
+def test_flags_that_contradict_themselves_are_usage(pair: Folders, flags: tuple[str, ...], message: str) -> None:
+    merge_refused(pair, message, *flags, recipe="straggler-sparse", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("merge",), "Missing argument"),
+        (("merge", "a", "b", "--output", "x"), "Missing option '--recipe'"),
+        (("merge", "a", "b", "--recipe", "wise-ft"), "--output is missing"),
+        (("plan", "a", "b", "--recipe", "wise-ft"), "Missing option '--output'"),
+        (("apply", "x.json"), "Missing option '--output'"),
+        (("mrege",), "No such command 'mrege'"),
+    ],
+)
+def test_what_is_missing_is_usage(arguments: tuple[str, ...], message: str) -> None:
+    assert message in refused(clipmerge(*arguments), 2)
+
+
+def test_no_command_at_all_shows_the_help() -> None:
+    outcome = clipmerge()
+    assert outcome.code == 2
+    assert "Commands:" in outcome.out
+
+
+def test_one_checkpoint_given_twice_is_usage(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    merge_refused((pair[0], pair[0]), f"{pair[0]}: is given twice", code=2)
+    merge_refused((pair[0], pair[1], f"{pair[1]}/"), "is given twice", code=2)
+    monkeypatch.chdir(pair[0].parent)
+    merge_refused((pair[0].name, pair[0]), "is given twice", code=2)
+
+
+def test_an_output_that_is_an_input_or_exists_is_refused(copies: Folders, tmp_path: Path) -> None:
+    for output in (copies[0], copies[1], tmp_path):
+        for flags in ((), ("--overwrite",)):
+            outcome = clipmerge("merge", *copies, "--recipe", "wise-ft", "--output", output, *flags)
+            assert "holds the checkpoint" in refused(outcome)
+    (tmp_path / "out").mkdir()
+    merge_refused(copies, "out: exists already; choose another --output, or pass --overwrite")
+    merge_refused(copies, r"was not written by clipmerge \(it holds no clipmerge.json\)", "--overwrite")
+    (tmp_path / "out").rmdir()
+    (tmp_path / "out").write_text("x")
+    merge_refused(copies, "exists already")
+
+
+def test_an_output_inside_an_input_leaves_the_input_usable(copies: Folders) -> None:
+    before = {path: path.read_bytes() for path in copies[1].iterdir()}
+    assert clipmerge("merge", *copies, "--recipe", "wise-ft", "--output", copies[1] / "merged").code == 0
+    after = {path: path.read_bytes() for path in copies[1].iterdir() if path.is_file()}
+    assert before == after
+
+
+def test_an_input_as_plans_output_is_refused(copies: Folders) -> None:
+    for output in (copies[1] / "model.safetensors", copies[1]):
+        outcome = clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", output, "--overwrite")
+        assert "a plan is a JSON file" in refused(outcome)
+    outcome = clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", copies[1] / "config.json")
+    assert "exists already" in refused(outcome)
+
+
+def test_overwrite_replaces_no_file_but_a_plan(copies: Folders, tmp_path: Path) -> None:
+    config = copies[1] / "config.json"
+    before = config.read_bytes()
+    command = ("plan", *copies, "--recipe", "wise-ft", "--overwrite", "--output")
+    assert "config.json: is no plan that clipmerge wrote" in refused(clipmerge(*command, config))
+    assert config.read_bytes() == before
+    for _ in range(2):
+        assert clipmerge(*command, tmp_path / "plan.json").code == 0
+    assert clipmerge("apply", tmp_path / "plan.json", "-o", tmp_path / "out").code == 0
+
+
+def test_a_link_is_no_place_for_a_plan(pair: Folders, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.json").symlink_to("sub/real.json")
+    line = refused(clipmerge("plan", *pair, "--recipe", "wise-ft", "--output", tmp_path / "link.json"))
+    assert line == f"error: {tmp_path / 'link.json'}: is a link to sub/real.json; give the file itself as --output"
+    assert list((tmp_path / "sub").iterdir()) == []
+
+
+@pytest.fixture
+def earlier(pair: Folders, tmp_path: Path) -> Path:
+    """An earlier output; tests put inputs of the next command into it."""
+    assert clipmerge("merge", *pair, "--recipe", "wise-ft", "-o", tmp_path / "ov").code == 0
+    return tmp_path / "ov"
+
+
+def overwrite_refused(output: Path, held: Path, *command: object) -> None:
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    line = refused(clipmerge(*command, "-o", output, "--overwrite"))
+    assert line == f"error: {output}: holds {held}, which this command reads; choose another --output"
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_overwrite_deletes_no_recipe(pair: Folders, earlier: Path) -> None:
+    (earlier / "r.yaml").write_text("method: {name: wise-ft, alpha: 0.5}\n")
+    overwrite_refused(earlier, earlier / "r.yaml", "merge", *pair, "-r", earlier / "r.yaml")
+
+
+@pytest.mark.parametrize("what", ["folder", "tars"])
+def test_overwrite_deletes_no_images(pair: Folders, images: Path, earlier: Path, what: str) -> None:
+    data = held = shutil.copytree(images, earlier / "img")
+    if what == "tars":
+        data, held = earlier / "{0..1}.tar", earlier / "1.tar"
+        held.write_text("x")
+    overwrite_refused(earlier, held, "merge", *pair, "-r", "straggler-sparse", "--data", data)
+
+
+def test_overwrite_deletes_no_class_names(pair: Folders, images: Path, earlier: Path) -> None:
+    (earlier / "classes.txt").write_text("bird\ncat\ndog\n")
+    flags = ("--data", images, "--classes", earlier / "classes.txt")
+    overwrite_refused(earlier, earlier / "classes.txt", "merge", *pair, "-r", "straggler-sparse", *flags)
+
+
+@pytest.mark.parametrize("place", ["plan.json", "plan/plan.json"])
+def test_overwrite_deletes_no_plan_that_is_applied(pair: Folders, earlier: Path, place: str) -> None:
+    assert clipmerge("plan", *pair, "-r", "wise-ft", "-o", earlier / place).code == 0
+    overwrite_refused(earlier, earlier / place, "apply", earlier / place)
+
+
+def test_overwrite_deletes_no_checkpoint_that_is_one_file(pair: Folders, earlier: Path) -> None:
+    held = Path(shutil.copy(pair[1] / "model.safetensors", earlier / "finetuned.safetensors"))
+    outcome = clipmerge("merge", pair[0], held, "-r", "wise-ft", "-o", earlier, "--overwrite")
+    assert f"holds the checkpoint {held}" in refused(outcome)
+
+
+def test_a_folder_that_is_called_like_the_recipe_is_replaced(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert clipmerge("merge", *pair, "-r", "wise-ft", "-o", "wise-ft", "--overwrite").code == 0
+
+
+def test_convert_calls_a_merge_what_it_is(pair: Folders, earlier: Path) -> None:
+    line = refused(clipmerge("convert", pair[0], earlier, "--to", "open-clip", "--overwrite"))
+    assert "was written by another command (clipmerge merge or apply; it holds clipmerge.json and no conv" in line
+
+
+def test_inspecting_another_model_names_it(copies: Folders) -> None:
+    edit(copies[0], decoder__weight=torch.zeros(1))
+    for others in ((), (copies[1],)):
+        line = refused(clipmerge("inspect", copies[0], *others))
+        assert f"{copies[0]}: parameter 'decoder.weight' belongs to no layer" in line
+
+
+@pytest.mark.parametrize("flags", [("inspect", "nowhere/at-all.safetensors"), ("apply", "no.json", "-o", "out")])
+def test_other_commands_refuse_in_one_line_too(flags: tuple[str, ...]) -> None:
+    assert "no such folder or file" in (line := refused(clipmerge(*flags))) or "cannot be read" in line

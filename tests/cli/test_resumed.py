@@ -1,0 +1,230 @@
+"""Commands that are stopped while they learn and run again: the same bytes, and only the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.command import clipmerge, start
+from tests.support.learn_and_save import HOLDS
+from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
+from tests.support.tiny_clip import save_images, save_pair
+
+# as many as the processes that are started have
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[2]
+Folders = tuple[Path, Path]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "clipmerge" / "learning"
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_every_step(monkeypatch)
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
+    return Stopping(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def flags(images: Path) -> list[object]:
+    return ["--data", images, "--recipe", "auto", "--batch-size", 8, "--set", "measure.steps=4"]
+
+
+def weights(output: Path) -> bytes:
+    return (output / "model.safetensors").read_bytes()
+
+
+def notes(err: str) -> list[str]:
+    return [line.removeprefix("note: ") for line in err.splitlines() if "learn" in line]
+
+
+@pytest.mark.usefixtures("often")
+def test_the_command_goes_on_whether_it_merges_or_plans(
+    pair: Folders, flags: list[object], tmp_path: Path, cache: Path, stop_after: Stopping
+) -> None:
+    whole = clipmerge("merge", *pair, *flags, "--output", tmp_path / "whole")
+    assert (whole.code, notes(whole.err)) == (0, [])
+    stop_after(2)
+    stopped = clipmerge("plan", *pair, *flags, "--output", tmp_path / "plan.json")
+    assert stopped.code == 130
+    assert notes(stopped.err) == [SAVED]
+    assert len(list(cache.iterdir())) == 1
+    stop_after(1)
+    merge = ["merge", *pair, *flags, "--output", tmp_path / "out"]
+    assert notes(clipmerge(*merge).err)[0] == GOES_ON.format(2, 4)
+    found = clipmerge(*merge)
+    assert (found.code, notes(found.err)) == (0, [GOES_ON.format(3, 4)])
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    traces = [
+        json.loads((tmp_path / name / "plan" / "plan.json").read_text())["measurements"] for name in ("out", "whole")
+    ]
+    assert traces[0] == traces[1]
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.usefixtures("often")
+def test_what_was_learned_is_kept_until_it_is_written(
+    pair: Folders, flags: list[object], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    assert clipmerge("merge", *pair, *flags, "--output", tmp_path / "whole").code == 0
+    merge = ["merge", *pair, *flags, "--output", tmp_path / "out"]
+    with monkeypatch.context() as patched:
+        patched.setattr("clipmerge.output.folder.write_weights", stop)
+        assert clipmerge(*merge).code == 130
+    found = clipmerge(*merge)
+    assert (found.code, notes(found.err)) == (0, [GOES_ON.format(4, 4)])
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.usefixtures("often")
+def test_a_sweep_that_fails_at_the_end_learns_nothing_twice(
+    pair: Folders, images: Path, tmp_path: Path, cache: Path
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("measure: {name: learned-coefficients, steps: 4}\nmethod: {name: learned}\n")
+    shifted = save_images(tmp_path / "shifted", seed=3)
+    broken = shifted / "cat" / "3.png"
+    content = broken.read_bytes()
+    broken.write_bytes(content[:100])
+    shift = ("--id", f"near={images}", "--ood", f"far={shifted}", "--alphas", "0,1")
+    sweep = [
+        "sweep",
+        *pair,
+        *shift,
+        "--data",
+        images,
+        "--batch-size",
+        8,
+        "-r",
+        recipe,
+        "-r",
+        "wise-ft",
+        "-o",
+        tmp_path / "s",
+    ]
+    stopped = clipmerge(*sweep)
+    assert (stopped.code, notes(stopped.err)) == (1, [])
+    assert "3.png" in stopped.err
+    assert len(list(cache.iterdir())) == 1
+    broken.write_bytes(content)
+    found = clipmerge(*sweep)
+    assert (found.code, notes(found.err)) == (0, [GOES_ON.format(4, 4)])
+    assert list(cache.iterdir()) == []
+
+
+CHANGES: dict[str, tuple[object, ...]] = {
+    "option": ("--set", "measure.robustness=0.2"),
+    "granularity": ("--set", "measure.granularity=channel"),
+    "seed": ("--seed", 1),
+    "batch size": ("--batch-size", 7),
+    "fewer images": ("--images", 20),
+    "template": ("--template", "one {}."),
+}
+
+
+@pytest.mark.usefixtures("often")
+def test_another_learning_does_not_go_on_from_this_one(
+    flags: list[object], tmp_path: Path, cache: Path, stop_after: Stopping
+) -> None:
+    own, data = save_pair(tmp_path / "pair"), save_images(tmp_path / "images", seed=3)
+    flags = [*flags, "--data", data, "--dry-run"]
+
+    def goes_on(*more: object) -> bool:
+        """Take one more step, and say whether it was the first."""
+        stop_after(1)
+        outcome = clipmerge("merge", *own, *flags, *more)
+        assert outcome.code == 130
+        assert "from nothing" not in outcome.err
+        return GOES_ON.format(1, 4) in notes(outcome.err)
+
+    assert not goes_on()
+    assert goes_on()
+    for what, more in CHANGES.items():
+        assert not goes_on(*more), what
+    image = data / "cat" / "3.png"
+    for file in (own[1] / "model.safetensors", own[0] / "model.safetensors", image):
+        os.utime(file, ns=(0, 0))
+        assert not goes_on(), file
+    image.write_bytes((data / "dog" / "3.png").read_bytes())
+    assert not goes_on()
+    os.utime(own[1] / "config.json", ns=(0, 0))  # says what it said
+    assert goes_on()
+    preprocessor = next(file for file in own[1].iterdir() if "processor_config" in file.name)
+    preprocessor.write_text(preprocessor.read_text().replace('"rescale_factor": 0.00', '"rescale_factor": 0.01'))
+    assert not goes_on()
+    assert len(list(cache.iterdir())) == 1 + len(CHANGES) + 5
+
+
+def saved_step(cache: Path) -> int:
+    """The step that is in the file there; 0 without one. It may be replaced at any moment."""
+    return max((int(load_file(file)["taken"]) for file in cache.glob("*.safetensors")), default=0)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    pair: Folders, flags: list[object], tmp_path: Path, cache: Path
+) -> None:
+    merge = [*map(str, ["merge", *pair, *flags, "--set", "measure.steps=60", "--output"])]
+    alone = {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "none")}
+    process = start(*merge, tmp_path / "whole", env=alone)
+    assert notes(process.communicate()[1]) == []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.support.learn_and_save", "wait", *merge, str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    while process.poll() is None and saved_step(cache) < 5:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    taken = saved_step(cache)
+    process = start(*merge, tmp_path / "out", env=environment)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert notes(err) == [GOES_ON.format(taken, 60)]
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert list(cache.glob("*.safetensors")) == []
+
+
+@pytest.mark.slow
+def test_several_processes_go_on_from_the_main_ones_state(
+    pair: Folders, flags: list[object], tmp_path: Path, cache: Path
+) -> None:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+        merge = ["merge", *pair, *flags, "--device", "cpu", "--output", tmp_path / "out"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [*starter, "tests.support.learn_and_save", *map(str, [*arguments, *merge])]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert run(2).returncode != 0
+    assert len(list(cache.glob("*.safetensors"))) == 1
+    assert not Path(f"{os.environ['XDG_CACHE_HOME']}-elsewhere").exists()
+    result = run(9)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert notes(result.stderr) == [GOES_ON.format(2, 4)]
+    one, other = [line for line in result.stderr.splitlines() if HOLDS in line]
+    assert one.partition(HOLDS)[2] == other.partition(HOLDS)[2]
+    assert clipmerge("merge", *pair, *flags, "--output", tmp_path / "whole").code == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert list(cache.iterdir()) == []

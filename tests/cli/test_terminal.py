@@ -1,0 +1,123 @@
+"""What is printed where, and how commands end, whatever they raise."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+import typer
+
+from clipmerge.cli import app as cli
+from clipmerge.cli._terminal import DEBUG, Format, Terminal, fail, reporting_errors
+from clipmerge.errors import ClipmergeError, OutputError, UsageError
+from tests.support.command import clipmerge
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    @reporting_errors
+    def command() -> None:
+        raise error
+
+    return command
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+ENDINGS: dict[str, tuple[BaseException, int, str]] = {
+    "ours": (OutputError("out: exists already"), 1, "error: out: exists already\n"),
+    "usage": (UsageError("--x: wrong"), 2, "error: --x: wrong\n"),
+    "several lines": (ClipmergeError("a\n  b\n"), 1, "error: a b\n"),
+    "interrupted": (KeyboardInterrupt(), 130, "error: interrupted; nothing was left behind\n"),
+    "system": (PermissionError(13, "Permission denied", "x"), 1, "error: the system refused: [Errno 13] Permission"),
+    "memory": (
+        MemoryError(),
+        1,
+        "error: out of memory (fewer --images-at-once, or a smaller --batch-size, need less): MemoryError; set",
+    ),
+    "GPU memory": (OutOfMemoryError("CUDA out of memory."), 1, "error: out of memory (fewer --images-at-once"),
+    "unexpected": (RuntimeError("a\nb" * 500), 1, "error: clipmerge failed unexpectedly (RuntimeError): a ba b"),
+}
+
+
+@pytest.mark.parametrize("what", ENDINGS)
+def test_whatever_is_raised_is_one_line_and_a_code(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error, code, line = ENDINGS[what]
+    with pytest.raises(SystemExit) as ended:
+        raising(error)()
+    out, err = capsys.readouterr()
+    assert (ended.value.code, out) == (code, "")
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+    assert len(err) < 500
+
+
+@pytest.mark.parametrize("what", ["ours", "system", "unexpected"])
+def test_debugging_lets_the_traceback_through(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEBUG, "1")
+    error = ENDINGS[what][0]
+    with pytest.raises(type(error)) as caught:
+        raising(error)()
+    assert caught.value is error
+
+
+def test_an_interruption_between_commands_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(**_: object) -> None:
+        raise typer.Abort
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    outcome = clipmerge("recipes")
+    assert (outcome.code, outcome.err) == (130, "error: interrupted; nothing was left behind\n")
+
+
+def test_failing_outside_an_error_works_while_debugging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(DEBUG, "1")
+    with pytest.raises(SystemExit):
+        fail("x", 1)
+    assert capsys.readouterr().err == "error: x\n"
+
+
+def show_everything(terminal: Terminal) -> None:
+    terminal.stage("measure")
+    terminal.advance(1, 4)
+    terminal.advance(4, 4)
+    for _ in range(2):
+        terminal.say("once [red]only[/red]")
+    terminal.result({"a": [1, "é"]}, lambda: "for people")
+    terminal.show("last line")
+
+
+@pytest.mark.parametrize("fmt", list(Format))
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_each_format_prints_what_it_is_for(
+    fmt: Format, is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    show_everything(Terminal(fmt))
+    out, err = capsys.readouterr()
+    if fmt is Format.json:
+        assert json.loads(out) == {"a": [1, "é"]}
+        assert err == "note: once [red]only[/red]\n"
+    elif fmt is Format.quiet:
+        assert (out, err) == ("", "")
+    else:
+        assert out == "for people\nlast line\n"
+        assert err.count("once [red]only[/red]") == 1
+        assert ("measuring" in err) is is_terminal
+
+
+def test_verbose_says_each_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    show_everything(Terminal(Format.json, verbose=True))
+    assert "measuring ...\n" in capsys.readouterr().err
+
+
+def test_only_the_main_process_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "1")
+    for fmt in Format:
+        show_everything(Terminal(fmt, verbose=True))
+    assert capsys.readouterr() == ("", "")

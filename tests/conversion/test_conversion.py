@@ -1,0 +1,279 @@
+"""OpenCLIP's layout and transformers': both libraries' real models must say the same of the same input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel
+
+from clipmerge.checkpoint import Checkpoint, open_checkpoint
+from clipmerge.checkpoint.converted import convert_checkpoint
+from clipmerge.conversion import Layout, layout_of, match_keys, open_clip_config, transformers_config
+from clipmerge.errors import CheckpointError
+from tests.support import tiny_open_clip
+from tests.support.raw_safetensors import edit, shard
+from tests.support.tiny_clip import save_pair, tiny_config
+from tests.support.tiny_open_clip import build, model_config, outputs, token_ids
+
+# Settings that change what is computed while every shape stays; each must survive the way there and back.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gelu": {},
+    "quick_gelu": {"quick_gelu": True},
+    "custom text": {"custom_text": True},
+    "more heads": {"vision": {"head_width": 8}, "text": {"heads": 4}},
+    "tanh": {"vision": {"act_kwargs": {"approximate": "tanh"}}, "text": {"act_kwargs": {"approximate": "tanh"}}},
+    "epsilon": {"vision": {"norm_kwargs": {"eps": 0.1}}, "text": {"norm_kwargs": {"eps": 0.2}}},
+    "one-element scale": {"nonscalar_logit_scale": True},
+    "eos": {"text": {"pool_type": "eos", "eos_id": 7}},
+    "odd mlp": {"vision": {"mlp_ratio": 61 / 32 + 1e-9}, "text": {"width": 48, "heads": 3, "mlp_ratio": 1.7}},
+}
+
+
+def as_transformers(checkpoint: Checkpoint) -> CLIPModel:
+    """A real CLIPModel with a checkpoint's config and tensors; missing and unexpected keys are errors."""
+    assert checkpoint.config is not None
+    model = CLIPModel(CLIPConfig.from_dict(checkpoint.config))
+    model.load_state_dict({key: checkpoint.tensor(key) for key in checkpoint.entries})
+    return model.eval()
+
+
+@torch.no_grad()
+def features(model: CLIPModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `tiny_open_clip.outputs` gives, of a CLIPModel."""
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    found = model(pixel_values=images, input_ids=token_ids())
+    return found.image_embeds, found.text_embeds, model.logit_scale.exp()
+
+
+def same(ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...]) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.reshape(other.shape), other, atol=1e-5, rtol=0)
+
+
+def saved(folder: Path, model_cfg: dict[str, Any]) -> tuple[torch.nn.Module, Checkpoint]:
+    model = build(model_cfg)
+    return model, open_checkpoint(str(tiny_open_clip.save(model, model_cfg, folder)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_both_libraries_compute_the_same(variant: str, tmp_path: Path) -> None:
+    model_cfg = model_config(**VARIANTS[variant])
+    model, checkpoint = saved(tmp_path / "model", model_cfg)
+    expected = outputs(model)
+    there = convert_checkpoint(checkpoint, "transformers")
+    same(features(as_transformers(there)), expected)
+    prefix = "text." if "custom_text" in model_cfg else ""
+    back = convert_checkpoint(there, "open-clip", text_prefix=prefix)
+    assert back.config is not None
+    again = build(back.config["model_cfg"], seed=1)
+    again.load_state_dict({key: back.tensor(key) for key in back.entries})
+    same(outputs(again), expected)
+    for key, value in model.state_dict().items():
+        assert torch.equal(back.tensor(key), value.reshape(back.entries[key].shape)), key
+
+
+def test_quick_gelu_is_not_gelu(tmp_path: Path) -> None:
+    """The trap: the same tensors under the other activation are another model, by far more than the tolerance."""
+    model_cfg = model_config(quick_gelu=True)
+    model, checkpoint = saved(tmp_path / "model", model_cfg)
+    there = convert_checkpoint(checkpoint, "transformers")
+    assert there.config is not None
+    there.config["vision_config"]["hidden_act"] = "gelu"
+    wrong = features(as_transformers(there))[0]
+    assert (wrong - outputs(model)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("hidden_act", ["quick_gelu", "gelu", "gelu_new"])
+def test_a_clip_model_becomes_an_open_clip_model(hidden_act: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CLIPModel(tiny_config(hidden_act=hidden_act)).eval()
+    model.save_pretrained(tmp_path)
+    there = convert_checkpoint(open_checkpoint(str(tmp_path)), "open-clip")
+    assert there.config is not None
+    other = build(there.config["model_cfg"])
+    other.load_state_dict({key: there.tensor(key) for key in there.entries})
+    same(outputs(other), features(model))
+
+
+def test_every_run_of_elements_is_that_run(tmp_path: Path) -> None:
+    _, checkpoint = saved(tmp_path / "model", model_config())
+    there = convert_checkpoint(checkpoint, "transformers")
+    back = convert_checkpoint(there, "open-clip")
+    for converted in (there, back):
+        for key, entry in converted.entries.items():
+            whole = converted.tensor(key)
+            assert whole.shape == entry.shape
+            bounds = sorted({0, 1, entry.size // 3, entry.size // 2 + 1, entry.size})
+            for start, stop in ((a, b) for a in bounds for b in bounds if a < b):
+                assert torch.equal(converted.tensor(key, start, stop), whole.flatten()[start:stop]), key
+
+
+def test_a_sharded_checkpoint_is_converted_from_its_shards(tmp_path: Path) -> None:
+    zeroshot, _ = save_pair(tmp_path)
+    whole = convert_checkpoint(open_checkpoint(str(zeroshot)), "open-clip")
+    expected = {key: whole.tensor(key).clone() for key in whole.entries}
+    shards = convert_checkpoint(open_checkpoint(str(shard(zeroshot))), "open-clip")
+    assert len(shards.files) == 3
+    assert all(torch.equal(shards.tensor(key), tensor) for key, tensor in expected.items())
+
+
+def test_stacks_and_transposes_are_where_the_papers_code_has_them(tmp_path: Path) -> None:
+    model, checkpoint = saved(tmp_path / "model", model_config())
+    there = convert_checkpoint(checkpoint, "transformers")
+    weights = model.state_dict()
+    stacked = weights["visual.transformer.resblocks.1.attn.in_proj_weight"]
+    for place, part in enumerate("qkv"):
+        key = f"vision_model.encoder.layers.1.self_attn.{part}_proj.weight"
+        assert torch.equal(there.tensor(key), stacked[32 * place : 32 * (place + 1)])
+    assert torch.equal(there.tensor("text_projection.weight"), weights["text_projection"].T)
+    assert torch.equal(there.tensor("visual_projection.weight"), weights["visual.proj"].T)
+
+
+@pytest.mark.parametrize("name", [n for n in open_clip.list_models() if n.startswith(("ViT-", "RN50", "coca", "conv"))])
+def test_every_config_of_open_clip_is_said_or_refused(name: str) -> None:
+    """Shapes of the meta-device models on both sides; what is refused must be what CLIPModel has no words for."""
+    config = open_clip.get_model_config(name)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    foreign = (
+        isinstance(vision.get("layers"), list)
+        or "timm_model_name" in vision
+        or "hf_model_name" in text
+        or "multimodal_cfg" in config
+        or any(setting in vision for setting in ("attentional_pool", "no_ln_pre", "ls_init_value"))
+        or text.get("pool_type", "argmax") != "argmax"
+    )
+    if foreign:
+        with pytest.raises(CheckpointError, match="which transformers' CLIPModel cannot compute"):
+            transformers_config(config)
+        return
+    said = transformers_config(config)
+    with torch.device("meta"):
+        theirs = CLIPModel(CLIPConfig.from_dict(said)).state_dict()
+    back = open_clip_config(said)
+    for section, tower in (("vision_cfg", vision), ("text_cfg", text)):
+        for setting in tower.keys() & {"layers", "width", "head_width", "heads", "patch_size", "image_size"}:
+            assert back[section][setting] == tower[setting]
+    assert (back["embed_dim"], back["quick_gelu"]) == (config["embed_dim"], config.get("quick_gelu", False))
+    with torch.device("meta"):
+        ours = open_clip.CLIP(**back).state_dict()
+    matches = match_keys(ours, "open-clip")
+    assert {name for match in matches for name in match.transformers} == theirs.keys()
+    assert sum(value.numel() for value in ours.values()) == sum(value.numel() for value in theirs.values())
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no ln_pre": ({"vision": {"no_ln_pre": True}}, "vision_cfg.no_ln_pre=True"),
+    "average pool": ({"vision": {"pool_type": "avg"}}, "vision_cfg.pool_type=avg"),
+    "layer scale": ({"text": {"ls_init_value": 1e-4}}, "text_cfg.ls_init_value=0.0001"),
+    "projection bias": ({"text": {"proj_bias": True}}, "text_cfg.proj_bias=True"),
+    "pool last": ({"text": {"pool_type": "last"}}, "text_cfg.pool_type=last"),
+    "bidirectional": ({"text": {"no_causal_mask": True}}, "text_cfg.no_causal_mask=True"),
+    "scaled heads": ({"vision": {"scale_heads": True}}, "vision_cfg.scale_heads=True"),
+    "logit bias": ({"init_logit_bias": -10.0}, "init_logit_bias=-10.0"),
+    "unheard of": ({"vision": {"rope": 1}}, "vision_cfg.rope=1"),
+    "resnet": ({"vision": {"layers": [1, 1, 1, 1]}}, "a ResNet as vision tower"),
+    "eos 2": ({"text": {"pool_type": "eos", "eos_id": 2}}, "text_cfg.pool_type=eos with eos_id=2"),
+    "oblong": ({"vision": {"image_size": [32, 64]}}, r"vision_cfg.image_size=\[32, 64\]"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_transformers_cannot_compute_is_refused_by_name(what: str) -> None:
+    changes, message = REFUSED[what]
+    with pytest.raises(CheckpointError, match=f"has {message}.*cannot compute"):
+        transformers_config(model_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "siglip"}, "a 'siglip' has no OpenCLIP counterpart"),
+        ({"vision_config": {"hidden_act": "gelu"}}, "the vision tower has gelu, the text tower quick_gelu"),
+        ({"vision_config": {"hidden_act": "relu"}, "text_config": {"hidden_act": "relu"}}, "hidden_act relu"),
+        ({"vision_config": {"num_channels": 1}}, "takes 1 channels"),
+        ({"vision_config": {"hidden_size": 32, "num_attention_heads": 5}}, "5 heads on 32 channels"),
+    ],
+)
+def test_what_open_clip_cannot_compute_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_clip_config(changes)
+
+
+def test_layouts_are_known_by_their_keys() -> None:
+    layouts: dict[str, Layout] = {
+        "visual.trunk.stem.0.weight": "open-clip",
+        "module.visual.conv1.weight": "open-clip",
+        "text.transformer.resblocks.0.ln_1.bias": "open-clip",
+        "vision_model.embeddings.class_embedding": "transformers",
+        "visual_projection.weight": "transformers",
+        "logit_scale": "transformers",
+    }
+    assert {key: layout_of([key]) for key in layouts} == layouts
+
+
+def refused(folder: Path, message: str, to: Layout = "transformers") -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        convert_checkpoint(open_checkpoint(str(folder)), to)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(folder))
+
+
+def rewrite(folder: Path, **changes: torch.Tensor | None) -> Path:
+    """`edit`, for OpenCLIP's file name."""
+    weights = folder / "open_clip_model.safetensors"
+    (folder / "model.safetensors").write_bytes(weights.read_bytes())
+    edit(folder, **changes)
+    shutil.move(folder / "model.safetensors", weights)
+    return folder
+
+
+def test_tensors_without_a_counterpart_are_named(tmp_path: Path) -> None:
+    saved(tmp_path / "model", model_config())
+    refused(rewrite(tmp_path / "model", text_projection__bias=torch.zeros(16)), "1 tensors have no counterpart in")
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "model", model_config())
+    key = "visual__transformer__resblocks__1__attn__in_proj_bias"
+    refused(rewrite(tmp_path / "model", **{key: None}), "1 tensors of a CLIP are missing: visual.*in_proj_bias")
+
+
+def test_a_lone_tower_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pair[0], tmp_path / "tower"))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if not k.startswith("text")}, folder / "model.safetensors")
+    refused(folder, "tensors of a CLIP are missing: text_model", "open-clip")
+
+
+@pytest.mark.parametrize("buffer", ["attn_mask", "context_length", "module.attn_mask"])
+def test_masks_and_counts_are_left_out(buffer: str, tmp_path: Path) -> None:
+    saved(tmp_path / "model", model_config())
+    if buffer.startswith("module."):
+        weights = tmp_path / "model" / "open_clip_model.safetensors"
+        save_file({f"module.{key}": value for key, value in load_file(weights).items()}, weights)
+    rewrite(tmp_path / "model", **{buffer.replace(".", "__"): torch.zeros(32)})
+    there = convert_checkpoint(open_checkpoint(str(tmp_path / "model")), "transformers")
+    as_transformers(there)
+
+
+@pytest.mark.parametrize("to", ["transformers", "open-clip"])
+def test_a_config_of_another_model_is_refused(to: Layout, tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    if to == "transformers":
+        saved(tmp_path / "model", model_config())
+        file = tmp_path / "model" / "open_clip_config.json"
+        config = json.loads(file.read_text())
+        config["model_cfg"]["vision_cfg"]["patch_size"] = 16
+    else:
+        shutil.copytree(pair[0], tmp_path / "model")
+        file = tmp_path / "model" / "config.json"
+        config = json.loads(file.read_text())
+        config["vision_config"]["patch_size"] = 16
+    file.write_text(json.dumps(config))
+    refused(tmp_path / "model", r"calls for .*patch_embedding.weight of shape \(32, 3, 16, 16\).*\(32, 3, 8, 8\)", to)

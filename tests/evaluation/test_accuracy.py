@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+from clipmerge.errors import CheckpointError, UsageError
+from clipmerge.evaluation.accuracy import evaluate_sources, parse_named_source
+from clipmerge.progress import Silent
+from tests.support.command import clipmerge, refused
+from tests.support.tiny_clip import CLASSES, save_images
+
+
+def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> float:
+    """One image at a time, one class at a time, through transformers' own forward."""
+    model = CLIPModel.from_pretrained(folder).eval()
+    processor = CLIPProcessor.from_pretrained(folder)
+    right = total = 0
+    for path in sorted(images.glob("*/*.png")):
+        scores = []
+        for name in CLASSES:
+            prompts = [template.replace("{}", name) for template in templates]
+            inputs = processor(text=prompts, images=Image.open(path).convert("RGB"), return_tensors="pt", padding=True)
+            with torch.no_grad():
+                output = model(**inputs)
+            mean = output.text_embeds.mean(dim=0)
+            scores.append(float(output.image_embeds[0] @ (mean / mean.norm())))
+        right += CLASSES[scores.index(max(scores))] == path.parent.name
+        total += 1
+    return right / total
+
+
+@pytest.mark.parametrize("templates", [("a photo of a {}.",), ("a photo of a {}.", "an old {}", "{}")])
+def test_accuracy_is_that_of_the_obvious_loop(
+    pair: tuple[Path, Path], images: Path, templates: tuple[str, ...]
+) -> None:
+    record = evaluate_sources(str(pair[1]), [f"val={images}"], templates=templates, batch_size=7, progress=Silent())
+    assert record["images"] == {"val": 30}
+    assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
+
+
+def test_two_sources_of_one_name_are_refused(pair: tuple[Path, Path], images: Path) -> None:
+    with pytest.raises(UsageError, match="same name"):
+        evaluate_sources(str(pair[0]), [f"a={images}", f"a={images}"], templates=("{}",), progress=Silent())
+
+
+def test_a_bare_file_without_config_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "weights.safetensors"
+    bare.write_bytes((pair[0] / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        evaluate_sources(str(bare), [f"a={images}"], templates=("{}",), progress=Silent())
+
+
+def test_a_source_without_a_name_is_called_after_its_folder() -> None:
+    assert parse_named_source("data/val") == ("val", "data/val")
+    assert parse_named_source("x=data/val=1") == ("x", "data/val=1")
+
+
+def test_the_working_directory_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "val").mkdir()
+    monkeypatch.chdir(tmp_path / "val")
+    assert parse_named_source(".") == ("val", ".")
+    assert parse_named_source("..") == (tmp_path.name, "..")
+    assert parse_named_source("/") == ("/", "/")
+
+
+@pytest.mark.parametrize("text", ["", "a=", "a= "])
+def test_a_name_without_a_source_is_refused(pair: tuple[Path, Path], text: str) -> None:
+    line = refused(clipmerge("evaluate", pair[0], "--data", text), code=2)
+    assert f"'{text}': names no images; write NAME=SOURCE" in line
+
+
+def test_one_class_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    images = save_images(tmp_path / "images", each=2, classes=("bird",))
+    line = refused(clipmerge("evaluate", pair[0], "--data", images))
+    assert line.endswith("images: has one class; measuring needs at least two")

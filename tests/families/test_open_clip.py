@@ -1,0 +1,337 @@
+"""Merging OpenCLIP checkpoints of every kind: what comes out is loaded by open_clip, strictly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel
+
+from clipmerge.families import family_of
+from clipmerge.families.open_clip import FAMILY
+from tests.conversion.test_conversion import features, same
+from tests.support import tiny_open_clip
+from tests.support.command import Outcome, clipmerge, refused, start
+from tests.support.hub_double import environment, serving, upload
+from tests.support.tiny_clip import save_pair
+from tests.support.tiny_open_clip import (
+    ARCHITECTURES,
+    bert_text,
+    build,
+    load,
+    model_config,
+    outputs,
+    save_open_clip_pair,
+)
+
+Folders = tuple[Path, Path]
+WEIGHTS = "open_clip_model.safetensors"
+
+
+@pytest.fixture(params=[*ARCHITECTURES, "bert text"])
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """A ``model_cfg`` of each kind."""
+    if request.param == "bert text":
+        return model_config(text=bert_text(tmp_path / "bert"))
+    return model_config(**ARCHITECTURES[request.param])
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    """A pair of plain ViTs."""
+    return save_open_clip_pair(tmp_path, model_config(quick_gelu=True))
+
+
+def merge(zeroshot: Path, finetuned: Path, output: Path, alpha: float = 0.5, *more: object) -> Outcome:
+    arguments = ("--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "--output", output)
+    return clipmerge("merge", zeroshot, finetuned, *arguments, *more)
+
+
+def test_every_kind_is_merged_and_loaded(kind: dict[str, Any], tmp_path: Path) -> None:
+    zeroshot, finetuned = save_open_clip_pair(tmp_path / "pair", kind)
+    theta_0, theta_1 = (load_file(folder / WEIGHTS) for folder in (zeroshot, finetuned))
+    for alpha, source in ((0, zeroshot), (1, finetuned), (0.5, None)):
+        output = tmp_path / f"merged-{alpha}"
+        done = merge(zeroshot, finetuned, output, alpha)
+        assert done.code == 0, done.err
+        merged = load_file(output / WEIGHTS)
+        assert merged.keys() == theta_0.keys()
+        for key, value in merged.items():
+            if not value.is_floating_point():
+                assert torch.equal(value, theta_1[key] if alpha == 1 else theta_0[key]), key
+            else:
+                assert torch.equal(value, theta_0[key] + alpha * (theta_1[key] - theta_0[key])) or source, key
+        model = load(output)
+        if source:
+            for ours, theirs in zip(outputs(model), outputs(load(source)), strict=True):
+                torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    files = {path.name for path in output.iterdir()}
+    assert {"open_clip_config.json", "tokenizer.json", "clipmerge.json", "README.md"} <= files
+    assert not files & {"config.json", "model.safetensors"}
+
+
+def test_batch_norms_move_and_it_is_said(tmp_path: Path) -> None:
+    zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config(**ARCHITECTURES["resnet"]))
+    done = merge(zeroshot, finetuned, tmp_path / "merged")
+    assert "batch norms are interpolated" in done.err
+    theta_0, theta_1, merged = (load_file(f / WEIGHTS) for f in (zeroshot, finetuned, tmp_path / "merged"))
+    key = "visual.layer2.1.bn1.running_var"
+    assert not torch.equal(theta_0[key], theta_1[key])
+    assert torch.equal(merged[key], theta_0[key] + 0.5 * (theta_1[key] - theta_0[key]))
+    counter = "visual.bn1.num_batches_tracked"
+    assert theta_1[counter] != theta_0[counter] == merged[counter]
+
+
+LAYERS = {
+    "vit": [
+        *("vision.embeddings", "vision.pre_norm", "vision.0.attn", "vision.0.mlp", "vision.1.attn", "vision.1.mlp"),
+        *("vision.2.attn", "vision.2.mlp", "vision.norm", "vision.projection", "text.embeddings", "text.0.attn"),
+        *("text.0.mlp", "text.1.attn", "text.1.mlp", "text.2.attn", "text.2.mlp", "text.norm", "text.projection"),
+        "logit_scale",
+    ],
+    "resnet": [
+        *("vision.embeddings", "vision.0.conv", "vision.1.conv", "vision.2.conv", "vision.3.conv", "vision.4.conv"),
+        "vision.pooler",
+    ],
+    "timm vit": ["vision.embeddings", "vision.0.attn", "vision.0.mlp", "vision.1.attn", "vision.1.mlp"],
+    "coca": ["vision.embeddings", "vision.pre_norm", "vision.0.attn", "vision.0.mlp"],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_named_in_network_order(name: str) -> None:
+    keys = build(model_config(**ARCHITECTURES[name])).state_dict()
+    layers = list(FAMILY.group(FAMILY.canonical_names(keys).values()))
+    assert layers[: len(LAYERS[name])] == LAYERS[name]
+
+
+def test_what_joins_the_stages_stands_between_them() -> None:
+    keys = build(model_config(**ARCHITECTURES["timm convnext"])).state_dict()
+    group = FAMILY.group(FAMILY.canonical_names(keys).values())
+    convolutions = [group[layer] for layer in group if layer.endswith(".conv")]
+    starts = [sorted({".".join(name.split(".")[3:6]) for name in names})[0] for names in convolutions]
+    assert starts == sorted(starts, key=lambda start: (start.split(".")[0], "downsample" not in start, start))
+    assert any("downsample" in start for start in starts)
+
+
+# one of each kind: all that open_clip lists take half a minute
+MODELS = (
+    *("ViT-B-32-quickgelu", "ViT-L-14-CLIPA", "RN50", "coca_ViT-B-32", "ViT-B-16-SigLIP2", "nllb-clip-base-siglip"),
+    *("convnext_base", "convnext_large_d", "swin_base_patch4_window7_224", "vit_relpos_medium_patch16_cls_224"),
+    *("EVA01-g-14", "EVA02-B-16", "MobileCLIP-S1", "MobileCLIP2-S0", "MobileCLIP-B", "PE-Core-T-16-384", "ViTamin-S"),
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_open_clip_have_all_their_parameters_in_layers(name: str) -> None:
+    config = open_clip.get_model_config(name)
+    config["vision_cfg"].pop("timm_model_pretrained", None)
+    for setting in [setting for setting in config["text_cfg"] if setting.startswith("hf_")]:
+        del config["text_cfg"][setting]  # its own configuration is on the Hub
+    kind = open_clip.CLIP
+    if config.pop("custom_text", False):
+        kind = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+    with torch.device("meta"):
+        keys = list(kind(**config).state_dict())
+    names = FAMILY.canonical_names(keys)
+    assert family_of(None, keys) is FAMILY
+    grouped = [name for group in FAMILY.group(names.values()).values() for name in group]
+    assert sorted(grouped) == sorted(names.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quick_gelu": False}, "the vision towers differ in quick_gelu: zeroshot False, finetuned True"),
+        ({"vision_cfg": {"head_width": 8}}, "the vision towers differ in head_width: zeroshot 8, finetuned 16"),
+        ({"text_cfg": {"heads": 4}}, "the text towers differ in heads"),
+        ({"text_cfg": {"pool_type": "eos", "eos_id": 57}}, "the text towers differ in pool_type"),
+        ({"vision_cfg": {"norm_kwargs": {"eps": 1e-6}}}, "the vision towers differ in norm_kwargs"),
+    ],
+)
+def test_models_that_only_look_alike_are_refused(folders: Folders, changes: dict[str, Any], message: str) -> None:
+    file = folders[0] / "open_clip_config.json"
+    config = json.loads(file.read_text())
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            config["model_cfg"][key] |= value
+        else:
+            config["model_cfg"][key] = value
+    file.write_text(json.dumps(config))
+    assert message in refused(merge(*folders, folders[0].parent / "merged"))
+
+
+def test_a_text_tower_apart_is_the_same_text_tower(tmp_path: Path) -> None:
+    """``CLIP`` and ``CustomTextCLIP`` differ in names alone; the output is spelled like the fine-tuned one."""
+    zeroshot, _ = save_open_clip_pair(tmp_path / "plain", model_config())
+    _, finetuned = save_open_clip_pair(tmp_path / "custom", model_config(custom_text=True))
+    assert merge(zeroshot, finetuned, tmp_path / "merged", 0).code == 0
+    merged = load(tmp_path / "merged")
+    assert isinstance(merged, open_clip.CustomTextCLIP)
+    same(outputs(merged), outputs(load(zeroshot)))
+
+
+def test_a_wrappers_prefix_goes(folders: Folders, tmp_path: Path) -> None:
+    weights = load_file(folders[1] / WEIGHTS)
+    save_file({f"module.{key}": value for key, value in weights.items()}, folders[1] / WEIGHTS)
+    assert merge(*folders, tmp_path / "merged", 1).code == 0
+    assert load_file(tmp_path / "merged" / WEIGHTS).keys() == weights.keys()
+
+
+def test_shards_that_open_clip_cannot_load_are_refused(folders: Folders, tmp_path: Path) -> None:
+    line = refused(merge(*folders, tmp_path / "merged", 0.5, "--max-shard-size", "20KB"))
+    assert "open_clip loads open_clip_model.safetensors and no shards" in line
+    assert merge(*folders, tmp_path / "merged", 0.5, "--max-shard-size", "1GB").code == 0
+    assert (tmp_path / "merged" / WEIGHTS).is_file()
+
+
+def test_a_bare_file_is_merged_and_takes_the_zero_shot_files(folders: Folders, tmp_path: Path) -> None:
+    bare = tmp_path / "epoch_5.safetensors"
+    shutil.move(folders[1] / WEIGHTS, bare)
+    done = merge(folders[0], bare, tmp_path / "merged", 1)
+    assert "no open_clip_config.json beside it" in done.err
+    expected = build(model_config(quick_gelu=True))
+    expected.load_state_dict(load_file(bare))
+    same(outputs(load(tmp_path / "merged")), outputs(expected))
+
+
+def test_a_training_checkpoint_of_open_clip_is_merged(folders: Folders, tmp_path: Path) -> None:
+    """``open_clip_train`` saves pickles: an epoch, the optimizer, and a state dict under ``module.``."""
+    weights = load_file(folders[1] / WEIGHTS)
+    state = {f"module.{key}": value for key, value in weights.items()}
+    torch.save({"epoch": 5, "name": "run", "state_dict": state, "optimizer": {}}, tmp_path / "epoch_5.pt")
+    done = merge(folders[0], tmp_path / "epoch_5.pt", tmp_path / "merged", 1)
+    assert done.code == 0, done.err
+    same(outputs(load(tmp_path / "merged")), outputs(load(folders[1])))
+    assert load_file(tmp_path / "merged" / WEIGHTS).keys() == weights.keys()
+
+
+def test_the_cards_snippet_loads_the_output(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert merge(*folders, tmp_path / "merged").code == 0
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "library_name: open_clip" in card
+    snippet = card.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path / "merged")
+    printed: list[Any] = []
+    exec(snippet, {"print": printed.append})
+    assert sum(printed[0].values()) == pytest.approx(1)
+
+
+def test_a_pair_is_read_from_the_hub(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One repository holds both libraries' configurations and a pickle besides, as those on the Hub do."""
+    (folders[1] / "open_clip_pytorch_model.bin").write_bytes(b"\x80\x04never taken")
+    theirs = save_pair(tmp_path / "theirs")[0]
+    with serving(tmp_path, monkeypatch) as hub:
+        for name, folder in (("base", folders[0]), ("cars", folders[1]), ("clip", theirs)):
+            upload(hub, f"acme/{name}", {path.name: path.read_bytes() for path in folder.iterdir()})
+        for base in ("base", "clip"):
+            arguments = ("--recipe", "wise-ft", "--set", "method.alpha=1", "--output", tmp_path / f"merged-{base}")
+            with start("merge", f"acme/{base}", "acme/cars", *arguments, env=environment(hub, tmp_path)) as process:
+                _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+            same(outputs(load(tmp_path / f"merged-{base}")), outputs(load(folders[1])))
+        assert not [request for request in hub.log if "open_clip_pytorch_model.bin" in str(request)]
+
+
+def test_inspect_knows_the_layers(folders: Folders) -> None:
+    record = clipmerge("inspect", *folders, "--format", "json").json
+    assert list(record["layers"]) == LAYERS["vit"]
+    assert record["mismatches"] == []
+
+
+def test_a_mixed_pair_is_inspected(tmp_path: Path) -> None:
+    ours = save_open_clip_pair(tmp_path / "ours", model_config(quick_gelu=True))[0]
+    theirs = save_pair(tmp_path / "theirs")[0]
+    clipmerge("convert", theirs, tmp_path / "same", "--to", "open-clip")
+    for pair, plain in (((theirs, ours), (tmp_path / "same", ours)), ((ours, tmp_path / "same"), (ours, theirs))):
+        mixed, alike = (clipmerge("inspect", *each, "--format", "json") for each in (pair, plain))
+        assert mixed.code == alike.code == 0, mixed.err
+        assert list(mixed.json["layers"]) == LAYERS["vit"]
+        assert mixed.json["mismatches"] == []
+        for layer, entry in mixed.json["layers"].items():
+            assert entry["size"] == alike.json["layers"][layer]["size"]
+            assert entry["change"] == pytest.approx(alike.json["layers"][layer]["change"], rel=1e-5)
+
+
+@pytest.mark.parametrize("ours", ["zeroshot", "finetuned"])
+@pytest.mark.parametrize("custom_text", [False, True])
+def test_a_mixed_pair_is_merged_in_the_finetuned_layout(ours: str, custom_text: bool, tmp_path: Path) -> None:
+    config = model_config(quick_gelu=True, **({"custom_text": True} if custom_text else {}))
+    open_clip_folder = save_open_clip_pair(tmp_path / "ours", config)[0]
+    theirs = save_pair(tmp_path / "theirs")[0]
+    zeroshot, finetuned = (open_clip_folder, theirs) if ours == "zeroshot" else (theirs, open_clip_folder)
+    for alpha in (0, 1):
+        output = tmp_path / f"merged-{alpha}"
+        done = merge(zeroshot, finetuned, output, alpha)
+        assert done.code == 0, done.err
+        assert f"{zeroshot}: is converted to the layout of" in done.err
+        expected = (zeroshot, finetuned)[alpha]
+        sources = (
+            outputs(load(expected)) if expected == open_clip_folder else features(CLIPModel.from_pretrained(expected))
+        )
+        merged = outputs(load(output)) if ours == "finetuned" else features(CLIPModel.from_pretrained(output))
+        same(merged, sources)
+    half = tmp_path / "merged-half"
+    assert merge(zeroshot, finetuned, half).code == 0
+    names = ("model.safetensors", WEIGHTS)[:: 1 if ours == "zeroshot" else -1]
+    theta_1, merged_half = load_file(finetuned / names[0]), load_file(half / names[0])
+    assert merged_half.keys() == theta_1.keys()
+    assert not (half / names[1]).exists()
+    key = "logit_scale"
+    theta_0 = load_file(zeroshot / names[1])[key]
+    assert torch.equal(merged_half[key], theta_0 + 0.5 * (theta_1[key] - theta_0))
+
+
+def test_a_mixed_pair_with_another_activation_is_refused(tmp_path: Path) -> None:
+    ours = save_open_clip_pair(tmp_path / "ours", model_config())[0]
+    theirs = save_pair(tmp_path / "theirs")[0]
+    assert "the vision towers differ in quick_gelu: zeroshot True" in refused(merge(theirs, ours, tmp_path / "merged"))
+    assert "differ in hidden_act: zeroshot gelu, finetuned quick_gelu" in refused(merge(ours, theirs, tmp_path / "m"))
+
+
+def test_a_mixed_pair_that_cannot_be_converted_is_refused(tmp_path: Path) -> None:
+    ours = save_open_clip_pair(tmp_path / "ours", model_config(**ARCHITECTURES["resnet"]))[0]
+    theirs = save_pair(tmp_path / "theirs")[0]
+    assert "have no counterpart in a transformers CLIPModel" in refused(merge(ours, theirs, tmp_path / "merged"))
+    assert "the vision towers differ in image_size" in refused(merge(theirs, ours, tmp_path / "merged"))
+
+
+def test_a_plan_of_a_mixed_pair_gives_the_merges_bytes(tmp_path: Path) -> None:
+    ours = save_open_clip_pair(tmp_path / "ours", model_config(quick_gelu=True))[0]
+    theirs = save_pair(tmp_path / "theirs")[0]
+    assert merge(theirs, ours, tmp_path / "merged").code == 0
+    assert clipmerge("plan", theirs, ours, "--recipe", "wise-ft", "--output", tmp_path / "plan.json").code == 0
+    assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "applied").code == 0
+    assert (tmp_path / "merged" / WEIGHTS).read_bytes() == (tmp_path / "applied" / WEIGHTS).read_bytes()
+
+
+def test_a_bare_file_takes_its_files_from_the_other_library(tmp_path: Path) -> None:
+    """A bare OpenCLIP file over a transformers base: configuration and tokenizer are made from the base's."""
+    ours = save_open_clip_pair(tmp_path / "ours", model_config(quick_gelu=True))[0]
+    bare = shutil.copy(ours / WEIGHTS, tmp_path / "epoch_5.safetensors")
+    theirs = save_pair(tmp_path / "theirs")[0]
+    done = merge(theirs, Path(bare), tmp_path / "merged", 0)
+    assert done.code == 0, done.err
+    same(outputs(load(tmp_path / "merged")), features(CLIPModel.from_pretrained(theirs)))
+    ids = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'merged'}")(["a cat"])
+    assert ids.shape == (1, tiny_open_clip.TEXT["context_length"])
+
+
+def test_the_fine_tuned_tower_of_transformers_goes_into_an_open_clip_base(tmp_path: Path) -> None:
+    ours = save_open_clip_pair(tmp_path / "ours", model_config(quick_gelu=True))[0]
+    theirs = save_pair(tmp_path / "theirs")[0]
+    tensors = load_file(theirs / "model.safetensors")
+    tower = tmp_path / "tower"
+    CLIPModel.from_pretrained(theirs).vision_model.save_pretrained(tower)
+    done = merge(ours, tower, tmp_path / "merged", 1)
+    assert done.code == 0, done.err
+    merged = CLIPModel.from_pretrained(tmp_path / "merged")
+    same(features(merged)[1:], outputs(load(ours))[1:])
+    key = "vision_model.post_layernorm.weight"
+    assert torch.equal(merged.state_dict()[key], tensors[key])

@@ -1,0 +1,335 @@
+"""Reading from the Hub: every fault by the real client against the double, and never a stale cache unsaid."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save
+
+from clipmerge.errors import CheckpointError, ClipmergeError, HubError
+from clipmerge.hub import download as hub_module
+from clipmerge.hub.choice import choose_files
+from clipmerge.hub.download import fetch, remote_metadata, resolve
+from clipmerge.hub.errors import explain
+from clipmerge.hub.ids import HubId, parse_hub_id
+from tests.support.hub_double import FakeHub, serving, upload
+
+MODEL = HubId("alice/clip")
+TENSORS = {"a.weight": torch.zeros(2, 3), "b": torch.zeros((), dtype=torch.bfloat16)}
+FILES = {
+    "model.safetensors": save(TENSORS),
+    "model.fp16.safetensors": b"not this one",
+    "pytorch_model.bin": b"nor a pickle",
+    "flax_model.msgpack": b"nor flax",
+    "onnx/model.onnx": b"nor onnx",
+    "onnx/config.json": b"{}",
+    "config.json": b"{}",
+    "vocab.json": b"{}",
+    "merges.txt": b"#",
+    "README.md": b"---\nlicense: mit\n---\n",
+}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
+    with serving(tmp_path, monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def sha(hub: FakeHub) -> str:
+    return upload(hub, MODEL.repo_id, FILES)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("org/name", HubId("org/name")),
+        ("org/name@main", HubId("org/name", "main")),
+        ("hf://org/na.me_2-x@refs/pr/3", HubId("org/na.me_2-x", "refs/pr/3")),
+        ("hf://org/name", HubId("org/name")),
+        ("org/name@feature/x", HubId("org/name", "feature/x")),
+        ("org/name@", None),
+        ("name", None),
+        ("./org/name", None),
+        ("/org/name", None),
+        ("~/name", None),
+        ("a/b/c", None),
+        ("hf://datasets/org/name", None),
+        ("models/clip.safetensors", None),
+        ("org/na--me", None),
+        ("org/../name", None),
+        ("org/name with space", None),
+        ("", None),
+    ],
+)
+def test_what_can_be_a_hub_id(source: str, expected: HubId | None) -> None:
+    assert parse_hub_id(source) == expected
+
+
+def test_a_pinned_id_prints_as_it_is_written() -> None:
+    assert str(parse_hub_id("hf://org/name@v1")) == "org/name@v1"
+    assert str(HubId("org/name").at("v2")) == "org/name@v2"
+
+
+def test_fetch_takes_the_standard_weights_and_the_small_files(hub: FakeHub, sha: str) -> None:
+    found = fetch(MODEL, endpoint=hub.url)
+    assert (found.revision, found.note) == (sha, None)
+    names = {path.name for path in found.folder.iterdir()}
+    assert names == {"model.safetensors", "config.json", "vocab.json", "merges.txt"}
+    assert (found.folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_fetch_without_weights(hub: FakeHub, sha: str) -> None:
+    found = fetch(MODEL, weights=False, endpoint=hub.url)
+    assert {path.name for path in found.folder.iterdir()} == {"config.json", "vocab.json", "merges.txt"}
+
+
+def test_a_revision_is_read_at_its_commit(hub: FakeHub, sha: str) -> None:
+    newer = upload(hub, MODEL.repo_id, {"config.json": b'{"new": 1}'})
+    old = fetch(MODEL.at(sha), endpoint=hub.url)
+    new = fetch(MODEL, endpoint=hub.url)
+    assert (old.revision, new.revision) == (sha, newer)
+    assert (old.folder / "config.json").read_bytes() == b"{}"
+    assert all(sha in path or newer in path for _, path, _ in hub.requests("GET", "/resolve/"))
+
+
+def test_a_second_fetch_downloads_nothing(hub: FakeHub, sha: str) -> None:
+    fetch(MODEL, endpoint=hub.url)
+    before = len(hub.requests("GET", "/resolve/"))
+    fetch(MODEL, endpoint=hub.url)
+    assert len(hub.requests("GET", "/resolve/")) == before
+
+
+@pytest.mark.parametrize(
+    ("names", "weights"),
+    [
+        (["model.safetensors", "open_clip_model.safetensors"], ["model.safetensors"]),
+        (["model.safetensors", "model.safetensors.index.json"], ["model.safetensors"]),
+        (["open_clip_model.safetensors", "open_clip_pytorch_model.bin"], ["open_clip_model.safetensors"]),
+        (["adapter_model.safetensors"], ["adapter_model.safetensors"]),
+        (["weights.safetensors"], ["weights.safetensors"]),
+        (["pytorch_model.bin", "weights.safetensors"], ["weights.safetensors"]),
+        (["pytorch_model.bin", "adapter_model.bin"], ["pytorch_model.bin"]),
+        (["adapter_model.bin", "training_args.bin"], ["adapter_model.bin"]),
+        (["open_clip_pytorch_model.bin", "epoch_32.pt"], ["open_clip_pytorch_model.bin"]),
+        (["pytorch_model-00001-of-00001.bin"], ["pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"]),
+        (
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+            ],
+            [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+                "model.safetensors.index.json",
+            ],
+        ),
+    ],
+)
+def test_which_weights_are_chosen(names: list[str], weights: list[str]) -> None:
+    index = "pytorch_model.bin.index.json"
+    offered = [*names, "config.json", *([] if "adapter_model.bin" in names[:1] or "epoch_32.pt" in names else [index])]
+    assert choose_files(offered, MODEL) == sorted([*weights, "config.json"])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["clip.pt", "b.ckpt"], r"no weights under a name that is known, but clip.pt, b.ckpt. Download the one you"),
+        (["a.safetensors", "b.safetensors"], r"a.safetensors, b.safetensors. Download one"),
+        (["config.json"], "no weights among its 1 files"),
+    ],
+)
+def test_weights_that_cannot_be_taken(names: list[str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        choose_files(names, MODEL)
+
+
+def test_remote_metadata_reads_headers_only(hub: FakeHub, sha: str) -> None:
+    found = remote_metadata(MODEL, sha, endpoint=hub.url)
+    assert found == {"a.weight": ("F32", (2, 3)), "b": ("BF16", ())}
+    assert {status for _, _, status in hub.requests("GET", "/resolve/")} == {206}
+
+
+def test_remote_metadata_of_shards_and_of_open_clip(hub: FakeHub) -> None:
+    weight_map = {"a.weight": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    files = {file: save({name: TENSORS[name]}) for name, file in weight_map.items()}
+    files["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+    sharded = upload(hub, "alice/sharded", files)
+    single = upload(hub, "alice/open", {"open_clip_model.safetensors": save(TENSORS)})
+    expected = {"a.weight": ("F32", (2, 3)), "b": ("BF16", ())}
+    assert remote_metadata(HubId("alice/sharded"), sharded, endpoint=hub.url) == expected
+    assert remote_metadata(HubId("alice/open"), single, endpoint=hub.url) == expected
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    ({"status": 401}, "no token, or one that is not valid .HTTP 401.*hf auth login"),
+    ({"status": 403}, "the token has no right to do this .HTTP 403.*settings/tokens"),
+    (
+        {"status": 403, "headers": {"X-Error-Code": "GatedRepo"}},
+        "access to it is gated. Accept its conditions",
+    ),
+    ({"status": 404}, "the Hub does not know it"),
+    ({"status": 429}, "too many requests"),
+    ({"status": 500}, "the Hub failed .HTTP 500"),
+    ({"status": 503, "body": "<html>busy</html>"}, "the Hub failed .HTTP 503"),
+    ({"cut_after": 0}, "the connection broke"),
+    ({"status": 0, "delay": 1.0}, "no answer in time.*CLIPMERGE_HUB_TIMEOUT"),
+]
+
+
+@pytest.mark.parametrize(("fault", "message"), FAULTS)
+def test_a_lasting_fault_while_resolving(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.3")
+    hub.fail("GET", "/api/models/alice/clip", times=9, **fault)
+    with pytest.raises(HubError, match=f"^reading alice/clip: {message}") as caught:
+        fetch(MODEL, endpoint=hub.url)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", [{"status": 503}, {"cut_after": 0}])
+def test_a_passing_fault_is_sat_out(hub: FakeHub, sha: str, fault: dict[str, Any]) -> None:
+    hub.fail("GET", "/api/models/alice/clip", times=2, **fault)
+    hub.fail("GET", "/resolve/.*config", **fault)
+    assert fetch(MODEL, endpoint=hub.url).revision == sha
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("alice/none", "not on the Hub, or private"),
+        ("alice/clip@nowhere", "no such revision. Check the name after the @"),
+    ],
+)
+def test_unknown_names(hub: FakeHub, sha: str, source: str, message: str) -> None:
+    hub_id = parse_hub_id(source)
+    assert hub_id is not None
+    with pytest.raises(HubError, match=message):
+        resolve(hub_id, endpoint=hub.url)
+
+
+def test_a_private_model_without_a_token(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos["model", MODEL.repo_id].private = True
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match=r"private.*hf auth login"):
+        resolve(MODEL, endpoint=hub.url)
+
+
+def test_a_hub_that_is_down_is_not_taken_for_offline(hub: FakeHub, sha: str) -> None:
+    fetch(MODEL, endpoint=hub.url)
+    hub.stop()
+    hint = f"cannot be reached. Commit {sha} is cached: pass alice/clip@{sha}, or set HF_HUB_OFFLINE=1"
+    with pytest.raises(HubError, match=hint):
+        fetch(MODEL, endpoint=hub.url)
+    pinned = fetch(MODEL.at(sha), endpoint=hub.url)
+    assert pinned.note is not None
+    assert pinned.note.startswith("the Hub cannot be reached")
+    assert (pinned.folder / "model.safetensors").is_file()
+
+
+def test_a_hub_that_is_down_and_nothing_cached(hub: FakeHub, sha: str) -> None:
+    hub.stop()
+    with pytest.raises(HubError, match=r"cannot be reached\. Check the connection"):
+        fetch(MODEL, endpoint=hub.url)
+    with pytest.raises(HubError, match="cannot be reached"):
+        remote_metadata(MODEL, sha, endpoint=hub.url)
+
+
+def test_a_sick_hub_does_not_give_the_stale_commit(hub: FakeHub, sha: str) -> None:
+    fetch(MODEL, endpoint=hub.url)
+    upload(hub, MODEL.repo_id, {"config.json": b'{"new": 1}'})
+    hub.fail("GET", "/api/models/alice/clip", status=500, times=9)
+    with pytest.raises(HubError, match="HTTP 500"):
+        fetch(MODEL, endpoint=hub.url)
+
+
+def test_offline_on_purpose_uses_the_cache_and_says_so(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch(MODEL, endpoint=hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    before = len(hub.log)
+    found = fetch(MODEL, endpoint=hub.url)
+    assert found.note == (f"HF_HUB_OFFLINE is set: alice/clip is the cached commit {sha}, not checked against the Hub")
+    assert len(hub.log) == before
+    with pytest.raises(HubError, match="no commit of it is cached"):
+        fetch(HubId("alice/other"), endpoint=hub.url)
+
+
+def test_offline_with_half_a_copy(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch(MODEL, weights=False, endpoint=hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ClipmergeError, match=r"weights are not in the cache\. Go online"):
+        fetch(MODEL, endpoint=hub.url)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"status": 500}, "the Hub failed .HTTP 500"),
+        ({"status": 403}, "no right"),
+        ({"cut_response": 10}, "downloading alice/clip@"),
+    ],
+)
+def test_a_download_that_fails_leaves_no_whole_copy(
+    hub: FakeHub, sha: str, fault: dict[str, Any], message: str
+) -> None:
+    hub.fail("GET", "/resolve/.*/model.safetensors", times=99, **fault)
+    with pytest.raises(HubError, match=message):
+        fetch(MODEL, endpoint=hub.url)
+    hub.faults.clear()
+    assert (fetch(MODEL, endpoint=hub.url).folder / "model.safetensors").is_file()
+
+
+def test_every_request_has_a_timeout(hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.2")
+    hub.fail("GET", "/tree/", status=0, delay=1.0, times=99)
+    started = time.monotonic()
+    with pytest.raises(HubError, match="no answer in time"):
+        fetch(MODEL, endpoint=hub.url)
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize("asked", ["soon", "0", "-1", "inf", "nan"])
+def test_a_timeout_that_is_no_time(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", asked)
+    with pytest.raises(HubError, match=f"CLIPMERGE_HUB_TIMEOUT: '{asked}'"):
+        hub_module.timeout_seconds()
+
+
+def test_tokens_and_signed_urls_stay_out_of_messages() -> None:
+    token = "hf_" + "aB3" * 11
+    error = RuntimeError(f"Error while uploading: Bearer {token} to https://s3/x?X-Amz-Signature=secret&y=1")
+    line = str(explain(error, doing="push", state="Nothing was published.", again="clipmerge push a b/c"))
+    assert token not in line
+    assert "secret" not in line
+    assert line.endswith("Go on with `clipmerge push a b/c`.")
+
+
+def test_the_real_error_is_found_behind_a_wrapper() -> None:
+    outer = RuntimeError("Error while uploading")
+    outer.__cause__ = ConnectionError("cas")
+    assert "the Hub's storage cannot be reached" in str(explain(outer, doing="push"))
+
+
+def test_offline_with_a_shard_missing(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    files = {name: save(TENSORS) for name in weight_map.values()}
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    upload(hub, "alice/sharded", files)
+    found = fetch(HubId("alice/sharded"), endpoint=hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert fetch(HubId("alice/sharded"), endpoint=hub.url).folder == found.folder
+    (found.folder / weight_map["b"]).unlink()
+    with pytest.raises(HubError, match=r"model-00002-of-00002\.safetensors missing from"):
+        fetch(HubId("alice/sharded"), endpoint=hub.url)

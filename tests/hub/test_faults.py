@@ -1,0 +1,303 @@
+"""Every fault that the Hub can inject, by the real command line and client: no traceback, no hang, no half of anything.
+
+Each row is one fault that lasts. A command ends with one line that says what went wrong; a push leaves a repository
+absent, empty or whole, a merge leaves no output; and when the fault is gone the same command works.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmerge.hub import download as hub_module
+from tests.support.command import Outcome, clipmerge, refused
+from tests.support.hub_double import FakeHub, serving
+from tests.support.hub_double.store import Repo
+from tests.support.image_files import save_hub_parquet, save_tar
+from tests.support.merged_output import save_output
+
+Inputs = tuple[Path, Path]
+TIMEOUT = 0.3  # seconds a request may wait
+PATIENCE = 15.0  # seconds that a command may take in all, whatever a request does: several tries of several requests
+
+NEW, NOTHING = "was created and is empty: no file was published", "Nothing was published"
+SLOW = {"status": 0, "delay": 3 * TIMEOUT}
+HTML = {"status": 200, "body": "<html>Please log in to the hotel's network</html>"}
+GONE = {"status": 404, "headers": {"X-Error-Code": "RepoNotFound"}}
+GATED = {"status": 403, "headers": {"X-Error-Code": "GatedRepo"}}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A command, the request that fails, how, and what is said."""
+
+    command: str
+    where: str
+    fault: dict[str, Any]
+    message: str
+
+    def __str__(self) -> str:
+        fault = {key: value for key, value in self.fault.items() if key != "body"} | dict(self.fault.get("headers", {}))
+        told = "-".join(f"{key}={value}" for key, value in fault.items() if key != "headers")
+        return f"{self.command}-{self.where}-{told}"
+
+
+WHERE = {
+    "whoami": ("GET", "/api/whoami-v2"),
+    "create": ("POST", "/api/repos/create"),
+    "target": ("GET", "/api/models/alice/robust$"),
+    "tree": ("GET", "/api/models/alice/robust/tree/"),
+    "yaml": ("POST", "/api/validate-yaml"),
+    "preupload": ("POST", "/preupload/"),
+    "batch": ("POST", "/objects/batch"),
+    "put": ("PUT", "/_lfs/"),
+    "verify": ("POST", "/_lfs/verify"),
+    "commit": ("POST", "/commit/"),
+    "model": ("GET", "/api/models/acme/tuned"),
+    "config": ("GET", "/acme/tuned/resolve/.*/config.json"),
+    "weights": ("GET", "/acme/tuned/resolve/.*/model.safetensors"),
+    "dataset": ("GET", "/api/datasets/acme/cars"),
+    "card": ("GET", "/datasets/acme/cars/resolve/.*/README.md"),
+    "rows": ("GET", r"/datasets/acme/cars/resolve/.*\.parquet"),
+}
+PUSH = [
+    Row("push", "whoami", {"status": 401}, f"no token, or one that is not valid.*{NOTHING}"),
+    Row("push", "whoami", {"status": 503}, f"the Hub failed .HTTP 503.*{NOTHING}"),
+    Row("push", "whoami", {"cut_after": 0}, f"the connection broke.*{NOTHING}"),
+    Row("push", "whoami", SLOW, f"no answer in time.*{NOTHING}"),
+    Row("push", "whoami", HTML, f"the answer was not the Hub's.*{NOTHING}"),
+    Row("push", "target", {"status": 401}, f"not valid.*{NOTHING}"),
+    Row("push", "target", {"status": 403}, f"no right.*{NOTHING}"),
+    Row("push", "target", {"status": 429}, f"too many requests.*{NOTHING}"),
+    Row("push", "target", {"status": 500}, f"the Hub failed .HTTP 500.*{NOTHING}"),
+    Row("push", "target", HTML, f"the answer was not the Hub's.*{NOTHING}"),
+    Row("push", "create", {"status": 401}, f"not valid.*{NOTHING}. If the repository was created, it is empty"),
+    Row("push", "create", {"status": 403}, f"no right.*{NOTHING}"),
+    Row("push", "create", {"status": 400}, f"the Hub refused .HTTP 400.*{NOTHING}"),
+    Row("push", "create", {"status": 500}, f"the Hub failed.*{NOTHING}"),
+    Row("push", "create", {"cut_after": 10}, f"the connection broke.*{NOTHING}"),
+    Row("push", "create", SLOW, f"no answer in time.*{NOTHING}"),
+    Row("push", "tree", {"status": 503}, f"the Hub failed.*{NEW}"),
+    Row(
+        "push", "yaml", {"status": 400, "body": {"errors": [{"message": "bad"}]}}, f"Invalid metadata in README.*{NEW}"
+    ),
+    Row("push", "yaml", {"status": 500}, f"the Hub failed.*{NEW}"),
+    Row("push", "preupload", {"status": 401}, f"not valid.*{NEW}"),
+    Row("push", "preupload", {"status": 403}, f"no right.*{NEW}"),
+    Row("push", "preupload", {"status": 500}, f"the Hub failed.*{NEW}"),
+    Row("push", "preupload", GONE, f"not on the Hub.*{NEW}"),
+    Row("push", "batch", {"status": 502}, f"the Hub failed.*{NEW}"),
+    Row("push", "batch", SLOW, f"no answer in time.*{NEW}"),
+    Row("push", "put", {"status": 403}, f"no right.*{NEW}"),
+    Row("push", "put", {"status": 500}, f"the Hub failed.*{NEW}"),
+    Row("push", "put", {"cut_after": 1000}, f"the connection broke.*{NEW}"),
+    Row("push", "put", SLOW, f"no answer in time.*{NEW}"),
+    Row("push", "verify", {"status": 404}, f"does not know it.*{NEW}"),
+    Row("push", "commit", {"status": 401}, f"not valid.*{NEW}"),
+    Row("push", "commit", {"status": 403}, f"no right.*{NEW}"),
+    Row("push", "commit", {"status": 409}, f"the name is taken.*{NEW}"),
+    Row("push", "commit", {"status": 412}, f"somebody else committed meanwhile.*{NEW}"),
+    Row("push", "commit", {"status": 413, "body": "<html>"}, f"the Hub refused .HTTP 413.*{NEW}"),
+    Row("push", "commit", {"status": 500}, f"the Hub failed .HTTP 500.*{NEW}"),
+    Row("push", "commit", {"status": 504}, f"the Hub failed .HTTP 504.*{NEW}"),
+    Row("push", "commit", {"cut_after": 100}, f"the connection broke.*{NEW}"),
+    Row("push", "commit", SLOW, f"no answer in time.*{NEW}"),
+]
+READ = [
+    Row("merge", "model", {"status": 401}, "no token, or one that is not valid"),
+    Row("merge", "model", {"status": 404}, "the Hub does not know it"),
+    Row("merge", "model", GATED, "access to it is gated. Accept its conditions"),
+    Row("merge", "model", {"status": 503, "body": "<html>busy</html>"}, "the Hub failed .HTTP 503"),
+    Row("merge", "model", {"cut_after": 0}, "the connection broke"),
+    Row("merge", "model", SLOW, "no answer in time.*CLIPMERGE_HUB_TIMEOUT"),
+    Row("merge", "model", HTML, "the answer was not the Hub's"),
+    Row("merge", "config", {"status": 500}, "the Hub failed .HTTP 500"),
+    Row("merge", "config", {"cut_response": 3}, "downloading acme/tuned@"),
+    Row("merge", "weights", {"status": 403}, "the token has no right"),
+    Row("merge", "weights", GATED, "access to it is gated"),
+    Row("merge", "weights", {"status": 500}, "the Hub failed .HTTP 500"),
+    Row("merge", "weights", {"cut_response": 100}, "the connection broke"),
+    Row("merge", "weights", SLOW, "no answer in time"),
+    Row(
+        "inspect",
+        "weights",
+        {"status": 200, "body": "<html>no ranges here</html>"},
+        "a safetensors header cannot be read",
+    ),
+    Row("merge --push", "whoami", {"status": 403}, f"no right.*{NOTHING}"),
+    Row("merge --push", "target", {"status": 500}, f"the Hub failed.*{NOTHING}"),
+    Row("plan", "dataset", {"status": 401}, "reading hf://datasets/acme/cars: no token, or one that is not valid"),
+    Row("plan", "dataset", GONE, "reading hf://datasets/acme/cars: not on the Hub, or private"),
+    Row("plan", "dataset", HTML, "the answer was not the Hub's"),
+    Row("plan", "card", {"status": 500}, "downloading hf://datasets/acme/cars@.*: the Hub failed .HTTP 500"),
+    Row("plan", "rows", {"status": 403}, r"reading hf://datasets/acme/cars@.*\.parquet: the token has no right"),
+    Row("plan", "rows", {"status": 500}, r"\.parquet: the Hub failed .HTTP 500"),
+    Row("plan", "rows", {"cut_response": 20}, r"\.parquet: the connection broke"),
+    Row("plan", "rows", SLOW, r"\.parquet: no answer in time"),
+    Row("plan", "rows", {"status": 200, "body": "<html></html>"}, r"\.parquet: cannot be read as Parquet"),
+    Row("evaluate", "dataset", {"status": 503}, "reading hf://datasets/acme/cars: the Hub failed"),
+    Row("evaluate", "rows", {"status": 500}, "downloading hf://datasets/acme/cars@.*: the Hub failed"),
+    Row("evaluate", "rows", {"cut_response": 20}, "downloading hf://datasets/acme/cars@.*"),
+]
+
+
+@dataclass
+class Bench:
+    """A Hub with two models and a dataset, an output to push, and the commands."""
+
+    hub: FakeHub
+    folder: Path
+    pair: Inputs
+    merged: Path
+    made: list[Path] = field(default_factory=list)
+
+    def run(self, command: str) -> Outcome:
+        out, plan = self.folder / "out", self.folder / "plan.json"
+        cars = "hf://datasets/acme/cars:test"
+        merge = ("merge", "acme/base", "acme/tuned", "-r", "wise-ft", "-o", out)
+        arguments: dict[str, tuple[object, ...]] = {
+            "push": ("push", self.merged, "alice/robust"),
+            "merge": merge,
+            "merge --push": ("merge", *self.inputs, "-r", "wise-ft", "-o", out, "--push", "alice/robust"),
+            "inspect": ("inspect", "acme/tuned"),
+            "plan": ("plan", *self.inputs, "-r", "straggler-sparse", "--data", cars, "--images", "6", "-o", plan),
+            "evaluate": ("evaluate", self.inputs[0], "--data", f"test={cars}"),
+        }
+        return clipmerge(*arguments[command])
+
+    def left_behind(self) -> list[str]:
+        """Whatever lies in the folder that was not there before."""
+        return sorted(path.name for path in self.folder.iterdir() if path not in self.made)
+
+
+@pytest.fixture(scope="module")
+def cars(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return save_hub_parquet(tmp_path_factory.mktemp("cars") / "x.parquet", [0, 1, 2] * 3, group=3).read_bytes()
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Inputs, cars: bytes) -> Iterator[Bench]:
+    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
+    (tmp_path / "work").mkdir()
+    merged = save_output(pair[1], tmp_path / "work" / "merged")
+    with serving(tmp_path, monkeypatch) as hub:
+        for name, source in zip(("acme/base", "acme/tuned"), pair, strict=True):
+            put(hub, "model", name, {path.name: path.read_bytes() for path in source.iterdir()})
+        put(hub, "dataset", "acme/cars", {"README.md": b"---\nlicense: mit\n---\n", "test.parquet": cars})
+        yield Bench(hub, tmp_path / "work", pair, merged, [merged])
+
+
+def put(hub: FakeHub, kind: str, name: str, files: dict[str, bytes]) -> None:
+    """Store files as they would lie after a push by git, which checks nothing."""
+    repo = hub.repos.setdefault((kind, name), Repo(name, kind))
+    held = repo.resolve("main")
+    repo.add_commit(
+        "refs/heads/main", {**(held.tree if held else {}), **{k: hub.keep(v) for k, v in files.items()}}, "x"
+    )
+
+
+def published(hub: FakeHub) -> set[str] | None:
+    """What the repository holds; ``None`` without one."""
+    return set(hub.files("alice/robust")) if ("model", "alice/robust") in hub.repos else None
+
+
+@pytest.mark.parametrize("row", [*PUSH, *READ], ids=str)
+def test_a_lasting_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch, row: Row) -> None:
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", str(TIMEOUT))
+    bench.hub.fail(*WHERE[row.where], times=999, **row.fault)
+    begin = time.monotonic()
+    line = refused(bench.run(row.command))
+    assert time.monotonic() - begin < PATIENCE
+    assert re.search(row.message, line), line
+    assert bench.left_behind() == []
+    whole = {".gitattributes", *(path.name for path in bench.merged.iterdir())}
+    assert published(bench.hub) in (None, {".gitattributes"}, whole if row.fault is SLOW else None)
+    bench.hub.faults.clear()
+    monkeypatch.delenv("CLIPMERGE_HUB_TIMEOUT")
+    again = bench.run(row.command)
+    assert again.code == 0, again.err
+    if row.command == "push":
+        assert line.endswith(f"Go on with `clipmerge push {bench.merged} alice/robust`.")
+        assert published(bench.hub) == whole
+
+
+def test_there_are_forty_faults_and_more() -> None:
+    assert len({str(row) for row in (*PUSH, *READ)}) == len(PUSH) + len(READ) >= 40
+
+
+# --- what lies on the Hub is itself at fault ---
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
+INDEX = json.dumps({"weight_map": {"logit_scale": "model-00002-of-00002.safetensors"}}).encode()
+MODELS: dict[str, tuple[dict[str, bytes | None], str]] = {
+    "a pointer instead of weights": ({"model.safetensors": POINTER}, "a safetensors header cannot be read"),
+    "an empty file": ({"model.safetensors": b""}, "a safetensors header cannot be read"),
+    "a header that is not JSON": ({"model.safetensors": b"\x08" + b"\0" * 7 + b"no json!"}, "header cannot be read"),
+    "an index that is not JSON": (
+        {"model.safetensors": None, "model.safetensors.index.json": b"{"},
+        r"acme/tuned@.*: model\.safetensors\.index\.json cannot be read as JSON",
+    ),
+    "an index of missing shards": (
+        {"model.safetensors": None, "model.safetensors.index.json": INDEX},
+        "a file of it is missing on the Hub",
+    ),
+    "a config that is not JSON": ({"config.json": b"{"}, r"config\.json: cannot be read as JSON"),
+    "no weights": ({"model.safetensors": None}, "no weights among its"),
+    "a damaged pickle": ({"model.safetensors": None, "pytorch_model.bin": b"x"}, r"pytorch_model\.bin: is damaged"),
+}
+
+
+@pytest.mark.parametrize("how", MODELS)
+def test_a_model_that_is_broken_on_the_hub(bench: Bench, how: str) -> None:
+    files, message = MODELS[how]
+    put(bench.hub, "model", "acme/tuned", {name: data for name, data in files.items() if data is not None})
+    head = bench.hub.repos["model", "acme/tuned"].resolve("main")
+    assert head is not None
+    for name in [name for name, data in files.items() if data is None]:
+        del head.tree[name]
+    line = refused(bench.run("merge"))
+    assert re.search(message, line), line
+    assert bench.left_behind() == []
+
+
+DATA: dict[str, tuple[dict[str, bytes], str]] = {
+    "garbage": ({"test.parquet": b"PAR1 garbage PAR1"}, r"test\.parquet: cannot be read as Parquet"),
+    "nothing": ({"test.parquet": b""}, r"test\.parquet: cannot be read as Parquet"),
+    "a bad card": ({"README.md": b"---\na: [\n---\n"}, "reading the card of hf://datasets/acme/cars"),
+    "a card that is a list": ({"README.md": b"---\n- a\n---\n"}, "reading the card of hf://datasets/acme/cars"),
+    "configs of another shape": (
+        {"README.md": b"---\nconfigs: {a: b}\n---\n"},
+        "",  # what cannot be understood is passed over, and splits are read off the files' names
+    ),
+}
+
+
+@pytest.mark.parametrize("how", DATA)
+@pytest.mark.parametrize("command", ["plan", "evaluate"])
+def test_a_dataset_that_is_broken_on_the_hub(bench: Bench, command: str, how: str) -> None:
+    files, message = DATA[how]
+    put(bench.hub, "dataset", "acme/cars", files)
+    ended = bench.run(command)
+    if not message:
+        assert ended.code == 0, ended.err
+        return
+    line = refused(ended)
+    assert re.search(message, line), line
+    assert bench.left_behind() == []
+
+
+def test_an_unreadable_image_of_the_hub_is_named_by_its_row(bench: Bench, tmp_path: Path) -> None:
+    tar = save_tar(tmp_path / "x.tar", {"a.png": b"no image", "a.txt": b"a", "b.png": b"", "b.txt": b"b"})
+    put(bench.hub, "dataset", "acme/cars", {"test/0.tar": tar.read_bytes()})
+    head = bench.hub.repos["dataset", "acme/cars"].resolve("main")
+    assert head is not None
+    del head.tree["test.parquet"]
+    line = refused(bench.run("evaluate"))
+    assert re.search(r"0\.tar, a\.png: cannot be read as an image", line), line

@@ -1,0 +1,305 @@
+"""Datasets on the Hub: real files, the real client, and how little of a large split is downloaded."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+from clipmerge.errors import ClipmergeError, DataError, HubError, UsageError
+from clipmerge.hub import download as hub_module
+from clipmerge.hub.ids import HubId
+from clipmerge.images.dataset import load_images
+from clipmerge.images.hub_dataset import DatasetId, parse_dataset
+from tests.images.test_stores import assert_images
+from tests.support.command import clipmerge, refused
+from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
+
+CARS = "hf://datasets/acme/cars"
+TRAIN = np.random.default_rng(3).integers(0, 3, 300).tolist()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
+    with serving(tmp_path, monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A dataset as `push_to_hub` lays it out: 300 training images in two files of row groups of ten, 9 test images."""
+    folder = tmp_path_factory.mktemp("cars")
+    half = len(TRAIN) // 2
+    parts = {
+        "data/train-00000-of-00002.parquet": (TRAIN[:half], 0),
+        "data/train-00001-of-00002.parquet": (TRAIN[half:], half),
+        "data/test-00000-of-00001.parquet": ([2, 1, 0] * 3, 1000),
+    }
+    found = {}
+    for name, (labels, first) in parts.items():
+        found[name] = save_hub_parquet(folder / name, labels, first=first, group=10).read_bytes()
+    return found
+
+
+@pytest.fixture
+def sha(hub: FakeHub, files: dict[str, bytes]) -> str:
+    return upload(hub, "acme/cars", files, kind="dataset")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("acme/cars", DatasetId(HubId("acme/cars", None, "dataset"))),
+        ("acme/cars:test", DatasetId(HubId("acme/cars", None, "dataset"), None, "test")),
+        ("acme/cars@v1:big/test", DatasetId(HubId("acme/cars", "v1", "dataset"), "big", "test")),
+        ("acme/cars@refs/convert/parquet", DatasetId(HubId("acme/cars", "refs/convert/parquet", "dataset"))),
+    ],
+)
+def test_the_grammar(source: str, expected: DatasetId) -> None:
+    assert parse_dataset(f"hf://datasets/{source}") == expected
+
+
+@pytest.mark.parametrize("source", ["cars", "acme/cars:", "acme/cars@", "acme/c:a:b", "", "acme/../x", "acme/cars/x"])
+def test_what_is_no_dataset(source: str) -> None:
+    with pytest.raises(DataError, match=r"not a dataset on the Hub; write hf://datasets/ORG/NAME"):
+        load_images(f"hf://datasets/{source}")
+
+
+def test_a_model_is_no_source_of_images() -> None:
+    with pytest.raises(DataError, match="not a dataset on the Hub"):
+        load_images("hf://acme/clip")
+
+
+def test_a_split_gives_names_labels_images_and_its_commit(hub: FakeHub, sha: str) -> None:
+    found = load_images(f"{CARS}:test")
+    assert (found.revision, found.class_names) == (sha, ("bird", "red fox", "dog"))
+    assert found.labels == (2, 1, 0) * 3
+    assert_images(found, list(range(1000, 1009)))
+    assert found.store.name(4) == f"{CARS}@{sha}/data/test-00000-of-00001.parquet, row 4"
+    assert not hub.requests("GET", "/resolve/main")
+
+
+def test_a_sample_of_a_large_split_is_a_small_part_of_it(hub: FakeHub, sha: str, files: dict[str, bytes]) -> None:
+    before = hub.sent
+    found = load_images(f"{CARS}:train")
+    sample = found.sample(12, seed=0)
+    whole = sum(len(content) for name, content in files.items() if "train" in name)
+    assert found.labels == tuple(TRAIN)
+    assert hub.sent - before < 0.35 * whole
+    assert Counter(sample.labels) == {0: 4, 1: 4, 2: 4}
+    statuses = {status for _, _, status in hub.requests("GET", r"/resolve/.*parquet")}
+    assert statuses == {206}
+    rows = [name.rpartition(" ")[2] for name in sample.store.names]  # type: ignore[attr-defined]
+    firsts = [150 * ("00001-of" in name) for name in sample.store.names]  # type: ignore[attr-defined]
+    assert_images(sample, [first + int(row) for first, row in zip(firsts, rows, strict=True)])
+
+
+def test_a_whole_split_is_kept_in_the_cache(hub: FakeHub, sha: str) -> None:
+    assert_images(load_images(f"{CARS}:test", whole=True), list(range(1000, 1009)))
+    before = len(hub.requests("GET", "/resolve/"))
+    found = load_images(f"{CARS}@{sha}:test", whole=True)
+    assert_images(found, list(range(1000, 1009)))
+    assert len(hub.requests("GET", "/resolve/")) == before
+    assert "train" not in " ".join(path for _, path, _ in hub.log if "/resolve/" in path)
+
+
+def test_a_revision_is_read_at_its_commit(hub: FakeHub, sha: str, tmp_path: Path) -> None:
+    newer = save_hub_parquet(tmp_path / "new.parquet", [1], first=50).read_bytes()
+    head = upload(hub, "acme/cars", {"data/test-00000-of-00001.parquet": newer}, kind="dataset")
+    assert len(load_images(f"{CARS}@{sha}:test")) == 9
+    found = load_images(f"{CARS}:test")
+    assert (found.revision, len(found)) == (head, 1)
+
+
+CARD = """---
+configs:
+- config_name: small
+  data_files:
+  - split: train
+    path: a/one.parquet
+  - split: holdout
+    path: ["b/*.parquet"]
+- config_name: full
+  default: true
+  data_files: "a/*.parquet"
+---
+"""
+
+
+def test_the_card_says_which_files_are_which_split(hub: FakeHub, tmp_path: Path) -> None:
+    parts = {"a/one": [0], "a/two": [1, 1], "b/x": [2, 2, 2]}
+    named = {f"{k}.parquet": save_hub_parquet(tmp_path / f"{k}.parquet", v).read_bytes() for k, v in parts.items()}
+    upload(hub, "acme/cars", {"README.md": CARD.encode(), **named}, kind="dataset")
+    assert load_images(f"{CARS}:small/train").labels == (0,)
+    assert load_images(f"{CARS}:small/holdout").labels == (2, 2, 2)
+    found = load_images(CARS)
+    assert found.labels == (0, 1, 1)
+    assert found.notes == (f"{CARS}: reading its only split, train",)
+    with pytest.raises(DataError, match=r"no configuration 'ful' \(there are small, full\)"):
+        load_images(f"{CARS}:ful/train")
+    with pytest.raises(DataError, match=r"no split 'holdout' \(splits: train\)"):
+        load_images(f"{CARS}:holdout")
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train.parquet", "val.parquet"], "train, validation"),
+        (["default/train/0000.parquet", "default/test/0000.parquet"], "train, test"),
+        (["x/clean-00000-of-00001.parquet", "x/noisy-00000-of-00001.parquet"], "clean, noisy"),
+        (["part0.parquet", "eval_set.parquet"], "train, test"),
+    ],
+)
+def test_splits_are_read_off_names(hub: FakeHub, tmp_path: Path, names: list[str], splits: str) -> None:
+    content = save_hub_parquet(tmp_path / "x.parquet", [0]).read_bytes()
+    upload(hub, "acme/cars", dict.fromkeys(names, content), kind="dataset")
+    parts = splits.split(", ")
+    told = rf"{CARS}: which split\? \(splits: ({parts[0]}, {parts[1]}|{parts[1]}, {parts[0]})\); write it after a colon"
+    with pytest.raises(DataError, match=told):
+        load_images(CARS)
+    for split in parts:
+        assert len(load_images(f"{CARS}:{split}")) == 1
+
+
+def test_tars_of_the_hub_are_read_whole(hub: FakeHub, tmp_path: Path) -> None:
+    tars = {}
+    for part in range(2):
+        named = {"a.png": png(part), "a.cls": b"1"}
+        tars[f"test/{part}.tar"] = save_tar(tmp_path / f"{part}.tar", named).read_bytes()
+    upload(hub, "acme/cars", tars, kind="dataset")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    found = load_images(f"{CARS}:test", tmp_path / "names.txt")
+    assert (found.labels, found.class_names) == ((1, 1), ("cat", "dog"))
+    assert_images(found, [0, 1])
+
+
+FILES: dict[str, tuple[dict[str, bytes], str, str]] = {
+    "no usable file": ({"cat/1.jpg": b"x", "data.zip": b"x"}, "", r"no Parquet or tar files \(it holds \.jpg, \.zip\)"),
+    "empty": ({}, "", r"it holds nothing\); the Hub's own Parquet copy .*/cars@refs/convert/parquet"),
+    "damaged": ({"train.parquet": b"PAR1 no"}, "", r"train\.parquet: cannot be read as Parquet"),
+    "both kinds": ({"train.parquet": b"", "train/1.tar": b""}, "", r"split 'train' holds Parquet and tar files"),
+    "no such split": ({"train.parquet": b"", "test.parquet": b""}, ":tets", r"no split 'tets' .*Did you mean 'test'"),
+    "no such folder": ({"a/train.parquet": b""}, ":b/train", r"no configuration 'b' \(folders: a\)"),
+    "bad card": ({"README.md": b"---\na: [\n---\n", "train.parquet": b""}, "", r"reading the card of .*acme/cars"),
+}
+
+
+@pytest.mark.parametrize("how", FILES)
+def test_datasets_that_cannot_be_used(hub: FakeHub, how: str) -> None:
+    content, split, message = FILES[how]
+    if content:
+        for name, data in content.items():
+            hub_repo_add(hub, name, data)
+    else:
+        hub_repo_add(hub, ".gitattributes", b"")
+    with pytest.raises(ClipmergeError, match=message) as caught:
+        load_images(f"{CARS}{split}")
+    assert "\n" not in str(caught.value)
+
+
+def hub_repo_add(hub: FakeHub, name: str, data: bytes) -> None:
+    """Put a file there as if it had been pushed by git, which checks nothing."""
+    from tests.support.hub_double.store import Repo
+
+    repo = hub.repos.setdefault(("dataset", "acme/cars"), Repo("acme/cars", "dataset"))
+    commit = repo.resolve("main")
+    repo.add_commit("refs/heads/main", {**(commit.tree if commit else {}), name: hub.keep(data)}, "git")
+
+
+def test_the_merge_and_its_record(hub: FakeHub, sha: str, pair: tuple[Path, Path]) -> None:
+    ended = clipmerge(
+        *("merge", *pair, "-r", "straggler-sparse", "--data", f"{CARS}:train", "--dry-run", "--format", "json"),
+        *("--set", "measure.nodes=2", "--images", "9", "--batch-size", "9"),
+    )
+    assert ended.code == 0, ended.err
+    assert ended.json["calibration"] | {"templates": None} == {
+        "source": f"{CARS}:train",
+        "revision": sha,
+        "images": 9,
+        "classes": 3,
+        "batch_size": 9,
+        "templates": None,
+        "seed": 0,
+    }
+
+
+def test_a_sweep_refuses_ood_images_that_calibration_samples(
+    hub: FakeHub, sha: str, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    flags = ["--id", f"t={CARS}:test", "--alphas", "0,1", "-r", "straggler-sparse", "--data", f"{CARS}:train"]
+    sample = load_images(f"{CARS}:train").sample(6, seed=0)
+    contents = [encoded["bytes"] for encoded in sample.store.read([0])]
+    shared = save_plain_parquet(tmp_path / "o.parquet", {"image": [png(7777), *contents], "label": ["a", "b"]})
+    line = refused(
+        clipmerge("sweep", *pair, *flags, "--images", "6", "--ood", f"far={shared}", "-o", tmp_path / "out"), 2
+    )
+    assert re.search(rf"--ood far: 1 image is also in the calibration source {CARS}:train \(.*o\.parquet, row 1", line)
+    assert UsageError.exit_code == 2
+
+
+def test_offline_a_whole_split_is_there_and_a_sampled_one_is_not(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_images(f"{CARS}:test", whole=True)
+    load_images(f"{CARS}:train").sample(3, seed=0)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    before = len(hub.log)
+    found = load_images(f"{CARS}:test")
+    assert_images(found, list(range(1000, 1009)))
+    assert found.notes[0] == f"HF_HUB_OFFLINE is set: {CARS} is the cached commit {sha}, not checked against the Hub"
+    with pytest.raises(DataError, match=r"no split 'train' \(splits: test\)"):
+        load_images(f"{CARS}:train")
+    with pytest.raises(HubError, match="no commit of it is cached"):
+        load_images("hf://datasets/acme/none:test")
+    assert len(hub.log) == before
+
+
+def test_offline_half_a_split_is_refused(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    load_images(f"{CARS}:train", whole=True)
+    (part,) = tmp_path.rglob("snapshots/*/data/train-00001-of-00002.parquet")
+    part.unlink()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=r"1 of its 2 files are in the cache; go online and run again"):
+        load_images(f"{CARS}:train")
+
+
+FAULTS: list[tuple[str, dict[str, Any], str]] = [
+    ("info", {"status": 401}, r"^reading hf://datasets/acme/cars: no token, or one that is not valid"),
+    ("info", {"status": 404, "headers": {"X-Error-Code": "RepoNotFound"}}, r"^reading .*cars: not on the Hub, or priv"),
+    ("info", {"status": 503}, r"^reading hf://datasets/acme/cars: the Hub failed .HTTP 503"),
+    ("info", {"status": 0, "delay": 1.0}, r"no answer in time.*CLIPMERGE_HUB_TIMEOUT"),
+    ("file", {"status": 403}, r"^reading hf://datasets/acme/cars@.*train-0000.-of.*: the token has no right"),
+    ("file", {"status": 500}, r"^reading .*train-0000.-of.*: the Hub failed .HTTP 500"),
+    ("file", {"cut_after": 0}, r"^reading .*train-0000.-of.*: the connection broke"),
+    ("file", {"cut_response": 20}, r"^reading .*train-0000.-of.*: the connection broke"),
+    ("file", {"status": 0, "delay": 1.0}, r"^reading .*train-0000.-of.*: no answer in time"),
+]
+PLACES = {"info": r"/api/datasets/acme/cars", "file": r"/resolve/.*train"}
+
+
+@pytest.mark.parametrize(("place", "fault", "message"), FAULTS)
+def test_a_lasting_fault_is_one_line(
+    hub: FakeHub, sha: str, monkeypatch: pytest.MonkeyPatch, place: str, fault: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "0.3")
+    hub.fail("GET", PLACES[place], times=99, **fault)
+    with pytest.raises(HubError, match=message) as caught:
+        load_images(f"{CARS}:train").sample(3, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_passing_fault_is_sat_out(hub: FakeHub, sha: str, place: str) -> None:
+    fault = hub.fail("GET", PLACES[place], status=503, times=2)
+    assert len(load_images(f"{CARS}:train").sample(3, seed=0)) == 3
+    assert fault.times == 0

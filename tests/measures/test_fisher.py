@@ -1,0 +1,177 @@
+"""Fisher merging: the estimate against each image's own gradient, the merge against its formula, entry by entry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipmerge.api.merge import Calibration, MergeRequest, make_plan, write_merge
+from clipmerge.calibration.objective import Batch
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.errors import RecipeError
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import Measurements
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.plugins import load_plugin
+from tests.support.command import clipmerge
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+
+ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"), blocks=1)
+
+
+def opened(ends: Ends) -> Inputs:
+    return align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
+
+
+def images_of(batches: list[Batch]) -> list[Batch]:
+    """Each image as a batch of its own."""
+    singles = [(batch.pixels[i : i + 1], batch.labels[i : i + 1]) for batch in batches for i in range(len(batch))]
+    return [Batch(number, *single) for number, single in enumerate(singles)]
+
+
+def squared_gradients(ends: Ends, images: list[Batch], alpha: float) -> dict[str, Tensor]:
+    """Mean of each image's squared gradient for its true label, one backward pass an image, in float64."""
+    reference = Reference(ends).at(alpha)
+    total: dict[str, Tensor] = {}
+    for image in images:
+        for name, gradient in reference.gradient(image).items():
+            total[name] = total.get(name, 0) + gradient**2 / len(images)
+    return total
+
+
+def expected_fisher(ends: Ends, images: list[Batch], alpha: float) -> dict[str, Tensor]:
+    """E over the model's own labels, every class in turn weighed by its probability."""
+    reference = Reference(ends).at(alpha)
+    total: dict[str, Tensor] = {}
+    for image in images:
+        for label in range(3):
+            batch = Batch(0, image.pixels, torch.tensor([label]))
+            chance = float(torch.exp(-reference.loss(batch).detach()))
+            for name, gradient in reference.gradient(batch).items():
+                total[name] = total.get(name, 0) + chance * gradient**2 / len(images)
+    return total
+
+
+def test_with_one_image_a_batch_it_is_exact(ends: Ends) -> None:
+    images = images_of(make_batches((3, 2)))
+    found = load_plugin("measures", "fisher")(objective_for(ends, images), probes=1, labels="data")
+    pair = opened(ends)
+    for statistic, alpha in ENDS.items():
+        expected = squared_gradients(ends, images, alpha)
+        for name, value in found.tensors[statistic].items():
+            assert value.dtype == torch.float32
+            slack = 1e-9 + 1e-4 * float(value.max())
+            assert torch.allclose(value.double(), expected[name], rtol=2e-3, atol=slack), name
+        for layer, values in found.layers.items():
+            entries = torch.cat([expected[name].flatten() for name in pair.layers[layer] if name in expected])
+            assert values[statistic] == pytest.approx(float(entries.mean()), rel=1e-3)
+
+
+def test_signs_take_the_cross_terms_away(ends: Ends) -> None:
+    """A batch's own squared gradient is several times off; random signs come close to the images' own squares."""
+    batches = make_batches((6, 5))
+    found = load_plugin("measures", "fisher")(objective_for(ends, batches), probes=100, labels="data")
+    expected = squared_gradients(ends, images_of(batches), 0.0)
+    for name, value in found.tensors["fisher_zeroshot"].items():
+        assert float(value.double().mean()) == pytest.approx(float(expected[name].mean()), rel=0.25), name
+    reference, name = Reference(ends).at(0.0), "visual_projection.weight"
+    plain = sum(float((len(batch) * reference.gradient(batch)[name]).square().mean()) for batch in batches)
+    assert not 0.6 < plain / 11 / float(expected[name].mean()) < 1.6
+
+
+def test_labels_are_drawn_from_the_models_own_predictions(ends: Ends) -> None:
+    images = images_of(make_batches((4,)))
+    found = load_plugin("measures", "fisher")(objective_for(ends, images), probes=100)
+    expected, given = expected_fisher(ends, images, 1.0), squared_gradients(ends, images, 1.0)
+    off = []
+    for name, value in found.tensors["fisher_finetuned"].items():
+        assert float(value.double().mean()) == pytest.approx(float(expected[name].mean()), rel=0.3), name
+        off.append(float(given[name].mean() / expected[name].mean()))
+    assert max(off) > 1.4 or min(off) < 0.6  # or the data's labels would pass as well
+
+
+def task_of(ends: Ends, tensors: dict[str, dict[str, Tensor]], measure: str = "fisher") -> Task:
+    return Task(opened(ends), Measurements(measure=measure, layers={}, tensors=tensors))
+
+
+def decide(task: Task, **options: Any) -> Decision:
+    return load_plugin("methods", "fisher")(task, **options)
+
+
+def made_up(ends: Ends) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    shapes = {name: value.shape for name, value in load_file(ends[0] / "model.safetensors").items()}
+    first = {name: torch.rand(shape, generator=generator) ** 4 for name, shape in shapes.items()}
+    return first, {name: 0.01 * torch.rand(shape, generator=generator) ** 4 for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("alpha", [0.5, 0.2, 0.0, 1.0])
+def test_coefficients_are_the_formula_entry_by_entry(ends: Ends, alpha: float, normalise: bool) -> None:
+    first, second = made_up(ends)
+    task = task_of(ends, {"fisher_zeroshot": first, "fisher_finetuned": second})
+    found = decide(task, alpha=alpha, floor=0.1, normalise=normalise).coefficients
+    sums = [sum(float(value.sum(dtype=torch.float64)) for value in each.values()) for each in (first, second)]
+    scale = sums[0] / sums[1] if normalise else 1.0
+    for name in ("logit_scale", "text_model.final_layer_norm.weight", "visual_projection.weight"):
+        ours = first[name].flatten().tolist()
+        theirs = [scale * value for value in second[name].flatten().tolist()]
+        least = 0.1 * (sum(ours) + sum(theirs)) / (2 * len(ours))
+        expected = []
+        for f_0, f_1 in zip(ours, theirs, strict=True):
+            a, b = (1 - alpha) * max(f_0, least), alpha * max(f_1, least)
+            expected.append(b / (a + b))
+        assert found[name].flatten().tolist() == pytest.approx(expected, rel=1e-5)
+        assert found[name].shape == first[name].shape
+
+
+def test_where_nothing_matters_alpha_decides(ends: Ends) -> None:
+    zeros = {name: torch.zeros_like(value) for name, value in made_up(ends)[0].items()}
+    task = task_of(ends, {"fisher_zeroshot": zeros, "fisher_finetuned": zeros})
+    for floor in (0.0, 0.1):
+        for value in decide(task, alpha=0.3, floor=floor).coefficients.values():
+            assert torch.allclose(value, torch.tensor(0.3))
+
+
+def test_another_measure_is_refused(ends: Ends) -> None:
+    with pytest.raises(RecipeError, match="which gram does not measure; measure with fisher"):
+        decide(task_of(ends, {}, "gram"))
+
+
+def test_the_command_writes_the_dense_formula_and_the_same_bytes_each_time(
+    pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    """((1 - a) F_0 theta_0 + a F_1 theta_1) / ((1 - a) F_0 + a F_1), F taken from the run."""
+    settings = ["method.alpha=0.4", "method.floor=0", "method.normalise=false"]
+    request = MergeRequest(
+        str(pair[0]), (str(pair[1]),), load_recipe("fisher", settings), Calibration(source=str(images))
+    )
+    run = make_plan(request)
+    assert run.plan is not None
+    measured = run.plan.measurements
+    assert measured is not None
+    write_merge(run, tmp_path / "a")
+    sets = [word for setting in settings for word in ("--set", setting)]
+    made = clipmerge("merge", *pair, "--recipe", "fisher", *sets, "--data", images, "--output", tmp_path / "b")
+    assert made.code == 0, made.err
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert written[0] == written[1]
+    result = load_file(tmp_path / "a" / "model.safetensors")
+    zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in pair)
+    assert len(measured.tensors["fisher_zeroshot"]) > 50
+    for name in measured.tensors["fisher_zeroshot"]:
+        f_0, f_1 = (measured.tensors[statistic][name].double() for statistic in ENDS)
+        below = 0.6 * f_0 + 0.4 * f_1
+        merged = (0.6 * f_0 * zeroshot[name].double() + 0.4 * f_1 * finetuned[name].double()) / below
+        known = below > 0
+        assert torch.allclose(result[name].double()[known], merged[known], atol=1e-6), name

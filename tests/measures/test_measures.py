@@ -1,0 +1,168 @@
+"""What every measure must do, whatever it measures; found by their files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmerge.api.merge import Calibration, MergeRequest, make_plan
+from clipmerge.calibration.objective import Objective
+from clipmerge.planning.plan import Measurements
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.plugins import load_plugin, plugin_names
+from tests.support.measure_everything import SIZES
+from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+
+MEASURES = plugin_names("measures")
+LEARN = ("learned-coefficients", "projection-radii")  # what they find is no average over batches
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+@pytest.fixture(scope="module")
+def objective(ends: Ends) -> Objective:
+    return objective_for(ends, make_batches(SIZES))
+
+
+@pytest.fixture(scope="module")
+def found(objective: Objective) -> dict[str, Measurements]:
+    return {name: load_plugin("measures", name)(objective) for name in MEASURES}
+
+
+def test_there_are_measures() -> None:
+    assert {"path-barrier", "first-order", "worst-case", "average-case", "hessian-trace"} <= set(MEASURES)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_every_changed_layer_gets_finite_values_that_survive_json(
+    found: dict[str, Measurements], objective: Objective, name: str
+) -> None:
+    record = found[name]
+    assert record.measure == name
+    assert list(record.layers) == list(objective.layers)
+    statistics = {tuple(values) for values in record.layers.values()}
+    assert len(statistics) == 1
+    assert all(math.isfinite(value) for values in record.layers.values() for value in values.values())
+    again = Measurements.model_validate_json(record.model_dump_json())
+    assert again == record.model_copy(update={"gradients": {}, "coefficients": {}, "tensors": {}})
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES if name not in LEARN])
+def test_batches_average_to_the_layers_value(found: dict[str, Measurements], name: str) -> None:
+    record = found[name]
+    assert record.batch_sizes == SIZES
+    for layer, values in record.layers.items():
+        assert record.batches.keys() == values.keys()
+        for statistic, value in values.items():
+            per_batch = record.batches[statistic][layer]
+            mean = sum(size * each for size, each in zip(SIZES, per_batch, strict=True)) / sum(SIZES)
+            assert value == pytest.approx(mean, rel=1e-9, abs=1e-12)
+            assert len(set(per_batch)) == len(SIZES)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_measuring_again_gives_the_same_numbers(
+    found: dict[str, Measurements], objective: Objective, ends: Ends, name: str
+) -> None:
+    measure = load_plugin("measures", name)
+    fresh = objective_for(ends, make_batches(SIZES))
+    for each in (objective, fresh):
+        assert measure(each).layers == found[name].layers
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_batches_do_not_depend_on_one_another(found: dict[str, Measurements], ends: Ends, name: str) -> None:
+    last = make_batches(SIZES)[-1:]
+    alone = load_plugin("measures", name)(objective_for(ends, last))
+    for statistic, layers in alone.batches.items():
+        for layer, values in layers.items():
+            assert values[0] == pytest.approx(found[name].batches[statistic][layer][-1], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_frozen_text_tower_is_left_out(tmp_path: Path, name: str) -> None:
+    frozen = save_ends(tmp_path, moves=("vision_", "visual_"))
+    record = load_plugin("measures", name)(objective_for(frozen, make_batches((2, 1))))
+    assert all(layer.startswith("vision.") for layer in record.layers)
+
+
+@pytest.mark.parametrize("name", ["average-case", "hessian-trace", "learned-coefficients"])
+def test_the_seed_changes_what_is_drawn(found: dict[str, Measurements], ends: Ends, name: str) -> None:
+    other = load_plugin("measures", name)(objective_for(ends, make_batches(SIZES), seed=1))
+    assert other.layers != found[name].layers
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_the_work_done_is_the_work_announced(ends: Ends, name: str) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    seen: list[tuple[float, float]] = []
+    objective._progress = lambda done, total: seen.append((done, total))
+    load_plugin("measures", name)(objective)
+    done, total = seen[-1]
+    assert done == pytest.approx(total)
+
+
+def launch(processes: int, *command: str) -> Any:
+    """Run a module in several processes on the CPU; its stdout is JSON.
+
+    ``accelerate launch --cpu --num_processes 2`` starts one process unless MPI is there; torchrun starts them all.
+    """
+    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    result = subprocess.run(
+        [*starter, "-m", *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measurements]) -> None:
+    both = launch(2, "tests.support.measure_everything", str(ends[0].parent))
+    assert both["processes"] == 2
+    for name, record in found.items():
+        other = Measurements.model_validate(both["records"][name])
+        assert other.batch_sizes == SIZES
+        for layer, values in record.layers.items():
+            assert other.layers[layer] == pytest.approx(values, rel=1e-6, abs=1e-6), (name, layer)
+        for mine, theirs in zip(record.mixtures, other.mixtures, strict=True):
+            assert theirs.weights == mine.weights
+            assert (theirs.loss, theirs.accuracy) == pytest.approx((mine.loss, mine.accuracy), rel=1e-6, abs=1e-6)
+    for name in LEARN:
+        own = {key: value.double().sum().item() for key, value in found[name].coefficients.items()}
+        assert both["coefficients"][name] == pytest.approx(own, rel=1e-6, abs=1e-6)
+    for name, value in found["path-barrier"].gradients.items():
+        assert both["gradients"][name] == pytest.approx(value.double().norm().item(), rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_merge_on_two_processes_decides_as_on_one(pair: tuple[Path, Path], images: Path) -> None:
+    paths = [str(path) for path in pair]
+    options = ["--recipe", "straggler-sparse", "--data", str(images), "--batch-size", "7", "--device", "cpu"]
+    two = launch(2, "clipmerge", "merge", *paths, *options, "--dry-run", "--format", "json")
+    calibration = Calibration(source=str(images), batch_size=7, device="cpu")
+    request = MergeRequest(paths[0], (paths[1],), load_recipe("straggler-sparse", []), calibration)
+    one = make_plan(request).plan
+    assert one is not None
+    assert one.measurements is not None
+    assert len(one.measurements.batch_sizes) == 5
+    assert two["stragglers"] == list(one.stragglers)
+    for layer, values in one.measurements.layers.items():
+        assert two["measurements"][layer] == pytest.approx(values, rel=1e-6, abs=1e-6)
+        assert two["layers"][layer]["alpha"] == one.layers[layer].alpha

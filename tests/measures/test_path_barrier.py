@@ -1,0 +1,155 @@
+"""The path's attribution against dense integration in float64, and against its Hessian-vector form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from clipmerge.calibration.objective import Objective
+from clipmerge.measures.path_barrier import path_barrier
+from clipmerge.planning.plan import Measurements
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.tiny_clip import layer_of
+
+SIZES = (4, 4, 3)
+Table = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"), blocks=1, width=8)
+
+
+@pytest.fixture(scope="module")
+def found(ends: Ends) -> Measurements:
+    return path_barrier(objective_for(ends, make_batches(SIZES)), nodes=8)
+
+
+def by_layer(values: dict[str, float]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for name, value in values.items():
+        total[layer_of(name)] = total.get(layer_of(name), 0.0) + value
+    return total
+
+
+def simpson(values: np.ndarray, width: float) -> np.ndarray:
+    """Integrate samples at an odd number of equal distances, along the first axis."""
+    step = width / (len(values) - 1)
+    return np.asarray(step / 3 * (values[0] + values[-1] + 4 * values[1:-1:2].sum(0) + 2 * values[2:-2:2].sum(0)))
+
+
+@pytest.fixture(scope="module")
+def dense(ends: Ends) -> dict[str, Table]:
+    """Statistic -> layer -> a value a batch, from 201 gradients of each batch."""
+    reference = Reference(ends)
+    rows: list[list[dict[str, float]]] = []
+    for alpha in np.linspace(0, 1, 201):
+        reference.at(float(alpha))
+        rows.append([])
+        for batch in make_batches(SIZES):
+            gradients = reference.gradient(batch)
+            slopes = {n: float(((b - a) * gradients[n]).sum()) for n, (a, b) in reference.ends.items()}
+            rows[-1].append(by_layer(slopes))
+    slopes = {layer: np.array([[batch[layer] for batch in row] for row in rows]) for layer in rows[0][0]}
+    halves = {layer: (simpson(v[:101], 0.5), simpson(v[100:], 0.5)) for layer, v in slopes.items()}
+    return {
+        "barrier": {layer: (first - second) / 2 for layer, (first, second) in halves.items()},
+        "loss_drop": {layer: first + second for layer, (first, second) in halves.items()},
+    }
+
+
+@pytest.mark.parametrize("statistic", ["barrier", "loss_drop"])
+def test_shares_are_those_of_dense_integration(found: Measurements, dense: dict[str, Table], statistic: str) -> None:
+    assert found.layers.keys() == dense[statistic].keys()
+    for layer, expected in dense[statistic].items():
+        mean = float(np.average(expected, weights=SIZES))
+        # float32 gradients and eight nodes a half
+        assert found.layers[layer][statistic] == pytest.approx(mean, rel=1e-3, abs=1e-5), layer
+        assert found.batches[statistic][layer] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5), layer
+
+
+def test_the_barrier_is_that_of_its_hessian_form(ends: Ends, found: Measurements) -> None:
+    """B_l = -1/2 int min(a, 1 - a) tau_l . (H tau)_l da, with double backward passes in float64."""
+    reference = Reference(ends)
+    parameters = reference.parameters
+    task_vector = {name: b - a for name, (a, b) in reference.ends.items()}
+    alphas = np.linspace(0, 1, 65)
+    total: dict[str, float] = {}
+    for alpha in alphas:
+        reference.at(float(alpha))
+        for batch in make_batches(SIZES):
+            with sdpa_kernel(SDPBackend.MATH):
+                grads = torch.autograd.grad(reference.loss(batch), list(parameters.values()), create_graph=True)
+                inner = sum((g * t).sum() for g, t in zip(grads, task_vector.values(), strict=True))
+                products = torch.autograd.grad(inner, list(parameters.values()))
+            weight = -0.5 * min(alpha, 1 - alpha) / (len(alphas) - 1) * len(batch) / sum(SIZES)
+            for (name, tau), product in zip(task_vector.items(), products, strict=True):
+                total[name] = total.get(name, 0.0) + weight * float((tau * product).sum())
+    for layer, expected in by_layer(total).items():
+        # a trapezoid of 65 nodes
+        assert found.layers[layer]["barrier"] == pytest.approx(expected, rel=5e-3, abs=2e-4), layer
+
+
+def test_shares_add_up_to_what_the_losses_say(ends: Ends, found: Measurements) -> None:
+    reference = Reference(ends)
+    loss = {
+        alpha: np.average([reference.at(alpha).loss(b).item() for b in make_batches(SIZES)], weights=SIZES)
+        for alpha in (0.0, 0.5, 1.0)
+    }
+    expected = {"barrier": loss[0.5] - (loss[0.0] + loss[1.0]) / 2, "loss_drop": loss[1.0] - loss[0.0]}
+    for statistic, value in expected.items():
+        assert sum(layer[statistic] for layer in found.layers.values()) == pytest.approx(value, rel=1e-3)
+        assert found.checks[statistic].measured == pytest.approx(value, rel=1e-4)
+        assert found.checks[statistic].relative_error < 1e-3
+    assert found.path is not None
+    path = dict(zip(found.path.alphas, found.path.losses, strict=True))
+    assert len(path) == 1 + 2 * 8
+    assert list(path) == sorted(path)
+    for alpha, value in path.items():
+        reference.at(alpha)
+        mean = np.average([reference.loss(b).item() for b in make_batches(SIZES)], weights=SIZES)
+        assert value == pytest.approx(mean, rel=1e-5)
+
+
+def test_the_mean_gradient_times_the_change_is_the_loss_drop(ends: Ends, found: Measurements) -> None:
+    totals = {
+        name: float(((b - a) * found.gradients[name].double()).sum()) for name, (a, b) in Reference(ends).ends.items()
+    }
+    for layer, value in by_layer(totals).items():
+        assert found.layers[layer]["loss_drop"] == pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+def test_a_bent_path_gets_more_nodes(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    found = path_barrier(objective, nodes=1, tolerance=1e-3)
+    assert found.path is not None
+    used = (len(found.path.alphas) - 1) // 2
+    assert used > 1
+    assert found.notes == (f"the path bends: {used} quadrature nodes on each half were needed",)
+    assert all(check.relative_error <= 1e-3 for check in found.checks.values())
+    assert path_barrier(objective, nodes=12).notes == ()
+
+
+def test_three_nodes_are_not_enough_where_fine_tuning_went_far(tmp_path_factory: pytest.TempPathFactory) -> None:
+    far = save_ends(tmp_path_factory.mktemp("far"), blocks=1, width=8, change=0.3)
+    found = path_barrier(objective_for(far, make_batches(SIZES)), nodes=3)
+    assert "the path bends" in found.notes[0]
+    assert all(check.relative_error <= 0.01 for check in found.checks.values())
+
+
+def test_an_attribution_that_does_not_add_up_is_said(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = objective_for(ends, make_batches((4,)))
+    original = Objective.gradient_of
+    monkeypatch.setattr(Objective, "gradient_of", lambda self, name: 1.5 * original(self, name))
+    found = path_barrier(objective)
+    assert "even with 24 nodes" in found.notes[0]
+
+
+def test_a_barrier_of_rounding_size_is_no_reason_for_more_nodes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    near = save_ends(tmp_path_factory.mktemp("near"), blocks=1, width=8, change=1e-6)
+    found = path_barrier(objective_for(near, make_batches(SIZES)))
+    assert found.notes == ()
+    assert found.path is not None
+    assert len(found.path.alphas) == 1 + 2 * 3

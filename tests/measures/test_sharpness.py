@@ -1,0 +1,228 @@
+"""First-order, worst-case and average-case sharpness, each done by hand in float64, layer by layer."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.measures.average_case import average_case
+from clipmerge.measures.first_order import first_order
+from clipmerge.measures.worst_case import worst_case
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.tiny_clip import layer_of
+
+SIZES = (4, 4, 3)
+Norm = Literal["l2", "linf"]
+RADIUS: dict[Norm, float] = {"l2": 0.3, "linf": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+@pytest.fixture(scope="module")
+def reference(ends: Ends) -> Reference:
+    return Reference(ends).at(0.5)
+
+
+@pytest.fixture
+def objective(ends: Ends) -> Objective:
+    return objective_for(ends, make_batches(SIZES))
+
+
+def layers_of(reference: Reference) -> dict[str, list[str]]:
+    layers: dict[str, list[str]] = {}
+    for name in reference.parameters:
+        layers.setdefault(layer_of(name), []).append(name)
+    return layers
+
+
+def scale_of(reference: Reference, name: str, adaptive: bool) -> Tensor:
+    value = reference.parameters[name].detach()
+    return value.abs() if adaptive else torch.ones_like(value)
+
+
+@contextmanager
+def moved(reference: Reference, deltas: dict[str, Tensor]) -> Iterator[None]:
+    before = {name: reference.parameters[name].detach().clone() for name in deltas}
+    with torch.no_grad():
+        for name, delta in deltas.items():
+            reference.parameters[name].add_(delta)
+        yield
+        for name, value in before.items():
+            reference.parameters[name].copy_(value)
+
+
+def rise(reference: Reference, batch: Batch, deltas: dict[str, Tensor]) -> float:
+    base = reference.loss(batch).item()
+    with moved(reference, deltas):
+        return reference.loss(batch).item() - base
+
+
+def flat(values: list[Tensor]) -> np.ndarray:
+    return np.concatenate([value.numpy().ravel() for value in values])
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_first_order_is_rho_times_the_dual_norm(
+    objective: Objective, reference: Reference, norm: Norm, adaptive: bool
+) -> None:
+    found = first_order(objective, norm=norm, rho=0.7, adaptive=adaptive, at=0.5)
+    for layer, names in layers_of(reference).items():
+        expected = []
+        for batch in make_batches(SIZES):
+            gradients = reference.gradient(batch)
+            entries = flat([gradients[name] * scale_of(reference, name, adaptive) for name in names])
+            expected.append(0.7 * (np.sqrt((entries**2).sum()) if norm == "l2" else np.abs(entries).sum()))
+        assert found.batches["first_order"][layer] == pytest.approx(expected, rel=1e-4)
+        mean = sum(size * value for size, value in zip(SIZES, expected, strict=True)) / sum(SIZES)
+        assert found.layers[layer]["first_order"] == pytest.approx(mean, rel=1e-4)
+        count = sum(reference.parameters[name].numel() for name in names)
+        assert found.layers[layer]["first_order_scaled"] == pytest.approx(mean * np.sqrt(count), rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_one_step_is_the_loss_at_the_first_order_maximiser(
+    objective: Objective, reference: Reference, norm: Norm, adaptive: bool, scaled: bool
+) -> None:
+    rho = RADIUS[norm] * (0.05 if scaled else 1.0)
+    found = worst_case(objective, norm=norm, rho=rho, adaptive=adaptive, scaled=scaled, at=0.5)
+    for layer, names in layers_of(reference).items():
+        count = sum(reference.parameters[name].numel() for name in names)
+        radius = rho * (count**0.5 if scaled else 1.0)
+        expected = []
+        for batch in make_batches(SIZES):
+            gradients = reference.gradient(batch)
+            scales = {name: scale_of(reference, name, adaptive) for name in names}
+            length = np.sqrt((flat([scales[name] * gradients[name] for name in names]) ** 2).sum())
+            deltas = {
+                name: radius * scales[name] * gradients[name].sign()
+                if norm == "linf"
+                else radius * scales[name] ** 2 * gradients[name] / length
+                for name in names
+            }
+            expected.append(rise(reference, batch, deltas))
+        # differences of float32 losses of order 1
+        assert found.batches["worst_case"][layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
+
+
+def test_one_step_tends_to_first_order(objective: Objective) -> None:
+    first = first_order(objective, rho=1e-2, at=0.5)
+    exact = worst_case(objective, rho=1e-2, at=0.5)
+    for layer, values in exact.layers.items():
+        assert values["worst_case"] == pytest.approx(first.layers[layer]["first_order"], rel=0.1, abs=1e-5)
+
+
+def test_apgd_finds_the_worst_logit_scale(objective: Objective, reference: Reference) -> None:
+    """A layer of one entry: its ball is an interval, searched point by point."""
+    found = worst_case(objective, norm="linf", rho=0.3, steps=20, at=0.5)
+    centre = reference.parameters["logit_scale"].detach()
+    for number, batch in enumerate(make_batches(SIZES)):
+        shifts = np.linspace(-0.3, 0.3, 41) * abs(centre.item())
+        worst = max(rise(reference, batch, {"logit_scale": torch.tensor(shift)}) for shift in shifts)
+        assert found.batches["worst_case"]["logit_scale"][number] == pytest.approx(worst, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_apgd_finds_no_less_than_random_search(objective: Objective, reference: Reference, norm: Norm) -> None:
+    rho = 10 * RADIUS[norm]
+    found = worst_case(objective, norm=norm, rho=rho, steps=20, at=0.5)
+    batch = make_batches(SIZES)[0]
+    rng = torch.Generator().manual_seed(0)
+    for layer in ("vision.norm", "text.1.mlp"):
+        names = layers_of(reference)[layer]
+        best = 0.0
+        for _ in range(50):
+            draw = {name: torch.randn(reference.parameters[name].shape, generator=rng).double() for name in names}
+            length = np.linalg.norm(flat(list(draw.values())), 2 if norm == "l2" else np.inf)
+            deltas = {name: rho / length * scale_of(reference, name, True) * draw[name] for name in names}
+            best = max(best, rise(reference, batch, deltas))
+        assert found.batches["worst_case"][layer][0] > best > 0
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_skipping_blocks_below_the_layer_changes_nothing(
+    objective: Objective, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    quick = worst_case(objective, steps=steps)
+    quick_average = average_case(objective, draws=2)
+    monkeypatch.setattr(Objective, "_prefix", lambda *_: None)
+    slow = worst_case(objective, steps=steps)
+    slow_average = average_case(objective, draws=2)
+    for layer in slow.layers:
+        assert quick.batches["worst_case"][layer] == pytest.approx(slow.batches["worst_case"][layer], abs=1e-5)
+        assert quick_average.layers[layer] == pytest.approx(slow_average.layers[layer], abs=1e-5)
+
+
+@pytest.mark.parametrize("measure", [worst_case, average_case])
+def test_weights_are_left_at_the_point_bit_for_bit(
+    objective: Objective, measure: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a layer moves every other parameter stays, and afterwards it is back."""
+    objective.move_to(0.5)
+    before = {name: parameter.detach().clone() for name, parameter in objective.parameters.items()}
+    original = Objective.loss
+    moving: set[frozenset[str]] = set()
+
+    def watched(self: Objective, *args: object) -> Tensor:
+        changed = {layer_of(n) for n, p in objective.parameters.items() if not torch.equal(p.detach(), before[n])}
+        moving.add(frozenset(changed))
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Objective, "loss", watched)
+    measure(objective, at=0.5)  # type: ignore[operator]
+    assert moving - {frozenset()} == {frozenset({layer}) for layer in objective.layers}
+    assert all(torch.equal(parameter.detach(), before[n]) for n, parameter in objective.parameters.items())
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_average_case_is_the_mean_over_its_draws(
+    objective: Objective, reference: Reference, adaptive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("clipmerge.measures.average_case")
+    original = module._normal
+    drawn: dict[int, list[Tensor]] = {}
+
+    def recorded(objective: Objective, parameters: object, draw: int) -> list[Tensor]:
+        noise: list[Tensor] = original(objective, parameters, draw)
+        assert all(torch.equal(a, b) for a, b in zip(noise, drawn.setdefault(draw, noise), strict=True))
+        return noise
+
+    monkeypatch.setattr(module, "_normal", recorded)
+    found = average_case(objective, rho=0.1, draws=3, adaptive=adaptive, at=0.5)
+    layers = layers_of(reference)
+    for column, (layer, names) in enumerate((layer, list(names)) for layer, names in objective.layers.items()):
+        assert sorted(names) == sorted(layers[layer])
+        expected = []
+        for batch in make_batches(SIZES):
+            rises = []
+            for draw in range(3 * column, 3 * column + 3):
+                deltas = {
+                    name: 0.1 * scale_of(reference, name, adaptive) * value.double()
+                    for name, value in zip(names, drawn[draw], strict=True)
+                }
+                rises.append(rise(reference, batch, deltas))
+            expected.append(sum(rises) / 3)
+        assert found.batches["average_case"][layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
+
+
+def test_average_case_draws_standard_normals_anew_for_each_layer(objective: Objective) -> None:
+    module = importlib.import_module("clipmerge.measures.average_case")
+    parameters = [objective.parameters["visual_projection.weight"]]
+    draws = torch.stack([module._normal(objective, parameters, number)[0].flatten() for number in range(100)])
+    assert draws.unique(dim=0).shape[0] == 100
+    # 25,600 draws: five standard errors
+    assert abs(draws.mean()) < 5 / draws.numel() ** 0.5
+    assert abs(draws.var() - 1) < 5 * (2 / draws.numel()) ** 0.5

@@ -1,0 +1,232 @@
+"""Half, single and mixed precision, and shards of any size: the numbers are those of a plain loop."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPModel
+
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.cli._options import byte_count
+from clipmerge.errors import CheckpointError, UsageError
+from tests.support.command import clipmerge, refused
+from tests.support.raw_safetensors import edit, shard
+
+Folders = tuple[Path, Path]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+MIXED = [("float32", "float16"), ("float16", "float32"), ("float32", "bfloat16"), ("bfloat16", "float16")]
+
+
+@pytest.fixture
+def copies(pair: Folders, tmp_path: Path) -> Folders:
+    zeroshot, finetuned = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in pair)
+    return zeroshot, finetuned
+
+
+def cast(folder: Path, dtype: str) -> dict[str, Tensor]:
+    """Save a folder's weights in another dtype, as save_pretrained would, and return them."""
+    file = folder / "model.safetensors"
+    tensors = {key: tensor.to(DTYPES[dtype]) for key, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": dtype}))
+    return tensors
+
+
+def plain_loop(theta_0: dict[str, Tensor], theta_1: dict[str, Tensor], alpha: float, dtype: str) -> dict[str, Tensor]:
+    if alpha in (0, 1):
+        return {key: tensor.to(DTYPES[dtype]) for key, tensor in (theta_1 if alpha else theta_0).items()}
+    return {
+        key: (theta_0[key].float() + alpha * (theta_1[key].float() - theta_0[key].float())).to(DTYPES[dtype])
+        for key in theta_0
+    }
+
+
+def merge(folders: Folders, output: Path, *flags: object) -> dict[str, Any]:
+    outcome = clipmerge("merge", *folders, "--recipe", "wise-ft", "--output", output, "--format", "json", *flags)
+    assert outcome.code == 0, outcome.err
+    return dict(outcome.json)
+
+
+@pytest.mark.parametrize(
+    ("zeroshot", "finetuned", "dtype"),
+    [*((*mixed, "float16") for mixed in MIXED), (*MIXED[0], "float32"), (*MIXED[2], "bfloat16")],
+)
+def test_mixed_dtypes_are_rounded_once_to_the_one_named(
+    copies: Folders, tmp_path: Path, zeroshot: str, finetuned: str, dtype: str
+) -> None:
+    theta_0, theta_1 = cast(copies[0], zeroshot), cast(copies[1], finetuned)
+    for alpha in (0.25, 1):
+        output = tmp_path / f"at-{alpha}"
+        merge(copies, output, "--dtype", dtype, "--set", f"method.alpha={alpha}")
+        written = load_file(output / "model.safetensors")
+        expected = plain_loop(theta_0, theta_1, alpha, dtype)
+        assert all(torch.equal(written[key], tensor) for key, tensor in expected.items())
+        assert written.keys() == expected.keys()
+    assert CLIPModel.from_pretrained(output).dtype == DTYPES[dtype]
+    assert json.loads((output / "config.json").read_text())["dtype"] == dtype
+
+
+def test_mixed_dtypes_without_one_named_are_refused(copies: Folders, tmp_path: Path) -> None:
+    cast(copies[1], "float16")
+    line = refused(clipmerge("merge", *copies, "--recipe", "wise-ft", "--output", tmp_path / "out"))
+    assert "differ in dtype; first " in line
+    assert "zeroshot float32, finetuned float16" in line
+    assert "Or name one with `--dtype`" in line
+
+
+@pytest.mark.parametrize(("zeroshot", "finetuned"), MIXED[:1])
+def test_measures_see_mixed_dtypes_in_float32(
+    copies: Folders, images: Path, tmp_path: Path, zeroshot: str, finetuned: str
+) -> None:
+    """The same weights, all saved in float32, measure the same; so do the sweep's points."""
+    tensors = (cast(copies[0], zeroshot), cast(copies[1], finetuned))
+    wide = tuple(Path(shutil.copytree(folder, tmp_path / f"wide-{folder.name}")) for folder in copies)
+    for folder, weights in zip(wide, tensors, strict=True):
+        save_file({key: tensor.float() for key, tensor in weights.items()}, folder / "model.safetensors")
+    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 6, "--dry-run", "--format", "json")
+    found = clipmerge("merge", *copies, *flags, "--dtype", "float32")
+    assert found.code == 0, found.err
+    expected = clipmerge("merge", *wide, *flags)
+    assert found.json["measurements"] == expected.json["measurements"]
+    sources = ("--id", f"a={images}", "--ood", f"b={images}", "--alphas", "0.5,1", "--format", "json")
+    outcome = clipmerge("sweep", *copies, *sources, "--dtype", "float32", "--output", tmp_path / "sweep")
+    assert outcome.code == 0, outcome.err
+    again = clipmerge("sweep", *wide, *sources, "--output", tmp_path / "sweep-wide")
+    assert outcome.json["curve"] == again.json["curve"]
+    assert "--dtype" in refused(clipmerge("sweep", *copies, *sources, "--output", tmp_path / "refused"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16"])
+def test_half_precision_is_measured_and_written(copies: Folders, images: Path, tmp_path: Path, dtype: str) -> None:
+    theta_0, theta_1 = (cast(folder, dtype) for folder in copies)
+    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 6, "--format", "json")
+    outcome = clipmerge("merge", *copies, *flags, "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    layers = outcome.json["layers"]
+    assert {entry["alpha"] for entry in layers.values() if entry["mask"] is None} == {0.5}
+    plain = plain_loop(theta_0, theta_1, 0.5, dtype)
+    if all(entry["mask"] is None for entry in layers.values()):
+        assert all(torch.equal(written[key], plain[key]) for key in plain)
+    assert {tensor.dtype for tensor in written.values()} == {DTYPES[dtype]}
+
+
+def shards_of(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Shard to its tensors, checked against the index."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    shards = {file.name: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    assert index["weight_map"] == {key: name for name, tensors in shards.items() for key in tensors}
+    total = sum(t.numel() * t.element_size() for tensors in shards.values() for t in tensors.values())
+    assert index["metadata"]["total_size"] == total
+    return shards
+
+
+@pytest.mark.parametrize("which", ["neither", "fine-tuned"])
+@pytest.mark.parametrize("size", ["5KB", "100KB"])
+def test_shards_are_cut_to_size_and_hold_the_same_bytes(copies: Folders, tmp_path: Path, size: str, which: str) -> None:
+    merge(copies, tmp_path / "one")
+    expected = load_file(tmp_path / "one" / "model.safetensors")
+    if which == "fine-tuned":
+        shard(copies[1])
+    record = merge(copies, tmp_path / "cut", "--max-shard-size", size)
+    shards = shards_of(tmp_path / "cut")
+    limit = int(size[:-2]) * 1000
+    sizes = [sum(t.numel() * t.element_size() for t in tensors.values()) for tensors in shards.values()]
+    assert all(total <= limit or len(t) == 1 for total, t in zip(sizes, shards.values(), strict=True))
+    assert list(shards) == [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    merged = {key: tensor for tensors in shards.values() for key, tensor in tensors.items()}
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[key], tensor) for key, tensor in expected.items())
+    assert record["files"].keys() >= {*shards, "model.safetensors.index.json"}
+    loaded, info = CLIPModel.from_pretrained(tmp_path / "cut", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in loaded.state_dict().items())
+    assert all(
+        torch.equal(open_checkpoint(str(tmp_path / "cut")).tensor(key), tensor) for key, tensor in expected.items()
+    )
+
+
+def test_one_shard_is_one_file(copies: Folders, tmp_path: Path) -> None:
+    shard(copies[1])
+    merge(copies, tmp_path / "out", "--max-shard-size", "5GB")
+    assert [file.name for file in tmp_path.glob("out/*.safetensors*")] == ["model.safetensors"]
+
+
+def test_a_plan_is_applied_in_shards(copies: Folders, tmp_path: Path) -> None:
+    merge(copies, tmp_path / "cut", "--max-shard-size", "20KB")
+    clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
+    flags = ("--output", tmp_path / "applied", "--max-shard-size", "20KB", "--format", "quiet")
+    assert clipmerge("apply", tmp_path / "plan.json", *flags).code == 0
+    for file in sorted((tmp_path / "cut").glob("model*")):
+        assert (tmp_path / "applied" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("200MB", 200_000_000),
+        ("5gb", 5_000_000_000),
+        ("1.5 KB", 1500),
+        ("2KiB", 2048),
+        ("7", 7),
+        ("3B", 3),
+        ("1g", 10**9),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert byte_count("--max-shard-size", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1GB", "0", "0.1B", "5PB", "5 G B", "1e9", "iB", "5iB", "nan"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"--max-shard-size .*such as 200MB or 5GB"):
+        byte_count("--max-shard-size", text)
+
+
+def test_a_wrong_size_is_said_before_anything_is_opened(tmp_path: Path) -> None:
+    flags = ("--output", tmp_path / "out", "--max-shard-size", "big")
+    assert "--max-shard-size big" in refused(clipmerge("merge", "a", "b", "--recipe", "wise-ft", *flags), 2)
+    assert "--max-shard-size big" in refused(clipmerge("apply", "no.json", *flags), 2)
+
+
+WEIGHT = "vision_model.encoder.layers.0.mlp.fc1.weight"
+QUANTISED: dict[str, tuple[dict[str, Tensor | None], str]] = {
+    "bitsandbytes 4 bit": (
+        {f"{WEIGHT}.absmax": torch.zeros(4), f"{WEIGHT}.quant_state.bitsandbytes__nf4": torch.zeros(3)},
+        rf"bitsandbytes: .*{WEIGHT}\.",
+    ),
+    "bitsandbytes 8 bit": ({WEIGHT.replace("weight", "SCB"): torch.zeros(4)}, "bitsandbytes"),
+    "gptq": ({WEIGHT: None, WEIGHT.replace("weight", "qweight"): torch.zeros(4, dtype=torch.int32)}, "GPTQ or AWQ"),
+    "fp8": ({f"{WEIGHT}_scale_inv": torch.zeros(1)}, "compressed-tensors or FP8"),
+    "quanto": ({f"{WEIGHT}._data": torch.zeros(4)}, "quanto"),
+    "hqq": ({WEIGHT.replace("weight", "W_q"): torch.zeros(4)}, "HQQ"),
+}
+
+
+@pytest.mark.parametrize("what", QUANTISED)
+@pytest.mark.parametrize("which", [0, 1])
+def test_quantised_weights_are_told_by_their_keys(copies: Folders, tmp_path: Path, what: str, which: int) -> None:
+    changes, message = QUANTISED[what]
+    edit(copies[which], **changes)
+    with pytest.raises(CheckpointError, match=rf"{copies[which].name}: is quantised \({message}"):
+        open_checkpoint(str(copies[which]))
+    line = refused(clipmerge("merge", *copies, "--recipe", "wise-ft", "--output", tmp_path / "out"))
+    assert "cannot be averaged; give the checkpoint it was made from" in line
+
+
+def test_quantised_weights_are_told_by_their_configuration(copies: Folders) -> None:
+    file = copies[1] / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "quantization_config": {"quant_method": "torchao"}}))
+    with pytest.raises(CheckpointError, match=r"is quantised \(quantization_config in its config\.json: torchao\)"):
+        open_checkpoint(str(copies[1]))
+    file.write_text(json.dumps({**config, "quantization_config": None}))
+    assert open_checkpoint(str(copies[1])).config

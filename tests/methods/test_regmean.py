@@ -1,0 +1,155 @@
+"""RegMean: inputs against hooks on transformers' own model, the merge against least squares on stacked inputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.errors import RecipeError
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.plan import Measurements
+from clipmerge.plugins import load_plugin
+from tests.support.command import clipmerge, refused
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+
+BATCHES = make_batches((4, 3))
+VISION, TEXT = "vision_model.encoder.layers.1.mlp.fc2.weight", "text_model.encoder.layers.0.self_attn.k_proj.weight"
+CLASSES = ("bird", "cat", "a longer name")
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+def measure(ends: Ends) -> Measurements:
+    found: Measurements = load_plugin("measures", "gram")(objective_for(ends, BATCHES, classes=CLASSES))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(ends: Ends) -> Measurements:
+    return measure(ends)
+
+
+def rows_into(ends: Ends, name: str, alpha: float) -> Tensor:
+    """All inputs of one linear map, (rows, inputs), float64, by a hook in ``CLIPModel.forward``; padding left out."""
+    reference = Reference(ends, classes=CLASSES).at(alpha)
+    seen: list[Tensor] = []
+    module = reference.model.get_submodule(name.removesuffix(".weight"))
+    module.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].detach()))
+    pixels = torch.cat([batch.pixels for batch in BATCHES]).double()
+    with torch.no_grad():
+        reference.model(pixel_values=pixels, **reference.tokens)
+    (inputs,) = seen
+    if name.startswith("text_model"):
+        kept = reference.tokens["attention_mask"].bool()
+        assert not bool(kept.all())  # or leaving padding out would not show
+        return inputs[kept]
+    return inputs.reshape(-1, inputs.shape[-1])
+
+
+@pytest.mark.parametrize("name", [VISION, TEXT, "visual_projection.weight", "text_projection.weight"])
+def test_gram_matrices_are_those_of_all_inputs(ends: Ends, found: Measurements, name: str) -> None:
+    for statistic, alpha in (("gram_zeroshot", 0.0), ("gram_finetuned", 1.0)):
+        rows = rows_into(ends, name, alpha)
+        assert torch.allclose(found.tensors[statistic][name].double(), rows.T @ rows, rtol=1e-4, atol=1e-3)
+    assert set(found.tensors["gram_zeroshot"]) == set(found.tensors["gram_finetuned"])
+    assert "vision_model.embeddings.patch_embedding.weight" not in found.tensors["gram_zeroshot"]
+    assert found.notes == ("4 weights of two dimensions or more are no linear map of their own",)
+
+
+def test_many_prompts_are_embedded_in_pieces_with_the_same_result(
+    ends: Ends, found: Measurements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipmerge.calibration.prompts._AT_ONCE", 2)
+    again = measure(ends)
+    for name, gram in found.tensors["gram_finetuned"].items():
+        assert torch.allclose(again.tensors["gram_finetuned"][name], gram, rtol=1e-4, atol=1e-3), name
+
+
+def task_of(ends: Ends, found: Measurements) -> Task:
+    return Task(align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))]), found)
+
+
+def decide(task: Task, **options: Any) -> Decision:
+    return load_plugin("methods", "regmean")(task, **options)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.2])
+@pytest.mark.parametrize("name", [VISION, TEXT])
+def test_the_merge_is_least_squares_on_the_outputs(ends: Ends, found: Measurements, name: str, alpha: float) -> None:
+    """Inputs and outputs of both checkpoints stacked, weighed by alpha, and solved without a Gram matrix."""
+    factor = decide(task_of(ends, found), alpha=alpha, off_diagonal=1.0).scores[name].double().numpy()
+    weights = [load_file(folder / "model.safetensors")[name].double().numpy() for folder in ends]
+    rows = [rows_into(ends, name, end).numpy() for end in (0.0, 1.0)]
+    # a whisper that keeps the weights where the inputs say nothing
+    ridge = np.sqrt(1e-6 * np.mean([(each**2).sum(axis=0).mean() for each in rows])) * np.eye(weights[0].shape[1])
+    inputs = [np.sqrt(s) * np.vstack([each, ridge]) for s, each in zip((1 - alpha, alpha), rows, strict=True)]
+    targets = [each @ weight.T for each, weight in zip(inputs, weights, strict=True)]
+    expected = np.linalg.lstsq(np.vstack(inputs), np.vstack(targets), rcond=None)[0].T
+    change = weights[1] - weights[0]
+    merged, plain = weights[0] + alpha * change @ factor, weights[0] + alpha * change
+    assert np.allclose(merged, expected, atol=5e-3 * np.abs(change).max())
+    assert np.abs(merged - plain).max() > 20 * np.abs(merged - expected).max()  # or the factor says nothing
+
+
+def test_without_the_off_diagonal_each_input_has_its_own_coefficient(ends: Ends, found: Measurements) -> None:
+    factor = decide(task_of(ends, found), alpha=0.25, off_diagonal=0.0).scores[TEXT]
+    g_0, g_1 = (found.tensors[f"gram_{end}"][TEXT].diagonal().tolist() for end in ("zeroshot", "finetuned"))
+    expected = [b / (0.75 * a + 0.25 * b) for a, b in zip(g_0, g_1, strict=True)]
+    assert factor.diagonal().tolist() == pytest.approx(expected, rel=1e-4)
+    assert float((factor - torch.diag(factor.diagonal())).abs().max()) < 1e-6
+
+
+def test_equal_inputs_or_none_at_all_leave_the_plain_interpolation(ends: Ends, found: Measurements) -> None:
+    same = dict.fromkeys(found.tensors, found.tensors["gram_zeroshot"])
+    none = {end: {n: torch.zeros_like(g) for n, g in grams.items()} for end, grams in found.tensors.items()}
+    for tensors in (same, none):
+        task = task_of(ends, found.model_copy(update={"tensors": tensors}))
+        for factor in decide(task, off_diagonal=1.0).scores.values():
+            assert torch.allclose(factor, torch.eye(len(factor)), atol=1e-4)
+
+
+def test_another_measure_is_refused(ends: Ends) -> None:
+    with pytest.raises(RecipeError, match="which fisher does not measure; measure with gram"):
+        decide(task_of(ends, Measurements(measure="fisher", layers={})))
+
+
+def test_the_command_merges_and_a_plan_gives_the_same_bytes(
+    pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    given = [*pair, "--recipe", "regmean", "--data", images]
+    made = clipmerge("merge", *given, "--output", tmp_path / "a", "--format", "json")
+    assert made.code == 0, made.err
+    assert clipmerge("plan", *given, "--output", tmp_path / "plan.json").code == 0
+    assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "b").code == 0
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert written[0] == written[1]
+    ends = [load_file(folder / "model.safetensors") for folder in pair]
+    scores = load_file(tmp_path / "plan.tensors.safetensors")
+    for name, value in load_file(tmp_path / "a" / "model.safetensors").items():
+        change = (ends[1][name] - ends[0][name]).double() * 0.5
+        if f"scores:{name}" in scores:
+            change = change @ scores[f"scores:{name}"].double()
+        assert torch.allclose(value.double(), ends[0][name].double() + change, atol=1e-6), name
+    assert len(scores) == 3 * 2 * 6 + 2
+    assert made.json["layers"]["vision.0.mlp"]["reason"] == "2 of 6 parameters by regression"
+
+
+def test_a_mask_that_needs_scores_still_asks_for_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The matrix of `right-multiply` may be missing, the gradient of `saliency` may not."""
+    plan = tmp_path / "plan.json"
+    assert clipmerge("plan", *pair, "--recipe", "wise-ft", "--output", plan).code == 0
+    text = plan.read_text()
+    plan.write_text(text.replace('"mask": null', '"mask": "saliency"'))
+    assert "holds no scores for" in refused(clipmerge("apply", plan, "--output", tmp_path / "x"))
+    plan.write_text(text.replace('"mask": null', '"mask": "right-multiply"'))
+    assert clipmerge("apply", plan, "--output", tmp_path / "y").code == 0

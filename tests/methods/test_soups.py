@@ -1,0 +1,273 @@
+"""Soups, Model Stock and the alpha chosen on target data, against plain averages through transformers' own model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPModel
+
+from clipmerge.api.merge import Calibration, MergeRequest, make_plan
+from clipmerge.calibration.objective import Objective
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.errors import RecipeError
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.methods import Decision, Task
+from clipmerge.models import model_for
+from clipmerge.planning.plan import Measurements, Mixture, Plan, SourceRecord
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.plugins import load_plugin
+from tests.support.command import clipmerge
+from tests.support.raw_safetensors import edit
+from tests.support.small_objective import make_batches
+from tests.support.tiny_clip import CLASSES, layer_of, save_family, tiny_processor
+
+State = dict[str, Tensor]
+BATCHES = make_batches((9, 9, 6), seed=3)
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Checkpoints far enough from each other to tell images apart differently."""
+    return save_family(tmp_path_factory.mktemp("far"), change=2.0)
+
+
+def task_of(folders: list[Path], measurements: Measurements | None = None) -> Task:
+    zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in folders)
+    return Task(align_checkpoints(zeroshot, finetuned), measurements)
+
+
+def objective_of(folders: list[Path]) -> Objective:
+    pair = task_of(folders).inputs
+    assert pair.zeroshot.config is not None
+    model = model_for(pair.family, pair.zeroshot.config, folders[0])
+    prompts = [f"a {name}." for name in CLASSES]
+    return Objective(model, pair, BATCHES, prompts, templates=1, accelerator=Accelerator(cpu=True))
+
+
+def states(folders: list[Path]) -> list[State]:
+    return [{k: v.double() for k, v in load_file(folder / "model.safetensors").items()} for folder in folders]
+
+
+def tried(folder: Path, state: State) -> tuple[float, float]:
+    """Accuracy and loss over all images, by ``CLIPModel.forward`` in float64."""
+    model = CLIPModel.from_pretrained(folder).double().eval()
+    model.load_state_dict(state, strict=False)
+    tokens = tiny_processor().tokenizer([f"a {name}." for name in CLASSES], padding=True, return_tensors="pt")
+    images, labels = (torch.cat([getattr(batch, what) for batch in BATCHES]) for what in ("pixels", "labels"))
+    with torch.no_grad():
+        logits = model(pixel_values=images.double(), **tokens).logits_per_image
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    return float((logits.argmax(dim=1) == labels).double().mean()), float(loss)
+
+
+def mixed(base: State, others: list[State], weights: list[float]) -> State:
+    return {
+        name: value + sum(w * (other[name] - value) for w, other in zip(weights, others, strict=True))
+        for name, value in base.items()
+    }
+
+
+def decide(task: Task, method: str, **options: Any) -> Decision:
+    return load_plugin("methods", method)(task, **options)
+
+
+def merged(task: Task, decision: Decision) -> State:
+    record = SourceRecord(source="x", files={})
+    finetuned = (record,) * len(task.inputs.finetuned)
+    plan = Plan(recipe={}, zeroshot=record, finetuned=finetuned, weights=decision.weights, layers=decision.layers)
+    return {t.name: t.tensor() for t in merged_tensors(task.inputs, plan.checked(task.layers))}
+
+
+def test_a_greedy_soup_is_the_plain_greedy_loop(far: list[Path]) -> None:
+    base, *others = states(far)
+    single = [tried(far[0], other)[0] for other in others]
+    order = sorted(range(3), key=lambda i: (-single[i], i))
+    soup, best = [order[0]], single[order[0]]
+    turned_down = 0
+    for i in order[1:]:
+        chosen = [*soup, i]
+        accuracy = tried(far[0], mixed(base, others, [1 / len(chosen) if j in chosen else 0 for j in range(3)]))[0]
+        if accuracy >= best:
+            soup, best = chosen, accuracy
+        else:
+            turned_down += 1
+    # or the images no longer make the loop choose both ways
+    assert turned_down
+    assert len(soup) > 1
+
+    found = load_plugin("measures", "soup-accuracy")(objective_of(far))
+    assert [mixture.accuracy for mixture in found.mixtures[:3]] == pytest.approx(single)
+    task = task_of(far, found)
+    decision = decide(task, "greedy-soup")
+    assert decision.weights == tuple(1 / len(soup) if i in soup else 0.0 for i in range(3))
+    assert f"{len(soup)} of 3 fine-tuned checkpoints are in the soup" in decision.verdict
+    expected = mixed(base, others, list(decision.weights))
+    for name, tensor in merged(task, decision).items():
+        assert torch.allclose(tensor.double(), expected[name], atol=1e-6)
+
+
+def test_a_soup_of_one_is_that_checkpoint_bit_for_bit(far: list[Path]) -> None:
+    tries = tuple(
+        Mixture(weights=w, loss=1.0, accuracy=a) for w, a in (((1, 0), 0.25), ((0, 1), 0.5), ((0.5, 0.5), 0.25))
+    )
+    found = Measurements(measure="soup-accuracy", layers={}, mixtures=tries)
+    task = task_of(far[:3], found)
+    expected = load_file(far[2] / "model.safetensors")
+    for name, tensor in merged(task, decide(task, "greedy-soup")).items():
+        assert torch.equal(tensor, expected[name])
+    tie = tuple(Mixture(weights=w, loss=1.0, accuracy=0.5) for w in ((1, 0), (0, 1), (0.5, 0.5)))
+    assert decide(task_of(far[:3], found.model_copy(update={"mixtures": tie})), "greedy-soup").weights == (0.5, 0.5)
+
+
+def test_equal_accuracy_keeps_the_larger_soup(far: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = {(1.0, 0, 0): 0.5, (0, 1.0, 0): 0.5, (0, 0, 1.0): 0.25, (0.5, 0.5, 0): 0.5, (1 / 3,) * 3: 0.25}
+    monkeypatch.setattr(
+        "clipmerge.measures.soup_accuracy.try_mixture",
+        lambda _objective, weights: Mixture(weights=weights, loss=1.0, accuracy=accuracies[weights]),
+    )
+    found = load_plugin("measures", "soup-accuracy")(objective_of(far))
+    assert [mixture.weights for mixture in found.mixtures] == list(accuracies)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_path_is_what_transformers_says_of_each_point(far: list[Path], count: int) -> None:
+    folders = far[: 1 + count]
+    found = load_plugin("measures", "path-accuracy")(objective_of(folders), steps=4)
+    base, *others = states(folders)
+    assert found.path is not None
+    assert found.path.alphas == (0, 0.25, 0.5, 0.75, 1)
+    for alpha, loss, mixture in zip(found.path.alphas, found.path.losses, found.mixtures, strict=True):
+        accuracy, expected = tried(far[0], mixed(base, others, [alpha / count] * count))
+        assert mixture.loss == loss == pytest.approx(expected, rel=1e-5)
+        assert mixture.accuracy == pytest.approx(accuracy)
+    assert len({mixture.accuracy for mixture in found.mixtures}) > 1
+
+
+def path_of(accuracies: list[float], losses: list[float]) -> Measurements:
+    alphas = tuple(i / (len(losses) - 1) for i in range(len(losses)))
+    tries = tuple(
+        Mixture(weights=(alpha,), loss=loss, accuracy=accuracy)
+        for alpha, loss, accuracy in zip(alphas, losses, accuracies, strict=True)
+    )
+    path = {"alphas": alphas, "losses": tuple(losses)}
+    return Measurements.model_validate({"measure": "path-accuracy", "layers": {}, "path": path, "mixtures": tries})
+
+
+@pytest.mark.parametrize(
+    ("options", "alpha"),
+    [({}, 0.5), ({"criterion": "loss"}, 0.75), ({"at_most": 0.4}, 0.25), ({"criterion": "loss", "at_most": 0.5}, 0.5)],
+)
+def test_the_best_alpha_is_taken_and_of_equals_the_smallest(
+    pair: tuple[Path, Path], options: dict[str, Any], alpha: float
+) -> None:
+    task = task_of(list(pair), path_of([0.2, 0.6, 0.8, 0.8, 0.7], [3, 2, 1.5, 1, 2]))
+    decision = decide(task, "wise-ft-id", **options)
+    assert {layer.alpha for layer in decision.layers.values()} == {alpha}
+    assert decision.layers.keys() == task.layers.keys()
+    with pytest.raises(RecipeError, match="no point of the path has an alpha of at most -1"):
+        decide(task, "wise-ft-id", at_most=-1)
+
+
+def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
+    other = Measurements(measure="first-order", layers={})
+    with pytest.raises(RecipeError, match="which first-order does not try; measure with path-accuracy"):
+        decide(task_of(far[:2], other), "wise-ft-id")
+    with pytest.raises(RecipeError, match="which first-order does not; measure with soup-accuracy"):
+        decide(task_of(far, other), "greedy-soup")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_model_stock_is_its_formula_on_every_layer(family: list[Path], count: int) -> None:
+    folders = family[: 1 + count]
+    base, *others = states(folders)
+    task = task_of(folders)
+    decision = decide(task, "model-stock")
+    for layer, names in task.layers.items():
+        vectors = [np.concatenate([(other[name] - base[name]).numpy().ravel() for name in names]) for other in others]
+        cosines = [a @ b / np.sqrt(a @ a) / np.sqrt(b @ b) for i, a in enumerate(vectors) for b in vectors[:i]]
+        cosine = sum(cosines) / len(cosines)
+        expected = count * cosine / ((count - 1) * cosine + 1)
+        assert decision.layers[layer].alpha == pytest.approx(min(max(expected, 0), 1), abs=1e-9), layer
+    expected_weights = merged(task, decision)
+    for name, value in base.items():
+        alpha = decision.layers[layer_of(name)].alpha
+        average = sum(other[name] - value for other in others) / count
+        assert torch.allclose(expected_weights[name].double(), value + alpha * average, atol=1e-6)
+
+
+def test_model_stock_lands_nearest_to_the_centre_that_checkpoints_scatter_around(
+    family: list[Path], tmp_path: Path
+) -> None:
+    """Three task vectors centre + scatter, scatter orthogonal to all else: the nearest point is least squares."""
+    folders = [Path(shutil.copytree(family[0], tmp_path / f"{i}")) for i in range(4)]
+    key = "text_projection.weight"
+    base = load_file(family[0] / "model.safetensors")[key]
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(base.numel(), 4)))[0].T
+    centre, *scatter = (torch.tensor(row).view(base.shape) for row in basis)
+    ends = [(base.double() + 0.5 * centre + 0.8 * each) for each in scatter]
+    for folder, end in zip(folders[1:], ends, strict=True):
+        edit(folder, **{key: end.float()})
+    average = sum(ends) / 3 - base.double()
+    nearest = float((0.5 * centre * average).sum() / (average * average).sum())
+    decision = decide(task_of(folders), "model-stock")
+    assert decision.layers["text.projection"].alpha == pytest.approx(nearest, abs=1e-5)
+    assert decision.layers["vision.projection"].alpha == 0
+    assert "no two checkpoints moved it" in decision.layers["vision.projection"].reason
+
+
+def test_model_stock_of_opposed_checkpoints_stays_and_of_equal_ones_goes(family: list[Path], tmp_path: Path) -> None:
+    folders = [Path(shutil.copytree(family[0], tmp_path / f"{i}")) for i in range(3)]
+    state = load_file(family[0] / "model.safetensors")
+    scale, projection = "logit_scale", "text_projection.weight"
+    for folder, sign in zip(folders[1:], (1, -1), strict=True):
+        edit(folder, **{scale: state[scale] + 0.25, projection: state[projection] + sign * 0.5})
+    layers = decide(task_of(folders), "model-stock").layers
+    assert layers["logit_scale"].alpha == 1
+    assert layers["text.projection"].alpha == 0
+
+
+@pytest.mark.parametrize("method", ["model-stock", "greedy-soup"])
+def test_one_checkpoint_is_refused_with_what_it_would_be(family: list[Path], method: str) -> None:
+    with pytest.raises(RecipeError, match=rf"method {method}: needs at least two fine-tuned checkpoints; with one, "):
+        decide(task_of(family[:2]), method)
+
+
+def test_measures_of_one_path_refuse_several_before_they_look_for_images(family: list[Path]) -> None:
+    request = MergeRequest(
+        str(family[0]),
+        tuple(map(str, family[1:])),
+        load_recipe("straggler-sparse"),
+        Calibration(source="nowhere"),
+    )
+    with pytest.raises(RecipeError, match="straggler-sparse: takes one fine-tuned checkpoint"):
+        make_plan(request)
+
+
+@pytest.mark.parametrize("recipe", ["uniform-soup", "model-stock", "greedy-soup", "wise-ft-id"])
+def test_the_command_merges_several_to_the_same_bytes_each_time(
+    far: list[Path], images: Path, tmp_path: Path, recipe: str
+) -> None:
+    data = ["--data", str(images)] if load_recipe(recipe).needs_data else []
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    records = [
+        clipmerge("merge", *far, "--recipe", recipe, *data, "--output", output, "--format", "json").json
+        for output in outputs
+    ]
+    first, second = ((output / "model.safetensors").read_bytes() for output in outputs)
+    assert first == second
+    assert len(records[0]["finetuned"]) == 3
+    base, *others = states(far)
+    result = load_file(outputs[0] / "model.safetensors")
+    for name, layer in ((name, layer_of(name)) for name in base):
+        alpha = records[0]["layers"][layer]["alpha"]
+        expected = mixed(base, others, [alpha * weight for weight in records[0]["weights"]])[name]
+        assert torch.allclose(result[name].double(), expected, atol=1e-5), name
+    assert (outputs[0] / "report.html").stat().st_size > 1000

@@ -1,0 +1,275 @@
+"""The forward pass of every family: the library's own numbers, forwards, backwards and from the middle on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoProcessor
+from transformers.utils import logging as transformers_logging
+
+from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.models import ImageTextModel, model_for
+from tests.support.command import clipmerge
+from tests.support.tiny_clip import save_images
+from tests.support.tiny_families import TINY, save_pair
+
+Folders = tuple[Path, Path]
+Pairs = Callable[[str], Folders]
+MEASURED = [name for name, tiny in TINY.items() if not tiny.base]
+PROMPTS = ["a photo of a cat.", "a bird", "this is some very long text, and it goes on and on"]
+
+
+@pytest.fixture(autouse=True)
+def _silence() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
+    """Folders of a kind's zero-shot and fine-tuned model, made once; read only."""
+    made: dict[str, Folders] = {}
+
+    def pair_of(name: str) -> Folders:
+        if name not in made:
+            made[name] = save_pair(name, tmp_path_factory.mktemp("pair"))
+        return made[name]
+
+    return pair_of
+
+
+def pictures(count: int = 4) -> list[Image.Image]:
+    rng = np.random.default_rng(3)
+    return [Image.fromarray(rng.integers(0, 256, (20, 26, 3)).astype(np.uint8)) for _ in range(count)]
+
+
+def opened(folders: Folders) -> tuple[Inputs, ImageTextModel]:
+    pair = align_checkpoints(*(lambda zs, ft: (zs, [ft]))(*(open_checkpoint(str(folder)) for folder in folders)))
+    assert pair.zeroshot.config is not None
+    return pair, model_for(pair.family, pair.zeroshot.config, folders[0])
+
+
+class Reference:
+    """The model at theta(alpha) as its library runs it, in float64, prompts and images through its own processor."""
+
+    def __init__(self, name: str, folders: Folders, alpha: float) -> None:
+        self.model, other = (TINY[name].model.from_pretrained(folder).double().eval() for folder in folders)
+        theta_1 = other.state_dict()
+        for key, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                value.copy_((1 - alpha) * value + alpha * theta_1[key])
+        padding = {"padding": "max_length", "max_length": 24} if "SigLIP" in name else {"padding": True}
+        processor = AutoProcessor.from_pretrained(folders[0])
+        longest = 22 if "RoBERTa" in name or name == "AltCLIP" else 24  # RoBERTa counts from behind the padding's place
+        texts = processor.tokenizer(PROMPTS, truncation=True, **{"max_length": longest, **padding}, return_tensors="pt")
+        if "SigLIP" in name:  # as the models were trained: padding is text
+            texts.pop("attention_mask")
+        self.inputs = {**texts, **processor.image_processor(pictures(), return_tensors="pt")}
+
+    def logits(self) -> Tensor:
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs.items()}
+        logits: Tensor = self.model(**inputs).logits_per_image
+        return logits
+
+    def loss(self) -> Tensor:
+        return cross_entropy(self.logits(), LABELS)
+
+
+LABELS = torch.tensor([0, 2, 1, 1])
+
+
+def objective_for(folders: Folders, alpha: float) -> tuple[Objective, Batch]:
+    pair, model = opened(folders)
+    batch = Batch(0, model.pixels(pictures()), LABELS)
+    objective = Objective(model, pair, [batch], PROMPTS, templates=1, accelerator=Accelerator(cpu=True))
+    objective.move_to(alpha)
+    return objective, batch
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_logits_are_those_of_the_library(name: str, pairs: Pairs) -> None:
+    pair, model = opened(pairs(name))
+    moving = MovingModel(model, pair, torch.device("cpu"))
+    for alpha in (0.0, 0.5, 1.0):
+        moving.interpolate(alpha)
+        with torch.no_grad():
+            images, classes = model.image_features(model.pixels(pictures())), model.text_features(model.tokens(PROMPTS))
+            found = model.logits(images, classes)
+        assert torch.allclose(found.double(), Reference(name, pairs(name), alpha).logits(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, pairs: Pairs) -> None:
+    objective, _ = objective_for(pairs(name), 0.5)
+    reference = Reference(name, pairs(name), 0.5)
+    loss = reference.loss()
+    loss.backward()
+    for _, found in objective.gradients():
+        assert found == pytest.approx(loss.item(), rel=1e-5)
+        ours = {key: objective.gradient_of(key).double() for key in objective.task_vector}
+    theirs = {key: p.grad for key, p in reference.model.named_parameters() if p.grad is not None}
+    largest = max(float(gradient.abs().max()) for gradient in theirs.values())
+    # two families spell some names otherwise in memory: there the gradients are compared as a set
+    norms = [sorted(float(g.norm()) for k, g in side.items() if "running" not in k) for side in (ours, theirs)]
+    silent = len(norms[0]) - len(norms[1])  # parameters that the loss does not reach have no gradient there, zero here
+    # float32 through two towers of large random weights, against float64
+    assert norms[0][silent:] == pytest.approx(norms[1], rel=1e-3, abs=1e-4 * largest)
+    assert max([0.0, *norms[0][:silent]]) <= 1e-6 * largest
+    for key in ours.keys() & theirs.keys():
+        assert float((ours[key] - theirs[key]).abs().max()) <= 3e-4 * largest, key
+
+
+def test_gradients_reach_the_statistics_of_batch_norms(pairs: Pairs) -> None:
+    objective, _ = objective_for(pairs("ALIGN"), 0.5)
+    statistics = [name for name in objective.task_vector if "running" in name]
+    assert len(statistics) >= 10
+    for _ in objective.gradients():
+        slope = sum(float((objective.gradient_of(n) * objective.task_vector[n]).sum()) for n in statistics)
+    step = 1e-5
+    ends = []
+    for sign in (-1, 1):
+        reference = Reference("ALIGN", pairs("ALIGN"), 0.5)
+        moved = Reference("ALIGN", pairs("ALIGN"), 0.5 + sign * step).model.state_dict()
+        for name in statistics:
+            reference.model.state_dict()[name].copy_(moved[name])
+        ends.append(reference.loss().item())
+    assert slope == pytest.approx((ends[1] - ends[0]) / (2 * step), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_a_tower_starts_at_any_block(name: str, tower: Any, pairs: Pairs) -> None:
+    pair, model = opened(pairs(name))
+    model.load(pair.theta_1)
+    pixels, tokens = model.pixels(pictures()), model.tokens(PROMPTS)
+    states = model.hidden_states(tower, pixels if tower == "vision" else tokens)
+    assert states is not None
+    blocks = {layer.split(".")[1] for layer in pair.layers if layer.startswith(tower) and layer.split(".")[1].isdigit()}
+    assert len(states) == len(blocks) + 1
+    run: Callable[..., Tensor] = model.image_features if tower == "vision" else model.text_features
+    inputs: Any = pixels if tower == "vision" else tokens
+    with torch.no_grad():
+        whole = run(inputs)
+        for start in range(len(states)):
+            assert torch.allclose(run(inputs, (start, states[start])), whole, atol=1e-6)
+        noise = torch.randn_like(states[1])
+        assert not torch.allclose(run(inputs, (1, states[1] + noise)), whole, atol=1e-3)
+        assert torch.equal(run(inputs), whole)  # nothing is left behind
+
+
+@pytest.mark.parametrize("name", ["SigLIP", "ALIGN"])
+@pytest.mark.parametrize("layer", ["vision.embeddings", "vision.1", "text.1.attn", "text.projection", "logit_scale"])
+def test_the_loss_of_one_moving_layer_is_the_whole_loss(name: str, layer: str, pairs: Pairs) -> None:
+    objective, batch = objective_for(pairs(name), 0.5)
+    layer = next(each for each in objective.layers if each.startswith(layer))
+    loss = objective.layer_loss(batch, layer)
+    with torch.no_grad():
+        for parameter in objective.layers[layer]:
+            objective.parameters[parameter].data.mul_(1.1)
+        objective._hidden.clear()
+        objective._prompt_features = None
+        assert loss().item() == pytest.approx(objective.joint_loss(batch).item(), rel=1e-5)
+
+
+def test_the_bias_of_siglip_moves_no_class_against_another(pairs: Pairs) -> None:
+    objective, _ = objective_for(pairs("SigLIP"), 0.5)
+    for _ in objective.gradients():
+        assert abs(float(objective.gradient_of("logit_bias"))) < 1e-6
+        assert abs(float(objective.gradient_of("logit_scale"))) > 1e-6
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_evaluate_recognises_what_the_library_recognises(name: str, pairs: Pairs, tmp_path: Path) -> None:
+    for number, picture in enumerate(pictures(8)):
+        (tmp_path / "data" / "abc"[number % 3]).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "data" / "abc"[number % 3] / f"{number}.png")
+    flags = ("--data", tmp_path / "data", "--template", "a {}", "--format", "json")
+    outcome = clipmerge("evaluate", pairs(name)[1], *flags)
+    assert outcome.code == 0, outcome.err
+    reference = Reference(name, pairs(name), 1.0)
+    processor = AutoProcessor.from_pretrained(pairs(name)[1])
+    padding = {"padding": "max_length", "max_length": 24} if "SigLIP" in name else {"padding": True}
+    texts = processor.tokenizer(["a a", "a b", "a c"], **padding, return_tensors="pt")
+    mask = [] if "SigLIP" in name else ["attention_mask"]
+    order = sorted(range(8), key=lambda number: (number % 3, number))
+    images = processor.image_processor([pictures(8)[number] for number in order], return_tensors="pt")
+    reference.inputs = {**{key: texts[key] for key in ("input_ids", *mask)}, **images}
+    with torch.no_grad():
+        right = reference.logits().argmax(dim=1) == torch.tensor([number % 3 for number in order])
+    (accuracy,) = outcome.json["accuracy"].values()
+    assert accuracy == pytest.approx(float(right.double().mean()))
+
+
+@pytest.mark.parametrize("name", ["SigLIP", "SigLIP2", "ALIGN"])
+def test_a_recipe_that_measures_adds_up(name: str, pairs: Pairs, images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 12, "--output", output, "--format", "json")
+    outcome = clipmerge("merge", *pairs(name), *flags)
+    assert outcome.code == 0, outcome.err
+    record = outcome.json
+    assert record["checks"]
+    for check in record["checks"].values():
+        assert check["sum_of_layers"] == pytest.approx(check["measured"], rel=0.02, abs=1e-4)
+    TINY[name].model.from_pretrained(output)
+
+
+def test_a_sweep_ends_where_evaluate_begins(pairs: Pairs, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    far = save_images(tmp_path / "far", seed=4)
+    data = ("--id", f"here={images}", "--ood", f"far={far}", "--alphas", "0,1", "--output", out, "--format", "json")
+    outcome = clipmerge("sweep", *pairs("SigLIP"), *data)
+    assert outcome.code == 0, outcome.err
+    for folder, point in zip(pairs("SigLIP"), outcome.json["curve"], strict=True):
+        one = clipmerge("evaluate", folder, "--data", f"here={images}", "--format", "json")
+        assert point["accuracy"]["here"] == one.json["accuracy"]["here"]
+
+
+def test_what_cannot_be_measured_says_so_in_a_line_and_still_merges(
+    pairs: Pairs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipmerge.families.siglip import FAMILY
+
+    monkeypatch.setitem(FAMILY.__dict__, "model", "")
+    folders = pairs("SigLIP")
+    for command in (
+        ("merge", *folders, "--recipe", "straggler-sparse", "--data", images, "--output", tmp_path / "no"),
+        ("evaluate", folders[0], "--data", images),
+    ):
+        outcome = clipmerge(*command)
+        assert outcome.code == 1
+        assert "SigLIP models can be merged but not measured" in outcome.err.strip().splitlines()[-1]
+    assert clipmerge("merge", *folders, "--recipe", "wise-ft", "--output", tmp_path / "out").code == 0
+
+
+def test_a_classifier_as_base_cannot_be_measured_and_says_why(pairs: Pairs, images: Path, tmp_path: Path) -> None:
+    folder = pairs("CLIP classifier")[1]
+    other = TINY["CLIP classifier"].make(seed=9)
+    other.save_pretrained(tmp_path / "other")
+    for command in (
+        ("merge", folder, tmp_path / "other", "--recipe", "straggler-sparse", "--data", images, "-o", tmp_path / "no"),
+        ("evaluate", folder, "--data", images),
+    ):
+        outcome = clipmerge(*command)
+        assert outcome.code == 1
+        assert len(outcome.err.strip().splitlines()) <= 2, outcome.err
+
+
+def test_a_classifier_is_measured_by_its_bases_text_tower(pairs: Pairs, images: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 12, "--output", output, "--format", "json")
+    outcome = clipmerge("merge", *pairs("CLIP classifier"), *flags)
+    assert outcome.code == 0, outcome.err
+    assert all(layer.startswith("vision.") for layer in outcome.json["measurements"])
+    assert json.loads((output / "config.json").read_text())["architectures"] == ["CLIPForImageClassification"]

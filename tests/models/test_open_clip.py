@@ -1,0 +1,250 @@
+"""Measuring and evaluating OpenCLIP checkpoints: the same numbers as open_clip's own, and as transformers'."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.errors import CheckpointError
+from clipmerge.models import ImageTextModel, model_for
+from clipmerge.plugins import load_plugin
+from tests.support.command import clipmerge, refused
+from tests.support.small_objective import make_batches, objective_for
+from tests.support.tiny_clip import CLASSES, save_images
+from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
+
+Folders = tuple[Path, Path]
+KINDS = [*ARCHITECTURES]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folders]:
+    """A pair of each kind."""
+    folder = tmp_path_factory.mktemp("pairs")
+    return {
+        name: save_open_clip_pair(folder / str(number), model_config(**ARCHITECTURES[name]))
+        for number, name in enumerate(KINDS)
+    }
+
+
+def loaded(folder: Path) -> ImageTextModel:
+    checkpoint = open_checkpoint(str(folder))
+    pair = align_checkpoints(checkpoint, [checkpoint])
+    model = model_for(pair.family, checkpoint.config or {}, folder)
+    model.load(pair.theta_0)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_features_and_logits_are_open_clips_own(pairs: dict[str, Folders], kind: str) -> None:
+    folder = pairs[kind][1]
+    ours, theirs = loaded(folder), load(folder)
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    picture = Image.radial_gradient("L").convert("RGB").resize((90, 75))
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")(["a cat", "two dogs"])
+    pixels, prompts = ours.pixels([picture]), ours.tokens(["a cat", "two dogs"])
+    assert torch.equal(pixels, transform(picture)[None])
+    assert torch.equal(prompts["input_ids"], tokens)
+    images, texts = theirs.encode_image(pixels, normalize=True), theirs.encode_text(tokens, normalize=True)
+    logits = theirs.logit_scale.exp() * images @ texts.T
+    if getattr(theirs, "logit_bias", None) is not None:
+        logits = logits + theirs.logit_bias
+    found = ours.logits(ours.image_features(pixels), ours.text_features(prompts))
+    torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_a_tower_may_start_at_any_block(pairs: dict[str, Folders], kind: str) -> None:
+    model = loaded(pairs[kind][0])
+    pixels = model.pixels([Image.radial_gradient("L").convert("RGB")])
+    prompts = model.tokens(["a cat", "two dogs"])
+    for tower, embed, inputs in (("vision", model.image_features, pixels), ("text", model.text_features, prompts)):
+        states = model.hidden_states(tower, inputs)  # type: ignore[arg-type]
+        if states is None:
+            assert tower == "vision"
+            assert "vit" not in kind or "timm" in kind
+            continue
+        assert len(states) == 4
+        for block, hidden in enumerate(states):
+            other = {key: value.flip(0) for key, value in prompts.items()} if tower == "text" else -pixels
+            given = {**other, "input_ids": prompts["input_ids"]} if tower == "text" else other
+            prefixed = embed(given, (block, hidden))  # type: ignore[operator]
+            torch.testing.assert_close(prefixed, embed(inputs), atol=1e-6, rtol=0)  # type: ignore[operator]
+
+
+def square_batches(size: int, kind: str) -> list[Batch]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        Batch(number, torch.randn(4, 3, size, size, generator=generator), torch.tensor([0, 1, 2, number]))
+        for number in range(2)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "timm siglip", "timm efficientnet", "coca"])
+def test_the_shares_of_all_layers_are_the_measured_barrier(pairs: dict[str, Folders], kind: str) -> None:
+    """Batch norms' statistics move along the path too: without their part the sums would miss."""
+    size = ARCHITECTURES[kind].get("vision", {}).get("image_size", 32)
+    objective = objective_for(pairs[kind], square_batches(size, kind))
+    found = load_plugin("measures", "path-barrier")(objective)
+    for check in found.checks.values():
+        assert check.sum_of_layers == pytest.approx(check.measured, rel=0.02, abs=2e-5)
+    assert objective.layers.keys() == set(found.layers)
+
+
+@pytest.fixture(scope="module")
+def converted(pairs: dict[str, Folders], tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """The plain ViTs in transformers' layout."""
+    folder = tmp_path_factory.mktemp("converted")
+    for source in pairs["vit"]:
+        assert clipmerge("convert", source, folder / source.name, "--to", "transformers").code == 0
+    return folder / "zeroshot", folder / "finetuned"
+
+
+@pytest.mark.parametrize("measure", ["path-barrier", "first-order", "worst-case", "average-case"])
+def test_measures_agree_with_transformers(pairs: dict[str, Folders], converted: Folders, measure: str) -> None:
+    batches = make_batches((4, 3))
+    options: dict[str, Any] = {"draws": 1} if measure == "average-case" else {}
+    records = [
+        load_plugin("measures", measure)(objective_for(f, batches), **options) for f in (pairs["vit"], converted)
+    ]
+    ours, theirs = (record.layers for record in records)
+    assert ours.keys() == theirs.keys()
+    if measure == "average-case":  # its draws go by parameter, and OpenCLIP stacks three
+        del ours, theirs
+        ours, theirs = ({k: v for k, v in r.layers.items() if "attn" not in k and "proj" not in k} for r in records)
+    for layer, statistics in ours.items():
+        for name, value in statistics.items():
+            assert value == pytest.approx(theirs[layer][name], rel=1e-5, abs=1e-5), (layer, name)
+
+
+@pytest.fixture(scope="module")
+def square_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images that no library resizes."""
+    folder = save_images(tmp_path_factory.mktemp("images"), each=4)
+    for path in folder.glob("*/*.png"):
+        Image.open(path).crop((0, 0, 32, 32)).save(path)
+    return folder
+
+
+@torch.no_grad()
+def accuracy_by_hand(folder: Path, images: Path) -> float:
+    """One image at a time through open_clip."""
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    texts = open_clip.get_tokenizer(f"local-dir:{folder}")([f"a photo of a {name}." for name in CLASSES])
+    classes = model.eval().encode_text(texts, normalize=True)
+    right = [
+        CLASSES[int((model.encode_image(transform(Image.open(path))[None]) @ classes.T).argmax())] == path.parent.name
+        for path in sorted(images.glob("*/*.png"))
+    ]
+    return sum(right) / len(right)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "coca"])
+def test_accuracy_is_open_clips_own(pairs: dict[str, Folders], kind: str, square_images: Path) -> None:
+    done = clipmerge("evaluate", pairs[kind][1], "--data", f"val={square_images}", "--format", "json")
+    assert done.code == 0, done.err
+    assert done.json["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pairs[kind][1], square_images))
+
+
+def test_a_recipe_that_measures_merges_and_agrees_with_transformers(
+    pairs: dict[str, Folders], converted: Folders, square_images: Path, tmp_path: Path
+) -> None:
+    records = []
+    for name, folders in (("ours", pairs["vit"]), ("theirs", converted)):
+        arguments = ("--recipe", "straggler-sparse", "--data", square_images, "--output", tmp_path / name)
+        done = clipmerge("merge", *folders, *arguments, "--format", "json")
+        assert done.code == 0, done.err
+        records.append(done.json)
+    ours, theirs = (record["measurements"] for record in records)
+    assert ours.keys() == theirs.keys()
+    for layer, statistics in ours.items():
+        assert statistics == pytest.approx(theirs[layer], rel=1e-5, abs=1e-5), layer
+    assert records[0]["path"]["losses"] == pytest.approx(records[1]["path"]["losses"], abs=1e-5)
+    load(tmp_path / "ours")
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_a_sweep_ends_at_both_checkpoints(
+    pairs: dict[str, Folders], kind: str, square_images: Path, images: Path, tmp_path: Path
+) -> None:
+    sources = ("--id", f"a={square_images}", "--ood", f"b={images}")
+    flags = ("--alphas", "0,0.5,1", "--recipe", "wise-ft", "--output", tmp_path / "sweep", "--format", "json")
+    done = clipmerge("sweep", *pairs[kind], *sources, *flags)
+    assert done.code == 0, done.err
+    points = {point["alpha"]: point["accuracy"] for point in done.json["curve"]}
+    for alpha, folder in zip((0, 1), pairs[kind], strict=True):
+        assert points[alpha]["a"] == pytest.approx(accuracy_by_hand(folder, square_images))
+
+
+def test_a_mixed_pair_is_swept(
+    pairs: dict[str, Folders], converted: Folders, square_images: Path, images: Path, tmp_path: Path
+) -> None:
+    sources = ("--id", f"a={square_images}", "--ood", f"b={images}", "--alphas", "0,1", "--output", tmp_path / "sweep")
+    done = clipmerge("sweep", converted[0], pairs["vit"][1], *sources, "--format", "json")
+    assert done.code == 0, done.err
+    points = {point["alpha"]: point["accuracy"] for point in done.json["curve"]}
+    for alpha, folder in zip((0, 1), pairs["vit"], strict=True):
+        assert points[alpha]["a"] == pytest.approx(accuracy_by_hand(folder, square_images))
+
+
+def test_a_mixed_pair_is_measured(pairs: dict[str, Folders], converted: Folders, square_images: Path) -> None:
+    for folders in ((pairs["vit"][0], converted[1]), (converted[0], pairs["vit"][1])):
+        arguments = ("--recipe", "straggler-sparse", "--data", square_images, "--dry-run", "--format", "json")
+        done = clipmerge("merge", *folders, *arguments)
+        assert done.code == 0, done.err
+        assert done.json["path"]["losses"][0] > 0
+
+
+def test_without_open_clip_one_line_says_what_to_install(
+    pairs: dict[str, Folders], square_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    line = refused(clipmerge("evaluate", pairs["vit"][0], "--data", f"val={square_images}"))
+    assert "install clipmerge[open-clip], or convert" in line
+
+
+def test_a_missing_tokenizer_is_one_line(pairs: dict[str, Folders], square_images: Path, tmp_path: Path) -> None:
+    folder = save_open_clip_pair(tmp_path, model_config())[0]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    line = refused(clipmerge("evaluate", folder, "--data", f"val={square_images}"))
+    assert "copy the files of acme/tiny's tokenizer beside the weights" in line
+    config = folder / "open_clip_config.json"
+    config.write_text(config.read_text().replace('"hf_tokenizer_name": "acme/tiny"', '"pad_id": 0'))
+    line = refused(clipmerge("evaluate", folder, "--data", f"val={square_images}"))
+    assert "the text tower has 58 tokens, CLIP's tokenizer 49408" in line
+
+
+def test_a_config_open_clip_cannot_build_is_one_line(square_images: Path, tmp_path: Path) -> None:
+    folder = save_open_clip_pair(tmp_path, model_config())[0]
+    config = folder / "open_clip_config.json"
+    config.write_text(config.read_text().replace('"head_width"', '"head_widht"'))
+    line = refused(clipmerge("evaluate", folder, "--data", f"val={square_images}"))
+    assert "open_clip cannot build the model of open_clip_config.json" in line
+    assert "head_widht" in line
+
+
+def test_an_objective_moves_batch_norms(pairs: dict[str, Folders]) -> None:
+    objective: Objective = objective_for(pairs["resnet"], square_batches(64, "resnet"))
+    objective.move_to(0.5)
+    name = "visual.layer2.1.bn1.running_var"
+    expected = objective.theta_0[name] + 0.5 * objective.task_vector[name]
+    assert torch.equal(objective.parameters[name].detach(), expected)
+
+
+def test_the_model_needs_every_weight(pairs: dict[str, Folders]) -> None:
+    checkpoint = open_checkpoint(str(pairs["vit"][0]))
+    pair = align_checkpoints(checkpoint, [checkpoint])
+    model = model_for(pair.family, checkpoint.config or {}, pairs["vit"][0])
+    with pytest.raises(CheckpointError, match=r"has no |does not fit"):
+        model.load(lambda name: {}[name])

@@ -1,0 +1,168 @@
+"""Recipes: every shipped file is valid and complete, and everything wrong is one line that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clipmerge.errors import RecipeError
+from clipmerge.planning.recipe import load_recipe, recipe_names, recipe_text
+from clipmerge.plugins import plugin_names, plugin_options
+
+FILES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+SECTIONS = {"measure": "measures", "method": "methods"}
+
+
+def test_there_is_a_recipe_for_every_method() -> None:
+    assert sorted(file.stem for file in FILES) == list(recipe_names())
+    assert set(plugin_names("methods")) == {load_recipe(name).method["name"] for name in recipe_names()}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_recipe_is_valid_and_says_how_to_run_it(file: Path) -> None:
+    recipe = load_recipe(file.stem)
+    assert recipe == load_recipe(str(file))
+    assert recipe.name == file.stem
+    text = recipe_text(file.stem)
+    assert text == file.read_text()
+    assert text.startswith("# ")
+    assert f"--recipe {file.stem}" in text
+    assert ("--data" in text) is recipe.needs_data
+
+
+def explained_options(text: str) -> set[str]:
+    """Keys inside sections that are followed by a comment on their line."""
+    inside = [line.strip() for line in text.splitlines() if line.startswith("  ") and ":" in line and "#" in line]
+    return {line.partition(":")[0] for line in inside if not line.startswith("#")}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_every_option_stands_in_the_recipe_with_its_effect_and_its_default(file: Path) -> None:
+    data = yaml.safe_load(file.read_text())
+    for section, package in SECTIONS.items():
+        if section in data:
+            name = data[section]["name"]
+            defaults = plugin_options(package, name)
+            assert data[section].keys() - {"name"} == defaults.keys()
+            assert set(defaults) <= explained_options(file.read_text())
+            if name == file.stem or section == "measure":  # another recipe of the same method is there to differ
+                told = {k: tuple(v) if isinstance(v, list) else v for k, v in data[section].items() if k in defaults}
+                assert {k: v or None for k, v in told.items()} == {k: v or None for k, v in defaults.items()}
+
+
+@pytest.mark.parametrize("override", [line for f in FILES for line in f.read_text().splitlines() if "--set" in line])
+def test_the_overrides_that_recipes_suggest_work(override: str) -> None:
+    assignment = override.rpartition("--set ")[2]
+    files = [file for file in FILES if override in file.read_text().splitlines()]
+    for file in files:
+        assert load_recipe(file.stem, [assignment]) != load_recipe(file.stem)
+
+
+def test_assignments_reach_every_place() -> None:
+    recipe = load_recipe(
+        "straggler-sparse",
+        ["method.alpha=0.4", "measure.nodes=2", "missing=keep-zeroshot", "method.mask=null", "method.threshold=1e-3",
+         "overrides=[{layers: text.*, alpha: 0}, {layers: '*', density: 0.5}]"],
+    )  # fmt: skip
+    assert recipe.method["alpha"] == 0.4
+    assert recipe.method["mask"] is None
+    assert recipe.method["threshold"] == 0.001
+    assert recipe.measure is not None
+    assert recipe.measure["nodes"] == 2
+    assert recipe.missing == "keep-zeroshot"
+    assert [o.layers for o in recipe.overrides] == ["text.*", "*"]
+
+
+WRONG: dict[str, tuple[str, list[str], str]] = {
+    "unknown recipe": ("wise-tf", [], r"no recipe 'wise-tf' \(recipes: .*\)\. Did you mean 'wise-ft'"),
+    "unknown option": ("wise-ft", ["method.alhpa=1"], r"method wise-ft: no option 'alhpa' .*Did you mean 'alpha'"),
+    "unknown section": ("wise-ft", ["methd.alpha=1"], r"unknown key 'methd' .*Did you mean 'method'"),
+    "unknown method": ("wise-ft", ["method.name=wise"], r"no method 'wise' \(methods: .*lines"),
+    "unknown measure": ("wise-ft", ["measure.name=path-barier"], "Did you mean 'path-barrier'"),
+    "measure without a name": ("wise-ft", ["measure.nodes=3"], "measure: needs a `name:`"),
+    "text for a number": ("wise-ft", ["method.alpha=high"], "option 'alpha' cannot be 'high'"),
+    "a switch for a number": ("wise-ft", ["method.alpha=yes"], "option 'alpha' cannot be True: .*not true or false"),
+    "a switch for a factor": ("auto", ["measure.robustness=true"], "option 'robustness' cannot be True"),
+    "a factor that overflows": ("auto", ["measure.robustness=1e30"], "'robustness' cannot be .*less than or eq"),
+    "a rate that overflows": ("auto", ["measure.rate=1.0e+300"], "option 'rate' cannot be 1e.300"),
+    "endless steps": ("auto", ["measure.steps=99999999999999999999"], "option 'steps' cannot be 99999999999999999999"),
+    "a word for a list": ("auto", ["measure.changes=geometry"], "option 'changes' cannot be 'geometry': .*be a list"),
+    "a measure without its name": ("wise-ft", ["measure=[path-barrier]"], "measure: needs a `name:`, one of .*path"),
+    "no name": ("wise-ft", ["name=''"], "name: .*at least 1 character"),
+    "a list for a number": ("wise-ft", ["method.alpha=[1]"], "option 'alpha' cannot be"),
+    "NaN": ("wise-ft", ["method.alpha=.nan"], "option 'alpha' cannot be nan"),
+    "infinity": ("wise-ft", ["method.alpha=.inf"], "option 'alpha' cannot be inf"),
+    "density 0": ("straggler-sparse", ["method.density=0"], "option 'density' cannot be 0"),
+    "density above 1": ("straggler-sparse", ["method.density=1.5"], "option 'density' cannot be 1.5"),
+    "half a count": ("straggler-sparse", ["method.bootstraps=2.5"], "option 'bootstraps' cannot be 2.5"),
+    "a switch for a count": ("straggler-sparse", ["method.bootstraps=true"], "option 'bootstraps' cannot be True"),
+    "unknown mask": ("straggler-sparse", ["method.mask=magnitud"], "option 'mask' cannot be 'magnitud'"),
+    "unknown mask option": ("straggler-sparse", ["method.mask_options.n=2"], "mask saliency: no option 'n'"),
+    "no equals sign": ("wise-ft", ["method.alpha"], "--set method.alpha: expected KEY=VALUE"),
+    "no key": ("wise-ft", ["=3"], "expected KEY=VALUE"),
+    "broken YAML": ("wise-ft", ["method.alpha=[1"], "the value is not YAML"),
+    "a date that is none": ("wise-ft", ["method.alpha=2024-99-99"], "2024-99-99: the value is not YAML: month"),
+    "no number": ("wise-ft", ["method.alpha=!!int x"], "the value is not YAML: invalid literal"),
+    "endless nesting": ("wise-ft", ["method.alpha=" + "[" * 3000], "the value is nested too deeply"),
+    "a key twice": ("wise-ft", ["method={name: lines, name: wise-ft}"], "the value is not YAML: 'name' is given twice"),
+    "an option of a number": ("wise-ft", ["method.alpha.x=1"], "'alpha' holds no options"),
+    "missing": ("wise-ft", ["missing=ignore"], "missing: Input should be 'error', 'keep-zeroshot'"),
+    "override key": ("wise-ft", ["overrides=[{layer: x}]"], r"overrides\.0\.layers: Field required"),
+    "override typo": ("wise-ft", ["overrides=[{layers: x, alhpa: 1}]"], "overrides.0.alhpa: .*Did you mean 'alpha'"),
+    "override NaN": ("wise-ft", ["overrides=[{layers: x, alpha: .nan}]"], "overrides.0.alpha: .*finite"),
+    "override density": ("wise-ft", ["overrides=[{layers: x, density: 0}]"], "overrides.0.density: .*greater than 0"),
+    "overrides a word": ("wise-ft", ["overrides=x"], "overrides: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_named_in_one_line(what: str) -> None:
+    name, assignments, message = WRONG[what]
+    with pytest.raises(RecipeError, match=message) as caught:
+        load_recipe(name, assignments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- a",
+        "word",
+        "a: [",
+        "method: wise-ft",
+        "method: {alpha: 1}",
+        "name: x",
+        "\xff",
+        "1: 2",
+        "method: {name: wise-ft}\nmethod: {name: lines}",
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text, encoding="latin-1")
+    with pytest.raises(RecipeError, match=str(file)) as caught:
+        load_recipe(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"mine\.yaml: cannot be read"):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_a_recipe_in_the_current_folder_needs_its_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wise-ft").mkdir()
+    assert load_recipe("wise-ft").name == "wise-ft"
+    (tmp_path / "mine.yaml").write_text("method: {name: wise-ft, alpha: 0.25}")
+    assert load_recipe("mine.yaml").method == {"name": "wise-ft", "alpha": 0.25}
+    assert load_recipe("mine.yaml").name == "mine"
+
+
+def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("method: !!python/object/apply:os.system ['touch owned']")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        load_recipe(str(tmp_path / "x.yaml"))

@@ -1,0 +1,273 @@
+"""Learned coefficients: entry by entry in float32 scalars, kept beside the plan, and refused when they do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clipmerge.api import merge as pipeline
+from clipmerge.api.merge import MergeRequest, load_plan, make_plan, write_merge, write_plan
+from clipmerge.errors import PlanError
+from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.files.hashes import sha256_of
+from clipmerge.merging import numpy_chunks as plain_chunks
+from clipmerge.methods import Decision, Task
+from clipmerge.models.building import build_model
+from clipmerge.planning.plan import LayerPlan, read_plan
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.planning.tensors import PlanTensors, coefficients_of_run, rows_shape
+from clipmerge.publish.card import model_card
+from clipmerge.report.page import html_page
+from clipmerge.request import Run
+from tests.report.test_page import printed
+from tests.support.tiny_clip import layer_of
+
+Folders = tuple[Path, Path]
+FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
+
+
+def coefficients_for(task: Task, forms: tuple[str, ...] = ("whole", "row", "entry")) -> dict[str, Tensor]:
+    """One form a parameter in turn, exact zeros and ones among the numbers."""
+    generator = torch.Generator().manual_seed(3)
+    found = {}
+    for place, (name, shape) in enumerate(sorted(task.shapes.items())):
+        form = forms[place % len(forms)]
+        wanted = {"whole": (), "row": rows_shape(shape), "entry": shape}[form]
+        drawn = torch.rand(wanted, generator=generator) * 1.4 - 0.2
+        found[name] = drawn.clamp(0, 1)
+    return found
+
+
+@pytest.fixture
+def decided(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Make a run whose method gives the coefficients above."""
+
+    def run(forms: tuple[str, ...] = ("whole", "row", "entry"), sets: tuple[str, ...] = ()) -> Run:
+        def method(task: Task, **options: Any) -> Decision:
+            layers = {layer: LayerPlan(alpha=0.5, reason="learned") for layer in task.layers}
+            return Decision(layers, "learned", coefficients=coefficients_for(task, forms))
+
+        monkeypatch.setattr(pipeline, "load_plugin", lambda package, name: method)
+        made = make_plan(MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", list(sets))))
+        monkeypatch.undo()
+        return made
+
+    return run
+
+
+def slow_entry(theta_0: float, theta_1: float, coefficient: float) -> float:
+    base, change = np.float32(theta_0), np.float32(np.float32(theta_1) - np.float32(theta_0))
+    if coefficient in (0, 1):
+        return theta_1 if coefficient else theta_0
+    return float(np.float32(base + np.float32(change * np.float32(coefficient))))
+
+
+def test_the_merge_is_the_formula_entry_by_entry(
+    decided: Any, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = decided()
+    write_merge(run, tmp_path / "whole")
+    zeroshot, finetuned, merged = (load_file(f / "model.safetensors") for f in (*pair, tmp_path / "whole"))
+    coefficients = coefficients_for(Task(run.inputs))
+    checked = 0
+    for name in (FC1, FC1.replace("weight", "bias"), "logit_scale", "visual_projection.weight"):
+        spread = coefficients[name].broadcast_to(merged[name].shape)
+        for index in np.ndindex(tuple(merged[name].shape)):
+            values = (float(tensor[index]) for tensor in (zeroshot[name], finetuned[name], spread))
+            assert float(merged[name][index]) == slow_entry(*values), (name, index)
+            checked += 1
+    assert checked > 2000
+    monkeypatch.setattr(plain_chunks.runs, "__defaults__", (17,))
+    write_merge(run, tmp_path / "chunks")
+    again = load_file(tmp_path / "chunks" / "model.safetensors")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in merged.items())
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("form", ["whole", "row", "entry"])
+def test_zeros_and_ones_are_the_sources_bytes(
+    decided: Any, pair: Folders, tmp_path: Path, value: int, form: str
+) -> None:
+    run = decided((form,))
+    for coefficient in run.tensors.coefficients.values():
+        coefficient.fill_(value)
+    write_merge(run, tmp_path / "out")
+    merged, source = (load_file(f / "model.safetensors") for f in (tmp_path / "out", pair[value]))
+    for name, tensor in merged.items():
+        assert torch.equal(tensor.view(-1).view(torch.uint8), source[name].view(-1).view(torch.uint8)), name
+
+
+def test_plan_then_apply_is_merge_and_the_output_holds_its_plan(decided: Any, tmp_path: Path) -> None:
+    run = decided()
+    merged = write_merge(run, tmp_path / "merged")
+    write_plan(run, tmp_path / "plan.json")
+    assert {path.name for path in tmp_path.iterdir()} == {"merged", "plan.json", "plan.tensors.safetensors"}
+    for plan in (tmp_path / "plan.json", tmp_path / "merged" / "plan" / "plan.json"):
+        applied = write_merge(load_plan(plan), tmp_path / "applied", overwrite=True)
+        assert applied["files"] == merged["files"]
+        assert applied["layers"] == merged["layers"]
+    held = [sorted(path.name for path in (tmp_path / name / "plan").iterdir()) for name in ("merged", "applied")]
+    assert held == [["plan.json", "plan.tensors.safetensors"]] * 2
+
+
+def test_the_plan_tells_mean_and_range(decided: Any) -> None:
+    run = decided()
+    coefficients = coefficients_for(Task(run.inputs))
+    for layer, names in Task(run.inputs).layers.items():
+        entries = []
+        for name in names:
+            entries += coefficients[name].broadcast_to(Task(run.inputs).shapes[name]).flatten().tolist()
+        told = run.plan.layers[layer]
+        assert told.alpha == pytest.approx(sum(entries) / len(entries), abs=1e-7)
+        assert told.alpha_range == (min(entries), max(entries))
+
+
+def test_report_table_and_card_show_mean_and_range(decided: Any, tmp_path: Path) -> None:
+    record = write_merge(decided(), tmp_path / "out")
+    entry = record["layers"]["vision.1.mlp"]
+    low, high = entry["alpha_range"]
+    assert 0 <= low < entry["alpha"] < high <= 1
+    told = f"{low:.2f} to {high:.2f}"
+    assert told in html_page(record)
+    assert f"{entry['alpha']:.4g} ({low:.4g} to {high:.4g})" in model_card(record, repo_id=None)
+    assert "0.00 to 1.00" in printed(record)
+
+
+def test_an_override_gives_its_layers_one_alpha(decided: Any, pair: Folders, tmp_path: Path) -> None:
+    run = decided(sets=("overrides=[{layers: vision.*, alpha: 0}, {layers: text.1.mlp, density: 0.5}]",))
+    assert not any(layer_of(name).startswith("vision.") for name in run.tensors.coefficients)
+    write_merge(run, tmp_path / "out")
+    zeroshot, merged = (load_file(f / "model.safetensors") for f in (pair[0], tmp_path / "out"))
+    for name, tensor in merged.items():
+        if layer_of(name).startswith("vision."):
+            assert torch.equal(tensor, zeroshot[name])
+    fc1 = FC1.replace("vision", "text")
+    coefficient = coefficients_for(Task(run.inputs))[fc1]
+    intended = coefficient * (load_file(pair[1] / "model.safetensors")[fc1] - zeroshot[fc1])
+    kept = merged[fc1] != zeroshot[fc1]
+    assert int(kept.sum()) == pytest.approx(kept.numel() / 2, abs=1)
+    assert float(intended.abs()[kept].min()) >= float(intended.abs()[~kept].max())
+
+
+def test_a_sweep_scores_the_weights_that_merge_writes(decided: Any, tmp_path: Path) -> None:
+    run = decided()
+    write_merge(run, tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    moving = MovingModel(build_model(run.inputs), run.inputs, torch.device("cpu"))
+    moving.follow(run.plan, run.tensors)
+    for name, parameter in moving.model.parameters.items():
+        assert torch.equal(parameter.view(torch.int32), written[name].view(torch.int32)), name
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 1), (), (1,)])
+@pytest.mark.parametrize(("start", "stop"), [(0, 35), (0, 7), (3, 4), (6, 23), (34, 35)])
+def test_a_run_gets_its_own_coefficients(shape: tuple[int, ...], start: int, stop: int) -> None:
+    coefficient = torch.arange(1.0, 1 + max(1, int(np.prod(shape)))).view(shape)
+    found = coefficients_of_run(coefficient, (5, 7), start, stop)
+    expected = coefficient.broadcast_to(5, 7).flatten()[start:stop]
+    assert torch.equal(torch.as_tensor(found).broadcast_to(stop - start), expected)
+
+
+@pytest.fixture
+def planned(decided: Any, tmp_path: Path) -> Path:
+    write_plan(decided(), tmp_path / "plan.json")
+    return tmp_path / "plan.json"
+
+
+def edit(plan: Path, layer: str, **changes: Any) -> None:
+    data = json.loads(plan.read_text())
+    data["layers"][layer].update(changes)
+    plan.write_text(json.dumps(data))
+
+
+def rewrite(plan: Path, **changes: Tensor | None) -> None:
+    """Change the tensors beside a plan and the hash in it, as a meddler would."""
+    file = plan.with_suffix(".tensors.safetensors")
+    held = {**load_file(file), **changes}
+    save_file({name: tensor for name, tensor in held.items() if tensor is not None}, file)
+    data = json.loads(plan.read_text())
+    data["tensors"]["sha256"] = sha256_of(file)
+    plan.write_text(json.dumps(data))
+
+
+def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path) -> None:
+    file = planned.with_suffix(".tensors.safetensors")
+    shutil.copy(file, file.with_name("kept"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(PlanError, match="the tensors beside the plan: the file has changed; plan again"):
+        load_plan(planned)
+    file.unlink()
+    with pytest.raises(PlanError, match="the tensors beside the plan: the file is missing; plan again"):
+        load_plan(planned)
+    file.with_name("kept").rename(file)
+    load_plan(planned)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 0.123}, r"'vision.1.mlp': alpha 0.123 and alpha_range are not .* remove alpha_range"),
+        ({"alpha_range": [0.5, 0.6]}, "are not the mean and range of its coefficients"),
+        ({"alpha_range": [0.5]}, r"alpha_range"),
+        ({"alpha_range": [0, "x"]}, r"alpha_range"),
+    ],
+)
+def test_a_hand_edit_that_contradicts_the_coefficients_is_refused(
+    planned: Path, changes: dict[str, Any], message: str
+) -> None:
+    edit(planned, "vision.1.mlp", **changes)
+    with pytest.raises(PlanError, match=message) as caught:
+        load_plan(planned)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders, tmp_path: Path) -> None:
+    edit(planned, "vision.1.mlp", alpha=1, alpha_range=None)
+    write_merge(load_plan(planned), tmp_path / "out")
+    finetuned, merged = (load_file(f / "model.safetensors") for f in (pair[1], tmp_path / "out"))
+    assert torch.equal(merged[FC1], finetuned[FC1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({f"coefficients:{FC1}": torch.ones(1, 32)}, r"of vision\S+fc1.weight have shape \(1, 32\), and the parameter"),
+        ({f"coefficients:{FC1}": torch.full((64, 32), float("nan"))}, "are not finite numbers"),
+        ({f"coefficients:{FC1}": torch.ones(64, 32, dtype=torch.int64)}, "are not finite numbers"),
+        ({"coefficients:nothing": torch.ones(1)}, "coefficients for nothing, which there is not"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(planned: Path, changes: dict[str, Tensor], message: str) -> None:
+    rewrite(planned, **changes)
+    with pytest.raises(PlanError, match=message):
+        load_plan(planned)
+
+
+def test_a_range_without_coefficients_is_refused(planned: Path, tmp_path: Path) -> None:
+    held = load_file(planned.with_suffix(".tensors.safetensors"))
+    rewrite(planned, **{key: None for key in held if layer_of(key.partition(":")[2]) == "vision.1.mlp"})
+    with pytest.raises(PlanError, match=r"'vision.1.mlp' has an alpha_range, and the plan holds no coefficients"):
+        load_plan(planned)
+    data = json.loads(planned.read_text())
+    data["tensors"] = None
+    (tmp_path / "bare.json").write_text(json.dumps(data))
+    with pytest.raises(PlanError, match="has an alpha_range, and the plan holds no coefficients"):
+        load_plan(tmp_path / "bare.json")
+    assert read_plan(tmp_path / "bare.json").tensors is None
+
+
+def test_both_kinds_of_tensors_share_a_file() -> None:
+    tensors = PlanTensors({"a": torch.ones(2)}, {"a": torch.zeros(2), "b:c": torch.ones(())})
+    again = PlanTensors.from_file(tensors.to_file())
+    assert again.scores.keys() == {"a"}
+    assert {name: tensor.tolist() for name, tensor in again.coefficients.items()} == {"a": [0, 0], "b:c": 1}

@@ -1,0 +1,111 @@
+"""The model card: true, repeatable, and silent about the author's machine."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from clipmerge.publish.card import model_card, public_record
+from clipmerge.report.path_chart import path_png
+from tests.support.merged_output import RECORD, save_output
+
+
+@pytest.fixture
+def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
+    return save_output(pair[1], tmp_path / "merged")
+
+
+def test_the_card_files_the_model_where_it_belongs() -> None:
+    data = ModelCard(model_card(RECORD, repo_id="acme/robust", license="mit", datasets=["acme/extra"])).data
+    assert data.base_model == ["acme/base"]
+    assert (data.base_model_relation, data.library_name) == ("merge", "transformers")
+    assert (data.pipeline_tag, data.license) == ("zero-shot-image-classification", "mit")
+    assert data.datasets == ["acme/extra", "acme/cars"]
+    assert data.tags == ["clip", "merge", "clipmerge"]
+    assert data.model_name == "robust"
+    assert [(r.dataset_name, r.metric_value) for r in data.eval_results] == [("ImageNet-R", 0.71), ("cars", 0.8)]
+
+
+def test_both_base_models_and_none() -> None:
+    tuned = {"source": "hf://acme/tuned@v1", "revision": "d" * 40}
+    both = ModelCard(model_card(RECORD | {"finetuned": [tuned]}, repo_id=None)).data
+    assert both.base_model == ["acme/base", "acme/tuned"]
+    local = {"source": "base", "revision": None}
+    none = ModelCard(model_card(RECORD | {"zeroshot": local}, repo_id=None)).data
+    assert (none.base_model, none.license) == (None, None)
+
+
+def test_the_card_says_what_was_done_and_how_to_repeat_it() -> None:
+    text = model_card(RECORD, repo_id="acme/robust")
+    assert "**One layer of two is a straggler.**" in text
+    assert "| vision.1.mlp | 0.25 | 0.1 | magnitude | straggler \\| top |" in text
+    assert "method:\n  name: straggler-sparse\n  alpha: 0.5" in text
+    assert f"clipmerge merge acme/base@{'c' * 40} cars --recipe straggler-sparse" in text
+    assert "--push" not in text
+    assert "--private" not in text
+    assert "cd" * 32 in text
+    assert "| cars | 80.00 % |" in text
+
+
+def test_data_of_the_hub_is_pinned_and_local_data_is_asked_for() -> None:
+    pinned = RECORD | {"calibration": RECORD["calibration"] | {"revision": "e" * 40}}
+    assert f"--data hf://datasets/acme/cars@{'e' * 40}:train" in model_card(pinned, repo_id=None)
+    with_equals = pinned | {"command": "clipmerge merge a b --data=hf://datasets/acme/cars:train"}
+    assert f"--data=hf://datasets/acme/cars@{'e' * 40}:train" in model_card(with_equals, repo_id=None)
+    local = RECORD | {"calibration": RECORD["calibration"] | {"source": "/home/me/val"}}
+    assert "bring your own: cars, val." in model_card(local, repo_id=None)
+
+
+def test_the_picture_is_shown_where_it_lies_beside_the_card() -> None:
+    assert "(path.png)" in model_card(RECORD, repo_id=None, picture=True)
+    assert "path.png" not in model_card(RECORD, repo_id=None)
+    assert path_png(RECORD) == path_png(copy.deepcopy(RECORD))
+    assert path_png({"path": {"alphas": [0, 1], "losses": [1.0, None]}}) is None
+    assert path_png({"path": None}) is None
+
+
+def test_no_folder_of_the_authors_machine_leaves_it() -> None:
+    assert "/home" not in model_card(RECORD, repo_id=None)
+    assert "/home" not in json.dumps(public_record(RECORD))
+    relative = RECORD | {"finetuned": {"source": "../secret/cars", "revision": None}, "command": "x ../secret/cars"}
+    assert "secret" not in json.dumps(public_record(relative))
+    assert RECORD["finetuned"]["source"] == "/home/me/models/cars"
+
+
+def test_the_same_record_gives_the_same_card() -> None:
+    other = copy.deepcopy(RECORD) | {"seconds": {"read": 9.0}, "output": "elsewhere"}
+    assert model_card(RECORD, repo_id=None) == model_card(other, repo_id=None)
+
+
+def test_a_record_with_the_needed_keys_alone() -> None:
+    needed = {key: RECORD[key] for key in ("layers", "recipe", "zeroshot", "finetuned")}
+    card = ModelCard(model_card(needed, repo_id=None))
+    assert card.data.eval_results is None
+    assert "clipmerge merge acme/base@" in card.text
+
+
+def test_the_cards_snippet_runs(merged: Path) -> None:
+    snippet = re.search(r"```python\n(.*?)```", (merged / "README.md").read_text(), re.S)
+    assert snippet is not None
+    run = subprocess.run(
+        [sys.executable, "-c", snippet[1]], cwd=merged, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.returncode == 0, run.stderr
+    assert "a photo of a cat" in run.stdout
+
+
+def test_an_open_clip_output_gets_open_clips_snippet() -> None:
+    record = RECORD | {"files": {"open_clip_model.safetensors": "ab" * 32}}
+    card = ModelCard(model_card(record, repo_id="acme/robust"))
+    assert card.data.library_name == "open_clip"
+    snippet = re.search(r"```python\n(.*?)```", card.text, re.S)
+    assert snippet is not None
+    compile(snippet[1], "snippet", "exec")
+    assert 'create_model_from_pretrained("hf-hub:acme/robust")' in snippet[1]

@@ -1,0 +1,130 @@
+"""Accuracies in a published model: only this model's, in the card, the record and the Hub's own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from clipmerge.errors import UsageError
+from clipmerge.hub import download as hub_module
+from clipmerge.publish.evaluations import add_results, eval_result_files
+from tests.support.command import clipmerge, refused
+from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.image_files import save_hub_parquet
+
+Inputs = tuple[Path, Path]
+WEIGHTS = {"model.safetensors": "ab" * 32}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
+    with serving(tmp_path, monkeypatch) as server:
+        yield server
+
+
+def done(*arguments: object) -> Any:
+    ended = clipmerge(*arguments, "--format", "json")
+    assert ended.code == 0, ended.err
+    return ended.json
+
+
+def test_evaluate_then_push_puts_accuracies_on_the_hub(
+    hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 4).read_bytes()
+    sha = upload(hub, "acme/cars", {"data/test-00000-of-00001.parquet": content}, kind="dataset")
+    out = tmp_path / "out"
+    done("merge", *pair, "-r", "wise-ft", "-o", out)
+    far = "hf://datasets/acme/cars:test"
+    told = done("evaluate", out, "--data", f"Cars far={far}", "--data", f"val={images}")
+    (tmp_path / "e.json").write_text(json.dumps(told))
+    done("push", out, "alice/robust", "--evaluation", tmp_path / "e.json")
+    card = ModelCard(hub.content("alice/robust", "README.md").decode())
+    results = {result.dataset_name: result for result in card.data.eval_results}
+    assert {name: result.metric_value for name, result in results.items()} == told["accuracy"]
+    assert (results["Cars far"].dataset_type, results["Cars far"].dataset_revision) == ("acme/cars", sha)
+    assert results["Cars far"].dataset_split == "test"
+    assert card.data.datasets == ["acme/cars"]
+    assert f"| Cars far | {100 * told['accuracy']['Cars far']:.2f} % | 12 |" in card.text
+    (entry,) = yaml.safe_load(hub.content("alice/robust", ".eval_results/cars-far.yaml"))
+    assert entry["dataset"] == {"id": "acme/cars", "task_id": "default", "revision": sha}
+    assert entry["value"] == told["accuracy"]["Cars far"]
+    assert sorted(name for name in hub.files("alice/robust") if name.startswith(".e")) == [
+        ".eval_results/cars-far.yaml"
+    ]
+    record = json.loads(hub.content("alice/robust", "clipmerge.json"))
+    assert record["accuracy"] == told["accuracy"]
+    assert str(images) not in json.dumps(record)
+    again = done("push", out, "alice/robust")
+    assert not again["changed"]
+    assert len(hub.requests("POST", "/models/alice/robust/commit/")) == 1
+
+
+def test_a_sweeps_point_is_found_by_its_recipe(pair: Inputs, images: Path, tmp_path: Path) -> None:
+    from tests.support.tiny_clip import save_images
+
+    far = save_images(tmp_path / "far", each=4, seed=9)
+    flags = ("--id", f"val={images}", "--ood", f"far={far}", "--alphas", "0,1", "-r", "wise-ft", "-r", "lines")
+    swept = done("sweep", *pair, *flags, "--seed", "3", "-o", tmp_path / "sweep")
+    record = done("merge", *pair, "-r", "lines", "--seed", "3", "-o", tmp_path / "out")
+    told = add_results(record, [tmp_path / "sweep" / "sweep.json"])
+    assert told["accuracy"] == swept["recipes"][1]["accuracy"]
+    assert told["images"] == {"val": 30, "far": 12}
+    others = [
+        record | {"seed": 4},
+        record | {"recipe": record["recipe"] | {"method": {"name": "lines", "alpha": 0.1}}},
+        record | {"calibration": {"images": 9}},
+        record | {"finetuned": record["finetuned"] | {"files": WEIGHTS}},
+    ]
+    for other in others:
+        with pytest.raises(UsageError, match=r"holds no point of this merge \(recipes: wise-ft, lines\)"):
+            add_results(other, [tmp_path / "sweep" / "sweep.json"])
+
+
+BAD: dict[str, tuple[str, str]] = {
+    "not there": ("", "cannot be read as JSON"),
+    "not JSON": ("{", "cannot be read as JSON"),
+    "a list": ("[]", "is not a JSON object"),
+    "another": ('{"accuracy": 1}', r"not what `clipmerge evaluate --format json` or `sweep` wrote"),
+    "a broken sweep": ('{"recipes": 3}', r"not what `clipmerge evaluate"),
+    "other weights": (
+        json.dumps({"checkpoint": {"source": "x", "files": {"model.safetensors": "cd" * 32}}, "accuracy": {}}),
+        r"measured x, whose weights are not these \(model\.safetensors differs\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_evaluations_that_are_not_of_this_model(tmp_path: Path, how: str) -> None:
+    text, message = BAD[how]
+    file = tmp_path / "e.json"
+    if text:
+        file.write_text(text)
+    record = {"files": WEIGHTS, "zeroshot": {}, "finetuned": {}, "recipe": {}}
+    with pytest.raises(UsageError, match=f"--evaluation .*e.json: {message}"):
+        add_results(record, [file])
+
+
+def test_a_push_with_a_strangers_evaluation_sends_nothing(
+    hub: FakeHub, pair: Inputs, images: Path, tmp_path: Path
+) -> None:
+    done("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
+    (tmp_path / "e.json").write_text(json.dumps(done("evaluate", pair[0], "--data", images)))
+    line = refused(clipmerge("push", tmp_path / "out", "alice/robust", "--evaluation", tmp_path / "e.json"), 2)
+    assert "whose weights are not these" in line
+    assert not hub.log
+
+
+def test_two_names_that_read_alike_keep_their_files() -> None:
+    source = {"source": "hf://datasets/acme/cars:test", "revision": None}
+    record = {"accuracy": {"a b": 0.5, "a-b": 0.75, "c": 1.0}, "sources": {"a b": source, "a-b": source}}
+    files = eval_result_files(record)
+    assert {yaml.safe_load(text)[0]["value"] for text in files.values()} == {0.5, 0.75}
+    assert len(files) == 2

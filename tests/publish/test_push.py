@@ -1,0 +1,299 @@
+"""Publishing: one commit or none, and nothing overwritten unasked."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, ModelCard, constants
+from PIL import Image
+from transformers import CLIPModel
+
+from clipmerge.errors import HubError, OutputError, UsageError
+from clipmerge.hub import download as hub_module
+from clipmerge.hub.download import fetch
+from clipmerge.hub.ids import HubId
+from clipmerge.publish.push import Published, check_access, push
+from tests.support.command import clipmerge
+from tests.support.hub_double import FakeHub, environment, serving, upload
+from tests.support.merged_output import save_output
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
+    with serving(tmp_path, monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
+    return save_output(pair[1], tmp_path / "merged")
+
+
+def from_hub(merged: Path, *shas: tuple[str, str]) -> None:
+    """Say that the output was merged from these (id, sha) on the Hub."""
+    path = merged / "clipmerge.json"
+    record = json.loads(path.read_text())
+    base, *rest = [{"source": source, "revision": sha, "files": {}} for source, sha in shas]
+    path.write_text(json.dumps(record | {"zeroshot": base, "finetuned": rest}))
+
+
+def commits(hub: FakeHub) -> int:
+    return len([entry for entry in hub.requests("POST", "/commit/") if entry[2] == 200])
+
+
+def test_a_push_makes_one_commit_and_the_model_loads(hub: FakeHub, merged: Path) -> None:
+    before = {path.name: path.read_bytes() for path in merged.iterdir()}
+    done = push(merged, "alice/robust", license="mit", endpoint=hub.url)
+    head = hub.repos["model", "alice/robust"].refs["refs/heads/main"]
+    assert done == Published(f"{hub.url}/alice/robust", "alice/robust", head, created=True, changed=True)
+    assert commits(hub) == 1
+    assert set(hub.files("alice/robust")) == {".gitattributes", *before}
+    assert {path.name: path.read_bytes() for path in merged.iterdir()} == before
+    card = ModelCard(hub.content("alice/robust", "README.md").decode())
+    assert 'from_pretrained("alice/robust")' in card.text
+    assert card.data.license == "mit"
+    folder = fetch(HubId("alice/robust").at(head), endpoint=hub.url).folder
+    _, loading = CLIPModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(loading.values())
+
+
+def test_nothing_published_names_a_local_folder(hub: FakeHub, merged: Path) -> None:
+    push(merged, "alice/robust", endpoint=hub.url)
+    for name in ("clipmerge.json", "README.md", "report.html"):
+        assert b"/home" not in hub.content("alice/robust", name)
+    assert b"<p>base</p>" in hub.content("alice/robust", "report.html")
+
+
+def test_a_second_push_of_the_same_folder_changes_nothing(hub: FakeHub, merged: Path) -> None:
+    first = push(merged, "alice/robust", endpoint=hub.url)
+    second = push(merged, "alice/robust", endpoint=hub.url)
+    assert (second.changed, second.created, second.commit) == (False, False, first.commit)
+    assert commits(hub) == 1
+
+
+def test_a_changed_folder_replaces_stale_weights_in_one_commit(hub: FakeHub, merged: Path) -> None:
+    push(merged, "alice/robust", endpoint=hub.url)
+    shard = "model-00001-of-00001.safetensors"
+    (merged / "model.safetensors").rename(merged / shard)
+    weight_map = {"weight_map": {"logit_scale": shard}}
+    (merged / "model.safetensors.index.json").write_text(json.dumps(weight_map))
+    record = json.loads((merged / "clipmerge.json").read_text())
+    record["files"] = {shard: record["files"]["model.safetensors"]}
+    (merged / "clipmerge.json").write_text(json.dumps(record))
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    assert "model.safetensors" not in hub.files("alice/robust")
+    assert shard in hub.files("alice/robust")
+    assert commits(hub) == 2
+
+
+def test_private_is_private(hub: FakeHub, merged: Path) -> None:
+    push(merged, "alice/robust", private=True, endpoint=hub.url)
+    assert hub.repos["model", "alice/robust"].private
+    push(merged, "alice/open", endpoint=hub.url)
+    with pytest.raises(UsageError, match=r"exists and is public: --private cannot hide it. Nothing was pub"):
+        push(merged, "alice/open", private=True, endpoint=hub.url)
+
+
+def test_a_branch_is_made_when_it_is_missing(hub: FakeHub, merged: Path) -> None:
+    done = push(merged, "alice/robust", revision="half", message="Half way", endpoint=hub.url)
+    assert done.url == f"{hub.url}/alice/robust/tree/half"
+    assert "model.safetensors" not in hub.files("alice/robust")
+    assert "model.safetensors" in hub.files("alice/robust", "half")
+    assert hub.repos["model", "alice/robust"].commits[done.commit].title == "Half way"
+    assert not push(merged, "alice/robust", revision="half", endpoint=hub.url).changed
+
+
+def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> None:
+    with pytest.raises(HubError, match=r"no pull request can be opened. Nothing was published"):
+        push(merged, "bob/robust", create_pr=True, endpoint=hub.url)
+    hub.orgs = ("acme", "bob")
+    push(merged, "bob/robust", endpoint=hub.url)
+    hub.orgs = ("acme",)
+    (merged / "notes.txt").write_text("new")
+    done = push(merged, "bob/robust", create_pr=True, endpoint=hub.url)
+    assert done.pull_request == f"{hub.url}/bob/robust/discussions/1"
+    assert "notes.txt" not in hub.files("bob/robust")
+    assert "notes.txt" in hub.files("bob/robust", "refs/pr/1")
+
+
+def test_other_content_is_left_alone_unless_told(hub: FakeHub, merged: Path) -> None:
+    upload(hub, "alice/blog", {"README.md": b"---\nlicense: mit\n---\n", "post.md": b"hello"})
+    with pytest.raises(UsageError, match=r"holds something else \(post.md\). Nothing was published.*--yes"):
+        push(merged, "alice/blog", endpoint=hub.url)
+    assert push(merged, "alice/blog", yes=True, endpoint=hub.url).changed
+    assert hub.content("alice/blog", "post.md") == b"hello"
+
+
+def edit_card(hub: FakeHub, text: bytes) -> None:
+    upload(hub, "alice/robust", {"README.md": text})
+
+
+def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) -> None:
+    push(merged, "alice/robust", endpoint=hub.url)
+    edit_card(hub, b"---\nlicense: mit\n---\n# By hand\n")
+    told = r"README.md there was edited since clipmerge wrote it, .*Nothing was published.*--yes`, or open a pull"
+    with pytest.raises(UsageError, match=told):
+        push(merged, "alice/robust", endpoint=hub.url)
+    with pytest.raises(UsageError, match=told):
+        check_access(merged, "alice/robust", endpoint=hub.url)
+    assert commits(hub) == 2
+    assert push(merged, "alice/robust", create_pr=True, endpoint=hub.url).pull_request
+    assert hub.content("alice/robust", "README.md").endswith(b"# By hand\n")
+    assert push(merged, "alice/robust", yes=True, endpoint=hub.url).changed
+    assert b"By hand" not in hub.content("alice/robust", "README.md")
+    (merged / "notes.txt").write_text("new")
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+
+
+def test_a_card_of_front_matter_alone_may_go_and_one_of_words_may_not(hub: FakeHub, merged: Path) -> None:
+    edit_card(hub, b"---\nlicense: mit\n---\n")
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    upload(hub, "alice/other", {"README.md": b"---\nlicense: mit\n---\n# Coming soon\n"})
+    with pytest.raises(UsageError, match=r"README.md there was not written by clipmerge"):
+        push(merged, "alice/other", endpoint=hub.url)
+
+
+def test_our_own_card_is_replaced_when_the_model_changes(hub: FakeHub, merged: Path) -> None:
+    push(merged, "alice/robust", endpoint=hub.url)
+    check_access(merged, "alice/robust", endpoint=hub.url)
+    record = json.loads((merged / "clipmerge.json").read_text())
+    (merged / "clipmerge.json").write_text(json.dumps(record | {"verdict": "Another verdict."}))
+    assert push(merged, "alice/robust", endpoint=hub.url).changed
+    assert b"Another verdict." in hub.content("alice/robust", "README.md")
+
+
+def test_the_picture_of_the_path_goes_up_with_the_card_in_one_commit(
+    hub: FakeHub, pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    flags = ("-r", "straggler-sparse", "--data", images, "--images", "9", "-o", tmp_path / "out")
+    assert clipmerge("merge", *pair, *flags, "--push", "alice/robust").code == 0
+    assert commits(hub) == 1
+    assert "![Loss over" in hub.content("alice/robust", "README.md").decode()
+    picture = hub.content("alice/robust", "path.png")
+    assert picture == (tmp_path / "out" / "path.png").read_bytes()
+    assert Image.open(io.BytesIO(picture)).size[0] > 600
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "expected"),
+    [("mit", "mit", "mit"), ("mit", "apache-2.0", None), ("mit", None, None), ("other", "other", None)],
+)
+def test_the_licence_comes_from_the_sources(
+    hub: FakeHub, merged: Path, base: str, tuned: str | None, expected: str | None
+) -> None:
+    shas = []
+    for name, licence in (("acme/base", base), ("acme/tuned", tuned)):
+        front = f"license: {licence}" if licence else "tags: [clip]"
+        shas.append((name, upload(hub, name, {"README.md": f"---\n{front}\n---\n".encode()})))
+    from_hub(merged, *shas)
+    if expected is None:
+        told = rf"acme/base: {base}, acme/tuned: {tuned or 'none stated'}\). Nothing was published. Pass --license"
+        with pytest.raises(UsageError, match=told):
+            push(merged, "alice/robust", endpoint=hub.url)
+        assert ("model", "alice/robust") not in hub.repos
+        expected = "cc-by-4.0"
+        push(merged, "alice/robust", license=expected, endpoint=hub.url)
+    else:
+        push(merged, "alice/robust", endpoint=hub.url)
+    card = ModelCard(hub.content("alice/robust", "README.md").decode())
+    assert (card.data.license, card.data.base_model) == (expected, ["acme/base", "acme/tuned"])
+
+
+def test_a_source_that_is_gone_can_be_done_without(hub: FakeHub, merged: Path) -> None:
+    from_hub(merged, ("acme/gone", "a" * 40))
+    with pytest.raises(HubError, match=r"reading acme/gone@.*--license NAME does without asking"):
+        push(merged, "alice/robust", endpoint=hub.url)
+    assert push(merged, "alice/robust", license="mit", endpoint=hub.url).changed
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "no such folder"),
+        (lambda folder: (folder / "clipmerge.json").unlink(), "no clipmerge.json in it"),
+        (lambda folder: (folder / "clipmerge.json").write_text("{"), "not a clipmerge record"),
+        (lambda folder: (folder / "clipmerge.json").write_text("[]"), "not a clipmerge record"),
+        (lambda folder: (folder / "model.safetensors").unlink(), r"model\.safetensors missing"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "changed since the merge"),
+    ],
+)
+def test_a_folder_that_is_no_whole_output(hub: FakeHub, merged: Path, spoil: Any, message: str) -> None:
+    spoil(merged)
+    with pytest.raises(OutputError, match=message):
+        push(merged, "alice/robust", endpoint=hub.url)
+    assert not hub.repos
+
+
+@pytest.mark.parametrize("name", ["robust", "alice/robust@v1", "hf://alice/robust", "a/b/c", "alice/ro bust"])
+def test_a_name_that_is_none(merged: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="not a name on the Hub"):
+        push(merged, name, endpoint="http://127.0.0.1:9")
+
+
+def test_a_push_over_xet(hub: FakeHub, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    hub.xet_cas = f"local://{tmp_path / 'cas'}"
+    done = push(merged, "alice/robust", endpoint=hub.url)
+    assert hub.files("alice/robust")["model.safetensors"].xet
+    folder = fetch(HubId("alice/robust").at(done.commit), endpoint=hub.url).folder
+    assert (folder / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
+    assert not push(merged, "alice/robust", endpoint=hub.url).changed
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from clipmerge.errors import ClipmergeError
+from clipmerge.publish import push
+try:
+    print(push(Path(sys.argv[1]), sys.argv[2]).commit)
+except ClipmergeError as error:
+    sys.exit(f"error: {error}")
+"""
+
+
+def publish_apart(hub: FakeHub, merged: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    variables = environment(hub, merged.parent) | {"PATH": "", "PYTHONPATH": str(Path.cwd())} | env
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(merged), "alice/robust"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_a_process_of_its_own_prints_no_progress_and_no_token(hub: FakeHub, merged: Path) -> None:
+    hub.token = "hf_" + "Zz9" * 11
+    hub.fail("PUT", "/_lfs/", status=503, headers={"Retry-After": "0"})
+    run = publish_apart(hub, merged)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.strip() == HfApi(endpoint=hub.url, token=hub.token).model_info("alice/robust").sha
+    hub.fail("GET", "/api/whoami-v2", status=403, body={"error": f"token {hub.token} is tired"})
+    (merged / "notes.txt").write_text("new")
+    again = publish_apart(hub, merged)
+    assert again.returncode == 1
+    assert again.stderr.startswith("error: push to alice/robust: the token has no right")
+    assert again.stderr.count("\n") == 1
+    assert hub.token not in again.stderr
+
+
+def test_an_unreachable_xet_store_ends_in_time(hub: FakeHub, merged: Path) -> None:
+    pytest.importorskip("hf_xet")
+    hub.xet_cas = "http://127.0.0.1:9"
+    run = publish_apart(hub, merged, HF_HUB_DISABLE_XET="0", CLIPMERGE_HUB_TIMEOUT="2")
+    assert run.returncode == 1
+    assert run.stderr.count("\n") == 1
+    assert re.search("storage cannot be reached.*no file was published.*Go on with `clipmerge push", run.stderr)

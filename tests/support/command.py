@@ -1,0 +1,62 @@
+"""Run the command line: in this process, where imports are paid once, or in one of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from clipmerge.cli.app import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def clipmerge(*arguments: object) -> Outcome:
+    """Run ``clipmerge ARGUMENTS`` in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    argv = ["clipmerge", *map(str, arguments)]
+    code: Any = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), patch.object(sys, "argv", argv):
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start ``python -m clipmerge ARGUMENTS`` in a process of its own."""
+    command = [sys.executable, "-m", "clipmerge", *map(str, arguments)]
+    environment = {**os.environ, **options.pop("env", {})}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2], **pipes, **options)
+
+
+def refused(outcome: Outcome, code: int = 1) -> str:
+    """Check that a command ended as errors must, and return its one line."""
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    lines = [line for line in outcome.err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in outcome.err
+    assert "unexpectedly" not in outcome.err
+    return lines[0]

@@ -1,0 +1,36 @@
+"""Run every measure and print its record as JSON; started by test_measures.py in several processes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from clipmerge.plugins import load_plugin, plugin_names
+from tests.support.small_objective import make_batches, objective_for
+
+SIZES = (4, 4, 3)
+
+
+def main(folder: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    mine = make_batches(SIZES)[accelerator.process_index :: accelerator.num_processes]
+    objective = objective_for((folder / "zeroshot", folder / "finetuned"), mine)
+    found = {name: load_plugin("measures", name)(objective) for name in plugin_names("measures")}
+    gradients = {name: value.double().norm().item() for name, value in found["path-barrier"].gradients.items()}
+    coefficients = {
+        measure: {name: value.double().sum().item() for name, value in record.coefficients.items()}
+        for measure, record in found.items()
+    }
+    if accelerator.is_main_process:
+        records = {name: record.model_dump(mode="json") for name, record in found.items()}
+        answer = {"processes": accelerator.num_processes, "records": records}
+        answer |= {"gradients": gradients, "coefficients": coefficients}
+        sys.stdout.write(json.dumps(answer))
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,139 @@
+"""An `Objective` over a really small CLIP, and its loss once more through transformers' own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import CLIPModel
+
+from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.models import model_for
+from tests.support.tiny_clip import CLASSES, tiny_config, tiny_processor
+
+# on tensors as small as these, threads only wait for each other
+torch.set_num_threads(1)
+
+Ends = tuple[Path, Path]
+TEMPLATES = ("a {}.", "the {}", "big {}")
+
+
+def save_ends(
+    folder: Path,
+    *,
+    blocks: int = 2,
+    width: int = 16,
+    change: float = 0.1,
+    moves: tuple[str, ...] = ("",),
+    seed: int = 0,
+) -> Ends:
+    """Save both ends; weights are large enough that every layer bends the loss.
+
+    Args:
+        folder: Where to.
+        blocks: Blocks a tower.
+        width: Of both towers.
+        change: Standard deviation of the task vector.
+        moves: Beginnings of the names that fine-tuning changes.
+        seed: Of both draws.
+    """
+    torch.manual_seed(seed)
+    model = CLIPModel(tiny_config(blocks, width))
+    paths = (folder / "zeroshot", folder / "finetuned")
+    with torch.no_grad():
+        for spread, path in zip((0.2, change), paths, strict=True):
+            for name, parameter in model.named_parameters():
+                if path == paths[0] or name.startswith(moves):
+                    parameter.add_(spread * torch.randn(parameter.shape))
+            model.save_pretrained(path)
+            tiny_processor().save_pretrained(path)
+    return paths
+
+
+def make_batches(sizes: tuple[int, ...], classes: int = len(CLASSES), seed: int = 1) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Batch(
+            number,
+            torch.randn(size, 3, 32, 32, generator=generator),
+            torch.randint(0, classes, (size,), generator=generator),
+        )
+        for number, size in enumerate(sizes)
+    ]
+
+
+def objective_for(
+    ends: Ends,
+    batches: Iterable[Batch],
+    *,
+    templates: tuple[str, ...] = TEMPLATES[:1],
+    classes: tuple[str, ...] = CLASSES,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+) -> Objective:
+    pair = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
+    assert pair.zeroshot.config is not None
+    return Objective(
+        model_for(pair.family, pair.zeroshot.config, ends[0]),
+        pair,
+        batches,
+        [template.format(name) for name in classes for template in templates],
+        templates=len(templates),
+        accelerator=accelerator or Accelerator(cpu=True),
+        seed=seed,
+    )
+
+
+class Reference:
+    """The same loss in float64, written with ``CLIPModel.forward`` and nothing of clipmerge.
+
+    Attributes:
+        model: The model at theta(alpha).
+        ends: Name to both ends' parameter.
+    """
+
+    def __init__(
+        self,
+        ends: Ends,
+        *,
+        templates: tuple[str, ...] = TEMPLATES[:1],
+        classes: tuple[str, ...] = CLASSES,
+    ) -> None:
+        first, second = (CLIPModel.from_pretrained(path, attn_implementation="sdpa").double().eval() for path in ends)
+        other = dict(second.named_parameters())
+        self.ends = {
+            name: (value.detach().clone(), other[name].detach().clone()) for name, value in first.named_parameters()
+        }
+        self.model = first
+        prompts = [template.format(name) for template in templates for name in classes]
+        tokenizer = tiny_processor().tokenizer
+        self.tokens = dict(tokenizer(prompts, padding=True, return_tensors="pt"))
+        self.shape = (len(templates), len(classes))
+
+    @property
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return dict(self.model.named_parameters())
+
+    def at(self, alpha: float) -> Reference:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                zeroshot, finetuned = self.ends[name]
+                parameter.copy_((1 - alpha) * zeroshot + alpha * finetuned)
+        return self
+
+    def loss(self, batch: Batch) -> Tensor:
+        output = self.model(pixel_values=batch.pixels.double(), **self.tokens)
+        text = output.text_embeds.reshape(*self.shape, -1).mean(dim=0)
+        text = text / text.norm(dim=-1, keepdim=True)
+        logits = self.model.logit_scale.exp() * output.image_embeds @ text.T
+        return cross_entropy(logits, batch.labels)
+
+    def gradient(self, batch: Batch) -> dict[str, Tensor]:
+        self.model.zero_grad()
+        self.loss(batch).backward()
+        return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in self.parameters.items()}

@@ -1,0 +1,250 @@
+"""Small real models of every family, random weights, and the inputs that they take."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import Tensor
+
+from tests.support.tiny_clip import tiny_processor
+
+_SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+_TEXT = {**_SIZES, "vocab_size": 64, "max_position_embeddings": 24, "bos_token_id": 1, "eos_token_id": 2}
+_VISION = {**_SIZES, "image_size": 16, "patch_size": 8}
+_PATCHES = {**_SIZES, "patch_size": 4, "num_patches": 16}
+_EFFICIENT_NET = {
+    "image_size": 16,
+    "width_coefficient": 1.0,
+    "depth_coefficient": 0.5,
+    "depth_divisor": 4,
+    "hidden_dim": 32,
+    "kernel_sizes": [3, 3, 3],
+    "in_channels": [32, 8, 16],
+    "out_channels": [8, 16, 32],
+    "strides": [1, 2, 2],
+    "num_block_repeats": [1, 2, 2],
+    "expand_ratios": [1, 6, 6],
+    "depthwise_padding": [],
+}
+
+
+_LETTERS = list(string.ascii_lowercase + ".,")
+_BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
+_XLM = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *_LETTERS, "<mask>"]
+_GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581", *_LETTERS]
+_SQUARE = {"height": 16, "width": 16}
+
+
+def _clip_images() -> Any:
+    return hf.CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=_SQUARE)
+
+
+def _bert() -> Any:
+    return hf.BertTokenizer(vocab={word: index for index, word in enumerate(_BERT)}, model_max_length=24)
+
+
+def _xlm_roberta() -> Any:
+    return hf.XLMRobertaTokenizer(vocab=[(piece, -float(i)) for i, piece in enumerate(_XLM)], model_max_length=22)
+
+
+def _gemma() -> Any:
+    vocab = {piece: index for index, piece in enumerate(_GEMMA)}
+    return hf.Siglip2Tokenizer(vocab=vocab, merges=[], model_max_length=24, padding_side="right")
+
+
+def _config(config: Any, *, vision: dict[str, Any] = _VISION, text: dict[str, Any] = _TEXT, **more: Any) -> Any:
+    return config(vision_config=vision, text_config=text, **more)
+
+
+def _dual(vision: Any, text: Any) -> Any:
+    return hf.VisionTextDualEncoderConfig.from_vision_text_configs(vision, text, projection_dim=16)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """One kind of model.
+
+    Attributes:
+        model: Its class.
+        config: Makes its configuration.
+        layers: The layers it has, network order, blocks left out.
+        blocks: Layers of one vision block and of one text block.
+        family: Its family's name.
+        processor: Makes its processor and tokenizer; a classifier has no tokenizer.
+        base: The kind of the base it was made from; ``None``: its own.
+    """
+
+    model: Any
+    config: Callable[[], Any]
+    layers: tuple[str, ...]
+    family: str
+    processor: Callable[[], Any] = _clip_images
+    blocks: tuple[str, ...] = ("vision.0.attn", "vision.1.mlp", "text.0.attn", "text.1.mlp")
+    base: str | None = None
+
+    def make(self, seed: int = 0) -> Any:
+        """Build it with random weights in eval mode; norms and statistics are moved from their defaults too."""
+        torch.manual_seed(seed)
+        model = self.model(self.config()).eval()
+        perturb(model, seed, by=0.3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 4:  # drawn so small that a convolutional tower would answer all images alike
+                    parameter.mul_(8)
+        return model
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Random inputs of the whole model."""
+        generator = torch.Generator().manual_seed(5)
+        texts = {"input_ids": torch.randint(3, 60, (3, 9), generator=generator)}
+        if "siglip2" in self.model.__name__.lower():
+            images = {
+                "pixel_values": torch.randn(2, 16, 48, generator=generator),
+                "pixel_attention_mask": torch.ones(2, 16, dtype=torch.int32),
+                "spatial_shapes": torch.tensor([[4, 4], [2, 8]]),
+            }
+        else:
+            images = {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
+        return images if "Classification" in self.model.__name__ else {**images, **texts}
+
+    @torch.no_grad()
+    def outputs(self, model: Any) -> Tensor:
+        """What it says of these inputs, float64: images against texts or classes."""
+        inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs().items()}
+        output = model.double().eval()(**inputs)
+        logits: Tensor = output.logits if hasattr(output, "logits") else output.logits_per_image
+        return logits
+
+
+@torch.no_grad()
+def perturb(model: Any, seed: int, *, by: float = 0.1) -> None:
+    """Move every parameter and every statistic a little, and count a few steps, as training does."""
+    generator = torch.Generator().manual_seed(seed + 100)
+    for name, tensor in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            tensor.add_(7 + seed)
+        elif tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator) * (tensor.abs().mean() + 0.02) * by
+            tensor.add_(noise.abs() if name.endswith("running_var") else noise)
+
+
+_AROUND_CLIP = (
+    "vision.embeddings", "vision.pre_norm", "vision.norm", "vision.projection",
+    "text.embeddings", "text.norm", "text.projection", "logit_scale",
+)  # fmt: skip
+_AROUND_SIGLIP = (
+    "vision.embeddings", "vision.norm", "vision.pooler",
+    "text.embeddings", "text.norm", "text.projection", "logit_scale", "logit_bias",
+)  # fmt: skip
+_VIT_HEAD = ("vision.embeddings", "vision.pre_norm", "vision.norm", "head")
+
+TINY: dict[str, Tiny] = {
+    "CLIP": Tiny(
+        hf.CLIPModel, lambda: _config(hf.CLIPConfig, projection_dim=16), _AROUND_CLIP, "CLIP",
+        processor=lambda: hf.CLIPProcessor(_clip_images(), tiny_processor().tokenizer),
+    ),
+    "MetaCLIP2": Tiny(
+        hf.MetaClip2Model, lambda: _config(hf.MetaClip2Config, projection_dim=16), _AROUND_CLIP, "MetaCLIP 2",
+        processor=lambda: hf.CLIPProcessor(_clip_images(), _xlm_roberta()),
+    ),
+    "SigLIP": Tiny(
+        hf.SiglipModel, lambda: _config(hf.SiglipConfig), _AROUND_SIGLIP, "SigLIP",
+        processor=lambda: hf.SiglipProcessor(hf.SiglipImageProcessor(size=_SQUARE), _gemma()),
+    ),
+    "SigLIP2": Tiny(
+        hf.Siglip2Model, lambda: _config(hf.Siglip2Config, vision=_PATCHES), _AROUND_SIGLIP, "SigLIP 2",
+        processor=lambda: hf.Siglip2Processor(hf.Siglip2ImageProcessor(patch_size=4, max_num_patches=16), _gemma()),
+    ),
+    "ChineseCLIP": Tiny(
+        hf.ChineseCLIPModel,
+        lambda: _config(hf.ChineseCLIPConfig, projection_dim=16),
+        tuple(layer for layer in _AROUND_CLIP if layer != "text.norm"),
+        "Chinese-CLIP",
+        processor=lambda: hf.ChineseCLIPProcessor(
+            hf.ChineseCLIPImageProcessor(size=_SQUARE, crop_size=_SQUARE), _bert()
+        ),
+    ),
+    "AltCLIP": Tiny(
+        hf.AltCLIPModel,
+        lambda: _config(hf.AltCLIPConfig, text={**_TEXT, "project_dim": 24, "pad_token_id": 1}, projection_dim=16),
+        (*_AROUND_CLIP[:6], "text.pooler", *_AROUND_CLIP[6:]),
+        "AltCLIP",
+        processor=lambda: hf.AltCLIPProcessor(_clip_images(), _xlm_roberta()),
+    ),
+    "ALIGN": Tiny(
+        hf.AlignModel,
+        lambda: _config(hf.AlignConfig, vision=_EFFICIENT_NET, projection_dim=32),
+        ("vision.embeddings", "text.embeddings", "text.pooler", "text.projection", "logit_scale"),
+        "ALIGN",
+        processor=lambda: hf.AlignProcessor(hf.EfficientNetImageProcessor(size=_SQUARE, crop_size=_SQUARE), _bert()),
+        blocks=("vision.0.conv", "vision.2.conv", "text.0.attn", "text.1.mlp"),
+    ),
+    "ViT+BERT": Tiny(
+        hf.VisionTextDualEncoderModel,
+        lambda: _dual(hf.ViTConfig(**_VISION), hf.BertConfig(**_TEXT)),
+        (
+            "vision.embeddings", "vision.norm", "vision.pooler", "vision.projection",
+            "text.embeddings", "text.pooler", "text.projection", "logit_scale",
+        ),
+        "VisionTextDualEncoder",
+        processor=lambda: hf.VisionTextDualEncoderProcessor(hf.ViTImageProcessor(size=_SQUARE), _bert()),
+    ),
+    "CLIP+RoBERTa": Tiny(
+        hf.VisionTextDualEncoderModel,
+        lambda: _dual(hf.CLIPVisionConfig(**_VISION), hf.RobertaConfig(**_TEXT)),
+        (
+            "vision.embeddings", "vision.pre_norm", "vision.norm", "vision.projection",
+            "text.embeddings", "text.pooler", "text.projection", "logit_scale",
+        ),
+        "VisionTextDualEncoder",
+        processor=lambda: hf.VisionTextDualEncoderProcessor(_clip_images(), _xlm_roberta()),
+    ),
+    "CLIP classifier": Tiny(
+        hf.CLIPForImageClassification,
+        lambda: _config(hf.CLIPConfig, projection_dim=16, num_labels=3),
+        _VIT_HEAD,
+        "CLIP",
+        blocks=("vision.0.attn", "vision.1.mlp"),
+        base="CLIP",
+    ),
+    "MetaCLIP2 classifier": Tiny(
+        hf.MetaClip2ForImageClassification,
+        lambda: _config(hf.MetaClip2Config, projection_dim=16, num_labels=3),
+        _VIT_HEAD,
+        "MetaCLIP 2",
+        blocks=("vision.0.attn", "vision.1.mlp"),
+        base="MetaCLIP2",
+    ),
+    "SigLIP classifier": Tiny(
+        hf.SiglipForImageClassification,
+        lambda: _config(hf.SiglipConfig, num_labels=3),
+        ("vision.embeddings", "vision.norm", "vision.pooler", "head"),
+        "SigLIP",
+        blocks=("vision.0.attn", "vision.1.mlp"),
+        base="SigLIP",
+    ),
+}  # fmt: skip
+
+
+def save_pair(name: str, folder: Path) -> tuple[Path, Path]:
+    """Save ``zeroshot`` and ``finetuned`` of a kind; a classifier's tower comes from its base."""
+    tiny = TINY[name]
+    base = TINY[tiny.base or name].make()
+    base.save_pretrained(folder / "zeroshot")
+    TINY[tiny.base or name].processor().save_pretrained(folder / "zeroshot")
+    finetuned = tiny.make()
+    if tiny.base:
+        finetuned.load_state_dict({k: v for k, v in base.state_dict().items() if k.startswith("vision_")}, strict=False)
+    else:
+        finetuned.load_state_dict(base.state_dict())
+    perturb(finetuned, 1)
+    finetuned.save_pretrained(folder / "finetuned")
+    if not tiny.base:
+        tiny.processor().save_pretrained(folder / "finetuned")
+    return folder / "zeroshot", folder / "finetuned"

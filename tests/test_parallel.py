@@ -1,0 +1,127 @@
+"""Work side by side: in order, within bounds, one thread each, and the same bytes for any number of threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipmerge.api.merge import MergeRequest, make_plan, write_merge
+from clipmerge.errors import CheckpointError
+from clipmerge.parallel import side_by_side
+from clipmerge.planning.recipe import load_recipe
+from tests.support.tiny_clip import save_family
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+        assert torch.get_num_threads() == count  # given back
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_results_come_in_order_and_each_job_has_one_thread(count: int) -> None:
+    def job(number: int) -> tuple[int, int]:
+        time.sleep(0.02 * (number % 3))
+        return number, torch.get_num_threads()
+
+    with threads(count):
+        found = list(side_by_side((1, partial(job, number)) for number in range(20)))
+    assert [number for number, _ in found] == list(range(20))
+    assert {used for _, used in found} == {1}
+
+
+def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipmerge.parallel._HELD_BYTES", 10)
+    sizes = [4, 4, 4, 30, 1, 1, 1, 1]
+    lock, now, seen = threading.Lock(), set[int](), list[frozenset[int]]()
+
+    def job(number: int) -> None:
+        with lock:
+            now.add(number)
+            seen.append(frozenset(now))
+        time.sleep(0.03)
+        with lock:
+            now.remove(number)
+
+    with threads(4):
+        list(side_by_side((size, partial(job, number)) for number, size in enumerate(sizes)))
+    assert max(len(each) for each in seen) > 1
+    assert all(len(each) == 1 or sum(sizes[number] for number in each) <= 10 for each in seen)
+
+
+def test_the_first_failure_is_the_one_told_and_ends_the_rest() -> None:
+    begun = []
+
+    def job(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.05 if number == 1 else 0)
+        if number:
+            raise ValueError(str(number))
+
+    with threads(2), pytest.raises(ValueError, match="1"):
+        list(side_by_side((64 << 20, partial(job, number)) for number in range(50)))
+    assert len(begun) < 10
+
+
+def test_an_iterator_that_is_closed_early_gives_the_threads_back() -> None:
+    with threads(2), closing(side_by_side((1, partial(int, 7)) for _ in range(100))) as found:
+        assert next(found) == 7
+
+
+RECIPES = {
+    "magnitude": {"overrides": '[{layers: "*", density: 0.3}]'},
+    "half": {"overrides": '[{layers: "vision.*", density: 0.3}]', "dtype": "bfloat16"},
+    "ties": {},
+    "dare": {},
+    "monosoup": {},
+}
+
+
+def merged(name: str, sources: list[Path], output: Path, how_many: int) -> bytes:
+    changes = RECIPES[name]
+    recipe = load_recipe(
+        name if not changes else "wise-ft", [f"overrides={changes['overrides']}"] if "overrides" in changes else []
+    )
+    request = MergeRequest(
+        str(sources[0]), tuple(map(str, sources[1:])), recipe, dtype="bfloat16" if "dtype" in changes else "keep"
+    )
+    with threads(how_many), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_merge(make_plan(request), output)
+    return (output / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_bytes_are_the_same_for_any_number_of_threads(name: str, tmp_path: Path) -> None:
+    sources = save_family(tmp_path / "models", count=2)[: 3 if name in ("ties", "dare") else 2]
+    alone = merged(name, sources, tmp_path / "1", 1)
+    for count in (2, 5):
+        assert merged(name, sources, tmp_path / str(count), count) == alone
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_of_several_broken_tensors_the_first_in_the_file_is_named(tmp_path: Path, count: int) -> None:
+    from safetensors.torch import load_file, save_file
+
+    sources = save_family(tmp_path / "models", count=1)
+    tensors = load_file(sources[1] / "model.safetensors")
+    broken = [name for name, tensor in sorted(tensors.items()) if tensor.ndim == 2][-3:]
+    for name in broken:
+        tensors[name].view(-1)[3] = float("nan")
+    save_file(tensors, sources[1] / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"tensor {broken[0]} holds NaN"):
+        merged("magnitude", sources, tmp_path / "out", count)
+    assert not (tmp_path / "out").exists()
