@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge import __version__
 from clipmerge.methods import Task
+from clipmerge.planning.bought import Bought
 from clipmerge.planning.plan import LayerPlan, Plan
 
 if TYPE_CHECKING:
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
 _UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")
 
 
-def merge_record(run: Run, plan: Plan, output: Path | None, files: Mapping[str, str | None]) -> dict[str, Any]:
+def merge_record(
+    run: Run,
+    plan: Plan,
+    output: Path | None,
+    files: Mapping[str, str | None],
+    *,
+    bought: Bought | None = None,
+) -> dict[str, Any]:
     """Put together what was merged, why, and what came out.
 
     Args:
@@ -24,6 +32,7 @@ def merge_record(run: Run, plan: Plan, output: Path | None, files: Mapping[str, 
         plan: Its plan, inputs' files filled in.
         output: The folder written; ``None`` for a dry run.
         files: Name of each file written to its sha256; to ``None`` where it was not hashed.
+        bought: Accuracies on held-back images, where there were some.
 
     Returns:
         JSON-ready: ``output``, ``files``, ``recipe``, ``zeroshot``, ``finetuned`` (an object; a list when there are
@@ -51,6 +60,7 @@ def merge_record(run: Run, plan: Plan, output: Path | None, files: Mapping[str, 
         "measurements": measured.get("layers", {}),
         "path": measured.get("path"),
         "checks": measured.get("checks", {}),
+        "bought": bought.model_dump(mode="json") if bought else None,
         "calibration": data["calibration"],
         "seed": plan.seed,
         "warnings": data["warnings"],

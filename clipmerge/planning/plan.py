@@ -10,20 +10,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from clipmerge.errors import PlanError, RecipeError, did_you_mean
+from clipmerge.planning.frozen import Frozen
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
 
 
-class Record(BaseModel):
-    """Base of the frozen records: unknown keys are refused, NaN does not survive."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class LossPath(Record):
+class LossPath(Frozen):
     """Calibration loss along the straight path theta(alpha) = theta_0 + alpha * task_vector.
 
     Attributes:
@@ -35,7 +30,7 @@ class LossPath(Record):
     losses: tuple[float, ...]
 
 
-class Check(Record):
+class Check(Frozen):
     """A self-test of an attribution: the layers' shares against the whole, measured independently.
 
     Attributes:
@@ -55,7 +50,7 @@ class Check(Record):
         return gap / abs(self.measured) if self.measured else float("inf")
 
 
-class Mixture(Record):
+class Mixture(Frozen):
     """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0) of the checkpoints, tried on the calibration images.
 
     Attributes:
@@ -69,7 +64,7 @@ class Mixture(Record):
     accuracy: float
 
 
-class Measurements(Record):
+class Measurements(Frozen):
     """What one measure found.
 
     Attributes:
@@ -89,19 +84,19 @@ class Measurements(Record):
 
     measure: str
     layers: dict[str, dict[str, float]]
-    batches: dict[str, dict[str, tuple[float, ...]]] = {}
+    batches: dict[str, dict[str, tuple[float, ...]]] = Field(default_factory=dict)
     batch_sizes: tuple[int, ...] = ()
     path: LossPath | None = None
     mixtures: tuple[Mixture, ...] = ()
-    checks: dict[str, Check] = {}
+    checks: dict[str, Check] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    trace: dict[str, tuple[float, ...]] = {}
+    trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     coefficients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     tensors: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
 
 
-class LayerPlan(Record):
+class LayerPlan(Frozen):
     """What one layer gets.
 
     Attributes:
@@ -120,12 +115,12 @@ class LayerPlan(Record):
     alpha_range: tuple[Alpha, Alpha] | None = None
     density: Density = 1.0
     mask: str | None = None
-    mask_options: dict[str, Any] = {}
-    parameters: dict[str, dict[str, Any]] = {}
+    mask_options: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
     reason: str = ""
 
 
-class Combination(Record):
+class Combination(Frozen):
     """How the task vectors of several fine-tuned checkpoints become one, where that is not their weighted sum.
 
     Attributes:
@@ -134,10 +129,10 @@ class Combination(Record):
     """
 
     rule: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
-class SourceRecord(Record):
+class SourceRecord(Frozen):
     """One input: what the user wrote, the commit it resolved to, and the sha256 of its weight files, if hashed."""
 
     source: str
@@ -145,14 +140,14 @@ class SourceRecord(Record):
     files: dict[str, str | None]
 
 
-class TensorsRecord(Record):
+class TensorsRecord(Frozen):
     """The safetensors file beside a plan: its name and sha256."""
 
     file: str
     sha256: str
 
 
-class CalibrationRecord(Record):
+class CalibrationRecord(Frozen):
     """The images that were measured on.
 
     Attributes:
@@ -174,7 +169,7 @@ class CalibrationRecord(Record):
     seed: int
 
 
-class HeadRecord(Record):
+class HeadRecord(Frozen):
     """What a classification head's rows stand for, where its zero-shot side is built from class prompts.
 
     Attributes:
@@ -186,7 +181,7 @@ class HeadRecord(Record):
     templates: tuple[str, ...]
 
 
-class Plan(Record):
+class Plan(Frozen):
     """What a merge will do, complete: the inputs by hash and what each layer gets.
 
     Attributes:
@@ -222,7 +217,7 @@ class Plan(Record):
     layers: dict[str, LayerPlan]
     tensors: TensorsRecord | None = None
     stragglers: tuple[str, ...] = ()
-    straggler_scores: dict[str, dict[str, float]] = {}
+    straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
     verdict: str = ""
     measurements: Measurements | None = None
     calibration: CalibrationRecord | None = None
