@@ -28,7 +28,8 @@ from clipmerge.calibration.objective import Objective
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.distributed import accelerator_for
 from clipmerge.evaluation.scorer import Scorer
-from clipmerge.images.dataset import DEFAULT_TEMPLATE, load_images
+from clipmerge.images.dataset import load_images
+from clipmerge.images.prompts import DEFAULT_TEMPLATE
 from clipmerge.models.building import build_model
 from clipmerge.planning.plan import LayerPlan, Measurements, Plan
 from clipmerge.planning.recipe import Recipe

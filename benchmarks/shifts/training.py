@@ -18,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 from benchmarks.shifts.pictures import PLAIN, STRONG, photographed
 from clipmerge.demo.data import SIZE
 from clipmerge.demo.training import contrastive_loss, fit, normalised, processor
-from clipmerge.images.dataset import DEFAULT_TEMPLATE, class_prompts
+from clipmerge.images.prompts import DEFAULT_TEMPLATE, class_prompts
 
 #: Captions of the zero-shot model; the first is that of the class prompts.
 TEMPLATES = (DEFAULT_TEMPLATE, "a drawing of a {}.", "a picture of the {}.", "{}.")

@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.resume import Saved, state_file
 from clipmerge.distributed import accelerator_for, together
-from clipmerge.images.dataset import (
-    batch_size_for,
-    check_templates,
-    class_prompts,
-    load_images,
-    pixel_batches,
-)
+from clipmerge.images.batches import batch_size_for, read_batches
+from clipmerge.images.dataset import load_images
+from clipmerge.images.prompts import check_templates, class_prompts
 from clipmerge.models.building import build_model
 from clipmerge.planning.plan import Measurements
 from clipmerge.plugins import load_plugin
@@ -78,13 +74,12 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         run.progress.say(note)
     source.require_classes()
     images = source.sample(calibration.images, request.seed)
-    positions = list(range(len(images)))
-    batch_size = batch_size_for(len(positions), calibration.batch_size)
+    batch_size = batch_size_for(len(images), calibration.batch_size)
     accelerator = accelerator_for(calibration.device)
     run.is_main = accelerator.is_main_process
     model = build_model(run.inputs)
     share = (accelerator.process_index, accelerator.num_processes)
-    batches = [Batch(n, x, y) for n, x, y in pixel_batches(images, positions, batch_size, model.pixels, share=share)]
+    batches = list(read_batches(images, batch_size, model.pixels, share=share))
     objective = Objective(
         model,
         run.inputs,
@@ -94,7 +89,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         accelerator=accelerator,
         seed=request.seed,
         images_at_once=calibration.images_at_once,
-        progress=_Clock(run.progress, accelerator.device, len(positions)),
+        progress=_Clock(run.progress, accelerator.device, len(images)),
     )
     return objective, images, _record(images, batch_size, templates, request.seed)
 

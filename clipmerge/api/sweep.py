@@ -20,9 +20,10 @@ from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing, standings
-from clipmerge.images.dataset import LabelledImages, check_templates, load_images
+from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.overlap import check_overlap
 from clipmerge.images.places import local_inputs
+from clipmerge.images.prompts import check_templates
 from clipmerge.planning.plan import LayerPlan, Plan
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Progress, Silent

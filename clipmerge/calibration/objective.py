@@ -16,13 +16,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clipmerge.calibration.batch import Batch as Batch
 from clipmerge.calibration.ends import both_ends
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import Saved
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import together
 from clipmerge.errors import MeasureError
+from clipmerge.images.batches import Batch as Batch
 from clipmerge.layers import block_of
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.zero_shot import averaged

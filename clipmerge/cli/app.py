@@ -149,7 +149,7 @@ def request_from_flags(
     """Put the flags of a merge together; everything wrong with them is said here, before torch is imported."""
     from clipmerge.api.merge import Calibration, MergeRequest, check_request
     from clipmerge.images import Columns
-    from clipmerge.images.dataset import check_templates
+    from clipmerge.images.prompts import check_templates
     from clipmerge.planning.recipe import load_recipe
 
     sources = [str(Path(source).resolve()) if Path(source).exists() else source for source in (zeroshot, *finetuned)]
@@ -355,7 +355,7 @@ def evaluate(
 ) -> None:
     """Measure zero-shot accuracy, one row a source."""
     terminal = Terminal(fmt, verbose=verbose)
-    from clipmerge.images.dataset import check_templates
+    from clipmerge.images.prompts import check_templates
 
     templates = check_templates(template or [])
     chosen = choice("--device", device, DEVICES)

@@ -124,7 +124,7 @@ def sweep_command(
     """Compare recipes with every alpha: ID against OOD accuracy, in a table, a picture and a page."""
     from clipmerge.api.sweep import SweepRequest, check_sweep, write_sweep
     from clipmerge.images import Columns
-    from clipmerge.images.dataset import check_templates
+    from clipmerge.images.prompts import check_templates
     from clipmerge.planning.recipe import load_recipe
     from clipmerge.request import Calibration
 

@@ -12,7 +12,8 @@ from clipmerge.distributed import accelerator_for, together
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.families import family_of, tower_of
 from clipmerge.files.paths import local_path
-from clipmerge.images.dataset import LabelledImages, batch_size_for, load_images, pixel_batches
+from clipmerge.images.batches import batch_size_for, read_batches
+from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.zero_shot import class_embeddings
 
@@ -72,14 +73,11 @@ def zero_shot_accuracy(
     accelerator = accelerator_for(device)
     model.module.to(accelerator.device)
     classes = class_embeddings(model, images.class_names, templates, accelerator.device)
-    positions = list(range(len(images)))
     share = (accelerator.process_index, accelerator.num_processes)
     right, seen = 0, 0
-    for _, pixels, labels in pixel_batches(
-        images, positions, batch_size_for(len(images), batch_size), model.pixels, share=share
-    ):
-        right += int(recognised(model, pixels.to(accelerator.device), labels, classes).sum())
-        seen += len(labels)
+    for batch in read_batches(images, batch_size_for(len(images), batch_size), model.pixels, share=share):
+        right += int(recognised(model, batch.pixels.to(accelerator.device), batch.labels, classes).sum())
+        seen += len(batch)
         if progress:
             progress.advance(seen, len(images))
     with together():

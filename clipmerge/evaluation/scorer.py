@@ -19,7 +19,8 @@ from clipmerge.distributed import together
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import recognised
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.images.dataset import LabelledImages, batch_size_for, pixel_batches
+from clipmerge.images.batches import Batch, batch_size_for, read_batches
+from clipmerge.images.dataset import LabelledImages
 from clipmerge.models import ImageTextModel
 from clipmerge.models.zero_shot import class_embeddings
 
@@ -38,13 +39,12 @@ Move = Callable[[MovingModel], None]
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """One batch of a source: its first image's position, pixels and labels."""
+class _SourceBatch:
+    """One batch of a source, and its first image's position there."""
 
     source: str
     start: int
-    pixels: Tensor
-    labels: Tensor
+    batch: Batch
 
 
 class Scorer:
@@ -99,34 +99,33 @@ class Scorer:
             DataError: If an image cannot be decoded.
             CheckpointError: If a point's weights are not finite.
         """
-        found: list[tuple[str, int, int, list[bool]]] = []
+        outcomes: list[tuple[str, int, int, list[bool]]] = []
         total = len(moves) * sum(map(len, sources.values())) / self._accelerator.num_processes
         done = 0
         for load in loads(self._batches(sources), self._held):
             for number, move in enumerate(moves):
                 move(self._moving)
-                for batch in load:
-                    right = self._recognised(number, batch, sources[batch.source].class_names)
-                    found.append((batch.source, number, batch.start, right))
+                for part in load:
+                    right = self._recognised(number, part.batch, sources[part.source].class_names)
+                    outcomes.append((part.source, number, part.start, right))
                     done += len(right)
                     progress.advance(done, total)
         if self._accelerator.num_processes > 1:
             with together():
-                found = gather_object(found)
+                outcomes = gather_object(outcomes)
         correct = {name: np.zeros((len(moves), len(images)), dtype=np.bool_) for name, images in sources.items()}
-        for name, number, start, right in found:
+        for name, number, start, right in outcomes:
             correct[name][number, start : start + len(right)] = right
         return correct
 
-    def _batches(self, sources: dict[str, LabelledImages]) -> Iterator[_Batch]:
+    def _batches(self, sources: dict[str, LabelledImages]) -> Iterator[_SourceBatch]:
         share = (self._accelerator.process_index, self._accelerator.num_processes)
         for name, images in sources.items():
             size = batch_size_for(len(images), self._batch_size)
-            positions = list(range(len(images)))
-            for place, pixels, labels in pixel_batches(images, positions, size, self._moving.model.pixels, share=share):
-                yield _Batch(name, place * size, pixels, labels)
+            for batch in read_batches(images, size, self._moving.model.pixels, share=share):
+                yield _SourceBatch(name, batch.number * size, batch)
 
-    def _recognised(self, number: int, batch: _Batch, class_names: tuple[str, ...]) -> list[bool]:
+    def _recognised(self, number: int, batch: Batch, class_names: tuple[str, ...]) -> list[bool]:
         device = self._accelerator.device
         classes = self._class_embeddings(number, class_names)
         right: list[bool] = recognised(self._moving.model, batch.pixels.to(device), batch.labels, classes).tolist()
@@ -142,16 +141,16 @@ class Scorer:
         return self._classes[number, names]
 
 
-def loads(batches: Iterable[_Batch], held: int) -> Iterator[list[_Batch]]:
+def loads(batches: Iterable[_SourceBatch], held: int) -> Iterator[list[_SourceBatch]]:
     """Group batches into loads of at most so many bytes, and at least one batch."""
-    load: list[_Batch] = []
+    load: list[_SourceBatch] = []
     size = 0
-    for batch in batches:
-        size += batch.pixels.nbytes
+    for part in batches:
+        size += part.batch.pixels.nbytes
         if load and size > held:
             yield load
-            load, size = [], batch.pixels.nbytes
-        load.append(batch)
+            load, size = [], part.batch.pixels.nbytes
+        load.append(part)
     if load:
         yield load
 

@@ -32,7 +32,9 @@ def head_classes(inputs: Inputs, calibration: Calibration) -> HeadRecord | None:
         inputs: The aligned checkpoints, a head among them.
         calibration: The images, the file with class names, the templates.
     """
-    from clipmerge.images.dataset import check_templates, load_images, read_class_names
+    from clipmerge.images.class_names import read_class_names
+    from clipmerge.images.dataset import load_images
+    from clipmerge.images.prompts import check_templates
 
     templates = check_templates(list(calibration.templates))
     if calibration.source:

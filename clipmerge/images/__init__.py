@@ -1,4 +1,4 @@
-"""Where labelled images come from, one file a kind of source; `clipmerge.images.dataset` names and samples them."""
+"""Labelled images: one file per kind of source; `dataset` loads them, `batches` preprocesses them."""
 
 from clipmerge.images.columns import Columns
 from clipmerge.images.store import Encoded, Labelled, Store

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from clipmerge.errors import DataError
-from clipmerge.images.dataset import class_prompts
+from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel
 
 # Prompts that are embedded at once.

@@ -11,7 +11,7 @@ from clipmerge.calibration.prompts import Prompts
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.images.dataset import class_prompts
+from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel
 from clipmerge.models.zero_shot import class_embeddings, refuse_one_prompt
 from tests.support.command import clipmerge, refused

@@ -16,14 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipmerge.errors import DataError, UsageError
-from clipmerge.images.dataset import (
-    balanced_sample,
-    batch_size_for,
-    check_templates,
-    class_prompts,
-    load_images,
-    read_class_names,
-)
+from clipmerge.images.batches import batch_size_for
+from clipmerge.images.class_names import read_class_names
+from clipmerge.images.dataset import load_images
+from clipmerge.images.prompts import check_templates, class_prompts
+from clipmerge.images.sampling import balanced_sample
 from tests.support.command import clipmerge, refused
 from tests.support.image_files import png, save_plain_parquet
 

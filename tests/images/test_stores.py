@@ -19,8 +19,9 @@ from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.images import Columns
-from clipmerge.images.dataset import balanced_sample, candidate_positions, load_images
+from clipmerge.images.dataset import load_images
 from clipmerge.images.overlap import Fingerprints, check_overlap, find_overlap
+from clipmerge.images.sampling import balanced_sample, candidate_positions
 from tests.support.command import clipmerge, refused
 from tests.support.image_files import NAMES, png, save_hub_parquet, save_plain_parquet, save_tar
 

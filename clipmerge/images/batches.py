@@ -1,0 +1,91 @@
+"""Batches of labelled images: decoded, preprocessed and dealt out to processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from clipmerge.images.dataset import LabelledImages
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+    from torch import Tensor
+
+# A batch is the unit of the bootstrap, so there should be a few of them even when images are scarce.
+_LARGEST_BATCH = 128
+_FEWEST_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of preprocessed images.
+
+    Attributes:
+        number: Its place among all processes' batches.
+        pixels: (batch, 3, height, width), float32.
+        labels: (batch,), class indices, int64.
+    """
+
+    number: int
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        return Batch(self.number, self.pixels.to(device), self.labels.to(device))
+
+    def pieces(self, size: int | None) -> list[Batch]:
+        """Cut the batch into runs of at most ``size`` images; ``None`` leaves it whole."""
+        if size is None or size >= len(self):
+            return [self]
+        import torch
+
+        parts = zip(torch.split(self.pixels, size), torch.split(self.labels, size), strict=True)
+        return [Batch(self.number, pixels, labels) for pixels, labels in parts]
+
+
+def batch_size_for(images: int, wanted: int | None) -> int:
+    """Choose the batch size: at most 128, and small enough for eight batches.
+
+    Example:
+        >>> batch_size_for(1024, None), batch_size_for(160, None), batch_size_for(160, 64)
+        (128, 20, 64)
+    """
+    return wanted or max(1, min(_LARGEST_BATCH, -(-images // _FEWEST_BATCHES)))
+
+
+def read_batches(
+    images: LabelledImages,
+    batch_size: int,
+    to_pixels: Callable[[list[Image]], Tensor],
+    *,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Decode and preprocess images, batch by batch, in their order.
+
+    Args:
+        images: The images; all are used.
+        batch_size: Images per batch; the last may be smaller.
+        to_pixels: The checkpoint's own preprocessing, RGB images -> (batch, 3, height, width) float32.
+        share: This process's index and the number of processes; batches are dealt out in turn.
+
+    Yields:
+        This process's batches, on the CPU.
+
+    Raises:
+        DataError: If an image cannot be decoded.
+    """
+    import torch
+
+    rank, world = share
+    for number, start in enumerate(range(0, len(images), batch_size)):
+        if number % world == rank:
+            positions = range(start, min(start + batch_size, len(images)))
+            pixels = to_pixels([images.image(position) for position in positions])
+            yield Batch(number, pixels, torch.tensor([images.labels[position] for position in positions]))

@@ -1,0 +1,122 @@
+"""Class names: the source's own, or read from a file, and checked."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from clipmerge.errors import DataError, shorten
+from clipmerge.images.store import Labelled
+
+_WORDNET = re.compile(r"n\d{8}")
+
+
+def names_of(source: str, opened: Labelled, classes: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name a source's classes.
+
+    Args:
+        source: What the user wrote, for messages.
+        opened: The source.
+        classes: File with class names; ``None`` for the source's own, with spaces for underscores.
+
+    Returns:
+        One name per class, and notes for the user.
+
+    Raises:
+        DataError: If the classes are bare numbers, or the names do not fit them.
+    """
+    if classes is not None:
+        names = read_class_names(classes, list(opened.classes), numbered=not opened.named)
+        return names, _shared(str(classes), names)
+    if not opened.named:
+        beyond = len(opened.classes) > len(opened.labels)
+        ids = "; if they are ids, name the column of the labels with --label-column" if beyond else ""
+        raise DataError(
+            f"{source}: its labels are the numbers 0 to {len(opened.classes) - 1} without names; pass a file with the "
+            f"names with --classes, one a line{ids}"
+        )
+    names = tuple(name.replace("_", " ") for name in opened.classes)
+    for name in names:
+        if not _is_utf8(name):
+            raise DataError(
+                f"{source}: class {name!a} has a name that is not UTF-8; rename it, or pass names with --classes"
+            )
+    notes = _shared(source, names)
+    if all(_WORDNET.fullmatch(name) for name in opened.classes):
+        notes += (f"{source}: the classes are WordNet ids, which CLIP does not know; pass their names with --classes",)
+    return names, notes
+
+
+def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Note names that several classes share; ImageNet lists in common use have some, so it is not an error."""
+    shared = [name for name, count in Counter(name.strip() for name in names).items() if count > 1]
+    if not shared:
+        return ()
+    names_shown = shorten(map(repr, shared))
+    return (f"{source}: names more than one class {names_shown}; a model takes the first of them for all",)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file's name in another encoding, or a lone surrogate in JSON
+        return False
+    return True
+
+
+def read_class_names(path: Path, classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:
+    """Read class names.
+
+    Args:
+        path: Text with one name per line in the order of the classes, or ``class<TAB>name`` lines; or JSON, a list or
+            an object with names by class.
+        classes: What the source calls its classes, in its order: folders sorted, a table's own order, numbers from 0.
+        numbered: Whether classes are numbers, so that there may be more names than numbers seen.
+
+    Returns:
+        One name per class.
+
+    Raises:
+        DataError: If it cannot be read, or names do not fit the classes or are not texts.
+    """
+    data = _parsed_names(path)
+    if isinstance(data, dict):
+        missing = [name for name in classes if name not in data]
+        if missing:
+            raise DataError(f"{path}: has no name for {len(missing)} classes: {shorten(missing)}")
+        data = [data[name] for name in classes]
+    names: list[Any] = data if isinstance(data, list) else []
+    if numbered and 0 < len(names) < len(classes):
+        raise DataError(
+            f"{path}: label {len(classes) - 1} has no name, it has {len(names)}; give one name a class, or name the "
+            "column of the labels with --label-column"
+        )
+    if len(names) < len(classes) or (len(names) > len(classes) and not numbered):
+        raise DataError(
+            f"{path}: has {len(names)} class names, there are {len(classes)} classes; give one name a class"
+        )
+    return _checked_names(path, names)
+
+
+def _parsed_names(path: Path) -> Any:
+    """Parse a file of names: a list of names in order, or names by class."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
+        data: Any = json.loads(text) if path.suffix == ".json" else None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as class names ({error})") from None
+    if data is None:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return dict(line.split("\t", 1) for line in lines) if lines and all("\t" in x for x in lines) else lines
+    return data
+
+
+def _checked_names(path: Path, names: list[Any]) -> tuple[str, ...]:
+    for name in names:
+        if not (isinstance(name, str) and name.strip() and _is_utf8(name)):
+            raise DataError(f"{path}: {json.dumps(name)[:60]} is no class name; write a text for each class")
+    return tuple(names)

@@ -1,0 +1,69 @@
+"""Samples with classes as balanced as possible, read in few blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
+    """Sample images with classes as balanced as possible, shuffled.
+
+    Args:
+        labels: Class index of each image.
+        count: Images wanted; all when there are fewer.
+        seed: Seed; the same seed and labels give the same sample.
+
+    Returns:
+        Positions, shuffled.
+
+    Example:
+        >>> sorted(balanced_sample((0, 0, 0, 0, 1), 3, seed=0)[:3])[-1]
+        4
+    """
+    rng = np.random.default_rng(seed)
+    by_class: dict[int, list[int]] = {}
+    for position in rng.permutation(len(labels)).tolist():
+        by_class.setdefault(labels[position], []).append(position)
+    rounds = max((len(positions) for positions in by_class.values()), default=0)
+    picked = [
+        by_class[label][turn] for turn in range(rounds) for label in sorted(by_class) if turn < len(by_class[label])
+    ]
+    picked = picked[:count]
+    return [picked[i] for i in rng.permutation(len(picked)).tolist()]
+
+
+def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count: int, seed: int) -> list[int]:
+    """List positions to sample from, in as few blocks as give every class its share of a balanced sample.
+
+    Blocks are visited in a seeded order, and one is taken when it holds a class that still lacks images. A sample of
+    the result has as many images per class as a sample of everything.
+
+    Args:
+        labels: Class index of each image.
+        blocks: Block of each image; empty where images are read singly, and everything is a candidate.
+        count: Images wanted.
+        seed: Seed of the order.
+
+    Returns:
+        Positions, ascending.
+
+    Example:
+        >>> candidate_positions((0, 0, 1, 1, 0, 1), (0, 0, 0, 1, 1, 1), 2, seed=0)
+        [3, 4, 5]
+    """
+    if not blocks or count >= len(labels):
+        return list(range(len(labels)))
+    classes, places = np.asarray(labels), np.asarray(blocks)
+    sizes = np.bincount(classes)
+    rounds = next(turn for turn in range(1, len(labels) + 1) if np.minimum(sizes, turn).sum() >= count)
+    lacking = np.minimum(sizes, rounds)
+    taken = []
+    for block in np.random.default_rng([seed, len(labels)]).permutation(places[-1] + 1):
+        here = np.bincount(classes[np.searchsorted(places, block) : np.searchsorted(places, block, "right")])
+        here = np.pad(here, (0, len(sizes) - len(here)))
+        if not (lacking > 0).any():
+            break
+        if ((here > 0) & (lacking > 0)).any():
+            lacking = lacking - here
+            taken.append(block)
+    return [int(position) for position in np.flatnonzero(np.isin(places, taken))]
