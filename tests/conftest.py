@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from benchmarks.shifts.experiment import TrainedPair
 
-os.environ.setdefault("HF_HUB_OFFLINE", "0")
+os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.api.demo import run_demo
-from clipmerge.cli import app
 from clipmerge.progress import Silent
-from tests.support.command_line import invoke
+from tests.support.command import clipmerge
 
 pytestmark = pytest.mark.slow
 
@@ -54,9 +53,9 @@ def test_the_printed_command_runs_and_its_output_loads(demo: dict[str, str], tmp
     assert program == "clipmerge"
     output = tmp_path / "merged"
     arguments[-1] = str(output)
-    code, out, err = invoke(app, [*arguments, "--format", "json"])
-    assert code == 0, err
-    assert json.loads(out)["recipe"]["method"]["name"] == "learned"
+    ended = clipmerge(*arguments, "--format", "json")
+    assert ended.code == 0, ended.err
+    assert ended.json["recipe"]["method"]["name"] == "learned"
     model, info = CLIPModel.from_pretrained(output, output_loading_info=True)
     assert not any(info.values())
     assert len(CLIPProcessor.from_pretrained(output).tokenizer(["a photo of a zero."]).input_ids[0]) > 3

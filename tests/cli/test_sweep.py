@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipmerge.cli import app
 from clipmerge.cli.sweep import parse_alphas
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.scorer import write_correct
 from tests.support.command import clipmerge, refused
-from tests.support.command_line import invoke
 from tests.support.tiny_clip import save_images
 
-Inputs = tuple[Path, Path]
+Pair = tuple[Path, Path]
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +70,10 @@ def test_alphas_must_be_finite(text: str) -> None:
 @pytest.mark.parametrize("flag", ["--id", "--ood"])
 def test_a_name_that_no_tensor_can_have_is_refused(flag: str, name: str, said: str, tmp_path: Path) -> None:
     words = [arg for each in ("--id", "--ood") for arg in (each, f"{name if each == flag else 'x'}={tmp_path}")]
-    code, _, err = invoke(app, ["sweep", "a", "b", *words, "-o", str(tmp_path / "out")])
-    assert code == 2
-    assert f"a source cannot be named {said}" in err
-    assert len(err.splitlines()) == 1
+    ended = clipmerge("sweep", "a", "b", *words, "-o", str(tmp_path / "out"))
+    assert ended.code == 2
+    assert f"a source cannot be named {said}" in ended.err
+    assert len(ended.err.splitlines()) == 1
     with pytest.raises(UsageError, match="cannot be named"):
         write_correct(tmp_path / "correct.safetensors", {name: np.zeros((1, 2), dtype=np.bool_)})
     assert list(tmp_path.iterdir()) == []
@@ -83,7 +81,7 @@ def test_a_name_that_no_tensor_can_have_is_refused(flag: str, name: str, said: s
 
 @pytest.mark.parametrize("flag", ["--id", "--ood", "--data"])
 def test_an_output_among_the_images_is_refused(
-    pair: Inputs, images: Path, shifted: Path, tmp_path: Path, flag: str
+    pair: Pair, images: Path, shifted: Path, tmp_path: Path, flag: str
 ) -> None:
     source = save_images(tmp_path / "images", each=2, seed=9)
     sources = {"--id": f"val={images}", "--ood": f"far={shifted}"} | {flag: str(source)}
@@ -95,7 +93,7 @@ def test_an_output_among_the_images_is_refused(
 
 
 @pytest.mark.parametrize("command", ["merge", "sweep", "plan", "convert"])
-def test_a_name_that_is_too_long_is_one_line(pair: Inputs, images: Path, tmp_path: Path, command: str) -> None:
+def test_a_name_that_is_too_long_is_one_line(pair: Pair, images: Path, tmp_path: Path, command: str) -> None:
     output = tmp_path / ("x" * 300)
     words = {
         "merge": ["merge", *pair, "--recipe", "wise-ft", "-o", output],
@@ -108,25 +106,25 @@ def test_a_name_that_is_too_long_is_one_line(pair: Inputs, images: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def arguments(pair: Inputs, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:
+def arguments(pair: Pair, images: Path, shifted: Path, output: Path, *more: str) -> list[str]:
     words = ["sweep", *map(str, pair), "--id", f"val={images}", "--ood", f"far={shifted}", "--alphas", "0,1"]
     return [*words, "--output", str(output), *more]
 
 
-def test_json_is_all_that_stdout_carries(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
-    code, out, err = invoke(app, arguments(pair, images, shifted, tmp_path / "out", "--format", "json"))
-    assert code == 0, err
-    record = json.loads(out)
+def test_json_is_all_that_stdout_carries(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+    ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "out", "--format", "json"))
+    assert ended.code == 0, ended.err
+    record = ended.json
     assert set(record["curve"][0]["accuracy"]) == {"val", "far"}
     assert record["output"] == str(tmp_path / "out")
 
 
-def test_quiet_is_quiet_and_human_has_a_row_a_point(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
-    code, out, _ = invoke(app, arguments(pair, images, shifted, tmp_path / "q", "--format", "quiet"))
-    assert (code, out) == (0, "")
-    code, out, _ = invoke(app, arguments(pair, images, shifted, tmp_path / "h", "--recipe", "lines"))
-    assert code == 0
-    heads = [line.split("  ")[0] for line in out.splitlines()]
+def test_quiet_is_quiet_and_human_has_a_row_a_point(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+    ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "q", "--format", "quiet"))
+    assert (ended.code, ended.out) == (0, "")
+    ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "h", "--recipe", "lines"))
+    assert ended.code == 0
+    heads = [line.split("  ")[0] for line in ended.out.splitlines()]
     assert [head for head in heads if head.startswith(("alpha", "lines"))] == [
         "alpha 0 (zero-shot)",
         "alpha 1 (fine-tuned)",
@@ -134,24 +132,24 @@ def test_quiet_is_quiet_and_human_has_a_row_a_point(pair: Inputs, images: Path, 
     ]
 
 
-def test_a_refusal_is_one_line_and_leaves_nothing(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_a_refusal_is_one_line_and_leaves_nothing(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
     more = ["--data", str(shifted), "--recipe", "straggler-sparse"]
-    code, out, err = invoke(app, arguments(pair, images, shifted, tmp_path / "out", *more))
-    assert code == 2
-    assert out == ""
-    assert err.startswith("error: --ood far: 21 images are also in the calibration source")
-    assert len(err.splitlines()) == 1
+    ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "out", *more))
+    assert ended.code == 2
+    assert ended.out == ""
+    assert ended.err.startswith("error: --ood far: 21 images are also in the calibration source")
+    assert len(ended.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_names_alike_are_refused(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
-    code, _, err = invoke(app, arguments(pair, images, shifted, tmp_path / "out", "--ood", f"far={images}"))
-    assert code == 2
-    assert "two --ood have the same name" in err
+def test_two_names_alike_are_refused(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
+    ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "out", "--ood", f"far={images}"))
+    assert ended.code == 2
+    assert "two --ood have the same name" in ended.err
 
 
 @pytest.mark.slow
-def test_two_processes_find_the_same(pair: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
+def test_two_processes_find_the_same(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
     words = [
         *arguments(pair, images, shifted, tmp_path / "out"),
         "--data",
@@ -164,9 +162,9 @@ def test_two_processes_find_the_same(pair: Inputs, images: Path, shifted: Path, 
     ended = subprocess.run([*launch, "-m", "clipmerge", *words], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     two = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    code, out, err = invoke(app, [*words, "--overwrite", "--format", "json"])
-    assert code == 0, err
-    one = json.loads(out)
+    ended = clipmerge(*words, "--overwrite", "--format", "json")
+    assert ended.code == 0, ended.err
+    one = ended.json
     for record in (one, two):
         for key in ("seconds", "command"):
             record.pop(key)
@@ -174,7 +172,7 @@ def test_two_processes_find_the_same(pair: Inputs, images: Path, shifted: Path, 
 
 
 @pytest.mark.parametrize("what", ["--ood", "--recipe"])
-def test_overwrite_deletes_nothing_that_is_read(pair: Inputs, images: Path, tmp_path: Path, what: str) -> None:
+def test_overwrite_deletes_nothing_that_is_read(pair: Pair, images: Path, tmp_path: Path, what: str) -> None:
     output = tmp_path / "swept"
     output.mkdir()
     (output / "sweep.json").write_text("{}")

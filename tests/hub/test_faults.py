@@ -23,7 +23,7 @@ from tests.support.hub_double.store import Repo
 from tests.support.image_files import save_hub_parquet, save_tar
 from tests.support.merged_output import save_output
 
-Inputs = tuple[Path, Path]
+Pair = tuple[Path, Path]
 TIMEOUT = 0.3  # seconds a request may wait
 PATIENCE = 15.0  # seconds that a command may take in all, whatever a request does: several tries of several requests
 
@@ -154,7 +154,7 @@ class Bench:
 
     hub: FakeHub
     folder: Path
-    pair: Inputs
+    pair: Pair
     merged: Path
     made: list[Path] = field(default_factory=list)
 
@@ -165,10 +165,10 @@ class Bench:
         arguments: dict[str, tuple[object, ...]] = {
             "push": ("push", self.merged, "alice/robust"),
             "merge": merge,
-            "merge --push": ("merge", *self.inputs, "-r", "wise-ft", "-o", out, "--push", "alice/robust"),
+            "merge --push": ("merge", *self.pair, "-r", "wise-ft", "-o", out, "--push", "alice/robust"),
             "inspect": ("inspect", "acme/tuned"),
-            "plan": ("plan", *self.inputs, "-r", "straggler-sparse", "--data", cars, "--images", "6", "-o", plan),
-            "evaluate": ("evaluate", self.inputs[0], "--data", f"test={cars}"),
+            "plan": ("plan", *self.pair, "-r", "straggler-sparse", "--data", cars, "--images", "6", "-o", plan),
+            "evaluate": ("evaluate", self.pair[0], "--data", f"test={cars}"),
         }
         return clipmerge(*arguments[command])
 
@@ -183,7 +183,7 @@ def cars(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Inputs, cars: bytes) -> Iterator[Bench]:
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair, cars: bytes) -> Iterator[Bench]:
     monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
     (tmp_path / "work").mkdir()
     merged = save_output(pair[1], tmp_path / "work" / "merged")

@@ -25,7 +25,7 @@ from clipmerge.images.sampling import balanced_sample, candidate_positions
 from tests.support.command import clipmerge, refused
 from tests.support.image_files import NAMES, png, save_hub_parquet, save_plain_parquet, save_tar
 
-Inputs = tuple[Path, Path]
+Pair = tuple[Path, Path]
 
 
 def pixels(content: bytes) -> bytes:
@@ -335,7 +335,7 @@ def test_many_labels_are_asked_about(tmp_path: Path) -> None:
 # --- from the command line ---
 
 
-def test_a_merge_measures_the_same_on_a_folder_a_table_and_a_tar(pair: Inputs, tmp_path: Path) -> None:
+def test_a_merge_measures_the_same_on_a_folder_a_table_and_a_tar(pair: Pair, tmp_path: Path) -> None:
     for name in ("bird", "dog"):
         (tmp_path / "f" / name).mkdir(parents=True)
     labels = [k % 2 for k in range(12)]
@@ -359,7 +359,7 @@ def test_a_merge_measures_the_same_on_a_folder_a_table_and_a_tar(pair: Inputs, t
     assert losses[0] == pytest.approx(losses[2], abs=1e-5)
 
 
-def test_evaluate_takes_named_columns_and_says_what_it_read(pair: Inputs, tmp_path: Path) -> None:
+def test_evaluate_takes_named_columns_and_says_what_it_read(pair: Pair, tmp_path: Path) -> None:
     columns = {"image": [png(k) for k in range(6)], "kind": list(NAMES) * 2}
     path = save_plain_parquet(tmp_path / "x.parquet", columns)
     told = clipmerge("evaluate", pair[0], "--data", f"t={path}", "--format", "json", "--label-column", "kind")

@@ -11,7 +11,7 @@ from huggingface_hub import constants
 
 from clipmerge.errors import HubError
 from clipmerge.hub import download as hub_module
-from clipmerge.publish import push
+from clipmerge.publish.push import push
 from tests.support.hub_double import FakeHub, serving
 from tests.support.merged_output import save_output
 

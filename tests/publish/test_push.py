@@ -255,7 +255,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from clipmerge.errors import ClipmergeError
-from clipmerge.publish import push
+from clipmerge.publish.push import push
 try:
     print(push(Path(sys.argv[1]), sys.argv[2]).commit)
 except ClipmergeError as error:
