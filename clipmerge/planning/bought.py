@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from clipmerge.planning.frozen import Frozen
 
+#: Share of the intervals that hold the true value.
+LEVEL = 0.95
+#: Loss of accuracy, in points, beyond which there is a warning.
+MAX_LOSS = 3.0
+
 ShareOfImages = Annotated[float, Field(ge=0, le=1)]
+DifferenceOfShares = Annotated[float, Field(ge=-1, le=1)]
+#: What to do with the merged model; `docs/verdict.md` has the rules.
+Recommendation = Literal["use", "prefer-finetuned", "prefer-zeroshot", "either", "too-few-images"]
 
 
 class Estimate(Frozen):
@@ -23,35 +31,89 @@ class Estimate(Frozen):
     interval: tuple[ShareOfImages, ShareOfImages]
 
 
+class Difference(Frozen):
+    """The difference of two models' shares of the same images, with its interval.
+
+    Attributes:
+        value: From -1 to 1.
+        interval: Lower and upper bound, from -1 to 1.
+    """
+
+    value: DifferenceOfShares
+    interval: tuple[DifferenceOfShares, DifferenceOfShares]
+
+
 class ModelAccuracy(Frozen):
     """The accuracy of one model on the held-back images.
 
     Attributes:
         clean: On the images as they are.
-        corrupted: On the same images under the robustness probe; ``None`` where it did not run.
+        corrupted: On the same images under the robustness probe, the mean over its corruptions.
+        corruptions: Accuracy under each corruption of the probe, by its name.
     """
 
     clean: Estimate
-    corrupted: Estimate | None = None
+    corrupted: Estimate
+    corruptions: dict[str, Estimate]
+
+
+class Gain(Frozen):
+    """The merged model's accuracy minus another's, compared image by image.
+
+    Attributes:
+        clean: On the images as they are.
+        corrupted: Under the robustness probe.
+    """
+
+    clean: Difference
+    corrupted: Difference
 
 
 class Bought(Frozen):
     """What the merge bought, measured on images that took no part in the decision.
 
     Attributes:
+        source: Where the images are from, as the user wrote it.
+        revision: The commit that a data set of the Hub resolved to.
         images: Number of held-back images.
+        classes: Number of classes to choose from.
+        classes_without_images: Classes that none of the held-back images shows.
+        classes_with_one_image: Classes that one of the held-back images shows.
+        corruptions_per_image: Corruptions of the probe that each image was put through.
         level: Confidence level of every interval, such as 0.95.
+        max_loss: Loss of accuracy, in points, beyond which there is a warning.
         zeroshot: Accuracy of the zero-shot model.
         finetuned: Accuracy of each fine-tuned model, in the order given.
+        reference: Place among them of the most accurate one, which the merged model is compared with.
         merged: Accuracy of the merged model.
+        over_finetuned: The merged model against that fine-tuned model.
+        over_zeroshot: The merged model against the zero-shot model.
         agreement: Share of the images that the merged and the zero-shot model classify alike.
+        recommendation: What to do with the merged model.
+        verdict: The numbers that matter and the recommendation, in one or two sentences.
+        reason: What the recommendation rests on, in one sentence.
         warnings: Conclusions that the user should know, one line each.
+        plan: Digest of the plan that was measured, see `clipmerge.planning.plan.Plan.digest`.
     """
 
+    source: str
+    revision: str | None = None
     images: Annotated[int, Field(ge=1)]
-    level: Annotated[float, Field(gt=0, lt=1)]
+    classes: Annotated[int, Field(ge=1)]
+    classes_without_images: Annotated[int, Field(ge=0)]
+    classes_with_one_image: Annotated[int, Field(ge=0)]
+    corruptions_per_image: Annotated[int, Field(ge=1)]
+    level: Annotated[float, Field(gt=0, lt=1)] = LEVEL
+    max_loss: Annotated[float, Field(ge=0)] = MAX_LOSS
     zeroshot: ModelAccuracy
     finetuned: tuple[ModelAccuracy, ...] = Field(min_length=1)
+    reference: Annotated[int, Field(ge=0)] = 0
     merged: ModelAccuracy
+    over_finetuned: Gain
+    over_zeroshot: Gain
     agreement: Estimate
+    recommendation: Recommendation
+    verdict: str
+    reason: str
     warnings: tuple[str, ...] = ()
+    plan: str = ""

@@ -6,6 +6,7 @@ tensors that it needs (saliency scores, learned coefficients) lie in a safetenso
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from clipmerge.errors import PlanError, RecipeError, did_you_mean
+from clipmerge.planning.bought import Bought
 from clipmerge.planning.frozen import Frozen
 from clipmerge.planning.recipe import Recipe
 from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
@@ -154,6 +156,7 @@ class CalibrationRecord(Frozen):
         source: What the user wrote.
         revision: The commit that a data set of the Hub resolved to.
         images: How many were drawn.
+        requested: How many were asked for; ``None`` in plans that do not say.
         classes: How many classes they have.
         batch_size: Images a batch.
         templates: Prompt templates.
@@ -163,6 +166,7 @@ class CalibrationRecord(Frozen):
     source: str
     revision: str | None = None
     images: int
+    requested: int | None = None
     classes: int
     batch_size: int
     templates: tuple[str, ...]
@@ -199,6 +203,7 @@ class Plan(Frozen):
         stragglers: Layers found to be stragglers.
         straggler_scores: Layer to ``{"z": ..., "stability": ...}``.
         verdict: The decision in a sentence.
+        bought: What the merge bought, measured on images that the decision did not see.
         measurements: What the decision rests on.
         calibration: The images that were measured on.
         seed: Seed of the sample, the bootstrap and the random masks.
@@ -219,6 +224,7 @@ class Plan(Frozen):
     stragglers: tuple[str, ...] = ()
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
     verdict: str = ""
+    bought: Bought | None = None
     measurements: Measurements | None = None
     calibration: CalibrationRecord | None = None
     seed: int = 0
@@ -227,6 +233,13 @@ class Plan(Frozen):
     def to_json(self) -> str:
         """Write the plan as indented JSON, one key order always."""
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """Hash of all in the plan that decides the weights, given the same inputs and tensors; no reasons or results."""
+        what = self.model_dump(mode="json", include={"weights", "combine", "dtype", "missing", "head", "seed"})
+        layers = {name: layer.model_dump(mode="json", exclude={"reason"}) for name, layer in self.layers.items()}
+        return hashlib.sha256(json.dumps([what, layers], sort_keys=True).encode()).hexdigest()
 
     def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
         """Check the plan against the layers there are, and its mask rules against the masks.

@@ -1,0 +1,57 @@
+"""Intervals against an independent library, and their promise against every outcome there can be."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest, bootstrap
+
+from clipmerge.evaluation.intervals import paired, wilson
+
+
+@given(st.integers(1, 300).flatmap(lambda images: st.tuples(st.integers(0, images), st.just(images))))
+def test_wilson_is_scipys(counts: tuple[int, int]) -> None:
+    right, images = counts
+    expected = binomtest(right, images).proportion_ci(confidence_level=0.95, method="wilson")
+    assert wilson(right / images, images) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@given(st.floats(0, 1), st.integers(1, 500))
+def test_wilson_holds_the_share_it_was_measured_from(share: float, images: int) -> None:
+    low, high = wilson(share, images)
+    assert 0 <= low <= share <= high <= 1
+
+
+@pytest.mark.parametrize("images", [5, 10, 20, 50])
+@pytest.mark.parametrize(("better", "worse"), [(0.02, 0.05), (0.1, 0.1), (0.05, 0.3), (0.001, 0.01)])
+def test_the_paired_interval_has_its_level_over_every_outcome(images: int, better: float, worse: float) -> None:
+    covered = 0.0
+    for plus in range(images + 1):
+        for minus in range(images + 1 - plus):
+            same = images - plus - minus
+            ways = math.factorial(images) // (math.factorial(plus) * math.factorial(minus) * math.factorial(same))
+            low, high = paired(np.repeat([1.0, -1.0, 0.0], [plus, minus, same]))
+            if low <= better - worse <= high:
+                covered += ways * better**plus * worse**minus * (1 - better - worse) ** same
+    assert covered >= 0.95
+
+
+def test_the_paired_interval_is_the_bootstraps_where_images_are_many() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.choice([-1.0, -0.5, 0.0, 0.5, 1.0], size=2000, p=[0.02, 0.05, 0.8, 0.08, 0.05])
+    expected = bootstrap((differences,), np.mean, method="percentile", rng=rng, n_resamples=4000).confidence_interval
+    assert paired(differences) == pytest.approx((expected.low, expected.high), abs=0.001)
+
+
+def test_models_that_never_differ_may_still_differ_on_other_images() -> None:
+    low, high = paired(np.zeros(20))
+    assert low < -0.1 < 0.1 < high
+
+
+def test_the_paired_interval_stays_inside_what_a_difference_can_be() -> None:
+    assert paired(np.ones(2))[1] <= 1
+    assert paired(-np.ones(2))[0] >= -1
