@@ -236,7 +236,7 @@ class Plan(Frozen):
 
     @property
     def digest(self) -> str:
-        """Hash of all in the plan that decides the weights, given the same inputs and tensors; no reasons or results."""
+        """Hash of all that decides the merged weights, given the same inputs and tensors."""
         what = self.model_dump(mode="json", include={"weights", "combine", "dtype", "missing", "head", "seed"})
         layers = {name: layer.model_dump(mode="json", exclude={"reason"}) for name, layer in self.layers.items()}
         return hashlib.sha256(json.dumps([what, layers], sort_keys=True).encode()).hexdigest()
