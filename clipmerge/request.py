@@ -9,17 +9,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.images import Columns
+from clipmerge.planning.choices import Device, OutputDtype
 from clipmerge.planning.plan import HeadRecord, Plan, SourceRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Progress
-
-Device = Literal["auto", "cpu", "cuda", "mps"]
-OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)

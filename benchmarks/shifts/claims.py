@@ -20,7 +20,7 @@ from clipmerge.api.sweep import ALPHAS, Point
 from clipmerge.evaluation.tradeoff import height, interval
 from clipmerge.methods import Task
 from clipmerge.methods._stragglers import find_stragglers
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 
 _LOG = logging.getLogger("benchmarks")
 DRAWS = 300

@@ -31,7 +31,9 @@ from clipmerge.evaluation.scorer import Scorer
 from clipmerge.images.dataset import load_images
 from clipmerge.images.prompts import DEFAULT_TEMPLATE
 from clipmerge.models.building import build_model
-from clipmerge.planning.plan import LayerPlan, Measurements, Plan
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run

@@ -15,7 +15,7 @@ from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import load_images
 from clipmerge.images.prompts import check_templates, class_prompts
 from clipmerge.models.building import build_model
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 
 if TYPE_CHECKING:

@@ -18,15 +18,9 @@ from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, head_classe
 from clipmerge.files.paths import local_path
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import (
-    CalibrationRecord,
-    LayerPlan,
-    Measurements,
-    Plan,
-    SourceRecord,
-    TensorsRecord,
-    read_plan,
-)
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.plan import CalibrationRecord, Plan, SourceRecord, TensorsRecord, read_plan
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors, check_coefficients, with_coefficients
 from clipmerge.plugins import load_plugin, takes_several

@@ -24,10 +24,12 @@ from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.overlap import check_overlap
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
-from clipmerge.planning.plan import LayerPlan, Plan
+from clipmerge.planning.choices import OutputDtype
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Progress, Silent
-from clipmerge.request import Calibration, OutputDtype
+from clipmerge.request import Calibration
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.errors import MeasureError
 from clipmerge.merging.tensor import merge_tensor
-from clipmerge.planning.plan import Mixture
+from clipmerge.planning.measurements import Mixture
 
 
 @torch.no_grad()

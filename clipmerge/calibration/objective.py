@@ -26,7 +26,7 @@ from clipmerge.images.batches import Batch as Batch
 from clipmerge.layers import block_of
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.zero_shot import averaged
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 
 # Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
 FORWARD, GRADIENT, HESSIAN = 1, 3, 6

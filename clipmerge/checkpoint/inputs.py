@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.compare import is_incidental, what_happens
 from clipmerge.checkpoint.converted import in_one_layout
@@ -16,11 +16,10 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family, family_of, is_buffer, known_keys, tower_of
 from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
 from clipmerge.layers import HEAD
+from clipmerge.planning.choices import Missing
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
 
 _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 

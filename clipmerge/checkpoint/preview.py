@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmerge.checkpoint.inputs import Missing, align_checkpoints
+from clipmerge.checkpoint.inputs import align_checkpoints
 from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.quantised import refuse_quantised
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.files.paths import local_path
 from clipmerge.files.safetensors import DTYPES, FLOATS, TensorEntry
+from clipmerge.planning.choices import Missing
 
 # Files of weights that can be compared as they are, and what describes them.
 _CONFIGS = {

@@ -7,15 +7,16 @@ import shlex
 import sys
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from clipmerge.cli._terminal import Format
 from clipmerge.errors import UsageError
+from clipmerge.planning.choices import Device, OutputDtype
 
-DTYPE_NAMES = ("keep", "float32", "bfloat16", "float16")
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPE_NAMES: tuple[str, ...] = get_args(OutputDtype)
+DEVICES: tuple[str, ...] = get_args(Device)
 
 ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
 FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]

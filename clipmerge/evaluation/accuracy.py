@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from clipmerge.images import Columns
+    from clipmerge.planning.choices import Device
     from clipmerge.progress import Progress
-    from clipmerge.request import Device
 
 
 def load_model(checkpoint: Checkpoint) -> ImageTextModel:

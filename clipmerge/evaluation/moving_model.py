@@ -17,9 +17,9 @@ from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.merging.stream import contents_of, merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.models import ImageTextModel
+from clipmerge.planning.choices import OutputDtype
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
-from clipmerge.request import OutputDtype
 
 
 class MovingModel:

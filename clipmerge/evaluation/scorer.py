@@ -25,8 +25,8 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.zero_shot import class_embeddings
 
 if TYPE_CHECKING:
+    from clipmerge.planning.choices import OutputDtype
     from clipmerge.progress import Progress
-    from clipmerge.request import OutputDtype
 
 #: Whether each image was recognised: shape (points, images).
 Correct = NDArray[np.bool_]

@@ -6,7 +6,7 @@ import torch
 
 from clipmerge.calibration.objective import FORWARD, Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
 
 

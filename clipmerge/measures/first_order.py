@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from clipmerge.calibration.objective import Objective
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Positive
 
 

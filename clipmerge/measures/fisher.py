@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.calibration.objective import Batch, Loss, Objective
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
 
 _ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}

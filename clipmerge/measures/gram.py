@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.calibration.objective import FORWARD, Objective
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 
 _ENDS = {"gram_zeroshot": 0.0, "gram_finetuned": 1.0}
 

@@ -7,7 +7,7 @@ import torch
 from clipmerge.calibration.augmentation import KINDS
 from clipmerge.calibration.learning import Coefficients, Divergence, Goal, Granularity, Losses, learn
 from clipmerge.calibration.objective import Objective
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Augmentation, Count, NonNegative, Positive, Share
 
 

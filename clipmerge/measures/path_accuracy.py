@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipmerge.calibration.mixtures import try_mixture
 from clipmerge.calibration.objective import Objective
-from clipmerge.planning.plan import LossPath, Measurements
+from clipmerge.planning.measurements import LossPath, Measurements
 from clipmerge.plugins import Count
 
 # several fine-tuned checkpoints: the path ends at their average

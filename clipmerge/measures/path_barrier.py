@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipmerge.calibration.objective import Objective
 from clipmerge.errors import MeasureError
-from clipmerge.planning.plan import Check, LossPath, Measurements
+from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 
 # A sharply bent path needs more nodes; past this the trouble is numerical, and is reported.

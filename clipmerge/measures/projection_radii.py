@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipmerge.calibration.learning import Coefficients, Goal, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.measures.learned_coefficients import measured
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count, Positive
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clipmerge.calibration.mixtures import try_mixture
 from clipmerge.calibration.objective import Objective
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 
 SEVERAL = True
 

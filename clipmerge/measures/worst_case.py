@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
 
 Norm = Literal["l2", "linf"]

@@ -20,7 +20,8 @@ from clipmerge.layers import HEAD
 from clipmerge.merging import numpy_chunks as plain_chunks
 from clipmerge.merging.numpy_chunks import Room
 from clipmerge.parallel import side_by_side
-from clipmerge.planning.plan import LayerPlan, Plan
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
 if TYPE_CHECKING:

@@ -25,7 +25,8 @@ from clipmerge.merging.numpy_chunks import (
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import combination, mask_options, merge_tensor, moved, whole_change
 from clipmerge.parallel import one_thread
-from clipmerge.planning.plan import LayerPlan, Plan
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors, coefficients_of_run
 from clipmerge.plugins import load_plugin
 

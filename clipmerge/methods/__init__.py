@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import RecipeError
 from clipmerge.files.finite import require_finite
-from clipmerge.planning.plan import Combination, LayerPlan, Measurements
+from clipmerge.planning.layer_plan import Combination, LayerPlan
+from clipmerge.planning.measurements import Measurements
 
 if TYPE_CHECKING:
     from torch import Tensor

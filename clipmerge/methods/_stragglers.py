@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clipmerge.errors import RecipeError, did_you_mean, shorten
 from clipmerge.layers import block_of
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 
 Array = NDArray[np.float64]
 

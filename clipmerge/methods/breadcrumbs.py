@@ -6,7 +6,7 @@ from typing import Any
 
 from clipmerge.combinations.breadcrumbs import breadcrumbs as combine
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import Combination
+from clipmerge.planning.layer_plan import Combination
 from clipmerge.plugins import Alpha, options_of
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from clipmerge.combinations.della import check_chances
 from clipmerge.combinations.della import della as combine
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import Combination
+from clipmerge.planning.layer_plan import Combination
 from clipmerge.plugins import Alpha, options_of
 
 

@@ -6,7 +6,7 @@ import torch
 
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
-from clipmerge.planning.plan import LayerPlan
+from clipmerge.planning.layer_plan import LayerPlan
 
 
 def model_stock(task: Task) -> Decision:

@@ -12,7 +12,7 @@ from clipmerge.files.finite import require_finite
 from clipmerge.merging.tensor import singular_values
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import side_by_side
-from clipmerge.planning.plan import LayerPlan
+from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Share
 
 

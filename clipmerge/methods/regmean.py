@@ -8,7 +8,7 @@ from torch import Tensor
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import one_thread
-from clipmerge.planning.plan import LayerPlan
+from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Share
 
 # Inputs that the images hardly excite say nothing: this share of the mean keeps the system solvable, and gives alpha.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
 from clipmerge.methods._stragglers import Stragglers, find_stragglers
-from clipmerge.planning.plan import LayerPlan
+from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Alpha, Count, Density, NonNegative, Positive, Share
 
 Mask = Literal["saliency", "magnitude", "random", "random-rescale", "n-m", "weights-random"]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from clipmerge import __version__
 from clipmerge.methods import Task
 from clipmerge.planning.bought import Bought
-from clipmerge.planning.plan import LayerPlan, Plan
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import Plan
 
 if TYPE_CHECKING:
     from clipmerge.request import Run

@@ -1,4 +1,4 @@
-"""What was measured, and what will be done: two frozen records, JSON both ways.
+"""What a merge will do: a frozen model, JSON both ways.
 
 A plan holds numbers and rules, never bits: it can be read, diffed, edited by hand and applied again. The
 tensors that it needs (saliency scores, learned coefficients) lie in a safetensors file beside it, named in it by hash.
@@ -15,123 +15,12 @@ from pydantic import Field, ValidationError
 
 from clipmerge.errors import PlanError, RecipeError, did_you_mean
 from clipmerge.planning.bought import Bought
+from clipmerge.planning.choices import Missing, OutputDtype
 from clipmerge.planning.frozen import Frozen
+from clipmerge.planning.layer_plan import Combination, LayerPlan
+from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import Recipe
-from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
-
-
-class LossPath(Frozen):
-    """Calibration loss along the straight path theta(alpha) = theta_0 + alpha * task_vector.
-
-    Attributes:
-        alphas: Points on the path, ascending, 0, 0.5 and 1 among them.
-        losses: Mean cross-entropy there, in nats.
-    """
-
-    alphas: tuple[float, ...]
-    losses: tuple[float, ...]
-
-
-class Check(Frozen):
-    """A self-test of an attribution: the layers' shares against the whole, measured independently.
-
-    Attributes:
-        sum_of_layers: Sum over the layers.
-        measured: The same quantity from forward passes alone.
-    """
-
-    sum_of_layers: float
-    measured: float
-
-    @property
-    def relative_error(self) -> float:
-        """|sum - measured| / |measured|; infinite when only the latter is zero."""
-        gap = abs(self.sum_of_layers - self.measured)
-        if gap == 0:
-            return 0.0
-        return gap / abs(self.measured) if self.measured else float("inf")
-
-
-class Mixture(Frozen):
-    """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0) of the checkpoints, tried on the calibration images.
-
-    Attributes:
-        weights: One factor a fine-tuned checkpoint.
-        loss: Mean cross-entropy, in nats.
-        accuracy: Share of the images recognised.
-    """
-
-    weights: tuple[float, ...]
-    loss: float
-    accuracy: float
-
-
-class Measurements(Frozen):
-    """What one measure found.
-
-    Attributes:
-        measure: Name of the measure.
-        layers: Layer to statistic to value.
-        batches: Statistic to layer to one value a calibration batch, for the bootstrap.
-        batch_sizes: Images in each of those batches.
-        path: Loss along the path, where the measure walks it.
-        mixtures: The mixtures tried, in order, by measures that try some.
-        checks: Self-tests by statistic.
-        notes: What the user should know, one line each.
-        trace: What a measure that learns saw at every step, by name.
-        coefficients: Parameter to its learned coefficients, float32 on the CPU; never part of the JSON.
-        gradients: Parameter to its mean gradient along the path, float32 on the CPU; never part of the JSON.
-        tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the JSON.
-    """
-
-    measure: str
-    layers: dict[str, dict[str, float]]
-    batches: dict[str, dict[str, tuple[float, ...]]] = Field(default_factory=dict)
-    batch_sizes: tuple[int, ...] = ()
-    path: LossPath | None = None
-    mixtures: tuple[Mixture, ...] = ()
-    checks: dict[str, Check] = Field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
-    coefficients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
-    gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
-    tensors: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
-
-
-class LayerPlan(Frozen):
-    """What one layer gets.
-
-    Attributes:
-        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned. Where there are learned coefficients,
-            their mean.
-        alpha_range: Smallest and largest learned coefficient; they lie beside the plan and are what counts. ``None``
-            for one alpha for the whole layer.
-        density: Share of the task vector kept, in (0, 1].
-        mask: Rule that picks what is kept; ``None`` keeps everything.
-        mask_options: The mask's own options.
-        parameters: Options of the mask for single parameters, by name; they win over ``mask_options``.
-        reason: Why, in words.
-    """
-
-    alpha: Alpha
-    alpha_range: tuple[Alpha, Alpha] | None = None
-    density: Density = 1.0
-    mask: str | None = None
-    mask_options: dict[str, Any] = Field(default_factory=dict)
-    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    reason: str = ""
-
-
-class Combination(Frozen):
-    """How the task vectors of several fine-tuned checkpoints become one, where that is not their weighted sum.
-
-    Attributes:
-        rule: Name of a rule in `clipmerge.combinations`.
-        options: Its options.
-    """
-
-    rule: str
-    options: dict[str, Any] = Field(default_factory=dict)
+from clipmerge.plugins import Alpha, check_options, plugin_names, plugin_options
 
 
 class SourceRecord(Frozen):
@@ -216,8 +105,8 @@ class Plan(Frozen):
     finetuned: tuple[SourceRecord, ...] = Field(min_length=1)
     weights: tuple[Alpha, ...]
     combine: Combination | None = None
-    dtype: Literal["keep", "float32", "bfloat16", "float16"] = "keep"
-    missing: Literal["error", "keep-zeroshot", "keep-finetuned"] = "error"
+    dtype: OutputDtype = "keep"
+    missing: Missing = "error"
     head: HeadRecord | None = None
     layers: dict[str, LayerPlan]
     tensors: TensorsRecord | None = None

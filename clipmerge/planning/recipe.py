@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean, shorten
+from clipmerge.planning.choices import Missing
 from clipmerge.plugins import Alpha, Density, check_options, plainly, plugin_names
 
 _SECTIONS = {"measure": "measures", "method": "methods"}
@@ -50,7 +51,7 @@ class Recipe(BaseModel):
     measure: dict[str, Any] | None = None
     method: dict[str, Any]
     overrides: tuple[Override, ...] = ()
-    missing: Literal["error", "keep-zeroshot", "keep-finetuned"] = "error"
+    missing: Missing = "error"
 
     @property
     def needs_data(self) -> bool:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from clipmerge.errors import PlanError
-from clipmerge.planning.plan import LayerPlan, Plan
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import Plan
 
 if TYPE_CHECKING:
     from torch import Tensor

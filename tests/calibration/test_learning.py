@@ -20,7 +20,7 @@ from clipmerge.errors import MeasureError, RecipeError
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import recipe_text
 from tests.support.command import Outcome, clipmerge
 from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends

@@ -15,7 +15,7 @@ from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge

@@ -14,7 +14,7 @@ import pytest
 
 from clipmerge.api.merge import Calibration, MergeRequest, make_plan
 from clipmerge.calibration.objective import Objective
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin, plugin_names
 from tests.support.measure_everything import SIZES

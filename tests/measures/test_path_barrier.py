@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipmerge.calibration.objective import Objective
 from clipmerge.measures.path_barrier import path_barrier
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 from tests.support.tiny_clip import layer_of
 

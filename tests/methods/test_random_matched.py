@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 
 STRAGGLERS = ("vision.1.mlp", "text.0.attn")

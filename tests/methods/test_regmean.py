@@ -14,7 +14,7 @@ from torch import Tensor
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge, refused
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends

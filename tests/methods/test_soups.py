@@ -21,7 +21,8 @@ from clipmerge.errors import RecipeError
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.models import model_for
-from clipmerge.planning.plan import Measurements, Mixture, Plan, SourceRecord
+from clipmerge.planning.measurements import Measurements, Mixture
+from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge

@@ -9,7 +9,7 @@ import pytest
 
 from clipmerge.errors import RecipeError
 from clipmerge.methods._stragglers import find_stragglers
-from clipmerge.planning.plan import Measurements
+from clipmerge.planning.measurements import Measurements
 
 WIDTH, BLOCKS, BATCHES = 768, 12, 8
 

@@ -11,17 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clipmerge.errors import PlanError
-from clipmerge.planning.plan import (
-    CalibrationRecord,
-    Check,
-    LayerPlan,
-    LossPath,
-    Measurements,
-    Plan,
-    SourceRecord,
-    TensorsRecord,
-    read_plan,
-)
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.measurements import Check, LossPath, Measurements
+from clipmerge.planning.plan import CalibrationRecord, Plan, SourceRecord, TensorsRecord, read_plan
 from clipmerge.plugins import plugin_names
 
 SMALL = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

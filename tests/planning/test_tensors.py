@@ -21,7 +21,8 @@ from clipmerge.files.hashes import sha256_of
 from clipmerge.merging import numpy_chunks as plain_chunks
 from clipmerge.methods import Decision, Task
 from clipmerge.models.building import build_model
-from clipmerge.planning.plan import LayerPlan, read_plan
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import read_plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import PlanTensors, coefficients_of_run, rows_shape
 from clipmerge.publish.card import model_card
