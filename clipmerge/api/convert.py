@@ -12,8 +12,9 @@ from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoi
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.staging import check_output, staged
+from clipmerge.files.staging import staged
 from clipmerge.merging.stream import copied_tensors
+from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
 

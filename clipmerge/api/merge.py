@@ -304,7 +304,8 @@ def write_merge(
         OutputError: If the folder exists or cannot be written.
         CheckpointError: If an input turns out broken while it is read.
     """
-    from clipmerge.files.staging import PLAN_FOLDER, RECORD, check_output, staged
+    from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
+    from clipmerge.output.checks import check_output
 
     inputs = run.inputs
     assert run.plan is not None  # decided before it is written

@@ -225,7 +225,8 @@ def write_sweep(
     """
     from clipmerge.distributed import is_main_process
     from clipmerge.evaluation.scorer import write_correct
-    from clipmerge.files.staging import check_output, staged
+    from clipmerge.files.staging import staged
+    from clipmerge.output.checks import check_output
     from clipmerge.report.sweep_page import curve_png, sweep_page
 
     images = local_inputs(*_sources(request).values(), request.calibration.source, request.calibration.classes)

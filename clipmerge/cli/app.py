@@ -232,8 +232,8 @@ def merge(
     verbose: Verbose = False,
 ) -> None:
     """Measure, decide, merge and write."""
-    from clipmerge.files.staging import check_output
     from clipmerge.images.places import local_inputs
+    from clipmerge.output.checks import check_output
 
     terminal = Terminal(fmt, verbose=verbose)
     limit = byte_count("--max-shard-size", max_shard_size)
@@ -277,7 +277,7 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Measure and decide like merge, and write the plan."""
-    from clipmerge.files.staging import check_output_file
+    from clipmerge.output.checks import check_output_file
     from clipmerge.planning.plan import tensors_path
 
     terminal = Terminal(fmt, verbose=verbose)
@@ -307,8 +307,8 @@ def apply(
     limit = byte_count("--max-shard-size", max_shard_size)
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.merge import load_plan, write_merge
-    from clipmerge.files.staging import check_output
     from clipmerge.images.places import local_inputs
+    from clipmerge.output.checks import check_output
     from clipmerge.planning.plan import tensors_path
 
     check_output(output, overwrite=overwrite, read=local_inputs(plan_file, tensors_path(plan_file)))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import shutil
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from clipmerge.errors import CheckpointError, OutputError
+from clipmerge.errors import OutputError
 
 try:
     import fcntl
@@ -26,10 +25,6 @@ except ImportError:  # Windows: stale stages are left for the user to delete
 RECORD = "clipmerge.json"
 #: Where an output folder keeps a plan whose learned coefficients cannot be told in the record.
 PLAN_FOLDER = "plan"
-# Whose output a folder is, where it is not of the command that would replace it.
-_WRITERS = {RECORD: "merge or apply", "conversion.json": "convert", "sweep.json": "sweep"}
-# What the names in a plan's tensors file begin with; `clipmerge.planning.tensors` gives them.
-_PLAN_TENSORS = ("scores:", "coefficients:")
 _SECONDS_TO_LOCK = 60
 # What is true when a command is stopped depends on the outputs that stand by then; set while signals are held back.
 _completed: list[Path] = []
@@ -43,147 +38,6 @@ def completed() -> tuple[Path, ...]:
 def forget_completed() -> None:
     """A command begins: what an earlier one in this process has written is not of its making."""
     _completed.clear()
-
-
-def check_output(
-    output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), read: Iterable[Path] = (), record: str = RECORD
-) -> None:
-    """Refuse an output that would destroy something or cannot be made, before any work is done.
-
-    Args:
-        output: The folder to be written.
-        overwrite: Whether an earlier output may be replaced.
-        inputs: Folders of the checkpoints.
-        read: Files that are read beside the checkpoints, and folders of images.
-        record: The file by which an earlier output of the same kind is known.
-
-    Raises:
-        OutputError: If the folder exists and may not be replaced, holds an input, lies among images, or its place
-            is not writable.
-    """
-    _check_length(output)
-    _check_apart(output, inputs, read)
-    _check_place(output)
-    if not (output.exists() or output.is_symlink()):
-        return
-    if not overwrite:
-        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
-    if not (output / record).is_file():
-        raise OutputError(f"{output}: {_not_ours(output, record)}, so --overwrite leaves it alone; remove it yourself")
-
-
-def _check_apart(output: Path, inputs: Iterable[Path], read: Iterable[Path]) -> None:
-    for path in inputs:
-        if _holds(output, path):
-            raise OutputError(f"{output}: holds the checkpoint {path}; choose another --output")
-    others = list(read)
-    for path in others:
-        if _holds(output, path):
-            raise OutputError(f"{output}: holds {path}, which this command reads; choose another --output")
-    for path in others:
-        if _lies_in(output, path):  # the next command would read it as one more class
-            raise OutputError(
-                f"{output}: lies inside {path}, which this command reads as images; choose another --output"
-            )
-
-
-def _holds(output: Path, path: Path) -> bool:
-    target = output.resolve()
-    # a link in the folder would go with it, though what it leads to stays
-    places = (path.resolve(), path.parent.resolve() / path.name)
-    return any(target == place or target in place.parents for place in places)
-
-
-def _lies_in(output: Path, folder: Path) -> bool:
-    # a link in the folder is an entry of it, wherever it leads
-    places = (output.resolve(), output.parent.resolve() / output.name)
-    return folder.is_dir() and any(folder.resolve() in place.parents for place in places)
-
-
-def _not_ours(output: Path, record: str) -> str:
-    for name, command in _WRITERS.items():
-        if (output / name).is_file():
-            return f"was written by another command (clipmerge {command}; it holds {name} and no {record})"
-    return f"was not written by clipmerge (it holds no {record})"
-
-
-def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that would destroy something or cannot be made, before any work is done.
-
-    Args:
-        output: The JSON file to be written.
-        beside: The file that may come with it.
-        overwrite: Whether both may be replaced, if they are a plan's.
-
-    Raises:
-        OutputError: If one exists and may not be replaced, or their place is not writable.
-    """
-    _check_length(output, beside)
-    if output.is_dir() or output.suffix == beside.suffix:
-        raise OutputError(f"{output}: a plan is a JSON file; choose another --output, such as plan.json")
-    _check_no_link(output)
-    _check_place(output)
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
-    if output.exists() and not _is_plan(output):
-        raise OutputError(
-            f"{output}: is no plan that clipmerge wrote, so --overwrite leaves it alone; choose another --output"
-        )
-    replaceable = output.exists() and not beside.is_symlink() and _holds_plan_tensors(beside)
-    if (beside.exists() or beside.is_symlink()) and not replaceable:
-        raise OutputError(f"{beside}: is in the way of the tensors that go beside the plan; choose another --output")
-
-
-def _check_no_link(output: Path) -> None:
-    """A plan's tensors lie beside it and are found by its path, so it cannot be in two places."""
-    if output.is_symlink():
-        raise OutputError(f"{output}: is a link to {output.readlink()}; give the file itself as --output")
-
-
-def _is_plan(path: Path) -> bool:
-    if not path.is_file():  # a pipe would keep whoever reads it waiting
-        return False
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(held, dict) and str(held.get("format")).startswith("clipmerge-plan/")
-
-
-def _holds_plan_tensors(path: Path) -> bool:
-    from clipmerge.files.safetensors import read_header
-
-    try:
-        names = list(read_header(path)[0]) if path.is_file() else []
-    except CheckpointError:
-        return False
-    return bool(names) and all(name.startswith(_PLAN_TENSORS) for name in names)
-
-
-def _check_length(output: Path, *more: Path) -> None:
-    """Refuse what the system cannot name, before anything else asks it about such a path."""
-    for target in (output.resolve(), *(path.resolve() for path in more)):
-        existing = _existing(target)
-        # each name is looked up in a folder that is there: in one that is not, it would merely not be found
-        for place in (target, *(existing / name for name in target.relative_to(existing).parts)):
-            try:
-                place.lstat()
-            except OSError as error:
-                if error.errno == errno.ENAMETOOLONG:
-                    raise OutputError(f"{output}: the name is too long; choose a shorter --output") from None
-
-
-def _existing(target: Path) -> Path:
-    """The innermost folder around a path that is there."""
-    return next((each for each in target.parents if os.path.exists(each)), target)  # noqa: PTH110  (Path's own raises)
-
-
-def _check_place(output: Path) -> None:
-    existing = _existing(output.resolve())
-    if not existing.is_dir():
-        raise OutputError(f"{output}: cannot be made, {existing} is a file; choose another --output")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{output}: cannot be made, {existing} is not writable for you; choose another --output")
 
 
 @contextlib.contextmanager
@@ -215,6 +69,16 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         _sync_folder(target.parent)
 
 
+def refuse_link(output: Path) -> None:
+    """Refuse a link as an output file: a plan's tensors lie beside it and are found by its path.
+
+    Raises:
+        OutputError: If it is a link.
+    """
+    if output.is_symlink():
+        raise OutputError(f"{output}: is a link to {output.readlink()}; give the file itself as --output")
+
+
 @contextlib.contextmanager
 def staged_files(output: Path) -> Iterator[Path]:
     """Give a folder to write files into; they are synced and moved beside ``output`` when the block ends well.
@@ -228,7 +92,7 @@ def staged_files(output: Path) -> Iterator[Path]:
     Raises:
         OutputError: If it is a link, the place cannot be written, or the disk is full.
     """
-    _check_no_link(output)
+    refuse_link(output)
     target = output.resolve()
     with _stage(output, target) as stage:
         folder = stage / "new"

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from clipmerge.errors import OutputError
 from clipmerge.files import staging
-from clipmerge.files.staging import check_output, check_output_file, staged, staged_files
+from clipmerge.files.staging import staged, staged_files
+from clipmerge.output.checks import check_output, check_output_file
 from clipmerge.planning.tensors import PlanTensors
 
 

@@ -1,0 +1,151 @@
+"""Refusing an output that would destroy something or cannot be made, before any work is done."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from clipmerge.errors import CheckpointError, OutputError
+from clipmerge.files.safetensors import read_header
+from clipmerge.files.staging import RECORD, refuse_link
+
+# The command that wrote a folder, by the record it holds.
+_WRITERS = {RECORD: "merge or apply", "conversion.json": "convert", "sweep.json": "sweep"}
+# The names in a plan's tensors file begin with one of these; see `clipmerge.planning.tensors`.
+_PLAN_TENSORS = ("scores:", "coefficients:")
+
+
+def check_output(
+    output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), read: Iterable[Path] = (), record: str = RECORD
+) -> None:
+    """Refuse an output that would destroy something or cannot be made, before any work is done.
+
+    Args:
+        output: The folder to be written.
+        overwrite: Whether an earlier output may be replaced.
+        inputs: Folders of the checkpoints.
+        read: Files that are read beside the checkpoints, and folders of images.
+        record: The file by which an earlier output of the same kind is known.
+
+    Raises:
+        OutputError: If the folder exists and may not be replaced, holds an input, lies among images, or its place
+            is not writable.
+    """
+    _check_length(output)
+    _check_apart(output, inputs, read)
+    _check_place(output)
+    if not (output.exists() or output.is_symlink()):
+        return
+    if not overwrite:
+        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
+    if not (output / record).is_file():
+        raise OutputError(f"{output}: {_not_ours(output, record)}, so --overwrite leaves it alone; remove it yourself")
+
+
+def _check_apart(output: Path, inputs: Iterable[Path], read: Iterable[Path]) -> None:
+    for path in inputs:
+        if _holds(output, path):
+            raise OutputError(f"{output}: holds the checkpoint {path}; choose another --output")
+    others = list(read)
+    for path in others:
+        if _holds(output, path):
+            raise OutputError(f"{output}: holds {path}, which this command reads; choose another --output")
+    for path in others:
+        if _lies_in(output, path):  # the next command would read it as one more class
+            raise OutputError(
+                f"{output}: lies inside {path}, which this command reads as images; choose another --output"
+            )
+
+
+def _holds(output: Path, path: Path) -> bool:
+    target = output.resolve()
+    # a link in the folder would go with it, though what it leads to stays
+    places = (path.resolve(), path.parent.resolve() / path.name)
+    return any(target == place or target in place.parents for place in places)
+
+
+def _lies_in(output: Path, folder: Path) -> bool:
+    # a link in the folder is an entry of it, wherever it leads
+    places = (output.resolve(), output.parent.resolve() / output.name)
+    return folder.is_dir() and any(folder.resolve() in place.parents for place in places)
+
+
+def _not_ours(output: Path, record: str) -> str:
+    for name, command in _WRITERS.items():
+        if (output / name).is_file():
+            return f"was written by another command (clipmerge {command}; it holds {name} and no {record})"
+    return f"was not written by clipmerge (it holds no {record})"
+
+
+def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
+    """Refuse an output file that would destroy something or cannot be made, before any work is done.
+
+    Args:
+        output: The JSON file to be written.
+        beside: The file that may come with it.
+        overwrite: Whether both may be replaced, if they are a plan's.
+
+    Raises:
+        OutputError: If one exists and may not be replaced, or their place is not writable.
+    """
+    _check_length(output, beside)
+    if output.is_dir() or output.suffix == beside.suffix:
+        raise OutputError(f"{output}: a plan is a JSON file; choose another --output, such as plan.json")
+    refuse_link(output)
+    _check_place(output)
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
+    if output.exists() and not _is_plan(output):
+        raise OutputError(
+            f"{output}: is no plan that clipmerge wrote, so --overwrite leaves it alone; choose another --output"
+        )
+    replaceable = output.exists() and not beside.is_symlink() and _holds_plan_tensors(beside)
+    if (beside.exists() or beside.is_symlink()) and not replaceable:
+        raise OutputError(f"{beside}: is in the way of the tensors that go beside the plan; choose another --output")
+
+
+def _is_plan(path: Path) -> bool:
+    if not path.is_file():  # a pipe would keep whoever reads it waiting
+        return False
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(held, dict) and str(held.get("format")).startswith("clipmerge-plan/")
+
+
+def _holds_plan_tensors(path: Path) -> bool:
+    try:
+        names = list(read_header(path)[0]) if path.is_file() else []
+    except CheckpointError:
+        return False
+    return bool(names) and all(name.startswith(_PLAN_TENSORS) for name in names)
+
+
+def _check_length(output: Path, *more: Path) -> None:
+    """Refuse what the system cannot name, before anything else asks it about such a path."""
+    for target in (output.resolve(), *(path.resolve() for path in more)):
+        existing = _existing(target)
+        # each name is looked up in a folder that is there: in one that is not, it would merely not be found
+        for place in (target, *(existing / name for name in target.relative_to(existing).parts)):
+            try:
+                place.lstat()
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise OutputError(f"{output}: the name is too long; choose a shorter --output") from None
+
+
+def _existing(target: Path) -> Path:
+    """The innermost folder around a path that is there."""
+    return next((each for each in target.parents if os.path.exists(each)), target)  # noqa: PTH110  (Path's own raises)
+
+
+def _check_place(output: Path) -> None:
+    existing = _existing(output.resolve())
+    if not existing.is_dir():
+        raise OutputError(f"{output}: cannot be made, {existing} is a file; choose another --output")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{output}: cannot be made, {existing} is not writable for you; choose another --output")
