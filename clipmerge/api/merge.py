@@ -312,8 +312,9 @@ def write_merge(
     check_output(output, overwrite=overwrite, inputs=inputs.folders)
     run.hash_inputs()  # first, so that it fills the second or two that importing torch takes
     from clipmerge.merging.stream import merged_tensors
-    from clipmerge.output.folder import output_layout, write_plan_files, write_side_files, write_weights
+    from clipmerge.output.folder import output_layout, write_plan_files, write_weights
     from clipmerge.output.record import merge_record
+    from clipmerge.output.side_files import write_side_files
     from clipmerge.publish.card import PICTURE, model_card
     from clipmerge.report.page import html_page
 

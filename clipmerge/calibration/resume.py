@@ -27,7 +27,7 @@ from torch import Tensor
 from clipmerge import __version__
 from clipmerge.distributed import Terminated, together
 from clipmerge.files.cache import user_cache
-from clipmerge.files.safetensors import DTYPES
+from clipmerge.files.safetensors import DTYPES, header_bytes
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
@@ -179,14 +179,7 @@ def _write_whole(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def _write(file: BinaryIO, state: Mapping[str, Tensor]) -> None:
     """Write as safetensors, a tensor at a time: the library copies all of them first, or maps a disk that may fill."""
-    header, offset = {}, 0
-    for name, tensor in state.items():
-        end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
-        offset = end
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    file.write(len(raw).to_bytes(8, "little") + raw)
+    file.write(header_bytes({name: (_NAMES[tensor.dtype], tensor.shape) for name, tensor in state.items()}, {}))
     for tensor in state.values():
         file.write(_bytes(tensor))
 

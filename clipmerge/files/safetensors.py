@@ -1,4 +1,4 @@
-"""The header of a safetensors file: read and checked without touching the weights.
+"""The header of a safetensors file: read and checked without touching the weights, and written.
 
 The safetensors library checks much of this too, but answers "header too large" to a Git-LFS pointer and to a
 pickle alike; a user needs to know which, and what to do.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,7 +110,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         The safetensors format: 8 bytes little-endian header length, JSON, data.
     """
     try:
-        raw, data_start, total = _header_bytes(path)
+        raw, data_start, total = _read_bytes(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     header = _parse(path, raw)
@@ -122,7 +122,28 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     return entries, metadata
 
 
-def _header_bytes(path: Path) -> tuple[bytes, int, int]:
+def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
+    """Write the header of a file whose tensors follow one another in the order given.
+
+    Args:
+        tensors: safetensors dtype and shape by name.
+        metadata: The file's free-form metadata.
+
+    Returns:
+        The bytes that stand before the data: the length, the JSON, and spaces up to a multiple of 8.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, (dtype, shape) in tensors.items():
+        end = offset + math.prod(shape) * DTYPES[dtype][1]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _read_bytes(path: Path) -> tuple[bytes, int, int]:
     if is_pickle(path):
         raise CheckpointError(f"{path}: is a pickle, and safetensors was expected; give the file itself, or remove it")
     total = path.stat().st_size

@@ -52,7 +52,7 @@ def test_a_signal_before_that_says_that_nothing_was_left(
 ) -> None:
     command = ("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out")
     assert clipmerge(*command).code == 0
-    monkeypatch.setattr("clipmerge.output.folder.write_side_files", stopping(number))
+    monkeypatch.setattr("clipmerge.output.side_files.write_side_files", stopping(number))
     outcome = clipmerge(*command, "--overwrite")  # the output of the command before is not this one's
     assert refused(outcome, code) == f"error: {how}; nothing was left behind"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,159 @@
+"""The files beside the weights: configuration, processor and tokenizer, copied so that the output loads."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipmerge.checkpoint import Checkpoint, Inputs
+from clipmerge.checkpoint.converted import ConvertedCheckpoint
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, TOKENIZER_FILES
+from clipmerge.conversion import layout_of
+from clipmerge.errors import CheckpointError
+from clipmerge.files.hashes import sha256_of
+from clipmerge.files.safetensors import DTYPES
+from clipmerge.output.layout_files import write_layout_files
+
+_SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+_NOT_SIDE = (
+    "clipmerge.json",
+    "conversion.json",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+)
+_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
+
+
+def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
+    """Copy configuration, processor and tokenizer, so that the output loads where its sources load.
+
+    They come from the fine-tuned checkpoint, verbatim but for the config's dtype; what it lacks, and everything
+    when it is one tower of a full model, comes from the zero-shot one. A classifier needs no tokenizer.
+
+    Args:
+        folder: Where to.
+        inputs: The checkpoints.
+        dtype: Output dtype, or ``keep``.
+
+    Returns:
+        The sha256 by file name, and notes for the user.
+    """
+    form = inputs.form if inputs.form.config is not None else inputs.zeroshot
+    if isinstance(form, ConvertedCheckpoint):
+        return _converted_files(folder, form, inputs, dtype)
+    chosen = _side_files(form)
+    notes = []
+    if form is inputs.zeroshot and not inputs.takes_zeroshot_form:
+        notes.append(
+            f"the fine-tuned checkpoint has no {inputs.family.config}; the zero-shot one's side files were copied"
+        )
+    for part, names in _lendable(inputs).items():
+        if form is not inputs.zeroshot and not any(name in chosen for name in names):
+            lent = {name: path for name, path in _side_files(inputs.zeroshot).items() if name not in chosen}
+            lent = {name: path for name, path in lent.items() if name not in ("config.json", *_other(names))}
+            if any(name in lent for name in names):
+                chosen |= lent
+                notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
+    for name, path in chosen.items():
+        if name == "config.json":
+            with _readable(path):
+                text = _config_text(path, form, dtype)
+            (folder / name).write_text(text, encoding="utf-8")
+        else:
+            with _readable(path):
+                shutil.copyfile(path, folder / name)
+    return {name: sha256_of(folder / name) for name in sorted(chosen)}, notes
+
+
+def _converted_files(
+    folder: Path, form: ConvertedCheckpoint, inputs: Inputs, dtype: str
+) -> tuple[dict[str, str], list[str]]:
+    """Make the files anew: those that the form's checkpoint has beside it are another library's."""
+    if form.config is None:
+        return {}, []
+    before = {path.name for path in folder.iterdir()}
+    notes = write_layout_files(folder, form, dtype)
+    if not inputs.takes_zeroshot_form:
+        notes.append(f"the fine-tuned checkpoint has no {inputs.family.config}; one was made from the zero-shot one's")
+    made = sorted(path.name for path in folder.iterdir() if path.name not in before)
+    return {name: sha256_of(folder / name) for name in made}, notes
+
+
+def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
+    """Name the parts the zero-shot checkpoint lends where the fine-tuned one lacks them, with their files.
+
+    Nothing of another library's; a classifier needs no tokenizer, and OpenCLIP has no processor.
+    """
+    lendable = {"processor": _PROCESSOR, "tokenizer": TOKENIZER_FILES}
+    if isinstance(inputs.zeroshot, ConvertedCheckpoint):
+        return {}
+    if inputs.keeps_head:
+        del lendable["tokenizer"]
+    if layout_of(inputs.zeroshot.entries) == "open-clip":
+        del lendable["processor"]
+    return lendable
+
+
+def _other(names: tuple[str, ...]) -> tuple[str, ...]:
+    return TOKENIZER_FILES if names is _PROCESSOR else _PROCESSOR
+
+
+def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    if checkpoint.config is None:
+        return {}
+    # a folder may hold both layouts; what describes the other one is not true of the output
+    strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
+    with _readable(checkpoint.folder):
+        paths = sorted(checkpoint.folder.iterdir())
+    return {
+        path.name: path
+        for path in paths
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name not in (*_NOT_SIDE, strange)
+        and not path.name.endswith(".index.json")
+        and (path.suffix in _SIDE_SUFFIXES or path.stem == "LICENSE")
+    }
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Report an input that cannot be read as the input's fault: other errors here are about the output."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or Path(error.filename) != path:
+            raise
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
+    """The config, its dtype made that of the weights: the config wins over the file when transformers loads."""
+    text = path.read_text(encoding="utf-8")
+    floats = {DTYPES[entry.dtype][0] for entry in form.entries.values() if entry.is_float}
+    actual = dtype if dtype != "keep" else floats.pop() if len(floats) == 1 else None
+    config = json.loads(text)
+    if actual is None or not _set_dtype(config, actual):
+        return text
+    return json.dumps(config, indent=2) + "\n"
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
+    """Correct every dtype that a config states; return whether anything changed."""
+    changed = False
+    sections = [config, *(value for value in config.values() if isinstance(value, dict))]
+    for section in sections:
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key) not in (None, dtype):
+                section[key] = dtype
+                changed = True
+    if config.get("dtype") is None and config.get("torch_dtype") is None and dtype != "float32":
+        config["dtype"] = dtype
+        changed = True
+    return changed
