@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.checkpoint import Checkpoint, Inputs, open_checkpoint
-from clipmerge.checkpoint.inputs import align, find_mismatches
+from clipmerge.checkpoint.alignment import align
+from clipmerge.checkpoint.compare import find_mismatches
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of

@@ -1,6 +1,7 @@
 """Where weights come from: opened lazily, checked before anything is computed."""
 
-from clipmerge.checkpoint.inputs import Inputs, align_checkpoints
+from clipmerge.checkpoint.alignment import align_checkpoints
+from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import TensorEntry, read_header

@@ -1,18 +1,131 @@
-"""What a pair's user should know before it is merged: what stays, what is kept, what is left out."""
+"""Aligned checkpoints compared: what keeps them from being merged, and what their user should know."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import shorten
-from clipmerge.families import is_buffer, is_counter, is_statistic
+from clipmerge.families import is_buffer, is_counter, is_statistic, tower_of
+from clipmerge.files.safetensors import DTYPES
+from clipmerge.layers import HEAD
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint.inputs import Inputs
+    from clipmerge.checkpoint.source import Checkpoint
+    from clipmerge.planning.choices import Missing
+
+_TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 
 
-def what_happens(inputs: Inputs) -> list[str]:
-    """Say what is not simply merged, one line each.
+def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
+    """List what keeps checkpoints from being merged, most telling first, one line each.
+
+    Args:
+        inputs: Aligned checkpoints.
+        missing: As in `clipmerge.checkpoint.alignment.align_checkpoints`.
+        mixed_dtypes: As in `clipmerge.checkpoint.alignment.align_checkpoints`.
+
+    Returns:
+        Messages; empty when everything fits.
+    """
+    problems = _tower_mismatch(inputs) + _several_heads(inputs)
+    for which, checkpoint in enumerate([] if problems else inputs.finetuned):
+        problems += _config_mismatches(inputs, checkpoint)
+        if missing == "error":
+            problems += _key_mismatches(inputs, which)
+        problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
+        if mixed_dtypes:
+            problems += _field_mismatch(inputs, which, "kind", lambda entry: "float" if entry.is_float else "integer")
+        else:
+            problems += _field_mismatch(
+                inputs, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
+            )
+    # a scale and a bias have the same names in many models
+    if not problems and not any(inputs.merges(name) for name in inputs.zeroshot_keys if "." in inputs.layer_of[name]):
+        problems.append(
+            f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source}, so there is nothing "
+            f"to merge; is it a {inputs.family.name} checkpoint?"
+        )
+    return problems
+
+
+def _tower_mismatch(inputs: Inputs) -> list[str]:
+    ours = tower_of(inputs.layers)
+    if ours in ("full", inputs.tower):
+        return []
+    return [
+        f"{inputs.zeroshot.source}: holds the {ours} tower only, the fine-tuned checkpoint "
+        f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
+    ]
+
+
+def _several_heads(inputs: Inputs) -> list[str]:
+    if len(inputs.finetuned) < 2 or not inputs.keeps_head or inputs.has_built_head:
+        return []
+    return [
+        "several fine-tuned classifiers, and a zero-shot model without a head: one head can be kept, not several; give "
+        "one of them, or a base with a head of the same classes"
+    ]
+
+
+def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> list[str]:
+    if inputs.zeroshot.config is None or finetuned.config is None:
+        return []
+    problems = []
+    ours, theirs = inputs.family.settings(inputs.zeroshot.config), inputs.family.settings(finetuned.config)
+    for side in ("vision", "text", ""):
+        if inputs.tower not in ("full", side):
+            continue
+        for key, a in ours.get(side, {}).items():
+            b = theirs.get(side, {}).get(key)
+            if a == b or None in (a, b):
+                continue
+            problems.append(
+                f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would merge "
+                "silently and wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
+                if side
+                else f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same {inputs.family.name}"
+            )
+    return problems
+
+
+def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
+    ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
+    only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and inputs.expects(n)]
+    only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
+    if inputs.keeps_head:
+        only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
+    problems = []
+    for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
+        if names:
+            problems.append(
+                f"{len(names)} keys are only in the {side} checkpoint: {shorten(names)}; if that is meant, set "
+                "`missing=keep-zeroshot` or `missing=keep-finetuned`"
+            )
+    return problems
+
+
+def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], Any], advice: str = "") -> list[str]:
+    keys = inputs.finetuned_keys[which]
+    shared = [name for name in inputs.zeroshot_keys if name in keys and not is_incidental(name)]
+    differing = []
+    for name in shared:
+        a = get(inputs.zeroshot.entries[inputs.zeroshot_keys[name]])
+        b = get(inputs.finetuned[which].entries[keys[name]])
+        if a != b:
+            differing.append((name, a, b))
+    if not differing:
+        return []
+    name, a, b = differing[0]
+    return [
+        f"{len(differing)} of {len(shared)} tensors differ in {what}; first {name}: zeroshot {a}, finetuned {b}. "
+        f"Compare both with `clipmerge inspect`.{advice}"
+    ]
+
+
+def notes_on(inputs: Inputs) -> list[str]:
+    """List what is not simply merged: parameters that stay, are kept as they are, or are left out; one line each.
 
     Args:
         inputs: Aligned checkpoints.

@@ -1,27 +1,21 @@
-"""Two or more checkpoints side by side: which keys are the same parameter, and whether they fit."""
+"""Two or more checkpoints side by side: which of their keys are the same parameter, and the form of the output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.compare import is_incidental, what_happens
-from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.checkpoint.with_head import WithHead
-from clipmerge.errors import CheckpointError, shorten
-from clipmerge.families import Family, family_of, is_buffer, known_keys, tower_of
-from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
+from clipmerge.families import Family, is_buffer, tower_of
+from clipmerge.files.safetensors import Array, TensorEntry
 from clipmerge.layers import HEAD
 from clipmerge.planning.choices import Missing
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 
 
 @dataclass(frozen=True)
@@ -32,9 +26,9 @@ class Inputs:
         family: What they are.
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K; usually one.
-        zeroshot_keys: Canonical name to key in the zero-shot file, in the file's order.
+        zeroshot_keys: Keys in the zero-shot file by canonical name, in the file's order.
         finetuned_keys: The same for each fine-tuned file.
-        tower: What the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``.
+        tower: The towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``.
         missing: What happens to keys that only one side has.
         notes: What the user should know, one line each.
     """
@@ -50,20 +44,20 @@ class Inputs:
 
     @cached_property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Layer to its parameters' canonical names, network order; everything the zero-shot file holds."""
+        """Canonical parameter names by layer, in network order; everything the zero-shot file holds."""
         return self.family.group(self.zeroshot_keys)
 
     @cached_property
     def layer_of(self) -> dict[str, str]:
-        """Canonical name to layer, whichever checkpoint holds it."""
+        """Layers by canonical name, whichever checkpoint holds the parameter."""
         names = dict.fromkeys(name for keys in (self.zeroshot_keys, *self.finetuned_keys) for name in keys)
         return self.family.layers_of(name for name in names if self.family.knows(name))
 
     @property
     def folders(self) -> set[Path]:
-        """Folders that hold something of the checkpoints; an adapter's side files are not beside its weights."""
-        each = (self.zeroshot, *self.finetuned)
-        return {one.folder for one in each} | {file.parent for one in each for file in one.files}
+        """Folders that hold files of the checkpoints; an adapter's side files are not beside its weights."""
+        checkpoints = (self.zeroshot, *self.finetuned)
+        return {one.folder for one in checkpoints} | {file.parent for one in checkpoints for file in one.files}
 
     @property
     def is_partial(self) -> bool:
@@ -79,7 +73,7 @@ class Inputs:
     def keeps_head(self) -> bool:
         """Whether only the fine-tuned checkpoints have a classifier: the output has it too, and their one tower.
 
-        A head that was built for the zero-shot checkpoint is none of its own.
+        A head that was built for the zero-shot checkpoint does not count as its own.
         """
         own = HEAD in self.layers and not self.has_built_head
         if self.tower == "full" or self.missing == "keep-zeroshot" or own:
@@ -103,12 +97,12 @@ class Inputs:
 
     @property
     def form_keys(self) -> dict[str, str]:
-        """Canonical name to key in the file of `form`."""
+        """Keys in the file of `form` by canonical name."""
         return self.zeroshot_keys if self.takes_zeroshot_form else self.finetuned_keys[0]
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
-        """Canonical name to key in the output: spelled as `form` spells it, a wrapper's prefix taken off."""
+        """Keys in the output by canonical name: spelled as in `form`, without a wrapper's prefix."""
         files = ((self.finetuned[0], self.finetuned_keys[0]), (self.zeroshot, self.zeroshot_keys))
         keys: dict[str, str] = {}
         for checkpoint, names in (*files, (self.form, self.form_keys)):
@@ -144,217 +138,19 @@ class Inputs:
 
     def entries(self, name: str) -> list[TensorEntry]:
         """Where a tensor lies: in the zero-shot checkpoint, then in the fine-tuned ones that have it."""
-        return [checkpoint.entries[key] for checkpoint, key in self._holders(name)]
+        return [checkpoint.entries[key] for checkpoint, key in self.holders(name)]
 
     def arrays(self, name: str, start: int, stop: int) -> tuple[Array, list[Array]]:
         """Map a run of a tensor's elements: zero-shot, and of the fine-tuned that have it; see `Checkpoint.array`."""
-        theta_0, *finetuned = (checkpoint.array(key, start, stop) for checkpoint, key in self._holders(name))
+        theta_0, *finetuned = (checkpoint.array(key, start, stop) for checkpoint, key in self.holders(name))
         return theta_0, finetuned
 
     def release(self, name: str) -> None:
         """Let go of a tensor's mapped pages in every checkpoint; see `Checkpoint.release`."""
-        for checkpoint, key in self._holders(name):
+        for checkpoint, key in self.holders(name):
             checkpoint.release(key)
 
-    def _holders(self, name: str) -> list[tuple[Checkpoint, str]]:
+    def holders(self, name: str) -> list[tuple[Checkpoint, str]]:
+        """The checkpoints that hold a tensor, zero-shot first, each with the tensor's key in its file."""
         everyone = zip((self.zeroshot, *self.finetuned), (self.zeroshot_keys, *self.finetuned_keys), strict=True)
         return [(checkpoint, keys[name]) for checkpoint, keys in everyone if name in keys]
-
-
-def align_checkpoints(
-    zeroshot: Checkpoint,
-    finetuned: list[Checkpoint],
-    *,
-    missing: Missing = "error",
-    mixed_dtypes: bool = False,
-) -> Inputs:
-    """Align checkpoints and refuse what does not fit; no weight is read.
-
-    Args:
-        zeroshot: theta_0.
-        finetuned: theta_1 ... theta_K, at least one.
-        missing: What to do with keys that only one side has; ``error`` lists them.
-        mixed_dtypes: Accept different float dtypes (an output dtype was named).
-
-    Returns:
-        The aligned pair.
-
-    Raises:
-        CheckpointError: The first thing that does not fit, in one line.
-    """
-    inputs = align(zeroshot, finetuned, missing=missing)
-    for problem in find_mismatches(inputs, missing=missing, mixed_dtypes=mixed_dtypes):
-        raise CheckpointError(problem)
-    return inputs
-
-
-def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error") -> Inputs:
-    """Match keys by canonical name, without judging whether the checkpoints fit.
-
-    Args:
-        zeroshot: theta_0.
-        finetuned: theta_1 ... theta_K, at least one.
-        missing: As in `align_checkpoints`.
-
-    Returns:
-        The aligned pair.
-
-    Raises:
-        CheckpointError: If a checkpoint is of no known family, or they are of several.
-    """
-    zeroshot, finetuned = in_one_layout(zeroshot, finetuned)
-    checkpoints = (zeroshot, *finetuned)
-    family = _common_family(checkpoints)
-    keys = [{name: key for key, name in _names(family, each).items()} for each in checkpoints]
-    try:
-        family.layers_of(keys[0])
-    except CheckpointError as error:
-        raise CheckpointError(f"{zeroshot.source}: {error}") from None
-    towers = {_tower(family, names) for names in keys[1:]}
-    tower = towers.pop() if len(towers) == 1 else "full"
-    inputs = Inputs(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
-    inputs.notes.extend(each.note for each in (zeroshot, *finetuned) if each.note)
-    inputs.notes.extend(what_happens(inputs))
-    for each in (zeroshot, *finetuned):
-        if each.config is None:
-            inputs.notes.append(f"{each.source}: no {family.config} beside it, so its activation could not be compared")
-    return inputs
-
-
-def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
-    """The family of all; the first config decides for those without one whose keys it fits as well."""
-    found = [_family(each) for each in checkpoints]
-    first = next((f for f, each in zip(found, checkpoints, strict=True) if each.config is not None), found[0])
-    for family, each in zip(found, checkpoints, strict=True):
-        undecided = each.config is None and known_keys(first, each.entries) >= known_keys(family, each.entries)
-        if family is not first and not undecided:
-            known = next(e for e, f in zip(checkpoints, found, strict=True) if f is first)
-            raise CheckpointError(
-                f"{each.source} is a {family.name} checkpoint and {known.source} a {first.name} one; models of "
-                "different families do not merge. Give the base that was fine-tuned"
-            )
-    return first
-
-
-def _family(checkpoint: Checkpoint) -> Family:
-    try:
-        return family_of(checkpoint.config, checkpoint.entries)
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.source}: {error}") from None
-
-
-def _names(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
-    try:
-        return family.canonical_names(checkpoint.entries)
-    except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint.source}: {error}") from None
-
-
-def _tower(family: Family, names: dict[str, str]) -> str:
-    return tower_of(family.layers_of(name for name in names if family.knows(name)).values())
-
-
-def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
-    """List what keeps checkpoints from being merged, most telling first, one line each.
-
-    Args:
-        inputs: Aligned checkpoints.
-        missing: As in `align_checkpoints`.
-        mixed_dtypes: As in `align_checkpoints`.
-
-    Returns:
-        Messages; empty when everything fits.
-    """
-    problems = _tower_mismatch(inputs) + _several_heads(inputs)
-    for which, checkpoint in enumerate([] if problems else inputs.finetuned):
-        problems += _config_mismatches(inputs, checkpoint)
-        if missing == "error":
-            problems += _key_mismatches(inputs, which)
-        problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
-        if mixed_dtypes:
-            problems += _field_mismatch(inputs, which, "kind", lambda entry: "float" if entry.is_float else "integer")
-        else:
-            problems += _field_mismatch(
-                inputs, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
-            )
-    # a scale and a bias have the same names in many models
-    if not problems and not any(inputs.merges(name) for name in inputs.zeroshot_keys if "." in inputs.layer_of[name]):
-        problems.append(
-            f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source}, so there is nothing "
-            f"to merge; is it a {inputs.family.name} checkpoint?"
-        )
-    return problems
-
-
-def _tower_mismatch(inputs: Inputs) -> list[str]:
-    ours = tower_of(inputs.layers)
-    if ours in ("full", inputs.tower):
-        return []
-    return [
-        f"{inputs.zeroshot.source}: holds the {ours} tower only, the fine-tuned checkpoint "
-        f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
-    ]
-
-
-def _several_heads(inputs: Inputs) -> list[str]:
-    if len(inputs.finetuned) < 2 or not inputs.keeps_head or inputs.has_built_head:
-        return []
-    return [
-        "several fine-tuned classifiers, and a zero-shot model without a head: one head can be kept, not several; give "
-        "one of them, or a base with a head of the same classes"
-    ]
-
-
-def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> list[str]:
-    if inputs.zeroshot.config is None or finetuned.config is None:
-        return []
-    problems = []
-    ours, theirs = inputs.family.settings(inputs.zeroshot.config), inputs.family.settings(finetuned.config)
-    for side in ("vision", "text", ""):
-        if inputs.tower not in ("full", side):
-            continue
-        for key, a in ours.get(side, {}).items():
-            b = theirs.get(side, {}).get(key)
-            if a == b or None in (a, b):
-                continue
-            problems.append(
-                f"the {side} towers differ in {key}: zeroshot {a}, finetuned {b}; the weights would merge "
-                "silently and wrongly. Use the base that was fine-tuned, or correct the wrong config.json"
-                if side
-                else f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same {inputs.family.name}"
-            )
-    return problems
-
-
-def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
-    ours, theirs = inputs.zeroshot_keys, inputs.finetuned_keys[which]
-    only_ours = [n for n in ours if n not in theirs and not is_incidental(n) and inputs.expects(n)]
-    only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
-    if inputs.keeps_head:
-        only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
-    problems = []
-    for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
-        if names:
-            problems.append(
-                f"{len(names)} keys are only in the {side} checkpoint: {shorten(names)}; if that is meant, set "
-                "`missing=keep-zeroshot` or `missing=keep-finetuned`"
-            )
-    return problems
-
-
-def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], Any], advice: str = "") -> list[str]:
-    keys = inputs.finetuned_keys[which]
-    shared = [name for name in inputs.zeroshot_keys if name in keys and not is_incidental(name)]
-    differing = []
-    for name in shared:
-        a = get(inputs.zeroshot.entries[inputs.zeroshot_keys[name]])
-        b = get(inputs.finetuned[which].entries[keys[name]])
-        if a != b:
-            differing.append((name, a, b))
-    if not differing:
-        return []
-    name, a, b = differing[0]
-    return [
-        f"{len(differing)} of {len(shared)} tensors differ in {what}; first {name}: zeroshot {a}, finetuned {b}. "
-        f"Compare both with `clipmerge inspect`.{advice}"
-    ]

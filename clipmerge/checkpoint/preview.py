@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clipmerge.checkpoint.inputs import align_checkpoints
+from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.quantised import refuse_quantised
 from clipmerge.checkpoint.source import Checkpoint

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.checkpoint.inputs import align, find_mismatches
+from clipmerge.checkpoint.alignment import align
+from clipmerge.checkpoint.compare import find_mismatches
 from clipmerge.errors import CheckpointError
 from tests.support.raw_safetensors import edit, rename_keys
 

@@ -1,0 +1,107 @@
+"""Aligning checkpoints by canonical parameter name, and refusing those that do not fit."""
+
+from __future__ import annotations
+
+from clipmerge.checkpoint.compare import find_mismatches, notes_on
+from clipmerge.checkpoint.converted import in_one_layout
+from clipmerge.checkpoint.inputs import Inputs
+from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.errors import CheckpointError
+from clipmerge.families import Family, family_of, known_keys, tower_of
+from clipmerge.planning.choices import Missing
+
+
+def align_checkpoints(
+    zeroshot: Checkpoint,
+    finetuned: list[Checkpoint],
+    *,
+    missing: Missing = "error",
+    mixed_dtypes: bool = False,
+) -> Inputs:
+    """Align checkpoints and refuse what does not fit; no weight is read.
+
+    Args:
+        zeroshot: theta_0.
+        finetuned: theta_1 ... theta_K, at least one.
+        missing: What to do with keys that only one side has; ``error`` lists them.
+        mixed_dtypes: Accept different float dtypes (an output dtype was named).
+
+    Returns:
+        The aligned checkpoints.
+
+    Raises:
+        CheckpointError: The first thing that does not fit, in one line.
+    """
+    inputs = align(zeroshot, finetuned, missing=missing)
+    for problem in find_mismatches(inputs, missing=missing, mixed_dtypes=mixed_dtypes):
+        raise CheckpointError(problem)
+    return inputs
+
+
+def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error") -> Inputs:
+    """Match keys by canonical name, without judging whether the checkpoints fit.
+
+    Args:
+        zeroshot: theta_0.
+        finetuned: theta_1 ... theta_K, at least one.
+        missing: As in `align_checkpoints`.
+
+    Returns:
+        The aligned checkpoints.
+
+    Raises:
+        CheckpointError: If a checkpoint is of no known family, or they are of several.
+    """
+    zeroshot, finetuned = in_one_layout(zeroshot, finetuned)
+    checkpoints = (zeroshot, *finetuned)
+    family = _common_family(checkpoints)
+    keys = [{name: key for key, name in _names(family, checkpoint).items()} for checkpoint in checkpoints]
+    try:
+        family.layers_of(keys[0])
+    except CheckpointError as error:
+        raise CheckpointError(f"{zeroshot.source}: {error}") from None
+    towers = {_tower(family, names) for names in keys[1:]}
+    tower = towers.pop() if len(towers) == 1 else "full"
+    inputs = Inputs(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
+    inputs.notes.extend(checkpoint.note for checkpoint in checkpoints if checkpoint.note)
+    inputs.notes.extend(notes_on(inputs))
+    for checkpoint in checkpoints:
+        if checkpoint.config is None:
+            inputs.notes.append(
+                f"{checkpoint.source}: no {family.config} beside it, so its activation could not be compared"
+            )
+    return inputs
+
+
+def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
+    """The family of all; the first config decides for those without one whose keys it fits as well."""
+    families = [_family(checkpoint) for checkpoint in checkpoints]
+    decided = (family for family, one in zip(families, checkpoints, strict=True) if one.config is not None)
+    first = next(decided, families[0])
+    for family, one in zip(families, checkpoints, strict=True):
+        undecided = one.config is None and known_keys(first, one.entries) >= known_keys(family, one.entries)
+        if family is not first and not undecided:
+            known = next(other for other, of in zip(checkpoints, families, strict=True) if of is first)
+            raise CheckpointError(
+                f"{one.source} is a {family.name} checkpoint and {known.source} a {first.name} one; models of "
+                "different families do not merge. Give the base that was fine-tuned"
+            )
+    return first
+
+
+def _family(checkpoint: Checkpoint) -> Family:
+    try:
+        return family_of(checkpoint.config, checkpoint.entries)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.source}: {error}") from None
+
+
+def _names(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
+    try:
+        return family.canonical_names(checkpoint.entries)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.source}: {error}") from None
+
+
+def _tower(family: Family, names: dict[str, str]) -> str:
+    return tower_of(family.layers_of(name for name in names if family.knows(name)).values())
