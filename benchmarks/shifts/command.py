@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from benchmarks.shifts.evaluation import Evaluation, contestants, evaluate_pair
 from benchmarks.shifts.experiment import (
+    About,
     Shift,
     chosen_pairs,
     locked,
@@ -33,18 +34,18 @@ R = TypeVar("R")
 _QUICK = Evaluation(alphas=(0.0, 0.25, 0.5, 0.75, 1.0), images=64)
 
 
-def run(name: str, layout: Layout, arguments: list[str] | None = None) -> int:
+def run(about: About, layout: Layout, arguments: list[str] | None = None) -> int:
     """Run one benchmark.
 
     Args:
-        name: Its name, also of its folder in the cache and among the results.
+        about: Its name, also of its folder in the cache and among the results.
         layout: Lays it out.
         arguments: Of the command line.
 
     Returns:
         Exit status.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=__doc__)
+    parser = argparse.ArgumentParser(prog=about.command, description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few classes and steps, one pair; under two minutes")
     parser.add_argument("--cache", type=Path, default=None, help="where data and models are kept")
     parser.add_argument("--results", type=Path, default=None, help="where a JSON file a pair goes")
@@ -58,7 +59,7 @@ def run(name: str, layout: Layout, arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         with logged():
-            _run(name, layout, given)
+            _run(about.name, layout, given)
     except ClipmergeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -103,7 +104,7 @@ def _run(name: str, layout: Layout, given: argparse.Namespace) -> None:
     seeds = sorted({shift.zeroshot_seeds.get(seed, 0) for _, seed in pairs})
     for _ in _each(job.zeroshot, seeds, given.jobs):
         pass
-    for file in _each(job.inputs, pairs, given.jobs):
+    for file in _each(job.pair, pairs, given.jobs):
         print(file)
     if not (given.no_page or given.quick):
         for written in write_page():

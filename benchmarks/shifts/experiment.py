@@ -10,14 +10,41 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.shifts.pictures import Change, Pictures, write_pictures
-from benchmarks.shifts.training import Drawings, Pretraining, Regime, finetune, pretrain
+from benchmarks.shifts.pictures import Change, Pictures, taken_images, write_pictures
+from benchmarks.shifts.training import Drawings, Pretraining, Regime, Stills, finetune, pretrain
 from clipmerge.errors import UsageError
 
-_OOD_SEED = 20
+_CALIBRATION_SEED, _TEST_SEED, _OOD_SEED = 11, 12, 20
+
+
+@dataclass(frozen=True)
+class About:
+    """What is told of one benchmark, whether it has been run or not.
+
+    Attributes:
+        name: Of its folder among the results and in the cache.
+        module: That runs it.
+        title: Of its section on the results page.
+        note: File with the paragraphs that begin this section.
+        seeds: Seeds of each regime whose pairs are made when none is named.
+        unseen: OOD sources in a style that no model was trained on, where others' styles were.
+    """
+
+    name: str
+    module: str
+    title: str
+    note: Path
+    seeds: Mapping[str, tuple[int, ...]]
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """Runs it."""
+        return f"python -m {self.module}"
 
 
 @dataclass(frozen=True)
@@ -29,8 +56,8 @@ class Source:
         labels: Class of each, shape (N,).
         copies: Pictures of each drawing.
         change: What is done to the pictures, if anything.
-        things: What each drawing shows, shape (N,): intervals resample things, over all sources alike; by default every
-            drawing shows another one.
+        things: What each drawing shows, shape (N,), each thing equally often: intervals resample things, over all
+            sources alike; by default every drawing shows another one.
     """
 
     pixels: Tensor
@@ -69,6 +96,8 @@ class Shift:
         together: Name to the regimes whose models of one seed are merged together.
         zeroshot_seeds: Seed of a fine-tuned model to that of its zero-shot model, where it is not 0.
         tuning: Regime and seed of the pairs on which recipes may be tuned; all others are held out.
+        stills: Pictures of each drawing that fine-tuning sees again and again; if the drawings are those of calibration
+            as well, its pictures are the first of these. 0 for new pictures in every step.
     """
 
     name: str
@@ -85,6 +114,7 @@ class Shift:
     together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     zeroshot_seeds: Mapping[int, int] = field(default_factory=dict)
     tuning: frozenset[tuple[str, int]] = frozenset()
+    stills: int = 0
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -204,10 +234,12 @@ def make_pair(shift: Shift, folder: Path, regime: str, seed: int) -> TrainedPair
 
 def _make_finetuned(shift: Shift, folder: Path, regime: str, seed: int, zeroshot: Path) -> Path:
     told = [zeroshot.name, asdict(shift.regimes[regime]), shift.finetuning.digest]
+    told += [shift.stills] if shift.stills else []
     finetuned = folder / f"{regime}-{seed}-{_digest(told)}"
     torch.set_num_threads(1)
     with locked(folder / f".{finetuned.name}.lock"):
-        finetune(_drawings(shift, shift.finetuning), shift.regimes[regime], seed, zeroshot, finetuned)
+        learned = _stills(shift) if shift.stills else _drawings(shift, shift.finetuning)
+        finetune(learned, shift.regimes[regime], seed, zeroshot, finetuned)
     return finetuned
 
 
@@ -234,9 +266,17 @@ def _drawings(shift: Shift, source: Source) -> Drawings:
     return Drawings(shift.classes, source.pixels, source.labels)
 
 
+def _stills(shift: Shift) -> Stills:
+    """The pictures that fine-tuning sees, as they are when they are written and read again."""
+    taken = replace(shift.finetuning, copies=shift.stills).taken(_CALIBRATION_SEED)
+    images = [np.asarray(image) for turn in taken_images(taken) for image in turn]
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    return Stills(shift.classes, pixels, taken.labels.repeat(shift.stills))
+
+
 def _sources(shift: Shift) -> dict[str, tuple[Source, int]]:
     """Folder to drawings and seed, for every source of pictures."""
-    found = {"calibration": (shift.calibration, 11), "test": (shift.test, 12)}
+    found = {"calibration": (shift.calibration, _CALIBRATION_SEED), "test": (shift.test, _TEST_SEED)}
     return found | {
         f"ood/{name}": (source, _OOD_SEED + place) for place, (name, source) in enumerate(shift.ood.items())
     }

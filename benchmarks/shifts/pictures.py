@@ -7,11 +7,13 @@ through, so that sources differ in the drawings alone; `STRONG` is what the zero
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
@@ -167,7 +169,7 @@ class Pictures:
         copies: Pictures of each drawing.
         seed: Of the poses and the camera; sources that must differ have different ones.
         change: What is done to the pictures, if anything.
-        things: What each drawing shows, shape (N,), each another.
+        things: What each drawing shows, shape (N,); several drawings may show one thing.
     """
 
     drawings: Tensor
@@ -184,17 +186,28 @@ def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> N
     Args:
         folder: Where to; left alone if it is there.
         classes: Folder of each class.
-        taken: What to write. A file is named after the thing it shows and its copy.
+        taken: What to write. A file is named after the thing it shows and its number among the pictures of that thing.
     """
     if folder.is_dir():
         return
     scratch = folder.with_name(f".{folder.name}")
-    generator = torch.Generator().manual_seed(taken.seed)
-    for copy in range(taken.copies):
-        pixels = photographed(taken.drawings.float() / 255, PLAIN, generator)
-        images = as_images(taken.change(pixels, generator).clamp(0, 1) if taken.change else pixels)
+    written: Counter[int] = Counter()
+    for images in taken_images(taken):
         for thing, image, label in zip(taken.things.tolist(), images, taken.labels.tolist(), strict=True):
-            file = scratch / classes[label] / f"{thing:05d}-{copy}.png"
+            file = scratch / classes[label] / f"{thing:05d}-{written[thing]}.png"
+            written[thing] += 1
             file.parent.mkdir(parents=True, exist_ok=True)
             image.save(file)
     scratch.rename(folder)
+
+
+def taken_images(taken: Pictures) -> Iterator[list[Image]]:
+    """Take one picture of every drawing, then the next one of every drawing, and so on.
+
+    Args:
+        taken: What to take; with more copies the first ones stay the same.
+    """
+    generator = torch.Generator().manual_seed(taken.seed)
+    for _ in range(taken.copies):
+        pixels = photographed(taken.drawings.float() / 255, PLAIN, generator)
+        yield as_images(taken.change(pixels, generator).clamp(0, 1) if taken.change else pixels)

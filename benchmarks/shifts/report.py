@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
 from benchmarks.shifts.claims_page import claims_section
-from benchmarks.shifts.emoji.shift import SEEDS as EMOJI_SEEDS
+from benchmarks.shifts.emoji.shift import ABOUT as EMOJI
+from benchmarks.shifts.emoji_roles.shift import ABOUT as EMOJI_ROLES
 from benchmarks.shifts.evaluation import contestants
-from benchmarks.shifts.fashion.shift import SEEDS as FASHION_SEEDS
+from benchmarks.shifts.experiment import About
+from benchmarks.shifts.fashion.shift import ABOUT as FASHION
+from benchmarks.shifts.fonts.shift import ABOUT as FONTS
 from benchmarks.shifts.laboratory import read_claims
 from benchmarks.shifts.plots import regime_png
 from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = Path(__file__).parents[2] / "docs"
-_TITLES = {"emoji_shift": "Emoji of other vendors", "fashion_shift": "Corrupted clothes"}
-#: Sources in a style that no model was trained on, where others' styles were.
-_UNSEEN = {"emoji_shift": ["fluent-3d"]}
+#: Every benchmark, in the order of the page.
+_BENCHMARKS = (EMOJI, FONTS, EMOJI_ROLES, FASHION)
 #: The group of contestants that has a table of its own.
 _ABLATIONS = "ablations"
 #: Folder of the pairs that were trained once more, beside the first ones' files.
 _AGAIN_FOLDER = "again"
-#: What the command of each benchmark runs when no pair is named.
-_PLANNED: dict[str, Mapping[str, tuple[int, ...]]] = {"emoji_shift": EMOJI_SEEDS, "fashion_shift": FASHION_SEEDS}
 #: The regime that is no pair.
 _SEVERAL = "several"
 _ABOUT = Path(__file__).with_name("results_about.md")
@@ -43,14 +43,16 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
     """
     parts = [_ABOUT.read_text(encoding="utf-8").rstrip()]
     written = []
-    for name, title in _TITLES.items():
-        pairs = read_pairs(results / name)
+    for about in _BENCHMARKS:
+        folder = results / about.name
+        pairs = read_pairs(folder)
+        parts += [f"## {about.title}", about.note.read_text(encoding="utf-8").rstrip()]
         if not pairs:
-            parts.append(f"## {title}\n\nNot run yet: `python -m benchmarks.{name}` does.")
+            parts.append(f"Not run yet: `{about.command}` does.")
         else:
-            parts.append(section(name, title, pairs, read_pairs(results / name / _AGAIN_FOLDER)))
-            written += _pictures(name, pairs, docs / "results")
-            parts += _claims(results / name, pairs)
+            parts.append(section(about, pairs, read_pairs(folder / _AGAIN_FOLDER)))
+            written += _pictures(about.name, pairs, docs / "results")
+            parts += _claims(folder, pairs)
     page = docs / "results.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return [page, *written]
@@ -62,31 +64,30 @@ def read_pairs(folder: Path) -> list[Resampled]:
     return [resampled(json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
-def section(name: str, title: str, pairs: Sequence[Resampled], again: Sequence[Resampled] = ()) -> str:
-    """Write one benchmark's section.
+def section(about: About, pairs: Sequence[Resampled], again: Sequence[Resampled] = ()) -> str:
+    """Write one benchmark's section, without its heading.
 
     Args:
-        name: Of the benchmark.
-        title: Heading.
+        about: The benchmark.
         pairs: All of its pairs.
         again: Held-out pairs that were trained once more by the same settings.
     """
-    absent = _not_run(name, pairs)
+    absent = _not_run(about, pairs)
     several = [pair for pair in pairs if pair.record["regime"] == _SEVERAL]
     pairs = [pair for pair in pairs if pair not in several]
     held_out = [pair for pair in pairs if not pair.record["tuning"]]
     tuning = [pair for pair in pairs if pair.record["tuning"]]
     images = pairs[0].record["images"]
-    lines = [f"## {title}", "", _how(name, [*pairs, *several]), ""]
+    lines = [_how(about, [*pairs, *several]), ""]
     lines += ["Pictures: " + ", ".join(f"{source} {count}" for source, count in images.items()) + ".", ""]
     lines += [absent, ""]
     if held_out:
         lines += ["### Held-out pairs", "", _ends_table(held_out), ""]
         lines += [_GAIN, "", _gain_table(held_out), ""]
-        lines += _unseen(name, held_out)
+        lines += _unseen(about, held_out)
         lines += [_ORACLE, "", _oracle_table(held_out), ""]
-        lines += [f"![{regime}](results/{name}-{regime}.png)" for regime in _regimes(held_out)]
-        lines += ["", *_ablations(held_out), *_again(name, again), *against([*held_out, *again])]
+        lines += [f"![{regime}](results/{about.name}-{regime}.png)" for regime in _regimes(held_out)]
+        lines += ["", *_ablations(held_out), *_again(about, again), *against([*held_out, *again])]
     if tuning:
         lines += ["### Tuning pairs", "", "Recipes may have been tuned on these; no claim rests on them.", ""]
         lines += [_ends_table(tuning), "", _gain_table(tuning), ""]
@@ -97,12 +98,10 @@ def section(name: str, title: str, pairs: Sequence[Resampled], again: Sequence[R
     return "\n".join(lines)
 
 
-def _not_run(name: str, pairs: Sequence[Resampled]) -> str:
+def _not_run(about: About, pairs: Sequence[Resampled]) -> str:
     """Say which pairs of the benchmark have no file, and that cells may be empty."""
     had = {(pair.record["regime"], pair.record["seed"]) for pair in pairs}
-    absent = [
-        f"{regime} {seed}" for regime, each in _PLANNED[name].items() for seed in each if (regime, seed) not in had
-    ]
+    absent = [f"{regime} {seed}" for regime, each in about.seeds.items() for seed in each if (regime, seed) not in had]
     told = f"Not run yet, for want of time: {', '.join(absent)}. " if absent else ""
     return f"{told}An empty cell is a recipe that was not run on that pair."
 
@@ -126,13 +125,20 @@ def _ablated(pair: Resampled, recipe: str) -> str:
     return f"{100 * pair.id[0, place]:.1f} / {100 * pair.ood[0, place]:.1f} ({_told([pair.gain(recipe)], 1)})"
 
 
-def _again(name: str, pairs: Sequence[Resampled]) -> list[str]:
+def _again(about: About, pairs: Sequence[Resampled]) -> list[str]:
     """How held-out pairs of other models by the same settings fare."""
     if not pairs:
         return []
     told = _TRAINED_AGAIN.format(machines=_machines(pairs))
     tables = [_ends_table(pairs), "", "Gain at equal ID accuracy, as above:", "", _gain_table(pairs), ""]
-    tables += [*_unseen(name, pairs), "Against the oracle, as above:", "", _oracle_table(pairs), "", *_ablations(pairs)]
+    tables += [
+        *_unseen(about, pairs),
+        "Against the oracle, as above:",
+        "",
+        _oracle_table(pairs),
+        "",
+        *_ablations(pairs),
+    ]
     return ["### Held-out pairs, trained once more", "", told, "", *tables]
 
 
@@ -154,13 +160,13 @@ def against(pairs: Sequence[Resampled]) -> list[str]:
     return [_AGAINST, "", _table(["`auto` above", *counts, f"all ({len(pairs)})"], rows), ""]
 
 
-def _unseen(name: str, pairs: Sequence[Resampled]) -> list[str]:
+def _unseen(about: About, pairs: Sequence[Resampled]) -> list[str]:
     """The gains once more, on the sources that no model was trained on."""
-    sources = [source for source in _UNSEEN.get(name, []) if source in pairs[0].record["ood"]]
+    sources = [source for source in about.unseen if source in pairs[0].record["ood"]]
     if not sources:
         return []
     alone = [resampled({**pair.record, "ood": sources}) for pair in pairs]
-    told = f"The same gain with {', '.join(sources)} as the only OOD source, a style that no model was trained on:"
+    told = f"The same gain on the OOD sources whose styles no model was trained on ({', '.join(sources)}):"
     return [told, "", _gain_table(alone), ""]
 
 
@@ -191,14 +197,14 @@ _ORACLE = (
 )
 
 
-def _how(name: str, pairs: Sequence[Resampled]) -> str:
+def _how(about: About, pairs: Sequence[Resampled]) -> str:
     record = pairs[0].record
     further = [
         f"{pair.record['regime']}-{pair.record['seed']}"
         for pair in pairs
-        if pair.record["seed"] not in _PLANNED[name].get(pair.record["regime"], ())
+        if pair.record["seed"] not in about.seeds.get(pair.record["regime"], ())
     ]
-    command = f"`python -m benchmarks.{name}`"
+    command = f"`{about.command}`"
     asked = f", and once more with `--only {','.join(further)}`," if further else ""
     return (
         f"{command}{asked} regenerates this. Sweep seed {record['sweep_seed']}, at most "

@@ -89,6 +89,31 @@ class Drawings:
         picked = torch.randint(len(self.pixels), (count,), generator=generator)
         return self.pixels[picked].float() / 255, self.labels[picked]
 
+    def pictures(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Take new plain pictures of so many drawings, RGB in [0, 1], and their labels."""
+        drawings, labels = self.batch(count, generator)
+        return photographed(drawings, PLAIN, generator), labels
+
+
+@dataclass(frozen=True)
+class Stills:
+    """Pictures to learn from, the same ones again and again.
+
+    Attributes:
+        classes: Names, as they stand in prompts.
+        pixels: RGB of 8 bits, shape (N, 3, SIZE, SIZE).
+        labels: Class of each picture, shape (N,).
+    """
+
+    classes: tuple[str, ...]
+    pixels: Tensor
+    labels: Tensor
+
+    def pictures(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw so many, as RGB in [0, 1], and their labels."""
+        picked = torch.randint(len(self.pixels), (count,), generator=generator)
+        return self.pixels[picked].float() / 255, self.labels[picked]
+
 
 def captions_of(classes: tuple[str, ...]) -> list[str]:
     """Write every caption: entry ``c * len(TEMPLATES) + t``."""
@@ -129,11 +154,11 @@ def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
     save(model, tools, folder)
 
 
-def finetune(drawings: Drawings, regime: Regime, seed: int, zeroshot: Path, folder: Path) -> None:
+def finetune(learned: Drawings | Stills, regime: Regime, seed: int, zeroshot: Path, folder: Path) -> None:
     """Fine-tune a zero-shot model by cross-entropy over the class prompts and save it; nothing if it is there.
 
     Args:
-        drawings: The vendor to learn.
+        learned: Drawings of one style, each step taking new pictures of them, or pictures.
         regime: Settings.
         seed: Of the batches and the pictures.
         zeroshot: Checkpoint to start from.
@@ -144,7 +169,7 @@ def finetune(drawings: Drawings, regime: Regime, seed: int, zeroshot: Path, fold
     model, tools = CLIPModel.from_pretrained(zeroshot), CLIPProcessor.from_pretrained(zeroshot)
     model.train()
     _attend_eagerly(model)
-    prompts = class_prompts(drawings.classes, (DEFAULT_TEMPLATE,))
+    prompts = class_prompts(learned.classes, (DEFAULT_TEMPLATE,))
     tokens = tools.tokenizer(prompts, padding=True, return_tensors="pt")["input_ids"]
     generator = torch.Generator().manual_seed(1000 + seed)
     frozen = ("logit_scale",) if regime.text else ("logit_scale", "text_")
@@ -154,8 +179,8 @@ def finetune(drawings: Drawings, regime: Regime, seed: int, zeroshot: Path, fold
         trained += [parameter] if parameter.requires_grad else []
 
     def loss(_: float) -> Tensor:
-        pictures, labels = drawings.batch(regime.batch, generator)
-        pixels = normalised(photographed(pictures, PLAIN, generator))
+        pictures, labels = learned.pictures(regime.batch, generator)
+        pixels = normalised(pictures)
         with _fast():
             logits = model(input_ids=tokens, pixel_values=pixels).logits_per_image
         return cross_entropy(logits.float(), labels)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks.shifts import command, pictures
+from benchmarks.shifts import command, experiment, pictures
 from benchmarks.shifts.emoji import glyphs
+from benchmarks.shifts.emoji import shift as emoji
+from benchmarks.shifts.emoji_roles import shift as emoji_roles
 from benchmarks.shifts.experiment import Shift, Source, TrainedPair, chosen_pairs, prepare
 from benchmarks.shifts.fashion import clothes
+from benchmarks.shifts.fashion import shift as fashion
+from benchmarks.shifts.fonts import shift as fonts
+from benchmarks.shifts.packages import fetch_packages
 from benchmarks.shifts.training import Drawings, Pretraining, Regime, pretrain
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
@@ -75,7 +82,7 @@ def test_names_of_emoji_become_class_folders() -> None:
 def test_a_missing_npm_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DataError, match=r"no `npm`; install Node"):
-        glyphs.fetch_packages(tmp_path)
+        fetch_packages(["@fontsource/lora@5.3.0"], tmp_path)
     with pytest.raises(DataError, match="no `apt-get`"):
         clothes.fetch_package(tmp_path)
 
@@ -178,29 +185,70 @@ def test_zero_shot_training_learns(tmp_path: Path, tiny_shift: Shift) -> None:
     assert told["accuracy"]["plain"] > 0.9
 
 
+def test_stills_are_the_calibration_pictures_and_those_alone_are_learned(tiny_shift: Shift, tmp_path: Path) -> None:
+    still = replace(tiny_shift, stills=3, seeds={"image": (0,)})
+    (pair,) = prepare(still, tmp_path, ["image"])
+    stills = experiment._stills(still)
+    assert stills.pixels.shape == (9, 3, SIZE, SIZE)
+    assert stills.labels.tolist() == [0, 1, 2] * 3
+    for place in range(6):  # two copies of three drawings are for calibration
+        drawing, copy = place % 3, place // 3
+        file = pair.calibration / still.folders[drawing] / f"{drawing:05d}-{copy}.png"
+        with Image.open(file) as picture:
+            assert np.array_equal(np.asarray(picture), stills.pixels[place].permute(1, 2, 0))
+    drawn, labels = stills.pictures(50, torch.Generator().manual_seed(0))
+    known = {(image.numpy().tobytes(), label) for image, label in zip(stills.pixels, [0, 1, 2] * 3, strict=True)}
+    pixels = (255 * drawn).round().to(torch.uint8)
+    assert {(image.numpy().tobytes(), label.item()) for image, label in zip(pixels, labels, strict=True)} == known
+    (fresh,) = prepare(replace(still, stills=0), tmp_path, ["image"])
+    assert fresh.zeroshot == pair.zeroshot
+    weights = [load_file(each.finetuned / "model.safetensors")["visual_projection.weight"] for each in (pair, fresh)]
+    assert not torch.equal(*weights)
+
+
+def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
+    drawings = torch.zeros(4, 4, 2 * SIZE, 2 * SIZE, dtype=torch.uint8)
+    things = torch.tensor([0, 2, 0, 2])
+    taken = pictures.Pictures(drawings, torch.tensor([0, 1, 0, 1]), 2, 5, None, things)
+    pictures.write_pictures(tmp_path / "shared", ("ant", "bee"), taken)
+    names = sorted(file.relative_to(tmp_path / "shared").as_posix() for file in tmp_path.rglob("*.png"))
+    assert names == [f"{name}/0000{thing}-{copy}.png" for name, thing in (("ant", 0), ("bee", 2)) for copy in range(4)]
+
+
 # --- the whole
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["emoji_shift", "fashion_shift"])
+@pytest.mark.parametrize("name", ["emoji", "fashion", "fonts"])
 def test_the_quick_size_runs_from_nothing(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks.shifts.emoji.shift import emoji_shift
-    from benchmarks.shifts.fashion.shift import fashion_shift
-
-    layout = {"emoji_shift": emoji_shift, "fashion_shift": fashion_shift}[name]
+    about, layout = {
+        "emoji": (emoji.ABOUT, emoji.emoji_shift),
+        "fashion": (fashion.ABOUT, fashion.fashion_shift),
+        "fonts": (fonts.ABOUT, fonts.fonts),
+    }[name]
     try:
         layout(tmp_path, True)
     except (DataError, subprocess.TimeoutExpired) as error:
         pytest.skip(f"the data cannot be fetched here: {error}")
-    assert command.run(name, layout, ["--quick", "--cache", str(tmp_path)]) == 0
+    if name == "emoji":  # which has fetched the packages of the other split
+        assert_roles_differ(layout(tmp_path, True), emoji_roles.emoji_roles(tmp_path, True))
+    assert command.run(about, layout, ["--quick", "--cache", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "results" / "aggressive-0.json").read_text())
     assert {row["name"] for row in record["recipes"]} == set(command._QUICK_RECIPES)
     assert str(tmp_path / "results" / "aggressive-0.json") in capsys.readouterr().out
 
 
-def test_the_command_tells_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from benchmarks.shifts.fashion.shift import fashion_shift
+def assert_roles_differ(one: Shift, other: Shift) -> None:
+    """No source of one split has the drawings of the same source of the other, which has other classes."""
+    assert not set(one.folders) & set(other.folders)
+    assert len(other.folders) == len(one.folders)
+    assert other.stills > other.calibration.copies
+    assert torch.equal(other.finetuning.pixels, other.calibration.pixels)
+    seen = {pixels.numpy().tobytes() for pixels in [*other.pretraining.pixels, *other.finetuning.pixels]}
+    assert not [name for name, source in other.ood.items() for each in source.pixels if each.numpy().tobytes() in seen]
 
+
+def test_the_command_tells_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--quick", "--cache", str(tmp_path), "--recipes", "nobody"]
-    assert command.run("fashion_shift", fashion_shift, arguments) == 1
+    assert command.run(fashion.ABOUT, fashion.fashion_shift, arguments) == 1
     assert capsys.readouterr().err.startswith("error: contestants.yaml has no contestant 'nobody'")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks.shifts.claims import PARTS, examine
-from benchmarks.shifts.emoji.shift import emoji_shift
+from benchmarks.shifts.emoji.shift import ABOUT, emoji_shift
 from benchmarks.shifts.experiment import prepare
 from benchmarks.shifts.report import RESULTS
 from benchmarks.shifts.training import logged
@@ -18,11 +18,11 @@ def main() -> None:
     parser.add_argument("pairs", nargs="*", help="regime and seed, such as mild-1; all by default")
     parser.add_argument("--parts", default=",".join(PARTS), help="tests, with commas between")
     given = parser.parse_args()
-    folder = user_cache("emoji_shift")
+    folder = user_cache(ABOUT.name)
     shift = emoji_shift(folder)
     with logged():
         for pair in prepare(shift, folder, given.pairs or tuple(shift.regimes)):
-            examine(pair, RESULTS / "emoji_shift" / "claims.json", given.parts.split(","))
+            examine(pair, RESULTS / ABOUT.name / "claims.json", given.parts.split(","))
 
 
 if __name__ == "__main__":

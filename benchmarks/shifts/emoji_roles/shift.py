@@ -1,0 +1,74 @@
+"""The emoji again, with every vendor in another role, with other classes, and with calibration pictures already seen.
+
+Fine-tuning learns a fixed set of pictures, and recipes are calibrated on some of these very pictures, as happens where
+nobody has set images aside.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from benchmarks.shifts.emoji.glyphs import load_other_glyphs
+from benchmarks.shifts.emoji.shift import CLASSES as CLASSES_OF_EMOJI
+from benchmarks.shifts.experiment import About, Shift, Source
+from benchmarks.shifts.training import Pretraining, Regime
+
+PRETRAINED = ("twemoji", "fluent-3d")
+#: Pretraining sees every second class of these, beginning at this place; the others are OOD.
+HALF_SEEN = {"openmoji-black": 1, "fluent-contrast": 0}
+UNSEEN = ("fluent-flat",)
+FINETUNED = "openmoji"
+#: All 213 that the other split leaves out, and some of its own.
+CLASSES = 400
+_QUICK_CLASSES = 24
+#: Pictures of each drawing that fine-tuning learns, and those of them that recipes may use.
+_STILLS, _CALIBRATION = 8, 2
+
+REGIMES = {"mild": Regime(steps=500, rate=2e-4), "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0)}
+SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
+#: Every seed has a zero-shot model of its own.
+ZEROSHOT_SEEDS = {1: 1, 2: 2}
+TUNING = frozenset({("aggressive", 0), ("mild", 0)})
+ABOUT = About(
+    name="emoji_roles",
+    module="benchmarks.shifts.emoji_roles",
+    title="Emoji, the vendors in other roles",
+    note=Path(__file__).with_name("about.md"),
+    seeds=SEEDS,
+    unseen=UNSEEN,
+)
+
+
+def emoji_roles(folder: Path, quick: bool = False) -> Shift:
+    """Lay out the benchmark.
+
+    Args:
+        folder: Cache of the packages and of the rendered glyphs.
+        quick: Few classes, few steps and one pair: whether everything runs, not what comes out.
+
+    Raises:
+        DataError: If a package or a library is missing.
+    """
+    names, glyphs = load_other_glyphs(folder, CLASSES_OF_EMOJI, _QUICK_CLASSES if quick else CLASSES)
+    labels = torch.arange(len(names))
+    seen = [(glyphs[vendor], labels) for vendor in PRETRAINED]
+    seen += [(glyphs[vendor][start::2], labels[start::2]) for vendor, start in HALF_SEEN.items()]
+    ood = {vendor: labels[1 - start :: 2] for vendor, start in HALF_SEEN.items()} | dict.fromkeys(UNSEEN, labels)
+    pretraining = Source(torch.cat([pixels for pixels, _ in seen]), torch.cat([shown for _, shown in seen]))
+    return Shift(
+        name=ABOUT.name,
+        folders=names,
+        pretraining=pretraining,
+        finetuning=Source(glyphs[FINETUNED], labels),
+        calibration=Source(glyphs[FINETUNED], labels, copies=_CALIBRATION),
+        test=Source(glyphs[FINETUNED], labels, copies=2),
+        ood={vendor: Source(glyphs[vendor][kept], kept, copies=2, things=kept) for vendor, kept in ood.items()},
+        zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else Pretraining(steps=3000),
+        regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)} if quick else REGIMES,
+        seeds={"aggressive": (0,)} if quick else SEEDS,
+        zeroshot_seeds=ZEROSHOT_SEEDS,
+        tuning=TUNING,
+        stills=_STILLS,
+    )

@@ -1,0 +1,1 @@
+"""Characters in many typefaces: a distribution shift that trains on a CPU."""

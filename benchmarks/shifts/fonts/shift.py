@@ -1,0 +1,102 @@
+"""The fonts shift: learn characters in many typefaces, fine-tune on clean sans serifs, be tested on other typefaces.
+
+No typeface has two roles. As fine-tuning never sees the typefaces of calibration and of the ID test, ID accuracy says
+how well clean sans serifs in general are read. Every typeface of an OOD source is new to every model; of three sources
+the whole style is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.shifts.experiment import About, Shift, Source
+from benchmarks.shifts.fonts.characters import CHARACTERS, class_folder
+from benchmarks.shifts.fonts.faces import load_drawings
+from benchmarks.shifts.training import Pretraining, Regime
+
+PRETRAINED = (
+    *("noto-serif", "eb-garamond", "playfair-display", "pt-serif", "vollkorn", "alegreya", "lora-700", "cardo"),
+    *("roboto-slab", "bitter", "zilla-slab", "roboto-mono", "fira-mono", "cousine"),
+    *("pacifico", "marck-script", "neucha", "dancing-script", "indie-flower", "kalam", "patrick-hand", "mansalva"),
+    *("playpen-sans", "handlee", "courgette", "architects-daughter"),
+    *("comfortaa", "russo-one", "righteous", "fredoka", "lobster", "abril-fatface", "poiret-one", "yeseva-one"),
+    *("audiowide", "exo-2", "patua-one"),
+)
+FINETUNED = ("open-sans", "roboto", "fira-sans", "inter", "arimo", "ibm-plex-sans", "sofia-sans", "noto-sans")
+CALIBRATION = ("source-sans-3", "ubuntu", "manrope")
+TEST = ("commissioner", "didact-gothic", "m-plus-1p", "geologica")
+OOD = {
+    "handwriting": ("caveat", "bad-script", "shadows-into-light", "gloria-hallelujah"),
+    "display": ("alfa-slab-one", "black-ops-one", "spicy-rice", "dela-gothic-one"),
+    "serif": ("tinos", "literata", "merriweather", "cormorant"),
+    "pixel": ("press-start-2p", "vt323", "pixelify-sans", "jersey-10"),
+    "blackletter": ("unifrakturmaguntia", "unifrakturcook-700", "uncial-antiqua"),
+    "sketched": ("cabin-sketch", "fredericka-the-great", "special-elite"),
+}
+
+UNSEEN = ("pixel", "blackletter", "sketched")
+
+REGIMES = {"mild": Regime(steps=500, rate=2e-4), "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0)}
+SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
+#: Every seed has a zero-shot model of its own.
+ZEROSHOT_SEEDS = {1: 1, 2: 2}
+TUNING = frozenset({("aggressive", 0), ("mild", 0)})
+ABOUT = About(
+    name="fonts",
+    module="benchmarks.shifts.fonts",
+    title="Characters in other typefaces",
+    note=Path(__file__).with_name("about.md"),
+    seeds=SEEDS,
+    unseen=UNSEEN,
+)
+
+
+def fonts(folder: Path, quick: bool = False) -> Shift:
+    """Lay out the benchmark.
+
+    Args:
+        folder: Cache of the packages and of the drawings.
+        quick: Few classes and faces, few steps and one pair: whether everything runs, not what comes out.
+
+    Raises:
+        DataError: If a package or a library is missing.
+    """
+    characters = CHARACTERS[:: len(CHARACTERS) // 24] if quick else CHARACTERS
+    order = sorted(characters, key=class_folder)
+    faces = 2 if quick else None
+
+    def drawn(names: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
+        return list(load_drawings(folder, names[:faces], "".join(order)).values())
+
+    return Shift(
+        name=ABOUT.name,
+        folders=tuple(class_folder(character) for character in order),
+        pretraining=_together(drawn(PRETRAINED)),
+        finetuning=_together(drawn(FINETUNED)),
+        calibration=_shared(drawn(CALIBRATION), copies=2),
+        test=_shared(drawn(TEST)),
+        ood={name: _shared(drawn(names)) for name, names in OOD.items()},
+        zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else Pretraining(steps=3000),
+        regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)} if quick else REGIMES,
+        seeds={"aggressive": (0,)} if quick else SEEDS,
+        zeroshot_seeds=ZEROSHOT_SEEDS,
+        tuning=TUNING,
+    )
+
+
+def _together(faces: Sequence[tuple[Tensor, Tensor]]) -> Source:
+    pixels, labels = (torch.cat(parts) for parts in zip(*faces, strict=True))
+    return Source(pixels, labels)
+
+
+def _shared(faces: Sequence[tuple[Tensor, Tensor]], copies: int = 1) -> Source:
+    """The characters that all of these faces have: one thing each, drawn by every face."""
+    common = [set(labels.tolist()) for _, labels in faces]
+    kept = torch.tensor(sorted(set.intersection(*common)))
+    taken = [(pixels[torch.isin(labels, kept)], kept) for pixels, labels in faces]
+    pixels, labels = (torch.cat(parts) for parts in zip(*taken, strict=True))
+    return Source(pixels, labels, copies=copies, things=labels)
