@@ -16,13 +16,24 @@ Every message is one line: what happened, where, what was expected and what to d
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# C0 and C1 controls, marks and overrides of direction, separators of lines, byte-order marks, surrogates
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 class ClipmergeError(Exception):
-    """Base of every error a user can mend; printed as one line, exit code 1."""
+    """Base of every error a user can mend; printed as one line, exit code 1.
+
+    The message is made printable here, for whoever shows it: names of tensors, folders and files come from strangers.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        """Keep the message as one line without control characters; see `printable`."""
+        super().__init__(printable(str(message)))
 
 
 class CheckpointError(ClipmergeError):
@@ -57,6 +68,34 @@ class UsageError(ClipmergeError):
     """A command line that contradicts itself; exit code 2."""
 
     exit_code = 2
+
+
+def printable(text: str, *, limit: int = 4000) -> str:
+    r"""Make a text from outside fit for a terminal or a log: one line, and nothing that moves a cursor or hides text.
+
+    Control characters, those that turn the direction of writing, and bytes of a path that are not UTF-8 are written as
+    escapes; line breaks and tabs become blanks.
+
+    Args:
+        text: The text.
+        limit: Characters that are kept; of a longer text, the middle goes.
+
+    Example:
+        >>> printable("a\x1b[31mb\nc")
+        'a\\x1b[31mb c'
+    """
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if found[0] in "\n\r\t\v\f\x85\u2028\u2029":
+        return " "
+    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a path that is not UTF-8
+        code -= 0xDC00
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,9 @@ from clipmerge.checkpoint.state_dict import StateDict, model_keys, read_state_di
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.paths import local_path
+from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
+from clipmerge.files.side_files import read_side_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -182,7 +183,7 @@ def _checkpoint(
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index, unique=True).get("weight_map")
+    weight_map = _read_index(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; it is not a safetensors index")
     for key, name in weight_map.items():
@@ -204,16 +205,16 @@ def _check_index(index: Path, weight_map: dict[str, str], entries: dict[str, Ten
 
 def _config(folder: Path, keys: Iterable[str]) -> dict[str, Any] | None:
     """What describes the weights: folders on the Hub may hold both layouts and both configurations."""
-    path = folder / (OPEN_CLIP_CONFIG if layout_of(keys) == "open-clip" else "config.json")
-    _refuse_dead_link(path, str(path))
-    return _read_json(path) if path.is_file() else None
+    name = OPEN_CLIP_CONFIG if layout_of(keys) == "open-clip" else "config.json"
+    _refuse_dead_link(folder / name, str(folder / name))
+    return read_side_json(folder, name)
 
 
-def _read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:
-    hook = partial(unique_keys, path) if unique else None
+def _read_index(path: Path) -> dict[str, Any]:
+    hook = partial(unique_keys, path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=hook)
-    except (ValueError, OSError, RecursionError) as error:
+        value = read_json(path, pairs=hook)
+    except Unreadable as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: is not a JSON object")

@@ -6,11 +6,9 @@ its file. A previewed checkpoint has no weights to read.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.opening import open_checkpoint
@@ -19,6 +17,7 @@ from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.files.paths import local_path
 from clipmerge.files.safetensors import DTYPES, FLOATS, TensorEntry
+from clipmerge.files.side_files import read_side_json
 from clipmerge.planning.choices import Missing
 
 # Files of weights that can be compared as they are, and what describes them.
@@ -64,7 +63,7 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
         for name, (dtype, shape) in remote_metadata(pinned, found.sha).items()
     }
     files = tuple(Path(name) for name in sorted(weights) if name.endswith(".safetensors"))
-    described = _read_config(folder / config)
+    described = read_side_json(folder, config)
     refuse_quantised(source, entries, described)
     return Checkpoint(source, found.sha, folder, files, entries, described, sharded=len(files) > 1)
 
@@ -96,13 +95,3 @@ def _entry(where: str, dtype: str, shape: tuple[int, ...]) -> TensorEntry:
     if dtype not in DTYPES:
         raise CheckpointError(f"{where}: has dtype {dtype}; clipmerge merges {', '.join(sorted(FLOATS))}")
     return TensorEntry(Path(), dtype, shape, 0, math.prod(shape) * DTYPES[dtype][1])
-
-
-def _read_config(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from None
-    return value if isinstance(value, dict) else None

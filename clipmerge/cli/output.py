@@ -10,7 +10,7 @@ import typer
 
 from clipmerge.cli._options import Output
 from clipmerge.cli._terminal import Format, Terminal, noting, reporting_errors
-from clipmerge.errors import UsageError
+from clipmerge.errors import UsageError, shorten
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that merge or apply wrote.")]
 
@@ -70,6 +70,8 @@ def publish(folder: Path, repo_id: str, terminal: Terminal, **options: Any) -> t
     again = Push(folder, repo_id, **options).command
     with noting(f"whether {repo_id} was published is not known: `{again}` finds out and goes on"):
         published = push(folder, repo_id, **options)
+    if published.left_behind:
+        terminal.say(f"{shorten(published.left_behind)} left behind in {folder}: no part of what the merge wrote")
     if not published.changed:
         said = f"{published.url} holds exactly this already: no commit was made"
     else:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import CheckpointError
+from clipmerge.files.side_files import read_side_json
 
 #: Files either of which is a tokenizer.
 TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -36,14 +36,13 @@ def is_clips_own(folder: Path) -> bool | None:
 
 def _vocabulary(folder: Path) -> dict[str, int] | None:
     for name in ("vocab.json", "tokenizer.json"):
-        file = folder / name
-        if not file.is_file():
-            continue
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = read_side_json(folder, name)
+            if data is None:
+                continue
             found: dict[str, int] = data["model"]["vocab"] if name == "tokenizer.json" else data
             return {str(token): int(index) for token, index in found.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
             return None
     return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from clipmerge.conversion.preprocessing import image_processor_config, preproces
 from clipmerge.conversion.tokens import is_clips_own, write_clip_tokenizer
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES
+from clipmerge.files.side_files import SIDE_FILES, copy_side_file, read_side_json, require_inside
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -49,8 +50,7 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         said = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{converted.source}: its preprocessing cannot be understood ({said})") from None
-    for license in sorted(original.folder.glob("LICENSE*")):
-        shutil.copyfile(license, folder / license.name)
+    _copy(folder, original.folder, sorted(name for name in SIDE_FILES if name.startswith("LICENSE")))
     return notes
 
 
@@ -109,22 +109,22 @@ def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any
 
 def _image_processor(folder: Path) -> dict[str, Any] | None:
     for name in ("preprocessor_config.json", "processor_config.json"):
-        file = folder / name
-        if file.is_file():
-            try:
-                data = json.loads(file.read_text(encoding="utf-8"))
-                found = data.get("image_processor", data)
-                if isinstance(found, dict) and found:
-                    return found
-            except (ValueError, AttributeError) as error:
-                raise CheckpointError(f"{file}: cannot be read as JSON ({error})") from None
+        data = read_side_json(folder, name) or {}
+        found = data.get("image_processor", data)
+        if isinstance(found, dict) and found:
+            return found
     return None
 
 
 def _copy_tokenizer(folder: Path, source: Path) -> None:
-    for name in _TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    _copy(folder, source, _TOKENIZER_FILES)
+
+
+def _copy(folder: Path, source: Path, names: Iterable[str]) -> None:
+    for name in names:
+        found = require_inside(source, name)
+        if found is not None:
+            copy_side_file(found, folder / name)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

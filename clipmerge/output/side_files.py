@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +10,18 @@ from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, TOKENIZER_FILES
 from clipmerge.conversion import layout_of
-from clipmerge.errors import CheckpointError
+from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.hashes import sha256_of
+from clipmerge.files.reading import Unreadable, parse_json, read_text
 from clipmerge.files.safetensors import DTYPES
+from clipmerge.files.side_files import SIDE_FILES, copy_side_file, inside, without_places
 from clipmerge.output.layout_files import write_layout_files
 
-_SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
-_NOT_SIDE = (
-    "clipmerge.json",
-    "conversion.json",
-    "trainer_state.json",
-    "all_results.json",
-    "train_results.json",
-    "eval_results.json",
+_TEXTS = (".json", ".txt", ".model", ".jinja")
+# What training and clipmerge themselves leave there; nobody expects it in the output.
+_NEVER_SIDE = (
+    *("clipmerge.json", "conversion.json"),
+    *("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"),
 )
 _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 
@@ -62,13 +58,10 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
                 notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
     for name, path in chosen.items():
         if name == "config.json":
-            with _readable(path):
-                text = _config_text(path, form, dtype)
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).write_text(_config_text(path, form, dtype), encoding="utf-8")
         else:
-            with _readable(path):
-                shutil.copyfile(path, folder / name)
-    return {name: sha256_of(folder / name) for name in sorted(chosen)}, notes
+            copy_side_file(path, folder / name)
+    return {name: sha256_of(folder / name) for name in sorted(chosen)}, notes + _left_behind(form)
 
 
 def _converted_files(
@@ -109,38 +102,36 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
         return {}
     # a folder may hold both layouts; what describes the other one is not true of the output
     strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
-    with _readable(checkpoint.folder):
-        paths = sorted(checkpoint.folder.iterdir())
-    return {
-        path.name: path
-        for path in paths
-        if path.is_file()
-        and not path.name.startswith(".")
-        and path.name not in (*_NOT_SIDE, strange)
-        and not path.name.endswith(".index.json")
-        and (path.suffix in _SIDE_SUFFIXES or path.stem == "LICENSE")
-    }
+    found = {name: inside(checkpoint.folder, name) for name in sorted(SIDE_FILES - {strange})}
+    return {name: path for name, path in found.items() if path is not None}
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Report an input that cannot be read as the input's fault: other errors here are about the output."""
+def _left_behind(checkpoint: Checkpoint) -> list[str]:
+    """Note what lies beside the weights and looks as if it went with them, but is copied for nobody unasked."""
     try:
-        yield
+        names = sorted(path.name for path in checkpoint.folder.iterdir())
     except OSError as error:
-        if error.filename is None or Path(error.filename) != path:
-            raise
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{checkpoint.folder}: cannot be read ({error.strerror})") from None
+    names = [name for name in names if not name.startswith((".", *_NEVER_SIDE))]
+    strange = [name for name in names if name.endswith(_TEXTS) and name not in SIDE_FILES]
+    strange = [name for name in strange if not name.endswith(".index.json")]
+    links = [name for name in names if name in SIDE_FILES and inside(checkpoint.folder, name) is None]
+    said = {"not among the files that loaders read": strange, "not a file of this folder": links}
+    return [f"{checkpoint.source}: {shorten(names)} left behind: {why}" for why, names in said.items() if names]
 
 
 def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
     """The config, its dtype made that of the weights: the config wins over the file when transformers loads."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = read_text(path)
+    except Unreadable as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
     floats = {DTYPES[entry.dtype][0] for entry in form.entries.values() if entry.is_float}
     actual = dtype if dtype != "keep" else floats.pop() if len(floats) == 1 else None
-    config = json.loads(text)
+    found = parse_json(text)
+    config = without_places(found)
     if actual is None or not _set_dtype(config, actual):
-        return text
+        return text if config == found else json.dumps(config, indent=2) + "\n"
     return json.dumps(config, indent=2) + "\n"
 
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import HubError, OutputError, UsageError, shorten
+from clipmerge.files.hashes import sha256_of
+from clipmerge.files.side_files import SIDE_FILES, inside, side_file_bytes
 from clipmerge.files.staging import PLAN_FOLDER
 from clipmerge.hub.download import connect, patiently, timeout_seconds
 from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
 from clipmerge.hub.ids import HubId, parse_hub_id
-from clipmerge.publish.card import RECORD, published_texts, sources_of
+from clipmerge.publish.card import PICTURE, RECORD, published_texts, sources_of
 from clipmerge.publish.evaluations import KEYS, add_results
 from clipmerge.publish.repository import (
     CARD,
@@ -37,10 +39,16 @@ from clipmerge.publish.repository import (
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+# What a merge writes beside the weights and the files that loaders read.
+_WRITTEN = frozenset({CARD, RECORD, PICTURE, "report.html", "model.safetensors.index.json"})
+
 
 @dataclass(frozen=True)
 class Published:
-    """Where a model is now: ``changed`` is False when the Hub already held exactly these files."""
+    """Where a model is now: ``changed`` is False when the Hub already held exactly these files.
+
+    ``left_behind`` names what lies in the folder and was not published: it is no part of the output.
+    """
 
     url: str
     repo_id: str
@@ -48,6 +56,7 @@ class Published:
     created: bool
     changed: bool
     pull_request: str | None = None
+    left_behind: tuple[str, ...] = ()
 
 
 def push(
@@ -66,8 +75,8 @@ def push(
     """Publish a merged model's folder; the folder itself is not touched.
 
     The model card is written anew with the repository's name in it, and local paths in ``clipmerge.json``
-    and ``report.html`` shrink to their last component, the plan's folder stays behind. Weights that are there and
-    not in the folder are deleted in the same commit, so that no loader picks up the old ones; git keeps them.
+    and ``report.html`` shrink to their last component. What is no part of the output stays behind. Weights that
+    are there and not in the folder are deleted in the same commit, so that no loader picks up the old ones.
 
     Args:
         folder: A whole output of ``clipmerge merge``.
@@ -104,13 +113,13 @@ def push(
     if found:
         check_card(asked, found, texts[CARD].encode())
     target = found or create_repository(api, asked)
-    changes = _changes(target, additions)
+    changes, left = _changes(target, additions), _left_behind(asked.folder, additions)
     if not changes:
-        return Published(_url(api, asked), repo_id, target.head, target.created, changed=False)
+        return Published(_url(api, asked), repo_id, target.head, target.created, changed=False, left_behind=left)
     if target.needs_branch:
         with explained(asked.doing, state=state_after(asked, target), again=asked.command):
             api.create_branch(repo_id, branch=str(revision), revision=target.head)
-    return _commit(api, asked, target, changes)
+    return replace(_commit(api, asked, target, changes), left_behind=left)
 
 
 def _with_held_results(record: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
@@ -224,12 +233,15 @@ def _additions(asked: Push, record: dict[str, Any], texts: dict[str, str]) -> li
     from huggingface_hub import CommitOperationAdd
 
     content: dict[str, str | bytes] = {name: text.encode() for name, text in texts.items()}
-    for path in sorted(asked.folder.rglob("*")):
-        parts = path.relative_to(asked.folder).parts
-        if path.is_file() and parts[0] != PLAN_FOLDER and not any(part.startswith(".") for part in parts):
-            content.setdefault("/".join(parts), str(path))
-    additions = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
     hashes = {name: sha for name, sha in (record.get("files") or {}).items() if sha and name not in texts}
+    for name, path in _published_files(asked.folder, record).items():
+        if name in SIDE_FILES and name not in content:
+            data = side_file_bytes(path, name)
+            if data != path.read_bytes():  # without places it has another hash than it had in the folder
+                _check_hash(asked, name, path, hashes.pop(name, None))
+            content[name] = data
+        content.setdefault(name, str(path))
+    additions = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
     wrong = [
         add.path_in_repo
         for add in additions
@@ -238,6 +250,30 @@ def _additions(asked: Push, record: dict[str, Any], texts: dict[str, str]) -> li
     if wrong:
         raise OutputError(f"{asked.folder}: {shorten(wrong)} changed since the merge. {NOTHING} Merge again.")
     return additions
+
+
+def _published_files(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
+    """Find the files that belong to an output: those that the record names, that loaders read, or clipmerge writes.
+
+    Only regular files that lie in the folder itself: nothing else that is there is anybody's wish to publish.
+    """
+    wanted = SIDE_FILES | _WRITTEN | set(record.get("files") or ())
+    found = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}
+    links = [name for name, path in found.items() if path is None]
+    if links:
+        raise OutputError(f"{folder}: {shorten(links)} not a file of this folder. {NOTHING} Put the file itself there.")
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _left_behind(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple[str, ...]:
+    published = {add.path_in_repo for add in additions} | {PLAN_FOLDER}
+    names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return tuple(sorted(name for name in names if name not in published))
+
+
+def _check_hash(asked: Push, name: str, path: Path, sha256: str | None) -> None:
+    if sha256 is not None and sha256_of(path) != sha256:
+        raise OutputError(f"{asked.folder}: {name} changed since the merge. {NOTHING} Merge again.")
 
 
 def _changes(

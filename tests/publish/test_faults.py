@@ -88,7 +88,7 @@ def test_a_commit_whose_answer_is_lost_counts_as_published(hub: FakeHub, merged:
 
 def test_a_hub_that_goes_down_in_the_commit_is_not_guessed_about(hub: FakeHub, merged: Path) -> None:
     push(merged, "alice/robust", endpoint=hub.url)
-    (merged / "notes.txt").write_text("new")
+    (merged / "NOTICE").write_text("new")
     hub.fail("POST", "/commit/", lose_answer=True)
     hub.fail("GET", "/api/models/alice/robust$", status=0, times=2)
     hub.fail("GET", "/api/models/alice/robust$", status=503, times=99)
@@ -98,7 +98,7 @@ def test_a_hub_that_goes_down_in_the_commit_is_not_guessed_about(hub: FakeHub, m
 
 def test_a_pull_request_whose_answer_is_lost(hub: FakeHub, merged: Path) -> None:
     push(merged, "alice/robust", endpoint=hub.url)
-    (merged / "notes.txt").write_text("new")
+    (merged / "NOTICE").write_text("new")
     hub.fail("POST", "/commit/", lose_answer=True)
     with pytest.raises(HubError, match=r"A pull request may have been opened: look at http.*/discussions"):
         push(merged, "alice/robust", create_pr=True, endpoint=hub.url)
@@ -106,7 +106,7 @@ def test_a_pull_request_whose_answer_is_lost(hub: FakeHub, merged: Path) -> None
 
 def test_somebody_else_commits_meanwhile(hub: FakeHub, merged: Path) -> None:
     push(merged, "alice/robust", endpoint=hub.url)
-    (merged / "notes.txt").write_text("mine")
+    (merged / "NOTICE").write_text("mine")
 
     def commit_theirs() -> None:
         tree = hub.files("alice/robust") | {"theirs.txt": hub.keep(b"theirs")}
@@ -116,7 +116,7 @@ def test_somebody_else_commits_meanwhile(hub: FakeHub, merged: Path) -> None:
     with pytest.raises(HubError, match=r"somebody else committed meanwhile.*Nothing was published"):
         push(merged, "alice/robust", endpoint=hub.url)
     assert hub.content("alice/robust", "theirs.txt") == b"theirs"
-    assert "notes.txt" not in hub.files("alice/robust")
+    assert "NOTICE" not in hub.files("alice/robust")
     assert push(merged, "alice/robust", endpoint=hub.url).changed
 
 

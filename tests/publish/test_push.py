@@ -119,11 +119,11 @@ def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> N
     hub.orgs = ("acme", "bob")
     push(merged, "bob/robust", endpoint=hub.url)
     hub.orgs = ("acme",)
-    (merged / "notes.txt").write_text("new")
+    (merged / "NOTICE").write_text("new")
     done = push(merged, "bob/robust", create_pr=True, endpoint=hub.url)
     assert done.pull_request == f"{hub.url}/bob/robust/discussions/1"
-    assert "notes.txt" not in hub.files("bob/robust")
-    assert "notes.txt" in hub.files("bob/robust", "refs/pr/1")
+    assert "NOTICE" not in hub.files("bob/robust")
+    assert "NOTICE" in hub.files("bob/robust", "refs/pr/1")
 
 
 def test_other_content_is_left_alone_unless_told(hub: FakeHub, merged: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_card_edited_on_the_hub_is_not_run_over(hub: FakeHub, merged: Path) ->
     assert hub.content("alice/robust", "README.md").endswith(b"# By hand\n")
     assert push(merged, "alice/robust", yes=True, endpoint=hub.url).changed
     assert b"By hand" not in hub.content("alice/robust", "README.md")
-    (merged / "notes.txt").write_text("new")
+    (merged / "NOTICE").write_text("new")
     assert push(merged, "alice/robust", endpoint=hub.url).changed
 
 
@@ -282,7 +282,7 @@ def test_a_process_of_its_own_prints_no_progress_and_no_token(hub: FakeHub, merg
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.strip() == HfApi(endpoint=hub.url, token=hub.token).model_info("alice/robust").sha
     hub.fail("GET", "/api/whoami-v2", status=403, body={"error": f"token {hub.token} is tired"})
-    (merged / "notes.txt").write_text("new")
+    (merged / "NOTICE").write_text("new")
     again = publish_apart(hub, merged)
     assert again.returncode == 1
     assert again.stderr.startswith("error: push to alice/robust: the token has no right")
@@ -297,3 +297,32 @@ def test_an_unreachable_xet_store_ends_in_time(hub: FakeHub, merged: Path) -> No
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
     assert re.search("storage cannot be reached.*no file was published.*Go on with `clipmerge push", run.stderr)
+
+
+def test_a_folder_of_traps_is_pushed_without_them(hub: FakeHub, merged: Path, tmp_path: Path) -> None:
+    secret = tmp_path / 'my "secret" & keys'
+    secret.mkdir()
+    (secret / "id_rsa").write_text("PRIVATE KEY")
+    (merged / "credentials.json").write_text('{"token": "hf_PRIVATE"}')
+    (merged / "notes.txt").write_text("PRIVATE notes")
+    (merged / "keys").symlink_to(secret)
+    (merged / "id_rsa.safetensors").symlink_to(secret / "id_rsa")
+    (merged / "a\nb\x1b[31m.json").write_text("PRIVATE")
+    (merged / "inner").mkdir()
+    (merged / "inner" / "vocab.txt").write_text("PRIVATE")
+    config = json.loads((merged / "config.json").read_text())
+    (merged / "config.json").write_text(json.dumps(config | {"_name_or_path": f"{secret} PRIVATE"}))
+    done = push(merged, "alice/robust", endpoint=hub.url)
+    assert set(done.left_behind) >= {"credentials.json", "notes.txt", "keys", "id_rsa.safetensors", "inner"}
+    for name in hub.files("alice/robust"):
+        content = hub.content("alice/robust", name)
+        assert b"PRIVATE" not in content, name
+        assert b"secret" not in content, name
+
+
+def test_a_link_by_the_name_of_a_file_of_the_output_is_refused(hub: FakeHub, merged: Path, tmp_path: Path) -> None:
+    (tmp_path / "id_rsa").write_text("PRIVATE KEY")
+    (merged / "LICENSE").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(OutputError, match=r"LICENSE not a file of this folder. Nothing was published"):
+        push(merged, "alice/robust", endpoint=hub.url)
+    assert ("model", "alice/robust") not in hub.repos

@@ -1,0 +1,69 @@
+"""How much a file or an answer from outside may hold, cost or take: every limit there is, in one place.
+
+Each is far above anything that real checkpoints and data sets need, and is refused with one line that names it.
+docs/reliability.md lists them for users.
+"""
+
+from __future__ import annotations
+
+MIB = 1 << 20
+
+# Texts and JSON: configurations, indices, class names, records, evaluations
+#: Bytes of a JSON file.
+LARGEST_JSON = 64 * MIB
+#: Values in a JSON file, counted by its commas and opening brackets: a short text can make a large object.
+MOST_VALUES = 2_500_000
+#: Digits of a whole number in JSON or YAML; longer ones take quadratic time. Tokenizers write one of 31.
+MOST_DIGITS = 100
+#: Bytes of a text file: class names, a list, the card of a data set.
+LARGEST_TEXT = 16 * MIB
+#: Bytes of a recipe, and of the value of a ``--set``.
+LARGEST_RECIPE = 64 << 10
+#: Bytes of a file that is copied beside the weights, such as a tokenizer.
+LARGEST_SIDE_FILE = 256 * MIB
+
+# Checkpoints
+#: Bytes of the header of a safetensors file; 100,000 tensors take about 15 MB.
+LARGEST_HEADER = 16 * MIB
+#: Tensors of one checkpoint.
+MOST_TENSORS = 100_000
+#: Dimensions of a tensor; torch itself has no more.
+MOST_DIMENSIONS = 64
+#: Characters of a tensor's name.
+LONGEST_NAME = 1000
+#: Bytes of the pickle in a file that torch.save wrote; the tensors lie beside it.
+LARGEST_PICKLE = 64 * MIB
+#: Bytes of a file of torch before 1.6, which is read whole into memory before anything in it is known.
+LARGEST_OLD_PICKLE = 20_000 * MIB
+#: How many times the bytes in a file its tensors may span together; two when all weights are tied.
+MOST_SHARING = 8
+#: Patterns over module names in an adapter's configuration; and characters, groups, repeats and choices of one.
+MOST_PATTERNS, LONGEST_PATTERN, MOST_GROUPS, MOST_REPEATS, MOST_CHOICES = 1000, 500, 3, 2, 64
+
+# Images
+#: Bytes of an encoded image.
+LARGEST_IMAGE = 256 * MIB
+#: Pixels of an image; 8192 times 8192.
+MOST_PIXELS = 1 << 26
+#: Images of one source.
+MOST_IMAGES = 5_000_000
+#: Bytes of a label in a tar archive: a number, a name, a JSON object.
+LARGEST_LABEL = MIB
+#: Bytes of a header with a long name or with attributes in a tar archive.
+LARGEST_TAR_HEADER = MIB
+#: Bytes of a page in Parquet once it is decompressed, where that is more than `MOST_INFLATION` times the page.
+LARGEST_PAGE = 128 * MIB
+#: How many times its own size a large page may decompress to.
+MOST_INFLATION = 8
+#: Structures in the footer of a Parquet file: row groups, columns and what describes them.
+MOST_FOOTER_PARTS = 200_000
+#: Bytes of a Parquet file's footer.
+LARGEST_FOOTER = 16 * MIB
+
+# The Hub
+#: Bytes of an answer that is not a file: a listing, a commit, an error.
+LARGEST_ANSWER = 64 * MIB
+#: Files in a listing.
+MOST_FILES = 100_000
+#: Bytes a second below which a download counts as standing still, over the seconds of CLIPMERGE_HUB_TIMEOUT.
+SLOWEST_DOWNLOAD = 1024

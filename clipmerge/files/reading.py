@@ -1,0 +1,114 @@
+"""Small files from outside: regular ones only, up to a size, parsed within limits; every failure is one exception.
+
+A pipe would keep whoever opens it waiting, a device never ends, and a few kilobytes of JSON can fill the memory or
+keep a processor busy for minutes. Whatever is wrong is an `Unreadable` with the reason, to be put behind a file's name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from clipmerge.files.limits import LARGEST_JSON, LARGEST_TEXT, MIB, MOST_DIGITS, MOST_VALUES
+
+PairsHook = Callable[[Iterable[tuple[str, Any]]], Any]
+
+
+class Unreadable(ValueError):
+    """Why a file cannot be read, without its name."""
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file for reading if it is a regular one, or leads to one; nothing waits for a pipe.
+
+    Raises:
+        OSError: If it is not there, may not be read, or is something else than a regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most ``limit`` bytes.
+
+    Raises:
+        Unreadable: If it cannot be read, or holds more.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
+    except ValueError as error:  # a name with a zero byte
+        raise Unreadable(str(error)) from None
+    if len(content) > limit:
+        raise Unreadable(f"larger than {told_size(limit)}")
+    return content
+
+
+def read_text(path: Path, limit: int = LARGEST_TEXT, *, encoding: str = "utf-8") -> str:
+    """Read a regular text file of at most ``limit`` bytes.
+
+    Raises:
+        Unreadable: If it cannot be read, holds more, or is in another encoding.
+    """
+    try:
+        return read_bytes(path, limit).decode(encoding)
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"not UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def read_json(path: Path, *, limit: int = LARGEST_JSON, pairs: PairsHook | None = None) -> Any:
+    """Read a JSON file; see `parse_json`.
+
+    Raises:
+        Unreadable: If it cannot be read or parsed within the limits.
+    """
+    return parse_json(read_text(path, limit, encoding="utf-8-sig"), pairs=pairs)
+
+
+def parse_json(text: str, *, pairs: PairsHook | None = None) -> Any:
+    """Parse JSON from outside.
+
+    Args:
+        text: The text.
+        pairs: Makes an object of its pairs, as the ``object_pairs_hook`` of `json.loads`.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        Unreadable: If it is no JSON, or would take more memory or time than any file that is meant to be read.
+    """
+    if sum(map(text.count, ",[{")) > MOST_VALUES:
+        raise Unreadable(f"more than {MOST_VALUES} values")
+    try:
+        return json.loads(text, object_pairs_hook=pairs, parse_int=_integer)
+    except RecursionError:
+        raise Unreadable("nested too deeply") from None
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise Unreadable(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def told_size(count: int) -> str:
+    """Write a number of bytes for people.
+
+    Example:
+        >>> told_size(64 << 20), told_size(64 << 10)
+        ('64 MiB', '64 KiB')
+    """
+    return f"{count // MIB} MiB" if count >= MIB else f"{count // 1024} KiB"

@@ -1,0 +1,157 @@
+"""Files beside the weights that go with them: a list of those that loaders read, and what is taken of each.
+
+A stranger's folder may hold a link to somebody's keys under the name of a vocabulary, and one's own may hold notes and
+passwords. So only files by these names are taken, only regular ones that lie inside the folder, and of JSON not the
+fields that say where something lay on the machine that saved it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clipmerge.errors import CheckpointError
+from clipmerge.files.limits import LARGEST_SIDE_FILE
+from clipmerge.files.reading import Unreadable, parse_json, read_bytes, read_json
+
+#: What transformers, tokenizers and open_clip read beside weights, and what a licence asks to be passed on.
+SIDE_FILES = frozenset(
+    {
+        *("config.json", "open_clip_config.json", "generation_config.json"),
+        *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+        *("chat_template.jinja", "chat_template.json"),
+        *(f"{name}{suffix}" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING") for suffix in ("", ".txt", ".md")),
+    }
+)
+# Fields that name places on the machine where a model was saved; no loader needs them.
+_PLACES = frozenset(
+    {
+        *("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file"),
+        *("added_tokens_file", "tokenizer_config_file", "chat_template_file", "cache_dir", "_commit_hash"),
+    }
+)
+
+
+def inside(folder: Path, name: str) -> Path | None:
+    """Find a regular file of a folder.
+
+    A link counts where it stays in the folder, or leads from a snapshot of the Hub's cache to that cache's own blobs.
+
+    Args:
+        folder: The folder.
+        name: The file's name in it.
+
+    Returns:
+        The file itself, links followed; ``None`` where there is none, or it lies elsewhere.
+    """
+    home, path = folder.resolve(), folder / name
+    try:
+        place = path.resolve(strict=True)
+        if not place.is_file():
+            return None
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, until Python 3.13
+        return None
+    return place if home in place.parents or _blobs(home) in place.parents else None
+
+
+def _blobs(folder: Path) -> Path | None:
+    """The blobs of a Hub cache that a folder is a snapshot of: ``models--ORG--NAME/snapshots/COMMIT``."""
+    repository = folder.parent.parent
+    blobs = repository / "blobs"
+    is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith(("models--", "datasets--"))
+    return blobs if is_snapshot and not blobs.is_symlink() else None
+
+
+def require_inside(folder: Path, name: str) -> Path | None:
+    """Find a regular file that is needed; see `inside`.
+
+    Returns:
+        The file; ``None`` where there is none.
+
+    Raises:
+        CheckpointError: If it is a link that leads out of the folder.
+    """
+    found, path = inside(folder, name), folder / name
+    if found is None and path.is_symlink() and path.exists():
+        raise CheckpointError(
+            f"{path}: is a link that leads out of its folder, to {path.resolve()}; put the file itself there"
+        )
+    return found
+
+
+def copy_side_file(source: Path, target: Path) -> None:
+    """Copy one file; JSON loses the fields that name places on the machine that saved it.
+
+    Args:
+        source: A regular file, from `inside`.
+        target: Where to.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+        OSError: If it cannot be written.
+    """
+    target.write_bytes(side_file_bytes(source, target.name))
+
+
+def side_file_bytes(source: Path, name: str) -> bytes:
+    """Read one file as it is passed on; see `copy_side_file`.
+
+    Args:
+        source: A regular file; one in the Hub's cache has another name.
+        name: What it is called beside the weights.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    try:
+        content = read_bytes(source, LARGEST_SIDE_FILE)
+    except Unreadable as error:
+        raise CheckpointError(f"{source}: cannot be read ({error})") from None
+    return _without_places(content) if name.endswith(".json") else content
+
+
+def _without_places(content: bytes) -> bytes:
+    """Drop the fields in question; everything else keeps its bytes where there are none of them."""
+    if not any(b'"%s"' % name.encode() in content for name in _PLACES):
+        return content
+    try:
+        data = parse_json(content.decode("utf-8"))
+    except ValueError:  # no JSON by its name alone; loaders will say so
+        return content
+    return f"{json.dumps(without_places(data), indent=2, ensure_ascii=False)}\n".encode()
+
+
+def without_places(data: Any) -> Any:
+    """Copy what JSON holds without the fields that name places on the machine that saved it.
+
+    Example:
+        >>> without_places({"_name_or_path": "/home/me/clip", "text_config": {"vocab_size": 3}})
+        {'text_config': {'vocab_size': 3}}
+    """
+    if isinstance(data, dict):
+        return {key: without_places(value) for key, value in data.items() if key not in _PLACES}
+    return [without_places(value) for value in data] if isinstance(data, list) else data
+
+
+def read_side_json(folder: Path, name: str) -> dict[str, Any] | None:
+    """Read a JSON object beside the weights.
+
+    Returns:
+        The object; ``None`` where there is no such file.
+
+    Raises:
+        CheckpointError: If it leads out of the folder, or cannot be read as a JSON object.
+    """
+    path = require_inside(folder, name)
+    if path is None:
+        return None
+    try:
+        data = read_json(path)
+    except Unreadable as error:
+        raise CheckpointError(f"{folder / name}: cannot be read as JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{folder / name}: is not a JSON object")
+    return data

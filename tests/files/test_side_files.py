@@ -1,0 +1,126 @@
+"""Beside the weights only regular files of the folder are taken, by name: no link, no secret, no local path."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clipmerge.errors import CheckpointError
+from clipmerge.files.side_files import (
+    SIDE_FILES,
+    copy_side_file,
+    inside,
+    read_side_json,
+    require_inside,
+    without_places,
+)
+from tests.support.command import clipmerge, refused
+
+SECRET = "-----BEGIN OPENSSH PRIVATE KEY-----"
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "home" / ".ssh" / "id_ed25519"
+    path.parent.mkdir(parents=True)
+    path.write_text(SECRET)
+    return path
+
+
+@pytest.fixture
+def copies(pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    zeroshot, finetuned = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
+    return zeroshot, finetuned
+
+
+def test_a_file_of_the_folder_is_inside(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("a")
+    (tmp_path / "merges.txt").symlink_to("vocab.txt")
+    assert inside(tmp_path, "vocab.txt") == inside(tmp_path, "merges.txt") == (tmp_path / "vocab.txt").resolve()
+    assert inside(tmp_path, "LICENSE") is None
+
+
+@pytest.mark.parametrize("by_way_of", ["a file", "a folder"])
+def test_a_link_out_of_the_folder_is_not(tmp_path: Path, secret: Path, by_way_of: str) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if by_way_of == "a file":
+        (folder / "vocab.txt").symlink_to(secret)
+    else:
+        (folder / "inner").symlink_to(secret.parent)
+        (folder / "vocab.txt").symlink_to(Path("inner") / secret.name)
+    assert inside(folder, "vocab.txt") is None
+    with pytest.raises(CheckpointError, match=r"vocab.txt: is a link that leads out of its folder"):
+        require_inside(folder, "vocab.txt")
+
+
+def test_links_in_a_circle_and_pipes_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").symlink_to("merges.txt")
+    (tmp_path / "merges.txt").symlink_to("vocab.txt")
+    os.mkfifo(tmp_path / "LICENSE")
+    assert [inside(tmp_path, name) for name in ("vocab.txt", "merges.txt", "LICENSE")] == [None] * 3
+
+
+def test_a_snapshot_of_the_hubs_cache_links_to_its_own_blobs(tmp_path: Path, secret: Path) -> None:
+    repository = tmp_path / "models--acme--clip"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "b1").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/b1")
+    (snapshot / "vocab.txt").symlink_to(secret)
+    assert inside(snapshot, "config.json") == (repository / "blobs" / "b1").resolve()
+    assert inside(snapshot, "vocab.txt") is None
+    shutil.rmtree(repository / "blobs")
+    (repository / "blobs").symlink_to(secret.parent)
+    (snapshot / "merges.txt").symlink_to(f"../../blobs/{secret.name}")
+    assert inside(snapshot, "merges.txt") is None
+
+
+def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: Path) -> None:
+    held = {"_name_or_path": "/home/me/secret project", "text_config": {"name_or_path": "a/b/c", "vocab_size": 3}}
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    (tmp_path / "vocab.json").write_text('{ "a":1}')
+    copy_side_file(tmp_path / "config.json", tmp_path / "tokenizer_config.json")
+    copy_side_file(tmp_path / "vocab.json", tmp_path / "added_tokens.json")
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"text_config": {"vocab_size": 3}}
+    assert (tmp_path / "added_tokens.json").read_text() == '{ "a":1}'
+    assert without_places([{"vocab_file": 1}]) == [{}]
+
+
+def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, Path], secret: Path) -> None:
+    zeroshot, finetuned = copies
+    (finetuned / "LICENSE").symlink_to(secret)
+    (finetuned / "credentials.json").write_text('{"token": "hf_secretsecretsecret"}')
+    (finetuned / "notes.txt").write_text("ask Bob")
+    config = json.loads((finetuned / "config.json").read_text())
+    (finetuned / "config.json").write_text(json.dumps(config | {"_name_or_path": "/home/me/private run"}))
+    output = finetuned.parent / "out"
+    done = clipmerge("merge", zeroshot, finetuned, "--recipe", "wise-ft", "--output", output)
+    assert done.code == 0, done.err
+    assert "credentials.json, notes.txt left behind" in done.err
+    assert "LICENSE left behind" in done.err
+    written = {path.name for path in output.iterdir()}
+    assert written <= SIDE_FILES | {"model.safetensors", "clipmerge.json", "README.md", "report.html", "path.png"}
+    held = b"".join(path.read_bytes() for path in output.iterdir() if path.is_file() and path.name != "clipmerge.json")
+    assert not any(text.encode() in held for text in (SECRET, "hf_secret", "ask Bob", "private run"))
+    assert "_name_or_path" not in json.loads((output / "config.json").read_text())
+
+
+def test_a_configuration_that_is_a_link_out_of_its_folder_is_refused(copies: tuple[Path, Path], tmp_path: Path) -> None:
+    zeroshot, finetuned = copies
+    (finetuned / "config.json").rename(tmp_path / "elsewhere.json")
+    (finetuned / "config.json").symlink_to(tmp_path / "elsewhere.json")
+    outcome = clipmerge("merge", zeroshot, finetuned, "--recipe", "wise-ft", "--dry-run")
+    assert "config.json: is a link that leads out of its folder" in refused(outcome)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", "{", '{"a": ' + "1" * 5000 + "}", "\udcff"])
+def test_what_is_no_json_object_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(CheckpointError, match=r"config.json: (cannot be read as JSON \(|is not a JSON object)"):
+        read_side_json(tmp_path, "config.json")
