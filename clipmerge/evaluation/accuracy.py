@@ -76,7 +76,7 @@ def zero_shot_accuracy(
     share = (accelerator.process_index, accelerator.num_processes)
     right, seen = 0, 0
     for batch in read_batches(images, batch_size_for(len(images), batch_size), model.pixels, share=share):
-        right += int(recognised(model, batch.pixels.to(accelerator.device), batch.labels, classes).sum())
+        right += int((answers(model, batch.pixels.to(accelerator.device), classes) == batch.labels).sum())
         seen += len(batch)
         if progress:
             progress.advance(seen, len(images))
@@ -85,22 +85,18 @@ def zero_shot_accuracy(
     return float(total) / len(images)
 
 
-def recognised(
-    model: ImageTextModel, pixels: torch.Tensor, labels: torch.Tensor, classes: torch.Tensor
-) -> torch.Tensor:
-    """Say of each image whether its best class is the right one.
+def answers(model: ImageTextModel, pixels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Give each image the class whose prompts fit it best.
 
     Args:
         model: The model, weights loaded.
         pixels: (batch, 3, height, width), on the model's device.
-        labels: (batch,), class indices, on the CPU.
         classes: As `class_embeddings` returns them.
 
     Returns:
-        (batch,) bool, on the CPU.
+        (batch,), class indices, on the CPU.
     """
-    best = (model.image_features(pixels) @ classes.T).argmax(dim=1).cpu()
-    return torch.eq(best, labels)
+    return (model.image_features(pixels) @ classes.T).argmax(dim=1).cpu()
 
 
 def parse_named_source(text: str) -> tuple[str, str]:

@@ -81,6 +81,16 @@ class MovingModel:
             self._set(name, merged)
 
     @torch.no_grad()
+    def become_finetuned(self, which: int) -> None:
+        """Set the weights to those of one fine-tuned checkpoint, and to zero-shot's where it has none.
+
+        Args:
+            which: Its place among them.
+        """
+        for name, theta_0 in self._theta_0.items():
+            self._set(name, self._finetuned[which].get(name, theta_0))
+
+    @torch.no_grad()
     def follow(self, plan: Plan, tensors: PlanTensors) -> None:
         """Set the weights to what a plan says, as `merged_tensors` computes them.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import together
 from clipmerge.errors import UsageError
-from clipmerge.evaluation.accuracy import recognised
+from clipmerge.evaluation.accuracy import answers
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Whether each image was recognised: shape (points, images).
 Correct = NDArray[np.bool_]
+#: The class that each image was given: shape (points, images).
+Answers = NDArray[np.int64]
 #: Bytes of preprocessed images held at once; each such load meets every point before the next is decoded.
 HELD = 2 << 30
 
@@ -81,42 +83,53 @@ class Scorer:
         self._classes: dict[tuple[int, tuple[str, ...]], Tensor] = {}
         self._last: dict[tuple[str, ...], tuple[int, Tensor]] = {}
 
-    @torch.inference_mode()
     def score(
         self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
     ) -> dict[str, Correct]:
-        """Evaluate every point on every source.
+        """Evaluate every point on every source; arguments and errors are those of `answer`.
+
+        Returns:
+            correct[source]: whether each image was recognised, shape (points, images), in every process.
+        """
+        given = self.answer(moves, sources, progress)
+        return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
+
+    @torch.inference_mode()
+    def answer(
+        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
+    ) -> dict[str, Answers]:
+        """Have every point classify every image of every source.
 
         Args:
-            moves: A point each: how to get there.
-            sources: Name to images; all are used.
+            moves: How to get to each point.
+            sources: Images by name; all are used.
             progress: Where to report.
 
         Returns:
-            Source to whether each image was recognised, shape (points, images), in every process.
+            answers[source]: class indices, shape (points, images), in every process.
 
         Raises:
             DataError: If an image cannot be decoded.
             CheckpointError: If a point's weights are not finite.
         """
-        outcomes: list[tuple[str, int, int, list[bool]]] = []
+        outcomes: list[tuple[str, int, int, list[int]]] = []
         total = len(moves) * sum(map(len, sources.values())) / self._accelerator.num_processes
         done = 0
         for load in loads(self._batches(sources), self._held):
             for number, move in enumerate(moves):
                 move(self._moving)
                 for part in load:
-                    right = self._recognised(number, part.batch, sources[part.source].class_names)
-                    outcomes.append((part.source, number, part.start, right))
-                    done += len(right)
+                    best = self._answers(number, part.batch, sources[part.source].class_names)
+                    outcomes.append((part.source, number, part.start, best))
+                    done += len(best)
                     progress.advance(done, total)
         if self._accelerator.num_processes > 1:
             with together():
                 outcomes = gather_object(outcomes)
-        correct = {name: np.zeros((len(moves), len(images)), dtype=np.bool_) for name, images in sources.items()}
-        for name, number, start, right in outcomes:
-            correct[name][number, start : start + len(right)] = right
-        return correct
+        given = {name: np.zeros((len(moves), len(images)), dtype=np.int64) for name, images in sources.items()}
+        for name, number, start, best in outcomes:
+            given[name][number, start : start + len(best)] = best
+        return given
 
     def _batches(self, sources: dict[str, LabelledImages]) -> Iterator[_SourceBatch]:
         share = (self._accelerator.process_index, self._accelerator.num_processes)
@@ -125,11 +138,11 @@ class Scorer:
             for batch in read_batches(images, size, self._moving.model.pixels, share=share):
                 yield _SourceBatch(name, batch.number * size, batch)
 
-    def _recognised(self, number: int, batch: Batch, class_names: tuple[str, ...]) -> list[bool]:
+    def _answers(self, number: int, batch: Batch, class_names: tuple[str, ...]) -> list[int]:
         device = self._accelerator.device
         classes = self._class_embeddings(number, class_names)
-        right: list[bool] = recognised(self._moving.model, batch.pixels.to(device), batch.labels, classes).tolist()
-        return right
+        best: list[int] = answers(self._moving.model, batch.pixels.to(device), classes).tolist()
+        return best
 
     def _class_embeddings(self, number: int, names: tuple[str, ...]) -> Tensor:
         if (number, names) not in self._classes:

@@ -98,7 +98,20 @@ class LabelledImages:
         """
         candidates = candidate_positions(self.labels, self.store.blocks, count, seed)
         chosen = balanced_sample(tuple(self.labels[at] for at in candidates), count, seed)
-        positions = [candidates[at] for at in chosen]
+        return self.subset([candidates[at] for at in chosen])
+
+    def subset(self, positions: list[int]) -> LabelledImages:
+        """Pick images, in an order.
+
+        Args:
+            positions: Which.
+
+        Returns:
+            The images; they are in memory where images are read in blocks.
+
+        Raises:
+            DataError, HubError: If images cannot be read.
+        """
         if isinstance(self.store, Files):
             store: Store = Files(tuple(self.store.paths[at] for at in positions))
         else:

@@ -1,0 +1,177 @@
+"""What follows from the numbers of a merge: a recommendation, why, and warnings. `docs/verdict.md` has the rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clipmerge.planning.bought import Difference, Gain, ModelAccuracy, Recommendation
+
+# Accuracies are shares of counts; what float arithmetic adds is far below one image of a billion.
+_ROUNDING = 1e-9
+
+_ADVICE: dict[Recommendation, str] = {
+    "use": "Use it.",
+    "prefer-finetuned": "Prefer the fine-tuned model.",
+    "prefer-zeroshot": "Prefer the zero-shot model.",
+    "either": "Either will do.",
+    "too-few-images": "Too few images to tell.",
+}
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What follows from the numbers.
+
+    Attributes:
+        recommendation: What to do with the merged model.
+        verdict: The numbers that matter and the recommendation.
+        reason: What the recommendation rests on.
+        warnings: What the user should know, one line each.
+    """
+
+    recommendation: Recommendation
+    verdict: str
+    reason: str
+    warnings: tuple[str, ...]
+
+
+def concluded(
+    *,
+    zeroshot: ModelAccuracy,
+    finetuned: ModelAccuracy,
+    merged: ModelAccuracy,
+    over_finetuned: Gain,
+    over_zeroshot: Gain,
+    images: int,
+    max_loss: float,
+) -> Conclusion:
+    """Conclude what to do with a merged model.
+
+    Args:
+        zeroshot: Accuracy of the zero-shot model.
+        finetuned: Accuracy of the fine-tuned model.
+        merged: Accuracy of the merged model.
+        over_finetuned: Merged minus fine-tuned.
+        over_zeroshot: Merged minus zero-shot.
+        images: How many it was measured on.
+        max_loss: Loss of accuracy, in points, beyond which the merged model is not recommended.
+    """
+    recommendation, reason = _recommended(zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100)
+    low, high = merged.clean.interval
+    numbers = (
+        f"On your images {_percent(merged.clean.value)}% [{_percent(low)}, {_percent(high)}] against the fine-tuned "
+        f"model's {_percent(finetuned.clean.value)}; under corruptions {_percent(merged.corrupted.value)} (zero-shot "
+        f"{_percent(zeroshot.corrupted.value)}, fine-tuned {_percent(finetuned.corrupted.value)})."
+    )
+    warnings: tuple[str, ...] = ()
+    if loses(over_finetuned.clean.value, max_loss):
+        shown = _beyond(-over_finetuned.clean.value, max_loss)
+        warnings = (
+            f"the merged model loses {shown} points of the fine-tuned model's accuracy on your images "
+            f"({_percent(merged.clean.value)}% against {_percent(finetuned.clean.value)}% of {images}), more than the "
+            f"{max_loss:g} of --max-loss",
+        )
+    return Conclusion(recommendation, f"{numbers} {_ADVICE[recommendation]}", reason, warnings)
+
+
+def loses(difference: float, max_loss: float) -> bool:
+    """Whether a difference in accuracy is a loss beyond the limit.
+
+    Args:
+        difference: Merged minus fine-tuned, in [-1, 1].
+        max_loss: The limit, in points.
+
+    Example:
+        >>> loses(-0.031, 3), loses(0.97 - 1.0, 3)
+        (True, False)
+    """
+    return -difference > max_loss / 100 + _ROUNDING
+
+
+def _recommended(
+    zeroshot: ModelAccuracy, finetuned: ModelAccuracy, over_finetuned: Gain, over_zeroshot: Gain, limit: float
+) -> tuple[Recommendation, str]:
+    """Apply the rules in order; the first that holds decides."""
+    clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
+    if zeroshot.clean.value >= finetuned.clean.value and _is_dominated(over_zeroshot):
+        return "prefer-zeroshot", (
+            f"The zero-shot model recognises more of your images than the fine-tuned one, and than the merged one by "
+            f"{_points(_negative(over_zeroshot.clean))}."
+        )
+    return _on_accuracy(clean, limit) or _on_robustness(clean, corrupted, limit)
+
+
+def _is_dominated(gain: Gain) -> bool:
+    """Whether a model is less accurate than another, and not more robust, as far as the images tell."""
+    return gain.clean.interval[1] < 0 and gain.corrupted.interval[0] <= 0
+
+
+def _on_accuracy(clean: Difference, limit: float) -> tuple[Recommendation, str] | None:
+    """What speaks against the merged model by its accuracy; ``None`` if that is kept."""
+    low, high = clean.interval
+    coarse = (high - low) / 2 > 2 * limit
+    lost = loses(clean.value, 100 * limit)
+    if high < -limit or (lost and not coarse):
+        return "prefer-finetuned", f"The merged model loses {_points(_negative(clean))} of accuracy on your images."
+    if coarse and low < -limit:
+        return "too-few-images", (
+            f"The accuracy may have changed by anything from {_signed(low)} to {_signed(high)} points; more images "
+            "would tell."
+        )
+    return None
+
+
+def _on_robustness(clean: Difference, corrupted: Difference, limit: float) -> tuple[Recommendation, str]:
+    """What the merged model is worth, its accuracy being kept."""
+    if corrupted.interval[1] < 0:
+        return "prefer-finetuned", (
+            f"The merged model is less robust: it loses {_points(_negative(corrupted))} under corruptions."
+        )
+    gains = [
+        f"{_points(difference)} {where}"
+        for difference, where in ((corrupted, "under corruptions"), (clean, "on your images"))
+        if difference.interval[0] > 0
+    ]
+    if gains:
+        low = clean.interval[0]
+        doubt = "" if low >= -limit else f" More images would tell whether it loses up to {_percent(-low)} of accuracy."
+        return "use", f"The merged model gains {' and '.join(gains)} over the fine-tuned model.{doubt}"
+    if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
+        return "either", (
+            f"The merged and the fine-tuned model differ by no more than {100 * limit:g} points, with and without "
+            "corruptions."
+        )
+    low, high = corrupted.interval
+    return "too-few-images", (
+        f"Whether the merged model is more robust cannot be told: under corruptions it differs by {_signed(low)} to "
+        f"{_signed(high)} points."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _points(difference: Difference) -> str:
+    low, high = difference.interval
+    return f"{_percent(difference.value)} points [{_percent(low)}, {_percent(high)}]"
+
+
+def _negative(difference: Difference) -> Difference:
+    low, high = difference.interval
+    return Difference(value=-difference.value, interval=(-high, -low))
+
+
+def _beyond(loss: float, limit: float) -> str:
+    """Write a loss with as many digits as show that it is beyond the limit.
+
+    Example:
+        >>> _beyond(0.402, 3), _beyond(0.0304, 3)
+        ('40.2', '3.04')
+    """
+    texts = [f"{100 * loss:.{digits}f}" for digits in range(1, 9)]
+    return next((text for text in texts if float(text) > limit), texts[-1])

@@ -1,0 +1,216 @@
+"""What a merge bought: three models on the same images, which the decision did not see.
+
+The weights are those that the merge writes, set in place; nothing needs to have been written. `docs/verdict.md` has
+the rules in words.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipmerge.evaluation.conclusion import concluded
+from clipmerge.evaluation.intervals import paired, wilson
+from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.evaluation.probe import CORRUPTIONS, Probe, probe, side_of
+from clipmerge.evaluation.scorer import Answers, Move, Scorer
+from clipmerge.images.dataset import LabelledImages
+from clipmerge.models.building import build_model
+from clipmerge.planning.bought import Bought, Difference, Estimate, Gain, ModelAccuracy
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from clipmerge.checkpoint import Inputs
+    from clipmerge.planning.plan import Plan
+    from clipmerge.planning.tensors import PlanTensors
+    from clipmerge.progress import Progress
+
+# Bytes of preprocessed images held at once. Moving a model costs as much as some images, so this need not be much.
+_HELD = 256 << 20
+_CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Which images each model recognised; row 0 is zero-shot, then each fine-tuned, the last is merged.
+
+    Attributes:
+        clean: Shape (models, images).
+        corrupted: Share of its corruptions under which each image was recognised, same shape.
+        corruptions: Shape (models, images of the corruption), by corruption.
+        agreement: Share of the images that the merged and the zero-shot model classify alike.
+    """
+
+    clean: NDArray[np.bool_]
+    corrupted: NDArray[np.float64]
+    corruptions: dict[str, NDArray[np.bool_]]
+    agreement: float
+
+
+def measure_bought(
+    inputs: Inputs,
+    plan: Plan,
+    tensors: PlanTensors,
+    images: LabelledImages,
+    accelerator: Accelerator,
+    *,
+    templates: tuple[str, ...],
+    batch_size: int | None = None,
+    max_loss: float,
+    progress: Progress,
+) -> Bought:
+    """Measure what a plan bought.
+
+    Args:
+        inputs: The checkpoints.
+        plan: What each layer gets.
+        tensors: The scores and coefficients that it needs.
+        images: Images that the decision did not see, in a random order.
+        accelerator: Places the model, and gathers the answers of several processes.
+        templates: Prompt templates.
+        batch_size: Images per batch.
+        max_loss: Loss of accuracy, in points, beyond which there is a warning.
+        progress: Where to report.
+
+    Returns:
+        The numbers and the conclusion, the same in every process.
+
+    Raises:
+        CheckpointError: If the checkpoints cannot be evaluated.
+        DataError: If an image cannot be decoded, or the classes cannot be told apart.
+    """
+    model = build_model(inputs)
+    tested = probe(images, side_of(model))
+    progress.say(_cost(len(images), tested, len(inputs.finetuned)))
+    scorer = Scorer(model, inputs, accelerator, templates=templates, batch_size=batch_size, held=_HELD)
+    answers = scorer.answer(_moves(plan, tensors), {_CLEAN: images, **tested.sources}, progress)
+    return bought_from(
+        outcomes_of(answers, images, tested),
+        images,
+        corruptions_per_image=tested.per_image,
+        max_loss=max_loss,
+        plan=plan,
+    )
+
+
+def _cost(images: int, tested: Probe, finetuned: int) -> str:
+    models = 2 + finetuned
+    passes = models * images * (1 + tested.per_image)
+    return (
+        f"measuring what the merge bought: {models} models on {images} images held back from the decision, as they are "
+        f"and under {tested.per_image} of {len(CORRUPTIONS)} corruptions each, {passes:,} forward passes"
+    )
+
+
+def _moves(plan: Plan, tensors: PlanTensors) -> list[Move]:
+    def finetuned(which: int) -> Move:
+        return lambda model: model.become_finetuned(which)
+
+    def zeroshot(model: MovingModel) -> None:
+        model.interpolate(0.0)
+
+    def merged(model: MovingModel) -> None:
+        model.follow(plan, tensors)
+
+    return [zeroshot, *(finetuned(which) for which in range(len(plan.finetuned))), merged]
+
+
+def outcomes_of(answers: dict[str, Answers], images: LabelledImages, tested: Probe) -> Outcomes:
+    """Compare answers with labels, and with the zero-shot model's answers.
+
+    Args:
+        answers: Shape (models, images), on the images as they are and under each corruption.
+        images: The images.
+        tested: What they were put through.
+    """
+    corruptions = {
+        name: answers[name] == np.asarray(source.labels) for name, source in tested.sources.items() if len(source)
+    }
+    return Outcomes(
+        clean=answers[_CLEAN] == np.asarray(images.labels),
+        corrupted=tested.mean_by_image(corruptions),
+        corruptions=corruptions,
+        agreement=float((answers[_CLEAN][-1] == answers[_CLEAN][0]).mean()),
+    )
+
+
+def bought_from(
+    outcomes: Outcomes, images: LabelledImages, *, corruptions_per_image: int, max_loss: float, plan: Plan
+) -> Bought:
+    """Put numbers, intervals and the conclusion together.
+
+    Args:
+        outcomes: Which images each model recognised.
+        images: The images.
+        corruptions_per_image: Corruptions that each image was put through.
+        max_loss: Loss of accuracy, in points, beyond which there is a warning.
+        plan: The plan that was measured.
+    """
+    zeroshot, *finetuned, merged = [_accuracy(outcomes, model) for model in range(len(outcomes.clean))]
+    counts = Counter(images.labels)
+    reference = int(np.argmax(outcomes.clean[1:-1].sum(axis=1)))
+    over_finetuned, over_zeroshot = _gain(outcomes, 1 + reference), _gain(outcomes, 0)
+    conclusion = concluded(
+        zeroshot=zeroshot,
+        finetuned=finetuned[reference],
+        merged=merged,
+        over_finetuned=over_finetuned,
+        over_zeroshot=over_zeroshot,
+        images=len(images),
+        max_loss=max_loss,
+    )
+    return Bought(
+        source=images.source,
+        revision=images.revision,
+        images=len(images),
+        classes=len(images.class_names),
+        classes_without_images=len(images.class_names) - len(counts),
+        classes_with_one_image=sum(count == 1 for count in counts.values()),
+        corruptions_per_image=corruptions_per_image,
+        max_loss=max_loss,
+        zeroshot=zeroshot,
+        finetuned=tuple(finetuned),
+        reference=reference,
+        merged=merged,
+        over_finetuned=over_finetuned,
+        over_zeroshot=over_zeroshot,
+        agreement=_estimate(outcomes.agreement, len(images)),
+        recommendation=conclusion.recommendation,
+        verdict=conclusion.verdict,
+        reason=conclusion.reason,
+        warnings=conclusion.warnings,
+        plan=plan.digest,
+    )
+
+
+def _accuracy(outcomes: Outcomes, model: int) -> ModelAccuracy:
+    images = outcomes.clean.shape[1]
+    return ModelAccuracy(
+        clean=_estimate(float(outcomes.clean[model].mean()), images),
+        # an image's corruptions tell much the same, so they count as one image
+        corrupted=_estimate(float(outcomes.corrupted[model].mean()), images),
+        corruptions={
+            name: _estimate(float(right[model].mean()), right.shape[1]) for name, right in outcomes.corruptions.items()
+        },
+    )
+
+
+def _estimate(share: float, images: int) -> Estimate:
+    return Estimate(value=share, interval=wilson(share, images))
+
+
+def _gain(outcomes: Outcomes, other: int) -> Gain:
+    clean = outcomes.clean.astype(np.float64)
+    return Gain(
+        clean=_difference(clean[-1] - clean[other]),
+        corrupted=_difference(outcomes.corrupted[-1] - outcomes.corrupted[other]),
+    )
+
+
+def _difference(by_image: NDArray[np.float64]) -> Difference:
+    return Difference(value=float(by_image.mean()), interval=paired(by_image))

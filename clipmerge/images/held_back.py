@@ -1,0 +1,71 @@
+"""Images held back from a decision, to measure what it was worth."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.sampling import balanced_sample
+
+#: Share of the sampled images that is held back.
+SHARE = 0.2
+#: Images held back at most: more make the intervals little narrower, and cost as much again.
+MOST = 256
+
+
+def sample_and_hold_back(
+    images: LabelledImages, count: int, seed: int, *, share: float = SHARE, most: int = MOST
+) -> tuple[LabelledImages, LabelledImages | None]:
+    """Sample images for a decision, and others that it will not see.
+
+    Where there are enough images, the decision gets as many as were asked for and the others come on top. Where there
+    are fewer, the share comes out of those that there are.
+
+    Args:
+        images: All images.
+        count: Images wanted for the decision.
+        seed: Seed; the same seed and images give the same two samples.
+        share: Share of both samples together that is held back, in [0, 1); 0 holds back none.
+        most: Images held back at most.
+
+    Returns:
+        The images to decide on; and those held back, ``None`` where there would be none.
+
+    Raises:
+        DataError, HubError: If images cannot be read.
+    """
+    wanted = min(most, round(count * share / (1 - share)))
+    sampled = images.sample(count + wanted, seed)
+    # halves go up, unlike round's, so that the share of five images is one of any three to seven
+    aside = min(wanted, int(len(sampled) * share + 0.5))
+    if aside == 0:
+        return sampled, None
+    held = set(held_back_positions(sampled.labels, aside, seed))
+    decide = [at for at in range(len(sampled)) if at not in held]
+    return sampled.subset(decide), sampled.subset(sorted(held))
+
+
+def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
+    """Pick the same share of every class, and the only image of a class last of all.
+
+    Args:
+        labels: Class index of each image.
+        count: Images to pick, fewer than there are.
+        seed: Seed; the same seed and labels give the same positions.
+
+    Returns:
+        Positions, in no particular order.
+
+    Example:
+        >>> sorted(labels[at] for labels in [(0, 0, 0, 0, 1, 1, 2)] for at in held_back_positions(labels, 3, seed=0))
+        [0, 0, 1]
+    """
+    sizes = Counter(labels)
+    seen: Counter[int] = Counter()
+    turns = []
+    for order, at in enumerate(balanced_sample(labels, len(labels), seed)):
+        label = labels[at]
+        seen[label] += 1
+        # the k-th of n images has its turn at (k - 1/2) / n, the last of a class when all others have had theirs
+        turns.append((seen[label] == sizes[label], (seen[label] - 0.5) / sizes[label], order, at))
+    return [at for *_, at in sorted(turns)[:count]]

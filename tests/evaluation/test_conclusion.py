@@ -1,0 +1,175 @@
+"""The verdict never contradicts the numbers it was drawn from."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from clipmerge.evaluation.conclusion import Conclusion, concluded, loses
+from clipmerge.evaluation.intervals import paired, wilson
+from clipmerge.planning.bought import Difference, Estimate, Gain, ModelAccuracy
+
+Right = NDArray[np.float64]
+
+
+def accuracy(clean: Right, corrupted: Right) -> ModelAccuracy:
+    found = [Estimate(value=float(x.mean()), interval=wilson(float(x.mean()), len(x))) for x in (clean, corrupted)]
+    return ModelAccuracy(clean=found[0], corrupted=found[1], corruptions={})
+
+
+def difference(first: Right, second: Right) -> Difference:
+    return Difference(value=float((first - second).mean()), interval=paired(first - second))
+
+
+class Case:
+    """Three models on the same images."""
+
+    def __init__(self, right: NDArray[np.float64], max_loss: float) -> None:
+        """Take outcomes: shape (zero-shot, fine-tuned, merged; clean, corrupted; images)."""
+        zeroshot, finetuned, merged = right
+        self.right, self.max_loss = right, max_loss
+        self.clean = difference(merged[0], finetuned[0])
+        self.corrupted = difference(merged[1], finetuned[1])
+        self.over_zeroshot = Gain(
+            clean=difference(merged[0], zeroshot[0]), corrupted=difference(merged[1], zeroshot[1])
+        )
+
+    @property
+    def conclusion(self) -> Conclusion:
+        models = [accuracy(*model) for model in self.right]
+        return concluded(
+            zeroshot=models[0],
+            finetuned=models[1],
+            merged=models[2],
+            over_finetuned=Gain(clean=self.clean, corrupted=self.corrupted),
+            over_zeroshot=self.over_zeroshot,
+            images=self.right.shape[2],
+            max_loss=self.max_loss,
+        )
+
+    def counted(self, model: int, condition: int) -> Any:
+        """The share in per cent, counted one by one, as a text with one decimal can give it."""
+        total = 0.0
+        for value in self.right[model, condition]:
+            total += float(value)
+        return pytest.approx(100 * total / self.right.shape[2], abs=0.0501)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Images that a model recognises at random, at rates from nothing to everything; few and many."""
+    images = draw(st.sampled_from([1, 3, 15, 40, 100, 256, 2000]))
+    rates = [draw(st.sampled_from([0.0, 0.1, 0.5, 0.7, 0.9, 0.95, 1.0])) for _ in range(6)]
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    luck = rng.random((1 if draw(st.booleans()) else 3, 1, images))  # models that fail on the same images, or do not
+    right = (np.broadcast_to(luck, (3, 1, images)) < np.reshape(rates, (3, 2, 1))).astype(np.float64)
+    return Case(right, draw(st.sampled_from([0.0, 1.0, 3.0, 10.0])))
+
+
+def made(zeroshot: float, finetuned: float, merged: float, *corrupted: float, images: int = 1000) -> Case:
+    """Models that recognise the first so many images; per cent, clean and then corrupted."""
+    order = np.arange(images)
+    clean = [order < round(share * images / 100) for share in (zeroshot, finetuned, merged)]
+    probed = [order < round(share * images / 100) for share in corrupted]
+    return Case(np.stack([clean, probed], axis=1).astype(np.float64), 3.0)
+
+
+@given(cases())
+def test_the_numbers_in_the_text_are_those_measured(case: Case) -> None:
+    text = case.conclusion.verdict
+    found = re.match(
+        r"On your images (\S+)% \[(\S+), (\S+)\] against the fine-tuned model's (\S+); "
+        r"under corruptions (\S+) \(zero-shot (\S+), fine-tuned (\S+)\)\. ",
+        text,
+    )
+    assert found is not None
+    accuracy, low, high, finetuned, corrupted, zeroshot_corrupted, finetuned_corrupted = map(float, found.groups())
+    assert accuracy == case.counted(2, 0)
+    assert finetuned == case.counted(1, 0)
+    assert corrupted == case.counted(2, 1)
+    assert zeroshot_corrupted == case.counted(0, 1)
+    assert finetuned_corrupted == case.counted(1, 1)
+    assert low <= accuracy <= high
+
+
+@given(cases())
+def test_a_loss_beyond_the_limit_is_a_warning_and_nothing_else_is(case: Case) -> None:
+    right = case.right[:, 0].sum(axis=1)
+    lost = 100 * (right[1] - right[2]) / case.right.shape[2]
+    beyond = lost > case.max_loss + 1e-6
+    assert bool(case.conclusion.warnings) == beyond == loses(case.clean.value, case.max_loss)
+    for warning in case.conclusion.warnings:
+        told = re.search(r"loses (\S+) points .* more than the (\S+) of --max-loss", warning)
+        assert told is not None
+        assert float(told[1]) > float(told[2]) == case.max_loss
+        assert float(told[1]) == pytest.approx(lost, abs=0.051)
+
+
+@given(cases())
+@example(made(70, 97, 94.1, 81, 61.5, 78.3))
+def test_the_recommendation_follows_from_the_numbers(case: Case) -> None:
+    conclusion, limit = case.conclusion, case.max_loss / 100
+    (low, high), (corrupted_low, corrupted_high) = case.clean.interval, case.corrupted.interval
+    if conclusion.recommendation == "use":
+        assert not conclusion.warnings
+        assert corrupted_high >= 0
+        assert corrupted_low > 0 or low > 0
+    elif conclusion.recommendation == "prefer-finetuned":
+        assert case.clean.value < -limit or corrupted_high < 0
+    elif conclusion.recommendation == "prefer-zeroshot":
+        assert case.right[0, 0].sum() >= case.right[1, 0].sum()
+        assert case.right[0, 0].sum() > case.right[2, 0].sum()
+    elif conclusion.recommendation == "either":
+        assert -limit <= low <= high <= limit
+        assert -limit <= corrupted_low <= corrupted_high <= limit
+    else:
+        undecided = low < -limit and (high - low) / 2 > 2 * limit
+        assert undecided or corrupted_low <= 0 <= corrupted_high
+
+
+@given(cases())
+def test_the_advice_and_the_reason_are_the_recommendations(case: Case) -> None:
+    conclusion = case.conclusion
+    advice = {
+        "use": ("Use it.", "gains"),
+        "prefer-finetuned": ("Prefer the fine-tuned model.", "loses"),
+        "prefer-zeroshot": ("Prefer the zero-shot model.", "zero-shot model recognises more"),
+        "either": ("Either will do.", "differ by no more"),
+        "too-few-images": ("Too few images to tell.", "tell|told"),
+    }
+    ending, because = advice[conclusion.recommendation]
+    assert conclusion.verdict.endswith(f" {ending}")
+    assert sum(text in conclusion.verdict for text, _ in advice.values()) == 1
+    assert re.search(because, conclusion.reason)
+    for value, low, high in re.findall(r"(\S+) points \[(\S+), (\S+)\]", conclusion.reason):
+        assert 0 <= float(low) <= float(value) <= float(high)
+
+
+@pytest.mark.parametrize(
+    ("case", "recommendation"),
+    [
+        (made(70, 97, 94.1, 81, 61.5, 78.3), "use"),
+        (made(20, 74.2, 34.0, 30, 60, 40), "prefer-finetuned"),
+        (made(20, 74.2, 34.0, 30, 60, 40, images=60), "prefer-finetuned"),  # few images, and yet plain
+        (made(70, 97, 92, 81, 61.5, 78.3), "prefer-finetuned"),  # more robust, and too much lost
+        (made(70, 97, 96, 81, 61.5, 50), "prefer-finetuned"),  # less robust
+        (made(90, 80, 80, 90, 60, 60), "prefer-zeroshot"),
+        (made(70, 97, 97, 81, 61.5, 61.5), "either"),
+        (made(70, 97, 97, 81, 61.5, 61.5, images=15), "too-few-images"),
+        (made(60, 100, 100, 60, 40, 100, images=15), "too-few-images"),
+        (made(70, 97, 96, 81, 61.5, 63.5, images=200), "too-few-images"),
+    ],
+)
+def test_cases_as_in_the_docs(case: Case, recommendation: str) -> None:
+    assert case.conclusion.recommendation == recommendation
+
+
+def test_the_limit_itself_is_no_loss_beyond_it() -> None:
+    assert made(70, 97, 94, 81, 61.5, 78.3).conclusion.recommendation == "use"
+    assert made(70, 97, 93.9, 81, 61.5, 78.3).conclusion.recommendation == "prefer-finetuned"

@@ -1,0 +1,160 @@
+"""The robustness probe: the same in every run, and nothing that a recipe learns from."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from PIL.ImageFilter import GaussianBlur
+
+from clipmerge.calibration import augmentation
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.evaluation import probe as probing
+from clipmerge.evaluation.probe import CORRUPTIONS, corrupted, probe, side_of
+from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.store import Files
+from clipmerge.models.building import build_model
+from tests.support.tiny_clip import save_images
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    """A smooth gradient with stripes: every corruption shows on it."""
+    rows, columns = np.mgrid[0:64, 0:80]
+    pixels = np.stack([3 * rows, 3 * columns, 60 + 120 * (columns // 4 % 2)], axis=2)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def difference(first: Image.Image, second: Image.Image) -> float:
+    return float(np.abs(np.asarray(first, dtype=float) - np.asarray(second, dtype=float)).mean())
+
+
+def test_the_corruptions_are_those_that_are_promised() -> None:
+    assert CORRUPTIONS == ("noise", "blur", "contrast", "jpeg", "pixelate", "brightness", "rotation")
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_corruption_changes_the_image_and_keeps_its_form(photo: Image.Image, corruption: str) -> None:
+    before = photo.tobytes()
+    changed = corrupted(photo, corruption, 3)
+    assert (changed.size, changed.mode) == (photo.size, "RGB")
+    assert difference(changed, photo) > 0.5
+    assert photo.tobytes() == before
+    assert changed.tobytes() == corrupted(photo, corruption, 3).tobytes()
+
+
+@pytest.mark.parametrize("corruption", ["noise", "rotation"])
+def test_what_is_random_is_drawn_anew_for_each_image(photo: Image.Image, corruption: str) -> None:
+    assert len({corrupted(photo, corruption, seed).tobytes() for seed in range(8)}) > 1
+
+
+def test_noise_sets_its_share_of_entries_to_black_or_white() -> None:
+    grey = Image.new("RGB", (200, 200), (100, 100, 100))
+    pixels = np.asarray(corrupted(grey, "noise", 0))
+    assert set(np.unique(pixels)) == {0, 100, 255}
+    assert (pixels != 100).mean() == pytest.approx(probing.NOISE, abs=0.003)
+    assert (pixels == 255).mean() == pytest.approx(probing.NOISE / 2, abs=0.003)
+
+
+def test_contrast_keeps_the_mean_and_shrinks_what_differs_from_it(photo: Image.Image) -> None:
+    before = np.asarray(photo, dtype=float)
+    after = np.asarray(corrupted(photo, "contrast", 0), dtype=float)
+    assert after.mean(axis=(0, 1)) == pytest.approx(before.mean(axis=(0, 1)), abs=0.5)
+    assert after.std(axis=(0, 1)) == pytest.approx(0.3 * before.std(axis=(0, 1)), rel=0.02)
+
+
+def test_brightness_adds_to_the_largest_channel() -> None:
+    assert corrupted(Image.new("RGB", (4, 4), (60, 60, 60)), "brightness", 0).getpixel((0, 0)) == (136, 136, 136)
+    assert corrupted(Image.new("RGB", (4, 4), (250, 250, 250)), "brightness", 0).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_blur_grows_with_the_image(photo: Image.Image) -> None:
+    large = photo.resize((800, 640))
+    assert corrupted(large, "blur", 0).tobytes() == large.filter(GaussianBlur(10)).tobytes()
+    assert corrupted(photo, "blur", 0).tobytes() == photo.filter(ImageFilter.GaussianBlur(1)).tobytes()
+
+
+def test_rotation_turns_the_centre_and_fills_the_corners_with_the_borders_colour() -> None:
+    cross = Image.new("RGB", (101, 101), (10, 200, 30))
+    cross.paste((255, 255, 255), (49, 10, 52, 50))  # a hand that points up
+    turned = np.asarray(corrupted(cross, "rotation", 0), dtype=int)
+    assert abs(turned[0, 0] - [10, 200, 30]).max() <= 1
+    rows, columns = np.nonzero(turned[:, :, 0] > 128)
+    tip = np.hypot(rows - 50, columns - 50).argmax()
+    angle = math.degrees(math.atan2(columns[tip] - 50, 50 - rows[tip]))
+    assert abs(angle) == pytest.approx(40, abs=3)
+
+
+def test_pixelating_leaves_few_colours_and_jpeg_what_pillow_writes(photo: Image.Image) -> None:
+    pixels = np.asarray(corrupted(photo, "pixelate", 0))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) <= 26 * 32
+    file = io.BytesIO()
+    photo.save(file, "JPEG", quality=10)
+    assert corrupted(photo, "jpeg", 0).tobytes() == Image.open(file).tobytes()
+
+
+def test_no_recipe_learns_from_images_as_strongly_changed() -> None:
+    assert math.degrees(augmentation._TURN) < probing.ROTATION
+    assert probing.CONTRAST < 1 - augmentation._CONTRAST
+    # brightness there is added in units of the processor's standard deviation, CLIP's largest being 0.28
+    assert probing.BRIGHTNESS > 0.28 * augmentation._BRIGHTNESS
+    for side in (32, 64, 96, 224, 336, 512):
+        point = torch.zeros(1, 3, side, side)
+        point[..., side // 2, side // 2] = 1
+        places = torch.arange(side, dtype=torch.float32) - side // 2
+        blurred = next(
+            image
+            for seed in range(50)
+            if (image := augmentation.augmented(point, seed, ("blur",)))[0, 0, side // 2, side // 2] < 1
+        )
+        theirs = float((blurred[0, 0].sum(0) * places**2).sum()) ** 0.5
+        assert max(1.0, probing.BLUR * side) > theirs
+
+
+def of_count(count: int) -> LabelledImages:
+    paths = tuple(f"{at}.png" for at in range(count))
+    return LabelledImages("here", Files(paths), tuple(at % 2 for at in range(count)), ("one", "two"))
+
+
+@pytest.mark.parametrize(("count", "per_image"), [(1, 7), (15, 7), (73, 7), (100, 5), (205, 2), (256, 2)])
+def test_each_image_meets_as_many_corruptions_and_each_corruption_as_many_images(count: int, per_image: int) -> None:
+    tested = probe(of_count(count), 32)
+    assert tested.per_image == per_image
+    met = [sum(at in places for places in tested.positions.values()) for at in range(count)]
+    assert met == [per_image] * count
+    sizes = [len(places) for places in tested.positions.values()]
+    assert max(sizes) - min(sizes) <= 1
+    for corruption, places in tested.positions.items():
+        assert tested.sources[corruption].labels == tuple(at % 2 for at in places)
+
+
+def test_the_mean_is_taken_image_by_image() -> None:
+    tested = probe(of_count(100), 32)
+    rng = np.random.default_rng(0)
+    values = {name: rng.random((3, len(places))) < 0.5 for name, places in tested.positions.items()}
+    means = tested.mean_by_image(values)
+    for model in range(3):
+        for at in range(100):
+            met = [values[n][model][p.index(at)] for n, p in tested.positions.items() if at in p]
+            assert means[model, at] == pytest.approx(sum(met) / len(met))
+
+
+def test_images_are_scaled_to_the_models_size_before_they_are_corrupted(tmp_path: Path) -> None:
+    images = load_images(str(save_images(tmp_path / "images", each=3)))  # 36 x 40
+    tested = probe(images, 64)
+    for corruption, places in tested.positions.items():
+        source = tested.sources[corruption]
+        for place, at in enumerate(places):
+            scaled = images.image(at).resize((64, 71), Image.Resampling.BICUBIC)
+            assert source.image(place).tobytes() == corrupted(scaled, corruption, at).tobytes()
+            assert source.store.name(place) == images.store.name(at)
+
+
+def test_the_models_size_is_the_processors(pair: tuple[Path, Path]) -> None:
+    inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    assert side_of(build_model(inputs)) == 32
