@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-# What the tensors under way and the one that is being used may hold together; a larger one is alone. Computing takes a
-# few times that.
-_HELD_BYTES = 64 << 20
+#: Bytes that the tensors under way and the one in use may hold together; a larger tensor is computed alone. Computing
+#: takes a few times that.
+HELD_BYTES = 64 << 20
 
 
 @contextmanager
@@ -27,13 +27,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]]) -> Generator[T]:
+def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int = HELD_BYTES) -> Generator[T]:
     """Run jobs that compute with one thread each, as many at a time as torch may use threads.
 
     Close the iterator (`contextlib.closing`) if it may not be used up: torch keeps to one thread until then.
 
     Args:
-        jobs: Bytes of the tensor that a job looks at, and the job; begun in order, not long before they are wanted.
+        jobs: Bytes of the tensor that a job looks at, and the job; begun in order, shortly before their results are
+            asked for.
+        held_bytes: Bytes that may be held together by the jobs under way and the result in use.
 
     Yields:
         Their results, in order; the first that raises ends it.
@@ -48,12 +50,12 @@ def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]]) -> Generator[T]:
     with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             while waiting or running:
-                while waiting and (not running or held + waiting[0][0] <= _HELD_BYTES):
+                while waiting and (not running or held + waiting[0][0] <= held_bytes):
                     size, job = waiting.popleft()
                     running.append((size, pool.submit(job)))
                     held += size
                 size, future = running.popleft()
                 yield future.result()
-                held -= size  # whoever asked has done with it
+                held -= size  # the caller is done with it
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -43,8 +43,7 @@ def test_results_come_in_order_and_each_job_has_one_thread(count: int) -> None:
     assert {used for _, used in found} == {1}
 
 
-def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipmerge.parallel._HELD_BYTES", 10)
+def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may() -> None:
     sizes = [4, 4, 4, 30, 1, 1, 1, 1]
     lock, now, seen = threading.Lock(), set[int](), list[frozenset[int]]()
 
@@ -57,7 +56,7 @@ def test_jobs_are_begun_ahead_but_hold_no_more_than_they_may(monkeypatch: pytest
             now.remove(number)
 
     with threads(4):
-        list(side_by_side((size, partial(job, number)) for number, size in enumerate(sizes)))
+        list(side_by_side(((size, partial(job, number)) for number, size in enumerate(sizes)), held_bytes=10))
     assert max(len(each) for each in seen) > 1
     assert all(len(each) == 1 or sum(sizes[number] for number in each) <= 10 for each in seen)
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: A checkpoint that holds a tensor, and the tensor's key there.
+Held = tuple[Checkpoint, str]
+
+
 @dataclass(frozen=True)
 class Inputs:
     """The zero-shot checkpoint and its fine-tuned ones, aligned by canonical parameter name.
@@ -150,7 +154,7 @@ class Inputs:
         for checkpoint, key in self.holders(name):
             checkpoint.release(key)
 
-    def holders(self, name: str) -> list[tuple[Checkpoint, str]]:
+    def holders(self, name: str) -> list[Held]:
         """The checkpoints that hold a tensor, zero-shot first, each with the tensor's key in its file."""
         everyone = zip((self.zeroshot, *self.finetuned), (self.zeroshot_keys, *self.finetuned_keys), strict=True)
         return [(checkpoint, keys[name]) for checkpoint, keys in everyone if name in keys]

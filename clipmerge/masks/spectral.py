@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from clipmerge.merging.tensor import spectral_split
+from clipmerge.merging.spectral import spectral_split
 from clipmerge.plugins import Alpha, Count
 
 

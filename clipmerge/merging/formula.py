@@ -63,7 +63,7 @@ def copied_input(
     """
     if not isinstance(alpha, (int, float)):
         return None
-    taken = [(each, weight) for each, weight in zip(finetuned, weights, strict=True) if weight != 0]
+    taken = [(theta_1, weight) for theta_1, weight in zip(finetuned, weights, strict=True) if weight != 0]
     if alpha == 0 or not taken:
         return theta_0
     if alpha == 1 and [weight for _, weight in taken] == [1.0]:

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clipmerge.checkpoint import Checkpoint, Inputs
-from clipmerge.errors import CheckpointError
-from clipmerge.families import is_counter, is_statistic
+from clipmerge.checkpoint import Held, Inputs
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import STORED, Array
-from clipmerge.merging.formula import Values, copied_input, weighted_change
+from clipmerge.merging.chunks import Room, integers_differ, overflow, require_finite_inputs, runs
+from clipmerge.merging.formula import copied_input, weighted_change
 
-#: Elements merged at a time: in float32, inputs and result stay in a core's cache through the passes of the arithmetic.
-CHUNK = 1 << 17
-#: Gives the place for elements to come, for a number of them and a dtype; it may be for fewer.
-Room = Callable[[int, str], Array]
-#: What numpy computes with as fast as torch; rounding to half precision it does several times slower.
+#: The dtypes that numpy computes in as fast as torch; it rounds to half precision several times slower.
 COMPUTED = frozenset({"F32", "F64"})
 _COPIED = COMPUTED | {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 
 
-def runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Cut a tensor of a size into runs of elements, each given by its start and stop."""
-    for start in range(0, size, length):
-        yield start, min(start + length, size)
-
-
-def may_be_thinned(inputs: Inputs, name: str) -> bool:
-    """Whether entries of a parameter may be left out: not of a scalar, nor of batch norm's statistics.
-
-    Args:
-        inputs: The checkpoints.
-        name: Canonical parameter name.
-    """
-    return inputs.entries(name)[0].size > 1 and not is_statistic(name)
-
-
-def copies(dtypes: Sequence[str]) -> bool:
-    """Whether tensors of these dtypes, the output's among them, can be copied and compared here."""
+def can_copy(dtypes: Sequence[str]) -> bool:
+    """Whether numpy can copy and compare tensors of these dtypes."""
     return all(dtype in _COPIED for dtype in dtypes)
 
 
-def merging(inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room) -> Iterator[Array]:
+def merged(
+    inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room, length: int
+) -> Iterator[Array]:
     """Merge a parameter that every checkpoint and the output have in one dtype of `COMPUTED`, without a mask.
 
     Args:
@@ -51,7 +32,8 @@ def merging(inputs: Inputs, name: str, alpha: float, weights: Sequence[float], r
         name: Canonical parameter name.
         alpha: Mixing coefficient, no unit.
         weights: Factor of each fine-tuned checkpoint.
-        room: Where to compute.
+        room: Lends the places to compute in.
+        length: Elements merged at a time.
 
     Yields:
         Runs of merged elements in memory order, 1-D.
@@ -60,12 +42,12 @@ def merging(inputs: Inputs, name: str, alpha: float, weights: Sequence[float], r
         CheckpointError: If an input holds NaN or Inf, or the merge overflows.
     """
     entry = inputs.entries(name)[0]
-    for start, out in _places(entry.size, STORED[entry.dtype], room):
+    for start, out in _places(entry.size, STORED[entry.dtype], room, length):
         theta_0, finetuned = inputs.arrays(name, start, start + len(out))
-        copied = copied_input(theta_0, finetuned, alpha, weights)
-        if copied is not None:  # NaN and Inf of the other inputs would not show in it
+        unchanged = copied_input(theta_0, finetuned, alpha, weights)
+        if unchanged is not None:  # NaN and Inf of the other inputs would not show in it
             require_finite_inputs(inputs, name, theta_0, finetuned)
-            np.copyto(out, copied)
+            np.copyto(out, unchanged)
         else:
             with np.errstate(all="ignore"):
                 out = weighted_change(np, theta_0, finetuned, alpha=alpha, weights=weights, out=out)
@@ -77,23 +59,15 @@ def merging(inputs: Inputs, name: str, alpha: float, weights: Sequence[float], r
     inputs.release(name)
 
 
-def _places(size: int, dtype: str, room: Room) -> Iterator[tuple[int, Array]]:
-    """Cut a tensor into runs for which there is room; the first element and the place of each."""
-    for begin, end in runs(size):
-        start = begin
-        while start < end:
-            out = room(end - start, dtype)
-            yield start, out
-            start += len(out)
-
-
-def copying(inputs: Inputs, name: str, room: Room) -> Iterator[Array]:
-    """Copy a zero-shot tensor in its own dtype, and look at what the other checkpoints have in its place.
+def copied(name: str, held: Held, others: Sequence[Held], room: Room, length: int) -> Iterator[Array]:
+    """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that name.
 
     Args:
-        inputs: The checkpoints.
         name: Canonical name.
-        room: Where to put them.
+        held: The checkpoint that holds the tensor, and its key there.
+        others: The other checkpoints whose tensors are checked, likewise.
+        room: Lends the places to copy to.
+        length: Elements copied at a time.
 
     Yields:
         Runs of elements in memory order, 1-D.
@@ -101,77 +75,33 @@ def copying(inputs: Inputs, name: str, room: Room) -> Iterator[Array]:
     Raises:
         CheckpointError: If a float holds NaN or Inf, or an integer differs.
     """
-    # counters differ, and say nothing about the model
-    holders = (
-        []
-        if is_counter(name)
-        else [c for c, k in zip(inputs.finetuned, inputs.finetuned_keys, strict=True) if name in k]
-    )
-    entry = inputs.entries(name)[0]
-    for start, out in _places(entry.size, STORED[entry.dtype], room):
-        theta_0, finetuned = inputs.arrays(name, start, start + len(out))
-        if theta_0.dtype.kind == "f":
-            require_finite(theta_0, name, inputs.zeroshot.source)
-        for checkpoint, theta_1 in zip(holders, finetuned if holders else [], strict=True):
-            if theta_0.dtype.kind == theta_1.dtype.kind == "f":
-                require_finite(theta_1, name, checkpoint.source)
-            elif not np.array_equal(theta_0, theta_1):
-                raise integers_differ(name, checkpoint.source)
-        np.copyto(out, theta_0)
-        yield out
-    inputs.release(name)
-
-
-def copying_alone(checkpoint: Checkpoint, key: str, name: str, room: Room) -> Iterator[Array]:
-    """Copy a tensor that only one checkpoint has, in its own dtype.
-
-    Args:
-        checkpoint: Who has it.
-        key: Its key there.
-        name: Canonical name.
-        room: Where to put them.
-
-    Yields:
-        Runs of elements in memory order, 1-D.
-
-    Raises:
-        CheckpointError: If a float holds NaN or Inf.
-    """
+    checkpoint, key = held
     entry = checkpoint.entries[key]
-    for start, out in _places(entry.size, STORED[entry.dtype], room):
-        piece = checkpoint.array(key, start, start + len(out))
-        if piece.dtype.kind == "f":
-            require_finite(piece, name, checkpoint.source)
-        np.copyto(out, piece)
+    for start, out in _places(entry.size, STORED[entry.dtype], room, length):
+        stop = start + len(out)
+        values = checkpoint.array(key, start, stop)
+        if values.dtype.kind == "f":
+            require_finite(values, name, checkpoint.source)
+        for other, other_key in others:
+            _check_other(values, other.array(other_key, start, stop), name, other.source)
+        np.copyto(out, values)
         yield out
-    checkpoint.release(key)
+    for holder, holder_key in (held, *others):
+        holder.release(holder_key)
 
 
-def require_finite_inputs(inputs: Inputs, name: str, theta_0: Values, finetuned: Sequence[Values]) -> None:
-    """Refuse a parameter that holds NaN or Inf in one of the checkpoints, by name."""
-    require_finite(theta_0, name, inputs.zeroshot.source)
-    for checkpoint, theta_1 in zip(inputs.finetuned, finetuned, strict=True):
-        require_finite(theta_1, name, checkpoint.source)
+def _places(size: int, dtype: str, room: Room, length: int) -> Iterator[tuple[int, Array]]:
+    """Cut a tensor into runs for which there is room; the first element and the place of each."""
+    for begin, end in runs(size, length):
+        start = begin
+        while start < end:
+            out = room(end - start, dtype)
+            yield start, out
+            start += len(out)
 
 
-def overflow(name: str, dtype: str) -> CheckpointError:
-    """Say that a merge does not fit its dtype."""
-    wider = "" if dtype in ("float32", "float64") else "use --dtype float32, or "
-    return CheckpointError(
-        f"tensor {name} overflows {dtype} when merged; {wider}take an alpha in [0, 1] and check the weights"
-    )
-
-
-def negative_variance(name: str) -> CheckpointError:
-    """Say that a merge leaves no variance."""
-    return CheckpointError(
-        f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1] for its layer"
-    )
-
-
-def integers_differ(name: str, source: str) -> CheckpointError:
-    """Say that an integer tensor cannot be merged."""
-    return CheckpointError(
-        f"{source}: integer tensor {name} differs from the zero-shot one, and integers cannot be averaged; "
-        "use the base that was fine-tuned"
-    )
+def _check_other(values: Array, others: Array, name: str, source: str) -> None:
+    if values.dtype.kind == others.dtype.kind == "f":
+        require_finite(others, name, source)
+    elif not np.array_equal(values, others):
+        raise integers_differ(name, source)

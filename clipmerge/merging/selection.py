@@ -1,4 +1,4 @@
-"""Which entries of a tensor are kept: the largest, or some at random; in linear time, a piece at a time."""
+"""Which entries of a tensor are kept: the largest, or a random selection; in linear time, piece by piece."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from torch import Tensor
 
 from clipmerge.files.safetensors import Array
 
-_DRAWS = 1 << 20
-# Elements looked at together: they stay in a core's cache.
-_PIECE = 1 << 17
+#: Random numbers drawn together: a draw takes 64 times the bytes of its result.
+DRAWS = 1 << 20
+#: Elements looked at together: they stay in a core's cache.
+PIECE = 1 << 17
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
 
 
 @dataclass(frozen=True)
 class RandomKey:
-    """What a random mask depends on, and nothing else.
+    """Everything that a random mask depends on.
 
     Attributes:
         seed: Seed of the run.
         name: Parameter name.
-        which: Number of the fine-tuned checkpoint, where each is drawn for by itself.
+        which: Number of the fine-tuned checkpoint, where each has draws of its own.
     """
 
     seed: int
@@ -45,12 +46,13 @@ class RandomKey:
         return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
 
 
-def keep_largest(score: Tensor, density: float) -> Tensor:
+def keep_largest(score: Tensor, density: float, *, piece: int = PIECE) -> Tensor:
     """Select the entries largest by magnitude; equal ones are taken by index, so the selection is unique.
 
     Args:
         score: Any shape; its sign does not count.
         density: Share kept, in (0, 1]; at least one entry is.
+        piece: Elements looked at together; the selection does not depend on it.
 
     Returns:
         Boolean, same shape.
@@ -59,27 +61,28 @@ def keep_largest(score: Tensor, density: float) -> Tensor:
         >>> keep_largest(torch.tensor([1.0, -1.0, 0.0, 1.0]), 0.5)
         tensor([ True,  True, False, False])
     """
-    return keep_first(score, max(1, round(density * score.numel())))
+    return keep_first(score, max(1, round(density * score.numel())), piece=piece)
 
 
-def keep_first(score: Tensor, kept: int) -> Tensor:
+def keep_first(score: Tensor, count: int, *, piece: int = PIECE) -> Tensor:
     """Select so many of the entries largest by magnitude, of equal ones those with the lower index.
 
     Args:
         score: Any shape; its sign does not count.
-        kept: How many; 0 selects nothing.
+        count: How many; 0 selects nothing.
+        piece: Elements looked at together; the selection does not depend on it.
 
     Returns:
         Boolean, same shape.
     """
     size = score.numel()
-    if kept <= 0 or kept >= size:
-        return torch.full_like(score, kept > 0, dtype=torch.bool)
+    if count <= 0 or count >= size:
+        return torch.full_like(score, count > 0, dtype=torch.bool)
     flat = score.flatten() if score.dtype in (torch.float32, torch.float64) else score.flatten().float()
-    threshold, above = _threshold(flat.numpy(), kept)
+    threshold, above = _threshold(flat.numpy(), count, piece)
     selected = np.empty(size, dtype=bool)
-    equal = kept - above
-    for start, bits in _magnitudes(flat.numpy()):
+    equal = count - above
+    for start, bits in _magnitudes(flat.numpy(), piece):
         part = selected[start : start + len(bits)]
         np.greater(bits, threshold, out=part)
         if equal:
@@ -102,43 +105,44 @@ def zero_others(values: Tensor, kept: Tensor) -> Tensor:
     return values.masked_fill_(kept.logical_not_(), 0.0)
 
 
-def _magnitudes(values: Array) -> Iterator[tuple[int, Array]]:
+def _magnitudes(values: Array, piece: int) -> Iterator[tuple[int, Array]]:
     """Go through the magnitudes as whole numbers of the same order: a float's bits without the sign."""
     bits: Array = values.view(np.uint64 if values.itemsize == 8 else np.uint32)
     without_sign = (1 << (8 * values.itemsize - 1)) - 1
-    for start in range(0, len(bits), _PIECE):
-        yield start, bits[start : start + _PIECE] & without_sign
+    for start in range(0, len(bits), piece):
+        yield start, bits[start : start + piece] & without_sign
 
 
-def _threshold(values: Array, kept: int) -> tuple[int, int]:
-    """Find the ``kept``-th largest magnitude, as bits, and how many are above it.
+def _threshold(values: Array, count: int, piece: int) -> tuple[int, int]:
+    """Find the ``count``-th largest magnitude, as bits, and how many are above it.
 
     Digit by digit from the top, by counting how often each occurs among the numbers that agree so far: no value is
     moved, and nothing as long as the tensor is made.
     """
-    found = above = 0
+    threshold = above = 0
     width = 8 * values.itemsize
     for shift in range(width - _DIGIT_BITS, -1, -_DIGIT_BITS):
         counts = np.zeros(_DIGITS, np.int64)
-        for _, bits in _magnitudes(values):
-            agreeing = bits if shift + _DIGIT_BITS == width else bits[bits >> (shift + _DIGIT_BITS) == found]
+        for _, bits in _magnitudes(values, piece):
+            agreeing = bits if shift + _DIGIT_BITS == width else bits[bits >> (shift + _DIGIT_BITS) == threshold]
             digits = (agreeing >> shift) & (_DIGITS - 1)
             counts += np.bincount(digits.astype(np.int64), minlength=_DIGITS)
         at_least = counts[::-1].cumsum()  # how many have the largest digit, one of the two largest, ...
-        place = int(np.searchsorted(at_least, kept - above))
+        place = int(np.searchsorted(at_least, count - above))
         digit = _DIGITS - 1 - place
         above += int(at_least[place] - counts[digit])
-        found = found << _DIGIT_BITS | digit
-    return found, above
+        threshold = threshold << _DIGIT_BITS | digit
+    return threshold, above
 
 
-def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey) -> Tensor:
+def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey, *, draws: int = DRAWS) -> Tensor:
     """Select entries independently, from a counter-based generator (Philox).
 
     Args:
         shape: Shape of the parameter.
         density: Probability that an entry is kept; a tensor of that shape has one for each.
         key: Seed and parameter name; nothing else enters, so neither order nor chunking matters.
+        draws: Random numbers drawn together; the selection does not depend on it.
 
     Returns:
         Boolean, of the given shape.
@@ -147,9 +151,9 @@ def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey) -> T
     # the top 53 bits, so that the limit is exact in a float and density 1 keeps everything
     chances = density.double().flatten().numpy() if isinstance(density, Tensor) else np.array([density])
     keep = np.empty(math.prod(shape), dtype=bool)
-    for start in range(0, len(keep), _DRAWS):  # a draw takes 64 times the bytes of what it decides
-        part = keep[start : start + _DRAWS]
-        chance = chances if len(chances) == 1 else chances[start : start + _DRAWS]
+    for start in range(0, len(keep), draws):
+        part = keep[start : start + draws]
+        chance = chances if len(chances) == 1 else chances[start : start + draws]
         limit = np.rint(chance * 2**53).astype(np.uint64)
         np.less(generator.random_raw(len(part)) >> np.uint64(11), limit, out=part)
     return torch.from_numpy(keep).view(shape)

@@ -1,24 +1,28 @@
-"""Stream the merged tensors under a plan: at most one tensor in memory, mostly one chunk."""
+"""The tensors of a merge under a plan, streamed: at most one tensor in memory, mostly one chunk.
+
+Each tensor has one source, chosen from its dtypes and the plan: copied or merged, by numpy where that suffices.
+Torch is imported when a chunk that needs it is asked for: the import alone takes longer than many a merge.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from clipmerge.checkpoint import Checkpoint, Inputs, TensorEntry
+from clipmerge.checkpoint import Checkpoint, Held, Inputs, TensorEntry
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_counter, is_variance
 from clipmerge.files.safetensors import DTYPES, STORED, Array
 from clipmerge.layers import HEAD
-from clipmerge.merging import numpy_chunks as plain_chunks
-from clipmerge.merging.numpy_chunks import Room
+from clipmerge.merging import numpy_chunks
+from clipmerge.merging.chunks import CHUNK, Room, may_be_thinned
 from clipmerge.parallel import side_by_side
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.plan import Plan
@@ -30,32 +34,123 @@ if TYPE_CHECKING:
 _SAFETENSORS_NAME = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 
 
+class ChunkSource(Protocol):
+    """The source of one output tensor's content."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is computed before the first run, as a mask or a combination needs."""
+
+    def chunks(self, room: Room) -> Iterator[Array]:
+        """Compute the content; see `MergedTensor.chunks`."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A tensor of one checkpoint, copied after a check of the others' tensors of that name.
+
+    Attributes:
+        name: Canonical name.
+        held: The checkpoint that holds the tensor, and its key there.
+        dtype: safetensors dtype of the output.
+        others: The other checkpoints whose tensors are checked, likewise.
+        chunk: Elements copied at a time.
+    """
+
+    name: str
+    held: Held
+    dtype: str
+    others: tuple[Held, ...] = ()
+    chunk: int = CHUNK
+
+    @property
+    def is_whole(self) -> bool:
+        """A copy goes chunk by chunk."""
+        return False
+
+    def chunks(self, room: Room) -> Iterator[Array]:
+        """Copy by numpy where the dtype stays and numpy has it, else by torch."""
+        dtype, *others = (checkpoint.entries[key].dtype for checkpoint, key in (self.held, *self.others))
+        if dtype == self.dtype and numpy_chunks.can_copy([dtype, *others]):
+            return numpy_chunks.copied(self.name, self.held, self.others, room, self.chunk)
+        from clipmerge.merging import torch_chunks
+
+        return torch_chunks.copied(self.name, self.held, self.others, self.dtype, self.chunk)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A parameter that every checkpoint holds, merged as the plan says of its layer.
+
+    Attributes:
+        inputs: The checkpoints.
+        plan: The plan.
+        name: Canonical parameter name.
+        layer: The plan's entry for its layer.
+        tensors: The scores and coefficients that the plan needs.
+        dtype: safetensors dtype of the output.
+        chunk: Elements merged at a time.
+    """
+
+    inputs: Inputs
+    plan: Plan
+    name: str
+    layer: LayerPlan
+    tensors: PlanTensors
+    dtype: str
+    chunk: int = CHUNK
+
+    @property
+    def is_whole(self) -> bool:
+        """A mask or a combination sees the whole parameter."""
+        masked = self.layer.mask is not None and may_be_thinned(self.inputs, self.name)
+        return masked or self.plan.combine is not None
+
+    def chunks(self, room: Room) -> Iterator[Array]:
+        """Merge by numpy where the formula alone is needed and the dtype stays, else by torch."""
+        dtypes = {self.dtype, *(entry.dtype for entry in self.inputs.entries(self.name))}
+        is_plain = not (self.is_whole or self.layer.alpha_range or is_variance(self.name))
+        if is_plain and len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED:
+            return numpy_chunks.merged(self.inputs, self.name, self.layer.alpha, self.plan.weights, room, self.chunk)
+        from clipmerge.merging import torch_chunks
+
+        return torch_chunks.merged(self.inputs, self.plan, self.name, self.layer, self.tensors, self.dtype, self.chunk)
+
+
 @dataclass(frozen=True)
 class MergedTensor:
-    """One tensor of the output: what it is, and its content on demand.
+    """One tensor of the output, with its content on demand.
 
     Attributes:
         key: Key in the output file.
         name: Canonical parameter name.
         dtype: safetensors dtype.
         shape: Shape.
-        chunks: Call it for the content: runs of elements in memory order, 1-D, as they are stored (bfloat16 as
-            its bits). Give it ``numpy.empty``, or another function that takes a number of elements and a dtype and
-            lends a place for some of them; what comes may be there or elsewhere.
-        is_whole: Whether all of it is computed before the first run, as a mask or a combination needs.
+        source: The source of its content.
     """
 
     key: str
     name: str
     dtype: str
     shape: tuple[int, ...]
-    chunks: Callable[[Room], Iterator[Array]]
-    is_whole: bool = False
+    source: ChunkSource
 
     @property
     def nbytes(self) -> int:
         """Size of the content."""
         return math.prod(self.shape) * DTYPES[self.dtype][1]
+
+    def chunks(self, room: Room) -> Iterator[Array]:
+        """Compute the content.
+
+        Args:
+            room: ``numpy.empty``, or another function that lends a place for some of the elements that follow.
+
+        Returns:
+            Runs of elements in memory order, 1-D, as they are stored (bfloat16 as its bits); in a place that was lent
+            or elsewhere.
+        """
+        return self.source.chunks(room)
 
     def tensor(self, content: Iterable[Array] | None = None) -> Tensor:
         """The whole content as a tensor of its own.
@@ -65,28 +160,28 @@ class MergedTensor:
         """
         import torch
 
-        runs = self.chunks(np.empty) if content is None else content
-        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *runs])
+        content_runs = self.chunks(np.empty) if content is None else content
+        stored = np.concatenate([np.empty(0, STORED[self.dtype]), *content_runs])
         return torch.from_numpy(stored).view(getattr(torch, DTYPES[self.dtype][0])).view(self.shape)
 
 
 def contents_of(tensors: Sequence[MergedTensor], room: Room) -> Generator[Iterable[Array]]:
-    """Give each tensor's content in turn; what is computed whole is begun on other cores ahead of its turn.
+    """Give each tensor's content in turn; tensors computed whole are begun on other cores ahead of their turn.
 
     Args:
-        tensors: Which, in the order wanted.
-        room: What their `chunks` take.
+        tensors: The tensors, in the order wanted.
+        room: As `MergedTensor.chunks` takes it.
 
     Yields:
         A tensor's runs of elements, to be used up before the next.
     """
-    jobs = [(tensor.nbytes, partial(_begun, tensor)) for tensor in tensors if tensor.is_whole]
+    jobs = [(tensor.nbytes, partial(_begun, tensor)) for tensor in tensors if tensor.source.is_whole]
     if not jobs:  # nothing here needs torch
         yield from (tensor.chunks(room) for tensor in tensors)
         return
     with closing(side_by_side(jobs)) as begun:
         for tensor in tensors:
-            yield next(begun) if tensor.is_whole else tensor.chunks(room)
+            yield next(begun) if tensor.source.is_whole else tensor.chunks(room)
 
 
 def _begun(tensor: MergedTensor) -> Iterable[Array]:
@@ -95,16 +190,19 @@ def _begun(tensor: MergedTensor) -> Iterable[Array]:
     return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
 
-def merged_tensors(inputs: Inputs, plan: Plan, tensors: PlanTensors | None = None) -> list[MergedTensor]:
+def merged_tensors(
+    inputs: Inputs, plan: Plan, tensors: PlanTensors | None = None, *, chunk: int = CHUNK
+) -> list[MergedTensor]:
     """List the output's tensors, each with its content on demand; nothing is read yet.
 
     Args:
         inputs: The aligned checkpoints.
-        plan: What each layer gets; a parameter it does not name is theta_0's bytes.
+        plan: The coefficients and masks of the layers; a parameter it does not name is theta_0's bytes.
         tensors: The scores and coefficients that the plan needs.
+        chunk: Elements merged at a time; the bytes do not depend on it.
 
     Returns:
-        One entry a tensor, in the zero-shot file's order.
+        One entry per tensor, in the zero-shot file's order.
 
     Raises:
         CheckpointError: If integer tensors differ in shape. While streaming: a NaN or Inf, or an integer that differs.
@@ -114,19 +212,10 @@ def merged_tensors(inputs: Inputs, plan: Plan, tensors: PlanTensors | None = Non
         if _is_left_out(inputs, plan, name):
             continue
         entry = inputs.zeroshot.entries[key]
-        layer = plan.layers.get(inputs.layer_of[name])
-        dtype, is_whole = _output_dtype(plan, entry), False
-        if layer is not None and inputs.merges(name):
-            is_whole = plan.combine is not None or (
-                layer.mask is not None and plain_chunks.may_be_thinned(inputs, name)
-            )
-            chunks = _merging(inputs, plan, name, layer, tensors or PlanTensors(), dtype, by_torch=is_whole)
-        elif is_counter(name) and layer is not None and layer.alpha == 1 and name in inputs.finetuned_keys[0]:
-            chunks = _alone(inputs.finetuned[0], inputs.finetuned_keys[0][name], name, dtype)
-        else:
-            chunks = _copying(inputs, name, dtype)
-        outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, entry.shape, chunks, is_whole))
-    return outputs + _finetuned_only(inputs, plan)
+        dtype = _output_dtype(plan, entry)
+        source = _source(inputs, plan, name, tensors or PlanTensors(), dtype, chunk)
+        outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, entry.shape, source))
+    return outputs + _finetuned_only(inputs, plan, chunk)
 
 
 def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
@@ -136,12 +225,30 @@ def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
         checkpoint: Opened.
 
     Returns:
-        One entry a tensor; while streaming, NaN and Inf are refused by name.
+        One entry per tensor; while streaming, NaN and Inf are refused by name.
     """
     return [
-        MergedTensor(key, key, entry.dtype, entry.shape, _alone(checkpoint, key, key, entry.dtype))
+        MergedTensor(key, key, entry.dtype, entry.shape, Copied(key, (checkpoint, key), entry.dtype))
         for key, entry in checkpoint.entries.items()
     ]
+
+
+def _source(inputs: Inputs, plan: Plan, name: str, tensors: PlanTensors, dtype: str, chunk: int) -> ChunkSource:
+    """Choose the source of a tensor that the zero-shot checkpoint holds."""
+    layer = plan.layers.get(inputs.layer_of[name])
+    if layer is not None and inputs.merges(name):
+        return Merged(inputs, plan, name, layer, tensors, dtype, chunk)
+    held, *others = inputs.holders(name)
+    if is_counter(name):  # counters differ, and say nothing about the model
+        if layer is not None and layer.alpha == 1 and name in inputs.finetuned_keys[0]:
+            held = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
+        return Copied(name, held, dtype, chunk=chunk)
+    entry = held[0].entries[held[1]]
+    for checkpoint, key in others:  # only `position_ids` may differ up to here: the alignment does not compare them
+        shape = checkpoint.entries[key].shape
+        if shape != entry.shape:
+            raise CheckpointError(f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}")
+    return Copied(name, held, dtype, tuple(others), chunk)
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
@@ -153,7 +260,7 @@ def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
     return plan.missing == "keep-finetuned" and not inputs.is_partial
 
 
-def _finetuned_only(inputs: Inputs, plan: Plan) -> list[MergedTensor]:
+def _finetuned_only(inputs: Inputs, plan: Plan, chunk: int) -> list[MergedTensor]:
     checkpoint = inputs.finetuned[0]
     outputs = []
     for name, key in inputs.finetuned_keys[0].items():
@@ -161,60 +268,9 @@ def _finetuned_only(inputs: Inputs, plan: Plan) -> list[MergedTensor]:
         if is_kept and name not in inputs.zeroshot_keys:
             entry = checkpoint.entries[key]
             dtype = _output_dtype(plan, entry)
-            chunks = _alone(checkpoint, key, name, dtype)
-            outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, entry.shape, chunks))
+            source = Copied(name, (checkpoint, key), dtype, chunk=chunk)
+            outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, entry.shape, source))
     return outputs
-
-
-def _alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Callable[[Room], Iterator[Array]]:
-    if checkpoint.entries[key].dtype == dtype and plain_chunks.copies([dtype]):
-        return partial(plain_chunks.copying_alone, checkpoint, key, name)
-    return partial(_copying_alone_by_torch, checkpoint, key, name, dtype)
-
-
-def _merging(
-    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, *, by_torch: bool
-) -> Callable[[Room], Iterator[Array]]:
-    dtypes = {dtype, *(entry.dtype for entry in inputs.entries(name))}
-    special = layer.alpha_range or is_variance(name)
-    if by_torch or special or len(dtypes) > 1 or not dtypes <= plain_chunks.COMPUTED:
-        return partial(_merging_by_torch, inputs, plan, name, layer, tensors, dtype)
-    return partial(plain_chunks.merging, inputs, name, layer.alpha, plan.weights)
-
-
-def _copying(inputs: Inputs, name: str, dtype: str) -> Callable[[Room], Iterator[Array]]:
-    entry, *others = inputs.entries(name)
-    if is_counter(name):
-        others = []
-    for other in others:  # only `position_ids` may differ up to here: they are not among what pairing compares
-        if other.shape != entry.shape:
-            raise CheckpointError(f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {other.shape}")
-    if entry.dtype == dtype and plain_chunks.copies([dtype, *(other.dtype for other in others)]):
-        return partial(plain_chunks.copying, inputs, name)
-    return partial(_copying_by_torch, inputs, name, dtype)
-
-
-# torch is imported when a chunk is wanted that needs it, and not before: that alone takes longer than many a merge
-
-
-def _merging_by_torch(
-    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, _room: Room
-) -> Iterator[Array]:
-    from clipmerge.merging.torch_chunks import merging
-
-    return merging(inputs, plan, name, layer, tensors, dtype)
-
-
-def _copying_by_torch(inputs: Inputs, name: str, dtype: str, _room: Room) -> Iterator[Array]:
-    from clipmerge.merging.torch_chunks import copying
-
-    return copying(inputs, name, dtype)
-
-
-def _copying_alone_by_torch(checkpoint: Checkpoint, key: str, name: str, dtype: str, _room: Room) -> Iterator[Array]:
-    from clipmerge.merging.torch_chunks import copying_alone
-
-    return copying_alone(checkpoint, key, name, dtype)
 
 
 def _output_dtype(plan: Plan, entry: TensorEntry) -> str:

@@ -12,11 +12,7 @@ from torch import Tensor
 
 from clipmerge.merging.formula import copied_input, weighted_change
 from clipmerge.merging.selection import RandomKey
-from clipmerge.parallel import one_thread
 from clipmerge.plugins import check_options, load_plugin
-
-# Squared singular values are exact to about 1e-16 of the largest: at this share of it, a value is to 1e-8 of itself.
-_TINY_SQUARE = 1e-8
 
 
 def merge_tensor(
@@ -39,20 +35,20 @@ def merge_tensor(
     Args:
         theta_0: Zero-shot parameter, any shape; never written to.
         theta_1: Fine-tuned parameter, same shape; several for several checkpoints.
-        alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. A tensor broadcasts: one a row, or
-            one an entry.
+        alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. A tensor broadcasts: one per row,
+            or one per entry.
         weights: Factor of each fine-tuned checkpoint.
         combine: Makes one task vector of several, stacked along the first dimension, see `combination`; ``None`` for
             their sum.
         mask: Name of a mask, or ``None`` to keep the whole change. Scalars are never masked.
         dtype: Output dtype; ``None`` for that of theta_0.
-        **mask_inputs: The mask's options, and what it needs of ``score`` and ``key``.
+        **mask_inputs: The mask's options, and ``score`` and ``key`` where it needs them.
 
     Returns:
         Merged parameter, shape of theta_0.
 
     Raises:
-        ValueError: If shapes differ, or there is not one weight a fine-tuned parameter.
+        ValueError: If shapes differ, or there is not one weight per fine-tuned parameter.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -64,9 +60,9 @@ def merge_tensor(
     finetuned = [theta_1] if isinstance(theta_1, Tensor) else list(theta_1)
     if len(weights) != len(finetuned):
         raise ValueError(f"{len(weights)} weights for {len(finetuned)} fine-tuned parameters")
-    for each in finetuned:
-        if each.shape != theta_0.shape:
-            raise ValueError(f"shapes differ: {tuple(theta_0.shape)} and {tuple(each.shape)}")
+    for tensor in finetuned:
+        if tensor.shape != theta_0.shape:
+            raise ValueError(f"shapes differ: {tuple(theta_0.shape)} and {tuple(tensor.shape)}")
     dtype = dtype or theta_0.dtype
     if combine is not None or _is_masked(mask, theta_0):
         change = whole_change(
@@ -105,8 +101,8 @@ def whole_change(
         change: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights)
     else:
         stack = torch.empty((len(wide), *base.shape), dtype=base.dtype)
-        for which, each in enumerate(wide):
-            torch.sub(each, base, out=stack[which])
+        for which, theta_i in enumerate(wide):
+            torch.sub(theta_i, base, out=stack[which])
         change = combine(stack) * alpha
         del stack  # masks take memory too
     return apply_mask(str(mask), change, base, mask_inputs) if _is_masked(mask, theta_0) else change
@@ -133,8 +129,8 @@ def _is_masked(mask: str | None, theta_0: Tensor) -> bool:
 
 def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Give tensors the arithmetic's dtype: float64 if any is, else float32."""
-    wide = torch.float64 if any(each.dtype == torch.float64 for each in tensors) else torch.float32
-    return [each.to(wide) for each in tensors]
+    wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+    return [tensor.to(wide) for tensor in tensors]
 
 
 def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -144,7 +140,7 @@ def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any
         name: Name of the mask.
         change: alpha * task_vector, any shape; masks may write into it.
         theta_0: Zero-shot parameter in the same dtype.
-        inputs: Options and context by name; what the mask does not ask for is left out.
+        inputs: Options and context by name; those the mask does not ask for are left out.
 
     Returns:
         The change that is made, same shape.
@@ -152,8 +148,8 @@ def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any
     function = load_plugin("masks", name)
     wanted = inspect.signature(function).parameters
     available = {"theta_0": theta_0, **inputs}
-    kept: Tensor = function(change, **{key: value for key, value in available.items() if key in wanted})
-    return kept
+    masked: Tensor = function(change, **{key: value for key, value in available.items() if key in wanted})
+    return masked
 
 
 def combination(
@@ -185,14 +181,14 @@ def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
 
     Args:
         task_vectors: (checkpoints, ...).
-        weights: A factor each.
+        weights: One factor per checkpoint.
 
     Returns:
         (...), a new tensor.
     """
     total = task_vectors[0] * weights[0]
-    for each, weight in zip(task_vectors[1:], weights[1:], strict=True):
-        total.add_(each * weight)
+    for task_vector, weight in zip(task_vectors[1:], weights[1:], strict=True):
+        total.add_(task_vector * weight)
     return total
 
 
@@ -214,44 +210,3 @@ def mask_options(name: str, density: float, options: dict[str, Any]) -> dict[str
     given = {"density": density, **options} if "density" in wanted else options
     checked = check_options("masks", name, given)
     return {key: value for key, value in checked.items() if value is not inspect.Parameter.empty}
-
-
-def spectral_split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Split a matrix into its ``rank`` largest singular directions and the rest.
-
-    Args:
-        matrix: At least 2-D; further dimensions are flattened into the columns.
-        rank: Number of principal directions.
-
-    Returns:
-        Principal part and rest, shape and dtype of ``matrix``; they add up to it.
-    """
-    flat = matrix.flatten(1).double()
-    transposed = flat.shape[0] > flat.shape[1]
-    flat = flat.T if transposed else flat
-    with one_thread():
-        # eigenvectors of flat @ flat.T are the left singular vectors, at a fraction of an SVD's cost
-        basis = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -rank:]
-        principal = basis @ (basis.T @ flat)
-    principal = (principal.T if transposed else principal).reshape(matrix.shape).to(matrix.dtype)
-    return principal, matrix - principal
-
-
-def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values of a matrix, largest first.
-
-    Args:
-        matrix: At least 2-D; further dimensions are flattened into the columns.
-
-    Returns:
-        Shape (min(rows, columns),), float64.
-    """
-    flat = matrix.flatten(1).double()
-    flat = flat.T if flat.shape[0] > flat.shape[1] else flat
-    with one_thread():
-        squares = torch.linalg.eigvalsh(flat @ flat.T)  # several times faster, and as exact where none is tiny
-        if squares[0] >= _TINY_SQUARE * squares[-1]:
-            values: Tensor = squares.sqrt().flip(0)
-        else:
-            values = torch.linalg.svdvals(flat)
-    return values

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipmerge.checkpoint import Checkpoint, Inputs
+from clipmerge.checkpoint import Held, Inputs
 from clipmerge.errors import PlanError
-from clipmerge.families import is_counter, is_variance
+from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import DTYPES, STORED, Array
-from clipmerge.merging.numpy_chunks import (
+from clipmerge.merging.chunks import (
     integers_differ,
     may_be_thinned,
     negative_variance,
@@ -31,8 +31,8 @@ from clipmerge.planning.tensors import PlanTensors, coefficients_of_run
 from clipmerge.plugins import load_plugin
 
 
-def merging(
-    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str
+def merged(
+    inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, length: int
 ) -> Iterator[Array]:
     """Merge a parameter under a plan.
 
@@ -40,16 +40,17 @@ def merging(
         inputs: The checkpoints.
         plan: The plan.
         name: Canonical parameter name.
-        layer: What the plan gives its layer.
+        layer: The plan's entry for its layer.
         tensors: The scores and coefficients that the plan needs.
         dtype: safetensors dtype of the output.
+        length: Elements merged at a time, once a mask or a combination has seen the whole parameter.
 
     Yields:
         Runs of merged elements in memory order, 1-D, as they are stored.
 
     Raises:
         CheckpointError: If an input holds NaN or Inf, or the merge overflows or makes a variance negative.
-        PlanError: If the mask needs a score that there is not.
+        PlanError: If the mask needs a score that the plan lacks.
     """
     entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
     learned = tensors.coefficients.get(name) if layer.alpha_range else None
@@ -57,7 +58,8 @@ def merging(
     arguments = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and thinned else {}
     if arguments and _lacks_score(str(layer.mask), name, tensors):
         _require_unchanged(inputs, name, layer)
-        yield from copying(inputs, name, dtype)
+        held, *others = inputs.holders(name)
+        yield from copied(name, held, others, dtype, length)
         return
     combine = _combination(plan, name, thinned=thinned)
     # a mask or a combination looks at the whole parameter, everything else goes by chunks
@@ -65,35 +67,34 @@ def merging(
     if arguments or combine is not None:
         alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, 0, None)
         change = _whole_change(inputs, name, alpha=alpha, weights=plan.weights, combine=combine, **arguments)
-    for start, stop in runs(entry.size):
+    for start, stop in runs(entry.size, length):
         theta_0, finetuned = inputs.theta_0(name, start, stop), []
         with one_thread():
             if change is not None:  # the fine-tuned checkpoints are in it, and found to be finite
-                merged = moved(theta_0, change[start:stop], _torch_dtype(dtype))
+                result = moved(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
                 finetuned = [inputs.theta_1(name, start, stop, which=i) for i in range(len(inputs.finetuned))]
                 alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
                 if isinstance(alpha, Tensor) or alpha in (0, 1):  # NaN and Inf would not show in the result
                     require_finite_inputs(inputs, name, theta_0, finetuned)
-                merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype))
-            if not is_finite(merged):
+                result = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype))
+            if not is_finite(result):
                 require_finite_inputs(inputs, name, theta_0, finetuned)
                 raise overflow(name, DTYPES[dtype][0])
-            if is_variance(name) and bool((merged < 0).any()):
+            if is_variance(name) and bool((result < 0).any()):
                 raise negative_variance(name)
-        yield _stored(merged, dtype)
+        yield _stored(result, dtype)
     inputs.release(name)
 
 
-def _whole_change(inputs: Inputs, name: str, **how: Any) -> Tensor:
+def _whole_change(inputs: Inputs, name: str, **rule: Any) -> Tensor:
     """The change of a whole parameter, 1-D."""
     theta_0 = inputs.theta_0(name)
     finetuned = [inputs.theta_1(name, which=i) for i in range(len(inputs.finetuned))]
-    require_finite_inputs(
-        inputs, name, theta_0, finetuned
-    )  # they would not show in the result, or stop a decomposition
+    # NaN and Inf would not show in the result, or stop a decomposition
+    require_finite_inputs(inputs, name, theta_0, finetuned)
     with one_thread():
-        return whole_change(theta_0, finetuned, **how).flatten()
+        return whole_change(theta_0, finetuned, **rule).flatten()
 
 
 def _combination(plan: Plan, name: str, *, thinned: bool) -> Callable[[Tensor], Tensor] | None:
@@ -126,13 +127,15 @@ def _require_unchanged(inputs: Inputs, name: str, layer: LayerPlan) -> None:
         )
 
 
-def copying(inputs: Inputs, name: str, dtype: str) -> Iterator[Array]:
-    """Copy a zero-shot tensor, rounded to the output's dtype, and look at what the other checkpoints have.
+def copied(name: str, held: Held, others: Sequence[Held], dtype: str, length: int) -> Iterator[Array]:
+    """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors of that name.
 
     Args:
-        inputs: The checkpoints.
         name: Canonical name.
+        held: The checkpoint that holds the tensor, and its key there.
+        others: The other checkpoints whose tensors are checked, likewise.
         dtype: safetensors dtype of the output.
+        length: Elements copied at a time.
 
     Yields:
         Runs of elements in memory order, 1-D, as they are stored.
@@ -140,49 +143,25 @@ def copying(inputs: Inputs, name: str, dtype: str) -> Iterator[Array]:
     Raises:
         CheckpointError: If a float holds NaN or Inf or overflows, or an integer differs.
     """
-    entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
-    for start, stop in runs(entry.size):
-        with one_thread():
-            theta_0 = inputs.theta_0(name, start, stop)
-            if entry.is_float:
-                require_finite(theta_0, name, inputs.zeroshot.source)
-            for which, keys in enumerate(inputs.finetuned_keys):
-                if name in keys and not is_counter(name):
-                    theta_1 = inputs.theta_1(name, start, stop, which=which)
-                    _check_other(theta_0, theta_1, name, inputs.finetuned[which].source)
-            rounded = _rounded(theta_0, name, dtype)
-        yield rounded
-    inputs.release(name)
-
-
-def copying_alone(checkpoint: Checkpoint, key: str, name: str, dtype: str) -> Iterator[Array]:
-    """Copy a tensor that only one checkpoint has, rounded to the output's dtype.
-
-    Args:
-        checkpoint: Who has it.
-        key: Its key there.
-        name: Canonical name.
-        dtype: safetensors dtype of the output.
-
-    Yields:
-        Runs of elements in memory order, 1-D, as they are stored.
-
-    Raises:
-        CheckpointError: If a float holds NaN or Inf or overflows.
-    """
+    checkpoint, key = held
     entry = checkpoint.entries[key]
-    for start, stop in runs(entry.size):
-        piece = checkpoint.tensor(key, start, stop)
-        if entry.is_float:
-            require_finite(piece, name, checkpoint.source)
-        yield _rounded(piece, name, dtype)
-    checkpoint.release(key)
+    for start, stop in runs(entry.size, length):
+        with one_thread():
+            values = checkpoint.tensor(key, start, stop)
+            if entry.is_float:
+                require_finite(values, name, checkpoint.source)
+            for other, other_key in others:
+                _check_other(values, other.tensor(other_key, start, stop), name, other.source)
+            rounded = _rounded(values, name, dtype)
+        yield rounded
+    for holder, holder_key in (held, *others):
+        holder.release(holder_key)
 
 
-def _check_other(theta_0: Tensor, theta_1: Tensor, name: str, source: str) -> None:
-    if theta_0.is_floating_point() and theta_1.is_floating_point():
-        require_finite(theta_1, name, source)
-    elif not torch.equal(theta_0.double(), theta_1.double()):
+def _check_other(values: Tensor, others: Tensor, name: str, source: str) -> None:
+    if values.is_floating_point() and others.is_floating_point():
+        require_finite(others, name, source)
+    elif not torch.equal(values.double(), others.double()):
         raise integers_differ(name, source)
 
 

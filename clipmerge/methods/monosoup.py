@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor
 
 from clipmerge.files.finite import require_finite
-from clipmerge.merging.tensor import singular_values
+from clipmerge.merging.spectral import singular_values
 from clipmerge.methods import Decision, Task
 from clipmerge.parallel import side_by_side
 from clipmerge.planning.layer_plan import LayerPlan

@@ -7,7 +7,6 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.adapter import Adapted
 from clipmerge.errors import CheckpointError
 from clipmerge.hub import download as hub_module
-from clipmerge.merging.numpy_chunks import runs
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import Plan, SourceRecord
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, serving, upload
 from tests.support.raw_safetensors import shard
@@ -397,7 +398,14 @@ def test_a_masked_merge_forms_each_tensor_of_an_adapter_once(
 
     form = adapter_module._formed
     monkeypatch.setattr(adapter_module, "_formed", counting)
-    monkeypatch.setattr("clipmerge.merging.torch_chunks.runs", partial(runs, length=50))  # several runs a tensor
-    merged("magnitude", [pair[0], save_adapter(pair[0], tmp_path / "adapter")], tmp_path / "out", 5)
+    base = open_checkpoint(str(pair[0]))
+    inputs = align_checkpoints(base, [open_checkpoint(str(save_adapter(pair[0], tmp_path / "adapter")), base=base)])
+    source = SourceRecord(source="x", files={})
+    layer = LayerPlan(alpha=0.5, mask="magnitude", density=0.5)
+    plan = Plan(
+        recipe={}, zeroshot=source, finetuned=(source,), weights=(1.0,), layers=dict.fromkeys(inputs.layers, layer)
+    )
+    for tensor in merged_tensors(inputs, plan, chunk=50):  # several runs per tensor
+        tensor.tensor()
     assert len(formed) > 10
     assert set(formed.values()) == {1}

@@ -15,7 +15,7 @@ import torch
 
 from clipmerge.checkpoint import open_checkpoint, unpickle
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.merging.numpy_chunks import runs
+from clipmerge.merging.chunks import runs
 from tests.checkpoint.test_state_dict import TENSORS, refuse
 from tests.support.command import clipmerge, refused
 
@@ -88,7 +88,7 @@ def test_the_script_keeps_a_dictionary_that_holds_itself_once() -> None:
 LARGE = """
 import resource, sys, time
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.merging.numpy_chunks import runs
+from clipmerge.merging.chunks import runs
 
 checkpoint = open_checkpoint(sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

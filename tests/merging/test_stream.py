@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError, PlanError
-from clipmerge.merging import numpy_chunks as plain_chunks
+from clipmerge.merging.chunks import CHUNK
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
@@ -45,11 +45,10 @@ def plan_for(pair: Inputs, layer: LayerPlan | None = None, **options: Any) -> Pl
     return Plan(recipe={}, zeroshot=RECORD, finetuned=(RECORD,), weights=(1.0,), **{"layers": layers, **options})
 
 
-def stream(pair: Inputs, plan: Plan, scores: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    merged = {}
-    for each in merged_tensors(pair, plan, PlanTensors(scores or {})):
-        merged[each.key] = each.tensor()
-    return merged
+def stream(
+    pair: Inputs, plan: Plan, scores: dict[str, Tensor] | None = None, *, chunk: int = CHUNK
+) -> dict[str, Tensor]:
+    return {each.key: each.tensor() for each in merged_tensors(pair, plan, PlanTensors(scores or {}), chunk=chunk)}
 
 
 def test_a_layer_that_the_plan_does_not_name_is_zero_shot(pair: Folders) -> None:
@@ -65,12 +64,11 @@ def test_a_layer_that_the_plan_does_not_name_is_zero_shot(pair: Folders) -> None
 
 
 @pytest.mark.parametrize("mask", [None, "magnitude", "random", "n-m", "spectral", "weights-random"])
-def test_chunks_never_show(pair: Folders, mask: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_never_show(pair: Folders, mask: str | None) -> None:
     opened_pair = opened(pair)
     layer = LayerPlan(alpha=0.3, mask=mask, density=0.5 if mask in ("magnitude", "random", "weights-random") else 1)
     whole = stream(opened_pair, plan_for(opened_pair, layer))
-    monkeypatch.setattr(plain_chunks.runs, "__defaults__", (17,))
-    for name, tensor in stream(opened_pair, plan_for(opened_pair, layer)).items():
+    for name, tensor in stream(opened_pair, plan_for(opened_pair, layer), chunk=17).items():
         assert torch.equal(tensor, whole[name])
 
 
@@ -121,9 +119,8 @@ LAYERS = {
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_nan_and_inf_are_found_and_named(
-    copies: Folders, monkeypatch: pytest.MonkeyPatch, layer: str, value: str, which: int, dtype: torch.dtype
+    copies: Folders, layer: str, value: str, which: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(plain_chunks.runs, "__defaults__", (100,))
     tensors = [load_file(folder / "model.safetensors")[FC1].to(dtype) for folder in copies]
     tensors[which].view(-1)[1234] = float(value)
     for folder, tensor in zip(copies, tensors, strict=True):
@@ -133,7 +130,7 @@ def test_nan_and_inf_are_found_and_named(
     plan = plan_for(broken, layers={"vision.1.mlp": chosen} if chosen else {})
     kind = "NaN" if value == "nan" else "Inf"
     with pytest.raises(CheckpointError, match=rf"{copies[which]}: tensor {FC1} holds {kind}; the checkpoint is broken"):
-        stream(broken, plan)
+        stream(broken, plan, chunk=100)
 
 
 def test_what_a_narrow_output_cannot_hold_is_said_to_overflow(copies: Folders) -> None:

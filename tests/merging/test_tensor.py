@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clipmerge.merging.selection import RandomKey, keep_first, keep_largest, keep_random
-from clipmerge.merging.tensor import (
-    merge_tensor,
-    singular_values,
-    spectral_split,
-)
+from clipmerge.merging.spectral import singular_values, spectral_split
+from clipmerge.merging.tensor import merge_tensor
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 EASY = settings(max_examples=60, deadline=None)
@@ -181,10 +178,8 @@ def test_the_largest_are_kept_and_ties_go_by_index(
     dtype: torch.dtype, scores: list[float], density: float, piece: int
 ) -> None:
     held = torch.tensor(scores, dtype=dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("clipmerge.merging.selection._PIECE", piece)
-        kept = keep_largest(held, density)
-        some = [keep_first(held, count).tolist() for count in range(len(scores) + 1)]
+    kept = keep_largest(held, density, piece=piece)
+    some = [keep_first(held, count, piece=piece).tolist() for count in range(len(scores) + 1)]
     assert kept.tolist() == slow_first(held.tolist(), max(1, round(density * len(scores))))
     assert some == [slow_first(held.tolist(), count) for count in range(len(scores) + 1)]
 
@@ -210,14 +205,13 @@ def slow_random(count: int, density: float, key: RandomKey) -> list[bool]:
 
 
 @pytest.mark.parametrize("density", [1e-9, 0.1, 0.5, 1.0])
-def test_random_entries_come_from_seed_and_name_alone(density: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_entries_come_from_seed_and_name_alone(density: float) -> None:
     key = RandomKey(3, "vision_model.a")
     kept = keep_random(torch.Size([30, 40]), density, key)
     assert kept.flatten().tolist() == slow_random(1200, density, key)
     assert torch.equal(keep_random(torch.Size([1200]), density, key), kept.flatten())
-    monkeypatch.setattr("clipmerge.merging.selection._DRAWS", 7)
     torch.manual_seed(99)
-    assert torch.equal(keep_random(torch.Size([30, 40]), density, key), kept)
+    assert torch.equal(keep_random(torch.Size([30, 40]), density, key, draws=7), kept)
 
 
 def test_random_entries_differ_between_seeds_and_names_and_meet_the_density() -> None:

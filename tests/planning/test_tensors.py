@@ -18,7 +18,7 @@ from clipmerge.api.merge import MergeRequest, load_plan, make_plan, write_merge,
 from clipmerge.errors import PlanError
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.files.hashes import sha256_of
-from clipmerge.merging import numpy_chunks as plain_chunks
+from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.models.building import build_model
 from clipmerge.planning.layer_plan import LayerPlan
@@ -71,9 +71,7 @@ def slow_entry(theta_0: float, theta_1: float, coefficient: float) -> float:
     return float(np.float32(base + np.float32(change * np.float32(coefficient))))
 
 
-def test_the_merge_is_the_formula_entry_by_entry(
-    decided: Any, pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_merge_is_the_formula_entry_by_entry(decided: Any, pair: Folders, tmp_path: Path) -> None:
     run = decided()
     write_merge(run, tmp_path / "whole")
     zeroshot, finetuned, merged = (load_file(f / "model.safetensors") for f in (*pair, tmp_path / "whole"))
@@ -86,10 +84,9 @@ def test_the_merge_is_the_formula_entry_by_entry(
             assert float(merged[name][index]) == slow_entry(*values), (name, index)
             checked += 1
     assert checked > 2000
-    monkeypatch.setattr(plain_chunks.runs, "__defaults__", (17,))
-    write_merge(run, tmp_path / "chunks")
-    again = load_file(tmp_path / "chunks" / "model.safetensors")
-    assert all(torch.equal(tensor, again[name]) for name, tensor in merged.items())
+    assert run.plan
+    for tensor in merged_tensors(run.inputs, run.plan, run.tensors, chunk=17):
+        assert torch.equal(tensor.tensor(), merged[tensor.key])
 
 
 @pytest.mark.parametrize("value", [0, 1])

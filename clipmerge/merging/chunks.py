@@ -1,0 +1,78 @@
+"""What all chunks of the output have in common: their length, where they go, and what is refused in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from clipmerge.checkpoint import Inputs
+from clipmerge.errors import CheckpointError
+from clipmerge.families import is_statistic
+from clipmerge.files.finite import require_finite
+from clipmerge.files.safetensors import Array
+from clipmerge.merging.formula import Values
+
+#: Elements merged at a time: in float32, inputs and result stay in a core's cache through the passes of the arithmetic.
+CHUNK = 1 << 17
+#: Lends a place for the next elements, given their number and dtype; the place may be shorter.
+Room = Callable[[int, str], Array]
+
+
+def runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
+    """Cut a tensor into runs of elements, each given by its start and stop.
+
+    Args:
+        size: Elements of the tensor.
+        length: Elements of a run; the last may be shorter.
+    """
+    for start in range(0, size, length):
+        yield start, min(start + length, size)
+
+
+def may_be_thinned(inputs: Inputs, name: str) -> bool:
+    """Whether entries of a parameter may be left out: not of a scalar, nor of batch norm's statistics.
+
+    Args:
+        inputs: The checkpoints.
+        name: Canonical parameter name.
+    """
+    return inputs.entries(name)[0].size > 1 and not is_statistic(name)
+
+
+def require_finite_inputs(inputs: Inputs, name: str, theta_0: Values, finetuned: Sequence[Values]) -> None:
+    """Refuse a parameter that holds NaN or Inf in one of the checkpoints.
+
+    Args:
+        inputs: The checkpoints.
+        name: Canonical parameter name.
+        theta_0: A run of its zero-shot entries.
+        finetuned: The same run in each fine-tuned checkpoint.
+
+    Raises:
+        CheckpointError: If an entry is not finite; it names the checkpoint and the parameter.
+    """
+    require_finite(theta_0, name, inputs.zeroshot.source)
+    for checkpoint, theta_1 in zip(inputs.finetuned, finetuned, strict=True):
+        require_finite(theta_1, name, checkpoint.source)
+
+
+def overflow(name: str, dtype: str) -> CheckpointError:
+    """The error for a merge that does not fit its dtype."""
+    wider = "" if dtype in ("float32", "float64") else "use --dtype float32, or "
+    return CheckpointError(
+        f"tensor {name} overflows {dtype} when merged; {wider}take an alpha in [0, 1] and check the weights"
+    )
+
+
+def negative_variance(name: str) -> CheckpointError:
+    """The error for a merge that makes a variance negative."""
+    return CheckpointError(
+        f"tensor {name} is a variance and becomes negative when merged; use an alpha in [0, 1] for its layer"
+    )
+
+
+def integers_differ(name: str, source: str) -> CheckpointError:
+    """The error for an integer tensor that differs between checkpoints."""
+    return CheckpointError(
+        f"{source}: integer tensor {name} differs from the zero-shot one, and integers cannot be averaged; "
+        "use the base that was fine-tuned"
+    )
