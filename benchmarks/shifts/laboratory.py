@@ -54,7 +54,7 @@ class Laboratory:
     trained: TrainedPair
 
     @cached_property
-    def pair(self) -> Inputs:
+    def inputs(self) -> Inputs:
         """Both checkpoints, opened."""
         return _opened(self.trained.zeroshot, self.trained.finetuned)
 
