@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint import open_checkpoint, unpickle
 from clipmerge.errors import CheckpointError
 from clipmerge.hub import download as hub_module
 from tests.support.command import clipmerge, refused
@@ -256,7 +256,7 @@ def test_the_command_of_the_refusal_gets_the_weights_out(checkout: Path, how: st
 
 def test_the_command_answers_when_it_cannot(tmp_path: Path) -> None:
     (tmp_path / "x.pt").write_bytes(pickle.dumps([argparse.Namespace(a=1)]))
-    script = Path(hub_module.__file__).with_name("unpickle.py")
+    script = Path(unpickle.__file__)
     for arguments, message in (([], "usage: python unpickle.py IN OUT.pt"),
                                (["x.pt", "y.pt"], "x.pt: holds no tensors")):  # fmt: skip
         ended = subprocess.run([sys.executable, script, *arguments], cwd=tmp_path, capture_output=True, text=True)
