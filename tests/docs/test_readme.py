@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.support.hub_double import environment, serving, upload
 from tests.support.tiny_clip import save_images
@@ -63,14 +64,16 @@ def test_the_commands_run_in_order(
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_bytes(workplace: Path) -> None:
+def test_two_processes_merge_to_the_same_weights(workplace: Path) -> None:
+    """To 1e-6: sums over batches are added up in another order."""
     (line,) = [line for line in LINES if line.startswith("torchrun ")]
-    ended = run(line, workplace)
-    assert ended.returncode == 0, ended.stderr
-    if not (workplace / "merged").is_dir():
-        assert run(next(x for x in LINES if x.endswith("--output merged")), workplace).returncode == 0
-    both = [(workplace / name / "model.safetensors").read_bytes() for name in ("merged", "merged-2")]
-    assert both[0] == both[1]
+    alone = line.replace("torchrun --standalone --nproc-per-node 2 -m ", "").replace("merged-fisher", "merged-alone")
+    for each in (line, alone):
+        ended = run(each, workplace)
+        assert ended.returncode == 0, ended.stderr
+    both, one = (load_file(workplace / name / "model.safetensors") for name in ("merged-fisher", "merged-alone"))
+    assert both.keys() == one.keys()
+    assert max(float((both[name].double() - one[name].double()).abs().max()) for name in one) < 1e-6
 
 
 @pytest.mark.slow
