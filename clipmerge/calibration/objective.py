@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clipmerge.calibration.ends import both_ends
+from clipmerge.calibration.path import both_ends
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import Saved
 from clipmerge.checkpoint import Inputs
