@@ -13,7 +13,7 @@ from functools import cache
 from importlib import import_module
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
-from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean
 
@@ -42,6 +42,17 @@ Positive = Annotated[_Float, Field(gt=0, le=_LARGEST)]
 NonNegative = Annotated[_Float, Field(ge=0, le=_LARGEST)]
 #: A count of at least one.
 Count = Annotated[_Int, Field(ge=1, le=1_000_000)]
+
+
+def _known_mask(name: str) -> str:
+    known = plugin_names("masks")
+    if name not in known:
+        raise ValueError(f"no such mask (masks: {', '.join(known)}).{did_you_mean(name, known)}")
+    return name
+
+
+#: The name of a mask.
+MaskName = Annotated[str, AfterValidator(_known_mask)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
 
@@ -101,6 +112,18 @@ def plugin_options(package: str, name: str) -> dict[str, Any]:
     parameters = inspect.signature(load_plugin(package, name)).parameters.values()
     filled_in = _FILLED_IN.get(package, set())
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled_in}
+
+
+def requires(package: str, name: str, parameter: str) -> bool:
+    """Whether a plugin cannot do without something that the arithmetic fills in, such as a mask's ``score``.
+
+    Args:
+        package: ``masks`` or ``combinations``.
+        name: Recipe name.
+        parameter: Name of the parameter.
+    """
+    found = inspect.signature(load_plugin(package, name)).parameters.get(parameter)
+    return found is not None and found.default is found.empty
 
 
 def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, Any]:

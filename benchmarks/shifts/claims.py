@@ -56,7 +56,7 @@ def examine(trained: TrainedPair, file: Path, parts: Iterable[str]) -> None:
 def sharpness(laboratory: Laboratory) -> dict[str, Any]:
     """Sharpness of the whole network at alpha 0.5: what the best perturbation of all layers together adds, in nats."""
     found = laboratory.measured(**_SHARPNESS)
-    values = np.array([row["first_order"] for row in found.layers.values()])
+    values = np.array(list(found["first_order"].values.values()))
     return {"global": float(np.sqrt((values**2).sum())), "largest_layer": float(values.max())}
 
 
@@ -105,7 +105,7 @@ def layers(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def _values(found: Measurements, statistic: str, names: list[str]) -> Floats:
-    return np.array([found.layers[name][statistic] for name in names])
+    return np.array([found[statistic].values[name] for name in names])
 
 
 def _top(names: list[str], values: Floats) -> list[str]:
@@ -187,7 +187,7 @@ def stability(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def _scored(laboratory: Laboratory, found: Measurements) -> tuple[tuple[str, ...], dict[str, float]]:
-    stragglers = find_stragglers(found, Task(laboratory.inputs).sizes)
+    stragglers = find_stragglers(found, Task(laboratory.inputs).sizes, method="straggler-sparse")
     return stragglers.names, {layer: score["z"] for layer, score in stragglers.scores.items()}
 
 

@@ -129,7 +129,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps))
         objective.batches, objective.batch_sizes = some, tuple(len(batch) for batch in some)
         ours, found = timed(lambda steps=steps: worst_case(objective, rho=RHO, steps=steps))
-        values = found.batches["worst_case"]
+        values = found["worst_case"].batches
         result[f"{name}_loop_over_ours"] = loop / ours
         result[f"{name}_largest_difference"] = max(
             abs(a - b) for layer in values for a, b in zip(values[layer], expected[layer], strict=True)

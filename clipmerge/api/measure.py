@@ -15,7 +15,7 @@ from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import load_images
 from clipmerge.images.prompts import check_templates, class_prompts
 from clipmerge.models.building import build_model
-from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import load_plugin
 
 if TYPE_CHECKING:
@@ -131,14 +131,21 @@ def _record(
 
 
 def _with_change(found: Measurements, objective: Objective) -> Measurements:
-    """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to each layer's statistics."""
-    layers = {}
+    """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to the statistics."""
+    values = {}
     for layer, names in objective.layers.items():
-        change = _norm([objective.task_vector[n] for n in names]) / max(
-            _norm([objective.theta_0[n] for n in names]), 1e-30
-        )
-        layers[layer] = {**found.layers[layer], "change": change}
-    return found.model_copy(update={"layers": layers})
+        start = _norm([objective.theta_0[name] for name in names])
+        values[layer] = _norm([objective.task_vector[name] for name in names]) / max(start, 1e-30)
+    change = Statistic(
+        name="change",
+        values=values,
+        title="relative change",
+        symbol="\N{DOUBLE VERTICAL LINE}\N{GREEK SMALL LETTER TAU}_l\N{DOUBLE VERTICAL LINE} / "
+        "\N{DOUBLE VERTICAL LINE}\N{GREEK SMALL LETTER THETA}_0,l\N{DOUBLE VERTICAL LINE}",
+        about="length of the layer's task vector (fine-tuned minus zero-shot) divided by the length of its zero-shot "
+        "weights.",
+    )
+    return found.model_copy(update={"statistics": (*found.statistics, change)})
 
 
 def _norm(tensors: list[Tensor]) -> float:

@@ -26,7 +26,6 @@ from clipmerge.images.batches import Batch as Batch
 from clipmerge.layers import block_of
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.zero_shot import averaged
-from clipmerge.planning.measurements import Measurements
 
 # Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
 FORWARD, GRADIENT, HESSIAN = 1, 3, 6
@@ -168,26 +167,6 @@ class Objective:
         """Average over images: batches weigh by their size."""
         total = sum(size * value for size, value in zip(self.batch_sizes, per_batch, strict=True))
         return float(total / self.images)
-
-    def one_statistic(self, measure: str, statistic: str, values: dict[int, list[float]]) -> Measurements:
-        """Put together what a measure with one statistic found.
-
-        Args:
-            measure: Name of the measure.
-            statistic: Name of the statistic.
-            values: Batch number to a value a layer, in the order of ``layers``; this process's batches.
-
-        Returns:
-            The measurements, over all processes.
-        """
-        rows = self.by_batch(values)
-        batches = {layer: tuple(row[column] for row in rows) for column, layer in enumerate(self.layers)}
-        return Measurements(
-            measure=measure,
-            layers={layer: {statistic: self.mean(list(found))} for layer, found in batches.items()},
-            batches={statistic: batches},
-            batch_sizes=self.batch_sizes,
-        )
 
     @torch.no_grad()
     def move_to(self, alpha: float) -> None:

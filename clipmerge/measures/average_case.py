@@ -6,6 +6,7 @@ import torch
 
 from clipmerge.calibration.objective import FORWARD, Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
+from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
 
@@ -38,7 +39,16 @@ def average_case(
         ]
         for batch in objective.batches
     }
-    return objective.one_statistic("average-case", "average_case", found)
+    sharpness = statistic(
+        objective,
+        "average_case",
+        by_layer(objective, found),
+        signed=True,
+        unit="nats",
+        title="average-case sharpness",
+        about="mean rise of the loss under Gaussian noise on this layer alone.",
+    )
+    return Measurements(measure="average-case", statistics=(sharpness,), batch_sizes=objective.batch_sizes)
 
 
 def _mean_rise(

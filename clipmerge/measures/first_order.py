@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from clipmerge.calibration.objective import Objective
+from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Positive
 
@@ -51,22 +52,28 @@ def first_order(
                 torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p, order) for p in parts]), order)
             )
         found[batch.number] = (rho * torch.stack(norms)).tolist()
-    rows = objective.by_batch(found)
-    sizes = {layer: sum(objective.parameters[n].numel() for n in names) for layer, names in objective.layers.items()}
-    batches: dict[str, dict[str, tuple[float, ...]]] = {"first_order": {}, "first_order_scaled": {}}
-    for column, layer in enumerate(objective.layers):
-        values = [row[column] for row in rows]
-        batches["first_order"][layer] = tuple(values)
-        batches["first_order_scaled"][layer] = tuple(value * sizes[layer] ** 0.5 for value in values)
-    return Measurements(
-        measure="first-order",
-        layers={
-            layer: {name: objective.mean(list(by_layer[layer])) for name, by_layer in batches.items()}
-            for layer in objective.layers
-        },
-        batches=batches,
-        batch_sizes=objective.batch_sizes,
+    rises = by_layer(objective, found)
+    roots = {
+        layer: sum(objective.parameters[name].numel() for name in names) ** 0.5
+        for layer, names in objective.layers.items()
+    }
+    constant = statistic(
+        objective,
+        "first_order",
+        rises,
+        unit="nats",
+        title="first-order sharpness",
+        about="largest first-order rise of the loss when this layer alone moves by the radius rho.",
     )
+    scaled = statistic(
+        objective,
+        "first_order_scaled",
+        {layer: [value * roots[layer] for value in values] for layer, values in rises.items()},
+        unit="nats",
+        title="scaled first-order sharpness",
+        about="the same with a radius of rho times the square root of the layer's size.",
+    )
+    return Measurements(measure="first-order", statistics=(constant, scaled), batch_sizes=objective.batch_sizes)
 
 
 def _weighted_gradient(objective: Objective, name: str, adaptive: bool) -> torch.Tensor:

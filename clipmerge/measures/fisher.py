@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.calibration.objective import Batch, Loss, Objective
+from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
 
-_ENDS = {"fisher_zeroshot": 0.0, "fisher_finetuned": 1.0}
+_ENDS = {"fisher_zeroshot": (0.0, "zero-shot"), "fisher_finetuned": (1.0, "fine-tuned")}
 
 
 def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", "data"] = "model") -> Measurements:
@@ -39,26 +40,23 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
         Fisher merging, Matena and Raffel 2022, arXiv:2111.09832; the signs are Hutchinson's trick.
     """
     objective.announce(gradient=2 * probes)
-    batches: dict[str, dict[str, tuple[float, ...]]] = {}
-    tensors = {}
-    for statistic, alpha in _ENDS.items():
+    statistics, tensors = [], {}
+    for name, (alpha, end) in _ENDS.items():
         objective.move_to(alpha)
         squares, found = _squares(objective, probes, labels)
         scale = 1 / (objective.images * probes)
-        tensors[statistic] = {name: value.mul_(scale) for name, value in objective.total(squares).items()}
-        rows = objective.by_batch(found)
-        batches[statistic] = {
-            layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)
-        }
+        tensors[name] = {parameter: value.mul_(scale) for parameter, value in objective.total(squares).items()}
+        statistics.append(
+            statistic(
+                objective,
+                name,
+                by_layer(objective, found),
+                title=f"{end} Fisher information",
+                about=f"mean Fisher information of the layer's entries at the {end} end.",
+            )
+        )
     return Measurements(
-        measure="fisher",
-        layers={
-            layer: {statistic: objective.mean(list(values[layer])) for statistic, values in batches.items()}
-            for layer in objective.layers
-        },
-        batches=batches,
-        batch_sizes=objective.batch_sizes,
-        tensors=tensors,
+        measure="fisher", statistics=tuple(statistics), batch_sizes=objective.batch_sizes, tensors=tensors
     )
 
 

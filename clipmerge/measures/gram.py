@@ -38,7 +38,6 @@ def gram(objective: Objective) -> Measurements:
     missing = [name for name in objective.task_vector if objective.parameters[name].ndim > 1 and name not in sums]
     return Measurements(
         measure="gram",
-        layers={layer: {} for layer in objective.layers},
         batch_sizes=objective.batch_sizes,
         notes=(f"{len(missing)} weights of two dimensions or more are no linear map of their own",) if missing else (),
         tensors=tensors,

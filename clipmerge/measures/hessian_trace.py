@@ -6,6 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipmerge.calibration.objective import HESSIAN, Batch, Objective
+from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count
 
@@ -39,19 +40,25 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
             for column, value in enumerate(products):
                 found[batch.number][column] += value / probes
             objective.tick(HESSIAN * len(batch))
-    rows = objective.by_batch(found)
+    traces = by_layer(objective, found)
     sizes = {layer: sum(objective.parameters[n].numel() for n in names) for layer, names in objective.layers.items()}
-    traces = {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
-    layers = {layer: {"hessian_trace": objective.mean(list(values))} for layer, values in traces.items()}
-    for layer, values in layers.items():
-        values["hessian_trace_mean"] = values["hessian_trace"] / sizes[layer]
-    means = {layer: tuple(value / sizes[layer] for value in values) for layer, values in traces.items()}
-    return Measurements(
-        measure="hessian-trace",
-        layers=layers,
-        batches={"hessian_trace": traces, "hessian_trace_mean": means},
-        batch_sizes=objective.batch_sizes,
+    trace = statistic(
+        objective,
+        "hessian_trace",
+        traces,
+        signed=True,
+        title="Hessian trace",
+        about="trace of this layer's block of the Hessian of the loss.",
     )
+    mean = statistic(
+        objective,
+        "hessian_trace_mean",
+        {layer: [value / sizes[layer] for value in values] for layer, values in traces.items()},
+        signed=True,
+        title="mean Hessian diagonal",
+        about="the trace divided by the number of the layer's entries.",
+    )
+    return Measurements(measure="hessian-trace", statistics=(trace, mean), batch_sizes=objective.batch_sizes)
 
 
 def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import torch
 from clipmerge.calibration.augmentation import KINDS
 from clipmerge.calibration.learning import Coefficients, Divergence, Goal, Granularity, Losses, learn
 from clipmerge.calibration.objective import Objective
-from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Augmentation, Count, NonNegative, Positive, Share
 
 
@@ -68,16 +68,27 @@ def measured(name: str, objective: Objective, coefficients: Coefficients, trace:
         trace: What each step saw.
     """
     found = coefficients.by_parameter()
-    layers = {}
+    at_zero, at_one = {}, {}
     for layer, names in objective.layers.items():
         spread = torch.cat([found[name].broadcast_to(objective.theta_0[name].shape).reshape(-1) for name in names])
-        layers[layer] = {
-            "at_zero": float((spread == 0).double().mean()),
-            "at_one": float((spread == 1).double().mean()),
-        }
+        at_zero[layer] = float((spread == 0).double().mean())
+        at_one[layer] = float((spread == 1).double().mean())
     return Measurements(
         measure=name,
-        layers=layers,
+        statistics=(
+            Statistic(
+                name="at_zero",
+                values=at_zero,
+                title="held at zero-shot",
+                about="share of the layer's entries whose learned coefficient is 0.",
+            ),
+            Statistic(
+                name="at_one",
+                values=at_one,
+                title="held at fine-tuned",
+                about="share of the layer's entries whose learned coefficient is 1.",
+            ),
+        ),
         batch_sizes=objective.batch_sizes,
         trace={
             "calibration": tuple(losses.calibration for losses in trace),

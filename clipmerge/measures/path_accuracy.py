@@ -30,7 +30,6 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
     mixtures = tuple(try_mixture(objective, (alpha / count,) * count) for alpha in alphas)
     return Measurements(
         measure="path-accuracy",
-        layers={layer: {} for layer in objective.layers},
         batch_sizes=objective.batch_sizes,
         path=LossPath(alphas=tuple(alphas), losses=tuple(mixture.loss for mixture in mixtures)),
         mixtures=mixtures,

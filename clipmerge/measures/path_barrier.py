@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from clipmerge.calibration.objective import Objective
 from clipmerge.errors import MeasureError
+from clipmerge.measures._statistics import statistic
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 
@@ -15,6 +18,26 @@ from clipmerge.plugins import Count, Positive
 _MOST_NODES = 24
 # A float32 loss is known to about this share of itself: where the total itself is as small, nothing is wrong.
 _ROUNDING = 3e-6
+_READINGS: dict[str, dict[str, Any]] = {
+    "barrier": {
+        "signed": True,
+        "additive": True,
+        "unit": "nats",
+        "title": "barrier share",
+        "symbol": "B_l",
+        "about": "the layer's part of the barrier, the loss at the midpoint minus the endpoints' average. "
+        "Positive: the layer raises the loss at the midpoint above that average.",
+    },
+    "loss_drop": {
+        "signed": True,
+        "additive": True,
+        "unit": "nats",
+        "title": "loss-drop share",
+        "symbol": "G_l",
+        "about": "the layer's part of the change in loss from zero-shot to fine-tuned. "
+        "Negative: the layer lowers the loss.",
+    },
+}
 
 
 def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive = 0.01) -> Measurements:
@@ -63,10 +86,7 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
     path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",
-        layers={
-            layer: {name: objective.mean(values[layer]) for name, values in found.items()} for layer in objective.layers
-        },
-        batches={name: {layer: tuple(v) for layer, v in values.items()} for name, values in found.items()},
+        statistics=tuple(statistic(objective, name, found[name], **_READINGS[name]) for name in _READINGS),
         batch_sizes=objective.batch_sizes,
         path=LossPath(alphas=tuple(a for a, _ in path), losses=tuple(loss for _, loss in path)),
         checks=checks,

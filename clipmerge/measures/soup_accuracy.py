@@ -39,7 +39,6 @@ def soup_accuracy(objective: Objective) -> Measurements:
             best = tried[-1].accuracy
     return Measurements(
         measure="soup-accuracy",
-        layers={layer: {} for layer in objective.layers},
         batch_sizes=objective.batch_sizes,
         mixtures=tuple(tried),
     )

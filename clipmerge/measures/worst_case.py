@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
+from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
 
@@ -63,7 +64,15 @@ def worst_case(
                 rises.append(_rise(objective, batch, layer, ball, [gradients[n] for n in names], base, steps))
         found[batch.number] = rises
         objective.tick(cost * len(batch))
-    return objective.one_statistic("worst-case", "worst_case", found)
+    sharpness = statistic(
+        objective,
+        "worst_case",
+        by_layer(objective, found),
+        unit="nats",
+        title="worst-case sharpness",
+        about="largest rise of the loss that was found in a ball around this layer's weights.",
+    )
+    return Measurements(measure="worst-case", statistics=(sharpness,), batch_sizes=objective.batch_sizes)
 
 
 def _rise(

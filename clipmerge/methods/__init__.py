@@ -115,22 +115,26 @@ class Decision:
     """The output of every method.
 
     Attributes:
-        layers: Layer to what it gets.
-        verdict: The decision in a sentence.
-        weights: One factor a fine-tuned checkpoint.
-        combine: What takes the place of the weighted sum of task vectors, if anything does.
+        layers: The settings of each layer.
+        verdict: The decision in a sentence. It is replaced where overrides or edits change the settings.
+        finding: The part of the verdict that stays true then: what was measured, without the settings.
+        weights: One factor per fine-tuned checkpoint.
+        combine: The rule that takes the place of the weighted sum of task vectors, if any does.
         stragglers: Layers found to be stragglers.
-        straggler_scores: Layer to its scores.
-        scores: Parameter to saliency, for the masks that need it.
-        coefficients: Parameter to coefficients that replace its layer's alpha: one number, one a row (shape
-            (rows, 1, ...)) or one an entry. The plan then tells the layer's mean and range by itself.
+        straggler_statistic: Statistic by which stragglers were looked for; ``None`` if nobody looked.
+        straggler_scores: Scores by layer.
+        scores: Saliency by parameter, for the masks that need it.
+        coefficients: Coefficients by parameter, which replace the layer's alpha: one number, one per row (shape
+            (rows, 1, ...)) or one per entry. The plan then tells the layer's mean and range by itself.
     """
 
     layers: dict[str, LayerPlan]
     verdict: str
+    finding: str = ""
     weights: tuple[float, ...] = (1.0,)
     combine: Combination | None = None
     stragglers: tuple[str, ...] = ()
+    straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)
     coefficients: dict[str, Tensor] = field(default_factory=dict)

@@ -29,16 +29,15 @@ _HUBER = 1.345
 _LAYERS_A_COLUMN = 3
 # A positive statistic counts as at least this share of the median, should a resample make it zero.
 _FLOOR = 1e-6
-_SIGNED = frozenset({"barrier", "loss_drop", "hessian_trace", "hessian_trace_mean", "average_case"})
 
 
 @dataclass(frozen=True)
 class Stragglers:
-    """What the rule found.
+    """The finding of the rule.
 
     Attributes:
         names: The stragglers, network order.
-        scores: Layer to ``{"z": robust z-score, "stability": share of bootstraps that flag it}``.
+        scores: ``{"z": robust z-score, "stability": share of bootstraps that flag it}`` by layer.
         verdict: The finding in a sentence.
     """
 
@@ -51,6 +50,7 @@ def find_stragglers(
     measurements: Measurements,
     sizes: dict[str, int],
     *,
+    method: str,
     statistic: str = "barrier",
     threshold: float = 3.5,
     mirror: float = 2.5,
@@ -61,9 +61,10 @@ def find_stragglers(
     """Find the layers whose statistic stands out.
 
     Args:
-        measurements: What was measured, with its values a batch.
-        sizes: Layer to number of entries.
-        statistic: Which statistic; larger means worse. Signed ones are compared as they are, positive ones in
+        measurements: What was measured, with its values per batch.
+        sizes: Number of entries by layer.
+        method: Name of the method that asks, for errors.
+        statistic: Name of the statistic; larger means worse. Signed ones are compared as they are, positive ones in
             logarithms.
         threshold: Robust z-score above which a layer is flagged, one-sided.
         mirror: How many times further above the others than any layer lies below them; 0 does not ask for it.
@@ -80,21 +81,21 @@ def find_stragglers(
     Source:
         Modified z-score: Iglewicz and Hoaglin 1993; the covariates are taken out by Huber regression.
     """
-    if statistic not in measurements.batches:
-        known = ", ".join(sorted(measurements.batches))
+    known = {each.name: each for each in measurements.statistics if each.batches}
+    if statistic not in known:
         raise RecipeError(
-            f"method: statistic '{statistic}' is not one that {measurements.measure} measures ({known})."
-            f"{did_you_mean(statistic, measurements.batches)}"
+            f"method {method}: statistic '{statistic}' is not one that {measurements.measure} measures "
+            f"({', '.join(sorted(known)) or 'none'}).{did_you_mean(statistic, known)}"
         )
-    signed = statistic in _SIGNED
-    means = {layer: values[statistic] for layer, values in measurements.layers.items() if "." in layer}
+    signed = known[statistic].signed
+    means = {layer: value for layer, value in known[statistic].values.items() if "." in layer}
     # a layer that does not move the loss at all has no logarithm, and is no straggler
     layers = [layer for layer, mean in means.items() if signed or mean > 0]
     if len(layers) < _FEWEST_LAYERS:
         return Stragglers(
             (), {}, f"no straggler layers found: {len(layers)} layers to compare, too few to tell outliers"
         )
-    values = np.array([measurements.batches[statistic][layer] for layer in layers])
+    values = np.array([known[statistic].batches[layer] for layer in layers])
     weights = np.array(measurements.batch_sizes, dtype=float)
     design = _design(layers, sizes)
     z = _scores(values @ (weights / weights.sum()), design, signed=signed)

@@ -9,11 +9,11 @@ import numpy as np
 
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.methods.straggler_sparse import straggler_sparse
+from clipmerge.methods._hold_back import hold_back, scores_for
 from clipmerge.plugins import Count, options_of
 
 
-@options_of(straggler_sparse)
+@options_of(hold_back)
 def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
     """Find stragglers, spare them, and edit in the place of each a layer that moved about as far.
 
@@ -23,10 +23,10 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         task: What to decide on.
         pool: The stand-in is drawn from so many layers with the most similar norm of the task vector; 1 takes the most
             similar, many forget about the norm.
-        **options: As in `straggler_sparse`.
+        **options: As in `clipmerge.methods._hold_back.hold_back`.
 
     Returns:
-        What `straggler_sparse` decides, with each straggler's part given to its stand-in.
+        The decision of ``straggler-sparse``, with each straggler's part given to its stand-in.
 
     Raises:
         RecipeError: If there are more stragglers than other layers.
@@ -34,7 +34,7 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
     Source:
         Ours: a falsifier.
     """
-    decision = straggler_sparse(task, **options)
+    decision = hold_back(task, "random-matched", **options)
     layers, norms = dict(decision.layers), _norms(task)
     rng = np.random.default_rng(task.seed)
     free = [layer for layer in task.layers if layer not in decision.stragglers and norms[layer] > 0]
@@ -53,19 +53,19 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         layers[straggler] = layers[stand_in].model_copy(update={"reason": f"base alpha: {stand_in} stands in for it"})
         layers[stand_in] = decision.layers[straggler].model_copy(update={"reason": reason})
         told.append(f"{stand_in} for {straggler}")
-    gradients = task.need_measurements("random-matched").gradients
-    names = [name for layer, entry in layers.items() if entry.mask == "saliency" for name in task.layers[layer]]
     return Decision(
         layers,
         f"{decision.verdict}; edited instead: {', '.join(told)}" if told else decision.verdict,
+        finding=decision.finding,
         stragglers=decision.stragglers,
+        straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
-        scores={name: gradients[name] for name in names if name in gradients},
+        scores=scores_for(task, layers),
     )
 
 
 def _norms(task: Task) -> dict[str, float]:
-    """Layer to the norm of its task vector."""
+    """Norm of the task vector by layer."""
     return {
         layer: math.sqrt(sum(float(task.task_vectors(name)[0].square().sum()) for name in names))
         for layer, names in task.layers.items()

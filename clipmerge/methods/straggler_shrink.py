@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from clipmerge.methods import Decision, Task
-from clipmerge.methods.straggler_sparse import straggler_sparse
+from clipmerge.methods._hold_back import hold_back
 from clipmerge.plugins import options_of
 
 
-@options_of(straggler_sparse, without=("density", "mask", "mask_options"))
+@options_of(hold_back, without=("density", "mask", "mask_options"))
 def straggler_shrink(task: Task, **options: Any) -> Decision:
     """Merge with one alpha, and a smaller one in straggler layers; the control for ``straggler-sparse``.
 
     Args:
         task: What to decide on.
-        **options: As in `straggler_sparse`.
+        **options: As in `clipmerge.methods._hold_back.hold_back`.
 
     Returns:
         Two coefficients; one when no straggler is found.
@@ -23,4 +23,4 @@ def straggler_shrink(task: Task, **options: Any) -> Decision:
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
-    return straggler_sparse(task, mask=None, **options)
+    return hold_back(task, "straggler-shrink", mask=None, **options)

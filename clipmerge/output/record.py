@@ -58,7 +58,7 @@ def merge_record(
         "layers": _layers(run, plan),
         "stragglers": data["stragglers"],
         "straggler_scores": data["straggler_scores"],
-        "measurements": measured.get("layers", {}),
+        "measurements": plan.measurements.layers if plan.measurements else {},
         "path": measured.get("path"),
         "checks": measured.get("checks", {}),
         "bought": bought.model_dump(mode="json") if bought else None,

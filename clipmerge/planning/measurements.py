@@ -1,10 +1,10 @@
-"""What a measure found: statistics per layer, the loss along the path, and its own checks."""
+"""The result of a measure: statistics per layer, the loss along the path, and its own checks."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clipmerge.planning.frozen import Frozen
 
@@ -45,7 +45,7 @@ class Mixture(Frozen):
     """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0) of the checkpoints, tried on the calibration images.
 
     Attributes:
-        weights: One factor a fine-tuned checkpoint.
+        weights: One factor per fine-tuned checkpoint.
         loss: Mean cross-entropy, in nats.
         accuracy: Share of the images recognised.
     """
@@ -55,27 +55,66 @@ class Mixture(Frozen):
     accuracy: float
 
 
+class StatisticAbout(Frozen):
+    """How to read a statistic: everything that a table or a rule needs to know beside its values.
+
+    Attributes:
+        signed: Whether values below zero mean something. Signed values are compared as they are, others in
+            logarithms; bars of signed values have a colour for each sign.
+        additive: Whether the sum over layers means something. Several layers are summed up then, and their median
+            is shown otherwise.
+        unit: Unit of the values, such as ``nats``; empty for a pure number.
+        title: Heading of its column; empty for the name.
+        symbol: Its symbol where there is little room, such as ``B_l``; empty for none.
+        about: One sentence about it, without the title.
+    """
+
+    signed: bool = False
+    additive: bool = False
+    unit: str = ""
+    title: str = ""
+    symbol: str = ""
+    about: str = ""
+
+
+class Statistic(StatisticAbout):
+    """One number per layer, and how to read it.
+
+    Attributes:
+        name: Its name in recipes and files, such as ``loss_drop``.
+        values: Value by layer, the mean over images.
+        batches: One value per calibration batch, by layer, for the bootstrap; empty where batches do not apply.
+    """
+
+    name: str
+    values: dict[str, float]
+    batches: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+
+    @property
+    def reading(self) -> StatisticAbout:
+        """How to read it, without its values."""
+        return StatisticAbout(**{name: getattr(self, name) for name in StatisticAbout.model_fields})
+
+
 class Measurements(Frozen):
     """What one measure found.
 
     Attributes:
         measure: Name of the measure.
-        layers: Layer to statistic to value.
-        batches: Statistic to layer to one value a calibration batch, for the bootstrap.
-        batch_sizes: Images in each of those batches.
+        statistics: One number per layer each; none where the measure is not about single layers.
+        batch_sizes: Images in each calibration batch.
         path: Loss along the path, where the measure walks it.
         mixtures: The mixtures tried, in order, by measures that try some.
         checks: Self-tests by statistic.
         notes: What the user should know, one line each.
         trace: What a measure that learns saw at every step, by name.
-        coefficients: Parameter to its learned coefficients, float32 on the CPU; never part of the JSON.
-        gradients: Parameter to its mean gradient along the path, float32 on the CPU; never part of the JSON.
+        coefficients: Learned coefficients by parameter, float32 on the CPU; never part of the JSON.
+        gradients: Mean gradient along the path by parameter, float32 on the CPU; never part of the JSON.
         tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the JSON.
     """
 
     measure: str
-    layers: dict[str, dict[str, float]]
-    batches: dict[str, dict[str, tuple[float, ...]]] = Field(default_factory=dict)
+    statistics: tuple[Statistic, ...] = ()
     batch_sizes: tuple[int, ...] = ()
     path: LossPath | None = None
     mixtures: tuple[Mixture, ...] = ()
@@ -85,3 +124,60 @@ class Measurements(Frozen):
     coefficients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     tensors: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_0_1_0(cls, data: Any) -> Any:
+        """Accept the JSON of 0.1.0, which had ``layers`` and ``batches`` in the place of ``statistics``."""
+        if not isinstance(data, dict) or "statistics" in data or "layers" not in data:
+            return data
+        rest = {key: value for key, value in data.items() if key not in ("layers", "batches")}
+        return rest | {"statistics": _statistics_0_1_0(data["layers"], data.get("batches", {}))}
+
+    @property
+    def layers(self) -> dict[str, dict[str, float]]:
+        """Values by layer and statistic."""
+        table: dict[str, dict[str, float]] = {}
+        for statistic in self.statistics:
+            for layer, value in statistic.values.items():
+                table.setdefault(layer, {})[statistic.name] = value
+        return table
+
+    def __getitem__(self, name: str) -> Statistic:
+        """Return the statistic of this name.
+
+        Raises:
+            KeyError: If it was not measured.
+        """
+        for statistic in self.statistics:
+            if statistic.name == name:
+                return statistic
+        raise KeyError(name)
+
+
+#: How to read the statistics of 0.1.0, whose files do not say so.
+READINGS_0_1_0 = {
+    "barrier": StatisticAbout(signed=True, additive=True, unit="nats", title="barrier share", symbol="B_l"),
+    "loss_drop": StatisticAbout(signed=True, additive=True, unit="nats", title="loss-drop share", symbol="G_l"),
+    "hessian_trace": StatisticAbout(signed=True),
+    "hessian_trace_mean": StatisticAbout(signed=True),
+    "average_case": StatisticAbout(signed=True),
+    "change": StatisticAbout(title="relative change"),
+}
+
+
+def _statistics_0_1_0(layers: Any, batches: Any) -> Any:
+    """Turn values by layer and batches by statistic into statistics; anything malformed is left to validation."""
+    if not isinstance(layers, dict) or not all(isinstance(row, dict) for row in layers.values()):
+        return {"layers": layers}
+    known = batches if isinstance(batches, dict) else {}
+    names = dict.fromkeys(name for row in layers.values() for name in row)
+    return [
+        READINGS_0_1_0.get(name, StatisticAbout()).model_dump()
+        | {
+            "name": name,
+            "values": {layer: row[name] for layer, row in layers.items() if name in row},
+            "batches": known.get(name, {}),
+        }
+        for name in names
+    ]

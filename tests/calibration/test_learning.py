@@ -312,7 +312,7 @@ def test_the_method_needs_coefficients(tmp_path: Path) -> None:
 
     folders = save_ends(tmp_path)
     pair = align_checkpoints(open_checkpoint(str(folders[0])), [open_checkpoint(str(folders[1]))])
-    measurements = Measurements(measure="path-barrier", layers={})
+    measurements = Measurements(measure="path-barrier")
     with pytest.raises(RecipeError, match="path-barrier learns no coefficients; measure with learned-coefficients"):
         learned(Task(pair, measurements))
     with pytest.raises(RecipeError, match="needs a `measure:`"):

@@ -101,7 +101,7 @@ def test_labels_are_drawn_from_the_models_own_predictions(ends: Ends) -> None:
 
 
 def task_of(ends: Ends, tensors: dict[str, dict[str, Tensor]], measure: str = "fisher") -> Task:
-    return Task(opened(ends), Measurements(measure=measure, layers={}, tensors=tensors))
+    return Task(opened(ends), Measurements(measure=measure, tensors=tensors))
 
 
 def decide(task: Task, **options: Any) -> Decision:

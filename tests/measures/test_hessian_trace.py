@@ -103,7 +103,7 @@ def test_one_probe_is_a_quadratic_form_of_the_exact_hessian(
     probe = np.random.default_rng(0).choice([-1.0, 1.0], size=(1, len(exact.theta)))
     feed(monkeypatch, exact, probe)
     found = hessian_trace(objective, probes=1, adaptive=adaptive, at=0.5)
-    for layer, values in found.batches["hessian_trace"].items():
+    for layer, values in found["hessian_trace"].batches.items():
         terms = [probe[0] * (exact.scaled(hessian, adaptive) @ probe[0]) for hessian in exact.batches]
         expected = [term[exact.layer == layer].sum() for term in terms]
         assert values == pytest.approx(expected, rel=1e-4, abs=1e-4), layer

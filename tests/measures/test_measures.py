@@ -50,10 +50,12 @@ def test_every_changed_layer_gets_finite_values_that_survive_json(
 ) -> None:
     record = found[name]
     assert record.measure == name
-    assert list(record.layers) == list(objective.layers)
-    statistics = {tuple(values) for values in record.layers.values()}
-    assert len(statistics) == 1
-    assert all(math.isfinite(value) for values in record.layers.values() for value in values.values())
+    for statistic in record.statistics:
+        assert list(statistic.values) == list(objective.layers)
+        assert all(math.isfinite(value) for value in statistic.values.values())
+        assert statistic.title
+        assert statistic.about.endswith(".")
+        assert statistic.signed or min(statistic.values.values()) >= 0
     again = Measurements.model_validate_json(record.model_dump_json())
     assert again == record.model_copy(update={"gradients": {}, "coefficients": {}, "tensors": {}})
 
@@ -62,10 +64,10 @@ def test_every_changed_layer_gets_finite_values_that_survive_json(
 def test_batches_average_to_the_layers_value(found: dict[str, Measurements], name: str) -> None:
     record = found[name]
     assert record.batch_sizes == SIZES
-    for layer, values in record.layers.items():
-        assert record.batches.keys() == values.keys()
-        for statistic, value in values.items():
-            per_batch = record.batches[statistic][layer]
+    for statistic in record.statistics:
+        assert statistic.batches.keys() == statistic.values.keys()
+        for layer, value in statistic.values.items():
+            per_batch = statistic.batches[layer]
             mean = sum(size * each for size, each in zip(SIZES, per_batch, strict=True)) / sum(SIZES)
             assert value == pytest.approx(mean, rel=1e-9, abs=1e-12)
             assert len(set(per_batch)) == len(SIZES)
@@ -85,9 +87,10 @@ def test_measuring_again_gives_the_same_numbers(
 def test_batches_do_not_depend_on_one_another(found: dict[str, Measurements], ends: Ends, name: str) -> None:
     last = make_batches(SIZES)[-1:]
     alone = load_plugin("measures", name)(objective_for(ends, last))
-    for statistic, layers in alone.batches.items():
-        for layer, values in layers.items():
-            assert values[0] == pytest.approx(found[name].batches[statistic][layer][-1], rel=1e-4, abs=1e-5)
+    for statistic in alone.statistics:
+        for layer, values in statistic.batches.items():
+            expected = found[name][statistic.name].batches[layer][-1]
+            assert values[0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -67,7 +67,7 @@ def test_shares_are_those_of_dense_integration(found: Measurements, dense: dict[
         mean = float(np.average(expected, weights=SIZES))
         # float32 gradients and eight nodes a half
         assert found.layers[layer][statistic] == pytest.approx(mean, rel=1e-3, abs=1e-5), layer
-        assert found.batches[statistic][layer] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5), layer
+        assert found[statistic].batches[layer] == pytest.approx(expected.tolist(), rel=1e-3, abs=1e-5), layer
 
 
 def test_the_barrier_is_that_of_its_hessian_form(ends: Ends, found: Measurements) -> None:

@@ -84,7 +84,7 @@ def test_first_order_is_rho_times_the_dual_norm(
             gradients = reference.gradient(batch)
             entries = flat([gradients[name] * scale_of(reference, name, adaptive) for name in names])
             expected.append(0.7 * (np.sqrt((entries**2).sum()) if norm == "l2" else np.abs(entries).sum()))
-        assert found.batches["first_order"][layer] == pytest.approx(expected, rel=1e-4)
+        assert found["first_order"].batches[layer] == pytest.approx(expected, rel=1e-4)
         mean = sum(size * value for size, value in zip(SIZES, expected, strict=True)) / sum(SIZES)
         assert found.layers[layer]["first_order"] == pytest.approx(mean, rel=1e-4)
         count = sum(reference.parameters[name].numel() for name in names)
@@ -115,7 +115,7 @@ def test_one_step_is_the_loss_at_the_first_order_maximiser(
             }
             expected.append(rise(reference, batch, deltas))
         # differences of float32 losses of order 1
-        assert found.batches["worst_case"][layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
+        assert found["worst_case"].batches[layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
 
 
 def test_one_step_tends_to_first_order(objective: Objective) -> None:
@@ -132,7 +132,7 @@ def test_apgd_finds_the_worst_logit_scale(objective: Objective, reference: Refer
     for number, batch in enumerate(make_batches(SIZES)):
         shifts = np.linspace(-0.3, 0.3, 41) * abs(centre.item())
         worst = max(rise(reference, batch, {"logit_scale": torch.tensor(shift)}) for shift in shifts)
-        assert found.batches["worst_case"]["logit_scale"][number] == pytest.approx(worst, rel=1e-3, abs=1e-5)
+        assert found["worst_case"].batches["logit_scale"][number] == pytest.approx(worst, rel=1e-3, abs=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -149,7 +149,7 @@ def test_apgd_finds_no_less_than_random_search(objective: Objective, reference: 
             length = np.linalg.norm(flat(list(draw.values())), 2 if norm == "l2" else np.inf)
             deltas = {name: rho / length * scale_of(reference, name, True) * draw[name] for name in names}
             best = max(best, rise(reference, batch, deltas))
-        assert found.batches["worst_case"][layer][0] > best > 0
+        assert found["worst_case"].batches[layer][0] > best > 0
 
 
 @pytest.mark.parametrize("steps", [1, 5])
@@ -162,7 +162,7 @@ def test_skipping_blocks_below_the_layer_changes_nothing(
     slow = worst_case(objective, steps=steps)
     slow_average = average_case(objective, draws=2)
     for layer in slow.layers:
-        assert quick.batches["worst_case"][layer] == pytest.approx(slow.batches["worst_case"][layer], abs=1e-5)
+        assert quick["worst_case"].batches[layer] == pytest.approx(slow["worst_case"].batches[layer], abs=1e-5)
         assert quick_average.layers[layer] == pytest.approx(slow_average.layers[layer], abs=1e-5)
 
 
@@ -215,7 +215,7 @@ def test_average_case_is_the_mean_over_its_draws(
                 }
                 rises.append(rise(reference, batch, deltas))
             expected.append(sum(rises) / 3)
-        assert found.batches["average_case"][layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
+        assert found["average_case"].batches[layer] == pytest.approx(expected, rel=2e-4, abs=5e-6), layer
 
 
 def test_average_case_draws_standard_normals_anew_for_each_layer(objective: Objective) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import load_plugin
 
 STRAGGLERS = ("vision.1.mlp", "text.0.attn")
@@ -24,12 +24,11 @@ def task_with(pair: tuple[Path, Path], stragglers: tuple[str, ...] = STRAGGLERS,
     layers = Task(opened).layers
     rng = np.random.default_rng(1)
     values = {layer: float(rng.normal()) + 500 * (layer in stragglers) for layer in layers}
-    batches = {"barrier": {layer: (value,) * 8 for layer, value in values.items()}}
+    batches = {layer: (value,) * 8 for layer, value in values.items()}
     gradients = {name: torch.ones_like(opened.theta_0(name)) for names in layers.values() for name in names}
     measurements = Measurements(
         measure="made-up",
-        layers={layer: {"barrier": value} for layer, value in values.items()},
-        batches=batches,
+        statistics=(Statistic(name="barrier", values=values, batches=batches, signed=True),),
         batch_sizes=(4,) * 8,
         gradients=gradients,
     )

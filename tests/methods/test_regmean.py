@@ -120,7 +120,7 @@ def test_equal_inputs_or_none_at_all_leave_the_plain_interpolation(ends: Ends, f
 
 def test_another_measure_is_refused(ends: Ends) -> None:
     with pytest.raises(RecipeError, match="which fisher does not measure; measure with gram"):
-        decide(task_of(ends, Measurements(measure="fisher", layers={})))
+        decide(task_of(ends, Measurements(measure="fisher")))
 
 
 def test_the_command_merges_and_a_plan_gives_the_same_bytes(

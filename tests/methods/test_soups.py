@@ -119,7 +119,7 @@ def test_a_soup_of_one_is_that_checkpoint_bit_for_bit(far: list[Path]) -> None:
     tries = tuple(
         Mixture(weights=w, loss=1.0, accuracy=a) for w, a in (((1, 0), 0.25), ((0, 1), 0.5), ((0.5, 0.5), 0.25))
     )
-    found = Measurements(measure="soup-accuracy", layers={}, mixtures=tries)
+    found = Measurements(measure="soup-accuracy", mixtures=tries)
     task = task_of(far[:3], found)
     expected = load_file(far[2] / "model.safetensors")
     for name, tensor in merged(task, decide(task, "greedy-soup")).items():
@@ -178,7 +178,7 @@ def test_the_best_alpha_is_taken_and_of_equals_the_smallest(
 
 
 def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
-    other = Measurements(measure="first-order", layers={})
+    other = Measurements(measure="first-order")
     with pytest.raises(RecipeError, match="which first-order does not try; measure with path-accuracy"):
         decide(task_of(far[:2], other), "wise-ft-id")
     with pytest.raises(RecipeError, match="which first-order does not; measure with soup-accuracy"):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
 
 from clipmerge.errors import RecipeError
-from clipmerge.methods._stragglers import find_stragglers
-from clipmerge.planning.measurements import Measurements
+from clipmerge.methods import _stragglers
+from clipmerge.planning.measurements import Measurements, Statistic
 
+find_stragglers = functools.partial(_stragglers.find_stragglers, method="straggler-sparse")
 WIDTH, BLOCKS, BATCHES = 768, 12, 8
 
 
@@ -52,13 +54,15 @@ class World:
 
 
 def record(statistic: str, values: dict[str, list[float]], sizes: tuple[int, ...] = (16,) * BATCHES) -> Measurements:
-    means = {layer: {statistic: float(np.average(row, weights=sizes))} for layer, row in values.items()}
+    means = {layer: float(np.average(row, weights=sizes)) for layer, row in values.items()}
     rows = {layer: tuple(row) for layer, row in values.items()}
-    return Measurements(measure="made-up", layers=means, batches={statistic: rows}, batch_sizes=sizes)
+    signed = statistic in ("barrier", "loss_drop")
+    made_up = Statistic(name=statistic, values=means, batches=rows, signed=signed)
+    return Measurements(measure="made-up", statistics=(made_up,), batch_sizes=sizes)
 
 
 def find(measurements: Measurements, blocks: int = BLOCKS, **options: float) -> tuple[str, ...]:
-    statistic = next(iter(measurements.batches))
+    statistic = measurements.statistics[0].name
     return find_stragglers(measurements, sizes_of(blocks), statistic=statistic, **options).names  # type: ignore[arg-type]
 
 
@@ -109,7 +113,7 @@ def test_large_layers_are_not_stragglers_for_being_large() -> None:
 
 def test_what_one_batch_alone_says_is_not_stable() -> None:
     measurements = World(signed=True, noise=0.01).measure(0)
-    rows = {layer: list(row) for layer, row in measurements.batches["barrier"].items()}
+    rows = {layer: list(row) for layer, row in measurements["barrier"].batches.items()}
     rows["vision.5.mlp"][3] += 150.0
     found = find_stragglers(record("barrier", rows), sizes_of())
     assert found.scores["vision.5.mlp"]["z"] > 7
@@ -124,7 +128,7 @@ def test_what_one_batch_alone_says_is_not_stable() -> None:
 def test_batches_weigh_by_their_images() -> None:
     """The last batch has one image of 113, so what it says counts for little."""
     images = (16,) * (BATCHES - 1) + (1,)
-    rows = {layer: list(row) for layer, row in World(signed=True).measure(0).batches["barrier"].items()}
+    rows = {layer: list(row) for layer, row in World(signed=True).measure(0)["barrier"].batches.items()}
     rows["vision.5.mlp"][-1] += 200.0
     small = find_stragglers(record("barrier", rows, images), sizes_of())
     equal = find_stragglers(record("barrier", rows), sizes_of())
@@ -134,7 +138,7 @@ def test_batches_weigh_by_their_images() -> None:
 def test_a_small_batch_does_not_talk_the_resamples_out_of_it() -> None:
     images = (16,) * (BATCHES - 1) + (1,)
     measurements = World(signed=True).measure(0, {"vision.3.attn": 15.0})
-    rows = {layer: list(row) for layer, row in measurements.batches["barrier"].items()}
+    rows = {layer: list(row) for layer, row in measurements["barrier"].batches.items()}
     rows["vision.3.attn"][-1] = -105.0
     assert find(record("barrier", rows, images)) == ("vision.3.attn",)
 
@@ -142,8 +146,8 @@ def test_a_small_batch_does_not_talk_the_resamples_out_of_it() -> None:
 @pytest.mark.parametrize("signed", [False, True])
 def test_units_do_not_matter(signed: bool) -> None:
     measurements = World(signed=signed).measure(0, {"vision.3.attn": 12.0})
-    statistic = next(iter(measurements.batches))
-    rows = {layer: [1e-6 * value for value in row] for layer, row in measurements.batches[statistic].items()}
+    statistic = measurements.statistics[0].name
+    rows = {layer: [1e-6 * value for value in row] for layer, row in measurements[statistic].batches.items()}
     one, other = (find_stragglers(m, sizes_of(), statistic=statistic) for m in (measurements, record(statistic, rows)))
     assert one.names == other.names == ("vision.3.attn",)
     for layer, scores in one.scores.items():
@@ -168,7 +172,7 @@ def test_a_spread_of_zero_but_for_one_layer_flags_nothing() -> None:
 
 def test_a_layer_without_any_sharpness_does_not_hide_a_straggler() -> None:
     measurements = World().measure(0, {"vision.3.attn": 15.0})
-    rows = {layer: list(row) for layer, row in measurements.batches["first_order"].items()}
+    rows = {layer: list(row) for layer, row in measurements["first_order"].batches.items()}
     rows["vision.norm"] = [0.0] * BATCHES
     assert find(record("first_order", rows)) == ("vision.3.attn",)
 
@@ -181,7 +185,7 @@ def test_few_layers_are_too_few() -> None:
 
 def test_the_logit_scale_is_not_compared() -> None:
     measurements = World(signed=True).measure(0)
-    rows = {layer: list(row) for layer, row in measurements.batches["barrier"].items()}
+    rows = {layer: list(row) for layer, row in measurements["barrier"].batches.items()}
     rows["logit_scale"] = [1000.0] * BATCHES
     found = find_stragglers(record("barrier", rows), {**sizes_of(), "logit_scale": 1})
     assert "logit_scale" not in found.scores

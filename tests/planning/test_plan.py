@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clipmerge.errors import PlanError
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.measurements import Check, LossPath, Measurements
+from clipmerge.planning.measurements import Check, LossPath, Measurements, Statistic
 from clipmerge.planning.plan import CalibrationRecord, Plan, SourceRecord, TensorsRecord, read_plan
 from clipmerge.plugins import plugin_names
 
@@ -33,11 +33,22 @@ layer_plans = st.builds(
     parameters=st.dictionaries(names, st.dictionaries(names, values, max_size=2), max_size=2),
     reason=names,
 )
+statistics = st.builds(
+    Statistic,
+    name=names,
+    values=numbers,
+    batches=st.dictionaries(names, st.lists(floats, max_size=3).map(tuple), max_size=3),
+    signed=st.booleans(),
+    additive=st.booleans(),
+    unit=names,
+    title=names,
+    symbol=names,
+    about=names,
+)
 measurements = st.builds(
     Measurements,
     measure=names,
-    layers=st.dictionaries(names, numbers, max_size=3),
-    batches=st.dictionaries(names, st.dictionaries(names, st.lists(floats, max_size=3).map(tuple)), max_size=2),
+    statistics=st.lists(statistics, max_size=2).map(tuple),
     batch_sizes=st.lists(st.integers(1, 128), max_size=3).map(tuple),
     path=st.none() | st.builds(LossPath, alphas=st.just((0.0, 0.5, 1.0)), losses=st.tuples(floats, floats, floats)),
     checks=st.dictionaries(names, st.builds(Check, sum_of_layers=floats, measured=floats), max_size=2),
@@ -114,7 +125,7 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "no finetuned": (("finetuned",), [], "finetuned: .*at least 1"),
     "another format": (("format",), "clipmerge-plan/2", "format: Input should be 'clipmerge-plan/1'"),
     "another dtype": (("dtype",), "int8", "dtype: Input should be 'keep'"),
-    "measured NaN": (("measurements",), MEASURED_NAN, r"layers\.a\.b: .*finite"),
+    "measured NaN": (("measurements",), MEASURED_NAN, r"statistics\.0\.values\.a: .*finite"),
     "measure a number": (("recipe", "measure"), 5, r"recipe\.measure: .*dictionary"),
     "calibration a stub": (("calibration",), {"images": "x"}, r"calibration\.source: Field required"),
     "layers a list": (("layers",), [], "layers: "),

@@ -1,0 +1,45 @@
+"""From one value per batch and layer to a statistic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.planning.measurements import Statistic
+
+if TYPE_CHECKING:
+    from clipmerge.calibration.objective import Objective
+
+
+def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, tuple[float, ...]]:
+    """Collect values per batch from every process, and sort them by layer.
+
+    Args:
+        objective: The calibration loss.
+        values: By batch number, one value per layer in the order of ``objective.layers``; this process's batches.
+
+    Returns:
+        One value per batch, by layer, over all processes.
+    """
+    rows = objective.by_batch(values)
+    return {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
+
+
+def statistic(objective: Objective, name: str, batches: Mapping[str, Sequence[float]], **reading: Any) -> Statistic:
+    """Average a statistic over images and say how to read it.
+
+    Args:
+        objective: The calibration loss, whose batches these are.
+        name: Name of the statistic.
+        batches: One value per batch, by layer, as `by_layer` returns them.
+        **reading: Fields of `StatisticAbout`: ``signed``, ``additive``, ``unit``, ``title``, ``symbol``, ``about``.
+
+    Returns:
+        The statistic, each layer's value the mean over images.
+    """
+    return Statistic(
+        name=name,
+        values={layer: objective.mean(list(values)) for layer, values in batches.items()},
+        batches={layer: tuple(values) for layer, values in batches.items()},
+        **reading,
+    )

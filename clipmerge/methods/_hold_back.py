@@ -1,0 +1,131 @@
+"""Hold straggler layers back: the decision that straggler-sparse, its variant and its control share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.errors import RecipeError
+from clipmerge.methods import Decision, Task
+from clipmerge.methods._stragglers import Stragglers, find_stragglers
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.plugins import (
+    Alpha,
+    Count,
+    Density,
+    MaskName,
+    NonNegative,
+    Positive,
+    Share,
+    plugin_options,
+    requires,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+
+
+def hold_back(
+    task: Task,
+    method: str,
+    *,
+    alpha: Alpha = 0.5,
+    straggler_alpha: Alpha = 0.25,
+    density: Density = 0.5,
+    mask: MaskName | None = "saliency",
+    mask_options: dict[str, Any] | None = None,
+    statistic: str = "barrier",
+    threshold: Positive = 3.5,
+    mirror: NonNegative = 2.5,
+    stability: Share = 0.9,
+    bootstraps: Count = 200,
+) -> Decision:
+    """Merge with one alpha, except in straggler layers.
+
+    Args:
+        task: What to decide on.
+        method: Name of the method that asks, for errors.
+        alpha: Coefficient of the layers that are not stragglers.
+        straggler_alpha: Coefficient of the stragglers.
+        density: Share of the stragglers' task vector that is kept, by masks that have a density.
+        mask: The mask that picks it; ``None`` keeps everything.
+        mask_options: The mask's own options, such as ``{n: 2, m: 4}``.
+        statistic: Statistic that tells stragglers.
+        threshold: Robust z-score above which a layer is flagged.
+        mirror: How many times further above the others than any layer lies below them; 0 does not ask for it.
+        stability: Share of the bootstraps that must flag it.
+        bootstraps: Resamples of the calibration batches.
+
+    Returns:
+        Two kinds of layers; all of one kind when no straggler is found.
+
+    Raises:
+        RecipeError: If there are several fine-tuned checkpoints, or the measure lacks the statistic or the gradients.
+
+    Source:
+        Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
+    """
+    task.need_one_finetuned(method)
+    measurements = task.need_measurements(method)
+    found = find_stragglers(
+        measurements,
+        task.sizes,
+        method=method,
+        statistic=statistic,
+        threshold=threshold,
+        mirror=mirror,
+        stability=stability,
+        bootstraps=bootstraps,
+        seed=task.seed,
+    )
+    if mask and requires("masks", mask, "score") and not measurements.gradients:
+        raise RecipeError(
+            f"method {method}: the {mask} mask needs gradients, which {measurements.measure} does not keep; "
+            "measure with path-barrier, or set method.mask=magnitude"
+        )
+    layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}
+    for layer in found.names:
+        layers[layer] = LayerPlan(
+            alpha=straggler_alpha,
+            density=density if mask and "density" in plugin_options("masks", mask) else 1.0,
+            mask=mask,
+            mask_options=mask_options or {},
+            reason=_reason(found, layer, statistic),
+        )
+    edit = f"alpha {straggler_alpha:g}" + (f" and the {mask} mask" if mask else "")
+    rest = f"they get {edit}, the rest alpha {alpha:g}" if found.names else f"every layer gets alpha {alpha:g}"
+    return Decision(
+        layers,
+        f"{found.verdict}; {rest}",
+        finding=found.verdict,
+        stragglers=found.names,
+        straggler_statistic=statistic,
+        straggler_scores=found.scores,
+        scores=scores_for(task, layers),
+    )
+
+
+def scores_for(task: Task, layers: dict[str, LayerPlan]) -> dict[str, Tensor]:
+    """Collect the mean gradients along the path for the masks that rank entries by them.
+
+    Args:
+        task: What is decided on; it has measurements.
+        layers: What each layer gets.
+
+    Returns:
+        Gradient by parameter, for the layers whose mask asks for a score.
+    """
+    gradients = task.measurements.gradients if task.measurements else {}
+    return {name: gradients[name] for name in _scored(task, layers) if name in gradients}
+
+
+def _scored(task: Task, layers: dict[str, LayerPlan]) -> Iterable[str]:
+    for layer, entry in layers.items():
+        if entry.mask and requires("masks", entry.mask, "score"):
+            yield from task.layers[layer]
+
+
+def _reason(found: Stragglers, layer: str, statistic: str) -> str:
+    scores = found.scores[layer]
+    return f"straggler: {statistic} z {scores['z']:.1f}, in {scores['stability']:.0%} of the resamples"
