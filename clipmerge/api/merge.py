@@ -132,7 +132,6 @@ def _decide(
     decision: Decision = load_plugin("methods", request.recipe.method["name"])(task, **options)
     learned = {name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()}
     told = with_coefficients(decision.layers, learned, task.layers, task.shapes) if learned else decision.layers
-    layers = apply_overrides(told, request.recipe)
     notes = measurements.notes if measurements else ()
     plan = Plan(
         recipe=request.recipe.model_dump(mode="json"),
@@ -143,16 +142,19 @@ def _decide(
         dtype=request.dtype,
         missing=request.recipe.missing,
         head=run.head,
-        layers=layers,
+        layers=told,
         stragglers=decision.stragglers,
+        straggler_statistic=decision.straggler_statistic,
         straggler_scores=decision.straggler_scores,
         verdict=decision.verdict,
+        finding=decision.finding,
         measurements=measurements,
         calibration=CalibrationRecord(**calibration) if calibration else None,
         seed=request.seed,
         warnings=(*run.inputs.notes, *notes),
     )
-    run.plan = plan.checked(task.layers)
+    layers = apply_overrides(told, request.recipe)
+    run.plan = plan.model_copy(update={"decided": plan.digest, "layers": layers}).checked(task.layers)
     # what an override gave one alpha needs no coefficients
     kept = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
     run.tensors = PlanTensors(decision.scores, kept)

@@ -35,9 +35,13 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     chosen = [
         checkpoint.source for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True) if weight > 0
     ]
+    soup_found = (
+        f"{len(chosen)} of {len(soup.weights)} fine-tuned checkpoints are in the soup ({', '.join(chosen)}), with "
+        f"accuracy {soup.accuracy:.1%} on the calibration images"
+    )
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
-        f"{len(chosen)} of {len(soup.weights)} fine-tuned checkpoints are in the soup ({', '.join(chosen)}), with "
-        f"accuracy {soup.accuracy:.1%} on the calibration images",
+        soup_found,
+        finding=f"the greedy soup: {soup_found}",
         weights=soup.weights,
     )

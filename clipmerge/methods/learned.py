@@ -33,13 +33,15 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     layers = {layer: LayerPlan(alpha=0.0, reason="fine-tuning did not change it") for layer in task.layers}
     if HEAD in layers:  # what is measured classifies by prompts
         layers[HEAD] = LayerPlan(alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned")
-    for layer, values in measurements.layers.items():
-        reason = f"learned: {values['at_zero']:.0%} held at zero-shot, {values['at_one']:.0%} at fine-tuned"
+    at_one = measurements["at_one"].values
+    for layer, at_zero in measurements["at_zero"].values.items():
+        reason = f"learned: {at_zero:.0%} held at zero-shot, {at_one[layer]:.0%} at fine-tuned"
         layers[layer] = LayerPlan(alpha=0.0, reason=reason)
     numbers = sum(value.numel() for value in coefficients.values())
     scaled = "" if alpha == 1 else f" times {alpha:g}"
+    losses = _told(measurements.trace)
     return Decision(
-        layers, f"{numbers:,} learned coefficients{scaled}; {_told(measurements.trace)}", coefficients=coefficients
+        layers, f"{numbers:,} learned coefficients{scaled}; {losses}", finding=losses, coefficients=coefficients
     )
 
 

@@ -50,5 +50,6 @@ def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy
         task.everywhere(alpha, f"best {criterion} on the path"),
         f"every layer goes {alpha:g} of the way, the best of {len(considered)} points on the calibration images "
         f"({found})",
+        finding=f"alpha {alpha:g} was the best of {len(considered)} points on the calibration images ({found})",
         weights=task.uniform_weights,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from clipmerge.planning.frozen import Frozen
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.verdict import verdict_on
 from clipmerge.plugins import Alpha, check_options, plugin_names, plugin_options
 
 
@@ -90,8 +92,11 @@ class Plan(Frozen):
         layers: Layer to what it gets; a layer that is not named stays zero-shot.
         tensors: File with the scores that masks need and with learned coefficients.
         stragglers: Layers found to be stragglers.
-        straggler_scores: Layer to ``{"z": ..., "stability": ...}``.
-        verdict: The decision in a sentence.
+        straggler_statistic: Statistic by which stragglers were looked for; ``None`` if nobody looked.
+        straggler_scores: ``{"z": ..., "stability": ...}`` by layer.
+        verdict: The plan in a sentence; `checked` words it anew where it is not true of the settings.
+        finding: The part of the verdict that does not depend on the settings.
+        decided: `digest` of the plan that the method worded its verdict for.
         bought: What the merge bought, measured on images that the decision did not see.
         measurements: What the decision rests on.
         calibration: The images that were measured on.
@@ -111,8 +116,11 @@ class Plan(Frozen):
     layers: dict[str, LayerPlan]
     tensors: TensorsRecord | None = None
     stragglers: tuple[str, ...] = ()
+    straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
     verdict: str = ""
+    finding: str = ""
+    decided: str = ""
     bought: Bought | None = None
     measurements: Measurements | None = None
     calibration: CalibrationRecord | None = None
@@ -137,7 +145,7 @@ class Plan(Frozen):
             layers: Layer to parameter names.
 
         Returns:
-            The plan itself.
+            The plan, with a verdict that is true of its settings.
 
         Raises:
             PlanError: If the plan names a layer or a parameter there is not, or a mask or option there is not.
@@ -155,7 +163,11 @@ class Plan(Frozen):
             if name not in layers:
                 raise PlanError(f"the plan names layer '{name}', which there is not.{did_you_mean(name, layers)}")
             _check_mask(name, layer, layers[name])
-        return self
+        return self if self.decided == self.digest else self._with_verdict_on_settings(layers)
+
+    def _with_verdict_on_settings(self, names: Collection[str]) -> Plan:
+        verdict = verdict_on(self.layers, names, self.weights, self.combine, finding=self.finding)
+        return self.model_copy(update={"verdict": verdict})
 
 
 def _check_mask(name: str, layer: LayerPlan, parameters: tuple[str, ...]) -> None:

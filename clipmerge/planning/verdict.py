@@ -1,0 +1,76 @@
+"""The verdict: one sentence about a plan that is true of the plan as it will be applied.
+
+A method words its own decision, and knows best how. Overrides of the recipe and edits by hand come after it, so its
+sentence is kept with a digest of the settings that it describes. Where the settings are others by now, the
+sentence is worded anew from the settings themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from clipmerge.planning.layer_plan import Combination, LayerPlan
+
+
+def verdict_on(
+    layers: Mapping[str, LayerPlan],
+    names: Collection[str],
+    weights: Sequence[float],
+    combine: Combination | None,
+    *,
+    finding: str = "",
+) -> str:
+    """Word a verdict from the settings alone.
+
+    Args:
+        layers: Settings by layer.
+        names: All layers there are; those that have no settings stay zero-shot.
+        weights: One factor per fine-tuned checkpoint.
+        combine: The rule in the place of the weighted sum, if any.
+        finding: The method's finding, which does not depend on the settings.
+
+    Returns:
+        A sentence without a full stop.
+    """
+    entries = [layers[name] for name in names if name in layers]
+    rest = len(names) - len(entries)
+    parts = [finding, _distance(entries, rest, _target(weights, combine)), _masks(entries, len(names))]
+    return "; ".join(part for part in parts if part)
+
+
+def _distance(entries: Sequence[LayerPlan], rest: int, target: str) -> str:
+    ends = [end for entry in entries for end in (entry.alpha_range or (entry.alpha, entry.alpha))]
+    ends += [0.0] * bool(rest)
+    low, high = min(ends, default=0.0), max(ends, default=0.0)
+    way = f"of the way from zero-shot to {target}"
+    if low == high:
+        return "every layer stays zero-shot" if high == 0 else f"every layer goes {high:g} {way}"
+    kind = "coefficients go" if any(entry.alpha_range for entry in entries) else "layers go"
+    left = f", and {rest} of them that the plan does not name stay zero-shot" if rest else ""
+    return f"the {kind} {low:g} to {high:g} {way}{left}"
+
+
+def _target(weights: Sequence[float], combine: Combination | None) -> str:
+    count = len(weights)
+    if combine:
+        return f"the {combine.rule} combination of {count} fine-tuned model{'s' if count > 1 else ''}"
+    if count == 1:
+        return "the fine-tuned model" if weights[0] == 1 else f"{weights[0]:g} times the fine-tuned change"
+    if all(weight == 1 / count for weight in weights):
+        return f"the average of {count} fine-tuned models"
+    return f"the sum of {count} fine-tuned changes weighted {', '.join(f'{weight:g}' for weight in weights)}"
+
+
+def _masks(entries: Sequence[LayerPlan], count: int) -> str:
+    """Name the masks, and the smallest share of a change that is kept."""
+    masked = [entry for entry in entries if entry.mask]
+    if not masked:
+        return ""
+    names = ", ".join(sorted({str(entry.mask) for entry in masked}))
+    densities = sorted({entry.density for entry in masked})
+    kept = "" if densities == [1.0] else f", density {' to '.join(f'{density:g}' for density in _ends(densities))}"
+    return f"{len(masked)} of {count} layers have a mask ({names}{kept})"
+
+
+def _ends(values: Sequence[float]) -> Sequence[float]:
+    return values if len(values) < 2 else (values[0], values[-1])

@@ -1,0 +1,184 @@
+"""The verdict: whatever overrides and edits make of a plan, it says nothing that is not so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from clipmerge.api.merge import make_plan
+from clipmerge.methods import Task
+from clipmerge.planning.layer_plan import Combination, LayerPlan
+from clipmerge.planning.plan import Plan, read_plan
+from clipmerge.planning.recipe import Override, load_recipe
+from clipmerge.planning.verdict import verdict_on
+from clipmerge.request import Calibration, MergeRequest
+
+N = r"(-?\d[\d.]*(?:e[+-]?\d+)?)"
+FREE = ("wise-ft", "lines", "monosoup")
+STRAGGLERS = ("straggler-sparse", "straggler-shrink", "random-matched")
+LOOSE = ["method.threshold=1", "method.mirror=0", "method.stability=0.3", "method.bootstraps=20"]
+Alphas = list[float]
+
+
+def near(one: float, other: str) -> bool:
+    return f"{one:g}" == f"{float(other):g}"
+
+
+def spans(alphas: Alphas, low: str, high: str) -> bool:
+    return near(min(alphas), low) and near(max(alphas), high)
+
+
+#: What a verdict may claim about the settings, and whether that is so: every verdict must make one of these claims.
+CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
+    rf"every layer goes {N} of the way": lambda alphas, _, m: spans(alphas, m[1], m[1]),
+    r"every layer stays zero-shot": lambda alphas, _, m: spans(alphas, "0", "0"),
+    rf"the layers go {N} to {N} of the way": lambda alphas, _, m: spans(alphas, m[1], m[2]),
+    rf"every layer gets alpha {N}": lambda alphas, _, m: spans(alphas, m[1], m[1]),
+    rf"they get alpha {N}(?: and the [\w-]+ mask)?, the rest alpha {N}": lambda alphas, _, m: (
+        {f"{alpha:g}" for alpha in alphas} == {f"{float(m[1]):g}", f"{float(m[2]):g}"}
+    ),
+    rf"the coefficient grows with depth from {N} to {N}": lambda alphas, _, m: spans(alphas, m[1], m[2]),
+    r"every matrix keeps its strong directions": lambda alphas, plan, m: (
+        set(alphas) == {1.0} and "spectral" in {entry.mask for entry in plan.layers.values()}
+    ),
+}
+#: Claims beside these, which need not be made.
+MORE: dict[str, Callable[[Plan, re.Match[str]], bool]] = {
+    r"(\d+) straggler layers? found": lambda plan, m: len(plan.stragglers) == int(m[1]),
+    r"no straggler layers found": lambda plan, m: not plan.stragglers and plan.straggler_statistic is not None,
+    r"(\d+) of \d+ layers have a mask": lambda plan, m: (
+        sum(entry.mask is not None for entry in plan.layers.values()) == int(m[1])
+    ),
+    r"(\d+) of them that the plan does not name": lambda plan, m: int(m[1]) > 0,
+    r"and the ([\w-]+) mask": lambda plan, m: m[1] in {entry.mask for entry in plan.layers.values()},
+}
+
+
+def check(plan: Plan, layers: dict[str, Any]) -> None:
+    alphas = [plan.layers[name].alpha if name in plan.layers else 0.0 for name in layers]
+    claims = [(claim(alphas, plan, m), m[0]) for p, claim in CLAIMS.items() for m in re.finditer(p, plan.verdict)]
+    assert claims, plan.verdict
+    claims += [(claim(plan, m), m[0]) for p, claim in MORE.items() for m in re.finditer(p, plan.verdict)]
+    assert all(true for true, _ in claims), (plan.verdict, [text for true, text in claims if not true], alphas)
+    assert plan.straggler_statistic is not None or "straggler" not in plan.verdict
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """Shared by all merges of this file: they differ in the recipe alone."""
+    return {}
+
+
+shares = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5])
+overrides = st.builds(
+    Override,
+    layers=st.sampled_from(["text.*", "vision.1.*", "*.mlp", "logit_scale", "*"]),
+    alpha=st.none() | shares,
+    density=st.none() | st.sampled_from([0.5, 1.0]),
+)
+edits = st.lists(st.tuples(st.integers(0, 99), st.none() | shares | st.just("mask")), max_size=3)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    method=st.sampled_from([*FREE, *STRAGGLERS]),
+    overrides=st.lists(overrides, max_size=2).map(tuple),
+    edits=edits,
+    again=st.booleans(),
+)
+def test_no_verdict_contradicts_its_plan(
+    pair: tuple[Path, Path],
+    images: Path,
+    measured: dict[str, Any],
+    tmp_path: Path,
+    method: str,
+    overrides: tuple[Override, ...],
+    edits: list[tuple[int, Any]],
+    again: bool,
+) -> None:
+    recipe = load_recipe(method, LOOSE if method in STRAGGLERS else [])
+    if method == "monosoup":  # its mask has no density
+        overrides = tuple(each.model_copy(update={"density": None}) for each in overrides)
+    recipe = recipe.model_copy(update={"overrides": overrides})
+    calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
+    request = MergeRequest(str(pair[0]), (str(pair[1]),), recipe, calibration if recipe.needs_data else Calibration())
+    run = make_plan(request, known=measured)
+    assert run.plan is not None
+    layers = Task(run.inputs).layers
+    check(run.plan, layers)
+    file = tmp_path / "plan.json"
+    file.write_text(edited(run.plan, edits).to_json())
+    plan = read_plan(file).checked(layers)
+    check(plan, layers)
+    if again:  # an edited plan that is written and read once more
+        file.write_text(plan.to_json())
+        assert read_plan(file).checked(layers).verdict == plan.verdict
+    if not edits:
+        assert plan.verdict == run.plan.verdict
+
+
+def edited(plan: Plan, edits: list[tuple[int, Any]]) -> Plan:
+    """Edit single layers as a hand would: another alpha, a mask, or the layer taken out."""
+    layers = dict(plan.layers)
+    for place, change in edits:
+        name = list(layers)[place % len(layers)]
+        if change is None and len(layers) > 1:
+            del layers[name]
+        elif change == "mask":
+            layers[name] = LayerPlan(alpha=layers[name].alpha, mask="magnitude", density=0.5)
+        elif change is not None:
+            layers[name] = layers[name].model_copy(update={"alpha": change, "alpha_range": None})
+    return plan.model_copy(update={"layers": layers})
+
+
+def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(pair: tuple[Path, Path]) -> None:
+    request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("lines"))
+    plan = make_plan(request).plan
+    assert plan is not None
+    assert plan.verdict == "the coefficient grows with depth from 0.5 to 1"
+    recipe = load_recipe("lines", ["overrides=[{layers: logit_scale, alpha: 0}]"])
+    plan = make_plan(MergeRequest(str(pair[0]), (str(pair[1]),), recipe)).plan
+    assert plan is not None
+    assert plan.verdict == "the layers go 0 to 1 of the way from zero-shot to the fine-tuned model"
+
+
+def entry(alpha: float, **more: Any) -> LayerPlan:
+    return LayerPlan(alpha=alpha, **more)
+
+
+@pytest.mark.parametrize(
+    ("layers", "weights", "combine", "sentence"),
+    [
+        ((0.5, 0.5), (1.0,), None, "every layer goes 0.5 of the way from zero-shot to the fine-tuned model"),
+        ((0.0, 0.0), (1.0,), None, "every layer stays zero-shot"),
+        ((0.5, None), (1.0,), None, "the layers go 0 to 0.5 of the way .*, and 1 of them .* stay zero-shot"),
+        ((0.5, 0.5), (0.5, 0.5), None, "to the average of 2 fine-tuned models"),
+        ((0.5, 0.5), (0.2, 0.8), None, "to the sum of 2 fine-tuned changes weighted 0.2, 0.8"),
+        ((0.5, 0.5), (2.0,), None, "to 2 times the fine-tuned change"),
+        ((0.5, 0.5), (1.0, 1.0), "ties", "to the ties combination of 2 fine-tuned models"),
+    ],
+)
+def test_settings_in_words(layers: tuple[Any, ...], weights: tuple[float, ...], combine: Any, sentence: str) -> None:
+    names = [f"vision.{place}.mlp" for place in range(len(layers))]
+    known = {name: entry(alpha) for name, alpha in zip(names, layers, strict=True) if alpha is not None}
+    rule = Combination(rule=combine) if combine else None
+    assert re.search(sentence, verdict_on(known, names, weights, rule))
+
+
+def test_learned_coefficients_and_masks_in_words() -> None:
+    layers = {
+        "vision.0.mlp": entry(0.4, alpha_range=(0.1, 0.9)),
+        "vision.1.mlp": entry(0.4, mask="magnitude", density=0.2),
+        "vision.2.mlp": entry(0.4, mask="n-m"),
+    }
+    verdict = verdict_on(layers, layers, (1.0,), None, finding="something was found")
+    assert verdict == (
+        "something was found; the coefficients go 0.1 to 0.9 of the way from zero-shot to the fine-tuned model; "
+        "2 of 3 layers have a mask (magnitude, n-m, density 0.2 to 1)"
+    )
