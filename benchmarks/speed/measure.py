@@ -25,6 +25,7 @@ from transformers import CLIPModel
 from benchmarks.speed.processes import summary, write_results
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
+from clipmerge.calibration.shares import Shares
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.measures.first_order import first_order
 from clipmerge.measures.path_barrier import path_barrier
@@ -127,7 +128,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     few = Batch(0, batches[0].pixels[: options.apgd_images], batches[0].labels[: options.apgd_images])
     for name, steps, some in (("one_step", 1, batches), ("apgd", options.steps, [few])):
         loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps))
-        objective.batches, objective.batch_sizes = some, tuple(len(batch) for batch in some)
+        objective.shares = Shares(some, objective.accelerator)
         ours, found = timed(lambda steps=steps: worst_case(objective, rho=RHO, steps=steps))
         values = found["worst_case"].batches
         result[f"{name}_loop_over_ours"] = loop / ours

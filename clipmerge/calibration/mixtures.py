@@ -21,7 +21,7 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
 
     Args:
         objective: Calibration loss.
-        weights: One factor a fine-tuned checkpoint.
+        weights: One factor per fine-tuned checkpoint.
 
     Returns:
         The loss and the accuracy there.
@@ -36,14 +36,14 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
             finetuned = [inputs.theta_1(name, which=which) for which in range(objective.checkpoints)]
             parameter.copy_(merge_tensor(inputs.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights)))
     features = objective.prompt_features()
-    found = {}
+    results = {}
     for batch in objective.batches:
         logits = objective.logits(batch, features)
         right = (logits.argmax(dim=-1) == batch.labels).double().mean()
-        found[batch.number] = (float(cross_entropy(logits, batch.labels)), float(right))
+        results[batch.number] = (float(cross_entropy(logits, batch.labels)), float(right))
         objective.tick(FORWARD * len(batch))
-    loss, accuracy = (objective.mean(list(values)) for values in zip(*objective.by_batch(found), strict=True))
+    loss, accuracy = (objective.mean(list(values)) for values in zip(*objective.by_batch(results), strict=True))
     if not loss < float("inf"):
-        told = ", ".join(f"{weight:g}" for weight in weights)
-        raise MeasureError(f"the calibration loss at weights {told} is {loss}; check that the checkpoints work")
+        listed = ", ".join(f"{weight:g}" for weight in weights)
+        raise MeasureError(f"the calibration loss at weights {listed} is {loss}; check that the checkpoints work")
     return Mixture(weights=tuple(weights), loss=loss, accuracy=accuracy)

@@ -1,37 +1,36 @@
-"""The calibration loss as a function of the weights: what every measure differentiates.
+"""The calibration loss as a function of the weights: everything that a measure is given.
 
-The loss is the cross-entropy of the zero-shot head: class prompts through the text tower, averaged over
-templates, against the image features. Weights move in place on the device; there is never a second model.
+`Objective` puts four parts together and answers for them: the weights on the path, the loss at the weights of the
+moment, the batches over all processes, and the work announced and done. Weights move in place on the device; there is
+never a second model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn import Parameter
 
-from clipmerge.calibration.path import both_ends
+from clipmerge.calibration.loss import CalibrationLoss
+from clipmerge.calibration.loss import Loss as Loss
+from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import Saved
+from clipmerge.calibration.shares import Shares
+from clipmerge.calibration.work import FORWARD as FORWARD
+from clipmerge.calibration.work import GRADIENT as GRADIENT
+from clipmerge.calibration.work import HESSIAN as HESSIAN
+from clipmerge.calibration.work import Work
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import together
 from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch as Batch
-from clipmerge.layers import block_of
-from clipmerge.models import ImageTextModel, Prefix
-from clipmerge.models.zero_shot import averaged
-
-# Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
-FORWARD, GRADIENT, HESSIAN = 1, 3, 6
-
-#: Scores a batch against prompt features (prompts, projection_dim).
-Loss = Callable[[Batch, Tensor], Tensor]
+from clipmerge.models import ImageTextModel
+from clipmerge.models.zero_shot import PROMPTS_AT_ONCE
 
 
 class Objective:
@@ -39,15 +38,12 @@ class Objective:
 
     Attributes:
         inputs: The checkpoints.
-        layers: Layer to parameter names; only layers that fine-tuning changed.
-        parameters: Name to parameter, set to theta(alpha) by `move_to`; those that did not change are frozen.
-        theta_0: Name to zero-shot parameter, float32, for the changed parameters.
-        task_vector: Name to theta_1 - theta_0, likewise.
-        prompts: The class prompts.
-        batches: This process's batches.
-        batch_sizes: Images in every batch of all processes.
+        path: The weights; `layers`, `parameters`, `theta_0` and `task_vector` are its.
+        criterion: The loss at the weights of the moment; `prompts` are its.
+        shares: The batches; `batches`, `batch_sizes`, `images` and `accelerator` are its.
+        work: Work announced and done.
         seed: Seed for measures that draw.
-        keep: Where measures that learn save what they have on the way; ``None`` for nowhere.
+        keep: Where measures that learn save their state on the way; ``None`` for nowhere.
     """
 
     keep: Saved | None = None
@@ -63,6 +59,7 @@ class Objective:
         accelerator: Accelerator,
         seed: int = 0,
         images_at_once: int | None = None,
+        prompts_at_once: int = PROMPTS_AT_ONCE,
         progress: Callable[[float, float], None] | None = None,
     ) -> None:
         """Load the weights of both ends and place everything on the accelerator's device.
@@ -72,37 +69,29 @@ class Objective:
             inputs: The checkpoints; the first fine-tuned one is theta_1.
             batches: This process's batches, on any device.
             prompts: Class prompts, class by class.
-            templates: Prompts a class.
+            templates: Prompts per class.
             accelerator: Places the model and gathers results.
             seed: Seed for measures that draw.
             images_at_once: Images whose activations `gradients` holds at once; the batch's gradient stays the same.
                 ``None`` for a whole batch.
+            prompts_at_once: Prompts whose activations are held at once, likewise.
             progress: Called with work done and work announced, in images x forward passes.
 
         Raises:
-            MeasureError: If a weight is not finite, or fine-tuning changed nothing.
+            CheckpointError: If a weight is not finite.
+            DataError: If the text tower cannot tell any class from another.
+            MeasureError: If fine-tuning changed nothing, or another process is gone.
         """
-        self.seed = seed
-        self.accelerator = accelerator
-        self._model = model
         self.inputs = inputs
+        self.seed = seed
+        self.work = Work(progress)
+        self.path = PathWeights(model, inputs, accelerator.device)
+        embedder = Prompts(model, prompts, templates, accelerator.device, at_once=prompts_at_once)
+        self.criterion = CalibrationLoss(model, self.path, embedder)
+        self.shares = Shares(batches, accelerator)
         self._images_at_once = images_at_once
-        self._progress = progress
-        self._done = self._announced = 0.0
-        device = accelerator.device
-        model.load(inputs.theta_0)
-        model.module.to(device)
-        self.parameters = model.parameters
-        self.theta_0, self.task_vector = both_ends(self.parameters, inputs, device)
-        changed = {layer: tuple(n for n in names if n in self.task_vector) for layer, names in inputs.layers.items()}
-        self.layers = {layer: names for layer, names in changed.items() if names}
-        self.prompts = Prompts(model, prompts, templates, device)
-        self.text_changes = any(layer.startswith("text.") for layer in self.layers)
-        self._prompt_features: Tensor | None = None
-        self._hidden: dict[str, tuple[int, tuple[Tensor, ...] | None]] = {}
-        self.batches = [Batch(b.number, b.pixels.to(device), b.labels.to(device)) for b in batches]
-        sizes = dict(self.gather([(batch.number, len(batch)) for batch in self.batches]))
-        self.batch_sizes = tuple(sizes[number] for number in sorted(sizes))
+
+    # The checkpoints and the weights on the path
 
     @property
     def checkpoints(self) -> int:
@@ -110,230 +99,167 @@ class Objective:
         return len(self.inputs.finetuned)
 
     @property
-    def images(self) -> int:
-        """Images over all processes."""
-        return sum(self.batch_sizes)
+    def layers(self) -> dict[str, tuple[str, ...]]:
+        """Parameter names by layer; only layers that fine-tuning changed."""
+        return self.path.layers
 
-    def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
-        """Say how many passes over the data are coming, so that progress and time left can be shown."""
-        passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
-        self.announce_work(passes * sum(len(batch) for batch in self.batches))
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        """The model's parameters by name, at the weights of the moment; those that did not change are frozen."""
+        return self.path.parameters
 
-    def announce_work(self, work: float) -> None:
-        """Say how much work is coming, in images x forward passes."""
-        self._announced += work
+    @property
+    def theta_0(self) -> dict[str, Tensor]:
+        """Zero-shot values of the changed parameters by name, float32."""
+        return self.path.theta_0
 
-    def tick(self, cost: float) -> None:
-        """Report work done, in images x forward passes."""
-        self._done += cost
-        if self._progress:
-            self._progress(self._done, self._announced)
+    @property
+    def task_vector(self) -> dict[str, Tensor]:
+        """theta_1 - theta_0 of the changed parameters by name, float32."""
+        return self.path.task_vector
 
-    def gather(self, items: list[Any]) -> list[Any]:
-        """Collect items from every process, in every process."""
-        if self.accelerator.num_processes == 1:
-            return items
-        with together():
-            gathered: list[Any] = gather_object(items)
-        return gathered
-
-    def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add up tensors over all processes.
-
-        Args:
-            tensors: This process's, by name; the same names and shapes in every process.
-
-        Returns:
-            The sums, on the CPU.
-        """
-        with together():
-            return {name: self.accelerator.reduce(value, "sum").cpu() for name, value in tensors.items()}
-
-    def every_batch(self) -> list[Batch]:
-        """All processes' batches, in order, in every process."""
-        if self.accelerator.num_processes == 1:
-            return self.batches
-        held = self.gather([Batch(b.number, b.pixels.cpu(), b.labels.cpu()) for b in self.batches])
-        device = self.accelerator.device
-        ordered = sorted(held, key=lambda batch: batch.number)
-        return [Batch(batch.number, batch.pixels.to(device), batch.labels.to(device)) for batch in ordered]
-
-    def by_batch(self, values: dict[int, Any]) -> list[Any]:
-        """Collect one value a batch from every process, in batch order."""
-        everything = dict(self.gather(list(values.items())))
-        return [everything[number] for number in sorted(everything)]
-
-    def mean(self, per_batch: list[float]) -> float:
-        """Average over images: batches weigh by their size."""
-        total = sum(size * value for size, value in zip(self.batch_sizes, per_batch, strict=True))
-        return float(total / self.images)
-
-    @torch.no_grad()
-    def move_to(self, alpha: float) -> None:
-        """Set the weights to theta_0 + alpha * task_vector, in place."""
-        self.forget(text=self.text_changes)
-        for name, task_vector in self.task_vector.items():
-            torch.add(self.theta_0[name], task_vector, alpha=alpha, out=self.parameters[name].data)
-
-    def forget(self, *, text: bool) -> None:
-        """Drop what was kept for weights that have moved since; prompts too if the text tower has."""
-        self._hidden.clear()
-        if text:
-            self._prompt_features = None
-
-    @contextmanager
-    def only(self, layer: str) -> Iterator[list[torch.nn.Parameter]]:
-        """Let gradients flow to one layer alone, so that backward stops there."""
-        chosen = [self.parameters[name] for name in self.layers[layer]]
-        for name in self.task_vector:
-            self.parameters[name].requires_grad_(False)
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        try:
-            yield chosen
-        finally:
-            for name in self.task_vector:
-                self.parameters[name].requires_grad_(True)
-
-    def prompt_features(self) -> Tensor:
-        """Embed the class prompts at theta(alpha), where `move_to` went; not at perturbed weights.
-
-        Returns:
-            (prompts, projection_dim), unit length, without a graph. Computed once a point, and once for all when
-            the text tower is the same at both ends.
-        """
-        if self._prompt_features is None:
-            with torch.no_grad():
-                self._prompt_features = self.prompts.features()
-        return self._prompt_features
+    @property
+    def text_changes(self) -> bool:
+        """Whether fine-tuning changed the text tower."""
+        return self.path.text_changes
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model itself, for what looks into it."""
-        return self._model.module
+        """The model itself, for measures that look into it."""
+        return self.criterion.model.module
+
+    def move_to(self, alpha: float) -> None:
+        """Set the weights to theta_0 + alpha * task_vector, in place."""
+        self.path.move_to(alpha)
+
+    def forget(self, *, text: bool) -> None:
+        """Drop values kept for weights that something else moved; see `PathWeights.forget`."""
+        self.path.forget(text=text)
+
+    def only(self, layer: str) -> AbstractContextManager[list[Parameter]]:
+        """Let gradients flow to one layer alone; see `PathWeights.only`."""
+        return self.path.only(layer)
+
+    def gradient_of(self, name: str) -> Tensor:
+        """The gradient that `gradients` left for a parameter; zero where the loss does not reach it."""
+        return self.path.gradient_of(name)
+
+    # The loss at the weights of the moment
+
+    @property
+    def prompts(self) -> Prompts:
+        """The class prompts."""
+        return self.criterion.prompts
+
+    def prompt_features(self) -> Tensor:
+        """Embed the class prompts at theta(alpha); see `CalibrationLoss.prompt_features`."""
+        return self.criterion.prompt_features()
 
     def class_features(
         self, classes: Tensor | None = None, templates: Tensor | None = None, *, kept: bool = False
     ) -> Tensor:
-        """Embed classes at the weights of the moment, with a graph where the text tower changes.
-
-        Args:
-            classes: Which, ascending; ``None`` for all.
-            templates: Which of the templates to average; ``None`` for all.
-            kept: Whether to take them from `prompt_features`, which embeds all prompts, once, and has no graph.
-
-        Returns:
-            (classes, projection_dim), unit length.
-        """
-        places = self.prompts.places(classes, templates)
-        anew = self.text_changes and not kept
-        features = self.prompts.features(places=places) if anew else self.prompt_features()[places]
-        return averaged(features, self.prompts.templates if templates is None else len(templates))
+        """Embed classes at the weights of the moment; see `CalibrationLoss.class_features`."""
+        return self.criterion.class_features(classes, templates, kept=kept)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Embed preprocessed images at the current weights: (batch, projection_dim), unit length."""
-        return self._model.image_features(pixels)
+        return self.criterion.embed(pixels)
 
     def image_features(self, batch: Batch) -> Tensor:
         """Embed a batch's images at the current weights: (batch, projection_dim), unit length."""
-        return self.embed(batch.pixels)
+        return self.criterion.embed(batch.pixels)
 
     def loss(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of one batch at the current weights.
-
-        Args:
-            batch: Images and labels.
-            prompt_features: (prompts, projection_dim).
-            image_features: (batch, projection_dim), when they are known already.
-
-        Returns:
-            Scalar, in nats.
-        """
-        return cross_entropy(self.logits(batch, prompt_features, image_features), batch.labels)
+        """Mean cross-entropy of one batch at the current weights; see `CalibrationLoss.loss`."""
+        return self.criterion.loss(batch, prompt_features, image_features)
 
     def logits(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
-        """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as in `loss`."""
-        images = self.image_features(batch) if image_features is None else image_features
-        return self.class_logits(images, averaged(prompt_features, self.prompts.templates))
+        """Scaled cosine similarities of one batch with every class: (batch, classes)."""
+        return self.criterion.logits(batch, prompt_features, image_features)
 
     def class_logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Score classes by the zero-shot head at the current weights.
-
-        Args:
-            image_features: (batch, projection_dim), unit length.
-            class_features: (classes, projection_dim), unit length.
-
-        Returns:
-            (batch, classes).
-        """
-        return self._model.logits(image_features, class_features)
+        """Score classes by the zero-shot head at the current weights; see `CalibrationLoss.class_logits`."""
+        return self.criterion.class_logits(image_features, class_features)
 
     def joint_loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy with the text tower in the graph too, for second derivatives.
-
-        Returns:
-            Scalar, in nats.
-        """
-        if not self.text_changes:
-            return self.loss(batch, self.prompt_features())
-        return self.loss(batch, self.prompts.features())
+        """Mean cross-entropy with the text tower in the graph too, for second derivatives."""
+        return self.criterion.joint_loss(batch)
 
     def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
-        """The loss of one batch while only one layer moves, as cheap as that allows.
+        """The loss of one batch while only one layer moves; see `CalibrationLoss.layer_loss`."""
+        return self.criterion.layer_loss(batch, layer)
 
-        The other tower's features and the hidden states below the layer's block are those at theta(alpha), kept
-        for the batch: call this at theta(alpha), all layers of a batch before the next batch.
+    # The batches over all processes
 
-        Args:
-            batch: Images and labels.
-            layer: The layer that will be perturbed.
+    @property
+    def accelerator(self) -> Accelerator:
+        """The processes."""
+        return self.shares.accelerator
 
-        Returns:
-            A function that computes the loss at the weights of the moment, scalar, in nats.
-        """
-        if not layer.startswith("text."):
-            prompts = self.prompt_features()
-            images = self._prefix("vision", layer, batch)
-            return lambda: self.loss(batch, prompts, self._model.image_features(batch.pixels, images))
-        with torch.no_grad():
-            features = self._model.image_features(batch.pixels, self._prefix("vision", "logit_scale", batch))
-        start = self._prefix("text", layer, batch)
-        return lambda: self.loss(batch, self.prompts.features(start), features)
+    @property
+    def batches(self) -> list[Batch]:
+        """This process's batches."""
+        return self.shares.batches
 
-    def _prefix(self, tower: Literal["vision", "text"], layer: str, batch: Batch) -> Prefix | None:
-        """The first block that a layer's change reaches, and what enters it; ``None``: nothing is skipped."""
-        if layer.endswith(("embeddings", "pre_norm")) or (tower == "text" and self.prompts.are_many):
-            return None
-        known = self._hidden.get(tower)
-        if known is None or (tower == "vision" and known[0] != batch.number):
-            inputs = batch.pixels if tower == "vision" else self.prompts.tokens
-            known = self._hidden[tower] = (batch.number, self._model.hidden_states(tower, inputs))
-        states = known[1]
-        if states is None:
-            return None
-        place = block_of(layer)
-        first = place[1] if place else len(states) - 1
-        return first, states[first]
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Images in every batch of all processes."""
+        return self.shares.batch_sizes
 
-    def gradient_of(self, name: str) -> Tensor:
-        """The gradient that `gradients` left for a parameter; zero where the loss does not reach it."""
-        gradient = self.parameters[name].grad
-        return torch.zeros_like(self.parameters[name]) if gradient is None else gradient
+    @property
+    def images(self) -> int:
+        """Images over all processes."""
+        return self.shares.images
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """Collect items from every process, in every process."""
+        return self.shares.gather(items)
+
+    def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add up tensors over all processes; see `Shares.total`."""
+        return self.shares.total(tensors)
+
+    def every_batch(self) -> list[Batch]:
+        """All processes' batches, in order, in every process."""
+        return self.shares.every_batch()
+
+    def by_batch(self, values: dict[int, Any]) -> list[Any]:
+        """Collect one value per batch from every process, in batch order."""
+        return self.shares.by_batch(values)
+
+    def mean(self, per_batch: list[float]) -> float:
+        """Average one value per batch over images: batches weigh by their size."""
+        return self.shares.mean(per_batch)
+
+    # Passes over this process's batches, and their work
+
+    def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
+        """Announce passes over the data, so that progress and the time left can be shown."""
+        passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
+        self.announce_work(passes * sum(len(batch) for batch in self.batches))
+
+    def announce_work(self, work: float) -> None:
+        """Announce work to come, in images x forward passes."""
+        self.work.announce(work)
+
+    def tick(self, cost: float) -> None:
+        """Report work done, in images x forward passes."""
+        self.work.tick(cost)
 
     @torch.no_grad()
     def losses(self) -> dict[int, float]:
-        """Loss of each of this process's batches at the current weights; one forward pass."""
+        """Loss of each of this process's batches at the current weights, by batch number; one forward pass."""
         features = self.prompt_features()
-        found = {}
+        values = {}
         for batch in self.batches:
-            found[batch.number] = float(self.loss(batch, features))
+            values[batch.number] = float(self.loss(batch, features))
             self.tick(FORWARD * len(batch))
-        return found
+        return values
 
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
         """Walk the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.
 
-        The text tower runs forward once for all batches and backward once a batch, from the gradient of the
+        The text tower runs forward once for all batches and backward once per batch, from the gradient of the
         prompt features: the same numbers as one joint backward pass.
 
         Args:
@@ -347,24 +273,13 @@ class Objective:
         """
         prompts = self.prompts.features() if self.text_changes else self.prompt_features()
         for batch in self.batches:
-            for name in self.task_vector:
-                self.parameters[name].grad = None
+            self.path.clear_gradients()
             features = prompts.detach().requires_grad_(self.text_changes)
-            value = self._add_gradients(batch, features, loss_of)
+            value = self.criterion.add_gradients(batch, features, loss_of, self._images_at_once)
             if self.text_changes:
                 prompts.backward(features.grad, retain_graph=True)  # type: ignore[no-untyped-call]
             if not value < float("inf"):
                 raise MeasureError(f"the loss of calibration batch {batch.number} is {value}; check the checkpoints")
             yield batch, value
             self.tick(GRADIENT * len(batch))
-        for name in self.task_vector:
-            self.parameters[name].grad = None
-
-    def _add_gradients(self, batch: Batch, features: Tensor, loss_of: Loss | None) -> float:
-        """Add a batch's gradient into ``grad``, its own loss piece by piece; gives the batch's loss."""
-        value = 0.0
-        for piece in [batch] if loss_of else batch.pieces(self._images_at_once):
-            loss = (loss_of or self.loss)(piece, features) * (len(piece) / len(batch))
-            loss.backward()  # type: ignore[no-untyped-call]
-            value += float(loss.detach())
-        return value
+        self.path.clear_gradients()

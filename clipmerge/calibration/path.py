@@ -1,54 +1,115 @@
-"""Both ends of the path on the device: where it starts, and how far it goes."""
+"""The weights on the straight path from zero-shot to fine-tuned, moved in place on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import MeasureError
+from clipmerge.files.finite import require_finite
+from clipmerge.models import ImageTextModel
 
 
-def both_ends(
-    parameters: Mapping[str, torch.nn.Parameter], inputs: Inputs, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Take the zero-shot weights and the task vector of what fine-tuning changed.
+class PathWeights:
+    """The weights of one model at theta_0 + alpha * task_vector.
 
-    Args:
-        parameters: Name to parameter, holding theta_0; those that did not change are frozen.
-        inputs: The checkpoints; the first fine-tuned one is theta_1.
-        device: Where to.
-
-    Returns:
-        Name to theta_0 and to theta_1 - theta_0, float32, for the changed parameters.
-
-    Raises:
-        MeasureError: If a weight is not finite, or fine-tuning changed nothing.
+    Attributes:
+        parameters: The model's parameters by canonical name; those that fine-tuning did not change are frozen.
+        theta_0: Zero-shot values of the changed parameters by name, float32.
+        task_vector: theta_1 - theta_0 of the changed parameters by name, float32.
+        layers: Names of the changed parameters by layer; only layers that fine-tuning changed.
+        moves: Counts the moves, so that values kept for some weights are not used for others.
+        text_moves: Counts the moves of the text tower.
     """
-    start: dict[str, Tensor] = {}
-    change: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
+
+    def __init__(self, model: ImageTextModel, inputs: Inputs, device: torch.device) -> None:
+        """Load the zero-shot weights, and keep the way to the fine-tuned ones.
+
+        Args:
+            model: The model without weights.
+            inputs: The checkpoints; the first fine-tuned one is theta_1.
+            device: Device of the model.
+
+        Raises:
+            CheckpointError: If a weight is not finite.
+            MeasureError: If fine-tuning changed nothing.
+        """
+        model.load(inputs.theta_0)
+        model.module.to(device)
+        self.parameters = model.parameters
+        self.theta_0: dict[str, Tensor] = {}
+        self.task_vector: dict[str, Tensor] = {}
+        self.moves = self.text_moves = 0
+        for name, parameter in self.parameters.items():
+            self._take(name, parameter, inputs)
+        if not self.task_vector:
+            raise MeasureError(
+                f"{inputs.zeroshot.source} and {inputs.finetuned[0].source} hold the same weights; there is nothing to "
+                "measure or to merge"
+            )
+        changed = {layer: tuple(n for n in names if n in self.task_vector) for layer, names in inputs.layers.items()}
+        self.layers = {layer: names for layer, names in changed.items() if names}
+
+    def _take(self, name: str, parameter: Parameter, inputs: Inputs) -> None:
+        """Keep a parameter's start and its change; freeze it if there is none."""
         parameter.requires_grad_(False)
         theta_0 = parameter.detach()
-        _require_finite(theta_0, name, inputs.zeroshot.source)
+        require_finite(theta_0, name, inputs.zeroshot.source)
         if not inputs.merges(name):
-            continue
-        task_vector = inputs.theta_1(name).to(device=device, dtype=torch.float32) - theta_0
-        _require_finite(task_vector, name, inputs.finetuned[0].source)
+            return
+        task_vector = inputs.theta_1(name).to(device=theta_0.device, dtype=torch.float32) - theta_0
+        require_finite(task_vector, name, inputs.finetuned[0].source)
         if bool(task_vector.any()):
-            start[name] = theta_0.clone()
-            change[name] = task_vector
+            self.theta_0[name] = theta_0.clone()
+            self.task_vector[name] = task_vector
             parameter.requires_grad_(True)
-    if not change:
-        raise MeasureError(
-            f"{inputs.zeroshot.source} and {inputs.finetuned[0].source} hold the same weights; there is nothing to "
-            "measure or to merge"
-        )
-    return start, change
 
+    @property
+    def text_changes(self) -> bool:
+        """Whether fine-tuning changed the text tower."""
+        return any(layer.startswith("text.") for layer in self.layers)
 
-def _require_finite(tensor: Tensor, name: str, source: str) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        raise MeasureError(f"{source}: tensor {name} holds NaN or Inf; the checkpoint is broken")
+    @torch.no_grad()
+    def move_to(self, alpha: float) -> None:
+        """Set the weights to theta_0 + alpha * task_vector, in place."""
+        self.forget(text=self.text_changes)
+        for name, task_vector in self.task_vector.items():
+            torch.add(self.theta_0[name], task_vector, alpha=alpha, out=self.parameters[name].data)
+
+    def forget(self, *, text: bool) -> None:
+        """Count a move that something else made, so that nothing kept for the old weights is used again.
+
+        Args:
+            text: Whether the text tower moved too.
+        """
+        self.moves += 1
+        self.text_moves += text
+
+    @contextmanager
+    def only(self, layer: str) -> Iterator[list[Parameter]]:
+        """Let gradients flow to one layer alone, so that backward stops there."""
+        chosen = [self.parameters[name] for name in self.layers[layer]]
+        for name in self.task_vector:
+            self.parameters[name].requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        try:
+            yield chosen
+        finally:
+            for name in self.task_vector:
+                self.parameters[name].requires_grad_(True)
+
+    def gradient_of(self, name: str) -> Tensor:
+        """The gradient that the last backward pass left for a parameter; zero where the loss does not reach it."""
+        gradient = self.parameters[name].grad
+        return torch.zeros_like(self.parameters[name]) if gradient is None else gradient
+
+    def clear_gradients(self) -> None:
+        """Drop the gradients of the changed parameters."""
+        for name in self.task_vector:
+            self.parameters[name].grad = None

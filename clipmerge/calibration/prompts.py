@@ -9,28 +9,34 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from clipmerge.models import ImageTextModel, Prefix
-from clipmerge.models.zero_shot import refuse_one_prompt
-
-# Prompts whose activations are held at once; more are recomputed piece by piece.
-_AT_ONCE = 512
+from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, refuse_one_prompt
 
 
 class Prompts:
     """Prompts class by class: entry ``c * templates + t``.
 
     Attributes:
-        templates: Prompts a class.
+        templates: Prompts per class.
         classes: Number of classes.
     """
 
-    def __init__(self, model: ImageTextModel, texts: list[str], templates: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: ImageTextModel,
+        texts: list[str],
+        templates: int,
+        device: torch.device,
+        *,
+        at_once: int = PROMPTS_AT_ONCE,
+    ) -> None:
         """Tokenise.
 
         Args:
             model: Embeds them.
             texts: The prompts.
-            templates: Prompts a class.
-            device: Where the model is.
+            templates: Prompts per class.
+            device: Device of the model.
+            at_once: Prompts whose activations are held at once; more are recomputed piece by piece.
 
         Raises:
             DataError: If the text tower cannot tell any class from another.
@@ -38,6 +44,7 @@ class Prompts:
         self.templates = templates
         self.classes = len(texts) // templates
         self._model = model
+        self._at_once = at_once
         tokens = model.tokens(texts)
         refuse_one_prompt([tokens], templates)
         self.tokens = {key: value.to(device) for key, value in tokens.items()}
@@ -45,42 +52,41 @@ class Prompts:
     @property
     def are_many(self) -> bool:
         """Whether they are embedded piece by piece."""
-        return self.templates * self.classes > _AT_ONCE
+        return self.templates * self.classes > self._at_once
 
     def features(self, prefix: Prefix | None = None, places: Tensor | None = None) -> Tensor:
-        """Embed prompts, with a graph that holds the activations of few.
+        """Embed prompts; where they are many, the graph holds the activations of one piece at a time.
 
         Args:
             prefix: As in `ImageTextModel.text_features`; not where they are many.
-            places: Which; ``None`` for all.
+            places: Places of the prompts; ``None`` for all.
 
         Returns:
             (prompts, projection_dim), unit length.
         """
         tokens = self.tokens if places is None else {key: value[places] for key, value in self.tokens.items()}
-        if len(tokens["input_ids"]) <= _AT_ONCE:
+        if len(tokens["input_ids"]) <= self._at_once:
             return self._model.text_features(tokens, prefix)
-        held = [checkpoint(self._model.text_features, piece, use_reentrant=False) for piece in _pieces(tokens)]
-        return torch.cat(held)
+        pieces = [checkpoint(self._model.text_features, piece, use_reentrant=False) for piece in self._pieces(tokens)]
+        return torch.cat(pieces)
 
     def embed(self) -> Iterator[dict[str, Tensor]]:
-        """Run the text tower over all, as many at once as go; yields each piece's tokens before it runs."""
-        for tokens in _pieces(self.tokens):
+        """Run the text tower over all prompts, piece by piece; yields each piece's tokens before it runs."""
+        for tokens in self._pieces(self.tokens):
             yield tokens
             self._model.text_features(tokens)
 
     def places(self, classes: Tensor | None, templates: Tensor | None) -> Tensor:
-        """Where the prompts of some classes in some templates stand, class by class.
+        """Places of the prompts of some classes in some templates, class by class.
 
         Args:
-            classes: Which; ``None`` for all.
-            templates: Which; ``None`` for all.
+            classes: Class indices; ``None`` for all.
+            templates: Template indices; ``None`` for all.
         """
         wanted = torch.arange(self.classes) if classes is None else classes
         written = torch.arange(self.templates) if templates is None else templates
         return (wanted[:, None] * self.templates + written).flatten().to(self.tokens["input_ids"].device)
 
-
-def _pieces(tokens: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    for piece in zip(*(torch.split(value, _AT_ONCE) for value in tokens.values()), strict=True):
-        yield dict(zip(tokens, piece, strict=True))
+    def _pieces(self, tokens: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+        for piece in zip(*(torch.split(value, self._at_once) for value in tokens.values()), strict=True):
+            yield dict(zip(tokens, piece, strict=True))

@@ -14,8 +14,8 @@ from clipmerge.errors import DataError
 from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel
 
-# Prompts that are embedded at once.
-_PROMPTS_AT_ONCE = 512
+#: Prompts that are embedded at once; more are embedded piece by piece.
+PROMPTS_AT_ONCE = 512
 
 
 def averaged(features: Tensor, templates: int) -> Tensor:
@@ -23,7 +23,7 @@ def averaged(features: Tensor, templates: int) -> Tensor:
 
     Args:
         features: (classes * templates, projection_dim).
-        templates: Prompts a class.
+        templates: Prompts per class.
 
     Returns:
         (classes, projection_dim).
@@ -36,7 +36,7 @@ def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) ->
 
     Args:
         tokens: Prompts class by class, in pieces, as `ImageTextModel.tokens` returns them, on the CPU.
-        templates: Prompts a class.
+        templates: Prompts per class.
 
     Raises:
         DataError: If there are several classes, and one and the same prompt in each template.
@@ -77,8 +77,8 @@ def class_embeddings(
         DataError: If the text tower cannot tell any class from another.
     """
     prompts = class_prompts(class_names, templates)
-    starts = range(0, len(prompts), _PROMPTS_AT_ONCE)
-    tokens = [model.tokens(prompts[start : start + _PROMPTS_AT_ONCE]) for start in starts]
+    starts = range(0, len(prompts), PROMPTS_AT_ONCE)
+    tokens = [model.tokens(prompts[start : start + PROMPTS_AT_ONCE]) for start in starts]
     refuse_one_prompt(tokens, len(templates))
-    pieces = [model.text_features({key: value.to(device) for key, value in each.items()}) for each in tokens]
+    pieces = [model.text_features({key: value.to(device) for key, value in piece.items()}) for piece in tokens]
     return averaged(torch.cat(pieces), len(templates))

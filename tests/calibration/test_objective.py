@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.calibration import prompts as prompts_module
 from clipmerge.calibration.objective import Objective
-from clipmerge.errors import MeasureError
+from clipmerge.errors import CheckpointError, MeasureError
 from clipmerge.models.transformers_clip import TransformersClip
 from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
 
@@ -55,13 +54,9 @@ def test_loss_is_that_of_transformers_own_forward(ends: Ends, alpha: float, temp
 
 @pytest.mark.parametrize("templates", [TEMPLATES[:1], TEMPLATES])
 @pytest.mark.parametrize("pieces", [False, True])
-def test_gradients_are_those_of_one_joint_backward_pass(
-    ends: Ends, templates: tuple[str, ...], pieces: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if pieces:
-        monkeypatch.setattr(prompts_module, "_AT_ONCE", 2)
+def test_gradients_are_those_of_one_joint_backward_pass(ends: Ends, templates: tuple[str, ...], pieces: bool) -> None:
     batches = make_batches(SIZES)
-    objective = objective_for(ends, batches, templates=templates)
+    objective = objective_for(ends, batches, templates=templates, prompts_at_once=2 if pieces else 512)
     objective.move_to(0.5)
     reference = Reference(ends, templates=templates).at(0.5)
     found = all_gradients(objective)
@@ -73,11 +68,12 @@ def test_gradients_are_those_of_one_joint_backward_pass(
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 4, 5])
 def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, at_once: int) -> None:
-    whole, pieces = objective_for(ends, make_batches(SIZES)), objective_for(ends, make_batches(SIZES))
-    pieces._images_at_once = at_once
+    whole = objective_for(ends, make_batches(SIZES))
+    pieces = objective_for(ends, make_batches(SIZES), images_at_once=at_once)
     held: list[int] = []
-    forward = pieces._model.image_features
-    pieces._model.image_features = lambda pixels, *rest: held.append(len(pixels)) or forward(pixels, *rest)  # type: ignore[method-assign]
+    model = pieces.criterion.model
+    forward = model.image_features
+    model.image_features = lambda pixels, *rest: held.append(len(pixels)) or forward(pixels, *rest)  # type: ignore[method-assign]
     for objective in (whole, pieces):
         objective.move_to(0.5)
     losses = [[value for _, value in objective.gradients()] for objective in (whole, pieces)]
@@ -197,9 +193,8 @@ def test_the_ends_of_the_path_are_the_checkpoints(ends: Ends) -> None:
 
 
 def test_progress_ends_at_what_was_announced(ends: Ends) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
     seen: list[tuple[float, float]] = []
-    objective._progress = lambda done, total: seen.append((done, total))
+    objective = objective_for(ends, make_batches(SIZES), progress=lambda done, total: seen.append((done, total)))
     objective.announce(forward=1, gradient=1)
     objective.losses()
     all_gradients(objective)
@@ -218,7 +213,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, which: int, messag
     tensors = load_file(file)
     tensors["visual_projection.weight"][0, 0] = float("nan")
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(MeasureError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         objective_for(broken, make_batches((2,)))
 
 

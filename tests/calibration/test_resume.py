@@ -50,8 +50,9 @@ class Learning:
         self.work: list[tuple[float, float]] = []
 
     def objective(self) -> Objective:
-        objective = objective_for(self.ends, make_batches(SIZES))
-        objective._progress = lambda done, total: self.work.append((done, total))
+        objective = objective_for(
+            self.ends, make_batches(SIZES), progress=lambda done, total: self.work.append((done, total))
+        )
         objective.keep = Saved(lambda: self.file, objective.accelerator, self.said.append)
         return objective
 

@@ -108,9 +108,8 @@ def test_the_seed_changes_what_is_drawn(found: dict[str, Measurements], ends: En
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_the_work_done_is_the_work_announced(ends: Ends, name: str) -> None:
-    objective = objective_for(ends, make_batches(SIZES))
     seen: list[tuple[float, float]] = []
-    objective._progress = lambda done, total: seen.append((done, total))
+    objective = objective_for(ends, make_batches(SIZES), progress=lambda done, total: seen.append((done, total)))
     load_plugin("measures", name)(objective)
     done, total = seen[-1]
     assert done == pytest.approx(total)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.first_order import first_order
@@ -158,7 +159,7 @@ def test_skipping_blocks_below_the_layer_changes_nothing(
 ) -> None:
     quick = worst_case(objective, steps=steps)
     quick_average = average_case(objective, draws=2)
-    monkeypatch.setattr(Objective, "_prefix", lambda *_: None)
+    monkeypatch.setattr(CalibrationLoss, "_prefix", lambda *_: None)
     slow = worst_case(objective, steps=steps)
     slow_average = average_case(objective, draws=2)
     for layer in slow.layers:
@@ -173,15 +174,15 @@ def test_weights_are_left_at_the_point_bit_for_bit(
     """While a layer moves every other parameter stays, and afterwards it is back."""
     objective.move_to(0.5)
     before = {name: parameter.detach().clone() for name, parameter in objective.parameters.items()}
-    original = Objective.loss
+    original = CalibrationLoss.loss
     moving: set[frozenset[str]] = set()
 
-    def watched(self: Objective, *args: object) -> Tensor:
+    def watched(self: CalibrationLoss, *args: object) -> Tensor:
         changed = {layer_of(n) for n, p in objective.parameters.items() if not torch.equal(p.detach(), before[n])}
         moving.add(frozenset(changed))
         return original(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Objective, "loss", watched)
+    monkeypatch.setattr(CalibrationLoss, "loss", watched)
     measure(objective, at=0.5)  # type: ignore[operator]
     assert moving - {frozenset()} == {frozenset({layer}) for layer in objective.layers}
     assert all(torch.equal(parameter.detach(), before[n]) for n, parameter in objective.parameters.items())

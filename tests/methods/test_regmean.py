@@ -29,8 +29,9 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
     return save_ends(tmp_path_factory.mktemp("ends"))
 
 
-def measure(ends: Ends) -> Measurements:
-    found: Measurements = load_plugin("measures", "gram")(objective_for(ends, BATCHES, classes=CLASSES))
+def measure(ends: Ends, prompts_at_once: int = 512) -> Measurements:
+    objective = objective_for(ends, BATCHES, classes=CLASSES, prompts_at_once=prompts_at_once)
+    found: Measurements = load_plugin("measures", "gram")(objective)
     return found
 
 
@@ -66,11 +67,8 @@ def test_gram_matrices_are_those_of_all_inputs(ends: Ends, found: Measurements, 
     assert found.notes == ("4 weights of two dimensions or more are no linear map of their own",)
 
 
-def test_many_prompts_are_embedded_in_pieces_with_the_same_result(
-    ends: Ends, found: Measurements, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clipmerge.calibration.prompts._AT_ONCE", 2)
-    again = measure(ends)
+def test_many_prompts_are_embedded_in_pieces_with_the_same_result(ends: Ends, found: Measurements) -> None:
+    again = measure(ends, prompts_at_once=2)
     for name, gram in found.tensors["gram_finetuned"].items():
         assert torch.allclose(again.tensors["gram_finetuned"][name], gram, rtol=1e-4, atol=1e-3), name
 

@@ -178,8 +178,7 @@ def test_the_loss_of_one_moving_layer_is_the_whole_loss(name: str, layer: str, p
     with torch.no_grad():
         for parameter in objective.layers[layer]:
             objective.parameters[parameter].data.mul_(1.1)
-        objective._hidden.clear()
-        objective._prompt_features = None
+        objective.forget(text=True)
         assert loss().item() == pytest.approx(objective.joint_loss(batch).item(), rel=1e-5)
 
 

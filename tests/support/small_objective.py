@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -75,6 +75,9 @@ def objective_for(
     classes: tuple[str, ...] = CLASSES,
     seed: int = 0,
     accelerator: Accelerator | None = None,
+    images_at_once: int | None = None,
+    prompts_at_once: int = 512,
+    progress: Callable[[float, float], None] | None = None,
 ) -> Objective:
     pair = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
     assert pair.zeroshot.config is not None
@@ -86,6 +89,9 @@ def objective_for(
         templates=len(templates),
         accelerator=accelerator or Accelerator(cpu=True),
         seed=seed,
+        images_at_once=images_at_once,
+        prompts_at_once=prompts_at_once,
+        progress=progress,
     )
 
 

@@ -1,0 +1,183 @@
+"""The calibration loss at the weights of the moment: cross-entropy of the zero-shot head.
+
+Class prompts through the text tower, averaged over templates, against the image features. Whatever does not depend on
+the weights that moved is kept: prompt features, and the hidden states below a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from clipmerge.calibration.path import PathWeights
+from clipmerge.calibration.prompts import Prompts
+from clipmerge.images.batches import Batch
+from clipmerge.layers import block_of
+from clipmerge.models import ImageTextModel, Prefix
+from clipmerge.models.zero_shot import averaged
+
+#: Scores a batch against prompt features (prompts, projection_dim).
+Loss = Callable[[Batch, Tensor], Tensor]
+
+
+class CalibrationLoss:
+    """The loss as a function of the weights on the path, plus any perturbation of them.
+
+    Attributes:
+        model: The model, on the device.
+        prompts: The class prompts.
+    """
+
+    def __init__(self, model: ImageTextModel, path: PathWeights, prompts: Prompts) -> None:
+        """Keep nothing yet.
+
+        Args:
+            model: The model.
+            path: Its weights.
+            prompts: The class prompts.
+        """
+        self.model = model
+        self.prompts = prompts
+        self._path = path
+        # prompt features, and per tower the hidden states of one batch, each with the move it was computed after
+        self._prompt_features: tuple[int, Tensor] | None = None
+        self._hidden: dict[str, tuple[tuple[int, int], tuple[Tensor, ...] | None]] = {}
+
+    def prompt_features(self) -> Tensor:
+        """Embed the class prompts at theta(alpha), where `PathWeights.move_to` went; not at perturbed weights.
+
+        Returns:
+            (prompts, projection_dim), unit length, without a graph. Computed once per point, and once for all points
+            when the text tower is the same at both ends.
+        """
+        moves = self._path.text_moves
+        if self._prompt_features is None or self._prompt_features[0] != moves:
+            with torch.no_grad():
+                self._prompt_features = (moves, self.prompts.features())
+        return self._prompt_features[1]
+
+    def class_features(
+        self, classes: Tensor | None = None, templates: Tensor | None = None, *, kept: bool = False
+    ) -> Tensor:
+        """Embed classes at the weights of the moment, with a graph where the text tower changes.
+
+        Args:
+            classes: Class indices, ascending; ``None`` for all.
+            templates: Template indices to average over; ``None`` for all.
+            kept: Whether to take them from `prompt_features`, which embeds all prompts, once, and has no graph.
+
+        Returns:
+            (classes, projection_dim), unit length.
+        """
+        places = self.prompts.places(classes, templates)
+        anew = self._path.text_changes and not kept
+        features = self.prompts.features(places=places) if anew else self.prompt_features()[places]
+        return averaged(features, self.prompts.templates if templates is None else len(templates))
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Embed preprocessed images at the current weights: (batch, projection_dim), unit length."""
+        return self.model.image_features(pixels)
+
+    def loss(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
+        """Mean cross-entropy of one batch at the current weights.
+
+        Args:
+            batch: Images and labels.
+            prompt_features: (prompts, projection_dim).
+            image_features: (batch, projection_dim), when they are known already.
+
+        Returns:
+            Scalar, in nats.
+        """
+        return cross_entropy(self.logits(batch, prompt_features, image_features), batch.labels)
+
+    def logits(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
+        """Scaled cosine similarities of one batch with every class: (batch, classes); arguments as in `loss`."""
+        images = self.embed(batch.pixels) if image_features is None else image_features
+        return self.class_logits(images, averaged(prompt_features, self.prompts.templates))
+
+    def class_logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Score classes by the zero-shot head at the current weights.
+
+        Args:
+            image_features: (batch, projection_dim), unit length.
+            class_features: (classes, projection_dim), unit length.
+
+        Returns:
+            (batch, classes).
+        """
+        return self.model.logits(image_features, class_features)
+
+    def joint_loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy with the text tower in the graph too, for second derivatives.
+
+        Returns:
+            Scalar, in nats.
+        """
+        if not self._path.text_changes:
+            return self.loss(batch, self.prompt_features())
+        return self.loss(batch, self.prompts.features())
+
+    def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
+        """The loss of one batch while only one layer moves, as cheap as that allows.
+
+        The other tower's features and the hidden states below the layer's block are those at theta(alpha), kept
+        for the batch: call this at theta(alpha), all layers of a batch before the next batch.
+
+        Args:
+            batch: Images and labels.
+            layer: The layer that will be perturbed.
+
+        Returns:
+            A function that computes the loss at the weights of the moment, scalar, in nats.
+        """
+        if not layer.startswith("text."):
+            prompts = self.prompt_features()
+            images = self._prefix("vision", layer, batch)
+            return lambda: self.loss(batch, prompts, self.model.image_features(batch.pixels, images))
+        with torch.no_grad():
+            features = self.model.image_features(batch.pixels, self._prefix("vision", "logit_scale", batch))
+        start = self._prefix("text", layer, batch)
+        return lambda: self.loss(batch, self.prompts.features(start), features)
+
+    def _prefix(self, tower: Literal["vision", "text"], layer: str, batch: Batch) -> Prefix | None:
+        """The first block that a layer's change reaches, and its input; ``None`` if no block can be skipped."""
+        if layer.endswith(("embeddings", "pre_norm")) or (tower == "text" and self.prompts.are_many):
+            return None
+        # prompts are the same for every batch
+        key = (self._path.moves, batch.number if tower == "vision" else 0)
+        if tower not in self._hidden or self._hidden[tower][0] != key:
+            self._hidden.pop(tower, None)  # before the next ones take as much memory
+            inputs = batch.pixels if tower == "vision" else self.prompts.tokens
+            self._hidden[tower] = (key, self.model.hidden_states(tower, inputs))
+        states = self._hidden[tower][1]
+        if states is None:
+            return None
+        place = block_of(layer)
+        first = place[1] if place else len(states) - 1
+        return first, states[first]
+
+    def add_gradients(
+        self, batch: Batch, prompt_features: Tensor, loss_of: Loss | None, images_at_once: int | None
+    ) -> float:
+        """Add a batch's gradient to each parameter's ``grad``, its own loss piece by piece.
+
+        Args:
+            batch: Images and labels.
+            prompt_features: (prompts, projection_dim); gets a gradient too if it asks for one.
+            loss_of: Another loss than `loss`, taken of the whole batch.
+            images_at_once: Images whose activations are held at once; ``None`` for the whole batch.
+
+        Returns:
+            The batch's loss, in nats.
+        """
+        value = 0.0
+        for piece in [batch] if loss_of else batch.pieces(images_at_once):
+            loss = (loss_of or self.loss)(piece, prompt_features) * (len(piece) / len(batch))
+            loss.backward()  # type: ignore[no-untyped-call]
+            value += float(loss.detach())
+        return value

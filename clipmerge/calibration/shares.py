@@ -1,0 +1,84 @@
+"""The calibration batches over all processes: each has a share, and values are gathered per batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from clipmerge.distributed import together
+from clipmerge.images.batches import Batch
+
+
+class Shares:
+    """This process's share of the batches, and the way to the others'.
+
+    Attributes:
+        accelerator: The processes.
+        batches: This process's batches, on its device.
+        batch_sizes: Images in every batch of all processes, in batch order.
+    """
+
+    def __init__(self, batches: Iterable[Batch], accelerator: Accelerator) -> None:
+        """Place the batches on the device and learn the sizes of the others.
+
+        Args:
+            batches: This process's batches, on any device.
+            accelerator: The processes.
+
+        Raises:
+            MeasureError: If another process is gone.
+        """
+        self.accelerator = accelerator
+        self.batches = [batch.to(accelerator.device) for batch in batches]
+        sizes = dict(self.gather([(batch.number, len(batch)) for batch in self.batches]))
+        self.batch_sizes = tuple(sizes[number] for number in sorted(sizes))
+
+    @property
+    def images(self) -> int:
+        """Images over all processes."""
+        return sum(self.batch_sizes)
+
+    def gather(self, items: list[Any]) -> list[Any]:
+        """Collect items from every process, in every process."""
+        if self.accelerator.num_processes == 1:
+            return items
+        with together():
+            gathered: list[Any] = gather_object(items)
+        return gathered
+
+    def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Add up tensors over all processes.
+
+        Args:
+            tensors: This process's, by name; the same names and shapes in every process.
+
+        Returns:
+            The sums by name, on the CPU.
+        """
+        with together():
+            return {name: self.accelerator.reduce(value, "sum").cpu() for name, value in tensors.items()}
+
+    def every_batch(self) -> list[Batch]:
+        """All processes' batches, in order, in every process."""
+        if self.accelerator.num_processes == 1:
+            return self.batches
+        gathered = self.gather([batch.to("cpu") for batch in self.batches])
+        return [batch.to(self.accelerator.device) for batch in sorted(gathered, key=lambda batch: batch.number)]
+
+    def by_batch(self, values: dict[int, Any]) -> list[Any]:
+        """Collect one value per batch from every process, in batch order.
+
+        Args:
+            values: This process's values by batch number.
+        """
+        gathered = dict(self.gather(list(values.items())))
+        return [gathered[number] for number in sorted(gathered)]
+
+    def mean(self, per_batch: list[float]) -> float:
+        """Average one value per batch over images: batches weigh by their size."""
+        total = sum(size * value for size, value in zip(self.batch_sizes, per_batch, strict=True))
+        return float(total / self.images)
