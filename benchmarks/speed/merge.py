@@ -1,7 +1,8 @@
 """How close a merge comes to the disk: clipmerge, the byte floor, a ten-line script, mergekit and sd-mecha.
 
 Everything runs N times, interleaved, on the same two random checkpoints, input pages warm; ratios are taken round
-by round and reported as medians. See README.md beside this file.
+by round and reported as medians. ``--against`` adds the same merges by another checkout of clipmerge. See
+benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.checkpoints import clip_config, make_pair, weight_bytes
-from benchmarks.speed.processes import Outcome, peer_version, run, summary, write_results
+from benchmarks.speed.processes import Outcome, checkout_environment, peer_version, run, summary, write_results
 
 PIECE = 16 << 20
 PLAIN = ("--recipe", "wise-ft", "--set", "method.alpha=0.5")
-# what looks at whole tensors: compared with a plain merge of known inputs
+#: Before the names of another checkout's contestants.
+BEFORE = "before-"
+# masks, a combination and singular values see whole tensors: compared with a plain merge of known inputs
 METHODS = {
     "clipmerge-masked": (*PLAIN, "--set", 'overrides=[{layers: "*", density: 0.5}]'),
     "clipmerge-breadcrumbs": ("--recipe", "breadcrumbs"),
@@ -85,6 +88,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1, help="rounds that are not counted")
     parser.add_argument("--methods", action="store_true", help="masks, a combination and singular values as well")
     parser.add_argument("--only", help="comma-separated contestants; the floor always runs")
+    parser.add_argument("--against", type=_folder, metavar="CHECKOUT", help="another checkout to compare with")
     parser.add_argument("--mergekit", metavar="PYTHON", help="interpreter of an environment with mergekit")
     parser.add_argument("--sd-mecha", metavar="PYTHON", help="interpreter of an environment with sd-mecha")
     parser.add_argument("--json", type=Path, help="where to write the results")
@@ -94,25 +98,24 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
+def _folder(text: str) -> Path:
+    return Path(text).resolve()  # the commands run in other folders
+
+
 Contestant = Callable[[], dict[str, Any]]
 
 
 def _contestants(
     arguments: argparse.Namespace, pair: tuple[Path, Path], output: Path, cache: Path
 ) -> dict[str, Contestant]:
-    """Name to what runs once and says ``seconds``; each gets a fresh ``output``."""
+    """Contestants by name: each runs once, into a fresh ``output``, and returns its ``seconds``."""
     files = [_weight_files(path) for path in pair]
     sources = [str(path) for path in pair]
-    command = _command(sources, PLAIN, output)
-    empty, kept = cache / "empty", cache / "kept"
-    chosen: dict[str, Contestant] = {
-        "floor": lambda: _floor(files, output),
-        "clipmerge-first": lambda: _first(command, empty),
-        "clipmerge": lambda: _clipmerge(command, kept),
-        "clipmerge-unhashed": lambda: _clipmerge([*command[:-2], "--no-hash", *command[-2:]], empty),
-    }
-    if arguments.methods:
-        chosen |= {name: partial(_clipmerge, _command(sources, how, output), kept) for name, how in METHODS.items()}
+    chosen: dict[str, Contestant] = {"floor": lambda: _floor(files, output)}
+    for prefix, checkout in {"": None, BEFORE: arguments.against}.items():
+        if not prefix or checkout:
+            ours = _own_contestants(sources, output, cache / f"{prefix}cache", checkout, methods=arguments.methods)
+            chosen |= {f"{prefix}{name}": contestant for name, contestant in ours.items()}
     if len(files[0]) == 1:
         singles = [str(files[0][0]), str(files[1][0]), str(output / "model.safetensors")]
         chosen["ten-line"] = lambda: _whole([sys.executable, "-c", TEN_LINES, *singles], output)
@@ -124,8 +127,27 @@ def _contestants(
     return {name: contestant for name, contestant in chosen.items() if name == "floor" or name in wanted}
 
 
-def _command(sources: list[str], how: Sequence[str], output: Path) -> list[str]:
-    return ["-m", "clipmerge", "merge", *sources, *how, "--format", "json", "--output", str(output)]
+def _own_contestants(
+    sources: list[str], output: Path, cache: Path, checkout: Path | None, *, methods: bool
+) -> dict[str, Contestant]:
+    """Merges by one checkout of clipmerge."""
+    command = _command(sources, PLAIN, output)
+    empty, filled = cache / "empty", cache / "filled"
+    chosen: dict[str, Contestant] = {
+        "clipmerge-first": lambda: _first(command, empty, checkout),
+        "clipmerge": lambda: _clipmerge(command, filled, checkout),
+        "clipmerge-unhashed": lambda: _clipmerge([*command[:-2], "--no-hash", *command[-2:]], empty, checkout),
+    }
+    if methods:
+        chosen |= {
+            name: partial(_clipmerge, _command(sources, recipe, output), filled, checkout)
+            for name, recipe in METHODS.items()
+        }
+    return chosen
+
+
+def _command(sources: list[str], recipe: Sequence[str], output: Path) -> list[str]:
+    return ["-m", "clipmerge", "merge", *sources, *recipe, "--format", "json", "--output", str(output)]
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -171,14 +193,15 @@ def _floor(files: list[list[Path]], output: Path) -> dict[str, Any]:
     return {"seconds": seconds, "cpu_seconds": cpu_seconds, "seconds_without_sync": seconds + unsynced}
 
 
-def _first(arguments: list[str], cache: Path) -> dict[str, Any]:
+def _first(arguments: list[str], cache: Path, checkout: Path | None) -> dict[str, Any]:
     """A merge of checkpoints that were never merged before."""
     shutil.rmtree(cache, ignore_errors=True)
-    return _clipmerge(arguments, cache)
+    return _clipmerge(arguments, cache, checkout)
 
 
-def _clipmerge(arguments: list[str], cache: Path) -> dict[str, Any]:
-    outcome, out = run([sys.executable, *arguments], {"XDG_CACHE_HOME": str(cache)})
+def _clipmerge(arguments: list[str], cache: Path, checkout: Path | None) -> dict[str, Any]:
+    variables = {"XDG_CACHE_HOME": str(cache), **checkout_environment(checkout)}
+    outcome, out = run([sys.executable, *arguments], variables, checkout)
     stages = json.loads(out)["seconds"]
     shutil.rmtree(arguments[-1])
     return {**vars(outcome), "stages": stages, "apply_and_write": stages["apply"] + stages["write"]}
@@ -202,7 +225,7 @@ def _mergekit(interpreter: str, files: list[str], output: Path) -> dict[str, Any
 def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """Every ratio, taken within a round."""
     ours = [name for name in rounds[0] if name.startswith("clipmerge") and name not in METHODS]
-    peers = [name for name in rounds[0] if name != "floor" and not name.startswith("clipmerge")]
+    peers = [name for name in rounds[0] if name != "floor" and not name.startswith(("clipmerge", BEFORE))]
     ratios = {
         f"{name}: apply + write / floor": [each[name]["apply_and_write"] / each["floor"]["seconds"] for each in rounds]
         for name in ours
@@ -212,6 +235,11 @@ def _ratios(rounds: list[dict[str, Any]]) -> dict[str, Any]:
             ratios[f"{peer} / {name}"] = [each[peer]["seconds"] / each[name]["seconds"] for each in rounds]
     for name in [name for name in METHODS if {name, "clipmerge"} <= rounds[0].keys()]:
         ratios[f"{name} / clipmerge"] = [each[name]["seconds"] / each["clipmerge"]["seconds"] for each in rounds]
+    for name in [name for name in rounds[0] if f"{BEFORE}{name}" in rounds[0]]:
+        for figure in ("seconds", "cpu_seconds"):
+            ratios[f"{name} / {BEFORE}{name}: {figure}"] = [
+                each[name][figure] / each[f"{BEFORE}{name}"][figure] for each in rounds
+            ]
     return {name: summary(values) for name, values in ratios.items()}
 
 
@@ -225,15 +253,15 @@ def _print_table(name: str, size: int, rounds: list[dict[str, Any]], ratios: dic
     columns = {"seconds": "8.2f", "cpu_seconds": "12.2f", "apply_and_write": "16.2f", "private_mb": "11.0f"}
     columns["resident_mb"] = "12.0f"
     widths = {key: int(form.partition(".")[0]) for key, form in columns.items()}
-    print(f"{'':20}" + "".join(f"{key:>{width + 1}}" for key, width in widths.items()))
+    print(f"{'':28}" + "".join(f"{key:>{width + 1}}" for key, width in widths.items()))
     for contestant in rounds[0]:
         row = ""
         for key, form in columns.items():
             values = [each[contestant][key] for each in rounds if key in each[contestant]]
             row += f" {statistics.median(values):{form}}" if values else " " * (widths[key] + 1)
-        print(f"{contestant:20}{row}")
+        print(f"{contestant:28}{row}")
     for label, ratio in ratios.items():
-        print(f"{label:44} {ratio['median']:5.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
+        print(f"{label:66} {ratio['median']:5.2f}  ({ratio['min']:.2f} to {ratio['max']:.2f})")
 
 
 if __name__ == "__main__":

@@ -37,12 +37,15 @@ class Outcome:
     resident_mb: float
 
 
-def run(command: list[str], environment: dict[str, str] | None = None) -> tuple[Outcome, str]:
+def run(
+    command: list[str], environment: dict[str, str] | None = None, folder: Path | None = None
+) -> tuple[Outcome, str]:
     """Run a command to its end.
 
     Args:
         command: Program and arguments.
         environment: Variables to set beside those there are.
+        folder: Working folder; ``None`` for this process's.
 
     Returns:
         What it took, and its stdout.
@@ -52,7 +55,8 @@ def run(command: list[str], environment: dict[str, str] | None = None) -> tuple[
     """
     begin, cpu_before = time.perf_counter(), _children_cpu()
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a pipe nobody reads would fill and stop them
-        process = subprocess.Popen(command, stdout=out, stderr=err, env=os.environ | (environment or {}))
+        variables = os.environ | (environment or {})
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=variables, cwd=folder)
         private = resident = 0
         while process.poll() is None:
             status = _status(process.pid)
@@ -83,6 +87,15 @@ def _status(pid: int) -> dict[str, int]:
 def summary(values: list[float]) -> dict[str, Any]:
     """Median, extremes and the values themselves."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "values": values}
+
+
+def checkout_environment(checkout: Path | None) -> dict[str, str]:
+    """Variables with which ``python -m clipmerge`` runs another checkout's code; none for this one's.
+
+    Args:
+        checkout: The other checkout; the command must also run in that folder.
+    """
+    return {"PYTHONPATH": str(checkout)} if checkout else {}
 
 
 def machine() -> dict[str, Any]:

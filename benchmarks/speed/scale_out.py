@@ -3,7 +3,7 @@
     python -m benchmarks.speed.scale_out [--json FILE]
 
 The whole command ``clipmerge merge --recipe straggler-sparse`` under torchrun, on a CLIP of random weights and random
-pictures, with one process and with several in turn; ratios are taken round by round. See README.md beside this file.
+pictures, with one process and with several in turn; ratios are taken round by round. See benchmarks/README.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a command costs before it does anything: clipmerge --help, and inspect of one and of two ViT-L/14 checkpoints.
 
-Each runs N times, interleaved with ``python -c pass``; ratios are taken round by round. See README.md beside this file.
+Each runs N times, interleaved with ``python -c pass``; ratios are taken round by round. ``--against`` adds the same
+commands of another checkout of clipmerge. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -13,44 +14,67 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.checkpoints import clip_config, make_pair
-from benchmarks.speed.processes import run, summary, write_results
+from benchmarks.speed.processes import Outcome, checkout_environment, run, summary, write_results
+
+BEFORE = "before: "
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", help="where the checkpoints are kept for the next run")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--against", type=_folder, metavar="CHECKOUT", help="another checkout to compare with")
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(arguments.folder or temporary).resolve() / "l14"
-        zeroshot, finetuned = make_pair(folder, clip_config("l14"), sharded=False)
-        clipmerge = [sys.executable, "-m", "clipmerge"]
-        commands = {
-            "python -c pass": [sys.executable, "-c", "pass"],
-            "--help": [*clipmerge, "--help"],
-            "inspect, one": [*clipmerge, "inspect", str(zeroshot), "--format", "json"],
-            "inspect, no weights": [
-                *clipmerge,
-                "inspect",
-                str(zeroshot),
-                str(finetuned),
-                "--no-weights",
-                "--format",
-                "json",
-            ],
-            "inspect, two": [*clipmerge, "inspect", str(zeroshot), str(finetuned), "--format", "json"],
-        }
-        rounds = [{name: run(command)[0] for name, command in commands.items()} for _ in range(arguments.rounds)]
-    results: dict[str, Any] = {}
-    print(f"{'':20} {'seconds':>8} {'x python':>9} {'private MB':>11}   ({len(rounds)} rounds, medians)")
-    for name in commands:
-        seconds = summary([each[name].seconds for each in rounds])
-        ratio = summary([each[name].seconds / each["python -c pass"].seconds for each in rounds])
-        private = statistics.median(each[name].private_mb for each in rounds)
-        results[name] = {"seconds": seconds, "ratio": ratio, "private_mb": private}
-        print(f"{name:20} {seconds['median']:8.3f} {ratio['median']:9.1f} {private:11.0f}")
+        commands = _commands(*make_pair(folder, clip_config("l14"), sharded=False))
+        rounds = [_round(commands, arguments.against) for _ in range(arguments.rounds)]
+    results = {name: _result(name, rounds) for name in rounds[0]}
+    print(
+        f"{'':28} {'seconds':>8} {'x python':>9} {'private MB':>11} {'x before':>9}   ({len(rounds)} rounds, medians)"
+    )
+    for name, result in results.items():
+        ratios = f"{result['ratio']['median']:9.1f} {result['private_mb']:11.0f}"
+        before = f" {result['against']['median']:9.2f}" if "against" in result else ""
+        print(f"{name:28} {result['seconds']['median']:8.3f} {ratios}{before}")
     write_results(arguments.json, {"commands": results})
+
+
+def _folder(text: str) -> Path:
+    return Path(text).resolve()  # the commands run there
+
+
+def _commands(zeroshot: Path, finetuned: Path) -> dict[str, list[str]]:
+    clipmerge = [sys.executable, "-m", "clipmerge"]
+    inspect = [*clipmerge, "inspect", "--format", "json"]
+    return {
+        "python -c pass": [sys.executable, "-c", "pass"],
+        "--help": [*clipmerge, "--help"],
+        "inspect, one": [*inspect, str(zeroshot)],
+        "inspect, no weights": [*inspect, "--no-weights", str(zeroshot), str(finetuned)],
+        "inspect, two": [*inspect, str(zeroshot), str(finetuned)],
+    }
+
+
+def _round(commands: dict[str, list[str]], against: Path | None) -> dict[str, Outcome]:
+    outcomes = {}
+    for name, command in commands.items():
+        outcomes[name] = run(command)[0]
+        if against and name != "python -c pass":
+            outcomes[f"{BEFORE}{name}"] = run(command, checkout_environment(against), against)[0]
+    return outcomes
+
+
+def _result(name: str, rounds: list[dict[str, Outcome]]) -> dict[str, Any]:
+    result = {
+        "seconds": summary([each[name].seconds for each in rounds]),
+        "ratio": summary([each[name].seconds / each["python -c pass"].seconds for each in rounds]),
+        "private_mb": statistics.median(each[name].private_mb for each in rounds),
+    }
+    if f"{BEFORE}{name}" in rounds[0]:
+        result["against"] = summary([each[name].seconds / each[f"{BEFORE}{name}"].seconds for each in rounds])
+    return result
 
 
 if __name__ == "__main__":
