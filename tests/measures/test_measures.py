@@ -16,8 +16,8 @@ from clipmerge.api.merge import Calibration, MergeRequest, make_plan
 from clipmerge.calibration.objective import Objective
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.plugins import load_plugin, plugin_names
-from tests.support.measure_everything import SIZES
+from clipmerge.plugins import plugin_names
+from tests.support.measure_everything import SIZES, measured
 from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
 
 MEASURES = plugin_names("measures")
@@ -37,7 +37,7 @@ def objective(ends: Ends) -> Objective:
 
 @pytest.fixture(scope="module")
 def found(objective: Objective) -> dict[str, Measurements]:
-    return {name: load_plugin("measures", name)(objective) for name in MEASURES}
+    return {name: measured(name, objective) for name in MEASURES}
 
 
 def test_there_are_measures() -> None:
@@ -77,16 +77,15 @@ def test_batches_average_to_the_layers_value(found: dict[str, Measurements], nam
 def test_measuring_again_gives_the_same_numbers(
     found: dict[str, Measurements], objective: Objective, ends: Ends, name: str
 ) -> None:
-    measure = load_plugin("measures", name)
     fresh = objective_for(ends, make_batches(SIZES))
     for each in (objective, fresh):
-        assert measure(each).layers == found[name].layers
+        assert measured(name, each).layers == found[name].layers
 
 
 @pytest.mark.parametrize("name", MEASURES)
 def test_batches_do_not_depend_on_one_another(found: dict[str, Measurements], ends: Ends, name: str) -> None:
     last = make_batches(SIZES)[-1:]
-    alone = load_plugin("measures", name)(objective_for(ends, last))
+    alone = measured(name, objective_for(ends, last))
     for statistic in alone.statistics:
         for layer, values in statistic.batches.items():
             expected = found[name][statistic.name].batches[layer][-1]
@@ -96,13 +95,13 @@ def test_batches_do_not_depend_on_one_another(found: dict[str, Measurements], en
 @pytest.mark.parametrize("name", MEASURES)
 def test_a_frozen_text_tower_is_left_out(tmp_path: Path, name: str) -> None:
     frozen = save_ends(tmp_path, moves=("vision_", "visual_"))
-    record = load_plugin("measures", name)(objective_for(frozen, make_batches((2, 1))))
+    record = measured(name, objective_for(frozen, make_batches((2, 1))))
     assert all(layer.startswith("vision.") for layer in record.layers)
 
 
 @pytest.mark.parametrize("name", ["average-case", "hessian-trace", "learned-coefficients"])
 def test_the_seed_changes_what_is_drawn(found: dict[str, Measurements], ends: Ends, name: str) -> None:
-    other = load_plugin("measures", name)(objective_for(ends, make_batches(SIZES), seed=1))
+    other = measured(name, objective_for(ends, make_batches(SIZES), seed=1))
     assert other.layers != found[name].layers
 
 
@@ -110,7 +109,7 @@ def test_the_seed_changes_what_is_drawn(found: dict[str, Measurements], ends: En
 def test_the_work_done_is_the_work_announced(ends: Ends, name: str) -> None:
     seen: list[tuple[float, float]] = []
     objective = objective_for(ends, make_batches(SIZES), progress=lambda done, total: seen.append((done, total)))
-    load_plugin("measures", name)(objective)
+    measured(name, objective)
     done, total = seen[-1]
     assert done == pytest.approx(total)
 

@@ -114,10 +114,18 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+# Of 216 combinations, the 54 that hold every (layer, which, value), (layer, dtype) and (dtype, which, value).
+BROKEN = [
+    pytest.param(layer, value, which, dtype, id=f"{layer}-{value}-{which}-{dtype}")
+    for i, layer in enumerate(LAYERS)
+    for j, value in enumerate(("nan", "inf", "-inf"))
+    for which in (0, 1)
+    for dtype in [DTYPES[(i + j + which) % len(DTYPES)]]
+]
+
+
+@pytest.mark.parametrize(("layer", "value", "which", "dtype"), BROKEN)
 def test_nan_and_inf_are_found_and_named(
     copies: Folders, layer: str, value: str, which: int, dtype: torch.dtype
 ) -> None:

@@ -8,17 +8,27 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from clipmerge.plugins import load_plugin, plugin_names
+from clipmerge.calibration.objective import Objective
+from clipmerge.planning.measurements import Measurements
+from clipmerge.plugins import load_plugin, plugin_names, plugin_options
 from tests.support.small_objective import make_batches, objective_for
 
 SIZES = (4, 4, 3)
+#: Of the measures that learn. Two rounds over the batches; every rule that is checked holds after any number.
+STEPS = 6
+
+
+def measured(name: str, objective: Objective) -> Measurements:
+    """Run a measure with its defaults, but for the steps of one that learns."""
+    options = {"steps": STEPS} if "steps" in plugin_options("measures", name) else {}
+    return load_plugin("measures", name)(objective, **options)
 
 
 def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     mine = make_batches(SIZES)[accelerator.process_index :: accelerator.num_processes]
     objective = objective_for((folder / "zeroshot", folder / "finetuned"), mine)
-    found = {name: load_plugin("measures", name)(objective) for name in plugin_names("measures")}
+    found = {name: measured(name, objective) for name in plugin_names("measures")}
     gradients = {name: value.double().norm().item() for name, value in found["path-barrier"].gradients.items()}
     coefficients = {
         measure: {name: value.double().sum().item() for name, value in record.coefficients.items()}
