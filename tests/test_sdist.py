@@ -1,0 +1,51 @@
+"""The source distribution holds everything that its own tests read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one folder of a freshly built sdist."""
+    pytest.importorskip("hatchling", reason="the dev extra has it")
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as members:
+        members.extractall(folder, filter="data")
+    (root,) = (path for path in folder.iterdir() if path.is_dir())
+    return root
+
+
+def run_pytest(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest in ``root``, on the clipmerge there."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    environment.pop("PYTEST_ADDOPTS", None)
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_every_test_is_collected_there(unpacked: Path) -> None:
+    collected = run_pytest(unpacked, "--collect-only")
+    assert collected.returncode == 0, collected.stdout[-3000:] + collected.stderr[-1000:]
+    files = {line.partition("::")[0] for line in collected.stdout.splitlines() if "::" in line}
+    shipped = {file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").rglob("test_*.py")}
+    assert shipped <= files
+
+
+def test_tests_that_read_files_of_the_repository_pass_there(unpacked: Path) -> None:
+    reading = ("tests/docs", "tests/planning/test_recipe.py", "tests/benchmarks/test_shift_evaluation.py")
+    ended = run_pytest(unpacked, "-m", "not slow", *reading)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-1000:]
