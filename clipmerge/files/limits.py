@@ -46,7 +46,9 @@ LARGEST_IMAGE = 256 * MIB
 #: Pixels of an image; 8192 times 8192.
 MOST_PIXELS = 1 << 26
 #: Images of one source.
-MOST_IMAGES = 5_000_000
+MOST_IMAGES = 3_000_000
+#: Bytes of images from Parquet held at once, where that is more than `MOST_INFLATION` times what was read of the files.
+LARGEST_HELD = 512 * MIB
 #: Bytes of a label in a tar archive: a number, a name, a JSON object.
 LARGEST_LABEL = MIB
 #: Bytes of a header with a long name or with attributes in a tar archive.

@@ -47,14 +47,21 @@ def inside(folder: Path, name: str) -> Path | None:
     Returns:
         The file itself, links followed; ``None`` where there is none, or it lies elsewhere.
     """
-    home, path = folder.resolve(), folder / name
+    path = folder / name
+    try:
+        return path.resolve(strict=True) if path.is_file() and lies_in(folder, path) else None
+    except OSError:
+        return None
+
+
+def lies_in(folder: Path, path: Path) -> bool:
+    """Whether a path, links followed, lies in a folder, or in the blobs of the Hub's cache that it is a snapshot of."""
+    home = folder.resolve()
     try:
         place = path.resolve(strict=True)
-        if not place.is_file():
-            return None
     except (OSError, RuntimeError):  # RuntimeError: links in a circle, until Python 3.13
-        return None
-    return place if home in place.parents or _blobs(home) in place.parents else None
+        return False
+    return home in place.parents or _blobs(home) in place.parents
 
 
 def _blobs(folder: Path) -> Path | None:

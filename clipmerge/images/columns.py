@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.files.reading import parse_json
 
 if TYPE_CHECKING:
     import pyarrow
@@ -57,9 +59,7 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
     Raises:
         DataError: If a column is missing, of the wrong type, or there are several to choose from.
     """
-    import datasets
-
-    features = datasets.Features.from_arrow_schema(schema)
+    features = _features(schema)
     for flag, name in (("--image-column", asked.image), ("--label-column", asked.label)):
         if name is not None and name not in features:
             hint = did_you_mean(name, features)
@@ -74,22 +74,46 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
             f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or one text an image"
             f"{hint}"
         )
-    names = tuple(features[label].names) if isinstance(features[label], datasets.ClassLabel) else None
-    return Found(image, label, names)
+    return Found(image, label, features[label].names)
 
 
-def _image_column(where: str, schema: pyarrow.Schema, features: Any) -> str:
-    import datasets
+@dataclass(frozen=True)
+class _Feature:
+    """What `datasets` wrote about a column: whether it holds images, and the names of its classes."""
 
-    typed = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    is_image: bool = False
+    names: tuple[str, ...] | None = None
+
+
+def _features(schema: pyarrow.Schema) -> dict[str, _Feature]:
+    """Read what `datasets` wrote into a table's metadata, without making its types: some of them read files."""
+    said: Any = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        text = (schema.metadata or {})[b"huggingface"].decode("utf-8")
+        said = parse_json(text)["info"]["features"]
+    said = said if isinstance(said, dict) else {}
+    return {name: _feature(said.get(name), schema.field(at).type) for at, name in enumerate(schema.names)}
+
+
+def _feature(said: Any, kind: pyarrow.DataType) -> _Feature:
+    from pyarrow import types
+
+    said = said if isinstance(said, dict) else {}
+    names = said.get("names")
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if said.get("_type") == "ClassLabel" and named and types.is_integer(kind):
+        return _Feature(names=tuple(names))
+    return _Feature(is_image=said.get("_type") == "Image" and _holds_images(kind))
+
+
+def _image_column(where: str, schema: pyarrow.Schema, features: Mapping[str, _Feature]) -> str:
+    typed = [name for name, feature in features.items() if feature.is_image]
     found = typed or [name for name in features if _holds_images(schema.field(name).type)]
     return _choose(where, "image", "--image-column", found, _IMAGE_NAMES, features)
 
 
-def _label_column(where: str, schema: pyarrow.Schema, features: Any, image: str) -> str:
-    import datasets
-
-    found = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+def _label_column(where: str, schema: pyarrow.Schema, features: Mapping[str, _Feature], image: str) -> str:
+    found = [name for name, feature in features.items() if feature.names is not None]
     if not found:
         usual = [name for name in LABEL_NAMES if name in features and name != image]
         plain = [name for name in usual if _holds_labels(schema.field(name).type)]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from clipmerge.errors import DataError
+from clipmerge.files.limits import LARGEST_IMAGE, MOST_PIXELS
+from clipmerge.files.reading import open_regular, told_size
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from clipmerge.images.store import Encoded
 
-# Formats whose grey images of mode I have 16 bits: Pillow widens them.
-_SIXTEEN_BITS = ("PNG", "PPM")
+# What is decoded, whatever a file is called: other plugins of Pillow run programs (Ghostscript for EPS) or take long.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
 
@@ -35,13 +41,15 @@ def decode(name: str, encoded: Encoded) -> Image:
     from PIL import ImageOps  # what `datasets` decodes with, whose own import takes longer than many an image
 
     try:
-        with _opened(encoded) as file:
-            image = ImageOps.exif_transpose(file)
+        with _opened(encoded) as image:
+            image.load()
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             return _eight_bits(name, image, encoded).convert("RGB")
         # palette images with transparency go through RGBA, as pillow asks
-        rgb: Image = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
-        return rgb
+        if "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except DataError:
         raise
     except Exception as error:  # a damaged file can make a decoder raise anything
@@ -76,11 +84,26 @@ def unreadable(name: str, error: Exception) -> DataError:
     return DataError(f"{name}: cannot be read as an image ({reason}); mend or remove it")
 
 
-def _opened(encoded: Encoded) -> Any:
-    """Open an image without decoding it; a context."""
+@contextmanager
+def _opened(encoded: Encoded) -> Iterator[Image]:
+    """Open an image without decoding it, and refuse one that would take too much memory."""
     from PIL import Image
 
-    return Image.open(BytesIO(encoded["bytes"]) if encoded["bytes"] is not None else str(encoded["path"]))
+    with _file(encoded) as file, Image.open(file, formats=_FORMATS) as image:
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
+        yield image
+
+
+def _file(encoded: Encoded) -> IO[bytes]:
+    if encoded["bytes"] is not None:
+        return BytesIO(encoded["bytes"])
+    file = open_regular(Path(str(encoded["path"])))
+    if os.fstat(file.fileno()).st_size > LARGEST_IMAGE:
+        file.close()
+        raise ValueError(f"larger than {told_size(LARGEST_IMAGE)}")
+    return file
 
 
 def _eight_bits(name: str, image: Image, encoded: Encoded) -> Image:
@@ -91,12 +114,14 @@ def _eight_bits(name: str, image: Image, encoded: Encoded) -> Image:
         white, tags = _white(header), getattr(header, "tag_v2", {})
     if white is None:
         raise _unknown_range(name)
-    shares = np.asarray(image).astype(np.float32) / white
-    if not ((shares >= 0) & (shares <= 1)).all():  # also where one is not a number
+    shares = np.asarray(image).astype(np.float32)
+    shares /= white  # in place, as all that follows: an image of many pixels would fill memory several times
+    if not (shares.min() >= 0 and shares.max() <= 1):  # also where one is not a number
         raise _unknown_range(name)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # pillow turns only 8-bit ones round
-        shares = 1 - shares
-    return Pillow.fromarray(np.rint(255 * shares).astype(np.uint8))
+        np.subtract(1, shares, out=shares)
+    shares *= 255
+    return Pillow.fromarray(np.rint(shares, out=shares).astype(np.uint8))
 
 
 def _white(header: Image) -> float | None:
@@ -104,7 +129,7 @@ def _white(header: Image) -> float | None:
     if header.mode == "F":
         return 1.0
     if header.mode == "I":
-        return 65535.0 if header.format in _SIXTEEN_BITS else None
+        return 65535.0 if header.format == "PNG" else None  # Pillow widens 16 bits
     return 4095.0 if getattr(header, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 65535.0
 
 

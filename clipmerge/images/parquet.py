@@ -1,14 +1,18 @@
-"""Images in Parquet: labels are read by themselves, images by row group when they are wanted."""
+"""Images in Parquet: labels are read by themselves, images some rows at a time when they are wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import DataError
+from clipmerge.files.limits import LARGEST_HELD, LARGEST_IMAGE, LARGEST_TEXT, MOST_IMAGES, MOST_INFLATION
+from clipmerge.files.reading import told_size
 from clipmerge.images.columns import Columns, Found, find_columns, number_classes
+from clipmerge.images.pages import Window, read_chunk, read_footer
 from clipmerge.images.places import Place
 from clipmerge.images.store import Encoded, Labelled
 
@@ -16,6 +20,10 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 _AT_ONCE = 8
+# A column that repeats one large image is small in the file, so only some rows are formed at a time.
+_ROWS_AT_ONCE = 4
+_LABELS_AT_ONCE = 1 << 14
+_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,32 +36,86 @@ class _Group:
     start: int
 
 
+class _Rows:
+    """The images of one row group, front to back; going back starts again."""
+
+    def __init__(self, place: Place, group: _Group, metadata: Any, column: str) -> None:
+        self._place, self.group, self._metadata, self._column = place, group, metadata, column
+        self._images = iter(self._read())
+        self._next, self._latest = 0, b""
+        self.compressed = 0
+
+    def __getitem__(self, row: int) -> bytes:
+        """One image by its row in the group."""
+        if row < self._next - 1:
+            self.__init__(self._place, self.group, self._metadata, self._column)  # type: ignore[misc]
+        while self._next <= row:
+            self._latest = next(self._images)
+            self._next += 1
+        return self._latest
+
+    def close(self) -> None:
+        """Close the file."""
+        self._images.close()  # type: ignore[attr-defined]
+
+    def _read(self) -> Iterator[bytes]:
+        name, group = self.group.file, self._metadata.row_group(self.group.number)
+        with self._place.reading(name), self._place.open(name) as file:
+            index = _leaf(self._metadata, self._column)
+            begin, data = read_chunk(file, group.column(index))
+            self.compressed = len(data)
+            parquet = _open(Window(file, {begin: data}), self._metadata)
+            path = self._metadata.schema.column(index).path
+            row = self.group.row
+            for batch in parquet.iter_batches(
+                batch_size=_ROWS_AT_ONCE, row_groups=[self.group.number], columns=[path], use_threads=False
+            ):
+                for image in _images(batch):
+                    yield _checked(f"{self._place.called(name)}, row {row}", image)
+                    row += 1
+            if row - self.group.row != group.num_rows:
+                raise EOFError("it has fewer rows than its footer says")
+
+
 @dataclass
 class ParquetImages:
-    """The image column of several files; the row group read last is kept."""
+    """The image column of several files; the row group read last stays open."""
 
     place: Place
     column: str
     groups: list[_Group]
     blocks: tuple[int, ...]
     metadata: dict[str, Any] = field(repr=False)
-    _kept: tuple[int, list[Encoded]] = field(default=(-1, []), repr=False)
+    _kept: tuple[int, _Rows | None] = field(default=(-1, None), repr=False)
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each row group once."""
         found: dict[int, Encoded] = {}
+        held = read = 0
         for position in sorted(positions):  # positions go through the blocks in order
             block = self.blocks[position]
-            found[position] = self._rows(block)[position - self.groups[block].start]
+            is_new = self._kept[0] != block
+            rows = self._rows(block)
+            image = rows[position - self.groups[block].start]
+            read += rows.compressed if is_new or not read else 0
+            held += len(image)
+            if held > max(LARGEST_HELD, MOST_INFLATION * read):
+                raise DataError(
+                    f"{self.name(position)}: the images take {told_size(held)} that {told_size(read)} of the file "
+                    "became; it is damaged, or made to fill memory"
+                )
+            found[position] = {"bytes": image, "path": None}
         return [found[position] for position in positions]
 
-    def _rows(self, block: int) -> list[Encoded]:
-        if self._kept[0] != block:
+    def _rows(self, block: int) -> _Rows:
+        at, rows = self._kept
+        if rows is None or at != block:
+            if rows is not None:
+                rows.close()
             group = self.groups[block]
-            with self.place.reading(group.file), self.place.open(group.file) as file:
-                table = _open(file, self.metadata[group.file]).read_row_group(group.number, columns=[self.column])
-                self._kept = block, [_encoded(value) for value in table.column(self.column).to_pylist()]
-        return self._kept[1]
+            rows = _Rows(self.place, group, self.metadata[group.file], self.column)
+            self._kept = block, rows
+        return rows
 
     def name(self, position: int) -> str:
         """File and row."""
@@ -95,6 +157,7 @@ def load_parquet(source: str, place: Place, files: Sequence[str], asked: Columns
             groups.append(_Group(file, number, start - len(labels), start))
             start += rows
         labels += part.labels
+        _check_count(source, len(labels))
     indices, classes, named = number_classes(source, labels, found.names)
     metadata = {file: part.metadata for file, part in zip(files, parts, strict=True)}
     return Labelled(ParquetImages(place, found.image, groups, tuple(blocks), metadata), indices, classes, named)
@@ -112,21 +175,69 @@ class _Part:
 
 def _index(place: Place, name: str, asked: Columns) -> _Part:
     with place.reading(name), place.open(name) as file:
-        parquet = _open(file)
+        parquet = _open(Window(file, read_footer(file)))
+        metadata = parquet.metadata
+        _check_count(place.called(name), metadata.num_rows)
         columns = find_columns(place.called(name), parquet.schema_arrow, asked)
-        labels = parquet.read(columns=[columns.label]).column(columns.label).to_pylist()
-        rows = [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]
-        return _Part(columns, labels, rows, parquet.metadata)
+        rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
+            raise EOFError("the rows of its groups are not those of the whole")
+        labels = _labels(place.called(name), file, metadata, columns.label)
+        if len(labels) != metadata.num_rows:
+            raise EOFError("it has fewer labels than its footer says")
+        return _Part(columns, labels, rows, metadata)
 
 
-def _open(file: Any, metadata: Any = None) -> pyarrow.parquet.ParquetFile:
+def _labels(where: str, file: Any, metadata: Any, column: str) -> list[Any]:
+    """Read the labels; a text that many rows have is kept once."""
+    index = _leaf(metadata, column)
+    filled = [number for number in range(metadata.num_row_groups) if metadata.row_group(number).num_rows]
+    ranges = dict(read_chunk(file, metadata.row_group(number).column(index)) for number in filled)
+    is_text = "BYTE_ARRAY" in metadata.schema.column(index).physical_type
+    parquet = _open(Window(file, ranges), metadata, read_dictionary=[column] if is_text else None)
+    labels: list[Any] = []
+    texts: dict[str, str] = {}
+    for batch in parquet.iter_batches(_LABELS_AT_ONCE, row_groups=filled, columns=[column], use_threads=False):
+        (values,) = batch.columns
+        if values.nbytes > LARGEST_TEXT:
+            raise DataError(f"{where}: the labels in column '{column}' are longer than class names; name another")
+        if hasattr(values, "dictionary"):
+            named = [texts.setdefault(text, text) if text else text for text in values.dictionary.to_pylist()]
+            labels += [None if at is None else named[at] for at in values.indices.to_pylist()]
+        else:
+            labels += values.to_pylist()
+    return labels
+
+
+def _leaf(metadata: Any, column: str) -> int:
+    """Number of the stored column that holds a column's numbers, texts or bytes."""
+    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    return next(number for number, path in enumerate(paths) if path in (column, f"{column}.bytes"))
+
+
+def _check_count(where: str, count: int) -> None:
+    if count > MOST_IMAGES:
+        raise DataError(f"{where}: has {count} images, more than {MOST_IMAGES}; give some of the files")
+
+
+def _open(file: Any, metadata: Any = None, **options: Any) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
-    # ranges that lie together are fetched together
-    return pyarrow.parquet.ParquetFile(file, metadata=metadata, pre_buffer=True)
+    # page by page, as far as it is read: what has been read of the file already is not copied whole
+    return pyarrow.parquet.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER, **options)
 
 
-def _encoded(value: Any) -> Encoded:
-    if isinstance(value, dict):
-        return {"bytes": value.get("bytes"), "path": value.get("path")}
-    return {"bytes": value, "path": None}
+def _images(batch: Any) -> list[Any]:
+    """The bytes of some rows, from a column of bytes or of structures with ``bytes``."""
+    (values,) = batch.columns
+    with contextlib.suppress(AttributeError):
+        values = values.field("bytes")
+    return list(values.to_pylist())
+
+
+def _checked(where: str, image: bytes | None) -> bytes:
+    if image is None:  # beside it may stand a path, which is somebody else's idea of what to read here
+        raise DataError(f"{where}: holds no image; a path beside it is not followed, store the images' bytes")
+    if len(image) > LARGEST_IMAGE:
+        raise DataError(f"{where}: its image is larger than {told_size(LARGEST_IMAGE)}")
+    return image

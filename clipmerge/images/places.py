@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from clipmerge.errors import ClipmergeError, DataError, shorten
+from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import local_path
+from clipmerge.files.reading import open_regular
+from clipmerge.files.side_files import lies_in
+from clipmerge.images.pages import Damaged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
 
 _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
-# More files than a data set is cut into; a slip in a range should not fill memory with names.
-_MOST_FILES = 100_000
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
@@ -40,7 +42,7 @@ class Local:
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file."""
-        return Path(name).open("rb")
+        return open_regular(Path(name))
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
@@ -79,7 +81,7 @@ class Remote:
         with explained(f"reading {self.called(name)}"):
             try:
                 yield
-            except pyarrow.ArrowException as error:
+            except (pyarrow.ArrowException, Damaged, EOFError) as error:
                 raise _damaged(self.called(name), error) from None
 
     def called(self, name: str) -> str:
@@ -140,8 +142,8 @@ def expand_ranges(text: str) -> list[str]:
         if last < first:
             raise DataError(f"{text}: {match[0]} runs backwards; write {{{match[2]}..{match[1]}}}")
         count *= last - first + 1
-    if count > _MOST_FILES:
-        raise DataError(f"{text}: names {count} files, more than {_MOST_FILES}; give the range of those there are")
+    if count > MOST_FILES:
+        raise DataError(f"{text}: names {count} files, more than {MOST_FILES}; give the range of those there are")
     return _expanded(text)
 
 
@@ -160,6 +162,9 @@ def _expanded(text: str) -> list[str]:
 
 def _in_folder(source: str, folder: Path, suffix: str) -> list[str]:
     files = sorted(file for file in folder.glob(f"*{suffix}") if file.is_file() and not file.name.startswith("."))
+    leading_out = [file.name for file in files if file.is_symlink() and not lies_in(folder, file)]
+    if leading_out:
+        raise DataError(f"{source}: {shorten(leading_out, 3)} lead out of it, as links; give the files themselves")
     splits = sorted({_SHARD.sub("", file.stem) for file in files if _SHARD.search(file.stem)})
     if len(splits) > 1:
         first = next(file.name for file in files)

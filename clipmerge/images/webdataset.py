@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -10,13 +9,19 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER, MOST_DIGITS, MOST_IMAGES
+from clipmerge.files.reading import Unreadable, parse_json, told_size
 from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
 from clipmerge.images.places import Place
 from clipmerge.images.store import Encoded, Labelled
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
-_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _LABELS = ("cls", "json", "txt")
+# Members that say something about the next one, a long name or attributes, and are read whole for it.
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_ABOUT_THE_NEXT = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
+_DIGITS = re.compile(rb"\d{%d}" % (MOST_DIGITS + 1))
 # more classes than this share of the images look like captions
 _CAPTIONS = 0.5
 
@@ -44,7 +49,10 @@ class TarImages:
             here = [position for position in positions if self.members[position][0] == archive]
             with self.place.reading(archive), self.place.open(archive) as file:
                 for position in sorted(here):
-                    found[position] = {"bytes": _content(file, self.members[position][2]), "path": None}
+                    member = self.members[position][2]
+                    if member.size > LARGEST_IMAGE:
+                        raise DataError(f"{self.name(position)}: is larger than {told_size(LARGEST_IMAGE)}")
+                    found[position] = {"bytes": _content(file, member), "path": None}
         return [found[position] for position in positions]
 
     def name(self, position: int) -> str:
@@ -77,6 +85,8 @@ def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns
                 image = _image_ending(where, list(endings), asked.image)
                 members.append((archive, f"{key}.{image}", endings[image]))
                 labels.append(_label(where, file, endings, asked.label))
+                if len(labels) > MOST_IMAGES:
+                    raise DataError(f"{source}: has more than {MOST_IMAGES} images; give some of the files")
     if labels and all(isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label) for label in labels):
         labels = [int(label) for label in labels]
     indices, classes, named = number_classes(source, labels)
@@ -89,8 +99,9 @@ def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns
 def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:
     """Files that stand together and share a key, as ending to place; archives are walked header by header."""
     last, endings = "", dict[str, _Member]()
-    with tarfile.open(fileobj=file, mode="r:") as archive:
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive:
         for info in archive:
+            archive.members = []  # type: ignore[attr-defined]  # else it keeps every header that it has read
             match = _MEMBER.fullmatch(info.name)
             if not info.isreg() or match is None:
                 continue
@@ -104,6 +115,20 @@ def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:
             raise EOFError("it ends before its end mark")
     if endings:
         yield last, endings
+
+
+class _Header(tarfile.TarInfo):
+    """A member's header; one that says more about the next member than a long name takes is refused."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _ABOUT_THE_NEXT and self.size > LARGEST_TAR_HEADER:
+            raise tarfile.ReadError(f"a header is larger than {told_size(LARGEST_TAR_HEADER)}")
+        if self.type in _PAX and archive.fileobj:  # tarfile takes quadratic time over a run of digits
+            place = archive.fileobj.tell()
+            if _DIGITS.search(archive.fileobj.read(self.size)):
+                raise tarfile.ReadError("a header holds a number of very many digits")
+            archive.fileobj.seek(place)
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
 
 
 def _image_ending(where: str, endings: list[str], asked: str | None) -> str:
@@ -129,6 +154,8 @@ def _label(where: str, file: IO[bytes], endings: dict[str, _Member], asked: str 
     for candidate in candidates:
         if candidate not in endings:
             break
+        if endings[candidate].size > LARGEST_LABEL:
+            raise DataError(f"{where}.{candidate}: is larger than {told_size(LARGEST_LABEL)}, too large for a label")
         text = _content(file, endings[candidate]).decode("utf-8", errors="replace").strip()
         label = _from_json(where, text, key) if candidate == "json" else text
         if label is not None and label != "":
@@ -139,8 +166,8 @@ def _label(where: str, file: IO[bytes], endings: dict[str, _Member], asked: str 
 
 def _from_json(where: str, text: str, key: str) -> int | str | None:
     try:
-        value = json.loads(text)
-    except ValueError as error:
+        value = parse_json(text)
+    except Unreadable as error:
         raise DataError(f"{where}.json: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
+from clipmerge.images.decoding import decode
+from clipmerge.images.store import Encoded
 from tests.support.command import clipmerge
 from tests.support.image_files import save_plain_parquet
 
@@ -58,10 +61,29 @@ def test_a_tiff_of_the_other_byte_order(tmp_path: Path) -> None:
     assert decoded(tmp_path, "x.tif", big_endian_tiff()) == eight_bits(SHADES)
 
 
-def test_a_pgm_of_sixteen_bits_which_pillow_opens_as_32(tmp_path: Path) -> None:
-    content = b"P5 5 6 65535\n" + SHADES.astype(">u2").tobytes()
-    assert Image.open(io.BytesIO(content)).mode == "I"
-    assert decoded(tmp_path, "x.pgm", content) == eight_bits(SHADES)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n"),
+        ("pgm", b"P5 2 2 255\n" + bytes(4)),
+        ("xpm", b'/* XPM */\nstatic char *x[] = {\n"1 1 1 1",\n"a c #000000",\n"a"\n};\n'),
+    ],
+)
+def test_only_formats_that_run_no_program_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    Image.open(tmp_path / "x.png").close()  # Pillow would, whatever the file is called
+    monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_options: pytest.fail("a program was started"))
+    for encoded in ({"bytes": content, "path": None}, {"bytes": None, "path": str(tmp_path / "x.png")}):
+        with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(cannot identify image file\)"):
+            decode("x.png", Encoded(**encoded))
+
+
+def test_a_pipe_by_the_name_of_an_image_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(.*not a regular file"):
+        decode("x.png", {"bytes": None, "path": str(tmp_path / "x.png")})
 
 
 def test_a_png_that_older_pillow_opens_as_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from clipmerge.errors import DataError
-from clipmerge.images import Columns
+from clipmerge.images import Columns, parquet
 from clipmerge.images.dataset import load_images
 from clipmerge.images.overlap import Fingerprints, check_overlap, find_overlap
 from clipmerge.images.sampling import balanced_sample, candidate_positions
@@ -200,11 +199,16 @@ def test_a_damaged_parquet_file(tmp_path: Path, cut: int) -> None:
 def test_an_unreadable_image_is_named_by_its_row(tmp_path: Path) -> None:
     path = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0), b"x", None], "label": ["a", "b", "a"]})
     found = load_images(str(path))
-    for row in (1, 2):
-        with pytest.raises(DataError, match=rf"x\.parquet, row {row}: cannot be read as an image"):
-            found.image(row)
+    with pytest.raises(DataError, match=r"x\.parquet, row 2: holds no image"):
+        found.image(2)
+    with pytest.raises(DataError, match=r"x\.parquet, row 2: holds no image"):
+        found.sample(3, seed=0)
     with pytest.raises(DataError, match=r"x\.parquet, row 1: cannot be read as an image"):
-        found.sample(3, seed=0).extent(found.sample(3, seed=0).store.names.index(f"{path}, row 1"))  # type: ignore[attr-defined]
+        found.image(1)
+    path = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0), b"x"], "label": ["a", "b"]})
+    found = load_images(str(path))
+    with pytest.raises(DataError, match=r"x\.parquet, row 1: cannot be read as an image"):
+        found.sample(2, seed=0).extent(found.sample(2, seed=0).store.names.index(f"{path}, row 1"))  # type: ignore[attr-defined]
 
 
 # --- what a sample reads ---
@@ -213,19 +217,20 @@ def test_an_unreadable_image_is_named_by_its_row(tmp_path: Path) -> None:
 def test_a_sample_reads_few_row_groups_and_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.random.default_rng(0).integers(0, 3, 400).tolist()
     path = save_hub_parquet(tmp_path / "x.parquet", labels, group=10)
-    read: list[tuple[int, tuple[str, ...]]] = []
-    original = pq.ParquetFile.read_row_group
+    read: list[tuple[int, str]] = []
+    original = parquet.read_chunk
 
-    def counting(self: Any, number: int, columns: list[str]) -> Any:
-        read.append((number, tuple(columns)))
-        return original(self, number, columns=columns)
+    def counting(file: Any, chunk: Any) -> Any:
+        read.append((chunk.file_offset or chunk.data_page_offset, chunk.path_in_schema))
+        return original(file, chunk)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counting)
+    monkeypatch.setattr(parquet, "read_chunk", counting)
     found = load_images(str(path))
-    assert not read
+    assert {column for _, column in read} == {"label"}
+    read.clear()
     sample = found.sample(24, seed=1)
     assert len(read) == len({number for number, _ in read}) <= 6
-    assert {columns for _, columns in read} == {("image",)}
+    assert {column for _, column in read} == {"image.bytes"}
     assert Counter(sample.labels) == {0: 8, 1: 8, 2: 8}
     for place, name in enumerate(sample.store.names):  # type: ignore[attr-defined]
         row = int(name.rpartition(" ")[2])
