@@ -4,6 +4,8 @@ import os
 
 try:
     import signal  # with what it imports, a hundredth of a second; nothing else is imported before `run`
+
+    from clipmerge.cli._early import end_before_any_command
 except KeyboardInterrupt:
     os.write(2, b"error: interrupted; nothing was left behind\n")
     os._exit(130)
@@ -23,17 +25,8 @@ def run() -> None:
         raise
 
 
-def end_before_any_command(_signal: int, _frame: object) -> None:
-    """End at Ctrl-C while there is nothing to clean up: imports swallow an exception, or show where it met them.
-
-    `clipmerge.cli._terminal` knows this handler by its name, and has Ctrl-C raise while a command runs.
-    """
-    os.write(2, b"error: interrupted; nothing was left behind\n")
-    os._exit(130)
-
-
 def _stop_at_once() -> None:
-    """Keep nobody waiting for what is not needed any more, and let a second Ctrl-C end the process without a word."""
+    """Keep nobody waiting for hashes that are not needed any more, and let a second Ctrl-C end the process silently."""
     from clipmerge.files.hashes import abandon
 
     abandon()

@@ -15,9 +15,10 @@ Every message is one line: what happened, where, what was expected and what to d
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 # C0 and C1 controls, marks and overrides of direction, separators of lines, byte-order marks, surrogates
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -129,3 +130,17 @@ def shorten(names: Iterable[str], limit: int = 5) -> str:
     head = ", ".join(listed[:limit])
     rest = len(listed) - limit
     return f"{head} and {rest} more" if rest > 0 else head
+
+
+@contextlib.contextmanager
+def noting(text: str) -> Iterator[None]:
+    """Add a note to whatever stops this block: something about the outside world that is true from here on.
+
+    Args:
+        text: A clause; it goes to the end of the line that is printed.
+    """
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(text)
+        raise

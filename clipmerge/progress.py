@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Protocol
+
+_LOG = logging.getLogger("clipmerge")
 
 
 class Progress(Protocol):
@@ -29,3 +32,40 @@ class Silent:
 
     def say(self, text: str) -> None:
         """Ignore."""
+
+
+class Logged:
+    """Reports to Python's logger ``clipmerge``: stages at level INFO, notes at level WARNING; the API's default."""
+
+    def stage(self, name: str) -> None:
+        """Log it."""
+        _LOG.info("stage: %s", name)
+
+    def advance(self, done: float, total: float) -> None:
+        """Ignore."""
+
+    def say(self, text: str) -> None:
+        """Log it."""
+        _LOG.warning("%s", text)
+
+
+class ByteCount:
+    """Turns bytes written into progress."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        """Start at zero.
+
+        Args:
+            progress: Where to report.
+            total: Bytes that will be written.
+        """
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, count: int) -> None:
+        """Count further bytes.
+
+        Args:
+            count: Bytes written since the last call.
+        """
+        self._done += count
+        self._progress.advance(self._done, self._total)

@@ -1,4 +1,4 @@
-"""A merge under way: what was asked for, where it reports to, and what it has so far."""
+"""Requests, and a merge under way: where it reports to, and what it has so far."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.images import Columns
+from clipmerge.images.class_names import ClassNames
 from clipmerge.planning.choices import Device, OutputDtype
 from clipmerge.planning.plan import HeadRecord, Plan, SourceRecord
 from clipmerge.planning.recipe import Recipe
@@ -24,19 +25,19 @@ class Calibration:
     """Which images to measure on, and how.
 
     Attributes:
-        source: A folder, Parquet or tar files, ``hf://datasets/...`` or ``digits``; see
+        source: A folder, Parquet or tar files, ``hf://datasets/...``, ``digits`` or images in memory; see
             `clipmerge.images.dataset.load_images`.
-        classes: File with class names.
+        classes: File with class names, or the names in the order of the classes.
         templates: Prompt templates; empty for the default.
         images: Images sampled, class-balanced.
-        batch_size: Images a batch; ``None`` for at most 128 and at least eight batches.
+        batch_size: Images per batch; ``None`` for at most 128 and at least eight batches.
         device: Where to measure.
         columns: Columns of images and labels that the user named.
         images_at_once: Images whose activations gradients hold at once; ``None`` for a batch.
     """
 
-    source: str | None = None
-    classes: Path | None = None
+    source: Any = None
+    classes: ClassNames = None
     templates: tuple[str, ...] = ()
     images: int = 1024
     batch_size: int | None = None
@@ -68,6 +69,68 @@ class MergeRequest:
     dtype: OutputDtype = "keep"
     command: str = ""
     hashed: bool = True
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Sources of theta_0, theta_1 ... theta_K."""
+        return (self.zeroshot, *self.finetuned)
+
+
+#: Points of a sweep's curve, by default.
+ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """Everything that determines a sweep.
+
+    Attributes:
+        zeroshot: Source of theta_0.
+        finetuned: Source of theta_1.
+        id_sources: Images like those it was fine-tuned on, by name.
+        ood_sources: Images unlike them, by name.
+        further: Sources of more fine-tuned checkpoints of the same base; the curve then goes to their average.
+        recipes: What to put beside the curve.
+        alphas: Points of the curve, ascending.
+        calibration: The images that recipes measure on, and what holds for every source: class names, templates,
+            batch size and device.
+        seed: Seed of the calibration sample, of random masks and of the resampling.
+        dtype: What the points are rounded to, as a merge would be written.
+        command: How to run this again, for the record.
+        hashed: Whether to hash the checkpoints' weights for the record.
+    """
+
+    zeroshot: str
+    finetuned: str
+    id_sources: dict[str, Any]
+    ood_sources: dict[str, Any]
+    recipes: tuple[Recipe, ...] = ()
+    alphas: tuple[float, ...] = ALPHAS
+    calibration: Calibration = field(default_factory=Calibration)
+    seed: int = 0
+    dtype: OutputDtype = "keep"
+    command: str = ""
+    further: tuple[str, ...] = ()
+    hashed: bool = True
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """Sources of theta_0, theta_1 ... theta_K."""
+        return (self.zeroshot, self.finetuned, *self.further)
+
+    def merge_request(self, recipe: Recipe) -> MergeRequest:
+        """The merge that one of the recipes asks for."""
+        finetuned = (self.finetuned, *self.further)
+        return MergeRequest(
+            self.zeroshot,
+            finetuned,
+            recipe,
+            self.calibration,
+            self.seed,
+            self.dtype,
+            command=self.command,
+            hashed=self.hashed,
+        )
 
 
 @dataclass
@@ -107,6 +170,16 @@ class Run:
         begin = time.perf_counter()
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
+
+    @property
+    def decided(self) -> Plan:
+        """The plan with its tensors; one without layers in the processes that decide nothing."""
+        if self.plan is not None:
+            return self.plan.with_tensors(self.tensors.to_file())
+        unhashed = [SourceRecord(**each.provenance(hashed=False)) for each in self.inputs.everyone]
+        zeroshot, *finetuned = unhashed
+        weights = (1.0 / len(finetuned),) * len(finetuned)
+        return Plan(recipe={}, zeroshot=zeroshot, finetuned=tuple(finetuned), weights=weights, layers={})
 
     def finish(self) -> None:
         """Clear away what would let a stopped run go on: its result is where it was to go."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast, get_args
 
 from clipmerge import __version__
+from clipmerge.api._arguments import CheckpointLike, choice, spelled_out
+from clipmerge.api._in_memory import as_sources
+from clipmerge.api._results import ConvertResult
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
+from clipmerge.conversion import Layout
+from clipmerge.distributed import is_main_process
 from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.staging import staged
@@ -17,35 +23,53 @@ from clipmerge.merging.stream import copied_tensors
 from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
-
-if TYPE_CHECKING:
-    from clipmerge.conversion import Layout
-    from clipmerge.progress import Progress
+from clipmerge.progress import ByteCount, Logged, Progress
 
 #: The record of a conversion, by which its output is known.
 CONVERSION = "conversion.json"
 
 
 def convert(
-    source: str, to: Layout, output: Path, *, overwrite: bool = False, progress: Progress, command: str = ""
-) -> dict[str, Any]:
-    """Write a checkpoint in the other layout, whole or not at all.
+    checkpoint: CheckpointLike,
+    output: str | os.PathLike[str],
+    *,
+    to: str,
+    overwrite: bool = False,
+    processor: Any = None,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> ConvertResult:
+    """Write a checkpoint in the other library's layout, whole or not at all.
 
     Args:
-        source: Where the checkpoint comes from.
-        to: The layout wanted.
+        checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
         output: The folder to write.
+        to: ``transformers`` or ``open-clip``.
         overwrite: Whether an earlier conversion there may be replaced.
-        progress: Where to report.
-        command: How to run this again, for the record.
+        processor: For a model in memory: its processor, or open_clip's name of the model.
+        progress: Where to report; by default Python's logger ``clipmerge``.
+        command: How to run this again, for the record; by default spelled out from the arguments.
 
     Returns:
-        JSON-ready: ``output``, ``files`` {name: sha256}, ``to``, ``source`` {source, revision, files}, ``warnings``.
+        The folder and the record.
 
     Raises:
         CheckpointError: If it has that layout already, or something in it has no counterpart.
         OutputError: If the folder cannot be written.
     """
+    layout = choice("--to", to, get_args(Layout))
+    if not is_main_process():  # one process of several writes; the others have nothing to do
+        return ConvertResult(Path(output), {})
+    with as_sources(checkpoint, [], processor) as (source, _):
+        words = command if command is not None else spelled_out("convert", source, output, to=to, overwrite=overwrite)
+        record = _convert(source, cast(Layout, layout), Path(output), overwrite, progress or Logged(), words)
+    return ConvertResult(Path(output), record, tuple(record["warnings"]))
+
+
+def _convert(
+    source: str, to: Layout, output: Path, overwrite: bool, progress: Progress, command: str
+) -> dict[str, Any]:
+    """Do it; JSON-ready: ``output``, ``files``, ``to``, ``source`` {source, revision, files}, ``warnings``."""
     progress.stage("read")
     checkpoint = open_checkpoint(source)
     check_output(output, overwrite=overwrite, inputs=[checkpoint.folder], record=CONVERSION)
@@ -61,7 +85,7 @@ def convert(
     with staged(output, overwrite=overwrite) as folder:
         progress.stage("write")
         single = WEIGHTS if to == "transformers" else OPEN_CLIP_WEIGHTS[0]
-        advance = _ByteCount(progress, converted.bytes)
+        advance = ByteCount(progress, converted.bytes)
         files = write_weights(folder, copied_tensors(converted), None, advance, single=single)
         notes += write_layout_files(folder, converted, "keep")
         files |= {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name not in files}
@@ -78,12 +102,3 @@ def convert(
     for note in notes:
         progress.say(note)
     return record
-
-
-class _ByteCount:
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def __call__(self, count: int) -> None:
-        self._done += count
-        self._progress.advance(self._done, self._total)

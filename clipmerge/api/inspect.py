@@ -1,4 +1,4 @@
-"""What `clipmerge inspect` says: layers, shapes, how far each moved, and what does not fit."""
+"""`clipmerge inspect`: layers, shapes, how far each moved, and what keeps two checkpoints from being merged."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipmerge.api._arguments import CheckpointLike
+from clipmerge.api._in_memory import as_sources
+from clipmerge.api._results import InspectResult
 from clipmerge.checkpoint import Checkpoint, Inputs, open_checkpoint
 from clipmerge.checkpoint.alignment import align
 from clipmerge.checkpoint.compare import find_mismatches
@@ -16,14 +19,41 @@ from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
     from torch import Tensor
 
-    from clipmerge.progress import Progress
-
 _CHUNK = 1 << 20
+
+
+def inspect(
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | None = None,
+    *,
+    weights: bool = True,
+    progress: Progress | None = None,
+) -> InspectResult:
+    """Describe a checkpoint, or compare two.
+
+    Weights are read, and downloaded, only for two checkpoints that fit each other.
+
+    Args:
+        zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
+        finetuned: The same, fine-tuned from it.
+        weights: Whether to read weights at all, to say how far each layer moved.
+        progress: Where to report; by default Python's logger ``clipmerge``.
+
+    Returns:
+        Layers in network order, each with its number of tensors and entries, shapes and, for two checkpoints,
+        ||theta_1 - theta_0|| / ||theta_0||; and what keeps them from being merged.
+
+    Raises:
+        CheckpointError: If a checkpoint cannot be read.
+    """
+    with as_sources(zeroshot, [] if finetuned is None else [finetuned]) as (base, others):
+        record = inspect_checkpoints(base, others[0] if others else None, progress or Logged(), weights=weights)
+    return InspectResult(record["family"], record["layers"], tuple(record["mismatches"]), record)
 
 
 def inspect_checkpoints(
@@ -92,9 +122,9 @@ def _add_changes(inputs: Inputs, layers: dict[str, dict[str, Any]], progress: Pr
 
 
 def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]:
-    """What only a merge's own reading finds: NaN, Inf, and other integers or positions in the place of the same ones.
+    """Find what only the reading of a merge notices: NaN, Inf, and integers or positions that differ.
 
-    A float that is merged is looked at once more only where its layer's change is no number.
+    A float that is merged is read once more only if its layer's change is not a number.
     """
     unnamed = SourceRecord(source="", files={})
     copies = Plan(recipe={}, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})
@@ -163,7 +193,7 @@ def _describe(
 
 
 def _relative_change(inputs: Inputs, names: tuple[str, ...]) -> float | None:
-    """||task_vector|| / ||theta_0|| of a layer; ``None`` where nothing can be compared."""
+    """||task_vector|| / ||theta_0|| of a layer; ``None`` if nothing can be compared."""
     change = base = 0.0
     comparable = [name for name in names if inputs.merges(name) and _same_shape(inputs, name)]
     if not comparable:
@@ -186,39 +216,3 @@ def _square_norm(tensor: Tensor) -> float:
 def _same_shape(inputs: Inputs, name: str) -> bool:
     ours = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
     return ours == inputs.finetuned[0].entries[inputs.finetuned_keys[0][name]].shape
-
-
-def inspection_table(record: dict[str, Any]) -> RenderableType:
-    """Lay the description out for a terminal.
-
-    Args:
-        record: As `inspect_checkpoints` returns it.
-
-    Returns:
-        A table, and below it the mismatches.
-    """
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    paired = record["finetuned"] is not None
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layer")
-    table.add_column("tensors", justify="right")
-    table.add_column("entries", justify="right")
-    if paired:
-        table.add_column("change", justify="right")
-    for layer, entry in record["layers"].items():
-        row = [layer, str(entry["parameters"]), f"{entry['size']:,}"]
-        if paired:
-            row.append("-" if entry.get("change") is None else f"{entry['change']:.2%}")
-        table.add_row(*row)
-    total = record["total"]
-    dtypes = ", ".join(total["dtypes"])
-    lines = [Text(f"{record['family']}: {total['parameters']} tensors, {total['size']:,} entries, {dtypes}")]
-    if paired:
-        lines.append(Text("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer"))
-        lines += [Text(f"mismatch: {problem}", style="red") for problem in record["mismatches"]]
-        if not record["mismatches"]:
-            lines.append(Text("The two fit: they can be merged."))
-    return Group(table, *lines)

@@ -68,7 +68,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         ClipmergeError: If images or checkpoints cannot be used.
     """
     calibration = request.calibration
-    source = load_images(str(calibration.source), calibration.classes, columns=calibration.columns)
+    source = load_images(calibration.source, calibration.classes, columns=calibration.columns, most=calibration.images)
     templates = check_templates(list(calibration.templates))
     for note in source.notes:
         run.progress.say(note)

@@ -8,108 +8,52 @@ before anything is measured.
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge import __version__
-from clipmerge.api.merge import MergeRequest, check_request, make_plan
-from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.checkpoint.preview import compare_before_download
+from clipmerge.api._arguments import (
+    CheckpointLike,
+    ImageOptions,
+    RecipeLike,
+    calibration_from,
+    check_request,
+    dtype_from,
+    files_read,
+    name_of,
+    several,
+    source_of,
+)
+from clipmerge.api._in_memory import as_sources
+from clipmerge.api._results import SweepResult
+from clipmerge.api.plan import Known, open_inputs, prepare
+from clipmerge.checkpoint import Inputs
 from clipmerge.errors import UsageError
+from clipmerge.evaluation.points import Point, Points
+from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing, standings
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.overlap import check_overlap
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
-from clipmerge.planning.choices import OutputDtype
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.choices import Missing
 from clipmerge.planning.plan import Plan
+from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.planning.tensors import PlanTensors
-from clipmerge.progress import Progress, Silent
-from clipmerge.request import Calibration
+from clipmerge.progress import Logged, Progress, Silent
+from clipmerge.request import ALPHAS, SweepRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from clipmerge.api.merge import Measured
-    from clipmerge.checkpoint import Checkpoint
-    from clipmerge.evaluation.moving_model import MovingModel
     from clipmerge.evaluation.scorer import Correct
-    from clipmerge.planning.recipe import Recipe
 
 #: The record that the output folder of a sweep holds, and by which one is known.
 SWEEP_RECORD = "sweep.json"
-ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
-
-
-@dataclass(frozen=True)
-class SweepRequest:
-    """Everything that determines a sweep.
-
-    Attributes:
-        zeroshot: Source of theta_0.
-        finetuned: Source of theta_1.
-        id_sources: Name to source of images like those it was fine-tuned on.
-        ood_sources: Name to source of images unlike them.
-        further: Sources of more fine-tuned checkpoints of the same base; the curve then goes to their average.
-        recipes: What to put beside the curve.
-        alphas: Points of the curve, ascending.
-        calibration: The images that recipes measure on, and what holds for every source: class names, templates,
-            batch size and device.
-        seed: Seed of the calibration sample, of random masks and of the resampling.
-        dtype: What the points are rounded to, as a merge would be written.
-        command: How to run this again, for the record.
-    """
-
-    zeroshot: str
-    finetuned: str
-    id_sources: dict[str, str]
-    ood_sources: dict[str, str]
-    recipes: tuple[Recipe, ...] = ()
-    alphas: tuple[float, ...] = ALPHAS
-    calibration: Calibration = field(default_factory=Calibration)
-    seed: int = 0
-    dtype: OutputDtype = "keep"
-    command: str = ""
-    further: tuple[str, ...] = ()
-
-    @property
-    def checkpoints(self) -> tuple[str, ...]:
-        """Sources of theta_0, theta_1 ... theta_K."""
-        return (self.zeroshot, self.finetuned, *self.further)
-
-    def merge_request(self, recipe: Recipe, inputs: Inputs | None = None) -> MergeRequest:
-        """The merge that one of the recipes asks for, by the commits that a pair was read at."""
-        pinned = [_pinned(each) for each in (inputs.zeroshot, *inputs.finetuned)] if inputs else self.checkpoints
-        zeroshot, *finetuned = pinned
-        return MergeRequest(
-            zeroshot, tuple(finetuned), recipe, self.calibration, self.seed, self.dtype, command=self.command
-        )
-
-
-@dataclass(frozen=True)
-class Point:
-    """A place to evaluate.
-
-    Attributes:
-        alpha: Place on the curve; ``None`` off it.
-        plan: What each layer gets, off the curve.
-        tensors: The scores and coefficients that the plan needs.
-    """
-
-    alpha: float | None
-    plan: Plan | None = None
-    tensors: PlanTensors = field(default_factory=PlanTensors)
-
-    def move(self, model: MovingModel) -> None:
-        """Set a model's weights to those of this point."""
-        if self.plan is not None:
-            model.follow(self.plan, self.tensors)
-        elif self.alpha is not None:
-            model.interpolate(self.alpha)
 
 
 @dataclass(frozen=True)
@@ -120,6 +64,80 @@ class _Planned:
     point: int
     plan: Plan
     finish: Callable[[], None]
+
+
+def sweep(
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    *,
+    id: Mapping[str, Any],
+    ood: Mapping[str, Any],
+    recipes: Sequence[RecipeLike] = (),
+    alphas: Sequence[float] = ALPHAS,
+    set: Mapping[str, Any] | Sequence[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    seed: int = 0,
+    dtype: str = "keep",
+    hash: bool = True,
+    processor: Any = None,
+    progress: Progress | None = None,
+    command: str | None = None,
+    data: Any = None,
+    **options: Unpack[ImageOptions],
+) -> SweepResult:
+    """Evaluate every alpha of the curve, and recipes beside it, on ID and OOD images; see `docs/sweep.md`.
+
+    Args:
+        zeroshot: theta_0, as `merge` takes it.
+        finetuned: theta_1 ... theta_K, as `merge` takes them; with several the curve goes to their average.
+        id: Images like those of the fine-tuning, by name, each as `merge` takes its ``data``.
+        ood: Images unlike them, by name.
+        recipes: Recipes, each as `merge` takes it.
+        alphas: Points of the curve, ascending; 0 = zero-shot, 1 = fine-tuned.
+        set: Overrides of every recipe, as in `MergeOptions`.
+        output: Folder to write; ``None`` to write nothing.
+        overwrite: Whether an earlier sweep there may be replaced.
+        seed: Seed of the calibration sample, of random masks and of the bootstrap.
+        dtype: What the points are rounded to, as a merge would be written.
+        hash: Whether to record the sha256 of the checkpoints' weights.
+        processor: For models in memory: their processor, or open_clip's name of the model.
+        progress: Where to report; by default Python's logger ``clipmerge``.
+        command: How to run this again, for the record.
+        data: Images that recipes measure on, as in `MergeOptions`.
+        **options: See `ImageOptions`.
+
+    Returns:
+        The record, and which images were recognised at each point.
+
+    Raises:
+        UsageError: If an OOD source shares images with ``data``, or two arguments contradict each other.
+        ClipmergeError: If anything else that was given cannot be used.
+    """
+    with as_sources(zeroshot, several(finetuned), processor) as (base, others):
+        request = SweepRequest(
+            zeroshot=base,
+            finetuned=others[0],
+            further=tuple(others[1:]),
+            id_sources={name: source_of(each) for name, each in id.items()},
+            ood_sources={name: source_of(each) for name, each in ood.items()},
+            recipes=tuple(load_recipe(recipe, set) for recipe in recipes),
+            alphas=tuple(alphas),
+            calibration=calibration_from(data, **options),
+            seed=seed,
+            dtype=dtype_from(dtype),
+            command=command or "",
+            hashed=hash,
+        )
+        check_sweep(request)
+        if output is None:
+            record, correct = run_sweep(request, progress or Logged())
+        else:
+            read = files_read(*recipes)
+            record, correct = write_sweep(
+                request, Path(output), overwrite=overwrite, read=read, progress=progress or Logged()
+            )
+    return SweepResult(None if output is None else Path(output), record, correct, tuple(record["warnings"]))
 
 
 def check_sweep(request: SweepRequest) -> None:
@@ -136,8 +154,6 @@ def check_sweep(request: SweepRequest) -> None:
         raise UsageError(f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name once")
     if not request.id_sources or not request.ood_sources:
         raise UsageError("a sweep needs at least one --id and one --ood source")
-    from clipmerge.evaluation.scorer import check_source_name
-
     for name in _sources(request):
         check_source_name(name)
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
@@ -150,7 +166,7 @@ def check_sweep(request: SweepRequest) -> None:
         check_request(request.merge_request(recipe))
 
 
-def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict[str, Any], dict[str, Correct]]:
+def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict[str, Any], dict[str, Correct]]:
     """Evaluate the curve and the recipes.
 
     Args:
@@ -176,8 +192,9 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict
     for note in notes:
         progress.say(note)
     accelerator = accelerator_for(request.calibration.device)
-    inputs = _open(request, progress)
-    points, planned = _plan_points(request, inputs, progress)
+    known = Known()
+    inputs = _open(request, known, progress)
+    points, planned = _plan_points(request, inputs, known, progress)
     planning = time.perf_counter()
     progress.stage("evaluate")
     correct = _score(request, inputs, points, loaded, accelerator, progress)
@@ -206,7 +223,7 @@ def write_sweep(
     overwrite: bool = False,
     read: Iterable[Path] = (),
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, Correct]]:
     """Evaluate the curve and the recipes, and write the output folder.
 
     Args:
@@ -217,7 +234,7 @@ def write_sweep(
         progress: Where to report.
 
     Returns:
-        The record, as also written to ``sweep.json``.
+        As `run_sweep`; the record is also written to ``sweep.json``.
 
     Raises:
         OutputError: If the folder exists or cannot be written.
@@ -229,10 +246,10 @@ def write_sweep(
     from clipmerge.output.checks import check_output
     from clipmerge.report.sweep_page import curve_png, sweep_page
 
-    images = local_inputs(*_sources(request).values(), request.calibration.source, request.calibration.classes)
+    images = files_read(*_sources(request).values(), request.calibration.source, request.calibration.classes)
     inputs = local_inputs(*request.checkpoints)
     check_output(output, overwrite=overwrite, inputs=inputs, read=[*images, *read], record=SWEEP_RECORD)
-    record, correct = sweep(request, progress)
+    record, correct = run_sweep(request, progress)
     record["output"] = str(output)
     if is_main_process():
         picture = curve_png(record)
@@ -241,14 +258,14 @@ def write_sweep(
             (folder / "sweep.html").write_text(sweep_page(record, picture), encoding="utf-8", errors="backslashreplace")
             write_correct(folder / "correct.safetensors", correct)
             (folder / SWEEP_RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return record
+    return record, correct
 
 
-def _sources(request: SweepRequest) -> dict[str, str]:
+def _sources(request: SweepRequest) -> dict[str, Any]:
     return {**request.id_sources, **request.ood_sources}
 
 
-def _load(source: str, request: SweepRequest, progress: Progress) -> LabelledImages:
+def _load(source: Any, request: SweepRequest, progress: Progress) -> LabelledImages:
     images = load_images(source, request.calibration.classes, columns=request.calibration.columns, whole=True)
     for note in images.notes:
         progress.say(note)
@@ -266,47 +283,35 @@ def _check_overlap(request: SweepRequest, loaded: dict[str, LabelledImages]) -> 
 def _calibration_images(request: SweepRequest) -> LabelledImages | None:
     """All images of the calibration source; of one on the Hub, those that recipes will measure on."""
     asked = request.calibration
-    if not asked.source:
+    if asked.source is None or asked.source == "":
         return None
-    images = load_images(asked.source, asked.classes, columns=asked.columns)
+    images = load_images(asked.source, asked.classes, columns=asked.columns, most=asked.images)
     return images.sample(asked.images, request.seed) if images.revision else images
 
 
-def _open(request: SweepRequest, progress: Progress) -> Inputs:
+def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
     """Read the checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
-    provided = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
-    missing = provided[0] if provided else "error"
-    mixed = request.dtype != "keep"
-    compare_before_download(request.zeroshot, request.checkpoints[1:], missing=missing, mixed_dtypes=mixed)
-    zeroshot = open_checkpoint(request.zeroshot)
-    finetuned = [open_checkpoint(source, base=zeroshot) for source in request.checkpoints[1:]]
-    inputs = align_checkpoints(zeroshot, finetuned, missing=missing, mixed_dtypes=mixed)
+    provided: list[Missing] = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
+    missing: Missing = provided[0] if provided else "error"
+    inputs = open_inputs(request.checkpoints, missing, mixed_dtypes=request.dtype != "keep", known=known)
     for note in inputs.notes:
         progress.say(note)
     return inputs
 
 
-def _pinned(checkpoint: Checkpoint) -> str:
-    if checkpoint.revision:
-        return f"{checkpoint.source.partition('@')[0]}@{checkpoint.revision}"
-    return checkpoint.source
-
-
-def _plan_points(request: SweepRequest, inputs: Inputs, progress: Progress) -> tuple[list[Point], list[_Planned]]:
+def _plan_points(
+    request: SweepRequest, inputs: Inputs, known: Known, progress: Progress
+) -> tuple[list[Point], list[_Planned]]:
     """The distinct points, those of the curve first, and which of them each recipe is."""
-    points = [Point(alpha) for alpha in request.alphas]
-    keys: list[Any] = [_key_of_alpha(alpha) for alpha in request.alphas]
+    points = Points(inputs)
+    for alpha in request.alphas:
+        points.add_alpha(alpha)
     planned = []
-    known: dict[str, Measured] = {}
     for recipe in request.recipes:
-        run = make_plan(request.merge_request(recipe, inputs), progress, known=known)
+        run = prepare(request.merge_request(recipe), progress, known=known)
         plan, tensors = _shared(run.plan, run.tensors)
-        key = _key(plan, [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))])
-        if key not in keys:
-            keys.append(key)
-            points.append(Point(None, plan, tensors))
-        planned.append(_Planned(recipe, keys.index(key), plan, run.finish))
-    return points, planned
+        planned.append(_Planned(recipe, points.add_plan(plan, tensors), plan, run.finish))
+    return points.points, planned
 
 
 def _shared(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTensors]:
@@ -316,26 +321,6 @@ def _shared(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTensors]
     decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), tensors]
     broadcast_object_list(decided)
     return decided[0], decided[1]
-
-
-def _key_of_alpha(alpha: float) -> tuple[str, float]:
-    return ("alpha", float(alpha))
-
-
-def _key(plan: Plan, layers: Iterable[str]) -> Any:
-    """What two plans for one pair have in common exactly when they merge to the same weights."""
-    entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
-    learned = any(entry.alpha_range for entry in entries)
-    average = (1.0 / len(plan.weights),) * len(plan.weights)
-    if plan.weights == average and not plan.combine and not learned and all(entry.mask is None for entry in entries):
-        alphas = {float(entry.alpha) for entry in entries}
-        if len(alphas) == 1:
-            return _key_of_alpha(alphas.pop())
-    told = [entry.model_dump(mode="json", exclude={"reason"}) for entry in entries]
-    # coefficients are those that one method made of one measurement
-    origin = [plan.recipe["measure"], plan.recipe["method"] if learned else None]
-    combine = plan.combine and plan.combine.model_dump(mode="json")
-    return json.dumps([plan.weights, combine, plan.missing, plan.seed, origin, told], sort_keys=True)
 
 
 def _score(
@@ -355,6 +340,7 @@ def _score(
         accelerator,
         templates=check_templates(list(request.calibration.templates)),
         batch_size=request.calibration.batch_size,
+        images_at_once=request.calibration.images_at_once,
         dtype=request.dtype,
     )
     return scorer.score([point.move for point in points], loaded, progress)
@@ -387,19 +373,19 @@ def _record(
     request: SweepRequest, inputs: Inputs, loaded: dict[str, LabelledImages], notes: Sequence[str]
 ) -> dict[str, Any]:
     """What holds for the whole sweep."""
-    finetuned = [each.provenance() for each in inputs.finetuned]
+    finetuned = [each.provenance(hashed=request.hashed) for each in inputs.finetuned]
     return {
         "clipmerge": __version__,
         "output": None,
         "command": request.command,
-        "zeroshot": inputs.zeroshot.provenance(),
+        "zeroshot": inputs.zeroshot.provenance(hashed=request.hashed),
         "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,
         "id": list(request.id_sources),
         "ood": list(request.ood_sources),
-        "sources": _sources(request),
+        "sources": {name: images.source for name, images in loaded.items()},
         "images": {name: len(images) for name, images in loaded.items()},
         "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
-        "calibration_source": request.calibration.source,
+        "calibration_source": name_of(request.calibration.source),
         "templates": list(check_templates(list(request.calibration.templates))),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},

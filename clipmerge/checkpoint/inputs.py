@@ -58,6 +58,11 @@ class Inputs:
         return self.family.layers_of(name for name in names if self.family.knows(name))
 
     @property
+    def everyone(self) -> tuple[Checkpoint, ...]:
+        """theta_0, theta_1 ... theta_K."""
+        return (self.zeroshot, *self.finetuned)
+
+    @property
     def folders(self) -> set[Path]:
         """Folders that hold files of the checkpoints; an adapter's side files are not beside its weights."""
         checkpoints = (self.zeroshot, *self.finetuned)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from clipmerge.cli._terminal import Format
 from clipmerge.errors import UsageError
-from clipmerge.planning.choices import Device, OutputDtype
-
-DTYPE_NAMES: tuple[str, ...] = get_args(OutputDtype)
-DEVICES: tuple[str, ...] = get_args(Device)
 
 ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
 FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]
@@ -25,7 +24,7 @@ Data = Annotated[
     str | None,
     typer.Option(help="Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT or 'digits'."),
 ]
-Classes = Annotated[Path | None, typer.Option(help="Class names, one a line in the order of the classes, or JSON.")]
+Classes = Annotated[Path | None, typer.Option(help="Class names, one per line in the order of the classes, or JSON.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the images, if not found.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the labels, if not found.")]
 Templates = Annotated[
@@ -33,7 +32,7 @@ Templates = Annotated[
 ]
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in the recipe; may be repeated.")]
 Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a batch; by default at most 128.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per batch; by default at most 128.")]
 ImagesAtOnce = Annotated[
     int | None,
     typer.Option(min=1, help="Images whose activations are in memory at once; less memory, the same batches."),
@@ -45,28 +44,11 @@ MaxShardSize = Annotated[
     str | None,
     typer.Option("--max-shard-size", help="Such as 200MB or 5GB; by default shards as the fine-tuned has them."),
 ]
+NoHash = Annotated[bool, typer.Option("--no-hash", help="Record no sha256 of weights: quicker where they are large.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of the same command.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that merge or apply wrote.")]
 Output = Annotated[Format, typer.Option("--format", help="What stdout carries.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; keep library warnings.")]
-
-
-def choice(flag: str, value: str, options: tuple[str, ...]) -> Any:
-    """Check the value of a flag that knows a few words.
-
-    Args:
-        flag: The flag, for the message.
-        value: What the user wrote, in any case.
-        options: The words it knows.
-
-    Returns:
-        The value in lower case.
-
-    Raises:
-        UsageError: If it is none of them.
-    """
-    if value.lower() not in {option.lower() for option in options}:
-        raise UsageError(f"{flag} {value}: choose from {', '.join(options)}")
-    return value.lower()
 
 
 def byte_count(flag: str, value: str | None) -> int | None:
@@ -100,3 +82,71 @@ def byte_count(flag: str, value: str | None) -> int | None:
 def command_line() -> str:
     """The command that is running, to be run again."""
     return shlex.join(["clipmerge", *sys.argv[1:]])
+
+
+def image_flags(
+    *,
+    classes: Classes = None,
+    template: Templates = None,
+    batch_size: BatchSize = None,
+    images_at_once: ImagesAtOnce = None,
+    device: DeviceName = "auto",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+) -> None:
+    """The flags of every command that looks at images."""
+
+
+def merge_flags(
+    *,
+    recipe: RecipeName,
+    data: Data = None,
+    classes: Classes = None,
+    template: Templates = None,
+    set: Assignments = None,
+    images: Images = 1024,
+    batch_size: BatchSize = None,
+    images_at_once: ImagesAtOnce = None,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+    dtype: DtypeName = "keep",
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+) -> None:
+    """The flags of every command that measures and decides."""
+
+
+def takes_flags(shared: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command further flags; it gets their values by name, in its parameter ``shared``.
+
+    Args:
+        shared: A function whose keyword-only parameters are those flags, named like the API's arguments.
+    """
+    flags = _flags(shared)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = {name: flag for name, flag in _flags(command).items() if name != "shared"}
+
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> None:
+            command(shared={name: given.pop(name) for name in flags}, **given)
+
+        # positional arguments of the command first, then the shared flags, then its own
+        positional = [name for name, flag in own.items() if flag.default is flag.empty and name in _ARGUMENTS]
+        ordered = [own[name] for name in positional] + list(flags.values())
+        ordered += [flag for name, flag in own.items() if name not in positional]
+        wrapper.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {flag.name: flag.annotation for flag in ordered}
+        return wrapper
+
+    return decorate
+
+
+_ARGUMENTS = ("zeroshot", "finetuned", "checkpoint")
+
+
+def _flags(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function, types resolved, as typer reads them."""
+    hints = get_type_hints(function, include_extras=True)
+    found = inspect.signature(function).parameters.values()
+    return {p.name: p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in found}

@@ -1,36 +1,23 @@
-"""What the command line prints, where, and how it ends: data on stdout, everything else on stderr."""
+"""What the command line prints, and where: data on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
-import signal
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from enum import StrEnum
-from io import TextIOWrapper
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from clipmerge.distributed import Terminated, is_main_process, termination
-from clipmerge.errors import ClipmergeError, UsageError
+from clipmerge.cli._ending import printing
+from clipmerge.distributed import is_main_process
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as RichProgress
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-DEBUG = "CLIPMERGE_DEBUG"
-_INTERRUPTED = "interrupted"
-_ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
-# A launcher ends a run's other processes within a tenth of a second of the first that fails, or five on older ones.
-_SECONDS_FOR_THE_MAIN_PROCESS = 10.0
 _STAGES = {
     "read": "reading",
     "measure": "measuring",
@@ -48,173 +35,6 @@ class Format(StrEnum):
     human = "human"
     json = "json"
     quiet = "quiet"
-
-
-class Unprintable(Exception):
-    """Standard output takes no more; what the command did before stands."""
-
-
-def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what a command raises into one line on stderr and an exit code; never a traceback.
-
-    ``CLIPMERGE_DEBUG=1`` lets the traceback through. An ``output`` among the flags may begin with ``~``.
-    """
-
-    @functools.wraps(command)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        from clipmerge.files.staging import forget_completed
-
-        forget_completed()
-        try:
-            with _interruptible(), termination():
-                kwargs.update(_at_home(kwargs.get("output")))
-                result = command(*args, **kwargs)
-                with printing():
-                    return result
-        except ClipmergeError as error:
-            leave_it_to_the_main_process()
-            fail(str(error), error.exit_code)
-        except (KeyboardInterrupt, Terminated) as error:
-            _fail_stopped(error)
-        except BrokenPipeError:
-            os._exit(0)
-        except Exception as error:
-            _fail_unexpectedly(error)
-
-    return wrapper
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise in this block, where something may have to be cleaned up; after it, it just ends the process.
-
-    That is where the process began with `clipmerge.__main__`, whose own handler ends it at once. Elsewhere, and where
-    Ctrl-C is ignored, nothing changes.
-    """
-    if getattr(signal.getsignal(signal.SIGINT), "__name__", None) != "end_before_any_command":
-        yield
-        return
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def _at_home(output: object) -> dict[str, Any]:
-    """The flag with its home folder: a shell expands that in ``-o ~/x`` but not in ``--output=~/x``."""
-    if not isinstance(output, Path) or not str(output).startswith("~"):
-        return {}
-    try:
-        return {"output": output.expanduser()}
-    except RuntimeError:
-        raise UsageError(
-            f"--output {output}: there is no user with the home folder {output.parts[0]}; for a folder that is called "
-            "so, give the whole path"
-        ) from None
-
-
-def leave_it_to_the_main_process() -> None:
-    """Wait in every other process of a run with an error that the main one most likely has as well.
-
-    Before processes measure together they all find the same errors. The launcher ends this one as soon as the main
-    process has said its own; only an error that the main process does not have is said here.
-    """
-    if _repeats_the_main_process():
-        time.sleep(_SECONDS_FOR_THE_MAIN_PROCESS)
-
-
-def _repeats_the_main_process() -> bool:
-    distributed = sys.modules.get("torch.distributed")
-    measuring = distributed is not None and distributed.is_available() and distributed.is_initialized()
-    return not is_main_process() and not measuring
-
-
-@contextlib.contextmanager
-def noting(text: str) -> Iterator[None]:
-    """Have whatever stops this block say so too: something about the outside world that is true from here on.
-
-    Args:
-        text: A clause; it goes to the end of the line.
-    """
-    try:
-        yield
-    except BaseException as error:
-        error.add_note(text)
-        raise
-
-
-def _fail_stopped(error: BaseException) -> NoReturn:
-    """End as asked from outside, by Ctrl-C or SIGTERM, and say what is there."""
-    if isinstance(error, Terminated) and _repeats_the_main_process():
-        raise SystemExit(143)  # the launcher ends it because another failed, which has said why
-    how, code = (_ENDED, 143) if isinstance(error, Terminated) else (_INTERRUPTED, 130)
-    fail("; ".join([how, *(_what_stands(error) or ["nothing was left behind"])]), code)
-
-
-def _what_stands(error: BaseException) -> list[str]:
-    from clipmerge.files.staging import completed
-
-    return [*(f"{path} is complete" for path in completed()), *getattr(error, "__notes__", [])]
-
-
-def _fail_unexpectedly(error: Exception) -> NoReturn:
-    if os.environ.get(DEBUG):
-        raise error
-    text = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, Unprintable):
-        fail("; ".join([text, *_what_stands(error)]), 1)
-    said = [f"{_internal(error)}: {text[:300]}", *_what_stands(error), f"set {DEBUG}=1 to see where"]
-    fail("; ".join(said), 1)
-
-
-def _internal(error: Exception) -> str:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory (fewer --images-at-once, or a smaller --batch-size, need less)"
-    if isinstance(error, OSError):
-        return "the system refused"
-    return f"clipmerge failed unexpectedly ({type(error).__name__})"
-
-
-def prepare_streams() -> None:
-    """Have standard output take every character, whatever its encoding, and both streams be there at all."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
-    if isinstance(sys.stdout, TextIOWrapper):  # stderr does so already
-        sys.stdout.reconfigure(errors="replace")
-
-
-@contextlib.contextmanager
-def printing() -> Iterator[None]:
-    """Print all that this block says before it ends.
-
-    Raises:
-        Unprintable: If standard output does not take it.
-        BrokenPipeError: If nobody reads it any more.
-    """
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        with contextlib.suppress(OSError, ValueError):  # else the interpreter tries once more as it ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise Unprintable(f"standard output: cannot be written ({error.strerror or error})") from None
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Say what went wrong, in one line on stderr, and end.
-
-    Args:
-        message: What, where and what next.
-        code: Exit code.
-    """
-    if os.environ.get(DEBUG) and sys.exc_info()[1] is not None and code == 1:
-        raise
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
-    raise SystemExit(code)
 
 
 def quieten_libraries(*, verbose: bool) -> None:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.cli._options import Output, Overwrite, Verbose, choice, command_line
-from clipmerge.cli._terminal import Format, Terminal, reporting_errors
+from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._options import Output, Overwrite, Verbose, command_line
+from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.distributed import is_main_process
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-
-LAYOUTS = ("transformers", "open-clip")
 
 
 @reporting_errors
@@ -28,14 +27,12 @@ def convert_command(
 ) -> None:
     """Write an OpenCLIP checkpoint for transformers, or the other way round."""
     terminal = Terminal(fmt, verbose=verbose)
-    layout = choice("--to", to, LAYOUTS)
-    if not is_main_process():  # one process of several writes; the others have nothing to do
-        return
     from clipmerge.api.convert import convert
 
-    record = convert(checkpoint, layout, output, overwrite=overwrite, progress=terminal, command=command_line())
-    terminal.result(record, lambda: _files_table(record))
-    terminal.show(f"Wrote {output}; load it with: {_loading(layout, output)}")
+    record = convert(checkpoint, output, to=to, overwrite=overwrite, progress=terminal, command=command_line()).record
+    if is_main_process():
+        terminal.result(record, lambda: _files_table(record))
+        terminal.show(f"Wrote {output}; load it with: {_loading(record['to'], output)}")
 
 
 def _loading(layout: str, output: Path) -> str:

@@ -8,24 +8,27 @@ from typing import Annotated
 
 import typer
 
+from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._options import Output
-from clipmerge.cli._terminal import Format, reporting_errors
-from clipmerge.errors import OutputError
+from clipmerge.cli._terminal import Format
+from clipmerge.errors import OutputError, UsageError
 
 recipes_app = typer.Typer(help="List, show and copy the recipes.", invoke_without_command=True)
 
 
 @recipes_app.callback()
 @reporting_errors
-def _recipes(context: typer.Context) -> None:
+def _recipes(context: typer.Context, fmt: Output = Format.human) -> None:
     if context.invoked_subcommand is None:
-        list_recipes()
+        list_recipes(fmt=fmt)
+    elif fmt is not Format.human:
+        raise UsageError(f"--format goes behind the command: clipmerge recipes {context.invoked_subcommand} --format")
 
 
 @recipes_app.command("list")
 @reporting_errors
 def list_recipes(fmt: Output = Format.human) -> None:
-    """List the recipes, a line each."""
+    """List the recipes, one per line."""
     from clipmerge.planning.recipe import recipe_names, recipe_text
 
     about = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in recipe_names()}

@@ -9,28 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._options import (
-    DEVICES,
-    DTYPE_NAMES,
-    BatchSize,
-    Classes,
     Data,
-    DeviceName,
     DtypeName,
     FineTuned,
-    ImageColumn,
     Images,
-    LabelColumn,
+    NoHash,
     Output,
     Overwrite,
     Seed,
-    Templates,
     Verbose,
     ZeroShot,
-    choice,
     command_line,
+    image_flags,
+    takes_flags,
 )
-from clipmerge.cli._terminal import Format, Terminal, reporting_errors
+from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,16 +80,8 @@ def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
     return [last + (last - before) * turn for turn in range(1, int(turns) + 1)]
 
 
-def _named(flag: str, texts: list[str]) -> dict[str, str]:
-    from clipmerge.evaluation.accuracy import parse_named_source
-
-    sources = [parse_named_source(text) for text in texts]
-    if len(dict(sources)) != len(sources):
-        raise UsageError(f"two {flag} have the same name; write NAME=SOURCE with different names")
-    return dict(sources)
-
-
 @reporting_errors
+@takes_flags(image_flags)
 def sweep_command(
     zeroshot: ZeroShot,
     finetuned: FineTuned,
@@ -103,57 +90,47 @@ def sweep_command(
     ],
     ood_data: Annotated[list[str], typer.Option("--ood", help="NAME=SOURCE: images unlike it; may be repeated.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    shared: dict[str, Any],
     recipe: Annotated[
         list[str] | None, typer.Option("--recipe", "-r", help="Recipe to place beside the curve; may be repeated.")
     ] = None,
     alphas: Annotated[str, typer.Option(help="Points of the curve; 0 = zero-shot, 1 = fine-tuned.")] = "0,0.1,...,1",
     data: Data = None,
-    classes: Classes = None,
-    template: Templates = None,
     images: Images = 1024,
-    batch_size: BatchSize = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE in every recipe; may be repeated.")
+    ] = None,
     seed: Seed = 0,
-    device: DeviceName = "auto",
     dtype: DtypeName = "keep",
-    image_column: ImageColumn = None,
-    label_column: LabelColumn = None,
+    no_hash: NoHash = False,
     overwrite: Overwrite = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
     """Compare recipes with every alpha: ID against OOD accuracy, in a table, a picture and a page."""
-    from clipmerge.api.sweep import SweepRequest, check_sweep, write_sweep
-    from clipmerge.images import Columns
-    from clipmerge.images.prompts import check_templates
-    from clipmerge.planning.recipe import load_recipe
-    from clipmerge.request import Calibration
-
     terminal = Terminal(fmt, verbose=verbose)
-    where = choice("--device", device, DEVICES)
-    request = SweepRequest(
-        zeroshot=zeroshot,
-        finetuned=finetuned[0],
-        further=tuple(finetuned[1:]),
-        id_sources=_named("--id", id_data),
-        ood_sources=_named("--ood", ood_data),
-        recipes=tuple(load_recipe(name) for name in recipe or []),
+    from clipmerge.api.sweep import sweep
+    from clipmerge.evaluation.sources import named_sources
+
+    record = sweep(
+        zeroshot,
+        finetuned,
+        id=named_sources("--id", id_data),
+        ood=named_sources("--ood", ood_data),
+        recipes=recipe or (),
         alphas=parse_alphas(alphas),
-        calibration=Calibration(
-            data,
-            classes,
-            check_templates(template or []),
-            images,
-            batch_size,
-            where,
-            Columns(image_column, label_column),
-        ),
+        data=data,
+        images=images,
+        set=assignments,
         seed=seed,
-        dtype=choice("--dtype", dtype, DTYPE_NAMES),
+        dtype=dtype,
+        hash=not no_hash,
+        output=output,
+        overwrite=overwrite,
+        progress=terminal,
         command=command_line(),
-    )
-    check_sweep(request)
-    files = [Path(name) for name in recipe or [] if Path(name).is_file()]  # not a folder of a recipe's name
-    record = write_sweep(request, output, overwrite=overwrite, read=files, progress=terminal)
+        **shared,
+    ).record
     terminal.result(record, lambda: SweepTable(record))
     terminal.show(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")
 

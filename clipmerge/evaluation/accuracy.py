@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.distributed import accelerator_for, together
-from clipmerge.errors import CheckpointError, UsageError
+from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of, tower_of
-from clipmerge.files.paths import local_path
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.zero_shot import class_embeddings
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from clipmerge.images import Columns
+    from clipmerge.images.class_names import ClassNames
     from clipmerge.planning.choices import Device
     from clipmerge.progress import Progress
 
@@ -52,6 +50,7 @@ def zero_shot_accuracy(
     *,
     device: Device = "auto",
     batch_size: int | None = None,
+    images_at_once: int | None = None,
     progress: Progress | None = None,
 ) -> float:
     """Share of images whose best class prompt is the right one.
@@ -61,7 +60,8 @@ def zero_shot_accuracy(
         images: Labelled images; all are used.
         templates: Prompt templates; class embeddings are averaged over them.
         device: Where to run.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
+        images_at_once: As in `answers`.
         progress: Where to report.
 
     Returns:
@@ -76,7 +76,8 @@ def zero_shot_accuracy(
     share = (accelerator.process_index, accelerator.num_processes)
     right, seen = 0, 0
     for batch in read_batches(images, batch_size_for(len(images), batch_size), model.pixels, share=share):
-        right += int((answers(model, batch.pixels.to(accelerator.device), classes) == batch.labels).sum())
+        best = answers(model, batch.pixels.to(accelerator.device), classes, images_at_once)
+        right += int((best == batch.labels).sum())
         seen += len(batch)
         if progress:
             progress.advance(seen, len(images))
@@ -85,50 +86,32 @@ def zero_shot_accuracy(
     return float(total) / len(images)
 
 
-def answers(model: ImageTextModel, pixels: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+def answers(
+    model: ImageTextModel, pixels: torch.Tensor, classes: torch.Tensor, images_at_once: int | None = None
+) -> torch.Tensor:
     """Give each image the class whose prompts fit it best.
 
     Args:
         model: The model, weights loaded.
         pixels: (batch, 3, height, width), on the model's device.
         classes: As `class_embeddings` returns them.
+        images_at_once: Images that go through the model at once; ``None`` for the whole batch.
 
     Returns:
         (batch,), class indices, on the CPU.
     """
-    return (model.image_features(pixels) @ classes.T).argmax(dim=1).cpu()
-
-
-def parse_named_source(text: str) -> tuple[str, str]:
-    """Split ``NAME=SOURCE``; without a name the source's last part is the name.
-
-    Args:
-        text: What the user wrote.
-
-    Raises:
-        UsageError: If there is no source.
-
-    Example:
-        >>> parse_named_source("val=data/val"), parse_named_source("data/val")
-        (('val', 'data/val'), ('val', 'data/val'))
-    """
-    name, found, source = text.partition("=")
-    if not (source if found and name else text).strip():
-        raise UsageError(f"'{text}': names no images; write NAME=SOURCE, such as val=data/val")
-    if found and name:
-        return name, source
-    path = Path(text)
-    # what . and .. are called says nothing
-    return (local_path(text).resolve().name if path.name in ("", "..") else path.name) or text, text
+    pieces = torch.split(pixels, images_at_once or len(pixels))
+    return torch.cat([(model.image_features(piece) @ classes.T).argmax(dim=1) for piece in pieces]).cpu()
 
 
 def evaluate_sources(
     source: str,
-    named: list[str],
+    named: Mapping[str, Any],
     *,
-    classes: Path | None = None,
+    classes: ClassNames = None,
     templates: tuple[str, ...],
     batch_size: int | None = None,
+    images_at_once: int | None = None,
     device: Device = "auto",
     columns: Columns | None = None,
     progress: Progress,
@@ -137,10 +120,11 @@ def evaluate_sources(
 
     Args:
         source: The checkpoint.
-        named: ``NAME=SOURCE`` texts.
-        classes: File with class names, for every source.
+        named: Images by name, each as `clipmerge.images.dataset.load_images` takes them.
+        classes: File with class names, or the names; for every source.
         templates: Prompt templates.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
+        images_at_once: As in `answers`.
         device: Where to run.
         columns: Columns of images and labels that the user named.
         progress: Where to report.
@@ -149,13 +133,9 @@ def evaluate_sources(
         JSON-ready: ``accuracy`` {name: 0..1}, ``images`` {name: count}, ``sources`` {name: {source, revision}}.
 
     Raises:
-        UsageError: If two sources share a name, or one is empty.
         DataError: If images cannot be used.
     """
-    sources = [parse_named_source(text) for text in named]
-    if len(dict(sources)) != len(sources):
-        raise UsageError("two --data have the same name; write NAME=SOURCE with different names")
-    loaded = {name: load_images(where, classes, columns=columns, whole=True) for name, where in sources}
+    loaded = {name: load_images(where, classes, columns=columns, whole=True) for name, where in named.items()}
     checkpoint = open_checkpoint(source)
     model = load_model(checkpoint)
     accuracy = {}
@@ -164,7 +144,13 @@ def evaluate_sources(
         for note in images.notes:
             progress.say(note)
         accuracy[name] = zero_shot_accuracy(
-            model, images, templates, device=device, batch_size=batch_size, progress=progress
+            model,
+            images,
+            templates,
+            device=device,
+            batch_size=batch_size,
+            images_at_once=images_at_once,
+            progress=progress,
         )
     return {
         "checkpoint": checkpoint.provenance(),
@@ -173,20 +159,3 @@ def evaluate_sources(
         "sources": {name: {"source": each.source, "revision": each.revision} for name, each in loaded.items()},
         "templates": list(templates),
     }
-
-
-def accuracy_table(record: dict[str, Any]) -> RenderableType:
-    """Lay the accuracies out for a terminal.
-
-    Args:
-        record: As `evaluate_sources` returns it.
-    """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("source")
-    table.add_column("images", justify="right")
-    table.add_column("accuracy", justify="right")
-    for name, value in record["accuracy"].items():
-        table.add_row(name, str(record["images"][name]), f"{value:.1%}")
-    return table

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import together
-from clipmerge.errors import UsageError
 from clipmerge.evaluation.accuracy import answers
 from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.evaluation.sources import check_source_name
 from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.models import ImageTextModel
@@ -60,6 +60,7 @@ class Scorer:
         *,
         templates: tuple[str, ...],
         batch_size: int | None = None,
+        images_at_once: int | None = None,
         dtype: OutputDtype = "keep",
         held: int = HELD,
     ) -> None:
@@ -71,6 +72,7 @@ class Scorer:
             accelerator: Places the model, and gathers what several processes found.
             templates: Prompt templates.
             batch_size: Images a batch; by default as `evaluate` chooses it.
+            images_at_once: Images that go through the model at once; ``None`` for a batch.
             dtype: What the points are rounded to.
             held: Bytes of preprocessed images held at once.
         """
@@ -78,6 +80,7 @@ class Scorer:
         self._accelerator = accelerator
         self._templates = templates
         self._batch_size = batch_size
+        self._images_at_once = images_at_once
         self._held = held
         # classes by point; where the text tower did not move between points they are one tensor
         self._classes: dict[tuple[int, tuple[str, ...]], Tensor] = {}
@@ -141,7 +144,8 @@ class Scorer:
     def _answers(self, number: int, batch: Batch, class_names: tuple[str, ...]) -> list[int]:
         device = self._accelerator.device
         classes = self._class_embeddings(number, class_names)
-        best: list[int] = answers(self._moving.model, batch.pixels.to(device), classes).tolist()
+        pixels = batch.pixels.to(device)
+        best: list[int] = answers(self._moving.model, pixels, classes, self._images_at_once).tolist()
         return best
 
     def _class_embeddings(self, number: int, names: tuple[str, ...]) -> Tensor:
@@ -166,23 +170,6 @@ def loads(batches: Iterable[_SourceBatch], held: int) -> Iterator[list[_SourceBa
         load.append(part)
     if load:
         yield load
-
-
-def check_source_name(name: str) -> None:
-    """Refuse a name that `write_correct` could not give a tensor, before anything is evaluated.
-
-    Args:
-        name: What a source is called.
-
-    Raises:
-        UsageError: If safetensors keeps the name for itself, or it is not UTF-8.
-    """
-    if name == "__metadata__":  # the header's own entry: the file would be written, and no reader would open it
-        raise UsageError("a source cannot be named '__metadata__', which safetensors keeps for itself; choose another")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"a source cannot be named {name!a}, which is not UTF-8; write NAME=SOURCE") from None
 
 
 def write_correct(path: Path, correct: dict[str, Correct]) -> None:

@@ -37,8 +37,9 @@ def head_classes(inputs: Inputs, calibration: Calibration) -> HeadRecord | None:
     from clipmerge.images.prompts import check_templates
 
     templates = check_templates(list(calibration.templates))
-    if calibration.source:
-        images = load_images(calibration.source, calibration.classes, columns=calibration.columns)
+    if calibration.source is not None:
+        columns, most = calibration.columns, calibration.images
+        images = load_images(calibration.source, calibration.classes, columns=columns, most=most)
         return HeadRecord(classes=images.class_names, templates=templates)
     if calibration.classes:
         rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][WEIGHT]].shape[0]

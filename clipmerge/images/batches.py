@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.store import Pixels
 
 if TYPE_CHECKING:
     import torch
@@ -87,5 +88,8 @@ def read_batches(
     for number, start in enumerate(range(0, len(images), batch_size)):
         if number % world == rank:
             positions = range(start, min(start + batch_size, len(images)))
-            pixels = to_pixels([images.image(position) for position in positions])
+            if isinstance(images.store, Pixels):
+                pixels = images.store.batch(positions)
+            else:
+                pixels = to_pixels([images.image(position) for position in positions])
             yield Batch(number, pixels, torch.tensor([images.labels[position] for position in positions]))

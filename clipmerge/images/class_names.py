@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from clipmerge.errors import DataError, shorten
 from clipmerge.images.store import Labelled
 
+#: A file with class names, the names in the order of the classes, or ``None`` for the source's own.
+ClassNames: TypeAlias = Path | Sequence[str] | None
+
 _WORDNET = re.compile(r"n\d{8}")
 
 
-def names_of(source: str, opened: Labelled, classes: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def names_of(source: str, opened: Labelled, classes: ClassNames) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Name a source's classes.
 
     Args:
         source: What the user wrote, for messages.
         opened: The source.
-        classes: File with class names; ``None`` for the source's own, with spaces for underscores.
+        classes: File with class names, or the names; ``None`` for the source's own, with spaces for underscores.
 
     Returns:
         One name per class, and notes for the user.
@@ -31,7 +34,7 @@ def names_of(source: str, opened: Labelled, classes: Path | None) -> tuple[tuple
     """
     if classes is not None:
         names = read_class_names(classes, list(opened.classes), numbered=not opened.named)
-        return names, _shared(str(classes), names)
+        return names, _shared(_called(classes), names)
     if not opened.named:
         beyond = len(opened.classes) > len(opened.labels)
         ids = "; if they are ids, name the column of the labels with --label-column" if beyond else ""
@@ -68,12 +71,12 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def read_class_names(path: Path, classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:
-    """Read class names.
+def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:
+    """Read class names, or take those that were given.
 
     Args:
-        path: Text with one name per line in the order of the classes, or ``class<TAB>name`` lines; or JSON, a list or
-            an object with names by class.
+        given: The names in the order of the classes, or a file with them: text with one name per line, or
+            ``class<TAB>name`` lines; or JSON, a list or an object with names by class.
         classes: What the source calls its classes, in its order: folders sorted, a table's own order, numbers from 0.
         numbered: Whether classes are numbers, so that there may be more names than numbers seen.
 
@@ -83,7 +86,7 @@ def read_class_names(path: Path, classes: list[str], *, numbered: bool = False) 
     Raises:
         DataError: If it cannot be read, or names do not fit the classes or are not texts.
     """
-    data = _parsed_names(path)
+    data, path = (_parsed_names(given) if isinstance(given, Path) else list(given)), _called(given)
     if isinstance(data, dict):
         missing = [name for name in classes if name not in data]
         if missing:
@@ -102,6 +105,10 @@ def read_class_names(path: Path, classes: list[str], *, numbered: bool = False) 
     return _checked_names(path, names)
 
 
+def _called(given: Path | Sequence[str]) -> str:
+    return str(given) if isinstance(given, Path) else "the class names given"
+
+
 def _parsed_names(path: Path) -> Any:
     """Parse a file of names: a list of names in order, or names by class."""
     try:
@@ -115,7 +122,7 @@ def _parsed_names(path: Path) -> Any:
     return data
 
 
-def _checked_names(path: Path, names: list[Any]) -> tuple[str, ...]:
+def _checked_names(path: str, names: list[Any]) -> tuple[str, ...]:
     for name in names:
         if not (isinstance(name, str) and name.strip() and _is_utf8(name)):
             raise DataError(f"{path}: {json.dumps(name)[:60]} is no class name; write a text for each class")

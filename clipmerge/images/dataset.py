@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import DataError
 from clipmerge.files.paths import local_path
 from clipmerge.images import Columns, Labelled, Store
-from clipmerge.images.class_names import names_of
+from clipmerge.images.class_names import ClassNames, names_of
 from clipmerge.images.decoding import decode, extent
 from clipmerge.images.digits import load_digits
 from clipmerge.images.folder import load_folder
+from clipmerge.images.in_memory import open_in_memory
 from clipmerge.images.places import Local, expand
 from clipmerge.images.sampling import balanced_sample, candidate_positions
-from clipmerge.images.store import Files, Held
+from clipmerge.images.store import Files, Held, Pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -114,6 +114,8 @@ class LabelledImages:
         """
         if isinstance(self.store, Files):
             store: Store = Files(tuple(self.store.paths[at] for at in positions))
+        elif isinstance(self.store, Pixels):
+            store = self.store.at(positions)
         else:
             names = tuple(self.store.name(at) for at in positions)
             store = Held(tuple(self.store.read(positions)), names)
@@ -121,19 +123,25 @@ class LabelledImages:
 
 
 def load_images(
-    source: str, classes: Path | None = None, *, columns: Columns | None = None, whole: bool = False
+    source: Any,
+    classes: ClassNames = None,
+    *,
+    columns: Columns | None = None,
+    whole: bool = False,
+    most: int | None = None,
 ) -> LabelledImages:
     """Find labelled images.
 
     Args:
         source: A folder with one subfolder per class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a
             folder of them; ``hf://datasets/org/name[@revision][:split]``; or ``digits`` (scikit-learn's, extra
-            ``demo``).
-        classes: File with class names; see `clipmerge.images.class_names.read_class_names`. By default the source's
-            own are used, with spaces for underscores.
+            ``demo``). Or images in memory, see `clipmerge.images.in_memory.open_in_memory`.
+        classes: File with class names, or the names; see `clipmerge.images.class_names.read_class_names`. By default
+            the source's own are used, with spaces for underscores.
         columns: The columns that the user named, for sources that have columns.
         whole: Whether all images will be read, and the right ones counted: a dataset on the Hub is then kept in the
             cache, and one class is refused, of which every image would be right.
+        most: Images that are taken from a ``DataLoader``, which cannot be sampled; ``None`` for all.
 
     Returns:
         The images, not decoded yet.
@@ -142,6 +150,8 @@ def load_images(
         DataError: If there is nothing there, a class is empty, or the class names do not fit.
         HubError: If the Hub refuses or cannot be reached.
     """
+    if not isinstance(source, str):
+        return _named(*open_in_memory(source, columns or Columns(), most), classes, whole=whole)
     if not source.strip():  # as a path it would be the working directory
         raise DataError(f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT")
     path = local_path(source)
@@ -153,6 +163,10 @@ def load_images(
         opened = load_hub_dataset(source, columns or Columns(), whole=whole)
     else:
         opened = _load_tables(source, columns or Columns()) or load_folder(source, path)
+    return _named(source, opened, classes, whole=whole)
+
+
+def _named(source: str, opened: Labelled, classes: ClassNames, *, whole: bool) -> LabelledImages:
     names, notes = names_of(source, opened, classes)
     images = LabelledImages(source, opened.store, opened.labels, names, opened.revision, (*opened.notes, *notes))
     if whole:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from clipmerge.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Encoded(TypedDict):
@@ -80,3 +85,57 @@ class Held:
     def name(self, position: int) -> str:
         """What it was called where it came from."""
         return self.names[position]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Images that are preprocessed already: nothing decodes them, and the model's own preprocessing is not run.
+
+    Attributes:
+        get: Gives an item's pixels, shape (3, height, width).
+        items: The item that each image is.
+        called: What to call the source in a message.
+    """
+
+    get: Callable[[int], Any]
+    items: tuple[int, ...]
+    called: str
+    blocks: tuple[int, ...] = ()
+
+    def read(self, positions: Sequence[int]) -> list[Encoded]:
+        """Refuse: there are no encoded images.
+
+        Raises:
+            DataError: Always.
+        """
+        raise DataError(
+            f"{self.name(positions[0])}: holds preprocessed pixels, and images are needed here; give the data set "
+            "without its transform"
+        )
+
+    def name(self, position: int) -> str:
+        """Source and item."""
+        return f"{self.called}, image {self.items[position]}"
+
+    def at(self, positions: Sequence[int]) -> Pixels:
+        """Some of the images, in the order asked for."""
+        return replace(self, items=tuple(self.items[at] for at in positions))
+
+    def batch(self, positions: Sequence[int]) -> Tensor:
+        """Stack pixels: (images, 3, height, width), float32.
+
+        Raises:
+            DataError: If an item has another shape.
+        """
+        import torch
+
+        stacked: list[Tensor] = []
+        for at in positions:
+            pixels = torch.as_tensor(self.get(self.items[at])).float()
+            if pixels.ndim != 3 or pixels.shape[0] != 3 or (stacked and pixels.shape != stacked[0].shape):
+                raise DataError(
+                    f"{self.name(at)}: its pixels have the shape {tuple(pixels.shape)}; expected (3, height, width), "
+                    "the same for every image"
+                )
+            stacked.append(pixels)
+        return torch.stack(stacked)

@@ -1,11 +1,10 @@
-"""What an output folder holds: weights, streamed, with their index; and a plan with its tensors."""
+"""What an output folder holds: weights, streamed, with their index."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,11 +15,8 @@ from clipmerge.checkpoint.source import INDEX, WEIGHTS
 from clipmerge.errors import OutputError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import header_bytes
-from clipmerge.files.staging import staged_files
 from clipmerge.files.writer import output_file
 from clipmerge.merging.stream import MergedTensor, contents_of
-from clipmerge.planning.plan import Plan, TensorsRecord, tensors_path
-from clipmerge.planning.tensors import PlanTensors
 
 # The order that safetensors' own save_file uses: widest dtype first, then by name.
 _DTYPE_RANK = {
@@ -129,35 +125,3 @@ def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | N
 def _shard_name(file: Path) -> str:
     """Name a shard in the output, whose shards are safetensors whatever the input's are."""
     return f"{file.stem.removeprefix('pytorch_')}.safetensors" if file.suffix != ".safetensors" else file.name
-
-
-def write_plan_files(path: Path, plan: Plan, tensors: PlanTensors) -> Plan:
-    """Write a plan and, beside it, the tensors that it needs; both whole or not at all.
-
-    Args:
-        path: The JSON file.
-        plan: The plan.
-        tensors: Scores and learned coefficients.
-
-    Returns:
-        The plan as written, naming the tensors' file by hash.
-
-    Raises:
-        OutputError: If a file cannot be written.
-    """
-    with staged_files(path) as folder:
-        if tensors:
-            from safetensors.torch import save_file
-
-            file = folder / tensors_path(path).name
-            save_file(tensors.to_file(), file)
-            file.chmod(0o666 & ~_umask())  # save_file makes it readable for its owner alone
-            plan = plan.model_copy(update={"tensors": TensorsRecord(file=file.name, sha256=sha256_of(file))})
-        (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
-    return plan
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

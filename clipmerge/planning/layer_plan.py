@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import Field
 
+from clipmerge.errors import PlanError, RecipeError, did_you_mean
 from clipmerge.planning.frozen import Frozen
-from clipmerge.plugins import Alpha, Density
+from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
 
 
 class LayerPlan(Frozen):
@@ -44,3 +45,40 @@ class Combination(Frozen):
 
     rule: str
     options: dict[str, Any] = Field(default_factory=dict)
+
+
+def check_mask(name: str, layer: LayerPlan, parameters: tuple[str, ...]) -> None:
+    """Check one layer's mask rule against the masks that there are.
+
+    Args:
+        name: The layer's name, for messages.
+        layer: Its settings.
+        parameters: Names of its parameters.
+
+    Raises:
+        PlanError: If the mask, an option or a parameter is unknown, or a density has no mask to go with.
+    """
+    if layer.mask is None:
+        if layer.density != 1.0:
+            raise PlanError(f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'")
+        return
+    masks = plugin_names("masks")
+    if layer.mask not in masks:
+        raise PlanError(
+            f"layer '{name}' has the unknown mask '{layer.mask}' (masks: {', '.join(masks)})."
+            f"{did_you_mean(layer.mask, masks)}"
+        )
+    if layer.density != 1.0 and "density" not in plugin_options("masks", layer.mask):
+        raise PlanError(
+            f"layer '{name}' has density {layer.density}, which the mask '{layer.mask}' does not know; "
+            "set its mask_options, or name another mask"
+        )
+    for parameter, options in {"": {}, **layer.parameters}.items():
+        if parameter and parameter not in parameters:
+            raise PlanError(
+                f"layer '{name}' names parameter '{parameter}', which it has not.{did_you_mean(parameter, parameters)}"
+            )
+        try:
+            check_options("masks", layer.mask, {**layer.mask_options, **options})
+        except RecipeError as error:
+            raise PlanError(f"layer '{name}': {error}") from None

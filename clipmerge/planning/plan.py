@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
-from clipmerge.errors import PlanError, RecipeError, did_you_mean
+from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
+from clipmerge.files.hashes import sha256_of
+from clipmerge.files.staging import staged_files
 from clipmerge.planning.bought import Bought
 from clipmerge.planning.choices import Missing, OutputDtype
 from clipmerge.planning.frozen import Frozen
-from clipmerge.planning.layer_plan import Combination, LayerPlan
+from clipmerge.planning.layer_plan import Combination, LayerPlan, check_mask
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.table import Rows, to_frame, to_html
 from clipmerge.planning.verdict import verdict_on
-from clipmerge.plugins import Alpha, check_options, plugin_names, plugin_options
+from clipmerge.plugins import Alpha, check_options
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import Tensor
 
 
 class SourceRecord(Frozen):
@@ -127,6 +135,110 @@ class Plan(Frozen):
     seed: int = 0
     warnings: tuple[str, ...] = ()
 
+    # what `Plan.load` and the API keep beside the numbers; not part of the JSON, nor of what makes plans equal
+    _tensors: Mapping[str, Any] = PrivateAttr(default_factory=dict)
+    _folder: Path | None = PrivateAttr(default=None)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same; the tensors count by the hash that `save` writes into the plan."""
+        return self.__dict__ == other.__dict__ if isinstance(other, Plan) else NotImplemented
+
+    def __repr__(self) -> str:
+        """The recipe, the number of layers, and the range of their coefficients."""
+        return f"Plan({self._caption()})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """The layers as a table, for a notebook."""
+        return to_html(self.rows(), self.verdict or self._caption())
+
+    def _caption(self) -> str:
+        alphas = [layer.alpha for layer in self.layers.values()]
+        spread = f", alpha {min(alphas):.3g} to {max(alphas):.3g}" if alphas else ""
+        stragglers = f", {len(self.stragglers)} stragglers" if self.stragglers else ""
+        return f"recipe {self.recipe.get('name', 'none')!r}, {len(self.layers)} layers{spread}{stragglers}"
+
+    def rows(self) -> Rows:
+        """One row per layer: its settings, its statistics and the reason."""
+        statistics = self.measurements.layers if self.measurements else {}
+        return [
+            {
+                "layer": name,
+                "alpha": layer.alpha,
+                "density": layer.density,
+                "mask": layer.mask,
+                **statistics.get(name, {}),
+                "reason": layer.reason,
+            }
+            for name, layer in self.layers.items()
+        ]
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The layers as a DataFrame, indexed by name.
+
+        Raises:
+            UsageError: If pandas is not installed.
+        """
+        return to_frame(self.rows(), "layer")
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the plan was loaded from, where relative sources are looked for; ``None`` if it was made."""
+        return self._folder
+
+    @property
+    def held_tensors(self) -> Mapping[str, Tensor]:
+        """Scores and learned coefficients in memory, by the names that they have in the file beside the plan."""
+        return self._tensors
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Plan:
+        """Return the plan with the tensors that it needs, to be applied or saved.
+
+        Args:
+            tensors: Scores and learned coefficients, by the names that they have in the file.
+        """
+        plan = self.model_copy()
+        plan._tensors = dict(tensors)
+        return plan
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
+        """Write the plan as JSON and, beside it, the tensors that it needs; both whole or not at all.
+
+        Args:
+            path: The JSON file; tensors go to ``NAME.tensors.safetensors`` beside it.
+            overwrite: Whether an earlier plan may be replaced.
+
+        Returns:
+            The plan as written, naming the tensors' file by hash.
+
+        Raises:
+            OutputError: If a file is there already, or cannot be written.
+        """
+        for file in (Path(path), tensors_path(Path(path))):
+            if file.exists() and not overwrite:
+                raise OutputError(f"{file}: exists already; choose another path, or pass overwrite=True to replace it")
+        return write_plan_files(Path(path), self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan and the tensors beside it.
+
+        Args:
+            path: The JSON file, written by `save` or by ``clipmerge plan``; it may have been edited.
+
+        Returns:
+            The plan.
+
+        Raises:
+            PlanError: If it cannot be read, says something unknown, or the tensors are missing or have changed.
+        """
+        plan = read_plan(Path(path))
+        if plan.tensors:
+            plan = plan.with_tensors(_read_tensors(Path(path), plan.tensors))
+        plan._folder = Path(path).parent
+        return plan
+
     def to_json(self) -> str:
         """Write the plan as indented JSON, one key order always."""
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
@@ -162,39 +274,12 @@ class Plan(Frozen):
         for name, layer in self.layers.items():
             if name not in layers:
                 raise PlanError(f"the plan names layer '{name}', which there is not.{did_you_mean(name, layers)}")
-            _check_mask(name, layer, layers[name])
+            check_mask(name, layer, layers[name])
         return self if self.decided == self.digest else self._with_verdict_on_settings(layers)
 
     def _with_verdict_on_settings(self, names: Collection[str]) -> Plan:
         verdict = verdict_on(self.layers, names, self.weights, self.combine, finding=self.finding)
         return self.model_copy(update={"verdict": verdict})
-
-
-def _check_mask(name: str, layer: LayerPlan, parameters: tuple[str, ...]) -> None:
-    if layer.mask is None:
-        if layer.density != 1.0:
-            raise PlanError(f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'")
-        return
-    masks = plugin_names("masks")
-    if layer.mask not in masks:
-        raise PlanError(
-            f"layer '{name}' has the unknown mask '{layer.mask}' (masks: {', '.join(masks)})."
-            f"{did_you_mean(layer.mask, masks)}"
-        )
-    if layer.density != 1.0 and "density" not in plugin_options("masks", layer.mask):
-        raise PlanError(
-            f"layer '{name}' has density {layer.density}, which the mask '{layer.mask}' does not know; "
-            "set its mask_options, or name another mask"
-        )
-    for parameter, options in {"": {}, **layer.parameters}.items():
-        if parameter and parameter not in parameters:
-            raise PlanError(
-                f"layer '{name}' names parameter '{parameter}', which it has not.{did_you_mean(parameter, parameters)}"
-            )
-        try:
-            check_options("masks", layer.mask, {**layer.mask_options, **options})
-        except RecipeError as error:
-            raise PlanError(f"layer '{name}': {error}") from None
 
 
 def read_plan(path: Path) -> Plan:
@@ -228,3 +313,50 @@ def read_plan(path: Path) -> Plan:
 def tensors_path(plan: Path) -> Path:
     """Where the tensors that a plan needs go: ``plan.tensors.safetensors`` beside ``plan.json``."""
     return plan.with_suffix(".tensors.safetensors")
+
+
+def write_plan_files(path: Path, plan: Plan) -> Plan:
+    """Write a plan and, beside it, the tensors that it holds; both whole or not at all.
+
+    Args:
+        path: The JSON file.
+        plan: The plan.
+
+    Returns:
+        The plan as written, naming the tensors' file by hash.
+
+    Raises:
+        OutputError: If a file cannot be written.
+    """
+    tensors = plan.held_tensors
+    with staged_files(path) as folder:
+        if tensors:
+            from safetensors.torch import save_file
+
+            file = folder / tensors_path(path).name
+            save_file(dict(tensors), file)
+            file.chmod(0o666 & ~_umask())  # save_file makes it readable for its owner alone
+            named = TensorsRecord(file=file.name, sha256=sha256_of(file))
+            plan = plan.model_copy(update={"tensors": named})
+        (folder / path.name).write_text(plan.to_json(), encoding="utf-8")
+    return plan
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _read_tensors(path: Path, record: TensorsRecord) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = path.parent / record.file
+    if not file.is_file() or sha256_of(file) != record.sha256:
+        state = "is missing" if not file.is_file() else "has changed"
+        raise PlanError(f"{file}: the tensors beside the plan: the file {state}; plan again with `clipmerge plan`")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise PlanError(f"{file}: the tensors beside the plan: {error}; plan again with `clipmerge plan`") from None

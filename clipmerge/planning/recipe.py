@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import os
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,22 +85,41 @@ def recipe_text(name: str) -> str:
     return (recipes_folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def load_recipe(name: str, assignments: list[str] | None = None) -> Recipe:
-    """Load a recipe and apply ``--set`` assignments.
+def load_recipe(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    set: Mapping[str, Any] | Sequence[str] | None = None,
+) -> Recipe:
+    """Load a recipe and apply overrides.
 
     Args:
-        name: Name of a shipped recipe, or a path to a YAML file.
-        assignments: ``KEY=VALUE``, keys dotted (``method.alpha=0.4``), values in YAML.
+        recipe: Name of a shipped recipe, path of a YAML file, what such a file holds as a mapping, or a recipe.
+        set: ``{"method.alpha": 0.4}``, keys dotted; or ``["method.alpha=0.4"]``, values in YAML.
 
     Returns:
         The validated recipe.
 
     Raises:
         RecipeError: If the file cannot be read, or anything in it is unknown or out of range.
+
+    Example:
+        >>> load_recipe("wise-ft", {"method.alpha": 0.3}).method["alpha"]
+        0.3
     """
+    name, data = _raw(recipe)
+    for key, value in _assignments(set):
+        _assign(data, key, value)
+    return _validate(name, data)
+
+
+def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[str, dict[str, Any]]:
+    """What to call a recipe in messages, and what it says, not validated; may be changed."""
+    if isinstance(recipe, Recipe):
+        return recipe.name, recipe.model_dump(mode="json")
+    if isinstance(recipe, Mapping):
+        return "recipe", {"name": "custom", **copy.deepcopy(dict(recipe))}
+    name = os.fspath(recipe)
     path = Path(name)
-    is_file = path.suffix in (".yaml", ".yml") or path.is_file()
-    if is_file:
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -107,10 +129,19 @@ def load_recipe(name: str, assignments: list[str] | None = None) -> Recipe:
     data = _from_yaml(f"{name}:", text)
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: is not a recipe; see `clipmerge recipes show straggler-sparse` for one")
-    data = {"name": path.stem, **data}
-    for assignment in assignments or []:
-        _assign(data, assignment)
-    return _validate(name, data)
+    return name, {"name": path.stem, **data}
+
+
+def _assignments(given: Mapping[str, Any] | Sequence[str] | None) -> list[tuple[str, Any]]:
+    if isinstance(given, Mapping):
+        return list(given.items())
+    parsed = []
+    for assignment in given or []:
+        key, found, raw = assignment.partition("=")
+        if not found or not key.strip():
+            raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
+        parsed.append((key, _from_yaml(f"--set {assignment[:80]}: the value", raw)))
+    return parsed
 
 
 class _Loader(yaml.SafeLoader):
@@ -132,17 +163,13 @@ def _from_yaml(subject: str, text: str) -> Any:
         raise RecipeError(f"{subject} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def _assign(data: dict[str, Any], assignment: str) -> None:
-    key, found, raw = assignment.partition("=")
-    if not found or not key.strip():
-        raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
-    value = _from_yaml(f"--set {assignment[:80]}: the value", raw)
+def _assign(data: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.strip().split(".")
     target = data
     for parent in parents:
         target = target.setdefault(parent, {})
         if not isinstance(target, dict):
-            raise RecipeError(f"--set {assignment}: '{parent}' holds no options")
+            raise RecipeError(f"--set {key}={value}: '{parent}' holds no options")
     target[last] = value
 
 

@@ -1,0 +1,349 @@
+"""Arguments that several functions of the API share: their types, their defaults, and the request they make."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args
+
+from clipmerge.errors import UsageError
+from clipmerge.images.columns import Columns
+from clipmerge.images.places import local_inputs
+from clipmerge.images.prompts import check_templates
+from clipmerge.planning.choices import Device, OutputDtype
+from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.request import Calibration, MergeRequest
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
+CheckpointLike: TypeAlias = "str | os.PathLike[str] | Module"
+#: Name of a recipe, path of a YAML file, the same as a mapping, or a `Recipe`.
+RecipeLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Recipe"
+
+
+class ImageOptions(TypedDict, total=False):
+    """Options of everything that looks at images; each is named like the command line's flag.
+
+    Attributes:
+        classes: File with class names, or the names in the order of the classes.
+        template: One prompt template with ``{}`` for the class, or several.
+        images: Images sampled, class-balanced.
+        batch_size: Images per batch; by default at most 128.
+        images_at_once: Images whose activations are in memory at once; less memory, the same batches.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        image_column: Column of the images, where the data have columns and it is not found.
+        label_column: The same for the labels.
+    """
+
+    classes: str | os.PathLike[str] | Sequence[str] | None
+    template: str | Sequence[str] | None
+    images: int
+    batch_size: int | None
+    images_at_once: int | None
+    device: str
+    image_column: str | None
+    label_column: str | None
+
+
+class MergeOptions(ImageOptions, total=False):
+    """Options that `merge`, `plan` and `merge_models` share, those of `ImageOptions` among them.
+
+    Attributes:
+        data: Labelled images to measure on: a folder with one subfolder per class, Parquet or tar files,
+            ``hf://datasets/org/name:split``, ``digits``; a `datasets.Dataset`; a torch ``Dataset`` or ``DataLoader``
+            of (image, label) pairs; or a `Calibration`, which replaces the options of `ImageOptions`.
+        set: Overrides of the recipe, ``{"method.alpha": 0.4}`` or ``["method.alpha=0.4"]``.
+        seed: Seed of the sample, the bootstrap and random masks.
+        dtype: ``keep``, ``float32``, ``bfloat16`` or ``float16``.
+        hash: Whether to record the sha256 of weights.
+        command: How to run this again, for the record; by default spelled out from the arguments.
+    """
+
+    data: Any
+    set: Mapping[str, Any] | Sequence[str] | None
+    seed: int
+    dtype: str
+    hash: bool
+    command: str | None
+
+
+def with_options(source: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Show a function's ``**options`` with their names and defaults wherever its signature is shown.
+
+    Args:
+        source: The function that takes the options as keyword-only parameters.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        own = list(inspect.signature(function).parameters.values())
+        shared = [p for p in inspect.signature(source).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        parameters = [p for p in own if p.kind is not p.VAR_KEYWORD]
+        names = {p.name for p in parameters}
+        parameters += [p for p in shared if p.name not in names]
+        function.__signature__ = inspect.signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def calibration_from(
+    data: Any,
+    *,
+    classes: str | os.PathLike[str] | Sequence[str] | None = None,
+    template: str | Sequence[str] | None = None,
+    images: int = 1024,
+    batch_size: int | None = None,
+    images_at_once: int | None = None,
+    device: str = "auto",
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> Calibration:
+    """Make a `Calibration` of the arguments that name images.
+
+    Args:
+        data: As in `MergeOptions`.
+        classes: As in `ImageOptions`.
+        template: As there.
+        images: As there.
+        batch_size: As there.
+        images_at_once: As there.
+        device: As there.
+        image_column: As there.
+        label_column: As there.
+
+    Raises:
+        UsageError: If a template or the device is unusable, or ``data`` is a `Calibration` and something that it says
+            is given beside it.
+    """
+    made = Calibration(
+        source=None if data is None or isinstance(data, Calibration) else source_of(data),
+        classes=_class_names(classes),
+        templates=check_templates([template] if isinstance(template, str) else list(template or ())),
+        images=images,
+        batch_size=batch_size,
+        images_at_once=images_at_once,
+        device=cast(Device, choice("--device", device, get_args(Device))),
+        columns=Columns(image_column, label_column),
+    )
+    if not isinstance(data, Calibration):
+        return made
+    if made != Calibration(templates=check_templates([])):
+        raise UsageError("data is a Calibration, which says itself how to measure; put the other arguments into it")
+    return data
+
+
+@with_options(calibration_from)
+def merge_request(
+    zeroshot: str,
+    finetuned: Sequence[str],
+    recipe: RecipeLike,
+    *,
+    data: Any = None,
+    set: Mapping[str, Any] | Sequence[str] | None = None,
+    seed: int = 0,
+    dtype: str = "keep",
+    hash: bool = True,
+    command: str | None = None,
+    **options: Unpack[ImageOptions],
+) -> MergeRequest:
+    """Put the options of a merge together; everything wrong with them is said here, before torch is imported.
+
+    Args:
+        zeroshot: Source of theta_0.
+        finetuned: Sources of theta_1 ... theta_K.
+        recipe: Name, path, mapping as in a recipe file, or `Recipe`.
+        data: As in `MergeOptions`.
+        set: As there.
+        seed: As there.
+        dtype: As there.
+        hash: As there.
+        command: As there.
+        **options: See `ImageOptions`.
+
+    Returns:
+        The request.
+
+    Raises:
+        UsageError: If two options contradict each other, or a checkpoint is given twice.
+        RecipeError: If the recipe says something unknown.
+    """
+    _refuse_twice((zeroshot, *finetuned))
+    request = MergeRequest(
+        zeroshot=zeroshot,
+        finetuned=tuple(finetuned),
+        recipe=load_recipe(recipe, set),
+        calibration=calibration_from(data, **options),
+        seed=seed,
+        dtype=dtype_from(dtype),
+        command=command or "",
+        hashed=hash,
+    )
+    check_request(request)
+    return request
+
+
+def check_request(request: MergeRequest) -> None:
+    """Refuse what contradicts itself, before anything is opened.
+
+    Raises:
+        UsageError: If a recipe that measures has no images to measure on.
+    """
+    source = request.calibration.source
+    if request.recipe.needs_data and (source is None or source == ""):
+        raise UsageError(
+            f"recipe '{request.recipe.name}' measures, and needs labelled images of the target data: "
+            "--data FOLDER with one subfolder a class (data-free recipes: wise-ft, lines, monosoup)"
+        )
+
+
+def dtype_from(dtype: str) -> OutputDtype:
+    """Check an output dtype.
+
+    Raises:
+        UsageError: If there is no such one.
+    """
+    return cast(OutputDtype, choice("--dtype", dtype, get_args(OutputDtype)))
+
+
+def name_of(data: Any) -> str | None:
+    """What records call a source of images: itself, or the type of an object in memory."""
+    return data if data is None or isinstance(data, str) else f"{type(data).__name__} in memory"
+
+
+def source_of(data: Any) -> Any:
+    """Turn a path into text; images in memory stay as they are.
+
+    Args:
+        data: As in `MergeOptions`.
+    """
+    return os.fspath(data) if isinstance(data, os.PathLike) else data
+
+
+def _class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> Path | tuple[str, ...] | None:
+    if classes is None or isinstance(classes, (str, os.PathLike)):
+        return Path(classes) if classes else None
+    return tuple(classes)
+
+
+def _refuse_twice(given: Sequence[str]) -> None:
+    sources = [str(Path(source).resolve()) if Path(source).exists() else source for source in given]
+    for which, source in enumerate(sources):
+        if source in sources[:which]:
+            raise UsageError(f"{given[which]}: is given twice; name the zero-shot and the fine-tuned checkpoint")
+
+
+def choice(flag: str, value: str, options: Sequence[str]) -> str:
+    """Check a value that is one of a few words.
+
+    Args:
+        flag: The flag, for the message.
+        value: The value, in any case.
+        options: The words.
+
+    Returns:
+        The value in lower case.
+
+    Raises:
+        UsageError: If it is not one of them.
+    """
+    if value.lower() not in {option.lower() for option in options}:
+        raise UsageError(f"{flag} {value}: choose from {', '.join(options)}")
+    return value.lower()
+
+
+def several(finetuned: CheckpointLike | Sequence[CheckpointLike]) -> list[CheckpointLike]:
+    """Make a list of one checkpoint or several."""
+    return list(finetuned) if isinstance(finetuned, (list, tuple)) else [cast("CheckpointLike", finetuned)]
+
+
+def check_apart(output: Path | None, request: MergeRequest, recipe: RecipeLike, *, overwrite: bool) -> None:
+    """Refuse an output folder that cannot be written, or holds something that is read.
+
+    Args:
+        output: The folder; ``None`` where nothing is written.
+        request: What is asked for.
+        recipe: The recipe as it was given.
+        overwrite: Whether an earlier output may be replaced.
+
+    Raises:
+        OutputError: If the folder must not be written.
+    """
+    from clipmerge.output.checks import check_output
+
+    if output is not None:
+        read = files_read(recipe, request.calibration.source, request.calibration.classes)
+        check_output(output, overwrite=overwrite, inputs=local_inputs(*request.sources), read=read)
+
+
+def files_read(*named: Any) -> list[Path]:
+    """List the files and folders of this machine among what is read beside the checkpoints.
+
+    Args:
+        *named: Recipes, images and class names; objects in memory are left out, and so are recipes that have a name.
+    """
+    return local_inputs(*(os.fspath(each) for each in named if isinstance(each, (str, os.PathLike))))
+
+
+def command_of(
+    name: str, zeroshot: str, finetuned: Sequence[str], recipe: RecipeLike, output: Any, options: MergeOptions
+) -> MergeOptions:
+    """Complete the options by the command that does the same, as far as words can say it.
+
+    Args:
+        name: The command.
+        zeroshot: Source of theta_0.
+        finetuned: Sources of theta_1 ... theta_K.
+        recipe: The recipe as it was given.
+        output: Where the result goes.
+        options: The options as they were given.
+
+    Returns:
+        The options, ``command`` among them.
+    """
+    if options.get("command") is not None:
+        return options
+    flags: dict[str, Any] = {"recipe": _recipe_word(recipe), **options}
+    given = flags.pop("set", None) or ()
+    flags["set"] = [f"{key}={value}" for key, value in given.items()] if isinstance(given, Mapping) else list(given)
+    flags["no_hash"] = not flags.pop("hash", True)
+    return {**options, "command": spelled_out(name, zeroshot, *finetuned, **flags, output=output)}
+
+
+def spelled_out(name: str, *positional: Any, **flags: Any) -> str:
+    """Spell out a command; an object in memory is named by its type.
+
+    Args:
+        name: The command.
+        *positional: Its arguments.
+        **flags: Its flags; those of value ``None`` and ``False`` are left out.
+
+    Example:
+        >>> spelled_out("merge", "zs", "ft", recipe="wise-ft", output="out", set=None, template=["a {}.", "b {}."])
+        "clipmerge merge zs ft --recipe wise-ft --output out --template 'a {}.' --template 'b {}.'"
+    """
+    words = ["clipmerge", name, *map(_word, positional)]
+    for flag, value in flags.items():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if each is not None and each is not False:
+                words += [f"--{flag.replace('_', '-')}", *([] if each is True else [_word(each)])]
+    return shlex.join(words)
+
+
+def _recipe_word(recipe: RecipeLike) -> str:
+    if isinstance(recipe, Recipe):
+        return recipe.name
+    return str(recipe.get("name", "recipe.yaml")) if isinstance(recipe, Mapping) else os.fspath(recipe)
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, (str, int, float, os.PathLike)):
+        return str(value)
+    return f"<{type(value).__name__}>"

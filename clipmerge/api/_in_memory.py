@@ -1,0 +1,152 @@
+"""Models in memory as checkpoints: written to a temporary folder, in the layout of their own library."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
+from clipmerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+    from clipmerge.api._arguments import CheckpointLike
+
+_WRAPPERS = ("module", "_orig_mod")  # DataParallel's and DistributedDataParallel's, and torch.compile's
+_SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+
+
+@contextmanager
+def as_sources(
+    zeroshot: CheckpointLike | None, finetuned: Sequence[CheckpointLike], processor: Any = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Give every checkpoint as a source that `clipmerge.checkpoint.open_checkpoint` takes.
+
+    A model in memory is written to a temporary folder, which takes its size on disk and about a second per gigabyte,
+    and is gone when the block ends.
+
+    Args:
+        zeroshot: A source or a model; ``None`` for neither.
+        finetuned: The same for each fine-tuned checkpoint.
+        processor: Processor of the models, or open_clip's name of them or their configuration.
+
+    Yields:
+        Sources of theta_0 (empty for ``None``) and of theta_1 ... theta_K.
+
+    Raises:
+        UsageError: If something is neither a source nor a model of transformers or open_clip.
+    """
+    if all(each is None or isinstance(each, (str, os.PathLike)) for each in (zeroshot, *finetuned)):
+        yield os.fspath(zeroshot or ""), [os.fspath(each) for each in finetuned]  # type: ignore[arg-type]
+        return
+    with tempfile.TemporaryDirectory(prefix="clipmerge-") as folder:
+        base = "" if zeroshot is None else _source(zeroshot, Path(folder) / "zeroshot", processor)
+        others = [
+            _source(each, Path(folder) / f"finetuned-{number}", processor)
+            for number, each in enumerate(finetuned, start=1)
+        ]
+        yield base, others
+
+
+def unwrapped(model: Module) -> Module:
+    """The model inside the wrappers of `torch.compile` and of parallel training."""
+    for name in _WRAPPERS * 2:
+        inner = model._modules.get(name)
+        model = inner if len(model._modules) == 1 and inner is not None else model
+    return model
+
+
+def _source(checkpoint: CheckpointLike, folder: Path, processor: Any) -> str:
+    if isinstance(checkpoint, (str, os.PathLike)):
+        return os.fspath(checkpoint)
+    if not hasattr(checkpoint, "state_dict"):
+        raise UsageError(
+            f"{type(checkpoint).__name__} is not a checkpoint; give a path, a Hub id, or a model of transformers or "
+            "open_clip"
+        )
+    folder.mkdir()
+    model: Any = unwrapped(checkpoint)
+    if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+        _write_transformers(model, folder, processor)
+    elif hasattr(model, "visual"):
+        _write_open_clip(model, folder, processor)
+    else:
+        raise UsageError(
+            f"{type(model).__name__} is neither a model of transformers nor of open_clip; merge its state dict with "
+            "`clipmerge.merge_state_dicts`"
+        )
+    return str(folder)
+
+
+def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
+    """Write weights and configuration, and the processor that was given or that lies where the model came from."""
+    model.save_pretrained(folder)
+    if processor is not None:
+        processor.save_pretrained(folder)
+        return
+    origin = _origin(str(getattr(model, "name_or_path", "") or ""))
+    for file in sorted(origin.iterdir()) if origin else ():
+        is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
+        if is_side_file and file.name not in ("config.json", OPEN_CLIP_CONFIG) and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+
+
+def _origin(name: str) -> Path | None:
+    """The folder that a model was loaded from: itself, or its place in the Hub's cache."""
+    if not name:
+        return None
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
+    """Write weights and, where it is known, the configuration; open_clip's models do not carry theirs."""
+    from safetensors.torch import save_file
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(_unshared(weights), folder / OPEN_CLIP_WEIGHTS[0], metadata={"format": "pt"})
+    if config is None:
+        return
+    if isinstance(config, str) and not Path(config).is_dir():
+        import open_clip
+
+        named = open_clip.get_model_config(config)
+        if named is None:
+            raise UsageError(f"processor={config!r}: open_clip has no model of this name; see open_clip.list_models()")
+        config = named
+    elif isinstance(config, (str, os.PathLike)):
+        for file in Path(config).iterdir():
+            if file.suffix in _SIDE_SUFFIXES and file.name != "config.json":
+                shutil.copyfile(file, folder / file.name)
+        return
+    stated = dict(config) if "model_cfg" in config else {"model_cfg": dict(config)}
+    preprocessing = getattr(model.visual, "preprocess_cfg", None)
+    if "preprocess_cfg" not in stated and preprocessing:
+        stated["preprocess_cfg"] = dict(preprocessing)
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(stated, indent=2) + "\n", encoding="utf-8")
+
+
+def _unshared(weights: dict[str, Any]) -> dict[str, Any]:
+    """Give tensors that share memory a copy each, which safetensors asks for."""
+    seen: set[int] = set()
+    copies = {}
+    for name, tensor in weights.items():
+        place = tensor.untyped_storage().data_ptr()
+        copies[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return copies

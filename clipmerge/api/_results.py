@@ -1,0 +1,188 @@
+"""Results of the API: frozen, with a short repr, an HTML table for notebooks, and a pandas DataFrame on request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.planning.table import Rows, to_frame, to_html
+
+if TYPE_CHECKING:
+    import pandas
+
+    from clipmerge.evaluation.scorer import Correct
+    from clipmerge.planning.plan import Plan
+    from clipmerge.publish.push import Published
+
+
+class _Tabular:
+    """A result that is a table."""
+
+    _index = "name"
+
+    def _rows(self) -> Rows:
+        raise NotImplementedError
+
+    def _caption(self) -> str:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._caption()})"
+
+    def _repr_html_(self) -> str:
+        """The table, for a notebook."""
+        return to_html(self._rows(), self._caption())
+
+    def to_frame(self) -> pandas.DataFrame:
+        """The table as a DataFrame.
+
+        Raises:
+            UsageError: If pandas is not installed.
+        """
+        return to_frame(self._rows(), self._index)
+
+
+@dataclass(frozen=True, repr=False)
+class MergeResult(_Tabular):
+    """Result of `merge` and `apply`; empty but for ``path`` in all but the main process of ``accelerate launch``.
+
+    Attributes:
+        path: The folder written; ``None`` where none was.
+        plan: What each layer got, and the measurements behind it.
+        record: Everything that is written to ``clipmerge.json``.
+        warnings: What the user should know, one line each.
+        published: Where the output was pushed to, if it was.
+    """
+
+    path: Path | None
+    plan: Plan
+    record: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+    published: Published | None = None
+
+    _index = "layer"
+
+    def _rows(self) -> Rows:
+        measured = self.record.get("measurements") or {}
+        return [
+            {
+                "layer": name,
+                **{key: layer[key] for key in _LAYER_COLUMNS},
+                **measured.get(name, {}),
+                "reason": layer["reason"],
+            }
+            for name, layer in self.record.get("layers", {}).items()
+        ]
+
+    def _caption(self) -> str:
+        return f"{self.path}: {self.record.get('verdict', 'written by the main process')}"
+
+
+_LAYER_COLUMNS = ("alpha", "density", "mask", "size")
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluateResult(_Tabular):
+    """Result of `evaluate`.
+
+    Attributes:
+        accuracy: Share of the images recognised, 0 to 1, by source.
+        images: Number of images by source.
+        record: Everything that ``clipmerge evaluate --format json`` prints.
+    """
+
+    accuracy: dict[str, float]
+    images: dict[str, int]
+    record: dict[str, Any]
+
+    _index = "source"
+
+    def _rows(self) -> Rows:
+        return [
+            {"source": name, "images": self.images[name], "accuracy": value} for name, value in self.accuracy.items()
+        ]
+
+    def _caption(self) -> str:
+        return ", ".join(f"{name} {value:.1%}" for name, value in self.accuracy.items())
+
+
+@dataclass(frozen=True, repr=False)
+class SweepResult(_Tabular):
+    """Result of `sweep`.
+
+    Attributes:
+        path: The folder written; ``None`` where none was.
+        record: Everything that is written to ``sweep.json``.
+        correct: Whether each image was recognised, by source: shape (points, images), bool; the curve's points first.
+        warnings: What the user should know, one line each.
+    """
+
+    path: Path | None
+    record: dict[str, Any]
+    correct: dict[str, Correct]
+    warnings: tuple[str, ...] = ()
+
+    _index = "point"
+
+    def _rows(self) -> Rows:
+        points = [(f"alpha {row['alpha']:g}", row) for row in self.record["curve"]]
+        points += [(row["name"], row) for row in self.record["recipes"]]
+        return [
+            {"point": name, **row["accuracy"], **{key: row[key] for key in ("id", "ood", "gain")}}
+            for name, row in points
+        ]
+
+    def _caption(self) -> str:
+        return f"{len(self.record['curve'])} alphas, {len(self.record['recipes'])} recipes"
+
+
+@dataclass(frozen=True, repr=False)
+class InspectResult(_Tabular):
+    """Result of `inspect`.
+
+    Attributes:
+        family: Name of the model family.
+        layers: Number of tensors, number of entries, shapes and relative change by layer, in network order.
+        mismatches: What keeps the two from being merged, one line each; empty where they fit.
+        record: Everything that ``clipmerge inspect --format json`` prints.
+    """
+
+    family: str
+    layers: dict[str, dict[str, Any]]
+    mismatches: tuple[str, ...]
+    record: dict[str, Any]
+
+    _index = "layer"
+
+    def _rows(self) -> Rows:
+        keys = ("parameters", "size", "change")
+        return [
+            {"layer": name, **{key: layer[key] for key in keys if key in layer}} for name, layer in self.layers.items()
+        ]
+
+    def _caption(self) -> str:
+        return f"{self.family}, {len(self.layers)} layers, {len(self.mismatches)} mismatches"
+
+
+@dataclass(frozen=True, repr=False)
+class ConvertResult(_Tabular):
+    """Result of `convert`.
+
+    Attributes:
+        path: The folder written.
+        record: Everything that is written to ``conversion.json``.
+        warnings: What the user should know, one line each.
+    """
+
+    path: Path
+    record: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    _index = "file"
+
+    def _rows(self) -> Rows:
+        return [{"file": name, "sha256": digest} for name, digest in self.record.get("files", {}).items()]
+
+    def _caption(self) -> str:
+        return str(self.path)

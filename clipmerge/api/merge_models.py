@@ -1,0 +1,186 @@
+"""Merging in memory: models and state dicts of torch; nothing that the user sees is written."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+
+import numpy as np
+import torch
+
+from clipmerge.api._arguments import MergeOptions, RecipeLike, merge_request, several, with_options
+from clipmerge.api._in_memory import as_sources, unwrapped
+from clipmerge.api.plan import prepare
+from clipmerge.errors import CheckpointError, UsageError
+from clipmerge.families import is_buffer, is_counter, is_statistic
+from clipmerge.files.finite import is_finite, require_finite
+from clipmerge.merging.selection import RandomKey
+from clipmerge.merging.stream import contents_of, merged_tensors
+from clipmerge.merging.tensor import mask_options as complete_options
+from clipmerge.merging.tensor import merge_tensor
+from clipmerge.parallel import one_thread
+from clipmerge.plugins import load_plugin
+from clipmerge.progress import Logged, Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clipmerge.request import Run
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+@with_options(merge_request)
+def merge_models(
+    zeroshot: torch.nn.Module,
+    finetuned: Model | Sequence[Model],
+    recipe: RecipeLike,
+    *,
+    processor: Any = None,
+    progress: Progress | None = None,
+    **options: Unpack[MergeOptions],
+) -> Model:
+    """Merge models in memory.
+
+    The weights are those that `merge` writes for the same models saved, bit for bit. Meanwhile, a temporary folder
+    holds both models: their size on disk, and about a second per gigabyte.
+
+    Args:
+        zeroshot: Model of transformers or open_clip with theta_0's weights; it is not changed.
+        finetuned: Model with theta_1's weights, of the same class; several for theta_1 ... theta_K. Not changed.
+        recipe: Name of a recipe, path of a YAML file, the same as a mapping, or a `Recipe`.
+        processor: Processor of the models, which measuring needs unless the model was loaded from a folder or the
+            Hub's cache that has it; for open_clip's models their name, such as ``ViT-B-32``, or their configuration.
+        progress: Where to report; by default Python's logger ``clipmerge``.
+        **options: See `MergeOptions`; ``data`` may be a torch ``DataLoader`` or ``Dataset``.
+
+    Returns:
+        A copy of the fine-tuned model with the merged weights, on the same device and in the same mode. Of the
+        zero-shot one where the fine-tuned model is one tower of it.
+
+    Raises:
+        ClipmergeError: If anything given cannot be used; one line says what, where and what to do next.
+
+    Example:
+        >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP
+    """
+    models = [unwrapped(model) for model in several(finetuned)]  # type: ignore[arg-type]
+    with as_sources(zeroshot, models, processor) as (base, others):
+        run = prepare(merge_request(base, others, recipe, **options), progress or Logged())
+        weights = _merged_weights(run)
+        form = unwrapped(zeroshot) if run.inputs.takes_zeroshot_form else models[0]
+        run.finish()
+    return _filled(form, weights, None if run.plan is None else run.plan.dtype)  # type: ignore[return-value]
+
+
+def _merged_weights(run: Run) -> dict[str, Tensor]:
+    if run.plan is None:
+        raise UsageError("merge_models works in one process; under `accelerate launch` use merge")
+    tensors = merged_tensors(run.inputs, run.plan, run.tensors)
+    with closing(contents_of(tensors, np.empty)) as contents:
+        return {tensor.key: tensor.tensor(content) for tensor, content in zip(tensors, contents, strict=True)}
+
+
+def _filled(form: torch.nn.Module, weights: dict[str, Tensor], dtype: str | None) -> torch.nn.Module:
+    merged = copy.deepcopy(form)
+    if dtype not in (None, "keep"):
+        merged = merged.to(getattr(torch, str(dtype)))
+    found = merged.load_state_dict(weights, strict=False)
+    wrong = [name for name in (*found.missing_keys, *found.unexpected_keys) if not is_buffer(name)]
+    if wrong:
+        raise CheckpointError(
+            f"{type(form).__name__}: its merged weights have other names than the model, such as {wrong[0]}; save both "
+            "models and use `clipmerge.merge`"
+        )
+    return merged
+
+
+def merge_state_dicts(
+    theta_0: Mapping[str, Tensor],
+    theta_1: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
+    *,
+    alpha: float,
+    density: float = 1.0,
+    mask: str | None = None,
+    mask_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Merge state dicts of any architecture, all tensors alike.
+
+    Computes theta_0 + mask(alpha * mean_i(theta_i - theta_0)) in float32 or wider, and rounds once. Integers are
+    copied from theta_0; scalars and statistics of batch norms are never masked.
+
+    Args:
+        theta_0: Zero-shot tensors by name, on the CPU; never written to.
+        theta_1: Fine-tuned tensors by name, the same names and shapes; several for theta_1 ... theta_K.
+        alpha: Mixing coefficient, no unit: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
+        density: Share of the change kept by the mask, in (0, 1].
+        mask: Name of a mask, such as ``magnitude``; ``None`` keeps the whole change.
+        mask_options: Further options of the mask.
+        seed: Seed of random masks; entries depend on it and the tensor's name alone.
+
+    Returns:
+        Merged tensors by name, in theta_0's order, each of theta_0's shape and dtype.
+
+    Raises:
+        CheckpointError: If names, shapes or integers differ, or a tensor holds NaN or Inf.
+        RecipeError: If the mask or an option is unknown or out of its range.
+        UsageError: If a density is given without a mask, or the mask needs scores that only a measure makes.
+
+    Source:
+        Wortsman et al. 2022, arXiv:2109.01903.
+
+    Example:
+        >>> merge_state_dicts({"w": torch.zeros(2)}, {"w": torch.tensor([2.0, 4.0])}, alpha=0.5)
+        {'w': tensor([1., 2.])}
+    """
+    finetuned = [theta_1] if isinstance(theta_1, Mapping) else list(theta_1)
+    chosen = _mask_arguments(mask, density, dict(mask_options or {}))
+    _check_names(theta_0, finetuned)
+    with one_thread():
+        return {
+            name: _merged(name, tensor, [each[name] for each in finetuned], alpha, chosen, seed)
+            for name, tensor in theta_0.items()
+        }
+
+
+def _mask_arguments(mask: str | None, density: float, options: dict[str, Any]) -> dict[str, Any]:
+    if mask is None:
+        if density != 1.0:
+            raise UsageError(f"density {density} needs a mask; name one, such as mask='magnitude'")
+        return {}
+    chosen = complete_options(mask, density, options)
+    score = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
+    if score is not None and score.default is score.empty:
+        raise UsageError(f"mask '{mask}' needs scores that a measure makes; use merge or merge_models with a recipe")
+    return {"mask": mask, **chosen}
+
+
+def _check_names(theta_0: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> None:
+    for number, tensors in enumerate(finetuned, start=1):
+        if differing := sorted(theta_0.keys() ^ tensors.keys()):
+            raise CheckpointError(f"{len(differing)} names are not in both theta_0 and theta_{number}: {differing[0]}")
+        for name, tensor in tensors.items():
+            if tensor.shape != theta_0[name].shape:
+                shapes = f"{tuple(theta_0[name].shape)} and {tuple(tensor.shape)}"
+                raise CheckpointError(f"{name}: shapes differ between theta_0 and theta_{number}: {shapes}")
+
+
+def _merged(
+    name: str, theta_0: Tensor, finetuned: list[Tensor], alpha: float, mask: dict[str, Any], seed: int
+) -> Tensor:
+    if not theta_0.is_floating_point():
+        if not is_counter(name) and any(not torch.equal(theta_0, each) for each in finetuned):
+            raise CheckpointError(f"{name}: integers differ, and integers cannot be merged")
+        return theta_0.clone()
+    for number, tensor in enumerate((theta_0, *finetuned)):
+        require_finite(tensor, name, f"theta_{number}")
+    chosen = {} if is_statistic(name) or theta_0.numel() < 2 else mask
+    weights = (1.0 / len(finetuned),) * len(finetuned)
+    merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=weights, key=RandomKey(seed, name), **chosen)
+    if not is_finite(merged):
+        raise CheckpointError(f"{name}: overflows {theta_0.dtype} at alpha {alpha:g}; choose an alpha in [0, 1]")
+    return merged.clone() if merged is theta_0 or any(merged is each for each in finetuned) else merged

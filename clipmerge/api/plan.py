@@ -1,0 +1,299 @@
+"""`clipmerge plan`: read, measure and decide; nothing is merged.
+
+Every process of ``accelerate launch`` reads and measures; only the main one hashes, decides and writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Unpack
+
+from clipmerge.api._arguments import (
+    CheckpointLike,
+    MergeOptions,
+    RecipeLike,
+    check_request,
+    command_of,
+    merge_request,
+    several,
+    with_options,
+)
+from clipmerge.api._in_memory import as_sources
+from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint.preview import compare_before_download
+from clipmerge.errors import RecipeError
+from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, head_classes, lacks_zeroshot_head
+from clipmerge.layers import match_layers
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.choices import Missing
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.plan import CalibrationRecord, Plan, SourceRecord, tensors_path, write_plan_files
+from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.tensors import PlanTensors, with_coefficients
+from clipmerge.plugins import load_plugin, plugin_names, takes_several
+from clipmerge.progress import Logged, Progress, Silent
+from clipmerge.request import MergeRequest, Run
+
+Measured = tuple[Measurements, dict[str, Any]]
+
+
+@dataclass
+class Known:
+    """Results that requests share which differ only in the recipe; looked up, and added to.
+
+    Attributes:
+        checkpoints: theta_0, theta_1 ... theta_K, opened; empty until they are.
+        inputs: Aligned checkpoints by the recipe's ``missing``.
+        measured: Measurements by measure and options.
+    """
+
+    checkpoints: tuple[Checkpoint, ...] = ()
+    inputs: dict[str, Inputs] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
+
+
+@with_options(merge_request)
+def plan(
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    recipe: RecipeLike,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    processor: Any = None,
+    progress: Progress | None = None,
+    **options: Unpack[MergeOptions],
+) -> Plan:
+    """Measure and decide like `merge`, and merge nothing.
+
+    Args:
+        zeroshot: theta_0, as `merge` takes it.
+        finetuned: theta_1 ... theta_K, as `merge` takes them.
+        recipe: As `merge` takes it.
+        output: JSON file to write the plan to; `Plan.save` writes it later.
+        overwrite: Whether an earlier plan may be replaced.
+        processor: For models in memory: their processor, or open_clip's name of the model.
+        progress: Where to report; by default Python's logger ``clipmerge``.
+        **options: See `MergeOptions`.
+
+    Returns:
+        The plan. In the other processes of ``accelerate launch`` it has no layers.
+
+    Raises:
+        ClipmergeError: If anything given cannot be used; one line says what, where and what to do next.
+    """
+    return plan_run(
+        zeroshot, finetuned, recipe, output, overwrite=overwrite, processor=processor, progress=progress, **options
+    ).decided
+
+
+def plan_run(
+    zeroshot: CheckpointLike,
+    finetuned: CheckpointLike | Sequence[CheckpointLike],
+    recipe: RecipeLike,
+    output: str | os.PathLike[str] | None,
+    *,
+    overwrite: bool = False,
+    processor: Any = None,
+    progress: Progress | None = None,
+    **options: Unpack[MergeOptions],
+) -> Run:
+    """Do what `plan` does, and return everything that is known; the arguments are those of `plan`."""
+    from clipmerge.output.checks import check_output_file
+
+    with as_sources(zeroshot, several(finetuned), processor) as (base, others):
+        request = merge_request(base, others, recipe, **command_of("plan", base, others, recipe, output, options))
+        if output is not None:
+            check_output_file(Path(output), tensors_path(Path(output)), overwrite=overwrite)
+        run = prepare(request, progress or Logged())
+        if run.is_main and output is not None:
+            write_plan(run, Path(output))
+        elif run.is_main:
+            run.hash_inputs()
+            run.plan = run.hashed_plan()
+            run.finish()
+    return run
+
+
+def prepare(request: MergeRequest, progress: Progress | None = None, *, known: Known | None = None) -> Run:
+    """Read, measure and decide.
+
+    Args:
+        request: What to merge and how.
+        progress: Where to report.
+        known: Results of earlier requests for the same checkpoints and images.
+
+    Returns:
+        The run, its plan decided in the main process.
+
+    Raises:
+        ClipmergeError: If anything the user gave cannot be used.
+    """
+    check_request(request)
+    known = known or Known()
+    run = _read(request, progress or Silent(), known)
+    _early_checks(run, request.recipe)
+    measurements, calibration = None, None
+    if request.recipe.measure:
+        with run.timed("measure"):
+            measurements, calibration = _measured(run, request, known)
+    if run.is_main:
+        with run.timed("plan"):
+            _decide(run, request, measurements, calibration)
+    return run
+
+
+def _measured(run: Run, request: MergeRequest, known: Known) -> Measured:
+    from clipmerge.api.measure import measure
+
+    key = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
+    if key not in known.measured:
+        known.measured[key] = measure(run, request)
+    return known.measured[key]
+
+
+def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
+    progress.stage("read")
+    begin = time.perf_counter()
+    mixed = request.dtype != "keep"
+    inputs = open_inputs(request.sources, request.recipe.missing, mixed_dtypes=mixed, known=known)
+    head = head_classes(inputs, request.calibration) if lacks_zeroshot_head(inputs) else None
+    if head:
+        inputs = build_zeroshot_head(inputs, head, mixed_dtypes=mixed)
+    run = Run(inputs, progress, command=request.command, head=head, hashed=request.hashed)
+    for note in inputs.notes:
+        progress.say(note)
+    run.seconds["read"] = round(time.perf_counter() - begin, 3)
+    return run
+
+
+def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: bool, known: Known) -> Inputs:
+    """Open the checkpoints once, and align them once per ``missing``.
+
+    Args:
+        sources: Of theta_0, theta_1 ... theta_K.
+        missing: What happens to keys that only one checkpoint has.
+        mixed_dtypes: Whether float dtypes may differ.
+        known: Where opened and aligned checkpoints are kept.
+
+    Returns:
+        The aligned checkpoints.
+
+    Raises:
+        CheckpointError: If one cannot be read, or they do not fit each other.
+    """
+    if not known.checkpoints:
+        compare_before_download(sources[0], sources[1:], missing=missing, mixed_dtypes=mixed_dtypes)
+        base = open_checkpoint(sources[0])
+        known.checkpoints = (base, *(open_checkpoint(source, base=base) for source in sources[1:]))
+    if missing not in known.inputs:
+        zeroshot, *finetuned = known.checkpoints
+        known.inputs[missing] = align_checkpoints(zeroshot, finetuned, missing=missing, mixed_dtypes=mixed_dtypes)
+    return known.inputs[missing]
+
+
+def _early_checks(run: Run, recipe: Recipe) -> None:
+    """Find a wrong override before minutes of measuring, not after."""
+    layers = Task(run.inputs).layers
+    for override in recipe.overrides:
+        match_layers(override.layers, layers)
+    if recipe.measure:
+        _check_count(str(recipe.measure["name"]), len(run.inputs.finetuned))
+
+
+def _check_count(measure: str, finetuned: int) -> None:
+    if finetuned > 1 and not takes_several("measures", measure):
+        several = [name for name in plugin_names("measures") if takes_several("measures", name)]
+        raise RecipeError(
+            f"measure {measure}: takes one fine-tuned checkpoint, and {finetuned} were given; for several use a recipe "
+            f"without a measure, such as 'wise-ft' or 'ties', or one of these measures: {', '.join(several)}"
+        )
+
+
+def _decide(
+    run: Run, request: MergeRequest, measurements: Measurements | None, calibration: dict[str, Any] | None
+) -> None:
+    task = Task(run.inputs, measurements, request.seed)
+    options = {key: value for key, value in request.recipe.method.items() if key != "name"}
+    decision: Decision = load_plugin("methods", request.recipe.method["name"])(task, **options)
+    learned = {name: c.detach().float().cpu().contiguous() for name, c in decision.coefficients.items()}
+    decided = with_coefficients(decision.layers, learned, task.layers, task.shapes) if learned else decision.layers
+    notes = measurements.notes if measurements else ()
+    plan = Plan(
+        recipe=request.recipe.model_dump(mode="json"),
+        zeroshot=_source_record(run.inputs.zeroshot),
+        finetuned=tuple(_source_record(each) for each in run.inputs.finetuned),
+        weights=decision.weights,
+        combine=decision.combine,
+        dtype=request.dtype,
+        missing=request.recipe.missing,
+        head=run.head,
+        layers=decided,
+        stragglers=decision.stragglers,
+        straggler_statistic=decision.straggler_statistic,
+        straggler_scores=decision.straggler_scores,
+        verdict=decision.verdict,
+        finding=decision.finding,
+        measurements=measurements,
+        calibration=CalibrationRecord(**calibration) if calibration else None,
+        seed=request.seed,
+        warnings=(*run.inputs.notes, *notes),
+    )
+    layers = apply_overrides(decided, request.recipe)
+    run.plan = plan.model_copy(update={"decided": plan.digest, "layers": layers}).checked(task.layers)
+    # what an override gave one alpha needs no coefficients
+    kept = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
+    run.tensors = PlanTensors(decision.scores, kept)
+    for note in notes:
+        run.progress.say(note)
+
+
+def _source_record(checkpoint: Checkpoint) -> SourceRecord:
+    return SourceRecord(source=checkpoint.source, revision=checkpoint.revision, files={})
+
+
+def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:
+    """Apply a recipe's overrides, the later over the earlier.
+
+    Args:
+        layers: What the method gave each layer.
+        recipe: The recipe.
+
+    Returns:
+        What each layer gets.
+
+    Raises:
+        PlanError: If a glob matches no layer.
+    """
+    changed = dict(layers)
+    for override in recipe.overrides:
+        for name in match_layers(override.layers, layers):
+            update: dict[str, Any] = {"reason": f"override '{override.layers}'"}
+            if override.alpha is not None:
+                update |= {"alpha": override.alpha, "alpha_range": None}
+            if override.density is not None:
+                mask = changed[name].mask or "magnitude"
+                update |= {"density": override.density, "mask": mask if override.density < 1 else None}
+            changed[name] = changed[name].model_copy(update=update)
+    return changed
+
+
+def write_plan(run: Run, path: Path) -> None:
+    """Write the plan, and beside it the tensors that it needs.
+
+    Args:
+        run: A decided run.
+        path: The JSON file; tensors go beside it, to ``NAME.tensors.safetensors``.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    run.hash_inputs()
+    run.plan = write_plan_files(path, run.hashed_plan().with_tensors(run.tensors.to_file()))
+    run.finish()

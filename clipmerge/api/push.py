@@ -1,0 +1,114 @@
+"""`clipmerge push`: publish an output folder on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipmerge.errors import UsageError, noting, shorten
+from clipmerge.progress import Logged, Progress
+
+if TYPE_CHECKING:
+    from clipmerge.api._results import MergeResult
+    from clipmerge.publish.push import Published
+
+
+def push(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    license: str | None = None,
+    evaluations: Iterable[str | os.PathLike[str]] = (),
+    yes: bool = False,
+    progress: Progress | None = None,
+) -> Published:
+    """Publish an output folder on the Hugging Face Hub: checked first, then one commit or none.
+
+    Args:
+        folder: Folder that `merge` or `apply` wrote; it is not changed.
+        repo_id: ``org/name``; created when it does not exist.
+        private: Create it private; refused for an existing public one.
+        revision: Branch to commit to; created when missing.
+        create_pr: Open a pull request instead of committing.
+        message: Commit message.
+        license: The model's licence, by the Hub's name; needed where the sources' differ.
+        evaluations: JSON files of `evaluate` or `sweep` whose accuracies go into the card.
+        yes: Push over something else, or over a card that was edited on the Hub.
+        progress: Where to report; by default Python's logger ``clipmerge``.
+
+    Returns:
+        The page, the commit, and whether anything was created or changed.
+
+    Raises:
+        OutputError: If the folder is not a whole output.
+        UsageError: If the name cannot be used, or the licences differ.
+        HubError: If the Hub refuses or fails; the message says what was published and how to go on.
+    """
+    from clipmerge.publish import push as publishing
+    from clipmerge.publish.repository import Push
+
+    asked = Push(
+        Path(folder), repo_id, private, revision, create_pr, message, license, yes, tuple(map(Path, evaluations))
+    )
+    reports = progress or Logged()
+    reports.stage("publish")
+    with noting(f"whether {repo_id} was published is not known: `{asked.command}` finds out and goes on"):
+        published = publishing.push(
+            asked.folder,
+            repo_id,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            message=message,
+            license=license,
+            yes=yes,
+            evaluations=asked.evaluations,
+        )
+    if published.left_behind:
+        reports.say(f"{shorten(published.left_behind)} left behind in {folder}: no part of what the merge wrote")
+    return published
+
+
+def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
+    """Refuse a push that is bound to fail, before minutes of measuring.
+
+    Args:
+        repo_id: ``org/name``.
+        output: The folder that will be pushed; ``None`` in a dry run.
+        private: Whether the repository is to be private.
+
+    Raises:
+        UsageError: If there will be nothing to push, or the name cannot be used.
+        HubError: If there is no token, or it may not write.
+    """
+    from clipmerge.publish.push import check_access
+
+    if output is None:
+        raise UsageError("--push needs --output: a dry run writes nothing that could be pushed")
+    check_access(output, repo_id, private=private)
+
+
+def publish(
+    result: MergeResult, repo_id: str, progress: Progress, *, private: bool, license: str | None
+) -> MergeResult:
+    """Push a merge's output.
+
+    Args:
+        result: A result with a folder.
+        repo_id: ``org/name``.
+        progress: Where to report.
+        private: As in `push`.
+        license: As in `push`.
+
+    Returns:
+        The result, which says where it was published; its record too, under ``published``.
+    """
+    published = push(Path(result.path or ""), repo_id, private=private, license=license, progress=progress)
+    return replace(result, published=published, record={**result.record, "published": asdict(published)})

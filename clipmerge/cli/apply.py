@@ -1,0 +1,42 @@
+"""`clipmerge apply`: its flags, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._options import MaxShardSize, NoHash, Output, Overwrite, Verbose, byte_count, command_line
+from clipmerge.cli._summary import show_merge
+from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.distributed import is_main_process
+
+
+@reporting_errors
+def apply_command(
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="JSON file that plan wrote; may be edited.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
+    max_shard_size: MaxShardSize = None,
+    no_hash: NoHash = False,
+    overwrite: Overwrite = False,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Carry out a plan: the same bytes as merge."""
+    terminal = Terminal(fmt, verbose=verbose)
+    limit = byte_count("--max-shard-size", max_shard_size)
+    from clipmerge.api.apply import apply
+
+    result = apply(
+        plan_file,
+        output=output,
+        max_shard_size=limit,
+        hash=not no_hash,
+        overwrite=overwrite,
+        progress=terminal,
+        command=command_line(),
+    )
+    if is_main_process():
+        show_merge(terminal, result.record, f"Wrote {output} (report: {output / 'report.html'})")

@@ -1,0 +1,55 @@
+"""`clipmerge demo`: its flags, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._options import Output, Verbose
+from clipmerge.cli._terminal import Format, Terminal
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@reporting_errors
+def demo_command(
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where models and images go; the user's cache by default."),
+    ] = None,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Train a small CLIP, break it, merge, and compare."""
+    terminal = Terminal(fmt, verbose=verbose)
+    from clipmerge.api.demo import demo
+
+    record = demo(output, progress=terminal)
+    terminal.result(record, lambda: _table(record))
+    terminal.show("The last merge by hand:", f"  {record['command']}")
+
+
+def _table(record: dict[str, Any]) -> RenderableType:
+    """Lay the demo's result out for a terminal: accuracy of each model on each set of images, and the verdict."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    accuracy: dict[str, dict[str, float]] = record["accuracy"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("accuracy, %")
+    shifts = [name for name in next(iter(accuracy.values())) if name != "clean"]
+    for name in ("clean", *shifts, "mean shifted"):
+        table.add_column(name, justify="right")
+    for model, by_images in accuracy.items():
+        mean = sum(by_images[name] for name in shifts) / len(shifts)
+        cells = [by_images["clean"], *(by_images[name] for name in shifts), mean]
+        table.add_row(model, *(f"{100 * value:.1f}" for value in cells))
+    return Group(
+        table,
+        Text(f"straggler-sparse: {record['verdict']}"),
+    )

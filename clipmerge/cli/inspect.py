@@ -1,0 +1,61 @@
+"""`clipmerge inspect`: its flags, and what it prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._options import Output, Verbose, ZeroShot
+from clipmerge.cli._terminal import Format, Terminal
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@reporting_errors
+def inspect_command(
+    zeroshot: ZeroShot,
+    finetuned: Annotated[str | None, typer.Argument(help="The same, fine-tuned from ZEROSHOT.")] = None,
+    no_weights: Annotated[
+        bool, typer.Option("--no-weights", help="Compare names, shapes and dtypes only; a Hub model is not downloaded.")
+    ] = False,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """List layers, how far each moved, and mismatches."""
+    terminal = Terminal(fmt, verbose=verbose)
+    from clipmerge.api.inspect import inspect
+
+    record = inspect(zeroshot, finetuned, weights=not no_weights, progress=terminal).record
+    terminal.result(record, lambda: _table(record))
+
+
+def _table(record: dict[str, Any]) -> RenderableType:
+    """Lay the description out for a terminal: a table, and below it the mismatches."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    paired = record["finetuned"] is not None
+    table = Table(box=None, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("tensors", justify="right")
+    table.add_column("entries", justify="right")
+    if paired:
+        table.add_column("change", justify="right")
+    for layer, entry in record["layers"].items():
+        row = [layer, str(entry["parameters"]), f"{entry['size']:,}"]
+        if paired:
+            row.append("-" if entry.get("change") is None else f"{entry['change']:.2%}")
+        table.add_row(*row)
+    total = record["total"]
+    dtypes = ", ".join(total["dtypes"])
+    lines = [Text(f"{record['family']}: {total['parameters']} tensors, {total['size']:,} entries, {dtypes}")]
+    if paired:
+        lines.append(Text("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer"))
+        lines += [Text(f"mismatch: {problem}", style="red") for problem in record["mismatches"]]
+        if not record["mismatches"]:
+            lines.append(Text("The two fit: they can be merged."))
+    return Group(table, *lines)

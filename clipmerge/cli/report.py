@@ -1,0 +1,17 @@
+"""`clipmerge report`: its flags, and what it prints."""
+
+from __future__ import annotations
+
+from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._options import Folder, Output
+from clipmerge.cli._summary import show_merge
+from clipmerge.cli._terminal import Format, Terminal
+
+
+@reporting_errors
+def report_command(folder: Folder, fmt: Output = Format.human) -> None:
+    """Print the summary of a merge again."""
+    terminal = Terminal(fmt)
+    from clipmerge.api.report import report
+
+    show_merge(terminal, report(folder), f"The whole report: {folder / 'report.html'}")

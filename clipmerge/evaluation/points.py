@@ -1,0 +1,119 @@
+"""Points that a sweep evaluates: places on the alpha curve and plans, and which of them are the same weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.checkpoint import Inputs
+from clipmerge.checkpoint.compare import is_incidental
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.tensors import PlanTensors
+
+if TYPE_CHECKING:
+    from clipmerge.evaluation.moving_model import MovingModel
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place to evaluate.
+
+    Attributes:
+        alpha: Place on the curve; ``None`` off it.
+        plan: What each layer gets, off the curve.
+        tensors: The scores and coefficients that the plan needs.
+    """
+
+    alpha: float | None
+    plan: Plan | None = None
+    tensors: PlanTensors = field(default_factory=PlanTensors)
+
+    def move(self, model: MovingModel) -> None:
+        """Set a model's weights to those of this point."""
+        if self.plan is not None:
+            model.follow(self.plan, self.tensors)
+        elif self.alpha is not None:
+            model.interpolate(self.alpha)
+
+
+@dataclass
+class Points:
+    """Distinct points in the order in which they were added.
+
+    Attributes:
+        inputs: The checkpoints.
+        points: The points.
+    """
+
+    inputs: Inputs
+    points: list[Point] = field(default_factory=list)
+    _keys: list[Any] = field(default_factory=list, repr=False)
+
+    def add_alpha(self, alpha: float) -> int:
+        """Add a point of the curve.
+
+        Args:
+            alpha: 0 = zero-shot, 1 = fine-tuned.
+
+        Returns:
+            Its number.
+        """
+        return self._add(_key_of_alpha(alpha), Point(alpha))
+
+    def add_plan(self, plan: Plan, tensors: PlanTensors) -> int:
+        """Add a plan, unless a point with the same weights is there.
+
+        Args:
+            plan: The plan.
+            tensors: The scores and coefficients that it needs.
+
+        Returns:
+            The number of the point.
+        """
+        return self._add(weights_key(plan, self.inputs), Point(None, plan, tensors))
+
+    def _add(self, key: Any, point: Point) -> int:
+        if key not in self._keys:
+            self._keys.append(key)
+            self.points.append(point)
+        return self._keys.index(key)
+
+
+def _key_of_alpha(alpha: float) -> tuple[str, float]:
+    return ("alpha", float(alpha))
+
+
+def weights_key(plan: Plan, inputs: Inputs) -> Any:
+    """Key that is equal for two plans of the same checkpoints if and only if they produce the same weights.
+
+    Args:
+        plan: The plan.
+        inputs: The checkpoints.
+
+    Returns:
+        The key; that of a point of the curve where the plan writes its weights.
+    """
+    layers = [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))]
+    entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
+    learned = any(entry.alpha_range for entry in entries)
+    average = (1.0 / len(plan.weights),) * len(plan.weights)
+    other_parameters = _parameters(plan, inputs) != _parameters(plan.model_copy(update={"missing": "error"}), inputs)
+    is_plain = not (plan.combine or learned or other_parameters or any(entry.mask for entry in entries))
+    if is_plain and plan.weights == average:
+        alphas = {float(entry.alpha) for entry in entries}
+        if len(alphas) == 1:
+            return _key_of_alpha(alphas.pop())
+    settings = [entry.model_dump(mode="json", exclude={"reason"}) for entry in entries]
+    # coefficients are those that one method made of one measurement
+    origin = [plan.recipe["measure"], plan.recipe["method"] if learned else None]
+    combine = plan.combine and plan.combine.model_dump(mode="json")
+    missing = plan.missing if other_parameters else None
+    return json.dumps([plan.weights, combine, missing, plan.seed, origin, settings], sort_keys=True)
+
+
+def _parameters(plan: Plan, inputs: Inputs) -> set[str]:
+    """The parameters that the plan's output holds; positions and counters do not change what a model computes."""
+    return {tensor.name for tensor in merged_tensors(inputs, plan) if not is_incidental(tensor.name)}

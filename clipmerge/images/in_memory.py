@@ -1,0 +1,200 @@
+"""Images in memory: a `datasets.Dataset`, or a ``Dataset`` or ``DataLoader`` of torch."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clipmerge.errors import DataError
+from clipmerge.images.columns import Columns, find_columns, number_classes
+from clipmerge.images.store import Encoded, Labelled, Pixels, Store
+
+_IMAGES, _LABELS = ("pixel_values", "image", "images", "pixels"), ("labels", "label", "target", "targets")
+
+
+def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, Labelled]:
+    """Open images in memory.
+
+    Args:
+        data: A `datasets.Dataset`, whose columns are found like those of a Parquet file. A torch ``Dataset`` of
+            (image, label) pairs: an image is a `PIL.Image`, a uint8 array or tensor, or, where the data set's
+            transform has preprocessed it, a float tensor (3, height, width), which is taken as it is. A torch
+            ``DataLoader`` of (images, labels) or {"pixel_values": ..., "labels": ...}: its images are taken in its
+            order.
+        columns: The columns that the user named.
+        most: Images taken from a ``DataLoader``; ``None`` for all.
+
+    Returns:
+        What to call it, and the images.
+
+    Raises:
+        DataError: If it is something else, or an image or a label cannot be used.
+    """
+    kind = type(data).__name__
+    if hasattr(data, "features") and hasattr(data, "cast_column"):
+        return f"{kind} in memory", _open_table(data, columns)
+    if hasattr(data, "batch_size") and hasattr(data, "dataset"):
+        return f"{kind} in memory", _open_loader(f"{kind} in memory", data, most)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
+        return f"{kind} in memory", _open_pairs(f"{kind} in memory", data)
+    raise DataError(
+        f"data: {kind} holds no labelled images; give a path, a datasets.Dataset (one split), or torch's Dataset or "
+        "DataLoader"
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The image column of a `datasets.Dataset`, encoded as it lies there."""
+
+    table: Any
+    column: str
+    called: str
+    blocks: tuple[int, ...] = ()
+
+    def read(self, positions: Sequence[int]) -> list[Encoded]:
+        """Read rows."""
+        return [_encoded(value) for value in self.table[list(positions)][self.column]]
+
+    def name(self, position: int) -> str:
+        """Data set and row."""
+        return f"{self.called}, row {position}"
+
+
+def _encoded(value: Any) -> Encoded:
+    if isinstance(value, Mapping):
+        return {"bytes": value.get("bytes"), "path": value.get("path")}
+    return {"bytes": value, "path": None}
+
+
+def _open_table(data: Any, columns: Columns) -> Labelled:
+    import datasets
+
+    called = f"{type(data).__name__} in memory"
+    if not hasattr(data, "num_rows") or data.features is None:
+        raise DataError(f"{called}: its rows come one by one, and a sample is drawn; load the whole split")
+    table = data.with_format(None)
+    found = find_columns(called, table.features.arrow_schema, columns)
+    if isinstance(table.features[found.image], datasets.Image):
+        table = table.cast_column(found.image, datasets.Image(decode=False))
+    labels, classes, named = number_classes(called, list(table[found.label]), found.names)
+    return Labelled(_Rows(table, found.image, called), labels, classes, named)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The images of a data set of (image, label) pairs, encoded without loss when they are read."""
+
+    data: Any
+    called: str
+    blocks: tuple[int, ...] = ()
+
+    def read(self, positions: Sequence[int]) -> list[Encoded]:
+        """Read images."""
+        return [{"bytes": _png(self.name(at), self.data[at][0]), "path": None} for at in positions]
+
+    def name(self, position: int) -> str:
+        """Data set and position."""
+        return f"{self.called}, image {position}"
+
+
+def _open_pairs(called: str, data: Any) -> Labelled:
+    if not len(data):
+        raise DataError(f"{called}: holds no images")
+    first = data[0]
+    if not isinstance(first, (tuple, list)) or len(first) < 2:
+        raise DataError(f"{called}: its items are not (image, label) pairs")
+    labels, classes, named = number_classes(called, _labels_of(data), _names_of(data))
+    store: Store = _Pairs(data, called)
+    if _is_preprocessed(first[0]):
+        store = Pixels(lambda item: data[item][0], tuple(range(len(data))), called)
+    return Labelled(store, labels, classes, named)
+
+
+def _labels_of(data: Any) -> list[Any]:
+    """Labels: as torchvision's data sets keep them, or read item by item."""
+    kept = getattr(data, "targets", None)
+    if kept is None or isinstance(kept, Mapping) or len(kept) != len(data):
+        kept = [data[at][1] for at in range(len(data))]
+    return [_label(label) for label in kept]
+
+
+def _names_of(data: Any) -> tuple[str, ...] | None:
+    names = getattr(data, "classes", None)
+    is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    return tuple(names) if names and is_list else None
+
+
+def _label(label: Any) -> int | str:
+    return label if isinstance(label, str) else int(label)
+
+
+def _is_preprocessed(image: Any) -> bool:
+    """Whether an image is an array or a tensor of floats."""
+    return "float" in str(getattr(image, "dtype", ""))
+
+
+def _png(name: str, image: Any) -> bytes:
+    """Encode an image without loss.
+
+    Args:
+        name: What to call it in a message.
+        image: A `PIL.Image`, or uint8 (height, width), (height, width, 3) or, from torch, (3, height, width).
+
+    Raises:
+        DataError: If it is something else.
+    """
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        values = np.asarray(image)
+        if values.ndim == 3 and values.shape[0] in (1, 3) and values.shape[2] not in (1, 3):
+            values = values.transpose(1, 2, 0)
+        if values.ndim == 3 and values.shape[2] == 1:
+            values = values[:, :, 0]
+        if values.dtype != np.uint8 or values.ndim not in (2, 3):
+            raise DataError(
+                f"{name}: is {type(image).__name__} of {values.dtype}, shape {values.shape}; expected a PIL image, "
+                "uint8 values, or float pixels (3, height, width)"
+            )
+        image = Image.fromarray(values)
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _open_loader(called: str, loader: Any, most: int | None) -> Labelled:
+    pixels: list[Any] = []
+    labels: list[int | str] = []
+    for batch in loader:
+        images, targets = _parts(called, batch)
+        pixels += list(images)
+        labels += [_label(label) for label in targets]
+        if most is not None and len(labels) >= most:
+            break
+    pixels, labels = pixels[:most], labels[:most]
+    indices, classes, named = number_classes(called, labels, _names_of(loader.dataset))
+    seen = len(set(indices))
+    notes = (f"{called}: its first {len(labels)} images show {seen} of {len(classes)} classes; shuffle it",)
+    if pixels and not _is_preprocessed(pixels[0]):
+        store: Store = _Pairs([(image,) for image in pixels], called)
+    else:
+        store = Pixels(pixels.__getitem__, tuple(range(len(pixels))), called)
+    return Labelled(store, indices, classes, named, notes=notes if seen < len(classes) else ())
+
+
+def _parts(called: str, batch: Any) -> tuple[Any, Any]:
+    """Images and labels of a batch."""
+    if isinstance(batch, Mapping):
+        images = next((batch[name] for name in _IMAGES if name in batch), None)
+        labels = next((batch[name] for name in _LABELS if name in batch), None)
+    else:
+        images, labels = itertools.islice(itertools.chain(batch, (None, None)), 2)
+    if images is None or labels is None:
+        raise DataError(f"{called}: its batches are neither (images, labels) nor hold 'pixel_values' and 'labels'")
+    return images, labels

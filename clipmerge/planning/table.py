@@ -1,0 +1,66 @@
+"""Rows of named values, as HTML for a notebook and as a pandas DataFrame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def columns(rows: Rows) -> list[str]:
+    """List the names of the values, in the order in which they first appear; a row may lack some."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def to_html(rows: Rows, caption: str = "") -> str:
+    """Lay rows out as an HTML table.
+
+    Args:
+        rows: One mapping per row.
+        caption: A sentence above the table.
+
+    Returns:
+        The table; numbers have four significant digits, and every text is escaped.
+
+    Example:
+        >>> to_html([{"layer": "a<b", "alpha": 0.5}])
+        '<table><thead><tr><th>layer</th><th>alpha</th></tr></thead><tbody><tr><td>a&lt;b</td><td>0.5</td></tr></tbody></table>'
+    """
+    names = columns(rows)
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(_cell(row.get(name)))}</td>' for name in names)}</tr>" for row in rows)
+    above = f"<caption>{escape(caption)}</caption>" if caption else ""
+    return f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def to_frame(rows: Rows, index: str) -> pandas.DataFrame:
+    """Make a DataFrame.
+
+    Args:
+        rows: One mapping per row.
+        index: Name of the value that becomes the index.
+
+    Returns:
+        One row per mapping.
+
+    Raises:
+        UsageError: If pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError:
+        raise UsageError("to_frame() needs pandas; install it with `pip install pandas`") from None
+    return pandas.DataFrame(list(rows), columns=columns(rows) or [index]).set_index(index)
