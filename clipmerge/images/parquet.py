@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import DataError
@@ -40,15 +41,18 @@ class _Rows:
     """The images of one row group, front to back; going back starts again."""
 
     def __init__(self, place: Place, group: _Group, metadata: Any, column: str) -> None:
-        self._place, self.group, self._metadata, self._column = place, group, metadata, column
-        self._images = iter(self._read())
+        # a function of its own, not a method: a generator that held its holder would keep the file open
+        self._begin = partial(_images, place, group, metadata, column)
+        self._images = self._begin()
         self._next, self._latest = 0, b""
-        self.compressed = 0
+        described = metadata.row_group(group.number).column(_leaf(metadata, column))
+        self.compressed = int(described.total_compressed_size)
 
     def __getitem__(self, row: int) -> bytes:
         """One image by its row in the group."""
         if row < self._next - 1:
-            self.__init__(self._place, self.group, self._metadata, self._column)  # type: ignore[misc]
+            self.close()
+            self._images, self._next = self._begin(), 0
         while self._next <= row:
             self._latest = next(self._images)
             self._next += 1
@@ -56,25 +60,25 @@ class _Rows:
 
     def close(self) -> None:
         """Close the file."""
-        self._images.close()  # type: ignore[attr-defined]
+        self._images.close()
 
-    def _read(self) -> Iterator[bytes]:
-        name, group = self.group.file, self._metadata.row_group(self.group.number)
-        with self._place.reading(name), self._place.open(name) as file:
-            index = _leaf(self._metadata, self._column)
-            begin, data = read_chunk(file, group.column(index))
-            self.compressed = len(data)
-            parquet = _open(Window(file, {begin: data}), self._metadata)
-            path = self._metadata.schema.column(index).path
-            row = self.group.row
-            for batch in parquet.iter_batches(
-                batch_size=_ROWS_AT_ONCE, row_groups=[self.group.number], columns=[path], use_threads=False
-            ):
-                for image in _images(batch):
-                    yield _checked(f"{self._place.called(name)}, row {row}", image)
-                    row += 1
-            if row - self.group.row != group.num_rows:
-                raise EOFError("it has fewer rows than its footer says")
+
+def _images(place: Place, group: _Group, metadata: Any, column: str) -> Generator[bytes, None, None]:
+    """Read the images of one row group, some rows at a time."""
+    index, described = _leaf(metadata, column), metadata.row_group(group.number)
+    row = group.row
+    with place.reading(group.file), place.open(group.file) as file:
+        begin, data = read_chunk(file, described.column(index))
+        path = metadata.schema.column(index).path
+        batches = _open(Window(file, {begin: data}), metadata).iter_batches(
+            _ROWS_AT_ONCE, row_groups=[group.number], columns=[path], use_threads=False
+        )
+        for batch in batches:
+            for image in _bytes_of(batch):
+                yield _checked(f"{place.called(group.file)}, row {row}", image)
+                row += 1
+        if row - group.row != described.num_rows:
+            raise EOFError("it has fewer rows than its footer says")
 
 
 @dataclass
@@ -227,7 +231,7 @@ def _open(file: Any, metadata: Any = None, **options: Any) -> pyarrow.parquet.Pa
     return pyarrow.parquet.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER, **options)
 
 
-def _images(batch: Any) -> list[Any]:
+def _bytes_of(batch: Any) -> list[Any]:
     """The bytes of some rows, from a column of bytes or of structures with ``bytes``."""
     (values,) = batch.columns
     with contextlib.suppress(AttributeError):
