@@ -254,7 +254,6 @@ def test_an_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pyte
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
     with serving(tmp_path, monkeypatch) as server:
         monkeypatch.setattr(hub_module, "fetch", partial(hub_module.fetch, endpoint=server.url))
         yield server

@@ -14,7 +14,6 @@ from transformers import CLIPModel
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
-from clipmerge.hub import download as hub_module
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, serving, upload
 from tests.support.tiny_clip import tiny_config, tiny_processor
@@ -24,7 +23,6 @@ Inputs = tuple[Path, Path]
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
     with serving(tmp_path, monkeypatch) as server:
         yield server
 

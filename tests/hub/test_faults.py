@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from clipmerge.hub import download as hub_module
 from tests.support.command import Outcome, clipmerge, refused
 from tests.support.hub_double import FakeHub, serving
 from tests.support.hub_double.store import Repo
@@ -184,7 +183,6 @@ def cars(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: Pair, cars: bytes) -> Iterator[Bench]:
-    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
     (tmp_path / "work").mkdir()
     merged = save_output(pair[1], tmp_path / "work" / "merged")
     with serving(tmp_path, monkeypatch) as hub:

@@ -13,7 +13,6 @@ import pytest
 from huggingface_hub import constants
 
 from clipmerge.errors import ClipmergeError, DataError, HubError, UsageError
-from clipmerge.hub import download as hub_module
 from clipmerge.hub.ids import HubId
 from clipmerge.images.dataset import load_images
 from clipmerge.images.hub_dataset import DatasetId, parse_dataset
@@ -28,7 +27,6 @@ TRAIN = np.random.default_rng(3).integers(0, 3, 300).tolist()
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
     with serving(tmp_path, monkeypatch) as server:
         yield server
 

@@ -12,7 +12,6 @@ import pytest
 
 from clipmerge.checkpoint import source
 from clipmerge.files import writer as output_file
-from clipmerge.hub import download as hub_module
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import serving
 
@@ -80,7 +79,6 @@ def test_a_plan_without_hashes_takes_its_inputs_as_they_are(pair: Inputs, tmp_pa
 def test_unhashed_weights_are_published_but_no_evaluation_of_them(
     unhashed: tuple[Path, Any], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
     out, _ = unhashed
     told = tmp_path / "e.json"
     told.write_text(json.dumps(done("evaluate", out, "--data", f"val={images}")))

@@ -12,7 +12,6 @@ import yaml
 from huggingface_hub import ModelCard
 
 from clipmerge.errors import UsageError
-from clipmerge.hub import download as hub_module
 from clipmerge.publish.evaluations import add_results, eval_result_files
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, serving, upload
@@ -24,7 +23,6 @@ WEIGHTS = {"model.safetensors": "ab" * 32}
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
     with serving(tmp_path, monkeypatch) as server:
         yield server
 

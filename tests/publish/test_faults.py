@@ -10,7 +10,6 @@ import pytest
 from huggingface_hub import constants
 
 from clipmerge.errors import HubError
-from clipmerge.hub import download as hub_module
 from clipmerge.publish.push import push
 from tests.support.hub_double import FakeHub, serving
 from tests.support.merged_output import save_output
@@ -18,7 +17,6 @@ from tests.support.merged_output import save_output
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
     with serving(tmp_path, monkeypatch) as server:
         yield server
 

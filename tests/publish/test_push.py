@@ -18,7 +18,6 @@ from PIL import Image
 from transformers import CLIPModel
 
 from clipmerge.errors import HubError, OutputError, UsageError
-from clipmerge.hub import download as hub_module
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
 from clipmerge.publish.push import Published, check_access, push
@@ -29,7 +28,6 @@ from tests.support.merged_output import save_output
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setattr(hub_module, "_WAITS", (0.0, 0.0))
     with serving(tmp_path, monkeypatch) as server:
         yield server
 

@@ -13,13 +13,14 @@ import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, constants, file_download
 from huggingface_hub.utils import _http
 
+from clipmerge.hub import download
 from tests.support.hub_double.server import FakeHub
 
 FILE_URL = "/{repo_id}/resolve/{revision}/{filename}"
 
 
 class ShortWaits:
-    """Stands in for the ``time`` module that the client sleeps with between retries."""
+    """Stands in for the ``time`` module with which the client, and clipmerge around it, sleep between retries."""
 
     @staticmethod
     def sleep(_seconds: float) -> None:
@@ -39,6 +40,7 @@ def serving(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(_http, "time", ShortWaits)
     monkeypatch.setattr(file_download, "time", ShortWaits)
+    monkeypatch.setattr(download, "time", ShortWaits)
     with FakeHub(folder / "hub-store") as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + FILE_URL)
