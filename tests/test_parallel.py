@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipmerge.api.merge import MergeRequest, make_plan, write_merge
+from clipmerge.api.apply import write_merge
+from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import side_by_side
 from clipmerge.planning.recipe import load_recipe
+from clipmerge.request import MergeRequest
 from tests.support.tiny_clip import save_family
 
 
@@ -99,7 +101,7 @@ def merged(name: str, sources: list[Path], output: Path, how_many: int) -> bytes
     )
     with threads(how_many), warnings.catch_warnings():
         warnings.simplefilter("error")
-        write_merge(make_plan(request), output)
+        write_merge(prepare(request), output)
     return (output / "model.safetensors").read_bytes()
 
 

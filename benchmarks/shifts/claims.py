@@ -16,11 +16,12 @@ from benchmarks.shifts.controls import free
 from benchmarks.shifts.experiment import TrainedPair, locked
 from benchmarks.shifts.laboratory import IMAGES, Floats, Laboratory, read_claims
 from benchmarks.shifts.ranks import kendall, partial_kendall
-from clipmerge.api.sweep import ALPHAS, Point
+from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.tradeoff import height, interval
 from clipmerge.methods import Task
 from clipmerge.methods._stragglers import find_stragglers
 from clipmerge.planning.measurements import Measurements
+from clipmerge.request import ALPHAS
 
 _LOG = logging.getLogger("benchmarks")
 DRAWS = 300

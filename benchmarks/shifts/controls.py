@@ -11,10 +11,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.shifts.laboratory import Laboratory
-from clipmerge.api.sweep import ALPHAS, Point
 from clipmerge.calibration.learning import Goal, descend, prepare
+from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.tradeoff import height, interval
 from clipmerge.planning.recipe import load_recipe
+from clipmerge.request import ALPHAS
 
 _START, _IMAGES, _DRAWS = 0.5, 1024, 300
 #: Peak learning rates of Adam on the weights; fine-tuning itself took 2e-4 to 3e-3.

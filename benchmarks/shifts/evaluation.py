@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.shifts.experiment import TrainedPair
-from clipmerge.api.sweep import SweepRequest, sweep
+from clipmerge.api.sweep import run_sweep
 from clipmerge.errors import RecipeError
 from clipmerge.images.dataset import load_images
 from clipmerge.planning.recipe import Recipe, load_recipe, recipe_names
-from clipmerge.request import Calibration
+from clipmerge.request import Calibration, SweepRequest
 
 _LOG = logging.getLogger("benchmarks")
 CONTESTANTS = Path(__file__).with_name("contestants.yaml")
@@ -176,7 +176,7 @@ def _request(pair: TrainedPair, how: Evaluation, recipes: Sequence[Recipe], alph
 def _swept(request: SweepRequest) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
     # over 17 patches the fused kernel's backward pass takes ten times as long as plain matrix products
     with sdpa_kernel(SDPBackend.MATH):
-        return sweep(request)
+        return run_sweep(request)
 
 
 def _curve(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:

@@ -22,11 +22,11 @@ from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.standing import accuracy
 from benchmarks.shifts.standing import draws as drawn
 from clipmerge.api.measure import objective_for
-from clipmerge.api.merge import make_plan
-from clipmerge.api.sweep import Point
+from clipmerge.api.plan import prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.distributed import accelerator_for
+from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.images.dataset import load_images
 from clipmerge.images.prompts import DEFAULT_TEMPLATE
@@ -82,7 +82,7 @@ class Laboratory:
         calibration = Calibration(source=str(self.trained.calibration), images=IMAGES, device="cpu")
         sources = (str(self.trained.zeroshot), (str(finetuned or self.trained.finetuned),))
         with sdpa_kernel(SDPBackend.MATH):
-            plan = make_plan(MergeRequest(*sources, recipe, calibration, seed), Silent()).plan
+            plan = prepare(MergeRequest(*sources, recipe, calibration, seed), Silent()).plan
         assert plan is not None
         assert plan.measurements is not None  # it was asked for
         return plan.measurements
@@ -103,9 +103,7 @@ class Laboratory:
             others: The entries of every other layer.
         """
         recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
-        plan = make_plan(
-            MergeRequest(str(self.trained.zeroshot), (str(self.trained.finetuned),), recipe), Silent()
-        ).plan
+        plan = prepare(MergeRequest(str(self.trained.zeroshot), (str(self.trained.finetuned),), recipe), Silent()).plan
         assert plan is not None
         entries = {name: LayerPlan(**{**others, **layers.get(name, {})}) for name in plan.layers}
         return Point(None, Plan(**{**dict(plan), "layers": entries, "seed": seed}))

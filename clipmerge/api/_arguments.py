@@ -279,15 +279,21 @@ def check_apart(output: Path | None, request: MergeRequest, recipe: RecipeLike, 
     from clipmerge.output.checks import check_output
 
     if output is not None:
-        read = files_read(recipe, request.calibration.source, request.calibration.classes)
+        read = files_read(*recipe_files(recipe), request.calibration.source, request.calibration.classes)
         check_output(output, overwrite=overwrite, inputs=local_inputs(*request.sources), read=read)
+
+
+def recipe_files(*recipes: RecipeLike) -> list[Path]:
+    """List the recipes that are files; a folder may have the name of a shipped recipe."""
+    paths = [Path(recipe) for recipe in recipes if isinstance(recipe, (str, os.PathLike))]
+    return [path for path in paths if path.is_file()]
 
 
 def files_read(*named: Any) -> list[Path]:
     """List the files and folders of this machine among what is read beside the checkpoints.
 
     Args:
-        *named: Recipes, images and class names; objects in memory are left out, and so are recipes that have a name.
+        *named: Files, images and class names; objects in memory are left out.
     """
     return local_inputs(*(os.fspath(each) for each in named if isinstance(each, (str, os.PathLike))))
 

@@ -25,6 +25,7 @@ from clipmerge.api._arguments import (
     dtype_from,
     files_read,
     name_of,
+    recipe_files,
     several,
     source_of,
 )
@@ -133,7 +134,7 @@ def sweep(
         if output is None:
             record, correct = run_sweep(request, progress or Logged())
         else:
-            read = files_read(*recipes)
+            read = recipe_files(*recipes)
             record, correct = write_sweep(
                 request, Path(output), overwrite=overwrite, read=read, progress=progress or Logged()
             )

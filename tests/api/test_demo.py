@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
-from clipmerge.api.demo import run_demo
+from clipmerge.api.demo import demo as run_demo
 from clipmerge.progress import Silent
 from tests.support.command import clipmerge
 

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clipmerge.api.merge import Calibration, MergeRequest, make_plan, write_merge
+from clipmerge.api.apply import write_merge
+from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError
 from clipmerge.output import folder as write
 from clipmerge.planning.recipe import load_recipe
+from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge, refused
 
 Inputs = tuple[Path, Path]
@@ -27,7 +29,7 @@ def request_for(pair: Inputs, recipe: str, images: Path | None = None, *sets: st
 
 
 def test_shares_add_up_to_what_forward_passes_measure(pair: Inputs, images: Path) -> None:
-    plan = make_plan(request_for(pair, "straggler-sparse", images)).plan
+    plan = prepare(request_for(pair, "straggler-sparse", images)).plan
     assert plan is not None
     assert plan.measurements is not None
     path = plan.measurements.path
@@ -41,7 +43,7 @@ def test_shares_add_up_to_what_forward_passes_measure(pair: Inputs, images: Path
 
 @pytest.mark.parametrize(("alpha", "which"), [(0, 0), (1, 1)])
 def test_both_ends_are_the_inputs_bit_for_bit(pair: Inputs, tmp_path: Path, alpha: int, which: int) -> None:
-    write_merge(make_plan(request_for(pair, "wise-ft", None, f"method.alpha={alpha}")), tmp_path / "out")
+    write_merge(prepare(request_for(pair, "wise-ft", None, f"method.alpha={alpha}")), tmp_path / "out")
     merged, source = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", pair[which]))
     assert merged.keys() == source.keys()
     assert all(torch.equal(merged[name], source[name]) for name in source)
@@ -64,7 +66,7 @@ def test_an_input_that_cannot_be_read_is_blamed_itself(
     pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Permissions do not keep root out, so the refusal of the system is made up."""
-    run = make_plan(request_for(pair, "wise-ft"))
+    run = prepare(request_for(pair, "wise-ft"))
     denied = PermissionError(errno.EACCES, "Permission denied", str(pair[1] / name))
 
     def fail(path: Path, *_: object) -> str:

@@ -12,19 +12,21 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from clipmerge.api.merge import MergeRequest, make_plan, write_merge
-from clipmerge.api.sweep import SweepRequest, check_sweep, sweep, write_sweep
+from clipmerge.api.apply import write_merge
+from clipmerge.api.plan import prepare
+from clipmerge.api.sweep import check_sweep, run_sweep, write_sweep
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.scorer import Scorer
+from clipmerge.evaluation.sources import named_sources
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.models.building import build_model
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
-from clipmerge.request import Calibration
+from clipmerge.request import Calibration, MergeRequest, SweepRequest
 from tests.support.command import clipmerge
 from tests.support.tiny_clip import save_images, save_pair
 
@@ -64,9 +66,9 @@ def written_accuracy(pair: Inputs, recipe: str, sets: list[str], sources: list[s
     """What `evaluate` says of the folder that `merge` writes."""
     data = next((text.partition("=")[2] for text in sources if text.startswith("calibration=")), None)
     request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=data))
-    write_merge(make_plan(request), folder)
+    write_merge(prepare(request), folder)
     measured = [text for text in sources if not text.startswith("calibration=")]
-    record = evaluate_sources(str(folder), measured, templates=TEMPLATE, progress=Silent())
+    record = evaluate_sources(str(folder), named_sources("--data", measured), templates=TEMPLATE, progress=Silent())
     accuracy: dict[str, float] = record["accuracy"]
     return accuracy
 
@@ -76,7 +78,7 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
 ) -> None:
     recipes = ("lines", "monosoup", "straggler-sparse")
     request = request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration)))
-    record, _ = sweep(request)
+    record, _ = run_sweep(request)
     sources = [f"val={images}", f"shifted={shifted}"]
     for row in record["curve"]:
         sets = [f"method.alpha={row['alpha']}"]
@@ -106,7 +108,7 @@ def test_weights_are_those_that_merge_writes_bit_for_bit(
         request = MergeRequest(
             str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=str(calibration))
         )
-        run = make_plan(request)
+        run = prepare(request)
         folder = tmp_path / f"{recipe}-{alpha}"
         write_merge(run, folder)
         written = load_file(folder / "model.safetensors")
@@ -150,9 +152,9 @@ def test_several_are_swept_around_the_curve_to_their_average(
         calibration = Calibration(source=str(images))
         request = MergeRequest(sources[0], tuple(sources[1:]), load_recipe(name, sets), calibration)
         folder = tmp_path / f"{name}{sets}"
-        write_merge(make_plan(request), folder)
+        write_merge(prepare(request), folder)
         measured = evaluate_sources(
-            str(folder), [f"val={images}", f"shifted={shifted}"], templates=TEMPLATE, progress=Silent()
+            str(folder), {"val": str(images), "shifted": str(shifted)}, templates=TEMPLATE, progress=Silent()
         )
         assert row["accuracy"] == measured["accuracy"], name
     assert record["recipes"][0]["alpha"] == 1  # the uniform soup is the curve's end
@@ -166,7 +168,7 @@ def test_a_fine_tuned_tower_is_swept_within_the_whole_model(
 
     tower = tmp_path / "tower"
     CLIPVisionModel.from_pretrained(far[1]).save_pretrained(tower)
-    record, _ = sweep(request_for((far[0], tower), images, shifted, "lines"))
+    record, _ = run_sweep(request_for((far[0], tower), images, shifted, "lines"))
     sources = [f"val={images}", f"shifted={shifted}"]
     for row, recipe, sets in (
         (record["curve"][1], "wise-ft", ["method.alpha=0.3"]),
@@ -216,7 +218,7 @@ def test_nothing_is_evaluated_twice(
     request = request_for(
         far, images, shifted, str(same), str(twin), str(other), calibration=Calibration(batch_size=10)
     )
-    record, correct = sweep(request)
+    record, correct = run_sweep(request)
     points = 3 + 1  # three alphas, and 0.45 once
     assert [row["alpha"] for row in record["recipes"]] == [0.3, None, None]
     assert record["recipes"][0]["accuracy"] == record["curve"][1]["accuracy"]
@@ -235,7 +237,7 @@ def test_recipes_that_differ_in_a_coefficient_are_two_points(
         files.append(tmp_path / f"text-{alpha}.yaml")
         overrides = f"overrides: [{{layers: 'text.*', alpha: {alpha}}}]"
         files[-1].write_text(f"method: {{name: wise-ft, alpha: 0.5}}\n{overrides}\n")
-    _, correct = sweep(request_for(far, images, shifted, *map(str, files)))
+    _, correct = run_sweep(request_for(far, images, shifted, *map(str, files)))
     assert correct["val"].shape == (3 + 2, 30)
 
 
@@ -248,7 +250,7 @@ def test_recipes_with_one_measure_measure_once(
     measure = clipmerge.api.measure.measure
     monkeypatch.setattr(clipmerge.api.measure, "measure", lambda *args: calls.append(1) or measure(*args))
     recipes = ("straggler-sparse", "straggler-shrink")
-    sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration))))
+    run_sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration))))
     assert len(calls) == 1
 
 
@@ -263,7 +265,7 @@ def test_prompts_are_embedded_once_when_the_text_tower_is_frozen(
     weights = {name: ends[0 if name.startswith("text") else 1][name].clone() for name in ends[0]}
     save_file(weights, frozen / "model.safetensors", metadata={"format": "pt"})
     counting = Counting(monkeypatch)
-    sweep(request_for((far[0], frozen), images, shifted))
+    run_sweep(request_for((far[0], frozen), images, shifted))
     assert counting.prompts == 1
 
 
@@ -272,11 +274,11 @@ def test_how_many_images_are_held_changes_nothing(
     far: Inputs, images: Path, shifted: Path, monkeypatch: pytest.MonkeyPatch, held: int
 ) -> None:
     request = request_for(far, images, shifted, "lines")
-    _, expected = sweep(request)
+    _, expected = run_sweep(request)
     counting = Counting(monkeypatch)
     opened = align_checkpoints(open_checkpoint(str(far[0])), [open_checkpoint(str(far[1]))])
     scorer = Scorer(build_model(opened), opened, Accelerator(cpu=True), templates=TEMPLATE, held=held)
-    plan = make_plan(MergeRequest(str(far[0]), (str(far[1]),), load_recipe("lines"))).plan
+    plan = prepare(MergeRequest(str(far[0]), (str(far[1]),), load_recipe("lines"))).plan
     assert plan is not None
     moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan, {})]
     loaded = {"val": load_images(str(images)), "shifted": load_images(str(shifted))}
@@ -287,7 +289,7 @@ def test_how_many_images_are_held_changes_nothing(
 
 
 def test_the_record_and_the_files_tell_the_same(far: Inputs, images: Path, shifted: Path, tmp_path: Path) -> None:
-    record = write_sweep(request_for(far, images, shifted, "lines"), tmp_path / "out")
+    record, _ = write_sweep(request_for(far, images, shifted, "lines"), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "correct.safetensors",
         "curve.png",
@@ -303,7 +305,7 @@ def test_the_record_and_the_files_tell_the_same(far: Inputs, images: Path, shift
 
 
 def test_the_same_seed_gives_the_same_numbers(far: Inputs, images: Path, shifted: Path) -> None:
-    first, again, other = (sweep(request_for(far, images, shifted, "lines", seed=seed))[0] for seed in (0, 0, 1))
+    first, again, other = (run_sweep(request_for(far, images, shifted, "lines", seed=seed))[0] for seed in (0, 0, 1))
     for record in (first, again, other):
         record.pop("seconds")
     assert first == again
@@ -335,7 +337,7 @@ def test_weights_that_are_not_finite_are_named(far: Inputs, images: Path, shifte
     weights["visual_projection.weight"][0, 0] = float("nan")
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"visual_projection\.weight holds NaN"):
-        sweep(request_for((far[0], broken), images, shifted))
+        run_sweep(request_for((far[0], broken), images, shifted))
 
 
 # --- calibration on OOD images
@@ -355,28 +357,28 @@ def test_ood_images_among_the_calibration_images_are_refused(
     request = request_for(far, images, ood, "straggler-sparse", calibration=Calibration(source=str(calibration)))
     count = "18 images are" if kind == "the same folder" else "1 image is"
     with pytest.raises(UsageError, match=f"--ood shifted: {count} also in the calibration source"):
-        sweep(request)
+        run_sweep(request)
     assert not measured.batches
 
 
 def test_digits_against_digits_are_refused(far: Inputs, images: Path) -> None:
     request = request_for(far, images, Path("digits"), calibration=Calibration(source="digits"))
     with pytest.raises(UsageError, match="not out of distribution"):
-        sweep(request)
+        run_sweep(request)
 
 
 def test_images_used_twice_are_noted(far: Inputs, images: Path, calibration: Path) -> None:
     request = request_for(far, images, images)
-    assert any("30 images are also in --id val" in note for note in sweep(request)[0]["warnings"])
+    assert any("30 images are also in --id val" in note for note in run_sweep(request)[0]["warnings"])
     request = request_for(far, calibration, images, calibration=Calibration(source=str(calibration)))
-    assert any("flatters" in note for note in sweep(request)[0]["warnings"])
+    assert any("flatters" in note for note in run_sweep(request)[0]["warnings"])
 
 
 def test_several_id_sources_are_averaged(far: Inputs, images: Path, shifted: Path, calibration: Path) -> None:
     request = SweepRequest(
         str(far[0]), str(far[1]), {"a": str(images), "b": str(calibration)}, {"o": str(shifted)}, alphas=(0.0, 1.0)
     )
-    for row in sweep(request)[0]["curve"]:
+    for row in run_sweep(request)[0]["curve"]:
         assert row["id"] == pytest.approx(np.mean([row["accuracy"]["a"], row["accuracy"]["b"]]))
 
 

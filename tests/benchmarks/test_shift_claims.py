@@ -53,7 +53,7 @@ def test_an_edited_layer_is_evaluated_as_if_it_had_been_written(laboratory: Labo
     written = laboratory.altered(tmp_path / "altered", layer, 0.0)
     point = laboratory.planned({layer: {"alpha": 0.0}}, alpha=1.0)
     id_, ood = laboratory.accuracy([point], draws=2)
-    named = [f"test={laboratory.trained.test}", f"odd={laboratory.trained.ood['odd']}"]
+    named = {"test": str(laboratory.trained.test), "odd": str(laboratory.trained.ood["odd"])}
     told = evaluate_sources(str(written), named, templates=("a photo of a {}.",), progress=Silent())["accuracy"]
     assert (id_[0, 0], ood[0, 0]) == (pytest.approx(told["test"]), pytest.approx(told["odd"]))
 

@@ -51,7 +51,11 @@ def test_bits_are_in_the_order_of_the_drawings(evaluated: tuple[TrainedPair, Pat
                 shutil.copy(picture, alone / name / "only.png")
             # the same picture under every label is right once if it is any class; ask for its own label's share
             told = evaluate_sources(
-                str(pair.finetuned), [str(alone)], templates=("a photo of a {}.",), batch_size=1, progress=Silent()
+                str(pair.finetuned),
+                {alone.name: str(alone)},
+                templates=("a photo of a {}.",),
+                batch_size=1,
+                progress=Silent(),
             )
             assert told["accuracy"][alone.name] == pytest.approx(1 / 3)
             right += _is_recognised(pair.finetuned, picture)

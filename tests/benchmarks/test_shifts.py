@@ -180,7 +180,10 @@ def test_zero_shot_training_learns(tmp_path: Path, tiny_shift: Shift) -> None:
     taken = pictures.Pictures(flat, source.labels, 10, 5, None, torch.arange(len(flat)))
     pictures.write_pictures(tmp_path / "plain", tiny_shift.folders, taken)
     told = evaluate_sources(
-        str(tmp_path / "zeroshot"), [f"plain={tmp_path / 'plain'}"], templates=("a photo of a {}.",), progress=Silent()
+        str(tmp_path / "zeroshot"),
+        {"plain": str(tmp_path / "plain")},
+        templates=("a photo of a {}.",),
+        progress=Silent(),
     )
     assert told["accuracy"]["plain"] > 0.9
 

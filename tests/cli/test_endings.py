@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from clipmerge.cli import _terminal as console
-from clipmerge.cli import app as cli
-from clipmerge.cli._terminal import Format, Terminal, reporting_errors
+from clipmerge.cli import _ending as ending
+from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import HubError
 from clipmerge.files.staging import staged
+from clipmerge.publish.push import Published
 from tests.support.command import clipmerge, refused, start
 
 Folders = tuple[Path, Path]
@@ -64,7 +65,7 @@ def test_a_signal_while_pushing_says_that_nobody_knows(
 ) -> None:
     out = tmp_path / "out"
     monkeypatch.setattr("clipmerge.publish.push.push", stopping(number))
-    monkeypatch.setattr(cli, "check_push", lambda *_, **__: None)
+    monkeypatch.setattr("clipmerge.publish.push.check_access", lambda *_, **__: None)
     command = ("merge", *pair, "-r", "wise-ft", "-o", out, "--push", "acme/robust", "--license", "mit")
     unknown = f"`clipmerge push {out} acme/robust --license mit` finds out and goes on"
     said = f"whether acme/robust was published is not known: {unknown}"
@@ -77,8 +78,9 @@ def test_a_signal_after_a_push_says_where_it_went(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, said = tmp_path / "out", "Published hub/acme/robust at 1"
-    monkeypatch.setattr(cli, "publish", lambda *_, **__: ({}, said))
-    monkeypatch.setattr(cli, "check_push", lambda *_, **__: None)
+    published = Published("hub/acme/robust", "acme/robust", "1", created=True, changed=True)
+    monkeypatch.setattr("clipmerge.publish.push.push", lambda *_, **__: published)
+    monkeypatch.setattr("clipmerge.publish.push.check_access", lambda *_, **__: None)
     monkeypatch.setattr(Terminal, "result", stopping(signal.SIGINT))
     outcome = clipmerge("merge", *pair, "-r", "wise-ft", "-o", out, "--push", "acme/robust")
     assert refused(outcome, 130) == f"error: interrupted; {out} is complete; {said}"
@@ -150,7 +152,8 @@ def test_a_full_stdout_is_one_line_where_nothing_is_written(arguments: tuple[str
 def test_what_waits_in_a_buffer_is_tried_once() -> None:
     """A short record fails when it is flushed, which the interpreter would do with words of its own as it ends."""
     code = (
-        "from clipmerge.cli._terminal import Format, Terminal, reporting_errors\n"
+        "from clipmerge.cli._ending import reporting_errors\n"
+        "from clipmerge.cli._terminal import Format, Terminal\n"
         "reporting_errors(lambda: Terminal(Format.json).result({'a': 1}))()"
     )
     with Path("/dev/full").open("w") as full:
@@ -257,7 +260,7 @@ def test_an_error_that_the_main_process_does_not_have_is_said(
     assert waited == []
     monkeypatch.setenv("RANK", "1")
     assert "nonsense" in clipmerge(*arguments).err
-    assert waited == [console._SECONDS_FOR_THE_MAIN_PROCESS]
+    assert waited == [ending._SECONDS_FOR_THE_MAIN_PROCESS]
 
 
 @pytest.mark.slow

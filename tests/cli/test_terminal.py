@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from clipmerge.cli import app as cli
-from clipmerge.cli._terminal import DEBUG, Format, Terminal, fail, reporting_errors
+from clipmerge.cli._ending import DEBUG, fail, reporting_errors
+from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import ClipmergeError, OutputError, UsageError
 from tests.support.command import clipmerge
 

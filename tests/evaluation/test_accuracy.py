@@ -8,7 +8,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.errors import CheckpointError, UsageError
-from clipmerge.evaluation.accuracy import evaluate_sources, parse_named_source
+from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.evaluation.sources import named_sources, parse_named_source
 from clipmerge.progress import Silent
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import CLASSES, save_images
@@ -37,21 +38,21 @@ def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> 
 def test_accuracy_is_that_of_the_obvious_loop(
     pair: tuple[Path, Path], images: Path, templates: tuple[str, ...]
 ) -> None:
-    record = evaluate_sources(str(pair[1]), [f"val={images}"], templates=templates, batch_size=7, progress=Silent())
+    record = evaluate_sources(str(pair[1]), {"val": str(images)}, templates=templates, batch_size=7, progress=Silent())
     assert record["images"] == {"val": 30}
     assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
 
 
 def test_two_sources_of_one_name_are_refused(pair: tuple[Path, Path], images: Path) -> None:
     with pytest.raises(UsageError, match="same name"):
-        evaluate_sources(str(pair[0]), [f"a={images}", f"a={images}"], templates=("{}",), progress=Silent())
+        named_sources("--data", [f"a={images}", f"a={images}"])
 
 
 def test_a_bare_file_without_config_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((pair[0] / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        evaluate_sources(str(bare), [f"a={images}"], templates=("{}",), progress=Silent())
+        evaluate_sources(str(bare), {"a": str(images)}, templates=("{}",), progress=Silent())
 
 
 def test_a_source_without_a_name_is_called_after_its_folder() -> None:

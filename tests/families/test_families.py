@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import logging as transformers_logging
 
-from clipmerge.api.merge import MergeRequest, make_plan, write_merge
+from clipmerge.api.apply import write_merge
+from clipmerge.api.plan import prepare
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import families, family_of
 from clipmerge.planning.recipe import Override, load_recipe
+from clipmerge.request import MergeRequest
 from tests.support.command import clipmerge
 from tests.support.raw_safetensors import edit, rename_keys
 from tests.support.tiny_families import TINY, save_pair
@@ -47,7 +49,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 
 def merged(folders: Folders, output: Path, alpha: float, *settings: str) -> dict[str, Any]:
     recipe = load_recipe("wise-ft", [f"method.alpha={alpha}", *settings])
-    run = make_plan(MergeRequest(str(folders[0]), (str(folders[1]),), recipe))
+    run = prepare(MergeRequest(str(folders[0]), (str(folders[1]),), recipe))
     return write_merge(run, output)
 
 
@@ -153,7 +155,7 @@ def test_batch_norm_statistics_are_never_masked(pairs: Pairs, tmp_path: Path) ->
     folders = pairs("ALIGN")
     recipe = load_recipe("wise-ft", ["method.alpha=1.0"])
     sparse = recipe.model_copy(update={"overrides": _override("vision.*", density=0.1)})
-    write_merge(make_plan(MergeRequest(str(folders[0]), (str(folders[1]),), sparse)), tmp_path / "out")
+    write_merge(prepare(MergeRequest(str(folders[0]), (str(folders[1]),), sparse)), tmp_path / "out")
     zeroshot, finetuned, output = (load_file(f / "model.safetensors") for f in (*folders, tmp_path / "out"))
     weight = next(name for name in output if name.endswith("project_conv.weight"))
     assert (output[weight] == zeroshot[weight]).float().mean() > 0.8

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge.api.merge import Calibration, MergeRequest, make_plan, write_merge
+from clipmerge.api.apply import write_merge
+from clipmerge.api.plan import prepare
 from clipmerge.calibration.objective import Batch
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
@@ -18,6 +19,7 @@ from clipmerge.methods import Decision, Task
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
+from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 
@@ -156,7 +158,7 @@ def test_the_command_writes_the_dense_formula_and_the_same_bytes_each_time(
     request = MergeRequest(
         str(pair[0]), (str(pair[1]),), load_recipe("fisher", settings), Calibration(source=str(images))
     )
-    run = make_plan(request)
+    run = prepare(request)
     assert run.plan is not None
     measured = run.plan.measurements
     assert measured is not None

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from clipmerge.api.merge import Calibration, MergeRequest, make_plan
+from clipmerge.api.plan import prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import plugin_names
+from clipmerge.request import Calibration, MergeRequest
 from tests.support.measure_everything import SIZES, measured
 from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
 
@@ -159,7 +160,7 @@ def test_a_merge_on_two_processes_decides_as_on_one(pair: tuple[Path, Path], ima
     two = launch(2, "clipmerge", "merge", *paths, *options, "--dry-run", "--format", "json")
     calibration = Calibration(source=str(images), batch_size=7, device="cpu")
     request = MergeRequest(paths[0], (paths[1],), load_recipe("straggler-sparse", []), calibration)
-    one = make_plan(request).plan
+    one = prepare(request).plan
     assert one is not None
     assert one.measurements is not None
     assert len(one.measurements.batch_sizes) == 5

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.api.merge import Calibration, MergeRequest, make_plan
+from clipmerge.api.plan import prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
@@ -25,6 +25,7 @@ from clipmerge.planning.measurements import Measurements, Mixture
 from clipmerge.planning.plan import Plan, SourceRecord
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
+from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge
 from tests.support.raw_safetensors import edit
 from tests.support.small_objective import make_batches
@@ -249,7 +250,7 @@ def test_measures_of_one_path_refuse_several_before_they_look_for_images(family:
         Calibration(source="nowhere"),
     )
     with pytest.raises(RecipeError, match="straggler-sparse: takes one fine-tuned checkpoint"):
-        make_plan(request)
+        prepare(request)
 
 
 @pytest.mark.parametrize("recipe", ["uniform-soup", "model-stock", "greedy-soup", "wise-ft-id"])

@@ -11,18 +11,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clipmerge.api.merge import MergeRequest, make_plan, write_merge
+from clipmerge.api.apply import write_merge
+from clipmerge.api.plan import prepare
 from clipmerge.errors import OutputError
 from clipmerge.files.finite import is_finite
 from clipmerge.merging.stream import MergedTensor
 from clipmerge.planning.recipe import load_recipe
+from clipmerge.request import MergeRequest
 
 Inputs = tuple[Path, Path]
 
 
 def merge(pair: Inputs, output: Path) -> bytes:
     request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", ["method.alpha=0.3"]))
-    record = write_merge(make_plan(request), output)
+    record = write_merge(prepare(request), output)
     merged = (output / "model.safetensors").read_bytes()
     assert record["files"]["model.safetensors"] == hashlib.sha256(merged).hexdigest()
     return merged

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipmerge.api import merge as pipeline
-from clipmerge.api.merge import MergeRequest, load_plan, make_plan, write_merge, write_plan
+from clipmerge.api import plan as planning
+from clipmerge.api.apply import open_plan, write_merge
+from clipmerge.api.plan import prepare, write_plan
 from clipmerge.errors import PlanError
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.files.hashes import sha256_of
@@ -27,7 +28,7 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import PlanTensors, coefficients_of_run, rows_shape
 from clipmerge.publish.card import model_card
 from clipmerge.report.page import html_page
-from clipmerge.request import Run
+from clipmerge.request import MergeRequest, Run
 from tests.report.test_page import printed
 from tests.support.tiny_clip import layer_of
 
@@ -56,8 +57,8 @@ def decided(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> Any:
             layers = {layer: LayerPlan(alpha=0.5, reason="learned") for layer in task.layers}
             return Decision(layers, "learned", coefficients=coefficients_for(task, forms))
 
-        monkeypatch.setattr(pipeline, "load_plugin", lambda package, name: method)
-        made = make_plan(MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", list(sets))))
+        monkeypatch.setattr(planning, "load_plugin", lambda package, name: method)
+        made = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", list(sets))))
         monkeypatch.undo()
         return made
 
@@ -109,7 +110,7 @@ def test_plan_then_apply_is_merge_and_the_output_holds_its_plan(decided: Any, tm
     write_plan(run, tmp_path / "plan.json")
     assert {path.name for path in tmp_path.iterdir()} == {"merged", "plan.json", "plan.tensors.safetensors"}
     for plan in (tmp_path / "plan.json", tmp_path / "merged" / "plan" / "plan.json"):
-        applied = write_merge(load_plan(plan), tmp_path / "applied", overwrite=True)
+        applied = write_merge(open_plan(plan), tmp_path / "applied", overwrite=True)
         assert applied["files"] == merged["files"]
         assert applied["layers"] == merged["layers"]
     held = [sorted(path.name for path in (tmp_path / name / "plan").iterdir()) for name in ("merged", "applied")]
@@ -203,12 +204,12 @@ def test_a_plan_whose_coefficients_are_gone_or_changed_is_refused(planned: Path)
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(PlanError, match="the tensors beside the plan: the file has changed; plan again"):
-        load_plan(planned)
+        open_plan(planned)
     file.unlink()
     with pytest.raises(PlanError, match="the tensors beside the plan: the file is missing; plan again"):
-        load_plan(planned)
+        open_plan(planned)
     file.with_name("kept").rename(file)
-    load_plan(planned)
+    open_plan(planned)
 
 
 @pytest.mark.parametrize(
@@ -225,13 +226,13 @@ def test_a_hand_edit_that_contradicts_the_coefficients_is_refused(
 ) -> None:
     edit(planned, "vision.1.mlp", **changes)
     with pytest.raises(PlanError, match=message) as caught:
-        load_plan(planned)
+        open_plan(planned)
     assert "\n" not in str(caught.value)
 
 
 def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders, tmp_path: Path) -> None:
     edit(planned, "vision.1.mlp", alpha=1, alpha_range=None)
-    write_merge(load_plan(planned), tmp_path / "out")
+    write_merge(open_plan(planned), tmp_path / "out")
     finetuned, merged = (load_file(f / "model.safetensors") for f in (pair[1], tmp_path / "out"))
     assert torch.equal(merged[FC1], finetuned[FC1])
 
@@ -248,19 +249,19 @@ def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders, tmp_p
 def test_tensors_that_do_not_fit_are_refused(planned: Path, changes: dict[str, Tensor], message: str) -> None:
     rewrite(planned, **changes)
     with pytest.raises(PlanError, match=message):
-        load_plan(planned)
+        open_plan(planned)
 
 
 def test_a_range_without_coefficients_is_refused(planned: Path, tmp_path: Path) -> None:
     held = load_file(planned.with_suffix(".tensors.safetensors"))
     rewrite(planned, **{key: None for key in held if layer_of(key.partition(":")[2]) == "vision.1.mlp"})
     with pytest.raises(PlanError, match=r"'vision.1.mlp' has an alpha_range, and the plan holds no coefficients"):
-        load_plan(planned)
+        open_plan(planned)
     data = json.loads(planned.read_text())
     data["tensors"] = None
     (tmp_path / "bare.json").write_text(json.dumps(data))
     with pytest.raises(PlanError, match="has an alpha_range, and the plan holds no coefficients"):
-        load_plan(tmp_path / "bare.json")
+        open_plan(tmp_path / "bare.json")
     assert read_plan(tmp_path / "bare.json").tensors is None
 
 
