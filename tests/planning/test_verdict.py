@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipmerge.api.merge import make_plan
+from clipmerge.api.plan import prepare
 from clipmerge.methods import Task
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.plan import Plan, read_plan
@@ -108,7 +108,7 @@ def test_no_verdict_contradicts_its_plan(
     recipe = recipe.model_copy(update={"overrides": overrides})
     calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
     request = MergeRequest(str(pair[0]), (str(pair[1]),), recipe, calibration if recipe.needs_data else Calibration())
-    run = make_plan(request, known=measured)
+    run = prepare(request, known=measured)
     assert run.plan is not None
     layers = Task(run.inputs).layers
     check(run.plan, layers)
@@ -139,11 +139,11 @@ def edited(plan: Plan, edits: list[tuple[int, Any]]) -> Plan:
 
 def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(pair: tuple[Path, Path]) -> None:
     request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("lines"))
-    plan = make_plan(request).plan
+    plan = prepare(request).plan
     assert plan is not None
     assert plan.verdict == "the coefficient grows with depth from 0.5 to 1"
     recipe = load_recipe("lines", ["overrides=[{layers: logit_scale, alpha: 0}]"])
-    plan = make_plan(MergeRequest(str(pair[0]), (str(pair[1]),), recipe)).plan
+    plan = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), recipe)).plan
     assert plan is not None
     assert plan.verdict == "the layers go 0 to 1 of the way from zero-shot to the fine-tuned model"
 
