@@ -239,6 +239,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["pickle", "zip", "old", "inside"])
 def test_the_command_of_the_refusal_gets_the_weights_out(checkout: Path, how: str) -> None:
     file = checkout.parent / f"{how} 1.pt"

@@ -223,6 +223,7 @@ def test_the_cards_snippet_loads_the_output(folders: Folders, tmp_path: Path, mo
     assert sum(printed[0].values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_pair_is_read_from_the_hub(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One repository holds both libraries' configurations and a pickle besides, as those on the Hub do."""
     (folders[1] / "open_clip_pytorch_model.bin").write_bytes(b"\x80\x04never taken")

@@ -91,6 +91,7 @@ def test_a_record_with_the_needed_keys_alone() -> None:
     assert "clipmerge merge acme/base@" in card.text
 
 
+@pytest.mark.slow
 def test_the_cards_snippet_runs(merged: Path) -> None:
     snippet = re.search(r"```python\n(.*?)```", (merged / "README.md").read_text(), re.S)
     assert snippet is not None

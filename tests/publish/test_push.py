@@ -273,6 +273,7 @@ def publish_apart(hub: FakeHub, merged: Path, **env: str) -> subprocess.Complete
     )
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_prints_no_progress_and_no_token(hub: FakeHub, merged: Path) -> None:
     hub.token = "hf_" + "Zz9" * 11
     hub.fail("PUT", "/_lfs/", status=503, headers={"Retry-After": "0"})
@@ -288,6 +289,7 @@ def test_a_process_of_its_own_prints_no_progress_and_no_token(hub: FakeHub, merg
     assert hub.token not in again.stderr
 
 
+@pytest.mark.slow
 def test_an_unreachable_xet_store_ends_in_time(hub: FakeHub, merged: Path) -> None:
     pytest.importorskip("hf_xet")
     hub.xet_cas = "http://127.0.0.1:9"
