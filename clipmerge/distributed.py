@@ -1,4 +1,4 @@
-"""What the processes of one run do together, and what is said when one of them is gone."""
+"""Processes of one run: waiting for one another, and the error when one of them is gone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def termination() -> Iterator[None]:
-    """Let SIGTERM end this block as an exception, so that what is half done is cleaned up.
+    """Let SIGTERM end this block as an exception, so that unfinished work is cleaned up.
 
     Raises:
         Terminated: When the signal comes.

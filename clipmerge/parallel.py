@@ -1,4 +1,4 @@
-"""How many threads torch computes with, and tensors computed side by side, each on one."""
+"""The number of threads that torch computes with, and tensors computed side by side, each on one thread."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def augmented(pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = KINDS
     Args:
         pixels: Preprocessed images, (batch, 3, height, width).
         seed: The same seed and batch size give the same changes.
-        kinds: What is changed.
+        kinds: The kinds of change that are made.
 
     Returns:
         Same shape, device and dtype.

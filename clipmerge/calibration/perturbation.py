@@ -21,7 +21,7 @@ class _Search:
     """State of one APGD run.
 
     Attributes:
-        point: Current u, one tensor a parameter.
+        point: Current u, one tensor per parameter.
         previous: The u before it.
         best: The u with the largest loss.
         best_loss: That loss.
@@ -67,7 +67,7 @@ class LayerBall:
         """Move the layer to theta + c * u.
 
         Args:
-            point: u, one tensor a parameter.
+            point: u, one tensor per parameter.
         """
         for parameter, origin, scale, u in zip(self.parameters, self._origin, self._scale, point, strict=True):
             parameter.data.copy_(origin).addcmul_(scale, u)
@@ -90,7 +90,7 @@ class LayerBall:
         """The u in the ball that maximises the loss to first order.
 
         Args:
-            gradient: dL/dtheta at theta, one tensor a parameter.
+            gradient: dL/dtheta at theta, one tensor per parameter.
         """
         return [self.radius * direction for direction in self._ascent(gradient)]
 

@@ -1,6 +1,7 @@
-"""What learning has come to so far, kept in the user's cache, so that a run that was stopped goes on from there.
+"""Checkpoints of learning in the user's cache, so that an interrupted run can resume.
 
-One file a learning, named by a hash of all that determines it: the same command finds it, any other does not.
+There is one file per learning, named by a hash of everything that determines it: the same command finds it, any
+other does not.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
     from clipmerge.images.dataset import LabelledImages
 
-#: Between two saves pass at least so many seconds, and so many times what the last one took.
+#: Least time between two saves: seconds, and a multiple of the time that the last one took.
 SECONDS, TIMES = 30.0, 20
 # States and half-written states of this age are of runs that nobody will go on with, or that are gone.
 _OLD_SECONDS, _GONE_SECONDS = 30 * 86400, 600
@@ -65,10 +66,10 @@ class Saved:
         return self._find()
 
     def restore(self, state: Mapping[str, Tensor]) -> bool:
-        """Fill in what an earlier run saved, the same in every process.
+        """Fill in the state that an earlier run saved, the same in every process.
 
         Args:
-            state: Name to tensor, the same names, shapes and dtypes in every process; left alone if there is nothing.
+            state: Tensors by name, the same names, shapes and dtypes in every process; unchanged if nothing was saved.
 
         Returns:
             Whether there was something.
@@ -77,9 +78,9 @@ class Saved:
             MeasureError: If another process is gone.
         """
         held = self._read(state) if self._accelerator.is_main_process else None
-        found = torch.tensor(float(held is not None))
-        self._take_over(found)
-        if not found:
+        exists = torch.tensor(float(held is not None))
+        self._take_over(exists)
+        if not exists:
             return False
         for name, tensor in state.items():
             if held is not None:
@@ -89,7 +90,7 @@ class Saved:
         return True
 
     def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """What the file holds if it is whole and fits; if it does not, it is removed, and that is said."""
+        """The file's content if it is whole and fits; otherwise it is removed, and the user is told."""
         try:
             held = load_file(self._path)
             if _fits(held, state):
@@ -114,10 +115,10 @@ class Saved:
                 tensor.copy_(broadcast(tensor.to(self._accelerator.device)))
 
     def save(self, state: Mapping[str, Tensor], *, last: bool = False) -> None:
-        """Put the state in the file's place if it is time to; a file that cannot be written is told once.
+        """Save the state if it is time to; a file that cannot be written is reported once.
 
         Args:
-            state: Name to tensor, on any device.
+            state: Tensors by name, on any device.
             last: Nothing is left to learn: time to, if an earlier state is there.
         """
         begin = time.monotonic()
@@ -135,7 +136,7 @@ class Saved:
 
     @contextlib.contextmanager
     def underway(self) -> Iterator[None]:
-        """Tell whoever ends the block from outside that not all is lost."""
+        """Tell the user who interrupts the block that most of it is saved."""
         try:
             yield
         except (KeyboardInterrupt, Terminated):
@@ -144,7 +145,7 @@ class Saved:
             raise
 
     def remove(self) -> None:
-        """Remove the file, when what came of it is safe elsewhere."""
+        """Remove the file, once its result is safe elsewhere."""
         if self._exists and self._accelerator.is_main_process:
             self._remove()
 
@@ -198,13 +199,13 @@ def _clear(folder: Path) -> None:
 
 
 def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], settings: Any) -> Path:
-    """Where the state of a learning lies.
+    """The file of a learning's state.
 
     Args:
         inputs: The checkpoints; their weight files are known by path, size and time.
         images: The calibration images, likewise, or by their bytes where they are not files.
-        seen: What the model gets to see; told by content, so that whatever prepares it is in it.
-        settings: All else that determines what is learned, as JSON.
+        seen: The model's inputs; identified by content, so that their preprocessing counts too.
+        settings: Everything else that determines the learned coefficients, as JSON.
 
     Returns:
         The file, which need not exist.
@@ -217,9 +218,9 @@ def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], setti
     what = {
         "versions": [__version__, torch.__version__],
         "code": [_digest(file.read_bytes()) for name in _CODE for file in _modules(name)],
-        "weights": [[_file(file) for file in each.files] for each in checkpoints],
-        "configs": [each.config for each in checkpoints],
-        "images": [_digest(each["bytes"]) if each["bytes"] else _file(Path(str(each["path"]))) for each in encoded],
+        "weights": [[_file(file) for file in checkpoint.files] for checkpoint in checkpoints],
+        "configs": [checkpoint.config for checkpoint in checkpoints],
+        "images": [_digest(image["bytes"]) if image["bytes"] else _file(Path(str(image["path"]))) for image in encoded],
         "labels": images.labels,
         "seen": [_digest(_bytes(tensor)) for tensor in seen],
         "settings": settings,

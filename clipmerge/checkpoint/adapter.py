@@ -42,7 +42,7 @@ _PARTS = ("whole", "down", "up", "added", "length")
 
 @dataclass
 class Change:
-    """What an adapter says about one parameter of its base; each string is a key of the adapter.
+    """The part of an adapter for one parameter of its base; each string is a key of the adapter.
 
     Attributes:
         module: Path of the module, as the adapter spells it.
@@ -51,7 +51,7 @@ class Change:
         down: A: (rank, in), (rank, in, height, width), or (rank, entries) of an embedding.
         up: B: (out, rank), (out, rank, 1, 1), or (width, rank) of an embedding.
         added: A trained bias of B, (out,).
-        length: DoRA's magnitude: one a row, of an embedding one a column.
+        length: DoRA's magnitude: one per row, of an embedding one per column.
         embedding: Whether B A is transposed, as peft does for embeddings.
     """
 
@@ -72,7 +72,7 @@ class Adapted(Checkpoint):
     Attributes:
         base: The checkpoint the adapter was applied to; the side files are its.
         adapter: The adapter's own tensors.
-        changes: Key of a parameter to what the adapter says about it.
+        changes: The adapter's part for each parameter, by the parameter's key.
     """
 
     base: Checkpoint
@@ -188,20 +188,20 @@ def _keys_in_base(
 ) -> dict[str, str]:
     """Find the base's key for each parameter; the two may stand in differently many wrappers, or in a bare tower."""
     needed = [name for name in changes if name not in optional] or list(changes)
-    found = [place for place in _places(base, needed) if all(_key(base, name, *place) for name in needed)]
-    found = [place for place in found if _all_fit(base, adapter, changes, needed, place)] or found
-    if len(found) > 1:
-        found = [place for place in found if _is_tower_of(place[0], config.base_class)] or found
-    if not found:
+    candidates = [place for place in _places(base, needed) if all(_key(base, name, *place) for name in needed)]
+    candidates = [place for place in candidates if _all_fit(base, adapter, changes, needed, place)] or candidates
+    if len(candidates) > 1:
+        candidates = [place for place in candidates if _is_tower_of(place[0], config.base_class)] or candidates
+    if not candidates:
         raise CheckpointError(f"{adapter.source}: {_not_found(base, needed)}; give the base that it was trained on")
-    if len(found) > 1:
-        places = " and ".join(place[0] or "the whole" for place in found)
+    if len(candidates) > 1:
+        places = " and ".join(place[0] or "the whole" for place in candidates)
         raise CheckpointError(
             f"{adapter.source}: its keys fit {places} of {base.source} alike, and its adapter_config.json "
             "does not say which class it was trained on; add auto_mapping: "
             '{"base_model_class": "CLIPVisionModel"} (or CLIPTextModel) to it'
         )
-    return {name: key for name in changes if (key := _key(base, name, *found[0]))}
+    return {name: key for name in changes if (key := _key(base, name, *candidates[0]))}
 
 
 def _places(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:

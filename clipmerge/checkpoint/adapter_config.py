@@ -1,4 +1,4 @@
-"""What a peft adapter's configuration says about its arithmetic; what is not understood is refused.
+"""The arithmetic that a peft adapter's configuration asks for; anything else in it is refused.
 
 An option that is not known here might change what the adapter's tensors mean, so it is refused by name unless it is
 switched off: a wrong task vector would merge without a sign of it.
@@ -16,7 +16,7 @@ from typing import Any
 from clipmerge.errors import CheckpointError, shorten
 
 CONFIG = "adapter_config.json"
-#: What to do with an adapter that is not understood.
+#: Advice for an adapter that is not understood.
 MERGE_IT = (
     "merge it where it was trained, "
     "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER), and give that folder"
@@ -91,7 +91,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         path: The file.
 
     Returns:
-        What the arithmetic needs.
+        The settings of the arithmetic.
 
     Raises:
         CheckpointError: If it is not LoRA, or uses an option whose arithmetic is not known.

@@ -23,7 +23,7 @@ def align_checkpoints(
     Args:
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K, at least one.
-        missing: What to do with keys that only one side has; ``error`` lists them.
+        missing: How to treat keys that only one side has; ``error`` lists them.
         mixed_dtypes: Accept different float dtypes (an output dtype was named).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Aligned checkpoints compared: what keeps them from being merged, and what their user should know."""
+"""Aligned checkpoints compared: mismatches that forbid a merge, and notes for the user."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text"
 
 
 def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
-    """List what keeps checkpoints from being merged, most telling first, one line each.
+    """List the mismatches that keep checkpoints from being merged, most telling first, one line each.
 
     Args:
         inputs: Aligned checkpoints.
@@ -125,7 +125,7 @@ def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], 
 
 
 def notes_on(inputs: Inputs) -> list[str]:
-    """List what is not simply merged: parameters that stay, are kept as they are, or are left out; one line each.
+    """List the parameters that are not simply merged: that stay, are copied, or are left out; one line each.
 
     Args:
         inputs: Aligned checkpoints.
@@ -174,10 +174,10 @@ def _what_some_lack(inputs: Inputs) -> list[str]:
             f"{len(lost)} parameters are left out, as {inputs.finetuned[0].source}, the first of the fine-tuned "
             f"checkpoints, lacks them: {shorten(lost)}"
         )
-    if keeps_finetuned and (kept := [name for name in first if name not in ours and not is_incidental(name)]):
+    if keeps_finetuned and (extra := [name for name in first if name not in ours and not is_incidental(name)]):
         notes.append(
-            f"{len(kept)} parameters that the zero-shot checkpoint lacks are those of {inputs.finetuned[0].source}, "
-            f"the first of the fine-tuned checkpoints, and not averaged: {shorten(kept)}"
+            f"{len(extra)} parameters that the zero-shot checkpoint lacks are those of {inputs.finetuned[0].source}, "
+            f"the first of the fine-tuned checkpoints, and not averaged: {shorten(extra)}"
         )
     return notes
 

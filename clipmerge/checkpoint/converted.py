@@ -39,7 +39,7 @@ class ConvertedCheckpoint(Checkpoint):
 
     Attributes:
         original: The checkpoint as it is.
-        forms: Key to how it is formed.
+        forms: How each tensor is formed, by key.
     """
 
     original: Checkpoint
@@ -156,7 +156,7 @@ def _unstack(
     entries: dict[str, TensorEntry],
     forms: dict[str, _Formed],
 ) -> None:
-    """Enter what one OpenCLIP tensor is in transformers' layout."""
+    """Enter one OpenCLIP tensor's counterpart in transformers' layout."""
     key = plain[match.open_clip]
     entry = checkpoint.entries[key]
     if len(match.transformers) == 1:

@@ -27,14 +27,14 @@ class Inputs:
     """The zero-shot checkpoint and its fine-tuned ones, aligned by canonical parameter name.
 
     Attributes:
-        family: What they are.
+        family: Their family.
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K; usually one.
         zeroshot_keys: Keys in the zero-shot file by canonical name, in the file's order.
         finetuned_keys: The same for each fine-tuned file.
         tower: The towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``.
         missing: What happens to keys that only one side has.
-        notes: What the user should know, one line each.
+        notes: Notes for the user, one line each.
     """
 
     family: Family

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter_model.safetensors"
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
-# what the libraries called their weights before safetensors; any other pickle in a folder may be anything
+# names of weight files before safetensors; any other pickle in a folder may be anything
 _PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", "adapter_model.bin")
 
 
@@ -33,7 +33,7 @@ def open_checkpoint(source: str, *, base: Checkpoint | None = None) -> Checkpoin
     Args:
         source: A folder, a ``.safetensors``, ``.pt`` or ``.bin`` file, the index of shards, ``org/name``,
             ``org/name@revision`` or ``hf://org/name@revision``. What exists on disk wins over a Hub id.
-        base: What a peft adapter is put over; without it an adapter is refused.
+        base: The base of a peft adapter; without it an adapter is refused.
 
     Returns:
         The checkpoint.
@@ -86,19 +86,19 @@ def _open(source: str) -> Checkpoint:
 
 def _open_folder(source: str, folder: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
     whole = _present(source, folder, (WEIGHTS, INDEX)) or _present(source, folder, OPEN_CLIP_WEIGHTS)[:1]
-    found = whole + _present(source, folder, (ADAPTER,))
-    if not found and any(folder.glob("*.safetensors")):
+    present = whole + _present(source, folder, (ADAPTER,))
+    if not present and any(folder.glob("*.safetensors")):
         others = shorten(sorted(file.name for file in folder.glob("*.safetensors")))
         raise CheckpointError(f"{source}: has no {WEIGHTS} but {others}; give the file you mean")
-    found = found or _present(source, folder, _PICKLES)
-    if len(found) > 1:
+    present = present or _present(source, folder, _PICKLES)
+    if len(present) > 1:
         raise CheckpointError(
-            f"{source}: holds both {' and '.join(found[:2])}, and only one of them can be meant; "
+            f"{source}: holds both {' and '.join(present[:2])}, and only one of them can be meant; "
             "remove the other, or give the file you mean"
         )
-    if not found:
+    if not present:
         raise _no_weights(source, folder)
-    path = folder / found[0]
+    path = folder / present[0]
     return (_open_index if path.suffix == ".json" else _open_single)(source, path, revision=revision, note=note)
 
 
@@ -131,11 +131,11 @@ def _open_file(source: str, path: Path) -> Checkpoint:
 
 def _open_single(source: str, file: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
     if is_pickle(file):
-        mapped, found, said = read_state_dict(file)
-        names = model_keys(found)
+        mapped, stored, state_note = read_state_dict(file)
+        names = model_keys(stored)
         tensors = {name: mapped[key] for name, key in names.items()}
-        entries = {name: found[key] for name, key in names.items()}
-        note = "; ".join(filter(None, (note, said))) or None
+        entries = {name: stored[key] for name, key in names.items()}
+        note = "; ".join(filter(None, (note, state_note))) or None
         return _checkpoint(source, revision, (file,), entries, tensors, note=note)
     entries, _ = read_header(file)
     return _checkpoint(source, revision, (file,), entries, {}, note=note)
@@ -151,14 +151,14 @@ def _open_index(source: str, index: Path, *, revision: str | None = None, note: 
     tensors: dict[str, Tensor] = {}
     for file in files:
         if index.name == _PICKLED_INDEX and is_pickle(file):
-            mapped, found, _ = read_state_dict(file)
+            mapped, stored, _ = read_state_dict(file)
             tensors |= mapped
         else:
-            found, _ = read_header(file)
-        twice = found.keys() & entries.keys()
+            stored, _ = read_header(file)
+        twice = stored.keys() & entries.keys()
         if twice:
             raise CheckpointError(f"{index}: key '{min(twice)}' stands in two shards, the second is {file.name}")
-        entries.update(found)
+        entries.update(stored)
     _check_index(index, weight_map, entries)
     return _checkpoint(source, revision, files, entries, tensors, sharded=True, note=note)
 

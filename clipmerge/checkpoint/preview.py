@@ -1,7 +1,7 @@
 """A model on the Hub seen by its headers, so that a pair that does not fit costs no gigabytes.
 
-Only what is not in the cache is previewed; names, shapes and dtypes come from range requests, the configuration from
-its file. A previewed checkpoint has no weights to read.
+Only models that are not in the cache are previewed; names, shapes and dtypes come from range requests, the
+configuration from its file. A previewed checkpoint has no weights to read.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
     hub_id = None if local_path(source).exists() else parse_hub_id(source)
     if hub_id is None:
         return None
-    found = resolve(hub_id)
-    pinned = hub_id.at(found.sha)
-    if found.note is not None:
+    resolved = resolve(hub_id)
+    pinned = hub_id.at(resolved.sha)
+    if resolved.note is not None:
         return None
-    weights = set(choose_files(found.files, pinned)) - set(choose_files(found.files, pinned, weights=False))
+    weights = set(choose_files(resolved.files, pinned)) - set(choose_files(resolved.files, pinned, weights=False))
     config = next((_CONFIGS[name] for name in sorted(weights) if name in _CONFIGS), None)
     if config is None or is_cached(pinned, weights):
         return None
-    folder = download(pinned, [name for name in (config,) if name in found.files])
+    folder = download(pinned, [name for name in (config,) if name in resolved.files])
     entries = {
         name: _entry(f"{pinned}, {name}", dtype, shape)
-        for name, (dtype, shape) in remote_metadata(pinned, found.sha).items()
+        for name, (dtype, shape) in remote_metadata(pinned, resolved.sha).items()
     }
     files = tuple(Path(name) for name in sorted(weights) if name.endswith(".safetensors"))
     described = read_side_json(folder, config)
     refuse_quantised(source, entries, described)
-    return Checkpoint(source, found.sha, folder, files, entries, described, sharded=len(files) > 1)
+    return Checkpoint(source, resolved.sha, folder, files, entries, described, sharded=len(files) > 1)
 
 
 def compare_before_download(

@@ -8,7 +8,7 @@ from typing import Any
 
 from clipmerge.errors import CheckpointError
 
-# What each library adds beside, or writes in the place of, a module's weight.
+# Names that each library adds beside, or writes in the place of, a module's weight.
 _MARKS = (
     (r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|\.quant_state\.", "bitsandbytes"),
     (r"\.(?:qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
@@ -22,7 +22,7 @@ def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | 
     """Refuse a checkpoint that was quantised: averages of codes mean nothing.
 
     Args:
-        source: What the user wrote, for the message.
+        source: The source as the user wrote it, for the message.
         keys: Keys in the file.
         config: What describes the model.
 
@@ -32,14 +32,14 @@ def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | 
     keys = list(keys)
     settings = (config or {}).get("quantization_config")
     how = settings.get("quant_method", "a method it does not name") if isinstance(settings, dict) else None
-    found = next(((mark, key) for pattern, mark in _MARKS for key in keys if re.search(pattern, key)), None)
+    mark = next(((mark, key) for pattern, mark in _MARKS for key in keys if re.search(pattern, key)), None)
     if settings:
-        told = f"quantization_config in its config.json: {how or settings}"
-    elif found:
-        told = f"{found[0]}: {found[1]}"
+        evidence = f"quantization_config in its config.json: {how or settings}"
+    elif mark:
+        evidence = f"{mark[0]}: {mark[1]}"
     else:
         return
     raise CheckpointError(
-        f"{source}: is quantised ({told}), so its tensors are codes and cannot be averaged; give the checkpoint it was "
-        "made from, or save it dequantised: model.dequantize().save_pretrained(FOLDER)"
+        f"{source}: is quantised ({evidence}), so its tensors are codes and cannot be averaged; give the checkpoint it "
+        "was made from, or save it dequantised: model.dequantize().save_pretrained(FOLDER)"
     )

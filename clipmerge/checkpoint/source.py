@@ -32,7 +32,7 @@ class Checkpoint:
     """One checkpoint, opened: names, shapes and dtypes are known, no weight has been read.
 
     Attributes:
-        source: What the user wrote.
+        source: The source as the user wrote it.
         revision: Commit sha for a Hub id, else ``None``.
         folder: Folder with the side files (config, processor, tokenizer).
         files: Weight files; several when sharded.
@@ -132,7 +132,7 @@ class Checkpoint:
 
 @cache
 def _torch_for_views() -> Any:
-    """Import torch and have it say now, unheard, what it says once in a process: that a view of an array is read-only.
+    """Import torch and trigger, unheard, its once-per-process warning that a view of an array is read-only.
 
     The maps are, and so is every use of the views. Filters of warnings are no business of threads.
     """

@@ -1,7 +1,7 @@
 """PyTorch's own files, ``.bin`` and ``.pt``: tensors only, mapped, never run.
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers and refuses everything else, so nothing in a file
-can run. What a file holds besides weights (an optimiser, an epoch) is not read.
+can run. Anything in a file besides weights (an optimiser, an epoch) is not read.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class StateDict(Checkpoint):
     """A checkpoint whose tensors PyTorch has mapped.
 
     Attributes:
-        tensors: Key to tensor.
+        tensors: Tensors by key.
     """
 
     tensors: dict[str, Tensor]
@@ -80,10 +80,10 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntr
         file: The file.
 
     Returns:
-        Key to tensor and key to entry, and a note for the user.
+        Tensors and entries by key, and a note for the user.
 
     Raises:
-        CheckpointError: If it holds code, no weights, or is no such file.
+        CheckpointError: If it holds code, no weights, or is not such a file.
     """
     loaded, in_memory = _load(file)
     tensors, inside = _find(file, loaded)
@@ -167,7 +167,7 @@ def _names_in(file: Path) -> list[str]:
 
 
 def _add_calls(content: IO[bytes], names: list[str]) -> None:
-    """Add what one pickle calls; of a damaged one, what it calls up to there."""
+    """Add the functions that one pickle calls; of a damaged pickle, those up to the damage."""
     texts: deque[str] = deque(maxlen=2)
     for operation, argument, _ in pickletools.genops(content):
         if isinstance(argument, str) and "UNICODE" in operation.name:
@@ -215,7 +215,7 @@ def model_keys(keys: Iterable[str]) -> dict[str, str]:
         keys: Keys as they stand in the file.
 
     Returns:
-        Name to key.
+        Keys by name.
     """
     names = {key: key for key in keys}
     for prefix in _PARALLEL * 2:

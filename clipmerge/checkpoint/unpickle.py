@@ -39,7 +39,7 @@ def weights_of(value: Any, outer: "tuple[int, ...]" = ()) -> Optional[Any]:  # n
         outer: Identities of the dictionaries around it; one that holds itself is kept once.
 
     Returns:
-        The tensor, or name to tensor; ``None`` for anything else.
+        The tensor, or tensors by name; ``None`` for anything else.
     """
     import torch
 
@@ -50,8 +50,8 @@ def weights_of(value: Any, outer: "tuple[int, ...]" = ()) -> Optional[Any]:  # n
     if not isinstance(value, dict) or id(value) in outer:
         return None
     inner = (*outer, id(value))
-    found = {name: weights_of(each, inner) for name, each in value.items() if isinstance(name, str)}
-    return {name: each for name, each in found.items() if each is not None} or None
+    weights = {name: weights_of(weight, inner) for name, weight in value.items() if isinstance(name, str)}
+    return {name: weight for name, weight in weights.items() if weight is not None} or None
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ class WithHead(Checkpoint):
 
     Attributes:
         original: The checkpoint as it is.
-        head: Key to the head's tensor.
+        head: The head's tensors by key.
     """
 
     original: Checkpoint
@@ -48,7 +48,7 @@ def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor])
     Args:
         checkpoint: The zero-shot checkpoint.
         like: The fine-tuned one, whose head's keys and dtypes the new one has.
-        head: Key to tensor.
+        head: The head's tensors by key.
     """
     values = {each.name: getattr(checkpoint, each.name) for each in fields(Checkpoint) if each.init}
     values["entries"] = {

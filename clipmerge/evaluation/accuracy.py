@@ -156,6 +156,6 @@ def evaluate_sources(
         "checkpoint": checkpoint.provenance(),
         "accuracy": accuracy,
         "images": {name: len(images) for name, images in loaded.items()},
-        "sources": {name: {"source": each.source, "revision": each.revision} for name, each in loaded.items()},
+        "sources": {name: {"source": images.source, "revision": images.revision} for name, images in loaded.items()},
         "templates": list(templates),
     }

@@ -39,7 +39,7 @@ class MovingModel:
             model: The model without weights.
             inputs: The checkpoints; the average of the fine-tuned ones is theta_1.
             device: Where the model and both ends go; on the CPU the ends stay mapped files.
-            dtype: What a merge would be written in, and so rounded to.
+            dtype: Dtype in which a merge would be written, and so rounded.
 
         Raises:
             CheckpointError: If a weight is not finite, or the config does not fit.
@@ -92,10 +92,10 @@ class MovingModel:
 
     @torch.no_grad()
     def follow(self, plan: Plan, tensors: PlanTensors) -> None:
-        """Set the weights to what a plan says, as `merged_tensors` computes them.
+        """Set the weights to those of a plan, as `merged_tensors` computes them.
 
         Args:
-            plan: What each layer gets.
+            plan: The coefficients and masks of the layers.
             tensors: The scores and coefficients that it needs.
 
         Raises:

@@ -69,11 +69,11 @@ class Scorer:
         Args:
             model: The model without weights.
             inputs: The checkpoints.
-            accelerator: Places the model, and gathers what several processes found.
+            accelerator: Places the model, and gathers the results of several processes.
             templates: Prompt templates.
-            batch_size: Images a batch; by default as `evaluate` chooses it.
+            batch_size: Images per batch; by default as `evaluate` chooses it.
             images_at_once: Images that go through the model at once; ``None`` for a batch.
-            dtype: What the points are rounded to.
+            dtype: Dtype to which the points are rounded.
             held: Bytes of preprocessed images held at once.
         """
         self._moving = MovingModel(model, inputs, accelerator.device, dtype=dtype)
@@ -159,7 +159,7 @@ class Scorer:
 
 
 def loads(batches: Iterable[_SourceBatch], held: int) -> Iterator[list[_SourceBatch]]:
-    """Group batches into loads of at most so many bytes, and at least one batch."""
+    """Group batches into loads of at most ``held`` bytes, and at least one batch."""
     load: list[_SourceBatch] = []
     size = 0
     for part in batches:
@@ -173,7 +173,7 @@ def loads(batches: Iterable[_SourceBatch], held: int) -> Iterator[list[_SourceBa
 
 
 def write_correct(path: Path, correct: dict[str, Correct]) -> None:
-    """Write which images were recognised: a tensor a source, shape (points, images), bool.
+    """Write which images were recognised: one tensor per source, shape (points, images), bool.
 
     Args:
         path: The safetensors file.

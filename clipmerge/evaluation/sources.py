@@ -13,7 +13,7 @@ def parse_named_source(text: str) -> tuple[str, str]:
     """Split ``NAME=SOURCE``; without a name the source's last part is the name.
 
     Args:
-        text: What the user wrote.
+        text: Text as the user wrote it.
 
     Raises:
         UsageError: If there is no source.
@@ -22,10 +22,10 @@ def parse_named_source(text: str) -> tuple[str, str]:
         >>> parse_named_source("val=data/val"), parse_named_source("data/val")
         (('val', 'data/val'), ('val', 'data/val'))
     """
-    name, found, source = text.partition("=")
-    if not (source if found and name else text).strip():
+    name, equals, source = text.partition("=")
+    if not (source if equals and name else text).strip():
         raise UsageError(f"'{text}': names no images; write NAME=SOURCE, such as val=data/val")
-    if found and name:
+    if equals and name:
         return name, source
     path = Path(text)
     # what . and .. are called says nothing
@@ -55,7 +55,7 @@ def check_source_name(name: str) -> None:
     """Refuse a name that cannot be a tensor's, which `write_correct` would give it, before anything is evaluated.
 
     Args:
-        name: What a source is called.
+        name: Name of a source.
 
     Raises:
         UsageError: If safetensors keeps the name for itself, or it is not UTF-8.

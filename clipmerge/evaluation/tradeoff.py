@@ -3,7 +3,7 @@
 The curve is the straight line from point to point in the order of alpha. Its height at an ID accuracy x is the
 best mean OOD accuracy that it has there: the highest of all its pieces that pass over x, each linear in ID
 accuracy between its ends. It has none where x lies outside the ID accuracies that its points span. The gain of a
-point at equal ID accuracy is its mean OOD accuracy minus that height: what it adds to an alpha of WiSE-FT that
+point at equal ID accuracy is its mean OOD accuracy minus that height: its gain over an alpha of WiSE-FT that
 gives the same ID accuracy, even to one chosen with OOD labels. A point of the curve has gain 0, or less where
 another alpha does better at the same ID accuracy. Accuracies that differ by rounding alone count as equal.
 """
@@ -59,14 +59,14 @@ def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resample
     """Accuracies over images drawn with replacement, the same draw for every point.
 
     Args:
-        correct: A source each: whether each image was recognised, shape (points, images).
+        correct: Per source, whether each image was recognised, shape (points, images).
         seed: Seed; a source's draws depend on it and on the source's place.
         resamples: Draws.
 
     Returns:
-        A source each: accuracy, shape (resamples, points).
+        Per source, accuracy, shape (resamples, points).
     """
-    found = []
+    accuracies = []
     for place, right in enumerate(correct):
         rng = np.random.default_rng([seed, place])
         images = right.shape[1]
@@ -75,8 +75,8 @@ def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resample
         for draw in range(resamples):
             times = np.bincount(rng.integers(images, size=images), minlength=images)
             accuracy[draw] = times @ columns
-        found.append(accuracy / images)
-    return found
+        accuracies.append(accuracy / images)
+    return accuracies
 
 
 @dataclass(frozen=True)
@@ -109,29 +109,29 @@ def standings(
     """Place every point against the curve, which is resampled with it.
 
     Args:
-        id_correct: An ID source each: whether each image was recognised, shape (points, images).
+        id_correct: Per ID source, whether each image was recognised, shape (points, images).
         ood_correct: The same for the OOD sources.
-        curve: Which of the points make the curve, in order of alpha.
+        curve: Places of the points that make the curve, in order of alpha.
         seed: Seed of the resampling.
         resamples: Draws of images.
 
     Returns:
-        One a point.
+        One per point.
     """
     places = list(curve)
-    measured = [_mean([right.mean(axis=1)[None] for right in each]) for each in (id_correct, ood_correct)]
+    measured = [_mean([right.mean(axis=1)[None] for right in sources]) for sources in (id_correct, ood_correct)]
     drawn = resampled_accuracy([*id_correct, *ood_correct], seed, resamples)
     sampled = [_mean(drawn[: len(id_correct)]), _mean(drawn[len(id_correct) :])]
     (id_accuracy, ood_accuracy), (id_drawn, ood_drawn) = measured, sampled
     gain = ood_accuracy - height(id_accuracy[:, places], ood_accuracy[:, places], id_accuracy)
     gain_drawn = ood_drawn - height(id_drawn[:, places], ood_drawn[:, places], id_drawn)
-    found = []
+    placed = []
     for point in range(id_accuracy.shape[1]):
         value = float(gain[0, point])
         reached = not np.isnan(value)
         spread = interval(ood_drawn[:, point])
         assert spread is not None  # accuracies are always numbers
-        found.append(
+        placed.append(
             Standing(
                 id_accuracy=float(id_accuracy[0, point]),
                 ood_accuracy=float(ood_accuracy[0, point]),
@@ -140,7 +140,7 @@ def standings(
                 gain_interval=interval(gain_drawn[:, point]) if reached else None,
             )
         )
-    return found
+    return placed
 
 
 def _mean(sources: Sequence[Floats]) -> Floats:
@@ -152,7 +152,7 @@ def interval(values: Floats, level: float = LEVEL) -> tuple[float, float] | None
     """Percentile interval of resampled values.
 
     Args:
-        values: One a resample; NaN where it has none.
+        values: One per resample; NaN where there is none.
         level: Share of the values inside.
 
     Returns:

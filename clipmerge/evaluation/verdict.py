@@ -68,7 +68,7 @@ def measure_bought(
 
     Args:
         inputs: The checkpoints.
-        plan: What each layer gets.
+        plan: The coefficients and masks of the layers.
         tensors: The scores and coefficients that it needs.
         images: Images that the decision did not see, in a random order.
         accelerator: Places the model, and gathers the answers of several processes.

@@ -26,7 +26,7 @@ def lacks_zeroshot_head(inputs: Inputs) -> bool:
 
 
 def head_classes(inputs: Inputs, calibration: Calibration) -> HeadRecord | None:
-    """What the head's rows stand for; ``None`` when neither images nor class names were given.
+    """The classes of the head's rows; ``None`` when neither images nor class names were given.
 
     Args:
         inputs: The aligned checkpoints, a head among them.

@@ -43,7 +43,7 @@ _Place = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
-    """What is peculiar to a family of checkpoints; names only, no weights.
+    """The peculiarities of one family of checkpoints; names only, no weights.
 
     Attributes:
         name: As messages spell it.
@@ -88,7 +88,7 @@ class Family:
             keys: Keys as they stand in the file.
 
         Returns:
-            File key to canonical name, in the order given.
+            Canonical names by file key, in the order given.
 
         Raises:
             CheckpointError: If two keys become one name.
@@ -132,7 +132,7 @@ class Family:
             names: Canonical names, all that a checkpoint has: blocks that lie in stages are counted through.
 
         Returns:
-            Canonical name to layer, such as ``vision.3.attn`` or ``text.embeddings``.
+            Layers by canonical name, such as ``vision.3.attn`` or ``text.embeddings``.
 
         Raises:
             CheckpointError: If a name is not one of the family's.
@@ -163,7 +163,7 @@ class Family:
             names: Canonical names, all that a checkpoint has.
 
         Returns:
-            Layer to the sorted names of its parameters.
+            The sorted parameter names by layer.
 
         Raises:
             CheckpointError: If a name is not one of the family's.

@@ -77,7 +77,7 @@ def transformers_settings(
 
     Args:
         model_types: As in `Family`.
-        vision: Setting of the vision tower to transformers' default; ``None`` where there is no one default.
+        vision: transformers' defaults by setting of the vision tower; ``None`` where there is no one default.
         text: Likewise.
         both: Settings of the whole model, likewise.
     """

@@ -1,4 +1,4 @@
-"""Where the user's cache is."""
+"""The user's cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def user_cache(name: str) -> Path:
     """Give a place in the user's cache: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``clipmerge/NAME``.
 
     Args:
-        name: What lies there.
+        name: Name of the folder.
 
     Returns:
         The folder, which need not exist.

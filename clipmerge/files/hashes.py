@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clipmerge.files.cache import user_cache
 
-# bytes hashed at a time; a multiple of what any system can map at
+# bytes hashed at a time; a multiple of every system's mapping granularity
 _WINDOW = 32 << 20
 #: Files smaller than this are hashed sooner than looked up.
 REMEMBERED_BYTES = 16 << 20

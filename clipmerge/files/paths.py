@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def local_path(source: str) -> Path:
-    """Where on disk a source would be, ``~`` and ``~user`` filled in; a home that is not known stays as it is written.
+    """The path of a source on disk, with ``~`` and ``~user`` filled in; an unknown home stays as it is written.
 
     Args:
-        source: What the user or an adapter wrote.
+        source: Path as the user or an adapter wrote it.
     """
     path = Path(source)
     try:

@@ -1,4 +1,4 @@
-"""The output's place: staged beside it, synced, then renamed, so it is there whole or not at all."""
+"""Output staged beside its place, synced, then renamed, so that it is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECORD = "clipmerge.json"
 #: Where an output folder keeps a plan whose learned coefficients cannot be told in the record.
 PLAN_FOLDER = "plan"
 _SECONDS_TO_LOCK = 60
-# What is true when a command is stopped depends on the outputs that stand by then; set while signals are held back.
+# Outputs in their place: a stopped command tells which they are. Set while signals are held back.
 _completed: list[Path] = []
 
 
@@ -36,7 +36,7 @@ def completed() -> tuple[Path, ...]:
 
 
 def forget_completed() -> None:
-    """A command begins: what an earlier one in this process has written is not of its making."""
+    """Start a command: output that an earlier command in this process wrote is not its own."""
     _completed.clear()
 
 
@@ -44,7 +44,7 @@ def forget_completed() -> None:
 def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a folder to write into, and move it to ``output`` when the block ends well.
 
-    Whatever ends the process, ``output`` is absent, the old one, or the new one whole. What a killed run left
+    Whatever ends the process, ``output`` is absent, the old one, or the new one whole. Stages that a killed run left
     beside it is removed by the next.
 
     Args:
@@ -57,7 +57,7 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: If the place cannot be written, or the disk is full.
     """
-    target = output.resolve()  # a link stays a link: the folder it leads to is what is replaced
+    target = output.resolve()  # a link stays a link: the folder it leads to is replaced
     with _stage(output, target) as stage:
         folder = stage / "new"
         folder.mkdir()
@@ -151,7 +151,7 @@ def _undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _parents(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents, and take away again what was made when the block fails."""
+    """Make a folder and its parents, and remove those that were made if the block fails."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -219,8 +219,8 @@ def explain(output: Path, error: OSError) -> OutputError:
     """Turn the system's refusal into one line.
 
     Args:
-        output: What was being written.
-        error: What the system said.
+        output: The output being written.
+        error: The system's error.
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(f"{output}: the disk is full; nothing was left behind, free some space and run again")

@@ -1,4 +1,4 @@
-"""One output file, written front to back: computed, hashed and put on the disk at the same time, a block each."""
+"""One output file, written front to back: one block is computed while others are hashed and written to the disk."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ except ImportError:  # Windows, where nothing is written past the cache
     fcntl = None  # type: ignore[assignment]
 
 _BLOCK, _BLOCKS = 4 << 20, 6
-# What is written past the page cache must begin and end on a boundary of the disk's own blocks; none has larger ones.
+# Writes past the page cache must begin and end on a boundary of the disk's own blocks; none has larger ones.
 _ALIGNMENT = 4096
 _DIRECT = getattr(os, "O_DIRECT", 0) if fcntl else 0
 # Past the cache a fast disk costs no copy and no memory. From a slower one than this, bytes a second of the quickest of
 # the first blocks, loading the result would have to wait: there the file goes through the cache.
 _FAST_DISK = 300e6
 _BLOCKS_TIMED = 8
-#: Bytes written through the cache between two requests to the disk to take what it has not taken yet.
+#: Bytes written through the cache between two requests to the disk to flush it.
 _FLUSH_BYTES = 256 << 20
 
 
@@ -60,7 +60,7 @@ class OutputFile:
             dtype: Their dtype.
 
         Returns:
-            1-D, of at most so many elements and at least one.
+            1-D, of at most ``count`` elements and at least one.
         """
         width = np.dtype(dtype).itemsize
         place = self._block[self._filled : self._filled + min(count * width, (_BLOCK - self._filled) // width * width)]
@@ -184,7 +184,7 @@ def _open(path: Path, size: int) -> tuple[int, bool]:
 
 
 def _flush(file: int) -> int:
-    """Start early what the sync at the end would wait for."""
+    """Flush early, so that the sync at the end has less to wait for."""
     getattr(os, "fdatasync", os.fsync)(file)  # absent on macOS and Windows
     return 0
 

@@ -22,7 +22,7 @@ def names_of(source: str, opened: Labelled, classes: ClassNames) -> tuple[tuple[
     """Name a source's classes.
 
     Args:
-        source: What the user wrote, for messages.
+        source: The source as the user wrote it, for messages.
         opened: The source.
         classes: File with class names, or the names; ``None`` for the source's own, with spaces for underscores.
 
@@ -77,7 +77,7 @@ def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbere
     Args:
         given: The names in the order of the classes, or a file with them: text with one name per line, or
             ``class<TAB>name`` lines; or JSON, a list or an object with names by class.
-        classes: What the source calls its classes, in its order: folders sorted, a table's own order, numbers from 0.
+        classes: The source's names of its classes, in its order: folders sorted, a table's own order, numbers from 0.
         numbered: Whether classes are numbers, so that there may be more names than numbers seen.
 
     Returns:

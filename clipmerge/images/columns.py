@@ -51,7 +51,7 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
     Args:
         where: The table, for messages.
         schema: Its columns; the metadata that `datasets` writes is used where it is there.
-        asked: What the user named.
+        asked: The columns that the user named.
 
     Returns:
         The columns.
@@ -87,47 +87,49 @@ class _Feature:
 
 def _features(schema: pyarrow.Schema) -> dict[str, _Feature]:
     """Read what `datasets` wrote into a table's metadata, without making its types: some of them read files."""
-    said: Any = {}
+    described: Any = {}
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = (schema.metadata or {})[b"huggingface"].decode("utf-8")
-        said = parse_json(text)["info"]["features"]
-    said = said if isinstance(said, dict) else {}
-    return {name: _feature(said.get(name), schema.field(at).type) for at, name in enumerate(schema.names)}
+        described = parse_json(text)["info"]["features"]
+    described = described if isinstance(described, dict) else {}
+    return {name: _feature(described.get(name), schema.field(at).type) for at, name in enumerate(schema.names)}
 
 
-def _feature(said: Any, kind: pyarrow.DataType) -> _Feature:
+def _feature(described: Any, kind: pyarrow.DataType) -> _Feature:
     from pyarrow import types
 
-    said = said if isinstance(said, dict) else {}
-    names = said.get("names")
+    described = described if isinstance(described, dict) else {}
+    names = described.get("names")
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if said.get("_type") == "ClassLabel" and named and types.is_integer(kind):
+    if described.get("_type") == "ClassLabel" and named and types.is_integer(kind):
         return _Feature(names=tuple(names))
-    return _Feature(is_image=said.get("_type") == "Image" and _holds_images(kind))
+    return _Feature(is_image=described.get("_type") == "Image" and _holds_images(kind))
 
 
 def _image_column(where: str, schema: pyarrow.Schema, features: Mapping[str, _Feature]) -> str:
     typed = [name for name, feature in features.items() if feature.is_image]
-    found = typed or [name for name in features if _holds_images(schema.field(name).type)]
-    return _choose(where, "image", "--image-column", found, _IMAGE_NAMES, features)
+    candidates = typed or [name for name in features if _holds_images(schema.field(name).type)]
+    return _choose(where, "image", "--image-column", candidates, _IMAGE_NAMES, features)
 
 
 def _label_column(where: str, schema: pyarrow.Schema, features: Mapping[str, _Feature], image: str) -> str:
-    found = [name for name, feature in features.items() if feature.names is not None]
-    if not found:
+    candidates = [name for name, feature in features.items() if feature.names is not None]
+    if not candidates:
         usual = [name for name in LABEL_NAMES if name in features and name != image]
         plain = [name for name in usual if _holds_labels(schema.field(name).type)]
-        found = (plain or usual)[:1]  # one of the wrong type is refused by its type, not called missing
-    return _choose(where, "label", "--label-column", found, LABEL_NAMES, features)
+        candidates = (plain or usual)[:1]  # one of the wrong type is refused by its type, not called missing
+    return _choose(where, "label", "--label-column", candidates, LABEL_NAMES, features)
 
 
-def _choose(where: str, what: str, flag: str, found: list[str], usual: Sequence[str], columns: Iterable[str]) -> str:
-    if not found:
+def _choose(
+    where: str, what: str, flag: str, candidates: list[str], usual: Sequence[str], columns: Iterable[str]
+) -> str:
+    if not candidates:
         raise DataError(f"{where}: no {what} column found (columns: {shorten(columns, 12)}); name it with {flag}")
-    preferred = [name for name in usual if name in found]
-    if len(found) > 1 and not preferred:
-        raise DataError(f"{where}: several {what} columns ({shorten(found)}); name the one you mean with {flag}")
-    return preferred[0] if preferred else found[0]
+    preferred = [name for name in usual if name in candidates]
+    if len(candidates) > 1 and not preferred:
+        raise DataError(f"{where}: several {what} columns ({shorten(candidates)}); name the one you mean with {flag}")
+    return preferred[0] if preferred else candidates[0]
 
 
 def _holds_images(kind: pyarrow.DataType) -> bool:
@@ -154,7 +156,7 @@ def number_classes(
 
     Args:
         where: The source, for messages.
-        labels: A number or a text an image; ``None`` or a negative number where there is none.
+        labels: One number or text per image; ``None`` or a negative number for an image without a label.
         names: Class names by number, where the source has them: all are classes, also those without an image.
 
     Returns:

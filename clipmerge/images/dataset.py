@@ -26,12 +26,12 @@ class LabelledImages:
     """Images with their classes.
 
     Attributes:
-        source: What the user wrote.
+        source: The source as the user wrote it.
         store: The encoded images; decoded one by one, when asked for.
         labels: Class index of each image.
         class_names: Name of each class, as it goes into the prompts.
         revision: Commit of a dataset on the Hub, else ``None``.
-        notes: What the user should know.
+        notes: Notes for the user.
     """
 
     source: str

@@ -32,8 +32,8 @@ def decode(name: str, encoded: Encoded) -> Image:
     them.
 
     Args:
-        name: What to call it in a message.
-        encoded: What its file holds.
+        name: Its name in messages.
+        encoded: The content of its file.
 
     Raises:
         DataError: If it cannot be decoded, or holds numbers whose range is not known.
@@ -60,11 +60,11 @@ def extent(name: str, encoded: Encoded) -> tuple[int, int]:
     """The shorter and the longer side of an image, in pixels, from its header.
 
     Args:
-        name: What to call it in a message.
-        encoded: What its file holds.
+        name: Its name in messages.
+        encoded: The content of its file.
 
     Raises:
-        DataError: If it is no image.
+        DataError: If it is not an image.
     """
     try:
         with _opened(encoded) as image:
@@ -77,8 +77,8 @@ def unreadable(name: str, error: Exception) -> DataError:
     """Make the error that says why an image cannot be read.
 
     Args:
-        name: What to call it.
-        error: What was raised.
+        name: Its name in messages.
+        error: The exception.
     """
     reason = str(error).split(" <")[0] or type(error).__name__
     return DataError(f"{name}: cannot be read as an image ({reason}); mend or remove it")

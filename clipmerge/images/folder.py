@@ -1,4 +1,4 @@
-"""Images in folders: one subfolder a class."""
+"""Images in folders: one subfolder per class."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def load_folder(source: str, folder: Path) -> Labelled:
     """List a folder's images; none is opened.
 
     Args:
-        source: What the user wrote, for messages.
+        source: The source as the user wrote it, for messages.
         folder: Where it is.
 
     Returns:
@@ -31,36 +31,38 @@ def load_folder(source: str, folder: Path) -> Labelled:
             f"{source}: no such folder; --data takes a folder with one subfolder a class, Parquet or tar files, "
             "hf://datasets/ORG/NAME:SPLIT, or 'digits'"
         )
-    folders = [each for each in _listed(source, folder, folder) if each.is_dir()]
+    folders = [subfolder for subfolder in _listed(source, folder, folder) if subfolder.is_dir()]
     if not folders:
         raise DataError(f"{source}: has no subfolders; expected one a class, such as {source}/cat/1.jpg")
     paths: list[str] = []
     labels: list[int] = []
-    for label, each in enumerate(folders):
-        found = [file.path for file in _listed(source, folder, Path(each.path)) if _is_image(file)]
-        if not found:
-            raise _no_images(Path(each.path))
-        paths += found
-        labels += [label] * len(found)
+    for label, subfolder in enumerate(folders):
+        files = [file.path for file in _listed(source, folder, Path(subfolder.path)) if _is_image(file)]
+        if not files:
+            raise _no_images(Path(subfolder.path))
+        paths += files
+        labels += [label] * len(files)
         if len(paths) > MOST_IMAGES:
             raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
-    return Labelled(Files(tuple(paths)), tuple(labels), tuple(each.name for each in folders))
+    return Labelled(Files(tuple(paths)), tuple(labels), tuple(subfolder.name for subfolder in folders))
 
 
 def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
     """List a folder by name, without what is hidden; a link out of the source is refused, not followed."""
     try:
         with os.scandir(folder) as entries:
-            found = sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
+            listed = sorted(
+                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
+            )
     except OSError as error:
         raise DataError(f"{folder}: cannot be read ({error.strerror or error})") from None
-    leading_out = [each.path for each in found if each.is_symlink() and not lies_in(root, Path(each))]
+    leading_out = [entry.path for entry in listed if entry.is_symlink() and not lies_in(root, Path(entry))]
     if leading_out:
         raise DataError(
             f"{source}: {shorten(leading_out, 3)} lead out of it, as links; put the images themselves there, or give "
             "the folder that holds them"
         )
-    return found
+    return listed
 
 
 def _is_image(file: os.DirEntry[str]) -> bool:

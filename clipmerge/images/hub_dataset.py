@@ -54,7 +54,7 @@ def parse_dataset(source: str) -> DatasetId:
     """Read ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``; the split may be ``CONFIG/SPLIT``.
 
     Args:
-        source: What the user wrote.
+        source: The source as the user wrote it.
 
     Returns:
         The dataset and the split.
@@ -78,7 +78,7 @@ def load_hub_dataset(source: str, asked: Columns, *, whole: bool) -> Labelled:
     """Open one split of a dataset on the Hub, at the commit that its revision stands for now.
 
     Args:
-        source: What the user wrote.
+        source: The source as the user wrote it.
         asked: The columns that the user named.
         whole: Whether all images will be read: the files are then downloaded into the Hub cache.
 
@@ -90,20 +90,20 @@ def load_hub_dataset(source: str, asked: Columns, *, whole: bool) -> Labelled:
         HubError: If the Hub refuses or cannot be reached.
     """
     dataset = parse_dataset(source)
-    found = resolve(dataset.hub_id)
-    pinned = dataset.hub_id.at(found.sha)
-    name, files = _files_of_split(source, dataset, pinned, found)
-    notes: tuple[str, ...] = (found.note,) if found.note else ()
+    resolved = resolve(dataset.hub_id)
+    pinned = dataset.hub_id.at(resolved.sha)
+    name, files = _files_of_split(source, dataset, pinned, resolved)
+    notes: tuple[str, ...] = (resolved.note,) if resolved.note else ()
     load = load_tars if files[0].endswith(".tar") else load_parquet
-    if whole or found.note or load is load_tars:
-        folder = download(pinned, files, cached=found.note is not None)
+    if whole or resolved.note or load is load_tars:
+        folder = download(pinned, files, cached=resolved.note is not None)
         labelled = load(source, Local(), [str(folder / file) for file in files], asked)
     else:
         labelled = load(source, _remote(pinned), files, asked)
     if dataset.split is None:
         notes += (f"{source}: reading its only split, {name}",)
     return Labelled(
-        labelled.store, labelled.labels, labelled.classes, labelled.named, found.sha, (*notes, *labelled.notes)
+        labelled.store, labelled.labels, labelled.classes, labelled.named, resolved.sha, (*notes, *labelled.notes)
     )
 
 
@@ -116,14 +116,14 @@ def _remote(pinned: HubId) -> Remote:
     return Remote(system, f"datasets/{pinned.repo_id}@{pinned.revision}")
 
 
-def _files_of_split(source: str, dataset: DatasetId, pinned: HubId, found: Resolved) -> tuple[str, list[str]]:
+def _files_of_split(source: str, dataset: DatasetId, pinned: HubId, resolved: Resolved) -> tuple[str, list[str]]:
     """Choose the split asked for, and list its files."""
-    usable = [file for file in found.files if file.endswith((".parquet", ".tar"))]
+    usable = [file for file in resolved.files if file.endswith((".parquet", ".tar"))]
     if not usable:
-        raise DataError(_not_readable(source, dataset, found))
-    splits = _splits(source, dataset, _card(pinned, found), usable)
+        raise DataError(_not_readable(source, dataset, resolved))
+    splits = _splits(source, dataset, _card(pinned, resolved), usable)
     names = list(splits)
-    if found.note:
+    if resolved.note:
         _check_complete(source, splits.get(dataset.split or "", []))
     if dataset.split is None and len(names) == 1:
         return names[0], splits[names[0]]
@@ -134,10 +134,10 @@ def _files_of_split(source: str, dataset: DatasetId, pinned: HubId, found: Resol
     return dataset.split, splits[dataset.split]
 
 
-def _not_readable(source: str, dataset: DatasetId, found: Resolved) -> str:
-    if found.note:
+def _not_readable(source: str, dataset: DatasetId, resolved: Resolved) -> str:
+    if resolved.note:
         return f"{source}: its images are not in the cache; go online and run again"
-    kinds = sorted({PurePosixPath(file).suffix or file for file in found.files} - {".gitattributes", ".md"})
+    kinds = sorted({PurePosixPath(file).suffix or file for file in resolved.files} - {".gitattributes", ".md"})
     return (
         f"{source}: holds no Parquet or tar files (it holds {shorten(kinds) or 'nothing'}); the Hub's own Parquet copy "
         f"of a dataset is at {PREFIX}{dataset.hub_id.repo_id}@refs/convert/parquet"
@@ -151,13 +151,13 @@ def _check_complete(source: str, files: list[str]) -> None:
         raise DataError(f"{source}: {len(files)} of its {max(counts)} files are in the cache; go online and run again")
 
 
-def _card(pinned: HubId, found: Resolved) -> dict[str, Any]:
+def _card(pinned: HubId, resolved: Resolved) -> dict[str, Any]:
     """Read the metadata of the dataset's card."""
     from huggingface_hub import DatasetCard
 
-    if _CARD not in found.files:
+    if _CARD not in resolved.files:
         return {}
-    file = download(pinned, [_CARD], cached=found.note is not None) / _CARD
+    file = download(pinned, [_CARD], cached=resolved.note is not None) / _CARD
     with explained(f"reading the card of {pinned}"):
         return dict(DatasetCard.load(file, ignore_metadata_errors=True).data.to_dict())
 

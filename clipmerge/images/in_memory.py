@@ -79,11 +79,11 @@ def _open_table(data: Any, columns: Columns) -> Labelled:
     if not hasattr(data, "num_rows") or data.features is None:
         raise DataError(f"{called}: its rows come one by one, and a sample is drawn; load the whole split")
     table = data.with_format(None)
-    found = find_columns(called, table.features.arrow_schema, columns)
-    if isinstance(table.features[found.image], datasets.Image):
-        table = table.cast_column(found.image, datasets.Image(decode=False))
-    labels, classes, named = number_classes(called, list(table[found.label]), found.names)
-    return Labelled(_Rows(table, found.image, called), labels, classes, named)
+    chosen = find_columns(called, table.features.arrow_schema, columns)
+    if isinstance(table.features[chosen.image], datasets.Image):
+        table = table.cast_column(chosen.image, datasets.Image(decode=False))
+    labels, classes, named = number_classes(called, list(table[chosen.label]), chosen.names)
+    return Labelled(_Rows(table, chosen.image, called), labels, classes, named)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _png(name: str, image: Any) -> bytes:
     """Encode an image without loss.
 
     Args:
-        name: What to call it in a message.
+        name: Its name in messages.
         image: A `PIL.Image`, or uint8 (height, width), (height, width, 3) or, from torch, (3, height, width).
 
     Raises:

@@ -20,7 +20,7 @@ class Overlap:
 
     Attributes:
         count: Images of the first source that are also in the second.
-        first: One of them, and what it equals.
+        first: One of them, and the image it equals.
     """
 
     count: int
@@ -28,7 +28,7 @@ class Overlap:
 
 
 class Fingerprints:
-    """What the images of one source can be recognised by; nothing is read before it is asked for."""
+    """Fingerprints of the images of one source; nothing is read before it is asked for."""
 
     def __init__(self, images: LabelledImages) -> None:
         """Take the images.
@@ -42,20 +42,20 @@ class Fingerprints:
 
     @cached_property
     def files(self) -> dict[tuple[int, int], str]:
-        """Device and inode to file; links, hard or symbolic, lead to the same."""
-        found = {}
+        """Files by device and inode; hard and symbolic links lead to the same file."""
+        paths = {}
         for path in self.images.paths:
             status = _status(path)
-            found[status.st_dev, status.st_ino] = path
-        return found
+            paths[status.st_dev, status.st_ino] = path
+        return paths
 
     @cached_property
     def by_size(self) -> dict[int, list[str]]:
-        """Bytes to files: only files of one size can have one content."""
-        found: dict[int, list[str]] = {}
+        """Files by their size in bytes: only files of one size can have equal content."""
+        paths: dict[int, list[str]] = {}
         for path in self.images.paths:
-            found.setdefault(_status(path).st_size, []).append(path)
-        return found
+            paths.setdefault(_status(path).st_size, []).append(path)
+        return paths
 
     def with_content(self, size: int, digest: str) -> str | None:
         """The file of that size and hash, if there is one."""
@@ -66,20 +66,20 @@ class Fingerprints:
     @cached_property
     def by_extent(self) -> dict[tuple[int, int], list[int]]:
         """Shorter and longer side to images: only those of one extent can have the same pixels, however turned."""
-        found: dict[tuple[int, int], list[int]] = {}
+        places: dict[tuple[int, int], list[int]] = {}
         for place in range(len(self.images)):
-            found.setdefault(self.images.extent(place), []).append(place)
-        return found
+            places.setdefault(self.images.extent(place), []).append(place)
+        return places
 
     def pixels(self, extent: tuple[int, int]) -> dict[str, str]:
-        """Hash of the size and RGB pixels of every image of an extent, to what it is called."""
+        """Names of all images of an extent by the hash of their size and RGB pixels."""
         if extent not in self._pixels:
-            found = {}
+            names = {}
             for place in self.by_extent.get(extent, []):
                 image = self.images.image(place)
                 digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
-                found[digest] = self.images.store.name(place)
-            self._pixels[extent] = found
+                names[digest] = self.images.store.name(place)
+            self._pixels[extent] = names
         return self._pixels[extent]
 
 
@@ -93,7 +93,7 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
         theirs: The other.
 
     Returns:
-        What is shared, or ``None``.
+        The shared images, or ``None``.
 
     Raises:
         DataError: If an image has to be read and cannot be.
@@ -105,7 +105,7 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
             same = [digest for digest in ours.pixels(extent) if digest in other]
             pairs += [f"{ours.pixels(extent)[digest]} has the pixels of {other[digest]}" for digest in same]
     else:
-        pairs = [told for path in ours.images.paths if (told := _same_file(path, ours, theirs))]
+        pairs = [match for path in ours.images.paths if (match := _same_file(path, ours, theirs))]
     return Overlap(len(pairs), pairs[0]) if pairs else None
 
 
@@ -163,22 +163,22 @@ def check_overlap(
     return notes + _notes(ood_prints, {f"--id {name}": prints for name, prints in id_prints.items()})
 
 
-def _refuse(name: str, calibration: str, found: Overlap | None) -> None:
-    if found:
+def _refuse(name: str, calibration: str, overlap: Overlap | None) -> None:
+    if overlap:
         raise UsageError(
-            f"--ood {name}: {_how_many(found)} also in the calibration source {calibration} ({found.first}); what is "
-            "calibrated on is not out of distribution, give other images to --data or --ood"
+            f"--ood {name}: {_how_many(overlap)} also in the calibration source {calibration} ({overlap.first}); what "
+            "is calibrated on is not out of distribution, give other images to --data or --ood"
         )
 
 
 def _notes(ours: dict[str, Fingerprints], others: dict[str, Fingerprints], therefore: str = "") -> list[str]:
-    found = [(name, other, find_overlap(ours[name], others[other])) for name in ours for other in others]
+    overlaps = [(name, other, find_overlap(ours[name], others[other])) for name in ours for other in others]
     return [
         f"source {name}: {_how_many(overlap)} also in {other} ({overlap.first}){therefore}"
-        for name, other, overlap in found
+        for name, other, overlap in overlaps
         if overlap
     ]
 
 
-def _how_many(found: Overlap) -> str:
-    return "1 image is" if found.count == 1 else f"{found.count} images are"
+def _how_many(overlap: Overlap) -> str:
+    return "1 image is" if overlap.count == 1 else f"{overlap.count} images are"

@@ -221,6 +221,6 @@ class Window(io.RawIOBase):
                 self._position += count
                 return held[start : start + count]
         self._file.seek(self._position)
-        found = self._file.read(count)
-        self._position += len(found)
-        return found
+        content = self._file.read(count)
+        self._position += len(content)
+        return content

@@ -94,7 +94,7 @@ class ParquetImages:
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each row group once."""
-        found: dict[int, Encoded] = {}
+        images: dict[int, Encoded] = {}
         held = read = 0
         for position in sorted(positions):  # positions go through the blocks in order
             block = self.blocks[position]
@@ -108,8 +108,8 @@ class ParquetImages:
                     f"{self.name(position)}: the images take {told_size(held)} that {told_size(read)} of the file "
                     "became; it is damaged, or made to fill memory"
                 )
-            found[position] = {"bytes": image, "path": None}
-        return [found[position] for position in positions]
+            images[position] = {"bytes": image, "path": None}
+        return [images[position] for position in positions]
 
     def _rows(self, block: int) -> _Rows:
         at, rows = self._kept
@@ -131,7 +131,7 @@ def load_parquet(source: str, place: Place, files: Sequence[str], asked: Columns
     """Open Parquet files as one source: schema and labels are read, no image.
 
     Args:
-        source: What the user wrote, for messages.
+        source: The source as the user wrote it, for messages.
         place: Where the files lie.
         files: Their names, sorted.
         asked: The columns that the user named.
@@ -145,12 +145,12 @@ def load_parquet(source: str, place: Place, files: Sequence[str], asked: Columns
     """
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         parts = list(pool.map(lambda file: _index(place, file, asked), files))
-    found = parts[0].columns
+    columns = parts[0].columns
     groups: list[_Group] = []
     labels: list[Any] = []
     blocks: list[int] = []
     for file, part in zip(files, parts, strict=True):
-        if part.columns != found:
+        if part.columns != columns:
             raise DataError(
                 f"{place.called(file)}: its columns or class names differ from those of {place.called(files[0])}; "
                 "give the files of one split"
@@ -162,9 +162,9 @@ def load_parquet(source: str, place: Place, files: Sequence[str], asked: Columns
             start += rows
         labels += part.labels
         _check_count(source, len(labels))
-    indices, classes, named = number_classes(source, labels, found.names)
+    indices, classes, named = number_classes(source, labels, columns.names)
     metadata = {file: part.metadata for file, part in zip(files, parts, strict=True)}
-    return Labelled(ParquetImages(place, found.image, groups, tuple(blocks), metadata), indices, classes, named)
+    return Labelled(ParquetImages(place, columns.image, groups, tuple(blocks), metadata), indices, classes, named)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Place(Protocol):
         """Turn what goes wrong while a file is read into one line; a context."""
 
     def called(self, name: str) -> str:
-        """What to call a file in a message."""
+        """The name of a file in messages."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def expand(source: str, suffix: str) -> list[str]:
     """Find the files that a source names: one file, ``{00..11}`` ranges, or a folder of files.
 
     Args:
-        source: What the user wrote.
+        source: The source as the user wrote it.
         suffix: ``.parquet`` or ``.tar``.
 
     Returns:
@@ -127,7 +127,7 @@ def expand_ranges(text: str) -> list[str]:
         text: A path or address, with ranges or without.
 
     Returns:
-        What it names, in order.
+        The files it names, in order.
 
     Raises:
         DataError: If a range runs backwards, or they name too many files.
@@ -176,14 +176,14 @@ def local_inputs(*named: str | Path | None) -> list[Path]:
     """Find what flags name on this machine, which an output that is replaced must not hold.
 
     Args:
-        *named: Values of flags: paths, with or without ``{00..11}`` ranges; what is none is left out.
+        *named: Values of flags: paths, with or without ``{00..11}`` ranges; other values are left out.
 
     Returns:
         The files and folders that are there.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for text in [str(each) for each in named if each]:
         # braces may also be part of a name
         texts = [text] if local_path(text).exists() else expand_ranges(text)
-        found += map(local_path, texts)
-    return [path for path in found if path.exists()]
+        paths += map(local_path, texts)
+    return [path for path in paths if path.exists()]

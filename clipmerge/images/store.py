@@ -1,4 +1,4 @@
-"""What every kind of source gives: encoded images by position, and what each is labelled with."""
+"""The common form of all kinds of source: encoded images by position, and their labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Store(Protocol):
         """Read images, each block at most once, in the order asked for."""
 
     def name(self, position: int) -> str:
-        """What to call an image in a message."""
+        """The name of an image in messages."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Labelled:
     Attributes:
         store: The images.
         labels: Class index of each image.
-        classes: What each class is called there; numbers as text where ``named`` is false.
+        classes: Name of each class there; numbers as text where ``named`` is false.
         named: Whether classes have names, or are bare numbers.
         revision: Commit of a source on the Hub.
-        notes: What the user should know.
+        notes: Notes for the user.
     """
 
     store: Store
@@ -83,7 +83,7 @@ class Held:
         return [self.images[position] for position in positions]
 
     def name(self, position: int) -> str:
-        """What it was called where it came from."""
+        """Its name at its source."""
         return self.names[position]
 
 

@@ -44,7 +44,7 @@ class TarImages:
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each archive opened once."""
-        found: dict[int, Encoded] = {}
+        images: dict[int, Encoded] = {}
         for archive in sorted({self.members[position][0] for position in positions}):
             here = [position for position in positions if self.members[position][0] == archive]
             with self.place.reading(archive), self.place.open(archive) as file:
@@ -52,8 +52,8 @@ class TarImages:
                     member = self.members[position][2]
                     if member.size > LARGEST_IMAGE:
                         raise DataError(f"{self.name(position)}: is larger than {told_size(LARGEST_IMAGE)}")
-                    found[position] = {"bytes": _content(file, member), "path": None}
-        return [found[position] for position in positions]
+                    images[position] = {"bytes": _content(file, member), "path": None}
+        return [images[position] for position in positions]
 
     def name(self, position: int) -> str:
         """Archive and member."""
@@ -65,7 +65,7 @@ def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns
     """Open tar files as one source: member headers and labels are read, no image.
 
     Args:
-        source: What the user wrote, for messages.
+        source: The source as the user wrote it, for messages.
         place: Where the archives lie.
         archives: Their names, sorted.
         asked: Endings that the user named.
@@ -139,16 +139,16 @@ def _image_ending(where: str, endings: list[str], asked: str | None) -> str:
                 f"{where}: no file ending in .{asked} for --image-column (endings: {shorten(endings)}).{hint}"
             )
         return asked.lower()
-    found = [ending for ending in endings if ending.rpartition(".")[2] in _IMAGES]
-    if not found:
+    candidates = [ending for ending in endings if ending.rpartition(".")[2] in _IMAGES]
+    if not candidates:
         raise DataError(f"{where}: has no image beside it (endings: {shorten(endings)}); name it with --image-column")
-    if len(found) > 1:
-        raise DataError(f"{where}: several images ({shorten(found)}); name the one you mean with --image-column")
-    return found[0]
+    if len(candidates) > 1:
+        raise DataError(f"{where}: several images ({shorten(candidates)}); name the one you mean with --image-column")
+    return candidates[0]
 
 
 def _label(where: str, file: IO[bytes], endings: dict[str, _Member], asked: str | None) -> int | str:
-    """Read a sample's label: the text of its ``cls`` or ``txt``, or what its ``json`` says."""
+    """Read a sample's label: the text of its ``cls`` or ``txt``, or the label in its ``json``."""
     ending, _, key = (asked or "").partition(".")
     candidates = [ending.lower()] if asked else [each for each in _LABELS if each in endings]
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""What all chunks of the output have in common: their length, where they go, and what is refused in them."""
+"""Common to all chunks of the output: their length, the places they go to, and the errors they can raise."""
 
 from __future__ import annotations
 

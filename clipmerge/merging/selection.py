@@ -65,7 +65,7 @@ def keep_largest(score: Tensor, density: float, *, piece: int = PIECE) -> Tensor
 
 
 def keep_first(score: Tensor, count: int, *, piece: int = PIECE) -> Tensor:
-    """Select so many of the entries largest by magnitude, of equal ones those with the lower index.
+    """Select a number of the entries largest by magnitude; of equal ones, those with the lower index.
 
     Args:
         score: Any shape; its sign does not count.
@@ -93,7 +93,7 @@ def keep_first(score: Tensor, count: int, *, piece: int = PIECE) -> Tensor:
 
 
 def zero_others(values: Tensor, kept: Tensor) -> Tensor:
-    """Zero in place what is not kept; multiplying would make numbers of the whole selection first.
+    """Zero in place the entries that are not kept; multiplying would turn the whole selection into numbers first.
 
     Args:
         values: Any shape.

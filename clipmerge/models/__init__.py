@@ -27,7 +27,7 @@ class ImageTextModel(Protocol):
 
     Attributes:
         module: The model, float32.
-        parameters: Canonical parameter name to parameter, the statistics of batch norms among them.
+        parameters: Parameters by canonical name, the statistics of batch norms among them.
     """
 
     module: torch.nn.Module
@@ -49,7 +49,7 @@ class ImageTextModel(Protocol):
         """Embed prompts: (prompts, width), unit length. With a prefix the blocks below it do not run."""
 
     def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """Run a tower and keep what enters each block, and what leaves the last; ``None`` if it takes no prefix."""
+        """Run a tower and keep the input of each block and the output of the last; ``None`` if it takes no prefix."""
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score unit features (batch, width) against unit features (classes, width): (batch, classes)."""

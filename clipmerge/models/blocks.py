@@ -1,4 +1,4 @@
-"""Start a tower in the middle: what enters each block is kept, and given back to it later."""
+"""Start a tower in the middle: the input of each block is kept, and given back to it later."""
 
 from __future__ import annotations
 
@@ -75,23 +75,23 @@ def entering(tower: torch.nn.Module, run: Callable[[], Any]) -> tuple[Tensor, ..
     if place is None:
         return None
     blocks = getattr(*place)
-    kept: list[Any] = []
-    left: list[Any] = []
+    inputs: list[Any] = []
+    outputs: list[Any] = []
     with ExitStack() as hooks:
         for block in blocks:
-            hooks.enter_context(_hook(block.register_forward_pre_hook(_keep_input(kept), with_kwargs=True)))
-            hooks.enter_context(_hook(block.register_forward_hook(lambda _m, _i, output: left.append(output))))
+            hooks.enter_context(_hook(block.register_forward_pre_hook(_keep_input(inputs), with_kwargs=True)))
+            hooks.enter_context(_hook(block.register_forward_hook(lambda _m, _i, output: outputs.append(output))))
         run()
-    states = [*kept[:1], *left]
-    chained = len(kept) == len(blocks) and all(a is b for a, b in zip(kept[1:], left, strict=False))
+    states = [*inputs[:1], *outputs]
+    chained = len(inputs) == len(blocks) and all(a is b for a, b in zip(inputs[1:], outputs, strict=False))
     if not chained or not all(isinstance(state, Tensor) for state in states):
         return None
     return tuple(states)
 
 
-def _keep_input(kept: list[Any]) -> Callable[..., None]:
+def _keep_input(inputs: list[Any]) -> Callable[..., None]:
     def hook(_module: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        kept.append(positional[0] if positional else named.get("hidden_states"))
+        inputs.append(positional[0] if positional else named.get("hidden_states"))
 
     return hook
 

@@ -27,7 +27,7 @@ def build_model(inputs: Inputs) -> ImageTextModel:
             "folder"
         )
     candidates = [c for c in (*inputs.finetuned, inputs.zeroshot) if not inputs.is_partial or c is inputs.zeroshot]
-    with_processor = [each for each in candidates if has_processor(each.folder, inputs.family)]
+    with_processor = [checkpoint for checkpoint in candidates if has_processor(checkpoint.folder, inputs.family)]
     chosen = (with_processor or candidates)[0]
     # a configuration that was translated names no tokenizer; the one beside the processor says the same of the model
     config = chosen.config if isinstance(inputs.zeroshot, ConvertedCheckpoint) else None

@@ -14,8 +14,8 @@ def fill(parameters: dict[str, torch.nn.Parameter], read: Callable[[str], Tensor
     """Fill in every parameter.
 
     Args:
-        parameters: Canonical name to parameter.
-        read: Canonical name to tensor.
+        parameters: Parameters by canonical name.
+        read: Gives a tensor for a canonical name.
 
     Raises:
         CheckpointError: If a parameter is not there, or has another shape.

@@ -29,7 +29,7 @@ class OpenClip:
 
     Attributes:
         module: The model, float32.
-        parameters: Canonical parameter name to parameter, the statistics of batch norms among them.
+        parameters: Parameters by canonical name, the statistics of batch norms among them.
     """
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
@@ -59,7 +59,7 @@ class OpenClip:
         """Fill in every weight.
 
         Args:
-            read: Canonical parameter name to tensor.
+            read: Gives a tensor for a canonical parameter name.
 
         Raises:
             CheckpointError: If a parameter of the config's model is not there, or has another shape.
@@ -123,7 +123,7 @@ class OpenClip:
 
     @torch.no_grad()
     def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """Run a tower and keep what enters each of its blocks.
+        """Run a tower and keep the input of each of its blocks.
 
         Args:
             tower: Which.
@@ -208,15 +208,15 @@ def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
     text = model_cfg.get("text_cfg") or {}
     length, options = text.get("context_length", 77), dict(text.get("tokenizer_kwargs") or {})
     if not text.get("hf_tokenizer_name"):
-        found = library.SimpleTokenizer(context_length=length, **options)
-        if found.vocab_size > text.get("vocab_size", 49408):
+        tokenizer = library.SimpleTokenizer(context_length=length, **options)
+        if tokenizer.vocab_size > text.get("vocab_size", 49408):
             raise CheckpointError(
-                f"{folder}: the text tower has {text['vocab_size']} tokens, CLIP's tokenizer {found.vocab_size}; name "
-                "its tokenizer in text_cfg.hf_tokenizer_name and put the tokenizer's files there"
+                f"{folder}: the text tower has {text['vocab_size']} tokens, CLIP's tokenizer {tokenizer.vocab_size}; "
+                "name its tokenizer in text_cfg.hf_tokenizer_name and put the tokenizer's files there"
             )
-        return found
+        return tokenizer
     try:
-        found = library.tokenizer.HFTokenizer(
+        tokenizer = library.tokenizer.HFTokenizer(
             str(folder), context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -224,7 +224,7 @@ def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
             f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy the files of "
             f"{text['hf_tokenizer_name']}'s tokenizer beside the weights"
         ) from None
-    return found
+    return tokenizer
 
 
 def _count_blocks(layers: set[str], tower: str) -> int:

@@ -32,7 +32,7 @@ class TransformersClip:
 
     Attributes:
         module: The model, float32.
-        parameters: Canonical parameter name to parameter.
+        parameters: Parameters by canonical name.
     """
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
@@ -57,7 +57,7 @@ class TransformersClip:
         """Fill in every weight.
 
         Args:
-            read: Canonical parameter name to tensor.
+            read: Gives a tensor for a canonical parameter name.
 
         Raises:
             CheckpointError: If a parameter of the config's model is not there, or has another shape.
@@ -135,7 +135,7 @@ class TransformersClip:
 
     @torch.no_grad()
     def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """Run a tower and keep what enters each of its blocks.
+        """Run a tower and keep the input of each of its blocks.
 
         Args:
             tower: Which.

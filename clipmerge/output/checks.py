@@ -62,7 +62,7 @@ def _check_apart(output: Path, inputs: Iterable[Path], read: Iterable[Path]) -> 
 
 def _holds(output: Path, path: Path) -> bool:
     target = output.resolve()
-    # a link in the folder would go with it, though what it leads to stays
+    # a link in the folder would go with it, though its target stays
     places = (path.resolve(), path.parent.resolve() / path.name)
     return any(target == place or target in place.parents for place in places)
 
@@ -126,7 +126,7 @@ def _holds_plan_tensors(path: Path) -> bool:
 
 
 def _check_length(output: Path, *more: Path) -> None:
-    """Refuse what the system cannot name, before anything else asks it about such a path."""
+    """Refuse a path that is too long for the system, before anything else asks about it."""
     for target in (output.resolve(), *(path.resolve() for path in more)):
         existing = _existing(target)
         # each name is looked up in a folder that is there: in one that is not, it would merely not be found

@@ -26,7 +26,7 @@ _CLIP_WORDS = 49408
 
 
 def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str) -> list[str]:
-    """Write what the other library needs beside the weights.
+    """Write the files that the other library needs beside the weights.
 
     Args:
         folder: Where to.
@@ -34,7 +34,7 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
         dtype: Dtype of the weights that are written, or ``keep``.
 
     Returns:
-        What the user should know, one line each.
+        Notes for the user, one line each.
 
     Raises:
         CheckpointError: If the other library cannot prepare images or texts in the same way.
@@ -48,14 +48,14 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     except CheckpointError as error:
         raise CheckpointError(f"{converted.source}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        said = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{converted.source}: its preprocessing cannot be understood ({said})") from None
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{converted.source}: its preprocessing cannot be understood ({reason})") from None
     _copy(folder, original.folder, sorted(name for name in SIDE_FILES if name.startswith("LICENSE")))
     return notes
 
 
 def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any], dtype: str) -> list[str]:
-    """Write ``config.json``, ``preprocessor_config.json`` and the tokenizer; return what the user should know."""
+    """Write ``config.json``, ``preprocessor_config.json`` and the tokenizer; return notes for the user."""
     ours = checkpoint.config or {}
     floats = {DTYPES[entry.dtype][0] for entry in checkpoint.entries.values() if entry.is_float}
     if dtype != "keep" or len(floats) == 1:
@@ -83,14 +83,14 @@ def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, 
 
 
 def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any]) -> list[str]:
-    """Write ``open_clip_config.json`` and copy the tokenizer; return what the user should know."""
+    """Write ``open_clip_config.json`` and copy the tokenizer; return notes for the user."""
     model_cfg = deepcopy(config["model_cfg"])
     name = checkpoint.folder.resolve().name
     processor = _image_processor(checkpoint.folder)
     notes = []
     if processor is None:
         notes.append(f"{checkpoint.source}: has no preprocessor_config.json; OpenAI's mean and deviation were written")
-    preprocess, said = preprocess_cfg(processor or {}, model_cfg["vision_cfg"]["image_size"])
+    preprocess, preprocessing_notes = preprocess_cfg(processor or {}, model_cfg["vision_cfg"]["image_size"])
     is_own = is_clips_own(checkpoint.folder)
     if is_own is None and model_cfg["text_cfg"]["vocab_size"] != _CLIP_WORDS:
         notes.append(f"{checkpoint.source}: has no tokenizer, and its vocabulary is not CLIP's; OpenCLIP will need one")
@@ -104,15 +104,15 @@ def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any
     if is_own is not None:
         _copy_tokenizer(folder, checkpoint.folder)
     _write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": model_cfg, "preprocess_cfg": preprocess})
-    return notes + said
+    return notes + preprocessing_notes
 
 
 def _image_processor(folder: Path) -> dict[str, Any] | None:
     for name in ("preprocessor_config.json", "processor_config.json"):
         data = read_side_json(folder, name) or {}
-        found = data.get("image_processor", data)
-        if isinstance(found, dict) and found:
-            return found
+        settings = data.get("image_processor", data)
+        if isinstance(settings, dict) and settings:
+            return settings
     return None
 
 
@@ -122,9 +122,9 @@ def _copy_tokenizer(folder: Path, source: Path) -> None:
 
 def _copy(folder: Path, source: Path, names: Iterable[str]) -> None:
     for name in names:
-        found = require_inside(source, name)
-        if found is not None:
-            copy_side_file(found, folder / name)
+        file = require_inside(source, name)
+        if file is not None:
+            copy_side_file(file, folder / name)
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

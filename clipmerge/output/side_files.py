@@ -29,7 +29,7 @@ _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
     """Copy configuration, processor and tokenizer, so that the output loads where its sources load.
 
-    They come from the fine-tuned checkpoint, verbatim but for the config's dtype; what it lacks, and everything
+    They come from the fine-tuned checkpoint, verbatim but for the config's dtype; files it lacks, and all files
     when it is one tower of a full model, comes from the zero-shot one. A classifier needs no tokenizer.
 
     Args:
@@ -102,8 +102,8 @@ def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
         return {}
     # a folder may hold both layouts; what describes the other one is not true of the output
     strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
-    found = {name: inside(checkpoint.folder, name) for name in sorted(SIDE_FILES - {strange})}
-    return {name: path for name, path in found.items() if path is not None}
+    files = {name: inside(checkpoint.folder, name) for name in sorted(SIDE_FILES - {strange})}
+    return {name: path for name, path in files.items() if path is not None}
 
 
 def _left_behind(checkpoint: Checkpoint) -> list[str]:
@@ -116,8 +116,8 @@ def _left_behind(checkpoint: Checkpoint) -> list[str]:
     strange = [name for name in names if name.endswith(_TEXTS) and name not in SIDE_FILES]
     strange = [name for name in strange if not name.endswith(".index.json")]
     links = [name for name in names if name in SIDE_FILES and inside(checkpoint.folder, name) is None]
-    said = {"not among the files that loaders read": strange, "not a file of this folder": links}
-    return [f"{checkpoint.source}: {shorten(names)} left behind: {why}" for why, names in said.items() if names]
+    groups = {"not among the files that loaders read": strange, "not a file of this folder": links}
+    return [f"{checkpoint.source}: {shorten(names)} left behind: {why}" for why, names in groups.items() if names]
 
 
 def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
@@ -128,10 +128,10 @@ def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     floats = {DTYPES[entry.dtype][0] for entry in form.entries.values() if entry.is_float}
     actual = dtype if dtype != "keep" else floats.pop() if len(floats) == 1 else None
-    found = parse_json(text)
-    config = without_places(found)
+    parsed = parse_json(text)
+    config = without_places(parsed)
     if actual is None or not _set_dtype(config, actual):
-        return text if config == found else json.dumps(config, indent=2) + "\n"
+        return text if config == parsed else json.dumps(config, indent=2) + "\n"
     return json.dumps(config, indent=2) + "\n"
 
 
