@@ -1,0 +1,114 @@
+"""The modules that a value passes: an image to its batch, a coefficient to the arithmetic, a request to the output."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from PIL.Image import Image
+
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.images.batches import Batch, read_batches
+from clipmerge.images.dataset import load_images
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.plan import Plan
+from clipmerge.request import MergeRequest, Run
+from tests.support.command import clipmerge
+from tests.support.image_files import png, save_hub_parquet, save_tar
+
+Folders = tuple[Path, Path]
+ALPHA = 0.3141
+PACKAGE = "clipmerge."
+
+
+@contextmanager
+def walked(is_it: Callable[[Any], bool]) -> Iterator[list[str]]:
+    """Collect the modules in which a function takes or returns a value, or a container of it, in the order met."""
+    rooms: list[str] = []
+
+    def see(frame: FrameType, event: str, value: Any) -> None:
+        module = frame.f_globals.get("__name__", "")
+        if event not in ("call", "return") or not module.startswith(PACKAGE) or module.removeprefix(PACKAGE) in rooms:
+            return
+        code = frame.f_code
+        taken = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
+        if any(holds(each, is_it) for each in (taken if event == "call" else [value])):
+            rooms.append(module.removeprefix(PACKAGE))
+
+    sys.setprofile(see)
+    try:
+        yield rooms
+    finally:
+        sys.setprofile(None)
+
+
+def holds(value: Any, is_it: Callable[[Any], bool], depth: int = 2) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return is_it(value) or (depth > 0 and any(holds(each, is_it, depth - 1) for each in inner))
+
+
+def save_source(kind: str, folder: Path) -> Path:
+    """Eight images of two classes, as one of the kinds of source."""
+    if kind == "parquet":
+        return save_hub_parquet(folder / "x.parquet", [0, 1] * 4)
+    if kind == "tar":
+        members = {f"{number}.png": png(number) for number in range(8)}
+        labels = {f"{number}.cls": str(number % 2).encode() for number in range(8)}
+        return save_tar(folder / "x.tar", dict(sorted({**members, **labels}.items())))
+    for number in range(8):
+        file = folder / str(number % 2) / f"{number}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(png(number))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
+def test_an_image_passes_six_modules_to_its_batch(pair: Folders, tmp_path: Path, kind: str) -> None:
+    """As its path, as its encoded bytes, decoded, and as pixels."""
+
+    def is_image(value: Any) -> bool:
+        if isinstance(value, str | Path):
+            return Path(value).name == "0.png"
+        return isinstance(value, Image | Batch | torch.Tensor) or (isinstance(value, dict) and "bytes" in value)
+
+    source = save_source(kind, tmp_path)
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\nbird\ndog\n" if kind == "parquet" else "cat\nbird\n")
+    model = load_model(open_checkpoint(str(pair[0])))
+    with walked(is_image) as rooms:
+        (batch,) = read_batches(load_images(str(source), classes).sample(8, seed=0), 8, model.pixels)
+    assert len(batch) == 8
+    assert {room.partition(".")[0] for room in rooms} == {"images", "models"}
+    assert len(rooms) <= 6, rooms
+
+
+def test_a_coefficient_passes_four_modules_to_the_arithmetic(pair: Folders, tmp_path: Path) -> None:
+    """It is a float, alone, in a layer's plan or in the plan; a method's `Decision` is where the walk begins."""
+
+    def is_alpha(value: Any) -> bool:
+        if isinstance(value, Plan):
+            return any(layer.alpha == ALPHA for layer in value.layers.values())
+        return (value.alpha if isinstance(value, LayerPlan) else value) == ALPHA
+
+    with walked(lambda value: isinstance(value, float | LayerPlan | Plan) and is_alpha(value)) as rooms:
+        assert not clipmerge(
+            "merge", *pair, "--set", f"method.alpha={ALPHA}", "--recipe", "wise-ft", "--output", tmp_path / "out"
+        ).code
+    walk = rooms[rooms.index("methods") + 1 : rooms.index("merging.formula") + 1]
+    assert len(walk) <= 4, walk
+
+
+def test_a_merge_request_passes_fifteen_modules(pair: Folders, images: Path, tmp_path: Path) -> None:
+    with walked(lambda value: isinstance(value, MergeRequest | Run)) as rooms:
+        ended = clipmerge(
+            "merge", *pair, "--recipe", "straggler-sparse", "--data", images, "--output", tmp_path / "out"
+        )
+    assert not ended.code, ended.err
+    assert len(rooms) <= 15, rooms
