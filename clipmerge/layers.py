@@ -36,7 +36,7 @@ def network_order(layer: str) -> tuple[int, int, str]:
     """
     part, _, rest = layer.partition(".")
     index, _, half = rest.partition(".")
-    depth = int(index) if index.isdigit() else _EDGE_ORDER.get(index, 0)
+    depth = int(index) if index.isdecimal() else _EDGE_ORDER.get(index, 0)
     return _PART_ORDER.index(part), depth, half
 
 
@@ -50,7 +50,7 @@ def block_of(layer: str) -> tuple[str, int, str] | None:
         True
     """
     parts = layer.split(".")
-    if len(parts) == 3 and parts[1].isdigit():
+    if len(parts) == 3 and parts[1].isdecimal():
         return parts[0], int(parts[1]), parts[2]
     return None
 

@@ -6,7 +6,6 @@ switched off: a wrong task vector would merge without a sign of it.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import CheckpointError, shorten
+from clipmerge.files.limits import LONGEST_PATTERN, MOST_CHOICES, MOST_GROUPS, MOST_PATTERNS, MOST_REPEATS
+from clipmerge.files.reading import read_json
 
 CONFIG = "adapter_config.json"
 #: Advice for an adapter that is not understood.
@@ -97,16 +98,16 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         CheckpointError: If it is not LoRA, or uses an option whose arithmetic is not known.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         kind = str(data.get("peft_type", "")).upper()
-    except (ValueError, OSError, AttributeError, RecursionError) as error:
+    except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read as an adapter's configuration ({error})") from None
     if kind != "LORA":
         raise CheckpointError(f"{path}: a peft adapter of type {kind or 'unknown'}; clipmerge reads LORA. {MERGE_IT}")
     _refuse_unknown(path, data)
     try:
         return _parsed(data)
-    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
         raise CheckpointError(f"{path}: not a LoRA configuration ({error!r}); save the adapter again") from None
 
 
@@ -122,14 +123,30 @@ def _refuse_unknown(path: Path, data: dict[str, Any]) -> None:
         )
 
 
+def _check_pattern(pattern: str) -> None:
+    """Refuse a regular expression that could take very long: peft writes names of modules, or nearly so."""
+    plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
+    repeats, groups, choices = sum(map(plain.count, "*+?{")), plain.count("("), plain.count("|")
+    if len(pattern) > LONGEST_PATTERN or repeats > MOST_REPEATS or groups > MOST_GROUPS or choices > MOST_CHOICES:
+        raise ValueError(f"the pattern {pattern[:80]!r} is longer or more involved than names of modules need")
+    if re.search(r"\)[*+?{]|\(\?", plain):
+        raise ValueError(f"the pattern {pattern[:80]!r} repeats a group, or looks around")
+    re.compile(pattern)
+
+
 def _parsed(data: dict[str, Any]) -> AdapterConfig:
     ranks = {str(key): int(value) for key, value in (data.get("rank_pattern") or {}).items()}
     alphas = {str(key): float(value) for key, value in (data.get("alpha_pattern") or {}).items()}
-    for pattern in (*ranks, *alphas):
-        re.compile(pattern)
+    patterns = [*ranks, *alphas]
+    if len(patterns) > MOST_PATTERNS:
+        raise ValueError(f"{len(patterns)} patterns, more than {MOST_PATTERNS}")
+    for pattern in patterns:
+        _check_pattern(pattern)
     rank = int(data["r"])
     if min(rank, *ranks.values(), rank) < 1:
         raise ValueError("rank below 1")
+    if not all(map(math.isfinite, (float(data["lora_alpha"]), *alphas.values()))):
+        raise ValueError("lora_alpha is not a finite number")
     return AdapterConfig(
         base=str(data.get("base_model_name_or_path") or ""),
         base_class=str((data.get("auto_mapping") or {}).get("base_model_class") or ""),

@@ -68,7 +68,7 @@ class Inputs:
         checkpoints = (self.zeroshot, *self.finetuned)
         return {one.folder for one in checkpoints} | {file.parent for one in checkpoints for file in one.files}
 
-    @property
+    @cached_property
     def is_partial(self) -> bool:
         """Whether the fine-tuned checkpoints are one tower of a full zero-shot model."""
         return self.tower != "full" and tower_of(self.layers) == "full"
@@ -78,7 +78,7 @@ class Inputs:
         """Whether the zero-shot checkpoint's head was built from class prompts."""
         return isinstance(self.zeroshot, WithHead)
 
-    @property
+    @cached_property
     def keeps_head(self) -> bool:
         """Whether only the fine-tuned checkpoints have a classifier: the output has it too, and their one tower.
 
@@ -94,7 +94,7 @@ class Inputs:
         """Whether the output has a classification head, and no class prompts."""
         return self.tower == "vision" and any(self.layer_of.get(name) == HEAD for name in self.form_keys)
 
-    @property
+    @cached_property
     def takes_zeroshot_form(self) -> bool:
         """Whether the output has the zero-shot checkpoint's shape, configuration and side files."""
         return self.is_partial and not self.keeps_head

@@ -19,9 +19,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import unpickle
+from clipmerge.checkpoint.pickles import check_pickle
 from clipmerge.checkpoint.source import Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry
+from clipmerge.files.limits import MOST_SHARING
+from clipmerge.files.reading import open_regular, told_size
+from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry, check_names
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +90,9 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntr
     """
     loaded, in_memory = _load(file)
     tensors, inside = _find(file, loaded)
+    check_names(file, tensors)
     entries = {key: _entry(file, key, tensor) for key, tensor in tensors.items()}
+    _check_sharing(file, tensors)
     notes = []
     if inside:
         notes.append(f"{file}: the weights are those under {inside}")
@@ -103,13 +108,16 @@ def _load(file: Path) -> tuple[Any, bool]:
     import torch
 
     try:
-        with file.open("rb") as content, warnings.catch_warnings():
+        check_pickle(file)
+        with open_regular(file) as content, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TorchScript and of pickle protocols, both answered below
             # by a name that ends so, torch takes a file for safetensors
             if content.read(4) == _ZIP_START and file.suffix != ".safetensors":
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True), False
             content.seek(0)
             return torch.load(content, map_location="cpu", weights_only=True), True
+    except CheckpointError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         raise _refusal(file, error) from None
 
@@ -230,6 +238,21 @@ def model_keys(keys: Iterable[str]) -> dict[str, str]:
             visual = {name: key for name, key in inside.items() if has_text or name.startswith("visual.")}
             return {**visual, **heads}
     return names
+
+
+def _check_sharing(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are views of much less than they show: of one number, or all of the same few."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    held = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for tensor in tensors.values()
+        if tensor.layout.__str__() == "torch.strided" and not tensor.is_meta
+    }
+    if held and size > MOST_SHARING * max(sum(held.values()), 1):
+        raise CheckpointError(
+            f"{file}: its tensors span {told_size(size)}, of which it holds {told_size(sum(held.values()))}; save "
+            "contiguous tensors: {key: tensor.contiguous() ...}"
+        )
 
 
 def _entry(file: Path, key: str, tensor: Tensor) -> TensorEntry:

@@ -77,6 +77,8 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
         if found := _BLOCK[layout].match(key):
             tower = "vision" if found[1] in ("visual.", "vision") else "text"
             blocks[tower] = max(blocks[tower], int(found[2]) + 1)
+    if max(blocks.values()) > len(names):  # a number in a name is no reason to list as many blocks
+        raise CheckpointError(f"a block has the number {max(blocks.values()) - 1}, of {len(names)} tensors in all")
     matches = (
         *_vision(blocks["vision"]),
         *_text(blocks["text"], text_prefix),

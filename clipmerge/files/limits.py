@@ -23,18 +23,18 @@ LARGEST_RECIPE = 64 << 10
 LARGEST_SIDE_FILE = 256 * MIB
 
 # Checkpoints
-#: Bytes of the header of a safetensors file; 100,000 tensors take about 15 MB.
+#: Bytes of the header of a safetensors file; 20,000 tensors take about 3 MB.
 LARGEST_HEADER = 16 * MIB
-#: Tensors of one checkpoint.
-MOST_TENSORS = 100_000
+#: Tensors of one checkpoint; the largest CLIPs have some 2,000.
+MOST_TENSORS = 20_000
 #: Dimensions of a tensor; torch itself has no more.
 MOST_DIMENSIONS = 64
 #: Characters of a tensor's name.
 LONGEST_NAME = 1000
 #: Bytes of the pickle in a file that torch.save wrote; the tensors lie beside it.
 LARGEST_PICKLE = 64 * MIB
-#: Bytes of a file of torch before 1.6, which is read whole into memory before anything in it is known.
-LARGEST_OLD_PICKLE = 20_000 * MIB
+#: Bytes of the list of members in such a file.
+LARGEST_DIRECTORY = 16 * MIB
 #: How many times the bytes in a file its tensors may span together; two when all weights are tied.
 MOST_SHARING = 8
 #: Patterns over module names in an adapter's configuration; and characters, groups, repeats and choices of one.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from clipmerge.errors import CheckpointError
+from clipmerge.files.limits import LARGEST_HEADER, LONGEST_NAME, MOST_DIMENSIONS, MOST_TENSORS
+from clipmerge.files.reading import open_regular, parse_json
 
 #: A tensor's values as numpy sees them; bfloat16 as its bits.
 Array = np.ndarray[Any, Any]
@@ -40,9 +42,8 @@ STORED: dict[str, str] = {name: {"BF16": "uint16"}.get(name, torch_name) for nam
 _LFS_POINTER = b"version https://git-lfs"
 #: How PyTorch's own files are called.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LARGEST_NUMBER = (1 << 63) - 1
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-# A header of this size would describe millions of tensors; a larger number is a file of another kind.
-_LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,13 @@ def is_pickle(path: Path) -> bool:
         CheckpointError: If it cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(_LFS_POINTER))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
     # read as a header's length, the first bytes of either kind of pickle make an absurd number; 0x80 0x02 followed by
     # zeros is a header of 640 bytes
-    is_header = int.from_bytes(start[:8], "little") <= _LARGEST_HEADER and start[8:9] == b"{"
+    is_header = int.from_bytes(start[:8], "little") <= LARGEST_HEADER and start[8:9] == b"{"
     if is_header or start == _LFS_POINTER:
         return False
     return path.suffix in PICKLE_SUFFIXES or start.startswith(_PICKLE_STARTS)
@@ -117,9 +118,26 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: the header's __metadata__ is not a map of strings; the file is damaged")
+    check_names(path, header)
     entries = {name: _entry(path, name, value, data_start) for name, value in header.items()}
     _check_offsets(path, entries, data_start, total)
     return entries, metadata
+
+
+def check_names(path: Path, names: Collection[str]) -> None:
+    """Refuse more tensors, or longer names, than any CLIP has: both cost time and memory before they are understood.
+
+    Args:
+        path: The file, for the message.
+        names: Names of its tensors.
+
+    Raises:
+        CheckpointError: If there are too many, or one is too long.
+    """
+    if len(names) > MOST_TENSORS:
+        raise CheckpointError(f"{path}: holds {len(names)} tensors, more than {MOST_TENSORS}; it is not a CLIP's")
+    if any(len(name) > LONGEST_NAME for name in names):
+        raise CheckpointError(f"{path}: a tensor's name has more than {LONGEST_NAME} characters; the file is damaged")
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
@@ -155,7 +173,7 @@ def _read_bytes(path: Path) -> tuple[bytes, int, int]:
                 "or give the Hub id instead of the clone"
             )
         length = int.from_bytes(start[:8], "little")
-        if len(start) < 8 or length > _LARGEST_HEADER:
+        if len(start) < 8 or length > LARGEST_HEADER:
             raise CheckpointError(f"{path}: is not a safetensors file (size {total} bytes, no valid header)")
         if 8 + length > total:
             raise CheckpointError(
@@ -168,8 +186,8 @@ def _read_bytes(path: Path) -> tuple[bytes, int, int]:
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(raw, object_pairs_hook=partial(unique_keys, path))
-    except (ValueError, RecursionError) as error:
+        header = parse_json(raw.decode("utf-8"), pairs=partial(unique_keys, path))
+    except ValueError as error:
         raise CheckpointError(f"{path}: is not a safetensors file: its header is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: is not a safetensors file: its header is not a JSON object")
@@ -218,7 +236,9 @@ def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
 
 
 def _naturals(values: Any) -> bool:
-    return isinstance(values, list) and all(type(v) is int and v >= 0 for v in values)
+    if not isinstance(values, list) or len(values) > MOST_DIMENSIONS:
+        return False
+    return all(type(v) is int and 0 <= v <= _LARGEST_NUMBER for v in values)
 
 
 def _check_offsets(path: Path, entries: dict[str, TensorEntry], data_start: int, total: int) -> None:

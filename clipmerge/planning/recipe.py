@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from clipmerge.errors import RecipeError, did_you_mean, shorten
+from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
+from clipmerge.files.reading import Unreadable, read_text, told_size
 from clipmerge.planning.choices import Missing
 from clipmerge.plugins import Alpha, Density, check_options, plainly, plugin_names
 
@@ -121,8 +124,8 @@ def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[s
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(path, LARGEST_RECIPE)
+        except Unreadable as error:
             raise RecipeError(f"{name}: cannot be read ({error})") from None
     else:
         text = recipe_text(name)
@@ -145,22 +148,39 @@ def _assignments(given: Mapping[str, Any] | Sequence[str] | None) -> list[tuple[
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML's own loader takes the last."""
+    """Refuses a key that is given twice, of which YAML's own loader takes the last, aliases, and endless numbers."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # few of them, each of others, write out to gigabytes
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "an alias (*name); write it out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(None, None, "a number of very many digits", node.start_mark)
+        return int(super().construct_yaml_int(node))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in {key for key in keys if keys.count(key) > 1}:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key in (key for key, count in keys.items() if count > 1):
             raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", node.start_mark)
         return super().construct_mapping(node, deep=deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
 def _from_yaml(subject: str, text: str) -> Any:
+    if len(text) > LARGEST_RECIPE:
+        raise RecipeError(f"{subject} is larger than {told_size(LARGEST_RECIPE)}")
     try:
         return yaml.load(text, _Loader)
     except RecursionError:
         raise RecipeError(f"{subject} is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none
-        raise RecipeError(f"{subject} is not YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
+        reason = " ".join(str(error).split()) if isinstance(error, (yaml.YAMLError, ValueError)) else repr(error)
+        raise RecipeError(f"{subject} is not YAML: {reason}") from None
 
 
 def _assign(data: dict[str, Any], key: str, value: Any) -> None:

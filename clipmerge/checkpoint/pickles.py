@@ -1,0 +1,101 @@
+"""A file that torch.save wrote, looked at before torch is: what its pickle would make without a tensor's bytes.
+
+Nothing in it can run, but torch does as a pickle says: it inflates a compressed one, makes a ``bytearray`` of any size,
+and repeats what was memorised.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO
+
+from clipmerge.errors import CheckpointError
+from clipmerge.files.limits import LARGEST_DIRECTORY, LARGEST_PICKLE, MOST_DIGITS
+from clipmerge.files.reading import open_regular, told_size
+
+ZIP_START = b"PK\x03\x04"
+_END, _END64 = b"PK\x05\x06", b"PK\x06\x06"
+_LONGEST_END = 22 + 65535 + 20 + 56
+
+
+def check_pickle(file: Path) -> None:
+    """Refuse a file whose pickle would fill memory or take very long.
+
+    Raises:
+        CheckpointError: With the reason.
+        OSError: If it cannot be read.
+    """
+    with open_regular(file) as content:
+        is_zip = content.read(4) == ZIP_START
+        content.seek(0)
+        if is_zip:
+            _check_archive(file, content)
+        else:
+            for _ in range(4):  # before torch 1.6, four pickles stood before the tensors
+                if not _check_calls(file, content):
+                    break
+
+
+def _check_archive(file: Path, content: IO[bytes]) -> None:
+    if _directory_size(content) > LARGEST_DIRECTORY:
+        raise CheckpointError(f"{file}: its list of members is larger than {told_size(LARGEST_DIRECTORY)}")
+    try:
+        archive = zipfile.ZipFile(content)
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
+            if not member.filename.endswith(".pkl"):
+                continue
+            if member.file_size > LARGEST_PICKLE:
+                raise CheckpointError(f"{file}: its pickle is larger than {told_size(LARGEST_PICKLE)}; save it again")
+            _check_calls(file, io.BytesIO(archive.read(member)))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error):
+        return  # torch says what is wrong with it
+
+
+def _directory_size(content: IO[bytes]) -> int:
+    """Bytes of a zip's list of members, as its end says; zipfile reads it whole."""
+    size = content.seek(0, io.SEEK_END)
+    content.seek(max(0, size - _LONGEST_END))
+    tail = content.read(_LONGEST_END)
+    content.seek(0)
+    at, at64 = tail.rfind(_END), tail.rfind(_END64)
+    found = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
+    if found == 0xFFFFFFFF and at64 >= 0:
+        found = int.from_bytes(tail[at64 + 40 : at64 + 48], "little")
+    return found
+
+
+def _check_calls(file: Path, content: IO[bytes]) -> bool:
+    """Walk one pickle; False where it is none."""
+    texts: list[str] = ["", ""]
+    try:
+        for operation, argument, position in pickletools.genops(content):
+            if isinstance(argument, str) and "UNICODE" in operation.name:
+                texts = [texts[1], argument]
+            reason = _objection(operation.name, argument, position or 0, texts)
+            if reason:
+                break
+        else:
+            return True
+    except Exception:  # a damaged pickle can raise anything; torch says what is wrong with it
+        return False
+    raise CheckpointError(
+        f"{file}: its pickle {reason}; save the state_dict alone: torch.save(model.state_dict(), FILE)"
+    )
+
+
+def _objection(operation: str, argument: object, position: int, texts: list[str]) -> str:
+    """What speaks against an operation; empty where nothing does."""
+    if position > LARGEST_PICKLE:
+        return f"is larger than {told_size(LARGEST_PICKLE)}"
+    called = str(argument).rpartition(" ")[2] if operation == "GLOBAL" else texts[1]
+    if operation in ("GLOBAL", "STACK_GLOBAL") and called == "bytearray":
+        return "makes a bytearray, which weights do not need"
+    if isinstance(argument, int) and argument.bit_length() > 4 * MOST_DIGITS:
+        return "holds a number of very many digits"
+    return ""
