@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pandas
 
     from clipmerge.evaluation.scorer import Correct
+    from clipmerge.output.record import MergeRecord
     from clipmerge.planning.plan import Plan
     from clipmerge.publish.push import Published
 
@@ -50,33 +51,35 @@ class MergeResult(_Tabular):
     Attributes:
         path: The folder written; ``None`` where none was.
         plan: What each layer got, and the measurements behind it.
-        record: Everything that is written to ``clipmerge.json``.
+        record: Everything that is written to ``clipmerge.json``; ``None`` where this process wrote nothing.
         warnings: What the user should know, one line each.
         published: Where the output was pushed to, if it was.
     """
 
     path: Path | None
     plan: Plan
-    record: dict[str, Any]
+    record: MergeRecord | None
     warnings: tuple[str, ...] = ()
     published: Published | None = None
 
     _index = "layer"
 
     def _rows(self) -> Rows:
-        measured = self.record.get("measurements") or {}
+        if self.record is None:
+            return []
+        measured = self.record.measurements
         return [
             {
                 "layer": name,
-                **{key: layer[key] for key in _LAYER_COLUMNS},
+                **{key: getattr(layer, key) for key in _LAYER_COLUMNS},
                 **measured.get(name, {}),
-                "reason": layer["reason"],
+                "reason": layer.reason,
             }
-            for name, layer in self.record.get("layers", {}).items()
+            for name, layer in self.record.layers.items()
         ]
 
     def _caption(self) -> str:
-        return f"{self.path}: {self.record.get('verdict', 'written by the main process')}"
+        return f"{self.path}: {self.record.verdict if self.record else 'written by the main process'}"
 
 
 _LAYER_COLUMNS = ("alpha", "density", "mask", "size")

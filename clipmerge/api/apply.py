@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._arguments import CheckpointLike, files_read, several, spelled_out
 from clipmerge.api._in_memory import as_sources
@@ -21,6 +20,9 @@ from clipmerge.planning.plan import Plan, SourceRecord, tensors_path, write_plan
 from clipmerge.planning.tensors import PlanTensors, check_coefficients
 from clipmerge.progress import ByteCount, Logged, Progress, Silent
 from clipmerge.request import Run
+
+if TYPE_CHECKING:
+    from clipmerge.output.record import MergeRecord
 
 # a path may hold bytes that are no text
 _NAMES = "backslashreplace"
@@ -174,20 +176,18 @@ def finished(
     from clipmerge.output.record import merge_record
 
     if not run.is_main:
-        return MergeResult(output, run.decided, {})
+        return MergeResult(output, run.decided, None)
     if output is None:
         run.hash_inputs()
         run.plan = run.hashed_plan()
-        record = merge_record(run, run.plan, None, {})
+        record = merge_record(run.inputs, run.plan, seconds=run.seconds, command=run.command)
         run.finish()
     else:
         record = write_merge(run, output, overwrite=overwrite, max_shard_size=max_shard_size)
-    return MergeResult(output, run.decided, record, tuple(record["warnings"]))
+    return MergeResult(output, run.decided, record, record.warnings)
 
 
-def write_merge(
-    run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None
-) -> dict[str, Any]:
+def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None) -> MergeRecord:
     """Apply a decided plan and write the output folder.
 
     Args:
@@ -234,22 +234,24 @@ def write_merge(
                 plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.with_tensors(run.tensors.to_file()))
         run.plan = plan
         # made when the stages are over, so that what is returned and what is written are one
-        record = merge_record(run, plan, output, {**files, **side_files})
+        record = merge_record(
+            inputs, plan, output=output, files={**files, **side_files}, seconds=run.seconds, command=run.command
+        )
         (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
         picture = _path_picture(record)
         if picture is not None:
             (folder / PICTURE).write_bytes(picture)
         card = model_card(record, repo_id=None, picture=picture is not None)
         (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
-        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / RECORD).write_text(record.to_text(), encoding="utf-8")
     run.finish()
     return record
 
 
-def _path_picture(record: dict[str, Any]) -> bytes | None:
+def _path_picture(record: MergeRecord) -> bytes | None:
     """Draw the path, where one was measured: matplotlib takes longer to import than a small merge takes."""
-    if not record["path"]:
+    if record.path is None:
         return None
-    from clipmerge.report.path_chart import path_png
+    from clipmerge.report.path_picture import path_png
 
-    return path_png(record)
+    return path_png(record.path)

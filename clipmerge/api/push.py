@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +108,7 @@ def publish(
         license: As in `push`.
 
     Returns:
-        The result, which says where it was published; its record too, under ``published``.
+        The result, which says where it was published.
     """
     published = push(Path(result.path or ""), repo_id, private=private, license=license, progress=progress)
-    return replace(result, published=published, record={**result.record, "published": asdict(published)})
+    return replace(result, published=published)

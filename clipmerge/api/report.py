@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipmerge.output.record import MergeRecord
 
 
-def report(folder: str | os.PathLike[str]) -> dict[str, Any]:
+def report(folder: str | os.PathLike[str]) -> MergeRecord:
     """Read the record of an earlier merge.
 
     Args:
@@ -19,6 +22,6 @@ def report(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         OutputError: If the folder is missing, is not one that clipmerge wrote, or lacks a file that it names.
     """
-    from clipmerge.publish.push import read_output
+    from clipmerge.output.record import read_output
 
     return read_output(Path(folder))

@@ -245,7 +245,8 @@ def write_sweep(
     from clipmerge.evaluation.scorer import write_correct
     from clipmerge.files.staging import staged
     from clipmerge.output.checks import check_output
-    from clipmerge.report.sweep_page import curve_png, sweep_page
+    from clipmerge.report.sweep_page import sweep_page
+    from clipmerge.report.sweep_picture import curve_png
 
     images = files_read(*_sources(request).values(), request.calibration.source, request.calibration.classes)
     inputs = local_inputs(*request.checkpoints)

@@ -137,6 +137,12 @@ class Inputs:
         entries += [c.entries[keys[name]] for c, keys in zip(self.finetuned, self.finetuned_keys, strict=True)]
         return all(entry.is_float for entry in entries) and not is_buffer(name)
 
+    @property
+    def merged_layers(self) -> dict[str, tuple[str, ...]]:
+        """Mergeable parameters by layer, network order; layers without one are left out."""
+        merged = {layer: tuple(filter(self.merges, names)) for layer, names in self.layers.items()}
+        return {layer: names for layer, names in merged.items() if names}
+
     def theta_0(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Map a zero-shot parameter; see `Checkpoint.tensor`."""
         return self.zeroshot.tensor(self.zeroshot_keys[name], start, stop)

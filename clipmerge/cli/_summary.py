@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.cli._terminal import Terminal
 
+if TYPE_CHECKING:
+    from clipmerge.output.record import MergeRecord
 
-def show_merge(terminal: Terminal, record: dict[str, Any], last_line: str) -> None:
+
+def show_merge(
+    terminal: Terminal, record: MergeRecord | None, last_line: str, *, published: dict[str, Any] | None = None
+) -> None:
     """Print the result of a merge.
 
     Args:
         terminal: Where to.
-        record: As in ``clipmerge.json``.
+        record: The record of the merge; ``None`` prints nothing.
         last_line: For people: where the output is.
+        published: The fields of `clipmerge.publish.push.Published`, if it was pushed.
     """
-    from clipmerge.report.page import summary_table
+    from clipmerge.report.terminal import summary_table
 
-    terminal.result(record, lambda: summary_table(record))
+    if record is None:
+        return
+    data = record.as_json() | ({"published": published} if published else {})
+    terminal.result(data, lambda: summary_table(record))
     terminal.show(last_line)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,7 @@ def merge_command(
     if result.published is None:
         show_merge(terminal, result.record, last_line)
         return
-    outcome = pushed(result.record["published"])
+    published = asdict(result.published)
+    outcome = pushed(published)
     with noting(outcome):
-        show_merge(terminal, result.record, f"{last_line}\n{outcome}")
+        show_merge(terminal, result.record, f"{last_line}\n{outcome}", published=published)

@@ -53,5 +53,5 @@ def plan_command(
         return
     from clipmerge.output.record import merge_record
 
-    record = merge_record(run, run.decided, output, {})
+    record = merge_record(run.inputs, run.decided, output=output, seconds=run.seconds, command=run.command)
     show_merge(terminal, record, f"Wrote {output}; carry it out with: clipmerge apply {output} --output DIR")

@@ -180,9 +180,9 @@ class SweepTable:
         from rich.table import Table
         from rich.text import Text
 
-        from clipmerge.report.sweep_page import columns_of, heads_of, shortened
+        from clipmerge.report.sweep_page import heads_of, shortened, sweep_columns
 
-        *others, gain = columns_of(self._record)
+        *others, gain = sweep_columns(self._record)
         shown = [column for column in others if sources or not column.is_source]
         cells = [column.text(spread=ood_spread) for column in shown] + [gain.text(spread=gain_spread)]
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")

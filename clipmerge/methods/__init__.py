@@ -34,11 +34,8 @@ class Task:
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Layer to its mergeable parameters, network order; layers without one are left out."""
-        merged = {
-            layer: tuple(n for n in names if self.inputs.merges(n)) for layer, names in self.inputs.layers.items()
-        }
-        return {layer: names for layer, names in merged.items() if names}
+        """Mergeable parameters by layer, network order; layers without one are left out."""
+        return self.inputs.merged_layers
 
     @property
     def sizes(self) -> dict[str, int]:

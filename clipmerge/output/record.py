@@ -1,91 +1,314 @@
-"""The record of a merge: what ``--format json`` prints and ``clipmerge.json`` keeps."""
+"""The record of a merge: printed by ``--format json``, kept as ``clipmerge.json``, and all that a report needs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from clipmerge import __version__
-from clipmerge.methods import Task
-from clipmerge.planning.bought import Bought
-from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan
+from clipmerge.checkpoint import Inputs
+from clipmerge.errors import OutputError, shorten
+from clipmerge.files.staging import RECORD
+from clipmerge.planning.bought import Bought, ShareOfImages
+from clipmerge.planning.choices import OutputDtype
+from clipmerge.planning.frozen import Frozen, Plain
+from clipmerge.planning.layer_plan import Combination, LayerPlan
+from clipmerge.planning.measurements import READINGS_0_1_0, Check, LossPath, StatisticAbout
+from clipmerge.planning.plan import CalibrationRecord, Plan, SourceRecord
+from clipmerge.planning.recipe import Recipe
 
-if TYPE_CHECKING:
-    from clipmerge.request import Run
-
+FORMAT = "clipmerge-record/2"
+#: Fields that only a published record has, or one whose results are to be published.
+PUBLISHED = ("accuracy", "images", "sources", "card")
 _UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _whole_recipe(value: Any) -> Any:
+    """Accept the recipe of a plan that was written by hand, which may lack the name and the method."""
+    return {"name": "unnamed recipe", "method": {}, **value} if isinstance(value, dict) else value
+
+
+class LayerRecord(Frozen):
+    """What one layer got, and how large it is.
+
+    Attributes:
+        alpha: Coefficient: 0 = zero-shot, 1 = fine-tuned; the mean of learned ones.
+        alpha_range: Smallest and largest learned coefficient; ``None`` for one alpha for the whole layer.
+        density: Share of the task vector kept.
+        mask: Name of the mask, if one was used.
+        mask_options: The mask's own options.
+        reason: Why, in words.
+        parameters: Number of parameters; ``None`` where that was not recorded.
+        size: Number of entries; ``None`` where that was not recorded.
+        change: ||task_vector|| / ||theta_0||; ``None`` where it was not measured.
+    """
+
+    alpha: float
+    alpha_range: tuple[float, float] | None = None
+    density: float = 1.0
+    mask: str | None = None
+    mask_options: dict[str, Plain] = Field(default_factory=dict)
+    reason: str = ""
+    parameters: _Count | None = None
+    size: _Count | None = None
+    change: float | None = None
+
+
+class DataSource(Frozen):
+    """Where the images of a published accuracy came from: as the user wrote it, and the commit it resolved to."""
+
+    source: str | None = None
+    revision: str | None = None
+
+
+class MergeRecord(Frozen):
+    """What was merged, why, and what came out.
+
+    Attributes:
+        format: Version of this format. Records of 0.1.0, which have none, are read too.
+        clipmerge: Version that wrote it.
+        output: The folder written; ``None`` for a dry run.
+        files: sha256 by name of each file written; ``None`` where it was not hashed.
+        family: Family of the model, such as ``clip``.
+        classifier: Whether it is an image classifier with a head.
+        recipe: The recipe, overrides included.
+        zeroshot: theta_0.
+        finetuned: theta_1 ... theta_K.
+        weights: One factor per fine-tuned checkpoint.
+        combine: The rule in the place of the weighted sum, if any.
+        dtype: Output dtype, or ``keep``.
+        verdict: The merge in a sentence.
+        layers: Settings and size by layer, in network order.
+        stragglers: Layers found to be stragglers.
+        straggler_statistic: Statistic by which stragglers were looked for; ``None`` if nobody looked.
+        straggler_scores: ``{"z": ..., "stability": ...}`` by layer.
+        measurements: Values by layer and statistic.
+        statistics: How to read each statistic.
+        path: Loss along the path, where it was measured.
+        checks: Self-tests of the measure, by statistic.
+        bought: Accuracies on held-back images, where there were some.
+        calibration: The images that were measured on.
+        seed: Seed of the sample, the bootstrap and the random masks.
+        warnings: What the user should know.
+        command: How to run this again.
+        seconds: Wall-clock seconds by stage.
+        accuracy: Accuracy by name of the images; of published records.
+        images: Number of images by name; of published records.
+        sources: Where those images came from, by name; of published records.
+        card: Git's hash of the model card; of published records.
+    """
+
+    format: Literal["clipmerge-record/2"] = FORMAT  # type: ignore[assignment]
+    clipmerge: str | None = None
+    output: str | None = None
+    files: dict[str, str | None] = Field(default_factory=dict)
+    family: str | None = None
+    classifier: bool = False
+    recipe: Annotated[Recipe, BeforeValidator(_whole_recipe)]
+    zeroshot: SourceRecord
+    finetuned: tuple[SourceRecord, ...] = Field(min_length=1)
+    weights: tuple[float, ...] = (1.0,)
+    combine: Combination | None = None
+    dtype: OutputDtype = "keep"
+    verdict: str = ""
+    layers: dict[str, LayerRecord] = Field(min_length=1)
+    stragglers: tuple[str, ...] = ()
+    straggler_statistic: str | None = None
+    straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
+    measurements: dict[str, dict[str, float]] = Field(default_factory=dict)
+    statistics: dict[str, StatisticAbout] = Field(default_factory=dict)
+    path: LossPath | None = None
+    checks: dict[str, Check] = Field(default_factory=dict)
+    bought: Bought | None = None
+    calibration: CalibrationRecord | None = None
+    seed: int = 0
+    warnings: tuple[str, ...] = ()
+    command: str = ""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    accuracy: dict[str, ShareOfImages] | None = None
+    images: dict[str, _Count] | None = None
+    sources: dict[str, DataSource] | None = None
+    card: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_0_1_0(cls, data: Any) -> Any:
+        """Bring a record of 0.1.0, which has no format, into this one."""
+        if not isinstance(data, dict) or "format" in data:
+            return data
+        changes: dict[str, Any] = {}
+        if isinstance(data.get("finetuned"), dict):
+            changes["finetuned"] = [data["finetuned"]]
+        rows = data.get("measurements")
+        if isinstance(rows, dict) and all(isinstance(row, dict) for row in rows.values()):
+            names = dict.fromkeys(name for row in rows.values() for name in row)
+            changes["statistics"] = {name: READINGS_0_1_0.get(name, StatisticAbout()) for name in names}
+        recipe = data.get("recipe")
+        if isinstance(recipe, dict) and isinstance(recipe.get("method"), dict):
+            changes["straggler_statistic"] = recipe["method"].get("statistic")
+        return data | {key: value for key, value in changes.items() if key not in data or key == "finetuned"}
+
+    @property
+    def checkpoints(self) -> list[tuple[str, SourceRecord]]:
+        """Role and source of every checkpoint that went in, the zero-shot one first."""
+        count = len(self.finetuned)
+        roles = ["fine-tuned"] if count == 1 else [f"fine-tuned {place}" for place in range(1, count + 1)]
+        return [("zero-shot", self.zeroshot), *zip(roles, self.finetuned, strict=True)]
+
+    @property
+    def found_stragglers(self) -> list[str]:
+        """The stragglers among the layers, in network order."""
+        return [layer for layer in self.layers if layer in self.stragglers]
+
+    @property
+    def is_data_free(self) -> bool:
+        """Whether nothing was measured."""
+        return not self.recipe.measure and not self.measurements
+
+    @property
+    def headline(self) -> str:
+        """The verdict; where there is none, how many layers were merged by which recipe."""
+        return self.verdict or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}."
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON object; what only published records have is left out of others."""
+        data = self.model_dump(mode="json")
+        return {key: value for key, value in data.items() if value is not None or key not in PUBLISHED}
+
+    def to_text(self) -> str:
+        """Return the text of ``clipmerge.json``."""
+        return json.dumps(self.as_json(), indent=2) + "\n"
 
 
 def merge_record(
-    run: Run,
+    inputs: Inputs,
     plan: Plan,
-    output: Path | None,
-    files: Mapping[str, str | None],
     *,
-    bought: Bought | None = None,
-) -> dict[str, Any]:
+    output: Path | None = None,
+    files: Mapping[str, str | None] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    command: str = "",
+) -> MergeRecord:
     """Put together what was merged, why, and what came out.
 
     Args:
-        run: The run.
-        plan: Its plan, inputs' files filled in.
+        inputs: The checkpoints.
+        plan: The plan that was applied, inputs' files filled in.
         output: The folder written; ``None`` for a dry run.
-        files: Name of each file written to its sha256; to ``None`` where it was not hashed.
-        bought: Accuracies on held-back images, where there were some.
+        files: sha256 by name of each file written; ``None`` where it was not hashed.
+        seconds: Wall-clock seconds by stage.
+        command: How to run this again.
 
     Returns:
-        JSON-ready: ``output``, ``files``, ``recipe``, ``zeroshot``, ``finetuned`` (an object; a list when there are
-        several), ``layers``, ``stragglers``, ``measurements``, ``path``, ``seconds`` and more.
+        The record; its verdict is true of the plan as it is.
+
+    Raises:
+        PlanError: If the plan does not fit the checkpoints.
     """
-    data = plan.model_dump(mode="json")
-    measured = data["measurements"] or {}
-    finetuned = data["finetuned"]
-    return {
-        "clipmerge": __version__,
-        "output": str(output) if output else None,
-        "files": files,
-        "family": run.inputs.family.name,
-        "classifier": run.inputs.is_classifier,
-        "recipe": data["recipe"],
-        "zeroshot": data["zeroshot"],
-        "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,
-        "weights": data["weights"],
-        "combine": data["combine"],
-        "dtype": data["dtype"],
-        "verdict": plan.verdict,
-        "layers": _layers(run, plan),
-        "stragglers": data["stragglers"],
-        "straggler_scores": data["straggler_scores"],
-        "measurements": plan.measurements.layers if plan.measurements else {},
-        "path": measured.get("path"),
-        "checks": measured.get("checks", {}),
-        "bought": bought.model_dump(mode="json") if bought else None,
-        "calibration": data["calibration"],
-        "seed": plan.seed,
-        "warnings": data["warnings"],
-        "command": run.command,
-        "seconds": run.seconds,
-    }
+    merged = inputs.merged_layers
+    plan = plan.checked(merged)
+    measured = plan.measurements
+    return MergeRecord(
+        clipmerge=__version__,
+        output=str(output) if output else None,
+        files=dict(files or {}),
+        family=inputs.family.name,
+        classifier=inputs.is_classifier,
+        recipe=Recipe.model_validate(_whole_recipe(plan.recipe)),
+        zeroshot=plan.zeroshot,
+        finetuned=plan.finetuned,
+        weights=plan.weights,
+        combine=plan.combine,
+        dtype=plan.dtype,
+        verdict=plan.verdict,
+        layers=_layers(inputs, merged, plan),
+        stragglers=plan.stragglers,
+        straggler_statistic=plan.straggler_statistic,
+        straggler_scores=plan.straggler_scores,
+        measurements=measured.layers if measured else {},
+        statistics={each.name: each.reading for each in measured.statistics} if measured else {},
+        path=measured.path if measured else None,
+        checks=measured.checks if measured else {},
+        bought=plan.bought,
+        calibration=plan.calibration,
+        seed=plan.seed,
+        warnings=plan.warnings,
+        command=command,
+        seconds=dict(seconds or {}),
+    )
 
 
-def _layers(run: Run, plan: Plan) -> dict[str, dict[str, Any]]:
-    task = Task(run.inputs)
+def _layers(inputs: Inputs, merged: Mapping[str, tuple[str, ...]], plan: Plan) -> dict[str, LayerRecord]:
     measured = plan.measurements.layers if plan.measurements else {}
-    sizes = task.sizes
     layers = {}
-    for layer, names in task.layers.items():
+    for layer, names in merged.items():
         entry = plan.layers.get(layer, _UNTOUCHED)
-        layers[layer] = {
-            "alpha": entry.alpha,
-            "alpha_range": list(entry.alpha_range) if entry.alpha_range else None,
-            "density": entry.density,
-            "mask": entry.mask,
-            "mask_options": entry.mask_options,
-            "reason": entry.reason,
-            "parameters": len(names),
-            "size": sizes[layer],
-            "change": measured.get(layer, {}).get("change"),
-        }
+        layers[layer] = LayerRecord(
+            **entry.model_dump(exclude={"parameters"}),
+            parameters=len(names),
+            size=sum(inputs.entries(name)[0].size for name in names),
+            change=measured.get(layer, {}).get("change"),
+        )
     return layers
+
+
+def parse_record(text: str, where: str) -> MergeRecord:
+    """Read a record's text.
+
+    Args:
+        text: Content of a ``clipmerge.json``.
+        where: The file, for errors.
+
+    Returns:
+        The record.
+
+    Raises:
+        OutputError: If it is not a record, or one of a newer version.
+    """
+    try:
+        data = json.loads(text)
+        if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
+            raise OutputError(
+                f"{where}: has the format {str(data['format'])[:40]!r}, and this version of clipmerge reads "
+                f"{FORMAT!r}; update clipmerge, or merge again"
+            )
+        return MergeRecord.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])[:80]
+        reason = f"{place}: {first['msg']}" if place else first["msg"]
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:80]
+    raise OutputError(f"{where}: not a clipmerge record ({reason}). Merge again.")
+
+
+def read_output(folder: Path) -> MergeRecord:
+    """Read the record of a merge output and check that its weights are there.
+
+    Args:
+        folder: A folder that ``clipmerge merge`` wrote.
+
+    Returns:
+        The record.
+
+    Raises:
+        OutputError: If the folder is missing, is not one that clipmerge wrote, or lacks a file it names.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
+        raise OutputError(f"{folder}: {what}. Give a folder that `clipmerge merge --output` wrote.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{path}: cannot be read ({error}). Merge again.") from None
+    record = parse_record(text, str(path))
+    missing = [name for name in record.files if not (folder / name).is_file()]
+    if missing or not list(folder.glob("*.safetensors")):
+        raise OutputError(f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again.")
+    return record

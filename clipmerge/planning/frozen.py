@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+_DEEPEST, _LARGEST = 20, 2**63
 
 
 class Frozen(BaseModel):
     """A frozen model that refuses unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    """Refuse values that no recipe has and that break what prints them: deep nesting, numbers of many digits."""
+    level, depth = [value], 0
+    while level:
+        if depth > _DEEPEST:
+            raise ValueError("nested too deeply")
+        inner: list[Any] = []
+        for each in level:
+            if isinstance(each, int) and abs(each) >= _LARGEST:
+                raise ValueError("a number in it is too large")
+            inner += each.values() if isinstance(each, dict) else each if isinstance(each, list | tuple) else []
+        level, depth = inner, depth + 1
+    return value
+
+
+#: A value of any type that JSON has, within reason.
+Plain = Annotated[Any, AfterValidator(_plain)]

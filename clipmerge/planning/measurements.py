@@ -20,6 +20,12 @@ class LossPath(Frozen):
     alphas: tuple[float, ...]
     losses: tuple[float, ...]
 
+    @model_validator(mode="after")
+    def _of_one_length(self) -> LossPath:
+        if len(self.alphas) != len(self.losses):
+            raise ValueError(f"{len(self.alphas)} alphas and {len(self.losses)} losses")
+        return self
+
 
 class Check(Frozen):
     """A self-test of an attribution: the layers' shares against the whole, measured independently.

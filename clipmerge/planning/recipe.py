@@ -18,6 +18,7 @@ from clipmerge.errors import RecipeError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.reading import Unreadable, read_text, told_size
 from clipmerge.planning.choices import Missing
+from clipmerge.planning.frozen import Plain
 from clipmerge.plugins import Alpha, Density, check_options, plainly, plugin_names
 
 _SECTIONS = {"measure": "measures", "method": "methods"}
@@ -54,8 +55,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(min_length=1)]
-    measure: dict[str, Any] | None = None
-    method: dict[str, Any]
+    measure: dict[str, Plain] | None = None
+    method: dict[str, Plain]
     overrides: tuple[Override, ...] = ()
     missing: Missing = "error"
 
@@ -63,6 +64,13 @@ class Recipe(BaseModel):
     def needs_data(self) -> bool:
         """Whether the recipe measures, and so needs labelled images."""
         return self.measure is not None
+
+    def to_yaml(self) -> str:
+        """Write it as a file to merge with again; top-level keys that say nothing are left out."""
+        data = self.model_dump(mode="json")
+        data["overrides"] = [override.model_dump(exclude_none=True) for override in self.overrides]
+        said = {key: value for key, value in data.items() if value not in (None, [])}
+        return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
 
 
 def recipes_folder() -> Path:

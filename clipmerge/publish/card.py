@@ -7,33 +7,33 @@ in the record that is published, names a folder of the author's machine: a local
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from clipmerge.checkpoint.source import OPEN_CLIP_WEIGHTS
+from clipmerge.families import families
+from clipmerge.files.staging import RECORD
+from clipmerge.files.templates import render
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import parse_dataset
+from clipmerge.output.record import DataSource, MergeRecord
+from clipmerge.planning.plan import CalibrationRecord
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-TEMPLATES = Path(__file__).parent / "templates"
-RECORD = "clipmerge.json"
 #: The loss on the path, drawn; lies beside the card where there is one.
 PICTURE = "path.png"
-OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`]+/)*([^\s/'\"`]+)/?")
 _NOT_REPEATED = {"--push": True, "--private": False}  # flag: whether a value follows it
 
 
 def model_card(
-    record: dict[str, Any],
+    record: MergeRecord,
     *,
     repo_id: str | None,
     license: str | None = None,
@@ -43,7 +43,7 @@ def model_card(
     """Write the README.md of a merged model.
 
     Args:
-        record: What ``clipmerge.json`` holds; layers, recipe, zeroshot and finetuned are needed.
+        record: The merge's record.
         repo_id: Where it is published; None for a folder that is not (yet).
         license: The Hub's name of its licence, when known.
         datasets: Hub ids of data it was made with; those it was calibrated and evaluated on are added.
@@ -52,38 +52,25 @@ def model_card(
     Returns:
         Markdown under YAML front matter, the same text for the same record.
     """
-    import jinja2
-
     shown = public_record(record)
-    sources = sources_of(shown)
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    env.filters["cell"] = _cell
-    env.filters["digest"] = _digest
-    return str(
-        env.get_template("model_card.md.j2").render(
-            front_matter=_front_matter(shown, repo_id, license, datasets).to_yaml(),
-            title=repo_id.split("/")[-1] if repo_id else "A merged CLIP",
-            where=repo_id or ".",
-            open_clip=OPEN_CLIP_WEIGHTS in shown.get("files", {}),
-            record=shown,
-            sources=sources,
-            picture=PICTURE if picture else None,
-            local=_local_names(shown, sources),
-            recipe=_recipe_yaml(shown["recipe"]),
-            command=_repeatable(shown, sources),
-        )
-    )
+    values = {
+        "front_matter": _front_matter(shown, repo_id, license, datasets).to_yaml(),
+        "title": repo_id.split("/")[-1] if repo_id else "A merged CLIP",
+        "where": repo_id or ".",
+        "open_clip": _is_open_clip(shown),
+        "record": shown,
+        "padded": any(family.reads_padding for family in families() if family.name == shown.family),
+        "checkpoints": shown.checkpoints,
+        "picture": PICTURE if picture else None,
+        "local": _local_names(shown),
+        "recipe": shown.recipe.to_yaml().rstrip(),
+        "command": _repeatable(shown),
+    }
+    template = Path(__file__).parent / "templates" / "model_card.md.j2"
+    return render(template, values, html=False, filters={"cell": _cell, "digest": _digest})
 
 
-def published_texts(
-    folder: Path, record: dict[str, Any], *, repo_id: str, license: str | None = None
-) -> dict[str, str]:
+def published_texts(folder: Path, record: MergeRecord, *, repo_id: str, license: str | None = None) -> dict[str, str]:
     """Write the files of an output that are published otherwise than they lie in its folder.
 
     Returns:
@@ -92,10 +79,10 @@ def published_texts(
     """
     card = model_card(record, repo_id=repo_id, license=license, picture=(folder / PICTURE).is_file())
     # by this a later push knows the card for its own
-    shown = public_record(record) | {"card": blob_id(card.encode())}
+    shown = public_record(record).model_copy(update={"card": blob_id(card.encode())})
     texts = {
         "README.md": card,
-        RECORD: json.dumps(shown, indent=2, ensure_ascii=False) + "\n",
+        RECORD: shown.to_text(),
         **eval_result_files(record),
     }
     report = folder / "report.html"
@@ -108,21 +95,8 @@ def published_texts(
     return texts
 
 
-def sources_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """List the merged checkpoints with their role, the zero-shot one first."""
-    finetuned = record["finetuned"]
-    several = finetuned if isinstance(finetuned, list) else [finetuned]
-    return [{"role": "zero-shot", **record["zeroshot"]}, *({"role": "fine-tuned", **one} for one in several)]
-
-
-def public_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of a record in which every local path is its last component, wherever it stands.
-
-    Example:
-        >>> public_record({"zeroshot": {"source": "/home/me/clip", "revision": None}, "finetuned": [],
-        ...                "command": "clipmerge merge /home/me/clip b"})["command"]
-        'clipmerge merge clip b'
-    """
+def public_record(record: MergeRecord) -> MergeRecord:
+    """Return a copy of a record in which every local path is its last component, wherever it stands."""
     known = _local_paths(record)
 
     def shorten(text: str) -> str:
@@ -130,15 +104,24 @@ def public_record(record: dict[str, Any]) -> dict[str, Any]:
             text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", lambda found: _last(found[0]), text)
         return _ABSOLUTE_PATH.sub(r"\1", text)
 
-    return dict(_map_text(record, shorten))
+    return MergeRecord.model_validate(_map_text(record.as_json(), shorten))
 
 
-def _local_paths(record: dict[str, Any]) -> list[str]:
+def _data_sources(record: MergeRecord) -> list[CalibrationRecord | DataSource]:
+    """List where images came from: those of the calibration, then those of published accuracies."""
+    return [*([record.calibration] if record.calibration else []), *(record.sources or {}).values()]
+
+
+def _local_paths(record: MergeRecord) -> list[str]:
     """List the sources that are not on the Hub and are more than a name, the longest first."""
-    images = [record.get("calibration") or {}, *(record.get("sources") or {}).values()]
-    sources = [each["source"] for each in (*sources_of(record), *images) if each and not each.get("revision")]
-    local = {str(source) for source in sources if hub_dataset_of(source) is None}
+    checkpoints = [checkpoint for _, checkpoint in record.checkpoints]
+    sources = [each.source for each in (*checkpoints, *_data_sources(record)) if each.source and not each.revision]
+    local = {source for source in sources if hub_dataset_of(source) is None}
     return sorted((path for path in local if path != _last(path)), key=len, reverse=True)
+
+
+def _is_open_clip(record: MergeRecord) -> bool:
+    return OPEN_CLIP_WEIGHTS[0] in record.files
 
 
 def blob_id(data: bytes) -> str:
@@ -156,10 +139,10 @@ def body_of(card: str) -> str:
     return re.sub(r"\A\s*---\s*\n.*?\n---\s*", "", card, flags=re.DOTALL).strip()
 
 
-def _local_names(record: dict[str, Any], sources: list[dict[str, Any]]) -> list[str]:
+def _local_names(record: MergeRecord) -> list[str]:
     """List what a reader would have to bring: checkpoints and images that are not on the Hub."""
-    names = [str(source["source"]) for source in sources if source.get("revision") is None]
-    images = (record.get("calibration") or {}).get("source")
+    names = [checkpoint.source for _, checkpoint in record.checkpoints if checkpoint.revision is None]
+    images = record.calibration.source if record.calibration else None
     return [*names, images] if images and images != "digits" and hub_dataset_of(images) is None else names
 
 
@@ -191,25 +174,24 @@ def _cell(value: object) -> str:
 
 
 def _front_matter(
-    record: dict[str, Any], repo_id: str | None, license: str | None, datasets: Iterable[str]
+    record: MergeRecord, repo_id: str | None, license: str | None, datasets: Iterable[str]
 ) -> ModelCardData:
     """Build the metadata by which the Hub files the model; absent fields are left out."""
     from huggingface_hub import ModelCardData
 
     bases = [
         parsed.repo_id
-        for source in sources_of(record)
-        if source.get("revision") and (parsed := parse_hub_id(source["source"]))
+        for _, checkpoint in record.checkpoints
+        if checkpoint.revision and (parsed := parse_hub_id(checkpoint.source))
     ]
-    images = [record.get("calibration") or {}, *(record.get("sources") or {}).values()]
-    found = [dataset for each in images if (dataset := hub_dataset_of(each.get("source")))]
+    found = [dataset for each in _data_sources(record) if (dataset := hub_dataset_of(each.source))]
     data = list(dict.fromkeys([*datasets, *found]))
     results = model_index(record)
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,
         base_model_relation="merge" if bases else None,
-        library_name="open_clip" if OPEN_CLIP_WEIGHTS in record.get("files", {}) else "transformers",
-        pipeline_tag="image-classification" if record.get("classifier") else "zero-shot-image-classification",
+        library_name="open_clip" if _is_open_clip(record) else "transformers",
+        pipeline_tag="image-classification" if record.classifier else "zero-shot-image-classification",
         license=license,
         datasets=data or None,
         tags=["clip", "merge", "clipmerge"],
@@ -218,29 +200,23 @@ def _front_matter(
     )
 
 
-def _recipe_yaml(recipe: dict[str, Any]) -> str:
-    told = {key: value for key, value in recipe.items() if value not in (None, [], {}) and key != "name"}
-    text = yaml.safe_dump(told, sort_keys=False, allow_unicode=True, width=100).rstrip()
-    return f"# {recipe.get('name', 'recipe')}\n{text}"
-
-
-def _repeatable(record: dict[str, Any], sources: list[dict[str, Any]]) -> str:
+def _repeatable(record: MergeRecord) -> str:
     """Return the command with its revisions spelled out and without the push."""
-    recipe = record["recipe"].get("name", "recipe.yaml")
-    named = " ".join(shlex.quote(source["source"]) for source in sources)
-    command = record.get("command") or f"clipmerge merge {named} --recipe {recipe} --output merged"
+    checkpoints = [checkpoint for _, checkpoint in record.checkpoints]
+    named = " ".join(shlex.quote(checkpoint.source) for checkpoint in checkpoints)
+    command = record.command or f"clipmerge merge {named} --recipe {record.recipe.name} --output merged"
     pinned = {
-        source["source"]: f"{source['source'].partition('@')[0]}@{source['revision']}"
-        for source in sources
-        if source.get("revision")
+        checkpoint.source: f"{checkpoint.source.partition('@')[0]}@{checkpoint.revision}"
+        for checkpoint in checkpoints
+        if checkpoint.revision
     }
-    calibration = record.get("calibration") or {}
-    if calibration.get("revision") and hub_dataset_of(calibration["source"]):
-        pinned[calibration["source"]] = parse_dataset(calibration["source"]).at(calibration["revision"])
+    images = record.calibration
+    if images and images.revision and hub_dataset_of(images.source):
+        pinned[images.source] = parse_dataset(images.source).at(images.revision)
     try:
         words = iter(shlex.split(command))
     except ValueError:  # quoting that a shell would refuse: show it as it is
-        return str(command)
+        return command
     kept = []
     for word in words:
         flag, equals, value = word.partition("=")

@@ -13,31 +13,33 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from clipmerge.errors import ClipmergeError, UsageError, shorten
 from clipmerge.images.hub_dataset import PREFIX, parse_dataset
+from clipmerge.output.record import DataSource, MergeRecord
 
 _TASK = "zero-shot-image-classification"
 #: Keys of a record that hold results: shares in 0..1, image counts, and where the images came from, by name.
 KEYS = ("accuracy", "images", "sources")
 
 
-def add_results(record: dict[str, Any], files: Iterable[Path]) -> dict[str, Any]:
+def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
     """Put measured accuracies into a merge's record.
 
     Args:
-        record: What ``clipmerge.json`` holds.
+        record: The merge's record.
         files: JSON of ``clipmerge evaluate --format json`` or ``sweep.json``; the later wins where names repeat.
 
     Returns:
-        A record with ``accuracy`` {name: 0..1}, ``images`` {name: count} and ``sources`` {name: {source, revision}}.
+        A record with ``accuracy``, ``images`` and ``sources`` by name.
 
     Raises:
         UsageError: If a file is none of the two, or measured something else than this merge.
     """
-    merged = {key: dict(record.get(key) or {}) for key in KEYS}
+    merged: dict[str, dict[str, Any]] = {key: dict(getattr(record, key) or {}) for key in KEYS}
     for file in files:
-        if None in (record.get("files") or {}).values():
+        if None in record.files.values():
             raise UsageError(
                 f"--evaluation {file}: nothing says that it measured these weights, merged with --no-hash; "
                 "merge again without"
@@ -45,28 +47,31 @@ def add_results(record: dict[str, Any], files: Iterable[Path]) -> dict[str, Any]
         found = _read(file)
         try:
             results = _of_sweep(file, found, record) if "recipes" in found else _of_evaluation(file, found, record)
-        except (KeyError, TypeError, AttributeError) as error:
+            for key in KEYS:
+                merged[key] |= results[key]
+            told = {key: value for key, value in merged.items() if value}
+            record = MergeRecord.model_validate(record.as_json() | told)
+        except (KeyError, TypeError, AttributeError, ValidationError) as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
             raise UsageError(
-                f"--evaluation {file}: not what `clipmerge evaluate --format json` or `sweep` wrote ({error!r})"
+                f"--evaluation {file}: not what `clipmerge evaluate --format json` or `sweep` wrote ({reason})"
             ) from None
-        for key in KEYS:
-            merged[key] |= results[key]
-    return record | {key: value for key, value in merged.items() if value}
+    return record
 
 
 def _read(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"--evaluation {file}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise UsageError(f"--evaluation {file}: is not a JSON object")
     return value
 
 
-def _of_evaluation(file: Path, found: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+def _of_evaluation(file: Path, found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
     measured = found["checkpoint"]["files"]
-    other = [name for name, sha in measured.items() if (record.get("files") or {}).get(name) != sha]
+    other = [name for name, sha in measured.items() if record.files.get(name) != sha]
     if other or not measured:
         raise UsageError(
             f"--evaluation {file}: measured {found['checkpoint']['source']}, whose weights are not these "
@@ -75,11 +80,13 @@ def _of_evaluation(file: Path, found: dict[str, Any], record: dict[str, Any]) ->
     return {key: found[key] for key in KEYS}
 
 
-def _of_sweep(file: Path, found: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    same = [found["zeroshot"]["files"], found["finetuned"]["files"], found["seed"]]
-    tuned = record["finetuned"]
-    ours = [record["zeroshot"]["files"], tuned["files"] if isinstance(tuned, dict) else None, record.get("seed")]
-    rows = [row for row in found["recipes"] if same == ours and _point(row) == _point(record)]
+def _of_sweep(file: Path, found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
+    tuned = found["finetuned"]
+    several = tuned if isinstance(tuned, list) else [tuned]
+    same = [found["zeroshot"]["files"], [each["files"] for each in several], found["seed"]]
+    ours = [record.zeroshot.files, [each.files for each in record.finetuned], record.seed]
+    point = _point(record.model_dump(mode="json"))
+    rows = [row for row in found["recipes"] if same == ours and _point(row) == point]
     if not rows:
         names = shorten(row["name"] for row in found["recipes"])
         raise UsageError(
@@ -97,7 +104,7 @@ def _point(row: dict[str, Any]) -> Any:
     return [row["recipe"], calibration]
 
 
-def model_index(record: dict[str, Any]) -> list[Any]:
+def model_index(record: MergeRecord) -> list[Any]:
     """Turn measured accuracies (shares in 0..1) into a card's model-index entries.
 
     Returns:
@@ -106,16 +113,16 @@ def model_index(record: dict[str, Any]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     entries = []
-    for name, value in sorted((record.get("accuracy") or {}).items()):
-        source = (record.get("sources") or {}).get(name) or {}
-        dataset = hub_dataset_of(source.get("source"))
+    for name, value in sorted((record.accuracy or {}).items()):
+        source = (record.sources or {}).get(name) or DataSource()
+        dataset = hub_dataset_of(source.source)
         entries.append(
             EvalResult(
                 task_type=_TASK,
                 dataset_type=dataset or _slug(name),
                 dataset_name=name,
-                dataset_split=_split_of(source.get("source")),
-                dataset_revision=source.get("revision"),
+                dataset_split=_split_of(source.source),
+                dataset_revision=source.revision,
                 metric_type="accuracy",
                 metric_value=value,
             )
@@ -123,7 +130,7 @@ def model_index(record: dict[str, Any]) -> list[Any]:
     return entries
 
 
-def eval_result_files(record: dict[str, Any]) -> dict[str, str]:
+def eval_result_files(record: MergeRecord) -> dict[str, str]:
     """Write the Hub's ``.eval_results/*.yaml``, one for each result on a dataset of the Hub.
 
     Returns:
@@ -132,18 +139,18 @@ def eval_result_files(record: dict[str, Any]) -> dict[str, str]:
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files: dict[str, str] = {}
-    for name, value in sorted((record.get("accuracy") or {}).items()):
-        source = (record.get("sources") or {}).get(name) or {}
-        dataset = hub_dataset_of(source.get("source"))
+    for name, value in sorted((record.accuracy or {}).items()):
+        source = (record.sources or {}).get(name) or DataSource()
+        dataset = hub_dataset_of(source.source)
         if dataset is None:
             continue
-        split, images = _split_of(source["source"]), (record.get("images") or {}).get(name)
+        split, images = _split_of(source.source), (record.images or {}).get(name)
         told = ["zero-shot accuracy", f"split {split}" if split else "", f"{images} images" if images else ""]
         entry = EvalResultEntry(
             dataset_id=dataset,
             task_id="default",
             value=value,
-            dataset_revision=source.get("revision"),
+            dataset_revision=source.revision,
             notes=", ".join(part for part in told if part),
         )
         path = f".eval_results/{_slug(name)}.yaml"

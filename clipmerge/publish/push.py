@@ -8,20 +8,20 @@ as published.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clipmerge.errors import HubError, OutputError, UsageError, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.side_files import SIDE_FILES, inside, side_file_bytes
-from clipmerge.files.staging import PLAN_FOLDER
+from clipmerge.files.staging import PLAN_FOLDER, RECORD
 from clipmerge.hub.download import connect, patiently, timeout_seconds
 from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
 from clipmerge.hub.ids import HubId, parse_hub_id
-from clipmerge.publish.card import PICTURE, RECORD, published_texts, sources_of
+from clipmerge.output.record import MergeRecord, read_output
+from clipmerge.publish.card import PICTURE, published_texts
 from clipmerge.publish.evaluations import KEYS, add_results
 from clipmerge.publish.repository import (
     CARD,
@@ -122,33 +122,12 @@ def push(
     return replace(_commit(api, asked, target, changes), left_behind=left)
 
 
-def _with_held_results(record: dict[str, Any], held: dict[str, Any]) -> dict[str, Any]:
+def _with_held_results(record: MergeRecord, held: MergeRecord | None) -> MergeRecord:
     """Keep the accuracies that an earlier push published of the same weights."""
-    same = bool(record.get("files")) and record.get("files") == held.get("files")
-    return record | {key: held[key] for key in KEYS if key in held} if same else record
-
-
-def read_output(folder: Path) -> dict[str, Any]:
-    """Read the record of a merge output and check that its weights are there.
-
-    Raises:
-        OutputError: If the folder is missing, is not one that clipmerge wrote, or lacks a file it names.
-    """
-    path = folder / RECORD
-    if not path.is_file():
-        what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
-        raise OutputError(f"{folder}: {what}. Push a folder that `clipmerge merge --output` wrote.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        sources_of(record)
-        names = list(record.get("files") or [])
-        record["layers"], record["recipe"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(f"{path}: not a clipmerge record ({error!r}). Merge again.") from error
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing or not list(folder.glob("*.safetensors")):
-        raise OutputError(f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again.")
-    return dict(record)
+    if held is None or not record.files or record.files != held.files:
+        return record
+    told = {key: getattr(held, key) for key in KEYS}
+    return record.model_copy(update={key: value for key, value in told.items() if value is not None})
 
 
 def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
@@ -205,14 +184,14 @@ def _check_token(api: HfApi, asked: Push) -> None:
         )
 
 
-def _common_licence(api: HfApi, asked: Push, record: dict[str, Any]) -> str | None:
+def _common_licence(api: HfApi, asked: Push, record: MergeRecord) -> str | None:
     """Return the licence that all sources on the Hub state; local ones state none and do not count."""
     stated: dict[str, str | None] = {}
-    for source in sources_of(record):
-        hub_id = parse_hub_id(source["source"]) if source.get("revision") else None
-        if hub_id is None:
+    for _, source in record.checkpoints:
+        hub_id = parse_hub_id(source.source) if source.revision else None
+        if hub_id is None or source.revision is None:
             continue
-        stated[hub_id.repo_id] = _licence_of(api, asked, hub_id.at(source["revision"]))
+        stated[hub_id.repo_id] = _licence_of(api, asked, hub_id.at(source.revision))
     if len(set(stated.values())) > 1 or "other" in stated.values():
         told = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
         raise UsageError(f"the sources' licences differ or are 'other' ({told}). {NOTHING} Pass --license NAME.")
@@ -228,12 +207,12 @@ def _licence_of(api: HfApi, asked: Push, hub_id: HubId) -> str | None:
     return str(licence) if licence else None
 
 
-def _additions(asked: Push, record: dict[str, Any], texts: dict[str, str]) -> list[CommitOperationAdd]:
+def _additions(asked: Push, record: MergeRecord, texts: dict[str, str]) -> list[CommitOperationAdd]:
     """List every file to publish, the large ones checked against the hashes in the record."""
     from huggingface_hub import CommitOperationAdd
 
     content: dict[str, str | bytes] = {name: text.encode() for name, text in texts.items()}
-    hashes = {name: sha for name, sha in (record.get("files") or {}).items() if sha and name not in texts}
+    hashes = {name: sha for name, sha in record.files.items() if sha and name not in texts}
     for name, path in _published_files(asked.folder, record).items():
         if name in SIDE_FILES and name not in content:
             data = side_file_bytes(path, name)
@@ -252,12 +231,12 @@ def _additions(asked: Push, record: dict[str, Any], texts: dict[str, str]) -> li
     return additions
 
 
-def _published_files(folder: Path, record: dict[str, Any]) -> dict[str, Path]:
+def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
     """Find the files that belong to an output: those that the record names, that loaders read, or clipmerge writes.
 
     Only regular files that lie in the folder itself: nothing else that is there is anybody's wish to publish.
     """
-    wanted = SIDE_FILES | _WRITTEN | set(record.get("files") or ())
+    wanted = SIDE_FILES | _WRITTEN | set(record.files)
     found = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}
     links = [name for name, path in found.items() if path is None]
     if links:

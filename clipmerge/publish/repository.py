@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from clipmerge.errors import HubError, UsageError, shorten
+from clipmerge.errors import HubError, OutputError, UsageError, shorten
+from clipmerge.files.staging import RECORD
 from clipmerge.hub.download import download, patiently, timeout_seconds
 from clipmerge.hub.errors import explained, http_status
 from clipmerge.hub.ids import HubId
-from clipmerge.publish.card import RECORD, blob_id, body_of
+from clipmerge.output.record import MergeRecord, parse_record
+from clipmerge.publish.card import blob_id, body_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -66,14 +67,14 @@ class Target:
     Attributes:
         head: Commit that was read.
         files: File name to (git blob id, sha256 if large).
-        record: The ``clipmerge.json`` that it holds; empty without one.
+        record: The ``clipmerge.json`` that it holds; ``None`` without one that can be read.
         created: Whether this push made it.
         needs_branch: Whether the branch asked for is not there yet; ``head`` is then the default branch's.
     """
 
     head: str
     files: dict[str, tuple[str, str | None]] = field(repr=False)
-    record: dict[str, Any] = field(default_factory=dict, repr=False)
+    record: MergeRecord | None = field(default=None, repr=False)
     created: bool = False
     needs_branch: bool = False
 
@@ -129,15 +130,14 @@ def _check_content(asked: Push, target: Target) -> None:
         )
 
 
-def _held_record(asked: Push, target: Target) -> dict[str, Any]:
+def _held_record(asked: Push, target: Target) -> MergeRecord | None:
     """Read the record that an earlier push left there."""
     if RECORD not in target.files:
-        return {}
+        return None
     try:
-        record = json.loads(_download(asked, target, RECORD))
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
+        return parse_record(_download(asked, target, RECORD), f"{asked.repo_id}/{RECORD}")
+    except OutputError:
+        return None
 
 
 def _download(asked: Push, target: Target, name: str) -> str:
@@ -163,7 +163,7 @@ def check_card(asked: Push, target: Target, ours: bytes = b"") -> None:
     held = target.files.get(CARD, ("",))[0]
     if not held or asked.yes or asked.create_pr or target.needs_branch:
         return
-    if held in (blob_id(ours), target.record.get("card")):
+    if held in (blob_id(ours), target.record and target.record.card):
         return
     if not target.record and not body_of(_download(asked, target, CARD)):
         return

@@ -1,50 +1,134 @@
-"""The loss on the path from zero-shot to fine-tuned, as a PNG for the model card."""
+"""The loss chart of the page: the losses on the path, and the coordinates of all that is drawn."""
 
 from __future__ import annotations
 
-import io
-from typing import Any
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from clipmerge.planning.measurements import LossPath
+from clipmerge.report.numbers import ticks
 
-from clipmerge.report.columns import barrier_of, path_points
+WIDTH, HEIGHT = 600, 340
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 586, 28, 282
+_Axis = Callable[[float], float]
+_INSET = 28  # keeps the endpoint labels, above or below their points, inside the frame
 
-_CURVE, _INK, _MUTED = "#1f6fb2", "#1b1f24", "#59626d"
-_INCHES, _DOTS = (7.2, 3.8), 120
+
+@dataclass(frozen=True)
+class Point:
+    """One loss on the path: coordinates in the chart, and what to write beside it."""
+
+    x: float
+    y: float
+    alpha: float
+    loss: float
+    label_y: float
 
 
-def path_png(record: dict[str, Any]) -> bytes | None:
-    """Draw the loss over the coefficient of all layers, with the straight line that a barrier is measured from.
+@dataclass(frozen=True)
+class PathChart:
+    """Where everything in the loss chart goes, in units of its view box."""
+
+    points: tuple[Point, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    y_ticks: tuple[tuple[float, str], ...]
+    barrier: float | None
+    average: float | None
+    middle: tuple[float, float, float] | None  # alpha 0.5: x, y on the curve, y on the straight line
+    middle_label_y: float
+
+    @property
+    def line(self) -> str:
+        """The curve, as an SVG points list."""
+        return " ".join(f"{point.x},{point.y}" for point in self.points)
+
+
+def path_points(path: LossPath | None) -> list[tuple[float, float]]:
+    """Pairs (alpha, loss) of a path, sorted by alpha; none where no path was measured."""
+    return sorted(zip(path.alphas, path.losses, strict=True)) if path else []
+
+
+def loss_at(points: Sequence[tuple[float, float]], alpha: float) -> float | None:
+    """Loss measured at ``alpha`` itself; never interpolated."""
+    return next((loss for at, loss in points if abs(at - alpha) < 1e-6), None)
+
+
+def barrier_of(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Barrier L(1/2) - (L(0) + L(1)) / 2 and that average, in nats; ``None`` if one of the three is missing.
+
+    Example:
+        >>> barrier_of([(0.0, 3.0), (0.5, 1.0), (1.0, 2.0)])
+        (-1.5, 2.5)
+    """
+    start, middle, end = (loss_at(points, alpha) for alpha in (0.0, 0.5, 1.0))
+    if start is None or middle is None or end is None:
+        return None
+    average = (start + end) / 2
+    return middle - average, average
+
+
+def path_chart(path: LossPath | None) -> PathChart | None:
+    """Lay out the loss chart.
 
     Args:
-        record: A merge's record; ``path`` is needed.
+        path: The loss along the path, in nats; ``None`` where it was not measured.
 
     Returns:
-        A PNG, or ``None`` with fewer than two measured points; equal records give equal bytes with one version of
-        matplotlib.
+        Coordinates for the template, or ``None`` with fewer than two points.
     """
-    points = path_points(record.get("path"))
-    if len(points) < 2:
+    pairs = path_points(path)
+    if len(pairs) < 2 or pairs[0][0] == pairs[-1][0]:
         return None
-    figure = Figure(figsize=_INCHES, dpi=_DOTS, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    (first, loss_0), (last, loss_1) = points[0], points[-1]
-    axes.plot([first, last], [loss_0, loss_1], "--", color=_MUTED, linewidth=1.2, label="straight line")
-    axes.plot(*zip(*points, strict=True), "o-", color=_CURVE, linewidth=2.2, markersize=5, label="measured loss")
-    axes.set_xlabel("alpha of all layers (0 = zero-shot, 1 = fine-tuned)", color=_INK)
-    axes.set_ylabel("loss, nats", color=_INK)
-    found = barrier_of(points)
+    low, high = min(loss for _, loss in pairs), max(loss for _, loss in pairs)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    per_nat = (_BOTTOM - _TOP - 2 * _INSET) / (high - low)
+
+    def to_x(alpha: float) -> float:
+        return round(_LEFT + (alpha - pairs[0][0]) / (pairs[-1][0] - pairs[0][0]) * (_RIGHT - _LEFT), 1)
+
+    def to_y(loss: float) -> float:
+        return round(_BOTTOM - _INSET - (loss - low) * per_nat, 1)
+
+    found = barrier_of(pairs)
+    middle = None
     if found:
-        axes.set_title(f"barrier at alpha 0.5: {found[0]:+.3g} nats", color=_INK, fontsize=11, loc="left")
-    axes.grid(color="#eceff2")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_MUTED)
-    axes.tick_params(colors=_MUTED)
-    axes.margins(0.06, 0.14)
-    axes.legend(frameon=False, labelcolor=_INK)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+        barrier, average = found
+        middle = (to_x(0.5), to_y(average + barrier), to_y(average))
+    return PathChart(
+        points=_points(pairs, to_x, to_y),
+        x_ticks=tuple((to_x(tick), f"{tick:g}") for tick in ticks(pairs[0][0], pairs[-1][0], 4)),
+        y_ticks=_y_ticks(low, high, to_y),
+        barrier=found[0] if found else None,
+        average=found[1] if found else None,
+        middle=middle,
+        middle_label_y=_middle_label_y(middle),
+    )
+
+
+def _points(pairs: list[tuple[float, float]], to_x: _Axis, to_y: _Axis) -> tuple[Point, ...]:
+    """An endpoint's label goes above it where the curve falls away below, and below it otherwise."""
+    neighbour = [pairs[1], *pairs[:-1]]
+    return tuple(
+        Point(to_x(alpha), to_y(loss), alpha, loss, to_y(loss) + (-12 if loss > beside[1] else 22))
+        for (alpha, loss), beside in zip(pairs, neighbour, strict=True)
+    )
+
+
+def _y_ticks(low: float, high: float, to_y: _Axis) -> tuple[tuple[float, str], ...]:
+    margin = _INSET * (high - low) / (_BOTTOM - _TOP - 2 * _INSET)
+    values = [tick for tick in ticks(low - margin, high + margin) if tick >= min(0.0, low)]
+    step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
+    decimals = len(f"{step:.6f}".rstrip("0").partition(".")[2])
+    return tuple((to_y(tick), f"{tick:.{decimals}f}") for tick in values)
+
+
+def _middle_label_y(middle: tuple[float, float, float] | None) -> float:
+    """Beside the gap at alpha 0.5 where it is tall enough for text, above it otherwise."""
+    if middle is None:
+        return 0.0
+    _, curve, straight = middle
+    if abs(curve - straight) > 40:
+        return round((curve + straight) / 2 + 5, 1)
+    return round(min(curve, straight) - 14, 1)

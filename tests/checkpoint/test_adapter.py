@@ -144,7 +144,7 @@ def test_the_output_is_a_full_checkpoint(pair: tuple[Path, Path], tmp_path: Path
         side = {f.name for f in base.iterdir() if f.suffix != ".safetensors"}
         assert side <= {f.name for f in output.iterdir()}
         assert len(list(output.glob("*.safetensors"))) == (3 if sharded else 1)
-        assert outcome.json["finetuned"]["files"].keys() == {"adapter_config.json", "adapter_model.safetensors"}
+        assert outcome.json["finetuned"][0]["files"].keys() == {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def test_an_adapter_of_a_tower_alone_merges_into_the_full_model(pair: tuple[Path, Path], tmp_path: Path) -> None:

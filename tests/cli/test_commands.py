@@ -75,8 +75,9 @@ def test_the_record_has_what_the_design_names(sparse: tuple[Path, dict[str, Any]
     _, record = sparse
     assert record.keys() >= KEYS
     assert record["output"] == "merged"
-    for side, folder in zip(("zeroshot", "finetuned"), straggling, strict=True):
-        assert record[side] == {
+    assert record["format"] == "clipmerge-record/2"
+    for source, folder in zip((record["zeroshot"], *record["finetuned"]), straggling, strict=True):
+        assert source == {
             "source": str(folder),
             "revision": None,
             "files": {"model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()},

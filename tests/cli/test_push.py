@@ -65,7 +65,7 @@ def test_merge_push_and_merge_again_from_the_pushed_id(
             tmp_path,
         )
         assert second.returncode == 0, second.stderr
-        assert json.loads(second.stdout)["finetuned"]["revision"] == sha
+        assert json.loads(second.stdout)["finetuned"][0]["revision"] == sha
         card = hub.content("acme/robust", "README.md").decode()
         snippet = re.search(r"```python\n(.*?)```", card, re.S)
         assert snippet is not None

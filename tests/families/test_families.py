@@ -50,7 +50,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 def merged(folders: Folders, output: Path, alpha: float, *settings: str) -> dict[str, Any]:
     recipe = load_recipe("wise-ft", [f"method.alpha={alpha}", *settings])
     run = prepare(MergeRequest(str(folders[0]), (str(folders[1]),), recipe))
-    return write_merge(run, output)
+    return write_merge(run, output).as_json()
 
 
 def loaded(name: str, folder: Path) -> Any:

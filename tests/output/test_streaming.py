@@ -26,7 +26,7 @@ def merge(pair: Inputs, output: Path) -> bytes:
     request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("wise-ft", ["method.alpha=0.3"]))
     record = write_merge(prepare(request), output)
     merged = (output / "model.safetensors").read_bytes()
-    assert record["files"]["model.safetensors"] == hashlib.sha256(merged).hexdigest()
+    assert record.files["model.safetensors"] == hashlib.sha256(merged).hexdigest()
     return merged
 
 

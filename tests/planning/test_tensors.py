@@ -111,8 +111,8 @@ def test_plan_then_apply_is_merge_and_the_output_holds_its_plan(decided: Any, tm
     assert {path.name for path in tmp_path.iterdir()} == {"merged", "plan.json", "plan.tensors.safetensors"}
     for plan in (tmp_path / "plan.json", tmp_path / "merged" / "plan" / "plan.json"):
         applied = write_merge(open_plan(plan), tmp_path / "applied", overwrite=True)
-        assert applied["files"] == merged["files"]
-        assert applied["layers"] == merged["layers"]
+        assert applied.files == merged.files
+        assert applied.layers == merged.layers
     held = [sorted(path.name for path in (tmp_path / name / "plan").iterdir()) for name in ("merged", "applied")]
     assert held == [["plan.json", "plan.tensors.safetensors"]] * 2
 
@@ -131,12 +131,13 @@ def test_the_plan_tells_mean_and_range(decided: Any) -> None:
 
 def test_report_table_and_card_show_mean_and_range(decided: Any, tmp_path: Path) -> None:
     record = write_merge(decided(), tmp_path / "out")
-    entry = record["layers"]["vision.1.mlp"]
-    low, high = entry["alpha_range"]
-    assert 0 <= low < entry["alpha"] < high <= 1
+    entry = record.layers["vision.1.mlp"]
+    assert entry.alpha_range is not None
+    low, high = entry.alpha_range
+    assert 0 <= low < entry.alpha < high <= 1
     told = f"{low:.2f} to {high:.2f}"
     assert told in html_page(record)
-    assert f"{entry['alpha']:.4g} ({low:.4g} to {high:.4g})" in model_card(record, repo_id=None)
+    assert f"{entry.alpha:.4g} ({low:.4g} to {high:.4g})" in model_card(record, repo_id=None)
     assert "0.00 to 1.00" in printed(record)
 
 

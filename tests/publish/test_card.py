@@ -8,13 +8,24 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
-from clipmerge.publish.card import model_card, public_record
-from clipmerge.report.path_chart import path_png
+from clipmerge.output.record import MergeRecord
+from clipmerge.planning.measurements import LossPath
+from clipmerge.publish import card
+from clipmerge.report.path_picture import path_png
 from tests.support.merged_output import RECORD, save_output
+
+
+def model_card(record: dict[str, Any], **about: Any) -> str:
+    return card.model_card(MergeRecord.model_validate(record), **about)
+
+
+def public_record(record: dict[str, Any]) -> dict[str, Any]:
+    return card.public_record(MergeRecord.model_validate(record)).as_json()
 
 
 @pytest.fixture
@@ -34,10 +45,10 @@ def test_the_card_files_the_model_where_it_belongs() -> None:
 
 
 def test_both_base_models_and_none() -> None:
-    tuned = {"source": "hf://acme/tuned@v1", "revision": "d" * 40}
+    tuned = {"source": "hf://acme/tuned@v1", "revision": "d" * 40, "files": {}}
     both = ModelCard(model_card(RECORD | {"finetuned": [tuned]}, repo_id=None)).data
     assert both.base_model == ["acme/base", "acme/tuned"]
-    local = {"source": "base", "revision": None}
+    local = {"source": "base", "revision": None, "files": {}}
     none = ModelCard(model_card(RECORD | {"zeroshot": local}, repo_id=None)).data
     assert (none.base_model, none.license) == (None, None)
 
@@ -66,17 +77,18 @@ def test_data_of_the_hub_is_pinned_and_local_data_is_asked_for() -> None:
 def test_the_picture_is_shown_where_it_lies_beside_the_card() -> None:
     assert "(path.png)" in model_card(RECORD, repo_id=None, picture=True)
     assert "path.png" not in model_card(RECORD, repo_id=None)
-    assert path_png(RECORD) == path_png(copy.deepcopy(RECORD))
-    assert path_png({"path": {"alphas": [0, 1], "losses": [1.0, None]}}) is None
-    assert path_png({"path": None}) is None
+    path = LossPath(alphas=(0, 0.5, 1), losses=(1.0, 1.5, 0.5))
+    assert path_png(path) == path_png(path.model_copy())
+    assert path_png(LossPath(alphas=(0,), losses=(1.0,))) is None
+    assert path_png(None) is None
 
 
 def test_no_folder_of_the_authors_machine_leaves_it() -> None:
     assert "/home" not in model_card(RECORD, repo_id=None)
     assert "/home" not in json.dumps(public_record(RECORD))
-    relative = RECORD | {"finetuned": {"source": "../secret/cars", "revision": None}, "command": "x ../secret/cars"}
+    relative = RECORD | {"finetuned": [{"source": "../secret/cars", "files": {}}], "command": "x ../secret/cars"}
     assert "secret" not in json.dumps(public_record(relative))
-    assert RECORD["finetuned"]["source"] == "/home/me/models/cars"
+    assert RECORD["finetuned"][0]["source"] == "/home/me/models/cars"
 
 
 def test_the_same_record_gives_the_same_card() -> None:
@@ -86,9 +98,9 @@ def test_the_same_record_gives_the_same_card() -> None:
 
 def test_a_record_with_the_needed_keys_alone() -> None:
     needed = {key: RECORD[key] for key in ("layers", "recipe", "zeroshot", "finetuned")}
-    card = ModelCard(model_card(needed, repo_id=None))
-    assert card.data.eval_results is None
-    assert "clipmerge merge acme/base@" in card.text
+    shown = ModelCard(model_card(needed, repo_id=None))
+    assert shown.data.eval_results is None
+    assert "clipmerge merge acme/base@" in shown.text
 
 
 @pytest.mark.slow
@@ -104,9 +116,9 @@ def test_the_cards_snippet_runs(merged: Path) -> None:
 
 def test_an_open_clip_output_gets_open_clips_snippet() -> None:
     record = RECORD | {"files": {"open_clip_model.safetensors": "ab" * 32}}
-    card = ModelCard(model_card(record, repo_id="acme/robust"))
-    assert card.data.library_name == "open_clip"
-    snippet = re.search(r"```python\n(.*?)```", card.text, re.S)
+    shown = ModelCard(model_card(record, repo_id="acme/robust"))
+    assert shown.data.library_name == "open_clip"
+    snippet = re.search(r"```python\n(.*?)```", shown.text, re.S)
     assert snippet is not None
     compile(snippet[1], "snippet", "exec")
     assert 'create_model_from_pretrained("hf-hub:acme/robust")' in snippet[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +13,23 @@ import yaml
 from huggingface_hub import ModelCard
 
 from clipmerge.errors import UsageError
-from clipmerge.publish.evaluations import add_results, eval_result_files
+from clipmerge.output.record import PUBLISHED, MergeRecord
+from clipmerge.publish import evaluations
+from clipmerge.publish.evaluations import eval_result_files
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, serving, upload
 from tests.support.image_files import save_hub_parquet
+from tests.support.merged_output import RECORD
 
 Inputs = tuple[Path, Path]
 WEIGHTS = {"model.safetensors": "ab" * 32}
+
+
+CALIBRATION = RECORD["calibration"] | {"images": 9}
+
+
+def add_results(record: dict[str, Any], files: list[Path]) -> dict[str, Any]:
+    return evaluations.add_results(MergeRecord.model_validate(record), files).as_json()
 
 
 @pytest.fixture
@@ -72,14 +83,15 @@ def test_a_sweeps_point_is_found_by_its_recipe(pair: Inputs, images: Path, tmp_p
     flags = ("--id", f"val={images}", "--ood", f"far={far}", "--alphas", "0,1", "-r", "wise-ft", "-r", "lines")
     swept = done("sweep", *pair, *flags, "--seed", "3", "-o", tmp_path / "sweep")
     record = done("merge", *pair, "-r", "lines", "--seed", "3", "-o", tmp_path / "out")
+    assert set(record) == set(MergeRecord.model_fields) - set(PUBLISHED)
     told = add_results(record, [tmp_path / "sweep" / "sweep.json"])
     assert told["accuracy"] == swept["recipes"][1]["accuracy"]
     assert told["images"] == {"val": 30, "far": 12}
     others = [
         record | {"seed": 4},
         record | {"recipe": record["recipe"] | {"method": {"name": "lines", "alpha": 0.1}}},
-        record | {"calibration": {"images": 9}},
-        record | {"finetuned": record["finetuned"] | {"files": WEIGHTS}},
+        record | {"calibration": CALIBRATION},
+        record | {"finetuned": [record["finetuned"][0] | {"files": WEIGHTS}]},
     ]
     for other in others:
         with pytest.raises(UsageError, match=r"holds no point of this merge \(recipes: wise-ft, lines\)"):
@@ -105,7 +117,7 @@ def test_evaluations_that_are_not_of_this_model(tmp_path: Path, how: str) -> Non
     file = tmp_path / "e.json"
     if text:
         file.write_text(text)
-    record = {"files": WEIGHTS, "zeroshot": {}, "finetuned": {}, "recipe": {}}
+    record = copy.deepcopy(RECORD) | {"files": WEIGHTS}
     with pytest.raises(UsageError, match=f"--evaluation .*e.json: {message}"):
         add_results(record, [file])
 
@@ -122,7 +134,7 @@ def test_a_push_with_a_strangers_evaluation_sends_nothing(
 
 def test_two_names_that_read_alike_keep_their_files() -> None:
     source = {"source": "hf://datasets/acme/cars:test", "revision": None}
-    record = {"accuracy": {"a b": 0.5, "a-b": 0.75, "c": 1.0}, "sources": {"a b": source, "a-b": source}}
-    files = eval_result_files(record)
+    record = RECORD | {"accuracy": {"a b": 0.5, "a-b": 0.75, "c": 1.0}, "sources": {"a b": source, "a-b": source}}
+    files = eval_result_files(MergeRecord.model_validate(record))
     assert {yaml.safe_load(text)[0]["value"] for text in files.values()} == {0.5, 0.75}
     assert len(files) == 2

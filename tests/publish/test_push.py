@@ -42,7 +42,7 @@ def from_hub(merged: Path, *shas: tuple[str, str]) -> None:
     path = merged / "clipmerge.json"
     record = json.loads(path.read_text())
     base, *rest = [{"source": source, "revision": sha, "files": {}} for source, sha in shas]
-    path.write_text(json.dumps(record | {"zeroshot": base, "finetuned": rest}))
+    path.write_text(json.dumps(record | {"zeroshot": base, "finetuned": rest or record["finetuned"]}))
 
 
 def commits(hub: FakeHub) -> int:

@@ -13,10 +13,23 @@ import pytest
 import yaml
 from rich.console import Console
 
-from clipmerge.report import columns as charts
-from clipmerge.report.page import html_page, summary_table
+from clipmerge.output.record import MergeRecord
+from clipmerge.planning.measurements import LossPath
+from clipmerge.report import page as pages
+from clipmerge.report import terminal
+from clipmerge.report.numbers import Scale
+from clipmerge.report.path_chart import path_chart
 
 VOID = {"meta"}
+SHARE = {"signed": True, "additive": True, "unit": "nats"}
+STATISTICS = {
+    "barrier": {**SHARE, "title": "barrier share", "symbol": "B_l", "about": "the layer's part of the barrier."},
+    "loss_drop": {**SHARE, "title": "loss-drop share", "symbol": "G_l", "about": "the layer's part of the drop."},
+}
+
+
+def html_page(record: dict[str, Any]) -> str:
+    return pages.html_page(MergeRecord.model_validate(record))
 
 
 def layer_names(vision: int, text: int) -> list[str]:
@@ -53,6 +66,7 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
         }
     alphas = [0.0, 0.0563, 0.25, 0.4437, 0.5, 0.5563, 0.75, 0.9437, 1.0]
     return {
+        "format": "clipmerge-record/2",
         "clipmerge": "0.1.0",
         "output": "merged",
         "files": {"model.safetensors": "ab" * 32, "config.json": "cd" * 32},
@@ -68,23 +82,24 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
             "revision": "32bd64288804d66eefd0ccbe215aa642df71cc41",
             "files": {"model.safetensors": "01" * 32},
         },
-        "finetuned": {
-            "source": "runs/vit-l-imagenet",
-            "revision": None,
-            "files": {"model.safetensors": "23" * 32},
-        },
+        "finetuned": [
+            {"source": "runs/vit-l-imagenet", "revision": None, "files": {"model.safetensors": "23" * 32}},
+        ],
         "layers": layers,
         "stragglers": list(stragglers),
         "straggler_scores": scores,
         "verdict": f"{len(stragglers)} straggler layers found: {', '.join(stragglers)}. "
         "They move less far and keep the salient half of their change.",
         "measurements": measured,
+        "statistics": STATISTICS,
+        "straggler_statistic": "barrier",
         "path": {"alphas": alphas, "losses": [3.41, 2.9, 1.31, 0.61, 0.46, 0.37, 0.25, 0.223, 0.2202]},
         "checks": {
             "barrier": {"sum_of_layers": -1.38171, "measured": -1.38143},
             "loss_drop": {"sum_of_layers": -3.18966, "measured": -3.18992},
         },
-        "calibration": {"source": "val/", "images": 1024, "classes": 10, "batch_size": 128, "seed": 0},
+        "calibration": {"source": "val/", "images": 1024, "classes": 10, "batch_size": 128, "seed": 0}
+        | {"templates": ["a photo of a {}."]},
         "warnings": ["1,024 images were asked for, 1,000 are there: all were used."],
         "seconds": {"read": 0.1, "measure": 12.0, "apply": 3.0},
     }
@@ -96,6 +111,7 @@ def data_free() -> dict[str, Any]:
     for layer in record["layers"].values():
         layer["reason"] = "the recipe's alpha"
     record["recipe"] = {"name": "wise-ft", "measure": None, "method": {"name": "wise-ft", "alpha": 0.5}}
+    record |= {"statistics": {}, "straggler_statistic": None}
     record |= {"measurements": {}, "path": None, "checks": {}, "calibration": None, "straggler_scores": {}}
     return record | {"warnings": [], "verdict": "Every layer moves half way from zero-shot to fine-tuned."}
 
@@ -149,7 +165,9 @@ def record(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 def printed(record: dict[str, Any], width: int = 80) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=width, force_terminal=False).print(summary_table(record))
+    Console(file=stream, width=width, force_terminal=False).print(
+        terminal.summary_table(MergeRecord.model_validate(record))
+    )
     return stream.getvalue()
 
 
@@ -211,7 +229,7 @@ def test_page_escapes_what_the_user_named(path):
     places: dict[str, tuple[dict[str, Any], str, Any]] = {
         "verdict": (record, "verdict", evil),
         "warnings": (record, "warnings", [evil]),
-        "source": (record["finetuned"], "source", evil),
+        "source": (record["finetuned"][0], "source", evil),
         "revision": (record["zeroshot"], "revision", evil),
         "reason": (layer, "reason", evil),
         "name": (record["recipe"], "name", evil),
@@ -284,30 +302,35 @@ def test_page_needs_only_what_every_merge_has():
     assert f"all {len(bare['layers'])} layers" in printed(bare)
 
 
-def test_page_survives_missing_layers_and_numbers_that_are_none():
+def test_page_survives_layers_without_numbers():
     record = example(2, 2, ("vision.1.mlp",))
     del record["measurements"]["vision.0.attn"]
-    record["measurements"]["text.0.mlp"] = {"barrier": math.nan, "loss_drop": None}
-    record["path"]["losses"][1] = math.nan
-    record["straggler_scores"] = {"vision.1.mlp": {"z": math.inf}}
+    record["measurements"]["text.0.mlp"] = {"barrier": 0.1}
+    record["straggler_scores"] = {"vision.1.mlp": {"z": 9.0}}
     assert Page(html_page(record)).open == []
-    assert "nan%" not in html_page(record)
     printed(record)
 
 
 def test_page_names_several_finetuned_models():
     record = example(1, 1, ())
-    record["finetuned"] = [
-        record["finetuned"],
-        {"source": "runs/second", "files": {"a.safetensors": "ef" * 32}},
-    ]
-    for layer in record["layers"].values():
-        layer["alpha"] = [0.3, 0.2]
+    record["finetuned"].append({"source": "runs/second", "files": {"a.safetensors": "ef" * 32}})
+    record["weights"] = [0.5, 0.5]
     text = Page(html_page(record)).text
     assert "fine-tuned 2" in text
-    assert "0.30 / 0.20" in text
     assert "clipmerge merge openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41 " in text
     printed(record)
+
+
+def test_page_speaks_of_stragglers_only_where_somebody_looked():
+    record = example(2, 2, ())
+    record["recipe"]["method"] = {"name": "learned", "alpha": 1}
+    record |= {"straggler_statistic": None, "straggler_scores": {}}
+    text = Page(html_page(record)).text
+    assert "This recipe does not look for straggler layers" in text
+    for claim in ("No straggler", "straggler layers none", "Straggler layer", "stands out"):
+        assert claim not in text
+    record["straggler_statistic"] = "barrier"
+    assert "No straggler layers were found" in Page(html_page(record)).text
 
 
 def test_page_shows_a_recipe_that_loads_again():
@@ -366,7 +389,7 @@ def test_table_keeps_markup_and_control_characters_out_of_the_terminal():
 
 
 def test_loss_chart_keeps_order_and_scale():
-    chart = charts.path_chart({"alphas": [1.0, 0.0, 0.5], "losses": [1.0, 3.0, 1.0]})
+    chart = path_chart(LossPath(alphas=(1.0, 0.0, 0.5), losses=(1.0, 3.0, 1.0)))
     assert chart is not None
     left, middle, right = chart.points
     assert (left.alpha, middle.alpha, right.alpha) == (0.0, 0.5, 1.0)
@@ -377,15 +400,13 @@ def test_loss_chart_keeps_order_and_scale():
     assert chart.middle[2] == pytest.approx((left.y + right.y) / 2)
 
 
-@pytest.mark.parametrize(
-    "path", [None, {}, {"alphas": [0.5], "losses": [1.0]}, {"alphas": [0, 1], "losses": [math.nan, 1]}]
-)
+@pytest.mark.parametrize("path", [None, LossPath(alphas=(0.5,), losses=(1.0,)), LossPath(alphas=(), losses=())])
 def test_no_loss_chart_without_two_points(path):
-    assert charts.path_chart(path) is None
+    assert path_chart(path) is None
 
 
 @pytest.mark.parametrize(
     ("value", "expected"), [(-1.0, (0.0, 25.0)), (3.0, (25.0, 75.0)), (0.0, (25.0, 0.0)), (None, (25.0, 0.0))]
 )
 def test_bars_start_at_zero(value, expected):
-    assert charts.Scale.of([-1.0, 3.0]).bar(value) == expected
+    assert Scale.of([-1.0, 3.0]).bar(value) == expected

@@ -20,7 +20,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from clipmerge.cli.sweep import SweepTable
-from clipmerge.report.sweep_page import _draw, _families, columns_of, curve_png, heads_of, shortened, sweep_page
+from clipmerge.report.palette import MARKS
+from clipmerge.report.sweep_page import heads_of, shortened, sweep_columns, sweep_page
+from clipmerge.report.sweep_picture import _draw, _families, curve_png
 
 NAMES = ("sketch", "noise")
 
@@ -104,32 +106,26 @@ def test_the_picture_is_the_same_again() -> None:
 
 
 def test_each_recipe_has_a_mark_of_its_own_colour() -> None:
-    from clipmerge.report.sweep_page import _COLOURS
-
     whole = pixels_of(curve_png(RECORD))
     without = pixels_of(curve_png({**RECORD, "recipes": []}))
-    for colour in _COLOURS[:3]:
+    for colour in MARKS[:3]:
         assert near(whole, colour) > 100
         assert near(without, colour) == 0
     assert near(without, "#1f6fb2") > 500
 
 
 def test_recipes_that_came_out_alike_share_a_mark() -> None:
-    from clipmerge.report.sweep_page import _COLOURS
-
     twins = [recipe(name, 0.8, 0.6, 0.078) for name in ("one", "two", "three")]
     pixels = pixels_of(curve_png({**RECORD, "recipes": twins}))
-    assert near(pixels, _COLOURS[0]) > 100
-    assert near(pixels, _COLOURS[1]) == 0
+    assert near(pixels, MARKS[0]) > 100
+    assert near(pixels, MARKS[1]) == 0
 
 
 def test_the_marks_lie_where_the_numbers_say() -> None:
     """Two recipes: the one of higher ID accuracy lies to the right, the one of lower OOD accuracy below."""
-    from clipmerge.report.sweep_page import _COLOURS
-
     recipes = [recipe("robust", 0.5, 0.6, 0.0), recipe("sharp", 0.8, 0.45, 0.0)]
     pixels = pixels_of(curve_png({**RECORD, "recipes": recipes}))
-    robust, sharp = (blobs(pixels, colour) for colour in _COLOURS[:2])
+    robust, sharp = (blobs(pixels, colour) for colour in MARKS[:2])
     # the legend below has both marks too
     assert len(robust) == len(sharp) == 2
     (robust_x, robust_y), (sharp_x, sharp_y) = (min(spots, key=lambda spot: spot[1]) for spots in (robust, sharp))
@@ -379,7 +375,7 @@ def test_a_long_name_of_a_source_gives_way_too() -> None:
 
 
 def test_rows_and_columns_agree() -> None:
-    heads, columns = heads_of(RECORD), columns_of(RECORD)
+    heads, columns = heads_of(RECORD), sweep_columns(RECORD)
     assert [column.title for column in columns] == COLUMNS
     assert all(len(column.cells) == len(column.spread) == len(heads) == 7 for column in columns)
     assert [head for head, is_recipe in heads if is_recipe] == ["lines", "monosoup", "beyond"]
@@ -390,4 +386,4 @@ def test_several_id_sources_have_a_mean() -> None:
     record["id"] = ["val", "more"]
     for each in [*record["curve"], *record["recipes"]]:
         each["accuracy"]["more"] = 0.2
-    assert [column.title for column in columns_of(record)][:3] == ["val", "more", "mean ID"]
+    assert [column.title for column in sweep_columns(record)][:3] == ["val", "more", "mean ID"]

@@ -9,9 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from clipmerge.output.record import MergeRecord
 from clipmerge.publish.card import model_card
 
 RECORD: dict[str, Any] = {
+    "format": "clipmerge-record/2",
     "clipmerge": "0.1.0",
     "output": "/home/me/out/merged",
     "recipe": {
@@ -19,10 +21,10 @@ RECORD: dict[str, Any] = {
         "measure": {"name": "path-barrier", "nodes": 3},
         "method": {"name": "straggler-sparse", "alpha": 0.5},
         "overrides": [],
-        "missing": None,
+        "missing": "error",
     },
     "zeroshot": {"source": "acme/base", "revision": "c" * 40, "files": {"model.safetensors": "cd" * 32}},
-    "finetuned": {"source": "/home/me/models/cars", "revision": None, "files": {"model.safetensors": "ef" * 32}},
+    "finetuned": [{"source": "/home/me/models/cars", "revision": None, "files": {"model.safetensors": "ef" * 32}}],
     "layers": {
         "vision.0.attn": {"alpha": 0.5, "density": 1.0, "mask": None, "reason": "keeps its place"},
         "vision.1.mlp": {"alpha": 0.25, "density": 0.1, "mask": "magnitude", "reason": "straggler | top"},
@@ -33,8 +35,9 @@ RECORD: dict[str, Any] = {
     "calibration": {
         "source": "hf://datasets/acme/cars:train",
         "images": 1024,
-        "classes": ["a", "b"],
+        "classes": 2,
         "batch_size": 32,
+        "templates": ["a photo of a {}."],
         "seed": 0,
     },
     "command": "clipmerge merge acme/base /home/me/models/cars --recipe straggler-sparse "
@@ -52,6 +55,6 @@ def save_output(finetuned: Path, folder: Path) -> Path:
     record["zeroshot"] = {"source": "/home/me/models/base", "revision": None, "files": {}}
     record["files"] = {"model.safetensors": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}
     (folder / "clipmerge.json").write_text(json.dumps(record))
-    (folder / "README.md").write_text(model_card(record, repo_id=None))
+    (folder / "README.md").write_text(model_card(MergeRecord.model_validate(record), repo_id=None))
     (folder / "report.html").write_text("<p>/home/me/models/base</p>")
     return folder

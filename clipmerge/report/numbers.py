@@ -1,0 +1,109 @@
+"""How numbers are written and drawn: decimals per column, round ticks, and the geometry of bars."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Say whether ``value`` is a finite int or float (a bool is not)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def decimals_for(values: Iterable[Any]) -> int | None:
+    """Choose one number of decimals for a whole column, so that its largest entry has three digits.
+
+    Args:
+        values: The column; what is not a finite number is passed over.
+
+    Returns:
+        Decimals to print, or ``None`` where only scientific notation is readable.
+
+    Example:
+        >>> decimals_for([0.21, -0.0004]), decimals_for([31.0, 2.5]), decimals_for([3e9])
+        (3, 1, None)
+    """
+    top = max((abs(value) for value in values if is_number(value)), default=0.0)
+    if top == 0:
+        return 2
+    exponent = math.floor(math.log10(top))
+    return None if exponent > 4 or exponent < -4 else max(0, 2 - exponent)
+
+
+def format_number(value: Any, decimals: int | None, *, signed: bool = False) -> str:
+    """Print a number with a column's decimals; too small for them, it falls back to ``3e-05``.
+
+    Example:
+        >>> format_number(0.5, 2), format_number(-2e-5, 3), format_number(0.25, 1, signed=True)
+        ('0.50', '-2e-05', '+0.2')
+        >>> format_number(None, 2)
+        '–'
+    """
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, list | tuple):
+        return " / ".join(format_number(part, decimals, signed=signed) for part in value)
+    if not is_number(value):
+        return str(value)
+    sign = "+" if signed and value else ""
+    if decimals is None:
+        return f"{value:{sign}.2e}" if value else "0"
+    vanishes = abs(value) < 0.5 * 10.0**-decimals
+    if vanishes and value and decimals > 1:
+        return f"{value:{sign}.0e}"
+    return f"{0.0 if vanishes else value:{sign}.{decimals}f}"
+
+
+def setting_decimals(values: Iterable[Any]) -> int:
+    """Two decimals for coefficients and densities, three where two would hide a difference."""
+    return 2 if all(abs(value - round(value, 2)) < 1e-9 for value in values if is_number(value)) else 3
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Range of a column of bars; always holds zero, from which every bar starts."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[Any], *, at_least: float = 0.0) -> Scale:
+        """Fit the range to ``values``, reaching up to ``at_least`` in any case."""
+        numbers = [float(value) for value in values if is_number(value)]
+        return cls(min([0.0, *numbers]), max([at_least, *numbers]))
+
+    def bar(self, value: Any) -> tuple[float, float]:
+        """Place a bar: its start and its length in percent of the range; length 0 without a number."""
+        span = self.high - self.low
+        if not is_number(value) or span <= 0:
+            return round(self.zero, 2), 0.0
+        start = min(value, 0.0) - self.low
+        return round(100 * start / span, 2), round(100 * abs(value) / span, 2)
+
+    @property
+    def zero(self) -> float:
+        """Where zero lies, in percent of the range."""
+        span = self.high - self.low
+        return round(-100 * self.low / span, 2) if span > 0 else 0.0
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round values that cut ``[low, high]`` into about ``count`` steps: 1, 2, 2.5 or 5 times a power of ten.
+
+    Example:
+        >>> ticks(0.2, 3.4)
+        [1.0, 2.0, 3.0]
+        >>> ticks(0.0, 1.0)
+        [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    """
+    raw = (high - low) / count
+    if not raw > 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]

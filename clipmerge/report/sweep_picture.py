@@ -1,0 +1,253 @@
+"""The picture of a sweep, known from WiSE-FT: ID accuracy across, mean OOD accuracy up.
+
+The alpha curve goes through both ends, and every recipe is a mark of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.cells import cell_len
+
+from clipmerge.report.palette import CURVE, GRID, INK, MARKS, MUTED
+from clipmerge.report.sweep_page import ends_of, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
+
+_SHAPES = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
+_INCHES, _DOTS = (8.0, 5.6), 160
+# Cells of a terminal, half as wide as high, which letters take about, too.
+_NAME, _SOURCES = 36, 40
+# Marks that several recipes share name so many of them.
+_SHARING = 4
+
+
+def curve_png(record: dict[str, Any]) -> bytes:
+    """Draw the curve and the recipes.
+
+    Args:
+        record: As `clipmerge.api.sweep.sweep` returns it; ``curve``, ``recipes``, ``id`` and ``ood`` are needed.
+
+    Returns:
+        A PNG; equal records give equal bytes with one version of matplotlib and the same fonts. What no font has
+        is drawn as a box.
+    """
+    families = _families("".join([*record["id"], *record["ood"], *(row["name"] for row in record["recipes"])]))
+    with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # nothing that whoever sweeps could mend
+        figure = _draw(record)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _draw(record: dict[str, Any]) -> Figure:
+    figure = Figure(figsize=_INCHES, dpi=_DOTS, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(_axis_label("ID", record["id"]), color=INK, parse_math=False)
+    axes.set_ylabel(_axis_label("OOD", record["ood"]), color=INK, parse_math=False)
+    axes.grid(color=GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED)
+    axes.margins(0.1)
+    marks = _draw_recipes(axes, record["recipes"])
+    labels = [*marks, *_draw_curve(axes, record["curve"], ends_of(record))]
+    _add_legend(figure, axes, [name for _, _, name, *_ in marks])
+    figure.draw_without_rendering()
+    _write_labels(axes, labels)
+    return figure
+
+
+def _families(text: str) -> list[str]:
+    """Families of fonts that have all of a text's characters between them, as far as there are any."""
+    usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    missing = {ord(each) for each in text if not each.isspace()} - set(usual.get_charmap())
+    # a family without a plain face would have matplotlib say so
+    faces = {each.name: each.fname for each in font_manager.fontManager.ttflist if _is_plain(each)} if missing else {}
+    found = []
+    for family in sorted(faces):
+        try:
+            count = len(missing & set(font_manager.get_font(faces[family]).get_charmap()))
+        except (OSError, RuntimeError, ValueError):  # a damaged font, or of a kind that is not drawn
+            continue
+        found += [(-count, family)] if count else []
+    return [*matplotlib.rcParams["font.family"], *(family for _, family in sorted(found)[:5])]
+
+
+def _is_plain(face: font_manager.FontEntry) -> bool:
+    # the last resort has a box for everything, and colours are pictures, which are not drawn
+    odd = "Last Resort" in face.name or "Color" in face.name
+    return (face.weight, face.style, face.stretch) == (400, "normal", "normal") and not odd
+
+
+def _axis_label(kind: str, names: Sequence[str]) -> str:
+    shown = ", ".join(names)
+    if len(names) > 1 and cell_len(shown) > _SOURCES:
+        shown = f"{len(names)} sources"
+    shown = shortened(shown, _SOURCES)
+    return f"{'mean ' if len(names) > 1 else ''}{kind} accuracy, % ({shown})"
+
+
+# A label: where its point is, its text, its colour and size.
+_Label = tuple[float, float, str, str, float]
+
+
+def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str]) -> list[_Label]:
+    across, up = ([100 * row[axis] for row in curve] for axis in ("id", "ood"))
+    axes.plot(
+        across, up, "-o", color=CURVE, linewidth=2, markersize=5, markerfacecolor="white", label="WiSE-FT by alpha"
+    )
+    labels = []
+    for row, x, y in zip(curve, across, up, strict=True):
+        end = ends.get(row["alpha"])
+        if end:
+            axes.plot([x], [y], "o", color=CURVE, markersize=10, zorder=3)
+        text = f"{end} (alpha {row['alpha']:g})" if end else f"{row['alpha']:g}"
+        labels.append((x, y, text, INK if end else CURVE, 10.0 if end else 8.5))
+    # ends first: where labels crowd, those that come later give way
+    return sorted(labels, key=lambda label: label[4], reverse=True)
+
+
+def _draw_recipes(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
+    """One mark a place: recipes that came out alike share it."""
+    places: dict[tuple[float, float], list[dict[str, Any]]] = {}
+    for row in recipes:
+        places.setdefault((round(row["id"], 9), round(row["ood"], 9)), []).append(row)
+    labels = []
+    for number, rows in enumerate(places.values()):
+        colour, marker = MARKS[number % len(MARKS)], _SHAPES[number % len(_SHAPES)]
+        x, y = 100 * rows[0]["id"], 100 * rows[0]["ood"]
+        low, high = (100 * end for end in rows[0]["ood_interval"])
+        names = [shortened(row["name"], _NAME) for row in rows]
+        if len(names) > _SHARING:
+            names = [*names[: _SHARING - 1], f"and {len(names) - _SHARING + 1} more"]
+        axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.45, zorder=2)
+        axes.plot(
+            [x], [y], marker, color=colour, markersize=10, markeredgecolor="white", zorder=4, label=str(number), ls=""
+        )
+        labels.append((x, y, "\n".join(names), colour, 10.0))
+    return labels
+
+
+def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
+    """Put the legend below the picture, which grows by it: inside, a large one would hide something."""
+    handles, _ = axes.get_legend_handles_labels()
+    for columns in range(min(len(handles), 4), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
+        for text, name in zip(legend.get_texts(), names, strict=False):
+            text.set(text=name, parse_math=False)  # a recipe's name is no formula, and may begin with an underscore
+        left, bottom, right, top = _extents(legend)
+        if right - left < 0.98 * figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    figure.set_size_inches(_INCHES[0], _INCHES[1] + (top - bottom) / _DOTS)
+
+
+def _write_labels(axes: Axes, labels: list[_Label]) -> None:
+    """Write each label beside its point, where it covers the least.
+
+    The recipes and the ends always get a label; an alpha between that finds no room goes without.
+    """
+    taken = [_around(axes, x, y) for x, y, *_ in labels] + _along(axes)
+    for x, y, text, colour, size in labels:
+        note = axes.annotate(
+            text,
+            (x, y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            color=colour,
+            fontsize=size,
+            zorder=5,
+            parse_math=False,
+        )
+        covered = _place(axes, note, np.array(taken))
+        if covered and size < 10:
+            note.remove()
+            continue
+        taken.append(_extents(note))
+
+
+_Side = Literal["left", "center", "right"]
+_Level = Literal["bottom", "center", "top"]
+_Offset = tuple[float, float, _Side, _Level]
+
+
+def _offsets() -> Iterator[_Offset]:
+    """Places for a label around its point, near ones first."""
+    for away in (8, 14, 24):
+        yield away, 0, "left", "center"
+        yield -away, 0, "right", "center"
+        level: _Level
+        for way, level in ((1, "bottom"), (-1, "top")):
+            yield 0, way * away, "center", level
+            yield 0.7 * away, way * 0.7 * away, "left", level
+            yield -0.7 * away, way * 0.7 * away, "right", level
+
+
+def _place(axes: Axes, note: Annotation, taken: NDArray[np.float64]) -> float:
+    """Move a label to where it covers the least, and say how much of it is covered or outside there."""
+    frame = _extents(axes)[None]
+    best: tuple[float, _Offset] | None = None
+    for offset in _offsets():
+        _move(note, offset)
+        box = _extents(note)
+        outside = float((box[2:] - box[:2]).prod()) - _shared(box, frame)
+        covered = _shared(box, taken) + 4 * outside  # over a line it can be read, over the edge it is cut
+        if best is None or covered < best[0] - 1e-6:
+            best = (covered, offset)
+        if covered < 1e-6:
+            break
+    assert best is not None  # there are offsets
+    _move(note, best[1])
+    return best[0] if best[0] > 1e-6 else 0.0
+
+
+def _move(note: Annotation, offset: _Offset) -> None:
+    note.set_position(offset[:2])
+    note.set_horizontalalignment(offset[2])
+    note.set_verticalalignment(offset[3])
+
+
+def _extents(artist: Artist) -> NDArray[np.float64]:
+    """Left, bottom, right and top of something drawn, in dots."""
+    return np.asarray(artist.get_window_extent().extents)
+
+
+def _shared(box: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """Area that a box (left, bottom, right, top) shares with others (n, 4)."""
+    low = np.maximum(box[:2], others[:, :2])
+    high = np.minimum(box[2:], others[:, 2:])
+    return float(np.clip(high - low, 0, None).prod(axis=1).sum())
+
+
+def _around(axes: Axes, x: float, y: float, points: float = 6) -> NDArray[np.float64]:
+    centre = axes.transData.transform((x, y))
+    half = points * axes.figure.dpi / 72
+    return np.concatenate([centre - half, centre + half])
+
+
+def _along(axes: Axes) -> list[NDArray[np.float64]]:
+    """Small boxes along every line drawn, so that labels keep off them."""
+    boxes = []
+    for line in axes.get_lines():
+        for start, stop in itertools.pairwise(axes.transData.transform(line.get_xydata())):
+            for share in np.linspace(0, 1, 2 + int(np.abs(stop - start).max() // 6)):
+                centre = start + share * (stop - start)
+                boxes.append(np.concatenate([centre - 2, centre + 2]))
+    return boxes

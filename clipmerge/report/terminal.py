@@ -1,0 +1,157 @@
+"""The summary of a merge on a terminal: a table of at most 80 columns and about 25 lines."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from itertools import groupby
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from clipmerge.output.record import MergeRecord
+from clipmerge.report.columns import Column, columns_of
+from clipmerge.report.path_chart import loss_at, path_points
+
+MAX_LINES = 25
+MAX_WIDTH = 80
+_RIGHT = 54  # columns left beside the layers' names
+
+
+def summary_table(record: MergeRecord) -> RenderableType:
+    """Sum a merge up for the terminal: at most 80 columns and about 25 lines, whatever the model's size.
+
+    Straggler layers stand alone; neighbours with equal settings share a row. Where that is still too long,
+    the other layers of a tower share one row, and in the end only the first stragglers are spelled out.
+
+    Args:
+        record: The merge's record.
+
+    Returns:
+        Something for ``rich``'s ``Console.print``; reads the same without colour.
+    """
+    columns = _terminal_columns(record)
+    stragglers = record.found_stragglers
+    view: RenderableType = _summary(record, columns, _runs(record))
+    for count in range(len(stragglers), -1, -1):
+        if _height(view) <= MAX_LINES:
+            break
+        view = _summary(record, columns, _by_tower(record, stragglers[:count]), clip=True)
+    return view
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One row of the terminal table, for one layer or several."""
+
+    head: str
+    note: str
+    layers: tuple[str, ...]
+
+
+def _runs(record: MergeRecord) -> list[_Row]:
+    """Network order; neighbours with the same settings and reason share a row, stragglers never do."""
+    stragglers = set(record.found_stragglers)
+
+    def group(layer: str) -> str:
+        return layer if layer in stragglers else repr((_settings(record, layer), record.layers[layer].reason))
+
+    runs = [tuple(run) for _, run in groupby(record.layers, key=group)]
+    if len(runs) == 1 and len(runs[0]) > 1:
+        return [_Row(f"all {len(runs[0])} layers", "", runs[0])]
+    return [
+        _Row(run[0], f"… {run[-1]}" if len(run) > 1 else "straggler" if run[0] in stragglers else "", run)
+        for run in runs
+    ]
+
+
+def _by_tower(record: MergeRecord, alone: list[str]) -> list[_Row]:
+    rows = [_Row(layer, "straggler", (layer,)) for layer in alone]
+    stragglers = set(record.found_stragglers)
+    rest = [layer for layer in record.layers if layer not in alone]
+    for tower, group in groupby(rest, key=lambda layer: layer.partition(".")[0]):
+        layers = tuple(group)
+        hidden = sum(layer in stragglers for layer in layers)
+        kind = "other layers" if alone else "layers"
+        note = f"{hidden} straggler{'s' * (hidden > 1)} in them" if hidden else ""
+        rows.append(_Row(f"{tower}: {len(layers)} {kind}" if len(layers) > 1 else layers[0], note, layers))
+    return rows
+
+
+def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], *, clip: bool = False) -> Group:
+    columns, lines = _number_lines(record, columns, rows)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("layer", no_wrap=True)
+    table.add_column(lines[0], max_width=_RIGHT)
+    for row, line in zip(rows, lines[1:], strict=True):
+        reason = Text(_row_reason(record, row.layers), style="dim")
+        if clip:
+            reason.truncate(_RIGHT, overflow="ellipsis")
+        head = Text(f"{_printable(row.head)}\n{_printable(row.note)}", "bold yellow" * ("straggler" in row.note))
+        table.add_row(head, Text(line + "\n").append_text(reason))
+    verdict = Text(_printable(record.headline), style="bold")
+    return Group(verdict, Text(), table, Text(), *_footnotes(record, columns, rows))
+
+
+def _number_lines(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> tuple[list[Column], list[str]]:
+    """Heading and rows as aligned text, with as many statistics as fit beside the layers' names."""
+    masks = [{record.layers[layer].mask or "none" for layer in row.layers} for row in rows]
+    shown = [column.short_title for column in columns]
+    table = [shown, *[[column.span(row.layers) for column in columns] for row in rows]]
+    mask = ["mask", *["several" if len(kinds) > 1 else _printable(kinds.pop())[:14] for kinds in masks]]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    mask_width = max(map(len, mask))
+    while len(widths) > 2 and sum(widths) + 2 * len(widths) + mask_width > _RIGHT:
+        widths.pop()
+    lines = []
+    for cells, kind in zip(table, mask, strict=True):
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths, strict=False)]
+        lines.append("  ".join([*padded[:2], kind.ljust(mask_width), *padded[2:]]).rstrip())
+    return columns[: len(widths)], lines
+
+
+def _row_reason(record: MergeRecord, layers: tuple[str, ...]) -> str:
+    reasons = list(dict.fromkeys(_printable(record.layers[layer].reason) for layer in layers))
+    text = reasons[0] if len(reasons) == 1 else f"{len(reasons)} different reasons, see report.html"
+    return f"{len(layers)} layers: {text}" if len(layers) > 1 else text
+
+
+def _footnotes(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> list[Text]:
+    notes = []
+    points = path_points(record.path)
+    losses = [(alpha, loss_at(points, alpha)) for alpha in (0.0, 0.5, 1.0)]
+    if all(loss is not None for _, loss in losses):
+        told = ", ".join(f"{loss:.3f} at {alpha:g}" for alpha, loss in losses)
+        notes.append(Text(f"loss on the straight path, by alpha: {told} (nats)"))
+    measured = [column for column in columns if column.kind != "setting"]
+    if any(len(row.layers) > 1 for row in rows) and measured:
+        sums = [column.short_title for column in measured if column.additive]
+        medians = [column.short_title for column in measured if not column.additive]
+        parts = [f"sum of {' and '.join(sums)}"] * bool(sums) + [f"median {' and '.join(medians)}"] * bool(medians)
+        notes.append(Text(f"rows of several layers: {', '.join(parts)}", style="dim"))
+    return notes
+
+
+def _terminal_columns(record: MergeRecord) -> list[Column]:
+    """Settings first, then the statistics that matter most: those that add up, and the relative change last."""
+    columns = [column for column in columns_of(record) if column.kind != "score"]
+
+    def rank(column: Column) -> int:
+        return 0 if column.kind == "setting" else 3 if column.key == "change" else 1 if column.additive else 2
+
+    return sorted(columns, key=rank)
+
+
+def _height(view: RenderableType) -> int:
+    return len(Console(width=MAX_WIDTH, file=io.StringIO()).render_lines(view, pad=False))
+
+
+def _settings(record: MergeRecord, layer: str) -> tuple[float, float, str | None]:
+    entry = record.layers[layer]
+    return entry.alpha, entry.density, entry.mask
+
+
+def _printable(text: str) -> str:
+    """Keep control characters, which could rewrite a terminal, out of it."""
+    return "".join(char if char.isprintable() else " " for char in text)

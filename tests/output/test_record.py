@@ -1,0 +1,205 @@
+"""The record: typed, versioned, read back as it was written, and refused in one line where it says nonsense."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from clipmerge.errors import OutputError
+from clipmerge.output.record import PUBLISHED, MergeRecord, parse_record, read_output
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.publish.card import model_card, public_record
+from clipmerge.report.page import html_page
+from clipmerge.report.terminal import summary_table
+from tests.support.command import clipmerge, refused
+from tests.support.merged_output import RECORD, save_output
+
+OLD = sorted((Path(__file__).parent / "records_0_1_0").glob("*.json"))
+
+
+def keeps(now: Any, before: Any) -> bool:
+    """Whether everything that a file said is still there; newer versions say more."""
+    if isinstance(before, dict):
+        return isinstance(now, dict) and all(key in now and keeps(now[key], value) for key, value in before.items())
+    if isinstance(before, list):
+        return len(now) == len(before) and all(map(keeps, now, before))
+    return bool(now == before)
+
+
+def shown(record: MergeRecord) -> str:
+    """All that a person may see of a record."""
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(summary_table(record))
+    return stream.getvalue() + html_page(record) + model_card(record, repo_id=None)
+
+
+def test_a_merge_writes_what_it_prints_and_it_reads_back(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    ended = clipmerge("merge", *pair, "-r", "lines", "-o", tmp_path / "out", "--format", "json")
+    assert ended.code == 0, ended.err
+    assert ended.json["format"] == "clipmerge-record/2"
+    assert isinstance(ended.json["finetuned"], list)
+    assert not set(PUBLISHED) & set(ended.json)
+    record = read_output(tmp_path / "out")
+    assert record.as_json() == ended.json
+    assert parse_record(record.to_text(), "x") == record
+    report = clipmerge("report", tmp_path / "out", "--format", "json")
+    assert report.json == ended.json
+
+
+def test_there_are_records_of_the_first_version() -> None:
+    assert [path.stem for path in OLD] == ["auto", "straggler-sparse", "wise-ft"]
+
+
+@pytest.mark.parametrize("path", OLD, ids=lambda path: path.stem)
+def test_records_of_the_first_version_are_still_read(path: Path) -> None:
+    data = json.loads(path.read_text())
+    assert "format" not in data
+    assert isinstance(data["finetuned"], dict)
+    record = parse_record(path.read_text(), path.name)
+    now = record.as_json()
+    assert keeps(now, data | {"finetuned": [data["finetuned"]]})
+    assert parse_record(record.to_text(), "x") == record
+    several = data | {"finetuned": [data["finetuned"]] * 2}
+    assert len(parse_record(json.dumps(several), "x").finetuned) == 2
+    text = shown(record)
+    if path.stem == "straggler-sparse":
+        assert record.straggler_statistic == "barrier"
+        assert record.statistics["barrier"].additive
+        assert "sum of B_l and G_l" in text
+        assert 'class="badge">straggler' in text
+    else:
+        assert record.straggler_statistic is None
+        assert "No straggler" not in text
+        assert "straggler layers" not in text.replace("look for straggler layers", "")
+
+
+DEEP = json.loads("[" * 300 + "]" * 300)
+NONSENSE: dict[str, Any] = {
+    "mask options nested deeply": {"layers": {"vision.0.attn": {"alpha": 1, "mask_options": {"a": DEEP}}}},
+    "a method nested deeply": {"recipe": {"name": "x", "method": {"a": DEEP}}},
+    "a measure nested deeply": {"recipe": {"name": "x", "method": {}, "measure": {"a": DEEP}}},
+    "layers a number": {"layers": 5},
+    "no layers": {"layers": {}},
+    "a layer a word": {"layers": {"vision.0.attn": "all"}},
+    "alpha a word": {"layers": {"vision.0.attn": {"alpha": "half"}}},
+    "alpha a list": {"layers": {"vision.0.attn": {"alpha": [0.5, 0.5]}}},
+    "a size of many digits": {"layers": {"vision.0.attn": {"alpha": 1, "size": 10**400}}},
+    "a mask a list": {"layers": {"vision.0.attn": {"alpha": 1, "mask": ["x"]}}},
+    "recipe null": {"recipe": None},
+    "recipe a list": {"recipe": []},
+    "a measure a number": {"recipe": {"name": "x", "method": {}, "measure": 5}},
+    "a method a list": {"recipe": {"name": "x", "method": [5]}},
+    "an option of many digits": {"recipe": {"name": "x", "method": {"alpha": 10**400}}},
+    "overrides a number": {"recipe": {"name": "x", "method": {}, "overrides": 5}},
+    "stragglers a number": {"stragglers": 5},
+    "stragglers an object": {"stragglers": {"vision.0.attn": 1}},
+    "scores a list": {"straggler_scores": [1]},
+    "zeroshot null": {"zeroshot": None},
+    "zeroshot a word": {"zeroshot": "acme/base"},
+    "finetuned a number": {"finetuned": 5},
+    "finetuned empty": {"finetuned": []},
+    "finetuned of words": {"finetuned": ["acme/base"]},
+    "files a list": {"files": ["model.safetensors"]},
+    "files of numbers": {"files": {"model.safetensors": 5}},
+    "measurements a number": {"measurements": 5},
+    "measurements of words": {"measurements": {"vision.0.attn": {"barrier": "high"}}},
+    "a path of words": {"path": {"alphas": ["a"], "losses": [1]}},
+    "a path cut short": {"path": {"alphas": [0, 1], "losses": [1]}},
+    "a path of a number": {"path": 5},
+    "losses NaN": {"path": {"alphas": [0, 1], "losses": [float("nan"), 1]}},
+    "checks a list": {"checks": [1]},
+    "bought a word": {"bought": "a lot"},
+    "calibration a stub": {"calibration": {"source": "x"}},
+    "classes a list": {"calibration": RECORD["calibration"] | {"classes": ["a", "b"]}},
+    "warnings a number": {"warnings": 5},
+    "seconds of words": {"seconds": {"read": "long"}},
+    "accuracy above one": {"accuracy": {"x": 71.0}},
+    "accuracy a list": {"accuracy": [0.5]},
+    "sources of words": {"sources": {"x": "y"}},
+    "an unknown key": {"layer": {}},
+    "a format of tomorrow": {"format": "clipmerge-record/3"},
+    "a format of yesterday": {"format": 2},
+}
+
+
+@pytest.fixture
+def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
+    return save_output(pair[1], tmp_path / "merged")
+
+
+@pytest.mark.parametrize("versioned", [True, False], ids=["today's", "of 0.1.0"])
+@pytest.mark.parametrize("what", NONSENSE)
+def test_nonsense_is_refused_in_one_line(merged: Path, what: str, versioned: bool) -> None:
+    path = merged / "clipmerge.json"
+    data = json.loads(path.read_text()) | NONSENSE[what]
+    if not versioned and not what.startswith("a format"):
+        del data["format"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(OutputError, match=r"clipmerge\.json: (not a clipmerge record|has the format)") as caught:
+        read_output(merged)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+TEXTS = {
+    "nothing": "",
+    "half": "{",
+    "a list": "[]",
+    "null": "null",
+    "brackets": "[" * 100_000,
+    "braces": '{"a":' * 100_000,
+    "many digits": json.dumps(RECORD).replace('"seed": 0', '"seed": ' + "1" * 5000),
+    "no text": "\udcff",
+}
+
+
+@pytest.mark.parametrize("command", ["report", "push"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_report_and_push_refuse_what_is_not_a_record(merged: Path, text: str, command: str) -> None:
+    (merged / "clipmerge.json").write_text(TEXTS[text], errors="surrogateescape")
+    line = refused(clipmerge(command, merged, *(["alice/robust"] if command == "push" else [])), 1)
+    assert "failed unexpectedly" not in line
+
+
+@pytest.mark.parametrize("what", ["layers a number", "recipe null", "stragglers a number"])
+def test_the_commands_refuse_nonsense_too(merged: Path, what: str) -> None:
+    path = merged / "clipmerge.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | NONSENSE[what]))
+    for arguments in (["report", merged], ["push", merged, "alice/robust"]):
+        assert "not a clipmerge record" in refused(clipmerge(*arguments), 1)
+
+
+@pytest.mark.parametrize("state", ["missing", "empty"])
+def test_a_folder_that_no_merge_wrote_is_told_what_to_give(tmp_path: Path, state: str) -> None:
+    folder = tmp_path / "out"
+    if state == "empty":
+        folder.mkdir()
+    for arguments in (["report", folder], ["push", folder, "alice/robust"]):
+        assert "Give a folder that `clipmerge merge --output` wrote" in refused(clipmerge(*arguments), 1)
+
+
+def test_a_public_record_is_one_too() -> None:
+    record = MergeRecord.model_validate(copy.deepcopy(RECORD))
+    public = public_record(record)
+    assert public.command == record.command.replace("/home/me/models/cars", "cars").replace(
+        "/home/me/out/merged", "merged"
+    )
+    assert public.accuracy == record.accuracy
+    assert set(PUBLISHED) & set(public.as_json()) == {"accuracy"}
+
+
+def test_the_recipe_of_a_record_merges_the_same_again(tmp_path: Path) -> None:
+    for assignments in (
+        ["method.mask=null"],
+        ["method.mask=n-m", "method.mask_options={n: 1, m: 4}", "missing=keep-zeroshot"],
+        ["overrides=[{layers: 'text.*', alpha: 0}, {layers: '*', density: 0.5}]"],
+    ):
+        recipe = load_recipe("straggler-sparse", assignments)
+        (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
+        assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
