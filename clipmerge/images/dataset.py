@@ -11,11 +11,11 @@ from clipmerge.images import Columns, Labelled, Store
 from clipmerge.images.class_names import ClassNames, names_of
 from clipmerge.images.decoding import decode, extent
 from clipmerge.images.digits import load_digits
-from clipmerge.images.folder import load_folder
+from clipmerge.images.folder import Files, load_folder
 from clipmerge.images.in_memory import open_in_memory
 from clipmerge.images.places import Local, expand
 from clipmerge.images.sampling import balanced_sample, candidate_positions
-from clipmerge.images.store import Files, Held, Pixels
+from clipmerge.images.store import Held, Pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from clipmerge.errors import DataError, shorten
 from clipmerge.files.limits import MOST_IMAGES
 from clipmerge.files.side_files import lies_in
-from clipmerge.images.store import Files, Labelled
+from clipmerge.images.store import Encoded, Labelled
 
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images that are files."""
+
+    paths: tuple[str, ...]
+    blocks: tuple[int, ...] = ()
+
+    def read(self, positions: Sequence[int]) -> list[Encoded]:
+        """Say where the files are: they are read when they are decoded."""
+        return [{"bytes": None, "path": self.paths[position]} for position in positions]
+
+    def name(self, position: int) -> str:
+        """The file."""
+        return self.paths[position]
 
 
 def load_folder(source: str, folder: Path) -> Labelled:

@@ -55,22 +55,6 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Files:
-    """Images that are files."""
-
-    paths: tuple[str, ...]
-    blocks: tuple[int, ...] = ()
-
-    def read(self, positions: Sequence[int]) -> list[Encoded]:
-        """Say where the files are: they are read when they are decoded."""
-        return [{"bytes": None, "path": self.paths[position]} for position in positions]
-
-    def name(self, position: int) -> str:
-        """The file."""
-        return self.paths[position]
-
-
-@dataclass(frozen=True)
 class Held:
     """Images in memory."""
 

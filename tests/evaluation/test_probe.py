@@ -17,7 +17,7 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.evaluation import probe as probing
 from clipmerge.evaluation.probe import CORRUPTIONS, corrupted, probe, side_of
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.store import Files
+from clipmerge.images.folder import Files
 from clipmerge.models.building import build_model
 from tests.support.tiny_clip import save_images
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.folder import Files
 from clipmerge.images.held_back import held_back_positions, sample_and_hold_back
-from clipmerge.images.store import Files
 from tests.support.tiny_clip import save_images
 
 
