@@ -39,7 +39,7 @@ class PathWeights:
             CheckpointError: If a weight is not finite.
             MeasureError: If fine-tuning changed nothing.
         """
-        model.load(inputs.theta_0)
+        model.load(inputs.theta_0, inputs.zeroshot.source)
         model.module.to(device)
         self.parameters = model.parameters
         self.theta_0: dict[str, Tensor] = {}

@@ -38,7 +38,7 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
             "zero-shot classes"
         )
     model = model_for(family, checkpoint.config, checkpoint.folder)
-    model.load(lambda name: checkpoint.tensor(keys[name]))
+    model.load(lambda name: checkpoint.tensor(keys[name]), checkpoint.source)
     return model
 
 

@@ -48,7 +48,7 @@ class MovingModel:
         self.text_version = 0
         self._pair = inputs
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
-        model.load(inputs.theta_0)
+        model.load(inputs.theta_0, inputs.zeroshot.source)
         model.module.to(device)
         self._theta_0 = {name: inputs.theta_0(name).to(device) for name in model.parameters}
         merged = [name for name in model.parameters if inputs.merges(name)]

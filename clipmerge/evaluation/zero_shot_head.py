@@ -78,7 +78,7 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
             "give --classes with a line for each, in the head's order"
         )
     model = build_model(inputs)
-    model.load(inputs.theta_0)
+    model.load(inputs.theta_0, inputs.zeroshot.source)
     with torch.no_grad(), one_thread():
         embeddings = class_embeddings(model, head.classes, head.templates, torch.device("cpu"))
         scale = inputs.theta_0("logit_scale").float().exp()

@@ -33,7 +33,7 @@ class ImageTextModel(Protocol):
     module: torch.nn.Module
     parameters: dict[str, torch.nn.Parameter]
 
-    def load(self, read: Callable[[str], Tensor]) -> None:
+    def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Fill in every weight; see `clipmerge.models.filling.fill`."""
 
     def pixels(self, images: list[Image]) -> Tensor:

@@ -10,12 +10,13 @@ from torch import Tensor
 from clipmerge.errors import CheckpointError
 
 
-def fill(parameters: dict[str, torch.nn.Parameter], read: Callable[[str], Tensor]) -> None:
+def fill(parameters: dict[str, torch.nn.Parameter], read: Callable[[str], Tensor], source: str) -> None:
     """Fill in every parameter.
 
     Args:
         parameters: Parameters by canonical name.
         read: Gives a tensor for a canonical name.
+        source: Where the tensors come from, for errors.
 
     Raises:
         CheckpointError: If a parameter is not there, or has another shape.
@@ -25,11 +26,11 @@ def fill(parameters: dict[str, torch.nn.Parameter], read: Callable[[str], Tensor
             value = read(name)
         except KeyError:
             raise CheckpointError(
-                f"the zero-shot checkpoint has no {name}; measuring needs a full CLIP as ZEROSHOT"
+                f"{source}: has no {name}, which a model needs to embed images and prompts; give a full CLIP checkpoint"
             ) from None
         if value.shape != parameter.shape:
             raise CheckpointError(
-                f"config.json does not fit the weights: {name} is {tuple(value.shape)}, the config says "
+                f"{source}: config.json does not fit the weights: {name} is {tuple(value.shape)}, the config says "
                 f"{tuple(parameter.shape)}"
             )
         parameter.data.copy_(value)

@@ -55,16 +55,17 @@ class OpenClip:
         layers = set(family.layers_of(self.parameters).values())
         self._blocks = {tower: _count_blocks(layers, tower) for tower in ("vision", "text")}
 
-    def load(self, read: Callable[[str], Tensor]) -> None:
+    def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Fill in every weight.
 
         Args:
             read: Gives a tensor for a canonical parameter name.
+            source: Where the tensors come from, for errors.
 
         Raises:
             CheckpointError: If a parameter of the config's model is not there, or has another shape.
         """
-        fill(self.parameters, read)
+        fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess as open_clip does with the checkpoint's configuration.

@@ -53,16 +53,17 @@ class TransformersClip:
         named = dict(self.module.named_parameters())
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
 
-    def load(self, read: Callable[[str], Tensor]) -> None:
+    def load(self, read: Callable[[str], Tensor], source: str) -> None:
         """Fill in every weight.
 
         Args:
             read: Gives a tensor for a canonical parameter name.
+            source: Where the tensors come from, for errors.
 
         Raises:
             CheckpointError: If a parameter of the config's model is not there, or has another shape.
         """
-        fill(self.parameters, read)
+        fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess as the checkpoint does.

@@ -152,7 +152,7 @@ def test_gradients_reach_the_statistics_of_batch_norms(pairs: Pairs) -> None:
 @pytest.mark.parametrize("tower", ["vision", "text"])
 def test_a_tower_starts_at_any_block(name: str, tower: Any, pairs: Pairs) -> None:
     pair, model = opened(pairs(name))
-    model.load(pair.theta_1)
+    model.load(pair.theta_1, "finetuned")
     pixels, tokens = model.pixels(pictures()), model.tokens(PROMPTS)
     states = model.hidden_states(tower, pixels if tower == "vision" else tokens)
     assert states is not None

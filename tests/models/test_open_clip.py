@@ -39,7 +39,7 @@ def loaded(folder: Path) -> ImageTextModel:
     checkpoint = open_checkpoint(str(folder))
     pair = align_checkpoints(checkpoint, [checkpoint])
     model = model_for(pair.family, checkpoint.config or {}, folder)
-    model.load(pair.theta_0)
+    model.load(pair.theta_0, "zeroshot")
     return model
 
 
@@ -247,4 +247,4 @@ def test_the_model_needs_every_weight(pairs: dict[str, Folders]) -> None:
     pair = align_checkpoints(checkpoint, [checkpoint])
     model = model_for(pair.family, checkpoint.config or {}, pairs["vit"][0])
     with pytest.raises(CheckpointError, match=r"has no |does not fit"):
-        model.load(lambda name: {}[name])
+        model.load(lambda name: {}[name], "merged")
