@@ -15,7 +15,7 @@ from clipmerge.conversion import (
     Layout,
     Match,
     check_shapes,
-    is_buffer,
+    is_made_anew,
     layout_of,
     match_keys,
     open_clip_config,
@@ -144,7 +144,7 @@ def _check_config(
     if config is None:
         return
     if to == "open-clip":
-        entries = {name: checkpoint.entries[key] for name, key in plain.items() if not is_buffer(name)}
+        entries = {name: checkpoint.entries[key] for name, key in plain.items() if not is_made_anew(name)}
     shapes = {name: () if name == "logit_scale" else entry.shape for name, entry in entries.items()}
     check_shapes(config, shapes, _config_file(to))
 

@@ -24,7 +24,6 @@ INDEX = "model.safetensors.index.json"
 #: OpenCLIP's name for its weights, the one that is written; and an older one.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 
 
 @dataclass(frozen=True)

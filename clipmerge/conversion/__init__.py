@@ -1,14 +1,14 @@
 """OpenCLIP's layout and transformers': which tensor is which, and what the configurations say in the other's words."""
 
 from clipmerge.conversion.config import open_clip_config, transformers_config
-from clipmerge.conversion.keys import Layout, Match, is_buffer, layout_of, match_keys
+from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
 from clipmerge.conversion.shapes import check_shapes
 
 __all__ = [
     "Layout",
     "Match",
     "check_shapes",
-    "is_buffer",
+    "is_made_anew",
     "layout_of",
     "match_keys",
     "open_clip_config",

@@ -52,7 +52,7 @@ def layout_of(keys: Iterable[str]) -> Layout:
     return "open-clip" if any(key.startswith("visual.") or ".resblocks." in key for key in plain) else "transformers"
 
 
-def is_buffer(key: str) -> bool:
+def is_made_anew(key: str) -> bool:
     """Whether a key is no parameter of a plain ViT CLIP, but a mask or a count that each library makes anew."""
     return _BUFFERS.fullmatch(key) is not None
 
@@ -71,7 +71,7 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
     Raises:
         CheckpointError: If a key has no counterpart, or one that the others call for is missing.
     """
-    names = {key for key in keys if not is_buffer(key)}
+    names = {key for key in keys if not is_made_anew(key)}
     blocks = {"vision": 0, "text": 0}
     for key in names:
         if found := _BLOCK[layout].match(key):

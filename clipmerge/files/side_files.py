@@ -15,13 +15,20 @@ from clipmerge.errors import CheckpointError
 from clipmerge.files.limits import LARGEST_SIDE_FILE
 from clipmerge.files.reading import Unreadable, parse_json, read_bytes, read_json
 
+#: Vocabularies: a folder that holds one of these holds a tokenizer.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+#: All that a tokenizer may consist of.
+TOKENIZER_FILES = (
+    *VOCABULARIES,
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 #: What transformers, tokenizers and open_clip read beside weights, and what a licence asks to be passed on.
 SIDE_FILES = frozenset(
     {
         *("config.json", "open_clip_config.json", "generation_config.json"),
         *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
-        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-        *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+        *TOKENIZER_FILES,
+        "tokenizer.model",
         *("chat_template.jinja", "chat_template.json"),
         *(f"{name}{suffix}" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING") for suffix in ("", ".txt", ".md")),
     }

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, TOKENIZER_FILES
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
+from clipmerge.files.side_files import VOCABULARIES
 from clipmerge.models import ImageTextModel, model_for
 
 
@@ -39,4 +40,4 @@ def has_processor(folder: Path, family: Family) -> bool:
     if family.config == OPEN_CLIP_CONFIG:
         return (folder / OPEN_CLIP_CONFIG).is_file()
     images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
-    return images and any((folder / name).is_file() for name in TOKENIZER_FILES)
+    return images and any((folder / name).is_file() for name in VOCABULARIES)

@@ -15,12 +15,8 @@ from clipmerge.conversion.preprocessing import image_processor_config, preproces
 from clipmerge.conversion.tokens import is_clips_own, write_clip_tokenizer
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.files.side_files import SIDE_FILES, copy_side_file, read_side_json, require_inside
+from clipmerge.files.side_files import SIDE_FILES, TOKENIZER_FILES, copy_side_file, read_side_json, require_inside
 
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
-)
 # the vocabulary that OpenCLIP's own tokenizer has
 _CLIP_WORDS = 49408
 
@@ -117,7 +113,7 @@ def _image_processor(folder: Path) -> dict[str, Any] | None:
 
 
 def _copy_tokenizer(folder: Path, source: Path) -> None:
-    _copy(folder, source, _TOKENIZER_FILES)
+    _copy(folder, source, TOKENIZER_FILES)
 
 
 def _copy(folder: Path, source: Path, names: Iterable[str]) -> None:

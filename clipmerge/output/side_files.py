@@ -8,13 +8,13 @@ from typing import Any
 
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
-from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, TOKENIZER_FILES
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.reading import Unreadable, parse_json, read_text
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.files.side_files import SIDE_FILES, copy_side_file, inside, without_places
+from clipmerge.files.side_files import SIDE_FILES, VOCABULARIES, copy_side_file, inside, without_places
 from clipmerge.output.layout_files import write_layout_files
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
@@ -83,7 +83,7 @@ def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
 
     Nothing of another library's; a classifier needs no tokenizer, and OpenCLIP has no processor.
     """
-    lendable = {"processor": _PROCESSOR, "tokenizer": TOKENIZER_FILES}
+    lendable = {"processor": _PROCESSOR, "tokenizer": VOCABULARIES}
     if isinstance(inputs.zeroshot, ConvertedCheckpoint):
         return {}
     if inputs.keeps_head:
@@ -94,7 +94,7 @@ def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
 
 
 def _other(names: tuple[str, ...]) -> tuple[str, ...]:
-    return TOKENIZER_FILES if names is _PROCESSOR else _PROCESSOR
+    return VOCABULARIES if names is _PROCESSOR else _PROCESSOR
 
 
 def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:

@@ -1,0 +1,106 @@
+"""A new measure is one file: its column, its sign and its sum reach the report, the table and the straggler rule."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import clipmerge.measures
+from clipmerge.plugins import load_plugin, plugin_names
+from tests.support.command import clipmerge as command
+
+NEW = '''
+"""How far each layer tilts, made up for a test."""
+
+from clipmerge.measures import Measurements, Objective, statistic
+from clipmerge.plugins import Positive
+
+FAR = "vision.1.mlp"
+
+
+def tilt(objective: Objective, *, scale: Positive = 1.0) -> Measurements:
+    batches = {}
+    for place, layer in enumerate(objective.layers):
+        value = 100.0 if layer == FAR else -1.0 - 0.1 * (7 * place % 5)
+        batches[layer] = [scale * value] * len(objective.batch_sizes)
+    found = statistic(
+        objective,
+        "tilt",
+        batches,
+        signed=True,
+        additive=True,
+        unit="degrees",
+        title="tilt of the layer",
+        symbol="T_l",
+        about="how far the layer tilts.",
+    )
+    return Measurements(measure="tilt", statistics=(found,), batch_sizes=objective.batch_sizes)
+'''
+RECIPE = """
+measure: {name: tilt, scale: 2}
+method: {name: straggler-sparse, statistic: tilt, mask: magnitude, mirror: 0}
+"""
+
+
+@pytest.fixture
+def new_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with one file, found beside those of the package."""
+    folder = tmp_path / "measures"
+    folder.mkdir()
+    (folder / "tilt.py").write_text(NEW)
+    monkeypatch.setattr(clipmerge.measures, "__path__", [*clipmerge.measures.__path__, str(folder)])
+    for cached in (plugin_names, load_plugin):
+        cached.cache_clear()
+    importlib.invalidate_caches()
+    yield folder / "tilt.py"
+    monkeypatch.undo()
+    sys.modules.pop("clipmerge.measures.tilt", None)
+    for cached in (plugin_names, load_plugin):
+        cached.cache_clear()
+
+
+def test_a_signed_measure_with_its_column_touches_one_file(
+    new_measure: Path, pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    assert "tilt" in plugin_names("measures")
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(RECIPE)
+    calibration = ("--data", images, "--images", "12", "--batch-size", "3", "--device", "cpu")
+    merged = command("merge", *pair, "-r", recipe, *calibration, "-o", out, "--format", "json")
+    assert merged.code == 0, merged.err
+    # the straggler rule compares signed values as they are; in logarithms the others would be left out
+    assert merged.json["stragglers"] == ["vision.1.mlp"]
+    assert len(merged.json["straggler_scores"]) > 8
+    values = {layer: row["tilt"] for layer, row in merged.json["measurements"].items()}
+    assert values["vision.1.mlp"] == 200
+    # the record says how to read it, so that the report can be drawn where the measure is not installed
+    assert merged.json["statistics"]["tilt"]["signed"] is True
+    page = (out / "report.html").read_text()
+    assert '<th scope="col" class="number">tilt of the layer<span><i>T</i><sub>l</sub>, degrees</span></th>' in page
+    assert "<b>Tilt of the layer <i>T</i><sub>l</sub></b>: how far the layer tilts." in page
+    assert "+200" in page
+    assert 'class="bar neg"' in page
+    vision = sum(value for layer, value in values.items() if layer.startswith("vision."))
+    assert f"sum of <i>T</i><sub>l</sub>: +{vision:.0f} degrees" in page
+    table = command("report", out).out
+    assert "T_l" in table
+    assert "rows of several layers: sum of T_l, median change" in table
+    again = command("report", out, "--format", "json")
+    assert again.json == json.loads((out / "clipmerge.json").read_text())
+
+
+def test_an_unsigned_statistic_is_compared_in_logarithms(
+    new_measure: Path, pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    new_measure.write_text(NEW.replace("signed=True", "signed=False"))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    calibration = ("--data", images, "--images", "12", "--batch-size", "3", "--device", "cpu")
+    merged = command("merge", *pair, "-r", tmp_path / "recipe.yaml", *calibration, "--dry-run", "--format", "json")
+    assert merged.code == 0, merged.err
+    assert merged.json["stragglers"] == []
+    assert "1 layers to compare" in merged.json["verdict"]
