@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 SECONDS, TIMES = 30.0, 20
 # States and half-written states of this age are of runs that nobody will go on with, or that are gone.
 _OLD_SECONDS, _GONE_SECONDS = 30 * 86400, 600
-# Packages whose code decides the learned coefficients: it changes between two releases that have the same version.
-_CODE = ("calibration", "measures", "models")
+# The code that decides the learned coefficients: it changes between two releases that have the same version.
+_CODE = ("calibration/**/*.py", "measures/**/*.py", "models/**/*.py", "images/batches.py")
 _SUFFIX, _HALF = ".safetensors", ".part"
 _NAMES = {getattr(torch, name): stored for stored, (name, _) in DTYPES.items()}
 
@@ -217,7 +217,7 @@ def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], setti
     encoded = images.store.read(range(len(images)))
     what = {
         "versions": [__version__, torch.__version__],
-        "code": [_digest(file.read_bytes()) for name in _CODE for file in _modules(name)],
+        "code": [_digest(file.read_bytes()) for file in code_files()],
         "weights": [[_file(file) for file in checkpoint.files] for checkpoint in checkpoints],
         "configs": [checkpoint.config for checkpoint in checkpoints],
         "images": [_digest(image["bytes"]) if image["bytes"] else _file(Path(str(image["path"]))) for image in encoded],
@@ -228,9 +228,10 @@ def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], setti
     return user_cache("learning") / f"{_digest(json.dumps(what, sort_keys=True).encode())}{_SUFFIX}"
 
 
-def _modules(package: str) -> list[Path]:
-    """The package's source files, sorted."""
-    return sorted((Path(__file__).parents[1] / package).rglob("*.py"))
+def code_files() -> list[Path]:
+    """The source files whose code decides what is learned from given inputs, sorted."""
+    package = Path(__file__).parents[1]
+    return sorted(file for pattern in _CODE for file in package.glob(pattern))
 
 
 def _file(file: Path) -> list[Any]:

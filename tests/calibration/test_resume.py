@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -16,9 +17,14 @@ from torch import Tensor
 
 from clipmerge.calibration import resume as resumption
 from clipmerge.calibration.learning import Coefficients, Goal, Losses, learn
+from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.path import PathWeights
+from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import Saved
+from clipmerge.images.batches import Batch
 from clipmerge.measures.projection_radii import projection_radii
+from clipmerge.models.zero_shot import averaged
 from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
 
@@ -200,6 +206,14 @@ def test_what_is_broken_or_does_not_fit_is_told_and_removed(
     assert len(run.said) == 2
     assert how == "a folder" or not run.file.exists()
     assert same(found, Learning(ends, tmp_path / "other.safetensors").run())
+
+
+@pytest.mark.parametrize(
+    "part", [learn, Objective, PathWeights, CalibrationLoss, Prompts, Batch, averaged, projection_radii]
+)
+def test_a_state_is_of_the_code_that_learned_it(part: Any) -> None:
+    """Were one of them changed, a state that it had left would not be gone on from."""
+    assert Path(inspect.getfile(part)) in resumption.code_files()
 
 
 @pytest.mark.usefixtures("often")
