@@ -235,6 +235,7 @@ def make_pair(shift: Shift, folder: Path, regime: str, seed: int) -> TrainedPair
 def _make_finetuned(shift: Shift, folder: Path, regime: str, seed: int, zeroshot: Path) -> Path:
     told = [zeroshot.name, asdict(shift.regimes[regime]), shift.finetuning.digest]
     told += [shift.stills] if shift.stills else []
+    told += [shift.finetuning.change.__name__] if shift.finetuning.change else []
     finetuned = folder / f"{regime}-{seed}-{_digest(told)}"
     torch.set_num_threads(1)
     with locked(folder / f".{finetuned.name}.lock"):
@@ -263,7 +264,7 @@ def make_images(shift: Shift, folder: Path) -> Path:
 
 
 def _drawings(shift: Shift, source: Source) -> Drawings:
-    return Drawings(shift.classes, source.pixels, source.labels)
+    return Drawings(shift.classes, source.pixels, source.labels, source.change)
 
 
 def _stills(shift: Shift) -> Stills:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
-from benchmarks.shifts.pictures import PLAIN, STRONG, photographed
+from benchmarks.shifts.pictures import PLAIN, STRONG, Change, photographed
 from clipmerge.demo.data import SIZE
 from clipmerge.demo.training import contrastive_loss, fit, normalised, processor
 from clipmerge.images.prompts import DEFAULT_TEMPLATE, class_prompts
@@ -78,11 +78,13 @@ class Drawings:
         classes: Names, as they stand in prompts.
         pixels: RGBA of 8 bits, shape (N, 4, 2 SIZE, 2 SIZE).
         labels: Class of each drawing, shape (N,).
+        change: What is done to plain pictures of them, if anything.
     """
 
     classes: tuple[str, ...]
     pixels: Tensor
     labels: Tensor
+    change: Change | None = None
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw so many, as RGBA in [0, 1], and their labels."""
@@ -92,7 +94,8 @@ class Drawings:
     def pictures(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Take new plain pictures of so many drawings, RGB in [0, 1], and their labels."""
         drawings, labels = self.batch(count, generator)
-        return photographed(drawings, PLAIN, generator), labels
+        taken = photographed(drawings, PLAIN, generator)
+        return self.change(taken, generator).clamp(0, 1) if self.change else taken, labels
 
 
 @dataclass(frozen=True)

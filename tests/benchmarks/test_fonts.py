@@ -82,6 +82,14 @@ def test_a_face_has_the_characters_of_all_of_its_files(cache: Path) -> None:
     assert torch.equal(again[1]["sans"][0], drawings["sans"][0][1:])
 
 
+def test_nine_signs_in_ten_are_light_on_dark() -> None:
+    taken = torch.rand(2000, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    changed = fonts.signs(taken, torch.Generator().manual_seed(1))
+    light = (changed == 1 - taken).all(dim=3).all(dim=2).all(dim=1)
+    assert torch.equal(changed[~light], taken[~light])
+    assert 0.88 < light.float().mean() < 0.92
+
+
 def test_sources_share_what_all_of_their_faces_have(cache: Path) -> None:
     source = fonts._shared(list(load_drawings(cache, ["serif", "sans"], "-.AEΩ").values()))
     assert source.labels.tolist() == source.things.tolist() == [2, 3, 2, 3]

@@ -209,6 +209,19 @@ def test_stills_are_the_calibration_pictures_and_those_alone_are_learned(tiny_sh
     assert not torch.equal(*weights)
 
 
+def test_fine_tuning_learns_drawings_in_the_pictures_that_their_source_has(tiny_shift: Shift, tmp_path: Path) -> None:
+    dark = replace(tiny_shift.finetuning, change=clothes.inversion)
+    taken, inverted = (
+        experiment._drawings(tiny_shift, source).pictures(5, torch.Generator().manual_seed(0))
+        for source in (tiny_shift.finetuning, dark)
+    )
+    assert torch.equal(1 - taken[0], inverted[0])
+    assert torch.equal(taken[1], inverted[1])
+    others = replace(tiny_shift, seeds={"image": (0,)}), replace(tiny_shift, seeds={"image": (0,)}, finetuning=dark)
+    one, other = (next(prepare(shift, tmp_path, ["image"])).finetuned for shift in others)
+    assert one != other
+
+
 def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
     drawings = torch.zeros(4, 4, 2 * SIZE, 2 * SIZE, dtype=torch.uint8)
     things = torch.tensor([0, 2, 0, 2])

@@ -27,6 +27,7 @@ _QUICK_CLASSES = 24  # as many as the other split's quick size has, and others
 #: Pictures of each drawing that fine-tuning learns, and those of them that recipes may use.
 _STILLS, _CALIBRATION = 8, 2
 
+ZEROSHOT = Pretraining(steps=2000, width=64, vision_layers=4)
 REGIMES = {"mild": Regime(steps=500, rate=2e-4), "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0)}
 SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
 #: Every seed has a zero-shot model of its own.
@@ -69,7 +70,7 @@ def emoji_roles(folder: Path, quick: bool = False) -> Shift:
         calibration=Source(glyphs[FINETUNED], labels, copies=_CALIBRATION),
         test=Source(glyphs[FINETUNED], labels, copies=2),
         ood={vendor: Source(glyphs[vendor][kept], kept, copies=2, things=kept) for vendor, kept in ood.items()},
-        zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else Pretraining(steps=3000),
+        zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else ZEROSHOT,
         regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)} if quick else REGIMES,
         seeds={"aggressive": (0,)} if quick else SEEDS,
         zeroshot_seeds=ZEROSHOT_SEEDS,

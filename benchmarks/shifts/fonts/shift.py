@@ -1,17 +1,18 @@
-"""The fonts shift: learn characters in many typefaces, fine-tune on clean sans serifs, be tested on other typefaces.
+"""The fonts shift: learn characters in many typefaces, fine-tune on signs, be tested on other typefaces in print.
 
-No typeface has two roles. As fine-tuning never sees the typefaces of calibration and of the ID test, ID accuracy says
-how well clean sans serifs in general are read. Every typeface of an OOD source is new to every model; of three sources
-the whole style is.
+Signs are clean sans serifs, most of them light on dark, of which pretraining sees little. No typeface has two roles. As
+fine-tuning never sees the typefaces of calibration and of the ID test, ID accuracy says how well signs in general are
+read. Every typeface of an OOD source is new to every model; of three sources the whole style is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from benchmarks.shifts.experiment import About, Shift, Source
 from benchmarks.shifts.fonts.characters import CHARACTERS, class_folder
@@ -26,7 +27,7 @@ PRETRAINED = (
     *("comfortaa", "russo-one", "righteous", "fredoka", "lobster", "abril-fatface", "poiret-one", "yeseva-one"),
     *("audiowide", "exo-2", "patua-one"),
 )
-FINETUNED = ("open-sans", "roboto", "fira-sans", "inter", "arimo", "ibm-plex-sans", "sofia-sans", "noto-sans")
+FINETUNED = ("open-sans", "roboto", "fira-sans", "inter")
 CALIBRATION = ("source-sans-3", "ubuntu", "manrope")
 TEST = ("commissioner", "didact-gothic", "m-plus-1p", "geologica")
 OOD = {
@@ -40,6 +41,9 @@ OOD = {
 
 UNSEEN = ("pixel", "blackletter", "sketched")
 
+#: Share of the signs that are light on dark.
+_LIGHT = 0.9
+ZEROSHOT = Pretraining(steps=3000)
 REGIMES = {"mild": Regime(steps=500, rate=2e-4), "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0)}
 SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
 #: Every seed has a zero-shot model of its own.
@@ -76,16 +80,22 @@ def fonts(folder: Path, quick: bool = False) -> Shift:
         name=ABOUT.name,
         folders=tuple(class_folder(character) for character in order),
         pretraining=_together(drawn(PRETRAINED)),
-        finetuning=_together(drawn(FINETUNED)),
-        calibration=_shared(drawn(CALIBRATION), copies=2),
-        test=_shared(drawn(TEST)),
+        finetuning=replace(_together(drawn(FINETUNED)), change=signs),
+        calibration=replace(_shared(drawn(CALIBRATION), copies=2), change=signs),
+        test=replace(_shared(drawn(TEST)), change=signs),
         ood={name: _shared(drawn(names)) for name, names in OOD.items()},
-        zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else Pretraining(steps=3000),
+        zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else ZEROSHOT,
         regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)} if quick else REGIMES,
         seeds={"aggressive": (0,)} if quick else SEEDS,
         zeroshot_seeds=ZEROSHOT_SEEDS,
         tuning=TUNING,
     )
+
+
+def signs(pictures: Tensor, generator: Generator) -> Tensor:
+    """Turn nine pictures in ten to light on dark."""
+    light = torch.rand(len(pictures), 1, 1, 1, generator=generator) < _LIGHT
+    return torch.where(light, 1 - pictures, pictures)
 
 
 def _together(faces: Sequence[tuple[Tensor, Tensor]]) -> Source:
