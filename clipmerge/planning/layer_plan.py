@@ -47,30 +47,26 @@ class Combination(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-def check_mask(name: str, layer: LayerPlan, parameters: tuple[str, ...]) -> None:
+def check_mask(name: str, layer: LayerPlan, mask: str, parameters: tuple[str, ...]) -> None:
     """Check one layer's mask rule against the masks that there are.
 
     Args:
         name: The layer's name, for messages.
         layer: Its settings.
+        mask: Name of its mask.
         parameters: Names of its parameters.
 
     Raises:
-        PlanError: If the mask, an option or a parameter is unknown, or a density has no mask to go with.
+        PlanError: If the mask, an option or a parameter is unknown, or the mask has no density.
     """
-    if layer.mask is None:
-        if layer.density != 1.0:
-            raise PlanError(f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'")
-        return
     masks = plugin_names("masks")
-    if layer.mask not in masks:
+    if mask not in masks:
         raise PlanError(
-            f"layer '{name}' has the unknown mask '{layer.mask}' (masks: {', '.join(masks)})."
-            f"{did_you_mean(layer.mask, masks)}"
+            f"layer '{name}' has the unknown mask '{mask}' (masks: {', '.join(masks)}).{did_you_mean(mask, masks)}"
         )
-    if layer.density != 1.0 and "density" not in plugin_options("masks", layer.mask):
+    if layer.density != 1.0 and "density" not in plugin_options("masks", mask):
         raise PlanError(
-            f"layer '{name}' has density {layer.density}, which the mask '{layer.mask}' does not know; "
+            f"layer '{name}' has density {layer.density}, which the mask '{mask}' does not know; "
             "set its mask_options, or name another mask"
         )
     for parameter, options in {"": {}, **layer.parameters}.items():
@@ -79,6 +75,6 @@ def check_mask(name: str, layer: LayerPlan, parameters: tuple[str, ...]) -> None
                 f"layer '{name}' names parameter '{parameter}', which it has not.{did_you_mean(parameter, parameters)}"
             )
         try:
-            check_options("masks", layer.mask, {**layer.mask_options, **options})
+            check_options("masks", mask, {**layer.mask_options, **options})
         except RecipeError as error:
             raise PlanError(f"layer '{name}': {error}") from None

@@ -274,7 +274,12 @@ class Plan(Frozen):
         for name, layer in self.layers.items():
             if name not in layers:
                 raise PlanError(f"the plan names layer '{name}', which there is not.{did_you_mean(name, layers)}")
-            check_mask(name, layer, layers[name])
+            if layer.mask is not None:
+                check_mask(name, layer, layer.mask, layers[name])
+            elif layer.density != 1.0:
+                raise PlanError(
+                    f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'"
+                )
         return self if self.decided == self.digest else self._with_verdict_on_settings(layers)
 
     def _with_verdict_on_settings(self, names: Collection[str]) -> Plan:
