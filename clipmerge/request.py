@@ -14,7 +14,8 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.images import Columns
 from clipmerge.images.class_names import ClassNames
 from clipmerge.planning.choices import Device, OutputDtype
-from clipmerge.planning.plan import HeadRecord, Plan, SourceRecord
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Progress

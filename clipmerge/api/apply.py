@@ -16,7 +16,8 @@ from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path
 from clipmerge.methods import Task
-from clipmerge.planning.plan import Plan, SourceRecord, tensors_path, write_plan_files
+from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
+from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import PlanTensors, check_coefficients
 from clipmerge.progress import ByteCount, Logged, Progress, Silent
 from clipmerge.request import Run

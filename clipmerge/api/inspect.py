@@ -18,7 +18,8 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.merging.stream import merged_tensors
-from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import SourceRecord
 from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:

@@ -33,7 +33,8 @@ from clipmerge.methods import Decision, Task
 from clipmerge.planning.choices import Missing
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import CalibrationRecord, Plan, SourceRecord, tensors_path, write_plan_files
+from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
+from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors, with_coefficients
 from clipmerge.plugins import load_plugin, plugin_names, takes_several

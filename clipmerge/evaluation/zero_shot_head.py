@@ -12,7 +12,7 @@ from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checkpoint.with_head import with_head
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import one_thread
-from clipmerge.planning.plan import HeadRecord
+from clipmerge.planning.provenance import HeadRecord
 
 if TYPE_CHECKING:
     from clipmerge.request import Calibration

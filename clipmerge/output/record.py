@@ -18,7 +18,8 @@ from clipmerge.planning.choices import OutputDtype
 from clipmerge.planning.frozen import Frozen, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import READINGS_0_1_0, Check, LossPath, StatisticAbout
-from clipmerge.planning.plan import CalibrationRecord, Plan, SourceRecord
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 
 FORMAT = "clipmerge-record/2"

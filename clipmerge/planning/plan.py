@@ -23,6 +23,7 @@ from clipmerge.planning.choices import Missing, OutputDtype
 from clipmerge.planning.frozen import Frozen
 from clipmerge.planning.layer_plan import Combination, LayerPlan, check_mask
 from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord, TensorsRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.table import Rows, to_frame, to_html
 from clipmerge.planning.verdict import verdict_on
@@ -31,57 +32,6 @@ from clipmerge.plugins import Alpha, check_options
 if TYPE_CHECKING:
     import pandas
     from torch import Tensor
-
-
-class SourceRecord(Frozen):
-    """One input: what the user wrote, the commit it resolved to, and the sha256 of its weight files, if hashed."""
-
-    source: str
-    revision: str | None = None
-    files: dict[str, str | None]
-
-
-class TensorsRecord(Frozen):
-    """The safetensors file beside a plan: its name and sha256."""
-
-    file: str
-    sha256: str
-
-
-class CalibrationRecord(Frozen):
-    """The images that were measured on.
-
-    Attributes:
-        source: What the user wrote.
-        revision: The commit that a data set of the Hub resolved to.
-        images: How many were drawn.
-        requested: How many were asked for; ``None`` in plans that do not say.
-        classes: How many classes they have.
-        batch_size: Images a batch.
-        templates: Prompt templates.
-        seed: Of the draw.
-    """
-
-    source: str
-    revision: str | None = None
-    images: int
-    requested: int | None = None
-    classes: int
-    batch_size: int
-    templates: tuple[str, ...]
-    seed: int
-
-
-class HeadRecord(Frozen):
-    """What a classification head's rows stand for, where its zero-shot side is built from class prompts.
-
-    Attributes:
-        classes: Class names, in the order of the rows.
-        templates: Prompt templates.
-    """
-
-    classes: tuple[str, ...]
-    templates: tuple[str, ...]
 
 
 class Plan(Frozen):

@@ -20,7 +20,7 @@ from clipmerge.files.templates import render
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import parse_dataset
 from clipmerge.output.record import DataSource, MergeRecord
-from clipmerge.planning.plan import CalibrationRecord
+from clipmerge.planning.provenance import CalibrationRecord
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from clipmerge.errors import CheckpointError
 from clipmerge.hub import download as hub_module
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import SourceRecord
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, serving, upload
 from tests.support.raw_safetensors import shard

@@ -23,7 +23,8 @@ from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import apply_mask, combination, merge_tensor
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.plan import Plan, SourceRecord, read_plan
+from clipmerge.planning.plan import Plan, read_plan
+from clipmerge.planning.provenance import SourceRecord
 from clipmerge.plugins import load_plugin, plugin_names
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit

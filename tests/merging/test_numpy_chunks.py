@@ -18,7 +18,8 @@ from clipmerge.merging.formula import weighted_change
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import SourceRecord
 
 Folders = tuple[Path, Path]
 RECORD = SourceRecord(source="x", files={})

@@ -18,7 +18,8 @@ from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import PlanTensors
 from tests.support.raw_safetensors import edit, rename_keys
 from tests.support.tiny_clip import layer_of

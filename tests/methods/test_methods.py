@@ -16,7 +16,8 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import SourceRecord
 from clipmerge.plugins import load_plugin, plugin_names
 from tests.support.raw_safetensors import edit
 

@@ -22,7 +22,8 @@ from clipmerge.merging.stream import merged_tensors
 from clipmerge.methods import Decision, Task
 from clipmerge.models import model_for
 from clipmerge.planning.measurements import Measurements, Mixture
-from clipmerge.planning.plan import Plan, SourceRecord
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import load_plugin
 from clipmerge.request import Calibration, MergeRequest

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from clipmerge.errors import PlanError
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Check, LossPath, Measurements, Statistic
-from clipmerge.planning.plan import CalibrationRecord, Plan, SourceRecord, TensorsRecord, read_plan
+from clipmerge.planning.plan import Plan, read_plan
+from clipmerge.planning.provenance import CalibrationRecord, SourceRecord, TensorsRecord
 from clipmerge.plugins import plugin_names
 
 SMALL = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
