@@ -1,4 +1,4 @@
-"""Keep each task vector's largest entries, elect a sign an entry, and average those that have it."""
+"""Keep each task vector's largest entries, elect one sign per entry, and average those that have it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def right_multiply(change: Tensor, *, score: Tensor | None = None) -> Tensor:
         change @ score, same shape as the change.
 
     Source:
-        What RegMean, Jin et al. 2022, arXiv:2212.09849, does to a linear map.
+        RegMean's treatment of a linear map, Jin et al. 2022, arXiv:2212.09849.
 
     Example:
         >>> import torch

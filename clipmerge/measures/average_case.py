@@ -19,7 +19,7 @@ def average_case(
     Args:
         objective: Calibration loss; left at theta(at).
         rho: Standard deviation, relative to |theta| when adaptive.
-        draws: Draws a layer, the same ones for every batch; each costs one forward pass a layer.
+        draws: Draws per layer, the same for every batch; each costs one forward pass per layer.
         adaptive: c = |theta| rather than 1.
         at: alpha of the point on the path where it is measured.
 

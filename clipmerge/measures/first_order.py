@@ -22,7 +22,7 @@ def first_order(
 ) -> Measurements:
     """Largest first-order rise of the loss when one layer moves by rho.
 
-    For l2 the rise is rho * ||c * g||_2, for linf rho * ||c * g||_1, with g the layer's gradient a batch and
+    For l2 the rise is rho * ||c * g||_2, for linf rho * ||c * g||_1, with g the layer's gradient per batch and
     c = |theta| (adaptive) or 1. One pass serves every layer.
 
     Args:

@@ -20,8 +20,8 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
     """Estimate the mean over images of the squared gradient of log p(label | image), entry by entry.
 
     Squares are an image's own, and a gradient pass gives a batch's sum. With random signs v_i on the images,
-    (sum_i v_i g_i)^2 is sum_i g_i^2 in expectation: one pass a probe serves a whole batch, and with one image a batch
-    it is exact. Unlike a square of the batch's gradient it does not vanish where images pull in opposite directions.
+    (sum_i v_i g_i)^2 is sum_i g_i^2 in expectation: one pass per probe serves a whole batch, and with one image per
+    batch it is exact. Unlike a square of the batch's gradient it does not vanish where images pull in opposite directions.
 
     Args:
         objective: Calibration loss; left at theta_1.
@@ -31,7 +31,7 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
 
     Returns:
         Statistics ``fisher_zeroshot`` and ``fisher_finetuned``, means over a layer's entries; the same names hold a
-        tensor a parameter.
+        tensor per parameter.
 
     Raises:
         MeasureError: If a loss is not finite.
@@ -63,7 +63,7 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
 def _squares(
     objective: Objective, probes: int, labels: Literal["model", "data"]
 ) -> tuple[dict[str, Tensor], dict[int, list[float]]]:
-    """Sums over this process's images and probes, an entry; means over a layer's entries and a batch's images."""
+    """Sum over this process's images and probes per entry; average over a layer's entries and a batch's images."""
     squares = {name: torch.zeros_like(value) for name, value in objective.task_vector.items()}
     found = {batch.number: [0.0] * len(objective.layers) for batch in objective.batches}
     sizes = [sum(objective.parameters[name].numel() for name in names) for names in objective.layers.values()]

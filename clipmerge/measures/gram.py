@@ -1,4 +1,4 @@
-"""What goes into each linear map, at both ends of the path: the Gram matrix of its inputs."""
+"""The Gram matrix of the inputs of each linear map, at both ends of the path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gram(objective: Objective) -> Measurements:
         objective: Calibration loss; left at theta_1.
 
     Returns:
-        Nothing a layer; tensors ``gram_zeroshot`` and ``gram_finetuned`` of shape (inputs, inputs) by weight matrix.
+        No statistic; tensors ``gram_zeroshot`` and ``gram_finetuned`` of shape (inputs, inputs) by weight matrix.
 
     Source:
         RegMean, Jin et al. 2022, arXiv:2212.09849.

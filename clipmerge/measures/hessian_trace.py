@@ -15,7 +15,7 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
     """Estimate tr(C_l H_ll C_l) for every layer l at once, C = diag |theta| when adaptive, else the identity.
 
     With v Rademacher on all parameters, (C v)_l . (H C v)_l is an unbiased estimate for every layer, so one
-    Hessian-vector product a batch and probe serves them all. Its variance has a cross-layer part: more probes.
+    Hessian-vector product per batch and probe serves them all. Its variance has a cross-layer part: more probes.
 
     Args:
         objective: Calibration loss; left at theta(at).
@@ -28,7 +28,7 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
         Statistics ``hessian_trace`` and ``hessian_trace_mean`` (a parameter entry).
 
     Source:
-        Hutchinson 1990; Yao et al. 2020, arXiv:1912.07145 (a trace a layer).
+        Hutchinson 1990; Yao et al. 2020, arXiv:1912.07145 (one trace per layer).
     """
     objective.announce(hessian=probes)
     objective.move_to(at)

@@ -104,7 +104,11 @@ def _finite(loss: float, alpha: float) -> float:
 def _attribute(
     objective: Objective, nodes: int
 ) -> tuple[dict[str, dict[str, list[float]]], dict[float, float], dict[str, Tensor]]:
-    """Integrate the slopes: statistic -> layer -> a value a batch; the losses met; the mean gradient."""
+    """Integrate the slopes.
+
+    Returns:
+        Values per batch, by statistic and layer; the losses at the nodes, by alpha; the mean gradient by parameter.
+    """
     points, weights = _radau(nodes)
     layers = list(objective.layers)
     shares = {name: np.zeros((len(objective.batch_sizes), len(layers))) for name in ("barrier", "loss_drop")}
@@ -136,7 +140,7 @@ def _radau(nodes: int) -> tuple[list[float], list[float]]:
 
 
 def _slopes(objective: Objective, alpha: float, share: float, gradients: dict[str, Tensor]) -> tuple[np.ndarray, float]:
-    """s_l(alpha) a batch and layer, and the loss there; adds this node's part to the mean gradient."""
+    """Compute s_l(alpha) per batch and layer, and the loss there; add this node's part to the mean gradient."""
     objective.move_to(alpha)
     slopes: dict[int, list[float]] = {}
     losses: dict[int, float] = {}

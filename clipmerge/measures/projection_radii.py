@@ -10,13 +10,15 @@ from clipmerge.plugins import Count, Positive
 
 
 def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive = 0.01) -> Measurements:
-    """Learn one radius gamma a parameter and project its change onto it: task_vector * min(1, gamma / ||task_vector||).
+    """Learn one radius gamma per parameter and project its change onto it.
+
+    The change becomes task_vector * min(1, gamma / ||task_vector||).
 
     Minimises the calibration loss alone, so the images should not be those of fine-tuning. The radii start at zero.
 
     Args:
         objective: Calibration loss; left at the projected weights.
-        steps: Steps, each a batch.
+        steps: Steps of one batch each.
         rate: Adam's step size, in the weights' own unit; it falls to zero along a half cosine.
 
     Returns:

@@ -24,7 +24,7 @@ class Task:
 
     Attributes:
         inputs: The checkpoints; weights are read only by methods that are about tensors.
-        measurements: What the recipe's measure found; ``None`` for data-free recipes.
+        measurements: The result of the recipe's measure; ``None`` for data-free recipes.
         seed: Seed of the run.
     """
 
@@ -39,13 +39,13 @@ class Task:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Layer to its number of entries."""
+        """Number of entries by layer."""
         entries, keys = self.inputs.zeroshot.entries, self.inputs.zeroshot_keys
         return {layer: sum(entries[keys[name]].size for name in names) for layer, names in self.layers.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Mergeable parameter to its shape."""
+        """Shapes of the mergeable parameters."""
         entries, keys = self.inputs.zeroshot.entries, self.inputs.zeroshot_keys
         return {name: entries[keys[name]].shape for names in self.layers.values() for name in names}
 

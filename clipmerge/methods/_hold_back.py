@@ -44,7 +44,7 @@ def hold_back(
     """Merge with one alpha, except in straggler layers.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         method: Name of the method that asks, for errors.
         alpha: Coefficient of the layers that are not stragglers.
         straggler_alpha: Coefficient of the stragglers.
@@ -110,8 +110,8 @@ def scores_for(task: Task, layers: dict[str, LayerPlan]) -> dict[str, Tensor]:
     """Collect the mean gradients along the path for the masks that rank entries by them.
 
     Args:
-        task: What is decided on; it has measurements.
-        layers: What each layer gets.
+        task: The checkpoints and the measurements.
+        layers: Settings by layer.
 
     Returns:
         Gradient by parameter, for the layers whose mask asks for a score.

@@ -141,7 +141,7 @@ def _verdict(
 
 
 def _design(layers: list[str], sizes: dict[str, int]) -> Array:
-    """What explains a statistic without fault of the layer: size, depth, kind, tower; one row a layer."""
+    """Covariates of a statistic that are not the layer's fault: size, depth, kind, tower; one row per layer."""
     blocks = {layer: block_of(layer) for layer in layers}
     deepest = {
         tower: max((b[1] for b in blocks.values() if b and b[0] == tower), default=0) for tower in ("vision", "text")

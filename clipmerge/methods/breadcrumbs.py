@@ -15,7 +15,7 @@ def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     """Combine task vectors by Model Breadcrumbs: the largest outliers and the small entries are left out.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
         **options: As in `clipmerge.combinations.breadcrumbs`.
 

@@ -15,7 +15,7 @@ def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     """Combine task vectors by DARE and task arithmetic; with one fine-tuned checkpoint it is the random-rescale mask.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
         **options: As in `clipmerge.combinations.dare`.
 

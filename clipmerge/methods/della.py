@@ -1,4 +1,4 @@
-"""Thin each task vector out at random, large entries less, elect a sign an entry, average what agrees."""
+"""Thin each task vector out at random, elect one sign per entry, and average the task vectors that have it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     """Combine task vectors by DELLA; with one fine-tuned checkpoint no sign is to be elected.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
         **options: As in `clipmerge.combinations.della`.
 

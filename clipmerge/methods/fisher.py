@@ -18,14 +18,14 @@ def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normali
     alpha F_1 / ((1 - alpha) F_0 + alpha F_1).
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Weight of the fine-tuned checkpoint; 0.5 lets the Fisher information alone decide.
         floor: Smallest F, as a share of the mean over the parameter at both ends: below it alpha decides.
         normalise: Scale F_1 to the same sum over the model as F_0; a fine-tuned model is surer of itself, its
             gradients are smaller everywhere, and without this nearly all would stay zero-shot.
 
     Returns:
-        A coefficient an entry.
+        One coefficient per entry.
 
     Raises:
         RecipeError: If the Fisher information was not measured.

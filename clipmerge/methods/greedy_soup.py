@@ -11,7 +11,7 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     """Average the checkpoints that the measure left in the soup.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: How far to go from zero-shot to the soup; 1 is the soup itself.
 
     Returns:

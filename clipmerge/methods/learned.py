@@ -13,7 +13,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     """Merge with learned coefficients, or with a share of them.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of every coefficient: 1 takes them as they were learned, 0 is zero-shot.
 
     Returns:
@@ -46,7 +46,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
 
 
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
-    """What learning did to the losses, from its first tenth to its last."""
+    """Change of the losses from the first tenth of learning to the last."""
     parts = []
     for name, told in (("calibration", "loss"), ("divergence", "divergence from zero-shot")):
         values = trace[name]

@@ -15,12 +15,12 @@ def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Deci
     blocks gets alpha.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Coefficient of the first block and of everything outside the blocks.
         slope: Rise from the first to the last block; by default 1 - alpha, the value for one fine-tuned model.
 
     Returns:
-        One coefficient a block.
+        One coefficient per block.
 
     Source:
         LiNeS, Wang et al. 2024, arXiv:2410.17146.

@@ -17,10 +17,10 @@ def model_stock(task: Task) -> Decision:
     around. Where the mean cosine is negative they do not agree at all, and the layer stays zero-shot.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
 
     Returns:
-        One coefficient a layer, in [0, 1], for the average.
+        One coefficient per layer, in [0, 1], for the average.
 
     Source:
         Model Stock, Jang et al. 2024, arXiv:2403.19522.

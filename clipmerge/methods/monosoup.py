@@ -24,13 +24,13 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
     r = 0, and it is taken whole from the fine-tuned model. Data-free.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         rank: How k is chosen: ``effective`` is ceil(exp(entropy of s / sum s)), ``energy`` the fewest directions
             that hold an ``energy`` share of sum s^2.
         energy: Share for ``rank: energy``.
 
     Returns:
-        One split a matrix, as options of the ``spectral`` mask.
+        One split per matrix, as options of the ``spectral`` mask.
 
     Source:
         MonoSoup, arXiv:2602.09689.

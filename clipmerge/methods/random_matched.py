@@ -20,7 +20,7 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
     If this does as well as straggler-sparse, the choice of the layers does not matter.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         pool: The stand-in is drawn from so many layers with the most similar norm of the task vector; 1 takes the most
             similar, many forget about the norm.
         **options: As in `clipmerge.methods._hold_back.hold_back`.

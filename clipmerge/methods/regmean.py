@@ -23,7 +23,7 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
     R = alpha G_1 ((1 - alpha) G_0 + alpha G_1)^-1.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Weight of the fine-tuned checkpoint, and coefficient of all that is no linear map.
         off_diagonal: Factor of the Gram matrices' entries off the diagonal; 1 is plain regression, smaller values trust
             it less, 0 looks at the size of each input alone.

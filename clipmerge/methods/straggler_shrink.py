@@ -14,7 +14,7 @@ def straggler_shrink(task: Task, **options: Any) -> Decision:
     """Merge with one alpha, and a smaller one in straggler layers; the control for ``straggler-sparse``.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         **options: As in `clipmerge.methods._hold_back.hold_back`.
 
     Returns:

@@ -14,7 +14,7 @@ def straggler_sparse(task: Task, **options: Any) -> Decision:
     """Merge with one alpha; in straggler layers with a smaller one, and with a mask.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         **options: As in `clipmerge.methods._hold_back.hold_back`.
 
     Returns:

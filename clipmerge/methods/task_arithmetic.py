@@ -10,7 +10,7 @@ def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:
     """Go along the sum of the task vectors; with alpha one over their number this is the uniform soup.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the sum.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Trim each task vector, elect a sign an entry, average what agrees."""
+"""Trim each task vector, elect one sign per entry, and average the task vectors that have it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     """Combine several task vectors by TIES, a parameter at a time.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
         **options: As in `clipmerge.combinations.ties`.
 

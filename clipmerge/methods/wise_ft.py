@@ -10,7 +10,7 @@ def wise_ft(task: Task, *, alpha: Alpha = 0.5) -> Decision:
     """Interpolate all weights with one coefficient; several fine-tuned checkpoints are averaged first.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: 0 = zero-shot, 1 = fine-tuned.
 
     Returns:

@@ -16,7 +16,7 @@ def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy
     accuracy to alpha 0.5 by it. A baseline, and a choice where only the target data counts.
 
     Args:
-        task: What to decide on.
+        task: The checkpoints, and the measurements if the recipe has a measure.
         criterion: ``accuracy`` (highest) or ``loss`` (lowest); of equals the smallest alpha, closest to zero-shot.
         at_most: Largest alpha considered.
 

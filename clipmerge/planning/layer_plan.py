@@ -1,4 +1,4 @@
-"""What one layer gets, and how several task vectors become one."""
+"""The settings of one layer, and the rule that makes one task vector of several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugi
 
 
 class LayerPlan(Frozen):
-    """What one layer gets.
+    """The settings of one layer.
 
     Attributes:
         alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned. Where there are learned coefficients,
@@ -20,7 +20,7 @@ class LayerPlan(Frozen):
         alpha_range: Smallest and largest learned coefficient; they lie beside the plan and are what counts. ``None``
             for one alpha for the whole layer.
         density: Share of the task vector kept, in (0, 1].
-        mask: Rule that picks what is kept; ``None`` keeps everything.
+        mask: Rule that picks the entries that are kept; ``None`` keeps all.
         mask_options: The mask's own options.
         parameters: Options of the mask for single parameters, by name; they win over ``mask_options``.
         reason: Why, in words.

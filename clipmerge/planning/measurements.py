@@ -103,7 +103,7 @@ class Statistic(StatisticAbout):
 
 
 class Measurements(Frozen):
-    """What one measure found.
+    """The result of one measure.
 
     Attributes:
         measure: Name of the measure.
@@ -113,7 +113,7 @@ class Measurements(Frozen):
         mixtures: The mixtures tried, in order, by measures that try some.
         checks: Self-tests by statistic.
         notes: What the user should know, one line each.
-        trace: What a measure that learns saw at every step, by name.
+        trace: Losses at every step of a measure that learns, by name.
         coefficients: Learned coefficients by parameter, float32 on the CPU; never part of the JSON.
         gradients: Mean gradient along the path by parameter, float32 on the CPU; never part of the JSON.
         tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the JSON.

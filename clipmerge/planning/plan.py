@@ -1,4 +1,4 @@
-"""What a merge will do: a frozen model, JSON both ways.
+"""The plan of a merge: a frozen model, JSON both ways.
 
 A plan holds numbers and rules, never bits: it can be read, diffed, edited by hand and applied again. The
 tensors that it needs (saliency scores, learned coefficients) lie in a safetensors file beside it, named in it by hash.
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 
 class Plan(Frozen):
-    """What a merge will do, complete: the inputs by hash and what each layer gets.
+    """A merge before it is carried out: the inputs by hash and the settings of each layer.
 
     Attributes:
         format: Version of this format.
         recipe: The recipe that made it.
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K.
-        weights: One factor a fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i] * alpha[l]``.
-        combine: What takes the place of the weighted sum, if anything does.
+        weights: One factor per fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i] * alpha[l]``.
+        combine: The rule in the place of the weighted sum, if there is one.
         dtype: Output dtype, or ``keep``.
         missing: What happens to keys that only one checkpoint has.
         head: The head whose zero-shot side is built, if one is.
-        layers: Layer to what it gets; a layer that is not named stays zero-shot.
+        layers: Settings by layer; a layer that is not named stays zero-shot.
         tensors: File with the scores that masks need and with learned coefficients.
         stragglers: Layers found to be stragglers.
         straggler_statistic: Statistic by which stragglers were looked for; ``None`` if nobody looked.
@@ -56,7 +56,7 @@ class Plan(Frozen):
         finding: The part of the verdict that does not depend on the settings.
         decided: `digest` of the plan that the method worded its verdict for.
         bought: What the merge bought, measured on images that the decision did not see.
-        measurements: What the decision rests on.
+        measurements: The measurements that the decision rests on.
         calibration: The images that were measured on.
         seed: Seed of the sample, the bootstrap and the random masks.
         warnings: What the user should know.
@@ -204,7 +204,7 @@ class Plan(Frozen):
         """Check the plan against the layers there are, and its mask rules against the masks.
 
         Args:
-            layers: Layer to parameter names.
+            layers: Parameter names by layer.
 
         Returns:
             The plan, with a verdict that is true of its settings.

@@ -29,7 +29,7 @@ class CalibrationRecord(Frozen):
         images: How many were drawn.
         requested: How many were asked for; ``None`` in plans that do not say.
         classes: How many classes they have.
-        batch_size: Images a batch.
+        batch_size: Images per batch.
         templates: Prompt templates.
         seed: Of the draw.
     """
@@ -45,7 +45,7 @@ class CalibrationRecord(Frozen):
 
 
 class HeadRecord(Frozen):
-    """What a classification head's rows stand for, where its zero-shot side is built from class prompts.
+    """The classes of a classification head whose zero-shot side is built from class prompts.
 
     Attributes:
         classes: Class names, in the order of the rows.

@@ -1,6 +1,6 @@
 """The tensors that a plan needs: saliency scores and learned coefficients, in one safetensors file beside it.
 
-A coefficient tensor has one number for the whole parameter, one a row (output channel), or one an entry.
+A coefficient tensor has one number for the whole parameter, one per row (output channel), or one per entry.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _SAME = 1e-6
 
 @dataclass(frozen=True)
 class PlanTensors:
-    """What numbers and rules cannot say.
+    """The tensors of a plan.
 
     Attributes:
-        scores: Parameter to saliency, for the masks that need it.
-        coefficients: Parameter to learned coefficients, float32: shape (), (rows, 1, ...), or the parameter's.
+        scores: Saliency by parameter, for the masks that need it.
+        coefficients: Learned coefficients by parameter, float32: shape (), (rows, 1, ...), or the parameter's.
     """
 
     scores: dict[str, Tensor] = field(default_factory=dict)
@@ -61,13 +61,13 @@ def with_coefficients(
     """Put the mean and the range of its coefficients into each layer that has some.
 
     Args:
-        layers: Layer to what the method gave it.
-        coefficients: Parameter to coefficients.
-        names: Layer to parameter names.
-        shapes: Parameter to its shape.
+        layers: Settings by layer, as the method decided them.
+        coefficients: Coefficients by parameter.
+        names: Parameter names by layer.
+        shapes: Shapes by parameter.
 
     Returns:
-        Layer to what it gets; one without coefficients keeps its own alpha.
+        Settings by layer; a layer without coefficients keeps its own alpha.
     """
     told = dict(layers)
     for layer, entry in layers.items():
@@ -102,9 +102,9 @@ def check_coefficients(
 
     Args:
         plan: The plan.
-        coefficients: Parameter to coefficients.
-        names: Layer to parameter names.
-        shapes: Parameter to its shape.
+        coefficients: Coefficients by parameter.
+        names: Parameter names by layer.
+        shapes: Shapes by parameter.
 
     Raises:
         PlanError: If they do not fit the parameters, or a layer's mean and range are not theirs.
@@ -136,15 +136,15 @@ def _check_shape(name: str, coefficient: Tensor, shape: tuple[int, ...]) -> None
     found = tuple(coefficient.shape)
     if coefficient.numel() != 1 and found not in (shape, rows_shape(shape)):
         raise PlanError(
-            f"the coefficients of {name} have shape {found}, and the parameter {shape}: expected one number, one a "
-            "row or one an entry"
+            f"the coefficients of {name} have shape {found}, and the parameter {shape}: expected one number, one per "
+            "row or one per entry"
         )
     if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):
         raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
 
 
 def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of coefficients that are one a row: (rows, 1, ...); () for a scalar."""
+    """Shape of coefficients with one number per row: (rows, 1, ...); () for a scalar."""
     return tuple(length if place == 0 else 1 for place, length in enumerate(shape))
 
 
@@ -152,13 +152,13 @@ def coefficients_of_run(coefficient: Tensor, shape: tuple[int, ...], start: int,
     """Cut out the coefficients of a run of entries in memory order.
 
     Args:
-        coefficient: One number, one a row or one an entry, for a parameter of this shape.
+        coefficient: One number, one per row or one per entry, for a parameter of this shape.
         shape: The parameter's.
         start: First entry.
         stop: Entry after the last; ``None`` for the whole parameter, unflattened.
 
     Returns:
-        What `merge_tensor` takes as alpha for that run.
+        The alpha that `merge_tensor` takes for that run.
 
     Example:
         >>> import torch

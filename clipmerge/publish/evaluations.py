@@ -35,7 +35,7 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
         A record with ``accuracy``, ``images`` and ``sources`` by name.
 
     Raises:
-        UsageError: If a file is none of the two, or measured something else than this merge.
+        UsageError: If a file is neither, or measured something other than this merge.
     """
     merged: dict[str, dict[str, Any]] = {key: dict(getattr(record, key) or {}) for key in KEYS}
     for file in files:
@@ -99,7 +99,7 @@ def _of_sweep(file: Path, found: dict[str, Any], record: MergeRecord) -> dict[st
 
 
 def _point(row: dict[str, Any]) -> Any:
-    """What a recipe's row of a sweep and a merge's record share exactly when they are the same merge."""
+    """Key that is equal for a sweep's row and a merge's record iff they are the same merge."""
     calibration = {key: value for key, value in (row["calibration"] or {}).items() if key != "source"}
     return [row["recipe"], calibration]
 

@@ -130,7 +130,7 @@ def _cell(column: Column, layer: str) -> dict[str, Any]:
 
 
 def _strips(columns: list[Column]) -> list[Column]:
-    """What the overview draws: alpha and the two foremost statistics."""
+    """Columns of the overview: alpha and the two foremost statistics."""
     measured = [column for column in columns if column.kind == "statistic"]
     first = [column for column in measured if column.key != "change"] or measured
     return [columns[0], *first[:2]]

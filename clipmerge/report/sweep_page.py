@@ -45,7 +45,7 @@ def ends_of(record: dict[str, Any]) -> dict[float, str]:
 
 @dataclass(frozen=True)
 class SweepColumn:
-    """One column of the table: its heading, and a cell a row; ``spread`` is the cell's interval."""
+    """One column of the table: its heading, one cell per row, and the interval of each cell."""
 
     title: str
     cells: list[str]
@@ -59,7 +59,7 @@ class SweepColumn:
 
 
 def heads_of(record: dict[str, Any]) -> list[tuple[str, bool]]:
-    """What each row is called, and whether it is a recipe.
+    """Heading of each row, and whether it is a recipe.
 
     Args:
         record: As `clipmerge.api.sweep.sweep` returns it.

@@ -125,7 +125,7 @@ def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str])
 
 
 def _draw_recipes(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
-    """One mark a place: recipes that came out alike share it."""
+    """Draw one mark per place: recipes with equal accuracies share it."""
     places: dict[tuple[float, float], list[dict[str, Any]]] = {}
     for row in recipes:
         places.setdefault((round(row["id"], 9), round(row["ood"], 9)), []).append(row)
