@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError
-from clipmerge.output import folder as write
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.command import clipmerge, refused
@@ -67,15 +66,14 @@ def test_an_input_that_cannot_be_read_is_blamed_itself(
 ) -> None:
     """Permissions do not keep root out, so the refusal of the system is made up."""
     run = prepare(request_for(pair, "wise-ft"))
-    denied = PermissionError(errno.EACCES, "Permission denied", str(pair[1] / name))
+    denied, opened = pair[1] / name, os.open
 
-    def fail(path: Path, *_: object) -> str:
-        if path == pair[1] / name:
-            raise denied
-        return "{}"
+    def refusing(path: Any, *arguments: Any, **options: Any) -> int:
+        if path == denied:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
 
-    monkeypatch.setattr(write, "_config_text", fail)
-    monkeypatch.setattr(write, "shutil", SimpleNamespace(copyfile=fail))
+    monkeypatch.setattr(os, "open", refusing)
     with pytest.raises(CheckpointError, match=rf"{name}: cannot be read \(Permission denied\)"):
         write_merge(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
