@@ -21,7 +21,8 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
 
     Squares are an image's own, and a gradient pass gives a batch's sum. With random signs v_i on the images,
     (sum_i v_i g_i)^2 is sum_i g_i^2 in expectation: one pass per probe serves a whole batch, and with one image per
-    batch it is exact. Unlike a square of the batch's gradient it does not vanish where images pull in opposite directions.
+    batch it is exact. Unlike a square of the batch's gradient it does not vanish where images pull in opposite
+    directions.
 
     Args:
         objective: Calibration loss; left at theta_1.
