@@ -176,7 +176,10 @@ class Run:
     def decided(self) -> Plan:
         """The plan with its tensors; one without layers in the processes that decide nothing."""
         if self.plan is not None:
-            return self.plan.with_tensors(self.tensors.to_file())
+            measured = self.plan.measurements
+            # what a measure keeps for methods can be as large as the model
+            light = measured and measured.model_copy(update={"coefficients": {}, "gradients": {}, "tensors": {}})
+            return self.plan.model_copy(update={"measurements": light}).with_tensors(self.tensors.to_file())
         unhashed = [SourceRecord(**each.provenance(hashed=False)) for each in self.inputs.everyone]
         zeroshot, *finetuned = unhashed
         weights = (1.0 / len(finetuned),) * len(finetuned)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args
 
@@ -240,6 +242,34 @@ def _refuse_twice(given: Sequence[str]) -> None:
             raise UsageError(f"{given[which]}: is given twice; name the zero-shot and the fine-tuned checkpoint")
 
 
+def byte_count(flag: str, value: str | int | None) -> int | None:
+    """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, units in any case.
+
+    Args:
+        flag: The flag, for the message.
+        value: A size, or a number of bytes.
+
+    Returns:
+        Bytes; ``None`` for ``None``.
+
+    Raises:
+        UsageError: If it is not a size above 0.
+
+    Example:
+        >>> byte_count("--max-shard-size", "1.5GB"), byte_count("--max-shard-size", "2KiB")
+        (1500000000, 2048)
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", str(value).upper())
+    if match is None or (match[3] and not match[2]):
+        raise UsageError(f"{flag} {value}: expected a size, such as 200MB or 5GB")
+    size = int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+    if size < 1:
+        raise UsageError(f"{flag} {value}: a shard holds at least a byte; expected a size, such as 200MB or 5GB")
+    return size
+
+
 def choice(flag: str, value: str, options: Sequence[str]) -> str:
     """Check a value that is one of a few words.
 
@@ -299,7 +329,7 @@ def files_read(*named: Any) -> list[Path]:
 
 
 def command_of(
-    name: str, zeroshot: str, finetuned: Sequence[str], recipe: RecipeLike, output: Any, options: MergeOptions
+    name: str, zeroshot: str, finetuned: Sequence[str], recipe: RecipeLike, options: MergeOptions, **own: Any
 ) -> MergeOptions:
     """Complete the options by the command that does the same, as far as words can say it.
 
@@ -308,19 +338,40 @@ def command_of(
         zeroshot: Source of theta_0.
         finetuned: Sources of theta_1 ... theta_K.
         recipe: The recipe as it was given.
-        output: Where the result goes.
         options: The options as they were given.
+        **own: The command's own flags, in order.
 
     Returns:
         The options, ``command`` among them.
     """
     if options.get("command") is not None:
         return options
-    flags: dict[str, Any] = {"recipe": _recipe_word(recipe), **options}
-    given = flags.pop("set", None) or ()
-    flags["set"] = [f"{key}={value}" for key, value in given.items()] if isinstance(given, Mapping) else list(given)
-    flags["no_hash"] = not flags.pop("hash", True)
-    return {**options, "command": spelled_out(name, zeroshot, *finetuned, **flags, output=output)}
+    given = {key: options[key] for key in _FLAGS if key in options}  # type: ignore[literal-required]
+    given |= {"set": set_words(options.get("set")), "no_hash": not options.get("hash", True)}
+    words = spelled_out(name, zeroshot, *finetuned, recipe=recipe_word(recipe), **given, **own)
+    return {**options, "command": words}
+
+
+# The flags in the order of `--help`.
+_FLAGS = (
+    "data",
+    "classes",
+    "template",
+    "set",
+    "images",
+    "batch_size",
+    "images_at_once",
+    "seed",
+    "device",
+    "dtype",
+    "image_column",
+    "label_column",
+)
+
+
+def set_words(given: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
+    """Write overrides of a recipe as values of ``--set``."""
+    return [f"{key}={value}" for key, value in given.items()] if isinstance(given, Mapping) else list(given or ())
 
 
 def spelled_out(name: str, *positional: Any, **flags: Any) -> str:
@@ -343,13 +394,16 @@ def spelled_out(name: str, *positional: Any, **flags: Any) -> str:
     return shlex.join(words)
 
 
-def _recipe_word(recipe: RecipeLike) -> str:
+def recipe_word(recipe: RecipeLike) -> str:
+    """Write a recipe as a value of ``--recipe``; one in memory goes by its name."""
     if isinstance(recipe, Recipe):
         return recipe.name
     return str(recipe.get("name", "recipe.yaml")) if isinstance(recipe, Mapping) else os.fspath(recipe)
 
 
 def _word(value: Any) -> str:
+    if called := getattr(value, "called", None):
+        return f"<{called}>"
     if isinstance(value, (str, int, float, os.PathLike)):
         return str(value)
     return f"<{type(value).__name__}>"

@@ -8,9 +8,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
 from clipmerge.errors import UsageError
 
@@ -21,6 +23,28 @@ if TYPE_CHECKING:
 
 _WRAPPERS = ("module", "_orig_mod")  # DataParallel's and DistributedDataParallel's, and torch.compile's
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+
+
+class InMemorySource(str):
+    """The temporary folder of a model in memory.
+
+    Attributes:
+        called: What records and messages call the model.
+    """
+
+    called: str
+
+    def __new__(cls, folder: Path, called: str) -> InMemorySource:
+        """Name the folder."""
+        source = super().__new__(cls, folder)
+        source.called = called
+        return source
+
+
+def open_source(source: str, base: Checkpoint | None = None) -> Checkpoint:
+    """Open a source of `as_sources`; arguments and errors are those of `clipmerge.checkpoint.open_checkpoint`."""
+    opened = open_checkpoint(source, base=base)
+    return replace(opened, source=source.called) if isinstance(source, InMemorySource) else opened
 
 
 @contextmanager
@@ -82,12 +106,13 @@ def _source(checkpoint: CheckpointLike, folder: Path, processor: Any) -> str:
             f"{type(model).__name__} is neither a model of transformers nor of open_clip; merge its state dict with "
             "`clipmerge.merge_state_dicts`"
         )
-    return str(folder)
+    return InMemorySource(folder, f"{type(model).__name__} in memory")
 
 
 def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
     """Write weights and configuration, and the processor that was given or that lies where the model came from."""
-    model.save_pretrained(folder)
+    with _without_bars():
+        model.save_pretrained(folder)
     if processor is not None:
         processor.save_pretrained(folder)
         return
@@ -96,6 +121,20 @@ def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
         is_side_file = file.suffix in _SIDE_SUFFIXES and not file.name.endswith(".index.json")
         if is_side_file and file.name not in ("config.json", OPEN_CLIP_CONFIG) and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _origin(name: str) -> Path | None:

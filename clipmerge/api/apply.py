@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.api._arguments import CheckpointLike, files_read, several, spelled_out
-from clipmerge.api._in_memory import as_sources
+from clipmerge.api._arguments import CheckpointLike, byte_count, files_read, several, spelled_out
+from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import MergeResult
-from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import local_path
@@ -34,7 +34,7 @@ def apply(
     *,
     output: str | os.PathLike[str],
     overwrite: bool = False,
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
     hash: bool = True,
     zeroshot: CheckpointLike | None = None,
     finetuned: CheckpointLike | Sequence[CheckpointLike] | None = None,
@@ -48,7 +48,7 @@ def apply(
         plan: A plan, or its JSON file.
         output: Folder to write, whole or not at all.
         overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Bytes that a shard holds at most; ``None`` for shards as the fine-tuned checkpoint has them.
+        max_shard_size: Size of a shard at most, such as ``5GB`` or a number of bytes; ``None`` for shards as the fine-tuned checkpoint has them.
         hash: Whether to check the inputs against the plan's sha256, and record those of the output.
         zeroshot: theta_0 where it is not at the place that the plan names; it must hold the same bytes.
         finetuned: theta_1 ... theta_K, likewise.
@@ -66,6 +66,7 @@ def apply(
     """
     from clipmerge.output.checks import check_output
 
+    limit = byte_count("--max-shard-size", max_shard_size)
     file = None if isinstance(plan, Plan) else Path(plan)
     read = [] if file is None else files_read(file, tensors_path(file))
     check_output(Path(output), overwrite=overwrite, read=read)
@@ -73,27 +74,20 @@ def apply(
         raise UsageError("zeroshot and finetuned: give both, or neither where they are at the places the plan names")
     opened = plan if isinstance(plan, Plan) else Plan.load(plan)
     with as_sources(zeroshot, [] if finetuned is None else several(finetuned), processor) as (base, others):
-        if base:
-            opened = _moved(opened, base, others)
-        run = open_plan(opened, progress or Logged(), name=str(file or "the plan"), hashed=hash)
+        sources = (base, *others) if base else ()
+        run = open_plan(opened, progress or Logged(), name=str(file or "the plan"), hashed=hash, sources=sources)
         words = {"output": output, "overwrite": overwrite, "max_shard_size": max_shard_size, "no_hash": not hash}
         run.command = command if command is not None else spelled_out("apply", file or opened, **words)
-        return finished(run, Path(output), overwrite=overwrite, max_shard_size=max_shard_size)
-
-
-def _moved(plan: Plan, zeroshot: str, finetuned: Sequence[str]) -> Plan:
-    """The plan for the same checkpoints at another place."""
-    if len(finetuned) != len(plan.finetuned):
-        raise PlanError(f"the plan is for {len(plan.finetuned)} fine-tuned checkpoints, {len(finetuned)} were given")
-    records = [
-        SourceRecord(source=source, files=record.files)
-        for source, record in zip((zeroshot, *finetuned), (plan.zeroshot, *plan.finetuned), strict=True)
-    ]
-    return plan.model_copy(update={"zeroshot": records[0], "finetuned": tuple(records[1:])})
+        return finished(run, Path(output), overwrite=overwrite, max_shard_size=limit)
 
 
 def open_plan(
-    plan: Plan | Path, progress: Progress | None = None, *, name: str = "the plan", hashed: bool = True
+    plan: Plan | Path,
+    progress: Progress | None = None,
+    *,
+    name: str = "the plan",
+    hashed: bool = True,
+    sources: Sequence[str] = (),
 ) -> Run:
     """Open a plan's inputs, and check that these are what the plan was made for.
 
@@ -102,6 +96,7 @@ def open_plan(
         progress: Where to report.
         name: Name of a plan that is not a file, for messages.
         hashed: Whether to compare hashes, which reads all weights.
+        sources: Where theta_0, theta_1 ... theta_K are; empty where they are at the places that the plan names.
 
     Returns:
         A decided run.
@@ -114,8 +109,7 @@ def open_plan(
     progress = progress or Silent()
     progress.stage("read")
     begin = time.perf_counter()
-    zeroshot = _open_again(name, plan, plan.zeroshot)
-    finetuned = [_open_again(name, plan, record, zeroshot) for record in plan.finetuned]
+    zeroshot, *finetuned = _open_all(name, plan, sources)
     inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
     if plan.head:
         if not lacks_zeroshot_head(inputs):
@@ -131,19 +125,31 @@ def open_plan(
     return run
 
 
-def _open_again(name: str, plan: Plan, record: SourceRecord, base: Checkpoint | None = None) -> Checkpoint:
+def _open_all(name: str, plan: Plan, sources: Sequence[str]) -> list[Checkpoint]:
+    records = (plan.zeroshot, *plan.finetuned)
+    if sources and len(sources) != len(records):
+        raise PlanError(f"{name}: is for {len(records) - 1} fine-tuned checkpoints, {len(sources) - 1} were given")
+    places = sources or [_place(name, plan, record) for record in records]
+    base = open_source(places[0])
+    return [base, *(open_source(place, base) for place in places[1:])]
+
+
+def _place(name: str, plan: Plan, record: SourceRecord) -> str:
+    """Where one of the plan's checkpoints is now."""
     source = record.source
     if record.revision:
         source = f"{source.partition('@')[0]}@{record.revision}"
     elif not (source.startswith("hf://") or local_path(source).is_absolute() or Path(source).exists()):
         beside = (plan.folder or Path()) / source
         if not beside.exists():
+            if source.endswith(" in memory"):
+                raise PlanError(f"{name}: was made for models in memory; give them as zeroshot= and finetuned=")
             raise PlanError(
                 f"{name}: {source} is neither here nor beside the plan; apply it in the folder where it was made, or "
                 "write the whole path (or hf://ORG/NAME) into it"
             )
         source = str(beside)
-    return open_checkpoint(source, base=base)
+    return source
 
 
 def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint, progress: Progress, *, hashed: bool) -> None:

@@ -9,9 +9,8 @@ from typing import Any, cast, get_args
 
 from clipmerge import __version__
 from clipmerge.api._arguments import CheckpointLike, choice, spelled_out
-from clipmerge.api._in_memory import as_sources
+from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import ConvertResult
-from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
 from clipmerge.conversion import Layout
@@ -71,7 +70,7 @@ def _convert(
 ) -> dict[str, Any]:
     """Do it; JSON-ready: ``output``, ``files``, ``to``, ``source`` {source, revision, files}, ``warnings``."""
     progress.stage("read")
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_source(source)
     check_output(output, overwrite=overwrite, inputs=[checkpoint.folder], record=CONVERSION)
     converted = convert_checkpoint(checkpoint, to)
     if not isinstance(converted, ConvertedCheckpoint):

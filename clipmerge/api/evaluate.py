@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipmerge.api._arguments import CheckpointLike, calibration_from, source_of
-from clipmerge.api._in_memory import as_sources
+from clipmerge.api._in_memory import InMemorySource, as_sources
 from clipmerge.api._results import EvaluateResult
 from clipmerge.progress import Logged, Progress
 
@@ -72,4 +72,6 @@ def evaluate(
             columns=wanted.columns,
             progress=progress or Logged(),
         )
+        if isinstance(source, InMemorySource):
+            record["checkpoint"]["source"] = source.called
     return EvaluateResult(record["accuracy"], record["images"], record)

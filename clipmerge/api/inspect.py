@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipmerge.api._arguments import CheckpointLike
-from clipmerge.api._in_memory import as_sources
+from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import InspectResult
-from clipmerge.checkpoint import Checkpoint, Inputs, open_checkpoint
+from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.alignment import align
 from clipmerge.checkpoint.compare import find_mismatches
 from clipmerge.checkpoint.preview import preview_checkpoint
@@ -76,7 +76,7 @@ def inspect_checkpoints(
         CheckpointError: If one cannot be read.
     """
     seen = preview_checkpoint(zeroshot)
-    base = seen or open_checkpoint(zeroshot)
+    base = seen or open_source(zeroshot)
     if finetuned is None:
         family, layers = _describe_alone(base)
         return {
@@ -88,12 +88,12 @@ def inspect_checkpoints(
             **_totals(base),
         }
     seen_other = preview_checkpoint(finetuned)
-    other = seen_other or open_checkpoint(finetuned, base=base)
+    other = seen_other or open_source(finetuned, base)
     inputs = align(base, [other])
     mismatches = find_mismatches(inputs)
     if weights and not mismatches and (seen or seen_other):
-        base, seen, seen_other = open_checkpoint(zeroshot), None, None
-        other = open_checkpoint(finetuned, base=base)
+        base, seen, seen_other = open_source(zeroshot), None, None
+        other = open_source(finetuned, base)
         inputs = align(base, [other])
     layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
     for note in inputs.notes:

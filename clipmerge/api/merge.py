@@ -11,6 +11,7 @@ from clipmerge.api._arguments import (
     CheckpointLike,
     MergeOptions,
     RecipeLike,
+    byte_count,
     check_apart,
     command_of,
     merge_request,
@@ -33,7 +34,7 @@ def merge(
     *,
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    max_shard_size: int | None = None,
+    max_shard_size: int | str | None = None,
     push: str | None = None,
     private: bool = False,
     license: str | None = None,
@@ -49,7 +50,7 @@ def merge(
         recipe: Name of a recipe, path of a YAML file, the same as a mapping, or a `Recipe`.
         output: Folder to write, whole or not at all; ``None`` to measure and decide only.
         overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Bytes that a shard holds at most; ``None`` for shards as the fine-tuned checkpoint has them.
+        max_shard_size: Size of a shard at most, such as ``5GB`` or a number of bytes; ``None`` for shards as the fine-tuned checkpoint has them.
         push: ``org/name`` on the Hub to publish the output to.
         private: With ``push``: whether the repository is created private.
         license: With ``push``: the licence, where the sources' differ.
@@ -64,13 +65,19 @@ def merge(
         ClipmergeError: If anything given cannot be used; one line says what, where and what to do next.
     """
     target, progress = None if output is None else Path(output), progress or Logged()
+    limit = byte_count("--max-shard-size", max_shard_size)
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
-        request = merge_request(base, others, recipe, **command_of("merge", base, others, recipe, output, options))
+        request = merge_request(
+            base,
+            others,
+            recipe,
+            **command_of("merge", base, others, recipe, options, max_shard_size=max_shard_size, output=output),
+        )
         check_apart(target, request, recipe, overwrite=overwrite)
         if push is not None:
             check_push(push, target, private=private)
         run = prepare(request, progress)
-        result = finished(run, target, overwrite=overwrite, max_shard_size=max_shard_size)
+        result = finished(run, target, overwrite=overwrite, max_shard_size=limit)
     if push is None or target is None or not run.is_main:
         return result
     return publish(result, push, progress, private=private, license=license)

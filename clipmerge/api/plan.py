@@ -23,8 +23,8 @@ from clipmerge.api._arguments import (
     several,
     with_options,
 )
-from clipmerge.api._in_memory import as_sources
-from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints, open_checkpoint
+from clipmerge.api._in_memory import as_sources, open_source
+from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
 from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.errors import RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, head_classes, lacks_zeroshot_head
@@ -109,7 +109,9 @@ def plan_run(
     from clipmerge.output.checks import check_output_file
 
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
-        request = merge_request(base, others, recipe, **command_of("plan", base, others, recipe, output, options))
+        request = merge_request(
+            base, others, recipe, **command_of("plan", base, others, recipe, options, output=output)
+        )
         if output is not None:
             check_output_file(Path(output), tensors_path(Path(output)), overwrite=overwrite)
         run = prepare(request, progress or Logged())
@@ -191,8 +193,8 @@ def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: boo
     """
     if not known.checkpoints:
         compare_before_download(sources[0], sources[1:], missing=missing, mixed_dtypes=mixed_dtypes)
-        base = open_checkpoint(sources[0])
-        known.checkpoints = (base, *(open_checkpoint(source, base=base) for source in sources[1:]))
+        base = open_source(sources[0])
+        known.checkpoints = (base, *(open_source(source, base) for source in sources[1:]))
     if missing not in known.inputs:
         zeroshot, *finetuned = known.checkpoints
         known.inputs[missing] = align_checkpoints(zeroshot, finetuned, missing=missing, mixed_dtypes=mixed_dtypes)

@@ -26,8 +26,11 @@ from clipmerge.api._arguments import (
     files_read,
     name_of,
     recipe_files,
+    recipe_word,
+    set_words,
     several,
     source_of,
+    spelled_out,
 )
 from clipmerge.api._in_memory import as_sources
 from clipmerge.api._results import SweepResult
@@ -116,6 +119,21 @@ def sweep(
         ClipmergeError: If anything else that was given cannot be used.
     """
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
+        words = spelled_out(
+            "sweep",
+            *(base, *others),
+            id=_named(id),
+            ood=_named(ood),
+            recipe=[recipe_word(recipe) for recipe in recipes],
+            alphas=",".join(f"{alpha:g}" for alpha in alphas),
+            data=name_of(source_of(data)),
+            set=set_words(set),
+            **options,
+            seed=seed or None,
+            dtype=None if dtype == "keep" else dtype,
+            no_hash=not hash,
+            output=output,
+        )
         request = SweepRequest(
             zeroshot=base,
             finetuned=others[0],
@@ -127,7 +145,7 @@ def sweep(
             calibration=calibration_from(data, **options),
             seed=seed,
             dtype=dtype_from(dtype),
-            command=command or "",
+            command=command if command is not None else words,
             hashed=hash,
         )
         check_sweep(request)
@@ -139,6 +157,10 @@ def sweep(
                 request, Path(output), overwrite=overwrite, read=read, progress=progress or Logged()
             )
     return SweepResult(None if output is None else Path(output), record, correct, tuple(record["warnings"]))
+
+
+def _named(sources: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={name_of(source_of(source))}" for name, source in sources.items()]
 
 
 def check_sweep(request: SweepRequest) -> None:

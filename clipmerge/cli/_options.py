@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import shlex
 import sys
 from collections.abc import Callable
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from clipmerge.cli._terminal import Format
-from clipmerge.errors import UsageError
 
 ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
 FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]
@@ -49,34 +46,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that merge or apply wrote.")]
 Output = Annotated[Format, typer.Option("--format", help="What stdout carries.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; keep library warnings.")]
-
-
-def byte_count(flag: str, value: str | None) -> int | None:
-    """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, units in any case.
-
-    Args:
-        flag: The flag, for the message.
-        value: What the user wrote.
-
-    Returns:
-        Bytes; ``None`` when the flag was not given.
-
-    Raises:
-        UsageError: If it is no size above 0.
-
-    Example:
-        >>> byte_count("--max-shard-size", "1.5GB"), byte_count("--max-shard-size", "2KiB")
-        (1500000000, 2048)
-    """
-    if value is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", value.upper())
-    if match is None or (match[3] and not match[2]):
-        raise UsageError(f"{flag} {value}: expected a size, such as 200MB or 5GB")
-    size = int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
-    if size < 1:
-        raise UsageError(f"{flag} {value}: a shard holds at least a byte; expected a size, such as 200MB or 5GB")
-    return size
 
 
 def command_line() -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import MaxShardSize, NoHash, Output, Overwrite, Verbose, byte_count, command_line
+from clipmerge.cli._options import MaxShardSize, NoHash, Output, Overwrite, Verbose, command_line
 from clipmerge.cli._summary import show_merge
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.distributed import is_main_process
@@ -26,13 +26,12 @@ def apply_command(
 ) -> None:
     """Carry out a plan: the same bytes as merge."""
     terminal = Terminal(fmt, verbose=verbose)
-    limit = byte_count("--max-shard-size", max_shard_size)
     from clipmerge.api.apply import apply
 
     result = apply(
         plan_file,
         output=output,
-        max_shard_size=limit,
+        max_shard_size=max_shard_size,
         hash=not no_hash,
         overwrite=overwrite,
         progress=terminal,

@@ -17,7 +17,6 @@ from clipmerge.cli._options import (
     Overwrite,
     Verbose,
     ZeroShot,
-    byte_count,
     command_line,
     merge_flags,
     takes_flags,
@@ -49,7 +48,6 @@ def merge_command(
 ) -> None:
     """Measure, decide, merge and write."""
     terminal = Terminal(fmt, verbose=verbose)
-    limit = byte_count("--max-shard-size", max_shard_size)
     if output is None and not dry_run:
         raise UsageError("--output is missing: the folder to write (or --dry-run to write nothing)")
     from clipmerge.api.merge import merge
@@ -59,7 +57,7 @@ def merge_command(
         finetuned,
         **shared,
         output=None if dry_run else output,
-        max_shard_size=limit,
+        max_shard_size=max_shard_size,
         hash=not no_hash,
         overwrite=overwrite,
         push=push,

@@ -90,8 +90,8 @@ class Plan(Frozen):
     _folder: Path | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both say the same; the tensors count by the hash that `save` writes into the plan."""
-        return self.__dict__ == other.__dict__ if isinstance(other, Plan) else NotImplemented
+        """Whether both have the same JSON; tensors beside it count by the hash that `save` writes into it."""
+        return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
     def __repr__(self) -> str:
         """The recipe, the number of layers, and the range of their coefficients."""

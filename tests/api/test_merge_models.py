@@ -1,0 +1,227 @@
+"""Models in memory: the weights that the files would give, and nothing changed or left behind."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import clipmerge
+from clipmerge.progress import Silent
+from tests.support import tiny_open_clip
+from tests.support.tiny_families import TINY, perturb
+
+Folders = tuple[Path, Path]
+QUIET: dict[str, Any] = {"progress": Silent()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether both have the same tensors, bit for bit."""
+    return one.keys() == other.keys() and all(
+        torch.equal(
+            one[name].contiguous().view(-1).view(torch.uint8), other[name].contiguous().view(-1).view(torch.uint8)
+        )
+        for name in one
+    )
+
+
+def merged_by_files(folders: tuple[Path, ...], recipe: str, output: Path, **options: Any) -> dict[str, Tensor]:
+    result = clipmerge.merge(folders[0], folders[1:], recipe, output=output, **options, **QUIET)
+    (weights,) = output.glob("*.safetensors")
+    assert result.path == output
+    return load_file(weights)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "CLIP classifier"])
+def test_models_of_transformers_get_the_weights_that_files_give(kind: str, tmp_path: Path) -> None:
+    if kind not in TINY:
+        kind = next(name for name, tiny in TINY.items() if "ForImageClassification" in tiny.model.__name__)
+    zeroshot, finetuned = TINY[kind].make(), TINY[kind].make()
+    perturb(finetuned, 1)
+    before = [copy.deepcopy(model.state_dict()) for model in (zeroshot, finetuned)]
+    folders = (tmp_path / "zeroshot", tmp_path / "finetuned")
+    for model, folder in zip((zeroshot, finetuned), folders, strict=True):
+        model.save_pretrained(folder)
+    for recipe, options in (("wise-ft", {"set": {"method.alpha": 0.3}}), ("monosoup", {})):
+        expected = merged_by_files(folders, recipe, tmp_path / recipe, **options)
+        merged = clipmerge.merge_models(zeroshot, finetuned, recipe, **options, **QUIET)
+        assert type(merged) is type(finetuned)
+        assert same({name: merged.state_dict()[name] for name in expected}, expected)
+    assert all(same(model.state_dict(), old) for model, old in zip((zeroshot, finetuned), before, strict=True))
+
+
+def test_models_are_measured_on_data_in_memory_like_files(pair: Folders, images: Path, tmp_path: Path) -> None:
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+    from transformers import CLIPModel, CLIPProcessor
+
+    zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
+    processor = CLIPProcessor.from_pretrained(pair[0])
+    expected = merged_by_files(pair, "straggler-sparse", tmp_path / "out", data=images, batch_size=5)
+
+    def pixels(image: Any) -> Tensor:
+        return processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+
+    sources: dict[str, Any] = {
+        "data set of images": ImageFolder(images),
+        "data set of pixels": ImageFolder(images, transform=pixels),
+        "loader": DataLoader(ImageFolder(images, transform=pixels), batch_size=7),
+    }
+    for name, data in sources.items():
+        merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-sparse", data=data, batch_size=5, **QUIET)
+        assert same(merged.state_dict(), expected), name
+
+
+def test_a_model_that_was_not_loaded_needs_its_processor(pair: Folders, images: Path) -> None:
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+
+    models = [CLIPModel(CLIPConfig.from_pretrained(pair[0])) for _ in range(2)]
+    for model in models:
+        model.config._name_or_path = model.name_or_path = ""
+    with pytest.raises(clipmerge.CheckpointError, match="processor cannot be loaded"):
+        clipmerge.merge_models(*models, "straggler-sparse", data=images, **QUIET)
+    processor = CLIPProcessor.from_pretrained(pair[0])
+    clipmerge.merge_models(*models, "straggler-sparse", data=images, processor=processor, **QUIET)
+
+
+def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_path: Path) -> None:
+    config = tiny_open_clip.model_config(**tiny_open_clip.ARCHITECTURES["vit"])
+    folders = tiny_open_clip.save_open_clip_pair(tmp_path, config)
+    zeroshot, finetuned = map(tiny_open_clip.load, folders)
+    expected = merged_by_files(folders, "straggler-sparse", tmp_path / "out", data=images, batch_size=10)
+    options: dict[str, Any] = {"data": images, "batch_size": 10, **QUIET}
+    merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-sparse", processor=folders[0], **options)
+    assert same({name: merged.state_dict()[name] for name in expected}, expected)
+    plain = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", **QUIET)
+    assert same(plain.state_dict(), merged_by_files(folders, "wise-ft", tmp_path / "plain"))
+    with pytest.raises(clipmerge.CheckpointError, match="measuring needs the open_clip_config.json"):
+        clipmerge.merge_models(zeroshot, finetuned, "straggler-sparse", **options)
+    with pytest.raises(clipmerge.UsageError, match="no model of this name"):
+        clipmerge.merge_models(zeroshot, finetuned, "wise-ft", processor="ViT-Z-32", **QUIET)
+
+
+def test_a_name_of_open_clip_gives_the_configuration(tmp_path: Path) -> None:
+    import json
+
+    from clipmerge.api._in_memory import as_sources
+
+    model = tiny_open_clip.build(tiny_open_clip.model_config())
+    with as_sources(model, [], "ViT-B-32") as (source, _):
+        config = json.loads(Path(source, "open_clip_config.json").read_text())
+    assert config["model_cfg"]["embed_dim"] == 512
+    assert not Path(source).exists()
+
+
+def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:
+    from transformers import CLIPModel
+
+    zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
+    finetuned.train()
+    wrapped = torch.nn.DataParallel(finetuned)
+    merged = clipmerge.merge_models(torch.compile(zeroshot), wrapped, "wise-ft", **QUIET)
+    assert isinstance(merged, CLIPModel)
+    assert merged.training
+    half = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", dtype="bfloat16", **QUIET)
+    assert half.dtype == torch.bfloat16
+    assert finetuned.dtype == torch.float32
+    rounded = {name: tensor.bfloat16() for name, tensor in merged.state_dict().items()}
+    assert same(half.state_dict(), rounded)
+
+
+def test_nothing_is_left_in_the_temporary_folder(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import CLIPModel
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    models = [CLIPModel.from_pretrained(folder) for folder in pair]
+    clipmerge.merge_models(*models, "wise-ft", **QUIET)
+    with torch.no_grad():
+        models[1].logit_scale.fill_(float("nan"))
+    with pytest.raises(clipmerge.CheckpointError, match="CLIPModel in memory: tensor logit_scale holds NaN"):
+        clipmerge.merge_models(*models, "wise-ft", **QUIET)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_in_memory_are_merged_planned_and_applied_into_folders(pair: Folders, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    models = [CLIPModel.from_pretrained(folder) for folder in pair]
+    result = clipmerge.merge(*models, "wise-ft", output=tmp_path / "merged", **QUIET)
+    assert result.record["zeroshot"]["source"] == "CLIPModel in memory"
+    assert "'<CLIPModel in memory>' '<CLIPModel in memory>' --recipe wise-ft" in result.record["command"]
+    assert "clipmerge-" not in (tmp_path / "merged" / "README.md").read_text()
+    plan = clipmerge.plan(*models, "wise-ft", **QUIET)
+    with pytest.raises(clipmerge.PlanError, match="models in memory; give them as zeroshot= and finetuned="):
+        clipmerge.apply(plan, output=tmp_path / "applied", **QUIET)
+    clipmerge.apply(plan, output=tmp_path / "applied", zeroshot=models[0], finetuned=models[1], **QUIET)
+    written = [tmp_path / name / "model.safetensors" for name in ("merged", "applied")]
+    assert written[0].read_bytes() == written[1].read_bytes()
+    with pytest.raises(clipmerge.PlanError, match="is not what the plan was made for"):
+        clipmerge.apply(plan, output=tmp_path / "other", zeroshot=models[1], finetuned=models[0], **QUIET)
+    assert clipmerge.inspect(*models, **QUIET).mismatches == ()
+
+
+def test_another_module_is_sent_to_its_state_dict() -> None:
+    with pytest.raises(clipmerge.UsageError, match="neither a model of transformers nor of open_clip"):
+        clipmerge.merge_models(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), "wise-ft", **QUIET)
+
+
+def test_state_dicts_get_the_weights_that_files_give(pair: Folders, tmp_path: Path) -> None:
+    theta_0, theta_1 = (load_file(folder / "model.safetensors") for folder in pair)
+    expected = merged_by_files(pair, "wise-ft", tmp_path / "plain", set={"method.alpha": 0.3})
+    assert same(clipmerge.merge_state_dicts(theta_0, theta_1, alpha=0.3), expected)
+    overrides = {"overrides": [{"layers": "*", "alpha": 0.3, "density": 0.4}]}
+    expected = merged_by_files(pair, "wise-ft", tmp_path / "masked", set=overrides)
+    assert same(clipmerge.merge_state_dicts(theta_0, theta_1, alpha=0.3, mask="magnitude", density=0.4), expected)
+
+
+def test_state_dicts_of_several_are_averaged(family: list[Path], tmp_path: Path) -> None:
+    theta_0, *others = (load_file(folder / "model.safetensors") for folder in family)
+    expected = merged_by_files(tuple(family), "uniform-soup", tmp_path / "out")
+    assert same(clipmerge.merge_state_dicts(theta_0, others, alpha=1.0), expected)
+
+
+def test_random_masks_depend_on_seed_and_name_alone() -> None:
+    theta_0 = {"a": torch.zeros(100), "b": torch.zeros(100)}
+    theta_1 = {name: torch.ones(100) for name in theta_0}
+    options: dict[str, Any] = {"alpha": 1.0, "mask": "random", "density": 0.5}
+    first = clipmerge.merge_state_dicts(theta_0, theta_1, **options)
+    turned = clipmerge.merge_state_dicts(dict(reversed(theta_0.items())), theta_1, **options)
+    assert same(first, turned)
+    assert not torch.equal(first["a"], first["b"])
+    assert not same(first, clipmerge.merge_state_dicts(theta_0, theta_1, seed=1, **options))
+
+
+def test_what_state_dicts_may_not_be_is_refused() -> None:
+    one = {"w": torch.zeros(2)}
+    cases: list[tuple[Any, Any, dict[str, Any], str]] = [
+        (one, {"v": torch.zeros(2)}, {}, "2 names are not in both theta_0 and theta_1: v"),
+        (one, {"w": torch.zeros(3)}, {}, r"w: shapes differ between theta_0 and theta_1: \(2,\) and \(3,\)"),
+        (one, {"w": torch.tensor([0.0, float("inf")])}, {}, "theta_1: tensor w holds Inf"),
+        ({"n": torch.tensor(1)}, {"n": torch.tensor(2)}, {}, "n: integers differ"),
+        (one, one, {"density": 0.5}, "density 0.5 needs a mask"),
+        (one, one, {"mask": "saliency"}, "needs scores that a measure makes"),
+        (one, one, {"mask": "magnitude", "density": 1.5}, "density"),
+        ({"w": torch.tensor([6e4]).half()}, {"w": torch.tensor([-6e4]).half()}, {"alpha": -1.0}, "overflows"),
+    ]
+    for theta_0, theta_1, options, message in cases:
+        with pytest.raises(clipmerge.ClipmergeError, match=message):
+            clipmerge.merge_state_dicts(theta_0, theta_1, **{"alpha": 0.5, **options})
+
+
+def test_inputs_stay_as_they_are_and_are_not_shared() -> None:
+    theta_0, theta_1 = {"w": torch.zeros(2), "n": torch.tensor(3)}, {"w": torch.ones(2), "n": torch.tensor(3)}
+    for alpha in (0.0, 1.0):
+        merged = clipmerge.merge_state_dicts(theta_0, theta_1, alpha=alpha)
+        merged["w"].fill_(9)
+        merged["n"].fill_(9)
+    assert theta_0["w"].tolist() == [0, 0]
+    assert theta_1["w"].tolist() == [1, 1]
+    assert theta_0["n"] == theta_1["n"] == 3

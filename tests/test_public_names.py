@@ -1,0 +1,100 @@
+"""The public names: which they are, where they come from, and what importing them costs."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clipmerge
+
+NAMES = [
+    "Calibration",
+    "CheckpointError",
+    "ClipmergeError",
+    "ConvertResult",
+    "DataError",
+    "EvaluateResult",
+    "HubError",
+    "InspectResult",
+    "MeasureError",
+    "Measurements",
+    "MergeResult",
+    "OutputError",
+    "Plan",
+    "PlanError",
+    "Progress",
+    "Published",
+    "Recipe",
+    "RecipeError",
+    "SweepResult",
+    "UsageError",
+    "__version__",
+    "apply",
+    "convert",
+    "evaluate",
+    "inspect",
+    "load_recipe",
+    "merge",
+    "merge_models",
+    "merge_state_dicts",
+    "plan",
+    "push",
+    "sweep",
+]
+
+
+def test_exactly_these_names_are_exported() -> None:
+    assert sorted(clipmerge.__all__) == NAMES
+    assert dir(clipmerge) == sorted(clipmerge.__all__)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "__version__"])
+def test_each_name_is_there_and_documented(name: str) -> None:
+    value = getattr(clipmerge, name)
+    assert value.__doc__
+    assert value.__module__.startswith("clipmerge.")
+
+
+def test_the_types_of_the_stub_are_the_names_of_the_module() -> None:
+    stub = Path(clipmerge.__file__).with_suffix(".pyi").read_text()
+    imports = [node for node in ast.parse(stub).body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: node.module for node in imports for alias in node.names}
+    assert all(alias.asname == alias.name for node in imports for alias in node.names)
+    assert homes == clipmerge._HOMES
+
+
+def test_no_package_or_module_takes_the_place_of_a_function() -> None:
+    """An import of `clipmerge.plan` as a module would set the attribute that holds the function."""
+    assert not {module.name for module in pkgutil.iter_modules(clipmerge.__path__)} & set(NAMES)
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'clipmerge' has no attribute 'merg'"):
+        _ = clipmerge.merg  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import clipmerge", "torch numpy pydantic yaml typer rich transformers"),
+        (
+            "import clipmerge; clipmerge.merge; clipmerge.plan; clipmerge.apply; clipmerge.Plan",
+            "torch transformers rich",
+        ),
+        ("import clipmerge; clipmerge.sweep", "torch transformers matplotlib"),
+        ("import clipmerge; clipmerge.merge('a', 'b', 'wise-ft', output='c')", "torch transformers"),
+    ],
+)
+def test_importing_takes_nothing_that_is_not_needed(code: str, absent: str) -> None:
+    program = (
+        f"import sys\ntry:\n    {code}\nexcept Exception: pass\nprint(*(m for m in sys.argv[1:] if m in sys.modules))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", program, *absent.split()], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.split() == []
