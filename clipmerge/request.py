@@ -119,6 +119,11 @@ class SweepRequest:
         """Sources of theta_0, theta_1 ... theta_K."""
         return (self.zeroshot, self.finetuned, *self.further)
 
+    @property
+    def sources(self) -> dict[str, Any]:
+        """All images that are evaluated, by name."""
+        return {**self.id_sources, **self.ood_sources}
+
     def merge_request(self, recipe: Recipe) -> MergeRequest:
         """The merge that one of the recipes asks for."""
         finetuned = (self.finetuned, *self.further)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.api._arguments import CheckpointLike, byte_count, files_read, several, spelled_out
+from clipmerge.api._arguments import CheckpointLike, byte_count, files_read, several
+from clipmerge.api._commands import spelled_out
 from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import MergeResult
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
@@ -48,7 +49,8 @@ def apply(
         plan: A plan, or its JSON file.
         output: Folder to write, whole or not at all.
         overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Size of a shard at most, such as ``5GB`` or a number of bytes; ``None`` for shards as the fine-tuned checkpoint has them.
+        max_shard_size: Size of a shard at most, such as ``5GB`` or a number of bytes; ``None`` for shards as the
+            fine-tuned checkpoint has them.
         hash: Whether to check the inputs against the plan's sha256, and record those of the output.
         zeroshot: theta_0 where it is not at the place that the plan names; it must hold the same bytes.
         finetuned: theta_1 ... theta_K, likewise.

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from clipmerge import __version__
-from clipmerge.api._arguments import CheckpointLike, choice, spelled_out
+from clipmerge.api._arguments import CheckpointLike, choice
+from clipmerge.api._commands import spelled_out
 from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import ConvertResult
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint

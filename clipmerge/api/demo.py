@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from clipmerge.api._arguments import spelled_out
+from clipmerge.api._commands import spelled_out
 from clipmerge.api.evaluate import evaluate
 from clipmerge.api.merge import merge
 from clipmerge.demo.pair import TEMPLATE, DemoPair, cache_folder, prepare

@@ -13,11 +13,11 @@ from clipmerge.api._arguments import (
     RecipeLike,
     byte_count,
     check_apart,
-    command_of,
     merge_request,
     several,
     with_options,
 )
+from clipmerge.api._commands import command_of
 from clipmerge.api._in_memory import as_sources
 from clipmerge.api._results import MergeResult
 from clipmerge.api.apply import finished
@@ -50,7 +50,8 @@ def merge(
         recipe: Name of a recipe, path of a YAML file, the same as a mapping, or a `Recipe`.
         output: Folder to write, whole or not at all; ``None`` to measure and decide only.
         overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Size of a shard at most, such as ``5GB`` or a number of bytes; ``None`` for shards as the fine-tuned checkpoint has them.
+        max_shard_size: Size of a shard at most, such as ``5GB`` or a number of bytes; ``None`` for shards as the
+            fine-tuned checkpoint has them.
         push: ``org/name`` on the Hub to publish the output to.
         private: With ``push``: whether the repository is created private.
         license: With ``push``: the licence, where the sources' differ.

@@ -18,11 +18,11 @@ from clipmerge.api._arguments import (
     MergeOptions,
     RecipeLike,
     check_request,
-    command_of,
     merge_request,
     several,
     with_options,
 )
+from clipmerge.api._commands import command_of
 from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
 from clipmerge.checkpoint.preview import compare_before_download

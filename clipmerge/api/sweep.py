@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from clipmerge import __version__
 from clipmerge.api._arguments import (
     CheckpointLike,
     ImageOptions,
@@ -26,27 +24,26 @@ from clipmerge.api._arguments import (
     files_read,
     name_of,
     recipe_files,
-    recipe_word,
-    set_words,
     several,
     source_of,
-    spelled_out,
 )
+from clipmerge.api._commands import recipe_word, set_words, spelled_out
 from clipmerge.api._in_memory import as_sources
 from clipmerge.api._results import SweepResult
+from clipmerge.api._sweep_record import PlannedRecipe, recipe_row, record_of, row_of
 from clipmerge.api.plan import Known, open_inputs, prepare
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.sources import check_source_name
-from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing, standings
+from clipmerge.evaluation.tradeoff import standings
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.overlap import check_overlap
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
 from clipmerge.planning.choices import Missing
 from clipmerge.planning.plan import Plan
-from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Logged, Progress, Silent
 from clipmerge.request import ALPHAS, SweepRequest
@@ -58,16 +55,6 @@ if TYPE_CHECKING:
 
 #: The record that the output folder of a sweep holds, and by which one is known.
 SWEEP_RECORD = "sweep.json"
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A recipe, decided: which point it is, what the record says of it, and what to do when it has been evaluated."""
-
-    recipe: Recipe
-    point: int
-    plan: Plan
-    finish: Callable[[], None]
 
 
 def sweep(
@@ -177,7 +164,7 @@ def check_sweep(request: SweepRequest) -> None:
         raise UsageError(f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name once")
     if not request.id_sources or not request.ood_sources:
         raise UsageError("a sweep needs at least one --id and one --ood source")
-    for name in _sources(request):
+    for name in request.sources:
         check_source_name(name)
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
         raise UsageError("--alphas: a curve needs at least two different values, in ascending order")
@@ -210,7 +197,7 @@ def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[
     progress = progress or Silent()
     begin = time.perf_counter()
     progress.stage("read")
-    loaded = {name: _load(source, request, progress) for name, source in _sources(request).items()}
+    loaded = {name: _load(source, request, progress) for name, source in request.sources.items()}
     notes = _check_overlap(request, loaded)
     for note in notes:
         progress.say(note)
@@ -229,11 +216,11 @@ def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[
         range(len(request.alphas)),
         seed=request.seed,
     )
-    rows = [_row(place, correct, number) for number, place in enumerate(places)]
+    rows = [row_of(place, correct, number) for number, place in enumerate(places)]
     seconds = {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)}
-    record = _record(request, inputs, loaded, [*inputs.notes, *notes]) | {
+    record = record_of(request, inputs, loaded, [*inputs.notes, *notes]) | {
         "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
-        "recipes": [_recipe_row(each, points[each.point], rows[each.point]) for each in planned],
+        "recipes": [recipe_row(each, points[each.point], rows[each.point]) for each in planned],
         "seconds": seconds,
     }
     return record, correct
@@ -270,7 +257,7 @@ def write_sweep(
     from clipmerge.report.sweep_page import sweep_page
     from clipmerge.report.sweep_picture import curve_png
 
-    images = files_read(*_sources(request).values(), request.calibration.source, request.calibration.classes)
+    images = files_read(*request.sources.values(), request.calibration.source, request.calibration.classes)
     inputs = local_inputs(*request.checkpoints)
     check_output(output, overwrite=overwrite, inputs=inputs, read=[*images, *read], record=SWEEP_RECORD)
     record, correct = run_sweep(request, progress)
@@ -283,10 +270,6 @@ def write_sweep(
             write_correct(folder / "correct.safetensors", correct)
             (folder / SWEEP_RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return record, correct
-
-
-def _sources(request: SweepRequest) -> dict[str, Any]:
-    return {**request.id_sources, **request.ood_sources}
 
 
 def _load(source: Any, request: SweepRequest, progress: Progress) -> LabelledImages:
@@ -325,7 +308,7 @@ def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
 
 def _plan_points(
     request: SweepRequest, inputs: Inputs, known: Known, progress: Progress
-) -> tuple[list[Point], list[_Planned]]:
+) -> tuple[list[Point], list[PlannedRecipe]]:
     """The distinct points, those of the curve first, and which of them each recipe is."""
     points = Points(inputs)
     for alpha in request.alphas:
@@ -334,7 +317,7 @@ def _plan_points(
     for recipe in request.recipes:
         run = prepare(request.merge_request(recipe), progress, known=known)
         plan, tensors = _shared(run.plan, run.tensors)
-        planned.append(_Planned(recipe, points.add_plan(plan, tensors), plan, run.finish))
+        planned.append(PlannedRecipe(recipe, points.add_plan(plan, tensors), plan, run.finish))
     return points.points, planned
 
 
@@ -368,50 +351,3 @@ def _score(
         dtype=request.dtype,
     )
     return scorer.score([point.move for point in points], loaded, progress)
-
-
-def _row(place: Standing, correct: dict[str, Correct], number: int) -> dict[str, Any]:
-    return {
-        "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
-        "id": place.id_accuracy,
-        "ood": place.ood_accuracy,
-        "ood_interval": list(place.ood_interval),
-        "gain": place.gain,
-        "gain_interval": list(place.gain_interval) if place.gain_interval else None,
-    }
-
-
-def _recipe_row(planned: _Planned, point: Point, row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": planned.recipe.name,
-        "point": planned.point,
-        "alpha": point.alpha,
-        **row,
-        "verdict": planned.plan.verdict,
-        "calibration": planned.plan.model_dump(mode="json")["calibration"],
-        "recipe": planned.plan.recipe,
-    }
-
-
-def _record(
-    request: SweepRequest, inputs: Inputs, loaded: dict[str, LabelledImages], notes: Sequence[str]
-) -> dict[str, Any]:
-    """What holds for the whole sweep."""
-    finetuned = [each.provenance(hashed=request.hashed) for each in inputs.finetuned]
-    return {
-        "clipmerge": __version__,
-        "output": None,
-        "command": request.command,
-        "zeroshot": inputs.zeroshot.provenance(hashed=request.hashed),
-        "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,
-        "id": list(request.id_sources),
-        "ood": list(request.ood_sources),
-        "sources": {name: images.source for name, images in loaded.items()},
-        "images": {name: len(images) for name, images in loaded.items()},
-        "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
-        "calibration_source": name_of(request.calibration.source),
-        "templates": list(check_templates(list(request.calibration.templates))),
-        "seed": request.seed,
-        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
-        "warnings": list(notes),
-    }

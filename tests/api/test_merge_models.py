@@ -100,7 +100,7 @@ def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_p
     assert same({name: merged.state_dict()[name] for name in expected}, expected)
     plain = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", **QUIET)
     assert same(plain.state_dict(), merged_by_files(folders, "wise-ft", tmp_path / "plain"))
-    with pytest.raises(clipmerge.CheckpointError, match="measuring needs the open_clip_config.json"):
+    with pytest.raises(clipmerge.CheckpointError, match="measuring needs the open_clip_config"):
         clipmerge.merge_models(zeroshot, finetuned, "straggler-sparse", **options)
     with pytest.raises(clipmerge.UsageError, match="no model of this name"):
         clipmerge.merge_models(zeroshot, finetuned, "wise-ft", processor="ViT-Z-32", **QUIET)
@@ -124,7 +124,7 @@ def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:
     zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
     finetuned.train()
     wrapped = torch.nn.DataParallel(finetuned)
-    merged = clipmerge.merge_models(torch.compile(zeroshot), wrapped, "wise-ft", **QUIET)
+    merged = clipmerge.merge_models(torch.compile(zeroshot, backend="eager"), wrapped, "wise-ft", **QUIET)
     assert isinstance(merged, CLIPModel)
     assert merged.training
     half = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", dtype="bfloat16", **QUIET)
@@ -154,8 +154,9 @@ def test_models_in_memory_are_merged_planned_and_applied_into_folders(pair: Fold
 
     models = [CLIPModel.from_pretrained(folder) for folder in pair]
     result = clipmerge.merge(*models, "wise-ft", output=tmp_path / "merged", **QUIET)
-    assert result.record["zeroshot"]["source"] == "CLIPModel in memory"
-    assert "'<CLIPModel in memory>' '<CLIPModel in memory>' --recipe wise-ft" in result.record["command"]
+    assert result.record is not None
+    assert result.record.zeroshot.source == "CLIPModel in memory"
+    assert "'<CLIPModel in memory>' '<CLIPModel in memory>' --recipe wise-ft" in result.record.command
     assert "clipmerge-" not in (tmp_path / "merged" / "README.md").read_text()
     plan = clipmerge.plan(*models, "wise-ft", **QUIET)
     with pytest.raises(clipmerge.PlanError, match="models in memory; give them as zeroshot= and finetuned="):

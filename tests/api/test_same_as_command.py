@@ -74,8 +74,9 @@ def test_a_merge_writes_what_the_command_writes(
     def call(output: Path) -> None:
         result = clipmerge.merge(*pair, recipe, output=output, **options, **QUIET)
         assert result.path == output
-        assert result.record == json.loads((output / "clipmerge.json").read_text())
-        assert str(result.record["command"]).startswith(spelled)
+        assert result.record is not None
+        assert result.record.to_text() == (output / "clipmerge.json").read_text()
+        assert result.record.command.startswith(spelled)
 
     one, other = both("merge", asked, call, tmp_path, monkeypatch)
     assert one == other
@@ -195,7 +196,8 @@ def test_a_dry_run_decides_and_writes_nothing(pair: Folders, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     result = clipmerge.merge(*pair, "wise-ft", **QUIET)
     assert result.path is None
-    assert result.record["output"] is None
+    assert result.record is not None
+    assert result.record.output is None
     assert list(tmp_path.iterdir()) == []
     clipmerge.apply(result.plan, output="applied", **QUIET)
     clipmerge.merge(*pair, "wise-ft", output="merged", **QUIET)

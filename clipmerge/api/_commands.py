@@ -1,0 +1,92 @@
+"""Commands spelled out, for the records: what does the same as a function that was called."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clipmerge.api._arguments import MergeOptions, RecipeLike
+from clipmerge.planning.recipe import Recipe
+
+
+def command_of(
+    name: str, zeroshot: str, finetuned: Sequence[str], recipe: RecipeLike, options: MergeOptions, **own: Any
+) -> MergeOptions:
+    """Complete the options by the command that does the same, as far as words can say it.
+
+    Args:
+        name: The command.
+        zeroshot: Source of theta_0.
+        finetuned: Sources of theta_1 ... theta_K.
+        recipe: The recipe as it was given.
+        options: The options as they were given.
+        **own: The command's own flags, in order.
+
+    Returns:
+        The options, ``command`` among them.
+    """
+    if options.get("command") is not None:
+        return options
+    given = {key: options[key] for key in _FLAGS if key in options}  # type: ignore[literal-required]
+    given |= {"set": set_words(options.get("set")), "no_hash": not options.get("hash", True)}
+    words = spelled_out(name, zeroshot, *finetuned, recipe=recipe_word(recipe), **given, **own)
+    return {**options, "command": words}
+
+
+# The flags in the order of `--help`.
+_FLAGS = (
+    "data",
+    "classes",
+    "template",
+    "set",
+    "images",
+    "batch_size",
+    "images_at_once",
+    "seed",
+    "device",
+    "dtype",
+    "image_column",
+    "label_column",
+)
+
+
+def set_words(given: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
+    """Write overrides of a recipe as values of ``--set``."""
+    return [f"{key}={value}" for key, value in given.items()] if isinstance(given, Mapping) else list(given or ())
+
+
+def spelled_out(name: str, *positional: Any, **flags: Any) -> str:
+    """Spell out a command; an object in memory is named by its type.
+
+    Args:
+        name: The command.
+        *positional: Its arguments.
+        **flags: Its flags; those of value ``None`` and ``False`` are left out.
+
+    Example:
+        >>> spelled_out("merge", "zs", "ft", recipe="wise-ft", output="out", set=None, template=["a {}.", "b {}."])
+        "clipmerge merge zs ft --recipe wise-ft --output out --template 'a {}.' --template 'b {}.'"
+    """
+    words = ["clipmerge", name, *map(_word, positional)]
+    for flag, value in flags.items():
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if each is not None and each is not False:
+                words += [f"--{flag.replace('_', '-')}", *([] if each is True else [_word(each)])]
+    return shlex.join(words)
+
+
+def recipe_word(recipe: RecipeLike) -> str:
+    """Write a recipe as a value of ``--recipe``; one in memory goes by its name."""
+    if isinstance(recipe, Recipe):
+        return recipe.name
+    return str(recipe.get("name", "recipe.yaml")) if isinstance(recipe, Mapping) else os.fspath(recipe)
+
+
+def _word(value: Any) -> str:
+    if called := getattr(value, "called", None):
+        return f"<{called}>"
+    if isinstance(value, (str, int, float, os.PathLike)):
+        return str(value)
+    return f"<{type(value).__name__}>"

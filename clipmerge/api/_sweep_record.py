@@ -1,0 +1,106 @@
+"""The record of a sweep: what ``--format json`` prints and ``sweep.json`` keeps; see `docs/sweep.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from clipmerge import __version__
+from clipmerge.api._arguments import name_of
+from clipmerge.checkpoint import Inputs
+from clipmerge.evaluation.points import Point
+from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing
+from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.prompts import check_templates
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.recipe import Recipe
+from clipmerge.request import SweepRequest
+
+if TYPE_CHECKING:
+    from clipmerge.evaluation.scorer import Correct
+
+
+@dataclass(frozen=True)
+class PlannedRecipe:
+    """A recipe, decided.
+
+    Attributes:
+        recipe: The recipe.
+        point: Number of the point that it is.
+        plan: What each layer gets, measurements left out.
+        finish: What to do when it has been evaluated.
+    """
+
+    recipe: Recipe
+    point: int
+    plan: Plan
+    finish: Callable[[], None]
+
+
+def row_of(place: Standing, correct: dict[str, Correct], number: int) -> dict[str, Any]:
+    """Give the numbers of one point.
+
+    Args:
+        place: Where it stands against the curve.
+        correct: Whether each image was recognised, by source: shape (points, images).
+        number: The point's number.
+    """
+    return {
+        "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
+        "id": place.id_accuracy,
+        "ood": place.ood_accuracy,
+        "ood_interval": list(place.ood_interval),
+        "gain": place.gain,
+        "gain_interval": list(place.gain_interval) if place.gain_interval else None,
+    }
+
+
+def recipe_row(planned: PlannedRecipe, point: Point, row: dict[str, Any]) -> dict[str, Any]:
+    """Give the row of a recipe.
+
+    Args:
+        planned: The recipe.
+        point: The point that it is.
+        row: That point's numbers.
+    """
+    return {
+        "name": planned.recipe.name,
+        "point": planned.point,
+        "alpha": point.alpha,
+        **row,
+        "verdict": planned.plan.verdict,
+        "calibration": planned.plan.model_dump(mode="json")["calibration"],
+        "recipe": planned.plan.recipe,
+    }
+
+
+def record_of(
+    request: SweepRequest, inputs: Inputs, loaded: dict[str, LabelledImages], notes: Sequence[str]
+) -> dict[str, Any]:
+    """Give what holds for the whole sweep.
+
+    Args:
+        request: What was asked for.
+        inputs: The checkpoints.
+        loaded: Images by name.
+        notes: Warnings.
+    """
+    finetuned = [each.provenance(hashed=request.hashed) for each in inputs.finetuned]
+    return {
+        "clipmerge": __version__,
+        "output": None,
+        "command": request.command,
+        "zeroshot": inputs.zeroshot.provenance(hashed=request.hashed),
+        "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,
+        "id": list(request.id_sources),
+        "ood": list(request.ood_sources),
+        "sources": {name: images.source for name, images in loaded.items()},
+        "images": {name: len(images) for name, images in loaded.items()},
+        "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
+        "calibration_source": name_of(request.calibration.source),
+        "templates": list(check_templates(list(request.calibration.templates))),
+        "seed": request.seed,
+        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
+        "warnings": list(notes),
+    }

@@ -1,0 +1,107 @@
+"""Results: a short repr, a table in a notebook, a DataFrame where pandas is installed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import clipmerge
+from clipmerge.progress import Silent
+from tests.support.tiny_clip import save_images
+
+Folders = tuple[Path, Path]
+QUIET: dict[str, Any] = {"progress": Silent()}
+
+
+@pytest.fixture(scope="module")
+def results(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("results")
+    measured: dict[str, Any] = {"data": images, "batch_size": 6, **QUIET}
+    other = save_images(folder / "other", seed=1)
+    return {
+        "plan": clipmerge.plan(*pair, "straggler-sparse", **measured),
+        "merge": clipmerge.merge(*pair, "straggler-sparse", output=folder / "merged", **measured),
+        "evaluate": clipmerge.evaluate(pair[1], {"val": images}, **QUIET),
+        "inspect": clipmerge.inspect(*pair, **QUIET),
+        "sweep": clipmerge.sweep(*pair, id={"val": images}, ood={"<odd>": other}, alphas=(0, 1), **QUIET),
+        "convert": clipmerge.convert(pair[0], folder / "converted", to="open-clip", **QUIET),
+    }
+
+
+REPRS = {
+    "plan": "Plan(recipe 'straggler-sparse', 20 layers, alpha",
+    "merge": "MergeResult(",
+    "evaluate": "EvaluateResult(val ",
+    "inspect": "InspectResult(CLIP, 20 layers, 0 mismatches)",
+    "sweep": "SweepResult(2 alphas, 0 recipes)",
+    "convert": "ConvertResult(",
+}
+ROWS = {
+    "plan": (20, {"alpha", "density", "mask", "barrier", "loss_drop", "change", "reason"}),
+    "merge": (20, {"alpha", "density", "mask", "size", "barrier", "loss_drop", "change", "reason"}),
+    "evaluate": (1, {"images", "accuracy"}),
+    "inspect": (20, {"parameters", "size", "change"}),
+    "sweep": (2, {"val", "<odd>", "id", "ood", "gain"}),
+    "convert": (None, {"sha256"}),
+}
+
+
+@pytest.mark.parametrize("name", REPRS)
+def test_a_result_is_short_and_a_table(results: dict[str, Any], name: str) -> None:
+    result = results[name]
+    assert repr(result).startswith(REPRS[name])
+    assert len(repr(result)) < 400
+    frame = result.to_frame()
+    count, columns = ROWS[name]
+    assert count in (None, len(frame))
+    assert columns <= set(frame.columns)
+    html = result._repr_html_()
+    assert html.startswith("<table>")
+    assert html.count("<tr>") == len(frame) + 1
+    assert "<odd>" not in html  # names are escaped
+
+
+def test_tables_hold_the_numbers_of_the_records(results: dict[str, Any]) -> None:
+    merged, plan = results["merge"], results["plan"]
+    assert merged.to_frame()["alpha"].to_dict() == {name: layer.alpha for name, layer in plan.layers.items()}
+    barriers = merged.to_frame()["barrier"].to_dict()
+    assert barriers == {name: values["barrier"] for name, values in plan.measurements.layers.items()}
+    assert results["evaluate"].to_frame().loc["val", "accuracy"] == results["evaluate"].record["accuracy"]["val"]
+    assert merged.plan == merged.plan.with_tensors({})
+    assert merged.warnings == merged.record.warnings
+
+
+def test_results_keep_no_tensors_that_only_methods_need(results: dict[str, Any]) -> None:
+    """The gradients of a measure are as large as the model."""
+    assert results["plan"].measurements.gradients == {}
+    assert results["merge"].plan.measurements.gradients == {}
+
+
+@pytest.mark.parametrize("name", ["plan", "evaluate"])
+def test_without_pandas_a_frame_says_what_is_missing(
+    results: dict[str, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(clipmerge.UsageError, match="pip install pandas"):
+        results[name].to_frame()
+
+
+def test_a_plan_is_saved_and_loaded_with_its_tensors(pair: Folders, images: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": images, "set": {"measure.steps": 2}, **QUIET}
+    plan = clipmerge.plan(*pair, "tpgm", **options)
+    written = plan.save(tmp_path / "plan.json")
+    loaded = clipmerge.Plan.load(tmp_path / "plan.json")
+    assert loaded == written
+    assert loaded.held_tensors.keys() == plan.held_tensors.keys()
+    assert loaded.folder == tmp_path
+    with pytest.raises(clipmerge.OutputError, match="overwrite=True"):
+        plan.save(tmp_path / "plan.json")
+    plan.save(tmp_path / "plan.json", overwrite=True)
+    (tmp_path / "plan.tensors.safetensors").write_bytes(b"")
+    with pytest.raises(clipmerge.PlanError, match="the file has changed"):
+        clipmerge.Plan.load(tmp_path / "plan.json")
+    with pytest.raises(clipmerge.PlanError, match="cannot be read"):
+        clipmerge.Plan.load(tmp_path / "none.json")

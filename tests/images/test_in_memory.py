@@ -1,0 +1,161 @@
+"""Images in memory: found, labelled and sampled like those of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from clipmerge.errors import DataError
+from clipmerge.images import Columns
+from clipmerge.images.batches import read_batches
+from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.store import Pixels
+
+
+def pixels_of(images: LabelledImages) -> list[bytes]:
+    return [images.image(at).tobytes() for at in range(len(images))]
+
+
+class Pairs:
+    """A map-style data set."""
+
+    def __init__(self, items: list[Any], **attributes: Any) -> None:
+        self.items = items
+        self.read: list[int] = []
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < len(self.items):
+            raise IndexError(index)
+        self.read.append(index)
+        return self.items[index]
+
+
+@pytest.fixture(scope="module")
+def folder(images: Path) -> LabelledImages:
+    return load_images(str(images))
+
+
+def items_of(images: LabelledImages) -> list[Any]:
+    return [(images.image(at), label) for at, label in enumerate(images.labels)]
+
+
+def test_a_datasets_table_is_sampled_like_the_folder(images: Path, folder: LabelledImages) -> None:
+    import datasets
+
+    table = datasets.load_dataset("imagefolder", data_dir=str(images), split="train")
+    loaded = load_images(table)
+    assert (loaded.source, loaded.class_names, loaded.labels) == (
+        "Dataset in memory",
+        folder.class_names,
+        folder.labels,
+    )
+    assert pixels_of(loaded.sample(12, seed=3)) == pixels_of(folder.sample(12, seed=3))
+    assert load_images(table, ["a", "b", "c"]).class_names == ("a", "b", "c")
+    renamed = table.rename_columns({"image": "x", "label": "y"}).cast_column("y", datasets.Value("int64"))
+    with pytest.raises(DataError, match="no label column found"):
+        load_images(renamed)
+    assert load_images(renamed, ["a", "b", "c"], columns=Columns("x", "y")).labels == folder.labels
+    assert load_images(table.with_format("torch")).labels == folder.labels
+    with pytest.raises(DataError, match="load the whole split"):
+        load_images(table.to_iterable_dataset())
+    with pytest.raises(DataError, match="holds no labelled images"):
+        load_images(datasets.DatasetDict({"train": table}))
+
+
+@pytest.mark.parametrize("form", ["PIL", "uint8 (height, width, 3)", "uint8 tensor (3, height, width)"])
+def test_pairs_are_sampled_like_the_folder(folder: LabelledImages, form: str) -> None:
+    items = items_of(folder)
+    if form.startswith("uint8"):
+        items = [(np.array(image), label) for image, label in items]
+    if "tensor" in form:
+        items = [(torch.from_numpy(image).permute(2, 0, 1), torch.tensor(label)) for image, label in items]
+    loaded = load_images(Pairs(items, classes=list(folder.class_names)))
+    assert (loaded.labels, loaded.class_names) == (folder.labels, folder.class_names)
+    assert pixels_of(loaded.sample(12, seed=3)) == pixels_of(folder.sample(12, seed=3))
+
+
+def test_labels_that_a_data_set_keeps_are_not_read_from_its_images(folder: LabelledImages) -> None:
+    data = Pairs(items_of(folder), targets=list(folder.labels), classes=list(folder.class_names))
+    assert load_images(data).labels == folder.labels
+    assert set(data.read) == {0}
+
+
+def test_labels_without_names_need_some(folder: LabelledImages) -> None:
+    with pytest.raises(DataError, match="numbers 0 to 2 without names"):
+        load_images(Pairs(items_of(folder)))
+    assert load_images(Pairs(items_of(folder)), ("x", "y", "z")).class_names == ("x", "y", "z")
+    named = [(image, folder.class_names[label]) for image, label in items_of(folder)]
+    assert load_images(Pairs(named)).class_names == folder.class_names
+
+
+def test_preprocessed_pixels_are_taken_as_they_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels, labels = torch.randn(8, 3, 4, 4, generator=generator), torch.arange(8) % 2
+    data = TensorDataset(pixels, labels)
+    images = load_images(data, ["a", "b"])
+    (batch,) = read_batches(images, 8, lambda _: pytest.fail("preprocessed again"))
+    assert torch.equal(batch.pixels, pixels)
+    sample = images.sample(4, seed=0)
+    (chosen,) = read_batches(sample, 4, lambda _: pytest.fail("preprocessed again"))
+    assert isinstance(sample.store, Pixels)
+    assert torch.equal(chosen.pixels, pixels[list(sample.store.items)])
+    assert chosen.labels.tolist() == labels[list(sample.store.items)].tolist()
+    with pytest.raises(DataError, match="holds preprocessed pixels"):
+        images.image(0)
+
+
+def test_a_loader_gives_its_first_images_in_its_order() -> None:
+    pixels, labels = torch.arange(10.0).reshape(10, 1, 1, 1).expand(10, 3, 2, 2), torch.arange(10) % 2
+    loader: DataLoader[Any] = DataLoader(TensorDataset(pixels, labels), batch_size=3)
+    images = load_images(loader, ["a", "b"], most=5)
+    (batch,) = read_batches(images, 5, lambda _: pytest.fail("preprocessed again"))
+    assert batch.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4]
+    assert images.notes == ()
+    assert len(load_images(loader, ["a", "b"])) == 10
+
+    def as_mapping(items: list[Any]) -> dict[str, Any]:
+        return {"pixel_values": torch.stack([x for x, _ in items]), "labels": torch.stack([y for _, y in items])}
+
+    mapped: DataLoader[Any] = DataLoader(TensorDataset(pixels, labels), batch_size=3, collate_fn=as_mapping)
+    assert load_images(mapped, ["a", "b"], most=5).labels == images.labels
+
+
+def test_a_loader_that_is_not_shuffled_is_told() -> None:
+    data = Pairs([(torch.zeros(3, 2, 2), at // 5) for at in range(10)], classes=["a", "b"])
+    loader: DataLoader[Any] = DataLoader(data, batch_size=2)  # type: ignore[arg-type]
+    images = load_images(loader, most=4)
+    assert images.notes == ("DataLoader in memory: its first 4 images show 1 of 2 classes; shuffle it",)
+
+
+def test_a_loader_of_pictures_is_preprocessed(folder: LabelledImages) -> None:
+    data = Pairs(items_of(folder), classes=list(folder.class_names))
+    loader: DataLoader[Any] = DataLoader(data, batch_size=4, collate_fn=lambda items: tuple(zip(*items, strict=True)))  # type: ignore[arg-type]
+    assert pixels_of(load_images(loader)) == pixels_of(folder)
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a number": (3, "int holds no labelled images"),
+    "nothing": (Pairs([]), "holds no images"),
+    "no pairs": (Pairs([torch.zeros(3, 2, 2)]), r"items are not \(image, label\) pairs"),
+    "wide numbers": (Pairs([(np.zeros((4, 4, 3), np.int32), 0), (np.zeros((4, 4, 3), np.int32), 1)]), "of int32"),
+    "a vector of pixels": (Pairs([(torch.zeros(5), 0), (torch.zeros(5), 1)]), r"the shape \(5,\)"),
+    "pixels of two sizes": (Pairs([(torch.zeros(3, 2, 2), 0), (torch.zeros(3, 4, 4), 1)]), "the same for every image"),
+    "batches of images alone": (DataLoader(Pairs([torch.zeros(3, 2, 2)] * 4), batch_size=1), "batches are neither"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_what_cannot_be_used_is_refused(which: str) -> None:
+    data, message = REFUSED[which]
+    with pytest.raises(DataError, match=message):
+        list(read_batches(load_images(data, ["a", "b"]), 2, lambda images: torch.zeros(len(images))))
