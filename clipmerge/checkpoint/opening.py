@@ -13,7 +13,7 @@ from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGH
 from clipmerge.checkpoint.state_dict import StateDict, model_keys, read_state_dict
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.files.paths import local_path
+from clipmerge.files.paths import is_plain_name, local_path
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
 from clipmerge.files.side_files import read_side_json
@@ -187,7 +187,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map; it is not a safetensors index")
     for key, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or name in ("", ".", ".."):
+        if not is_plain_name(name):
             raise CheckpointError(
                 f"{index}: '{key}' points outside its folder, to {name!r}; shards lie beside the index"
             )

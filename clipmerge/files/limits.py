@@ -21,6 +21,8 @@ LARGEST_TEXT = 16 * MIB
 LARGEST_RECIPE = 64 << 10
 #: Bytes of a file that is copied beside the weights, such as a tokenizer.
 LARGEST_SIDE_FILE = 256 * MIB
+#: Bytes of the metadata in front of a data set's card.
+LARGEST_FRONT_MATTER = MIB
 
 # Checkpoints
 #: Bytes of the header of a safetensors file; 20,000 tensors take about 3 MB.

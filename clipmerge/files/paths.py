@@ -4,6 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# bytes of a file's name on every usual system
+_LONGEST_NAME = 255
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a text from a file can be another file's name in the same folder, and nothing more.
+
+    Example:
+        >>> is_plain_name("model-00001-of-00002.safetensors"), is_plain_name("../x"), is_plain_name("a/b")
+        (True, False, False)
+    """
+    if not isinstance(name, str) or not name.isprintable() or name in ("", ".", ".."):
+        return False
+    return "/" not in name and "\\" not in name and len(name.encode()) <= _LONGEST_NAME
+
 
 def local_path(source: str) -> Path:
     """The path of a source on disk, with ``~`` and ``~user`` filled in; an unknown home stays as it is written.

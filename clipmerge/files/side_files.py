@@ -135,7 +135,11 @@ def _without_places(content: bytes) -> bytes:
         data = parse_json(content.decode("utf-8"))
     except ValueError:  # no JSON by its name alone; loaders will say so
         return content
-    return f"{json.dumps(without_places(data), indent=2, ensure_ascii=False)}\n".encode()
+    kept = without_places(data)
+    try:
+        return f"{json.dumps(kept, indent=2, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:  # half a character, which only an escape can write
+        return f"{json.dumps(kept, indent=2)}\n".encode()
 
 
 def without_places(data: Any) -> Any:

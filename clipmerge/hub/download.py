@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipmerge.errors import CheckpointError, HubError, shorten
+from clipmerge.files.paths import is_plain_name
+from clipmerge.files.reading import read_json
 from clipmerge.hub.choice import INDEX, PICKLED_INDEX, STANDARD, choose_files, choose_weights
 from clipmerge.hub.errors import explain, explained, out_of_reach, timed_out
 from clipmerge.hub.ids import FULL_SHA, HubId
@@ -217,7 +219,10 @@ def _shards(folder: Path, wanted: list[str]) -> list[str]:
     if not index.is_file():
         return []
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        if not all(map(is_plain_name, names)):
+            raise ValueError("a shard has no name that a file can have")
+        return names
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not an index of shards ({error!r}).") from error
 

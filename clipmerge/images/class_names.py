@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from clipmerge.errors import DataError, shorten
+from clipmerge.files.reading import Unreadable, parse_json, read_text
 from clipmerge.images.store import Labelled
 
 #: A file with class names, the names in the order of the classes, or ``None`` for the source's own.
@@ -112,9 +113,9 @@ def _called(given: Path | Sequence[str]) -> str:
 def _parsed_names(path: Path) -> Any:
     """Parse a file of names: a list of names in order, or names by class."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows put a mark in front
-        data: Any = json.loads(text) if path.suffix == ".json" else None
-    except (OSError, ValueError) as error:
+        text = read_text(path, encoding="utf-8-sig")  # editors on Windows put a mark in front
+        data: Any = parse_json(text) if path.suffix == ".json" else None
+    except Unreadable as error:
         raise DataError(f"{path}: cannot be read as class names ({error})") from None
     if data is None:
         lines = [line.strip() for line in text.splitlines() if line.strip()]

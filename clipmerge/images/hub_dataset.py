@@ -14,9 +14,12 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
 
+import yaml
+
 from clipmerge.errors import DataError, did_you_mean, shorten
+from clipmerge.files.limits import LARGEST_FRONT_MATTER, LARGEST_TEXT
+from clipmerge.files.reading import Unreadable, read_bytes, told_size
 from clipmerge.hub.download import Resolved, connect, download, resolve
-from clipmerge.hub.errors import explained
 from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.images.columns import Columns
 from clipmerge.images.parquet import load_parquet
@@ -24,6 +27,7 @@ from clipmerge.images.places import Local, Remote
 from clipmerge.images.store import Labelled
 from clipmerge.images.webdataset import load_tars
 
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PREFIX = "hf://datasets/"
 _SOURCE = re.compile(r"hf://datasets/(?P<id>[^:@\s]+(?:@[^:\s]+)?)(?::(?P<split>[^:\s]+))?")
 _CARD = "README.md"
@@ -146,27 +150,65 @@ def _not_readable(source: str, dataset: DatasetId, resolved: Resolved) -> str:
 
 def _check_complete(source: str, files: list[str]) -> None:
     """Refuse a split that the cache holds a part of: the names of its files tell how many there are."""
-    counts = {int(match[1]) for file in files if (match := re.search(r"-of-(\d+)\.", file))}
+    counts = {int(match[1]) for file in files if (match := re.search(r"-of-(\d{1,9})\.", file))}
     if counts and max(counts) > len(files):
         raise DataError(f"{source}: {len(files)} of its {max(counts)} files are in the cache; go online and run again")
 
 
 def _card(pinned: HubId, resolved: Resolved) -> dict[str, Any]:
     """Read the metadata of the dataset's card."""
-    from huggingface_hub import DatasetCard
-
     if _CARD not in resolved.files:
         return {}
     file = download(pinned, [_CARD], cached=resolved.note is not None) / _CARD
-    with explained(f"reading the card of {pinned}"):
-        return dict(DatasetCard.load(file, ignore_metadata_errors=True).data.to_dict())
+    try:
+        text = read_bytes(file, LARGEST_TEXT).decode("utf-8", errors="replace")
+    except Unreadable as error:
+        raise DataError(f"{pinned}: its card cannot be read ({error})") from None
+    return front_matter(str(pinned), text)
+
+
+def front_matter(where: str, card: str) -> dict[str, Any]:
+    r"""Read the metadata in front of a card's text.
+
+    Args:
+        where: Whose card, for messages.
+        card: The text.
+
+    Returns:
+        The metadata; empty where there is none.
+
+    Raises:
+        DataError: If it is longer than such metadata are, or cannot be read.
+
+    Example:
+        >>> front_matter("acme/cars", "---\nlicense: mit\n---\n# Cars")
+        {'license': 'mit'}
+    """
+    found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
+    text = found[1] if found else ""
+    if len(text) > LARGEST_FRONT_MATTER:
+        raise DataError(f"{where}: the metadata of its card are larger than {told_size(LARGEST_FRONT_MATTER)}")
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_Loader)):
+            raise DataError(f"{where}: the metadata of its card hold an alias (*name), which is not followed")
+        data = yaml.load(text, Loader=_Loader)
+    except DataError:
+        raise
+    except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise DataError(f"{where}: the metadata of its card cannot be read ({reason})") from None
+    return data if isinstance(data, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _splits(source: str, dataset: DatasetId, card: dict[str, Any], usable: list[str]) -> dict[str, list[str]]:
     """Split to its files, of the configuration asked for."""
     configs = {
         str(each.get("config_name", "default")): each
-        for each in card.get("configs") or []
+        for each in _list(card.get("configs"))
         if isinstance(each, dict) and each.get("data_files")
     }
     if not configs:

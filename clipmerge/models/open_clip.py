@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
+from clipmerge.files.side_files import read_side_json
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.filling import fill
@@ -200,8 +200,7 @@ def _transform(config: dict[str, Any], folder: Path, image_size: Any) -> Callabl
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "open_clip_config.json"
-    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return read_side_json(folder, "open_clip_config.json") or {}
 
 
 def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:

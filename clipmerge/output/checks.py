@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from clipmerge.errors import CheckpointError, OutputError
+from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import read_header
 from clipmerge.files.staging import RECORD, refuse_link
 
@@ -111,8 +111,8 @@ def _is_plan(path: Path) -> bool:
     if not path.is_file():  # a pipe would keep whoever reads it waiting
         return False
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        held = read_json(path)
+    except Unreadable:
         return False
     return isinstance(held, dict) and str(held.get("format")).startswith("clipmerge-plan/")
 

@@ -17,6 +17,8 @@ from pydantic import Field, PrivateAttr, ValidationError
 
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
+from clipmerge.files.limits import LARGEST_JSON
+from clipmerge.files.reading import Unreadable, read_text
 from clipmerge.files.staging import staged_files
 from clipmerge.planning.bought import Bought
 from clipmerge.planning.choices import Missing, OutputDtype
@@ -250,11 +252,11 @@ def read_plan(path: Path) -> Plan:
         PlanError: If it cannot be read or says something unknown.
     """
     try:
-        plan = Plan.model_validate_json(path.read_text(encoding="utf-8"))
+        plan = Plan.model_validate_json(read_text(path, LARGEST_JSON))
         # a plan written by hand need not say by what recipe
         Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})
         return plan
-    except (OSError, UnicodeDecodeError) as error:
+    except Unreadable as error:
         raise PlanError(f"{path}: cannot be read ({error}); make one with `clipmerge plan`") from None
     except ValidationError as error:
         first = error.errors()[0]

@@ -6,7 +6,6 @@ point by its inputs, recipe and seed.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from clipmerge.errors import ClipmergeError, UsageError, shorten
+from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.images.hub_dataset import PREFIX, parse_dataset
 from clipmerge.output.record import DataSource, MergeRecord
 
@@ -61,8 +61,8 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = read_json(file)
+    except Unreadable as error:
         raise UsageError(f"--evaluation {file}: cannot be read as JSON ({error})") from None
     if not isinstance(value, dict):
         raise UsageError(f"--evaluation {file}: is not a JSON object")

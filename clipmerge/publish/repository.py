@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipmerge.errors import HubError, OutputError, UsageError, shorten
+from clipmerge.files.limits import LARGEST_TEXT
+from clipmerge.files.reading import Unreadable, read_bytes
 from clipmerge.files.staging import RECORD
 from clipmerge.hub.download import download, patiently, timeout_seconds
 from clipmerge.hub.errors import explained, http_status
@@ -142,7 +144,10 @@ def _held_record(asked: Push, target: Target) -> MergeRecord | None:
 
 def _download(asked: Push, target: Target, name: str) -> str:
     folder = download(HubId(asked.repo_id, target.head), [name], endpoint=asked.endpoint)
-    return (folder / name).read_text(encoding="utf-8", errors="replace")
+    try:
+        return read_bytes(folder / name, LARGEST_TEXT).decode("utf-8", errors="replace")
+    except Unreadable as error:
+        raise HubError(f"{asked.doing}: {name} there cannot be read ({error}). {NOTHING}") from None
 
 
 def check_card(asked: Push, target: Target, ours: bytes = b"") -> None:
