@@ -57,7 +57,7 @@ def inside(folder: Path, name: str) -> Path | None:
     path = folder / name
     try:
         return path.resolve(strict=True) if path.is_file() and lies_in(folder, path) else None
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
         return None
 
 
@@ -66,7 +66,7 @@ def lies_in(folder: Path, path: Path) -> bool:
     home = folder.resolve()
     try:
         place = path.resolve(strict=True)
-    except (OSError, RuntimeError):  # RuntimeError: links in a circle, until Python 3.13
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle, until Python 3.13
         return False
     return home in place.parents or _blobs(home) in place.parents
 

@@ -12,6 +12,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import OutputError, shorten
+from clipmerge.files.reading import Unreadable, parse_json, read_text
+from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
 from clipmerge.planning.bought import Bought, ShareOfImages
 from clipmerge.planning.choices import OutputDtype
@@ -272,7 +274,7 @@ def parse_record(text: str, where: str) -> MergeRecord:
         OutputError: If it is not a record, or one of a newer version.
     """
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
             raise OutputError(
                 f"{where}: has the format {str(data['format'])[:40]!r}, and this version of clipmerge reads "
@@ -283,8 +285,8 @@ def parse_record(text: str, where: str) -> MergeRecord:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])[:80]
         reason = f"{place}: {first['msg']}" if place else first["msg"]
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:80]
+    except ValueError as error:
+        reason = str(error)[:80]
     raise OutputError(f"{where}: not a clipmerge record ({reason}). Merge again.")
 
 
@@ -305,11 +307,11 @@ def read_output(folder: Path) -> MergeRecord:
         what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
         raise OutputError(f"{folder}: {what}. Give a folder that `clipmerge merge --output` wrote.")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except Unreadable as error:
         raise OutputError(f"{path}: cannot be read ({error}). Merge again.") from None
     record = parse_record(text, str(path))
-    missing = [name for name in record.files if not (folder / name).is_file()]
+    missing = [name for name in record.files if inside(folder, name) is None]
     if missing or not list(folder.glob("*.safetensors")):
         raise OutputError(f"{folder}: {shorten(missing or ['*.safetensors'])} missing. Merge again.")
     return record

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.merged_output import RECORD
+
 Target = Callable[[bytes, Path], object]
 SOURCE = {"source": "a", "revision": None, "files": {}}
 TARGETS: dict[str, Target] = {}
@@ -190,10 +192,21 @@ def card(data: bytes, folder: Path) -> object:
 
 @target
 def evaluation(data: bytes, folder: Path) -> object:
+    from clipmerge.output.record import parse_record
     from clipmerge.publish.evaluations import add_results
 
-    record = {"zeroshot": SOURCE, "finetuned": SOURCE, "files": {"model.safetensors": "ab"}, "recipe": {}, "seed": 0}
-    return add_results(record | {"calibration": None}, [_written(folder, "e.json", data)])
+    held = parse_record(json.dumps(RECORD | {"files": {"model.safetensors": "ab"}}), "x")
+    return add_results(held, [_written(folder, "e.json", data)])
+
+
+@target
+def record(data: bytes, folder: Path) -> object:
+    from clipmerge.output.record import read_output
+    from clipmerge.publish.card import published_texts
+
+    _written(folder, "clipmerge.json", data)
+    _written(folder, "model.safetensors", b"")
+    return published_texts(folder, read_output(folder), repo_id="acme/robust")
 
 
 # --- valid files to begin with ---
@@ -320,6 +333,7 @@ def seeds(name: str) -> list[bytes]:
         "card": lambda: [
             b"---\nlicense: mit\nconfigs:\n- config_name: x\n  data_files:\n  - split: train\n    path: data/*\n---\n#"
         ],
+        "record": lambda: _json(RECORD | {"files": {"model.safetensors": "ab"}}),
         "evaluation": lambda: _json(
             {
                 "checkpoint": {"files": {"model.safetensors": "ab"}, "source": "x"},
