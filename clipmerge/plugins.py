@@ -36,6 +36,10 @@ Alpha = Annotated[_Float, Field(allow_inf_nan=False)]
 Density = Annotated[_Float, Field(gt=0, le=1)]
 #: A share or a probability.
 Share = Annotated[_Float, Field(ge=0, le=1)]
+#: A share that leaves something.
+PartialShare = Annotated[_Float, Field(ge=0, lt=1)]
+#: Points of accuracy, in percent.
+Points = Annotated[_Float, Field(ge=0, le=100)]
 #: A radius, a threshold or another number that must be positive.
 Positive = Annotated[_Float, Field(gt=0, le=_LARGEST)]
 #: A factor that may be zero.

@@ -46,7 +46,7 @@ def run(
 
 def merge(pair: Folders, images: Path, output: Path, *more: str) -> list[str]:
     flags = ["--data", str(images), "--batch-size", "7", "--device", "cpu", "--output", str(output), "--format", "json"]
-    return ["merge", *map(str, pair), "--recipe", "straggler-sparse", *flags, *more]
+    return ["merge", *map(str, pair), "--recipe", "straggler-outlier", *flags, *more]
 
 
 def clear_line(result: subprocess.CompletedProcess[str], where: Path) -> str:

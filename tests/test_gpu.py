@@ -61,7 +61,7 @@ def run(*arguments: object) -> Any:
 
 def merge(pair: Folders, images: Path, output: Path, device: str, *more: str) -> Any:
     flags = ("--data", images, "--batch-size", "7", "--device", device, "--output", output, "--format", "json", *more)
-    return run("merge", *pair, "--recipe", "straggler-sparse", *flags)
+    return run("merge", *pair, "--recipe", "straggler-outlier", *flags)
 
 
 def test_a_merge_decides_and_writes_as_on_the_cpu(pair: Folders, images: Path, tmp_path: Path) -> None:

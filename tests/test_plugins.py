@@ -14,7 +14,7 @@ from clipmerge.plugins import check_options, plugin_names, plugin_options, takes
 
 def test_options_are_taken_over_with_defaults_and_ranges() -> None:
     sparse, shrink, control = (
-        plugin_options("methods", name) for name in ("straggler-sparse", "straggler-shrink", "random-matched")
+        plugin_options("methods", name) for name in ("straggler-outlier", "straggler-shrink", "random-matched")
     )
     assert control == {"pool": 3, **sparse}
     assert shrink == {k: v for k, v in sparse.items() if k not in ("density", "mask", "mask_options")}

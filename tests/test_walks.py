@@ -108,7 +108,7 @@ def test_a_coefficient_passes_four_modules_to_the_arithmetic(pair: Folders, tmp_
 def test_a_merge_request_passes_fifteen_modules(pair: Folders, images: Path, tmp_path: Path) -> None:
     with walked(lambda value: isinstance(value, MergeRequest | Run)) as rooms:
         ended = clipmerge(
-            "merge", *pair, "--recipe", "straggler-sparse", "--data", images, "--output", tmp_path / "out"
+            "merge", *pair, "--recipe", "straggler-outlier", "--data", images, "--output", tmp_path / "out"
         )
     assert not ended.code, ended.err
     assert len(rooms) <= 15, rooms

@@ -188,7 +188,7 @@ def stability(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def _scored(laboratory: Laboratory, found: Measurements) -> tuple[tuple[str, ...], dict[str, float]]:
-    stragglers = find_stragglers(found, Task(laboratory.inputs).sizes, method="straggler-sparse")
+    stragglers = find_stragglers(found, Task(laboratory.inputs).sizes, method="straggler-outlier")
     return stragglers.names, {layer: score["z"] for layer, score in stragglers.scores.items()}
 
 

@@ -11,7 +11,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.shifts.laboratory import Laboratory
-from clipmerge.calibration.learning import Goal, descend, prepare
+from clipmerge.calibration.goal import Goal, descend
+from clipmerge.calibration.learning import prepare
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.tradeoff import height, interval
 from clipmerge.planning.recipe import load_recipe

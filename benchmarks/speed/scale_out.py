@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.scale_out [--json FILE]
 
-The whole command ``clipmerge merge --recipe straggler-sparse`` under torchrun, on a CLIP of random weights and random
+The whole command ``clipmerge merge --recipe straggler-outlier`` under torchrun, on a CLIP of random weights and random
 pictures, with one process and with several in turn; ratios are taken round by round. See benchmarks/README.md.
 """
 
@@ -63,7 +63,7 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
 def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     pair = make_pair(folder, arguments.blocks, arguments.width)
     images = save_images(folder / "images", each=arguments.images // 3)
-    flags = [*pair, "--recipe", "straggler-sparse", "--data", str(images), "--images", str(arguments.images)]
+    flags = [*pair, "--recipe", "straggler-outlier", "--data", str(images), "--images", str(arguments.images)]
     flags += ["--batch-size", str(arguments.batch_size), "--device", "cpu", "--format", "json"]
     rounds = []
     for number in range(arguments.rounds):

@@ -1,4 +1,4 @@
-"""Generic changes of images: geometry, colour, grey, blur, noise. They presume no particular shift.
+"""Generic changes of images: geometry, colour, grey, blur, noise, and small views. They presume no particular shift.
 
 They act on preprocessed pixels, so that they hold for any checkpoint's normalisation. All random numbers are drawn on
 the CPU, so that a seed gives the same images on any device.
@@ -22,6 +22,8 @@ _TURN, _SHEAR, _SHIFT = math.radians(25), 0.2, 0.15
 _SCALES = (0.7, 1.3)
 _CONTRAST, _BRIGHTNESS, _CHANNELS = 0.6, 0.6, 0.4
 _GREY_SHARE, _BLUR_SHARE, _NOISE = 0.3, 0.3, 0.4
+# Largest turn, change of size and shift of a view at strength 1; a shift of 2 is the whole image.
+_VIEW_TURN, _VIEW_SCALE, _VIEW_SHIFT = math.radians(6), 0.08, 0.06
 
 
 def augmented(pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = KINDS) -> Tensor:
@@ -42,6 +44,34 @@ def augmented(pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = KINDS
     return pixels
 
 
+def viewed(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
+    """Turn, scale and shift every image a little, each by itself, so that nothing learns its pixels by heart.
+
+    Args:
+        pixels: Preprocessed images, (batch, 3, height, width).
+        seed: The same seed and batch size give the same views.
+        strength: 1 turns by up to 6 degrees, scales by up to 8% and shifts by up to 3% of the side; 0 changes nothing.
+
+    Returns:
+        Same shape, device and dtype.
+    """
+    if strength == 0:
+        return pixels
+    generator = torch.Generator().manual_seed(seed)
+    turn = _uniform(pixels, generator, -_VIEW_TURN, _VIEW_TURN) * strength
+    scale = 1 + _uniform(pixels, generator, -_VIEW_SCALE, _VIEW_SCALE) * strength
+    shift = _uniform(pixels, generator, -_VIEW_SHIFT, _VIEW_SHIFT, 2) * strength
+    cos, sin = scale * turn.cos(), scale * turn.sin()
+    rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
+    return _resampled(pixels, rows)
+
+
+def _resampled(pixels: Tensor, rows: list[Tensor]) -> Tensor:
+    """Read every image at affinely moved places, two rows of three numbers each; the border repeats outside."""
+    grid = affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
+    return grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
 def _uniform(pixels: Tensor, generator: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
     drawn = torch.rand((len(pixels), *shape), generator=generator) * (high - low) + low
     return drawn.to(pixels)
@@ -60,8 +90,7 @@ def _geometry(pixels: Tensor, generator: torch.Generator) -> Tensor:
     shift = _uniform(pixels, generator, -_SHIFT, _SHIFT, 2)
     cos, sin = scale * turn.cos(), scale * turn.sin()
     rows = [torch.stack([mirror * cos, shear - sin, shift[:, 0]], 1), torch.stack([mirror * sin, cos, shift[:, 1]], 1)]
-    grid = affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
-    return grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+    return _resampled(pixels, rows)
 
 
 def _colour(pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from clipmerge.calibration.augmentation import KINDS
-from clipmerge.calibration.learning import Coefficients, Divergence, Goal, Granularity, Losses, learn
+from clipmerge.calibration.coefficients import Coefficients, Granularity
+from clipmerge.calibration.goal import Divergence, Goal
+from clipmerge.calibration.learning import Course, Learned, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import Augmentation, Count, NonNegative, Positive, Share
+from clipmerge.plugins import Augmentation, Count, NonNegative, PartialShare, Points, Positive, Share
 
 
 def learned_coefficients(
@@ -16,56 +18,94 @@ def learned_coefficients(
     *,
     granularity: Granularity = "entry",
     robustness: NonNegative = 0.3,
-    steps: Count = 100,
-    batch: Count = 64,
-    rate: Positive = 0.01,
+    steps: Count = 150,
+    batch: Count = 128,
+    rate: Positive = 0.03,
     start: Share | None = None,
+    views: NonNegative = 1.0,
+    held_back: PartialShare = 0.2,
+    max_loss: Points = 3.0,
+    blend: Share = 0.0,
     divergence: Divergence = "predictions",
     changes: tuple[Augmentation, ...] = KINDS,
 ) -> Measurements:
     """Learn how far each layer, parameter, output channel or entry goes from zero-shot to fine-tuned.
 
-    Minimises the cross-entropy on the calibration images plus ``robustness`` times the divergence from the
-    zero-shot model on generically changed copies of them, over coefficients in [0, 1]: the merged weights stay in
-    the box between both checkpoints. Adam, some images a step, new changes in every step. Memory beside the model,
-    with a coefficient an entry: six numbers of four bytes for each of its entries.
+    Minimises the cross-entropy on fresh views of the calibration images plus ``robustness`` times the divergence from
+    the zero-shot model on generically changed copies of them, over coefficients in [0, 1]: the merged weights stay in
+    the box between both checkpoints. Adam, some images per step, new views and changes in every step. A part of the
+    images is held back: they choose where learning starts, and at the end between the learned point, points on the way
+    to it and those of the straight path. Memory beside the model, with one coefficient per entry: six numbers of four
+    bytes for each of its entries.
 
     Args:
-        objective: Calibration loss; left at the learned coefficients.
+        objective: Calibration loss; left at the chosen coefficients.
         granularity: What has a coefficient of its own.
         robustness: Weight of the divergence: the knob of the trade-off; 0 learns for the calibration images alone.
         steps: How many.
-        batch: Images of a step, at most; never more than a calibration batch has.
+        batch: Images per step, at most.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: The coefficient to begin with; ``None`` for the best alpha of the straight path for the same goal.
+        views: Strength of the small turns, changes of size and shifts of the cross-entropy's images; 0 for none.
+        held_back: Share of the images that learning does not see; 0 takes what was learned as it is.
+        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
+        blend: Share of the fine-tuned model's predictions in those that the divergence is taken from.
         divergence: ``predictions`` (KL divergence) or ``features`` (one minus the cosine).
         changes: What is changed in the images of the divergence.
 
     Returns:
         Statistics ``at_zero`` and ``at_one``, shares of a layer's entries that the box holds at either end; the losses
-        of every step; and the coefficients.
+        of every step; what the held-back images chose; and the coefficients.
 
     Raises:
         MeasureError: If a loss is not finite.
 
     Source:
-        Coefficients a layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; held back by the predictions of the
-        old model: Li and Hoiem 2016, arXiv:1606.09282. Together, in the box and an entry, ours.
+        One coefficient per layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; held back by the predictions of the
+        old model: Li and Hoiem 2016, arXiv:1606.09282. Together, in the box and per entry, ours.
     """
     coefficients = Coefficients(objective, granularity, start)
-    goal = Goal(robustness, changes, divergence)
-    trace = learn(objective, coefficients, goal, steps=steps, rate=rate, batch=batch, keep=objective.keep)
-    return measured("learned-coefficients", objective, coefficients, trace)
+    course = course_of(
+        robustness=robustness,
+        steps=steps,
+        batch=batch,
+        rate=rate,
+        views=views,
+        held_back=held_back,
+        max_loss=max_loss,
+        blend=blend,
+        divergence=divergence,
+        changes=changes,
+    )
+    return measured("learned-coefficients", objective, coefficients, learn(objective, coefficients, course))
 
 
-def measured(name: str, objective: Objective, coefficients: Coefficients, trace: list[Losses]) -> Measurements:
+def course_of(
+    *,
+    robustness: float,
+    steps: int,
+    batch: int,
+    rate: float,
+    views: float,
+    held_back: float,
+    max_loss: float,
+    blend: float,
+    divergence: Divergence,
+    changes: tuple[Augmentation, ...],
+) -> Course:
+    """Put the options of `learned_coefficients` together."""
+    goal = Goal(robustness, changes, divergence, views, blend)
+    return Course(goal, steps, rate, batch=batch, held_back=held_back, max_loss=max_loss)
+
+
+def measured(name: str, objective: Objective, coefficients: Coefficients, learned: Learned) -> Measurements:
     """Put together what was learned.
 
     Args:
         name: The measure.
         objective: What it was learned on.
         coefficients: What was learned.
-        trace: What each step saw.
+        learned: What was seen on the way, and the choice.
     """
     found = coefficients.by_parameter()
     at_zero, at_one = {}, {}
@@ -91,8 +131,9 @@ def measured(name: str, objective: Objective, coefficients: Coefficients, trace:
         ),
         batch_sizes=objective.batch_sizes,
         trace={
-            "calibration": tuple(losses.calibration for losses in trace),
-            "divergence": tuple(losses.divergence for losses in trace),
+            "calibration": tuple(losses.calibration for losses in learned.trace),
+            "divergence": tuple(losses.divergence for losses in learned.trace),
         },
+        choice=learned.choice,
         coefficients=found,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from clipmerge.calibration.learning import Coefficients, Goal, learn
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.goal import Goal
+from clipmerge.calibration.learning import Course, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.measures.learned_coefficients import measured
 from clipmerge.planning.measurements import Measurements
@@ -33,5 +35,5 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
     coefficients = Coefficients(objective, "parameter", 0.0)
     # Adam steps by its rate whatever the gradient's scale, so a radius does when its coefficient does by rate / norm
     rates = {name: rate / float(objective.task_vector[name].norm()) for name in coefficients.values}
-    trace = learn(objective, coefficients, Goal(0.0), steps=steps, rate=rates, keep=objective.keep)
-    return measured("projection-radii", objective, coefficients, trace)
+    learned = learn(objective, coefficients, Course(Goal(0.0), steps, rates))
+    return measured("projection-radii", objective, coefficients, learned)

@@ -1,4 +1,4 @@
-"""Hold straggler layers back: the decision that straggler-sparse, its variant and its control share."""
+"""Hold straggler layers back: the decision that straggler-outlier, its variant and its control share."""
 
 from __future__ import annotations
 

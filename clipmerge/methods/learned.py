@@ -6,6 +6,7 @@ from clipmerge.errors import RecipeError
 from clipmerge.layers import HEAD
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.measurements import HeldBackChoice
 from clipmerge.plugins import Share
 
 
@@ -39,19 +40,37 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
         layers[layer] = LayerPlan(alpha=0.0, reason=reason)
     numbers = sum(value.numel() for value in coefficients.values())
     scaled = "" if alpha == 1 else f" times {alpha:g}"
-    losses = _told(measurements.trace)
+    finding = _told(measurements.trace)
+    if measurements.choice:
+        finding += f"; {_chosen(measurements.choice)}"
     return Decision(
-        layers, f"{numbers:,} learned coefficients{scaled}; {losses}", finding=losses, coefficients=coefficients
+        layers, f"{numbers:,} learned coefficients{scaled}; {finding}", finding=finding, coefficients=coefficients
     )
 
 
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
     """Change of the losses from the first tenth of learning to the last."""
     parts = []
-    for name, told in (("calibration", "loss"), ("divergence", "divergence from zero-shot")):
+    for name, told in (("calibration", "loss"), ("divergence", "divergence from the teacher")):
         values = trace[name]
         length = max(1, len(values) // 10)
         first, last = sum(values[:length]) / length, sum(values[-length:]) / length
         if any(values):
             parts.append(f"{told} {first:.3f} to {last:.3f}")
     return ", ".join(parts) + " nats while learning"
+
+
+def _chosen(choice: HeldBackChoice) -> str:
+    """What the held-back images chose, and how much better it is than the straight path."""
+    images = f"{choice.images} images held back"
+    accuracy = f"accuracy there {choice.right:.1%}, fine-tuned {choice.finetuned_right:.1%}"
+    if choice.alpha is not None:
+        return (
+            f"{images}: nothing that was learned beats alpha {choice.alpha:g} of the straight path, which is taken "
+            f"({accuracy})"
+        )
+    way = "all of what was learned" if choice.part == 1 else f"{choice.part:.0%} of the way to what was learned"
+    if choice.beyond:
+        way += f", and from there {choice.beyond:.0%} of the way to fine-tuned to keep the accuracy"
+    path = f"{choice.path_goal:.3f} at the best alpha {choice.path_alpha:g} of the straight path"
+    return f"{images} chose {way}: goal {choice.goal:.3f}, {path} ({accuracy})"

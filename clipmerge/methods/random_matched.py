@@ -1,4 +1,4 @@
-"""The control for straggler-sparse: the same edit, on random layers that moved as far."""
+"""The control for straggler-outlier: the same edit, on random layers that moved as far."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipmerge.plugins import Count, options_of
 def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
     """Find stragglers, spare them, and edit in the place of each a layer that moved about as far.
 
-    If this does as well as straggler-sparse, the choice of the layers does not matter.
+    If this does as well as straggler-outlier, the choice of the layers does not matter.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -26,7 +26,7 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         **options: As in `clipmerge.methods._hold_back.hold_back`.
 
     Returns:
-        The decision of ``straggler-sparse``, with each straggler's part given to its stand-in.
+        The decision of ``straggler-outlier``, with each straggler's part given to its stand-in.
 
     Raises:
         RecipeError: If there are more stragglers than other layers.

@@ -1,26 +1,52 @@
-"""Hold straggler layers back: a smaller coefficient, and a mask on what is left of their change."""
+"""Take learned coefficients of which the straggler layers keep a share."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
+from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.methods._hold_back import hold_back
-from clipmerge.plugins import options_of
+from clipmerge.methods.learned import learned
+from clipmerge.plugins import Share
 
 
-@options_of(hold_back)
-def straggler_sparse(task: Task, **options: Any) -> Decision:
-    """Merge with one alpha; in straggler layers with a smaller one, and with a mask.
+def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
+    """Merge with learned coefficients, and name the layers that were made sparse.
 
     Args:
-        task: The checkpoints, and the measurements if the recipe has a measure.
-        **options: As in `clipmerge.methods._hold_back.hold_back`.
+        task: The checkpoints, and the measurements.
+        alpha: Factor of every coefficient: 1 takes them as they were learned, 0 is zero-shot.
 
     Returns:
-        Two kinds of layers; all of one kind when no straggler is found.
+        Coefficients as fine as they were learned; those that stragglers dropped are zero, the zero-shot model's bytes.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.
     """
-    return hold_back(task, "straggler-sparse", **options)
+    task.need_one_finetuned("straggler-sparse")
+    measurements = task.need_measurements("straggler-sparse")
+    known = {statistic.name: statistic.values for statistic in measurements.statistics}
+    if "straggler" not in known:
+        raise RecipeError(
+            f"method straggler-sparse: {measurements.measure} makes no layer sparse; measure with learned-sparse, or "
+            "use the method straggler-outlier"
+        )
+    decision = learned(task, alpha=alpha)
+    stragglers = tuple(layer for layer in task.layers if known["straggler"].get(layer))
+    layers, shares = dict(decision.layers), known["sharpness_share"]
+    for layer in stragglers:
+        reason = f"straggler with {shares[layer]:.0%} of the sharpness; {layers[layer].reason}"
+        layers[layer] = layers[layer].model_copy(update={"reason": reason})
+    entries = sum(task.sizes[layer] for layer in stragglers)
+    dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers) / max(1, entries)
+    found = f"{len(stragglers)} stragglers of {len(shares)} layers, {dropped:.0%} of their weights back at zero-shot"
+    finding = found if stragglers else "no straggler layers found"
+    return replace(
+        decision,
+        layers=layers,
+        verdict=f"{finding}; {decision.verdict}",
+        finding=f"{finding}; {decision.finding}",
+        stragglers=stragglers,
+        straggler_statistic="sharpness",
+        straggler_scores={layer: {"share": share} for layer, share in shares.items()},
+    )

@@ -102,6 +102,32 @@ class Statistic(StatisticAbout):
         return StatisticAbout(**{name: getattr(self, name) for name in StatisticAbout.model_fields})
 
 
+class HeldBackChoice(Frozen):
+    """The point that images held back from learning chose, and the point of the straight path that it had to beat.
+
+    Attributes:
+        images: How many are held back.
+        alpha: The point, where it lies on the straight path; ``None`` for a learned one.
+        part: Share of the way from the start of learning to the learned coefficients.
+        beyond: Share of the way from there to the fine-tuned model.
+        goal: The goal at the chosen point, in nats, on changed copies of the held-back images.
+        right: Share of those copies that the chosen point recognises.
+        path_alpha: Where the goal is lowest on the straight path.
+        path_goal: The goal there.
+        finetuned_right: Share of the copies that the fine-tuned model recognises.
+    """
+
+    images: int
+    alpha: float | None
+    part: float
+    beyond: float
+    goal: float
+    right: float
+    path_alpha: float
+    path_goal: float
+    finetuned_right: float
+
+
 class Measurements(Frozen):
     """The result of one measure.
 
@@ -114,6 +140,7 @@ class Measurements(Frozen):
         checks: Self-tests by statistic.
         notes: What the user should know, one line each.
         trace: Losses at every step of a measure that learns, by name.
+        choice: What the images held back from learning chose, by measures that learn and hold some back.
         coefficients: Learned coefficients by parameter, float32 on the CPU; never part of the JSON.
         gradients: Mean gradient along the path by parameter, float32 on the CPU; never part of the JSON.
         tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the JSON.
@@ -127,6 +154,7 @@ class Measurements(Frozen):
     checks: dict[str, Check] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    choice: HeldBackChoice | None = None
     coefficients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     tensors: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)

@@ -207,6 +207,7 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
             known = list(Recipe.model_fields)
             hint = did_you_mean(str(key), known)
             raise RecipeError(f"{source}: unknown key '{key}' (keys: {', '.join(known)}).{hint}")
+    _rename_first_straggler_sparse(data)
     for section, package in _SECTIONS.items():
         if data.get(section) is not None:
             data[section] = _plugin_section(source, section, package, data[section])
@@ -216,6 +217,15 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{_suggest(first)}") from None
+
+
+def _rename_first_straggler_sparse(data: dict[str, Any]) -> None:
+    """Let recipes written for the first form of straggler-sparse, which measured a path, mean what they meant."""
+    measure, method = data.get("measure"), data.get("method")
+    if not isinstance(measure, dict) or not isinstance(method, dict) or method.get("name") != "straggler-sparse":
+        return
+    if measure.get("name") != "learned-sparse":
+        data["method"] = method | {"name": "straggler-outlier"}
 
 
 def _plugin_section(source: str, section: str, package: str, value: Any) -> dict[str, Any]:

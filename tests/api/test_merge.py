@@ -28,7 +28,7 @@ def request_for(pair: Inputs, recipe: str, images: Path | None = None, *sets: st
 
 
 def test_shares_add_up_to_what_forward_passes_measure(pair: Inputs, images: Path) -> None:
-    plan = prepare(request_for(pair, "straggler-sparse", images)).plan
+    plan = prepare(request_for(pair, "straggler-outlier", images)).plan
     assert plan is not None
     assert plan.measurements is not None
     path = plan.measurements.path

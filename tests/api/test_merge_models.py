@@ -63,7 +63,7 @@ def test_models_are_measured_on_data_in_memory_like_files(pair: Folders, images:
 
     zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
     processor = CLIPProcessor.from_pretrained(pair[0])
-    expected = merged_by_files(pair, "straggler-sparse", tmp_path / "out", data=images, batch_size=5)
+    expected = merged_by_files(pair, "straggler-outlier", tmp_path / "out", data=images, batch_size=5)
 
     def pixels(image: Any) -> Tensor:
         return processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
@@ -74,7 +74,7 @@ def test_models_are_measured_on_data_in_memory_like_files(pair: Folders, images:
         "loader": DataLoader(ImageFolder(images, transform=pixels), batch_size=7),
     }
     for name, data in sources.items():
-        merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-sparse", data=data, batch_size=5, **QUIET)
+        merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-outlier", data=data, batch_size=5, **QUIET)
         assert same(merged.state_dict(), expected), name
 
 
@@ -85,23 +85,23 @@ def test_a_model_that_was_not_loaded_needs_its_processor(pair: Folders, images: 
     for model in models:
         model.config._name_or_path = model.name_or_path = ""
     with pytest.raises(clipmerge.CheckpointError, match="processor cannot be loaded"):
-        clipmerge.merge_models(*models, "straggler-sparse", data=images, **QUIET)
+        clipmerge.merge_models(*models, "straggler-outlier", data=images, **QUIET)
     processor = CLIPProcessor.from_pretrained(pair[0])
-    clipmerge.merge_models(*models, "straggler-sparse", data=images, processor=processor, **QUIET)
+    clipmerge.merge_models(*models, "straggler-outlier", data=images, processor=processor, **QUIET)
 
 
 def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_path: Path) -> None:
     config = tiny_open_clip.model_config(**tiny_open_clip.ARCHITECTURES["vit"])
     folders = tiny_open_clip.save_open_clip_pair(tmp_path, config)
     zeroshot, finetuned = map(tiny_open_clip.load, folders)
-    expected = merged_by_files(folders, "straggler-sparse", tmp_path / "out", data=images, batch_size=10)
+    expected = merged_by_files(folders, "straggler-outlier", tmp_path / "out", data=images, batch_size=10)
     options: dict[str, Any] = {"data": images, "batch_size": 10, **QUIET}
-    merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-sparse", processor=folders[0], **options)
+    merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-outlier", processor=folders[0], **options)
     assert same({name: merged.state_dict()[name] for name in expected}, expected)
     plain = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", **QUIET)
     assert same(plain.state_dict(), merged_by_files(folders, "wise-ft", tmp_path / "plain"))
     with pytest.raises(clipmerge.CheckpointError, match="measuring needs the open_clip_config"):
-        clipmerge.merge_models(zeroshot, finetuned, "straggler-sparse", **options)
+        clipmerge.merge_models(zeroshot, finetuned, "straggler-outlier", **options)
     with pytest.raises(clipmerge.UsageError, match="no model of this name"):
         clipmerge.merge_models(zeroshot, finetuned, "wise-ft", processor="ViT-Z-32", **QUIET)
 

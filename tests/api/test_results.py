@@ -22,8 +22,8 @@ def results(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactor
     measured: dict[str, Any] = {"data": images, "batch_size": 6, **QUIET}
     other = save_images(folder / "other", seed=1)
     return {
-        "plan": clipmerge.plan(*pair, "straggler-sparse", **measured),
-        "merge": clipmerge.merge(*pair, "straggler-sparse", output=folder / "merged", **measured),
+        "plan": clipmerge.plan(*pair, "straggler-outlier", **measured),
+        "merge": clipmerge.merge(*pair, "straggler-outlier", output=folder / "merged", **measured),
         "evaluate": clipmerge.evaluate(pair[1], {"val": images}, **QUIET),
         "inspect": clipmerge.inspect(*pair, **QUIET),
         "sweep": clipmerge.sweep(*pair, id={"val": images}, ood={"<odd>": other}, alphas=(0, 1), **QUIET),
@@ -32,7 +32,7 @@ def results(pair: Folders, images: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 REPRS = {
-    "plan": "Plan(recipe 'straggler-sparse', 20 layers, alpha",
+    "plan": "Plan(recipe 'straggler-outlier', 20 layers, alpha",
     "merge": "MergeResult(",
     "evaluate": "EvaluateResult(val ",
     "inspect": "InspectResult(CLIP, 20 layers, 0 mismatches)",

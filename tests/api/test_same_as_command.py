@@ -89,10 +89,10 @@ def test_a_measured_merge_writes_what_the_command_writes(
     names.write_text("ant\nbee\ncow\n")
     flags = ["--data", images, "--classes", names, "--template", template, "--images", 20, "--batch-size", 5]
     options: dict[str, Any] = {"batch_size": 5, "images": 20, "classes": names, "template": template, "data": images}
-    recipe: list[object] = [*pair, "--recipe", "straggler-sparse"]
+    recipe: list[object] = [*pair, "--recipe", "straggler-outlier"]
 
     def call(output: Path) -> None:
-        clipmerge.merge(*pair, "straggler-sparse", output=output, seed=3, **options, **QUIET)
+        clipmerge.merge(*pair, "straggler-outlier", output=output, seed=3, **options, **QUIET)
 
     one, other = both("merge", [*recipe, *flags, "--seed", 3], call, tmp_path, monkeypatch)
     assert "path.png" in one

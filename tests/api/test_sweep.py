@@ -76,7 +76,7 @@ def written_accuracy(pair: Inputs, recipe: str, sets: list[str], sources: list[s
 def test_every_point_is_what_evaluate_says_of_the_merged_folder(
     far: Inputs, images: Path, shifted: Path, calibration: Path, tmp_path: Path
 ) -> None:
-    recipes = ("lines", "monosoup", "straggler-sparse")
+    recipes = ("lines", "monosoup", "straggler-outlier")
     request = request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration)))
     record, _ = run_sweep(request)
     sources = [f"val={images}", f"shifted={shifted}"]
@@ -101,9 +101,9 @@ def test_weights_are_those_that_merge_writes_bit_for_bit(
     opened = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
     moving = MovingModel(build_model(opened), opened, torch.device("cpu"))
     order = [("wise-ft", 0.7), ("wise-ft", 1.0), ("wise-ft", 0.1), ("monosoup", None), ("wise-ft", 0.0)]
-    for recipe, alpha in order if dtype == "bfloat16" else [*order, ("straggler-sparse", None), ("wise-ft", 0.35)]:
+    for recipe, alpha in order if dtype == "bfloat16" else [*order, ("straggler-outlier", None), ("wise-ft", 0.35)]:
         sets = [] if alpha is None else [f"method.alpha={alpha}"]
-        if recipe == "straggler-sparse":
+        if recipe == "straggler-outlier":
             sets = ["overrides=[{layers: vision.*, alpha: 0.6, density: 0.3}]"]
         request = MergeRequest(
             str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=str(calibration))
@@ -249,7 +249,7 @@ def test_recipes_with_one_measure_measure_once(
     calls = []
     measure = clipmerge.api.measure.measure
     monkeypatch.setattr(clipmerge.api.measure, "measure", lambda *args: calls.append(1) or measure(*args))
-    recipes = ("straggler-sparse", "straggler-shrink")
+    recipes = ("straggler-outlier", "straggler-shrink")
     run_sweep(request_for(far, images, shifted, *recipes, calibration=Calibration(source=str(calibration))))
     assert len(calls) == 1
 
@@ -354,7 +354,7 @@ def test_ood_images_among_the_calibration_images_are_refused(
         make = {"symbolic link": target.symlink_to, "hard link": target.hardlink_to}
         make.get(kind, lambda path: shutil.copyfile(path, target))(source)
     measured = Counting(monkeypatch)
-    request = request_for(far, images, ood, "straggler-sparse", calibration=Calibration(source=str(calibration)))
+    request = request_for(far, images, ood, "straggler-outlier", calibration=Calibration(source=str(calibration)))
     count = "18 images are" if kind == "the same folder" else "1 image is"
     with pytest.raises(UsageError, match=f"--ood shifted: {count} also in the calibration source"):
         run_sweep(request)
@@ -383,8 +383,8 @@ def test_several_id_sources_are_averaged(far: Inputs, images: Path, shifted: Pat
 
 
 def test_a_recipe_that_measures_needs_data(far: Inputs, images: Path, shifted: Path) -> None:
-    with pytest.raises(UsageError, match="straggler-sparse' measures"):
-        check_sweep(request_for(far, images, shifted, "straggler-sparse"))
+    with pytest.raises(UsageError, match="straggler-outlier' measures"):
+        check_sweep(request_for(far, images, shifted, "straggler-outlier"))
 
 
 def test_contradictions_are_refused(far: Inputs, images: Path, shifted: Path) -> None:

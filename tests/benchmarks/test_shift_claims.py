@@ -16,7 +16,7 @@ from transformers import CLIPModel
 from benchmarks.shifts import claims, claims_page, controls, ranks, standing
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.laboratory import Laboratory
-from clipmerge.calibration.learning import Goal, goal_at
+from clipmerge.calibration.goal import Goal, goal_at
 from clipmerge.calibration.learning import prepare as prepare_steps
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.progress import Silent

@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipmerge.calibration import learning
-from clipmerge.calibration.learning import Coefficients, Descent, Goal, Step, best_alpha, descend, learn, prepare
+from clipmerge.calibration import steps as step_layout
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.descent import Descent
+from clipmerge.calibration.goal import Goal, descend
+from clipmerge.calibration.learning import TRIED, Course, learn, prepare
 from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.calibration.steps import Step, lay_out
 from clipmerge.errors import MeasureError, RecipeError
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.projection_radii import projection_radii
@@ -89,7 +93,7 @@ def test_gradients_are_autograds(ends: Ends, granularity: Any) -> None:
     coefficients.set_gradients()
     slow = SlowLearner(ends, objective, granularity)
     own = slow.start(0.3)
-    loss, divergence = slow.goal(own, batches[1], 0.7)
+    loss, divergence = slow.goal(own, step.batch, 0.7)
     (loss + 0.7 * divergence).backward()
     assert seen.calibration == pytest.approx(loss.item(), rel=1e-5)
     assert seen.divergence == pytest.approx(divergence.item(), rel=1e-4)
@@ -126,9 +130,9 @@ def test_the_second_moment_is_shared_by_a_parameters_coefficients() -> None:
 
 
 def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
-    batches, goal = make_batches(SIZES), Goal(0.1, changes=())
-    objective = objective_for(ends, batches)
-    plan = prepare(objective, goal, 3)
+    goal = Goal(0.1, changes=())
+    objective = objective_for(ends, make_batches(SIZES))
+    batches = [step.batch for step in prepare(objective, goal, 6)[:TRIED]]
     slow = SlowLearner(ends, objective, "layer")
     goals = {}
     for tenth in range(11):
@@ -139,23 +143,23 @@ def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
         )
     best = min(goals, key=goals.__getitem__)
     assert 0 < best < 1
-    assert best_alpha(objective, plan, goal) == best
     coefficients = Coefficients(objective, "entry")
-    learn(objective, coefficients, goal, steps=3, rate=1e-9)
+    learn(objective, coefficients, Course(goal, steps=6, rate=1e-9))
+    assert coefficients.start == best
     assert all(torch.allclose(value, torch.tensor(best)) for value in coefficients.values.values())
 
 
 def test_steps_are_adams_with_a_falling_rate_in_the_box(ends: Ends) -> None:
-    batches = make_batches(SIZES)
-    objective = objective_for(ends, batches)
+    objective = objective_for(ends, make_batches(SIZES))
+    steps = prepare(objective, STILL, 5)
     coefficients = Coefficients(objective, "layer", 0.9)
-    learn(objective, coefficients, STILL, steps=5, rate=0.2)
+    learn(objective, coefficients, Course(STILL, steps=5, rate=0.2))
     slow = SlowLearner(ends, objective, "layer")
     values = dict.fromkeys(objective.layers, 0.9)
     first, second = dict.fromkeys(values, 0.0), dict.fromkeys(values, 0.0)
     for t in range(5):
         own = {key: torch.tensor(v, dtype=torch.float64, requires_grad=True) for key, v in values.items()}
-        loss, divergence = slow.goal(own, batches[t % 3], 0.7)
+        loss, divergence = slow.goal(own, steps[t].batch, 0.7)
         (loss + 0.7 * divergence).backward()
         rate = 0.2 * (1 + math.cos(math.pi * t / 5)) / 2
         for key, value in own.items():
@@ -173,7 +177,15 @@ def test_steps_are_adams_with_a_falling_rate_in_the_box(ends: Ends) -> None:
 def test_learning_lowers_the_goal_and_stays_in_the_box(ends: Ends, granularity: Any) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     found = learned_coefficients(
-        objective, granularity=granularity, steps=30, changes=(), robustness=0.3, start=0.5, rate=0.05
+        objective,
+        granularity=granularity,
+        steps=30,
+        changes=(),
+        robustness=0.3,
+        start=0.5,
+        rate=0.05,
+        views=0.0,
+        held_back=0.0,
     )
     goal = [c + 0.3 * d for c, d in zip(found.trace["calibration"], found.trace["divergence"], strict=True)]
     assert sum(goal[-3:]) < 0.8 * sum(goal[:3])
@@ -185,7 +197,7 @@ def test_learning_lowers_the_goal_and_stays_in_the_box(ends: Ends, granularity: 
 
 def test_the_model_is_left_at_what_was_learned(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    found = learned_coefficients(objective, steps=3)
+    found = learned_coefficients(objective, steps=3, held_back=0.0)
     both = Reference(ends).ends
     for name, value in found.coefficients.items():
         zero, fine = (end.float() for end in both[name])
@@ -195,7 +207,9 @@ def test_the_model_is_left_at_what_was_learned(ends: Ends) -> None:
 def test_more_robustness_stays_closer_to_the_zero_shot_predictions(ends: Ends) -> None:
     def ending(robustness: float) -> tuple[float, float]:
         objective = objective_for(ends, make_batches(SIZES))
-        learned_coefficients(objective, robustness=robustness, steps=40, granularity="channel", rate=0.05)
+        learned_coefficients(
+            objective, robustness=robustness, steps=40, granularity="channel", rate=0.05, held_back=0.0
+        )
         step = prepare_still(objective)
         seen = descend(objective, step, STILL)
         return seen.calibration, seen.divergence
@@ -213,7 +227,10 @@ def test_more_robustness_stays_closer_to_the_zero_shot_predictions(ends: Ends) -
 
 
 def test_the_same_seed_learns_the_same_and_another_something_else(ends: Ends) -> None:
-    found = [learned_coefficients(objective_for(ends, make_batches(SIZES), seed=s), steps=5) for s in (0, 0, 1)]
+    found = [
+        learned_coefficients(objective_for(ends, make_batches(SIZES), seed=s), steps=5, held_back=0.0)
+        for s in (0, 0, 1)
+    ]
     for name, value in found[0].coefficients.items():
         assert torch.equal(value, found[1].coefficients[name])
     assert any(not torch.equal(v, found[2].coefficients[name]) for name, v in found[0].coefficients.items())
@@ -234,21 +251,28 @@ def test_features_can_be_held_instead_of_predictions(ends: Ends) -> None:
     assert seen.divergence == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_a_step_takes_no_more_images_than_it_may(ends: Ends) -> None:
-    batches = make_batches((5, 4))
-    steps = prepare(objective_for(ends, batches), Goal(0.0), 6, batch=2)
-    assert [len(step.batch) for step in steps] == [2, 2, 1, 2, 2, 2]
-    seen = torch.cat([step.batch.pixels for step in steps[:5]])
-    assert torch.equal(seen, torch.cat([batch.pixels for batch in batches]))
-    whole = prepare(objective_for(ends, batches), Goal(0.0), 3, batch=64)
-    assert [len(step.batch) for step in whole] == [5, 4, 5]
+def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches((5, 4)))
+    steps = lay_out(objective, 6, batch=2).steps
+    assert [len(step) for step in steps] == [2] * 6
+    positions = [position for step in steps for position in step.positions]
+    assert sorted(positions[:9]) == list(range(9))
+    assert len(set(positions[9:])) == 3
+    assert positions[:9] != list(range(9))
+    pixels = torch.cat([batch.pixels for batch in make_batches((5, 4))])
+    labels = torch.cat([batch.labels for batch in make_batches((5, 4))])
+    for step in steps:
+        assert torch.equal(step.batch.pixels, pixels[list(step.positions)])
+        assert torch.equal(step.batch.labels, labels[list(step.positions)])
+    assert [len(step) for step in lay_out(objective, 2, batch=64).steps] == [9, 9]
+    assert [len(step) for step in lay_out(objective, 2).steps] == [5, 5]
 
 
 # with one step, all prompts would be more than the step's own: each step embeds its own, else all are embedded once
 @pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("limit", [2, 3, 6, 9])
 def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch, limit: int, count: int) -> None:
-    monkeypatch.setattr(learning, "PROMPTS_A_STEP", limit)
+    monkeypatch.setattr(step_layout, "PROMPTS_A_STEP", limit)
     objective = objective_for(ends, make_batches(SIZES), templates=TEMPLATES)
     steps = prepare(objective, STILL, count)
     for step in steps:
@@ -258,8 +282,8 @@ def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch
         assert templates * classes <= max(limit, len(present))
         if step.classes is not None:
             assert present <= set(step.classes.tolist())
-        assert step.logits is not None
-        assert step.logits.shape == (len(step.batch), classes)
+        assert step.target is not None
+        assert step.target.shape == (len(step.batch), classes)
         objective.move_to(0.0)
         # at zero-shot, whatever is drawn, nothing diverges
         assert descend(objective, step, STILL).divergence == pytest.approx(0, abs=1e-6)
@@ -267,7 +291,7 @@ def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_drawn_step_is_the_loss_over_its_classes(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learning, "PROMPTS_A_STEP", 2)
+    monkeypatch.setattr(step_layout, "PROMPTS_A_STEP", 2)
     batch = Batch(0, make_batches((2,))[0].pixels, torch.tensor([2, 2]))
     objective = objective_for(ends, [batch])
     step = prepare(objective, Goal(0.0), 1)[0]

@@ -61,7 +61,7 @@ def test_a_command_says_it_in_one_line(pair: Inputs, tmp_path: Path, command: st
     images = save_images(tmp_path / "images", each=2)
     arguments = {
         "evaluate": ("evaluate", pair[0]),
-        "merge": ("merge", *pair, "-r", "straggler-sparse", "--dry-run"),
+        "merge": ("merge", *pair, "-r", "straggler-outlier", "--dry-run"),
     }[command]
     line = refused(clipmerge(*arguments, "--data", images, "--template", LONG))
     assert "the prompts of all classes are the same to the model" in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import inspect
 import os
@@ -16,12 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipmerge.calibration import resume as resumption
-from clipmerge.calibration.learning import Coefficients, Goal, Losses, learn
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.goal import Goal, Losses
+from clipmerge.calibration.learning import Course, learn
 from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import Saved
+from clipmerge.calibration.sharpness import layer_sharpness, sharpest
 from clipmerge.images.batches import Batch
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.models.zero_shot import averaged
@@ -52,7 +56,13 @@ class Learning:
 
     def __init__(self, ends: Ends, file: Path, **changes: Any) -> None:
         self.ends, self.file, self.said = ends, file, list[str]()
-        self.options: dict[str, Any] = {"granularity": "entry", "start": None, "steps": STEPS, **changes}
+        self.options: dict[str, Any] = {
+            "granularity": "entry",
+            "start": None,
+            "sparse": False,
+            "steps": STEPS,
+            **changes,
+        }
         self.work: list[tuple[float, float]] = []
 
     def objective(self) -> Objective:
@@ -67,11 +77,22 @@ class Learning:
         coefficients = Coefficients(objective, self.options["granularity"], self.options["start"])
         assert objective.keep is not None
         with objective.keep.underway():
-            trace = learn(
-                objective, coefficients, Goal(0.3), steps=self.options["steps"], rate=0.05, keep=objective.keep
-            )
+            learned = learn(objective, coefficients, self.course(objective))
         objective.keep.remove()
-        return coefficients.by_parameter(), trace
+        return coefficients.by_parameter(), learned.trace
+
+    def course(self, objective: Objective) -> Course:
+        held_back = self.options.get("held_back", 0.0)
+        goal = Goal(0.3, views=self.options.get("views", 0.0), blend=self.options.get("blend", 0.0))
+        course = Course(goal, self.options["steps"], 0.05, held_back=held_back)
+        if not self.options["sparse"]:
+            return course
+
+        def sharper() -> tuple[list[str], float]:
+            values = {layer: sum(row) for layer, row in layer_sharpness(objective).items()}
+            return [name for layer in sharpest(values, 0.5) for name in objective.layers[layer]], 0.5
+
+        return dataclasses.replace(course, thin=sharper)
 
 
 def same(one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Tensor], list[Losses]]) -> bool:
@@ -83,8 +104,14 @@ def same(one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Ten
 @pytest.mark.parametrize("step", [1, 4, STEPS - 1])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"granularity": "channel"}, {"granularity": "layer", "start": 0.4}],
-    ids=["entry", "channel", "layer"],
+    [
+        {},
+        {"granularity": "channel"},
+        {"granularity": "layer", "start": 0.4},
+        {"held_back": 0.3, "views": 1.0, "blend": 0.25},
+        {"held_back": 0.3, "sparse": True},
+    ],
+    ids=["entry", "channel", "layer", "held back", "sparse"],
 )
 @pytest.mark.usefixtures("often")
 def test_going_on_gives_what_an_undisturbed_run_gives(
@@ -259,7 +286,7 @@ def test_a_user_without_a_home_learns_unsaved(ends: Ends, monkeypatch: pytest.Mo
     run = Learning(ends, Path())
     objective = run.objective()
     objective.keep = Saved(homeless, objective.accelerator, run.said.append)
-    learn(objective, Coefficients(objective, "layer"), Goal(0.0), steps=3, rate=0.01, keep=objective.keep)
+    learn(objective, Coefficients(objective, "layer"), Course(Goal(0.0), steps=3, rate=0.01))
     assert [line.split(" (")[0] for line in run.said] == [
         "what an earlier run learned cannot be used",
         "what is learned cannot be saved on the way",

@@ -311,7 +311,7 @@ def test_both_one_file_and_shards_contradict(pair: Folders, tmp_path: Path) -> N
 
 def test_measures_and_plans_read_them(pair: Folders, images: Path, tmp_path: Path) -> None:
     folders = [to_pickles(Path(shutil.copytree(folder, tmp_path / folder.name))) for folder in pair]
-    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 12, "--format", "json", "--dry-run")
+    flags = ("--recipe", "straggler-outlier", "--data", images, "--images", 12, "--format", "json", "--dry-run")
     found, expected = (clipmerge("merge", *sources, *flags) for sources in (folders, pair))
     assert found.code == 0, found.err
     assert found.json["measurements"] == expected.json["measurements"]

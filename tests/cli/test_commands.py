@@ -59,14 +59,14 @@ def merge_in(folder: Path, inputs: Folders, *flags: object) -> dict[str, Any]:
 def measuring(images: Path) -> tuple[object, ...]:
     """Flags of a merge that finds a straggler."""
     few = ("--set", "measure.nodes=1", "--set", "measure.tolerance=100", "--set", "method.bootstraps=5")
-    return ("--recipe", "straggler-sparse", "--data", images, *FLAG_MANY, *few)
+    return ("--recipe", "straggler-outlier", "--data", images, *FLAG_MANY, *few)
 
 
 @pytest.fixture(scope="module")
 def sparse(
     straggling: Folders, measuring: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """Output folder and printed record of one straggler-sparse merge."""
+    """Output folder and printed record of one straggler-outlier merge."""
     folder = tmp_path_factory.mktemp("sparse")
     return folder / "merged", merge_in(folder, straggling, *measuring)
 
@@ -332,7 +332,7 @@ def test_inspect_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:
 def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     listed = done(clipmerge("recipes", "list")).out
-    assert "straggler-sparse" in listed
+    assert "straggler-outlier" in listed
     told = done(clipmerge("recipes", "list", "--format", "json")).json["recipes"]
     assert [line.split() for line in listed.splitlines()] == [[name, *about.split()] for name, about in told.items()]
     shown = done(clipmerge("recipes", "show", "wise-ft")).out

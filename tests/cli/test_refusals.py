@@ -134,7 +134,7 @@ def test_a_recipe_that_says_nonsense_is_one_line(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "recipe 'straggler-sparse' measures.*--data FOLDER"),
+        ((), "recipe 'straggler-outlier' measures.*--data FOLDER"),
         (("--data", ".", "--template", "a photo"), r"--template 'a photo': has no \{\} for the class name"),
         (("--data", ".", "--device", "tpu"), "--device tpu: choose from auto, cpu, cuda, mps"),
         (("--data", ".", "--dtype", "int8"), "--dtype int8: choose from keep, float32"),
@@ -146,7 +146,7 @@ def test_a_recipe_that_says_nonsense_is_one_line(
     ],
 )
 def test_flags_that_contradict_themselves_are_usage(pair: Folders, flags: tuple[str, ...], message: str) -> None:
-    merge_refused(pair, message, *flags, recipe="straggler-sparse", code=2)
+    merge_refused(pair, message, *flags, recipe="straggler-outlier", code=2)
 
 
 @pytest.mark.parametrize(
@@ -249,13 +249,13 @@ def test_overwrite_deletes_no_images(pair: Folders, images: Path, earlier: Path,
     if what == "tars":
         data, held = earlier / "{0..1}.tar", earlier / "1.tar"
         held.write_text("x")
-    overwrite_refused(earlier, held, "merge", *pair, "-r", "straggler-sparse", "--data", data)
+    overwrite_refused(earlier, held, "merge", *pair, "-r", "straggler-outlier", "--data", data)
 
 
 def test_overwrite_deletes_no_class_names(pair: Folders, images: Path, earlier: Path) -> None:
     (earlier / "classes.txt").write_text("bird\ncat\ndog\n")
     flags = ("--data", images, "--classes", earlier / "classes.txt")
-    overwrite_refused(earlier, earlier / "classes.txt", "merge", *pair, "-r", "straggler-sparse", *flags)
+    overwrite_refused(earlier, earlier / "classes.txt", "merge", *pair, "-r", "straggler-outlier", *flags)
 
 
 @pytest.mark.parametrize("place", ["plan.json", "plan/plan.json"])

@@ -133,7 +133,7 @@ def test_quiet_is_quiet_and_human_has_a_row_a_point(pair: Pair, images: Path, sh
 
 
 def test_a_refusal_is_one_line_and_leaves_nothing(pair: Pair, images: Path, shifted: Path, tmp_path: Path) -> None:
-    more = ["--data", str(shifted), "--recipe", "straggler-sparse"]
+    more = ["--data", str(shifted), "--recipe", "straggler-outlier"]
     ended = clipmerge(*arguments(pair, images, shifted, tmp_path / "out", *more))
     assert ended.code == 2
     assert ended.out == ""
@@ -157,7 +157,7 @@ def test_two_processes_find_the_same(pair: Pair, images: Path, shifted: Path, tm
         "--device",
         "cpu",
     ]
-    words += ["--recipe", "straggler-sparse", "--recipe", "lines", "--batch-size", "4"]
+    words += ["--recipe", "straggler-outlier", "--recipe", "lines", "--batch-size", "4"]
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
     ended = subprocess.run([*launch, "-m", "clipmerge", *words], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

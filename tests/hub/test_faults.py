@@ -166,7 +166,7 @@ class Bench:
             "merge": merge,
             "merge --push": ("merge", *self.pair, "-r", "wise-ft", "-o", out, "--push", "alice/robust"),
             "inspect": ("inspect", "acme/tuned"),
-            "plan": ("plan", *self.pair, "-r", "straggler-sparse", "--data", cars, "--images", "6", "-o", plan),
+            "plan": ("plan", *self.pair, "-r", "straggler-outlier", "--data", cars, "--images", "6", "-o", plan),
             "evaluate": ("evaluate", self.pair[0], "--data", f"test={cars}"),
         }
         return clipmerge(*arguments[command])

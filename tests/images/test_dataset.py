@@ -31,7 +31,7 @@ FOLDERS = ["n01", "n02", "n03"]
 def merge_refused(pair: Folders, message: str, *flags: object) -> None:
     parent = pair[1].parent
     before = sorted(parent.rglob("*"))
-    line = refused(clipmerge("merge", *pair, "--recipe", "straggler-sparse", "--output", parent / "out", *flags))
+    line = refused(clipmerge("merge", *pair, "--recipe", "straggler-outlier", "--output", parent / "out", *flags))
     assert re.search(message, line), line
     assert sorted(parent.rglob("*")) == before
 

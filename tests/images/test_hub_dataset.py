@@ -214,7 +214,7 @@ def hub_repo_add(hub: FakeHub, name: str, data: bytes) -> None:
 
 def test_the_merge_and_its_record(hub: FakeHub, sha: str, pair: tuple[Path, Path]) -> None:
     ended = clipmerge(
-        *("merge", *pair, "-r", "straggler-sparse", "--data", f"{CARS}:train", "--dry-run", "--format", "json"),
+        *("merge", *pair, "-r", "straggler-outlier", "--data", f"{CARS}:train", "--dry-run", "--format", "json"),
         *("--set", "measure.nodes=2", "--images", "9", "--batch-size", "9"),
     )
     assert ended.code == 0, ended.err
@@ -232,7 +232,7 @@ def test_the_merge_and_its_record(hub: FakeHub, sha: str, pair: tuple[Path, Path
 def test_a_sweep_refuses_ood_images_that_calibration_samples(
     hub: FakeHub, sha: str, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    flags = ["--id", f"t={CARS}:test", "--alphas", "0,1", "-r", "straggler-sparse", "--data", f"{CARS}:train"]
+    flags = ["--id", f"t={CARS}:test", "--alphas", "0,1", "-r", "straggler-outlier", "--data", f"{CARS}:train"]
     sample = load_images(f"{CARS}:train").sample(6, seed=0)
     contents = [encoded["bytes"] for encoded in sample.store.read([0])]
     shared = save_plain_parquet(tmp_path / "o.parquet", {"image": [png(7777), *contents], "label": ["a", "b"]})

@@ -354,7 +354,7 @@ def test_a_merge_measures_the_same_on_a_folder_a_table_and_a_tar(pair: Pair, tmp
     losses = []
     for source in sources:
         ended = clipmerge(
-            *("merge", *pair, "-r", "straggler-sparse", "--data", source, "--dry-run", "--format", "json"),
+            *("merge", *pair, "-r", "straggler-outlier", "--data", source, "--dry-run", "--format", "json"),
             *("--set", "measure.nodes=2", "--images", "12", "--batch-size", "12"),
         )
         assert ended.code == 0, ended.err

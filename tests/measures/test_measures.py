@@ -22,7 +22,7 @@ from tests.support.measure_everything import SIZES, measured
 from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
 
 MEASURES = plugin_names("measures")
-LEARN = ("learned-coefficients", "projection-radii")  # what they find is no average over batches
+LEARN = ("learned-coefficients", "learned-sparse", "projection-radii")  # what they find is no average over batches
 ROOT = Path(__file__).parents[2]
 
 
@@ -83,7 +83,8 @@ def test_measuring_again_gives_the_same_numbers(
         assert measured(name, each).layers == found[name].layers
 
 
-@pytest.mark.parametrize("name", MEASURES)
+# where learning starts, and so what learned-sparse measures there, depends on all images
+@pytest.mark.parametrize("name", [name for name in MEASURES if name != "learned-sparse"])
 def test_batches_do_not_depend_on_one_another(found: dict[str, Measurements], ends: Ends, name: str) -> None:
     last = make_batches(SIZES)[-1:]
     alone = measured(name, objective_for(ends, last))
@@ -103,7 +104,7 @@ def test_a_frozen_text_tower_is_left_out(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["average-case", "hessian-trace", "learned-coefficients"])
 def test_the_seed_changes_what_is_drawn(found: dict[str, Measurements], ends: Ends, name: str) -> None:
     other = measured(name, objective_for(ends, make_batches(SIZES), seed=1))
-    assert other.layers != found[name].layers
+    assert other != found[name]
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -156,10 +157,10 @@ def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measur
 @pytest.mark.slow
 def test_a_merge_on_two_processes_decides_as_on_one(pair: tuple[Path, Path], images: Path) -> None:
     paths = [str(path) for path in pair]
-    options = ["--recipe", "straggler-sparse", "--data", str(images), "--batch-size", "7", "--device", "cpu"]
+    options = ["--recipe", "straggler-outlier", "--data", str(images), "--batch-size", "7", "--device", "cpu"]
     two = launch(2, "clipmerge", "merge", *paths, *options, "--dry-run", "--format", "json")
     calibration = Calibration(source=str(images), batch_size=7, device="cpu")
-    request = MergeRequest(paths[0], (paths[1],), load_recipe("straggler-sparse", []), calibration)
+    request = MergeRequest(paths[0], (paths[1],), load_recipe("straggler-outlier", []), calibration)
     one = prepare(request).plan
     assert one is not None
     assert one.measurements is not None

@@ -43,7 +43,7 @@ def tilt(objective: Objective, *, scale: Positive = 1.0) -> Measurements:
 '''
 RECIPE = """
 measure: {name: tilt, scale: 2}
-method: {name: straggler-sparse, statistic: tilt, mask: magnitude, mirror: 0}
+method: {name: straggler-outlier, statistic: tilt, mask: magnitude, mirror: 0}
 """
 
 

@@ -91,7 +91,7 @@ def test_measures_see_mixed_dtypes_in_float32(
     wide = tuple(Path(shutil.copytree(folder, tmp_path / f"wide-{folder.name}")) for folder in copies)
     for folder, weights in zip(wide, tensors, strict=True):
         save_file({key: tensor.float() for key, tensor in weights.items()}, folder / "model.safetensors")
-    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 6, "--dry-run", "--format", "json")
+    flags = ("--recipe", "straggler-outlier", "--data", images, "--images", 6, "--dry-run", "--format", "json")
     found = clipmerge("merge", *copies, *flags, "--dtype", "float32")
     assert found.code == 0, found.err
     expected = clipmerge("merge", *wide, *flags)
@@ -107,7 +107,7 @@ def test_measures_see_mixed_dtypes_in_float32(
 @pytest.mark.parametrize("dtype", ["bfloat16"])
 def test_half_precision_is_measured_and_written(copies: Folders, images: Path, tmp_path: Path, dtype: str) -> None:
     theta_0, theta_1 = (cast(folder, dtype) for folder in copies)
-    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 6, "--format", "json")
+    flags = ("--recipe", "straggler-outlier", "--data", images, "--images", 6, "--format", "json")
     outcome = clipmerge("merge", *copies, *flags, "--output", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     written = load_file(tmp_path / "out" / "model.safetensors")

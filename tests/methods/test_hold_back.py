@@ -13,7 +13,7 @@ from clipmerge.methods import Task
 from clipmerge.plugins import check_options, plugin_names, plugin_options
 from tests.methods.test_random_matched import STRAGGLERS, decide, task_with
 
-METHODS = ("straggler-sparse", "straggler-shrink", "random-matched")
+METHODS = ("straggler-outlier", "straggler-shrink", "random-matched")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -30,7 +30,7 @@ def test_errors_name_the_method_that_was_asked_for(pair: tuple[Path, Path], meth
             decide(wrong, method, **options)
 
 
-@pytest.mark.parametrize("method", ["straggler-sparse", "random-matched"])
+@pytest.mark.parametrize("method", ["straggler-outlier", "random-matched"])
 def test_a_mask_without_its_gradients_is_refused_in_the_name_of_the_method(
     pair: tuple[Path, Path], method: str
 ) -> None:
@@ -43,7 +43,7 @@ def test_a_mask_without_its_gradients_is_refused_in_the_name_of_the_method(
 
 @pytest.mark.parametrize("mask", plugin_names("masks"))
 def test_every_mask_serves_and_only_those_with_a_density_get_one(pair: tuple[Path, Path], mask: str) -> None:
-    decision = decide(task_with(pair), "straggler-sparse", mask=mask, density=0.25)
+    decision = decide(task_with(pair), "straggler-outlier", mask=mask, density=0.25)
     for straggler in STRAGGLERS:
         entry = decision.layers[straggler]
         assert entry.mask == mask
@@ -51,7 +51,7 @@ def test_every_mask_serves_and_only_those_with_a_density_get_one(pair: tuple[Pat
     assert bool(decision.scores) == (mask == "saliency")
 
 
-@pytest.mark.parametrize("method", ["straggler-sparse", "random-matched"])
+@pytest.mark.parametrize("method", ["straggler-outlier", "random-matched"])
 def test_a_mask_that_there_is_not_is_refused(method: str) -> None:
     with pytest.raises(RecipeError, match=r"option 'mask' cannot be 'saliancy': .*masks: magnitude.*mean 'saliency'"):
         check_options("methods", method, {"mask": "saliancy"})

@@ -71,7 +71,7 @@ def test_wise_ft_averages_several(pair: Folders, tmp_path: Path) -> None:
         average = (tensors[1][name].double() + (tensors[1][name] + 0.1).double()) / 2
         expected = 0.5 * tensors[0][name].double() + 0.5 * average
         assert torch.allclose(tensor.double(), expected, atol=1e-6)
-    for method in ("monosoup", "straggler-sparse"):
+    for method in ("monosoup", "straggler-outlier"):
         with pytest.raises(RecipeError, match="takes one fine-tuned checkpoint; for several use 'wise-ft'"):
             decide(task, method)
 
@@ -141,5 +141,5 @@ def test_monosoup_names_a_broken_tensor(pair: Folders, tmp_path: Path, which: in
 
 
 def test_a_straggler_method_without_measurements_says_what_is_missing(task: Task) -> None:
-    with pytest.raises(RecipeError, match="straggler-sparse: needs a `measure:` in the recipe"):
-        decide(task, "straggler-sparse")
+    with pytest.raises(RecipeError, match="straggler-outlier: needs a `measure:` in the recipe"):
+        decide(task, "straggler-outlier")

@@ -1,4 +1,4 @@
-"""The control for straggler-sparse: who stands in for a straggler, and that it gets the straggler's edit."""
+"""The control for straggler-outlier: who stands in for a straggler, and that it gets the straggler's edit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def stand_ins(decision: Decision, like: Decision) -> list[str]:
 
 def test_the_layer_that_moved_most_nearly_as_far_gets_the_edit(pair: tuple[Path, Path]) -> None:
     task = task_with(pair)
-    sparse = decide(task, "straggler-sparse", straggler_alpha=0.1, density=0.3)
+    sparse = decide(task, "straggler-outlier", straggler_alpha=0.1, density=0.3)
     assert set(sparse.stragglers) == set(STRAGGLERS)
     control = decide(task, "random-matched", straggler_alpha=0.1, density=0.3, pool=1)
     moved = norms(pair, task)
@@ -80,7 +80,7 @@ def test_seeds_draw_from_the_pool_and_nowhere_else(pair: tuple[Path, Path]) -> N
     found = set()
     for seed in range(12):
         task = task_with(pair, STRAGGLERS[:1], seed)
-        sparse = decide(task, "straggler-sparse")
+        sparse = decide(task, "straggler-outlier")
         found |= set(stand_ins(decide(task, "random-matched", pool=4), sparse))
     moved = norms(pair, task)
     ranked = sorted(moved, key=lambda layer: abs(np.log(moved[layer]) - np.log(moved[STRAGGLERS[0]])))
@@ -88,9 +88,9 @@ def test_seeds_draw_from_the_pool_and_nowhere_else(pair: tuple[Path, Path]) -> N
     assert found <= set(ranked[1:5])
 
 
-def test_without_stragglers_it_is_straggler_sparse(pair: tuple[Path, Path]) -> None:
+def test_without_stragglers_it_is_straggler_outlier(pair: tuple[Path, Path]) -> None:
     task = task_with(pair, ())
-    control, sparse = decide(task, "random-matched"), decide(task, "straggler-sparse")
+    control, sparse = decide(task, "random-matched"), decide(task, "straggler-outlier")
     assert control == sparse
     assert "no straggler layers found" in control.verdict
 

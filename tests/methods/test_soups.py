@@ -247,10 +247,10 @@ def test_measures_of_one_path_refuse_several_before_they_look_for_images(family:
     request = MergeRequest(
         str(family[0]),
         tuple(map(str, family[1:])),
-        load_recipe("straggler-sparse"),
+        load_recipe("straggler-outlier"),
         Calibration(source="nowhere"),
     )
-    with pytest.raises(RecipeError, match="straggler-sparse: takes one fine-tuned checkpoint"):
+    with pytest.raises(RecipeError, match="measure path-barrier: takes one fine-tuned checkpoint"):
         prepare(request)
 
 

@@ -12,7 +12,7 @@ from clipmerge.errors import RecipeError
 from clipmerge.methods import _stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
 
-find_stragglers = functools.partial(_stragglers.find_stragglers, method="straggler-sparse")
+find_stragglers = functools.partial(_stragglers.find_stragglers, method="straggler-outlier")
 WIDTH, BLOCKS, BATCHES = 768, 12, 8
 
 

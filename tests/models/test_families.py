@@ -214,7 +214,7 @@ def test_evaluate_recognises_what_the_library_recognises(name: str, pairs: Pairs
 @pytest.mark.parametrize("name", ["SigLIP", "SigLIP2", "ALIGN"])
 def test_a_recipe_that_measures_adds_up(name: str, pairs: Pairs, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 12, "--output", output, "--format", "json")
+    flags = ("--recipe", "straggler-outlier", "--data", images, "--images", 12, "--output", output, "--format", "json")
     outcome = clipmerge("merge", *pairs(name), *flags)
     assert outcome.code == 0, outcome.err
     record = outcome.json
@@ -243,7 +243,7 @@ def test_what_cannot_be_measured_says_so_in_a_line_and_still_merges(
     monkeypatch.setitem(FAMILY.__dict__, "model", "")
     folders = pairs("SigLIP")
     for command in (
-        ("merge", *folders, "--recipe", "straggler-sparse", "--data", images, "--output", tmp_path / "no"),
+        ("merge", *folders, "--recipe", "straggler-outlier", "--data", images, "--output", tmp_path / "no"),
         ("evaluate", folders[0], "--data", images),
     ):
         outcome = clipmerge(*command)
@@ -257,7 +257,7 @@ def test_a_classifier_as_base_cannot_be_measured_and_says_why(pairs: Pairs, imag
     other = TINY["CLIP classifier"].make(seed=9)
     other.save_pretrained(tmp_path / "other")
     for command in (
-        ("merge", folder, tmp_path / "other", "--recipe", "straggler-sparse", "--data", images, "-o", tmp_path / "no"),
+        ("merge", folder, tmp_path / "other", "--recipe", "straggler-outlier", "--data", images, "-o", tmp_path / "no"),
         ("evaluate", folder, "--data", images),
     ):
         outcome = clipmerge(*command)
@@ -267,7 +267,7 @@ def test_a_classifier_as_base_cannot_be_measured_and_says_why(pairs: Pairs, imag
 
 def test_a_classifier_is_measured_by_its_bases_text_tower(pairs: Pairs, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    flags = ("--recipe", "straggler-sparse", "--data", images, "--images", 12, "--output", output, "--format", "json")
+    flags = ("--recipe", "straggler-outlier", "--data", images, "--images", 12, "--output", output, "--format", "json")
     outcome = clipmerge("merge", *pairs("CLIP classifier"), *flags)
     assert outcome.code == 0, outcome.err
     assert all(layer.startswith("vision.") for layer in outcome.json["measurements"])

@@ -161,7 +161,7 @@ def test_a_recipe_that_measures_merges_and_agrees_with_transformers(
 ) -> None:
     records = []
     for name, folders in (("ours", pairs["vit"]), ("theirs", converted)):
-        arguments = ("--recipe", "straggler-sparse", "--data", square_images, "--output", tmp_path / name)
+        arguments = ("--recipe", "straggler-outlier", "--data", square_images, "--output", tmp_path / name)
         done = clipmerge("merge", *folders, *arguments, "--format", "json")
         assert done.code == 0, done.err
         records.append(done.json)
@@ -199,7 +199,7 @@ def test_a_mixed_pair_is_swept(
 
 def test_a_mixed_pair_is_measured(pairs: dict[str, Folders], converted: Folders, square_images: Path) -> None:
     for folders in ((pairs["vit"][0], converted[1]), (converted[0], pairs["vit"][1])):
-        arguments = ("--recipe", "straggler-sparse", "--data", square_images, "--dry-run", "--format", "json")
+        arguments = ("--recipe", "straggler-outlier", "--data", square_images, "--dry-run", "--format", "json")
         done = clipmerge("merge", *folders, *arguments)
         assert done.code == 0, done.err
         assert done.json["path"]["losses"][0] > 0

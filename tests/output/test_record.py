@@ -200,6 +200,6 @@ def test_the_recipe_of_a_record_merges_the_same_again(tmp_path: Path) -> None:
         ["method.mask=n-m", "method.mask_options={n: 1, m: 4}", "missing=keep-zeroshot"],
         ["overrides=[{layers: 'text.*', alpha: 0}, {layers: '*', density: 0.5}]"],
     ):
-        recipe = load_recipe("straggler-sparse", assignments)
+        recipe = load_recipe("straggler-outlier", assignments)
         (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
         assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe

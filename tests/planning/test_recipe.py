@@ -62,7 +62,7 @@ def test_the_overrides_that_recipes_suggest_work(override: str) -> None:
 
 def test_assignments_reach_every_place() -> None:
     recipe = load_recipe(
-        "straggler-sparse",
+        "straggler-outlier",
         ["method.alpha=0.4", "measure.nodes=2", "missing=keep-zeroshot", "method.mask=null", "method.threshold=1e-3",
          "overrides=[{layers: text.*, alpha: 0}, {layers: '*', density: 0.5}]"],
     )  # fmt: skip
@@ -94,12 +94,12 @@ WRONG: dict[str, tuple[str, list[str], str]] = {
     "a list for a number": ("wise-ft", ["method.alpha=[1]"], "option 'alpha' cannot be"),
     "NaN": ("wise-ft", ["method.alpha=.nan"], "option 'alpha' cannot be nan"),
     "infinity": ("wise-ft", ["method.alpha=.inf"], "option 'alpha' cannot be inf"),
-    "density 0": ("straggler-sparse", ["method.density=0"], "option 'density' cannot be 0"),
-    "density above 1": ("straggler-sparse", ["method.density=1.5"], "option 'density' cannot be 1.5"),
-    "half a count": ("straggler-sparse", ["method.bootstraps=2.5"], "option 'bootstraps' cannot be 2.5"),
-    "a switch for a count": ("straggler-sparse", ["method.bootstraps=true"], "option 'bootstraps' cannot be True"),
-    "unknown mask": ("straggler-sparse", ["method.mask=magnitud"], "option 'mask' cannot be 'magnitud'"),
-    "unknown mask option": ("straggler-sparse", ["method.mask_options.n=2"], "mask saliency: no option 'n'"),
+    "density 0": ("straggler-outlier", ["method.density=0"], "option 'density' cannot be 0"),
+    "density above 1": ("straggler-outlier", ["method.density=1.5"], "option 'density' cannot be 1.5"),
+    "half a count": ("straggler-outlier", ["method.bootstraps=2.5"], "option 'bootstraps' cannot be 2.5"),
+    "a switch for a count": ("straggler-outlier", ["method.bootstraps=true"], "option 'bootstraps' cannot be True"),
+    "unknown mask": ("straggler-outlier", ["method.mask=magnitud"], "option 'mask' cannot be 'magnitud'"),
+    "unknown mask option": ("straggler-outlier", ["method.mask_options.n=2"], "mask saliency: no option 'n'"),
     "no equals sign": ("wise-ft", ["method.alpha"], "--set method.alpha: expected KEY=VALUE"),
     "no key": ("wise-ft", ["=3"], "expected KEY=VALUE"),
     "broken YAML": ("wise-ft", ["method.alpha=[1"], "the value is not YAML"),
@@ -166,3 +166,10 @@ def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text("method: !!python/object/apply:os.system ['touch owned']")
     with pytest.raises(RecipeError, match="is not YAML"):
         load_recipe(str(tmp_path / "x.yaml"))
+
+
+def test_recipes_for_the_first_straggler_sparse_mean_what_they_meant(tmp_path: Path) -> None:
+    text = recipe_text("straggler-outlier")
+    (tmp_path / "mine.yaml").write_text(text.replace("name: straggler-outlier", "name: straggler-sparse"))
+    assert load_recipe(str(tmp_path / "mine.yaml")).method == load_recipe("straggler-outlier").method
+    assert load_recipe("straggler-sparse").method["name"] == "straggler-sparse"

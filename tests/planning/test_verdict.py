@@ -21,7 +21,7 @@ from clipmerge.request import Calibration, MergeRequest
 
 N = r"(-?\d[\d.]*(?:e[+-]?\d+)?)"
 FREE = ("wise-ft", "lines", "monosoup")
-STRAGGLERS = ("straggler-sparse", "straggler-shrink", "random-matched")
+STRAGGLERS = ("straggler-outlier", "straggler-shrink", "random-matched")
 LOOSE = ["method.threshold=1", "method.mirror=0", "method.stability=0.3", "method.bootstraps=20"]
 Alphas = list[float]
 

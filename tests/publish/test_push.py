@@ -173,7 +173,7 @@ def test_our_own_card_is_replaced_when_the_model_changes(hub: FakeHub, merged: P
 def test_the_picture_of_the_path_goes_up_with_the_card_in_one_commit(
     hub: FakeHub, pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:
-    flags = ("-r", "straggler-sparse", "--data", images, "--images", "9", "-o", tmp_path / "out")
+    flags = ("-r", "straggler-outlier", "--data", images, "--images", "9", "-o", tmp_path / "out")
     assert clipmerge("merge", *pair, *flags, "--push", "alice/robust").code == 0
     assert commits(hub) == 1
     assert "![Loss over" in hub.content("alice/robust", "README.md").decode()

@@ -19,8 +19,9 @@ STEPS = 6
 
 
 def measured(name: str, objective: Objective) -> Measurements:
-    """Run a measure with its defaults, but for the steps of one that learns."""
-    options = {"steps": STEPS} if "steps" in plugin_options("measures", name) else {}
+    """Run a measure with its defaults, but for the steps of one that learns, which takes what it learned as it is."""
+    known = plugin_options("measures", name)
+    options = {option: value for option, value in {"steps": STEPS, "held_back": 0.0}.items() if option in known}
     return load_plugin("measures", name)(objective, **options)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from clipmerge.calibration import learning
 from clipmerge.calibration import resume as resumption
-from clipmerge.calibration.learning import Losses
+from clipmerge.calibration.goal import Losses
 
 SAVED = "most of what was learned is saved; the same command goes on from there"
 GOES_ON = "learning goes on after step {} of {}, saved on an earlier run"

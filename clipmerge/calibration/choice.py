@@ -1,0 +1,112 @@
+"""Which of several points the held-back images choose: the straight path's, the learned one, or one between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from clipmerge.calibration.goal import Goal, goal_at
+from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.steps import Step
+from clipmerge.planning.measurements import HeldBackChoice
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point that can be chosen.
+
+    Attributes:
+        alpha: Its place on the straight path; ``None`` for a learned one.
+        part: Share of the way from the start to the learned coefficients.
+        beyond: Share of the way from there to the fine-tuned model.
+    """
+
+    alpha: float | None = None
+    part: float = 1.0
+    beyond: float = 0.0
+
+
+#: Learned points that are tried: so far on the way from the start, and from there so far on towards fine-tuned.
+PARTS, BEYOND = (1.0, 0.7, 0.4), (0.0, 0.1, 0.25, 0.5, 0.75)
+CANDIDATES = tuple(Candidate(part=part, beyond=beyond) for part in PARTS for beyond in BEYOND)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The goal at a point, on the held-back images in fresh changes.
+
+    Attributes:
+        goal: What is minimised.
+        right: Share of the views that are recognised.
+    """
+
+    goal: float
+    right: float
+
+
+@torch.no_grad()
+def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
+    """Compute the goal at the current weights.
+
+    Args:
+        objective: Calibration loss, at weights that nothing has been kept for.
+        looks: The images and their changes.
+        goal: What is minimised.
+    """
+    kept = embeds_less_at_once(objective, looks)
+    total = right = 0.0
+    for step in looks:
+        value, losses = goal_at(objective, step, goal, kept=kept)
+        total += float(value) * len(step)
+        right += losses.right * len(step)
+        objective.tick(goal.forward_cost * len(step))
+    images = sum(len(step) for step in looks)
+    return Seen(total / images, right / images)
+
+
+def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
+    """Whether all prompts together are no more than the steps' own, which are embedded once at weights that stay."""
+    classes, templates = objective.prompts.classes, objective.prompts.templates
+    own = sum(
+        (classes if step.classes is None else len(step.classes))
+        * (templates if step.templates is None else len(step.templates))
+        for step in steps
+    )
+    return classes * templates <= own
+
+
+def choose(
+    path: Mapping[float, Seen], learned: Mapping[Candidate, Seen], *, images: int, max_loss: float
+) -> HeldBackChoice:
+    """Take the point where the goal is lowest, of those that keep enough of the fine-tuned model's accuracy.
+
+    Args:
+        path: Goal by alpha; 1 is among them.
+        learned: Goal by learned point.
+        images: How many images are held back.
+        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
+
+    Returns:
+        The choice; a learned point must be better than all of the path.
+    """
+    finetuned = path[1.0]
+    needed = finetuned.right - max_loss / 100
+    allowed = {alpha: seen for alpha, seen in path.items() if seen.right >= needed}
+    alpha = min(allowed, key=lambda alpha: allowed[alpha].goal)
+    best, seen = Candidate(alpha=alpha), path[alpha]
+    for candidate, at in learned.items():
+        if at.right >= needed and at.goal < seen.goal:
+            best, seen = candidate, at
+    return HeldBackChoice(
+        images=images,
+        alpha=best.alpha,
+        part=best.part,
+        beyond=best.beyond,
+        goal=seen.goal,
+        right=seen.right,
+        path_alpha=alpha,
+        path_goal=path[alpha].goal,
+        finetuned_right=finetuned.right,
+    )

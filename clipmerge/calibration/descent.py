@@ -1,0 +1,60 @@
+"""Gradient descent on numbers in [0, 1]: Adam with one second moment per tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# Adam's: how long the gradient and its square are remembered, and what keeps a quotient finite.
+_MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
+
+
+class Descent:
+    """Adam in the box, with one second moment for all coefficients of a parameter.
+
+    With a second moment of its own, a coefficient whose gradient is little but noise would move as far as those that
+    count. Shared, it takes a small step.
+
+    Attributes:
+        taken: Steps taken so far, int64.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], rate: float | Mapping[str, float], steps: int) -> None:
+        """Start at rest.
+
+        Args:
+            values: Tensors to move along their ``grad``, by name.
+            rate: Size of a first step, one for all or by name.
+            steps: Steps until it is zero.
+        """
+        self._values = values
+        self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
+        self._steps = steps
+        self.taken = torch.zeros((), dtype=torch.int64)
+        self._first = {key: torch.zeros_like(value) for key, value in values.items()}
+        self._second = {key: torch.zeros((), device=value.device) for key, value in values.items()}
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors that it works on, by name: with another's content in them it goes on as the other would."""
+        parts = {"value": self._values, "first": self._first, "second": self._second}
+        return {"taken": self.taken} | {f"{part}:{key}": held[key] for part, held in parts.items() for key in held}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Take a step, and put what left [0, 1] back."""
+        number = int(self.taken)
+        fall = (1 + math.cos(math.pi * number / self._steps)) / 2
+        number += 1
+        self.taken.fill_(number)
+        for key, value in self._values.items():
+            if value.grad is None:
+                continue
+            first = self._first[key].lerp_(value.grad, 1 - _MEMORY)
+            second = self._second[key].lerp_(value.grad.square().mean(), 1 - _LONG_MEMORY)
+            scale = (second / (1 - _LONG_MEMORY**number)).sqrt() + _TINY
+            move = first / (scale * (1 - _MEMORY**number))
+            value.sub_(move, alpha=self._rates[key] * fall).clamp_(0, 1)

@@ -1,0 +1,138 @@
+"""What learning minimises: the calibration loss of fresh views, and the divergence of changed copies from a teacher."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from clipmerge.calibration.augmentation import KINDS, augmented, viewed
+from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
+from clipmerge.calibration.steps import Step
+from clipmerge.errors import MeasureError
+from clipmerge.plugins import Augmentation
+
+Divergence = Literal["predictions", "features"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Calibration loss + divergence_weight * divergence from the teacher.
+
+    Attributes:
+        divergence_weight: 0 for the calibration loss alone.
+        changes: What is changed in the images on which the divergence is taken; nothing for the images themselves.
+        divergence: ``predictions``: KL divergence from the teacher's predictions, in nats; ``features``: one minus the
+            cosine to the zero-shot model's image features.
+        views: Strength of the small changes of the images on which the calibration loss is taken; 0 for the images
+            themselves.
+        blend: Share of the fine-tuned model's predictions in the teacher's; the others are the zero-shot model's.
+    """
+
+    divergence_weight: float
+    changes: tuple[Augmentation, ...] = KINDS
+    divergence: Divergence = "predictions"
+    views: float = 0.0
+    blend: float = 0.0
+
+    @property
+    def forward_cost(self) -> int:
+        """Forward passes' worth of the goal, per image."""
+        return FORWARD * (2 if self.divergence_weight else 1)
+
+    @property
+    def gradient_cost(self) -> int:
+        """Forward passes' worth of its gradient, per image."""
+        return GRADIENT * (2 if self.divergence_weight else 1)
+
+    @property
+    def teacher_cost(self) -> int:
+        """Forward passes' worth of the teacher's answers, per image."""
+        return FORWARD * len(self.teachers)
+
+    @property
+    def teachers(self) -> tuple[float, ...]:
+        """Points of the path whose models are asked."""
+        if not self.divergence_weight:
+            return ()
+        if self.divergence == "features":
+            return (0.0,)
+        return tuple(alpha for alpha, share in ((0.0, 1 - self.blend), (1.0, self.blend)) if share)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What one step saw.
+
+    Attributes:
+        calibration: Cross-entropy, in nats.
+        divergence: From the teacher.
+        right: Share of the views that are recognised.
+    """
+
+    calibration: float
+    divergence: float
+    right: float = 0.0
+
+
+def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False) -> tuple[Tensor, Losses]:
+    """Compute the goal at the current weights.
+
+    Args:
+        objective: Calibration loss.
+        step: What to work on.
+        goal: What is minimised.
+        kept: As in `Objective.class_features`.
+
+    Returns:
+        The goal, a scalar, and its parts.
+    """
+    batch = step.batch
+    pixels = viewed(batch.pixels, step.seed + 1, goal.views)
+    if goal.divergence_weight:
+        pixels = torch.cat([pixels, augmented(batch.pixels, step.seed, goal.changes)])
+    classes = objective.class_features(step.classes, step.templates, kept=kept)
+    features = objective.embed(pixels)
+    labels = batch.labels
+    if step.classes is not None:
+        labels = torch.searchsorted(step.classes.to(labels.device), labels)
+    logits = objective.class_logits(features[: len(labels)], classes)
+    calibration = cross_entropy(logits, labels)
+    divergence = _divergence(objective, step, goal, features[len(labels) :], classes)
+    right = (logits.detach().argmax(1) == labels).double().mean()
+    seen = Losses(float(calibration.detach()), float(divergence.detach()), float(right))
+    return calibration + goal.divergence_weight * divergence, seen
+
+
+def _divergence(objective: Objective, step: Step, goal: Goal, features: Tensor, classes: Tensor) -> Tensor:
+    if goal.divergence == "features" and step.features is not None:
+        return 1 - (features * step.features).sum(-1).mean()
+    if step.target is None:
+        return torch.zeros((), device=classes.device)
+    own = objective.class_logits(features, classes).log_softmax(-1)
+    return kl_div(own, step.target, reduction="batchmean", log_target=True)
+
+
+def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
+    """Leave the goal's gradient at the current weights in ``parameter.grad``.
+
+    Args:
+        objective: Calibration loss.
+        step: What to work on.
+        goal: What is minimised.
+
+    Returns:
+        The parts of the goal.
+
+    Raises:
+        MeasureError: If a loss is not finite.
+    """
+    loss, seen = goal_at(objective, step, goal)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if not math.isfinite(seen.calibration + seen.divergence):
+        raise MeasureError(f"the loss of calibration batch {step.number} is not finite; check the checkpoints")
+    return seen

@@ -1,0 +1,161 @@
+"""Steps of learning: which images each takes, which classes it tells apart, and the seed of its random changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipmerge.calibration.held_back import held_back
+from clipmerge.calibration.objective import Objective
+from clipmerge.images.batches import Batch
+
+#: Prompts that a step embeds; where there are more, a step draws its templates, and then its classes. A look at the
+#: held-back images, which happens seldom, embeds more.
+PROMPTS_A_STEP, PROMPTS_A_LOOK = 256, 1024
+# Held-back images are looked at in fresh changes until there are about so many, but no more often than `_ROUNDS`.
+_LOOKS, _ROUNDS = 400, 4
+# Seeds of the held-back changes begin here, beyond those of any step.
+_HELD_SEEDS = 2**40
+
+
+class Pool:
+    """The calibration images of all processes, by their position in the sample."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        """Keep the batches; nothing is copied.
+
+        Args:
+            batches: All of them, in order.
+        """
+        self._places = [(batch, row) for batch in batches for row in range(len(batch))]
+        self.labels = [int(label) for batch in batches for label in batch.labels]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._places)
+
+    def take(self, positions: Sequence[int], number: int) -> Batch:
+        """Copy some images into a batch of their own.
+
+        Args:
+            positions: Which.
+            number: Number of that batch.
+        """
+        places = [self._places[position] for position in positions]
+        pixels = torch.stack([batch.pixels[row] for batch, row in places])
+        return Batch(number, pixels, torch.stack([batch.labels[row] for batch, row in places]))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the goal is taken on once.
+
+    Attributes:
+        number: Its place among the steps.
+        seed: Of all random changes; the next number is used too.
+        pool: Holds the images.
+        positions: Which of them.
+        classes: Which classes it tells apart, ascending; ``None`` for all.
+        templates: Which templates it uses; ``None`` for all.
+        features: The zero-shot model's features of the changed images, (images, projection_dim), where they are held.
+        target: Log probabilities that the teacher gives to the classes of the changed images, (images, classes).
+    """
+
+    number: int
+    seed: int
+    pool: Pool
+    positions: tuple[int, ...]
+    classes: Tensor | None = None
+    templates: Tensor | None = None
+    features: Tensor | None = None
+    target: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.positions)
+
+    @property
+    def batch(self) -> Batch:
+        """The images, copied whenever they are asked for: all steps' together would not fit into memory."""
+        return self.pool.take(self.positions, self.number)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All steps, and the looks at the images that are held back from them.
+
+    Attributes:
+        steps: In order.
+        held: Looks at the held-back images, each with changes of its own; none where nothing is held back.
+    """
+
+    steps: tuple[Step, ...]
+    held: tuple[Step, ...]
+
+    @property
+    def images_held(self) -> int:
+        """How many images are held back."""
+        return len({position for step in self.held for position in step.positions})
+
+
+def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share: float = 0.0) -> Layout:
+    """Choose the images of every step: all images once, in random order, before any comes again.
+
+    Args:
+        objective: Its batches are the calibration images; the same in every process.
+        steps: How many.
+        batch: Images per step, at most; ``None`` for as many as the first calibration batch has.
+        share: Share of the images that is held back.
+    """
+    batches = objective.every_batch()
+    pool = Pool(batches)
+    kept_back = held_back(pool.labels, share, objective.seed)
+    learned_on = sorted(set(range(len(pool))) - set(kept_back))
+    size = min(batch or len(batches[0]), len(learned_on))
+    seeds = (objective.seed * 1_000_003 + 2 * number for number in range(steps))
+    runs = _runs(learned_on, size, objective.seed)
+    chosen = [_step(objective, pool, number, seed, next(runs)) for number, seed in enumerate(seeds)]
+    rounds = range(min(_ROUNDS, max(1, _LOOKS // max(1, len(kept_back)))))
+    looks = [tuple(kept_back[start : start + size]) for _ in rounds for start in range(0, len(kept_back), size)]
+    shown = _drawn_prompts(objective, _classes(pool, kept_back), _HELD_SEEDS, PROMPTS_A_LOOK)
+    held = [Step(number, _HELD_SEEDS + 2 * number, pool, look, *shown) for number, look in enumerate(looks)]
+    return Layout(tuple(chosen), tuple(held))
+
+
+def _runs(positions: Sequence[int], size: int, seed: int) -> Iterator[tuple[int, ...]]:
+    """Runs of so many positions, without end, from one random order after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    left: list[int] = []
+    while True:
+        while len(left) < size:
+            left += torch.randperm(len(positions), generator=generator).tolist()
+        yield tuple(positions[place] for place in left[:size])
+        del left[:size]
+
+
+def _step(objective: Objective, pool: Pool, number: int, seed: int, positions: tuple[int, ...]) -> Step:
+    seed %= 2**63 - 1
+    return Step(
+        number, seed, pool, positions, *_drawn_prompts(objective, _classes(pool, positions), seed, PROMPTS_A_STEP)
+    )
+
+
+def _classes(pool: Pool, positions: Sequence[int]) -> Tensor:
+    return torch.tensor(sorted({pool.labels[position] for position in positions}), dtype=torch.int64)
+
+
+def _drawn_prompts(objective: Objective, present: Tensor, seed: int, most: int) -> tuple[Tensor | None, Tensor | None]:
+    """Draw templates, and beyond those classes, so that no more prompts than ``most`` are embedded."""
+    count, templates = objective.prompts.classes, objective.prompts.templates
+    if count * templates <= most:
+        return None, None
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(templates, generator=generator)[: max(1, most // count)]
+    if count * len(chosen) <= most:
+        return None, chosen
+    others = torch.randperm(count, generator=generator)
+    others = others[~torch.isin(others, present)][: max(0, most - len(present))]
+    return torch.cat([present, others]).sort().values, chosen

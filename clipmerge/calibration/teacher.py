@@ -1,0 +1,50 @@
+"""The teacher of the divergence: the zero-shot model, or its predictions blended with the fine-tuned model's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from clipmerge.calibration.augmentation import augmented
+from clipmerge.calibration.goal import Goal
+from clipmerge.calibration.objective import FORWARD, Objective
+from clipmerge.calibration.steps import Step
+
+
+@torch.no_grad()
+def asked(objective: Objective, steps: Sequence[Step], goal: Goal, *, kept: bool) -> list[Step]:
+    """Ask the teacher about the changed images of every step.
+
+    Args:
+        objective: Left at theta_0, or at theta_1 where the teacher is blended.
+        steps: With their images and classes.
+        goal: Names the changes and the teacher.
+        kept: As in `Objective.class_features`.
+
+    Returns:
+        The steps with the answers that the goal needs.
+    """
+    answered = list(steps)
+    for alpha in goal.teachers:
+        objective.move_to(alpha)
+        share = goal.blend if alpha else 1 - goal.blend
+        for place, step in enumerate(answered):
+            answered[place] = _answered(objective, step, goal, share, kept=kept)
+            objective.tick(FORWARD * len(step))
+    return answered
+
+
+def _answered(objective: Objective, step: Step, goal: Goal, share: float, *, kept: bool) -> Step:
+    """Add one model's answer to a step: its features, or its share of the teacher's probabilities."""
+    features = objective.embed(augmented(step.batch.pixels, step.seed, goal.changes))
+    if goal.divergence == "features":
+        return step if step.features is not None else replace(step, features=features)
+    classes = objective.class_features(step.classes, step.templates, kept=kept)
+    own = objective.class_logits(features, classes).log_softmax(-1)
+    if share == 1:
+        return replace(step, target=own)
+    own = own + math.log(share)
+    return replace(step, target=own if step.target is None else torch.logaddexp(step.target, own))

@@ -1,0 +1,124 @@
+"""Coefficients learned together with a sparse mask of the straggler layers."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any, Literal
+
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.learning import learn
+from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.sharpness import layer_sharpness, matched, sharpest
+from clipmerge.layers import block_of
+from clipmerge.measures._statistics import statistic
+from clipmerge.measures.learned_coefficients import course_of, learned_coefficients, measured
+from clipmerge.methods._stragglers import find_stragglers
+from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.plugins import Density, Share, options_of, plugin_options
+
+Rule = Literal["share", "outlier", "flattest", "random"]
+
+
+@options_of(learned_coefficients)
+def learned_sparse(
+    objective: Objective, *, rule: Rule = "share", share: Share = 0.25, density: Density = 0.5, **options: Any
+) -> Measurements:
+    """Learn coefficients of which the straggler layers keep a share, the rest being zero-shot weights bit for bit.
+
+    Stragglers are found where learning begins, among the layers of the transformer blocks, by their sharpness there:
+    ||gradient|| times ||change||.
+    Each of their parameters keeps the coefficients with the largest scores (straight-through): all others are zero,
+    but their scores still move by their gradients, and can win their places back.
+
+    Args:
+        objective: Calibration loss; left at the chosen coefficients.
+        rule: ``share`` takes the sharpest layers that together hold ``share`` of all blocks' sharpness, at least one;
+            ``outlier`` takes those whose sharpness is a robust outlier, of which there may be none; ``flattest`` and
+            ``random`` are controls that take other layers with about as many entries as ``share`` would.
+        share: Share of the blocks' sharpness that stragglers hold.
+        density: Share of a straggler parameter's coefficients that is kept.
+        **options: As in `learned_coefficients`.
+
+    Returns:
+        As `learned_coefficients`, and the statistics ``sharpness``, in nats, ``sharpness_share`` of the total, and
+        ``straggler``, 1 or 0.
+
+    Raises:
+        MeasureError: If a loss is not finite.
+
+    Source:
+        Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; straight-through: Bengio et al. 2013, arXiv:1308.3432.
+        The definitions are ours.
+    """
+    settings = {**plugin_options("measures", "learned-coefficients"), **options}
+    finder = _Finder(objective, rule, share)
+    coefficients = Coefficients(objective, settings.pop("granularity"), settings.pop("start"))
+    course = replace(course_of(**settings), thin=lambda: (finder.parameters(), density))
+    learned = learn(objective, coefficients, course)
+    found = measured("learned-sparse", objective, coefficients, learned)
+    return found.model_copy(update={"statistics": (*found.statistics, *finder.statistics)})
+
+
+class _Finder:
+    """Finds the stragglers once the start of learning is known, and remembers what it saw."""
+
+    def __init__(self, objective: Objective, rule: Rule, share: float) -> None:
+        self._objective, self._rule, self._share = objective, rule, share
+        self._sharpness = Statistic(name="sharpness", values={})
+        self._stragglers: tuple[str, ...] = ()
+
+    def parameters(self) -> list[str]:
+        """Find the stragglers at the current weights, and name their parameters."""
+        self._sharpness = statistic(
+            self._objective,
+            "sharpness",
+            layer_sharpness(self._objective),
+            unit="nats",
+            title="sharpness",
+            about="largest first-order rise of the loss when this layer alone moves as far as fine-tuning moved it.",
+        )
+        self._stragglers = self._found()
+        return [name for layer in self._stragglers for name in self._objective.layers[layer]]
+
+    def _found(self) -> tuple[str, ...]:
+        # a step sees few rows of an embedding table, too few to learn its mask; what else is outside is small
+        values = {layer: value for layer, value in self._sharpness.values.items() if block_of(layer)}
+        if self._rule == "share":
+            return sharpest(values, self._share)
+        sizes = {
+            layer: sum(self._objective.theta_0[name].numel() for name in names)
+            for layer, names in self._objective.layers.items()
+        }
+        if self._rule == "outlier":
+            measured = Measurements(
+                measure="learned-sparse", statistics=(self._sharpness,), batch_sizes=self._objective.batch_sizes
+            )
+            return find_stragglers(
+                measured, sizes, method="learned-sparse", statistic="sharpness", seed=self._objective.seed
+            ).names
+        entries = sum(sizes[layer] for layer in sharpest(values, self._share))
+        order = sorted(values, key=values.__getitem__)
+        if self._rule == "random":
+            random.Random(self._objective.seed).shuffle(order)
+        return matched(order, sizes, entries)
+
+    @property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What it saw."""
+        values = self._sharpness.values
+        total = sum(values.values()) or 1.0
+        share = Statistic(
+            name="sharpness_share",
+            values={layer: value / total for layer, value in values.items()},
+            additive=True,
+            title="share of the sharpness",
+            about="the layer's share of all layers' sharpness.",
+        )
+        straggler = Statistic(
+            name="straggler",
+            values={layer: float(layer in self._stragglers) for layer in values},
+            title="straggler",
+            about="1 where the layer was made sparse, 0 where not.",
+        )
+        return self._sharpness, share, straggler

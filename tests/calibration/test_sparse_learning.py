@@ -1,0 +1,168 @@
+"""Sparse masks that are learned: exactly so many entries kept, the others zero-shot's bytes, scores that still move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from clipmerge.calibration.coefficients import Coefficients, _largest
+from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.sharpness import layer_sharpness, matched, sharpest
+from clipmerge.measures.learned_sparse import learned_sparse
+from tests.support.command import clipmerge
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+
+SIZES = (8, 8, 7)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=30), st.data())
+def test_the_largest_are_exactly_so_many(scores: list[float], data: Any) -> None:
+    count = data.draw(st.integers(1, len(scores)))
+    order = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
+    chosen = _largest(torch.tensor(scores), count)
+    assert [place for place, taken in enumerate(chosen) if taken] == sorted(order[:count])
+
+
+def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    name = next(name for name in objective.task_vector if name.endswith("0.mlp.fc1.weight"))
+    coefficients = Coefficients(objective, "entry", 0.5)
+    coefficients.make_sparse([name], 0.5)
+    coefficients.disturb(3)
+    before = coefficients.values[name].clone()
+    coefficients.place()
+    placed = coefficients.by_parameter()[name]
+    dropped = placed == 0
+    assert int(dropped.sum()) == dropped.numel() - dropped.numel() // 2
+    assert float(before[dropped].max()) <= float(before[~dropped].min())
+    assert torch.equal(objective.parameters[name][dropped], objective.theta_0[name][dropped])
+    assert torch.equal(placed[~dropped], before[~dropped])
+    batch = objective.batches[0]
+    objective.joint_loss(batch).backward()
+    gradient = objective.gradient_of(name).clone()
+    coefficients.set_gradients()
+    slope = coefficients.values[name].grad
+    assert slope is not None
+    # straight through: the gradient at the placed value, dropped or not
+    assert torch.allclose(slope, gradient * objective.task_vector[name])
+    assert bool(slope[dropped].any())
+
+
+def test_moving_towards_fine_tuned_drops_nothing_less(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    names = [name for name, tau in objective.task_vector.items() if tau.ndim == 2]
+    coefficients = Coefficients(objective, "entry", 0.4)
+    coefficients.make_sparse(names[:1], 0.3)
+    coefficients.disturb(0)
+    whole = coefficients.by_parameter()
+    coefficients.move(0.5, 0.25)
+    moved = coefficients.by_parameter()
+    for name, value in whole.items():
+        expected = 0.4 + 0.5 * (value - 0.4)
+        expected += 0.25 * (1 - expected)
+        if name == names[0]:
+            expected = torch.where(value == 0, 0.0, expected)
+        assert torch.allclose(moved[name], expected, atol=1e-6), name
+    coefficients.move(1.0)
+    assert all(torch.equal(value, whole[name]) for name, value in coefficients.by_parameter().items())
+
+
+def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: Ends) -> None:
+    batches = make_batches(SIZES)
+    objective = objective_for(ends, batches)
+    objective.move_to(0.3)
+    measured = layer_sharpness(objective)
+    reference = Reference(ends).at(0.3)
+    for number, batch in enumerate(batches):
+        gradients = reference.gradient(batch)
+        for layer, names in objective.layers.items():
+            steep = sum(float(gradients[name].square().sum()) for name in names) ** 0.5
+            far = sum(float((reference.ends[n][1] - reference.ends[n][0]).square().sum()) for n in names) ** 0.5
+            assert measured[layer][number] == pytest.approx(steep * far, rel=1e-3), layer
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=12), st.floats(0, 1))
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_the_sharpest_are_the_fewest_that_hold_the_share(values: list[float], share: float) -> None:
+    sharpness = {f"l{number}": value for number, value in enumerate(values)}
+    chosen = sharpest(sharpness, share)
+    held = sum(sharpness[layer] for layer in chosen)
+    assert chosen
+    assert held >= share * sum(values) * (1 - 1e-9)
+    left = [value for layer, value in sharpness.items() if layer not in chosen]
+    least = min(sharpness[layer] for layer in chosen)
+    assert all(value <= least for value in left)
+    assert len(chosen) == 1 or held - least < share * sum(values) + 1e-9
+
+
+def test_a_matched_set_has_about_as_many_entries() -> None:
+    sizes = {"a": 5, "b": 50, "c": 7, "d": 3}
+    assert matched(["a", "b", "c", "d"], sizes, 15) == ("a", "c", "d")
+    assert matched(["b", "a"], sizes, 26) == ("b",)
+
+
+def stragglers(found: Any, objective: Objective) -> list[str]:
+    return [layer for layer in objective.layers if found["straggler"].values[layer]]
+
+
+@pytest.mark.parametrize("density", [0.5, 0.2])
+def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    found = learned_sparse(objective, steps=4, density=density, held_back=0.0)
+    sharp = stragglers(found, objective)
+    assert sharp == list(sharpest({k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}, 0.25))
+    for layer in sharp:
+        assert found["at_zero"].values[layer] >= 1 - density
+        for name in objective.layers[layer]:
+            assert torch.equal(found.coefficients[name] == 0, found.coefficients[name] <= 0)
+    assert sum(found["sharpness_share"].values.values()) == pytest.approx(1)
+    assert stragglers(learned_sparse(objective_for(ends, make_batches(SIZES)), steps=1, share=0.0), objective)
+
+
+def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends: Ends) -> None:
+    sharp, flat, outlier = (
+        learned_sparse(objective_for(ends, make_batches(SIZES)), steps=2, rule=rule, share=0.2)
+        for rule in ("share", "flattest", "outlier")
+    )
+    objective = objective_for(ends, make_batches(SIZES))
+    assert stragglers(sharp, objective)
+    assert stragglers(flat, objective)
+    assert not set(stragglers(sharp, objective)) & set(stragglers(flat, objective))
+    assert stragglers(outlier, objective) == []
+
+
+def test_a_merge_writes_zero_shot_bytes_where_a_straggler_dropped(
+    pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    options = ["--data", images, "--set", "measure.steps=3", "--set", "measure.held_back=0", "--batch-size", 8]
+    words = ["merge", *pair, "--recipe", "straggler-sparse", *options, "--format", "json"]
+    outcome = clipmerge(*words, "--output", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    record = outcome.json
+    assert record["stragglers"]
+    zeroshot, finetuned, written = (load_file(f / "model.safetensors") for f in (*pair, tmp_path / "out"))
+    held = load_file(tmp_path / "out" / "plan" / "plan.tensors.safetensors")
+    zeros = {name: held[f"coefficients:{name}"] == 0 for name in written if f"coefficients:{name}" in held}
+    half = [name for name, zero in zeros.items() if float(zero.double().mean()) >= 0.5]
+    assert half
+    for name, zero in zeros.items():
+        assert torch.equal(written[name][zero], zeroshot[name][zero]), name
+    moved = sum(int((written[name] != zeroshot[name]).sum()) for name in half)
+    assert 0 < moved <= sum(written[name].numel() for name in half) / 2
+    assert any(not torch.equal(written[name], finetuned[name]) for name in written)
+    for layer in record["stragglers"]:
+        assert record["layers"][layer]["reason"].startswith("straggler with ")
+        assert record["measurements"][layer]["at_zero"] >= 0.5
+    assert "of their weights back at zero-shot" in record["verdict"]
