@@ -210,8 +210,17 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, module: s
 
 @pytest.mark.slow
 def test_ctrl_c_at_any_moment_of_starting_is_one_line(tmp_path: Path) -> None:
-    """Before that Python itself is starting, which nothing here can change."""
-    code = "from clipmerge.__main__ import run; print(flush=True); run()"
+    """Starting begins when `run` has taken the signal over; before that Python itself is starting."""
+    code = (
+        "import signal\n"
+        "from clipmerge.__main__ import run\n"
+        "def tell(*arguments, install=signal.signal):\n"
+        "    signal.signal = install\n"
+        "    install(*arguments)\n"
+        "    print(flush=True)\n"
+        "signal.signal = tell\n"
+        "run()"
+    )
     for moment in range(15):
         command = [sys.executable, "-c", code, "recipes", "list"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
