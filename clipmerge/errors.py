@@ -71,7 +71,7 @@ class UsageError(ClipmergeError):
     exit_code = 2
 
 
-def printable(text: str, *, limit: int = 4000) -> str:
+def printable(text: str, *, limit: int = 10_000) -> str:
     r"""Make a text from outside fit for a terminal or a log: one line, and nothing that moves a cursor or hides text.
 
     Control characters, those that turn the direction of writing, and bytes of a path that are not UTF-8 are written as

@@ -8,10 +8,11 @@ import hashlib
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clipmerge.errors import OutputError
@@ -26,6 +27,9 @@ RECORD = "clipmerge.json"
 #: Where an output folder keeps a plan whose learned coefficients cannot be told in the record.
 PLAN_FOLDER = "plan"
 _SECONDS_TO_LOCK = 60
+# By these an output of clipmerge is known, and one from another.
+_MARKERS = (RECORD, "conversion.json", "sweep.json")
+_Identity = tuple[tuple[int, int, int, int] | None, ...]
 # Outputs in their place: a stopped command tells which they are. Set while signals are held back.
 _completed: list[Path] = []
 
@@ -38,6 +42,34 @@ def completed() -> tuple[Path, ...]:
 def forget_completed() -> None:
     """Start a command: output that an earlier command in this process wrote is not its own."""
     _completed.clear()
+    _checked.clear()
+
+
+# What stood at an output's place when it was checked; only that is replaced.
+_checked: dict[Path, _Identity] = {}
+
+
+def remember_checked(*outputs: Path) -> None:
+    """Remember what stands at places that were found to be free, or replaceable: only that will be replaced.
+
+    Args:
+        outputs: Folders or files to be written.
+    """
+    _checked.update({output.resolve(): _identity(output) for output in outputs})
+
+
+def _identity(path: Path) -> _Identity:
+    """Tell a folder or file from another that came to its place, by itself and by the records in it."""
+    return tuple(_status(place) for place in (path, *(path / name for name in _MARKERS)))
+
+
+def _status(path: Path) -> tuple[int, int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    is_folder = stat.S_ISDIR(found.st_mode)  # whose size and time change with what else is put there
+    return found.st_dev, found.st_ino, 0 if is_folder else found.st_size, 0 if is_folder else found.st_mtime_ns
 
 
 @contextlib.contextmanager
@@ -58,13 +90,14 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputError: If the place cannot be written, or the disk is full.
     """
     target = output.resolve()  # a link stays a link: the folder it leads to is replaced
+    expected = _checked.pop(target, None) or _identity(target)
     with _stage(output, target) as stage:
         folder = stage / "new"
         folder.mkdir()
         yield folder
         _sync(folder)
         with _undisturbed():
-            _move_in(folder, stage / "old", target, overwrite=overwrite)
+            _move_in(folder, stage / "old", target, expected, overwrite=overwrite)
             _completed.append(output)
         _sync_folder(target.parent)
 
@@ -94,13 +127,20 @@ def staged_files(output: Path) -> Iterator[Path]:
     """
     refuse_link(output)
     target = output.resolve()
+    expected = {place: known for place, known in list(_checked.items()) if place.parent == target.parent}
+    for place in expected:
+        del _checked[place]
+    expected.setdefault(target, _identity(target))
     with _stage(output, target) as stage:
         folder = stage / "new"
         folder.mkdir()
         yield folder
         _sync(folder)
         with _undisturbed():
-            for file in sorted(folder.iterdir(), key=lambda file: file.name == target.name):
+            files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
+            for place in (target.parent / file.name for file in files):
+                _require_same(place, expected.get(place, _identity(place)))
+            for file in files:
                 file.replace(target.parent / file.name)
             _completed.append(output)
         _sync_folder(target.parent)
@@ -109,24 +149,46 @@ def staged_files(output: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _stage(output: Path, target: Path) -> Iterator[Path]:
     """A hidden, locked folder beside the target, gone when the block ends; errors of the system explained."""
+    left: list[Path] = []
     with contextlib.ExitStack() as cleanup:
         try:
             with _undisturbed():
                 cleanup.enter_context(_parents(target.parent))
                 _clear_stale(target)
+                parent = cleanup.enter_context(_opened(target.parent))
                 stage = Path(tempfile.mkdtemp(prefix=_stage_prefix(target), dir=target.parent))
-                cleanup.callback(_remove, stage)
+                cleanup.callback(_remove, stage, parent, left)
             lock = cleanup.enter_context((stage / "lock").open("wb"))
             if fcntl:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield stage
         except OSError as error:
-            raise explain(output, error) from None
+            with contextlib.suppress(OSError):  # first, so that the line is true
+                cleanup.__exit__(type(error), error, error.__traceback__)
+            raise explain(output, error, left=left) from None
 
 
-def _remove(stage: Path) -> None:
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """Hold a folder by what it is, not by its path: somebody may rename it or one around it."""
+    if os.name == "nt":
+        yield None
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _remove(stage: Path, parent: int | None, left: list[Path]) -> None:
     with _undisturbed():  # people press Ctrl-C twice, and are told that nothing was left behind
-        shutil.rmtree(stage, ignore_errors=True)
+        if parent is None:
+            shutil.rmtree(stage, ignore_errors=True)
+        else:
+            shutil.rmtree(stage.name, ignore_errors=True, dir_fd=parent)
+        if stage.exists():
+            left.append(stage)
 
 
 @contextlib.contextmanager
@@ -183,17 +245,33 @@ def _clear_stale(target: Path) -> None:
             shutil.rmtree(stage, ignore_errors=True)
 
 
-def _move_in(folder: Path, aside: Path, target: Path, *, overwrite: bool) -> None:
+def _move_in(folder: Path, aside: Path, target: Path, expected: _Identity, *, overwrite: bool) -> None:
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: appeared while the merge ran; choose another --output")
+    _require_same(target, expected)
     try:
         if target.exists():
             target.rename(aside)
+            _require_same(aside, expected, target)  # somebody may have been quicker just now
         folder.rename(target)
-    except BaseException:
-        if aside.exists() and not target.exists():
-            aside.rename(target)
+    except BaseException as error:
+        if aside.exists():
+            _give_back(aside, target, error)
         raise
+
+
+def _require_same(place: Path, expected: _Identity, shown: Path | None = None) -> None:
+    if _identity(place) != expected:
+        happened = "appeared" if expected[0] is None else "was replaced or changed by somebody else"
+        raise OutputError(f"{shown or place}: {happened} while this ran, and was left alone; choose another --output")
+
+
+def _give_back(aside: Path, target: Path, error: BaseException) -> None:
+    """Put an output back that was set aside; beside its place where that is taken by now."""
+    place = target if not target.exists() else target.with_name(f"{target.name}.replaced-{os.getpid()}")
+    aside.rename(place)
+    if place != target:
+        error.add_note(f"the earlier output is now {place}")
 
 
 def _sync(folder: Path) -> None:
@@ -215,13 +293,16 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def explain(output: Path, error: OSError) -> OutputError:
+def explain(output: Path, error: OSError, *, left: Iterable[Path] = ()) -> OutputError:
     """Turn the system's refusal into one line.
 
     Args:
         output: The output being written.
         error: The system's error.
+        left: What could not be removed.
     """
+    state = ", ".join([f"{path} was left behind, remove it" for path in left] or ["nothing was left behind"])
+    state = "; ".join([state, *getattr(error, "__notes__", [])])
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OutputError(f"{output}: the disk is full; nothing was left behind, free some space and run again")
-    return OutputError(f"{output}: cannot be written ({error.strerror or error}); nothing was left behind")
+        return OutputError(f"{output}: the disk is full; {state}, free some space and run again")
+    return OutputError(f"{output}: cannot be written ({error.strerror or error}); {state}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from clipmerge.errors import CheckpointError, OutputError
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import read_header
-from clipmerge.files.staging import RECORD, refuse_link
+from clipmerge.files.staging import RECORD, refuse_link, remember_checked
 
 # The command that wrote a folder, by the record it holds.
 _WRITERS = {RECORD: "merge or apply", "conversion.json": "convert", "sweep.json": "sweep"}
@@ -37,6 +37,7 @@ def check_output(
     _check_length(output)
     _check_apart(output, inputs, read)
     _check_place(output)
+    remember_checked(output)
     if not (output.exists() or output.is_symlink()):
         return
     if not overwrite:
@@ -96,6 +97,7 @@ def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{output}: a plan is a JSON file; choose another --output, such as plan.json")
     refuse_link(output)
     _check_place(output)
+    remember_checked(output, beside)
     if output.exists() and not overwrite:
         raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
     if output.exists() and not _is_plan(output):

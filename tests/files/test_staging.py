@@ -351,3 +351,92 @@ def test_another_commands_output_is_called_that(tmp_path: Path) -> None:
     write(tmp_path / "out", "merged")
     with pytest.raises(OutputError, match=r"was written by another command \(clipmerge merge or apply; it holds clip"):
         check_output(tmp_path / "out", overwrite=True, record="conversion.json")
+
+
+# --- races: only what was checked is replaced, and the line is true ---
+
+
+def earlier(folder: Path, text: str = "{}") -> Path:
+    folder.mkdir()
+    (folder / "clipmerge.json").write_text(text)
+    return folder
+
+
+def test_a_folder_that_came_to_the_place_after_the_check_is_left_alone(tmp_path: Path) -> None:
+    output = earlier(tmp_path / "out")
+    check_output(output, overwrite=True)
+
+    def replaced() -> None:
+        with staged(output, overwrite=True) as folder:
+            (folder / "new").write_text("")
+            output.rename(tmp_path / "mine")
+            earlier(output, '{"theirs": 1}')
+
+    with pytest.raises(
+        OutputError, match=r"out: was replaced or changed by somebody else while this ran, and was left"
+    ):
+        replaced()
+    assert (output / "clipmerge.json").read_text() == '{"theirs": 1}'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
+
+
+def test_a_folder_that_appears_after_the_check_is_left_alone(tmp_path: Path) -> None:
+    check_output(tmp_path / "out", overwrite=True)
+
+    def appearing() -> None:
+        with staged(tmp_path / "out", overwrite=True):
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(OutputError, match="out: appeared while this ran"):
+        appearing()
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_folder_that_takes_the_place_during_the_exchange(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = earlier(tmp_path / "out", '{"mine": 1}')
+    original = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        moved = original(self, target)
+        if self == output:
+            earlier(output, '{"theirs": 1}')
+        return moved
+
+    monkeypatch.setattr(Path, "rename", rename)
+    place = tmp_path / f"out.replaced-{os.getpid()}"
+    with pytest.raises(OutputError, match=rf"the earlier output is now {place}"), staged(output, overwrite=True) as new:
+        (new / "new").write_text("")
+    assert (output / "clipmerge.json").read_text() == '{"theirs": 1}'
+    assert (place / "clipmerge.json").read_text() == '{"mine": 1}'
+
+
+def test_a_plan_that_changed_after_the_check_is_left_alone(tmp_path: Path) -> None:
+    output = tmp_path / "plan.json"
+    output.write_text('{"format": "clipmerge-plan/1"}')
+    check_output_file(output, tmp_path / "plan.tensors.safetensors", overwrite=True)
+
+    def changing() -> None:
+        with staged_files(output) as folder:
+            (folder / "plan.json").write_text("new")
+            output.write_text("somebody's own words")
+
+    with pytest.raises(OutputError, match=r"plan.json: was replaced or changed"):
+        changing()
+    assert output.read_text() == "somebody's own words"
+
+
+def test_a_parent_that_is_renamed_meanwhile_keeps_no_stage(tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def renamed() -> None:
+        with staged(place / "out") as folder:
+            (folder / "weights").write_text("x")
+            place.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(
+        OutputError, match=r"out: cannot be written \(No such file or directory\); nothing was left beh"
+    ):
+        renamed()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
