@@ -20,7 +20,7 @@ from clipmerge.planning.choices import OutputDtype
 from clipmerge.planning.frozen import Frozen, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import READINGS_0_1_0, Check, LossPath, StatisticAbout
-from clipmerge.planning.plan import Plan
+from clipmerge.planning.plan import Plan, straggler_statistic_0_1_0
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 
@@ -151,9 +151,7 @@ class MergeRecord(Frozen):
         if isinstance(rows, dict) and all(isinstance(row, dict) for row in rows.values()):
             names = dict.fromkeys(name for row in rows.values() for name in row)
             changes["statistics"] = {name: READINGS_0_1_0.get(name, StatisticAbout()) for name in names}
-        recipe = data.get("recipe")
-        if isinstance(recipe, dict) and isinstance(recipe.get("method"), dict):
-            changes["straggler_statistic"] = recipe["method"].get("statistic")
+        changes["straggler_statistic"] = straggler_statistic_0_1_0(data)
         return data | {key: value for key, value in changes.items() if key not in data or key == "finetuned"}
 
     @property
@@ -167,6 +165,11 @@ class MergeRecord(Frozen):
     def found_stragglers(self) -> list[str]:
         """The stragglers among the layers, in network order."""
         return [layer for layer in self.layers if layer in self.stragglers]
+
+    @property
+    def looked_for_stragglers(self) -> bool:
+        """Whether something can be said about stragglers."""
+        return self.straggler_statistic is not None or bool(self.found_stragglers)
 
     @property
     def is_data_free(self) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
@@ -34,6 +34,13 @@ from clipmerge.plugins import Alpha, check_options
 if TYPE_CHECKING:
     import pandas
     from torch import Tensor
+
+
+def straggler_statistic_0_1_0(data: Mapping[str, Any]) -> Any:
+    """Return the statistic by which a plan or a record of 0.1.0, which does not say so, looked for stragglers."""
+    recipe = data.get("recipe")
+    method = recipe.get("method") if isinstance(recipe, dict) else None
+    return method.get("statistic") if isinstance(method, dict) else None
 
 
 class Plan(Frozen):
@@ -190,6 +197,13 @@ class Plan(Frozen):
             plan = plan.with_tensors(_read_tensors(Path(path), plan.tensors))
         plan._folder = Path(path).parent
         return plan
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_0_1_0(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "straggler_statistic" in data or "stragglers" not in data:
+            return data
+        return data | {"straggler_statistic": straggler_statistic_0_1_0(data)}
 
     def to_json(self) -> str:
         """Write the plan as indented JSON, one key order always."""

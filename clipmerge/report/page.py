@@ -61,7 +61,7 @@ def html_page(record: MergeRecord) -> str:
         "usual_reason": Counter(entry.reason for entry in record.layers.values()).most_common(1)[0][0],
         "has_masks": any(entry.mask for entry in record.layers.values()),
         "stragglers": record.found_stragglers,
-        "looked_for_stragglers": record.straggler_statistic is not None,
+        "looked_for_stragglers": record.looked_for_stragglers,
         "checks": _checks(record),
         "tolerance": TOLERANCE,
         "recipe_yaml": record.recipe.to_yaml(),
@@ -86,7 +86,7 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
     """The handful of numbers a reader looks for first: a name, and its number."""
     layers = record.layers
     facts = [("layers", f"{len(layers)}")]
-    if record.straggler_statistic is not None:
+    if record.looked_for_stragglers:
         facts.append(("straggler layers", f"{len(record.found_stragglers) or 'none'}"))
     facts.append(("coefficient alpha", columns[0].span(tuple(layers)).replace("-", " to ")))
     size = sum(entry.size or 0 for entry in layers.values())

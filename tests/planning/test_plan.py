@@ -198,6 +198,7 @@ def test_a_plan_of_the_first_version_is_still_read(pair: tuple[Path, Path], imag
     assert {name: {k: list(v) for k, v in rows.items()} for name, rows in batches.items()} == (
         data["measurements"]["batches"]
     )
+    assert plan.straggler_statistic == "barrier"
     assert plan.measurements["barrier"].signed
     assert plan.measurements["barrier"].additive
     assert not plan.measurements["change"].signed
