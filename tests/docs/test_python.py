@@ -1,0 +1,63 @@
+"""The Python guide's code runs as it stands, in order, and the notebook from top to bottom."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.tiny_clip import save_images
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "python.md"
+NOTEBOOK = ROOT / "examples" / "robust_merge.ipynb"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_guides_code_runs_in_order(
+    pair: tuple[Path, Path],
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, source in (("zeroshot", pair[0]), ("finetuned", pair[1]), ("val", images)):
+        shutil.copytree(source, tmp_path / name)
+    save_images(tmp_path / "shifted", seed=2)
+    monkeypatch.chdir(tmp_path)
+    logging.getLogger("clipmerge").setLevel(logging.ERROR)
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 12
+    names: dict[str, Any] = {"__name__": "guide"}
+    for block in blocks:
+        exec(compile(block, str(GUIDE), "exec"), names)
+    assert "Did you mean 'wise-ft'?" in capsys.readouterr().out
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "merged")]
+    assert names["plan"].to_frame().shape[0] == 20
+    assert names["swept"].correct["shifted"].shape[1] == 30
+    assert len(weights[0]) == len(weights[1])
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells)  # kept without outputs
+    client = nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert any("text/html" in output.get("data", {}) for output in shown)
+
+
+def test_the_notebook_is_valid_and_keeps_no_outputs() -> None:
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    assert all(not cell.get("outputs") for cell in notebook.cells)
