@@ -40,11 +40,12 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
     entries = sum(task.sizes[layer] for layer in stragglers)
     dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers) / max(1, entries)
     found = f"{len(stragglers)} stragglers of {len(shares)} layers, {dropped:.0%} of their weights back at zero-shot"
-    finding = found if stragglers else "no straggler layers found"
+    none = "no straggler layers found"
+    finding = f"{len(stragglers)} stragglers of {len(shares)} layers" if stragglers else none
     return replace(
         decision,
         layers=layers,
-        verdict=f"{finding}; {decision.verdict}",
+        verdict=f"{found if stragglers else none}; {decision.verdict}",
         finding=f"{finding}; {decision.finding}",
         stragglers=stragglers,
         straggler_statistic="sharpness",

@@ -61,6 +61,7 @@ def html_page(record: MergeRecord) -> str:
         "usual_reason": Counter(entry.reason for entry in record.layers.values()).most_common(1)[0][0],
         "has_masks": any(entry.mask for entry in record.layers.values()),
         "stragglers": record.found_stragglers,
+        "straggler_rule": _straggler_rule(record),
         "looked_for_stragglers": record.looked_for_stragglers,
         "checks": _checks(record),
         "tolerance": TOLERANCE,
@@ -134,6 +135,18 @@ def _strips(columns: list[Column]) -> list[Column]:
     measured = [column for column in columns if column.kind == "statistic"]
     first = [column for column in measured if column.key != "change"] or measured
     return [columns[0], *first[:2]]
+
+
+def _straggler_rule(record: MergeRecord) -> str:
+    """Say what makes a layer a straggler: the outlier rule leaves z-scores, others give their reason per layer."""
+    if any("z" in scores for scores in record.straggler_scores.values()):
+        return (
+            "a layer whose statistic stands out from the other layers by a robust outlier rule, and does so in nearly "
+            "every bootstrap resample of the calibration batches."
+        )
+    return (
+        f"a layer that the method singled out by its {record.straggler_statistic or 'statistic'}; its reason says why."
+    )
 
 
 def _checks(record: MergeRecord) -> list[dict[str, Any]]:

@@ -21,6 +21,8 @@ from clipmerge.request import Calibration, MergeRequest
 
 N = r"(-?\d[\d.]*(?:e[+-]?\d+)?)"
 FREE = ("wise-ft", "lines", "monosoup")
+#: Recipes by name, with settings that make them quick.
+MEASURED = {"wise-ft-id": [], "auto": ["measure.steps=2"], "straggler-sparse": ["measure.steps=2"]}
 STRAGGLERS = ("straggler-outlier", "straggler-shrink", "random-matched")
 LOOSE = ["method.threshold=1", "method.mirror=0", "method.stability=0.3", "method.bootstraps=20"]
 Alphas = list[float]
@@ -39,6 +41,10 @@ CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
     rf"every layer goes {N} of the way": lambda alphas, _, m: spans(alphas, m[1], m[1]),
     r"every layer stays zero-shot": lambda alphas, _, m: spans(alphas, "0", "0"),
     rf"the layers go {N} to {N} of the way": lambda alphas, _, m: spans(alphas, m[1], m[2]),
+    rf"the coefficients go {N} to {N} of the way": lambda alphas, plan, m: spans(
+        [end for entry in plan.layers.values() for end in entry.alpha_range or [entry.alpha]] + alphas, m[1], m[2]
+    ),
+    r"([\d,]+) learned coefficients": lambda alphas, plan, m: any(e.alpha_range for e in plan.layers.values()),
     rf"every layer gets alpha {N}": lambda alphas, _, m: spans(alphas, m[1], m[1]),
     rf"they get alpha {N}(?: and the [\w-]+ mask)?, the rest alpha {N}": lambda alphas, _, m: (
         {f"{alpha:g}" for alpha in alphas} == {f"{float(m[1]):g}", f"{float(m[2]):g}"}
@@ -50,6 +56,7 @@ CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
 }
 #: Claims beside these, which need not be made.
 MORE: dict[str, Callable[[Plan, re.Match[str]], bool]] = {
+    r"(\d+) stragglers of \d+ layers": lambda plan, m: len(plan.stragglers) == int(m[1]),
     r"(\d+) straggler layers? found": lambda plan, m: len(plan.stragglers) == int(m[1]),
     r"no straggler layers found": lambda plan, m: not plan.stragglers and plan.straggler_statistic is not None,
     r"(\d+) of \d+ layers have a mask": lambda plan, m: (
@@ -87,7 +94,7 @@ edits = st.lists(st.tuples(st.integers(0, 99), st.none() | shares | st.just("mas
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    method=st.sampled_from([*FREE, *STRAGGLERS]),
+    method=st.sampled_from([*FREE, *MEASURED, *STRAGGLERS]),
     overrides=st.lists(overrides, max_size=2).map(tuple),
     edits=edits,
     again=st.booleans(),
@@ -102,7 +109,7 @@ def test_no_verdict_contradicts_its_plan(
     edits: list[tuple[int, Any]],
     again: bool,
 ) -> None:
-    recipe = load_recipe(method, LOOSE if method in STRAGGLERS else [])
+    recipe = load_recipe(method, MEASURED.get(method, LOOSE if method in STRAGGLERS else []))
     if method == "monosoup":  # its mask has no density
         overrides = tuple(each.model_copy(update={"density": None}) for each in overrides)
     recipe = recipe.model_copy(update={"overrides": overrides})

@@ -329,8 +329,12 @@ def test_page_speaks_of_stragglers_only_where_somebody_looked():
     assert "This recipe does not look for straggler layers" in text
     for claim in ("No straggler", "straggler layers none", "Straggler layer", "stands out"):
         assert claim not in text
-    record["straggler_statistic"] = "barrier"
-    assert "No straggler layers were found" in Page(html_page(record)).text
+    record["straggler_statistic"] = "sharpness"
+    text = Page(html_page(record)).text
+    assert "No straggler layers were found" in text
+    assert "singled out by its sharpness" in text
+    assert "outlier rule" not in text
+    assert "outlier rule" in Page(html_page(example(2, 2, ()))).text
 
 
 def test_page_shows_a_recipe_that_loads_again():
