@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipmerge.api._arguments import CheckpointLike
 from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import InspectResult
 from clipmerge.checkpoint import Checkpoint, Inputs
@@ -17,13 +16,12 @@ from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.merging.stream import merged_tensors
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.provenance import SourceRecord
 from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from clipmerge.api._arguments import CheckpointLike
 
 _CHUNK = 1 << 20
 
@@ -127,6 +125,11 @@ def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]
 
     A float that is merged is read once more only if its layer's change is not a number.
     """
+    # a plan's records take longer to import than one checkpoint takes to describe
+    from clipmerge.merging.stream import merged_tensors
+    from clipmerge.planning.plan import Plan
+    from clipmerge.planning.provenance import SourceRecord
+
     unnamed = SourceRecord(source="", files={})
     copies = Plan(recipe={}, zeroshot=unnamed, finetuned=(unnamed,), weights=(1.0,), layers={})
     sound = {
