@@ -31,13 +31,16 @@ def main() -> None:
         commands = _commands(*make_pair(folder, clip_config("l14"), sharded=False))
         rounds = [_round(commands, arguments.against) for _ in range(arguments.rounds)]
     results = {name: _result(name, rounds) for name in rounds[0]}
-    print(
-        f"{'':28} {'seconds':>8} {'x python':>9} {'private MB':>11} {'x before':>9}   ({len(rounds)} rounds, medians)"
-    )
+    heads = ("seconds", "x python", "private MB", "x before", "its cpu")
+    print(f"{len(rounds)} rounds, medians".ljust(28) + "".join(f"{head:>12}" for head in heads))
     for name, result in results.items():
-        ratios = f"{result['ratio']['median']:9.1f} {result['private_mb']:11.0f}"
-        before = f" {result['against']['median']:9.2f}" if "against" in result else ""
-        print(f"{name:28} {result['seconds']['median']:8.3f} {ratios}{before}")
+        figures = [
+            f"{result['seconds']['median']:.3f}",
+            f"{result['ratio']['median']:.1f}",
+            f"{result['private_mb']:.0f}",
+        ]
+        figures += [f"{result[key]['median']:.2f}" for key in result if key.endswith("_against")]
+        print(f"{name:28}" + "".join(f"{figure:>12}" for figure in figures))
     write_results(arguments.json, {"commands": results})
 
 
@@ -73,7 +76,9 @@ def _result(name: str, rounds: list[dict[str, Outcome]]) -> dict[str, Any]:
         "private_mb": statistics.median(each[name].private_mb for each in rounds),
     }
     if f"{BEFORE}{name}" in rounds[0]:
-        result["against"] = summary([each[name].seconds / each[f"{BEFORE}{name}"].seconds for each in rounds])
+        for figure in ("seconds", "cpu_seconds"):
+            ratios = [getattr(each[name], figure) / getattr(each[f"{BEFORE}{name}"], figure) for each in rounds]
+            result[f"{figure}_against"] = summary(ratios)
     return result
 
 
