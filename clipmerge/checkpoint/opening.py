@@ -17,6 +17,7 @@ from clipmerge.files.paths import is_plain_name, local_path
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
 from clipmerge.files.side_files import read_side_json
+from clipmerge.files.unchanged import watch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,6 +131,7 @@ def _open_file(source: str, path: Path) -> Checkpoint:
 
 
 def _open_single(source: str, file: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
+    watch(file)
     if is_pickle(file):
         mapped, stored, state_note = read_state_dict(file)
         names = model_keys(stored)
@@ -150,6 +152,7 @@ def _open_index(source: str, index: Path, *, revision: str | None = None, note: 
     entries: dict[str, TensorEntry] = {}
     tensors: dict[str, Tensor] = {}
     for file in files:
+        watch(file)
         if index.name == _PICKLED_INDEX and is_pickle(file):
             mapped, stored, _ = read_state_dict(file)
             tensors |= mapped

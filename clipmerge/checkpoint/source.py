@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.safetensors import DTYPES, STORED, Array, TensorEntry
+from clipmerge.files.unchanged import guard, require_unchanged
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,8 +106,14 @@ class Checkpoint:
 
     def _map(self, file: Path) -> mmap.mmap:
         if file not in self._maps:
-            with file.open("rb") as handle:
-                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                with file.open("rb") as handle:
+                    self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:  # ValueError: it is empty by now
+                require_unchanged([file])
+                raise CheckpointError(f"{file}: cannot be read any more ({error})") from None
+            require_unchanged([file])
+            guard(self._maps[file], file)
         return self._maps[file]
 
     @property
@@ -113,14 +121,24 @@ class Checkpoint:
         """Name of each weight file to its sha256; read once, the files of a sharded checkpoint side by side."""
         # a cached_property would let one checkpoint wait for the other: until Python 3.12 all instances share its lock
         if not self._hashes:
+            require_unchanged(self.files)
             with ThreadPoolExecutor(max_workers=2) as pool:
                 names = [file.name for file in self.files]
-                self._hashes.update(zip(names, pool.map(remembered_sha256, self.files), strict=True))
+                try:
+                    self._hashes.update(zip(names, pool.map(remembered_sha256, self.files), strict=True))
+                except (OSError, ValueError) as error:  # ValueError: shorter than it was a moment ago
+                    require_unchanged(self.files)
+                    raise CheckpointError(f"{self.source}: cannot be read any more ({error})") from None
         return self._hashes
 
     def provenance(self, *, hashed: bool = True) -> dict[str, Any]:
-        """Say what this checkpoint is, for records: ``{source, revision, files: {name: sha256, or None unhashed}}``."""
+        """Say what this checkpoint is, for records: ``{source, revision, files: {name: sha256, or None unhashed}}``.
+
+        Raises:
+            CheckpointError: If a file of weights changed since it was opened.
+        """
         files = self.hashes if hashed else dict.fromkeys(file.name for file in self.files)
+        require_unchanged(self.files)
         return {"source": self.source, "revision": self.revision, "files": files}
 
     @property

@@ -25,6 +25,7 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import MOST_SHARING
 from clipmerge.files.reading import open_regular, told_size
 from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry, check_names
+from clipmerge.files.unchanged import guard_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,6 +94,10 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntr
     check_names(file, tensors)
     entries = {key: _entry(file, key, tensor) for key, tensor in tensors.items()}
     _check_sharing(file, tensors)
+    if not in_memory:
+        for tensor in tensors.values():
+            storage = tensor.untyped_storage()
+            guard_range(storage.data_ptr(), storage.nbytes(), file)
     notes = []
     if inside:
         notes.append(f"{file}: the weights are those under {inside}")

@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 
 from clipmerge.files.cache import user_cache
+from clipmerge.files.unchanged import guarded
 
 # bytes hashed at a time; a multiple of every system's mapping granularity
 _WINDOW = 32 << 20
@@ -52,7 +53,8 @@ def sha256_of(path: Path) -> str:
             ) as window:
                 if hasattr(mmap, "MADV_WILLNEED"):  # absent on Windows
                     window.madvise(mmap.MADV_WILLNEED)
-                digest.update(window)
+                with guarded(window, path):
+                    digest.update(window)
     return digest.hexdigest()
 
 

@@ -103,10 +103,11 @@ def test_a_bare_file_has_no_config(folder: Path, tmp_path: Path) -> None:
 
 
 def test_links_like_those_of_the_hub_cache_are_followed(shards: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "snapshot"
-    linked.mkdir()
+    linked = tmp_path / "models--acme--clip" / "snapshots" / "abc"
+    linked.mkdir(parents=True)
+    (linked.parents[1] / "blobs").mkdir()
     for number, file in enumerate(sorted(shards.iterdir())):
-        blob = tmp_path / f"blob{number}"
+        blob = linked.parents[1] / "blobs" / str(number)
         file.rename(blob)
         (linked / file.name).symlink_to(blob)
     assert len(open_checkpoint(str(linked)).files) == 3
