@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.errors import UsageError, noting, shorten
+from clipmerge.errors import UsageError, shorten
 from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
@@ -59,18 +59,17 @@ def push(
     )
     reports = progress or Logged()
     reports.stage("publish")
-    with noting(f"whether {repo_id} was published is not known: `{asked.command}` finds out and goes on"):
-        published = publishing.push(
-            asked.folder,
-            repo_id,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            message=message,
-            license=license,
-            yes=yes,
-            evaluations=asked.evaluations,
-        )
+    published = publishing.push(
+        asked.folder,
+        repo_id,
+        private=private,
+        revision=revision,
+        create_pr=create_pr,
+        message=message,
+        license=license,
+        yes=yes,
+        evaluations=asked.evaluations,
+    )
     if published.left_behind:
         reports.say(f"{shorten(published.left_behind)} left behind in {folder}: no part of what the merge wrote")
     return published

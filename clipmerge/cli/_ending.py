@@ -15,7 +15,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from clipmerge.cli._early import end_before_any_command
 from clipmerge.distributed import Terminated, is_main_process, termination
-from clipmerge.errors import ClipmergeError, UsageError
+from clipmerge.errors import ClipmergeError, UsageError, printable
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -127,15 +127,26 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, Unprintable):
         fail("; ".join([text, *_what_stands(error)]), 1)
+    if isinstance(error, OSError):
+        fail("; ".join([_of_the_system(error), *_what_stands(error)]), 1)
     said = [f"{_internal(error)}: {text[:300]}", *_what_stands(error), f"set {DEBUG}=1 to see where"]
     fail("; ".join(said), 1)
+
+
+def _of_the_system(error: OSError) -> str:
+    """Say which file or folder the system refused, and why: that is mended outside."""
+    reason = error.strerror or str(error) or type(error).__name__
+    try:
+        Path.cwd()
+    except OSError:
+        return f"the working folder is gone or cannot be read ({reason}); go to another one and run again"
+    place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else "the system refused: "
+    return f"{place}{reason}; check that it is there and that you may read or write it"
 
 
 def _internal(error: Exception) -> str:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory (fewer --images-at-once, or a smaller --batch-size, need less)"
-    if isinstance(error, OSError):
-        return "the system refused"
     return f"clipmerge failed unexpectedly ({type(error).__name__})"
 
 
@@ -176,5 +187,5 @@ def fail(message: str, code: int) -> NoReturn:
     """
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None and code == 1:
         raise
-    sys.stderr.write(f"error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"error: {printable(' '.join(message.split()))}\n")
     raise SystemExit(code)

@@ -72,9 +72,9 @@ class Terminal:
 
     @functools.cached_property
     def _err(self) -> Console:
-        from rich.console import Console
+        from clipmerge.cli._console import SafeConsole
 
-        return Console(stderr=True, highlight=False, soft_wrap=True)
+        return SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
     def stage(self, name: str) -> None:
         """A stage begins: its bar replaces the last one's."""
@@ -129,9 +129,9 @@ class Terminal:
         """Print for people, on stdout."""
         if self._silent or self.format is not Format.human:
             return
-        from rich.console import Console
+        from clipmerge.cli._console import SafeConsole
 
-        console = Console(highlight=False)
+        console = SafeConsole(highlight=False)
         with printing():
             for renderable in renderables:
                 # a line of text is never wrapped or read as markup: it may be a command to copy

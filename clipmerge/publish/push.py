@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.errors import HubError, OutputError, UsageError, shorten
+from clipmerge.errors import HubError, OutputError, UsageError, noting, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.side_files import SIDE_FILES, inside, side_file_bytes
 from clipmerge.files.staging import PLAN_FOLDER, RECORD
@@ -112,14 +112,21 @@ def push(
     additions = _additions(asked, record, texts)
     if found:
         check_card(asked, found, texts[CARD].encode())
+    left = _left_behind(asked.folder, additions)
+    with noting(f"whether {repo_id} was published is not known: `{asked.command}` finds out and goes on"):
+        return replace(_sent(api, asked, found, additions), left_behind=left)
+
+
+def _sent(api: HfApi, asked: Push, found: Target | None, additions: list[CommitOperationAdd]) -> Published:
+    """Create the repository and the branch where they are missing, and make the commit."""
     target = found or create_repository(api, asked)
-    changes, left = _changes(target, additions), _left_behind(asked.folder, additions)
+    changes = _changes(target, additions)
     if not changes:
-        return Published(_url(api, asked), repo_id, target.head, target.created, changed=False, left_behind=left)
+        return Published(_url(api, asked), asked.repo_id, target.head, target.created, changed=False)
     if target.needs_branch:
         with explained(asked.doing, state=state_after(asked, target), again=asked.command):
-            api.create_branch(repo_id, branch=str(revision), revision=target.head)
-    return replace(_commit(api, asked, target, changes), left_behind=left)
+            api.create_branch(asked.repo_id, branch=str(asked.revision), revision=target.head)
+    return _commit(api, asked, target, changes)
 
 
 def _with_held_results(record: MergeRecord, held: MergeRecord | None) -> MergeRecord:

@@ -33,7 +33,7 @@ ENDINGS: dict[str, tuple[BaseException, int, str]] = {
     "usage": (UsageError("--x: wrong"), 2, "error: --x: wrong\n"),
     "several lines": (ClipmergeError("a\n  b\n"), 1, "error: a b\n"),
     "interrupted": (KeyboardInterrupt(), 130, "error: interrupted; nothing was left behind\n"),
-    "system": (PermissionError(13, "Permission denied", "x"), 1, "error: the system refused: [Errno 13] Permission"),
+    "system": (PermissionError(13, "Permission denied", "x"), 1, "error: x: Permission denied"),
     "memory": (
         MemoryError(),
         1,

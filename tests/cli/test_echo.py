@@ -1,0 +1,85 @@
+"""Names from strangers are shown as text; the errors of the system are one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clipmerge.errors import CheckpointError, printable
+from tests.support.command import clipmerge, refused
+from tests.support.image_files import png
+from tests.support.raw_safetensors import entry, raw_file
+
+EVIL = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202eevil"
+
+
+@pytest.fixture
+def copies(pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    zeroshot, finetuned = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
+    return zeroshot, finetuned
+
+
+def is_plain(text: str) -> bool:
+    return all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_a_text_is_made_printable() -> None:
+    assert printable(EVIL) == r"\x1b]0;owned\x07\x1b[31m\x9b2J\u202eevil"
+    assert printable("a\nb\tc\udcff\u2028") == r"a b c\xff "
+    assert printable("x" * 20, limit=8) == "xxxx ... xxxx"
+    assert str(CheckpointError(f"{EVIL}\n")) == printable(EVIL) + " "
+
+
+def test_names_of_tensors(tmp_path: Path) -> None:
+    raw_file(tmp_path / "model.safetensors", {EVIL: entry(dtype="F8_E4M3")}, bytes(8))
+    assert is_plain(refused(clipmerge("inspect", tmp_path)))
+    raw_file(tmp_path / "model.safetensors", {f"visual.{EVIL}": entry()}, bytes(8))
+    outcome = clipmerge("inspect", tmp_path)
+    assert is_plain(outcome.out + outcome.err)
+
+
+def test_paths_notes_and_tables(copies: tuple[Path, Path]) -> None:
+    zeroshot, finetuned = copies
+    strange = finetuned.rename(finetuned.parent / EVIL)
+    (strange / f"{EVIL}.txt").write_text("")
+    outcome = clipmerge("merge", zeroshot, strange, "--recipe", "wise-ft", "--output", zeroshot.parent / f"out{EVIL}")
+    assert outcome.code == 0, outcome.err
+    assert is_plain(outcome.out)
+    assert is_plain(outcome.err)
+    assert r"\x1b[31m" in outcome.err
+    assert r"\x1b[31m" in outcome.out
+
+
+def test_folders_of_classes(copies: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "photos" / EVIL).mkdir(parents=True)
+    (tmp_path / "photos" / EVIL / "1.png").write_bytes(png(0)[:40])
+    outcome = clipmerge("evaluate", copies[0], "--data", tmp_path / "photos")
+    assert is_plain(outcome.err)
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")
+def test_a_path_that_is_not_utf8(copies: tuple[Path, Path]) -> None:
+    zeroshot, finetuned = copies
+    strange = finetuned.rename(Path(os.fsdecode(os.fsencode(finetuned.parent) + b"/\xff\xfe")))
+    outcome = clipmerge("merge", zeroshot, strange, "--recipe", "wise-ft", "--output", zeroshot.parent / "out")
+    assert outcome.code == 0, outcome.err
+    for command in (("report", zeroshot.parent / "out"), ("inspect", strange), ("inspect", f"{strange}-not")):
+        outcome = clipmerge(*command)
+        assert "unexpectedly" not in outcome.err
+        assert is_plain(outcome.out + outcome.err)
+
+
+def test_a_working_folder_that_is_gone(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    script = f"cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m clipmerge inspect model"
+    (tmp_path / "x").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, env=environment)
+    lines = ended.stderr.strip().splitlines()
+    assert ended.returncode == 1
+    assert lines[-1].startswith("error: ")
+    assert not any("DEBUG" in line or "unexpectedly" in line for line in lines)
