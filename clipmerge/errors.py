@@ -16,7 +16,6 @@ Every message is one line: what happened, where, what was expected and what to d
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 
@@ -115,6 +114,8 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
         >>> did_you_mean("zzz", ["alpha"])
         ''
     """
+    import difflib  # takes longer to import than everything else here
+
     close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 

@@ -36,7 +36,6 @@ class ImageOptions(TypedDict, total=False):
     Attributes:
         classes: File with class names, or the names in the order of the classes.
         template: One prompt template with ``{}`` for the class, or several.
-        images: Images sampled, class-balanced.
         batch_size: Images per batch; by default at most 128.
         images_at_once: Images whose activations are in memory at once; less memory, the same batches.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -46,7 +45,6 @@ class ImageOptions(TypedDict, total=False):
 
     classes: str | os.PathLike[str] | Sequence[str] | None
     template: str | Sequence[str] | None
-    images: int
     batch_size: int | None
     images_at_once: int | None
     device: str
@@ -60,7 +58,8 @@ class MergeOptions(ImageOptions, total=False):
     Attributes:
         data: Labelled images to measure on: a folder with one subfolder per class, Parquet or tar files,
             ``hf://datasets/org/name:split``, ``digits``; a `datasets.Dataset`; a torch ``Dataset`` or ``DataLoader``
-            of (image, label) pairs; or a `Calibration`, which replaces the options of `ImageOptions`.
+            of (image, label) pairs; or a `Calibration`, which replaces ``images`` and the options of `ImageOptions`.
+        images: Images sampled, class-balanced.
         set: Overrides of the recipe, ``{"method.alpha": 0.4}`` or ``["method.alpha=0.4"]``.
         seed: Seed of the sample, the bootstrap and random masks.
         dtype: ``keep``, ``float32``, ``bfloat16`` or ``float16``.
@@ -69,6 +68,7 @@ class MergeOptions(ImageOptions, total=False):
     """
 
     data: Any
+    images: int
     set: Mapping[str, Any] | Sequence[str] | None
     seed: int
     dtype: str
@@ -76,18 +76,21 @@ class MergeOptions(ImageOptions, total=False):
     command: str | None
 
 
-def with_options(source: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def with_options(
+    source: Callable[..., Any], *, leave_out: tuple[str, ...] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Show a function's ``**options`` with their names and defaults wherever its signature is shown.
 
     Args:
         source: The function that takes the options as keyword-only parameters.
+        leave_out: Those that it takes and this function does not.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         own = list(inspect.signature(function).parameters.values())
         shared = [p for p in inspect.signature(source).parameters.values() if p.kind is p.KEYWORD_ONLY]
         parameters = [p for p in own if p.kind is not p.VAR_KEYWORD]
-        names = {p.name for p in parameters}
+        names = {*leave_out, *(p.name for p in parameters)}
         parameters += [p for p in shared if p.name not in names]
         function.__signature__ = inspect.signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
         return function
@@ -113,7 +116,7 @@ def calibration_from(
         data: As in `MergeOptions`.
         classes: As in `ImageOptions`.
         template: As there.
-        images: As there.
+        images: As in `MergeOptions`.
         batch_size: As there.
         images_at_once: As there.
         device: As there.
@@ -148,6 +151,7 @@ def merge_request(
     recipe: RecipeLike,
     *,
     data: Any = None,
+    images: int = 1024,
     set: Mapping[str, Any] | Sequence[str] | None = None,
     seed: int = 0,
     dtype: str = "keep",
@@ -162,6 +166,7 @@ def merge_request(
         finetuned: Sources of theta_1 ... theta_K.
         recipe: Name, path, mapping as in a recipe file, or `Recipe`.
         data: As in `MergeOptions`.
+        images: As there.
         set: As there.
         seed: As there.
         dtype: As there.
@@ -181,7 +186,7 @@ def merge_request(
         zeroshot=zeroshot,
         finetuned=tuple(finetuned),
         recipe=load_recipe(recipe, set),
-        calibration=calibration_from(data, **options),
+        calibration=calibration_from(data, images=images, **options),
         seed=seed,
         dtype=dtype_from(dtype),
         command=command or "",

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clipmerge.api._arguments import MergeOptions, RecipeLike
+from clipmerge.api._arguments import MergeOptions, RecipeLike, name_of
 from clipmerge.planning.recipe import Recipe
+from clipmerge.request import SweepRequest
 
 
 def command_of(
@@ -50,6 +51,28 @@ _FLAGS = (
     "image_column",
     "label_column",
 )
+
+
+def sweep_words(request: SweepRequest, recipes: Sequence[RecipeLike], output: Any, options: MergeOptions) -> str:
+    """Spell out the command of a sweep.
+
+    Args:
+        request: The curve and its sources.
+        recipes: The recipes as they were given.
+        output: Where the result goes.
+        options: The options as they were given.
+    """
+    given = {key: options[key] for key in _FLAGS if key in options}  # type: ignore[literal-required]
+    return spelled_out(
+        "sweep",
+        *request.checkpoints,
+        id=[f"{name}={name_of(source)}" for name, source in request.id_sources.items()],
+        ood=[f"{name}={name_of(source)}" for name, source in request.ood_sources.items()],
+        recipe=[recipe_word(recipe) for recipe in recipes],
+        alphas=",".join(f"{alpha:g}" for alpha in request.alphas),
+        **given | {"set": set_words(options.get("set")), "no_hash": not options.get("hash", True)},
+        output=output,
+    )
 
 
 def set_words(given: Mapping[str, Any] | Sequence[str] | None) -> list[str]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import UsageError, shorten
 from clipmerge.progress import Logged, Progress
@@ -52,24 +52,19 @@ def push(
         HubError: If the Hub refuses or fails; the message says what was published and how to go on.
     """
     from clipmerge.publish import push as publishing
-    from clipmerge.publish.repository import Push
 
-    asked = Push(
-        Path(folder), repo_id, private, revision, create_pr, message, license, yes, tuple(map(Path, evaluations))
-    )
+    options: dict[str, Any] = {
+        "private": private,
+        "revision": revision,
+        "create_pr": create_pr,
+        "message": message,
+        "license": license,
+        "yes": yes,
+        "evaluations": tuple(map(Path, evaluations)),
+    }
     reports = progress or Logged()
     reports.stage("publish")
-    published = publishing.push(
-        asked.folder,
-        repo_id,
-        private=private,
-        revision=revision,
-        create_pr=create_pr,
-        message=message,
-        license=license,
-        yes=yes,
-        evaluations=asked.evaluations,
-    )
+    published = publishing.push(Path(folder), repo_id, **options)
     if published.left_behind:
         reports.say(f"{shorten(published.left_behind)} left behind in {folder}: no part of what the merge wrote")
     return published

@@ -11,23 +11,25 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge.api._arguments import (
     CheckpointLike,
-    ImageOptions,
+    MergeOptions,
     RecipeLike,
     calibration_from,
     check_request,
     dtype_from,
     files_read,
-    name_of,
+    merge_request,
     recipe_files,
     several,
     source_of,
+    with_options,
 )
-from clipmerge.api._commands import recipe_word, set_words, spelled_out
+from clipmerge.api._commands import sweep_words
 from clipmerge.api._in_memory import as_sources
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_record import PlannedRecipe, recipe_row, record_of, row_of
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 SWEEP_RECORD = "sweep.json"
 
 
+@with_options(merge_request)
 def sweep(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
@@ -65,17 +68,11 @@ def sweep(
     ood: Mapping[str, Any],
     recipes: Sequence[RecipeLike] = (),
     alphas: Sequence[float] = ALPHAS,
-    set: Mapping[str, Any] | Sequence[str] | None = None,
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
-    seed: int = 0,
-    dtype: str = "keep",
-    hash: bool = True,
     processor: Any = None,
     progress: Progress | None = None,
-    command: str | None = None,
-    data: Any = None,
-    **options: Unpack[ImageOptions],
+    **options: Unpack[MergeOptions],
 ) -> SweepResult:
     """Evaluate every alpha of the curve, and recipes beside it, on ID and OOD images; see `docs/sweep.md`.
 
@@ -86,17 +83,11 @@ def sweep(
         ood: Images unlike them, by name.
         recipes: Recipes, each as `merge` takes it.
         alphas: Points of the curve, ascending; 0 = zero-shot, 1 = fine-tuned.
-        set: Overrides of every recipe, as in `MergeOptions`.
         output: Folder to write; ``None`` to write nothing.
         overwrite: Whether an earlier sweep there may be replaced.
-        seed: Seed of the calibration sample, of random masks and of the bootstrap.
-        dtype: What the points are rounded to, as a merge would be written.
-        hash: Whether to record the sha256 of the checkpoints' weights.
         processor: For models in memory: their processor, or open_clip's name of the model.
         progress: Where to report; by default Python's logger ``clipmerge``.
-        command: How to run this again, for the record.
-        data: Images that recipes measure on, as in `MergeOptions`.
-        **options: See `ImageOptions`.
+        **options: See `MergeOptions`; ``data`` are the images that recipes measure on, ``set`` overrides all of them.
 
     Returns:
         The record, and which images were recognised at each point.
@@ -105,49 +96,44 @@ def sweep(
         UsageError: If an OOD source shares images with ``data``, or two arguments contradict each other.
         ClipmergeError: If anything else that was given cannot be used.
     """
+    target, reports = None if output is None else Path(output), progress or Logged()
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
-        words = spelled_out(
-            "sweep",
-            *(base, *others),
-            id=_named(id),
-            ood=_named(ood),
-            recipe=[recipe_word(recipe) for recipe in recipes],
-            alphas=",".join(f"{alpha:g}" for alpha in alphas),
-            data=name_of(source_of(data)),
-            set=set_words(set),
-            **options,
-            seed=seed or None,
-            dtype=None if dtype == "keep" else dtype,
-            no_hash=not hash,
-            output=output,
+        given = SweepRequest(
+            base, others[0], _sources(id), _sources(ood), alphas=tuple(alphas), further=tuple(others[1:])
         )
-        request = SweepRequest(
-            zeroshot=base,
-            finetuned=others[0],
-            further=tuple(others[1:]),
-            id_sources={name: source_of(each) for name, each in id.items()},
-            ood_sources={name: source_of(each) for name, each in ood.items()},
-            recipes=tuple(load_recipe(recipe, set) for recipe in recipes),
-            alphas=tuple(alphas),
-            calibration=calibration_from(data, **options),
-            seed=seed,
-            dtype=dtype_from(dtype),
-            command=command if command is not None else words,
-            hashed=hash,
-        )
+        request = _completed(given, recipes, output, options)
         check_sweep(request)
-        if output is None:
-            record, correct = run_sweep(request, progress or Logged())
+        if target is None:
+            record, correct = run_sweep(request, reports)
         else:
             read = recipe_files(*recipes)
-            record, correct = write_sweep(
-                request, Path(output), overwrite=overwrite, read=read, progress=progress or Logged()
-            )
-    return SweepResult(None if output is None else Path(output), record, correct, tuple(record["warnings"]))
+            record, correct = write_sweep(request, target, overwrite=overwrite, read=read, progress=reports)
+    return SweepResult(target, record, correct, tuple(record["warnings"]))
 
 
-def _named(sources: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={name_of(source_of(source))}" for name, source in sources.items()]
+def _sources(named: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: source_of(source) for name, source in named.items()}
+
+
+def _completed(
+    request: SweepRequest, recipes: Sequence[RecipeLike], output: Any, options: MergeOptions
+) -> SweepRequest:
+    """Add the recipes and options to a request for a curve."""
+    images = {name: value for name, value in options.items() if name not in _OWN}
+    command = options.get("command")
+    return replace(
+        request,
+        recipes=tuple(load_recipe(recipe, options.get("set")) for recipe in recipes),
+        calibration=calibration_from(options.get("data"), **images),  # type: ignore[arg-type]
+        seed=options.get("seed", 0),
+        dtype=dtype_from(options.get("dtype", "keep")),
+        command=sweep_words(request, recipes, output, options) if command is None else command,
+        hashed=options.get("hash", True),
+    )
+
+
+# Options of a sweep that do not say how images are looked at.
+_OWN = ("data", "set", "seed", "dtype", "command", "hash")
 
 
 def check_sweep(request: SweepRequest) -> None:

@@ -70,7 +70,7 @@ def test_report_of_no_folder_speaks_of_no_push(tmp_path: Path) -> None:
 def test_the_measure_is_named_that_takes_one_checkpoint(family: list[Path], images: Path, tmp_path: Path) -> None:
     flags = [
         "--recipe",
-        "straggler-sparse",
+        "straggler-outlier",
         "--set",
         "method={name: wise-ft}",
         "--data",
