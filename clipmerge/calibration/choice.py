@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from clipmerge.calibration.goal import Goal, goal_at
-from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.planning.measurements import HeldBackChoice
 
@@ -29,8 +29,8 @@ class Candidate:
 
 
 #: Learned points that are tried: so far on the way from the start, and from there so far on towards fine-tuned.
-PARTS, BEYOND = (1.0, 0.7, 0.4), (0.0, 0.1, 0.25, 0.5, 0.75)
-CANDIDATES = tuple(Candidate(part=part, beyond=beyond) for part in PARTS for beyond in BEYOND)
+_TRIED = {1.0: (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), 0.7: (0.0, 0.1, 0.2, 0.3), 0.4: (0.0, 0.1, 0.2)}
+CANDIDATES = tuple(Candidate(part=part, beyond=beyond) for part, each in _TRIED.items() for beyond in each)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
         value, losses = goal_at(objective, step, goal, kept=kept)
         total += float(value) * len(step)
         right += losses.right * len(step)
-        objective.tick(goal.forward_cost * len(step))
+        objective.tick(FORWARD * goal.seen(len(step)))
     images = sum(len(step) for step in looks)
     return Seen(total / images, right / images)
 

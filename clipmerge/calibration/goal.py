@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from clipmerge.calibration.augmentation import KINDS, augmented, viewed
-from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
+from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.errors import MeasureError
 from clipmerge.plugins import Augmentation
@@ -31,6 +31,7 @@ class Goal:
         views: Strength of the small changes of the images on which the calibration loss is taken; 0 for the images
             themselves.
         blend: Share of the fine-tuned model's predictions in the teacher's; the others are the zero-shot model's.
+        copies: How many of a step's images, at most, have a changed copy; ``None`` for all.
     """
 
     divergence_weight: float
@@ -38,21 +39,17 @@ class Goal:
     divergence: Divergence = "predictions"
     views: float = 0.0
     blend: float = 0.0
+    copies: int | None = None
 
-    @property
-    def forward_cost(self) -> int:
-        """Forward passes' worth of the goal, per image."""
-        return FORWARD * (2 if self.divergence_weight else 1)
+    def copied(self, images: int) -> int:
+        """How many of so many images have a changed copy."""
+        if not self.divergence_weight:
+            return 0
+        return images if self.copies is None else min(images, self.copies)
 
-    @property
-    def gradient_cost(self) -> int:
-        """Forward passes' worth of its gradient, per image."""
-        return GRADIENT * (2 if self.divergence_weight else 1)
-
-    @property
-    def teacher_cost(self) -> int:
-        """Forward passes' worth of the teacher's answers, per image."""
-        return FORWARD * len(self.teachers)
+    def seen(self, images: int) -> int:
+        """How many pictures the goal is taken on, for so many images."""
+        return images + self.copied(images)
 
     @property
     def teachers(self) -> tuple[float, ...]:
@@ -93,8 +90,9 @@ def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False)
     """
     batch = step.batch
     pixels = viewed(batch.pixels, step.seed + 1, goal.views)
-    if goal.divergence_weight:
-        pixels = torch.cat([pixels, augmented(batch.pixels, step.seed, goal.changes)])
+    copied = goal.copied(len(batch))
+    if copied:
+        pixels = torch.cat([pixels, augmented(batch.pixels[:copied], step.seed, goal.changes)])
     classes = objective.class_features(step.classes, step.templates, kept=kept)
     features = objective.embed(pixels)
     labels = batch.labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 
 import torch
 
@@ -11,7 +11,7 @@ from clipmerge.calibration.choice import CANDIDATES, Candidate, Seen, choose, em
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, Losses, descend
-from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
 from clipmerge.calibration.steps import Step, lay_out
 from clipmerge.calibration.teacher import asked
 from clipmerge.planning.measurements import HeldBackChoice
@@ -99,6 +99,8 @@ class _Run:
     def __init__(self, objective: Objective, coefficients: Coefficients, course: Course) -> None:
         self._objective, self._coefficients, self._course = objective, coefficients, course
         self._keep = objective.keep
+        # the looks at the held-back images leave none out
+        self._whole = replace(course.goal, copies=None)
         self._descent = Descent(coefficients.values, course.rate, course.steps)
         self._trace = torch.zeros(course.steps, len(fields(Losses)), dtype=torch.float64)
         # the goal and the accuracy at every point of the path, then the alpha where learning begins
@@ -114,9 +116,9 @@ class _Run:
         walks = begin is None and (bool(looks) or not self._coefficients.started)
         tried = (looks or steps[:TRIED]) if walks else []
         self._announce(steps, looks, tried)
-        looks, steps = self._asked(looks), self._asked(steps)
+        looks, steps = self._asked(looks, self._whole), self._asked(steps, self._course.goal)
         if walks:
-            self._walk(looks or steps[:TRIED])
+            self._walk(looks or steps[:TRIED], self._whole if looks else self._course.goal)
         self._thin(anew=begin is None)
         self._descend(steps)
         choice = self._chosen(looks, layout.images_held) if looks else None
@@ -133,22 +135,24 @@ class _Run:
         return taken
 
     def _announce(self, steps: Sequence[Step], looks: Sequence[Step], tried: Sequence[Step]) -> None:
-        goal = self._course.goal
-        work = (goal.teacher_cost + goal.gradient_cost) * _images(steps)
-        work += (goal.teacher_cost + goal.forward_cost * len(CANDIDATES)) * _images(looks)
-        self._objective.announce_work(work + goal.forward_cost * len(ALPHAS) * _images(tried))
+        goal, whole = self._course.goal, self._whole
+        work = sum(FORWARD * len(goal.teachers) * goal.copied(len(step)) for step in steps)
+        work += sum(GRADIENT * goal.seen(len(step)) for step in steps)
+        work += sum(FORWARD * len(whole.teachers) * whole.copied(len(step)) for step in looks)
+        work += sum(FORWARD * len(CANDIDATES) * whole.seen(len(step)) for step in looks)
+        work += sum(FORWARD * len(ALPHAS) * (whole if looks else goal).seen(len(step)) for step in tried)
+        self._objective.announce_work(work)
         if self._course.thin:
             self._objective.announce(gradient=1)
 
-    def _asked(self, steps: list[Step]) -> list[Step]:
-        kept = embeds_less_at_once(self._objective, steps)
-        return asked(self._objective, steps, self._course.goal, kept=kept)
+    def _asked(self, steps: list[Step], goal: Goal) -> list[Step]:
+        return asked(self._objective, steps, goal, kept=embeds_less_at_once(self._objective, steps))
 
-    def _walk(self, looks: Sequence[Step]) -> None:
+    def _walk(self, looks: Sequence[Step], goal: Goal) -> None:
         """Try the points of the straight path, and begin at the best unless there is a start."""
         for row, alpha in enumerate(ALPHAS):
             self._objective.move_to(alpha)
-            self._path[row] = torch.tensor(astuple(look(self._objective, looks, self._course.goal)))
+            self._path[row] = torch.tensor(astuple(look(self._objective, looks, goal)))
         if not self._coefficients.started:
             self._coefficients.fill(ALPHAS[int(self._path[:, 0].argmin())])
         self._start.fill_(self._coefficients.start)
@@ -169,7 +173,7 @@ class _Run:
             self._trace[step.number] = torch.tensor(astuple(descend(objective, step, goal)))
             coefficients.set_gradients()
             self._descent.step()
-            objective.tick(goal.gradient_cost * len(step))
+            objective.tick(GRADIENT * goal.seen(len(step)))
             if self._keep:
                 self._keep.save(self._state, last=step.number + 1 == self._course.steps)
 
@@ -187,8 +191,4 @@ class _Run:
     def _seen(self, candidate: Candidate, looks: Sequence[Step]) -> Seen:
         self._coefficients.move(candidate.part, candidate.beyond)
         self._coefficients.place()
-        return look(self._objective, looks, self._course.goal)
-
-
-def _images(steps: Sequence[Step]) -> int:
-    return sum(len(step) for step in steps)
+        return look(self._objective, looks, self._whole)

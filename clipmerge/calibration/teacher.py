@@ -33,13 +33,13 @@ def asked(objective: Objective, steps: Sequence[Step], goal: Goal, *, kept: bool
         share = goal.blend if alpha else 1 - goal.blend
         for place, step in enumerate(answered):
             answered[place] = _answered(objective, step, goal, share, kept=kept)
-            objective.tick(FORWARD * len(step))
+            objective.tick(FORWARD * goal.copied(len(step)))
     return answered
 
 
 def _answered(objective: Objective, step: Step, goal: Goal, share: float, *, kept: bool) -> Step:
     """Add one model's answer to a step: its features, or its share of the teacher's probabilities."""
-    features = objective.embed(augmented(step.batch.pixels, step.seed, goal.changes))
+    features = objective.embed(augmented(step.batch.pixels[: goal.copied(len(step))], step.seed, goal.changes))
     if goal.divergence == "features":
         return step if step.features is not None else replace(step, features=features)
     classes = objective.class_features(step.classes, step.templates, kept=kept)

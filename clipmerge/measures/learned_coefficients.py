@@ -18,13 +18,14 @@ def learned_coefficients(
     *,
     granularity: Granularity = "entry",
     robustness: NonNegative = 0.3,
-    steps: Count = 150,
+    steps: Count = 120,
     batch: Count = 128,
+    copies: Count = 64,
     rate: Positive = 0.03,
     start: Share | None = None,
     views: NonNegative = 1.0,
     held_back: PartialShare = 0.2,
-    max_loss: Points = 3.0,
+    max_loss: Points = 5.0,
     blend: Share = 0.0,
     divergence: Divergence = "predictions",
     changes: tuple[Augmentation, ...] = KINDS,
@@ -44,6 +45,7 @@ def learned_coefficients(
         robustness: Weight of the divergence: the knob of the trade-off; 0 learns for the calibration images alone.
         steps: How many.
         batch: Images per step, at most.
+        copies: How many of them, at most, have a changed copy on which the divergence is taken.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: The coefficient to begin with; ``None`` for the best alpha of the straight path for the same goal.
         views: Strength of the small turns, changes of size and shifts of the cross-entropy's images; 0 for none.
@@ -69,6 +71,7 @@ def learned_coefficients(
         robustness=robustness,
         steps=steps,
         batch=batch,
+        copies=copies,
         rate=rate,
         views=views,
         held_back=held_back,
@@ -85,6 +88,7 @@ def course_of(
     robustness: float,
     steps: int,
     batch: int,
+    copies: int,
     rate: float,
     views: float,
     held_back: float,
@@ -94,7 +98,7 @@ def course_of(
     changes: tuple[Augmentation, ...],
 ) -> Course:
     """Put the options of `learned_coefficients` together."""
-    goal = Goal(robustness, changes, divergence, views, blend)
+    goal = Goal(robustness, changes, divergence, views, blend, copies)
     return Course(goal, steps, rate, batch=batch, held_back=held_back, max_loss=max_loss)
 
 

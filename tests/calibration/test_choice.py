@@ -185,3 +185,21 @@ def test_the_calibration_loss_is_taken_on_views_and_the_divergence_on_changes(en
         each.model(pixel_values=pixels, **each.tokens).logits_per_image.softmax(-1) for each in (reference, old)
     )
     assert seen.divergence == pytest.approx((target * (target / own).log()).sum(-1).mean().item(), rel=1e-3)
+
+
+def test_only_some_images_of_a_step_have_changed_copies(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    goal = Goal(1.0, copies=3)
+    step = prepare(objective, goal, 1)[0]
+    assert step.target is not None
+    assert len(step.target) == 3
+    objective.move_to(1.0)
+    seen = descend(objective, step, goal)
+    pixels = augmented(step.batch.pixels[:3], step.seed).double()
+    own, target = (
+        each.model(pixel_values=pixels, **each.tokens).logits_per_image.softmax(-1)
+        for each in (Reference(ends).at(1.0), Reference(ends).at(0.0))
+    )
+    assert seen.divergence == pytest.approx((target * (target / own).log()).sum(-1).mean().item(), rel=1e-3)
+    reference = Reference(ends).at(1.0)
+    assert seen.calibration == pytest.approx(reference.loss(step.batch).item(), rel=1e-4)
