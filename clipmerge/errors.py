@@ -6,6 +6,7 @@
     ├── PlanError                a plan that does not fit the checkpoints
     ├── DataError                calibration or evaluation images
     ├── MeasureError             a measurement that cannot be made or came out non-finite
+    ├── VerdictError             a merge that loses more accuracy than it may
     ├── OutputError              the output folder
     ├── HubError                 the Hugging Face Hub: network, rights, names
     └── UsageError            2  a command line that contradicts itself
@@ -54,6 +55,10 @@ class DataError(ClipmergeError):
 
 class MeasureError(ClipmergeError):
     """A measurement that cannot be made, or came out non-finite."""
+
+
+class VerdictError(ClipmergeError):
+    """A merge that loses more accuracy than ``--strict`` allows; nothing was written."""
 
 
 class OutputError(ClipmergeError):

@@ -13,6 +13,9 @@ from typing import Any
 from clipmerge.checkpoint import Inputs
 from clipmerge.images import Columns
 from clipmerge.images.class_names import ClassNames
+from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.held_back import SHARE
+from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Device, OutputDtype
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import HeadRecord, SourceRecord
@@ -35,6 +38,8 @@ class Calibration:
         device: Where to measure.
         columns: Columns of images and labels that the user named.
         images_at_once: Images whose activations gradients hold at once; ``None`` for a batch.
+        held_back: Share of the images that the decision does not see, on which `docs/verdict.md` measures what the
+            merge bought; 0 to decide on all of them and measure nothing.
     """
 
     source: Any = None
@@ -45,6 +50,12 @@ class Calibration:
     device: Device = "auto"
     columns: Columns = field(default_factory=Columns)
     images_at_once: int | None = None
+    held_back: float = SHARE
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether there are images, and some are held back from the decision."""
+        return self.source is not None and self.source != "" and self.held_back > 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,8 @@ class MergeRequest:
         dtype: Output dtype.
         command: How to run this again, for the record.
         hashed: Whether to hash weights, those read and those written.
+        max_loss: Loss of accuracy against the fine-tuned model, in points, beyond which there is a warning.
+        strict: Whether such a loss is an error.
     """
 
     zeroshot: str
@@ -70,6 +83,8 @@ class MergeRequest:
     dtype: OutputDtype = "keep"
     command: str = ""
     hashed: bool = True
+    max_loss: float = MAX_LOSS
+    strict: bool = False
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -155,6 +170,7 @@ class Run:
         hashed: Whether to hash weights, those read and those written.
         hashing: The inputs' hashes to come.
         leftovers: What `finish` calls.
+        held_back: Images that the measure did not see, where it saw some.
     """
 
     inputs: Inputs
@@ -168,6 +184,7 @@ class Run:
     hashed: bool = True
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)
     leftovers: list[Callable[[], None]] = field(default_factory=list)
+    held_back: LabelledImages | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

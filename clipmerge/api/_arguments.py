@@ -202,12 +202,28 @@ def check_request(request: MergeRequest) -> None:
     Raises:
         UsageError: If a recipe that measures has no images to measure on.
     """
+    _check_verdict(request)
     source = request.calibration.source
     if request.recipe.needs_data and (source is None or source == ""):
         raise UsageError(
             f"recipe '{request.recipe.name}' measures, and needs labelled images of the target data: "
             "--data FOLDER with one subfolder a class (data-free recipes: wise-ft, lines, monosoup)"
         )
+
+
+def _check_verdict(request: MergeRequest) -> None:
+    """Refuse a limit that nothing would be measured against."""
+    share = request.calibration.held_back
+    if not 0 <= share < 1:
+        raise UsageError(
+            f"held_back={share:g}: the share of the images that the decision does not see is at least 0 and less than "
+            "1, such as 0.2"
+        )
+    if not request.max_loss >= 0:
+        raise UsageError(f"--max-loss {request.max_loss:g}: a loss of accuracy is 0 points or more, such as 3")
+    if request.strict and not request.calibration.holds_back:
+        remedy = "leave out --no-verdict" if share == 0 else "give them with --data"
+        raise UsageError(f"--strict needs labelled images to measure the loss of accuracy on; {remedy}")
 
 
 def dtype_from(dtype: str) -> OutputDtype:

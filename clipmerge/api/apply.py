@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._arguments import CheckpointLike, byte_count, files_read, several
+from clipmerge.api._bought import without_stale
 from clipmerge.api._commands import spelled_out
 from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import MergeResult
@@ -108,6 +109,7 @@ def open_plan(
     """
     if isinstance(plan, Path):
         plan, name = Plan.load(plan), str(plan)
+    plan = without_stale(plan)
     progress = progress or Silent()
     progress.stage("read")
     begin = time.perf_counter()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,21 +12,20 @@ from clipmerge.calibration.resume import Saved, state_file
 from clipmerge.distributed import accelerator_for, together
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import load_images
+from clipmerge.images.held_back import sample_and_hold_back, wanted_back
 from clipmerge.images.prompts import check_templates, class_prompts
 from clipmerge.models.building import build_model
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import load_plugin
+from clipmerge.progress import Pace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.progress import Progress
     from clipmerge.request import MergeRequest, Run
-
-
-# Seconds of work that tell the pace.
-_GLANCE = 1.0
 
 
 def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, Any]]:
@@ -68,12 +66,13 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         ClipmergeError: If images or checkpoints cannot be used.
     """
     calibration = request.calibration
-    source = load_images(calibration.source, calibration.classes, columns=calibration.columns, most=calibration.images)
+    most = calibration.images + wanted_back(calibration.images, calibration.held_back)
+    source = load_images(calibration.source, calibration.classes, columns=calibration.columns, most=most)
     templates = check_templates(list(calibration.templates))
     for note in source.notes:
         run.progress.say(note)
     source.require_classes()
-    images = source.sample(calibration.images, request.seed)
+    images, run.held_back = sample_and_hold_back(source, calibration.images, request.seed, share=calibration.held_back)
     batch_size = batch_size_for(len(images), calibration.batch_size)
     accelerator = accelerator_for(calibration.device)
     run.is_main = accelerator.is_main_process
@@ -89,9 +88,9 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         accelerator=accelerator,
         seed=request.seed,
         images_at_once=calibration.images_at_once,
-        progress=_Clock(run.progress, accelerator.device, len(images)),
+        progress=Pace(run.progress, _cost(len(images), accelerator.device)).advance,
     )
-    return objective, images, _record(images, batch_size, templates, request.seed)
+    return objective, images, _record(images, calibration.images, batch_size, templates, request.seed)
 
 
 def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, progress: Progress) -> Saved:
@@ -115,6 +114,7 @@ def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, 
 
 def _record(
     images: LabelledImages,
+    requested: int,
     batch_size: int,
     templates: tuple[str, ...],
     seed: int,
@@ -123,6 +123,7 @@ def _record(
         "source": images.source,
         "revision": images.revision,
         "images": len(images),
+        "requested": requested,
         "classes": len(images.class_names),
         "batch_size": batch_size,
         "templates": list(templates),
@@ -152,36 +153,11 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
 
 
-class _Clock:
-    """Turns work done into progress, and states the cost once the first batch tells the speed."""
-
-    def __init__(self, progress: Progress, device: torch.device, images: int) -> None:
-        self._progress = progress
-        self._images = images
-        self._first: tuple[float, float] | None = None
-        self._said = device.type != "cpu"
-
-    def __call__(self, done: float, total: float) -> None:
-        if not self._said:
-            self._state(done, total)
-        self._progress.advance(done, total)
-
-    def _state(self, done: float, total: float) -> None:
-        """Say the cost once the pace is known: the first batch warms up, and a glance is no measurement."""
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = (now, done)
-        begin, before = self._first
-        if now - begin < _GLANCE:
-            return
-        self._said = True
-        seconds = (now - begin) * (total - before) / (done - before)
-        passes = total / max(self._images, 1)
-        self._progress.say(
-            f"measuring {self._images} images on the CPU, {passes:.0f} forward passes' worth: about "
-            f"{_duration(seconds)} (fewer --images cost less)"
-        )
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+def _cost(images: int, device: torch.device) -> Callable[[float, str], str] | None:
+    """How to state the cost on a CPU; elsewhere it is small."""
+    if device.type != "cpu":
+        return None
+    return lambda work, time: (
+        f"measuring {images} images on the CPU, {work / max(images, 1):.0f} forward passes' worth: about {time} "
+        "(fewer --images cost less)"
+    )

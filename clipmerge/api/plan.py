@@ -22,6 +22,7 @@ from clipmerge.api._arguments import (
     several,
     with_options,
 )
+from clipmerge.api._bought import add_verdict
 from clipmerge.api._commands import command_of
 from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
@@ -124,13 +125,16 @@ def plan_run(
     return run
 
 
-def prepare(request: MergeRequest, progress: Progress | None = None, *, known: Known | None = None) -> Run:
-    """Read, measure and decide.
+def prepare(
+    request: MergeRequest, progress: Progress | None = None, *, known: Known | None = None, judged: bool = True
+) -> Run:
+    """Read, measure, decide, and measure what the decision bought.
 
     Args:
         request: What to merge and how.
         progress: Where to report.
         known: Results of earlier requests for the same checkpoints and images.
+        judged: Whether to measure, where there are images, what the decision bought.
 
     Returns:
         The run, its plan decided in the main process.
@@ -149,6 +153,8 @@ def prepare(request: MergeRequest, progress: Progress | None = None, *, known: K
     if run.is_main:
         with run.timed("plan"):
             _decide(run, request, measurements, calibration)
+    if judged:
+        add_verdict(run, request)
     return run
 
 

@@ -29,6 +29,7 @@ from clipmerge.api._arguments import (
     source_of,
     with_options,
 )
+from clipmerge.api._bought import shared_plan
 from clipmerge.api._commands import sweep_words
 from clipmerge.api._in_memory import as_sources
 from clipmerge.api._results import SweepResult
@@ -44,9 +45,7 @@ from clipmerge.images.overlap import check_overlap
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
 from clipmerge.planning.choices import Missing
-from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Logged, Progress, Silent
 from clipmerge.request import ALPHAS, SweepRequest
 
@@ -301,19 +300,10 @@ def _plan_points(
         points.add_alpha(alpha)
     planned = []
     for recipe in request.recipes:
-        run = prepare(request.merge_request(recipe), progress, known=known)
-        plan, tensors = _shared(run.plan, run.tensors)
+        run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
+        plan, tensors = shared_plan(run.plan, run.tensors)
         planned.append(PlannedRecipe(recipe, points.add_plan(plan, tensors), plan, run.finish))
     return points.points, planned
-
-
-def _shared(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTensors]:
-    """What the main process decided, in every process; measurements stay behind, they can be as large as the model."""
-    from accelerate.utils import broadcast_object_list
-
-    decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), tensors]
-    broadcast_object_list(decided)
-    return decided[0], decided[1]
 
 
 def _score(

@@ -143,11 +143,16 @@ class Saved:
             if self._exists:
                 self.say("most of what was learned is saved; the same command goes on from there")
             raise
+        self._find = _not_again  # it holds the model and the images, which take memory
 
     def remove(self) -> None:
         """Remove the file, once its result is safe elsewhere."""
         if self._exists and self._accelerator.is_main_process:
             self._remove()
+
+
+def _not_again() -> Path:
+    raise AssertionError("the file is found while there is something to save")
 
 
 def _fits(held: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:

@@ -7,6 +7,7 @@ the rules in words.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from clipmerge.evaluation.scorer import Answers, Move, Scorer
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.models.building import build_model
 from clipmerge.planning.bought import Bought, Difference, Estimate, Gain, ModelAccuracy
+from clipmerge.progress import Pace, Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
     from clipmerge.planning.plan import Plan
     from clipmerge.planning.tensors import PlanTensors
-    from clipmerge.progress import Progress
 
 # Bytes of preprocessed images held at once. Moving a model costs as much as some images, so this need not be much.
 _HELD = 256 << 20
@@ -86,9 +87,9 @@ def measure_bought(
     """
     model = build_model(inputs)
     tested = probe(images, side_of(model))
-    progress.say(_cost(len(images), tested, len(inputs.finetuned)))
+    pace = Pace(progress, _cost(len(images), tested) if accelerator.device.type == "cpu" else None)
     scorer = Scorer(model, inputs, accelerator, templates=templates, batch_size=batch_size, held=_HELD)
-    answers = scorer.answer(_moves(plan, tensors), {_CLEAN: images, **tested.sources}, progress)
+    answers = scorer.answer(_moves(plan, tensors), {_CLEAN: images, **tested.sources}, pace)
     return bought_from(
         outcomes_of(answers, images, tested),
         images,
@@ -98,12 +99,11 @@ def measure_bought(
     )
 
 
-def _cost(images: int, tested: Probe, finetuned: int) -> str:
-    models = 2 + finetuned
-    passes = models * images * (1 + tested.per_image)
-    return (
-        f"measuring what the merge bought: {models} models on {images} images held back from the decision, as they are "
-        f"and under {tested.per_image} of {len(CORRUPTIONS)} corruptions each, {passes:,} forward passes"
+def _cost(images: int, tested: Probe) -> Callable[[float, str], str]:
+    return lambda passes, time: (
+        f"measuring on the CPU what the merge bought: {passes:,.0f} forward passes, of {images} images held back, as "
+        f"they are and under {tested.per_image} of {len(CORRUPTIONS)} corruptions each: about {time} "
+        "(--no-verdict skips it)"
     )
 
 

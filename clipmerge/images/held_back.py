@@ -34,7 +34,7 @@ def sample_and_hold_back(
     Raises:
         DataError, HubError: If images cannot be read.
     """
-    wanted = min(most, round(count * share / (1 - share)))
+    wanted = wanted_back(count, share, most=most)
     sampled = images.sample(count + wanted, seed)
     # halves go up, unlike round's, so that the share of five images is one of any three to seven
     aside = min(wanted, int(len(sampled) * share + 0.5))
@@ -43,6 +43,21 @@ def sample_and_hold_back(
     held = set(held_back_positions(sampled.labels, aside, seed))
     decide = [at for at in range(len(sampled)) if at not in held]
     return sampled.subset(decide), sampled.subset(sorted(held))
+
+
+def wanted_back(count: int, share: float, *, most: int = MOST) -> int:
+    """Images to hold back where there are enough of them.
+
+    Args:
+        count: Images wanted for the decision.
+        share: Share of all sampled images that is held back.
+        most: Images held back at most.
+
+    Example:
+        >>> wanted_back(1024, 0.2), wanted_back(100, 0.2)
+        (256, 25)
+    """
+    return min(most, round(count * share / (1 - share)))
 
 
 def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[int]:

@@ -1,0 +1,126 @@
+"""The stage that measures what a decided merge bought, before anything is written; see `docs/verdict.md`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.errors import CheckpointError, VerdictError
+from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.held_back import MOST
+from clipmerge.images.prompts import check_templates
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.tensors import PlanTensors
+
+if TYPE_CHECKING:
+    from clipmerge.planning.bought import Bought
+    from clipmerge.request import MergeRequest, Run
+
+
+class _Unmeasurable(Exception):
+    """There is nothing to measure on."""
+
+
+def add_verdict(run: Run, request: MergeRequest) -> None:
+    """Measure what a decided plan bought, where there are images, and keep it in the plan.
+
+    Every process of ``accelerate launch`` takes part.
+
+    Args:
+        run: The run; its plan is decided in the main process.
+        request: What was asked for.
+
+    Raises:
+        VerdictError: If the merge loses more accuracy than it may, and that is to be an error.
+        DataError: If images cannot be used.
+    """
+    if not request.calibration.holds_back:
+        return
+    with run.timed("bought"):
+        try:
+            bought = _measured(run, request)
+        except (CheckpointError, _Unmeasurable) as error:
+            _warn_unmeasured(run, request, str(error))
+            return
+    if request.strict and bought.warnings:
+        raise VerdictError(f"{bought.warnings[0]}; nothing was written (--strict)")
+    if run.plan is not None:
+        run.plan = run.plan.model_copy(update={"bought": bought})
+    for warning in bought.warnings:
+        _warn(run, warning)
+
+
+def _warn_unmeasured(run: Run, request: MergeRequest, problem: str) -> None:
+    text = f"what the merge bought could not be measured: {problem}"
+    if request.strict:
+        raise VerdictError(f"{text}; so --strict cannot vouch for its accuracy, and nothing was written")
+    _warn(run, text)
+
+
+def _warn(run: Run, text: str) -> None:
+    run.progress.say(text)
+    if run.plan is not None:
+        run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, text)})
+
+
+def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
+    """Images that the decision did not see, all of them where it needed none."""
+    if request.recipe.measure:
+        if run.held_back is None:
+            raise _Unmeasurable("there are too few images to hold any back")
+        return run.held_back
+    calibration = request.calibration
+    count = min(MOST, calibration.images)
+    source = load_images(calibration.source, calibration.classes, columns=calibration.columns, most=count)
+    for note in source.notes:
+        run.progress.say(note)
+    source.require_classes()
+    return source.sample(count, request.seed)
+
+
+def _measured(run: Run, request: MergeRequest) -> Bought:
+    from clipmerge.distributed import accelerator_for
+    from clipmerge.evaluation.verdict import measure_bought
+
+    calibration = request.calibration
+    accelerator = accelerator_for(calibration.device)
+    run.is_main = accelerator.is_main_process
+    plan, tensors = shared_plan(run.plan, run.tensors)
+    return measure_bought(
+        run.inputs,
+        plan,
+        tensors,
+        _held_back(run, request),
+        accelerator,
+        templates=check_templates(list(calibration.templates)),
+        batch_size=calibration.batch_size,
+        max_loss=request.max_loss,
+        progress=run.progress,
+    )
+
+
+def shared_plan(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTensors]:
+    """Give every process the plan that the main one decided; measurements, as large as the model, stay behind.
+
+    Args:
+        plan: The plan, in the main process.
+        tensors: What it needs beside numbers, in the main process.
+    """
+    from accelerate.utils import broadcast_object_list
+
+    decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), tensors]
+    broadcast_object_list(decided)
+    return decided[0], decided[1]
+
+
+def without_stale(plan: Plan) -> Plan:
+    """Drop what an earlier version of a plan bought, where the plan was edited since.
+
+    Args:
+        plan: A plan that was read.
+    """
+    if plan.bought is None or plan.bought.plan == plan.digest:
+        return plan
+    stale = set(plan.bought.warnings)
+    note = "the plan was edited after it was measured, so what this merge bought is not known"
+    kept = tuple(warning for warning in plan.warnings if warning not in stale)
+    return plan.model_copy(update={"bought": None, "warnings": (*kept, note)})
