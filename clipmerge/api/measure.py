@@ -90,7 +90,8 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         images_at_once=calibration.images_at_once,
         progress=Pace(run.progress, _cost(len(images), accelerator.device)).advance,
     )
-    return objective, images, _record(images, calibration.images, batch_size, templates, request.seed)
+    requested = calibration.images if run.held_back else None
+    return objective, images, _record(images, requested, batch_size, templates, request.seed)
 
 
 def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, progress: Progress) -> Saved:
@@ -114,7 +115,7 @@ def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, 
 
 def _record(
     images: LabelledImages,
-    requested: int,
+    requested: int | None,
     batch_size: int,
     templates: tuple[str, ...],
     seed: int,

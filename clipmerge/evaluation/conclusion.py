@@ -94,16 +94,18 @@ def _recommended(
     """Apply the rules in order; the first that holds decides."""
     clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
     if zeroshot.clean.value >= finetuned.clean.value and _is_dominated(over_zeroshot):
+        losses = _told(_negative(over_zeroshot.corrupted), _negative(over_zeroshot.clean))
         return "prefer-zeroshot", (
-            f"The zero-shot model recognises more of your images than the fine-tuned one, and than the merged one by "
-            f"{_points(_negative(over_zeroshot.clean))}."
+            "The zero-shot model recognises as many of your images as the fine-tuned one or more, and the merged model "
+            f"loses {losses} against it."
         )
     return _on_accuracy(clean, limit) or _on_robustness(clean, corrupted, limit)
 
 
 def _is_dominated(gain: Gain) -> bool:
-    """Whether a model is less accurate than another, and not more robust, as far as the images tell."""
-    return gain.clean.interval[1] < 0 and gain.corrupted.interval[0] <= 0
+    """Whether a model is nowhere better than another, and surely worse somewhere."""
+    both = (gain.clean, gain.corrupted)
+    return all(each.value <= 0 for each in both) and any(each.interval[1] < 0 for each in both)
 
 
 def _on_accuracy(clean: Difference, limit: float) -> tuple[Recommendation, str] | None:
@@ -127,15 +129,11 @@ def _on_robustness(clean: Difference, corrupted: Difference, limit: float) -> tu
         return "prefer-finetuned", (
             f"The merged model is less robust: it loses {_points(_negative(corrupted))} under corruptions."
         )
-    gains = [
-        f"{_points(difference)} {where}"
-        for difference, where in ((corrupted, "under corruptions"), (clean, "on your images"))
-        if difference.interval[0] > 0
-    ]
+    gains = _told(corrupted, clean)
     if gains:
         low = clean.interval[0]
         doubt = "" if low >= -limit else f" More images would tell whether it loses up to {_percent(-low)} of accuracy."
-        return "use", f"The merged model gains {' and '.join(gains)} over the fine-tuned model.{doubt}"
+        return "use", f"The merged model gains {gains} over the fine-tuned model.{doubt}"
     if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
         return "either", (
             f"The merged and the fine-tuned model differ by no more than {100 * limit:g} points, with and without "
@@ -159,6 +157,12 @@ def _signed(share: float) -> str:
 def _points(difference: Difference) -> str:
     low, high = difference.interval
     return f"{_percent(difference.value)} points [{_percent(low)}, {_percent(high)}]"
+
+
+def _told(corrupted: Difference, clean: Difference) -> str:
+    """Those of two differences that are surely above 0, in words."""
+    places = ((corrupted, "under corruptions"), (clean, "on your images"))
+    return " and ".join(f"{_points(each)} {where}" for each, where in places if each.interval[0] > 0)
 
 
 def _negative(difference: Difference) -> Difference:

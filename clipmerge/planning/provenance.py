@@ -27,7 +27,7 @@ class CalibrationRecord(Frozen):
         source: What the user wrote.
         revision: The commit that a data set of the Hub resolved to.
         images: How many were drawn.
-        requested: How many were asked for; ``None`` in plans that do not say.
+        requested: How many were asked for, others being held back; ``None`` where none were.
         classes: How many classes they have.
         batch_size: Images per batch.
         templates: Prompt templates.

@@ -10,6 +10,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from clipmerge.files.templates import render
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import parse_dataset
 from clipmerge.output.record import DataSource, MergeRecord
+from clipmerge.planning.bought import Bought
+from clipmerge.planning.bought_view import BoughtView, bought_view
 from clipmerge.planning.provenance import CalibrationRecord
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
 
@@ -59,6 +62,7 @@ def model_card(
         "where": repo_id or ".",
         "open_clip": _is_open_clip(shown),
         "record": shown,
+        "bought": _for_readers(bought_view(shown.bought)) if shown.bought else None,
         "padded": any(family.reads_padding for family in families() if family.name == shown.family),
         "checkpoints": shown.checkpoints,
         "picture": PICTURE if picture else None,
@@ -107,9 +111,24 @@ def public_record(record: MergeRecord) -> MergeRecord:
     return MergeRecord.model_validate(_map_text(record.as_json(), shorten))
 
 
-def _data_sources(record: MergeRecord) -> list[CalibrationRecord | DataSource]:
-    """List where images came from: those of the calibration, then those of published accuracies."""
-    return [*([record.calibration] if record.calibration else []), *(record.sources or {}).values()]
+def _data_sources(record: MergeRecord) -> list[CalibrationRecord | Bought | DataSource]:
+    """List where images came from: those of the decision and the verdict, then those of published accuracies."""
+    measured_on = [each for each in (record.calibration, record.bought) if each]
+    return [*measured_on, *(record.sources or {}).values()]
+
+
+def _for_readers(bought: BoughtView) -> BoughtView:
+    """Call the images what they are to those who read the card: not theirs."""
+
+    def changed(text: str) -> str:
+        return text.replace("your images", "the target images")
+
+    return replace(
+        bought,
+        verdict=changed(bought.verdict),
+        reason=changed(bought.reason),
+        warnings=tuple(map(changed, bought.warnings)),
+    )
 
 
 def _local_paths(record: MergeRecord) -> list[str]:

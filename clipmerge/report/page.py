@@ -14,6 +14,7 @@ from typing import Any
 
 from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
+from clipmerge.planning.bought_view import UNMEASURED, bought_view
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.numbers import is_number
 from clipmerge.report.path_chart import HEIGHT, WIDTH, barrier_of, path_chart, path_points
@@ -47,6 +48,8 @@ def html_page(record: MergeRecord) -> str:
         "version": record.clipmerge,
         "recipe_name": record.recipe.name,
         "verdict": record.headline,
+        "bought": bought_view(record.bought) if record.bought else None,
+        "unmeasured": UNMEASURED,
         "warnings": record.warnings,
         "data_free": record.is_data_free,
         "models": record.checkpoints,
@@ -171,6 +174,7 @@ def _command(record: MergeRecord) -> str:
     words = ["clipmerge", "merge", *sources, "--recipe", "recipe.yaml"]
     images = record.calibration
     if images:
-        words += ["--data", images.source, "--images", str(images.images)]
+        words += ["--data", images.source, "--images", str(images.requested or images.images)]
         words += ["--batch-size", str(images.batch_size), "--seed", str(images.seed)]
+        words += [] if images.requested else ["--no-verdict"]  # none were held back
     return shlex.join([*words, "--output", "merged"])

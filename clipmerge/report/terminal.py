@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipmerge.output.record import MergeRecord
+from clipmerge.planning.bought_view import UNMEASURED, bought_view
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.path_chart import loss_at, path_points
 
@@ -90,8 +91,22 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], *, cl
             reason.truncate(_RIGHT, overflow="ellipsis")
         head = Text(f"{_printable(row.head)}\n{_printable(row.note)}", "bold yellow" * ("straggler" in row.note))
         table.add_row(head, Text(line + "\n").append_text(reason))
-    verdict = Text(_printable(record.headline), style="bold")
-    return Group(verdict, Text(), table, Text(), *_footnotes(record, columns, rows))
+    verdict = Text(_printable(record.headline))
+    return Group(*_bought_lines(record), Text(), verdict, Text(), table, Text(), *_footnotes(record, columns, rows))
+
+
+def _bought_lines(record: MergeRecord) -> list[Text]:
+    """What the merge bought, which a user asks first."""
+    if record.bought is None:
+        return [Text(UNMEASURED, style="dim")]
+    view = bought_view(record.bought)
+    warnings = [Text(_printable(f"Warning: {warning}"), style="bold yellow") for warning in view.warnings]
+    return [
+        Text(_printable(view.verdict), style="bold"),
+        *warnings,
+        Text(_printable(view.reason)),
+        Text(view.facts, style="dim"),
+    ]
 
 
 def _number_lines(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> tuple[list[Column], list[str]]:

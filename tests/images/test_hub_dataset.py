@@ -222,6 +222,7 @@ def test_the_merge_and_its_record(hub: FakeHub, sha: str, pair: tuple[Path, Path
         "source": f"{CARS}:train",
         "revision": sha,
         "images": 9,
+        "requested": 9,
         "classes": 3,
         "batch_size": 9,
         "templates": None,
