@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args
@@ -14,6 +15,7 @@ from clipmerge.errors import UsageError
 from clipmerge.images.columns import Columns
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
+from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Device, OutputDtype
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, MergeRequest
@@ -61,6 +63,10 @@ class MergeOptions(ImageOptions, total=False):
             of (image, label) pairs; or a `Calibration`, which replaces ``images`` and the options of `ImageOptions`.
         images: Images sampled, class-balanced.
         set: Overrides of the recipe, ``{"method.alpha": 0.4}`` or ``["method.alpha=0.4"]``.
+        verdict: Whether to hold back a fifth of the images (`Calibration.held_back`) from the decision, and measure on
+            them what the merge bought; see `docs/verdict.md`.
+        max_loss: Points of the fine-tuned model's accuracy that the merge may lose on them without a warning.
+        strict: Whether such a loss is a `VerdictError`, and nothing is written.
         seed: Seed of the sample, the bootstrap and random masks.
         dtype: ``keep``, ``float32``, ``bfloat16`` or ``float16``.
         hash: Whether to record the sha256 of weights.
@@ -70,6 +76,9 @@ class MergeOptions(ImageOptions, total=False):
     data: Any
     images: int
     set: Mapping[str, Any] | Sequence[str] | None
+    verdict: bool
+    max_loss: float
+    strict: bool
     seed: int
     dtype: str
     hash: bool
@@ -153,6 +162,9 @@ def merge_request(
     data: Any = None,
     images: int = 1024,
     set: Mapping[str, Any] | Sequence[str] | None = None,
+    verdict: bool = True,
+    max_loss: float = MAX_LOSS,
+    strict: bool = False,
     seed: int = 0,
     dtype: str = "keep",
     hash: bool = True,
@@ -168,6 +180,9 @@ def merge_request(
         data: As in `MergeOptions`.
         images: As there.
         set: As there.
+        verdict: As there.
+        max_loss: As there.
+        strict: As there.
         seed: As there.
         dtype: As there.
         hash: As there.
@@ -182,11 +197,14 @@ def merge_request(
         RecipeError: If the recipe says something unknown.
     """
     _refuse_twice((zeroshot, *finetuned))
+    calibration = calibration_from(data, images=images, **options)
     request = MergeRequest(
         zeroshot=zeroshot,
         finetuned=tuple(finetuned),
         recipe=load_recipe(recipe, set),
-        calibration=calibration_from(data, images=images, **options),
+        calibration=calibration if verdict else replace(calibration, held_back=0.0),
+        max_loss=max_loss,
+        strict=strict,
         seed=seed,
         dtype=dtype_from(dtype),
         command=command or "",

@@ -32,6 +32,7 @@ def command_of(
         return options
     given = {key: options[key] for key in _FLAGS if key in options}  # type: ignore[literal-required]
     given |= {"set": set_words(options.get("set")), "no_hash": not options.get("hash", True)}
+    given |= {"no_verdict": not options.get("verdict", True)}
     words = spelled_out(name, zeroshot, *finetuned, recipe=recipe_word(recipe), **given, **own)
     return {**options, "command": words}
 
@@ -45,6 +46,8 @@ _FLAGS = (
     "images",
     "batch_size",
     "images_at_once",
+    "max_loss",
+    "strict",
     "seed",
     "device",
     "dtype",

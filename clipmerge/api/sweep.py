@@ -41,6 +41,7 @@ from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import standings
 from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.held_back import wanted_back
 from clipmerge.images.overlap import check_overlap
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
@@ -277,8 +278,9 @@ def _calibration_images(request: SweepRequest) -> LabelledImages | None:
     asked = request.calibration
     if asked.source is None or asked.source == "":
         return None
-    images = load_images(asked.source, asked.classes, columns=asked.columns, most=asked.images)
-    return images.sample(asked.images, request.seed) if images.revision else images
+    most = asked.images + wanted_back(asked.images, asked.held_back)
+    images = load_images(asked.source, asked.classes, columns=asked.columns, most=most)
+    return images.sample(most, request.seed) if images.revision else images
 
 
 def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:

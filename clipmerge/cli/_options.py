@@ -37,6 +37,15 @@ ImagesAtOnce = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the bootstrap and random masks.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
 DtypeName = Annotated[str, typer.Option("--dtype", help="keep, float32, bfloat16 or float16.")]
+Verdict = Annotated[
+    bool,
+    typer.Option("--verdict/--no-verdict", help="Hold back a fifth of the images and measure what the merge bought."),
+]
+MaxLoss = Annotated[
+    float,
+    typer.Option("--max-loss", min=0, help="Points of accuracy that may be lost without a warning."),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Make a loss beyond --max-loss an error: nothing is written.")]
 MaxShardSize = Annotated[
     str | None,
     typer.Option("--max-shard-size", help="Such as 200MB or 5GB; by default shards as the fine-tuned has them."),
@@ -76,6 +85,9 @@ def merge_flags(
     images: Images = 1024,
     batch_size: BatchSize = None,
     images_at_once: ImagesAtOnce = None,
+    verdict: Verdict = True,
+    max_loss: MaxLoss = 3.0,
+    strict: Strict = False,
     seed: Seed = 0,
     device: DeviceName = "auto",
     dtype: DtypeName = "keep",

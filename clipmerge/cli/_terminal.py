@@ -26,6 +26,7 @@ _STAGES = {
     "write": "writing",
     "publish": "publishing",
     "evaluate": "evaluating",
+    "bought": "measuring what it bought",
 }
 
 
