@@ -114,6 +114,8 @@ class SweepRequest:
         dtype: What the points are rounded to, as a merge would be written.
         command: How to run this again, for the record.
         hashed: Whether to hash the checkpoints' weights for the record.
+        max_loss: Loss of ID accuracy against the fine-tuned model, in points, beyond which a recipe is warned of.
+        strict: Whether such a loss is an error.
     """
 
     zeroshot: str
@@ -128,6 +130,8 @@ class SweepRequest:
     command: str = ""
     further: tuple[str, ...] = ()
     hashed: bool = True
+    max_loss: float = MAX_LOSS
+    strict: bool = False
 
     @property
     def checkpoints(self) -> tuple[str, ...]:
@@ -151,6 +155,7 @@ class SweepRequest:
             self.dtype,
             command=self.command,
             hashed=self.hashed,
+            max_loss=self.max_loss,
         )
 
 

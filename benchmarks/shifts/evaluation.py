@@ -168,7 +168,7 @@ def _request(pair: TrainedPair, how: Evaluation, recipes: Sequence[Recipe], alph
         ood_sources={name: str(folder) for name, folder in pair.ood.items()},
         recipes=tuple(recipes),
         alphas=alphas,
-        calibration=Calibration(source=str(pair.calibration), images=how.images, device="cpu"),
+        calibration=Calibration(source=str(pair.calibration), images=how.images, device="cpu", held_back=0.0),
         seed=how.seed,
     )
 

@@ -79,7 +79,7 @@ class Laboratory:
             measure: ``name`` and options.
         """
         recipe = Recipe(name="laboratory", measure=measure, method={"name": "wise-ft", "alpha": 0.5})
-        calibration = Calibration(source=str(self.trained.calibration), images=IMAGES, device="cpu")
+        calibration = Calibration(source=str(self.trained.calibration), images=IMAGES, device="cpu", held_back=0.0)
         sources = (str(self.trained.zeroshot), (str(finetuned or self.trained.finetuned),))
         with sdpa_kernel(SDPBackend.MATH):
             plan = prepare(MergeRequest(*sources, recipe, calibration, seed), Silent()).plan
@@ -89,7 +89,7 @@ class Laboratory:
 
     def objective(self, images: int = IMAGES, seed: int = 0) -> Objective:
         """The calibration loss of this pair on so many images."""
-        calibration = Calibration(source=str(self.trained.calibration), images=images, device="cpu")
+        calibration = Calibration(source=str(self.trained.calibration), images=images, device="cpu", held_back=0.0)
         recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
         sources = (str(self.trained.zeroshot), (str(self.trained.finetuned),))
         return objective_for(Run(self.inputs, Silent()), MergeRequest(*sources, recipe, calibration, seed))[0]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge import __version__
 from clipmerge.api._arguments import name_of
 from clipmerge.checkpoint import Inputs
+from clipmerge.evaluation.conclusion import loss_warnings
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing
 from clipmerge.images.dataset import LabelledImages
@@ -104,3 +105,17 @@ def record_of(
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "warnings": list(notes),
     }
+
+
+def loss_notes(request: SweepRequest, planned: list[PlannedRecipe], rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Warn of recipes that lose more ID accuracy than they may, where the curve has the fine-tuned model.
+
+    Args:
+        request: What was swept.
+        planned: The recipes.
+        rows: Numbers of every point.
+    """
+    if 1.0 not in request.alphas:
+        return ()
+    accuracies = {f"recipe {each.recipe.name}": float(rows[each.point]["id"]) for each in planned}
+    return loss_warnings(accuracies, "ID accuracy", rows[request.alphas.index(1.0)]["id"], request.max_loss)

@@ -33,10 +33,10 @@ from clipmerge.api._bought import shared_plan
 from clipmerge.api._commands import sweep_words
 from clipmerge.api._in_memory import as_sources
 from clipmerge.api._results import SweepResult
-from clipmerge.api._sweep_record import PlannedRecipe, recipe_row, record_of, row_of
+from clipmerge.api._sweep_record import PlannedRecipe, loss_notes, recipe_row, record_of, row_of
 from clipmerge.api.plan import Known, open_inputs, prepare
 from clipmerge.checkpoint import Inputs
-from clipmerge.errors import UsageError
+from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import standings
@@ -45,6 +45,7 @@ from clipmerge.images.held_back import wanted_back
 from clipmerge.images.overlap import check_overlap
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
+from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Missing
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress, Silent
@@ -121,10 +122,13 @@ def _completed(
     """Add the recipes and options to a request for a curve."""
     images = {name: value for name, value in options.items() if name not in _OWN}
     command = options.get("command")
+    calibration = calibration_from(options.get("data"), **images)  # type: ignore[arg-type]
     return replace(
         request,
         recipes=tuple(load_recipe(recipe, options.get("set")) for recipe in recipes),
-        calibration=calibration_from(options.get("data"), **images),  # type: ignore[arg-type]
+        calibration=calibration if options.get("verdict", True) else replace(calibration, held_back=0.0),
+        max_loss=options.get("max_loss", MAX_LOSS),
+        strict=options.get("strict", False),
         seed=options.get("seed", 0),
         dtype=dtype_from(options.get("dtype", "keep")),
         command=sweep_words(request, recipes, output, options) if command is None else command,
@@ -133,7 +137,7 @@ def _completed(
 
 
 # Options of a sweep that do not say how images are looked at.
-_OWN = ("data", "set", "seed", "dtype", "command", "hash")
+_OWN = ("data", "set", "verdict", "max_loss", "strict", "seed", "dtype", "command", "hash")
 
 
 def check_sweep(request: SweepRequest) -> None:
@@ -203,8 +207,13 @@ def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[
         seed=request.seed,
     )
     rows = [row_of(place, correct, number) for number, place in enumerate(places)]
+    lost = loss_notes(request, planned, rows)
+    for warning in lost:
+        progress.say(warning)
+    if lost and request.strict:
+        raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
     seconds = {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)}
-    record = record_of(request, inputs, loaded, [*inputs.notes, *notes]) | {
+    record = record_of(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
         "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
         "recipes": [recipe_row(each, points[each.point], rows[each.point]) for each in planned],
         "seconds": seconds,

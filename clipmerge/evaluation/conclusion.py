@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipmerge.planning.bought import Difference, Gain, ModelAccuracy, Recommendation
@@ -63,15 +64,33 @@ def concluded(
         f"model's {_percent(finetuned.clean.value)}; under corruptions {_percent(merged.corrupted.value)} (zero-shot "
         f"{_percent(zeroshot.corrupted.value)}, fine-tuned {_percent(finetuned.corrupted.value)})."
     )
-    warnings: tuple[str, ...] = ()
-    if loses(over_finetuned.clean.value, max_loss):
-        shown = _beyond(-over_finetuned.clean.value, max_loss)
-        warnings = (
-            f"the merged model loses {shown} points of the fine-tuned model's accuracy on your images "
-            f"({_percent(merged.clean.value)}% against {_percent(finetuned.clean.value)}% of {images}), more than the "
-            f"{max_loss:g} of --max-loss",
-        )
+    where = f"accuracy on your images, {images} of them"
+    warnings = loss_warnings({"the merged model": merged.clean.value}, where, finetuned.clean.value, max_loss)
     return Conclusion(recommendation, f"{numbers} {_ADVICE[recommendation]}", reason, warnings)
+
+
+def loss_warnings(accuracies: Mapping[str, float], where: str, finetuned: float, max_loss: float) -> tuple[str, ...]:
+    """Warn of losses of accuracy beyond the limit.
+
+    Args:
+        accuracies: Accuracy of each model, by what to call it.
+        where: What accuracy it is.
+        finetuned: The fine-tuned model's.
+        max_loss: The limit, in points.
+
+    Returns:
+        One line for each model that loses more.
+
+    Example:
+        >>> print(*loss_warnings({"lines": 0.90, "auto": 0.94}, "accuracy", 0.95, 3))
+        lines loses 5.0 points of the fine-tuned model's accuracy (90.0% against 95.0%), more than the 3 of --max-loss
+    """
+    return tuple(
+        f"{who} loses {_beyond(finetuned - accuracy, max_loss)} points of the fine-tuned model's {where} "
+        f"({_percent(accuracy)}% against {_percent(finetuned)}%), more than the {max_loss:g} of --max-loss"
+        for who, accuracy in accuracies.items()
+        if loses(accuracy - finetuned, max_loss)
+    )
 
 
 def loses(difference: float, max_loss: float) -> bool:

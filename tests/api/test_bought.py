@@ -1,0 +1,268 @@
+"""What a merge bought: against transformers itself, and from the command line to the card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+from clipmerge.api.apply import write_merge
+from clipmerge.api.plan import prepare
+from clipmerge.errors import UsageError, VerdictError
+from clipmerge.evaluation.probe import CORRUPTIONS, corrupted
+from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.held_back import sample_and_hold_back
+from clipmerge.planning.bought_view import UNMEASURED
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.request import Calibration, MergeRequest, Run
+from tests.support.command import clipmerge, refused
+from tests.support.tiny_clip import save_images, save_pair
+
+Inputs = tuple[Path, Path]
+QUICK = ("measure.nodes=2",)
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """A pair whose predictions differ from end to end of the path."""
+    return save_pair(tmp_path_factory.mktemp("far"), change=1.0)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 images, which both models of the pair classify badly and differently."""
+    return save_images(tmp_path_factory.mktemp("photos"), each=40)
+
+
+def request_for(pair: Inputs, recipe: str, images: Path | None, *sets: str, **changes: Any) -> MergeRequest:
+    calibration = Calibration(source=str(images) if images else None, device="cpu")
+    request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, list(sets)), calibration)
+    return replace(request, **changes)
+
+
+def decided(run: Run) -> Plan:
+    assert run.plan is not None
+    return run.plan
+
+
+def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
+    """The best class of each image, one at a time, by transformers alone."""
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    prompts = [f"a photo of a {name}." for name in ("bird", "cat", "dog")]
+    found = []
+    for image in images:
+        with torch.no_grad():
+            inputs = processor(text=prompts, images=[image], return_tensors="pt", padding=True)
+            found.append(int(model(**inputs).logits_per_image[0].argmax()))
+    return found
+
+
+def measured_by(plan: Plan) -> Any:
+    assert plan.measurements is not None
+    return plan.measurements.model_dump(mode="json")
+
+
+def share(values: list[bool]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("recipe", ["straggler-sparse", "wise-ft"])
+def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, tmp_path: Path, recipe: str) -> None:
+    sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
+    run = prepare(request_for(far, recipe, photos, *sets))
+    bought = decided(run).bought
+    assert bought is not None
+    write_merge(run, tmp_path / "merged")
+
+    everything = load_images(str(photos))
+    held: LabelledImages | None = everything.sample(256, 0)
+    if recipe == "straggler-sparse":
+        held = sample_and_hold_back(everything, 1024, 0)[1]
+    assert held is not None
+    assert bought.images == len(held) == (24 if recipe == "straggler-sparse" else 120)
+    images = [held.image(at) for at in range(len(held))]
+    scaled = [image.resize((32, 36), Image.Resampling.BICUBIC) for image in images]  # 36 x 40, seen at 32
+    models = {"zeroshot": far[0], "finetuned": far[1], "merged": tmp_path / "merged"}
+    answers = {name: predictions(folder, images) for name, folder in models.items()}
+    measured = {"zeroshot": bought.zeroshot, "finetuned": bought.finetuned[0], "merged": bought.merged}
+    for name, accuracy in measured.items():
+        assert accuracy.clean.value == share([a == b for a, b in zip(answers[name], held.labels, strict=True)])
+    agreed = zip(answers["merged"], answers["zeroshot"], strict=True)
+    assert bought.agreement.value == share([a == b for a, b in agreed])
+    assert len({accuracy.clean.value for accuracy in measured.values()}) > 1
+
+    per_image = {24: 7, 120: 4}[len(held)]
+    assert bought.corruptions_per_image == per_image
+    for name, folder in models.items():
+        by_image = np.zeros(len(held))
+        for number, corruption in enumerate(CORRUPTIONS):
+            met = [at for at in range(len(held)) if (number - at * per_image) % 7 < per_image]
+            seen = predictions(folder, [corrupted(scaled[at], corruption, at) for at in met])
+            right = [a == held.labels[at] for a, at in zip(seen, met, strict=True)]
+            assert measured[name].corruptions[corruption].value == pytest.approx(share(right))
+            by_image[met] += right
+        assert measured[name].corrupted.value == pytest.approx(by_image.mean() / per_image)
+
+
+def test_the_decision_never_sees_what_is_held_back(pair: Inputs, photos: Path, tmp_path: Path) -> None:
+    request = request_for(pair, "straggler-sparse", tmp_path / "copy", *QUICK)
+    shutil.copytree(photos, tmp_path / "copy")
+    first = decided(prepare(request))
+    held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0)[1]
+    assert held is not None
+    assert first.calibration is not None
+    assert (first.calibration.images, len(held)) == (96, 24)
+    for path in held.paths:
+        Image.new("RGB", (40, 36), (200, 0, 200)).save(path)
+    second = decided(prepare(request))
+    assert measured_by(second) == measured_by(first)
+    assert second.layers == first.layers
+    assert second.bought != first.bought
+    seen = next(path for path in (tmp_path / "copy").rglob("*.png") if str(path) not in held.paths)
+    Image.new("RGB", (40, 36), (0, 200, 0)).save(seen)
+    assert measured_by(decided(prepare(request))) != measured_by(first)
+
+
+def test_without_a_verdict_the_decision_sees_every_image(pair: Inputs, photos: Path, tmp_path: Path) -> None:
+    flags = ("--recipe", "straggler-sparse", "--set", *QUICK, "--data", photos, "--no-verdict")
+    ended = clipmerge("merge", *pair, *flags, "--output", tmp_path / "out", "--format", "json")
+    assert ended.code == 0, ended.err
+    assert ended.json["bought"] is None
+    assert ended.json["calibration"]["images"] == 120
+    assert "bought" not in ended.json["seconds"]
+    # the report's command does the same
+    assert "--images 120" in (tmp_path / "out" / "report.html").read_text()
+    assert "--no-verdict" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_nothing_is_claimed_where_nothing_was_measured(pair: Inputs, tmp_path: Path) -> None:
+    ended = clipmerge("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    assert " ".join(ended.out.split()).startswith(UNMEASURED)
+    assert UNMEASURED in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["bought"] is None
+    assert "What the merge bought" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_loss_is_a_warning_everywhere(far: Inputs, photos: Path, tmp_path: Path) -> None:
+    flags = ("--recipe", "wise-ft", "--data", photos, "--output", tmp_path / "out")
+    ended = clipmerge("merge", far[1], far[0], *flags)
+    assert ended.code == 0, ended.err
+    record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
+    bought = record["bought"]
+    lost = bought["finetuned"][0]["clean"]["value"] - bought["merged"]["clean"]["value"]
+    assert lost > 0.03  # or this says nothing
+    (warning,) = bought["warnings"]
+    assert f"loses {100 * lost:.1f} points" in warning
+    assert warning in record["warnings"]
+    for text in (ended.out, ended.err):
+        assert warning in " ".join(text.split())
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert warning.replace("'", "&#39;") in report
+    assert bought["verdict"].replace("'", "&#39;") in report
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert warning.replace("your images", "the target images") in card
+    assert bought["verdict"].replace("your images", "the target images") in card
+    again = clipmerge("report", tmp_path / "out")
+    assert warning in " ".join(again.out.split())
+
+
+def test_strict_makes_a_loss_an_error_and_writes_nothing(far: Inputs, photos: Path, tmp_path: Path) -> None:
+    flags = ("--recipe", "wise-ft", "--data", photos, "--strict")
+    line = refused(clipmerge("merge", far[1], far[0], *flags, "--output", tmp_path / "out"))
+    assert "more than the 3 of --max-loss; nothing was written (--strict)" in line
+    refused(clipmerge("plan", far[1], far[0], *flags, "--output", tmp_path / "plan.json"))
+    assert list(tmp_path.iterdir()) == []
+    allowed = clipmerge("merge", far[1], far[0], *flags, "--max-loss", 60, "--output", tmp_path / "out")
+    assert allowed.code == 0, allowed.err
+    with pytest.raises(VerdictError):
+        prepare(request_for((far[1], far[0]), "wise-ft", photos, strict=True))
+
+
+def test_strict_needs_something_to_be_strict_about(pair: Inputs, photos: Path, tmp_path: Path) -> None:
+    line = refused(clipmerge("merge", *pair, "-r", "wise-ft", "--strict", "-o", tmp_path / "out"), 2)
+    assert "--strict needs labelled images to measure the loss of accuracy on; give them with --data" in line
+    flags = ("-r", "wise-ft", "--data", photos, "--strict", "--no-verdict", "-o", tmp_path / "out")
+    assert "leave out --no-verdict" in refused(clipmerge("merge", *pair, *flags), 2)
+    assert "such as 3" in refused(clipmerge("merge", *pair, "-r", "wise-ft", "--max-loss", "nan", "--dry-run"), 2)
+
+
+def test_a_share_is_a_share(pair: Inputs, photos: Path) -> None:
+    request = request_for(pair, "wise-ft", photos)
+    with pytest.raises(UsageError, match=r"held_back=1: .* such as 0\.2"):
+        prepare(replace(request, calibration=replace(request.calibration, held_back=1.0)))
+
+
+def test_few_images_tell_nothing_and_say_so(pair: Inputs, tmp_path: Path) -> None:
+    images = save_images(tmp_path / "images", each=5)
+    bought = decided(prepare(request_for(pair, "straggler-sparse", images, *QUICK))).bought
+    assert bought is not None
+    assert (bought.images, bought.classes_with_one_image) == (3, 3)
+    assert bought.recommendation == "too-few-images"
+    assert "Too few images to tell." in bought.verdict
+
+
+def test_two_images_are_not_split(pair: Inputs, tmp_path: Path) -> None:
+    images = save_images(tmp_path / "images", each=1, classes=("bird", "dog"))
+    plan = decided(prepare(request_for(pair, "straggler-sparse", images, *QUICK)))
+    assert plan.bought is None
+    (warning,) = (text for text in plan.warnings if "bought" in text)
+    assert warning == ("what the merge bought could not be measured: there are too few images to hold any back")
+    with pytest.raises(VerdictError, match="strict cannot vouch"):
+        prepare(request_for(pair, "straggler-sparse", images, *QUICK, strict=True))
+
+
+def test_a_merge_that_cannot_be_evaluated_is_still_made(pair: Inputs, photos: Path, tmp_path: Path) -> None:
+    bare = []
+    for folder in pair:
+        (tmp_path / folder.name).mkdir()
+        for name in ("model.safetensors", "config.json"):
+            shutil.copy(folder / name, tmp_path / folder.name / name)
+        bare.append(tmp_path / folder.name)
+    ended = clipmerge("merge", *bare, "-r", "wise-ft", "--data", photos, "-o", tmp_path / "out", "--format", "json")
+    assert ended.code == 0, ended.err
+    assert ended.json["bought"] is None
+    assert any(text.startswith("what the merge bought could not be measured: ") for text in ended.json["warnings"])
+
+
+def test_a_plan_keeps_it_for_apply_until_it_is_edited(far: Inputs, photos: Path, tmp_path: Path) -> None:
+    flags = ("-r", "wise-ft", "--data", photos, "-o", tmp_path / "plan.json", "--format", "json")
+    planned = clipmerge("plan", far[1], far[0], *flags)
+    assert planned.code == 0, planned.err
+    applied = clipmerge("apply", tmp_path / "plan.json", "-o", tmp_path / "out", "--format", "json")
+    assert applied.json["bought"] == planned.json["bought"] is not None
+    assert applied.json["warnings"] == planned.json["warnings"]
+
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    plan["layers"]["vision.0.mlp"]["alpha"] = 0.9
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    edited = clipmerge("apply", tmp_path / "plan.json", "-o", tmp_path / "edited", "--format", "json")
+    assert edited.json["bought"] is None
+    warnings = [text for text in edited.json["warnings"] if "bought" in text or "loses" in text]
+    assert warnings == ["the plan was edited after it was measured, so what this merge bought is not known"]
+
+
+def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Path], photos: Path) -> None:
+    request = MergeRequest(
+        str(family[0]), tuple(map(str, family[1:])), load_recipe("uniform-soup"), Calibration(source=str(photos))
+    )
+    bought = decided(prepare(request)).bought
+    assert bought is not None
+    everything = load_images(str(photos)).sample(256, 0)
+    images = [everything.image(at) for at in range(len(everything))]
+    shares = [
+        share([a == b for a, b in zip(predictions(folder, images), everything.labels, strict=True)])
+        for folder in family[1:]
+    ]
+    assert [accuracy.clean.value for accuracy in bought.finetuned] == shares
+    assert bought.reference == shares.index(max(shares))
+    assert bought.over_finetuned.clean.value == pytest.approx(bought.merged.clean.value - max(shares))
