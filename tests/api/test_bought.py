@@ -193,7 +193,10 @@ def test_strict_needs_something_to_be_strict_about(pair: Inputs, photos: Path, t
     assert "--strict needs labelled images to measure the loss of accuracy on; give them with --data" in line
     flags = ("-r", "wise-ft", "--data", photos, "--strict", "--no-verdict", "-o", tmp_path / "out")
     assert "leave out --no-verdict" in refused(clipmerge("merge", *pair, *flags), 2)
-    assert "such as 3" in refused(clipmerge("merge", *pair, "-r", "wise-ft", "--max-loss", "nan", "--dry-run"), 2)
+    line = refused(clipmerge("merge", *pair, "-r", "wise-ft", "--max-loss", "-1", "--dry-run"), 2)
+    assert "--max-loss" in line
+    with pytest.raises(UsageError, match=r"--max-loss -1: .* such as 3"):
+        prepare(request_for(pair, "wise-ft", photos, max_loss=-1.0))
 
 
 def test_a_share_is_a_share(pair: Inputs, photos: Path) -> None:
