@@ -8,6 +8,7 @@ from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import MOST
 from clipmerge.images.prompts import check_templates
+from clipmerge.images.store import Pixels
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
@@ -62,6 +63,16 @@ def _warn(run: Run, text: str) -> None:
         run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, text)})
 
 
+def _images(run: Run, request: MergeRequest) -> LabelledImages:
+    images = _held_back(run, request)
+    if isinstance(images.store, Pixels):
+        raise _Unmeasurable(
+            f"{images.source} holds preprocessed pixels, and the robustness probe changes images before that; give the "
+            "data set without its transform"
+        )
+    return images
+
+
 def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
     """Images that the decision did not see, all of them where it needed none."""
     if request.recipe.measure:
@@ -89,7 +100,7 @@ def _measured(run: Run, request: MergeRequest) -> Bought:
         run.inputs,
         plan,
         tensors,
-        _held_back(run, request),
+        _images(run, request),
         accelerator,
         templates=check_templates(list(calibration.templates)),
         batch_size=calibration.batch_size,

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
+import clipmerge as clipmerge_package
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import UsageError, VerdictError
@@ -23,6 +24,7 @@ from clipmerge.images.held_back import sample_and_hold_back
 from clipmerge.planning.bought_view import UNMEASURED
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import save_images, save_pair
@@ -269,3 +271,15 @@ def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Pa
     assert [accuracy.clean.value for accuracy in bought.finetuned] == shares
     assert bought.reference == shares.index(max(shares))
     assert bought.over_finetuned.clean.value == pytest.approx(bought.merged.clean.value - max(shares))
+
+
+def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(pair: Inputs, photos: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    processor = CLIPProcessor.from_pretrained(pair[0])
+    data = ImageFolder(
+        photos, transform=lambda image: processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
+    )
+    plan = clipmerge_package.plan(*pair, "straggler-sparse", data=data, set=list(QUICK), progress=Silent())
+    assert plan.bought is None
+    assert any("holds preprocessed pixels" in warning for warning in plan.warnings)
