@@ -77,7 +77,7 @@ def share(values: list[bool]) -> float:
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("recipe", ["straggler-sparse", "wise-ft"])
+@pytest.mark.parametrize("recipe", ["straggler-outlier", "wise-ft"])
 def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, tmp_path: Path, recipe: str) -> None:
     sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
     run = prepare(request_for(far, recipe, photos, *sets))
@@ -87,10 +87,10 @@ def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, 
 
     everything = load_images(str(photos))
     held: LabelledImages | None = everything.sample(256, 0)
-    if recipe == "straggler-sparse":
+    if recipe == "straggler-outlier":
         held = sample_and_hold_back(everything, 1024, 0)[1]
     assert held is not None
-    assert bought.images == len(held) == (24 if recipe == "straggler-sparse" else 120)
+    assert bought.images == len(held) == (24 if recipe == "straggler-outlier" else 120)
     images = [held.image(at) for at in range(len(held))]
     scaled = [image.resize((32, 36), Image.Resampling.BICUBIC) for image in images]  # 36 x 40, seen at 32
     models = {"zeroshot": far[0], "finetuned": far[1], "merged": tmp_path / "merged"}
@@ -116,7 +116,7 @@ def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, 
 
 
 def test_the_decision_never_sees_what_is_held_back(pair: Inputs, photos: Path, tmp_path: Path) -> None:
-    request = request_for(pair, "straggler-sparse", tmp_path / "copy", *QUICK)
+    request = request_for(pair, "straggler-outlier", tmp_path / "copy", *QUICK)
     shutil.copytree(photos, tmp_path / "copy")
     first = decided(prepare(request))
     held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0)[1]
@@ -135,7 +135,7 @@ def test_the_decision_never_sees_what_is_held_back(pair: Inputs, photos: Path, t
 
 
 def test_without_a_verdict_the_decision_sees_every_image(pair: Inputs, photos: Path, tmp_path: Path) -> None:
-    flags = ("--recipe", "straggler-sparse", "--set", *QUICK, "--data", photos, "--no-verdict")
+    flags = ("--recipe", "straggler-outlier", "--set", *QUICK, "--data", photos, "--no-verdict")
     ended = clipmerge("merge", *pair, *flags, "--output", tmp_path / "out", "--format", "json")
     assert ended.code == 0, ended.err
     assert ended.json["bought"] is None
@@ -209,7 +209,7 @@ def test_a_share_is_a_share(pair: Inputs, photos: Path) -> None:
 
 def test_few_images_tell_nothing_and_say_so(pair: Inputs, tmp_path: Path) -> None:
     images = save_images(tmp_path / "images", each=5)
-    bought = decided(prepare(request_for(pair, "straggler-sparse", images, *QUICK))).bought
+    bought = decided(prepare(request_for(pair, "straggler-outlier", images, *QUICK))).bought
     assert bought is not None
     assert (bought.images, bought.classes_with_one_image) == (3, 3)
     assert bought.recommendation == "too-few-images"
@@ -218,12 +218,12 @@ def test_few_images_tell_nothing_and_say_so(pair: Inputs, tmp_path: Path) -> Non
 
 def test_two_images_are_not_split(pair: Inputs, tmp_path: Path) -> None:
     images = save_images(tmp_path / "images", each=1, classes=("bird", "dog"))
-    plan = decided(prepare(request_for(pair, "straggler-sparse", images, *QUICK)))
+    plan = decided(prepare(request_for(pair, "straggler-outlier", images, *QUICK)))
     assert plan.bought is None
     (warning,) = (text for text in plan.warnings if "bought" in text)
     assert warning == ("what the merge bought could not be measured: there are too few images to hold any back")
     with pytest.raises(VerdictError, match="strict cannot vouch"):
-        prepare(request_for(pair, "straggler-sparse", images, *QUICK, strict=True))
+        prepare(request_for(pair, "straggler-outlier", images, *QUICK, strict=True))
 
 
 def test_a_merge_that_cannot_be_evaluated_is_still_made(pair: Inputs, photos: Path, tmp_path: Path) -> None:
@@ -280,6 +280,6 @@ def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(pair: Inputs, 
     data = ImageFolder(
         photos, transform=lambda image: processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
     )
-    plan = clipmerge_package.plan(*pair, "straggler-sparse", data=data, set=list(QUICK), progress=Silent())
+    plan = clipmerge_package.plan(*pair, "straggler-outlier", data=data, set=list(QUICK), progress=Silent())
     assert plan.bought is None
     assert any("holds preprocessed pixels" in warning for warning in plan.warnings)
