@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clipmerge.errors import CheckpointError, HubError, shorten
+from clipmerge.files.hashes import remembered_sha256
+from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import is_plain_name
 from clipmerge.files.reading import read_json
 from clipmerge.hub.choice import INDEX, PICKLED_INDEX, STANDARD, choose_files, choose_weights
@@ -76,6 +80,8 @@ def connect(endpoint: str | None = None) -> HfApi:
     from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    from clipmerge.hub.bounds import bound_client
+
     seconds = timeout_seconds()
 
     limits = {"connect": min(seconds, 10.0), "read": seconds, "write": seconds, "pool": seconds}
@@ -89,6 +95,7 @@ def connect(endpoint: str | None = None) -> HfApi:
         client = default_client_factory()
         hooks = client.event_hooks
         client.event_hooks = hooks | {"request": [*hooks["request"], bound]}
+        bound_client(client, seconds)
         return client
 
     # Read by hf_xet when it first connects; left alone it retries an unreachable store for over six minutes.
@@ -135,10 +142,14 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
             return _cached(hub_id, "the Hub cannot be reached")
         hint = _cached_hint(hub_id) if away else ""
         raise explain(error, doing=f"reading {hub_id}", state=hint) from error
-    if info.sha is None:
+    if not isinstance(info.sha, str) or not FULL_SHA.fullmatch(info.sha):
         raise HubError(f"reading {hub_id}: the Hub gave no commit. Name one: {hub_id.at('SHA')}.")
+    from clipmerge.hub.bounds import check_listing
+
+    files = tuple(item.rfilename for item in info.siblings or ())
+    check_listing(f"reading {hub_id}", files, MOST_FILES)
     _remember(hub_id, info.sha)
-    return Resolved(info.sha, files=tuple(item.rfilename for item in info.siblings or ()))
+    return Resolved(info.sha, files=files)
 
 
 def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -> FetchedRepo:
@@ -184,6 +195,7 @@ def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpo
     import huggingface_hub
 
     names, folder = list(names), _snapshot(pinned)
+    new = [name for name in names if not (folder / name).is_file()]
     if not cached:
         connect(endpoint)
         where: dict[str, Any] = {"repo_id": pinned.repo_id, "revision": pinned.revision, "repo_type": pinned.kind}
@@ -191,7 +203,25 @@ def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpo
         with explained(f"downloading {pinned}", state="What was downloaded is kept for the next run."):
             patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns, endpoint=endpoint))
     _check_there(pinned, folder, names)
+    for name in new:
+        _check_content(pinned, name, (folder / name).resolve())
     return folder
+
+
+def _check_content(pinned: HubId, name: str, blob: Path) -> None:
+    """Refuse a file that came with other bytes than the Hub has: it lies under the hash that the Hub gave for it."""
+    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        same = remembered_sha256(blob) == blob.name
+    elif FULL_SHA.fullmatch(blob.name):
+        data = blob.read_bytes()
+        same = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == blob.name
+    else:  # a cache without links
+        same = True
+    if not same:
+        blob.unlink(missing_ok=True)
+        raise HubError(
+            f"downloading {pinned}: {name} came with other bytes than the Hub has, and was removed. Run again."
+        )
 
 
 def is_cached(pinned: HubId, names: Iterable[str]) -> bool:

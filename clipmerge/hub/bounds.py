@@ -1,0 +1,203 @@
+"""Bounds on what a server may answer: how much, how slowly, and by which names.
+
+The client of the Hub reads whatever comes, as long as something comes, and joins some headers into the names of files
+in its cache. A server that is not the Hub, or one that is broken, could fill memory, hold a command up for ever, or
+write outside the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import httpcore2
+import httpx2
+
+from clipmerge.errors import HubError
+from clipmerge.files.limits import LARGEST_ANSWER, SLOWEST_DOWNLOAD
+from clipmerge.files.reading import told_size
+from clipmerge.hub.ids import FULL_SHA
+
+_NAME = re.compile(r'(?:W/)?"?[A-Za-z0-9_+=-][A-Za-z0-9_.+=-]{0,127}"?')
+_NAMING = ("etag", "x-linked-etag", "x-xet-hash")
+_NOT_THE_HUB = "Is HF_ENDPOINT the Hub, and does nothing stand between?"
+_TIMEOUT = (
+    "The fault is on the way or at the Hub: try again in a while. CLIPMERGE_HUB_TIMEOUT sets the seconds to wait."
+)
+
+
+class _Deadline(threading.local):
+    """When the headers of this thread's request must have come."""
+
+    at: float | None = None
+
+
+_deadline = _Deadline()
+
+
+def bound_client(client: httpx2.Client, seconds: float) -> None:
+    """Give a client of the Hub bounds.
+
+    Args:
+        client: As huggingface_hub makes it.
+        seconds: How long one answer may take; how long a download may stand still.
+    """
+
+    def before(request: httpx2.Request) -> None:
+        _deadline.at = time.monotonic() + seconds
+        if _is_answer(request):  # a compressed answer tells nothing about its size
+            request.headers["accept-encoding"] = "identity"
+
+    def after(response: httpx2.Response) -> None:
+        _deadline.at = None
+        _check_names(response)
+        _check_encoding(response)
+        response.stream = _Bounded(response, seconds)
+
+    hooks = client.event_hooks
+    client.event_hooks = {"request": [*hooks["request"], before], "response": [*hooks["response"], after]}
+    for transport in (client._transport, *client._mounts.values()):
+        pool = getattr(transport, "_pool", None)
+        backend = getattr(pool, "_network_backend", None)
+        if pool is not None and backend is not None:
+            pool._network_backend = _Backend(backend)
+
+
+def _where(request: httpx2.Request) -> str:
+    return f"{request.url.scheme}://{request.url.host}{request.url.path}"
+
+
+def _is_answer(request: httpx2.Request) -> bool:
+    """Whether an answer is read whole, which a file is not."""
+    return request.method != "GET" or "/api/" in request.url.path
+
+
+def _check_names(response: httpx2.Response) -> None:
+    """Refuse headers that the client would join into paths, and that are no names."""
+    if "/resolve/" not in response.request.url.path:
+        return
+    for header in _NAMING:
+        value = response.headers.get(header)
+        if value is not None and not _NAME.fullmatch(value):
+            raise HubError(f"{_where(response.request)}: its {header} is no name a file can have. {_NOT_THE_HUB}")
+    commit = response.headers.get("x-repo-commit")
+    if commit is not None and not FULL_SHA.fullmatch(commit):
+        raise HubError(f"{_where(response.request)}: its commit is none. {_NOT_THE_HUB}")
+
+
+def _check_encoding(response: httpx2.Response) -> None:
+    encoding = response.headers.get("content-encoding", "identity")
+    if _is_answer(response.request) and encoding not in ("identity", ""):
+        raise HubError(f"{_where(response.request)}: its answer is compressed, unasked. {_NOT_THE_HUB}")
+
+
+class _Bounded(httpx2.SyncByteStream):
+    """An answer's body: not too large, a file's not too slow, everything else's not too late."""
+
+    def __init__(self, response: httpx2.Response, seconds: float) -> None:
+        self._stream: Any = response.stream
+        self._request, self._seconds = response.request, seconds
+
+    def __iter__(self) -> Iterator[bytes]:
+        is_answer, begin, count = _is_answer(self._request), time.monotonic(), 0
+        for chunk in self._stream:
+            count += len(chunk)
+            took = time.monotonic() - begin
+            if is_answer and count > LARGEST_ANSWER:
+                raise HubError(
+                    f"{_where(self._request)}: its answer is larger than {told_size(LARGEST_ANSWER)}. {_NOT_THE_HUB}"
+                )
+            if took > self._seconds:
+                if is_answer or count < SLOWEST_DOWNLOAD * took:
+                    raise HubError(
+                        f"{_where(self._request)}: nothing, or next to it, in {self._seconds:g} s. {_TIMEOUT}"
+                    )
+                begin, count = time.monotonic(), 0
+            yield chunk
+
+    def close(self) -> None:
+        """Close the body."""
+        self._stream.close()
+
+
+class _Stream(httpcore2.NetworkStream):
+    """A connection that does not outlast the deadline of the request that is waiting for headers."""
+
+    def __init__(self, stream: httpcore2.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read, until the deadline at most."""
+        if _deadline.at is not None:
+            left = _deadline.at - time.monotonic()
+            if left <= 0:
+                raise httpcore2.ReadTimeout("the headers took too long")
+            timeout = left if timeout is None else min(left, timeout)
+        return self._stream.read(max_bytes, timeout)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write; an upload may take longer than an answer, which is waited for from its end on."""
+        if _deadline.at is not None:
+            _deadline.at = max(_deadline.at, time.monotonic() + (timeout or 0))
+        self._stream.write(buffer, timeout)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._stream.close()
+
+    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> Any:
+        """Encrypt the connection."""
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> Any:
+        """Tell about the connection."""
+        return self._stream.get_extra_info(info)
+
+
+class _Backend(httpcore2.NetworkBackend):
+    """Makes connections with deadlines."""
+
+    def __init__(self, backend: httpcore2.NetworkBackend) -> None:
+        self._backend = backend
+
+    def connect_tcp(self, *arguments: Any, **options: Any) -> httpcore2.NetworkStream:
+        """Connect."""
+        return _Stream(self._backend.connect_tcp(*arguments, **options))
+
+    def connect_unix_socket(self, *arguments: Any, **options: Any) -> httpcore2.NetworkStream:
+        """Connect."""
+        return _Stream(self._backend.connect_unix_socket(*arguments, **options))
+
+    def sleep(self, seconds: float) -> None:
+        """Wait."""
+        self._backend.sleep(seconds)
+
+
+def check_listing(where: str, names: Iterable[str], most: int) -> None:
+    """Refuse a listing that is too long, or whose names lead out of a folder.
+
+    Args:
+        where: The repository, for the message.
+        names: Files in it.
+        most: How many there may be.
+
+    Raises:
+        HubError: With the reason.
+    """
+    listed = list(names)
+    if len(listed) > most:
+        raise HubError(
+            f"{where}: lists {len(listed)} files, more than {most}. Download those you need and give a folder."
+        )
+    for name in listed:
+        parts = name.split("/")
+        if not name or name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in parts):
+            raise HubError(f"{where}: lists a file that lies outside it, {name!r}. {_NOT_THE_HUB}")
+        with contextlib.suppress(UnicodeEncodeError):
+            name.encode()
+            continue
+        raise HubError(f"{where}: lists a file whose name is not UTF-8, {name!r}.")

@@ -1,0 +1,183 @@
+"""Servers that lie, drip or never end: one line, within the timeout, and nothing outside the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from clipmerge.errors import HubError
+from clipmerge.hub import bounds
+from clipmerge.hub.bounds import check_listing
+from clipmerge.hub.download import fetch, resolve
+from clipmerge.hub.ids import HubId
+from tests.support.hub_double import FakeHub, serving, upload
+
+SHA = "a" * 40
+Answer = Callable[[socket.socket, str], None]
+
+
+@contextlib.contextmanager
+def server(answer: Answer) -> Iterator[str]:
+    """A server that sends what a test wants for every request; its URL."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(0.2)
+    over = threading.Event()
+
+    def one(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += connection.recv(4096)
+            answer(connection, request.split(b" ")[1].decode())
+
+    def accept() -> None:
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                threading.Thread(target=one, args=(listening.accept()[0],), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        over.set()
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def headers(*more: str) -> bytes:
+    return "\r\n".join(["HTTP/1.1 200 OK", "Content-Type: application/json", *more, "", ""]).encode()
+
+
+def endless(connection: socket.socket, _path: str) -> None:
+    connection.sendall(headers() + b'{"siblings": [')
+    while True:
+        connection.sendall(b'"x",' * 10_000)
+
+
+def dripping(connection: socket.socket, _path: str) -> None:
+    connection.sendall(headers())
+    while True:
+        connection.sendall(b" ")
+        time.sleep(0.1)
+
+
+def dripping_headers(connection: socket.socket, _path: str) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    while True:
+        connection.sendall(b"X-More: 1\r\n")
+        time.sleep(0.1)
+
+
+def silent(_connection: socket.socket, _path: str) -> None:
+    time.sleep(30)
+
+
+def compressed(connection: socket.socket, _path: str) -> None:
+    connection.sendall(headers("Content-Encoding: gzip", "Content-Length: 0"))
+
+
+def no_commit(connection: socket.socket, _path: str) -> None:
+    body = json.dumps({"id": "acme/x", "sha": "../../../x", "siblings": []}).encode()
+    connection.sendall(headers(f"Content-Length: {len(body)}") + body)
+
+
+def no_json(connection: socket.socket, _path: str) -> None:
+    connection.sendall(headers("Content-Length: 2") + b"[]")
+
+
+def tell(connection: socket.socket, path: str) -> None:
+    """Answer as the Hub does about a model of one file."""
+    file = {"type": "file", "path": "model.safetensors", "size": 3, "oid": "0" * 40}
+    held = [file] if "/tree/" in path else {"id": "acme/x", "sha": SHA, "siblings": [{"rfilename": file["path"]}]}
+    body = json.dumps(held).encode()
+    connection.sendall(headers(f"Content-Length: {len(body)}") + body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (endless, "its answer is larger than 1 MiB"),
+        (dripping, "nothing, or next to it, in 1 s"),
+        (dripping_headers, "no answer in time"),
+        (silent, "no answer in time"),
+        (compressed, "its answer is compressed"),
+        (no_commit, "the Hub gave no commit"),
+        (no_json, "reading acme/x"),
+    ],
+)
+def test_an_answer_is_bounded(answer: Answer, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "LARGEST_ANSWER", 1 << 20)
+    with server(answer) as url, pytest.raises(HubError, match=told):
+        resolve(HubId("acme/x"), endpoint=url)
+
+
+def test_a_download_that_drips_is_given_up(tmp_path: Path) -> None:
+    def answer(connection: socket.socket, path: str) -> None:
+        if "/resolve/" not in path:
+            tell(connection, path)
+            return
+        connection.sendall(headers("Content-Length: 1000000", f"X-Repo-Commit: {SHA}", 'ETag: "abc"'))
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    with server(answer) as url, pytest.raises(HubError, match="nothing, or next to it, in 1 s"):
+        fetch(HubId("acme/x"), endpoint=url)
+
+
+@pytest.mark.parametrize("header", ["ETag", "X-Linked-Etag", "X-Repo-Commit"])
+@pytest.mark.parametrize("value", ["../../../evil", "/tmp/evil", "..", "a\\b"])
+def test_a_header_that_leads_out_of_the_cache_is_refused(tmp_path: Path, header: str, value: str) -> None:
+    def answer(connection: socket.socket, path: str) -> None:
+        if "/resolve/" not in path:
+            tell(connection, path)
+            return
+        told = {"ETag": '"abc"', "X-Repo-Commit": SHA} | {header: f'"{value}"' if "Etag" in header.title() else value}
+        connection.sendall(headers("Content-Length: 3", *(f"{name}: {text}" for name, text in told.items())) + b"abc")
+
+    with server(answer) as url, pytest.raises(HubError, match=r"no name a file can have|its commit is none"):
+        fetch(HubId("acme/x"), endpoint=url)
+    assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "a\\..\\x", "", "a//b", "./x", "\ud800"])
+def test_a_listing_that_leads_out_is_refused(name: str) -> None:
+    with pytest.raises(HubError, match=r"lists a file"):
+        check_listing("reading acme/x", ["config.json", name], 10)
+
+
+def test_a_listing_without_end_is_refused() -> None:
+    with pytest.raises(HubError, match="lists 300000 files, more than 100000"):
+        check_listing("reading acme/x", map(str, range(300_000)), 100_000)
+
+
+def test_other_bytes_of_the_same_size_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path / "hub", monkeypatch) as hub:
+        assert isinstance(hub, FakeHub)
+        content = {"config.json": b"{}", "model.safetensors": b"x" * 2000}
+        upload(hub, "acme/x", content)
+        entry = hub.files("acme/x")["model.safetensors"]
+        stored = [path for path in (tmp_path / "hub").rglob("*") if path.is_file() and path.read_bytes() == b"x" * 2000]
+        assert stored, entry
+        for path in stored:
+            path.write_bytes(b"y" * 2000)
+        with pytest.raises(
+            HubError, match=r"model.safetensors came with other bytes than the Hub has, and was removed"
+        ):
+            fetch(HubId("acme/x"), endpoint=hub.url)
+        assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and b"yyy" in path.read_bytes()]
