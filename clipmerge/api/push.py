@@ -52,6 +52,7 @@ def push(
         HubError: If the Hub refuses or fails; the message says what was published and how to go on.
     """
     from clipmerge.publish import push as publishing
+    from clipmerge.report.page import html_page
 
     options: dict[str, Any] = {
         "private": private,
@@ -64,7 +65,7 @@ def push(
     }
     reports = progress or Logged()
     reports.stage("publish")
-    published = publishing.push(Path(folder), repo_id, **options)
+    published = publishing.push(Path(folder), repo_id, **options, page=html_page)
     if published.left_behind:
         reports.say(f"{shorten(published.left_behind)} left behind in {folder}: no part of what the merge wrote")
     return published

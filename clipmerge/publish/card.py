@@ -7,31 +7,34 @@ in the record that is published, names a folder of the author's machine: a local
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipmerge.checkpoint.source import OPEN_CLIP_WEIGHTS
+from clipmerge.errors import printable
 from clipmerge.families import families
 from clipmerge.files.staging import RECORD
 from clipmerge.files.templates import render
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import parse_dataset
-from clipmerge.output.record import DataSource, MergeRecord
-from clipmerge.planning.bought import Bought
+from clipmerge.output.record import MergeRecord
 from clipmerge.planning.bought_view import BoughtView, bought_view
-from clipmerge.planning.provenance import CalibrationRecord
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
+from clipmerge.publish.public import data_sources, public_record
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
+#: The report, which lies beside the card.
+REPORT = "report.html"
 #: The loss on the path, drawn; lies beside the card where there is one.
 PICTURE = "path.png"
-_ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`]+/)*([^\s/'\"`]+)/?")
+_MARKDOWN = re.compile(r"([\\`*\[\]|~])")
 _NOT_REPEATED = {"--push": True, "--private": False}  # flag: whether a value follows it
 
 
@@ -71,11 +74,25 @@ def model_card(
         "command": _repeatable(shown),
     }
     template = Path(__file__).parent / "templates" / "model_card.md.j2"
-    return render(template, values, html=False, filters={"cell": _cell, "digest": _digest})
+    return render(template, values, html=False, filters={"cell": _cell, "digest": _digest, "fence": _fence})
 
 
-def published_texts(folder: Path, record: MergeRecord, *, repo_id: str, license: str | None = None) -> dict[str, str]:
+def published_texts(
+    folder: Path,
+    record: MergeRecord,
+    *,
+    repo_id: str,
+    license: str | None = None,
+    page: Callable[[MergeRecord], str] | None = None,
+) -> dict[str, str]:
     """Write the files of an output that are published otherwise than they lie in its folder.
+
+    Args:
+        folder: The output.
+        record: Its record.
+        repo_id: Where it is published.
+        license: The Hub's name of its licence, when known.
+        page: Makes the report of a record; without it none is published.
 
     Returns:
         File name to text: the card with ``repo_id`` in it, the record and the report without local paths, and
@@ -89,32 +106,9 @@ def published_texts(folder: Path, record: MergeRecord, *, repo_id: str, license:
         RECORD: shown.to_text(),
         **eval_result_files(record),
     }
-    report = folder / "report.html"
-    if report.is_file():
-        text = report.read_text(encoding="utf-8")
-        for path in _local_paths(record):
-            if PurePath(path).is_absolute():  # anything shorter might stand for something else in a page
-                text = text.replace(path, _last(path))
-        texts[report.name] = text
+    if page is not None and (folder / REPORT).is_file():
+        texts[REPORT] = page(shown)
     return texts
-
-
-def public_record(record: MergeRecord) -> MergeRecord:
-    """Return a copy of a record in which every local path is its last component, wherever it stands."""
-    known = _local_paths(record)
-
-    def shorten(text: str) -> str:
-        for path in known:
-            text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", lambda found: _last(found[0]), text)
-        return _ABSOLUTE_PATH.sub(r"\1", text)
-
-    return MergeRecord.model_validate(_map_text(record.as_json(), shorten))
-
-
-def _data_sources(record: MergeRecord) -> list[CalibrationRecord | Bought | DataSource]:
-    """List where images came from: those of the decision and the verdict, then those of published accuracies."""
-    measured_on = [each for each in (record.calibration, record.bought) if each]
-    return [*measured_on, *(record.sources or {}).values()]
 
 
 def _for_readers(bought: BoughtView) -> BoughtView:
@@ -129,14 +123,6 @@ def _for_readers(bought: BoughtView) -> BoughtView:
         reason=changed(bought.reason),
         warnings=tuple(map(changed, bought.warnings)),
     )
-
-
-def _local_paths(record: MergeRecord) -> list[str]:
-    """List the sources that are not on the Hub and are more than a name, the longest first."""
-    checkpoints = [checkpoint for _, checkpoint in record.checkpoints]
-    sources = [each.source for each in (*checkpoints, *_data_sources(record)) if each.source and not each.revision]
-    local = {source for source in sources if hub_dataset_of(source) is None}
-    return sorted((path for path in local if path != _last(path)), key=len, reverse=True)
 
 
 def _is_open_clip(record: MergeRecord) -> bool:
@@ -165,31 +151,21 @@ def _local_names(record: MergeRecord) -> list[str]:
     return [*names, images] if images and images != "digits" and hub_dataset_of(images) is None else names
 
 
-def _map_text(value: Any, change: Callable[[str], str]) -> Any:
-    """Apply ``change`` to every string value in nested dicts and lists; keys stay."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _map_text(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_map_text(item, change) for item in value]
-    return value
-
-
-def _last(path: str) -> str:
-    return PurePath(path).name or path
-
-
 def _digest(sha256: str | None) -> str:
     return f"`{sha256}`" if sha256 else "not hashed"
 
 
 def _cell(value: object) -> str:
-    """Fit a value into one cell of a Markdown table."""
+    """Fit a value into one cell of a Markdown table, or one line, as text: neither markup nor HTML comes of it."""
     if value is None:
         return ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    text = f"{value:.4g}" if isinstance(value, float) else printable(str(value))
+    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _fence(text: str) -> str:
+    """The fence of a block of code that a text cannot leave: longer than any run of backticks in it."""
+    return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
 def _front_matter(
@@ -203,7 +179,7 @@ def _front_matter(
         for _, checkpoint in record.checkpoints
         if checkpoint.revision and (parsed := parse_hub_id(checkpoint.source))
     ]
-    found = [dataset for each in _data_sources(record) if (dataset := hub_dataset_of(each.source))]
+    found = [dataset for each in data_sources(record) if (dataset := hub_dataset_of(each.source))]
     data = list(dict.fromkeys([*datasets, *found]))
     results = model_index(record)
     return ModelCardData(

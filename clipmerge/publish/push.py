@@ -8,7 +8,7 @@ as published.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 # What a merge writes beside the weights and the files that loaders read.
-_WRITTEN = frozenset({CARD, RECORD, PICTURE, "report.html", "model.safetensors.index.json"})
+_WRITTEN = frozenset({CARD, RECORD, PICTURE, "model.safetensors.index.json"})
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def push(
     yes: bool = False,
     evaluations: Iterable[Path] = (),
     endpoint: str | None = None,
+    page: Callable[[MergeRecord], str] | None = None,
 ) -> Published:
     """Publish a merged model's folder; the folder itself is not touched.
 
@@ -90,6 +91,7 @@ def push(
         evaluations: JSON of `evaluate` or `sweep` whose accuracies go into the card; without any, those that the
             repository holds of the same weights stay.
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
+        page: Makes the report of the published record anew; without it no report is published.
 
     Returns:
         The page, the commit, and whether anything was created or changed.
@@ -108,7 +110,7 @@ def push(
     found = find_repository(api, asked)
     if found and not asked.evaluations:
         record = _with_held_results(record, found.record)
-    texts = published_texts(asked.folder, record, repo_id=repo_id, license=licence)
+    texts = published_texts(asked.folder, record, repo_id=repo_id, license=licence, page=page)
     additions = _additions(asked, record, texts)
     if found:
         check_card(asked, found, texts[CARD].encode())

@@ -14,7 +14,8 @@ from rich.console import Console
 from clipmerge.errors import OutputError
 from clipmerge.output.record import PUBLISHED, MergeRecord, parse_record, read_output
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.publish.card import model_card, public_record
+from clipmerge.publish.card import model_card
+from clipmerge.publish.public import public_record
 from clipmerge.report.page import html_page
 from clipmerge.report.terminal import summary_table
 from tests.support.command import clipmerge, refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from huggingface_hub import ModelCard
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import LossPath
-from clipmerge.publish import card
+from clipmerge.publish import card, public
 from clipmerge.report.path_picture import path_png
 from tests.support.merged_output import RECORD, save_output
 
@@ -25,7 +26,7 @@ def model_card(record: dict[str, Any], **about: Any) -> str:
 
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
-    return card.public_record(MergeRecord.model_validate(record)).as_json()
+    return public.public_record(MergeRecord.model_validate(record)).as_json()
 
 
 @pytest.fixture
@@ -122,3 +123,42 @@ def test_an_open_clip_output_gets_open_clips_snippet() -> None:
     assert snippet is not None
     compile(snippet[1], "snippet", "exec")
     assert 'create_model_from_pretrained("hf-hub:acme/robust")' in snippet[1]
+
+
+SECRET = '/home/me & you/my "secret" <runs>/it\'s'
+
+
+def test_paths_with_blanks_quotes_and_ampersands_do_not_leave_it() -> None:
+    command = shlex.join(
+        ["clipmerge", "merge", f"{SECRET}/base", f"{SECRET}/cars", f"--data={SECRET}/val", "-o", SECRET]
+    )
+    held = RECORD | {
+        "zeroshot": {"source": f"{SECRET}/base", "revision": None, "files": {}},
+        "finetuned": [{"source": f"{SECRET}/cars", "revision": None, "files": {}}],
+        "calibration": RECORD["calibration"] | {"source": f"{SECRET}/val"},
+        "output": f"{SECRET}/out",
+        "warnings": [f"{SECRET}/cars: odd", f"{SECRET}/else/where.json: odd", "C:\\Users\\me\\x: odd", "plain"],
+        "command": command + " --set method.token=hf_abcdefghijklmnop",
+    }
+    shown = public_record(held)
+    for text in (json.dumps(shown), model_card(held, repo_id="acme/robust")):
+        assert not any(word in text for word in ("secret", "home", "runs", "partner", "Users", "abcdefgh"))
+    assert shown["warnings"] == ["cars: odd", "a note is left out that names files of the author's machine", "plain"]
+    assert shown["command"].startswith("clipmerge merge base cars --data=val -o ")
+
+
+def test_names_from_strangers_are_text_in_the_card() -> None:
+    evil = "<img src=x onerror=alert(1)>|`a`[b](javascript:c)"
+    layer = RECORD["layers"]["vision.0.attn"] | {"reason": evil}
+    held = RECORD | {"layers": {"vision.0.attn": layer}, "verdict": evil, "warnings": [evil]}
+    text = model_card(held | {"accuracy": {evil: 0.5}}, repo_id="acme/robust")
+    body = text.partition("# robust")[2]
+    assert "<img" not in body
+    assert not re.search(r"(?<!\\)\]\(javascript", body)
+    assert r"&lt;img src=x onerror=alert(1)&gt;\|\`a\`\[b\](javascript:c)" in body
+
+
+def test_a_recipe_cannot_leave_its_block_of_code() -> None:
+    recipe = RECORD["recipe"] | {"name": "x\n```\n<script>"}
+    text = model_card(RECORD | {"recipe": recipe}, repo_id="acme/robust")
+    assert re.search(r"^````yaml\n(.*\n)*?````$", text, re.MULTILINE)

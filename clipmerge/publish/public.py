@@ -1,0 +1,128 @@
+"""The part of a record that is anybody's to read: made from what is known to be public, before anything is written.
+
+A local path shrinks to its last part, a token goes, and a note that may still name a place on the author's machine is
+left out. Cards, records and reports that are published are made from the result, so none of them is searched and
+replaced afterwards.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import PurePath, PureWindowsPath
+from typing import Any
+
+from clipmerge.errors import printable
+from clipmerge.output.record import DataSource, MergeRecord
+from clipmerge.planning.bought import Bought
+from clipmerge.planning.provenance import CalibrationRecord
+from clipmerge.publish.evaluations import hub_dataset_of
+
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
+_ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`]+/)*([^\s/'\"`]+)/?")
+# What is left of a path once all that is known has gone: a slash or a backslash between two names.
+_SOME_PATH = re.compile(r"~?[\w.\-]*[/\\]+[\w.\-]+")
+_LEFT_OUT = "a note is left out that names files of the author's machine"
+
+
+def public_record(record: MergeRecord) -> MergeRecord:
+    """Return a copy of a record without places on the author's machine and without tokens.
+
+    Args:
+        record: The record.
+    """
+    clean = _cleaner(record)
+    data = _map_text(record.as_json(), clean)
+    data["command"] = _public_command(record)
+    data["warnings"] = list(dict.fromkeys(_public_note(clean(note), record) for note in record.warnings))
+    data["output"] = last_part(record.output) if record.output else None
+    return MergeRecord.model_validate(data)
+
+
+def data_sources(record: MergeRecord) -> list[CalibrationRecord | Bought | DataSource]:
+    """List where images came from: those of the decision and the verdict, then those of published accuracies."""
+    measured_on = [each for each in (record.calibration, record.bought) if each]
+    return [*measured_on, *(record.sources or {}).values()]
+
+
+def local_sources(record: MergeRecord) -> list[str]:
+    """List the sources that are not on the Hub and are more than a name, the longest first."""
+    images = data_sources(record)
+    sources = [each.source for _, each in record.checkpoints if not each.revision]
+    sources += [each.source for each in images if each.source and not each.revision]
+    local = {source for source in (*sources, record.output or "") if source and hub_dataset_of(source) is None}
+    return sorted((path for path in local if path != last_part(path)), key=len, reverse=True)
+
+
+def last_part(path: str) -> str:
+    r"""Return the last component of a path of any system.
+
+    Example:
+        >>> last_part("/home/me & you/clip/"), last_part(r"C:\models\clip"), last_part("clip")
+        ('clip', 'clip', 'clip')
+    """
+    name = PurePath(path).name or path
+    return PureWindowsPath(name).name or name
+
+
+def _cleaner(record: MergeRecord) -> Callable[[str], str]:
+    known = local_sources(record)
+
+    def clean(text: str) -> str:
+        for path in known:
+            if PurePath(path).is_absolute() or path.startswith("~"):  # whatever stands around it, quotes and all
+                text = text.replace(path.rstrip("/"), last_part(path))
+            else:
+                text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", last_part(path).replace("\\", r"\\"), text)
+        return _ABSOLUTE_PATH.sub(r"\1", _TOKEN.sub("hf_...", text))
+
+    return clean
+
+
+def _map_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Apply ``change`` to every string value in nested dicts and lists; keys stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map_text(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_map_text(item, change) for item in value]
+    return value
+
+
+def _public_names(record: MergeRecord) -> set[str]:
+    """Words with a slash that are no places: ids of models and data sets on the Hub."""
+    images = data_sources(record)
+    checkpoints = {each.source for _, each in record.checkpoints if each.revision}
+    data = {each.source for each in images if each.source and (each.revision or hub_dataset_of(each.source))}
+    return checkpoints | data
+
+
+def _public_command(record: MergeRecord) -> str:
+    """Say the command word by word: flags, numbers and names on the Hub stay, everything else is a last part."""
+    try:
+        words = shlex.split(record.command)
+    except ValueError:  # quoting that a shell would refuse
+        return ""
+    public = _public_names(record)
+    public |= {word for flag, word in itertools.pairwise(words) if flag == "--push"}
+    return shlex.join(_public_word(word, public) for word in words)
+
+
+def _public_word(word: str, public: set[str]) -> str:
+    flag, equals, value = word.partition("=")
+    if equals and (flag.startswith("--") or "/" not in flag):
+        return f"{flag}={_public_word(value, public)}"
+    word = _TOKEN.sub("hf_...", word)
+    is_public = word in public or word.startswith("hf://")
+    return word if is_public or not ("/" in word or "\\" in word) else last_part(word)
+
+
+def _public_note(note: str, record: MergeRecord) -> str:
+    rest = note
+    for name in sorted(_public_names(record), key=len, reverse=True):
+        rest = rest.replace(name, "")
+    rest = re.sub(r"https?://\S+|hf://\S+", "", rest)
+    return printable(_LEFT_OUT if _SOME_PATH.search(rest) else note)
