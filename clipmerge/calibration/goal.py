@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from clipmerge.calibration.augmentation import KINDS, augmented, viewed
 from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.precision import Precision, passes
 from clipmerge.calibration.steps import Step
 from clipmerge.errors import MeasureError
 from clipmerge.plugins import Augmentation
@@ -32,6 +33,7 @@ class Goal:
             themselves.
         blend: Share of the fine-tuned model's predictions in the teacher's; the others are the zero-shot model's.
         copies: How many of a step's images, at most, have a changed copy; ``None`` for all.
+        precision: Of the forward passes.
     """
 
     divergence_weight: float
@@ -40,6 +42,7 @@ class Goal:
     views: float = 0.0
     blend: float = 0.0
     copies: int | None = None
+    precision: Precision = "float32"
 
     def copied(self, images: int) -> int:
         """How many of so many images have a changed copy."""
@@ -93,8 +96,10 @@ def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False)
     copied = goal.copied(len(batch))
     if copied:
         pixels = torch.cat([pixels, augmented(batch.pixels[:copied], step.seed, goal.changes)])
-    classes = objective.class_features(step.classes, step.templates, kept=kept)
-    features = objective.embed(pixels)
+    with passes(batch.pixels.device, goal.precision):
+        classes = objective.class_features(step.classes, step.templates, kept=kept)
+        features = objective.embed(pixels)
+    classes, features = classes.float(), features.float()
     labels = batch.labels
     if step.classes is not None:
         labels = torch.searchsorted(step.classes.to(labels.device), labels)

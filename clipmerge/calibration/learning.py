@@ -111,6 +111,8 @@ class _Run:
     def learned(self) -> Learned:
         """Learn, or go on learning, and choose."""
         begin = self._restored()
+        if not self._objective.text_changes:
+            self._objective.prompt_features()  # once for all, and so in float32
         layout = lay_out(self._objective, self._course.steps, batch=self._course.batch, share=self._course.held_back)
         steps, looks = list(layout.steps[begin or 0 :]), list(layout.held)
         walks = begin is None and (bool(looks) or not self._coefficients.started)

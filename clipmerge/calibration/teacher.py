@@ -11,6 +11,7 @@ import torch
 from clipmerge.calibration.augmentation import augmented
 from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.objective import FORWARD, Objective
+from clipmerge.calibration.precision import passes
 from clipmerge.calibration.steps import Step
 
 
@@ -39,11 +40,13 @@ def asked(objective: Objective, steps: Sequence[Step], goal: Goal, *, kept: bool
 
 def _answered(objective: Objective, step: Step, goal: Goal, share: float, *, kept: bool) -> Step:
     """Add one model's answer to a step: its features, or its share of the teacher's probabilities."""
-    features = objective.embed(augmented(step.batch.pixels[: goal.copied(len(step))], step.seed, goal.changes))
+    pixels = augmented(step.batch.pixels[: goal.copied(len(step))], step.seed, goal.changes)
+    with passes(pixels.device, goal.precision):
+        features = objective.embed(pixels)
+        classes = objective.class_features(step.classes, step.templates, kept=kept)
     if goal.divergence == "features":
-        return step if step.features is not None else replace(step, features=features)
-    classes = objective.class_features(step.classes, step.templates, kept=kept)
-    own = objective.class_logits(features, classes).log_softmax(-1)
+        return replace(step, features=features.float())
+    own = objective.class_logits(features.float(), classes.float()).log_softmax(-1)
     if share == 1:
         return replace(step, target=own)
     own = own + math.log(share)

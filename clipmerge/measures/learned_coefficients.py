@@ -9,6 +9,7 @@ from clipmerge.calibration.coefficients import Coefficients, Granularity
 from clipmerge.calibration.goal import Divergence, Goal
 from clipmerge.calibration.learning import Course, Learned, learn
 from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.precision import Precision
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Augmentation, Count, NonNegative, PartialShare, Points, Positive, Share
 
@@ -29,6 +30,7 @@ def learned_coefficients(
     blend: Share = 0.0,
     divergence: Divergence = "predictions",
     changes: tuple[Augmentation, ...] = KINDS,
+    precision: Precision = "auto",
 ) -> Measurements:
     """Learn how far each layer, parameter, output channel or entry goes from zero-shot to fine-tuned.
 
@@ -54,6 +56,7 @@ def learned_coefficients(
         blend: Share of the fine-tuned model's predictions in those that the divergence is taken from.
         divergence: ``predictions`` (KL divergence) or ``features`` (one minus the cosine).
         changes: What is changed in the images of the divergence.
+        precision: Of the forward passes: ``auto`` takes bfloat16 where the processor or the card multiplies it faster.
 
     Returns:
         Statistics ``at_zero`` and ``at_one``, shares of a layer's entries that the box holds at either end; the losses
@@ -79,6 +82,7 @@ def learned_coefficients(
         blend=blend,
         divergence=divergence,
         changes=changes,
+        precision=precision,
     )
     return measured("learned-coefficients", objective, coefficients, learn(objective, coefficients, course))
 
@@ -96,9 +100,10 @@ def course_of(
     blend: float,
     divergence: Divergence,
     changes: tuple[Augmentation, ...],
+    precision: Precision,
 ) -> Course:
     """Put the options of `learned_coefficients` together."""
-    goal = Goal(robustness, changes, divergence, views, blend, copies)
+    goal = Goal(robustness, changes, divergence, views, blend, copies, precision)
     return Course(goal, steps, rate, batch=batch, held_back=held_back, max_loss=max_loss)
 
 

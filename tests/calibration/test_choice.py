@@ -203,3 +203,30 @@ def test_only_some_images_of_a_step_have_changed_copies(ends: Ends) -> None:
     assert seen.divergence == pytest.approx((target * (target / own).log()).sum(-1).mean().item(), rel=1e-3)
     reference = Reference(ends).at(1.0)
     assert seen.calibration == pytest.approx(reference.loss(step.batch).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("moves", [("",), ("vision_", "visual_")])
+def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(tmp_path: Path, moves: tuple[str, ...]) -> None:
+    objective = objective_for(save_ends(tmp_path, moves=moves), make_batches(SIZES))
+    exact, quick = Goal(0.5), Goal(0.5, precision="bfloat16")
+    step = prepare(objective, exact, 1)[0]
+    rough = prepare(objective, quick, 1)[0]
+    assert step.target is not None
+    assert rough.target is not None
+    assert torch.allclose(step.target, rough.target, atol=0.3)
+    assert not torch.equal(step.target, rough.target)
+    with torch.enable_grad():
+        for alpha in (0.0, 0.5, 1.0):
+            objective.move_to(alpha)
+            expected = descend(objective, step, exact)
+            wanted = {name: objective.gradient_of(name).clone() for name in objective.task_vector}
+            objective.path.clear_gradients()
+            seen = descend(objective, step, quick)
+            assert seen.calibration == pytest.approx(expected.calibration, rel=0.03)
+            assert seen.divergence == pytest.approx(expected.divergence, rel=0.2, abs=0.02)
+            for name, gradient in wanted.items():
+                assert objective.gradient_of(name).dtype == torch.float32
+                if gradient.norm() > 0.05:
+                    cosine = torch.cosine_similarity(gradient.flatten(), objective.gradient_of(name).flatten(), dim=0)
+                    assert float(cosine) > 0.97, name
+            objective.path.clear_gradients()

@@ -1,0 +1,32 @@
+"""Forward passes of learning in bfloat16, where the processor or the card is made for it."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices in bfloat16 faster than in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(bool(supports()) for supports in asked if supports is not None)
+
+
+def passes(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Compute the forward passes inside in this precision; weights and their gradients stay in float32.
+
+    Args:
+        device: Where.
+        precision: ``auto`` for bfloat16 where `multiplies_bfloat16` says so, and float32 elsewhere.
+    """
+    enabled = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
+    # the weights move in place, so what was cast before may not be used again
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if enabled else nullcontext()
