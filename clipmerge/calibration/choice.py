@@ -40,10 +40,12 @@ class Seen:
     Attributes:
         goal: What is minimised.
         right: Share of the views that are recognised.
+        loss: Mean cross-entropy of the views, in nats.
     """
 
     goal: float
     right: float
+    loss: float = 0.0
 
 
 @torch.no_grad()
@@ -56,14 +58,15 @@ def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
         goal: What is minimised.
     """
     kept = embeds_less_at_once(objective, looks)
-    total = right = 0.0
+    total = right = loss = 0.0
     for step in looks:
         value, losses = goal_at(objective, step, goal, kept=kept)
         total += float(value) * len(step)
         right += losses.right * len(step)
+        loss += losses.calibration * len(step)
         objective.tick(FORWARD * goal.seen(len(step)))
     images = sum(len(step) for step in looks)
-    return Seen(total / images, right / images)
+    return Seen(total / images, right / images, loss / images)
 
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:

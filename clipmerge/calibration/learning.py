@@ -14,7 +14,7 @@ from clipmerge.calibration.goal import Goal, Losses, descend
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
 from clipmerge.calibration.steps import Step, lay_out
 from clipmerge.calibration.teacher import asked
-from clipmerge.planning.measurements import HeldBackChoice
+from clipmerge.planning.measurements import HeldBackChoice, LossPath
 
 #: Points of the path among which learning starts, and the steps on whose images they are compared where nothing is
 #: held back.
@@ -52,10 +52,12 @@ class Learned:
     Attributes:
         trace: What each step saw.
         choice: What the held-back images chose; ``None`` where none are held back.
+        path: Loss along the straight path, of views of the images on which it was walked; ``None`` if it was not.
     """
 
     trace: list[Losses]
     choice: HeldBackChoice | None = None
+    path: LossPath | None = None
 
 
 def learn(objective: Objective, coefficients: Coefficients, course: Course) -> Learned:
@@ -125,7 +127,7 @@ class _Run:
         self._descend(steps)
         choice = self._chosen(looks, layout.images_held) if looks else None
         self._coefficients.place()
-        return Learned([Losses(*row) for row in self._trace.tolist()], choice)
+        return Learned([Losses(*row) for row in self._trace.tolist()], choice, self._walked())
 
     def _restored(self) -> int | None:
         """Steps that were taken on an earlier run; ``None`` if there was none."""
@@ -167,6 +169,10 @@ class _Run:
         self._coefficients.make_sparse(*self._course.thin())
         if anew:
             self._coefficients.disturb(self._objective.seed)
+
+    def _walked(self) -> LossPath | None:
+        losses = [Seen(*row).loss for row in self._path.tolist()]
+        return LossPath(alphas=ALPHAS, losses=tuple(losses)) if any(losses) else None
 
     def _descend(self, steps: Sequence[Step]) -> None:
         objective, coefficients, goal = self._objective, self._coefficients, self._course.goal

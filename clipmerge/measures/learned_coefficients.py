@@ -144,5 +144,6 @@ def measured(name: str, objective: Objective, coefficients: Coefficients, learne
             "divergence": tuple(losses.divergence for losses in learned.trace),
         },
         choice=learned.choice,
+        path=learned.path,
         coefficients=found,
     )

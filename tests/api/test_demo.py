@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """The demo's record; about a minute of training on two cores."""
-    return run_demo(tmp_path_factory.mktemp("demo") / "demo", Silent())
+    return run_demo(tmp_path_factory.mktemp("demo") / "demo", progress=Silent())
 
 
 def shifted(accuracy: dict[str, float]) -> float:
@@ -63,13 +63,12 @@ def test_the_printed_command_runs_and_its_output_loads(demo: dict[str, str], tmp
     assert all(torch.equal(merged[name], value) for name, value in model.state_dict().items() if name in merged)
 
 
-def test_layers_add_up_to_the_loss(demo: dict[str, dict[str, str]]) -> None:
+def test_stragglers_get_half_of_their_weights_back(demo: dict[str, dict[str, str]]) -> None:
     record = json.loads((Path(demo["models"]["straggler-sparse"]) / "clipmerge.json").read_text(encoding="utf-8"))
-    for statistic, check in record["checks"].items():
-        total = sum(layer[statistic] for layer in record["measurements"].values())
-        assert total == pytest.approx(check["measured"], rel=0.01)
+    assert record["stragglers"]
+    assert all(record["measurements"][layer]["at_zero"] >= 0.5 for layer in record["stragglers"])
     loss = dict(zip(record["path"]["alphas"], record["path"]["losses"], strict=True))
-    assert record["checks"]["loss_drop"]["measured"] == pytest.approx(loss[1.0] - loss[0.0])
+    assert loss[1.0] < loss[0.0]
 
 
 def test_it_is_trained_once(demo: dict[str, str]) -> None:

@@ -69,6 +69,7 @@ def test_a_look_is_the_goal_over_all_held_back_images(ends: Ends) -> None:
         right += float((logits.argmax(1) == step.batch.labels).sum())
         images += len(step)
     assert seen.goal == pytest.approx(total / images, rel=1e-4)
+    assert seen.loss == pytest.approx(seen.goal)
     assert seen.right == pytest.approx(right / images)
 
 
@@ -108,8 +109,12 @@ def test_a_learning_that_makes_it_worse_gives_the_straight_path(
 def test_the_choice_is_the_best_candidate_and_is_where_the_model_is_left(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     goal, coefficients = Goal(0.3, views=1.0), Coefficients(objective, "entry")
-    choice = learn(objective, coefficients, Course(goal, 8, 0.1, held_back=0.3)).choice
+    result = learn(objective, coefficients, Course(goal, 8, 0.1, held_back=0.3))
+    choice = result.choice
     assert choice is not None
+    assert result.path is not None
+    assert result.path.alphas == ALPHAS
+    assert result.path.losses[0] > min(result.path.losses)
     left = changed(objective, coefficients)
     looks = list(lay_out(objective, 8, share=0.3).held)
     from clipmerge.calibration.teacher import asked
