@@ -163,7 +163,7 @@ def _card(pinned: HubId, resolved: Resolved) -> dict[str, Any]:
     try:
         text = read_bytes(file, LARGEST_TEXT).decode("utf-8", errors="replace")
     except Unreadable as error:
-        raise DataError(f"{pinned}: its card cannot be read ({error})") from None
+        raise DataError(f"reading the card of {pinned}: it cannot be read ({error})") from None
     return front_matter(str(pinned), text)
 
 
@@ -187,16 +187,16 @@ def front_matter(where: str, card: str) -> dict[str, Any]:
     found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
     text = found[1] if found else ""
     if len(text) > LARGEST_FRONT_MATTER:
-        raise DataError(f"{where}: the metadata of its card are larger than {told_size(LARGEST_FRONT_MATTER)}")
+        raise DataError(f"reading the card of {where}: its metadata are larger than {told_size(LARGEST_FRONT_MATTER)}")
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_Loader)):
-            raise DataError(f"{where}: the metadata of its card hold an alias (*name), which is not followed")
+            raise DataError(f"reading the card of {where}: its metadata hold an alias (*name), which is not followed")
         data = yaml.load(text, Loader=_Loader)
     except DataError:
         raise
     except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise DataError(f"{where}: the metadata of its card cannot be read ({reason})") from None
+        raise DataError(f"reading the card of {where}: its metadata cannot be read ({reason})") from None
     return data if isinstance(data, dict) else {}
 
 
