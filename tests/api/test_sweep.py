@@ -343,7 +343,7 @@ def test_weights_that_are_not_finite_are_named(far: Inputs, images: Path, shifte
 # --- calibration on OOD images
 
 
-@pytest.mark.parametrize("kind", ["the same folder", "symbolic link", "hard link", "copy"])
+@pytest.mark.parametrize("kind", ["the same folder", "hard link", "copy"])
 def test_ood_images_among_the_calibration_images_are_refused(
     far: Inputs, images: Path, calibration: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,8 +351,10 @@ def test_ood_images_among_the_calibration_images_are_refused(
     if kind != "the same folder":
         ood = save_images(tmp_path / "ood", each=4, seed=9)
         source, target = calibration / "cat" / "2.png", ood / "bird" / "other.png"
-        make = {"symbolic link": target.symlink_to, "hard link": target.hardlink_to}
-        make.get(kind, lambda path: shutil.copyfile(path, target))(source)
+        if kind == "copy":
+            shutil.copyfile(source, target)
+        else:
+            target.hardlink_to(source)
     measured = Counting(monkeypatch)
     request = request_for(far, images, ood, "straggler-outlier", calibration=Calibration(source=str(calibration)))
     count = "18 images are" if kind == "the same folder" else "1 image is"

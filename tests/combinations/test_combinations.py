@@ -344,7 +344,7 @@ def test_a_plan_with_an_impossible_combination_is_refused(
     file = tmp_path / "plan.json"
     file.write_text(plan.to_json())
     assert read_plan(file) == plan
-    assert read_plan(file).checked({"a": ()}) == plan
+    assert read_plan(file).checked({"a": ()}).digest == plan.digest
     file.write_text(json.dumps({**json.loads(plan.to_json()), "combine": combine}))
     with pytest.raises(PlanError, match=message):
         read_plan(file).checked({"a": ()})

@@ -186,7 +186,11 @@ FILES: dict[str, tuple[dict[str, bytes], str, str]] = {
     "both kinds": ({"train.parquet": b"", "train/1.tar": b""}, "", r"split 'train' holds Parquet and tar files"),
     "no such split": ({"train.parquet": b"", "test.parquet": b""}, ":tets", r"no split 'tets' .*Did you mean 'test'"),
     "no such folder": ({"a/train.parquet": b""}, ":b/train", r"no configuration 'b' \(folders: a\)"),
-    "bad card": ({"README.md": b"---\na: [\n---\n", "train.parquet": b""}, "", r"reading the card of .*acme/cars"),
+    "bad card": (
+        {"README.md": b"---\na: [\n---\n", "train.parquet": b""},
+        "",
+        r"cars@.*: the metadata of its card cannot",
+    ),
 }
 
 

@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
@@ -35,11 +34,13 @@ def test_the_same_folder_overlaps_however_it_is_spelled(images: Path, tmp_path: 
     assert overlap_of(where, images) == 30
 
 
-@pytest.mark.parametrize("how", ["symbolic link", "hard link", "copy"])
+@pytest.mark.parametrize("how", ["hard link", "copy"])
 def test_one_file_is_enough(images: Path, other: Path, how: str) -> None:
     source, target = images / "cat" / "3.png", other / "dog" / "renamed.png"
-    make = {"symbolic link": target.symlink_to, "hard link": target.hardlink_to}
-    make.get(how, lambda path: shutil.copyfile(path, target))(source)
+    if how == "copy":
+        shutil.copyfile(source, target)
+    else:
+        target.hardlink_to(source)
     found = find_overlap(Fingerprints(load_images(str(other))), Fingerprints(load_images(str(images))))
     assert found
     assert (found.count, found.first) == (1, f"{target} {'has the content of' if how == 'copy' else 'is'} {source}")
@@ -73,24 +74,23 @@ def test_the_message_names_both(images: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_link_to_nowhere_is_said_as_where_it_is_read(tmp_path: Path, images: Path, other: Path, first: bool) -> None:
-    (other / "cat" / "link.png").symlink_to(tmp_path / "nowhere.png")
-    found = load_images(str(other))
-    place = found.paths.index(str(other / "cat" / "link.png"))
-    with pytest.raises(DataError, match=r"cat/link\.png: cannot be read as an image \(.*\); mend or remove it") as told:
-        found.image(place)
-    with pytest.raises(DataError, match=f"^{re.escape(str(told.value))}$"):
-        overlap_of(*((other, images) if first else (images, other)))
+def test_an_image_that_is_gone_is_reported_as_where_it_is_read(images: Path, other: Path, first: bool) -> None:
+    found, rest = load_images(str(other)), load_images(str(images))
+    gone = other / "cat" / "0.png"
+    gone.unlink()
+    with pytest.raises(DataError, match=r"cat/0\.png: cannot be read as an image \(.*\); mend or remove it") as read:
+        found.image(found.paths.index(str(gone)))
+    with pytest.raises(DataError, match=f"^{re.escape(str(read.value))}$"):
+        find_overlap(*map(Fingerprints, (found, rest) if first else (rest, found)))
 
 
 def test_a_folder_that_is_called_like_an_image(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "class" / "x.png").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"class/x\.png: cannot be read as an image"):
+    with pytest.raises(DataError, match=r"a/class: holds folders \(x\.png\), not images"):
         overlap_of(tmp_path / "a", tmp_path / "b")
 
 
-def test_a_link_to_an_image_elsewhere_is_read(tmp_path: Path, other: Path) -> None:
-    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "x.png")
-    (other / "dog" / "l.png").symlink_to(tmp_path / "x.png")
+def test_a_link_to_an_image_of_the_folder_is_read(other: Path) -> None:
+    (other / "dog" / "link.png").symlink_to(other / "cat" / "0.png")
     assert overlap_of(other, other) == 13

@@ -69,7 +69,7 @@ def test_a_plan_without_hashes_takes_its_inputs_as_they_are(pair: Inputs, tmp_pa
     plan.write_text(json.dumps(content))
     ended = clipmerge("apply", plan, "-o", tmp_path / "out", "--format", "json")
     assert ended.code == 0, ended.err
-    assert f"{plan} has no sha256 of {pair[0]} (merged with --no-hash): taken as it is" in ended.err
+    assert f"{plan} has no sha256 of {pair[0]} (made with --no-hash): taken as it is" in ended.err
     assert ended.json["zeroshot"] == hashed["zeroshot"]
     content["zeroshot"]["files"] = {"other.safetensors": None}
     plan.write_text(json.dumps(content))
