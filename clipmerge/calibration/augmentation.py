@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
+from clipmerge.errors import MeasureError
 from clipmerge.plugins import Augmentation
 
 #: Every kind of change there is.
@@ -36,7 +37,12 @@ def augmented(pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = KINDS
 
     Returns:
         Same shape, device and dtype.
+
+    Raises:
+        MeasureError: If the images are packed into patches, which cannot be changed.
     """
+    if kinds:
+        _require_images(pixels)
     generator = torch.Generator().manual_seed(seed)
     for kind in KINDS:
         if kind in kinds:
@@ -54,9 +60,13 @@ def viewed(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
 
     Returns:
         Same shape, device and dtype.
+
+    Raises:
+        MeasureError: If the images are packed into patches, which cannot be changed.
     """
     if strength == 0:
         return pixels
+    _require_images(pixels)
     generator = torch.Generator().manual_seed(seed)
     turn = _uniform(pixels, generator, -_VIEW_TURN, _VIEW_TURN) * strength
     scale = 1 + _uniform(pixels, generator, -_VIEW_SCALE, _VIEW_SCALE) * strength
@@ -64,6 +74,14 @@ def viewed(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
     cos, sin = scale * turn.cos(), scale * turn.sin()
     rows = [torch.stack([cos, -sin, shift[:, 0]], 1), torch.stack([sin, cos, shift[:, 1]], 1)]
     return _resampled(pixels, rows)
+
+
+def _require_images(pixels: Tensor) -> None:
+    if pixels.ndim != 4:
+        raise MeasureError(
+            "the model takes images as patches of any aspect ratio, which cannot be turned or blurred; "
+            "set measure.views=0 and measure.changes=[]"
+        )
 
 
 def _resampled(pixels: Tensor, rows: list[Tensor]) -> Tensor:

@@ -15,14 +15,20 @@ from clipmerge.measures._statistics import statistic
 from clipmerge.measures.learned_coefficients import course_of, learned_coefficients, measured
 from clipmerge.methods._stragglers import find_stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import Density, Share, options_of, plugin_options
+from clipmerge.plugins import Density, Points, Share, options_of, plugin_options
 
 Rule = Literal["share", "outlier", "flattest", "random"]
 
 
-@options_of(learned_coefficients)
+@options_of(learned_coefficients, without=("max_loss",))
 def learned_sparse(
-    objective: Objective, *, rule: Rule = "share", share: Share = 0.25, density: Density = 0.5, **options: Any
+    objective: Objective,
+    *,
+    rule: Rule = "share",
+    share: Share = 0.25,
+    density: Density = 0.5,
+    max_loss: Points = 4.0,
+    **options: Any,
 ) -> Measurements:
     """Learn coefficients of which the straggler layers keep a share, the rest being zero-shot weights bit for bit.
 
@@ -38,6 +44,7 @@ def learned_sparse(
             ``random`` are controls that take other layers with about as many entries as ``share`` would.
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
+        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
         **options: As in `learned_coefficients`.
 
     Returns:
@@ -51,7 +58,7 @@ def learned_sparse(
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; straight-through: Bengio et al. 2013, arXiv:1308.3432.
         The definitions are ours.
     """
-    settings = {**plugin_options("measures", "learned-coefficients"), **options}
+    settings = {**plugin_options("measures", "learned-coefficients"), **options, "max_loss": max_loss}
     finder = _Finder(objective, rule, share)
     coefficients = Coefficients(objective, settings.pop("granularity"), settings.pop("start"))
     course = replace(course_of(**settings), thin=lambda: (finder.parameters(), density))

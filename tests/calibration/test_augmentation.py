@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.calibration.augmentation import KINDS, augmented
+from clipmerge.calibration.augmentation import KINDS, augmented, viewed
+from clipmerge.errors import MeasureError
 
 COUNT = 400
 
@@ -95,3 +96,12 @@ def test_noise_has_mean_zero_and_its_own_strength_an_image(pixels: Tensor) -> No
 @pytest.mark.parametrize("size", [1, 8, 224])
 def test_any_size_goes(size: int) -> None:
     assert augmented(torch.randn(2, 3, size, size), 0).shape == (2, 3, size, size)
+
+
+def test_patches_of_any_aspect_ratio_are_refused_with_the_way_out() -> None:
+    packed = torch.zeros(2, 9, 51)
+    for change in (augmented, viewed):
+        with pytest.raises(MeasureError, match=r"set measure.views=0 and measure.changes=\[\]"):
+            change(packed, 0)
+    assert viewed(packed, 0, 0.0) is packed
+    assert augmented(packed, 0, ()) is packed
