@@ -46,6 +46,8 @@ def _check_archive(file: Path, content: IO[bytes]) -> None:
     try:
         archive = zipfile.ZipFile(content)
         for member in archive.infolist():
+            if member.filename.split("/")[1:2] == ["code"]:  # of TorchScript, which torch refuses before it reads this
+                continue
             if member.compress_type != zipfile.ZIP_STORED:
                 raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
             if not member.filename.endswith(".pkl"):

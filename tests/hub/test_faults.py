@@ -269,11 +269,9 @@ DATA: dict[str, tuple[dict[str, bytes], str]] = {
     "garbage": ({"test.parquet": b"PAR1 garbage PAR1"}, r"test\.parquet: cannot be read as Parquet"),
     "nothing": ({"test.parquet": b""}, r"test\.parquet: cannot be read as Parquet"),
     "a bad card": ({"README.md": b"---\na: [\n---\n"}, "reading the card of hf://datasets/acme/cars"),
-    "a card that is a list": ({"README.md": b"---\n- a\n---\n"}, "reading the card of hf://datasets/acme/cars"),
-    "configs of another shape": (
-        {"README.md": b"---\nconfigs: {a: b}\n---\n"},
-        "",  # what cannot be understood is passed over, and splits are read off the files' names
-    ),
+    # metadata of another shape is passed over, and splits are read off the files' names
+    "a card that is a list": ({"README.md": b"---\n- a\n---\n"}, ""),
+    "configs of another shape": ({"README.md": b"---\nconfigs: {a: b}\n---\n"}, ""),
 }
 
 

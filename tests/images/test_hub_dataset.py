@@ -189,7 +189,7 @@ FILES: dict[str, tuple[dict[str, bytes], str, str]] = {
     "bad card": (
         {"README.md": b"---\na: [\n---\n", "train.parquet": b""},
         "",
-        r"cars@.*: the metadata of its card cannot",
+        r"reading the card of .*acme/cars@.*: its metadata",
     ),
 }
 
