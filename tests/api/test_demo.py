@@ -78,6 +78,6 @@ def test_it_is_trained_once(demo: dict[str, str]) -> None:
         def say(self, text: str) -> None:
             self.said.append(text)
 
-    again = run_demo(Path(demo["folder"]), Notes())
+    again = run_demo(Path(demo["folder"]), progress=Notes())
     assert any("trained earlier" in text for text in Notes.said)
     assert again["accuracy"] == demo["accuracy"]

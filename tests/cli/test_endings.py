@@ -36,6 +36,13 @@ def stopping(number: int) -> Callable[..., Any]:
     return stop
 
 
+def while_sending(monkeypatch: pytest.MonkeyPatch, what: Callable[..., Any]) -> None:
+    """Let this happen in the place of creating the repository: all checks are over, and sending has begun."""
+    for check in ("check_access", "_check_token", "find_repository"):
+        monkeypatch.setattr(f"clipmerge.publish.push.{check}", lambda *_, **__: None)
+    monkeypatch.setattr("clipmerge.publish.push.create_repository", what)
+
+
 @STOPS
 @pytest.mark.parametrize("command", ["merge", "plan"])
 def test_a_signal_after_the_output_was_written_says_that_it_is_there(
@@ -64,8 +71,7 @@ def test_a_signal_while_pushing_says_that_nobody_knows(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, how: str
 ) -> None:
     out = tmp_path / "out"
-    monkeypatch.setattr("clipmerge.publish.push.push", stopping(number))
-    monkeypatch.setattr("clipmerge.publish.push.check_access", lambda *_, **__: None)
+    while_sending(monkeypatch, stopping(number))
     command = ("merge", *pair, "-r", "wise-ft", "-o", out, "--push", "acme/robust", "--license", "mit")
     unknown = f"`clipmerge push {out} acme/robust --license mit` finds out and goes on"
     said = f"whether acme/robust was published is not known: {unknown}"
@@ -91,13 +97,14 @@ def test_a_signal_after_a_push_says_where_it_went(
     [(HubError("no. Nothing was published."), "error: no. Nothing was published."), (ValueError("x"), "is not known")],
 )
 def test_an_error_while_pushing_says_so_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
 ) -> None:
     def failing(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("clipmerge.publish.push.push", failing)
-    outcome = clipmerge("push", tmp_path, "acme/robust")
+    assert clipmerge("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out").code == 0
+    while_sending(monkeypatch, failing)
+    outcome = clipmerge("push", tmp_path / "out", "acme/robust", "--license", "mit")
     assert outcome.code == 1
     assert line in outcome.err
     assert ("is not known" in outcome.err) is not isinstance(error, HubError)
