@@ -204,17 +204,23 @@ def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpo
             patiently(lambda: huggingface_hub.snapshot_download(**where, allow_patterns=patterns, endpoint=endpoint))
     _check_there(pinned, folder, names)
     for name in new:
-        _check_content(pinned, name, (folder / name).resolve())
+        _check_content(pinned, name, folder / name)
     return folder
 
 
-def _check_content(pinned: HubId, name: str, blob: Path) -> None:
-    """Refuse a file that came with other bytes than the Hub has: it lies under the hash that the Hub gave for it."""
-    if re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        same = remembered_sha256(blob) == blob.name
-    elif FULL_SHA.fullmatch(blob.name):
+def _check_content(pinned: HubId, name: str, file: Path) -> None:
+    """Refuse a file that came with other bytes than the Hub has.
+
+    The snapshot links to a blob that is called by the hash that the Hub gave. Its content may lie elsewhere: Xet keeps
+    it once for all repositories, under a hash of its own.
+    """
+    given = file.readlink().name if file.is_symlink() else ""
+    blob = file.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", given):
+        same = remembered_sha256(blob) == given
+    elif FULL_SHA.fullmatch(given):
         data = blob.read_bytes()
-        same = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == blob.name
+        same = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == given
     else:  # a cache without links
         same = True
     if not same:
