@@ -54,7 +54,7 @@ def test_a_push_makes_one_commit_and_the_model_loads(hub: FakeHub, merged: Path)
     before = {path.name: path.read_bytes() for path in merged.iterdir()}
     done = push(merged, "alice/robust", license="mit", endpoint=hub.url)
     head = hub.repos["model", "alice/robust"].refs["refs/heads/main"]
-    left = ("report.html",)  # a page is published as the caller makes it anew from the public record, and none was given
+    left = ("report.html",)  # the page is published as made from the public record, and none was made here
     expected = Published(f"{hub.url}/alice/robust", "alice/robust", head, created=True, changed=True, left_behind=left)
     assert done == expected
     assert commits(hub) == 1
