@@ -283,3 +283,20 @@ def test_preprocessed_pixels_cannot_be_corrupted_and_that_is_said(pair: Inputs, 
     plan = clipmerge_package.plan(*pair, "straggler-outlier", data=data, set=list(QUICK), progress=Silent())
     assert plan.bought is None
     assert any("holds preprocessed pixels" in warning for warning in plan.warnings)
+
+
+def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(far: Inputs, photos: Path, tmp_path: Path) -> None:
+    other = save_images(tmp_path / "other", each=4, seed=3)
+    flags = ("--id", f"val={photos}", "--ood", f"other={other}", "--alphas", "0,0.5,1", "-r", "wise-ft")
+    ended = clipmerge("sweep", far[1], far[0], *flags, "-o", tmp_path / "sweep", "--format", "json")
+    assert ended.code == 0, ended.err
+    lost = 100 * (ended.json["curve"][-1]["id"] - ended.json["recipes"][0]["id"])
+    assert lost > 3  # or this says nothing
+    (warning,) = (text for text in ended.json["warnings"] if "--max-loss" in text)
+    assert warning.startswith(f"recipe wise-ft loses {lost:.1f} points of the fine-tuned model's ID accuracy")
+    assert warning.replace("'", "&#39;") in (tmp_path / "sweep" / "sweep.html").read_text()
+    assert warning in " ".join(ended.err.split())
+    allowed = clipmerge("sweep", far[1], far[0], *flags, "--max-loss", 60, "-o", tmp_path / "a", "--format", "json")
+    assert not [text for text in allowed.json["warnings"] if "--max-loss" in text]
+    refused(clipmerge("sweep", far[1], far[0], *flags, "--strict", "-o", tmp_path / "strict"))
+    assert not (tmp_path / "strict").exists()
