@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from benchmarks.shifts.experiment import TrainedPair
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# the same examples in every run, none kept on the disk; `--hypothesis-profile default` looks further
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile("repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:

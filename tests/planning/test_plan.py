@@ -22,7 +22,7 @@ SMALL = settings(max_examples=100, deadline=None, suppress_health_check=[HealthC
 floats = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(min_size=1, max_size=8)
 numbers = st.dictionaries(names, floats, max_size=3)
-values = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | floats | names
+values = st.none() | st.booleans() | st.integers(1 - 2**63, 2**63 - 1) | floats | names
 sources = st.builds(
     SourceRecord, source=names, revision=st.none() | names, files=st.dictionaries(names, st.none() | names)
 )

@@ -92,9 +92,9 @@ overrides = st.builds(
 edits = st.lists(st.tuples(st.integers(0, 99), st.none() | shares | st.just("mask")), max_size=3)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("method", [*FREE, *MEASURED, *STRAGGLERS])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    method=st.sampled_from([*FREE, *MEASURED, *STRAGGLERS]),
     overrides=st.lists(overrides, max_size=2).map(tuple),
     edits=edits,
     again=st.booleans(),
