@@ -41,7 +41,7 @@ def names_of(source: str, opened: Labelled, classes: ClassNames) -> tuple[tuple[
         ids = "; if they are ids, name the column of the labels with --label-column" if beyond else ""
         raise DataError(
             f"{source}: its labels are the numbers 0 to {len(opened.classes) - 1} without names; pass a file with the "
-            f"names with --classes, one a line{ids}"
+            f"names with --classes, one per line{ids}"
         )
     names = tuple(name.replace("_", " ") for name in opened.classes)
     for name in names:
@@ -96,12 +96,12 @@ def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbere
     names: list[Any] = data if isinstance(data, list) else []
     if numbered and 0 < len(names) < len(classes):
         raise DataError(
-            f"{path}: label {len(classes) - 1} has no name, it has {len(names)}; give one name a class, or name the "
+            f"{path}: label {len(classes) - 1} has no name, it has {len(names)}; give one name per class, or name the "
             "column of the labels with --label-column"
         )
     if len(names) < len(classes) or (len(names) > len(classes) and not numbered):
         raise DataError(
-            f"{path}: has {len(names)} class names, there are {len(classes)} classes; give one name a class"
+            f"{path}: has {len(names)} class names, there are {len(classes)} classes; give one name per class"
         )
     return _checked_names(path, names)
 
@@ -113,7 +113,7 @@ def _called(given: Path | Sequence[str]) -> str:
 def _parsed_names(path: Path) -> Any:
     """Parse a file of names: a list of names in order, or names by class."""
     try:
-        text = read_text(path, encoding="utf-8-sig")  # editors on Windows put a mark in front
+        text = read_text(path, encoding="utf-8-sig")  # editors on Windows put a byte order mark in front
         data: Any = parse_json(text) if path.suffix == ".json" else None
     except Unreadable as error:
         raise DataError(f"{path}: cannot be read as class names ({error})") from None
@@ -126,5 +126,5 @@ def _parsed_names(path: Path) -> Any:
 def _checked_names(path: str, names: list[Any]) -> tuple[str, ...]:
     for name in names:
         if not (isinstance(name, str) and name.strip() and _is_utf8(name)):
-            raise DataError(f"{path}: {json.dumps(name)[:60]} is no class name; write a text for each class")
+            raise DataError(f"{path}: {json.dumps(name)[:60]} is not a class name; write a text for each class")
     return tuple(names)

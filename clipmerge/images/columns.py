@@ -1,4 +1,4 @@
-"""Which column holds the images and which the labels, and what labels mean."""
+"""Find the image column and the label column of a table, and turn labels into class indices."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from clipmerge.files.reading import parse_json
 if TYPE_CHECKING:
     import pyarrow
 
-# More classes than any classifier from prompts has; a larger number is an id, and one name a number would fill memory.
+#: More classes than any classifier from prompts has. A larger number is an id; names up to it would fill memory.
 _MOST_CLASSES = 1_000_000
-#: Names by which a label is known where its type does not tell; the first that is there counts.
+#: Usual names of label columns, for tables whose types do not tell; the first one present is used.
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture")
 
@@ -50,7 +50,7 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
 
     Args:
         where: The table, for messages.
-        schema: Its columns; the metadata that `datasets` writes is used where it is there.
+        schema: Its columns; metadata written by `datasets` is used if present.
         asked: The columns that the user named.
 
     Returns:
@@ -71,7 +71,7 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
     if not _holds_labels(schema.field(label).type):
         hint = "" if asked.label else "; name another with --label-column"
         raise DataError(
-            f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or one text an image"
+            f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or one text per image"
             f"{hint}"
         )
     return Found(image, label, features[label].names)
@@ -79,14 +79,14 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
 
 @dataclass(frozen=True)
 class _Feature:
-    """What `datasets` wrote about a column: whether it holds images, and the names of its classes."""
+    """Description of a column by `datasets`: whether it holds images, and the names of its classes."""
 
     is_image: bool = False
     names: tuple[str, ...] | None = None
 
 
 def _features(schema: pyarrow.Schema) -> dict[str, _Feature]:
-    """Read what `datasets` wrote into a table's metadata, without making its types: some of them read files."""
+    """Read the description that `datasets` left in a table's metadata, without making its types: some read files."""
     described: Any = {}
     with contextlib.suppress(ValueError, KeyError, TypeError):
         text = (schema.metadata or {})[b"huggingface"].decode("utf-8")
@@ -117,7 +117,7 @@ def _label_column(where: str, schema: pyarrow.Schema, features: Mapping[str, _Fe
     if not candidates:
         usual = [name for name in LABEL_NAMES if name in features and name != image]
         plain = [name for name in usual if _holds_labels(schema.field(name).type)]
-        candidates = (plain or usual)[:1]  # one of the wrong type is refused by its type, not called missing
+        candidates = (plain or usual)[:1]  # a column of the wrong type is refused for its type, not reported as missing
     return _choose(where, "label", "--label-column", candidates, LABEL_NAMES, features)
 
 
@@ -185,5 +185,5 @@ def number_classes(
             )
         return numbers, tuple(map(str, range(max(numbers) + 1))), False
     if max(numbers) >= len(names):
-        raise DataError(f"{where}: label {max(numbers)} has no name, there are {len(names)} class names")
+        raise DataError(f"{where}: label {max(numbers)} has no name; there are {len(names)} class names")
     return numbers, names, True

@@ -1,4 +1,4 @@
-"""Labelled images: found, with their class names, and not decoded before they are asked for."""
+"""Find labelled images and their class names; images are decoded only when asked for."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class LabelledImages:
             raise DataError(f"{self.source}: has one class; measuring needs at least two")
 
     def sample(self, count: int, seed: int) -> LabelledImages:
-        """Sample images with classes as balanced as possible, shuffled, reading as few blocks as that takes.
+        """Sample images with classes as balanced as possible, shuffled, and read as few blocks as possible.
 
         Args:
             count: Images wanted; all when there are fewer.
@@ -104,7 +104,7 @@ class LabelledImages:
         """Pick images, in an order.
 
         Args:
-            positions: Which.
+            positions: Their positions, in the order wanted.
 
         Returns:
             The images; they are in memory where images are read in blocks.
@@ -139,9 +139,9 @@ def load_images(
         classes: File with class names, or the names; see `clipmerge.images.class_names.read_class_names`. By default
             the source's own are used, with spaces for underscores.
         columns: The columns that the user named, for sources that have columns.
-        whole: Whether all images will be read, and the right ones counted: a dataset on the Hub is then kept in the
-            cache, and one class is refused, of which every image would be right.
-        most: Images that are taken from a ``DataLoader``, which cannot be sampled; ``None`` for all.
+        whole: Whether all images will be read to compute an accuracy: a dataset on the Hub is then kept in the
+            cache, and a single class is refused, because every image of it would be right.
+        most: Most images taken from a ``DataLoader``, which cannot be sampled; ``None`` for all.
 
     Returns:
         The images, not decoded yet.

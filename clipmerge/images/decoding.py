@@ -1,4 +1,4 @@
-"""One encoded image to RGB, eight bits a channel; numbers wider than that are scaled, never clipped."""
+"""Decode one image to RGB with eight bits per channel; wider numbers are scaled, never clipped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from clipmerge.images.store import Encoded
 
-# What is decoded, whatever a file is called: other plugins of Pillow run programs (Ghostscript for EPS) or take long.
+# The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS) or are slow.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
@@ -28,8 +28,8 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 def decode(name: str, encoded: Encoded) -> Image:
     """Decode an image, upright and as RGB.
 
-    Grey images of 12 or 16 bits are scaled to 8 by their depth, decimal ones from 0 to 1 by 255; `convert` would clip
-    them.
+    Grey images of 12 or 16 bits are scaled to 8 bits by their depth, floating-point ones in [0, 1] by 255; Pillow's
+    own `convert` would clip them.
 
     Args:
         name: Its name in messages.
@@ -38,7 +38,7 @@ def decode(name: str, encoded: Encoded) -> Image:
     Raises:
         DataError: If it cannot be decoded, or holds numbers whose range is not known.
     """
-    from PIL import ImageOps  # what `datasets` decodes with, whose own import takes longer than many an image
+    from PIL import ImageOps  # as `datasets` does; importing that would take longer than decoding many images
 
     try:
         with _opened(encoded) as image:
@@ -46,7 +46,7 @@ def decode(name: str, encoded: Encoded) -> Image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             return _eight_bits(name, image, encoded).convert("RGB")
-        # palette images with transparency go through RGBA, as pillow asks
+        # palette images with transparency go through RGBA, as Pillow recommends
         if "transparency" in image.info:
             image = image.convert("RGBA")
         return image if image.mode == "RGB" else image.convert("RGB")
@@ -107,7 +107,7 @@ def _file(encoded: Encoded) -> IO[bytes]:
 
 
 def _eight_bits(name: str, image: Image, encoded: Encoded) -> Image:
-    """Scale a grey image of more than eight bits by what white is in it."""
+    """Scale a grey image of more than eight bits by its value for white."""
     from PIL import Image as Pillow
 
     with _opened(encoded) as header:  # an image that was turned upright has lost its format
@@ -115,17 +115,17 @@ def _eight_bits(name: str, image: Image, encoded: Encoded) -> Image:
     if white is None:
         raise _unknown_range(name)
     shares = np.asarray(image).astype(np.float32)
-    shares /= white  # in place, as all that follows: an image of many pixels would fill memory several times
-    if not (shares.min() >= 0 and shares.max() <= 1):  # also where one is not a number
+    shares /= white  # in place, like all that follows: copies of an image of many pixels would fill memory
+    if not (shares.min() >= 0 and shares.max() <= 1):  # false for NaN too
         raise _unknown_range(name)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # pillow turns only 8-bit ones round
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only 8-bit ones
         np.subtract(1, shares, out=shares)
     shares *= 255
     return Pillow.fromarray(np.rint(shares, out=shares).astype(np.uint8))
 
 
 def _white(header: Image) -> float | None:
-    """The number that stands for white; ``None`` where nothing tells."""
+    """Value that stands for white; ``None`` if the file does not say."""
     if header.mode == "F":
         return 1.0
     if header.mode == "I":

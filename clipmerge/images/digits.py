@@ -6,7 +6,7 @@ from clipmerge.images.store import Held, Labelled
 
 
 def load_digits() -> Labelled:
-    """Hand out all of them; needs the extra ``demo``."""
+    """Load all of them; needs the extra ``demo``."""
     import datasets
 
     from clipmerge.demo.data import CLASS_NAMES, digit_images

@@ -17,13 +17,13 @@ _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", "
 
 @dataclass(frozen=True)
 class Files:
-    """Images that are files."""
+    """Images stored one per file."""
 
     paths: tuple[str, ...]
     blocks: tuple[int, ...] = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
-        """Say where the files are: they are read when they are decoded."""
+        """Give the files' paths; they are read when they are decoded."""
         return [{"bytes": None, "path": self.paths[position]} for position in positions]
 
     def name(self, position: int) -> str:
@@ -32,7 +32,7 @@ class Files:
 
 
 def load_folder(source: str, folder: Path) -> Labelled:
-    """List a folder's images; none is opened.
+    """List the images of a folder without opening any.
 
     Args:
         source: The source as the user wrote it, for messages.
@@ -46,12 +46,12 @@ def load_folder(source: str, folder: Path) -> Labelled:
     """
     if not folder.is_dir():
         raise DataError(
-            f"{source}: no such folder; --data takes a folder with one subfolder a class, Parquet or tar files, "
+            f"{source}: no such folder; --data takes a folder with one subfolder per class, Parquet or tar files, "
             "hf://datasets/ORG/NAME:SPLIT, or 'digits'"
         )
     folders = [subfolder for subfolder in _listed(source, folder, folder) if subfolder.is_dir()]
     if not folders:
-        raise DataError(f"{source}: has no subfolders; expected one a class, such as {source}/cat/1.jpg")
+        raise DataError(f"{source}: has no subfolders; expected one per class, such as {source}/cat/1.jpg")
     paths: list[str] = []
     labels: list[int] = []
     for label, subfolder in enumerate(folders):
@@ -66,7 +66,7 @@ def load_folder(source: str, folder: Path) -> Labelled:
 
 
 def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
-    """List a folder by name, without what is hidden; a link out of the source is refused, not followed."""
+    """List a folder by name, without hidden entries; a link out of the source is refused, not followed."""
     try:
         with os.scandir(folder) as entries:
             listed = sorted(
@@ -77,14 +77,14 @@ def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
     leading_out = [entry.path for entry in listed if entry.is_symlink() and not lies_in(root, Path(entry))]
     if leading_out:
         raise DataError(
-            f"{source}: {shorten(leading_out, 3)} lead out of it, as links; put the images themselves there, or give "
+            f"{source}: {shorten(leading_out, 3)} are links out of it; put the images themselves there, or give "
             "the folder that holds them"
         )
     return listed
 
 
 def _is_image(file: os.DirEntry[str]) -> bool:
-    return Path(file.name).suffix.lower() in _IMAGE_SUFFIXES and file.is_file()  # a pipe would never end
+    return Path(file.name).suffix.lower() in _IMAGE_SUFFIXES and file.is_file()  # reading a pipe would never end
 
 
 def _no_images(folder: Path) -> DataError:

@@ -1,4 +1,4 @@
-"""Images held back from a decision, to measure what it was worth."""
+"""Images held back from a decision, to measure its effect on unseen images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clipmerge.images.sampling import balanced_sample
 
 #: Share of the sampled images that is held back.
 SHARE = 0.2
-#: Images held back at most: more make the intervals little narrower, and cost as much again.
+#: Most images held back: more would cost time and narrow the intervals very little.
 MOST = 256
 
 
@@ -18,25 +18,25 @@ def sample_and_hold_back(
 ) -> tuple[LabelledImages, LabelledImages | None]:
     """Sample images for a decision, and others that it will not see.
 
-    Where there are enough images, the decision gets as many as were asked for and the others come on top. Where there
-    are fewer, the share comes out of those that there are.
+    With enough images the decision gets the number asked for, and the images held back come on top. With fewer, the
+    available images are divided by the share.
 
     Args:
         images: All images.
         count: Images wanted for the decision.
         seed: Seed; the same seed and images give the same two samples.
         share: Share of both samples together that is held back, in [0, 1); 0 holds back none.
-        most: Images held back at most.
+        most: Most images held back.
 
     Returns:
-        The images to decide on; and those held back, ``None`` where there would be none.
+        The images to decide on, and those held back (``None`` instead of an empty set).
 
     Raises:
         DataError, HubError: If images cannot be read.
     """
     wanted = wanted_back(count, share, most=most)
     sampled = images.sample(count + wanted, seed)
-    # halves go up, unlike round's, so that the share of five images is one of any three to seven
+    # halves are rounded up, unlike in round(): a fifth of three to seven images is always one
     aside = min(wanted, int(len(sampled) * share + 0.5))
     if aside == 0:
         return sampled, None
@@ -46,12 +46,12 @@ def sample_and_hold_back(
 
 
 def wanted_back(count: int, share: float, *, most: int = MOST) -> int:
-    """Images to hold back where there are enough of them.
+    """Number of images to hold back if there are enough.
 
     Args:
         count: Images wanted for the decision.
         share: Share of all sampled images that is held back.
-        most: Images held back at most.
+        most: Most images held back.
 
     Example:
         >>> wanted_back(1024, 0.2), wanted_back(100, 0.2)
@@ -61,7 +61,7 @@ def wanted_back(count: int, share: float, *, most: int = MOST) -> int:
 
 
 def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
-    """Pick the same share of every class, and the only image of a class last of all.
+    """Pick the same share of every class; the only image of a class is picked last.
 
     Args:
         labels: Class index of each image.
@@ -81,6 +81,6 @@ def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[
     for order, at in enumerate(balanced_sample(labels, len(labels), seed)):
         label = labels[at]
         seen[label] += 1
-        # the k-th of n images has its turn at (k - 1/2) / n, the last of a class when all others have had theirs
+        # the k-th of n images has its turn at (k - 1/2) / n; the last image of each class comes after all others
         turns.append((seen[label] == sizes[label], (seen[label] - 0.5) / sizes[label], order, at))
     return [at for *_, at in sorted(turns)[:count]]

@@ -1,8 +1,8 @@
 """Datasets on the Hub: ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``, their splits and files.
 
-A repository's card may say which files make up which split of which configuration; else the split is read off the
-files' names, as the Hub's own viewer does. Parquet is read in ranges, so that a sample of a large split costs its
-labels and some row groups; a tar has no index and is downloaded whole.
+A repository's card may list the files of each split of each configuration; otherwise splits are derived from file
+names, as the Hub's own viewer does. Parquet is read in ranges: a sample of a large split downloads the labels and a
+few row groups. A tar file has no index and is downloaded whole.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PREFIX = "hf://datasets/"
 _SOURCE = re.compile(r"hf://datasets/(?P<id>[^:@\s]+(?:@[^:\s]+)?)(?::(?P<split>[^:\s]+))?")
 _CARD = "README.md"
-# The words that name a split in a file's or a folder's name, as the Hub reads them.
+# Words in file and folder names that name a split, as the Hub reads them.
 _WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -42,14 +42,14 @@ _SHARDED = re.compile(r"(?:.*/)?(?P<split>\w+(?:\.\w+)*)-\d+-of-\d+\.\w+")
 
 @dataclass(frozen=True)
 class DatasetId:
-    """A dataset on the Hub; ``config`` and ``split`` are ``None`` where the user named none."""
+    """A dataset on the Hub; ``config`` and ``split`` are ``None`` if the user did not name one."""
 
     hub_id: HubId
     config: str | None = None
     split: str | None = None
 
     def at(self, sha: str) -> str:
-        """Write the source out with its commit."""
+        """Write the source with its commit."""
         part = "/".join(each for each in (self.config, self.split) if each)
         return f"{self.hub_id.at(sha)}{':' + part if part else ''}"
 
@@ -115,7 +115,7 @@ def _remote(pinned: HubId) -> Remote:
     from huggingface_hub import HfFileSystem
 
     api = connect()
-    # the revision may hold slashes, which the file system wants quoted; a commit holds none
+    # a revision may hold slashes, which the file system expects quoted; a commit does not
     system = HfFileSystem(endpoint=api.endpoint, skip_instance_cache=True)
     return Remote(system, f"datasets/{pinned.repo_id}@{pinned.revision}")
 
@@ -149,7 +149,7 @@ def _not_readable(source: str, dataset: DatasetId, resolved: Resolved) -> str:
 
 
 def _check_complete(source: str, files: list[str]) -> None:
-    """Refuse a split that the cache holds a part of: the names of its files tell how many there are."""
+    """Refuse a split that is only partly in the cache: the names of its files say how many there are."""
     counts = {int(match[1]) for file in files if (match := re.search(r"-of-(\d{1,9})\.", file))}
     if counts and max(counts) > len(files):
         raise DataError(f"{source}: {len(files)} of its {max(counts)} files are in the cache; go online and run again")
@@ -171,11 +171,11 @@ def front_matter(where: str, card: str) -> dict[str, Any]:
     r"""Read the metadata in front of a card's text.
 
     Args:
-        where: Whose card, for messages.
+        where: The repository, for messages.
         card: The text.
 
     Returns:
-        The metadata; empty where there is none.
+        The metadata; empty if the card has none.
 
     Raises:
         DataError: If it is longer than such metadata are, or cannot be read.
@@ -205,7 +205,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _splits(source: str, dataset: DatasetId, card: dict[str, Any], usable: list[str]) -> dict[str, list[str]]:
-    """Split to its files, of the configuration asked for."""
+    """Files by split, for the configuration asked for."""
     configs = {
         str(each.get("config_name", "default")): each
         for each in _list(card.get("configs"))
@@ -244,7 +244,7 @@ def _matches(file: str, globs: Iterable[str]) -> bool:
 
 
 def _by_folder(source: str, dataset: DatasetId, usable: list[str]) -> dict[str, list[str]]:
-    """Read splits off names; where a folder a configuration is kept, within the one asked for."""
+    """Derive splits from file names; if each configuration has a folder, within the one asked for."""
     if dataset.config is not None:
         inside = [file for file in usable if file.startswith(f"{dataset.config}/")]
         if not inside:
@@ -258,7 +258,7 @@ def _by_folder(source: str, dataset: DatasetId, usable: list[str]) -> dict[str, 
 
 
 def _split_in(file: str) -> str:
-    """The split that a path names: ``data/NAME-00000-of-00002.parquet``, or a word such as ``test`` in it."""
+    """The split named by a path: ``data/NAME-00000-of-00002.parquet``, or a word such as ``test`` in it."""
     sharded = _SHARDED.fullmatch(file)
     parts = [sharded["split"]] if sharded else reversed(PurePosixPath(file).parts)
     words = [word for part in parts for word in ([part] if sharded else re.split(r"[^a-z]+", part.lower()))]

@@ -23,14 +23,14 @@ def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, 
     Args:
         data: A `datasets.Dataset`, whose columns are found like those of a Parquet file. A torch ``Dataset`` of
             (image, label) pairs: an image is a `PIL.Image`, a uint8 array or tensor, or, where the data set's
-            transform has preprocessed it, a float tensor (3, height, width), which is taken as it is. A torch
-            ``DataLoader`` of (images, labels) or {"pixel_values": ..., "labels": ...}: its images are taken in its
+            transform has preprocessed it, a float tensor (3, height, width), which is used unchanged. A torch
+            ``DataLoader`` of (images, labels) or {"pixel_values": ..., "labels": ...}: its images are used in its
             order.
         columns: The columns that the user named.
-        most: Images taken from a ``DataLoader``; ``None`` for all.
+        most: Most images taken from a ``DataLoader``; ``None`` for all.
 
     Returns:
-        What to call it, and the images.
+        Name of the source in messages, and the images.
 
     Raises:
         DataError: If it is something else, or an image or a label cannot be used.
@@ -50,7 +50,7 @@ def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The image column of a `datasets.Dataset`, encoded as it lies there."""
+    """The image column of a `datasets.Dataset`, as encoded there."""
 
     table: Any
     column: str
@@ -77,7 +77,7 @@ def _open_table(data: Any, columns: Columns) -> Labelled:
 
     called = f"{type(data).__name__} in memory"
     if not hasattr(data, "num_rows") or data.features is None:
-        raise DataError(f"{called}: its rows come one by one, and a sample is drawn; load the whole split")
+        raise DataError(f"{called}: it is a stream, from which no sample can be drawn; load the whole split")
     table = data.with_format(None)
     chosen = find_columns(called, table.features.arrow_schema, columns)
     if isinstance(table.features[chosen.image], datasets.Image):
@@ -88,7 +88,7 @@ def _open_table(data: Any, columns: Columns) -> Labelled:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The images of a data set of (image, label) pairs, encoded without loss when they are read."""
+    """The images of a data set of (image, label) pairs, encoded losslessly when they are read."""
 
     data: Any
     called: str
@@ -117,7 +117,7 @@ def _open_pairs(called: str, data: Any) -> Labelled:
 
 
 def _labels_of(data: Any) -> list[Any]:
-    """Labels: as torchvision's data sets keep them, or read item by item."""
+    """Labels: the list that torchvision's data sets keep, or read item by item."""
     kept = getattr(data, "targets", None)
     if kept is None or isinstance(kept, Mapping) or len(kept) != len(data):
         kept = [data[at][1] for at in range(len(data))]
@@ -140,7 +140,7 @@ def _is_preprocessed(image: Any) -> bool:
 
 
 def _png(name: str, image: Any) -> bytes:
-    """Encode an image without loss.
+    """Encode an image losslessly.
 
     Args:
         name: Its name in messages.

@@ -1,4 +1,4 @@
-"""Whether two sources share images: the same file, a link to it, or another file of the same content."""
+"""Detect images that two sources share: the same file, a link to it, or another file with the same content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipmerge.images.decoding import unreadable
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two sources share.
+    """Images that two sources share.
 
     Attributes:
         count: Images of the first source that are also in the second.
@@ -28,13 +28,13 @@ class Overlap:
 
 
 class Fingerprints:
-    """Fingerprints of the images of one source; nothing is read before it is asked for."""
+    """Fingerprints of the images of one source, read on demand."""
 
     def __init__(self, images: LabelledImages) -> None:
         """Take the images.
 
         Args:
-            images: Any source; those without files are told by their pixels.
+            images: Any source; images that are not files are compared by their pixels.
         """
         self.images = images
         self._hashes: dict[int, dict[str, str]] = {}
@@ -42,7 +42,7 @@ class Fingerprints:
 
     @cached_property
     def files(self) -> dict[tuple[int, int], str]:
-        """Files by device and inode; hard and symbolic links lead to the same file."""
+        """Files by device and inode, so hard and symbolic links lead to the same file."""
         paths = {}
         for path in self.images.paths:
             status = _status(path)
@@ -51,7 +51,7 @@ class Fingerprints:
 
     @cached_property
     def by_size(self) -> dict[int, list[str]]:
-        """Files by their size in bytes: only files of one size can have equal content."""
+        """Files by size in bytes: only files of the same size can have equal content."""
         paths: dict[int, list[str]] = {}
         for path in self.images.paths:
             paths.setdefault(_status(path).st_size, []).append(path)
@@ -65,14 +65,14 @@ class Fingerprints:
 
     @cached_property
     def by_extent(self) -> dict[tuple[int, int], list[int]]:
-        """Shorter and longer side to images: only those of one extent can have the same pixels, however turned."""
+        """Images by shorter and longer side: only images of equal extent can have the same pixels, rotated or not."""
         places: dict[tuple[int, int], list[int]] = {}
         for place in range(len(self.images)):
             places.setdefault(self.images.extent(place), []).append(place)
         return places
 
     def pixels(self, extent: tuple[int, int]) -> dict[str, str]:
-        """Names of all images of an extent by the hash of their size and RGB pixels."""
+        """Names of the images of one extent, by the hash of their size and RGB pixels."""
         if extent not in self._pixels:
             names = {}
             for place in self.by_extent.get(extent, []):
@@ -86,7 +86,7 @@ class Fingerprints:
 def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
     """Look for images that two sources share.
 
-    Files are compared by where they lead and by their bytes; where a source has no files, decoded images are.
+    Files are compared by inode and by content. If a source has no files, decoded images are compared.
 
     Args:
         ours: One source.
@@ -137,12 +137,12 @@ def _sha256(path: str) -> str:
 def check_overlap(
     calibration: LabelledImages | None, ids: dict[str, LabelledImages], oods: dict[str, LabelledImages]
 ) -> list[str]:
-    """Refuse OOD images that recipes would be calibrated on; tell of any other image that is used twice.
+    """Refuse OOD images that recipes are calibrated on; note any other image that is used twice.
 
     Args:
-        calibration: What recipes measure on, if any do.
-        ids: Name to ID images.
-        oods: Name to OOD images.
+        calibration: Images that recipes measure on, if any do.
+        ids: ID images by name.
+        oods: OOD images by name.
 
     Returns:
         Notes, one line each.
@@ -166,8 +166,8 @@ def check_overlap(
 def _refuse(name: str, calibration: str, overlap: Overlap | None) -> None:
     if overlap:
         raise UsageError(
-            f"--ood {name}: {_how_many(overlap)} also in the calibration source {calibration} ({overlap.first}); what "
-            "is calibrated on is not out of distribution, give other images to --data or --ood"
+            f"--ood {name}: {_how_many(overlap)} also in the calibration source {calibration} ({overlap.first}); "
+            "images used for calibration are not out of distribution; give other images to --data or --ood"
         )
 
 

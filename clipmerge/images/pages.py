@@ -1,7 +1,7 @@
-"""Parquet's own bookkeeping, looked at before pyarrow is: how large a footer's and a page's content would become.
+"""Check Parquet's footers and page headers before pyarrow reads them: how large would their content become?
 
-Some kilobytes of Parquet can describe gigabytes: a footer of empty structures, a page of zeros. Sizes stand in the
-footer too, but pyarrow goes by those before each page, so these are what is checked.
+A few kilobytes of Parquet can describe gigabytes: a footer of empty structures, a page of zeros. The footer states
+sizes too, but pyarrow relies on those in the page headers, so these are checked.
 
 Source:
     Apache Thrift's compact protocol, and parquet.thrift of the Parquet format.
@@ -20,18 +20,18 @@ _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7,
 _NUMBERS = (4, 5, 6)  # i16, i32, i64
 _MAGIC = b"PAR1"
 _DEEPEST = 64
-# Bytes read from the end at first; pyarrow asks for as many.
+# Bytes first read from the end; pyarrow asks for as many.
 _USUAL_TAIL = 64 << 10
-# Of a page header: its second and third field.
+# Numbers of the second and third field of a page header.
 _UNCOMPRESSED, _COMPRESSED = 2, 3
 
 
 class Damaged(ValueError):
-    """Why a file is not taken for Parquet; goes behind its name."""
+    """Why a file is not valid Parquet; the message follows the file's name."""
 
 
 class _Compact:
-    """Walks what Thrift wrote, counting its parts; nothing is kept but numbers."""
+    """Walks data written by Thrift and counts its parts; only numbers are kept."""
 
     def __init__(self, data: bytes | memoryview, position: int = 0, *, most: int = MOST_FOOTER_PARTS) -> None:
         self._data = data
@@ -39,7 +39,7 @@ class _Compact:
         self._left = most
 
     def struct(self, depth: int = 0) -> dict[int, int]:
-        """Walk a structure; its whole numbers by field."""
+        """Walk a structure and return its integers by field."""
         self._count()
         if depth > _DEEPEST:
             raise Damaged("it is nested too deeply")
@@ -71,7 +71,7 @@ class _Compact:
         elif kind in (_TRUE, _FALSE, _BYTE, _DOUBLE):
             self.position += 8 if kind == _DOUBLE else 1
         else:
-            raise Damaged("it holds something of no known kind")
+            raise Damaged("it holds a value of an unknown type")
 
     def _items(self, depth: int) -> None:
         head = self._byte()
@@ -94,7 +94,7 @@ class _Compact:
 
     def _byte(self) -> int:
         if not 0 <= self.position < len(self._data):
-            raise Damaged("it ends in the middle of what describes it")
+            raise Damaged("it ends in the middle of its footer or a page header")
         self.position += 1
         return self._data[self.position - 1]
 
@@ -113,13 +113,13 @@ class _Compact:
 
 
 def read_footer(file: IO[bytes]) -> dict[int, bytes]:
-    """Read a file's footer, and refuse one that would take much more memory than it is long.
+    """Read a file's footer, and refuse one that would take far more memory than its size.
 
     Args:
         file: The Parquet file, open.
 
     Returns:
-        Where it begins, and its bytes up to the end of the file, for `Window`.
+        Position of its first byte, and its bytes up to the end of the file, for `Window`.
 
     Raises:
         Damaged: With the reason.
@@ -146,14 +146,14 @@ def _tail(file: IO[bytes], size: int, count: int) -> tuple[int, bytes]:
 
 
 def read_chunk(file: IO[bytes], chunk: Any) -> tuple[int, bytes]:
-    """Read a column of a row group as it is stored, and check the pages in it.
+    """Read a column of a row group as stored, and check its pages.
 
     Args:
         file: The Parquet file, open.
         chunk: pyarrow's description of the column chunk.
 
     Returns:
-        Where it begins, and its bytes.
+        Position of its first byte, and its bytes.
 
     Raises:
         Damaged: If a page would become much larger than it is, or there is less than the footer says.
@@ -186,10 +186,10 @@ def _check_pages(data: bytes) -> None:
 
 
 class Window(io.RawIOBase):
-    """A file of which some ranges have been read; everything else is read from it."""
+    """A file of which some ranges are in memory; the rest is read from it."""
 
     def __init__(self, file: IO[bytes], ranges: Mapping[int, bytes]) -> None:
-        """Serve ``ranges``, first byte to bytes, without reading them again."""
+        """Serve ``ranges`` (bytes by the position of the first) without reading them again."""
         self._file, self._ranges = file, ranges
         self._size = file.seek(0, io.SEEK_END)
         self._position = 0
@@ -203,17 +203,17 @@ class Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Move to a position."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = start + offset
         return self._position
 
     def tell(self) -> int:
-        """Tell the place."""
+        """Return the position."""
         return self._position
 
     def read(self, count: int = -1, /) -> bytes:
-        """Read from here."""
+        """Read from the position on."""
         count = self._size - self._position if count < 0 else count
         for begin, held in self._ranges.items():
             if begin <= self._position and self._position + count <= begin + len(held):

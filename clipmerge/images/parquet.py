@@ -1,4 +1,4 @@
-"""Images in Parquet: labels are read by themselves, images some rows at a time when they are wanted."""
+"""Images in Parquet files: labels are read first, without the images; images a few rows at a time, on demand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 _AT_ONCE = 8
-# A column that repeats one large image is small in the file, so only some rows are formed at a time.
+# A column that repeats one large image is small in the file, so only a few rows are decoded at a time.
 _ROWS_AT_ONCE = 4
 _LABELS_AT_ONCE = 1 << 14
 _BUFFER = 1 << 20
@@ -29,7 +29,7 @@ _BUFFER = 1 << 20
 
 @dataclass(frozen=True)
 class _Group:
-    """One row group: its file, its number and its first row there, and that row's position in the whole."""
+    """One row group: its file, its number and first row in the file, and that row's position among all images."""
 
     file: str
     number: int
@@ -38,10 +38,10 @@ class _Group:
 
 
 class _Rows:
-    """The images of one row group, front to back; going back starts again."""
+    """The images of one row group, read front to back; going back starts over."""
 
     def __init__(self, place: Place, group: _Group, metadata: Any, column: str) -> None:
-        # a function of its own, not a method: a generator that held its holder would keep the file open
+        # a function, not a method: a generator that refers to this object would keep the file open
         self._begin = partial(_images, place, group, metadata, column)
         self._images = self._begin()
         self._next, self._latest = 0, b""
@@ -64,7 +64,7 @@ class _Rows:
 
 
 def _images(place: Place, group: _Group, metadata: Any, column: str) -> Generator[bytes, None, None]:
-    """Read the images of one row group, some rows at a time."""
+    """Read the images of one row group, a few rows at a time."""
     index, described = _leaf(metadata, column), metadata.row_group(group.number)
     row = group.row
     with place.reading(group.file), place.open(group.file) as file:
@@ -83,7 +83,7 @@ def _images(place: Place, group: _Group, metadata: Any, column: str) -> Generato
 
 @dataclass
 class ParquetImages:
-    """The image column of several files; the row group read last stays open."""
+    """The image column of several files; the last row group read stays open."""
 
     place: Place
     column: str
@@ -96,7 +96,7 @@ class ParquetImages:
         """Read images, each row group once."""
         images: dict[int, Encoded] = {}
         held = read = 0
-        for position in sorted(positions):  # positions go through the blocks in order
+        for position in sorted(positions):  # ascending positions visit the blocks in order
             block = self.blocks[position]
             is_new = self._kept[0] != block
             rows = self._rows(block)
@@ -105,8 +105,8 @@ class ParquetImages:
             held += len(image)
             if held > max(LARGEST_HELD, MOST_INFLATION * read):
                 raise DataError(
-                    f"{self.name(position)}: the images take {told_size(held)} that {told_size(read)} of the file "
-                    "became; it is damaged, or made to fill memory"
+                    f"{self.name(position)}: {told_size(read)} of the file became {told_size(held)} of "
+                    "images; it is damaged, or made to fill memory"
                 )
             images[position] = {"bytes": image, "path": None}
         return [images[position] for position in positions]
@@ -128,7 +128,7 @@ class ParquetImages:
 
 
 def load_parquet(source: str, place: Place, files: Sequence[str], asked: Columns) -> Labelled:
-    """Open Parquet files as one source: schema and labels are read, no image.
+    """Open Parquet files as one source; schema and labels are read, images are not.
 
     Args:
         source: The source as the user wrote it, for messages.
@@ -185,7 +185,7 @@ def _index(place: Place, name: str, asked: Columns) -> _Part:
         columns = find_columns(place.called(name), parquet.schema_arrow, asked)
         rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-            raise EOFError("the rows of its groups are not those of the whole")
+            raise EOFError("its row groups do not add up to its number of rows")
         labels = _labels(place.called(name), file, metadata, columns.label)
         if len(labels) != metadata.num_rows:
             raise EOFError("it has fewer labels than its footer says")
@@ -193,7 +193,7 @@ def _index(place: Place, name: str, asked: Columns) -> _Part:
 
 
 def _labels(where: str, file: Any, metadata: Any, column: str) -> list[Any]:
-    """Read the labels; a text that many rows have is kept once."""
+    """Read the labels; a text shared by many rows is kept once."""
     index = _leaf(metadata, column)
     filled = [number for number in range(metadata.num_row_groups) if metadata.row_group(number).num_rows]
     ranges = dict(read_chunk(file, metadata.row_group(number).column(index)) for number in filled)
@@ -214,7 +214,7 @@ def _labels(where: str, file: Any, metadata: Any, column: str) -> list[Any]:
 
 
 def _leaf(metadata: Any, column: str) -> int:
-    """Number of the stored column that holds a column's numbers, texts or bytes."""
+    """Index of the stored column that holds a column's numbers, texts or bytes."""
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
     return next(number for number, path in enumerate(paths) if path in (column, f"{column}.bytes"))
 
@@ -227,7 +227,7 @@ def _check_count(where: str, count: int) -> None:
 def _open(file: Any, metadata: Any = None, **options: Any) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
-    # page by page, as far as it is read: what has been read of the file already is not copied whole
+    # with a buffer size pages are read one by one, and ranges in memory are not copied whole
     return pyarrow.parquet.ParquetFile(file, metadata=metadata, buffer_size=_BUFFER, **options)
 
 
@@ -240,7 +240,7 @@ def _bytes_of(batch: Any) -> list[Any]:
 
 
 def _checked(where: str, image: bytes | None) -> bytes:
-    if image is None:  # beside it may stand a path, which is somebody else's idea of what to read here
+    if image is None:  # there may be a path instead: a file on this machine that somebody else chose
         raise DataError(f"{where}: holds no image; a path beside it is not followed, store the images' bytes")
     if len(image) > LARGEST_IMAGE:
         raise DataError(f"{where}: its image is larger than {told_size(LARGEST_IMAGE)}")

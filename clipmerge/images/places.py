@@ -30,7 +30,7 @@ class Place(Protocol):
         """Open a file for reading anywhere in it."""
 
     def reading(self, name: str) -> Any:
-        """Turn what goes wrong while a file is read into one line; a context."""
+        """Context that turns errors while a file is read into one line."""
 
     def called(self, name: str) -> str:
         """The name of a file in messages."""
@@ -51,7 +51,7 @@ class Local:
             yield
         except ClipmergeError:
             raise
-        except Exception as error:  # pyarrow and tarfile have their own for damaged files
+        except Exception as error:  # pyarrow and tarfile raise their own for damaged files
             raise _damaged(name, error) from None
 
     def called(self, name: str) -> str:
@@ -67,13 +67,13 @@ class Remote:
     root: str
 
     def open(self, name: str) -> IO[bytes]:
-        """Open a file; nothing is read ahead, since the reader knows best what it needs."""
+        """Open a file without read-ahead: the reader knows which ranges it needs."""
         file: IO[bytes] = self.system.open(f"{self.root}/{name}", "rb", cache_type="none")
         return file
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Turn what the client raises into a `HubError`, and a damaged file into a `DataError`."""
+        """Turn the client's errors into a `HubError`, and a damaged file into a `DataError`."""
         import pyarrow
 
         from clipmerge.hub.errors import explained
@@ -96,7 +96,7 @@ def _damaged(name: str, error: Exception) -> DataError:
 
 
 def expand(source: str, suffix: str) -> list[str]:
-    """Find the files that a source names: one file, ``{00..11}`` ranges, or a folder of files.
+    """Find the files named by a source: one file, ``{00..11}`` ranges, or a folder of files.
 
     Args:
         source: The source as the user wrote it.
@@ -121,13 +121,13 @@ def expand(source: str, suffix: str) -> list[str]:
 
 
 def expand_ranges(text: str) -> list[str]:
-    """Write out numeric ranges, with the zeros that their first number has.
+    """Expand numeric ranges, with the leading zeros of their first number.
 
     Args:
         text: A path or address, with ranges or without.
 
     Returns:
-        The files it names, in order.
+        The files named, in order.
 
     Raises:
         DataError: If a range runs backwards, or they name too many files.
@@ -164,7 +164,7 @@ def _in_folder(source: str, folder: Path, suffix: str) -> list[str]:
     files = sorted(file for file in folder.glob(f"*{suffix}") if file.is_file() and not file.name.startswith("."))
     leading_out = [file.name for file in files if file.is_symlink() and not lies_in(folder, file)]
     if leading_out:
-        raise DataError(f"{source}: {shorten(leading_out, 3)} lead out of it, as links; give the files themselves")
+        raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; give the files themselves")
     splits = sorted({_SHARD.sub("", file.stem) for file in files if _SHARD.search(file.stem)})
     if len(splits) > 1:
         first = next(file.name for file in files)
@@ -173,13 +173,13 @@ def _in_folder(source: str, folder: Path, suffix: str) -> list[str]:
 
 
 def local_inputs(*named: str | Path | None) -> list[Path]:
-    """Find what flags name on this machine, which an output that is replaced must not hold.
+    """Find the local inputs named by flags; an output that is replaced must not contain them.
 
     Args:
         *named: Values of flags: paths, with or without ``{00..11}`` ranges; other values are left out.
 
     Returns:
-        The files and folders that are there.
+        The files and folders that exist.
     """
     paths: list[Path] = []
     for text in [str(each) for each in named if each]:

@@ -1,4 +1,4 @@
-"""The common form of all kinds of source: encoded images by position, and their labels."""
+"""The common form of all image sources: encoded images by position, and their labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Encoded(TypedDict):
-    """An image as its file holds it: the bytes, or where they are."""
+    """An encoded image: the bytes of its file, or the file's path."""
 
     bytes: bytes | None
     path: str | None
@@ -24,7 +24,7 @@ class Store(Protocol):
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The block that each image lies in, of which one is read at once; empty where images are read singly."""
+        """Block of each image; a block is read as a whole. Empty if images are read one by one."""
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each block at most once, in the order asked for."""
@@ -40,7 +40,7 @@ class Labelled:
     Attributes:
         store: The images.
         labels: Class index of each image.
-        classes: Name of each class there; numbers as text where ``named`` is false.
+        classes: Name of each class in the source; numbers as text if ``named`` is false.
         named: Whether classes have names, or are bare numbers.
         revision: Commit of a source on the Hub.
         notes: Notes for the user.
@@ -63,7 +63,7 @@ class Held:
     blocks: tuple[int, ...] = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
-        """Hand them out."""
+        """Return images."""
         return [self.images[position] for position in positions]
 
     def name(self, position: int) -> str:
@@ -73,12 +73,12 @@ class Held:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Images that are preprocessed already: nothing decodes them, and the model's own preprocessing is not run.
+    """Images that are already preprocessed: they are not decoded, and the model's own preprocessing is skipped.
 
     Attributes:
-        get: Gives an item's pixels, shape (3, height, width).
-        items: The item that each image is.
-        called: What to call the source in a message.
+        get: Function that returns the pixels of an item, shape (3, height, width).
+        items: Item of each image.
+        called: Name of the source in messages.
     """
 
     get: Callable[[int], Any]

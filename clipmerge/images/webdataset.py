@@ -18,17 +18,17 @@ from clipmerge.images.store import Encoded, Labelled
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _LABELS = ("cls", "json", "txt")
-# Members that say something about the next one, a long name or attributes, and are read whole for it.
+# Members that describe the next one (a long name, attributes) and are read whole for that.
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _ABOUT_THE_NEXT = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
 _DIGITS = re.compile(rb"\d{%d}" % (MOST_DIGITS + 1))
-# more classes than this share of the images look like captions
+# labels look like captions if there are more classes than this share of the images
 _CAPTIONS = 0.5
 
 
 @dataclass(frozen=True)
 class _Member:
-    """Where a file lies in the archive."""
+    """Position of a file in the archive."""
 
     offset: int
     size: int
@@ -36,7 +36,7 @@ class _Member:
 
 @dataclass
 class TarImages:
-    """Images of several archives, read where they lie."""
+    """Images of several archives, read in place."""
 
     place: Place
     members: list[tuple[str, str, _Member]] = field(repr=False)
@@ -62,7 +62,7 @@ class TarImages:
 
 
 def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns) -> Labelled:
-    """Open tar files as one source: member headers and labels are read, no image.
+    """Open tar files as one source; member headers and labels are read, images are not.
 
     Args:
         source: The source as the user wrote it, for messages.
@@ -97,11 +97,11 @@ def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns
 
 
 def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Files that stand together and share a key, as ending to place; archives are walked header by header."""
+    """Consecutive files that share a key: members by ending. Archives are walked header by header."""
     last, endings = "", dict[str, _Member]()
     with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as archive:
         for info in archive:
-            archive.members = []  # type: ignore[attr-defined]  # else it keeps every header that it has read
+            archive.members = []  # type: ignore[attr-defined]  # otherwise it keeps every header it has read
             match = _MEMBER.fullmatch(info.name)
             if not info.isreg() or match is None:
                 continue
@@ -111,19 +111,19 @@ def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:
             last = match["key"]
             endings[match["ending"].lower()] = _Member(info.offset_data, info.size)
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the walk takes a header cut short for the end
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the walk takes a truncated header for the end
             raise EOFError("it ends before its end mark")
     if endings:
         yield last, endings
 
 
 class _Header(tarfile.TarInfo):
-    """A member's header; one that says more about the next member than a long name takes is refused."""
+    """A member's header; a description of the next member that is larger than a long name needs is refused."""
 
     def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _ABOUT_THE_NEXT and self.size > LARGEST_TAR_HEADER:
             raise tarfile.ReadError(f"a header is larger than {told_size(LARGEST_TAR_HEADER)}")
-        if self.type in _PAX and archive.fileobj:  # tarfile takes quadratic time over a run of digits
+        if self.type in _PAX and archive.fileobj:  # tarfile needs quadratic time for a run of digits
             place = archive.fileobj.tell()
             if _DIGITS.search(archive.fileobj.read(self.size)):
                 raise tarfile.ReadError("a header holds a number of very many digits")
@@ -177,7 +177,7 @@ def _from_json(where: str, text: str, key: str) -> int | str | None:
 
 
 def _content(file: IO[bytes], member: _Member) -> bytes:
-    # the archive is read on where it was: its walk seeks to every header by itself
+    # no need to seek back: the walk of the archive seeks to every header itself
     file.seek(member.offset)
     content = file.read(member.size)
     if len(content) < member.size:

@@ -153,7 +153,7 @@ IMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "nothing": (_first(b""), ".", rf"0\.png: {UNREADABLE}"),
     "bomb": (lambda f: Image.new("1", (20_000, 20_000)).save(f / "cat/0.png"), ".", rf"0\.png: {UNREADABLE}"),
     "too high": (lambda f: None, "..", r"photos: holds folders \(bird, cat, dog\), not images; give the folder right"),
-    "too low": (lambda f: None, "cat", "cat: has no subfolders; expected one a class"),
+    "too low": (lambda f: None, "cat", "cat: has no subfolders; expected one per class"),
     "not there": (lambda f: None, "nothing", "nothing: no such folder; --data takes a folder"),
     "one class": (_keep_one_class, ".", "has one class; measuring needs at least two"),
 }
@@ -209,17 +209,17 @@ def test_an_empty_source_is_not_the_working_directory(source: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("names.txt", "bird\ncat\n", "has 2 class names, there are 3 classes; give one name a class"),
+        ("names.txt", "bird\ncat\n", "has 2 class names, there are 3 classes; give one name per class"),
         ("names.json", '{"bird": "a bird"}', "has no name for 2 classes: cat, dog"),
         ("names.json", "{", "cannot be read as class names"),
         ("names.json", "3", "has 0 class names"),
         ("names.txt", "\xff\xfe", "cannot be read as class names"),
         ("none.txt", None, "cannot be read as class names"),
-        ("names.json", '["a", null, "b"]', r"names\.json: null is no class name; write a text for each class"),
-        ("names.json", '["a", [2], "b"]', r"\[2\] is no class name"),
-        ("names.json", '{"bird": "a", "cat": 7, "dog": {}}', "7 is no class name"),
-        ("names.json", '["a", " ", "b"]', '" " is no class name'),
-        ("names.json", r'["a", "\ud800", "b"]', "is no class name"),
+        ("names.json", '["a", null, "b"]', r"names\.json: null is not a class name; write a text for each class"),
+        ("names.json", '["a", [2], "b"]', r"\[2\] is not a class name"),
+        ("names.json", '{"bird": "a", "cat": 7, "dog": {}}', "7 is not a class name"),
+        ("names.json", '["a", " ", "b"]', '" " is not a class name'),
+        ("names.json", r'["a", "\ud800", "b"]', "is not a class name"),
     ],
 )
 def test_class_names_that_do_not_fit_are_one_line(

@@ -126,7 +126,7 @@ TABLES: dict[str, tuple[dict[str, Any], Columns, str]] = {
     "numbers": (
         {"image": [png(0)] * 2, "label": [1, 0]},
         Columns(),
-        r"numbers 0 to 1 without names.*--classes, one a l",
+        r"numbers 0 to 1 without names.*--classes, one per line",
     ),
     "perhaps ids": ({"image": [png(0)], "label": [4]}, Columns(), r"numbers 0 to 4 .*if they are ids, name the column"),
     "ids": (

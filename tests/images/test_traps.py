@@ -61,7 +61,7 @@ def test_a_link_out_of_a_folder_of_images_is_refused(tmp_path: Path, secret: Pat
         (root / "cat" / "2.png").symlink_to(secret)
     else:
         (root / "horse").symlink_to(secret.parent)
-    with pytest.raises(DataError, match=r"photos: .*(2.png|horse) lead out of it, as links; put the images themselves"):
+    with pytest.raises(DataError, match=r"photos: .*(2.png|horse) are links out of it; put the images themselves"):
         load_images(str(root))
 
 
@@ -77,7 +77,7 @@ def test_a_link_out_of_a_folder_of_tables_is_refused(tmp_path: Path) -> None:
     save_plain_parquet(tmp_path / "elsewhere.parquet", {"image": [png(0)], "label": ["a"]})
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "x.parquet").symlink_to(tmp_path / "elsewhere.parquet")
-    with pytest.raises(DataError, match=r"x.parquet lead out of it, as links"):
+    with pytest.raises(DataError, match=r"x.parquet are links out of it"):
         load_images(str(tmp_path / "tables"))
 
 
@@ -126,7 +126,7 @@ def test_one_image_in_many_rows_is_held_once_at_most_so_often(tmp_path: Path, mo
     pq.write_table(pa.table({"image": [image] * 40, "label": ["a", "b"] * 20}), path)
     found = load_images(str(path))
     assert found.image(39).size == (32, 32)
-    with pytest.raises(DataError, match=r"the images take 1 MiB that .* of the file became"):
+    with pytest.raises(DataError, match=r" of the file became 1 MiB of images"):
         found.sample(40, seed=0)
 
 
@@ -144,7 +144,7 @@ def test_a_footer_of_very_many_parts_is_refused(tmp_path: Path, monkeypatch: pyt
         (b"PAR1" + bytes(20) + b"PAR2", "does not end as Parquet does"),
         (b"PAR1" + bytes(20) + b"\xff\xff\xff\x7fPAR1", "does not end as Parquet does"),
         (b"PAR1" + b"\x1c" * 200 + (200).to_bytes(4, "little") + b"PAR1", "nested too deeply"),
-        (b"PAR1" + b"\x19\xff" * 8 + (16).to_bytes(4, "little") + b"PAR1", "parts|no known kind|64 bits|in the middle"),
+        (b"PAR1" + b"\x19\xff" * 8 + (16).to_bytes(4, "little") + b"PAR1", "parts|unknown type|64 bits|in the middle"),
     ],
 )
 def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes, told: str) -> None:
