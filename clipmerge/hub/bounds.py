@@ -1,8 +1,8 @@
-"""Bounds on what a server may answer: how much, how slowly, and by which names.
+"""Bounds on a server's answers: their size, their time, and the file names in them.
 
-The client of the Hub reads whatever comes, as long as something comes, and joins some headers into the names of files
-in its cache. A server that is not the Hub, or one that is broken, could fill memory, hold a command up for ever, or
-write outside the cache.
+The client of the Hub reads everything that arrives, as long as something arrives, and builds file names in its cache
+from some headers. A server that is not the Hub, or is broken, could fill memory, block a command for ever, or write
+outside the cache.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from clipmerge.hub.ids import FULL_SHA
 
 _NAME = re.compile(r'(?:W/)?"?[A-Za-z0-9_+=-][A-Za-z0-9_.+=-]{0,127}"?')
 _NAMING = ("etag", "x-linked-etag", "x-xet-hash")
-_NOT_THE_HUB = "Is HF_ENDPOINT the Hub, and does nothing stand between?"
-_TIMEOUT = (
-    "The fault is on the way or at the Hub: try again in a while. CLIPMERGE_HUB_TIMEOUT sets the seconds to wait."
-)
+_NOT_THE_HUB = "Check that HF_ENDPOINT is the Hub and that no proxy changes its answers."
+_TIMEOUT = "The network or the Hub is at fault: try again later. CLIPMERGE_HUB_TIMEOUT sets the seconds to wait."
 
 
 class _Deadline(threading.local):
-    """When the headers of this thread's request must have come."""
+    """Time by which the headers of this thread's request must have arrived."""
 
     at: float | None = None
 
@@ -40,16 +38,16 @@ _deadline = _Deadline()
 
 
 def bound_client(client: httpx2.Client, seconds: float) -> None:
-    """Give a client of the Hub bounds.
+    """Put bounds on a client of the Hub.
 
     Args:
-        client: As huggingface_hub makes it.
-        seconds: How long one answer may take; how long a download may stand still.
+        client: Client made by huggingface_hub.
+        seconds: Longest time for one answer, and for a download without progress.
     """
 
     def before(request: httpx2.Request) -> None:
         _deadline.at = time.monotonic() + seconds
-        if _is_answer(request):  # a compressed answer tells nothing about its size
+        if _is_answer(request):  # the size of a compressed answer is not known in advance
             request.headers["accept-encoding"] = "identity"
 
     def after(response: httpx2.Response) -> None:
@@ -72,31 +70,33 @@ def _where(request: httpx2.Request) -> str:
 
 
 def _is_answer(request: httpx2.Request) -> bool:
-    """Whether an answer is read whole, which a file is not."""
+    """Whether the answer is read into memory as a whole, unlike a file."""
     return request.method != "GET" or "/api/" in request.url.path
 
 
 def _check_names(response: httpx2.Response) -> None:
-    """Refuse headers that the client would join into paths, and that are no names."""
+    """Refuse headers that the client would use in paths but that are not file names."""
     if "/resolve/" not in response.request.url.path:
         return
     for header in _NAMING:
         value = response.headers.get(header)
         if value is not None and not _NAME.fullmatch(value):
-            raise HubError(f"{_where(response.request)}: its {header} is no name a file can have. {_NOT_THE_HUB}")
+            raise HubError(f"{_where(response.request)}: its {header} cannot be a file name. {_NOT_THE_HUB}")
     commit = response.headers.get("x-repo-commit")
     if commit is not None and not FULL_SHA.fullmatch(commit):
-        raise HubError(f"{_where(response.request)}: its commit is none. {_NOT_THE_HUB}")
+        raise HubError(f"{_where(response.request)}: its commit is not a commit hash. {_NOT_THE_HUB}")
 
 
 def _check_encoding(response: httpx2.Response) -> None:
     encoding = response.headers.get("content-encoding", "identity")
     if _is_answer(response.request) and encoding not in ("identity", ""):
-        raise HubError(f"{_where(response.request)}: its answer is compressed, unasked. {_NOT_THE_HUB}")
+        raise HubError(
+            f"{_where(response.request)}: its answer is compressed although that was not asked for. {_NOT_THE_HUB}"
+        )
 
 
 class _Bounded(httpx2.SyncByteStream):
-    """An answer's body: not too large, a file's not too slow, everything else's not too late."""
+    """The body of an answer: limited in size, a file also in slowness, any other answer in total time."""
 
     def __init__(self, response: httpx2.Response, seconds: float) -> None:
         self._stream: Any = response.stream
@@ -114,7 +114,7 @@ class _Bounded(httpx2.SyncByteStream):
             if took > self._seconds:
                 if is_answer or count < SLOWEST_DOWNLOAD * took:
                     raise HubError(
-                        f"{_where(self._request)}: nothing, or next to it, in {self._seconds:g} s. {_TIMEOUT}"
+                        f"{_where(self._request)}: almost nothing arrived in {self._seconds:g} s. {_TIMEOUT}"
                     )
                 begin, count = time.monotonic(), 0
             yield chunk
@@ -125,13 +125,13 @@ class _Bounded(httpx2.SyncByteStream):
 
 
 class _Stream(httpcore2.NetworkStream):
-    """A connection that does not outlast the deadline of the request that is waiting for headers."""
+    """A connection that ends at the deadline of the request that is waiting for headers."""
 
     def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read, until the deadline at most."""
+        """Read, at most until the deadline."""
         if _deadline.at is not None:
             left = _deadline.at - time.monotonic()
             if left <= 0:
@@ -140,7 +140,7 @@ class _Stream(httpcore2.NetworkStream):
         return self._stream.read(max_bytes, timeout)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write; an upload may take longer than an answer, which is waited for from its end on."""
+        """Write; an upload may take longer, so waiting for the answer starts when it ends."""
         if _deadline.at is not None:
             _deadline.at = max(_deadline.at, time.monotonic() + (timeout or 0))
         self._stream.write(buffer, timeout)
@@ -154,12 +154,12 @@ class _Stream(httpcore2.NetworkStream):
         return _Stream(self._stream.start_tls(ssl_context, server_hostname, timeout))
 
     def get_extra_info(self, info: str) -> Any:
-        """Tell about the connection."""
+        """Return information about the connection."""
         return self._stream.get_extra_info(info)
 
 
 class _Backend(httpcore2.NetworkBackend):
-    """Makes connections with deadlines."""
+    """Opens connections with deadlines."""
 
     def __init__(self, backend: httpcore2.NetworkBackend) -> None:
         self._backend = backend
@@ -183,7 +183,7 @@ def check_listing(where: str, names: Iterable[str], most: int) -> None:
     Args:
         where: The repository, for the message.
         names: Files in it.
-        most: How many there may be.
+        most: Most files allowed.
 
     Raises:
         HubError: With the reason.
@@ -196,7 +196,7 @@ def check_listing(where: str, names: Iterable[str], most: int) -> None:
     for name in listed:
         parts = name.split("/")
         if not name or name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in parts):
-            raise HubError(f"{where}: lists a file that lies outside it, {name!r}. {_NOT_THE_HUB}")
+            raise HubError(f"{where}: lists a file outside the repository, {name!r}. {_NOT_THE_HUB}")
         with contextlib.suppress(UnicodeEncodeError):
             name.encode()
             continue

@@ -1,4 +1,4 @@
-"""Which files of a model on the Hub are fetched: one set of weights, and the small files beside it."""
+"""Choose the files of a model on the Hub to fetch: one set of weights, and the small files beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STANDARD_WEIGHTS = (
     ("adapter_model.safetensors",),
 )
 PICKLED_INDEX = "pytorch_model.bin.index.json"
-# read as tensors only, where there is nothing better
+# read as tensors only, if there is nothing better
 _PICKLED_WEIGHTS = (
     ("pytorch_model.bin",),
     (PICKLED_INDEX, "pytorch_model-*-of-*.bin"),
@@ -29,13 +29,13 @@ _PICKLED_WEIGHTS = (
 
 
 def choose_files(names: Iterable[str], hub_id: HubId, *, weights: bool = True) -> list[str]:
-    """Pick what a merge needs from a listing: one set of weights, and the small files beside it.
+    """Pick the files that a merge needs from a listing: one set of weights, and the small files beside it.
 
-    ``model.safetensors`` comes before shards, OpenCLIP's file and an adapter, and all of these before PyTorch's own
-    files; variants such as ``model.fp16.safetensors`` are never taken, folders are not entered.
+    ``model.safetensors`` is preferred to shards, OpenCLIP's file and an adapter, and all of these to PyTorch's own
+    files. Variants such as ``model.fp16.safetensors`` are never used, and folders are not searched.
 
     Raises:
-        CheckpointError: If there are no weights, or several files and none with a known name.
+        CheckpointError: If there are no weights, or several files and no known name among them.
     """
     root = [name for name in names if "/" not in name]
     side = [name for name in root if _matches(name, _SIDE_FILES) and not name.endswith(".index.json")]
@@ -64,14 +64,14 @@ def choose_weights(root: list[str], hub_id: HubId) -> list[str]:
     pickles = [name for name in root if _matches(name, _PICKLES)]
     if pickles:
         raise CheckpointError(
-            f"{hub_id}: no weights under a name that is known, but {shorten(pickles)}. "
+            f"{hub_id}: no weights under a known name, but {shorten(pickles)}. "
             "Download the one you mean and pass that file."
         )
     raise CheckpointError(f"{hub_id}: no weights among its {len(root)} files. Pass a model with safetensors.")
 
 
 def _first_set(root: list[str], sets: Iterable[tuple[str, ...]]) -> list[str]:
-    """The files of the first set of weights whose first file is there."""
+    """The files of the first set of weights whose first file exists."""
     patterns = next((patterns for patterns in sets if patterns[0] in root), ())
     return [name for name in root if _matches(name, patterns)]
 

@@ -1,9 +1,9 @@
 """Reading models from the Hugging Face Hub: names, commits, files.
 
-A revision is resolved to a commit before anything else and only the commit is used from then on: the
-client's own download falls back to a stale cache without a word when the Hub does not answer.
-Every request has a timeout (``CLIPMERGE_HUB_TIMEOUT`` seconds, 60 unless set) and the client gives up after
-six tries, so a call ends within about seven minutes in the worst case and at once in the usual one.
+A revision is resolved to a commit first, and only the commit is used from then on: the client's own download
+silently falls back to a stale cache when the Hub does not answer. Every request has a timeout
+(``CLIPMERGE_HUB_TIMEOUT`` seconds, 60 by default) and the client gives up after six tries, so a call takes at most
+about seven minutes, and usually no time at all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _WAITS = (1.0, 2.0)  # seconds before the second and third try of a read
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """The commit a revision stands for; ``note`` says so when the Hub was not asked."""
+    """The commit of a revision; ``note`` says so if the Hub was not asked."""
 
     sha: str
     note: str | None = None
@@ -49,7 +49,7 @@ class Resolved:
 
 @dataclasses.dataclass(frozen=True)
 class FetchedRepo:
-    """A model's files on this machine: ``folder`` holds them as they are at commit ``revision``."""
+    """A model's files on this machine: ``folder`` holds them as of commit ``revision``."""
 
     repo_id: str
     revision: str
@@ -58,7 +58,7 @@ class FetchedRepo:
 
 
 def timeout_seconds() -> float:
-    """Return how long one request may wait for the Hub, in seconds."""
+    """Return the longest wait of one request for the Hub, in seconds."""
     asked = os.environ.get("CLIPMERGE_HUB_TIMEOUT", "60")
     try:
         seconds = float(asked)
@@ -70,7 +70,7 @@ def timeout_seconds() -> float:
 
 
 def connect(endpoint: str | None = None) -> HfApi:
-    """Return a client whose every request has a timeout, and that draws progress bars on terminals only.
+    """Return a client with a timeout on every request; it draws progress bars on terminals only.
 
     Args:
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
@@ -87,7 +87,7 @@ def connect(endpoint: str | None = None) -> HfApi:
     limits = {"connect": min(seconds, 10.0), "read": seconds, "write": seconds, "pool": seconds}
 
     def bound(request: Any) -> None:
-        # The client asks for no timeout at all in places, listings among them, over what its session says.
+        # In places (listings are one) the client disables timeouts, against the settings of its session.
         asked = request.extensions.get("timeout", {})
         request.extensions["timeout"] = {key: min(limit, asked.get(key) or limit) for key, limit in limits.items()}
 
@@ -98,7 +98,7 @@ def connect(endpoint: str | None = None) -> HfApi:
         bound_client(client, seconds)
         return client
 
-    # Read by hf_xet when it first connects; left alone it retries an unreachable store for over six minutes.
+    # hf_xet reads these when it first connects; by default it retries an unreachable store for over six minutes.
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{round(seconds)}s")
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
     huggingface_hub.set_client_factory(bounded)
@@ -108,7 +108,7 @@ def connect(endpoint: str | None = None) -> HfApi:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    """Repeat a read while the Hub is out of reach, three times in all; a timeout has waited long enough."""
+    """Try a read up to three times while the Hub is out of reach; a timeout is not retried."""
     for wait in _WAITS:
         try:
             return call()
@@ -120,13 +120,13 @@ def patiently(call: Callable[[], T]) -> T:
 
 
 def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
-    """Find the commit a revision stands for, by asking the Hub.
+    """Ask the Hub for the commit of a revision.
 
-    With ``HF_HUB_OFFLINE`` set the cached commit is used and ``note`` says so. A full sha that is cached
-    does without the Hub when it is down, and says so too: a commit cannot be stale.
+    With ``HF_HUB_OFFLINE`` set the cached commit is used and ``note`` says so. If the Hub is down, a cached full
+    sha is used and ``note`` says so too: a commit cannot be stale.
 
     Raises:
-        HubError: If the Hub cannot be reached and offline was not asked for, or the name is unknown there.
+        HubError: If the Hub cannot be reached without ``HF_HUB_OFFLINE``, or does not know the name.
     """
     from huggingface_hub import constants
 
@@ -156,16 +156,16 @@ def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -
     """Download the files a merge needs, at one commit, into the Hub cache.
 
     Args:
-        hub_id: Which model.
+        hub_id: The model.
         weights: False for configuration, processor and tokenizer only.
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
 
     Returns:
-        Where the files are, and the commit they belong to.
+        The files' folder, and their commit.
 
     Raises:
         CheckpointError: If the model has no safetensors weights.
-        HubError: If anything stands in the way; a file half downloaded is resumed the next time.
+        HubError: If the download fails; a partly downloaded file is resumed the next time.
     """
     found = resolve(hub_id, endpoint=endpoint)
     pinned = hub_id.at(found.sha)
@@ -178,19 +178,19 @@ def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -
 
 
 def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpoint: str | None = None) -> Path:
-    """Bring files of one commit into the Hub cache.
+    """Download files of one commit into the Hub cache.
 
     Args:
         pinned: A model or dataset at a commit, from ``resolve``.
-        names: Which files.
-        cached: Whether to do with what is in the cache.
+        names: Names of the files.
+        cached: Whether to use only files that are already in the cache.
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
 
     Returns:
-        The folder that holds them.
+        The folder of the files.
 
     Raises:
-        HubError: If anything stands in the way; a file half downloaded is resumed the next time.
+        HubError: If the download fails; a partly downloaded file is resumed the next time.
     """
     import huggingface_hub
 
@@ -209,10 +209,10 @@ def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpo
 
 
 def _check_content(pinned: HubId, name: str, file: Path) -> None:
-    """Refuse a file that came with other bytes than the Hub has.
+    """Refuse a file whose bytes differ from the Hub's.
 
-    The snapshot links to a blob that is called by the hash that the Hub gave. Its content may lie elsewhere: Xet keeps
-    it once for all repositories, under a hash of its own.
+    The snapshot links to a blob named by the hash that the Hub gave. Its content may be stored elsewhere: Xet keeps it
+    once for all repositories, under its own hash.
     """
     given = file.readlink().name if file.is_symlink() else ""
     blob = file.resolve()
@@ -225,13 +225,11 @@ def _check_content(pinned: HubId, name: str, file: Path) -> None:
         same = True
     if not same:
         blob.unlink(missing_ok=True)
-        raise HubError(
-            f"downloading {pinned}: {name} came with other bytes than the Hub has, and was removed. Run again."
-        )
+        raise HubError(f"downloading {pinned}: {name} differs from the file on the Hub and was removed. Run again.")
 
 
 def is_cached(pinned: HubId, names: Iterable[str]) -> bool:
-    """Say whether files of one commit are all in the Hub cache."""
+    """Return whether all these files of one commit are in the Hub cache."""
     return all((_snapshot(pinned) / name).is_file() for name in names)
 
 
@@ -250,14 +248,14 @@ def _cached_files(names: Iterable[str], hub_id: HubId, *, weights: bool) -> list
 
 
 def _shards(folder: Path, wanted: list[str]) -> list[str]:
-    """List the files that a sharded model's index names."""
+    """List the files in a sharded model's index."""
     index = next((folder / name for name in (INDEX, PICKLED_INDEX) if name in wanted), folder / INDEX)
     if not index.is_file():
         return []
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
         if not all(map(is_plain_name, names)):
-            raise ValueError("a shard has no name that a file can have")
+            raise ValueError("the name of a shard cannot be a file name")
         return names
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not an index of shards ({error!r}).") from error
@@ -267,12 +265,12 @@ def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> 
     """Read names, dtypes and shapes of a model's tensors without downloading them.
 
     Args:
-        hub_id: Which model.
+        hub_id: The model.
         sha: The commit, from ``resolve``.
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
 
     Returns:
-        Parameter name to (safetensors dtype such as ``"F32"``, shape), in name order.
+        (safetensors dtype such as ``"F32"``, shape) by parameter name, in name order.
     """
     api, pinned, seconds = connect(endpoint), hub_id.at(sha), timeout_seconds()
     where: dict[str, Any] = {"repo_id": hub_id.repo_id, "revision": sha}
@@ -280,7 +278,7 @@ def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> 
         names = patiently(lambda: api.list_repo_files(**where))
         chosen = choose_weights([name for name in names if "/" not in name], pinned)
         if not all(name.endswith((".safetensors", INDEX)) for name in chosen):
-            raise CheckpointError(f"{pinned}: PyTorch's own files show their tensors to nobody who has not got them.")
+            raise CheckpointError(f"{pinned}: cannot list the tensors of a PyTorch pickle without downloading it.")
         if STANDARD & set(chosen):
             try:
                 whole = patiently(lambda: api.get_safetensors_metadata(**where, timeout=seconds))
@@ -296,7 +294,7 @@ def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> 
 
 
 def _storage(hub_id: HubId) -> Path:
-    """Return the repository's folder in the Hub cache, whose layout huggingface_hub documents."""
+    """Return the repository's folder in the Hub cache (layout documented by huggingface_hub)."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -308,7 +306,7 @@ def _snapshot(hub_id: HubId) -> Path:
 
 
 def _cached_sha(hub_id: HubId) -> str | None:
-    """Return the cached commit of a revision, None when there is no copy of it."""
+    """Return the cached commit of a revision, or None if no commit is cached."""
     sha = hub_id.revision or "main"
     ref = _storage(hub_id) / "refs" / sha
     if not FULL_SHA.fullmatch(sha):
@@ -319,7 +317,7 @@ def _cached_sha(hub_id: HubId) -> str | None:
 def _cached(hub_id: HubId, why: str) -> Resolved:
     sha = _cached_sha(hub_id)
     if sha is None:
-        raise HubError(f"reading {hub_id}: {why} and no commit of it is cached. Go online, or pass a folder.")
+        raise HubError(f"reading {hub_id}: {why}, and it is not in the cache. Go online, or pass a folder.")
     folder = _snapshot(hub_id.at(sha))
     files = tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
     return Resolved(sha, f"{why}: {hub_id} is the cached commit {sha}, not checked against the Hub", files)
@@ -333,11 +331,11 @@ def _cached_hint(hub_id: HubId) -> str:
 
 
 def _remember(hub_id: HubId, sha: str) -> None:
-    """Note in the cache what the revision stood for, as the client does, so that offline use finds it."""
+    """Record the revision's commit in the cache, as the client does, so that offline use finds it."""
     ref = _storage(hub_id) / "refs" / (hub_id.revision or "main")
     if hub_id.revision == sha:
         return
-    with suppress(OSError):  # a cache that cannot be written is no reason to stop
+    with suppress(OSError):  # a read-only cache must not stop the download
         ref.parent.mkdir(parents=True, exist_ok=True)
         partial = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
         partial.write_text(sha)

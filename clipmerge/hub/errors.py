@@ -1,7 +1,7 @@
-"""What went wrong at the Hugging Face Hub, as one line that says what to do.
+"""Errors of the Hugging Face Hub's client, turned into one line that says what to do.
 
-The client raises some twenty classes, wraps the real one in two of them and lets the network library's and
-the built-in ones through. This module knows them by name and by HTTP status, and nothing else does.
+The client raises about twenty classes of its own, two of which wrap the real error, and passes on errors of the
+network library and built-in ones. Only this module knows them, by name and by HTTP status.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from clipmerge.errors import ClipmergeError, HubError
 
 @contextmanager
 def quiet_client() -> Iterator[None]:
-    """Silence the client's own warnings: they repeat signed upload URLs, and the error says the rest."""
+    """Silence the client's own warnings: they repeat signed upload URLs, and the error says everything else."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():  # httpx2 dislikes how the client hands it a file to PUT
+        with warnings.catch_warnings():  # httpx2 warns of the way in which the client uploads a file
             warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)
             yield
     finally:
@@ -31,7 +31,7 @@ def quiet_client() -> Iterator[None]:
 
 @contextmanager
 def explained(doing: str, *, state: str = "", again: str = "") -> Iterator[None]:
-    """Turn whatever the client raises into one HubError line; see ``explain``."""
+    """Turn any error of the client into a one-line HubError; see ``explain``."""
     try:
         with quiet_client():
             yield
@@ -43,10 +43,10 @@ def explained(doing: str, *, state: str = "", again: str = "") -> Iterator[None]
 
 _LOG_IN = "Log in with `hf auth login` or set HF_TOKEN."
 _OTHER_TOKEN = "Use a token that has it, from https://huggingface.co/settings/tokens."
-_TRY_LATER = "The fault is on the way or at the Hub: try again in a while."
+_TRY_LATER = "The network or the Hub is at fault: try again later."
 
-# By class name along the method resolution order, so that httpx's move from one package to the next, and the
-# client's many subclasses, need no imports here. What happened, and what to do.
+# Fault and remedy by class name, looked up along the method resolution order: the client's many subclasses, and
+# httpx's change of package, need no imports here.
 _BY_CLASS = {
     "GatedRepoError": ("access to it is gated", "Accept its conditions on its Hub page, then log in."),
     "DisabledRepoError": ("the Hub has disabled it", "Choose another model."),
@@ -63,11 +63,11 @@ _BY_CLASS = {
     "TransportError": ("the connection broke", _TRY_LATER),
     "ConnectionError": (
         "the Hub's storage cannot be reached",
-        f"{_TRY_LATER} HF_HUB_DISABLE_XET=1 goes round it.",
+        f"{_TRY_LATER} HF_HUB_DISABLE_XET=1 avoids that storage.",
     ),
     "JSONDecodeError": (
         "the answer was not the Hub's",
-        "A proxy or a login page may stand between: check the connection and HF_ENDPOINT.",
+        "A proxy or a login page may have answered: check the connection and HF_ENDPOINT.",
     ),
     "SafetensorsParsingError": (
         "a safetensors header cannot be read",
@@ -89,13 +89,13 @@ _WRAPPERS = ("RuntimeError", "LocalEntryNotFoundError")
 
 
 def explain(error: BaseException, *, doing: str, state: str = "", again: str = "") -> HubError:
-    """Map an exception of the Hub client to one line.
+    """Describe an exception of the Hub client in one line.
 
     Args:
-        error: What the client raised; uploads and downloads wrap the real one in ``__cause__``.
-        doing: What was going on, first in the line: ``"push to acme/robust"``.
-        state: What holds now, a sentence: ``"Nothing was published."``
-        again: The command that goes on, without backticks.
+        error: Exception raised by the client; uploads and downloads wrap the real one in ``__cause__``.
+        doing: Operation, put first in the line: ``"push to acme/robust"``.
+        state: Sentence about the state after the error: ``"Nothing was published."``
+        again: Command that continues, without backticks.
 
     Returns:
         The error to raise; a ValueError's or an unknown error's own first line is kept in it.
@@ -108,7 +108,7 @@ def explain(error: BaseException, *, doing: str, state: str = "", again: str = "
 
 
 def _row(error: BaseException) -> tuple[str, str]:
-    """Find what happened and what to do about it."""
+    """Find the fault and its remedy."""
     names = [cls.__name__ for cls in type(error).__mro__]
     status = http_status(error)
     for name in names:
@@ -123,21 +123,21 @@ def _row(error: BaseException) -> tuple[str, str]:
 
 
 def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status behind a client error, None when there was no answer."""
+    """Return the HTTP status of a client error, or None if there was no answer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def out_of_reach(error: BaseException) -> bool:
-    """Say whether the Hub did not answer, or answered that it is unwell."""
+    """Return whether the Hub did not answer, or answered with a server error."""
     if type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ is not None:
-        error = error.__cause__  # a download that failed, after a look into the cache
+        error = error.__cause__  # a failed download, wrapped after a look into the cache
     names = {cls.__name__ for cls in type(error).__mro__}
     return "TransportError" in names or (http_status(error) or 0) >= 500
 
 
 def timed_out(error: BaseException) -> bool:
-    """Say whether a request waited as long as it may."""
+    """Return whether a request ran into its timeout."""
     return any(cls.__name__ == "TimeoutException" for cls in type(error).__mro__)
 
 

@@ -1,4 +1,4 @@
-"""What names a model or a dataset on the Hub, and a revision of it."""
+"""Names of models and datasets on the Hub, with a revision."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def parse_hub_id(source: str, kind: Literal["model", "dataset"] = "model") -> Hu
     """Read ``org/name``, ``org/name@revision`` or either after ``hf://``.
 
     Args:
-        source: What the user wrote.
-        kind: What it is a name of.
+        source: Text as the user wrote it.
+        kind: Kind of repository.
 
     Returns:
-        The id, or None when the text cannot be one, so that the caller can say what it looked for on disk.
+        The id, or None if the text cannot be one: the caller then knows which path it looked for.
 
     Example:
         >>> parse_hub_id("hf://openai/clip-vit-base-patch32@refs/pr/3")

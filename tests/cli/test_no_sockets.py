@@ -34,6 +34,6 @@ def test_a_local_merge_opens_no_connection(pair: tuple[Path, Path], images: Path
 def test_offline_is_honoured_and_the_blocking_works(pair: tuple[Path, Path]) -> None:
     offline = started("inspect", "acme/nothing", HF_HUB_OFFLINE="1")
     assert offline.returncode == 1
-    assert "HF_HUB_OFFLINE is set and no commit of it is cached" in offline.stderr
+    assert "HF_HUB_OFFLINE is set, and it is not in the cache" in offline.stderr
     online = started("inspect", "acme/nothing", HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
     assert "a connection was opened" in online.stderr

@@ -112,7 +112,7 @@ def tell(connection: socket.socket, path: str) -> None:
     ("answer", "told"),
     [
         (endless, "its answer is larger than 1 MiB"),
-        (dripping, "nothing, or next to it, in 1 s"),
+        (dripping, "almost nothing arrived in 1 s"),
         (dripping_headers, "no answer in time"),
         (silent, "no answer in time"),
         (compressed, "its answer is compressed"),
@@ -136,7 +136,7 @@ def test_a_download_that_drips_is_given_up(tmp_path: Path) -> None:
             connection.sendall(b"x")
             time.sleep(0.05)
 
-    with server(answer) as url, pytest.raises(HubError, match="nothing, or next to it, in 1 s"):
+    with server(answer) as url, pytest.raises(HubError, match="almost nothing arrived in 1 s"):
         fetch(HubId("acme/x"), endpoint=url)
 
 
@@ -150,7 +150,7 @@ def test_a_header_that_leads_out_of_the_cache_is_refused(tmp_path: Path, header:
         told = {"ETag": '"abc"', "X-Repo-Commit": SHA} | {header: f'"{value}"' if "Etag" in header.title() else value}
         connection.sendall(headers("Content-Length: 3", *(f"{name}: {text}" for name, text in told.items())) + b"abc")
 
-    with server(answer) as url, pytest.raises(HubError, match=r"no name a file can have|its commit is none"):
+    with server(answer) as url, pytest.raises(HubError, match=r"cannot be a file name|its commit is not a commit hash"):
         fetch(HubId("acme/x"), endpoint=url)
     assert not [path for path in tmp_path.rglob("*") if "evil" in path.name]
 
@@ -176,8 +176,6 @@ def test_other_bytes_of_the_same_size_are_refused(tmp_path: Path, monkeypatch: p
         assert stored, entry
         for path in stored:
             path.write_bytes(b"y" * 2000)
-        with pytest.raises(
-            HubError, match=r"model.safetensors came with other bytes than the Hub has, and was removed"
-        ):
+        with pytest.raises(HubError, match=r"model.safetensors differs from the file on the Hub and was removed"):
             fetch(HubId("acme/x"), endpoint=hub.url)
         assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and b"yyy" in path.read_bytes()]
