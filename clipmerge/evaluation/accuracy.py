@@ -34,8 +34,8 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     layers = family.layers_of(name for name in keys if family.knows(name))
     if checkpoint.config is None or tower_of(layers.values()) != "full":
         raise CheckpointError(
-            f"{checkpoint.source}: evaluating needs a full CLIP with {family.config} beside it; a tower alone has no "
-            "zero-shot classes"
+            f"{checkpoint.source}: evaluating needs a full CLIP with {family.config} beside it; a single tower has "
+            "no zero-shot classes"
         )
     model = model_for(family, checkpoint.config, checkpoint.folder)
     model.load(lambda name: checkpoint.tensor(keys[name]), checkpoint.source)
@@ -53,7 +53,7 @@ def zero_shot_accuracy(
     images_at_once: int | None = None,
     progress: Progress | None = None,
 ) -> float:
-    """Share of images whose best class prompt is the right one.
+    """Share of images whose best-matching class prompt is the right one.
 
     Args:
         model: The model, weights loaded.
@@ -89,7 +89,7 @@ def zero_shot_accuracy(
 def answers(
     model: ImageTextModel, pixels: torch.Tensor, classes: torch.Tensor, images_at_once: int | None = None
 ) -> torch.Tensor:
-    """Give each image the class whose prompts fit it best.
+    """Classify each image by its best-matching class prompts.
 
     Args:
         model: The model, weights loaded.
@@ -120,13 +120,13 @@ def evaluate_sources(
 
     Args:
         source: The checkpoint.
-        named: Images by name, each as `clipmerge.images.dataset.load_images` takes them.
-        classes: File with class names, or the names; for every source.
+        named: Images by name, in any form that `clipmerge.images.dataset.load_images` accepts.
+        classes: File with class names, or the names; the same for every source.
         templates: Prompt templates.
         batch_size: Images per batch.
         images_at_once: As in `answers`.
         device: Where to run.
-        columns: Columns of images and labels that the user named.
+        columns: Columns of images and labels named by the user.
         progress: Where to report.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What follows from the numbers of a merge: a recommendation, why, and warnings. `docs/verdict.md` has the rules."""
+"""Conclusions from the measured accuracies: recommendation, reason and warnings (rules: `docs/verdict.md`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from clipmerge.planning.bought import Difference, Gain, ModelAccuracy, Recommendation
 
-# Accuracies are shares of counts; what float arithmetic adds is far below one image of a billion.
+# Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9
 
 _ADVICE: dict[Recommendation, str] = {
@@ -21,13 +21,13 @@ _ADVICE: dict[Recommendation, str] = {
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What follows from the numbers.
+    """Conclusion from the measured accuracies.
 
     Attributes:
-        recommendation: What to do with the merged model.
-        verdict: The numbers that matter and the recommendation.
-        reason: What the recommendation rests on.
-        warnings: What the user should know, one line each.
+        recommendation: Use the merged model, prefer another one, or undecided.
+        verdict: The main numbers and the recommendation.
+        reason: Reason for the recommendation.
+        warnings: Warnings for the user, one line each.
     """
 
     recommendation: Recommendation
@@ -46,7 +46,7 @@ def concluded(
     images: int,
     max_loss: float,
 ) -> Conclusion:
-    """Conclude what to do with a merged model.
+    """Recommend whether to use a merged model.
 
     Args:
         zeroshot: Accuracy of the zero-shot model.
@@ -54,7 +54,7 @@ def concluded(
         merged: Accuracy of the merged model.
         over_finetuned: Merged minus fine-tuned.
         over_zeroshot: Merged minus zero-shot.
-        images: How many it was measured on.
+        images: Number of images it was measured on.
         max_loss: Loss of accuracy, in points, beyond which the merged model is not recommended.
     """
     recommendation, reason = _recommended(zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100)
@@ -73,9 +73,9 @@ def loss_warnings(accuracies: Mapping[str, float], where: str, finetuned: float,
     """Warn of losses of accuracy beyond the limit.
 
     Args:
-        accuracies: Accuracy of each model, by what to call it.
-        where: What accuracy it is.
-        finetuned: The fine-tuned model's.
+        accuracies: Accuracy of each model, by its name in the warning.
+        where: Name of the accuracy in the warning.
+        finetuned: Accuracy of the fine-tuned model.
         max_loss: The limit, in points.
 
     Returns:
@@ -110,7 +110,7 @@ def loses(difference: float, max_loss: float) -> bool:
 def _recommended(
     zeroshot: ModelAccuracy, finetuned: ModelAccuracy, over_finetuned: Gain, over_zeroshot: Gain, limit: float
 ) -> tuple[Recommendation, str]:
-    """Apply the rules in order; the first that holds decides."""
+    """Apply the rules in order; the first that applies decides."""
     clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
     if zeroshot.clean.value >= finetuned.clean.value and _is_dominated(over_zeroshot):
         losses = _told(_negative(over_zeroshot.corrupted), _negative(over_zeroshot.clean))
@@ -122,13 +122,13 @@ def _recommended(
 
 
 def _is_dominated(gain: Gain) -> bool:
-    """Whether a model is nowhere better than another, and surely worse somewhere."""
+    """Whether a model is nowhere better than another, and significantly worse somewhere."""
     both = (gain.clean, gain.corrupted)
     return all(each.value <= 0 for each in both) and any(each.interval[1] < 0 for each in both)
 
 
 def _on_accuracy(clean: Difference, limit: float) -> tuple[Recommendation, str] | None:
-    """What speaks against the merged model by its accuracy; ``None`` if that is kept."""
+    """Objection to the merged model because of its accuracy; ``None`` if the accuracy is kept."""
     low, high = clean.interval
     coarse = (high - low) / 2 > 2 * limit
     lost = loses(clean.value, 100 * limit)
@@ -143,7 +143,7 @@ def _on_accuracy(clean: Difference, limit: float) -> tuple[Recommendation, str] 
 
 
 def _on_robustness(clean: Difference, corrupted: Difference, limit: float) -> tuple[Recommendation, str]:
-    """What the merged model is worth, its accuracy being kept."""
+    """Judge the robustness of a merged model that keeps its accuracy."""
     if corrupted.interval[1] < 0:
         return "prefer-finetuned", (
             f"The merged model is less robust: it loses {_points(_negative(corrupted))} under corruptions."
@@ -179,7 +179,7 @@ def _points(difference: Difference) -> str:
 
 
 def _told(corrupted: Difference, clean: Difference) -> str:
-    """Those of two differences that are surely above 0, in words."""
+    """The differences that are significantly above 0, in words."""
     places = ((corrupted, "under corruptions"), (clean, "on your images"))
     return " and ".join(f"{_points(each)} {where}" for each, where in places if each.interval[0] > 0)
 
@@ -190,7 +190,7 @@ def _negative(difference: Difference) -> Difference:
 
 
 def _beyond(loss: float, limit: float) -> str:
-    """Write a loss with as many digits as show that it is beyond the limit.
+    """Write a loss with enough digits to show that it is beyond the limit.
 
     Example:
         >>> _beyond(0.402, 3), _beyond(0.0304, 3)

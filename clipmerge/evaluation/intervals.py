@@ -1,7 +1,7 @@
 """95% intervals of an accuracy, and of the difference of two models on the same images.
 
-Both keep their promise on few images: neither shrinks to a point where every image came out the same, as a bootstrap
-over images does.
+Both hold their level on few images: unlike a bootstrap over images, neither shrinks to a point when every image gives
+the same result.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 def wilson(share: float, images: int) -> tuple[float, float]:
     """Wilson's score interval of a share of images.
 
-    It also holds, wider than need be, for the mean of a number in [0, 1] per image, whose variance is at most that of
-    a yes or no with the same mean.
+    It is also valid, if wider than necessary, for the mean of one number in [0, 1] per image, whose variance is at
+    most that of a yes or no with the same mean.
 
     Args:
         share: In [0, 1].
-        images: How many images it was measured on, at least 1.
+        images: Number of images it was measured on, at least 1.
 
     Returns:
-        Both ends, in [0, 1], the share between them.
+        Both ends, in [0, 1], around the share.
 
     Source:
         Wilson 1927, Journal of the American Statistical Association 22.
@@ -46,12 +46,12 @@ def wilson(share: float, images: int) -> tuple[float, float]:
 def paired(differences: NDArray[np.float64]) -> tuple[float, float]:
     """Interval of the mean difference of two models on the same images.
 
-    Two images are added to those measured, one on which only the first model is right and one on which only the
-    second is; the normal interval over them is Bonett and Price's. It has nearly its level from ten images on, also
-    where the models never differ, and approaches the bootstrap over images where there are many.
+    Bonett and Price add two images to those measured, one that only the first model recognises and one that only the
+    second does, and take the normal interval. It nearly holds its level from ten images on, even if the models never
+    differ, and approaches the bootstrap over images when there are many.
 
     Args:
-        differences: One per image, in [-1, 1]: by how much the first model is better on it. Shape (images,).
+        differences: First model minus second on each image, in [-1, 1]. Shape (images,).
 
     Returns:
         Both ends, in [-1, 1].

@@ -1,6 +1,6 @@
-"""Both ends of the path on the device, and one model whose weights are set anywhere between, in place.
+"""Both ends of the path on the device, and one model whose weights are set in place to any point between them.
 
-The numbers are those that a merge writes, rounded to the output's dtype before they go into the model.
+The weights are those that a merge writes, rounded to the output's dtype before they are put into the model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MovingModel:
 
     Attributes:
         model: The model; its weights are those of the last move.
-        text_version: Counts the moves that changed the text tower, so that prompts are embedded no oftener.
+        text_version: Counts the moves that changed the text tower, so that prompts are embedded only after those.
     """
 
     def __init__(
@@ -38,8 +38,8 @@ class MovingModel:
         Args:
             model: The model without weights.
             inputs: The checkpoints; the average of the fine-tuned ones is theta_1.
-            device: Where the model and both ends go; on the CPU the ends stay mapped files.
-            dtype: Dtype in which a merge would be written, and so rounded.
+            device: Device of the model and both ends; on the CPU the ends stay mapped files.
+            dtype: Dtype in which a merge would be written; weights are rounded to it.
 
         Raises:
             CheckpointError: If a weight is not finite, or the config does not fit.
@@ -82,10 +82,10 @@ class MovingModel:
 
     @torch.no_grad()
     def become_finetuned(self, which: int) -> None:
-        """Set the weights to those of one fine-tuned checkpoint, and to zero-shot's where it has none.
+        """Set the weights to one fine-tuned checkpoint's; weights that it lacks are zero-shot's.
 
         Args:
-            which: Its place among them.
+            which: Its index among the fine-tuned checkpoints.
         """
         for name, theta_0 in self._theta_0.items():
             self._set(name, self._finetuned[which].get(name, theta_0))
@@ -96,7 +96,7 @@ class MovingModel:
 
         Args:
             plan: The coefficients and masks of the layers.
-            tensors: The scores and coefficients that it needs.
+            tensors: The plan's scores and coefficients.
 
         Raises:
             CheckpointError: If the plan leaves out a parameter of the model, or its output is not finite.

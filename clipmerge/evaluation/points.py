@@ -1,4 +1,4 @@
-"""Points that a sweep evaluates: places on the alpha curve and plans, and which of them are the same weights."""
+"""Points that a sweep evaluates: points of the alpha curve and plans; equal weights are one point."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """A place to evaluate.
+    """A point to evaluate.
 
     Attributes:
-        alpha: Place on the curve; ``None`` off it.
-        plan: What each layer gets, off the curve.
-        tensors: The scores and coefficients that the plan needs.
+        alpha: Coefficient on the curve; ``None`` for a plan.
+        plan: The plan; ``None`` on the curve.
+        tensors: The plan's scores and coefficients.
     """
 
     alpha: float | None
@@ -59,19 +59,19 @@ class Points:
             alpha: 0 = zero-shot, 1 = fine-tuned.
 
         Returns:
-            Its number.
+            Its index.
         """
         return self._add(_key_of_alpha(alpha), Point(alpha))
 
     def add_plan(self, plan: Plan, tensors: PlanTensors) -> int:
-        """Add a plan, unless a point with the same weights is there.
+        """Add a plan, unless there is already a point with the same weights.
 
         Args:
             plan: The plan.
-            tensors: The scores and coefficients that it needs.
+            tensors: The plan's scores and coefficients.
 
         Returns:
-            The number of the point.
+            The index of the point.
         """
         return self._add(weights_key(plan, self.inputs), Point(None, plan, tensors))
 
@@ -94,7 +94,7 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
         inputs: The checkpoints.
 
     Returns:
-        The key; that of a point of the curve where the plan writes its weights.
+        The key; if the plan writes the weights of a point of the curve, the key of that point.
     """
     layers = [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))]
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
@@ -107,7 +107,7 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
         if len(alphas) == 1:
             return _key_of_alpha(alphas.pop())
     settings = [entry.model_dump(mode="json", exclude={"reason"}) for entry in entries]
-    # coefficients are those that one method made of one measurement
+    # the coefficients are determined by one method and one measurement
     origin = [plan.recipe["measure"], plan.recipe["method"] if learned else None]
     combine = plan.combine and plan.combine.model_dump(mode="json")
     missing = plan.missing if other_parameters else None
@@ -115,5 +115,5 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
 
 
 def _parameters(plan: Plan, inputs: Inputs) -> set[str]:
-    """The parameters that the plan's output holds; positions and counters do not change what a model computes."""
+    """The parameters in the plan's output; position ids and counters do not affect what a model computes."""
     return {tensor.name for tensor in merged_tensors(inputs, plan) if not is_incidental(tensor.name)}

@@ -1,9 +1,9 @@
-"""The robustness probe: a fixed set of corruptions of images, at one strength each, the same in every run.
+"""The robustness probe: a fixed set of image corruptions, each at one strength, the same in every run.
 
 The corruptions and most strengths are those of ImageNet-C at its middle severities. An image is first scaled to the
-size at which the model sees it, so that the same corruption is equally strong in an image of any size. No recipe
-learns from them: the changes of `clipmerge.calibration.augmentation` are other kinds of change, or end below the
-strengths here, and images of the probe are never shown to a recipe.
+model's input size, so that a corruption is equally strong in images of any size. No recipe learns from the
+corruptions: the changes of `clipmerge.calibration.augmentation` are of other kinds, or weaker than here, and no recipe
+sees images of the probe.
 
 Source:
     Hendrycks and Dietterich 2019, arXiv:1903.12261.
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from clipmerge.images.store import Encoded
 
-#: Share of the entries that noise turns black or white.
+#: Share of the values that noise sets to black or white.
 NOISE = 0.06
 #: Standard deviation of the Gaussian blur, as a share of the image's shorter side; at least a pixel.
 BLUR = 1 / 64
-#: Share of its contrast that an image keeps.
+#: Share of the contrast that is kept.
 CONTRAST = 0.3
 #: JPEG quality, of 100.
 JPEG = 10
@@ -39,14 +39,14 @@ JPEG = 10
 PIXELATE = 0.4
 #: Added to an image's brightness, of 1.
 BRIGHTNESS = 0.3
-#: Degrees that an image is turned by, one way or the other.
+#: Degrees of rotation, in a random direction.
 ROTATION = 40.0
 
-#: Corrupted images that a model is tested on, about: where images are many, each meets fewer of the corruptions.
+#: Approximate number of corrupted images per model: with many images, each gets fewer of the corruptions.
 _TESTS = 512
-#: Each image meets at least so many corruptions.
+#: Each image gets at least this many corruptions.
 _FEWEST = 2
-# Models that take an image as a list of patches have no one size of image.
+# Models that take an image as a list of patches have no fixed image size.
 _USUAL_SIDE = 224
 _SEED = 20260
 
@@ -58,9 +58,9 @@ def corrupted(image: Image, corruption: str, seed: int) -> Image:
     """Corrupt an image.
 
     Args:
-        image: RGB, at the size at which the model sees it.
+        image: RGB, at the model's input size.
         corruption: One of `CORRUPTIONS`.
-        seed: Of what is random in it; each corruption draws for itself.
+        seed: Seed of the random parts; each corruption has its own stream.
 
     Returns:
         RGB, the same size.
@@ -110,7 +110,7 @@ def _brightness(image: Image, _: np.random.Generator) -> Image:
 
 
 def _rotation(image: Image, rng: np.random.Generator) -> Image:
-    """Turn about the centre; the corners are filled with the mean colour of the image's border."""
+    """Rotate about the centre; the corners get the mean colour of the image's border."""
     from PIL import Image as Pillow
 
     pixels = np.asarray(image, dtype=np.float64)
@@ -144,9 +144,9 @@ class Probe:
     """Held-back images under the corruptions.
 
     Attributes:
-        sources: The images that each corruption was applied to, by its name; nothing is decoded yet.
-        positions: The places of those images among those held back, by corruption.
-        per_image: Corruptions that each image is put through.
+        sources: Corrupted images by corruption; decoded on demand.
+        positions: Positions of those images among the images held back, by corruption.
+        per_image: Number of corruptions per image.
     """
 
     sources: dict[str, LabelledImages]
@@ -154,7 +154,7 @@ class Probe:
     per_image: int
 
     def mean_by_image(self, values: dict[str, NDArray[np.bool_]]) -> NDArray[np.float64]:
-        """Average over the corruptions that each image was put through.
+        """Average over the corruptions of each image.
 
         Args:
             values: Shape (models, images of the corruption), by corruption.
@@ -171,17 +171,17 @@ class Probe:
 
 
 def probe(images: LabelledImages, side: int) -> Probe:
-    """Put images through the probe: each through all corruptions, or where they are many through some, in turn.
+    """Corrupt images: each in all ways, or, if there are many images, each in some ways, in turn.
 
     Args:
         images: The images, in a random order.
-        side: Pixels of the shorter side at which the model sees an image, see `side_of`.
+        side: Shorter side of the model's input, in pixels; see `side_of`.
     """
     kinds = len(CORRUPTIONS)
     per_image = min(kinds, max(_FEWEST, _TESTS // len(images)))
     scaled = _Scaled(images, side)
     positions = {
-        # image i meets corruptions i * per_image up to (i + 1) * per_image, counted round
+        # image i gets corruptions i * per_image to (i + 1) * per_image - 1, modulo their number
         corruption: tuple(at for at in range(len(images)) if (number - at * per_image) % kinds < per_image)
         for number, corruption in enumerate(CORRUPTIONS)
     }
@@ -197,7 +197,7 @@ def probe(images: LabelledImages, side: int) -> Probe:
 
 
 def side_of(model: ImageTextModel) -> int:
-    """Pixels of the shorter side at which a model sees an image."""
+    """Shorter side of the model's input, in pixels."""
     from PIL import Image as Pillow
 
     pixels = model.pixels([Pillow.new("RGB", (_USUAL_SIDE, _USUAL_SIDE))])
@@ -206,7 +206,7 @@ def side_of(model: ImageTextModel) -> int:
 
 @dataclass(frozen=True)
 class _Scaled:
-    """Images at the model's size; each is decoded once."""
+    """Images at the model's input size; each is decoded once."""
 
     images: LabelledImages
     side: int
@@ -225,7 +225,7 @@ class _Scaled:
 
 @dataclass(frozen=True)
 class _Corrupted:
-    """A store of images under one corruption, made as they are read."""
+    """A store of images under one corruption, which is applied when they are read."""
 
     scaled: _Scaled
     corruption: str

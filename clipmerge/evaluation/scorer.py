@@ -1,4 +1,4 @@
-"""Whether each image is recognised at each of many points, every image decoded once."""
+"""Classify images at many points of the path, decoding every image once."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 #: Whether each image was recognised: shape (points, images).
 Correct = NDArray[np.bool_]
-#: The class that each image was given: shape (points, images).
+#: The class predicted for each image: shape (points, images).
 Answers = NDArray[np.int64]
-#: Bytes of preprocessed images held at once; each such load meets every point before the next is decoded.
+#: Bytes of preprocessed images held at once; every point classifies them before more are decoded.
 HELD = 2 << 30
 
 
@@ -42,7 +42,7 @@ Move = Callable[[MovingModel], None]
 
 @dataclass(frozen=True)
 class _SourceBatch:
-    """One batch of a source, and its first image's position there."""
+    """One batch of a source, and the position of its first image in the source."""
 
     source: str
     start: int
@@ -50,7 +50,7 @@ class _SourceBatch:
 
 
 class Scorer:
-    """One model on the device that is moved from point to point."""
+    """One model on the device, moved from point to point."""
 
     def __init__(
         self,
@@ -71,9 +71,9 @@ class Scorer:
             inputs: The checkpoints.
             accelerator: Places the model, and gathers the results of several processes.
             templates: Prompt templates.
-            batch_size: Images per batch; by default as `evaluate` chooses it.
+            batch_size: Images per batch; by default that of `evaluate`.
             images_at_once: Images that go through the model at once; ``None`` for a batch.
-            dtype: Dtype to which the points are rounded.
+            dtype: Dtype that the points are rounded to.
             held: Bytes of preprocessed images held at once.
         """
         self._moving = MovingModel(model, inputs, accelerator.device, dtype=dtype)
@@ -82,14 +82,14 @@ class Scorer:
         self._batch_size = batch_size
         self._images_at_once = images_at_once
         self._held = held
-        # classes by point; where the text tower did not move between points they are one tensor
+        # class embeddings by point; points with the same text tower share one tensor
         self._classes: dict[tuple[int, tuple[str, ...]], Tensor] = {}
         self._last: dict[tuple[str, ...], tuple[int, Tensor]] = {}
 
     def score(
         self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
     ) -> dict[str, Correct]:
-        """Evaluate every point on every source; arguments and errors are those of `answer`.
+        """Evaluate every point on every source; takes and raises the same as `answer`.
 
         Returns:
             correct[source]: whether each image was recognised, shape (points, images), in every process.
@@ -101,10 +101,10 @@ class Scorer:
     def answer(
         self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
     ) -> dict[str, Answers]:
-        """Have every point classify every image of every source.
+        """Classify every image of every source at every point.
 
         Args:
-            moves: How to get to each point.
+            moves: Functions that move the model to each point.
             sources: Images by name; all are used.
             progress: Where to report.
 
@@ -177,7 +177,7 @@ def write_correct(path: Path, correct: dict[str, Correct]) -> None:
 
     Args:
         path: The safetensors file.
-        correct: As `Scorer.score` returns it.
+        correct: Result of `Scorer.score`.
 
     Raises:
         UsageError: If a source has a name that a tensor cannot have.

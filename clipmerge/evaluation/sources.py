@@ -1,4 +1,4 @@
-"""Names of the sources that are evaluated. Imports nothing that takes time, so that flags are checked at once."""
+"""Names of evaluated sources. Imports nothing slow, so that flags are checked at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clipmerge.files.paths import local_path
 
 
 def parse_named_source(text: str) -> tuple[str, str]:
-    """Split ``NAME=SOURCE``; without a name the source's last part is the name.
+    """Split ``NAME=SOURCE``; the default name is the last part of the source.
 
     Args:
         text: Text as the user wrote it.
@@ -28,7 +28,7 @@ def parse_named_source(text: str) -> tuple[str, str]:
     if equals and name:
         return name, source
     path = Path(text)
-    # what . and .. are called says nothing
+    # "." and ".." are not names; use the folder's own
     return (local_path(text).resolve().name if path.name in ("", "..") else path.name) or text, text
 
 
@@ -37,7 +37,7 @@ def named_sources(flag: str, texts: Iterable[str]) -> dict[str, str]:
 
     Args:
         flag: The flag, for messages.
-        texts: What the user wrote.
+        texts: Texts as the user wrote them.
 
     Returns:
         Sources by name.
@@ -52,16 +52,16 @@ def named_sources(flag: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def check_source_name(name: str) -> None:
-    """Refuse a name that cannot be a tensor's, which `write_correct` would give it, before anything is evaluated.
+    """Refuse a name that `write_correct` cannot use for a tensor, before anything is evaluated.
 
     Args:
         name: Name of a source.
 
     Raises:
-        UsageError: If safetensors keeps the name for itself, or it is not UTF-8.
+        UsageError: If safetensors reserves the name, or it is not UTF-8.
     """
-    if name == "__metadata__":  # the header's own entry: the file would be written, and no reader would open it
-        raise UsageError("a source cannot be named '__metadata__', which safetensors keeps for itself; choose another")
+    if name == "__metadata__":  # a reserved header entry: the file would be written, but no reader would open it
+        raise UsageError("a source cannot be named '__metadata__', which safetensors reserves; choose another name")
     try:
         name.encode()
     except UnicodeEncodeError:

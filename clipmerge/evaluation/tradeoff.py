@@ -1,11 +1,10 @@
-"""Points against a curve of ID and OOD accuracy: the gain at equal ID accuracy, and how sure of it one can be.
+"""Compare points with a curve of ID and OOD accuracy: the gain at equal ID accuracy, and its interval.
 
-The curve is the straight line from point to point in the order of alpha. Its height at an ID accuracy x is the
-best mean OOD accuracy that it has there: the highest of all its pieces that pass over x, each linear in ID
-accuracy between its ends. It has none where x lies outside the ID accuracies that its points span. The gain of a
-point at equal ID accuracy is its mean OOD accuracy minus that height: its gain over an alpha of WiSE-FT that
-gives the same ID accuracy, even to one chosen with OOD labels. A point of the curve has gain 0, or less where
-another alpha does better at the same ID accuracy. Accuracies that differ by rounding alone count as equal.
+The curve connects its points by straight lines, in order of alpha. Its height at an ID accuracy x is the best mean
+OOD accuracy on the curve at x: the highest of all segments over x. Outside the range of its points' ID accuracies it
+has no height. A point's gain at equal ID accuracy is its mean OOD accuracy minus that height: its gain over the best
+alpha of WiSE-FT with the same ID accuracy, even if OOD labels chose that alpha. A point of the curve has gain 0, or
+less if another alpha is better at the same ID accuracy. Accuracies that differ only by rounding count as equal.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
 LEVEL = 0.95
-#: An interval over fewer of the resamples would be one over those that suit.
+#: An interval over fewer of the resamples would be biased by the choice of resamples.
 _DEFINED = 0.9
-# Means of several sources that are equal in exact arithmetic come out some 1e-16 apart; one image weighs far more.
+# Means of several sources that are equal in exact arithmetic differ by about 1e-16; one image weighs far more.
 _ROUNDING = 1e-12
 
 
@@ -35,7 +34,7 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
         at: ID accuracies, shape (..., points).
 
     Returns:
-        Shape (..., points); NaN where the curve does not reach.
+        Shape (..., points); NaN outside the curve's range.
 
     Example:
         >>> height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7]))
@@ -43,7 +42,7 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
     """
     best = np.full(at.shape, -np.inf)
     for place in range(curve_id.shape[-1]):
-        # a point's own accuracy, not one interpolated, so that a point of the curve lies on it
+        # at a point of the curve its own accuracy, not an interpolated one
         tied = np.abs(at - curve_id[..., place, None]) <= _ROUNDING
         best = np.where(tied, np.maximum(best, curve_ood[..., place, None]), best)
     for start in range(curve_id.shape[-1] - 1):
@@ -56,12 +55,12 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
 
 
 def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resamples: int = RESAMPLES) -> list[Floats]:
-    """Accuracies over images drawn with replacement, the same draw for every point.
+    """Accuracies over images drawn with replacement, with the same draws for every point.
 
     Args:
         correct: Per source, whether each image was recognised, shape (points, images).
-        seed: Seed; a source's draws depend on it and on the source's place.
-        resamples: Draws.
+        seed: Seed; a source's draws depend on the seed and the source's index.
+        resamples: Number of draws.
 
     Returns:
         Per source, accuracy, shape (resamples, points).
@@ -81,14 +80,14 @@ def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resample
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a point stands, each interval from resampled images.
+    """A point's accuracies and gain, with intervals from resampled images.
 
     Attributes:
         id_accuracy: Mean over the ID sources.
         ood_accuracy: Mean over the OOD sources.
-        ood_interval: Of the mean OOD accuracy.
-        gain: At equal ID accuracy; ``None`` where the curve does not reach.
-        gain_interval: Of the gain; ``None`` also when the resampled curve misses the point too often.
+        ood_interval: Interval of the mean OOD accuracy.
+        gain: Gain at equal ID accuracy; ``None`` outside the curve's range.
+        gain_interval: Interval of the gain; ``None`` also if too many resampled curves do not reach the point.
     """
 
     id_accuracy: float
@@ -106,14 +105,14 @@ def standings(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> list[Standing]:
-    """Place every point against the curve, which is resampled with it.
+    """Compare every point with the curve, resampling both together.
 
     Args:
         id_correct: Per ID source, whether each image was recognised, shape (points, images).
         ood_correct: The same for the OOD sources.
-        curve: Places of the points that make the curve, in order of alpha.
+        curve: Indices of the points that form the curve, in order of alpha.
         seed: Seed of the resampling.
-        resamples: Draws of images.
+        resamples: Number of draws of images.
 
     Returns:
         One per point.
@@ -152,11 +151,11 @@ def interval(values: Floats, level: float = LEVEL) -> tuple[float, float] | None
     """Percentile interval of resampled values.
 
     Args:
-        values: One per resample; NaN where there is none.
+        values: One per resample; NaN for a missing value.
         level: Share of the values inside.
 
     Returns:
-        Both ends; ``None`` when fewer than nine in ten resamples have a value.
+        Both ends; ``None`` if fewer than nine in ten resamples have a value.
     """
     defined = values[~np.isnan(values)]
     if len(defined) < _DEFINED * len(values):

@@ -1,7 +1,7 @@
-"""What a merge bought: three models on the same images, which the decision did not see.
+"""Measure the effect of a merge: zero-shot, fine-tuned and merged model on the same images, unseen by the decision.
 
-The weights are those that the merge writes, set in place; nothing needs to have been written. `docs/verdict.md` has
-the rules in words.
+The weights that the merge would write are set in place, so nothing needs to be written first. `docs/verdict.md`
+explains the rules.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
     from clipmerge.planning.plan import Plan
     from clipmerge.planning.tensors import PlanTensors
 
-# Bytes of preprocessed images held at once. Moving a model costs as much as some images, so this need not be much.
+# Bytes of preprocessed images held at once. Moving a model costs as much as a few images, so this can be small.
 _HELD = 256 << 20
 _CLEAN = "clean"
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Which images each model recognised; row 0 is zero-shot, then each fine-tuned, the last is merged.
+    """Images recognised by each model: row 0 is zero-shot, then come the fine-tuned models, the last row is merged.
 
     Attributes:
         clean: Shape (models, images).
-        corrupted: Share of its corruptions under which each image was recognised, same shape.
+        corrupted: Share of each image's corruptions under which it was recognised, same shape.
         corruptions: Shape (models, images of the corruption), by corruption.
-        agreement: Share of the images that the merged and the zero-shot model classify alike.
+        agreement: Share of the images for which the merged and the zero-shot model predict the same class.
     """
 
     clean: NDArray[np.bool_]
@@ -65,12 +65,12 @@ def measure_bought(
     max_loss: float,
     progress: Progress,
 ) -> Bought:
-    """Measure what a plan bought.
+    """Measure the effect of a plan.
 
     Args:
         inputs: The checkpoints.
         plan: The coefficients and masks of the layers.
-        tensors: The scores and coefficients that it needs.
+        tensors: The plan's scores and coefficients.
         images: Images that the decision did not see, in a random order.
         accelerator: Places the model, and gathers the answers of several processes.
         templates: Prompt templates.
@@ -83,7 +83,7 @@ def measure_bought(
 
     Raises:
         CheckpointError: If the checkpoints cannot be evaluated.
-        DataError: If an image cannot be decoded, or the classes cannot be told apart.
+        DataError: If an image cannot be decoded, or there is a single class.
     """
     model = build_model(inputs)
     tested = probe(images, side_of(model))
@@ -101,8 +101,8 @@ def measure_bought(
 
 def _cost(images: int, tested: Probe) -> Callable[[float, str], str]:
     return lambda passes, time: (
-        f"measuring on the CPU what the merge bought: {passes:,.0f} forward passes, of {images} images held back, as "
-        f"they are and under {tested.per_image} of {len(CORRUPTIONS)} corruptions each: about {time} "
+        f"measuring on the CPU what the merge bought: {passes:,.0f} forward passes, of {images} images held back, "
+        f"unchanged and under {tested.per_image} of {len(CORRUPTIONS)} corruptions each: about {time} "
         "(--no-verdict skips it)"
     )
 
@@ -124,9 +124,9 @@ def outcomes_of(answers: dict[str, Answers], images: LabelledImages, tested: Pro
     """Compare answers with labels, and with the zero-shot model's answers.
 
     Args:
-        answers: Shape (models, images), on the images as they are and under each corruption.
+        answers: Shape (models, images), on the unchanged images and under each corruption.
         images: The images.
-        tested: What they were put through.
+        tested: The probe with their corruptions.
     """
     corruptions = {
         name: answers[name] == np.asarray(source.labels) for name, source in tested.sources.items() if len(source)
@@ -142,12 +142,12 @@ def outcomes_of(answers: dict[str, Answers], images: LabelledImages, tested: Pro
 def bought_from(
     outcomes: Outcomes, images: LabelledImages, *, corruptions_per_image: int, max_loss: float, plan: Plan
 ) -> Bought:
-    """Put numbers, intervals and the conclusion together.
+    """Combine accuracies, intervals and the conclusion.
 
     Args:
-        outcomes: Which images each model recognised.
+        outcomes: Images recognised by each model.
         images: The images.
-        corruptions_per_image: Corruptions that each image was put through.
+        corruptions_per_image: Number of corruptions per image.
         max_loss: Loss of accuracy, in points, beyond which there is a warning.
         plan: The plan that was measured.
     """
@@ -192,7 +192,7 @@ def _accuracy(outcomes: Outcomes, model: int) -> ModelAccuracy:
     images = outcomes.clean.shape[1]
     return ModelAccuracy(
         clean=_estimate(float(outcomes.clean[model].mean()), images),
-        # an image's corruptions tell much the same, so they count as one image
+        # results on corruptions of one image are correlated, so they count as one image
         corrupted=_estimate(float(outcomes.corrupted[model].mean()), images),
         corruptions={
             name: _estimate(float(right[model].mean()), right.shape[1]) for name, right in outcomes.corruptions.items()

@@ -1,7 +1,7 @@
-"""The zero-shot side of a classification head that only the fine-tuned checkpoint has: built from class prompts.
+"""Build the zero-shot counterpart of a classification head that only the fine-tuned checkpoint has, from class prompts.
 
-The rows are the class embeddings, unit length, times exp(logit_scale); the bias is zero. So the zero-shot classifier
-gives the logits that the zero-shot model gives, on features of unit length, as WiSE-FT's and model soups' heads take.
+The rows are class embeddings of unit length, times exp(logit_scale); the bias is zero. On features of unit length,
+which the heads of WiSE-FT and model soups take, it gives the zero-shot model's logits.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def lacks_zeroshot_head(inputs: Inputs) -> bool:
 
 
 def head_classes(inputs: Inputs, calibration: Calibration) -> HeadRecord | None:
-    """The classes of the head's rows; ``None`` when neither images nor class names were given.
+    """The classes of the head's rows; ``None`` if neither images nor class names were given.
 
     Args:
-        inputs: The aligned checkpoints, a head among them.
-        calibration: The images, the file with class names, the templates.
+        inputs: The aligned checkpoints, with a head.
+        calibration: The images, class names and templates.
     """
     from clipmerge.images.class_names import read_class_names
     from clipmerge.images.dataset import load_images
@@ -49,18 +49,18 @@ def head_classes(inputs: Inputs, calibration: Calibration) -> HeadRecord | None:
 
 
 def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool) -> Inputs:
-    """Give the zero-shot checkpoint a head of the fine-tuned one's classes.
+    """Give the zero-shot checkpoint a head for the fine-tuned one's classes.
 
     Args:
         inputs: The aligned checkpoints.
         head: Classes, in the order of the head's rows, and templates.
-        mixed_dtypes: As in `align_checkpoints`.
+        mixed_dtypes: See `align_checkpoints`.
 
     Returns:
-        The pair, its zero-shot side with a head.
+        The checkpoints, the zero-shot one with a head.
 
     Raises:
-        CheckpointError: If the head has another number of classes, or is on other features.
+        CheckpointError: If the head has a different number of classes, or takes other features.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -74,8 +74,8 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
     entry = finetuned.entries[inputs.finetuned_keys[0][WEIGHT]]
     if entry.shape[0] != len(head.classes):
         raise CheckpointError(
-            f"{finetuned.source}: its head has {entry.shape[0]} classes, {len(head.classes)} were named; "
-            "give --classes with a line for each, in the head's order"
+            f"{finetuned.source}: its head has {entry.shape[0]} classes, but {len(head.classes)} were named; "
+            "give --classes with one line per class, in the head's order"
         )
     model = build_model(inputs)
     model.load(inputs.theta_0, inputs.zeroshot.source)
@@ -84,7 +84,7 @@ def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool)
         scale = inputs.theta_0("logit_scale").float().exp()
     if embeddings.shape[1:] != entry.shape[1:]:
         raise CheckpointError(
-            f"{finetuned.source}: its head takes {entry.shape[1]} features, the zero-shot model's embeddings have "
+            f"{finetuned.source}: its head takes {entry.shape[1]} features, but the zero-shot model's embeddings have "
             f"{embeddings.shape[1]}; only a head on the embeddings has a zero-shot counterpart"
         )
     values = {WEIGHT: embeddings * scale, BIAS: torch.zeros(len(head.classes))}
