@@ -1,4 +1,4 @@
-"""The numbers per layer of a record, as columns: settings, relative change, statistics, outlier scores."""
+"""Columns of a record's numbers per layer: settings, relative change, statistics, outlier scores."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from clipmerge.planning.measurements import StatisticAbout
 from clipmerge.report.numbers import Scale, decimals_for, format_number, is_number, setting_decimals
 
 _SUBSCRIPT = re.compile(r"(\w)_([0-9a-z](?:,[0-9a-z])*)")
-# A longer symbol stands under a heading, and nowhere where there is little room.
+# A longer symbol is put under the heading, and left out where there is little room.
 _SHORT = 12
 
 
 @dataclass(frozen=True)
 class Column:
-    """One number per layer: how it is headed, drawn and explained.
+    """One number per layer, with its heading, bars and explanation.
 
     Attributes:
         key: Name in the record.
         title: Heading.
         symbol: Symbol or second line of the heading.
-        term: What the line of explanation is about; a statistic's symbol follows it.
+        term: Term that the explanation starts with; a statistic's symbol follows it.
         about: The explanation.
         values: Number by layer; two numbers in a list for a range.
         decimals: Decimals to print; ``None`` for scientific notation.
         scale: Range of the bars.
         kind: A setting, a measured statistic, or a score of the straggler rule.
-        drawn: Whether a bar says more than the number.
-        signed: Whether the sign means something.
-        additive: Whether the sum over layers means something.
+        drawn: Whether a bar helps to read the number.
+        signed: Whether the sign is meaningful.
+        additive: Whether the sum over layers is meaningful.
         unit: Unit of the values.
     """
 
@@ -61,20 +61,20 @@ class Column:
 
     @property
     def markup(self) -> Markup:
-        """The symbol for a page: letters slanted, indices set low."""
+        """The symbol for a page: letters in italics, indices as subscripts."""
         if self.kind != "statistic":
             return escape(self.symbol)
         return Markup(_SUBSCRIPT.sub(r"<i>\1</i><sub>\2</sub>", str(escape(self.symbol))))
 
     @property
     def term_markup(self) -> Markup:
-        """The term for a page, a statistic's symbol after it."""
+        """The term for a page, followed by a statistic's symbol."""
         has_symbol = self.kind == "statistic" and self.symbol
         return Markup("{} {}").format(self.term, self.markup) if has_symbol else escape(self.term)
 
     @property
     def is_range(self) -> bool:
-        """Whether a value is a pair, of the smallest and the largest number."""
+        """Whether a value is a pair: the smallest and the largest number."""
         return self.key == "alpha_range"
 
     def text(self, value: Any) -> str:
@@ -83,14 +83,14 @@ class Column:
         return text.replace(" / ", " to ") if self.is_range else text
 
     def total(self, layers: Sequence[str]) -> Any:
-        """Several layers in one number: the sum of shares that add up, the median of anything else."""
+        """One number for several layers: the sum of an additive statistic, the median of any other."""
         numbers = [self.values[layer] for layer in layers if is_number(self.values.get(layer))]
         if not numbers:
             return None
         return sum(numbers) if self.additive else statistics.median(numbers)
 
     def span(self, layers: Sequence[str]) -> str:
-        """Several layers in one cell: their setting or its range; the sum or the median of a statistic."""
+        """One cell for several layers: their setting or its range; the sum or the median of a statistic."""
         if self.kind != "setting":
             return self.text(self.total(layers))
         values = [self.values.get(layer) for layer in layers]
@@ -102,7 +102,7 @@ class Column:
 
 
 def columns_of(record: MergeRecord) -> list[Column]:
-    """Collect every number per layer.
+    """Collect all numbers per layer.
 
     Args:
         record: The merge's record.

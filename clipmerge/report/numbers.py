@@ -1,4 +1,4 @@
-"""How numbers are written and drawn: decimals per column, round ticks, and the geometry of bars."""
+"""Format and draw numbers: decimals per column, round ticks, and the geometry of bars."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, TypeGuard
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Say whether ``value`` is a finite int or float (a bool is not)."""
+    """Return whether ``value`` is a finite int or float (a bool is not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def decimals_for(values: Iterable[Any]) -> int | None:
-    """Choose one number of decimals for a whole column, so that its largest entry has three digits.
+    """Choose the number of decimals for a whole column so that its largest entry has three digits.
 
     Args:
-        values: The column; what is not a finite number is passed over.
+        values: The column; values that are not finite numbers are ignored.
 
     Returns:
-        Decimals to print, or ``None`` where only scientific notation is readable.
+        Decimals to print, or ``None`` if only scientific notation is readable.
 
     Example:
         >>> decimals_for([0.21, -0.0004]), decimals_for([31.0, 2.5]), decimals_for([3e9])
@@ -34,7 +34,7 @@ def decimals_for(values: Iterable[Any]) -> int | None:
 
 
 def format_number(value: Any, decimals: int | None, *, signed: bool = False) -> str:
-    """Print a number with a column's decimals; too small for them, it falls back to ``3e-05``.
+    """Print a number with a column's decimals; one that is too small for them is printed as ``3e-05``.
 
     Example:
         >>> format_number(0.5, 2), format_number(-2e-5, 3), format_number(0.25, 1, signed=True)
@@ -58,25 +58,25 @@ def format_number(value: Any, decimals: int | None, *, signed: bool = False) -> 
 
 
 def setting_decimals(values: Iterable[Any]) -> int:
-    """Two decimals for coefficients and densities, three where two would hide a difference."""
+    """Two decimals for coefficients and densities, three if two would hide a difference."""
     return 2 if all(abs(value - round(value, 2)) < 1e-9 for value in values if is_number(value)) else 3
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Range of a column of bars; always holds zero, from which every bar starts."""
+    """Range of a column of bars; it always includes zero, where every bar starts."""
 
     low: float
     high: float
 
     @classmethod
     def of(cls, values: Iterable[Any], *, at_least: float = 0.0) -> Scale:
-        """Fit the range to ``values``, reaching up to ``at_least`` in any case."""
+        """Fit the range to ``values``, at least up to ``at_least``."""
         numbers = [float(value) for value in values if is_number(value)]
         return cls(min([0.0, *numbers]), max([at_least, *numbers]))
 
     def bar(self, value: Any) -> tuple[float, float]:
-        """Place a bar: its start and its length in percent of the range; length 0 without a number."""
+        """Start and length of a bar in percent of the range; length 0 without a number."""
         span = self.high - self.low
         if not is_number(value) or span <= 0:
             return round(self.zero, 2), 0.0
@@ -85,13 +85,13 @@ class Scale:
 
     @property
     def zero(self) -> float:
-        """Where zero lies, in percent of the range."""
+        """Position of zero, in percent of the range."""
         span = self.high - self.low
         return round(-100 * self.low / span, 2) if span > 0 else 0.0
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round values that cut ``[low, high]`` into about ``count`` steps: 1, 2, 2.5 or 5 times a power of ten.
+    """Round values that divide ``[low, high]`` into about ``count`` steps of 1, 2, 2.5 or 5 times a power of ten.
 
     Example:
         >>> ticks(0.2, 3.4)

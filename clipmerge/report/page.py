@@ -1,7 +1,7 @@
 """The report of a merge: one HTML page, from the record alone.
 
-Nothing is measured or read here, and two equal merges give byte-identical pages: ``output``, ``seconds`` and the clock
-stay out of them.
+Nothing is measured or read here. Two equal merges give byte-identical pages: ``output``, ``seconds`` and the clock are
+left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.numbers import is_number
 from clipmerge.report.path_chart import HEIGHT, WIDTH, barrier_of, path_chart, path_points
 
-TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
+TOLERANCE = 0.01  # promise of the completeness checks: sums within 1% of the measured total
 
 _TOWERS = {
     "vision": "Vision tower",
@@ -35,13 +35,13 @@ _CHECKS = {
 
 
 def html_page(record: MergeRecord) -> str:
-    """Draw the whole report as one HTML page that asks the network for nothing.
+    """Render the whole report as one HTML page that loads nothing from the network.
 
     Args:
         record: The merge's record.
 
     Returns:
-        The page. Equal records give equal bytes, whatever their ``output`` and ``seconds``.
+        The page. Records that are equal except for ``output`` and ``seconds`` give equal bytes.
     """
     columns = columns_of(record)
     values = {
@@ -87,7 +87,7 @@ def _hashes(record: MergeRecord) -> list[tuple[str, str, str]]:
 
 
 def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
-    """The handful of numbers a reader looks for first: a name, and its number."""
+    """The few numbers that a reader looks for first, each with its name."""
     layers = record.layers
     facts = [("layers", f"{len(layers)}")]
     if record.looked_for_stragglers:
@@ -104,7 +104,7 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
 
 
 def _groups(record: MergeRecord, columns: list[Column]) -> list[dict[str, Any]]:
-    """The layers by tower, each with its cells, and what the tower adds up to."""
+    """The layers by tower, each with its cells, and the totals of the tower."""
     stragglers = set(record.found_stragglers)
     groups = []
     for tower, members in groupby(record.layers, key=lambda layer: layer.partition(".")[0]):
@@ -134,14 +134,14 @@ def _cell(column: Column, layer: str) -> dict[str, Any]:
 
 
 def _strips(columns: list[Column]) -> list[Column]:
-    """Columns of the overview: alpha and the two foremost statistics."""
+    """Columns of the overview: alpha and the first two statistics."""
     measured = [column for column in columns if column.kind == "statistic"]
     first = [column for column in measured if column.key != "change"] or measured
     return [columns[0], *first[:2]]
 
 
 def _straggler_rule(record: MergeRecord) -> str:
-    """Say what makes a layer a straggler: the outlier rule leaves z-scores, others give their reason per layer."""
+    """Explain the straggler rule: the outlier rule records z-scores, other rules give a reason per layer."""
     if any("z" in scores for scores in record.straggler_scores.values()):
         return (
             "a layer whose statistic stands out from the other layers by a robust outlier rule, and does so in nearly "
@@ -153,7 +153,7 @@ def _straggler_rule(record: MergeRecord) -> str:
 
 
 def _checks(record: MergeRecord) -> list[dict[str, Any]]:
-    """Each completeness check with its relative difference, absolute where zero was measured."""
+    """Each completeness check with its relative difference (absolute if zero was measured)."""
     rows = []
     for name, check in record.checks.items():
         total, measured = check.sum_of_layers, check.measured
@@ -165,10 +165,10 @@ def _checks(record: MergeRecord) -> list[dict[str, Any]]:
 
 
 def _command(record: MergeRecord) -> str:
-    """The command that repeats this merge from the recipe saved as a file."""
+    """The command that repeats this merge, given the recipe saved as a file."""
     sources = []
     for _, model in record.checkpoints:
-        # a revision that the user named stands behind an @ already
+        # a revision named by the user already follows an @
         base = model.source.partition("@")[0]
         sources.append(f"{base}@{model.revision}" if model.revision else model.source)
     words = ["clipmerge", "merge", *sources, "--recipe", "recipe.yaml"]
@@ -176,5 +176,5 @@ def _command(record: MergeRecord) -> str:
     if images:
         words += ["--data", images.source, "--images", str(images.requested or images.images)]
         words += ["--batch-size", str(images.batch_size), "--seed", str(images.seed)]
-        words += [] if images.requested else ["--no-verdict"]  # none were held back
+        words += [] if images.requested else ["--no-verdict"]  # no images were held back
     return shlex.join([*words, "--output", "merged"])

@@ -1,4 +1,4 @@
-"""The loss chart of the page: the losses on the path, and the coordinates of all that is drawn."""
+"""The loss chart of the page: the losses on the path, and the coordinates of everything drawn."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _INSET = 28  # keeps the endpoint labels, above or below their points, inside th
 
 @dataclass(frozen=True)
 class Point:
-    """One loss on the path: coordinates in the chart, and what to write beside it."""
+    """One loss on the path: its coordinates in the chart, and its label."""
 
     x: float
     y: float
@@ -28,7 +28,7 @@ class Point:
 
 @dataclass(frozen=True)
 class PathChart:
-    """Where everything in the loss chart goes, in units of its view box."""
+    """Coordinates of everything in the loss chart, in units of its view box."""
 
     points: tuple[Point, ...]
     x_ticks: tuple[tuple[float, str], ...]
@@ -45,17 +45,17 @@ class PathChart:
 
 
 def path_points(path: LossPath | None) -> list[tuple[float, float]]:
-    """Pairs (alpha, loss) of a path, sorted by alpha; none where no path was measured."""
+    """Pairs (alpha, loss) of a path, sorted by alpha; empty if no path was measured."""
     return sorted(zip(path.alphas, path.losses, strict=True)) if path else []
 
 
 def loss_at(points: Sequence[tuple[float, float]], alpha: float) -> float | None:
-    """Loss measured at ``alpha`` itself; never interpolated."""
+    """Loss measured exactly at ``alpha``; never interpolated."""
     return next((loss for at, loss in points if abs(at - alpha) < 1e-6), None)
 
 
 def barrier_of(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """Barrier L(1/2) - (L(0) + L(1)) / 2 and that average, in nats; ``None`` if one of the three is missing.
+    """Barrier L(1/2) - (L(0) + L(1)) / 2 and the endpoints' average, in nats; ``None`` if a loss is missing.
 
     Example:
         >>> barrier_of([(0.0, 3.0), (0.5, 1.0), (1.0, 2.0)])
@@ -72,7 +72,7 @@ def path_chart(path: LossPath | None) -> PathChart | None:
     """Lay out the loss chart.
 
     Args:
-        path: The loss along the path, in nats; ``None`` where it was not measured.
+        path: The loss along the path, in nats; ``None`` if it was not measured.
 
     Returns:
         Coordinates for the template, or ``None`` with fewer than two points.
@@ -108,7 +108,7 @@ def path_chart(path: LossPath | None) -> PathChart | None:
 
 
 def _points(pairs: list[tuple[float, float]], to_x: _Axis, to_y: _Axis) -> tuple[Point, ...]:
-    """An endpoint's label goes above it where the curve falls away below, and below it otherwise."""
+    """Put an endpoint's label above it if the curve falls away below, and below it otherwise."""
     neighbour = [pairs[1], *pairs[:-1]]
     return tuple(
         Point(to_x(alpha), to_y(loss), alpha, loss, to_y(loss) + (-12 if loss > beside[1] else 22))
@@ -125,7 +125,7 @@ def _y_ticks(low: float, high: float, to_y: _Axis) -> tuple[tuple[float, str], .
 
 
 def _middle_label_y(middle: tuple[float, float, float] | None) -> float:
-    """Beside the gap at alpha 0.5 where it is tall enough for text, above it otherwise."""
+    """Put the label beside the gap at alpha 0.5 if it is tall enough for text, and above it otherwise."""
     if middle is None:
         return 0.0
     _, curve, straight = middle

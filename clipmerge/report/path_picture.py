@@ -15,14 +15,14 @@ _INCHES, _DOTS = (7.2, 3.8), 120
 
 
 def path_png(path: LossPath | None) -> bytes | None:
-    """Draw the loss over the coefficient of all layers, with the straight line that a barrier is measured from.
+    """Draw the loss against the coefficient of all layers, with the straight line that a barrier is measured from.
 
     Args:
-        path: The loss along the path, where it was measured.
+        path: The loss along the path, if it was measured.
 
     Returns:
-        A PNG, or ``None`` with fewer than two measured points; equal records give equal bytes with one version of
-        matplotlib.
+        A PNG, or ``None`` with fewer than two measured points; equal records give equal bytes with the same version
+        of matplotlib.
     """
     points = path_points(path)
     if len(points) < 2:

@@ -16,11 +16,11 @@ _DASH = "\N{EN DASH}"
 
 
 def shortened(text: str, cells: int) -> str:
-    """Leave out the middle of a name that is too long, since names of one family often differ at the end.
+    """Leave out the middle of a name that is too long, because names of one family often differ at the end.
 
     Args:
-        text: The name; white space in it becomes one blank.
-        cells: Columns of a terminal that it may take.
+        text: The name; white space in it is replaced by single blanks.
+        cells: Terminal columns available.
 
     Example:
         >>> shortened("straggler-sparse-density-0.2-alpha-0.35", 21)
@@ -37,7 +37,7 @@ def ends_of(record: dict[str, Any]) -> dict[float, str]:
     """Names of the ends of the curve, by alpha.
 
     Args:
-        record: As `clipmerge.api.sweep.sweep` returns it.
+        record: Result of `clipmerge.api.sweep.sweep`.
     """
     several = record.get("finetuned")
     return {0.0: "zero-shot", 1.0: f"average of {len(several)}" if isinstance(several, list) else "fine-tuned"}
@@ -62,7 +62,7 @@ def heads_of(record: dict[str, Any]) -> list[tuple[str, bool]]:
     """Heading of each row, and whether it is a recipe.
 
     Args:
-        record: As `clipmerge.api.sweep.sweep` returns it.
+        record: Result of `clipmerge.api.sweep.sweep`.
     """
     heads, ends = [], ends_of(record)
     for row in record["curve"]:
@@ -72,10 +72,10 @@ def heads_of(record: dict[str, Any]) -> list[tuple[str, bool]]:
 
 
 def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
-    """The table, column by column: each source, the means, and the gain.
+    """Columns of the table: each source, the means, and the gain.
 
     Args:
-        record: As `clipmerge.api.sweep.sweep` returns it.
+        record: Result of `clipmerge.api.sweep.sweep`.
     """
     rows = [*record["curve"], *record["recipes"]]
     none = [""] * len(rows)
@@ -106,11 +106,11 @@ def _interval(ends: Sequence[float] | None, *, signed: bool = True) -> str:
 
 
 def sweep_page(record: dict[str, Any], picture: bytes) -> str:
-    """Make the page: it asks the network for nothing.
+    """Render the page, which loads nothing from the network.
 
     Args:
-        record: As `clipmerge.api.sweep.sweep` returns it.
-        picture: As `clipmerge.report.sweep_picture.curve_png` returns it.
+        record: Result of `clipmerge.api.sweep.sweep`.
+        picture: Result of `clipmerge.report.sweep_picture.curve_png`.
 
     Returns:
         HTML with the picture inside.
@@ -134,7 +134,7 @@ def sweep_page(record: dict[str, Any], picture: bytes) -> str:
 
 
 def _headline(record: dict[str, Any]) -> str:
-    """The most telling sentence: what the best recipe does against the curve, or where the curve peaks."""
+    """The main result in one sentence: the best recipe against the curve, or the peak of the curve."""
     placed = [row for row in record["recipes"] if row["gain"] is not None]
     if not placed:
         top = max(record["curve"], key=lambda row: row["ood"])

@@ -1,6 +1,6 @@
-"""The picture of a sweep, known from WiSE-FT: ID accuracy across, mean OOD accuracy up.
+"""The picture of a sweep, as in the WiSE-FT paper: mean OOD accuracy against ID accuracy.
 
-The alpha curve goes through both ends, and every recipe is a mark of its own.
+The alpha curve connects both ends, and every recipe has its own mark.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 _SHAPES = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
 _INCHES, _DOTS = (8.0, 5.6), 160
-# Cells of a terminal, half as wide as high, which letters take about, too.
+# Terminal cells, half as wide as high; letters have about that size too.
 _NAME, _SOURCES = 36, 40
-# Marks that several recipes share name so many of them.
+# Label a mark that several recipes share with at most this many names.
 _SHARING = 4
 
 
@@ -39,15 +39,15 @@ def curve_png(record: dict[str, Any]) -> bytes:
     """Draw the curve and the recipes.
 
     Args:
-        record: As `clipmerge.api.sweep.sweep` returns it; ``curve``, ``recipes``, ``id`` and ``ood`` are needed.
+        record: Result of `clipmerge.api.sweep.sweep`; ``curve``, ``recipes``, ``id`` and ``ood`` are needed.
 
     Returns:
-        A PNG; equal records give equal bytes with one version of matplotlib and the same fonts. What no font has
-        is drawn as a box.
+        A PNG; equal records give equal bytes with the same version of matplotlib and the same fonts. Characters
+        missing from all fonts are drawn as boxes.
     """
     families = _families("".join([*record["id"], *record["ood"], *(row["name"] for row in record["recipes"])]))
     with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # nothing that whoever sweeps could mend
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the user cannot do anything about it
         figure = _draw(record)
         file = io.BytesIO()
         figure.savefig(file, format="png", metadata={"Software": None})
@@ -75,23 +75,23 @@ def _draw(record: dict[str, Any]) -> Figure:
 
 
 def _families(text: str) -> list[str]:
-    """Families of fonts that have all of a text's characters between them, as far as there are any."""
+    """Font families that together have all characters of a text, as far as possible."""
     usual = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
     missing = {ord(each) for each in text if not each.isspace()} - set(usual.get_charmap())
-    # a family without a plain face would have matplotlib say so
+    # matplotlib warns of a family without a plain face
     faces = {each.name: each.fname for each in font_manager.fontManager.ttflist if _is_plain(each)} if missing else {}
     found = []
     for family in sorted(faces):
         try:
             count = len(missing & set(font_manager.get_font(faces[family]).get_charmap()))
-        except (OSError, RuntimeError, ValueError):  # a damaged font, or of a kind that is not drawn
+        except (OSError, RuntimeError, ValueError):  # a damaged or unsupported font
             continue
         found += [(-count, family)] if count else []
     return [*matplotlib.rcParams["font.family"], *(family for _, family in sorted(found)[:5])]
 
 
 def _is_plain(face: font_manager.FontEntry) -> bool:
-    # the last resort has a box for everything, and colours are pictures, which are not drawn
+    # "Last Resort" has a box for every character, and colour fonts hold pictures, which are not drawn
     odd = "Last Resort" in face.name or "Color" in face.name
     return (face.weight, face.style, face.stretch) == (400, "normal", "normal") and not odd
 
@@ -104,7 +104,7 @@ def _axis_label(kind: str, names: Sequence[str]) -> str:
     return f"{'mean ' if len(names) > 1 else ''}{kind} accuracy, % ({shown})"
 
 
-# A label: where its point is, its text, its colour and size.
+# A label: position of its point, text, colour and size.
 _Label = tuple[float, float, str, str, float]
 
 
@@ -120,12 +120,12 @@ def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str])
             axes.plot([x], [y], "o", color=CURVE, markersize=10, zorder=3)
         text = f"{end} (alpha {row['alpha']:g})" if end else f"{row['alpha']:g}"
         labels.append((x, y, text, INK if end else CURVE, 10.0 if end else 8.5))
-    # ends first: where labels crowd, those that come later give way
+    # ends first: in a crowd, later labels give way
     return sorted(labels, key=lambda label: label[4], reverse=True)
 
 
 def _draw_recipes(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
-    """Draw one mark per place: recipes with equal accuracies share it."""
+    """Draw one mark per position: recipes with equal accuracies share a mark."""
     places: dict[tuple[float, float], list[dict[str, Any]]] = {}
     for row in recipes:
         places.setdefault((round(row["id"], 9), round(row["ood"], 9)), []).append(row)
@@ -146,12 +146,12 @@ def _draw_recipes(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
 
 
 def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
-    """Put the legend below the picture, which grows by it: inside, a large one would hide something."""
+    """Put the legend below the picture, which grows by it: inside, a large legend would hide something."""
     handles, _ = axes.get_legend_handles_labels()
     for columns in range(min(len(handles), 4), 0, -1):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
         for text, name in zip(legend.get_texts(), names, strict=False):
-            text.set(text=name, parse_math=False)  # a recipe's name is no formula, and may begin with an underscore
+            text.set(text=name, parse_math=False)  # a recipe's name is not a formula, and may begin with an underscore
         left, bottom, right, top = _extents(legend)
         if right - left < 0.98 * figure.bbox.width or columns == 1:
             break
@@ -162,7 +162,7 @@ def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
 def _write_labels(axes: Axes, labels: list[_Label]) -> None:
     """Write each label beside its point, where it covers the least.
 
-    The recipes and the ends always get a label; an alpha between that finds no room goes without.
+    Recipes and ends always get a label; an alpha between the ends only if there is room.
     """
     taken = [_around(axes, x, y) for x, y, *_ in labels] + _along(axes)
     for x, y, text, colour, size in labels:
@@ -189,7 +189,7 @@ _Offset = tuple[float, float, _Side, _Level]
 
 
 def _offsets() -> Iterator[_Offset]:
-    """Places for a label around its point, near ones first."""
+    """Positions for a label around its point, nearest first."""
     for away in (8, 14, 24):
         yield away, 0, "left", "center"
         yield -away, 0, "right", "center"
@@ -201,19 +201,19 @@ def _offsets() -> Iterator[_Offset]:
 
 
 def _place(axes: Axes, note: Annotation, taken: NDArray[np.float64]) -> float:
-    """Move a label to where it covers the least, and say how much of it is covered or outside there."""
+    """Move a label to the position where it covers the least, and return the area covered or outside there."""
     frame = _extents(axes)[None]
     best: tuple[float, _Offset] | None = None
     for offset in _offsets():
         _move(note, offset)
         box = _extents(note)
         outside = float((box[2:] - box[:2]).prod()) - _shared(box, frame)
-        covered = _shared(box, taken) + 4 * outside  # over a line it can be read, over the edge it is cut
+        covered = _shared(box, taken) + 4 * outside  # readable over a line, cut off over the edge
         if best is None or covered < best[0] - 1e-6:
             best = (covered, offset)
         if covered < 1e-6:
             break
-    assert best is not None  # there are offsets
+    assert best is not None  # the list of offsets is not empty
     _move(note, best[1])
     return best[0] if best[0] > 1e-6 else 0.0
 
@@ -225,7 +225,7 @@ def _move(note: Annotation, offset: _Offset) -> None:
 
 
 def _extents(artist: Artist) -> NDArray[np.float64]:
-    """Left, bottom, right and top of something drawn, in dots."""
+    """Left, bottom, right and top of an artist, in dots."""
     return np.asarray(artist.get_window_extent().extents)
 
 
@@ -243,7 +243,7 @@ def _around(axes: Axes, x: float, y: float, points: float = 6) -> NDArray[np.flo
 
 
 def _along(axes: Axes) -> list[NDArray[np.float64]]:
-    """Small boxes along every line drawn, so that labels keep off them."""
+    """Small boxes along all lines drawn, for labels to avoid."""
     boxes = []
     for line in axes.get_lines():
         for start, stop in itertools.pairwise(axes.transData.transform(line.get_xydata())):

@@ -17,20 +17,20 @@ from clipmerge.report.path_chart import loss_at, path_points
 
 MAX_LINES = 25
 MAX_WIDTH = 80
-_RIGHT = 54  # columns left beside the layers' names
+_RIGHT = 54  # columns left next to the layers' names
 
 
 def summary_table(record: MergeRecord) -> RenderableType:
-    """Sum a merge up for the terminal: at most 80 columns and about 25 lines, whatever the model's size.
+    """Summarise a merge for the terminal: at most 80 columns and about 25 lines for a model of any size.
 
-    Straggler layers stand alone; neighbours with equal settings share a row. Where that is still too long,
-    the other layers of a tower share one row, and in the end only the first stragglers are spelled out.
+    Each straggler layer has its own row; neighbours with equal settings share one. If that is too long, the other
+    layers of a tower share one row, and if necessary only the first stragglers are listed.
 
     Args:
         record: The merge's record.
 
     Returns:
-        Something for ``rich``'s ``Console.print``; reads the same without colour.
+        Renderable for rich's ``Console.print``; as readable without colour.
     """
     columns = _terminal_columns(record)
     stragglers = record.found_stragglers
@@ -52,7 +52,7 @@ class _Row:
 
 
 def _runs(record: MergeRecord) -> list[_Row]:
-    """Network order; neighbours with the same settings and reason share a row, stragglers never do."""
+    """Rows in network order; neighbours with the same settings and reason share a row, stragglers never do."""
     stragglers = set(record.found_stragglers)
 
     def group(layer: str) -> str:
@@ -96,7 +96,7 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], *, cl
 
 
 def _bought_lines(record: MergeRecord) -> list[Text]:
-    """What the merge bought, which a user asks first."""
+    """The measured effect of the merge, which users look for first."""
     if record.bought is None:
         return [Text(UNMEASURED, style="dim")]
     view = bought_view(record.bought)
@@ -110,7 +110,7 @@ def _bought_lines(record: MergeRecord) -> list[Text]:
 
 
 def _number_lines(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> tuple[list[Column], list[str]]:
-    """Heading and rows as aligned text, with as many statistics as fit beside the layers' names."""
+    """Heading and rows as aligned text, with as many statistics as fit next to the layers' names."""
     masks = [{record.layers[layer].mask or "none" for layer in row.layers} for row in rows]
     shown = [column.short_title for column in columns]
     table = [shown, *[[column.span(row.layers) for column in columns] for row in rows]]
@@ -149,7 +149,7 @@ def _footnotes(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> 
 
 
 def _terminal_columns(record: MergeRecord) -> list[Column]:
-    """Settings first, then the statistics that matter most: those that add up, and the relative change last."""
+    """Order the columns by importance: settings, additive statistics, other statistics, relative change."""
     columns = [column for column in columns_of(record) if column.kind != "score"]
 
     def rank(column: Column) -> int:
@@ -168,5 +168,5 @@ def _settings(record: MergeRecord, layer: str) -> tuple[float, float, str | None
 
 
 def _printable(text: str) -> str:
-    """Keep control characters, which could rewrite a terminal, out of it."""
+    """Replace control characters, which could manipulate a terminal, by blanks."""
     return "".join(char if char.isprintable() else " " for char in text)
