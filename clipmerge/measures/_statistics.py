@@ -1,4 +1,4 @@
-"""From one value per batch and layer to a statistic."""
+"""Turn one value per batch and layer into a statistic."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, tuple[float, ...]]:
-    """Collect values per batch from every process, and sort them by layer.
+    """Gather values per batch from all processes, by layer.
 
     Args:
         objective: The calibration loss.
-        values: By batch number, one value per layer in the order of ``objective.layers``; this process's batches.
+        values: One value per layer, in the order of ``objective.layers``, by batch number; this process's batches.
 
     Returns:
         One value per batch, by layer, over all processes.
@@ -26,16 +26,16 @@ def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, 
 
 
 def statistic(objective: Objective, name: str, batches: Mapping[str, Sequence[float]], **reading: Any) -> Statistic:
-    """Average a statistic over images and say how to read it.
+    """Average a statistic over images and attach its interpretation.
 
     Args:
-        objective: The calibration loss, whose batches these are.
+        objective: The calibration loss that the batches belong to.
         name: Name of the statistic.
-        batches: One value per batch, by layer, as `by_layer` returns them.
+        batches: One value per batch, by layer; result of `by_layer`.
         **reading: Fields of `StatisticAbout`: ``signed``, ``additive``, ``unit``, ``title``, ``symbol``, ``about``.
 
     Returns:
-        The statistic, each layer's value the mean over images.
+        The statistic; the value of each layer is the mean over images.
     """
     return Statistic(
         name=name,

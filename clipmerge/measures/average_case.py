@@ -1,4 +1,4 @@
-"""Average-case adaptive sharpness of every layer: the mean rise of the loss under Gaussian noise on it."""
+"""Average-case adaptive sharpness of every layer: the mean rise of the loss under Gaussian noise on its weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def average_case(
     Args:
         objective: Calibration loss; left at theta(at).
         rho: Standard deviation, relative to |theta| when adaptive.
-        draws: Draws per layer, the same for every batch; each costs one forward pass per layer.
+        draws: Number of draws per layer, the same draws for every batch; each costs one forward pass per layer.
         adaptive: c = |theta| rather than 1.
-        at: alpha of the point on the path where it is measured.
+        at: alpha of the point on the path where sharpness is measured.
 
     Returns:
         Statistic ``average_case`` in nats.

@@ -30,7 +30,7 @@ def first_order(
         norm: Norm of the perturbation delta / c.
         rho: Radius; the literature uses 0.5 to 4 for adaptive l2, 5e-4 to 4e-3 for adaptive linf.
         adaptive: Scale the perturbation elementwise by |theta|.
-        at: alpha of the point on the path where it is measured.
+        at: alpha of the point on the path where sharpness is measured.
 
     Returns:
         Statistics ``first_order`` (constant rho) and ``first_order_scaled`` (rho * sqrt(n_l) for a layer of n_l

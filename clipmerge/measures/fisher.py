@@ -1,4 +1,4 @@
-"""How much each weight matters to the predictions, at both ends of the path: the diagonal of the Fisher information."""
+"""The diagonal of the Fisher information at both ends of the path: how much each weight matters to the predictions."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ _ENDS = {"fisher_zeroshot": (0.0, "zero-shot"), "fisher_finetuned": (1.0, "fine-
 def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", "data"] = "model") -> Measurements:
     """Estimate the mean over images of the squared gradient of log p(label | image), entry by entry.
 
-    Squares are an image's own, and a gradient pass gives a batch's sum. With random signs v_i on the images,
-    (sum_i v_i g_i)^2 is sum_i g_i^2 in expectation: one pass per probe serves a whole batch, and with one image per
-    batch it is exact. Unlike a square of the batch's gradient it does not vanish where images pull in opposite
-    directions.
+    The squares are per image, but a gradient pass gives the sum over a batch. With random signs v_i on the images,
+    the expectation of (sum_i v_i g_i)^2 is sum_i g_i^2: one pass per probe serves a whole batch, and is exact with one
+    image per batch. Unlike the square of the batch's gradient, it does not vanish when gradients of images cancel.
 
     Args:
         objective: Calibration loss; left at theta_1.
-        probes: Draws of signs (and labels); each costs one gradient pass at either end. More are less noisy.
-        labels: ``model`` draws them from the model's own predictions, the Fisher information proper; ``data`` takes the
-            true ones, the empirical Fisher.
+        probes: Draws of signs (and labels); each costs one gradient pass per end. More draws reduce the noise.
+        labels: ``model`` draws labels from the model's own predictions (Fisher information proper); ``data`` uses the
+            true labels (empirical Fisher).
 
     Returns:
-        Statistics ``fisher_zeroshot`` and ``fisher_finetuned``, means over a layer's entries; the same names hold a
-        tensor per parameter.
+        Statistics ``fisher_zeroshot`` and ``fisher_finetuned``, means over a layer's entries, and one tensor per
+        parameter under the same names.
 
     Raises:
         MeasureError: If a loss is not finite.
@@ -82,7 +81,7 @@ def _squares(
 
 
 def _signed(objective: Objective, probe: int, labels: Literal["model", "data"]) -> Loss:
-    """The sum of a batch's losses with a random sign each."""
+    """The sum of a batch's losses, each with a random sign."""
 
     def loss(batch: Batch, prompt_features: Tensor) -> Tensor:
         logits = objective.logits(batch, prompt_features)

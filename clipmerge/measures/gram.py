@@ -17,8 +17,8 @@ _ENDS = {"gram_zeroshot": 0.0, "gram_finetuned": 1.0}
 def gram(objective: Objective) -> Measurements:
     """Sum x x^T over all inputs x of each linear map that fine-tuning changed, images and prompts.
 
-    Inputs at padding are left out where the tokens tell it. One forward pass at either end. Memory beside the model:
-    the square of each map's input width.
+    Inputs at padding positions are left out if the tokens mark them. Costs one forward pass per end. Needs memory for
+    one square matrix of each map's input width, in addition to the model.
 
     Args:
         objective: Calibration loss; left at theta_1.
@@ -39,7 +39,7 @@ def gram(objective: Objective) -> Measurements:
     return Measurements(
         measure="gram",
         batch_sizes=objective.batch_sizes,
-        notes=(f"{len(missing)} weights of two dimensions or more are no linear map of their own",) if missing else (),
+        notes=(f"{len(missing)} weights of two or more dimensions are not linear maps",) if missing else (),
         tensors=tensors,
     )
 
@@ -79,7 +79,7 @@ def _gram(inputs: Tensor, kept: Tensor | None) -> Tensor:
 
 @contextmanager
 def _watching(modules: dict[str, torch.nn.Linear], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Show what enters each module to a function, with the module's name."""
+    """Pass the inputs of each module to a function, with the module's name."""
     hooks = [module.register_forward_pre_hook(_hook(name, see)) for name, module in modules.items()]
     try:
         yield

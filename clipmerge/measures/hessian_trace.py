@@ -15,17 +15,18 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
     """Estimate tr(C_l H_ll C_l) for every layer l at once, C = diag |theta| when adaptive, else the identity.
 
     With v Rademacher on all parameters, (C v)_l . (H C v)_l is an unbiased estimate for every layer, so one
-    Hessian-vector product per batch and probe serves them all. Its variance has a cross-layer part: more probes.
+    Hessian-vector product per batch and probe serves all layers. Cross-layer terms add variance, so it needs more
+    probes than one layer alone.
 
     Args:
         objective: Calibration loss; left at theta(at).
-        probes: Random vectors; each costs about two gradient passes.
-        adaptive: Weigh by |theta|; rho^2 / 2 times the result is the average-case adaptive sharpness to second
+        probes: Number of random vectors; each costs about two gradient passes.
+        adaptive: Weight by |theta|; rho^2 / 2 times the result is the average-case adaptive sharpness to second
             order.
-        at: alpha of the point on the path where it is measured.
+        at: alpha of the point on the path where the trace is measured.
 
     Returns:
-        Statistics ``hessian_trace`` and ``hessian_trace_mean`` (a parameter entry).
+        Statistics ``hessian_trace`` and ``hessian_trace_mean`` (per parameter entry).
 
     Source:
         Hutchinson 1990; Yao et al. 2020, arXiv:1912.07145 (one trace per layer).

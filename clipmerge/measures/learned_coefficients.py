@@ -1,4 +1,4 @@
-"""Coefficients learned on the calibration images, held back by the zero-shot model's own predictions."""
+"""Coefficients learned on the calibration images, regularised by the zero-shot model's predictions."""
 
 from __future__ import annotations
 
@@ -32,42 +32,42 @@ def learned_coefficients(
     changes: tuple[Augmentation, ...] = KINDS,
     precision: Precision = "auto",
 ) -> Measurements:
-    """Learn how far each layer, parameter, output channel or entry goes from zero-shot to fine-tuned.
+    """Learn one coefficient per layer, parameter, output channel or entry.
 
     Minimises the cross-entropy on fresh views of the calibration images plus ``robustness`` times the divergence from
     the zero-shot model on generically changed copies of them, over coefficients in [0, 1]: the merged weights stay in
-    the box between both checkpoints. Adam, some images per step, new views and changes in every step. A part of the
-    images is held back: they choose where learning starts, and at the end between the learned point, points on the way
-    to it and those of the straight path. Memory beside the model, with one coefficient per entry: six numbers of four
-    bytes for each of its entries.
+    the box between both checkpoints. Uses Adam with a few images per step and new views and changes in every step.
+    Images held back from learning choose the starting point and, at the end, between the learned point, points on the
+    way to it and points of the straight path. With one coefficient per entry it needs memory for six float32 numbers
+    per entry, in addition to the model.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
-        granularity: What has a coefficient of its own.
-        robustness: Weight of the divergence: the knob of the trade-off; 0 learns for the calibration images alone.
-        steps: How many.
-        batch: Images per step, at most.
-        copies: How many of them, at most, have a changed copy on which the divergence is taken.
+        granularity: Unit that has its own coefficient.
+        robustness: Weight of the divergence, which controls the trade-off; 0 learns for the calibration images alone.
+        steps: Number of steps.
+        batch: Most images per step.
+        copies: Most images per step with a changed copy, on which the divergence is computed.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
-        start: The coefficient to begin with; ``None`` for the best alpha of the straight path for the same goal.
-        views: Strength of the small turns, changes of size and shifts of the cross-entropy's images; 0 for none.
-        held_back: Share of the images that learning does not see; 0 takes what was learned as it is.
+        start: Initial coefficient; ``None`` for the best alpha of the straight path under the same goal.
+        views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images; 0 for none.
+        held_back: Share of the images that learning does not see; 0 uses the learned coefficients unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
-        blend: Share of the fine-tuned model's predictions in those that the divergence is taken from.
+        blend: Share of the fine-tuned model's predictions in the target of the divergence.
         divergence: ``predictions`` (KL divergence) or ``features`` (one minus the cosine).
-        changes: What is changed in the images of the divergence.
-        precision: Of the forward passes: ``auto`` takes bfloat16 where the processor or the card multiplies it faster.
+        changes: Kinds of change applied to the images of the divergence.
+        precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU multiplies it faster.
 
     Returns:
-        Statistics ``at_zero`` and ``at_one``, shares of a layer's entries that the box holds at either end; the losses
-        of every step; what the held-back images chose; and the coefficients.
+        Statistics ``at_zero`` and ``at_one``, shares of a layer's entries whose coefficient is 0 or 1; the losses of
+        every step; the choice of the held-back images; and the coefficients.
 
     Raises:
         MeasureError: If a loss is not finite.
 
     Source:
-        One coefficient per layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; held back by the predictions of the
-        old model: Li and Hoiem 2016, arXiv:1606.09282. Together, in the box and per entry, ours.
+        One coefficient per layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; regularised by the predictions of
+        the old model: Li and Hoiem 2016, arXiv:1606.09282. The combination, in the box and per entry, is ours.
     """
     coefficients = Coefficients(objective, granularity, start)
     course = course_of(
@@ -102,19 +102,19 @@ def course_of(
     changes: tuple[Augmentation, ...],
     precision: Precision,
 ) -> Course:
-    """Put the options of `learned_coefficients` together."""
+    """Collect the options of `learned_coefficients`."""
     goal = Goal(robustness, changes, divergence, views, blend, copies, precision)
     return Course(goal, steps, rate, batch=batch, held_back=held_back, max_loss=max_loss)
 
 
 def measured(name: str, objective: Objective, coefficients: Coefficients, learned: Learned) -> Measurements:
-    """Put together what was learned.
+    """Make measurements from the result of learning.
 
     Args:
         name: The measure.
-        objective: What it was learned on.
-        coefficients: What was learned.
-        learned: What was seen on the way, and the choice.
+        objective: Calibration loss that was minimised.
+        coefficients: The learned coefficients.
+        learned: The losses of the steps, and the choice.
     """
     found = coefficients.by_parameter()
     at_zero, at_one = {}, {}

@@ -1,4 +1,4 @@
-"""Coefficients learned together with a sparse mask of the straggler layers."""
+"""Coefficients learned together with sparse masks for the straggler layers."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def learned_sparse(
     max_loss: Points = 4.0,
     **options: Any,
 ) -> Measurements:
-    """Learn coefficients of which the straggler layers keep a share, the rest being zero-shot weights bit for bit.
+    """Learn coefficients; straggler layers keep only a share of them, and all their other weights stay zero-shot.
 
-    Stragglers are found where learning begins, among the layers of the transformer blocks, by their sharpness there:
-    ||gradient|| times ||change||.
-    Each of their parameters keeps the coefficients with the largest scores (straight-through): all others are zero,
-    but their scores still move by their gradients, and can win their places back.
+    Stragglers are found at the starting point of learning, among the layers of the transformer blocks, by their
+    sharpness there: ||gradient|| times ||change||. Each of their parameters keeps the coefficients with the largest
+    scores (straight-through). All others are zero, bit for bit zero-shot, but their scores keep following their
+    gradients, so an entry can return.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
-        rule: ``share`` takes the sharpest layers that together hold ``share`` of all blocks' sharpness, at least one;
-            ``outlier`` takes those whose sharpness is a robust outlier, of which there may be none; ``flattest`` and
-            ``random`` are controls that take other layers with about as many entries as ``share`` would.
+        rule: ``share`` selects the sharpest layers that together hold ``share`` of all blocks' sharpness, at least one;
+            ``outlier`` selects layers whose sharpness is a robust outlier, possibly none; ``flattest`` and ``random``
+            are controls that select other layers with about as many entries as ``share`` would.
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
-        **options: As in `learned_coefficients`.
+        **options: Options of `learned_coefficients`.
 
     Returns:
-        As `learned_coefficients`, and the statistics ``sharpness``, in nats, ``sharpness_share`` of the total, and
+        As `learned_coefficients`, plus the statistics ``sharpness`` in nats, ``sharpness_share`` of the total, and
         ``straggler``, 1 or 0.
 
     Raises:
@@ -68,7 +68,7 @@ def learned_sparse(
 
 
 class _Finder:
-    """Finds the stragglers once the start of learning is known, and remembers what it saw."""
+    """Finds the stragglers once the starting point of learning is known, and keeps the statistics."""
 
     def __init__(self, objective: Objective, rule: Rule, share: float) -> None:
         self._objective, self._rule, self._share = objective, rule, share
@@ -76,7 +76,7 @@ class _Finder:
         self._stragglers: tuple[str, ...] = ()
 
     def parameters(self) -> list[str]:
-        """Find the stragglers at the current weights, and name their parameters."""
+        """Find the stragglers at the current weights, and return their parameters' names."""
         self._sharpness = statistic(
             self._objective,
             "sharpness",
@@ -89,7 +89,7 @@ class _Finder:
         return [name for layer in self._stragglers for name in self._objective.layers[layer]]
 
     def _found(self) -> tuple[str, ...]:
-        # a step sees few rows of an embedding table, too few to learn its mask; what else is outside is small
+        # blocks only: a step sees too few rows of an embedding table to learn its mask; other layers are small
         values = {layer: value for layer, value in self._sharpness.values.items() if block_of(layer)}
         if self._rule == "share":
             return sharpest(values, self._share)
@@ -112,7 +112,7 @@ class _Finder:
 
     @property
     def statistics(self) -> tuple[Statistic, ...]:
-        """What it saw."""
+        """The statistics of the search."""
         values = self._sharpness.values
         total = sum(values.values()) or 1.0
         share = Statistic(
@@ -126,6 +126,6 @@ class _Finder:
             name="straggler",
             values={layer: float(layer in self._stragglers) for layer in values},
             title="straggler",
-            about="1 where the layer was made sparse, 0 where not.",
+            about="1 if the layer was made sparse, else 0.",
         )
         return self._sharpness, share, straggler

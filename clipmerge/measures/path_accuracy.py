@@ -7,19 +7,19 @@ from clipmerge.calibration.objective import Objective
 from clipmerge.planning.measurements import LossPath, Measurements
 from clipmerge.plugins import Count
 
-# several fine-tuned checkpoints: the path ends at their average
+# with several fine-tuned checkpoints the path ends at their average
 SEVERAL = True
 
 
 def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
-    """Try evenly spaced points from zero-shot to fine-tuned, and the middle.
+    """Evaluate evenly spaced points from zero-shot to fine-tuned, and the midpoint.
 
     Args:
         objective: Calibration loss; left at the fine-tuned end.
-        steps: Steps that the path is cut into; each costs one forward pass.
+        steps: Number of steps that divide the path; each costs one forward pass.
 
     Returns:
-        The loss along the path, and each point as a mixture; nothing a layer.
+        The loss along the path, and each point as a mixture; no statistics per layer.
 
     Raises:
         MeasureError: If a loss is not finite.

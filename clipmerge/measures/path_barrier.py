@@ -1,4 +1,4 @@
-"""Each layer's exact share in the loss barrier and in the loss drop along the straight path."""
+"""Each layer's exact share of the loss barrier and of the loss drop along the straight path."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from clipmerge.measures._statistics import statistic
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 
-# A sharply bent path needs more nodes; past this the trouble is numerical, and is reported.
+# A sharply bent path needs more nodes; beyond this number the problem is numerical, and is reported.
 _MOST_NODES = 24
-# A float32 loss is known to about this share of itself: where the total itself is as small, nothing is wrong.
+# Relative precision of a float32 loss: totals as small as this cannot be checked.
 _ROUNDING = 3e-6
 _READINGS: dict[str, dict[str, Any]] = {
     "barrier": {
@@ -47,13 +47,13 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
     G_l = integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative when fine-tuning lowers the loss;
     B_l = half of (integral over [0, 1/2] - integral over [1/2, 1]), and sum_l B_l = L(1/2) - (L(0) + L(1)) / 2.
     Gauss-Radau quadrature on each half, with a node at either end of the path, so that the gradient passes also give
-    the losses there; both sums are checked against L(0), L(1/2) and L(1), and where they miss by more than
-    ``tolerance``, and by more than float32 rounding, the number of nodes is doubled.
+    the losses there. Both sums are checked against L(0), L(1/2) and L(1); if they are wrong by more than
+    ``tolerance`` and by more than float32 rounding, the number of nodes is doubled.
 
     Args:
         objective: Calibration loss; left at theta_1.
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
-        tolerance: Relative error of the sums that is accepted.
+        tolerance: Accepted relative error of the sums.
 
     Returns:
         Statistics ``barrier`` (B_l) and ``loss_drop`` (G_l) in nats, the loss along the path, the checks, and
@@ -63,7 +63,7 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
         MeasureError: If a loss is not finite.
 
     Source:
-        Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) a layer, on the path of Wortsman
+        Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) per layer, on the path of Wortsman
         et al. 2022, arXiv:2109.01903.
     """
     objective.announce(forward=1, gradient=2 * nodes)
@@ -82,7 +82,7 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
         objective.announce(gradient=2 * nodes)
         notes = (f"the path bends: {nodes} quadrature nodes on each half were needed",)
     if worst > tolerance:
-        notes = (f"the layers' shares miss the measured total by {worst:.1%} even with {nodes} nodes on each half",)
+        notes = (f"the layers' shares are off the measured total by {worst:.1%} even with {nodes} nodes on each half",)
     path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",
@@ -113,10 +113,10 @@ def _attribute(
     layers = list(objective.layers)
     shares = {name: np.zeros((len(objective.batch_sizes), len(layers))) for name in ("barrier", "loss_drop")}
     losses = {}
-    # summed in float64 where there is one, so that masks rank the same entries for any number of processes
+    # summed in float64 if the device has it, so that masks rank entries equally for any number of processes
     wide = torch.float32 if objective.accelerator.device.type == "mps" else torch.float64
     gradients = {name: torch.zeros_like(value, dtype=wide) for name, value in objective.task_vector.items()}
-    # from either end of the path towards its middle; theta_1 last, where the objective is left
+    # from both ends of the path towards its middle; theta_1 last, because the objective is left there
     halves = [(point / 2, weight / 2, 0.5) for point, weight in zip(points, weights, strict=True)]
     halves += [(1 - point / 2, weight / 2, -0.5) for point, weight in zip(points[::-1], weights[::-1], strict=True)]
     for alpha, share, sign in halves:
@@ -140,7 +140,7 @@ def _radau(nodes: int) -> tuple[list[float], list[float]]:
 
 
 def _slopes(objective: Objective, alpha: float, share: float, gradients: dict[str, Tensor]) -> tuple[np.ndarray, float]:
-    """Compute s_l(alpha) per batch and layer, and the loss there; add this node's part to the mean gradient."""
+    """Compute s_l(alpha) per batch and layer, and the loss; add this node's part to the mean gradient."""
     objective.move_to(alpha)
     slopes: dict[int, list[float]] = {}
     losses: dict[int, float] = {}

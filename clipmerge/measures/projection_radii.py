@@ -1,4 +1,4 @@
-"""How far each parameter may go from zero-shot: radii learned on held-out images."""
+"""Radii that limit each parameter's distance from zero-shot, learned on held-out images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
 
     The change becomes task_vector * min(1, gamma / ||task_vector||).
 
-    Minimises the calibration loss alone, so the images should not be those of fine-tuning. The radii start at zero.
+    Minimises only the calibration loss, so the images must not be those of fine-tuning. The radii start at zero.
 
     Args:
         objective: Calibration loss; left at the projected weights.
@@ -24,7 +24,7 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
         rate: Adam's step size, in the weights' own unit; it falls to zero along a half cosine.
 
     Returns:
-        As `learned_coefficients`, the coefficient being min(1, gamma / ||task_vector||).
+        As `learned_coefficients`, with the coefficient min(1, gamma / ||task_vector||).
 
     Raises:
         MeasureError: If a loss is not finite.
@@ -33,7 +33,7 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
         TPGM, Tian et al. 2023, arXiv:2303.10720, applied once, after fine-tuning.
     """
     coefficients = Coefficients(objective, "parameter", 0.0)
-    # Adam steps by its rate whatever the gradient's scale, so a radius does when its coefficient does by rate / norm
+    # Adam's steps do not depend on the gradient's scale: a coefficient's rate / norm is a radius's rate
     rates = {name: rate / float(objective.task_vector[name].norm()) for name in coefficients.values}
     learned = learn(objective, coefficients, Course(Goal(0.0), steps, rates))
     return measured("projection-radii", objective, coefficients, learned)

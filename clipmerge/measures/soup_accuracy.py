@@ -1,4 +1,4 @@
-"""Accuracy of the averages that a greedy soup tries, from forward passes alone."""
+"""Accuracy of the averages tried by a greedy soup, from forward passes alone."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ SEVERAL = True
 
 
 def soup_accuracy(objective: Objective) -> Measurements:
-    """Try every fine-tuned checkpoint by itself, then add them to a soup, best first, as long as none harms it.
+    """Evaluate every fine-tuned checkpoint alone, then try adding each to a soup, best first.
 
-    A checkpoint stays in the soup when the average with it recognises at least as many of the images. Costs at
-    most 2 K - 1 forward passes for K checkpoints.
+    A checkpoint stays in the soup if the average with it recognises at least as many images. Costs at most 2 K - 1
+    forward passes for K checkpoints.
 
     Args:
         objective: Calibration loss; left at the last average tried.
 
     Returns:
-        Every mixture tried: first each checkpoint, in the order given, then the averages.
+        All mixtures tried: first each checkpoint, in the given order, then the averages.
 
     Raises:
         MeasureError: If a loss is not finite.

@@ -28,9 +28,9 @@ def worst_case(
 ) -> Measurements:
     """Maximise L(theta + delta_l) - L(theta) over ||delta_l / c||_p <= rho, for one layer l at a time.
 
-    ``steps=1`` takes the exact loss at the first-order maximiser; more run APGD from theta, with momentum 0.75
-    and a step that starts at 2 rho and is halved when progress stalls. Every batch is maximised by itself and the
-    mean over images is reported.
+    ``steps=1`` computes the exact loss at the first-order maximiser; more steps run APGD from theta, with momentum
+    0.75 and a step size that starts at 2 rho and is halved when progress stalls. Each batch is maximised separately,
+    and the mean over images is reported.
 
     Args:
         objective: Calibration loss; left at theta(at).
@@ -39,7 +39,7 @@ def worst_case(
         steps: 1, or the number of APGD iterations (20 in the literature).
         adaptive: Scale the ball elementwise by c = |theta|.
         scaled: Use rho * sqrt(n_l) for a layer of n_l entries, so that large layers have a larger ball.
-        at: alpha of the point on the path where it is measured.
+        at: alpha of the point on the path where sharpness is measured.
 
     Returns:
         Statistic ``worst_case`` in nats.
@@ -70,7 +70,7 @@ def worst_case(
         by_layer(objective, found),
         unit="nats",
         title="worst-case sharpness",
-        about="largest rise of the loss that was found in a ball around this layer's weights.",
+        about="largest rise of the loss found in a ball around this layer's weights.",
     )
     return Measurements(measure="worst-case", statistics=(sharpness,), batch_sizes=objective.batch_sizes)
 

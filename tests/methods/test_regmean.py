@@ -64,7 +64,7 @@ def test_gram_matrices_are_those_of_all_inputs(ends: Ends, found: Measurements, 
         assert torch.allclose(found.tensors[statistic][name].double(), rows.T @ rows, rtol=1e-4, atol=1e-3)
     assert set(found.tensors["gram_zeroshot"]) == set(found.tensors["gram_finetuned"])
     assert "vision_model.embeddings.patch_embedding.weight" not in found.tensors["gram_zeroshot"]
-    assert found.notes == ("4 weights of two dimensions or more are no linear map of their own",)
+    assert found.notes == ("4 weights of two or more dimensions are not linear maps",)
 
 
 def test_many_prompts_are_embedded_in_pieces_with_the_same_result(ends: Ends, found: Measurements) -> None:
