@@ -1,6 +1,6 @@
-"""Generic changes of images: geometry, colour, grey, blur, noise, and small views. They presume no particular shift.
+"""Generic changes of images: geometry, colour, grey, blur, noise and small views, aimed at no particular shift.
 
-They act on preprocessed pixels, so that they hold for any checkpoint's normalisation. All random numbers are drawn on
+They act on preprocessed pixels, so that they work for any checkpoint's normalisation. All random numbers are drawn on
 the CPU, so that a seed gives the same images on any device.
 """
 
@@ -16,24 +16,24 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 from clipmerge.errors import MeasureError
 from clipmerge.plugins import Augmentation
 
-#: Every kind of change there is.
+#: All kinds of change.
 KINDS: tuple[Augmentation, ...] = get_args(Augmentation)
 
 _TURN, _SHEAR, _SHIFT = math.radians(25), 0.2, 0.15
 _SCALES = (0.7, 1.3)
 _CONTRAST, _BRIGHTNESS, _CHANNELS = 0.6, 0.6, 0.4
 _GREY_SHARE, _BLUR_SHARE, _NOISE = 0.3, 0.3, 0.4
-# Largest turn, change of size and shift of a view at strength 1; a shift of 2 is the whole image.
+# Largest rotation, rescaling and shift of a view at strength 1; a shift of 2 is the whole image.
 _VIEW_TURN, _VIEW_SCALE, _VIEW_SHIFT = math.radians(6), 0.08, 0.06
 
 
 def augmented(pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = KINDS) -> Tensor:
-    """Change every image at random, each by itself.
+    """Change every image at random, independently.
 
     Args:
         pixels: Preprocessed images, (batch, 3, height, width).
         seed: The same seed and batch size give the same changes.
-        kinds: The kinds of change that are made.
+        kinds: The kinds of change to apply.
 
     Returns:
         Same shape, device and dtype.
@@ -51,12 +51,12 @@ def augmented(pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = KINDS
 
 
 def viewed(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
-    """Turn, scale and shift every image a little, each by itself, so that nothing learns its pixels by heart.
+    """Rotate, scale and shift every image slightly, independently, so that learning cannot memorise its pixels.
 
     Args:
         pixels: Preprocessed images, (batch, 3, height, width).
         seed: The same seed and batch size give the same views.
-        strength: 1 turns by up to 6 degrees, scales by up to 8% and shifts by up to 3% of the side; 0 changes nothing.
+        strength: 1 rotates by up to 6 degrees, scales by up to 8% and shifts by up to 3% of the side; 0 does nothing.
 
     Returns:
         Same shape, device and dtype.
@@ -79,13 +79,13 @@ def viewed(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
 def _require_images(pixels: Tensor) -> None:
     if pixels.ndim != 4:
         raise MeasureError(
-            "the model takes images as patches of any aspect ratio, which cannot be turned or blurred; "
+            "the model takes images as patches of any aspect ratio, which cannot be rotated or blurred; "
             "set measure.views=0 and measure.changes=[]"
         )
 
 
 def _resampled(pixels: Tensor, rows: list[Tensor]) -> Tensor:
-    """Read every image at affinely moved places, two rows of three numbers each; the border repeats outside."""
+    """Resample every image under an affine map of two rows of three numbers; outside, the border is repeated."""
     grid = affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
     return grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
@@ -100,7 +100,7 @@ def _chosen(pixels: Tensor, generator: torch.Generator, share: float) -> Tensor:
 
 
 def _geometry(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn, scale, shear, shift and mirror; what comes in from outside repeats the border."""
+    """Rotate, scale, shear, shift and mirror; outside, the border is repeated."""
     turn = _uniform(pixels, generator, -_TURN, _TURN)
     scale = _uniform(pixels, generator, *_SCALES)
     shear = _uniform(pixels, generator, -_SHEAR, _SHEAR)

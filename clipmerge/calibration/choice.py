@@ -1,4 +1,4 @@
-"""Which of several points the held-back images choose: the straight path's, the learned one, or one between them."""
+"""Choose, by held-back images, between points of the straight path, the learned point and points between them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Candidate:
     """A point that can be chosen.
 
     Attributes:
-        alpha: Its place on the straight path; ``None`` for a learned one.
+        alpha: Coefficient on the straight path; ``None`` for a learned point.
         part: Share of the way from the start to the learned coefficients.
-        beyond: Share of the way from there to the fine-tuned model.
+        beyond: Share of the remaining way to the fine-tuned model.
     """
 
     alpha: float | None = None
@@ -28,17 +28,17 @@ class Candidate:
     beyond: float = 0.0
 
 
-#: Learned points that are tried: so far on the way from the start, and from there so far on towards fine-tuned.
+#: Learned points that are tried: shares of the way from the start, and from there of the way to fine-tuned.
 _TRIED = {1.0: (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), 0.7: (0.0, 0.1, 0.2, 0.3), 0.4: (0.0, 0.1, 0.2)}
 CANDIDATES = tuple(Candidate(part=part, beyond=beyond) for part, each in _TRIED.items() for beyond in each)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The goal at a point, on the held-back images in fresh changes.
+    """The goal at a point, on fresh changes of the held-back images.
 
     Attributes:
-        goal: What is minimised.
+        goal: Value of the goal.
         right: Share of the views that are recognised.
         loss: Mean cross-entropy of the views, in nats.
     """
@@ -53,9 +53,9 @@ def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
     """Compute the goal at the current weights.
 
     Args:
-        objective: Calibration loss, at weights that nothing has been kept for.
+        objective: Calibration loss, at weights without cached values.
         looks: The images and their changes.
-        goal: What is minimised.
+        goal: The goal to compute.
     """
     kept = embeds_less_at_once(objective, looks)
     total = right = loss = 0.0
@@ -70,7 +70,7 @@ def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
 
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
-    """Whether all prompts together are no more than the steps' own, which are embedded once at weights that stay."""
+    """Whether embedding all prompts once, while the weights stay, costs no more than the steps' own prompts."""
     classes, templates = objective.prompts.classes, objective.prompts.templates
     own = sum(
         (classes if step.classes is None else len(step.classes))
@@ -83,16 +83,16 @@ def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
 def choose(
     path: Mapping[float, Seen], learned: Mapping[Candidate, Seen], *, images: int, max_loss: float
 ) -> HeldBackChoice:
-    """Take the point where the goal is lowest, of those that keep enough of the fine-tuned model's accuracy.
+    """Choose the point with the lowest goal among those that keep enough of the fine-tuned model's accuracy.
 
     Args:
-        path: Goal by alpha; 1 is among them.
+        path: Goal by alpha, including alpha 1.
         learned: Goal by learned point.
-        images: How many images are held back.
+        images: Number of images held back.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
 
     Returns:
-        The choice; a learned point must be better than all of the path.
+        The choice; a learned point must be better than every point of the path.
     """
     finetuned = path[1.0]
     needed = finetuned.right - max_loss / 100

@@ -1,7 +1,7 @@
 """Coefficients in a box: theta_0 + c * task_vector, one c per layer, parameter, output channel or entry.
 
-The gradient of a coefficient is the sum of gradient * task_vector over the entries that it stands for, so one
-backward pass serves every granularity.
+The gradient of a coefficient is the sum of gradient * task_vector over its entries, so one backward pass serves every
+granularity.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 from clipmerge.calibration.objective import Objective
 from clipmerge.planning.tensors import rows_shape
 
-#: All of the way from the start to the coefficients, and none of that beyond them.
+#: The full way from the start to the coefficients, and no further.
 UNMOVED = (1.0, 0.0)
 Granularity = Literal["layer", "parameter", "channel", "entry"]
 
-# Standard deviation of the noise that tells equal scores of a sparse parameter apart before anything is learned.
+# Standard deviation of the noise that breaks ties between the scores of a sparse parameter before learning.
 _SPREAD = 0.02
 
 
 class Coefficients:
     """Coefficients in [0, 1], dense or sparse.
 
-    A sparse parameter has a *score* for each coefficient. `place` uses the scores of the largest share as they are
-    and zero for all others, so that an entry that is dropped is the zero-shot model's, bit for bit. Its score still
-    moves by the gradient at the placed value (straight-through), and can win its place back.
+    A sparse parameter has a *score* for each coefficient. `place` uses the largest scores as coefficients and zero for
+    all others, so that a dropped entry is the zero-shot model's, bit for bit. Its score keeps following the gradient
+    at the placed value (straight-through), so the entry can return.
 
     Attributes:
-        values: Coefficients, scores where sparse, by parameter or layer; float32 on the objective's device.
-        start: The coefficient with which learning begins.
-        started: Whether `fill` or the constructor has set it.
+        values: Coefficients (scores of sparse parameters) by parameter or layer; float32 on the objective's device.
+        start: The initial coefficient.
+        started: Whether `fill` or the constructor has set the initial coefficient.
     """
 
     def __init__(self, objective: Objective, granularity: Granularity, start: float | None = None) -> None:
@@ -41,8 +41,8 @@ class Coefficients:
 
         Args:
             objective: Its weights are set by `place`.
-            granularity: What has a coefficient of its own.
-            start: The coefficient to begin with; ``None`` leaves it to `learn`.
+            granularity: Unit that has its own coefficient.
+            start: The initial coefficient; ``None`` lets `learn` choose it.
         """
         self._objective = objective
         self.started = start is not None
@@ -64,27 +64,27 @@ class Coefficients:
             self.values[key] = torch.full(() if whole else shape, start or 0.0, device=task_vector.device)
 
     def begin_at(self, start: float) -> None:
-        """Say where learning began, without changing a coefficient."""
+        """Record the initial coefficient without changing coefficients."""
         self.started, self.start = True, start
 
     def fill(self, value: float) -> None:
-        """Begin with this coefficient everywhere."""
+        """Set all coefficients to this initial value."""
         self.begin_at(value)
         for values in self.values.values():
             values.fill_(value)
 
     def flatten(self, value: float) -> None:
-        """End with this coefficient everywhere: nothing is dropped any more."""
+        """Set all coefficients to this final value, so that no entry is dropped."""
         self._kept.clear()
         self._moved = UNMOVED
         self.fill(value)
 
     def make_sparse(self, names: Iterable[str], density: float) -> None:
-        """Let these parameters keep a share of their coefficients, the others being zero. Single numbers stay dense.
+        """Make parameters keep only a share of their coefficients and zero the others. Scalars stay dense.
 
         Args:
             names: Parameters.
-            density: Share that is kept, in (0, 1], rounded down; at least one is.
+            density: Share that is kept, in (0, 1], rounded down to entries, at least one.
         """
         for key in dict.fromkeys(self._key[name] for name in names):
             count = self.values[key].numel()
@@ -92,10 +92,10 @@ class Coefficients:
                 self._kept[key] = max(1, int(density * count))
 
     def disturb(self, seed: int) -> None:
-        """Add a little noise to the scores, which are equal at the start, so that no order of entries decides.
+        """Add a little noise to the scores, which start equal, so that the order of entries does not matter.
 
         Args:
-            seed: The same seed disturbs alike on any device.
+            seed: The same seed gives the same noise on any device.
         """
         generator = torch.Generator().manual_seed(seed)
         for key in self._kept:
@@ -103,7 +103,7 @@ class Coefficients:
             value.add_(_SPREAD * torch.randn(value.shape, generator=generator).to(value)).clamp_(0, 1)
 
     def placed(self, key: str) -> Tensor:
-        """The coefficients that `place` uses, of one parameter or layer, in the shape of its ``values``."""
+        """The coefficients used by `place` for one parameter or layer, in the shape of its ``values``."""
         value = self.values[key]
         if key not in self._kept and self._moved == UNMOVED:
             return value
@@ -113,13 +113,13 @@ class Coefficients:
         return moved.where(_largest(value, self._kept[key]), 0.0) if key in self._kept else moved
 
     def move(self, part: float, beyond: float = 0.0) -> None:
-        """Go only a part of the way from the start to the coefficients, and on from there towards the fine-tuned model.
+        """Go a part of the way from the start to the coefficients, and from there towards the fine-tuned model.
 
-        Coefficients that are dropped stay dropped. Neither lasts: the next `move` begins at the coefficients again.
+        Dropped coefficients stay dropped. Moves do not add up: each `move` starts from the learned coefficients.
 
         Args:
             part: Share of the way from the start; 1 for the coefficients themselves.
-            beyond: Share of the way from there to 1.
+            beyond: Share of the remaining way to 1.
         """
         self._moved = (part, beyond)
 
@@ -134,7 +134,7 @@ class Coefficients:
 
     @torch.no_grad()
     def set_gradients(self) -> None:
-        """Turn the weights' gradients into those of the coefficients, and clear them."""
+        """Turn the weights' gradients into the coefficients' gradients, and clear the former."""
         for value in self.values.values():
             value.grad = None
         for name, key in self._key.items():
@@ -144,21 +144,21 @@ class Coefficients:
             self._objective.parameters[name].grad = None
 
     def by_parameter(self) -> dict[str, Tensor]:
-        """The coefficients that `place` uses, by parameter, float32 on the CPU."""
+        """The coefficients used by `place`, by parameter, float32 on the CPU."""
         return {name: self.placed(key).detach().clone().cpu() for name, key in self._key.items()}
 
     @property
     def sparse(self) -> tuple[str, ...]:
-        """Parameters and layers that drop coefficients."""
+        """Parameters and layers with dropped coefficients."""
         return tuple(self._kept)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    """Which are the largest, exactly so many; of equal ones the first.
+    """Mark exactly ``count`` largest entries; of equal entries the first ones.
 
     Args:
         scores: Any shape.
-        count: How many.
+        count: Number of entries to mark.
 
     Returns:
         Booleans, same shape.

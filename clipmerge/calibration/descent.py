@@ -8,27 +8,27 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# Adam's: how long the gradient and its square are remembered, and what keeps a quotient finite.
+# Adam's decay rates of the gradient and its square, and the constant that keeps a quotient finite.
 _MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
 
 
 class Descent:
     """Adam in the box, with one second moment for all coefficients of a parameter.
 
-    With a second moment of its own, a coefficient whose gradient is little but noise would move as far as those that
-    count. Shared, it takes a small step.
+    With its own second moment, a coefficient whose gradient is mostly noise would move as far as those that matter.
+    With a shared one it takes a small step.
 
     Attributes:
         taken: Steps taken so far, int64.
     """
 
     def __init__(self, values: Mapping[str, Tensor], rate: float | Mapping[str, float], steps: int) -> None:
-        """Start at rest.
+        """Start with zero moments.
 
         Args:
             values: Tensors to move along their ``grad``, by name.
-            rate: Size of a first step, one for all or by name.
-            steps: Steps until it is zero.
+            rate: Size of the first step, one for all tensors or by name.
+            steps: Number of steps until the rate is zero.
         """
         self._values = values
         self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
@@ -39,13 +39,13 @@ class Descent:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The tensors that it works on, by name: with another's content in them it goes on as the other would."""
+        """The tensors of the state, by name: filled with the content of another descent, this one continues it."""
         parts = {"value": self._values, "first": self._first, "second": self._second}
         return {"taken": self.taken} | {f"{part}:{key}": held[key] for part, held in parts.items() for key in held}
 
     @torch.no_grad()
     def step(self) -> None:
-        """Take a step, and put what left [0, 1] back."""
+        """Take a step, and clamp to [0, 1]."""
         number = int(self.taken)
         fall = (1 + math.cos(math.pi * number / self._steps)) / 2
         number += 1

@@ -1,4 +1,4 @@
-"""What learning minimises: the calibration loss of fresh views, and the divergence of changed copies from a teacher."""
+"""The goal of learning: calibration loss of fresh views plus divergence from a teacher on changed copies."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ class Goal:
 
     Attributes:
         divergence_weight: 0 for the calibration loss alone.
-        changes: What is changed in the images on which the divergence is taken; nothing for the images themselves.
+        changes: Kinds of change applied to the images of the divergence; empty for unchanged images.
         divergence: ``predictions``: KL divergence from the teacher's predictions, in nats; ``features``: one minus the
             cosine to the zero-shot model's image features.
-        views: Strength of the small changes of the images on which the calibration loss is taken; 0 for the images
-            themselves.
-        blend: Share of the fine-tuned model's predictions in the teacher's; the others are the zero-shot model's.
-        copies: How many of a step's images, at most, have a changed copy; ``None`` for all.
-        precision: Of the forward passes.
+        views: Strength of the small changes to the images of the calibration loss; 0 for unchanged images.
+        blend: Share of the fine-tuned model's predictions in the teacher's; the rest is the zero-shot model's.
+        copies: Most images per step with a changed copy; ``None`` for all.
+        precision: Precision of the forward passes.
     """
 
     divergence_weight: float
@@ -45,18 +44,18 @@ class Goal:
     precision: Precision = "float32"
 
     def copied(self, images: int) -> int:
-        """How many of so many images have a changed copy."""
+        """Number of changed copies for a number of images."""
         if not self.divergence_weight:
             return 0
         return images if self.copies is None else min(images, self.copies)
 
     def seen(self, images: int) -> int:
-        """How many pictures the goal is taken on, for so many images."""
+        """Number of pictures in the goal for a number of images: views and changed copies."""
         return images + self.copied(images)
 
     @property
     def teachers(self) -> tuple[float, ...]:
-        """Points of the path whose models are asked."""
+        """Alphas of the models that the teacher consists of."""
         if not self.divergence_weight:
             return ()
         if self.divergence == "features":
@@ -66,11 +65,11 @@ class Goal:
 
 @dataclass(frozen=True)
 class Losses:
-    """What one step saw.
+    """The losses of one step.
 
     Attributes:
         calibration: Cross-entropy, in nats.
-        divergence: From the teacher.
+        divergence: Divergence from the teacher.
         right: Share of the views that are recognised.
     """
 
@@ -84,9 +83,9 @@ def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False)
 
     Args:
         objective: Calibration loss.
-        step: What to work on.
-        goal: What is minimised.
-        kept: As in `Objective.class_features`.
+        step: Images, classes and seed of the step.
+        goal: The goal to compute.
+        kept: See `Objective.class_features`.
 
     Returns:
         The goal, a scalar, and its parts.
@@ -121,12 +120,12 @@ def _divergence(objective: Objective, step: Step, goal: Goal, features: Tensor, 
 
 
 def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
-    """Leave the goal's gradient at the current weights in ``parameter.grad``.
+    """Compute the goal's gradient at the current weights in ``parameter.grad``.
 
     Args:
         objective: Calibration loss.
-        step: What to work on.
-        goal: What is minimised.
+        step: Images, classes and seed of the step.
+        goal: The goal to compute.
 
     Returns:
         The parts of the goal.

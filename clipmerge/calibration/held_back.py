@@ -1,4 +1,4 @@
-"""Which calibration images are held back from learning, to judge what was learned."""
+"""Choose calibration images to hold back from learning, to judge the result."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-#: With fewer images than this nothing is held back: neither part would say anything.
+#: With fewer images than this nothing is held back: neither part would be informative.
 FEWEST = 8
 
 
 def held_back(labels: Sequence[int], share: float, seed: int) -> list[int]:
-    """Choose images to hold back, the same number of each class where possible; a class gives its last image last.
+    """Choose images to hold back, equally many per class if possible; the last image of a class is taken last.
 
     Args:
         labels: Class of each image.
@@ -20,7 +20,7 @@ def held_back(labels: Sequence[int], share: float, seed: int) -> list[int]:
         seed: The same seed and labels give the same choice.
 
     Returns:
-        Their positions, ascending; none where there are fewer than `FEWEST` images.
+        Their positions, ascending; empty with fewer than `FEWEST` images.
 
     Example:
         >>> [label for label in map([0, 0, 0, 0, 1, 1, 1, 1].__getitem__, held_back([0, 0, 0, 0, 1, 1, 1, 1], 0.25, 0))]

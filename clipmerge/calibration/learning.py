@@ -1,4 +1,4 @@
-"""Learn coefficients by gradient descent, and keep what images that learning never saw say is best."""
+"""Learn coefficients by gradient descent, and let images that learning never saw choose the result."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from clipmerge.calibration.steps import Step, lay_out
 from clipmerge.calibration.teacher import asked
 from clipmerge.planning.measurements import HeldBackChoice, LossPath
 
-#: Points of the path among which learning starts, and the steps on whose images they are compared where nothing is
+#: Points of the path that are tried as a start, and the number of steps whose images compare them if no images are
 #: held back.
 ALPHAS, TRIED = tuple(tenth / 10 for tenth in range(11)), 4
 
 
 @dataclass(frozen=True)
 class Course:
-    """How coefficients are learned.
+    """Settings of learning.
 
     Attributes:
-        goal: What is minimised.
-        steps: How many.
-        rate: Adam's step size in coefficients; or one for each of them by name.
-        thin: Called with the weights where learning begins: names the parameters that become sparse, and the density
-            of all. ``None`` keeps everything.
-        batch: Images of a step, at most; ``None`` for as many as a calibration batch has.
-        held_back: Share of the images that learning does not see, and that judge what it made.
+        goal: The goal to minimise.
+        steps: Number of steps.
+        rate: Adam's step size in coefficients, one for all or by name.
+        thin: Called at the weights where learning starts; returns the parameters to make sparse and their density.
+            ``None`` keeps everything.
+        batch: Most images per step; ``None`` for the size of a calibration batch.
+        held_back: Share of the images that learning does not see and that judge the result.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
     """
 
@@ -47,12 +47,12 @@ class Course:
 
 @dataclass(frozen=True)
 class Learned:
-    """What came of it.
+    """The result of learning.
 
     Attributes:
-        trace: What each step saw.
-        choice: What the held-back images chose; ``None`` where none are held back.
-        path: Loss along the straight path, of views of the images on which it was walked; ``None`` if it was not.
+        trace: The losses of each step.
+        choice: The choice of the held-back images; ``None`` if none are held back.
+        path: Loss along the straight path, on views of the images it was evaluated on; ``None`` if it was not.
     """
 
     trace: list[Losses]
@@ -61,20 +61,20 @@ class Learned:
 
 
 def learn(objective: Objective, coefficients: Coefficients, course: Course) -> Learned:
-    """Learn by Adam, its rate falling to zero along a half cosine, and keep every coefficient in [0, 1].
+    """Learn with Adam, whose rate falls to zero along a half cosine, and keep every coefficient in [0, 1].
 
-    Where coefficients have no start they start together, at the best alpha of the straight path: of the held-back
-    images' goal, or of the first steps' where none are held back. At the end the held-back images choose between the
-    straight path's points, the learned one and those between. Every process takes the same steps on the same images
-    and ends with the same coefficients, whether it takes them all or goes on from those of a run that was stopped.
+    Coefficients without a start all start at the best alpha of the straight path, by the goal on the held-back images
+    or, without any, on the images of the first steps. At the end the held-back images choose between points of the
+    straight path, the learned point and points between them. Every process takes the same steps on the same images and
+    ends with the same coefficients, whether it takes all steps or resumes an interrupted run.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
         coefficients: Changed in place.
-        course: How they are learned.
+        course: The settings.
 
     Returns:
-        What each step saw, and the choice.
+        The losses of each step, and the choice.
 
     Raises:
         MeasureError: If a loss is not finite.
@@ -83,38 +83,38 @@ def learn(objective: Objective, coefficients: Coefficients, course: Course) -> L
 
 
 def prepare(objective: Objective, goal: Goal, steps: int, *, batch: int | None = None) -> list[Step]:
-    """Lay out steps and ask the teacher about them, with nothing held back.
+    """Lay out steps and compute the teacher's answers to them, with nothing held back.
 
     Args:
         objective: Calibration loss; left at the teacher's weights.
-        goal: What is minimised.
-        steps: How many.
-        batch: Images per step, at most; ``None`` for as many as a calibration batch has.
+        goal: The goal to minimise.
+        steps: Number of steps.
+        batch: Most images per step; ``None`` for the size of a calibration batch.
     """
     layout = lay_out(objective, steps, batch=batch)
     return asked(objective, layout.steps, goal, kept=embeds_less_at_once(objective, layout.steps))
 
 
 class _Run:
-    """One learning, from its layout to its choice."""
+    """One run of learning, from its layout to its choice."""
 
     def __init__(self, objective: Objective, coefficients: Coefficients, course: Course) -> None:
         self._objective, self._coefficients, self._course = objective, coefficients, course
         self._keep = objective.keep
-        # the looks at the held-back images leave none out
+        # the looks at the held-back images use every changed copy
         self._whole = replace(course.goal, copies=None)
         self._descent = Descent(coefficients.values, course.rate, course.steps)
         self._trace = torch.zeros(course.steps, len(fields(Losses)), dtype=torch.float64)
-        # the goal and the accuracy at every point of the path, then the alpha where learning begins
+        # goal and accuracy at every point of the path, and then the alpha where learning starts
         self._path = torch.zeros(len(ALPHAS), len(fields(Seen)), dtype=torch.float64)
         self._start = torch.zeros((), dtype=torch.float64)
         self._state = {"trace": self._trace, "path": self._path, "start": self._start, **self._descent.state}
 
     def learned(self) -> Learned:
-        """Learn, or go on learning, and choose."""
+        """Learn, or resume learning, and choose."""
         begin = self._restored()
         if not self._objective.text_changes:
-            self._objective.prompt_features()  # once for all, and so in float32
+            self._objective.prompt_features()  # computed once for all steps, so in float32
         layout = lay_out(self._objective, self._course.steps, batch=self._course.batch, share=self._course.held_back)
         steps, looks = list(layout.steps[begin or 0 :]), list(layout.held)
         walks = begin is None and (bool(looks) or not self._coefficients.started)
@@ -130,12 +130,12 @@ class _Run:
         return Learned([Losses(*row) for row in self._trace.tolist()], choice, self._walked())
 
     def _restored(self) -> int | None:
-        """Steps that were taken on an earlier run; ``None`` if there was none."""
+        """Number of steps taken by an earlier run; ``None`` if there was none."""
         if not self._keep or not self._keep.restore(self._state):
             return None
         taken = int(self._descent.taken)
         self._coefficients.begin_at(float(self._start))
-        self._keep.say(f"learning goes on after step {taken} of {self._course.steps}, saved on an earlier run")
+        self._keep.say(f"learning resumes after step {taken} of {self._course.steps}, saved by an earlier run")
         return taken
 
     def _announce(self, steps: Sequence[Step], looks: Sequence[Step], tried: Sequence[Step]) -> None:
@@ -153,7 +153,7 @@ class _Run:
         return asked(self._objective, steps, goal, kept=embeds_less_at_once(self._objective, steps))
 
     def _walk(self, looks: Sequence[Step], goal: Goal) -> None:
-        """Try the points of the straight path, and begin at the best unless there is a start."""
+        """Evaluate points of the straight path, and start at the best one unless a start is given."""
         for row, alpha in enumerate(ALPHAS):
             self._objective.move_to(alpha)
             self._path[row] = torch.tensor(astuple(look(self._objective, looks, goal)))
@@ -162,7 +162,7 @@ class _Run:
         self._start.fill_(self._coefficients.start)
 
     def _thin(self, *, anew: bool) -> None:
-        """Make parameters sparse, the same on every run that goes on with these scores."""
+        """Make parameters sparse, the same ones in every run that resumes with these scores."""
         if self._course.thin is None:
             return
         self._objective.move_to(self._coefficients.start)
@@ -186,7 +186,7 @@ class _Run:
                 self._keep.save(self._state, last=step.number + 1 == self._course.steps)
 
     def _chosen(self, looks: Sequence[Step], images: int) -> HeldBackChoice:
-        """Let the held-back images choose, and go there."""
+        """Let the held-back images choose, and move to their choice."""
         path = {alpha: Seen(*row) for alpha, row in zip(ALPHAS, self._path.tolist(), strict=True)}
         tried = {candidate: self._seen(candidate, looks) for candidate in CANDIDATES}
         choice = choose(path, tried, images=images, max_loss=self._course.max_loss)

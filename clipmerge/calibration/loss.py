@@ -1,7 +1,7 @@
-"""The calibration loss at the weights of the moment: cross-entropy of the zero-shot head.
+"""The calibration loss at the current weights: cross-entropy of the zero-shot head.
 
-Class prompts through the text tower, averaged over templates, against the image features. Whatever does not depend on
-the weights that moved is kept: prompt features, and the hidden states below a layer.
+Class prompts pass through the text tower, are averaged over templates and compared with the image features. Values
+that do not depend on the weights that moved are cached: prompt features, and the hidden states below a layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clipmerge.layers import block_of
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.zero_shot import averaged
 
-#: Scores a batch against prompt features (prompts, projection_dim).
+#: Loss of a batch, given prompt features (prompts, projection_dim).
 Loss = Callable[[Batch, Tensor], Tensor]
 
 
@@ -33,7 +33,7 @@ class CalibrationLoss:
     """
 
     def __init__(self, model: ImageTextModel, path: PathWeights, prompts: Prompts) -> None:
-        """Keep nothing yet.
+        """Start with empty caches.
 
         Args:
             model: The model.
@@ -43,16 +43,16 @@ class CalibrationLoss:
         self.model = model
         self.prompts = prompts
         self._path = path
-        # prompt features, and per tower the hidden states of one batch, each with the move it was computed after
+        # prompt features, and per tower the hidden states of one batch, each with the number of moves before it
         self._prompt_features: tuple[int, Tensor] | None = None
         self._hidden: dict[str, tuple[tuple[int, int], tuple[Tensor, ...] | None]] = {}
 
     def prompt_features(self) -> Tensor:
-        """Embed the class prompts at theta(alpha), where `PathWeights.move_to` went; not at perturbed weights.
+        """Embed the class prompts at theta(alpha), as set by `PathWeights.move_to`, not at perturbed weights.
 
         Returns:
-            (prompts, projection_dim), unit length, without a graph. Computed once per point, and once for all points
-            when the text tower is the same at both ends.
+            (prompts, projection_dim), unit length, without a graph. Computed once per point, or once for all points
+            if the text tower is the same at both ends.
         """
         moves = self._path.text_moves
         if self._prompt_features is None or self._prompt_features[0] != moves:
@@ -63,12 +63,12 @@ class CalibrationLoss:
     def class_features(
         self, classes: Tensor | None = None, templates: Tensor | None = None, *, kept: bool = False
     ) -> Tensor:
-        """Embed classes at the weights of the moment, with a graph where the text tower changes.
+        """Embed classes at the current weights, with a graph if the text tower changes.
 
         Args:
             classes: Class indices, ascending; ``None`` for all.
             templates: Template indices to average over; ``None`` for all.
-            kept: Whether to take them from `prompt_features`, which embeds all prompts, once, and has no graph.
+            kept: Whether to use `prompt_features`, which embeds all prompts once and has no graph.
 
         Returns:
             (classes, projection_dim), unit length.
@@ -88,7 +88,7 @@ class CalibrationLoss:
         Args:
             batch: Images and labels.
             prompt_features: (prompts, projection_dim).
-            image_features: (batch, projection_dim), when they are known already.
+            image_features: (batch, projection_dim), if already known.
 
         Returns:
             Scalar, in nats.
@@ -113,7 +113,7 @@ class CalibrationLoss:
         return self.model.logits(image_features, class_features)
 
     def joint_loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy with the text tower in the graph too, for second derivatives.
+        """Mean cross-entropy with the text tower in the graph, for second derivatives.
 
         Returns:
             Scalar, in nats.
@@ -123,17 +123,17 @@ class CalibrationLoss:
         return self.loss(batch, self.prompts.features())
 
     def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
-        """The loss of one batch while only one layer moves, as cheap as that allows.
+        """The loss of one batch while only one layer moves, as cheaply as possible.
 
-        The other tower's features and the hidden states below the layer's block are those at theta(alpha), kept
-        for the batch: call this at theta(alpha), all layers of a batch before the next batch.
+        The other tower's features and the hidden states below the layer's block are computed at theta(alpha) and
+        cached for the batch: call this at theta(alpha), for all layers of a batch before the next batch.
 
         Args:
             batch: Images and labels.
             layer: The layer that will be perturbed.
 
         Returns:
-            A function that computes the loss at the weights of the moment, scalar, in nats.
+            A function that computes the loss at the current weights, a scalar in nats.
         """
         if not layer.startswith("text."):
             prompts = self.prompt_features()
@@ -145,13 +145,13 @@ class CalibrationLoss:
         return lambda: self.loss(batch, self.prompts.features(start), features)
 
     def _prefix(self, tower: Literal["vision", "text"], layer: str, batch: Batch) -> Prefix | None:
-        """The first block that a layer's change reaches, and its input; ``None`` if no block can be skipped."""
+        """The first block affected by a layer's change, and its input; ``None`` if no block can be skipped."""
         if layer.endswith(("embeddings", "pre_norm")) or (tower == "text" and self.prompts.are_many):
             return None
         # prompts are the same for every batch
         key = (self._path.moves, batch.number if tower == "vision" else 0)
         if tower not in self._hidden or self._hidden[tower][0] != key:
-            self._hidden.pop(tower, None)  # before the next ones take as much memory
+            self._hidden.pop(tower, None)  # free it before the next ones take as much memory
             inputs = batch.pixels if tower == "vision" else self.prompts.tokens
             self._hidden[tower] = (key, self.model.hidden_states(tower, inputs))
         states = self._hidden[tower][1]
@@ -164,13 +164,13 @@ class CalibrationLoss:
     def add_gradients(
         self, batch: Batch, prompt_features: Tensor, loss_of: Loss | None, images_at_once: int | None
     ) -> float:
-        """Add a batch's gradient to each parameter's ``grad``, its own loss piece by piece.
+        """Add a batch's gradient to each parameter's ``grad``, computed piece by piece for the default loss.
 
         Args:
             batch: Images and labels.
-            prompt_features: (prompts, projection_dim); gets a gradient too if it asks for one.
-            loss_of: Another loss than `loss`, taken of the whole batch.
-            images_at_once: Images whose activations are held at once; ``None`` for the whole batch.
+            prompt_features: (prompts, projection_dim); gets a gradient too if it requires one.
+            loss_of: A loss to use instead of `loss`, computed on the whole batch.
+            images_at_once: Images whose activations are in memory at once; ``None`` for the whole batch.
 
         Returns:
             The batch's loss, in nats.

@@ -1,4 +1,4 @@
-"""Mixtures of several fine-tuned checkpoints, tried on the calibration images."""
+"""Mixtures of several fine-tuned checkpoints, evaluated on the calibration images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from clipmerge.planning.measurements import Mixture
 
 @torch.no_grad()
 def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
-    """Try theta_0 + sum_i weights_i * (theta_i - theta_0), as a merge would write it; one forward pass.
+    """Evaluate theta_0 + sum_i weights_i * (theta_i - theta_0), as a merge would write it; one forward pass.
 
-    The weights stay there, in layers too that only a further checkpoint changed: do not go back to `move_to`.
+    The model stays at the mixture, including layers that only a further checkpoint changed: do not use `move_to`
+    afterwards.
 
     Args:
         objective: Calibration loss.
         weights: One factor per fine-tuned checkpoint.
 
     Returns:
-        The loss and the accuracy there.
+        The loss and the accuracy of the mixture.
 
     Raises:
         MeasureError: If the loss is not finite.

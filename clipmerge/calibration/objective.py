@@ -1,8 +1,8 @@
-"""The calibration loss as a function of the weights: everything that a measure is given.
+"""The calibration loss as a function of the weights: the argument of every measure.
 
-`Objective` puts four parts together and answers for them: the weights on the path, the loss at the weights of the
-moment, the batches over all processes, and the work announced and done. Weights move in place on the device; there is
-never a second model.
+`Objective` combines four parts and delegates to them: the weights on the path, the loss at the current weights, the
+batches over all processes, and the work announced and done. Weights move in place on the device; there is never a
+second model.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Objective:
 
     Attributes:
         inputs: The checkpoints.
-        path: The weights; `layers`, `parameters`, `theta_0` and `task_vector` are its.
-        criterion: The loss at the weights of the moment; `prompts` are its.
-        shares: The batches; `batches`, `batch_sizes`, `images` and `accelerator` are its.
+        path: The weights, with `layers`, `parameters`, `theta_0` and `task_vector`.
+        criterion: The loss at the current weights, with `prompts`.
+        shares: The batches, with `batches`, `batch_sizes`, `images` and `accelerator`.
         work: Work announced and done.
-        seed: Seed for measures that draw.
-        keep: Where measures that learn save their state on the way; ``None`` for nowhere.
+        seed: Seed for measures that draw random numbers.
+        keep: Saved state of measures that learn; ``None`` to save nothing.
     """
 
     keep: Saved | None = None
@@ -71,15 +71,15 @@ class Objective:
             prompts: Class prompts, class by class.
             templates: Prompts per class.
             accelerator: Places the model and gathers results.
-            seed: Seed for measures that draw.
-            images_at_once: Images whose activations `gradients` holds at once; the batch's gradient stays the same.
+            seed: Seed for measures that draw random numbers.
+            images_at_once: Images whose activations `gradients` holds at once, with the same gradient of the batch;
                 ``None`` for a whole batch.
-            prompts_at_once: Prompts whose activations are held at once, likewise.
+            prompts_at_once: Prompts whose activations are held at once, with the same gradient.
             progress: Called with work done and work announced, in images x forward passes.
 
         Raises:
             CheckpointError: If a weight is not finite.
-            DataError: If the text tower cannot tell any class from another.
+            DataError: If the text tower gives all classes the same features.
             MeasureError: If fine-tuning changed nothing, or another process is gone.
         """
         self.inputs = inputs
@@ -105,7 +105,7 @@ class Objective:
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """The model's parameters by name, at the weights of the moment; those that did not change are frozen."""
+        """The model's parameters by name, at the current weights; those that did not change are frozen."""
         return self.path.parameters
 
     @property
@@ -125,7 +125,7 @@ class Objective:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The model itself, for measures that look into it."""
+        """The model itself, for measures that need its modules."""
         return self.criterion.model.module
 
     def move_to(self, alpha: float) -> None:
@@ -133,7 +133,7 @@ class Objective:
         self.path.move_to(alpha)
 
     def forget(self, *, text: bool) -> None:
-        """Drop values kept for weights that something else moved; see `PathWeights.forget`."""
+        """Drop values cached for weights that other code moved; see `PathWeights.forget`."""
         self.path.forget(text=text)
 
     def only(self, layer: str) -> AbstractContextManager[list[Parameter]]:
@@ -141,10 +141,10 @@ class Objective:
         return self.path.only(layer)
 
     def gradient_of(self, name: str) -> Tensor:
-        """The gradient that `gradients` left for a parameter; zero where the loss does not reach it."""
+        """A parameter's gradient from `gradients`; zero if the loss does not depend on it."""
         return self.path.gradient_of(name)
 
-    # The loss at the weights of the moment
+    # The loss at the current weights
 
     @property
     def prompts(self) -> Prompts:
@@ -158,7 +158,7 @@ class Objective:
     def class_features(
         self, classes: Tensor | None = None, templates: Tensor | None = None, *, kept: bool = False
     ) -> Tensor:
-        """Embed classes at the weights of the moment; see `CalibrationLoss.class_features`."""
+        """Embed classes at the current weights; see `CalibrationLoss.class_features`."""
         return self.criterion.class_features(classes, templates, kept=kept)
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class Objective:
         return self.criterion.class_logits(image_features, class_features)
 
     def joint_loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy with the text tower in the graph too, for second derivatives."""
+        """Mean cross-entropy with the text tower in the graph, for second derivatives."""
         return self.criterion.joint_loss(batch)
 
     def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
@@ -216,7 +216,7 @@ class Objective:
         return self.shares.gather(items)
 
     def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add up tensors over all processes; see `Shares.total`."""
+        """Sum tensors over all processes; see `Shares.total`."""
         return self.shares.total(tensors)
 
     def every_batch(self) -> list[Batch]:
@@ -228,7 +228,7 @@ class Objective:
         return self.shares.by_batch(values)
 
     def mean(self, per_batch: list[float]) -> float:
-        """Average one value per batch over images: batches weigh by their size."""
+        """Average one value per batch over images, weighting batches by size."""
         return self.shares.mean(per_batch)
 
     # Passes over this process's batches, and their work
@@ -257,16 +257,16 @@ class Objective:
         return values
 
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
-        """Walk the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.
+        """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.
 
         The text tower runs forward once for all batches and backward once per batch, from the gradient of the
         prompt features: the same numbers as one joint backward pass.
 
         Args:
-            loss_of: Another loss than `loss`, a scalar of a batch and the prompt features.
+            loss_of: A loss to use instead of `loss`: a scalar, given a batch and the prompt features.
 
         Yields:
-            The batch and its loss. Gradients are overwritten by the next.
+            The batch and its loss. Gradients are overwritten by the next batch.
 
         Raises:
             MeasureError: If a loss is not finite.

@@ -28,7 +28,7 @@ class PathWeights:
     """
 
     def __init__(self, model: ImageTextModel, inputs: Inputs, device: torch.device) -> None:
-        """Load the zero-shot weights, and keep the way to the fine-tuned ones.
+        """Load the zero-shot weights, and keep the task vector.
 
         Args:
             model: The model without weights.
@@ -50,13 +50,13 @@ class PathWeights:
         if not self.task_vector:
             raise MeasureError(
                 f"{inputs.zeroshot.source} and {inputs.finetuned[0].source} hold the same weights; there is nothing to "
-                "measure or to merge"
+                "measure or merge"
             )
         changed = {layer: tuple(n for n in names if n in self.task_vector) for layer, names in inputs.layers.items()}
         self.layers = {layer: names for layer, names in changed.items() if names}
 
     def _take(self, name: str, parameter: Parameter, inputs: Inputs) -> None:
-        """Keep a parameter's start and its change; freeze it if there is none."""
+        """Store a parameter's zero-shot value and its change; freeze the parameter if it did not change."""
         parameter.requires_grad_(False)
         theta_0 = parameter.detach()
         require_finite(theta_0, name, inputs.zeroshot.source)
@@ -82,7 +82,7 @@ class PathWeights:
             torch.add(self.theta_0[name], task_vector, alpha=alpha, out=self.parameters[name].data)
 
     def forget(self, *, text: bool) -> None:
-        """Count a move that something else made, so that nothing kept for the old weights is used again.
+        """Count a move made by other code, so that values cached for the old weights are not used again.
 
         Args:
             text: Whether the text tower moved too.
@@ -92,7 +92,7 @@ class PathWeights:
 
     @contextmanager
     def only(self, layer: str) -> Iterator[list[Parameter]]:
-        """Let gradients flow to one layer alone, so that backward stops there."""
+        """Let gradients flow to one layer only, so that the backward pass stops there."""
         chosen = [self.parameters[name] for name in self.layers[layer]]
         for name in self.task_vector:
             self.parameters[name].requires_grad_(False)
@@ -105,7 +105,7 @@ class PathWeights:
                 self.parameters[name].requires_grad_(True)
 
     def gradient_of(self, name: str) -> Tensor:
-        """The gradient that the last backward pass left for a parameter; zero where the loss does not reach it."""
+        """A parameter's gradient from the last backward pass; zero if the loss does not depend on it."""
         gradient = self.parameters[name].grad
         return torch.zeros_like(self.parameters[name]) if gradient is None else gradient
 

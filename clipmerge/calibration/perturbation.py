@@ -1,4 +1,4 @@
-"""Perturbations of one layer: the ball they live in, its first-order maximiser, and APGD inside it."""
+"""Perturbations of one layer: their ball, the first-order maximiser in it, and APGD inside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Search:
 
     Attributes:
         point: Current u, one tensor per parameter.
-        previous: The u before it.
+        previous: Previous u.
         best: The u with the largest loss.
         best_loss: That loss.
         best_gradient: The gradient there.
@@ -42,13 +42,13 @@ class _Search:
 class LayerBall:
     """The perturbations delta = c * u of one layer with ||u||_p <= radius.
 
-    Working in u makes the adaptive ball an ordinary one, also where a weight is zero.
+    Working in u makes the adaptive ball an ordinary one, even for weights that are zero.
     """
 
     def __init__(
         self, parameters: list[Parameter], *, norm: Literal["l2", "linf"], radius: float, adaptive: bool
     ) -> None:
-        """Remember where the layer stands.
+        """Store the layer's weights theta.
 
         Args:
             parameters: The layer's parameters, changed in place by `place`.
@@ -105,13 +105,13 @@ class LayerBall:
         """Maximise the loss in the ball by auto-PGD, from its centre.
 
         Args:
-            loss: Loss at the layer's place of the moment.
+            loss: Loss at the layer's current weights.
             gradient: dL/dtheta at theta.
             base: Loss at theta.
-            steps: Iterations, each one gradient of the layer; the last only its loss.
+            steps: Number of iterations; each computes the layer's gradient, the last only the loss.
 
         Returns:
-            The largest loss met, at least ``base``.
+            The largest loss found, at least ``base``.
 
         Source:
             Croce and Hein 2020, arXiv:2003.01690, algorithm 1.
@@ -146,7 +146,7 @@ class LayerBall:
         self.place(ahead)
 
     def _look(self, search: _Search, loss: Callable[[], Tensor], *, last: bool) -> list[Tensor]:
-        """Take the loss and the gradient where the layer stands; the last point needs no gradient."""
+        """Compute the loss and the gradient at the layer's current weights; the last point needs no gradient."""
         with torch.set_grad_enabled(not last):
             value = loss()
         search.losses.append(float(value.detach()))

@@ -1,4 +1,4 @@
-"""Forward passes of learning in bfloat16, where the processor or the card is made for it."""
+"""Forward passes of learning in bfloat16, if the processor or GPU supports it in hardware."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def passes(device: torch.device, precision: Precision) -> AbstractContextManager
     """Compute the forward passes inside in this precision; weights and their gradients stay in float32.
 
     Args:
-        device: Where.
-        precision: ``auto`` for bfloat16 where `multiplies_bfloat16` says so, and float32 elsewhere.
+        device: Device of the passes.
+        precision: ``auto`` uses bfloat16 if `multiplies_bfloat16` is true for the device, else float32.
     """
     enabled = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
-    # the weights move in place, so what was cast before may not be used again
+    # no cache: the weights move in place, so weights that were cast before are out of date
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if enabled else nullcontext()

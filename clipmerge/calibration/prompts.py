@@ -1,4 +1,4 @@
-"""The class prompts on the device, and their features at the model's weights of the moment."""
+"""The class prompts on the device, and their features at the model's current weights."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Prompts:
         *,
         at_once: int = PROMPTS_AT_ONCE,
     ) -> None:
-        """Tokenise.
+        """Tokenise the prompts.
 
         Args:
-            model: Embeds them.
+            model: The model that embeds them.
             texts: The prompts.
             templates: Prompts per class.
             device: Device of the model.
-            at_once: Prompts whose activations are held at once; more are recomputed piece by piece.
+            at_once: Prompts whose activations are in memory at once; more are recomputed piece by piece.
 
         Raises:
-            DataError: If the text tower cannot tell any class from another.
+            DataError: If the text tower gives all classes the same features.
         """
         self.templates = templates
         self.classes = len(texts) // templates
@@ -55,11 +55,11 @@ class Prompts:
         return self.templates * self.classes > self._at_once
 
     def features(self, prefix: Prefix | None = None, places: Tensor | None = None) -> Tensor:
-        """Embed prompts; where they are many, the graph holds the activations of one piece at a time.
+        """Embed prompts; if there are many, the graph holds the activations of one piece at a time.
 
         Args:
-            prefix: As in `ImageTextModel.text_features`; not where they are many.
-            places: Places of the prompts; ``None`` for all.
+            prefix: See `ImageTextModel.text_features`; not allowed if there are many prompts.
+            places: Indices of the prompts; ``None`` for all.
 
         Returns:
             (prompts, projection_dim), unit length.
@@ -71,13 +71,13 @@ class Prompts:
         return torch.cat(pieces)
 
     def embed(self) -> Iterator[dict[str, Tensor]]:
-        """Run the text tower over all prompts, piece by piece; yields each piece's tokens before it runs."""
+        """Run the text tower over all prompts, piece by piece; yields the tokens of each piece before its run."""
         for tokens in self._pieces(self.tokens):
             yield tokens
             self._model.text_features(tokens)
 
     def places(self, classes: Tensor | None, templates: Tensor | None) -> Tensor:
-        """Places of the prompts of some classes in some templates, class by class.
+        """Indices of the prompts of some classes in some templates, class by class.
 
         Args:
             classes: Class indices; ``None`` for all.

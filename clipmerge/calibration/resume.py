@@ -1,7 +1,7 @@
 """Checkpoints of learning in the user's cache, so that an interrupted run can resume.
 
-There is one file per learning, named by a hash of everything that determines it: the same command finds it, any
-other does not.
+There is one file per run of learning, named by a hash of everything that determines the result: only the same command
+finds it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
     from clipmerge.images.dataset import LabelledImages
 
-#: Least time between two saves: seconds, and a multiple of the time that the last one took.
+#: Minimum time between two saves: in seconds, and as a multiple of the duration of the last one.
 SECONDS, TIMES = 30.0, 20
-# States and half-written states of this age are of runs that nobody will go on with, or that are gone.
+# States and partly written states of this age are removed: nobody will resume them.
 _OLD_SECONDS, _GONE_SECONDS = 30 * 86400, 600
-# The code that decides the learned coefficients: it changes between two releases that have the same version.
+# The code that determines the learned coefficients, which may change without a new version number.
 _CODE = ("calibration/**/*.py", "measures/**/*.py", "models/**/*.py", "images/batches.py")
 _SUFFIX, _HALF = ".safetensors", ".part"
 _NAMES = {getattr(torch, name): stored for stored, (name, _) in DTYPES.items()}
@@ -48,12 +48,12 @@ class Saved:
     """The state of one learning, in one file that only the main process reads and writes."""
 
     def __init__(self, find: Callable[[], Path], accelerator: Accelerator, say: Callable[[str], None]) -> None:
-        """Remember where it is; nothing is read or written.
+        """Store the arguments; nothing is read or written.
 
         Args:
-            find: Gives the file; asked once, when the file is first needed.
-            accelerator: The processes that learn the same.
-            say: Tells the user something.
+            find: Returns the file; called once, when the file is first needed.
+            accelerator: The processes that take part in learning.
+            say: Prints a note for the user.
         """
         self._find = find
         self._accelerator = accelerator
@@ -66,13 +66,13 @@ class Saved:
         return self._find()
 
     def restore(self, state: Mapping[str, Tensor]) -> bool:
-        """Fill in the state that an earlier run saved, the same in every process.
+        """Restore the state saved by an earlier run, the same in every process.
 
         Args:
             state: Tensors by name, the same names, shapes and dtypes in every process; unchanged if nothing was saved.
 
         Returns:
-            Whether there was something.
+            Whether there was a saved state.
 
         Raises:
             MeasureError: If another process is gone.
@@ -90,7 +90,7 @@ class Saved:
         return True
 
     def _read(self, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-        """The file's content if it is whole and fits; otherwise it is removed, and the user is told."""
+        """The file's content if it is complete and fits; otherwise it is removed, with a note for the user."""
         try:
             held = load_file(self._path)
             if _fits(held, state):
@@ -98,9 +98,9 @@ class Saved:
             problem = f"{self._path} does not fit"
         except FileNotFoundError:
             return None
-        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: a user without a home
+        except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: the user has no home folder
             problem = _reason(error)
-        self.say(f"what an earlier run learned cannot be used ({problem}); learning starts from nothing")
+        self.say(f"the state saved by an earlier run cannot be used ({problem}); learning starts over")
         self._remove()
         return None
 
@@ -109,17 +109,17 @@ class Saved:
             self._path.unlink(missing_ok=True)
 
     def _take_over(self, tensor: Tensor) -> None:
-        """Set a tensor to the main process's."""
+        """Copy the main process's tensor into this one."""
         if self._accelerator.num_processes > 1:
             with together():
                 tensor.copy_(broadcast(tensor.to(self._accelerator.device)))
 
     def save(self, state: Mapping[str, Tensor], *, last: bool = False) -> None:
-        """Save the state if it is time to; a file that cannot be written is reported once.
+        """Save the state if it is time for it; a file that cannot be written is reported once.
 
         Args:
             state: Tensors by name, on any device.
-            last: Nothing is left to learn: time to, if an earlier state is there.
+            last: Learning is complete: save if there is an earlier state.
         """
         begin = time.monotonic()
         is_time = self._exists if last else begin >= self._due
@@ -130,23 +130,23 @@ class Saved:
             self._exists = True
         except (OSError, RuntimeError) as error:
             self._failed = True
-            self.say(f"what is learned cannot be saved on the way ({_reason(error)}); learning goes on without")
+            self.say(f"the state of learning cannot be saved ({_reason(error)}); learning continues without saving")
         now = time.monotonic()
         self._due = now + max(SECONDS, TIMES * (now - begin))
 
     @contextlib.contextmanager
     def underway(self) -> Iterator[None]:
-        """Tell the user who interrupts the block that most of it is saved."""
+        """If the block is interrupted, tell the user that most of it is saved."""
         try:
             yield
         except (KeyboardInterrupt, Terminated):
             if self._exists:
-                self.say("most of what was learned is saved; the same command goes on from there")
+                self.say("most of the learning is saved; the same command resumes from there")
             raise
-        self._find = _not_again  # it holds the model and the images, which take memory
+        self._find = _not_again  # frees the model and the images that the function refers to
 
     def remove(self) -> None:
-        """Remove the file, once its result is safe elsewhere."""
+        """Remove the file once its result is stored elsewhere."""
         if self._exists and self._accelerator.is_main_process:
             self._remove()
 
@@ -168,7 +168,7 @@ def _reason(error: Exception) -> str:
 
 
 def _write_whole(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write the file beside its place, sync it, and move it in; clear what other runs left long ago."""
+    """Write the file beside its place, sync it, and rename it; remove old files of other runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path.parent)
     handle, name = tempfile.mkstemp(prefix=f"{path.stem[:16]}-", suffix=_HALF, dir=path.parent)
@@ -184,7 +184,7 @@ def _write_whole(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def _write(file: BinaryIO, state: Mapping[str, Tensor]) -> None:
-    """Write as safetensors, a tensor at a time: the library copies all of them first, or maps a disk that may fill."""
+    """Write as safetensors, tensor by tensor: the library copies all of them first, or maps a disk that may fill."""
     file.write(header_bytes({name: (_NAMES[tensor.dtype], tensor.shape) for name, tensor in state.items()}, {}))
     for tensor in state.values():
         file.write(_bytes(tensor))
@@ -198,25 +198,25 @@ def _clear(folder: Path) -> None:
     now = time.time()
     for file in folder.iterdir():
         limit = {_SUFFIX: _OLD_SECONDS, _HALF: _GONE_SECONDS}.get(file.suffix)
-        with contextlib.suppress(OSError):  # another run may have been faster
+        with contextlib.suppress(OSError):  # another run may have removed it
             if limit is not None and now - file.stat().st_mtime > limit:
                 file.unlink()
 
 
 def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], settings: Any) -> Path:
-    """The file of a learning's state.
+    """The file of the state of one run of learning.
 
     Args:
-        inputs: The checkpoints; their weight files are known by path, size and time.
-        images: The calibration images, likewise, or by their bytes where they are not files.
-        seen: The model's inputs; identified by content, so that their preprocessing counts too.
+        inputs: The checkpoints; their weight files are identified by path, size and time.
+        images: The calibration images, identified likewise, or by their bytes if they are not files.
+        seen: The model's inputs, identified by content, so that their preprocessing counts too.
         settings: Everything else that determines the learned coefficients, as JSON.
 
     Returns:
         The file, which need not exist.
 
     Raises:
-        RuntimeError: If the user has no cache.
+        RuntimeError: If the user has no cache folder.
     """
     checkpoints = (inputs.zeroshot, *inputs.finetuned)
     encoded = images.store.read(range(len(images)))
@@ -234,7 +234,7 @@ def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], setti
 
 
 def code_files() -> list[Path]:
-    """The source files whose code decides what is learned from given inputs, sorted."""
+    """The source files that determine the learned coefficients for given inputs, sorted."""
     package = Path(__file__).parents[1]
     return sorted(file for pattern in _CODE for file in package.glob(pattern))
 
@@ -243,7 +243,7 @@ def _file(file: Path) -> list[Any]:
     try:
         status = file.stat()
         return [str(file.resolve()), status.st_size, status.st_mtime_ns]
-    except OSError:  # gone since it was read
+    except OSError:  # removed after it was read
         return [str(file)]
 
 

@@ -14,7 +14,7 @@ from clipmerge.images.batches import Batch
 
 
 class Shares:
-    """This process's share of the batches, and the way to the others'.
+    """This process's share of the batches, and access to the other processes'.
 
     Attributes:
         accelerator: The processes.
@@ -23,7 +23,7 @@ class Shares:
     """
 
     def __init__(self, batches: Iterable[Batch], accelerator: Accelerator) -> None:
-        """Place the batches on the device and learn the sizes of the others.
+        """Move the batches to the device and get the sizes of the other processes' batches.
 
         Args:
             batches: This process's batches, on any device.
@@ -51,10 +51,10 @@ class Shares:
         return gathered
 
     def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Add up tensors over all processes.
+        """Sum tensors over all processes.
 
         Args:
-            tensors: This process's, by name; the same names and shapes in every process.
+            tensors: This process's tensors by name; the same names and shapes in every process.
 
         Returns:
             The sums by name, on the CPU.
@@ -79,6 +79,6 @@ class Shares:
         return [gathered[number] for number in sorted(gathered)]
 
     def mean(self, per_batch: list[float]) -> float:
-        """Average one value per batch over images: batches weigh by their size."""
+        """Average one value per batch over images, weighting batches by size."""
         total = sum(size * value for size, value in zip(self.batch_sizes, per_batch, strict=True))
         return float(total / self.images)

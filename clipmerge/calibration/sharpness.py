@@ -1,4 +1,4 @@
-"""Sharpness of every layer at the radius that fine-tuning itself moved it."""
+"""Sharpness of every layer, with the distance moved by fine-tuning as its radius."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from clipmerge.calibration.objective import Objective
 
 
 def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
-    """Bound how much each layer's change can raise the loss from the current weights, by one gradient pass.
+    """Estimate how much a change of each layer can raise the loss at the current weights, in one gradient pass.
 
-    Of layer l and batch B it is ||gradient_l of L_B|| * ||task_vector_l||: to first order the largest rise of the loss
-    when the layer alone moves as far as fine-tuning moved it, in whatever direction.
+    For layer l and batch B it is ||gradient_l of L_B|| * ||task_vector_l||: to first order the largest rise of the
+    loss if the layer alone moves as far as fine-tuning moved it, in any direction.
 
     Args:
-        objective: Calibration loss, where `Objective.move_to` went.
+        objective: Calibration loss, at weights set by `Objective.move_to`.
 
     Returns:
-        Layer to one value per calibration batch of all processes, in nats.
+        One value per calibration batch of all processes, in nats, by layer.
     """
     radii = {layer: _norm([objective.task_vector[name] for name in names]) for layer, names in objective.layers.items()}
     rows = {}
@@ -37,11 +37,11 @@ def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:
     """Choose the fewest layers, sharpest first, that together hold a share of the total; at least one.
 
     Args:
-        sharpness: Of every layer.
+        sharpness: Sharpness by layer.
         share: Share of the total, in [0, 1].
 
     Returns:
-        In the order of ``sharpness``.
+        The layers, in the order of ``sharpness``.
 
     Example:
         >>> sharpest({"a": 1.0, "b": 6.0, "c": 3.0}, 0.65)
@@ -57,12 +57,12 @@ def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:
 
 
 def matched(order: Sequence[str], sizes: Mapping[str, int], entries: int) -> tuple[str, ...]:
-    """Take layers in an order until they have about so many entries; one that would overshoot by more is passed over.
+    """Select layers in order until they have about ``entries`` entries, skipping those that would overshoot too far.
 
     Args:
         order: Layers.
-        sizes: Entries by layer.
-        entries: How many are wanted.
+        sizes: Number of entries by layer.
+        entries: Number of entries wanted.
 
     Example:
         >>> matched(["a", "b", "c"], {"a": 2, "b": 9, "c": 3}, 5)

@@ -1,4 +1,4 @@
-"""Steps of learning: which images each takes, which classes it tells apart, and the seed of its random changes."""
+"""Steps of learning: the images, classes and random seed of each step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from clipmerge.calibration.held_back import held_back
 from clipmerge.calibration.objective import Objective
 from clipmerge.images.batches import Batch
 
-#: Prompts that a step embeds; where there are more, a step draws its templates, and then its classes. A look at the
-#: held-back images, which happens seldom, embeds more.
+#: Most prompts embedded per step; if there are more, a step draws templates, and then classes. Looks at the held-back
+#: images are rare, so they embed more.
 PROMPTS_A_STEP, PROMPTS_A_LOOK = 256, 1024
-# Held-back images are looked at in fresh changes until there are about so many, but no more often than `_ROUNDS`.
+# Held-back images are repeated in fresh changes up to about this number, but at most `_ROUNDS` times.
 _LOOKS, _ROUNDS = 400, 4
-# Seeds of the held-back changes begin here, beyond those of any step.
+# Seeds of the held-back changes start here, above those of all steps.
 _HELD_SEEDS = 2**40
 
 
@@ -25,10 +25,10 @@ class Pool:
     """The calibration images of all processes, by their position in the sample."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
-        """Keep the batches; nothing is copied.
+        """Store the batches without copying.
 
         Args:
-            batches: All of them, in order.
+            batches: All batches, in order.
         """
         self._places = [(batch, row) for batch in batches for row in range(len(batch))]
         self.labels = [int(label) for batch in batches for label in batch.labels]
@@ -38,11 +38,11 @@ class Pool:
         return len(self._places)
 
     def take(self, positions: Sequence[int], number: int) -> Batch:
-        """Copy some images into a batch of their own.
+        """Copy some images into a new batch.
 
         Args:
-            positions: Which.
-            number: Number of that batch.
+            positions: Positions of the images.
+            number: Number of the new batch.
         """
         places = [self._places[position] for position in positions]
         pixels = torch.stack([batch.pixels[row] for batch, row in places])
@@ -51,17 +51,17 @@ class Pool:
 
 @dataclass(frozen=True)
 class Step:
-    """What the goal is taken on once.
+    """Input of one evaluation of the goal.
 
     Attributes:
-        number: Its place among the steps.
-        seed: Of all random changes; the next number is used too.
-        pool: Holds the images.
-        positions: Which of them.
-        classes: Which classes it tells apart, ascending; ``None`` for all.
-        templates: Which templates it uses; ``None`` for all.
-        features: The zero-shot model's features of the changed images, (images, projection_dim), where they are held.
-        target: Log probabilities that the teacher gives to the classes of the changed images, (images, classes).
+        number: Index of the step.
+        seed: Seed of all random changes; the next number is used too.
+        pool: The images.
+        positions: Positions of the step's images in the pool.
+        classes: Class indices to distinguish, ascending; ``None`` for all.
+        templates: Indices of the templates used; ``None`` for all.
+        features: The zero-shot model's features of the changed images, (images, projection_dim), if needed.
+        target: The teacher's log probabilities of the classes for the changed images, (images, classes).
     """
 
     number: int
@@ -79,17 +79,17 @@ class Step:
 
     @property
     def batch(self) -> Batch:
-        """The images, copied whenever they are asked for: all steps' together would not fit into memory."""
+        """The images, copied on every access: those of all steps together would not fit into memory."""
         return self.pool.take(self.positions, self.number)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """All steps, and the looks at the images that are held back from them.
+    """All steps, and the looks at the images held back from them.
 
     Attributes:
-        steps: In order.
-        held: Looks at the held-back images, each with changes of its own; none where nothing is held back.
+        steps: The steps, in order.
+        held: Looks at the held-back images, each with its own changes; empty if nothing is held back.
     """
 
     steps: tuple[Step, ...]
@@ -97,17 +97,17 @@ class Layout:
 
     @property
     def images_held(self) -> int:
-        """How many images are held back."""
+        """Number of images held back."""
         return len({position for step in self.held for position in step.positions})
 
 
 def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share: float = 0.0) -> Layout:
-    """Choose the images of every step: all images once, in random order, before any comes again.
+    """Choose the images of every step: every image once, in random order, before any is repeated.
 
     Args:
-        objective: Its batches are the calibration images; the same in every process.
-        steps: How many.
-        batch: Images per step, at most; ``None`` for as many as the first calibration batch has.
+        objective: Calibration loss with the calibration images, the same in every process.
+        steps: Number of steps.
+        batch: Most images per step; ``None`` for the size of the first calibration batch.
         share: Share of the images that is held back.
     """
     batches = objective.every_batch()
@@ -126,7 +126,7 @@ def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share
 
 
 def _runs(positions: Sequence[int], size: int, seed: int) -> Iterator[tuple[int, ...]]:
-    """Runs of so many positions, without end, from one random order after the other."""
+    """Endless runs of ``size`` positions, from one random order after another."""
     generator = torch.Generator().manual_seed(seed)
     left: list[int] = []
     while True:
@@ -148,7 +148,7 @@ def _classes(pool: Pool, positions: Sequence[int]) -> Tensor:
 
 
 def _drawn_prompts(objective: Objective, present: Tensor, seed: int, most: int) -> tuple[Tensor | None, Tensor | None]:
-    """Draw templates, and beyond those classes, so that no more prompts than ``most`` are embedded."""
+    """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded."""
     count, templates = objective.prompts.classes, objective.prompts.templates
     if count * templates <= most:
         return None, None

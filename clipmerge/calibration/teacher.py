@@ -17,16 +17,16 @@ from clipmerge.calibration.steps import Step
 
 @torch.no_grad()
 def asked(objective: Objective, steps: Sequence[Step], goal: Goal, *, kept: bool) -> list[Step]:
-    """Ask the teacher about the changed images of every step.
+    """Compute the teacher's answers for the changed images of every step.
 
     Args:
-        objective: Left at theta_0, or at theta_1 where the teacher is blended.
-        steps: With their images and classes.
-        goal: Names the changes and the teacher.
-        kept: As in `Objective.class_features`.
+        objective: Calibration loss; left at theta_0, or at theta_1 if the teacher is blended.
+        steps: The steps with their images and classes.
+        goal: The goal with its changes and its teacher.
+        kept: See `Objective.class_features`.
 
     Returns:
-        The steps with the answers that the goal needs.
+        The steps with the answers needed by the goal.
     """
     answered = list(steps)
     for alpha in goal.teachers:
@@ -39,7 +39,7 @@ def asked(objective: Objective, steps: Sequence[Step], goal: Goal, *, kept: bool
 
 
 def _answered(objective: Objective, step: Step, goal: Goal, share: float, *, kept: bool) -> Step:
-    """Add one model's answer to a step: its features, or its share of the teacher's probabilities."""
+    """Add one model's answer to a step: features, or its share of the teacher's probabilities."""
     pixels = augmented(step.batch.pixels[: goal.copied(len(step))], step.seed, goal.changes)
     with passes(pixels.device, goal.precision):
         features = objective.embed(pixels)

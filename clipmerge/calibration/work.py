@@ -1,4 +1,4 @@
-"""Work announced and work done, in images x forward passes, so that progress and the time left can be shown."""
+"""Work announced and work done, in images x forward passes, to show progress and the time left."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Work:
     """The work of one process."""
 
     def __init__(self, report: Callable[[float, float], None] | None = None) -> None:
-        """Start with nothing announced.
+        """Start without announced work.
 
         Args:
-            report: Called with the work done and the work announced whenever some is done.
+            report: Called with the work done and the work announced, whenever work is done.
         """
         self._report = report
         self._done = self._announced = 0.0

@@ -229,7 +229,7 @@ def test_what_is_broken_or_does_not_fit_is_told_and_removed(
     found = run.run()
     assert run.said[0] == SAVED
     assert told in run.said[1]
-    assert run.said[1].endswith("; learning starts from nothing")
+    assert run.said[1].endswith("; learning starts over")
     assert len(run.said) == 2
     assert how == "a folder" or not run.file.exists()
     assert same(found, Learning(ends, tmp_path / "other.safetensors").run())
@@ -249,9 +249,9 @@ def test_a_cache_that_cannot_be_written_is_told_once(ends: Ends, tmp_path: Path)
     run = Learning(ends, tmp_path / "file" / "learning" / "state.safetensors")
     found = run.run()
     assert same(found, Learning(ends, tmp_path / "state.safetensors").run())
-    told = [line for line in run.said if "cannot be saved on the way (" in line]
+    told = [line for line in run.said if "the state of learning cannot be saved (" in line]
     assert len(told) == 1
-    assert told[0].endswith("; learning goes on without")
+    assert told[0].endswith("; learning continues without saving")
 
 
 @pytest.mark.usefixtures("often")
@@ -288,8 +288,8 @@ def test_a_user_without_a_home_learns_unsaved(ends: Ends, monkeypatch: pytest.Mo
     objective.keep = Saved(homeless, objective.accelerator, run.said.append)
     learn(objective, Coefficients(objective, "layer"), Course(Goal(0.0), steps=3, rate=0.01))
     assert [line.split(" (")[0] for line in run.said] == [
-        "what an earlier run learned cannot be used",
-        "what is learned cannot be saved on the way",
+        "the state saved by an earlier run cannot be used",
+        "the state of learning cannot be saved",
     ]
 
 

@@ -10,8 +10,8 @@ from clipmerge.calibration import learning
 from clipmerge.calibration import resume as resumption
 from clipmerge.calibration.goal import Losses
 
-SAVED = "most of what was learned is saved; the same command goes on from there"
-GOES_ON = "learning goes on after step {} of {}, saved on an earlier run"
+SAVED = "most of the learning is saved; the same command resumes from there"
+GOES_ON = "learning resumes after step {} of {}, saved by an earlier run"
 
 
 def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
