@@ -1,4 +1,4 @@
-"""A console that shows texts from outside as text: no escape sequence in a name reaches the terminal."""
+"""A console that shows foreign text as text: no escape sequence in a name reaches the terminal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from clipmerge.errors import printable
 
 
 class SafeConsole(Console):
-    """Rich's console; control characters in what is shown are written as escapes, styles stay."""
+    """Rich's console, with control characters in the text written as escapes; styles are kept."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render as rich does, but for control characters."""
+        """Render like rich, except for control characters."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(_lines(segment.text), segment.style)
 

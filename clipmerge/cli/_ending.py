@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, one line for each error, and signals."""
+"""How a command ends: exit codes, one line per error, and signals."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ R = TypeVar("R")
 DEBUG = "CLIPMERGE_DEBUG"
 _INTERRUPTED = "interrupted"
 _ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
-# A launcher ends a run's other processes within a tenth of a second of the first that fails, or five on older ones.
+# When one process fails, a launcher ends the others within 0.1 s (older launchers: 5 s).
 _SECONDS_FOR_THE_MAIN_PROCESS = 10.0
 
 
 class Unprintable(Exception):
-    """Standard output takes no more; what the command did before stands."""
+    """Standard output cannot be written; earlier results of the command stand."""
 
 
 def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn what a command raises into one line on stderr and an exit code; never a traceback.
+    """Turn exceptions of a command into one line on stderr and an exit code, without a traceback.
 
-    ``CLIPMERGE_DEBUG=1`` lets the traceback through. An ``output`` among the flags may begin with ``~``.
+    ``CLIPMERGE_DEBUG=1`` shows the traceback. The flag ``output`` may begin with ``~``.
     """
 
     @functools.wraps(command)
@@ -63,10 +63,10 @@ def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise in this block, where something may have to be cleaned up; after it, it just ends the process.
+    """Let Ctrl-C raise in this block, where there may be something to clean up; after it, Ctrl-C ends the process.
 
-    That is where the process began with `clipmerge.__main__`, whose own handler ends it at once. Elsewhere, and where
-    Ctrl-C is ignored, nothing changes.
+    Only if the process started with `clipmerge.__main__`, whose handler ends it at once. Otherwise, or if Ctrl-C is
+    ignored, nothing changes.
     """
     if signal.getsignal(signal.SIGINT) is not end_before_any_command:
         yield
@@ -79,23 +79,23 @@ def _interruptible() -> Iterator[None]:
 
 
 def _at_home(output: object) -> dict[str, Any]:
-    """The flag with its home folder: a shell expands that in ``-o ~/x`` but not in ``--output=~/x``."""
+    """Expand ``~`` in the flag: a shell does it in ``-o ~/x`` but not in ``--output=~/x``."""
     if not isinstance(output, Path) or not str(output).startswith("~"):
         return {}
     try:
         return {"output": output.expanduser()}
     except RuntimeError:
         raise UsageError(
-            f"--output {output}: there is no user with the home folder {output.parts[0]}; for a folder that is called "
-            "so, give the whole path"
+            f"--output {output}: there is no user with the home folder {output.parts[0]}; for a folder of that name, "
+            "give the whole path"
         ) from None
 
 
 def leave_it_to_the_main_process() -> None:
-    """Wait in every other process of a run with an error that the main one most likely has as well.
+    """In all but the main process, wait before reporting an error, because the main process probably reports it too.
 
-    Before processes measure together they all find the same errors. The launcher ends this one as soon as the main
-    process has said its own; only an error that the main process does not have is said here.
+    Until processes measure together they all find the same errors. The launcher ends this process as soon as the main
+    one has reported its error; only an error that the main process does not have is reported here.
     """
     if _repeats_the_main_process():
         time.sleep(_SECONDS_FOR_THE_MAIN_PROCESS)
@@ -108,9 +108,9 @@ def _repeats_the_main_process() -> bool:
 
 
 def _fail_stopped(error: BaseException) -> NoReturn:
-    """End as asked from outside, by Ctrl-C or SIGTERM, and say what is there."""
+    """End after Ctrl-C or SIGTERM, and say which outputs exist."""
     if isinstance(error, Terminated) and _repeats_the_main_process():
-        raise SystemExit(143)  # the launcher ends it because another failed, which has said why
+        raise SystemExit(143)  # the launcher ends this process because another one failed and reported its error
     how, code = (_ENDED, 143) if isinstance(error, Terminated) else (_INTERRUPTED, 130)
     fail("; ".join([how, *(_what_stands(error) or ["nothing was left behind"])]), code)
 
@@ -134,7 +134,7 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
 
 
 def _of_the_system(error: OSError) -> str:
-    """Say which file or folder the system refused, and why: that is mended outside."""
+    """Name the file or folder that the system refused, and the reason, so that the user can fix it."""
     reason = error.strerror or str(error) or type(error).__name__
     try:
         Path.cwd()
@@ -151,9 +151,9 @@ def _internal(error: Exception) -> str:
 
 
 def prepare_streams() -> None:
-    """Have standard output take every character, whatever its encoding, and both streams be there at all."""
+    """Make standard output accept every character in any encoding, and make sure that both streams exist."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if isinstance(sys.stdout, TextIOWrapper):  # stderr does so already
         sys.stdout.reconfigure(errors="replace")
@@ -161,11 +161,11 @@ def prepare_streams() -> None:
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """Print all that this block says before it ends.
+    """Flush everything that this block prints before it ends.
 
     Raises:
-        Unprintable: If standard output does not take it.
-        BrokenPipeError: If nobody reads it any more.
+        Unprintable: If standard output cannot be written.
+        BrokenPipeError: If the reader has closed the pipe.
     """
     try:
         yield
@@ -173,16 +173,16 @@ def printing() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        with contextlib.suppress(OSError, ValueError):  # else the interpreter tries once more as it ends
+        with contextlib.suppress(OSError, ValueError):  # otherwise the interpreter tries again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise Unprintable(f"standard output: cannot be written ({error.strerror or error})") from None
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say what went wrong, in one line on stderr, and end.
+    """Print an error as one line on stderr and exit.
 
     Args:
-        message: What, where and what next.
+        message: The fault, its place and the remedy.
         code: Exit code.
     """
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None and code == 1:

@@ -1,4 +1,4 @@
-"""The flags that several commands share: what they are called, and what their help says."""
+"""The flags shared by several commands: their names and help texts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-ba
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per batch; by default at most 128.")]
 ImagesAtOnce = Annotated[
     int | None,
-    typer.Option(min=1, help="Images whose activations are in memory at once; less memory, the same batches."),
+    typer.Option(min=1, help="Images computed at once: fewer need less memory, in the same batches."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the bootstrap and random masks.")]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
@@ -48,17 +48,17 @@ MaxLoss = Annotated[
 Strict = Annotated[bool, typer.Option("--strict", help="Make a loss beyond --max-loss an error: nothing is written.")]
 MaxShardSize = Annotated[
     str | None,
-    typer.Option("--max-shard-size", help="Such as 200MB or 5GB; by default shards as the fine-tuned has them."),
+    typer.Option("--max-shard-size", help="Such as 200MB or 5GB; by default sharded like the fine-tuned checkpoint."),
 ]
-NoHash = Annotated[bool, typer.Option("--no-hash", help="Record no sha256 of weights: quicker where they are large.")]
+NoHash = Annotated[bool, typer.Option("--no-hash", help="Do not hash the weights: faster if they are large.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of the same command.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that merge or apply wrote.")]
-Output = Annotated[Format, typer.Option("--format", help="What stdout carries.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say each stage; keep library warnings.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by merge or apply.")]
+Output = Annotated[Format, typer.Option("--format", help="Format of standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print each stage, and warnings of libraries.")]
 
 
 def command_line() -> str:
-    """The command that is running, to be run again."""
+    """The running command line, to be run again."""
     return shlex.join(["clipmerge", *sys.argv[1:]])
 
 
@@ -98,10 +98,10 @@ def merge_flags(
 
 
 def takes_flags(shared: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command further flags; it gets their values by name, in its parameter ``shared``.
+    """Add shared flags to a command; it receives their values by name in its parameter ``shared``.
 
     Args:
-        shared: A function whose keyword-only parameters are those flags, named like the API's arguments.
+        shared: A function whose keyword-only parameters are the flags, named like the API's arguments.
     """
     flags = _flags(shared)
 
@@ -112,7 +112,7 @@ def takes_flags(shared: Callable[..., None]) -> Callable[[Callable[..., None]], 
         def wrapper(**given: Any) -> None:
             command(shared={name: given.pop(name) for name in flags}, **given)
 
-        # positional arguments of the command first, then the shared flags, then its own
+        # positional arguments of the command first, then the shared flags, then the command's own
         positional = [name for name, flag in own.items() if flag.default is flag.empty and name in _ARGUMENTS]
         ordered = [own[name] for name in positional] + list(flags.values())
         ordered += [flag for name, flag in own.items() if name not in positional]
@@ -127,7 +127,7 @@ _ARGUMENTS = ("zeroshot", "finetuned", "checkpoint")
 
 
 def _flags(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a function, types resolved, as typer reads them."""
+    """The parameters of a function with resolved types, as typer reads them."""
     hints = get_type_hints(function, include_extras=True)
     found = inspect.signature(function).parameters.values()
     return {p.name: p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in found}

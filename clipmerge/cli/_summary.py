@@ -16,10 +16,10 @@ def show_merge(
     """Print the result of a merge.
 
     Args:
-        terminal: Where to.
+        terminal: Terminal to print on.
         record: The record of the merge; ``None`` prints nothing.
-        last_line: For people: where the output is.
-        published: The fields of `clipmerge.publish.push.Published`, if it was pushed.
+        last_line: Last line in the human format: the place of the output.
+        published: The fields of `clipmerge.publish.push.Published`, if the output was pushed.
     """
     from clipmerge.report.terminal import summary_table
 
@@ -31,11 +31,11 @@ def show_merge(
 
 
 def pushed(published: dict[str, Any]) -> str:
-    """Say in a line what became of a push.
+    """Describe the result of a push in one line.
 
     Args:
         published: The fields of `clipmerge.publish.push.Published`.
     """
     if not published["changed"]:
-        return f"{published['url']} holds exactly this already: no commit was made"
+        return f"{published['url']} is already up to date: no commit was made"
     return f"Published {published['pull_request'] or published['url']} at {published['commit']}"

@@ -1,4 +1,4 @@
-"""What the command line prints, and where: data on stdout, everything else on stderr."""
+"""Output of the command line: data on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _STAGES = {
 
 
 class Format(StrEnum):
-    """How results are printed."""
+    """Output format of results."""
 
     human = "human"
     json = "json"
@@ -42,7 +42,7 @@ def quieten_libraries(*, verbose: bool) -> None:
     """Keep the libraries' own bars and warnings off the terminal.
 
     Args:
-        verbose: Leave warnings on.
+        verbose: Keep warnings.
     """
     if not verbose:
         warnings.simplefilter("ignore")
@@ -56,11 +56,11 @@ class Terminal:
     """Prints results and progress in the format asked for; the pipeline's `Progress`."""
 
     def __init__(self, fmt: Format, *, verbose: bool = False) -> None:
-        """Prepare both streams; no bar appears off a terminal.
+        """Prepare both streams; without a terminal there is no progress bar.
 
         Args:
             fmt: Format of the results.
-            verbose: Print stages as lines too.
+            verbose: Also print stages as lines.
         """
         quieten_libraries(verbose=verbose)
         self.format = fmt
@@ -78,14 +78,14 @@ class Terminal:
         return SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
     def stage(self, name: str) -> None:
-        """A stage begins: its bar replaces the last one's."""
+        """Begin a stage: its progress bar replaces the last one."""
         self.close()
         self._stage = _STAGES.get(name, name)
         if self._verbose and not self._silent:
             self._err.print(f"{self._stage} ...", markup=False)
 
     def advance(self, done: float, total: float) -> None:
-        """Move the bar, on a terminal only."""
+        """Move the progress bar, on a terminal only."""
         if self._silent or self.format is not Format.human or not sys.stderr.isatty():
             return
         if self._bar is None:
@@ -105,17 +105,17 @@ class Terminal:
         self._err.print(f"note: {text}", markup=False)
 
     def close(self) -> None:
-        """Take the bar down."""
+        """Remove the progress bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def result(self, record: dict[str, Any], human: Callable[[], RenderableType] | None = None) -> None:
-        """Print a result on stdout: one JSON object, or for people.
+        """Print a result on stdout: as one JSON object or in human form.
 
         Args:
             record: JSON-ready.
-            human: Makes what people see; called only for them.
+            human: Makes the human form; called only if that is printed.
         """
         self.close()
         if self._silent or self.format is Format.quiet:
@@ -127,7 +127,7 @@ class Terminal:
             self.show(human())
 
     def show(self, *renderables: RenderableType) -> None:
-        """Print for people, on stdout."""
+        """Print on stdout in the human format."""
         if self._silent or self.format is not Format.human:
             return
         from clipmerge.cli._console import SafeConsole
@@ -135,5 +135,5 @@ class Terminal:
         console = SafeConsole(highlight=False)
         with printing():
             for renderable in renderables:
-                # a line of text is never wrapped or read as markup: it may be a command to copy
+                # a line of text is neither wrapped nor interpreted as markup: it may be a command to copy
                 console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)

@@ -1,4 +1,4 @@
-"""The command line, put together. Torch and transformers are imported inside commands."""
+"""The command line: all commands put together. Torch and transformers are imported inside commands."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-# the base of every complaint about flags, whether typer brings its own click or not
+# base class of all errors about flags, whether or not typer vendors its own click
 _UsageException: Any = typer.BadParameter.__base__
 
 
 def main() -> None:
-    """Run the command line; what is wrong with the flags is one line too."""
+    """Run the command line; errors in flags are one line too."""
     prepare_streams()
     try:
         code = _run()
-    except SystemExit as end:  # how `fail` ends
+    except SystemExit as end:  # raised by `fail`
         code = int(end.code or 0)
     _leave_group(code)
     raise SystemExit(code)
@@ -89,7 +89,7 @@ def _version(value: bool) -> None:
 def _root(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:

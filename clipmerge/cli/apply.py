@@ -1,4 +1,4 @@
-"""`clipmerge apply`: its flags, and what it prints."""
+"""`clipmerge apply`: flags and output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipmerge.distributed import is_main_process
 
 @reporting_errors
 def apply_command(
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="JSON file that plan wrote; may be edited.")],
+    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="JSON file written by plan; may be edited.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     max_shard_size: MaxShardSize = None,
     no_hash: NoHash = False,
@@ -24,7 +24,7 @@ def apply_command(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Carry out a plan: the same bytes as merge."""
+    """Apply a plan: writes the same bytes as merge."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.apply import apply
 

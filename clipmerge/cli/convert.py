@@ -1,4 +1,4 @@
-"""`clipmerge convert`: its flags, and what it prints."""
+"""`clipmerge convert`: flags and output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def convert_command(
     checkpoint: Annotated[str, typer.Argument(metavar="IN", help="Folder, .safetensors file or org/name[@revision].")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    to: Annotated[str, typer.Option("--to", help="The library that is to load it: transformers or open-clip.")],
+    to: Annotated[str, typer.Option("--to", help="Library to load it with: transformers or open-clip.")],
     overwrite: Overwrite = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,

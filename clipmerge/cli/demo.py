@@ -1,4 +1,4 @@
-"""`clipmerge demo`: its flags, and what it prints."""
+"""`clipmerge demo`: flags and output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def demo_command(
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Where models and images go; the user's cache by default."),
+        typer.Option("--output", "-o", help="Folder for models and images; the user's cache by default."),
     ] = None,
     fmt: Output = Format.human,
     verbose: Verbose = False,
@@ -34,7 +34,7 @@ def demo_command(
 
 
 def _table(record: dict[str, Any]) -> RenderableType:
-    """Lay the demo's result out for a terminal: accuracy of each model on each set of images, and the verdict."""
+    """Format the demo's result for a terminal: accuracy of each model on each set of images, and the verdict."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""`clipmerge evaluate`: its flags, and what it prints."""
+"""`clipmerge evaluate`: flags and output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evaluate_command(
 
 
 def _table(record: dict[str, Any]) -> RenderableType:
-    """Lay the accuracies out for a terminal."""
+    """Format the accuracies for a terminal."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

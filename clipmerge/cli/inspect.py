@@ -1,4 +1,4 @@
-"""`clipmerge inspect`: its flags, and what it prints."""
+"""`clipmerge inspect`: flags and output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def inspect_command(
 
 
 def _table(record: dict[str, Any]) -> RenderableType:
-    """Lay the description out for a terminal: a table, and below it the mismatches."""
+    """Format the description for a terminal: a table, with the mismatches below it."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -57,5 +57,5 @@ def _table(record: dict[str, Any]) -> RenderableType:
         lines.append(Text("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer"))
         lines += [Text(f"mismatch: {problem}", style="red") for problem in record["mismatches"]]
         if not record["mismatches"]:
-            lines.append(Text("The two fit: they can be merged."))
+            lines.append(Text("The two match: they can be merged."))
     return Group(table, *lines)

@@ -1,4 +1,4 @@
-"""`clipmerge merge`: its flags, and what it prints."""
+"""`clipmerge merge`: flags and output."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def merge_command(
     finetuned: FineTuned,
     shared: dict[str, Any],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and decide, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and decide, but write nothing.")] = False,
     max_shard_size: MaxShardSize = None,
     no_hash: NoHash = False,
     overwrite: Overwrite = False,
     push: Annotated[str | None, typer.Option("--push", help="ORG/NAME on the Hub to publish the output to.")] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: create the repository private.")] = False,
     license: Annotated[
-        str | None, typer.Option("--license", help="With --push: the licence, where the sources' differ.")
+        str | None, typer.Option("--license", help="With --push: the licence, if the sources' differ.")
     ] = None,
     fmt: Output = Format.human,
     verbose: Verbose = False,

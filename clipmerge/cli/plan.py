@@ -1,4 +1,4 @@
-"""`clipmerge plan`: its flags, and what it prints."""
+"""`clipmerge plan`: flags and output."""
 
 from __future__ import annotations
 
@@ -54,4 +54,4 @@ def plan_command(
     from clipmerge.output.record import merge_record
 
     record = merge_record(run.inputs, run.decided, output=output, seconds=run.seconds, command=run.command)
-    show_merge(terminal, record, f"Wrote {output}; carry it out with: clipmerge apply {output} --output DIR")
+    show_merge(terminal, record, f"Wrote {output}; apply it with: clipmerge apply {output} --output DIR")

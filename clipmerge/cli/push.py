@@ -1,4 +1,4 @@
-"""`clipmerge push`: its flags, and what it prints."""
+"""`clipmerge push`: flags and output."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from clipmerge.errors import noting
 @reporting_errors
 def push_command(
     folder: Folder,
-    repo_id: Annotated[str, typer.Argument(help="ORG/NAME on the Hub; created when it does not exist.")],
+    repo_id: Annotated[str, typer.Argument(help="ORG/NAME on the Hub; created if it does not exist.")],
     private: Annotated[bool, typer.Option("--private", help="Create the repository private.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Branch to commit to; created when missing.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to; created if missing.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     message: Annotated[str | None, typer.Option(help="Commit message.")] = None,
-    license: Annotated[str | None, typer.Option(help="The licence, where the sources' differ.")] = None,
+    license: Annotated[str | None, typer.Option(help="The licence, if the sources' differ.")] = None,
     evaluation: Annotated[
         list[Path] | None,
-        typer.Option(help="JSON of evaluate or sweep: its accuracies go into the card; may be repeated."),
+        typer.Option(help="JSON of evaluate or sweep, whose accuracies go into the card; may be repeated."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Push over something else, or a card edited on the Hub.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace other contents, or a card edited on the Hub.")] = False,
     fmt: Output = Format.human,
 ) -> None:
     """Publish an output folder on the Hugging Face Hub."""

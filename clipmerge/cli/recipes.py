@@ -22,7 +22,7 @@ def _recipes(context: typer.Context, fmt: Output = Format.human) -> None:
     if context.invoked_subcommand is None:
         list_recipes(fmt=fmt)
     elif fmt is not Format.human:
-        raise UsageError(f"--format goes behind the command: clipmerge recipes {context.invoked_subcommand} --format")
+        raise UsageError(f"--format goes after the command: clipmerge recipes {context.invoked_subcommand} --format")
 
 
 @recipes_app.command("list")
@@ -52,15 +52,15 @@ def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) 
 @reporting_errors
 def copy_recipe(
     name: Annotated[str, typer.Argument(help="Name of a recipe.")],
-    file: Annotated[Path | None, typer.Argument(help="Where to; NAME.yaml here by default.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="File to write; ./NAME.yaml by default.")] = None,
 ) -> None:
-    """Copy a recipe to a file of yours, to edit."""
+    """Copy a recipe to a file for editing."""
     from clipmerge.planning.recipe import recipe_text
 
     text = recipe_text(name)
     target = file or Path(f"{name}.yaml")
     if target.exists():
-        raise OutputError(f"{target}: exists already; give another file")
+        raise OutputError(f"{target}: already exists; give another file")
     try:
         target.write_text(text, encoding="utf-8")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`clipmerge report`: its flags, and what it prints."""
+"""`clipmerge report`: flags and output."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ def report_command(folder: Folder, fmt: Output = Format.human) -> None:
     terminal = Terminal(fmt)
     from clipmerge.api.report import report
 
-    show_merge(terminal, report(folder), f"The whole report: {folder / 'report.html'}")
+    show_merge(terminal, report(folder), f"Full report: {folder / 'report.html'}")

@@ -1,4 +1,4 @@
-"""`clipmerge sweep`: its flags, and what it prints."""
+"""`clipmerge sweep`: flags and output."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _MOST_ALPHAS = 1000
-# Cells that longer names are cut to before columns are left out, and longer headings when that does not suffice.
+# Longer names are cut to this many cells before columns are left out; then longer headings are cut too.
 _NAME, _TITLE = 30, 12
 
 
 def parse_alphas(text: str) -> tuple[float, ...]:
-    """Read the points of the curve; ``...`` goes on in the step of the two before it.
+    """Read the points of the curve; ``...`` continues with the step between the two numbers before it.
 
     Args:
-        text: Numbers with commas between.
+        text: Numbers separated by commas.
 
     Returns:
-        The numbers, ascending, each once.
+        The numbers, ascending, without duplicates.
 
     Raises:
-        UsageError: If something in it is no finite number, or the steps do not lead on or are too many.
+        UsageError: If a part is not a finite number, the steps miss the last number, or there are too many.
 
     Example:
         >>> parse_alphas("0,0.25,...,1")
@@ -63,22 +63,22 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         found = sorted({float(value) for value in values})
     except (ArithmeticError, IndexError, ValueError):
         raise UsageError(
-            f"--alphas {text}: expected numbers with commas between, such as 0,0.25,0.5 or 0,0.1,...,1"
+            f"--alphas {text}: expected numbers separated by commas, such as 0,0.25,0.5 or 0,0.1,...,1"
         ) from None
     except UsageError as error:
         raise UsageError(f"--alphas {text}: {error}") from None
-    if not all(map(math.isfinite, found)):  # 1e400 is a number, and more than a float holds
+    if not all(map(math.isfinite, found)):  # 1e400 is valid as text but overflows a float
         raise UsageError(f"--alphas {text}: expected finite numbers, such as 0,0.25,0.5")
     return tuple(found)
 
 
 def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
-    """What lies between ``last`` and ``end``, in the step that led to ``last``."""
+    """Numbers between ``last`` and ``end``, in steps of ``last - before``."""
     turns = (end - last) / (last - before)
     if not turns > 0:
-        raise ValueError("the steps do not lead there")
+        raise ValueError("the steps before '...' do not reach the number after it")
     if turns > _MOST_ALPHAS:
-        raise UsageError(f"'...' would stand for more than {_MOST_ALPHAS} numbers, the most it may; take larger steps")
+        raise UsageError(f"'...' would stand for more than {_MOST_ALPHAS} numbers, the limit; use larger steps")
     return [last + (last - before) * turn for turn in range(1, int(turns) + 1)]
 
 
@@ -94,7 +94,7 @@ def sweep_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     shared: dict[str, Any],
     recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", "-r", help="Recipe to place beside the curve; may be repeated.")
+        list[str] | None, typer.Option("--recipe", "-r", help="Recipe to compare with the curve; may be repeated.")
     ] = None,
     alphas: Annotated[str, typer.Option(help="Points of the curve; 0 = zero-shot, 1 = fine-tuned.")] = "0,0.1,...,1",
     data: Data = None,
@@ -105,7 +105,7 @@ def sweep_command(
     seed: Seed = 0,
     dtype: DtypeName = "keep",
     verdict: Annotated[
-        bool, typer.Option("--verdict/--no-verdict", help="Decide on the images that merge decides on with this flag.")
+        bool, typer.Option("--verdict/--no-verdict", help="Decide on the same images as merge with this flag.")
     ] = True,
     max_loss: MaxLoss = 3.0,
     strict: Strict = False,
@@ -114,7 +114,7 @@ def sweep_command(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Compare recipes with every alpha: ID against OOD accuracy, in a table, a picture and a page."""
+    """Compare recipes with the alpha curve: ID and OOD accuracy as a table, a picture and a page."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.sweep import sweep
     from clipmerge.evaluation.sources import named_sources
@@ -146,21 +146,21 @@ def sweep_command(
 
 
 class SweepTable:
-    """A sweep on a terminal: with as many columns and intervals as its width takes."""
+    """A sweep on a terminal: as many columns and intervals as fit its width."""
 
     def __init__(self, record: dict[str, Any]) -> None:
         """Take the record.
 
         Args:
-            record: As `clipmerge.api.sweep.sweep` returns it.
+            record: Result of `clipmerge.api.sweep.sweep`.
         """
         self._record = record
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the widest table that fits, and what its numbers mean."""
+        """Draw the widest table that fits, and explain its numbers."""
         from rich.text import Text
 
-        # sources, intervals of the gain, intervals of OOD accuracy, and how long headings may be
+        # show sources, intervals of the gain and of OOD accuracy; longest heading
         choices = [(True, True, True), (True, True, False), (True, False, False), (False, True, False), (False,) * 3]
         shapes = [*((*choice, None) for choice in choices), (False, False, False, _TITLE)]
         wide = options.update(width=10_000)
@@ -170,7 +170,7 @@ class SweepTable:
 
         shape = next((each for each in shapes if width(_NAME, each) <= options.max_width), shapes[-1])
         sources, gain_spread, *_ = shape
-        # names get what the numbers leave, which are never cut
+        # names get the width left by the numbers, which are never cut
         yield self._table(max(1, 1 + options.max_width - width(1, shape)), *shape)
         yield Text()
         notes = [
@@ -206,6 +206,6 @@ class SweepTable:
 
 
 def _same_points(record: dict[str, Any]) -> list[str]:
-    """A line for each recipe that merges to the weights of a point of the curve."""
+    """One line for each recipe whose weights are those of a point of the curve."""
     same = [(row["name"], row["alpha"]) for row in record["recipes"] if row["alpha"] is not None]
     return [f"{name}: the same weights as alpha {alpha:g}." for name, alpha in same]

@@ -41,7 +41,7 @@ def check_output(
     if not (output.exists() or output.is_symlink()):
         return
     if not overwrite:
-        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
+        raise OutputError(f"{output}: already exists; choose another --output, or pass --overwrite to replace it")
     if not (output / record).is_file():
         raise OutputError(f"{output}: {_not_ours(output, record)}, so --overwrite leaves it alone; remove it yourself")
 
@@ -99,7 +99,7 @@ def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
     _check_place(output)
     remember_checked(output, beside)
     if output.exists() and not overwrite:
-        raise OutputError(f"{output}: exists already; choose another --output, or pass --overwrite to replace it")
+        raise OutputError(f"{output}: already exists; choose another --output, or pass --overwrite to replace it")
     if output.exists() and not _is_plan(output):
         raise OutputError(
             f"{output}: is no plan that clipmerge wrote, so --overwrite leaves it alone; choose another --output"

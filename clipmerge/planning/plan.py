@@ -176,7 +176,7 @@ class Plan(Frozen):
         """
         for file in (Path(path), tensors_path(Path(path))):
             if file.exists() and not overwrite:
-                raise OutputError(f"{file}: exists already; choose another path, or pass overwrite=True to replace it")
+                raise OutputError(f"{file}: already exists; choose another path, or pass overwrite=True to replace it")
         return write_plan_files(Path(path), self)
 
     @classmethod

@@ -276,7 +276,7 @@ def test_an_unknown_layout_is_a_usage_error(ours: Path, tmp_path: Path) -> None:
 def test_an_output_is_replaced_only_when_asked(ours: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     arguments = ("convert", ours, tmp_path / "out", "--to", "transformers")
-    assert "exists already" in refused(clipmerge(*arguments))
+    assert "already exists" in refused(clipmerge(*arguments))
     assert "holds no conversion.json" in refused(clipmerge(*arguments, "--overwrite"))
     (tmp_path / "out").rmdir()
     assert clipmerge(*arguments).code == 0

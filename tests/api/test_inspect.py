@@ -57,4 +57,4 @@ def test_a_layer_that_was_zero_is_no_fault(tmp_path: Path) -> None:
     edit(pair[0], text_projection__weight=torch.zeros(shape))
     record = clipmerge("inspect", *pair, "--format", "json").json
     assert record["mismatches"] == []
-    assert "The two fit" in clipmerge("inspect", *pair).out
+    assert "The two match" in clipmerge("inspect", *pair).out

@@ -217,7 +217,7 @@ def test_what_is_wrong_is_one_error_of_the_tree(pair: Folders, images: Path, tmp
     with pytest.raises(clipmerge.RecipeError, match="no option 'alhpa'"):
         clipmerge.plan(*pair, {"method": {"name": "wise-ft", "alhpa": 1}})
     (tmp_path / "there").mkdir()
-    with pytest.raises(clipmerge.OutputError, match="exists already"):
+    with pytest.raises(clipmerge.OutputError, match="already exists"):
         clipmerge.merge(*pair, "wise-ft", output=tmp_path / "there")
     with pytest.raises(clipmerge.UsageError, match="list is not a checkpoint"):
         clipmerge.inspect([1])  # type: ignore[arg-type]

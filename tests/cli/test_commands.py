@@ -314,7 +314,7 @@ def test_inspect_says_how_far_each_layer_moved(pair: Folders) -> None:
         moved = sum(float(((finetuned[n] - zeroshot[n]).double() ** 2).sum()) for n in names)
         size = sum(float((zeroshot[n].double() ** 2).sum()) for n in names)
         assert layer["change"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
-    assert "The two fit: they can be merged." in done(clipmerge("inspect", *pair)).out
+    assert "The two match: they can be merged." in done(clipmerge("inspect", *pair)).out
 
 
 def test_inspect_lists_what_does_not_fit(pair: Folders, tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest
     done(clipmerge("recipes", "copy", "wise-ft"))
     assert (tmp_path / "wise-ft.yaml").read_text() == shown
     assert "cannot be written" in refused(clipmerge("recipes", "copy", "wise-ft", tmp_path / "no" / "x.yaml"))
-    assert "wise-ft.yaml: exists already" in refused(clipmerge("recipes", "copy", "wise-ft"))
+    assert "wise-ft.yaml: already exists" in refused(clipmerge("recipes", "copy", "wise-ft"))
     assert "Did you mean 'wise-ft'" in refused(clipmerge("recipes", "show", "wise-tf"))
 
 

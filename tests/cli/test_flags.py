@@ -57,7 +57,7 @@ def test_recipes_alone_lists_them_in_the_format_asked_for() -> None:
     assert listed.code == 0, listed.err
     assert listed.json == clipmerge("recipes", "list", "--format", "json").json
     assert "auto" in listed.json["recipes"]
-    assert "--format goes behind the command" in refused(clipmerge("recipes", "--format", "json", "show", "auto"), 2)
+    assert "--format goes after the command" in refused(clipmerge("recipes", "--format", "json", "show", "auto"), 2)
 
 
 def test_report_of_no_folder_speaks_of_no_push(tmp_path: Path) -> None:

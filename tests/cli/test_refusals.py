@@ -183,11 +183,11 @@ def test_an_output_that_is_an_input_or_exists_is_refused(copies: Folders, tmp_pa
             outcome = clipmerge("merge", *copies, "--recipe", "wise-ft", "--output", output, *flags)
             assert "holds the checkpoint" in refused(outcome)
     (tmp_path / "out").mkdir()
-    merge_refused(copies, "out: exists already; choose another --output, or pass --overwrite")
+    merge_refused(copies, "out: already exists; choose another --output, or pass --overwrite")
     merge_refused(copies, r"was not written by clipmerge \(it holds no clipmerge.json\)", "--overwrite")
     (tmp_path / "out").rmdir()
     (tmp_path / "out").write_text("x")
-    merge_refused(copies, "exists already")
+    merge_refused(copies, "already exists")
 
 
 def test_an_output_inside_an_input_leaves_the_input_usable(copies: Folders) -> None:
@@ -202,7 +202,7 @@ def test_an_input_as_plans_output_is_refused(copies: Folders) -> None:
         outcome = clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", output, "--overwrite")
         assert "a plan is a JSON file" in refused(outcome)
     outcome = clipmerge("plan", *copies, "--recipe", "wise-ft", "--output", copies[1] / "config.json")
-    assert "exists already" in refused(outcome)
+    assert "already exists" in refused(outcome)
 
 
 def test_overwrite_replaces_no_file_but_a_plan(copies: Folders, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_alphas_that_are_none_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0,0.00001,...,1", "0,1e-9,...,1", "0,1e-999999,...,1", "0,1,...,1002"])
 def test_too_many_steps_are_said_to_be(text: str) -> None:
-    with pytest.raises(UsageError, match=r"would stand for more than 1000 numbers, the most it may; take larger steps"):
+    with pytest.raises(UsageError, match=r"would stand for more than 1000 numbers, the limit; use larger steps"):
         parse_alphas(text)
     assert len(parse_alphas("0,1,...,1001")) == 1002
 
@@ -63,7 +63,7 @@ def test_alphas_must_be_finite(text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("__metadata__", "'__metadata__', which safetensors keeps for itself"),
+        ("__metadata__", "'__metadata__', which safetensors reserves"),
         ("\udcff", r"'\udcff', which is not UTF-8"),
     ],
 )

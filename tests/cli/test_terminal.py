@@ -29,7 +29,7 @@ class OutOfMemoryError(RuntimeError):
 
 
 ENDINGS: dict[str, tuple[BaseException, int, str]] = {
-    "ours": (OutputError("out: exists already"), 1, "error: out: exists already\n"),
+    "ours": (OutputError("out: already exists"), 1, "error: out: already exists\n"),
     "usage": (UsageError("--x: wrong"), 2, "error: --x: wrong\n"),
     "several lines": (ClipmergeError("a\n  b\n"), 1, "error: a b\n"),
     "interrupted": (KeyboardInterrupt(), 130, "error: interrupted; nothing was left behind\n"),

@@ -162,7 +162,7 @@ def test_the_disk_that_is_full_is_said_to_be(tmp_path: Path) -> None:
 
 def test_an_output_that_exists_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "out", "1")
-    with pytest.raises(OutputError, match="out: exists already; choose another --output, or pass --overwrite"):
+    with pytest.raises(OutputError, match="out: already exists; choose another --output, or pass --overwrite"):
         check_output(tmp_path / "out", overwrite=False)
     check_output(tmp_path / "out", overwrite=True)
 
@@ -275,7 +275,7 @@ def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
         check_output_file(tmp_path / "plan.json", beside, overwrite=True)
     (tmp_path / "plan.json").write_text(PLAN)
     check_output_file(tmp_path / "plan.json", beside, overwrite=True)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(OutputError, match="already exists"):
         check_output_file(tmp_path / "plan.json", beside, overwrite=False)
     for wrong in (tmp_path, tmp_path / "model.safetensors"):
         with pytest.raises(OutputError, match="a plan is a JSON file"):
