@@ -181,7 +181,7 @@ class Pictures:
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> None:
-    """Write plain pictures of drawings as PNG files, one subfolder a class; whole or not at all.
+    """Write plain pictures of drawings as PNG files, one subfolder per class, completely or not at all.
 
     Args:
         folder: Where to; left alone if it is there.

@@ -1,4 +1,4 @@
-"""Arguments that several functions of the API share: their types, their defaults, and the request they make."""
+"""Arguments shared by several functions of the API: their types, defaults, and the request made from them."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ R = TypeVar("R")
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
 CheckpointLike: TypeAlias = "str | os.PathLike[str] | Module"
-#: Name of a recipe, path of a YAML file, the same as a mapping, or a `Recipe`.
+#: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
 RecipeLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Recipe"
 
 
 class ImageOptions(TypedDict, total=False):
-    """Options of everything that looks at images; each is named like the command line's flag.
+    """Options of all functions that use images; each is named like the command line's flag.
 
     Attributes:
         classes: File with class names, or the names in the order of the classes.
         template: One prompt template with ``{}`` for the class, or several.
         batch_size: Images per batch; by default at most 128.
-        images_at_once: Images whose activations are in memory at once; less memory, the same batches.
+        images_at_once: Images computed at once: fewer need less memory, in the same batches.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        image_column: Column of the images, where the data have columns and it is not found.
+        image_column: Column of the images, if the data have columns and it is not found.
         label_column: The same for the labels.
     """
 
@@ -55,7 +55,7 @@ class ImageOptions(TypedDict, total=False):
 
 
 class MergeOptions(ImageOptions, total=False):
-    """Options that `merge`, `plan` and `merge_models` share, those of `ImageOptions` among them.
+    """Options of `merge`, `plan` and `merge_models`, including those of `ImageOptions`.
 
     Attributes:
         data: Labelled images to measure on: a folder with one subfolder per class, Parquet or tar files,
@@ -65,12 +65,12 @@ class MergeOptions(ImageOptions, total=False):
         set: Overrides of the recipe, ``{"method.alpha": 0.4}`` or ``["method.alpha=0.4"]``.
         verdict: Whether to hold back a fifth of the images (`Calibration.held_back`) from the decision, and measure on
             them what the merge bought; see `docs/verdict.md`.
-        max_loss: Points of the fine-tuned model's accuracy that the merge may lose on them without a warning.
-        strict: Whether such a loss is a `VerdictError`, and nothing is written.
+        max_loss: Points of accuracy on those images that may be lost against the fine-tuned model without a warning.
+        strict: Whether a larger loss is a `VerdictError`, so that nothing is written.
         seed: Seed of the sample, the bootstrap and random masks.
         dtype: ``keep``, ``float32``, ``bfloat16`` or ``float16``.
         hash: Whether to record the sha256 of weights.
-        command: How to run this again, for the record; by default spelled out from the arguments.
+        command: Command that repeats the call, for the record; by default derived from the arguments.
     """
 
     data: Any
@@ -88,11 +88,11 @@ class MergeOptions(ImageOptions, total=False):
 def with_options(
     source: Callable[..., Any], *, leave_out: tuple[str, ...] = ()
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Show a function's ``**options`` with their names and defaults wherever its signature is shown.
+    """Show the names and defaults of ``**options`` in a function's signature.
 
     Args:
-        source: The function that takes the options as keyword-only parameters.
-        leave_out: Those that it takes and this function does not.
+        source: The function with the options as keyword-only parameters.
+        leave_out: Options of ``source`` that this function does not take.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -119,22 +119,22 @@ def calibration_from(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> Calibration:
-    """Make a `Calibration` of the arguments that name images.
+    """Make a `Calibration` from the arguments about images.
 
     Args:
-        data: As in `MergeOptions`.
-        classes: As in `ImageOptions`.
-        template: As there.
-        images: As in `MergeOptions`.
-        batch_size: As there.
-        images_at_once: As there.
-        device: As there.
-        image_column: As there.
-        label_column: As there.
+        data: See `MergeOptions`.
+        classes: See `ImageOptions`.
+        template: See `ImageOptions`.
+        images: See `MergeOptions`.
+        batch_size: See `ImageOptions`.
+        images_at_once: See `ImageOptions`.
+        device: See `ImageOptions`.
+        image_column: See `ImageOptions`.
+        label_column: See `ImageOptions`.
 
     Raises:
-        UsageError: If a template or the device is unusable, or ``data`` is a `Calibration` and something that it says
-            is given beside it.
+        UsageError: If a template or the device is invalid, or ``data`` is a `Calibration` and one of its fields is
+            given as an argument too.
     """
     made = Calibration(
         source=None if data is None or isinstance(data, Calibration) else source_of(data),
@@ -149,7 +149,7 @@ def calibration_from(
     if not isinstance(data, Calibration):
         return made
     if made != Calibration(templates=check_templates([])):
-        raise UsageError("data is a Calibration, which says itself how to measure; put the other arguments into it")
+        raise UsageError("data is a Calibration, which holds these settings itself; put the other arguments into it")
     return data
 
 
@@ -171,22 +171,22 @@ def merge_request(
     command: str | None = None,
     **options: Unpack[ImageOptions],
 ) -> MergeRequest:
-    """Put the options of a merge together; everything wrong with them is said here, before torch is imported.
+    """Make the request of a merge, and check all options before torch is imported.
 
     Args:
         zeroshot: Source of theta_0.
         finetuned: Sources of theta_1 ... theta_K.
-        recipe: Name, path, mapping as in a recipe file, or `Recipe`.
-        data: As in `MergeOptions`.
-        images: As there.
-        set: As there.
-        verdict: As there.
-        max_loss: As there.
-        strict: As there.
-        seed: As there.
-        dtype: As there.
-        hash: As there.
-        command: As there.
+        recipe: Name, path, mapping like a recipe file, or `Recipe`.
+        data: See `MergeOptions`.
+        images: See `MergeOptions`.
+        set: See `MergeOptions`.
+        verdict: See `MergeOptions`.
+        max_loss: See `MergeOptions`.
+        strict: See `MergeOptions`.
+        seed: See `MergeOptions`.
+        dtype: See `MergeOptions`.
+        hash: See `MergeOptions`.
+        command: See `MergeOptions`.
         **options: See `ImageOptions`.
 
     Returns:
@@ -194,7 +194,7 @@ def merge_request(
 
     Raises:
         UsageError: If two options contradict each other, or a checkpoint is given twice.
-        RecipeError: If the recipe says something unknown.
+        RecipeError: If the recipe is invalid.
     """
     _refuse_twice((zeroshot, *finetuned))
     calibration = calibration_from(data, images=images, **options)
@@ -215,7 +215,7 @@ def merge_request(
 
 
 def check_request(request: MergeRequest) -> None:
-    """Refuse what contradicts itself, before anything is opened.
+    """Refuse contradictory options, before anything is opened.
 
     Raises:
         UsageError: If a recipe that measures has no images to measure on.
@@ -225,12 +225,12 @@ def check_request(request: MergeRequest) -> None:
     if request.recipe.needs_data and (source is None or source == ""):
         raise UsageError(
             f"recipe '{request.recipe.name}' measures, and needs labelled images of the target data: "
-            "--data FOLDER with one subfolder a class (data-free recipes: wise-ft, lines, monosoup)"
+            "--data FOLDER with one subfolder per class (data-free recipes: wise-ft, lines, monosoup)"
         )
 
 
 def _check_verdict(request: MergeRequest) -> None:
-    """Refuse a limit that nothing would be measured against."""
+    """Refuse a limit on the loss if no loss would be measured."""
     share = request.calibration.held_back
     if not 0 <= share < 1:
         raise UsageError(
@@ -248,21 +248,21 @@ def dtype_from(dtype: str) -> OutputDtype:
     """Check an output dtype.
 
     Raises:
-        UsageError: If there is no such one.
+        UsageError: If it is unknown.
     """
     return cast(OutputDtype, choice("--dtype", dtype, get_args(OutputDtype)))
 
 
 def name_of(data: Any) -> str | None:
-    """What records call a source of images: itself, or the type of an object in memory."""
+    """Name of a source of images in records: the source itself, or the type of an object in memory."""
     return data if data is None or isinstance(data, str) else f"{type(data).__name__} in memory"
 
 
 def source_of(data: Any) -> Any:
-    """Turn a path into text; images in memory stay as they are.
+    """Turn a path into text; return images in memory unchanged.
 
     Args:
-        data: As in `MergeOptions`.
+        data: See `MergeOptions`.
     """
     return os.fspath(data) if isinstance(data, os.PathLike) else data
 
@@ -281,7 +281,7 @@ def _refuse_twice(given: Sequence[str]) -> None:
 
 
 def byte_count(flag: str, value: str | int | None) -> int | None:
-    """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, units in any case.
+    """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or lower case.
 
     Args:
         flag: The flag, for the message.
@@ -313,7 +313,7 @@ def choice(flag: str, value: str, options: Sequence[str]) -> str:
 
     Args:
         flag: The flag, for the message.
-        value: The value, in any case.
+        value: The value, in upper or lower case.
         options: The words.
 
     Returns:
@@ -328,16 +328,16 @@ def choice(flag: str, value: str, options: Sequence[str]) -> str:
 
 
 def several(finetuned: CheckpointLike | Sequence[CheckpointLike]) -> list[CheckpointLike]:
-    """Make a list of one checkpoint or several."""
+    """Return one checkpoint or several as a list."""
     return list(finetuned) if isinstance(finetuned, (list, tuple)) else [cast("CheckpointLike", finetuned)]
 
 
 def check_apart(output: Path | None, request: MergeRequest, recipe: RecipeLike, *, overwrite: bool) -> None:
-    """Refuse an output folder that cannot be written, or holds something that is read.
+    """Refuse an output folder that cannot be written, or contains an input.
 
     Args:
-        output: The folder; ``None`` where nothing is written.
-        request: What is asked for.
+        output: The folder; ``None`` if nothing is written.
+        request: The request.
         recipe: The recipe as it was given.
         overwrite: Whether an earlier output may be replaced.
 
@@ -352,13 +352,13 @@ def check_apart(output: Path | None, request: MergeRequest, recipe: RecipeLike, 
 
 
 def recipe_files(*recipes: RecipeLike) -> list[Path]:
-    """List the recipes that are files; a folder may have the name of a shipped recipe."""
+    """List the recipes that are files (a folder may have the name of a shipped recipe)."""
     paths = [Path(recipe) for recipe in recipes if isinstance(recipe, (str, os.PathLike))]
     return [path for path in paths if path.is_file()]
 
 
 def files_read(*named: Any) -> list[Path]:
-    """List the files and folders of this machine among what is read beside the checkpoints.
+    """List the local files and folders that are read in addition to the checkpoints.
 
     Args:
         *named: Files, images and class names; objects in memory are left out.

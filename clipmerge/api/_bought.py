@@ -1,4 +1,4 @@
-"""The stage that measures what a decided merge bought, before anything is written; see `docs/verdict.md`."""
+"""The stage that measures the effect of a decided merge before anything is written; see `docs/verdict.md`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 class _Unmeasurable(Exception):
-    """There is nothing to measure on."""
+    """There are no images to measure on."""
 
 
 def add_verdict(run: Run, request: MergeRequest) -> None:
-    """Measure what a decided plan bought, where there are images, and keep it in the plan.
+    """Measure the effect of a decided plan, if there are images, and store it in the plan.
 
     Every process of ``accelerate launch`` takes part.
 
     Args:
         run: The run; its plan is decided in the main process.
-        request: What was asked for.
+        request: The request.
 
     Raises:
-        VerdictError: If the merge loses more accuracy than it may, and that is to be an error.
+        VerdictError: If the merge loses more accuracy than allowed and the request is strict.
         DataError: If images cannot be used.
     """
     if not request.calibration.holds_back:
@@ -53,7 +53,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
 def _warn_unmeasured(run: Run, request: MergeRequest, problem: str) -> None:
     text = f"what the merge bought could not be measured: {problem}"
     if request.strict:
-        raise VerdictError(f"{text}; so --strict cannot vouch for its accuracy, and nothing was written")
+        raise VerdictError(f"{text}; nothing was written, because --strict needs its accuracy")
     _warn(run, text)
 
 
@@ -67,14 +67,14 @@ def _images(run: Run, request: MergeRequest) -> LabelledImages:
     images = _held_back(run, request)
     if isinstance(images.store, Pixels):
         raise _Unmeasurable(
-            f"{images.source} holds preprocessed pixels, and the robustness probe changes images before that; give the "
-            "data set without its transform"
+            f"{images.source} holds preprocessed pixels, but the robustness probe needs images before preprocessing; "
+            "give the data set without its transform"
         )
     return images
 
 
 def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
-    """Images that the decision did not see, all of them where it needed none."""
+    """Images that the decision did not see; all images if it needed none."""
     if request.recipe.measure:
         if run.held_back is None:
             raise _Unmeasurable("there are too few images to hold any back")
@@ -110,11 +110,11 @@ def _measured(run: Run, request: MergeRequest) -> Bought:
 
 
 def shared_plan(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTensors]:
-    """Give every process the plan that the main one decided; measurements, as large as the model, stay behind.
+    """Give every process the main one's plan, without its measurements, which are as large as the model.
 
     Args:
         plan: The plan, in the main process.
-        tensors: What it needs beside numbers, in the main process.
+        tensors: The plan's tensors, in the main process.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -124,14 +124,14 @@ def shared_plan(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTens
 
 
 def without_stale(plan: Plan) -> Plan:
-    """Drop what an earlier version of a plan bought, where the plan was edited since.
+    """Drop the measured effect of a plan that was edited afterwards.
 
     Args:
-        plan: A plan that was read.
+        plan: A plan read from a file.
     """
     if plan.bought is None or plan.bought.plan == plan.digest:
         return plan
     stale = set(plan.bought.warnings)
-    note = "the plan was edited after it was measured, so what this merge bought is not known"
+    note = "the plan was edited after it was measured, so the effect of this merge is not known"
     kept = tuple(warning for warning in plan.warnings if warning not in stale)
     return plan.model_copy(update={"bought": None, "warnings": (*kept, note)})

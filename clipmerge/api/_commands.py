@@ -1,4 +1,4 @@
-"""Commands spelled out, for the records: what does the same as a function that was called."""
+"""Command lines equivalent to calls of the API, for the records."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from clipmerge.request import SweepRequest
 def command_of(
     name: str, zeroshot: str, finetuned: Sequence[str], recipe: RecipeLike, options: MergeOptions, **own: Any
 ) -> MergeOptions:
-    """Complete the options by the command that does the same, as far as words can say it.
+    """Add the equivalent command line to the options, as far as it can be written down.
 
     Args:
         name: The command.
         zeroshot: Source of theta_0.
         finetuned: Sources of theta_1 ... theta_K.
-        recipe: The recipe as it was given.
-        options: The options as they were given.
+        recipe: The recipe as given.
+        options: The options as given.
         **own: The command's own flags, in order.
 
     Returns:
-        The options, ``command`` among them.
+        The options, including ``command``.
     """
     if options.get("command") is not None:
         return options
@@ -57,13 +57,13 @@ _FLAGS = (
 
 
 def sweep_words(request: SweepRequest, recipes: Sequence[RecipeLike], output: Any, options: MergeOptions) -> str:
-    """Spell out the command of a sweep.
+    """Write the command line of a sweep.
 
     Args:
         request: The curve and its sources.
-        recipes: The recipes as they were given.
-        output: Where the result goes.
-        options: The options as they were given.
+        recipes: The recipes as given.
+        output: The output folder.
+        options: The options as given.
     """
     given = {key: options[key] for key in _FLAGS if key in options}  # type: ignore[literal-required]
     return spelled_out(
@@ -84,12 +84,12 @@ def set_words(given: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
 
 
 def spelled_out(name: str, *positional: Any, **flags: Any) -> str:
-    """Spell out a command; an object in memory is named by its type.
+    """Write a command line; an object in memory is named by its type.
 
     Args:
         name: The command.
         *positional: Its arguments.
-        **flags: Its flags; those of value ``None`` and ``False`` are left out.
+        **flags: Its flags; ``None`` and ``False`` are left out.
 
     Example:
         >>> spelled_out("merge", "zs", "ft", recipe="wise-ft", output="out", set=None, template=["a {}.", "b {}."])
@@ -104,7 +104,7 @@ def spelled_out(name: str, *positional: Any, **flags: Any) -> str:
 
 
 def recipe_word(recipe: RecipeLike) -> str:
-    """Write a recipe as a value of ``--recipe``; one in memory goes by its name."""
+    """Write a recipe as a value of ``--recipe``; a recipe in memory is named."""
     if isinstance(recipe, Recipe):
         return recipe.name
     return str(recipe.get("name", "recipe.yaml")) if isinstance(recipe, Mapping) else os.fspath(recipe)

@@ -1,4 +1,4 @@
-"""Models in memory as checkpoints: written to a temporary folder, in the layout of their own library."""
+"""Models in memory as checkpoints: written to a temporary folder in the layout of their own library."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class InMemorySource(str):
     """The temporary folder of a model in memory.
 
     Attributes:
-        called: What records and messages call the model.
+        called: Name of the model in records and messages.
     """
 
     called: str
 
     def __new__(cls, folder: Path, called: str) -> InMemorySource:
-        """Name the folder."""
+        """Attach the name to the folder's path."""
         source = super().__new__(cls, folder)
         source.called = called
         return source
 
 
 def open_source(source: str, base: Checkpoint | None = None) -> Checkpoint:
-    """Open a source of `as_sources`; arguments and errors are those of `clipmerge.checkpoint.open_checkpoint`."""
+    """Open a source of `as_sources`; takes and raises the same as `clipmerge.checkpoint.open_checkpoint`."""
     opened = open_checkpoint(source, base=base)
     return replace(opened, source=source.called) if isinstance(source, InMemorySource) else opened
 
@@ -51,21 +51,21 @@ def open_source(source: str, base: Checkpoint | None = None) -> Checkpoint:
 def as_sources(
     zeroshot: CheckpointLike | None, finetuned: Sequence[CheckpointLike], processor: Any = None
 ) -> Iterator[tuple[str, list[str]]]:
-    """Give every checkpoint as a source that `clipmerge.checkpoint.open_checkpoint` takes.
+    """Turn checkpoints into sources for `clipmerge.checkpoint.open_checkpoint`.
 
     A model in memory is written to a temporary folder, which takes its size on disk and about a second per gigabyte,
-    and is gone when the block ends.
+    and is removed when the block ends.
 
     Args:
-        zeroshot: A source or a model; ``None`` for neither.
+        zeroshot: A source or a model, or ``None``.
         finetuned: The same for each fine-tuned checkpoint.
-        processor: Processor of the models, or open_clip's name of them or their configuration.
+        processor: Processor of the models, or their open_clip name or configuration.
 
     Yields:
         Sources of theta_0 (empty for ``None``) and of theta_1 ... theta_K.
 
     Raises:
-        UsageError: If something is neither a source nor a model of transformers or open_clip.
+        UsageError: If a checkpoint is neither a source nor a model of transformers or open_clip.
     """
     if all(each is None or isinstance(each, (str, os.PathLike)) for each in (zeroshot, *finetuned)):
         yield os.fspath(zeroshot or ""), [os.fspath(each) for each in finetuned]  # type: ignore[arg-type]
@@ -103,14 +103,14 @@ def _source(checkpoint: CheckpointLike, folder: Path, processor: Any) -> str:
         _write_open_clip(model, folder, processor)
     else:
         raise UsageError(
-            f"{type(model).__name__} is neither a model of transformers nor of open_clip; merge its state dict with "
+            f"{type(model).__name__} is not a model of transformers or open_clip; merge its state dict with "
             "`clipmerge.merge_state_dicts`"
         )
     return InMemorySource(folder, f"{type(model).__name__} in memory")
 
 
 def _write_transformers(model: Any, folder: Path, processor: Any) -> None:
-    """Write weights and configuration, and the processor that was given or that lies where the model came from."""
+    """Write weights, configuration and the processor: the given one, or the one in the model's original folder."""
     with _without_bars():
         model.save_pretrained(folder)
     if processor is not None:
@@ -138,7 +138,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _origin(name: str) -> Path | None:
-    """The folder that a model was loaded from: itself, or its place in the Hub's cache."""
+    """The folder that a model was loaded from: a local folder, or one in the Hub's cache."""
     if not name:
         return None
     if Path(name).is_dir():
@@ -154,7 +154,7 @@ def _origin(name: str) -> Path | None:
 
 
 def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
-    """Write weights and, where it is known, the configuration; open_clip's models do not carry theirs."""
+    """Write weights and, if known, the configuration, which open_clip's models do not hold."""
     from safetensors.torch import save_file
 
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -181,7 +181,7 @@ def _write_open_clip(model: Any, folder: Path, config: Any) -> None:
 
 
 def _unshared(weights: dict[str, Any]) -> dict[str, Any]:
-    """Give tensors that share memory a copy each, which safetensors asks for."""
+    """Copy tensors that share memory, as safetensors requires."""
     seen: set[int] = set()
     copies = {}
     for name, tensor in weights.items():

@@ -46,14 +46,14 @@ class _Tabular:
 
 @dataclass(frozen=True, repr=False)
 class MergeResult(_Tabular):
-    """Result of `merge` and `apply`; empty but for ``path`` in all but the main process of ``accelerate launch``.
+    """Result of `merge` and `apply`; only the main process of ``accelerate launch`` has more than ``path``.
 
     Attributes:
-        path: The folder written; ``None`` where none was.
-        plan: What each layer got, and the measurements behind it.
-        record: Everything that is written to ``clipmerge.json``; ``None`` where this process wrote nothing.
-        warnings: What the user should know, one line each.
-        published: Where the output was pushed to, if it was.
+        path: The folder written; ``None`` if nothing was written.
+        plan: The settings of each layer, and the measurements behind them.
+        record: The content of ``clipmerge.json``; ``None`` if this process wrote nothing.
+        warnings: Warnings, one line each.
+        published: The place that the output was pushed to, if it was.
     """
 
     path: Path | None
@@ -92,7 +92,7 @@ class EvaluateResult(_Tabular):
     Attributes:
         accuracy: Share of the images recognised, 0 to 1, by source.
         images: Number of images by source.
-        record: Everything that ``clipmerge evaluate --format json`` prints.
+        record: The output of ``clipmerge evaluate --format json``.
     """
 
     accuracy: dict[str, float]
@@ -115,10 +115,10 @@ class SweepResult(_Tabular):
     """Result of `sweep`.
 
     Attributes:
-        path: The folder written; ``None`` where none was.
-        record: Everything that is written to ``sweep.json``.
+        path: The folder written; ``None`` if nothing was written.
+        record: The content of ``sweep.json``.
         correct: Whether each image was recognised, by source: shape (points, images), bool; the curve's points first.
-        warnings: What the user should know, one line each.
+        warnings: Warnings, one line each.
     """
 
     path: Path | None
@@ -147,8 +147,8 @@ class InspectResult(_Tabular):
     Attributes:
         family: Name of the model family.
         layers: Number of tensors, number of entries, shapes and relative change by layer, in network order.
-        mismatches: What keeps the two from being merged, one line each; empty where they fit.
-        record: Everything that ``clipmerge inspect --format json`` prints.
+        mismatches: Obstacles to a merge, one line each; empty if the checkpoints match.
+        record: The output of ``clipmerge inspect --format json``.
     """
 
     family: str
@@ -174,8 +174,8 @@ class ConvertResult(_Tabular):
 
     Attributes:
         path: The folder written.
-        record: Everything that is written to ``conversion.json``.
-        warnings: What the user should know, one line each.
+        record: The content of ``conversion.json``.
+        warnings: Warnings, one line each.
     """
 
     path: Path

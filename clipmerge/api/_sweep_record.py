@@ -1,4 +1,4 @@
-"""The record of a sweep: what ``--format json`` prints and ``sweep.json`` keeps; see `docs/sweep.md`."""
+"""The record of a sweep, as printed by ``--format json`` and kept in ``sweep.json``; see `docs/sweep.md`."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class PlannedRecipe:
 
     Attributes:
         recipe: The recipe.
-        point: Number of the point that it is.
-        plan: What each layer gets, measurements left out.
-        finish: What to do when it has been evaluated.
+        point: Index of its point.
+        plan: The settings of each layer, without measurements.
+        finish: Function to call after its evaluation.
     """
 
     recipe: Recipe
@@ -40,12 +40,12 @@ class PlannedRecipe:
 
 
 def row_of(place: Standing, correct: dict[str, Correct], number: int) -> dict[str, Any]:
-    """Give the numbers of one point.
+    """Make the row of one point.
 
     Args:
-        place: Where it stands against the curve.
+        place: Its accuracies and gain.
         correct: Whether each image was recognised, by source: shape (points, images).
-        number: The point's number.
+        number: The point's index.
     """
     return {
         "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
@@ -58,12 +58,12 @@ def row_of(place: Standing, correct: dict[str, Correct], number: int) -> dict[st
 
 
 def recipe_row(planned: PlannedRecipe, point: Point, row: dict[str, Any]) -> dict[str, Any]:
-    """Give the row of a recipe.
+    """Make the row of a recipe.
 
     Args:
         planned: The recipe.
-        point: The point that it is.
-        row: That point's numbers.
+        point: Its point.
+        row: The row of that point.
     """
     return {
         "name": planned.recipe.name,
@@ -79,10 +79,10 @@ def recipe_row(planned: PlannedRecipe, point: Point, row: dict[str, Any]) -> dic
 def record_of(
     request: SweepRequest, inputs: Inputs, loaded: dict[str, LabelledImages], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """Give what holds for the whole sweep.
+    """Make the part of the record that describes the whole sweep.
 
     Args:
-        request: What was asked for.
+        request: The request.
         inputs: The checkpoints.
         loaded: Images by name.
         notes: Warnings.
@@ -108,10 +108,10 @@ def record_of(
 
 
 def loss_notes(request: SweepRequest, planned: list[PlannedRecipe], rows: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Warn of recipes that lose more ID accuracy than they may, where the curve has the fine-tuned model.
+    """Warn of recipes that lose more ID accuracy than allowed, if the curve includes the fine-tuned model.
 
     Args:
-        request: What was swept.
+        request: The request.
         planned: The recipes.
         rows: Numbers of every point.
     """

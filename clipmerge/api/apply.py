@@ -1,4 +1,4 @@
-"""`clipmerge apply`: open a plan and write what it says; `merge` ends with the same function."""
+"""`clipmerge apply`: open a plan and write the merged checkpoint; `merge` ends with the same function."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from clipmerge.request import Run
 if TYPE_CHECKING:
     from clipmerge.output.record import MergeRecord
 
-# a path may hold bytes that are no text
+# a path may hold bytes that are not valid text
 _NAMES = "backslashreplace"
 
 
@@ -44,28 +44,28 @@ def apply(
     progress: Progress | None = None,
     command: str | None = None,
 ) -> MergeResult:
-    """Carry out a plan: the same bytes as `merge`.
+    """Apply a plan: writes the same bytes as `merge`.
 
     Args:
         plan: A plan, or its JSON file.
         output: Folder to write, whole or not at all.
         overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Size of a shard at most, such as ``5GB`` or a number of bytes; ``None`` for shards as the
-            fine-tuned checkpoint has them.
+        max_shard_size: Largest size of a shard, such as ``5GB`` or a number of bytes; ``None`` for shards like the
+            fine-tuned checkpoint's.
         hash: Whether to check the inputs against the plan's sha256, and record those of the output.
-        zeroshot: theta_0 where it is not at the place that the plan names; it must hold the same bytes.
+        zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes.
         finetuned: theta_1 ... theta_K, likewise.
-        processor: For models in memory: their processor, or open_clip's name of the model.
+        processor: For models in memory: their processor, or the model's open_clip name.
         progress: Where to report; by default Python's logger ``clipmerge``.
-        command: How to run this again, for the record; by default spelled out from the arguments.
+        command: Command that repeats the call, for the record; by default derived from the arguments.
 
     Returns:
         The folder, the plan and the record.
 
     Raises:
-        PlanError: If the plan does not fit the checkpoints, or they are not those that it was made for.
+        PlanError: If the plan does not fit the checkpoints, or was made for others.
         OutputError: If the folder exists or cannot be written.
-        ClipmergeError: If anything else that was given cannot be used.
+        ClipmergeError: If another argument cannot be used.
     """
     from clipmerge.output.checks import check_output
 
@@ -74,7 +74,7 @@ def apply(
     read = [] if file is None else files_read(file, tensors_path(file))
     check_output(Path(output), overwrite=overwrite, read=read)
     if (zeroshot is None) != (finetuned is None):
-        raise UsageError("zeroshot and finetuned: give both, or neither where they are at the places the plan names")
+        raise UsageError("zeroshot and finetuned: give both, or neither if they are at the places named in the plan")
     opened = plan if isinstance(plan, Plan) else Plan.load(plan)
     with as_sources(zeroshot, [] if finetuned is None else several(finetuned), processor) as (base, others):
         sources = (base, *others) if base else ()
@@ -92,14 +92,14 @@ def open_plan(
     hashed: bool = True,
     sources: Sequence[str] = (),
 ) -> Run:
-    """Open a plan's inputs, and check that these are what the plan was made for.
+    """Open a plan's inputs, and check that the plan was made for them.
 
     Args:
         plan: The plan, or its JSON file.
         progress: Where to report.
         name: Name of a plan that is not a file, for messages.
         hashed: Whether to compare hashes, which reads all weights.
-        sources: Where theta_0, theta_1 ... theta_K are; empty where they are at the places that the plan names.
+        sources: Sources of theta_0, theta_1 ... theta_K; empty if they are at the places named in the plan.
 
     Returns:
         A decided run.
@@ -117,7 +117,7 @@ def open_plan(
     inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
     if plan.head:
         if not lacks_zeroshot_head(inputs):
-            raise PlanError(f"{name}: has the classes of a head, and these checkpoints lack none; remove 'head'")
+            raise PlanError(f"{name}: has the classes of a head, but these checkpoints do not lack one; remove 'head'")
         inputs = build_zeroshot_head(inputs, plan.head, mixed_dtypes=plan.dtype != "keep")
     for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, progress, hashed=hashed)
@@ -132,14 +132,14 @@ def open_plan(
 def _open_all(name: str, plan: Plan, sources: Sequence[str]) -> list[Checkpoint]:
     records = (plan.zeroshot, *plan.finetuned)
     if sources and len(sources) != len(records):
-        raise PlanError(f"{name}: is for {len(records) - 1} fine-tuned checkpoints, {len(sources) - 1} were given")
+        raise PlanError(f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were given")
     places = sources or [_place(name, plan, record) for record in records]
     base = open_source(places[0])
     return [base, *(open_source(place, base) for place in places[1:])]
 
 
 def _place(name: str, plan: Plan, record: SourceRecord) -> str:
-    """Where one of the plan's checkpoints is now."""
+    """Current place of one of the plan's checkpoints."""
     source = record.source
     if record.revision:
         source = f"{source.partition('@')[0]}@{record.revision}"
@@ -149,8 +149,8 @@ def _place(name: str, plan: Plan, record: SourceRecord) -> str:
             if source.endswith(" in memory"):
                 raise PlanError(f"{name}: was made for models in memory; give them as zeroshot= and finetuned=")
             raise PlanError(
-                f"{name}: {source} is neither here nor beside the plan; apply it in the folder where it was made, or "
-                "write the whole path (or hf://ORG/NAME) into it"
+                f"{name}: {source} is not in the working folder or beside the plan; apply the plan in the folder where "
+                "it was made, or write the absolute path (or hf://ORG/NAME) into it"
             )
         source = str(beside)
     return source
@@ -159,16 +159,16 @@ def _place(name: str, plan: Plan, record: SourceRecord) -> str:
 def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint, progress: Progress, *, hashed: bool) -> None:
     names = checkpoint.provenance(hashed=False)["files"]
     if record.files == names:
-        progress.say(f"{name} has no sha256 of {record.source} (made with --no-hash): taken as it is")
+        progress.say(f"{name} has no sha256 of {record.source} (made with --no-hash): used unchecked")
         return
     if not hashed and record.files.keys() == names.keys():
-        progress.say(f"{record.source} was not compared with the sha256 in {name} (--no-hash): taken as it is")
+        progress.say(f"{record.source} was not compared with the sha256 in {name} (--no-hash): used unchecked")
         return
     found = checkpoint.hashes if hashed else names
     if record.files != found:
         changed = [file for file, digest in found.items() if record.files.get(file) != digest]
         raise PlanError(
-            f"{name}: {record.source} is not what the plan was made for: the sha256 of "
+            f"{name}: {record.source} is not the checkpoint that the plan was made for: the sha256 of "
             f"{', '.join(changed) or 'its file list'} differs; plan again with `clipmerge plan`"
         )
 
@@ -176,13 +176,13 @@ def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint, progr
 def finished(
     run: Run, output: Path | None, *, overwrite: bool = False, max_shard_size: int | None = None
 ) -> MergeResult:
-    """Write a decided run in the main process, and put its result together.
+    """Write a decided run in the main process, and return the result.
 
     Args:
         run: A run; decided in the main process.
         output: The folder; ``None`` to write nothing.
-        overwrite: As in `write_merge`.
-        max_shard_size: As in `write_merge`.
+        overwrite: See `write_merge`.
+        max_shard_size: See `write_merge`.
     """
     from clipmerge.output.record import merge_record
 
@@ -203,17 +203,16 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
 
     Args:
         run: A decided run.
-        output: The folder; there whole at the end, or not at all.
+        output: The folder; written completely or not at all.
         overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Bytes a shard of the weights holds at most; ``None`` for shards as the fine-tuned
-            checkpoint has them.
+        max_shard_size: Largest size of a shard, in bytes; ``None`` for shards like the fine-tuned checkpoint's.
 
     Returns:
-        The record, as also written to ``clipmerge.json``.
+        The record, also written to ``clipmerge.json``.
 
     Raises:
         OutputError: If the folder exists or cannot be written.
-        CheckpointError: If an input turns out broken while it is read.
+        CheckpointError: If an input turns out to be damaged while it is read.
     """
     from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
     from clipmerge.output.checks import check_output
@@ -221,7 +220,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
     inputs = run.inputs
     assert run.plan is not None  # decided before it is written
     check_output(output, overwrite=overwrite, inputs=inputs.folders)
-    run.hash_inputs()  # first, so that it fills the second or two that importing torch takes
+    run.hash_inputs()  # first, so that hashing overlaps with the import of torch, which takes a second or two
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.output.folder import output_layout, write_weights
     from clipmerge.output.record import merge_record
@@ -241,10 +240,10 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
                 run.progress.say(note)
             run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, *notes)})
             plan = run.hashed_plan()
-            if run.tensors.coefficients:  # they cost minutes to learn: kept with what they made
+            if run.tensors.coefficients:  # kept with the output, because learning them takes minutes
                 plan = write_plan_files(folder / PLAN_FOLDER / "plan.json", plan.with_tensors(run.tensors.to_file()))
         run.plan = plan
-        # made when the stages are over, so that what is returned and what is written are one
+        # made after the stages, so that the returned and the written record are the same
         record = merge_record(
             inputs, plan, output=output, files={**files, **side_files}, seconds=run.seconds, command=run.command
         )
@@ -260,7 +259,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
 
 
 def _path_picture(record: MergeRecord) -> bytes | None:
-    """Draw the path, where one was measured: matplotlib takes longer to import than a small merge takes."""
+    """Draw the path if it was measured: importing matplotlib takes longer than a small merge."""
     if record.path is None:
         return None
     from clipmerge.report.path_picture import path_png

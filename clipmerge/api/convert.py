@@ -1,4 +1,4 @@
-"""`clipmerge convert`: the same model in the other library's layout, with the files that library loads it by."""
+"""`clipmerge convert`: the same model in the other library's layout, with the files needed to load it there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
 from clipmerge.progress import ByteCount, Logged, Progress
 
-#: The record of a conversion, by which its output is known.
+#: The record of a conversion, which identifies its output.
 CONVERSION = "conversion.json"
 
 
@@ -39,26 +39,26 @@ def convert(
     progress: Progress | None = None,
     command: str | None = None,
 ) -> ConvertResult:
-    """Write a checkpoint in the other library's layout, whole or not at all.
+    """Write a checkpoint in the other library's layout, completely or not at all.
 
     Args:
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
         output: The folder to write.
         to: ``transformers`` or ``open-clip``.
         overwrite: Whether an earlier conversion there may be replaced.
-        processor: For a model in memory: its processor, or open_clip's name of the model.
+        processor: For a model in memory: its processor, or the model's open_clip name.
         progress: Where to report; by default Python's logger ``clipmerge``.
-        command: How to run this again, for the record; by default spelled out from the arguments.
+        command: Command that repeats the call, for the record; by default derived from the arguments.
 
     Returns:
         The folder and the record.
 
     Raises:
-        CheckpointError: If it has that layout already, or something in it has no counterpart.
+        CheckpointError: If it already has that layout, or a part of it has no counterpart.
         OutputError: If the folder cannot be written.
     """
     layout = choice("--to", to, get_args(Layout))
-    if not is_main_process():  # one process of several writes; the others have nothing to do
+    if not is_main_process():  # only one process writes
         return ConvertResult(Path(output), {})
     with as_sources(checkpoint, [], processor) as (source, _):
         words = command if command is not None else spelled_out("convert", source, output, to=to, overwrite=overwrite)
@@ -69,17 +69,17 @@ def convert(
 def _convert(
     source: str, to: Layout, output: Path, overwrite: bool, progress: Progress, command: str
 ) -> dict[str, Any]:
-    """Do it; JSON-ready: ``output``, ``files``, ``to``, ``source`` {source, revision, files}, ``warnings``."""
+    """Convert; returns JSON-ready ``output``, ``files``, ``to``, ``source`` {source, revision, files}, ``warnings``."""
     progress.stage("read")
     checkpoint = open_source(source)
     check_output(output, overwrite=overwrite, inputs=[checkpoint.folder], record=CONVERSION)
     converted = convert_checkpoint(checkpoint, to)
     if not isinstance(converted, ConvertedCheckpoint):
-        raise CheckpointError(f"{source}: is in the layout of {to} already; there is nothing to convert")
+        raise CheckpointError(f"{source}: is already in the layout of {to}; there is nothing to convert")
     if converted.config is None:
         needed = OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
         raise CheckpointError(
-            f"{source}: has no {needed} beside it, which says what the weights do not (QuickGELU, heads)"
+            f"{source}: has no {needed} beside it, which holds settings that the weights do not (QuickGELU, heads)"
         )
     notes = [converted.note] if converted.note else []
     with staged(output, overwrite=overwrite) as folder:

@@ -1,4 +1,4 @@
-"""`clipmerge demo`: the whole story on a small real CLIP, measured as it runs."""
+"""`clipmerge demo`: training, merging and comparing a small real CLIP."""
 
 from __future__ import annotations
 

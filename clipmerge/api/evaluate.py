@@ -24,16 +24,16 @@ def evaluate(
 
     Args:
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
-        data: Images by the name that their row has, each as `merge` takes its ``data``.
-        processor: For a model in memory: its processor, or open_clip's name of the model.
+        data: Images by name of their row, each in any form accepted for ``data`` of `merge`.
+        processor: For a model in memory: its processor, or the model's open_clip name.
         progress: Where to report; by default Python's logger ``clipmerge``.
-        **options: See `ImageOptions`; they hold for every source.
+        **options: See `ImageOptions`; they apply to all sources.
 
     Returns:
         Accuracy, 0 to 1, and number of images by source.
 
     Raises:
-        ClipmergeError: If anything given cannot be used; one line says what, where and what to do next.
+        ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
     """
     wanted = calibration_from(None, **options)
     sources = {name: source_of(each) for name, each in data.items()}

@@ -1,4 +1,4 @@
-"""`clipmerge inspect`: layers, shapes, how far each moved, and what keeps two checkpoints from being merged."""
+"""`clipmerge inspect`: layers, shapes, relative changes, and mismatches between two checkpoints."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def inspect(
 ) -> InspectResult:
     """Describe a checkpoint, or compare two.
 
-    Weights are read, and downloaded, only for two checkpoints that fit each other.
+    Weights are read, and downloaded, only for two checkpoints that match.
 
     Args:
         zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
         finetuned: The same, fine-tuned from it.
-        weights: Whether to read weights at all, to say how far each layer moved.
+        weights: Whether to read weights, to compute how far each layer moved.
         progress: Where to report; by default Python's logger ``clipmerge``.
 
     Returns:
         Layers in network order, each with its number of tensors and entries, shapes and, for two checkpoints,
-        ||theta_1 - theta_0|| / ||theta_0||; and what keeps them from being merged.
+        ||theta_1 - theta_0|| / ||theta_0||; and obstacles to a merge.
 
     Raises:
         CheckpointError: If a checkpoint cannot be read.
@@ -58,20 +58,20 @@ def inspect(
 def inspect_checkpoints(
     zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool = True
 ) -> dict[str, Any]:
-    """Describe a checkpoint, or a pair; weights are read, and downloaded, only for a pair that fits.
+    """Describe a checkpoint or a pair; weights are read, and downloaded, only for a pair that matches.
 
     Args:
         zeroshot: Source of theta_0.
         finetuned: Source of theta_1.
         progress: Where to report.
-        weights: Whether to read weights at all, to say how far each layer moved.
+        weights: Whether to read weights, to compute how far each layer moved.
 
     Returns:
         JSON-ready: ``family``, ``layers`` {name: {parameters, size, shapes, change}} in network order, ``mismatches``,
-        ``total``, and where each checkpoint came from.
+        ``total``, and the source of each checkpoint.
 
     Raises:
-        CheckpointError: If one cannot be read.
+        CheckpointError: If a checkpoint cannot be read.
     """
     seen = preview_checkpoint(zeroshot)
     base = seen or open_source(zeroshot)
@@ -100,7 +100,7 @@ def inspect_checkpoints(
         _add_changes(inputs, layers, progress)
         mismatches = mismatches or _find_faults(inputs, layers)
     elif weights:
-        progress.say("the two do not fit, so no weights were downloaded, and how far layers moved is not known")
+        progress.say("the two do not match, so no weights were downloaded and no changes computed")
     return {
         "family": inputs.family.name,
         "zeroshot": _origin(base),
@@ -121,11 +121,11 @@ def _add_changes(inputs: Inputs, layers: dict[str, dict[str, Any]], progress: Pr
 
 
 def _find_faults(inputs: Inputs, layers: dict[str, dict[str, Any]]) -> list[str]:
-    """Find what only the reading of a merge notices: NaN, Inf, and integers or positions that differ.
+    """Find faults that a merge notices only while reading: NaN, Inf, and integers or position ids that differ.
 
-    A float that is merged is read once more only if its layer's change is not a number.
+    A merged float tensor is read again only if its layer's change is not a number.
     """
-    # a plan's records take longer to import than one checkpoint takes to describe
+    # importing a plan's records takes longer than describing one checkpoint
     from clipmerge.merging.stream import merged_tensors
     from clipmerge.planning.plan import Plan
     from clipmerge.planning.provenance import SourceRecord

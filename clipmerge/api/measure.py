@@ -1,4 +1,4 @@
-"""The measuring stage: images and model onto the device, then the recipe's measure."""
+"""The measuring stage: move images and model to the device, then run the recipe's measure."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
 
     Args:
         run: The run; its checkpoints are read. ``is_main`` is set.
-        request: What to measure on.
+        request: The request with the images.
 
     Returns:
-        The measurements, each layer's relative change among them, and a record of the images.
+        The measurements, including each layer's relative change, and a record of the images.
 
     Raises:
         ClipmergeError: If images or checkpoints cannot be used.
@@ -48,16 +48,16 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
         found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
     run.leftovers.append(objective.keep.remove)
     with together():
-        objective.accelerator.wait_for_everyone()  # nobody leaves while another still gathers
+        objective.accelerator.wait_for_everyone()  # no process leaves while another still gathers
     return _with_change(found, objective), record
 
 
 def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledImages, dict[str, Any]]:
-    """Put images and model onto the device.
+    """Move images and model to the device.
 
     Args:
         run: The run; its checkpoints are read. ``is_main`` is set.
-        request: What to measure on.
+        request: The request with the images.
 
     Returns:
         The calibration loss, the images and a record of them.
@@ -95,7 +95,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
 
 
 def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, progress: Progress) -> Saved:
-    """Where what is learned is saved; all that determines it is in the name."""
+    """Storage for the state of learning, named by everything that determines the result."""
     settings = [
         request.recipe.measure,
         request.recipe.missing,
@@ -106,7 +106,7 @@ def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, 
         objective.accelerator.device.type,
     ]
 
-    def find() -> Path:  # in the main process, which has the first batch
+    def find() -> Path:  # called in the main process, which has the first batch
         seen = [objective.batches[0].pixels, *objective.prompts.tokens.values()]
         return state_file(objective.inputs, images, seen, settings)
 
@@ -155,10 +155,10 @@ def _norm(tensors: list[Tensor]) -> float:
 
 
 def _cost(images: int, device: torch.device) -> Callable[[float, str], str] | None:
-    """How to state the cost on a CPU; elsewhere it is small."""
+    """Message about the cost on a CPU; elsewhere the cost is small."""
     if device.type != "cpu":
         return None
     return lambda work, time: (
-        f"measuring {images} images on the CPU, {work / max(images, 1):.0f} forward passes' worth: about {time} "
+        f"measuring {images} images on the CPU, {work / max(images, 1):.0f} forward passes: about {time} "
         "(fewer --images cost less)"
     )

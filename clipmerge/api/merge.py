@@ -47,15 +47,15 @@ def merge(
     Args:
         zeroshot: theta_0: a folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
         finetuned: theta_1, likewise; a sequence for several fine-tuned from the same zero-shot model.
-        recipe: Name of a recipe, path of a YAML file, the same as a mapping, or a `Recipe`.
-        output: Folder to write, whole or not at all; ``None`` to measure and decide only.
+        recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
+        output: Folder to write, completely or not at all; ``None`` to measure and decide only.
         overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Size of a shard at most, such as ``5GB`` or a number of bytes; ``None`` for shards as the
-            fine-tuned checkpoint has them.
+        max_shard_size: Largest size of a shard, such as ``5GB`` or a number of bytes; ``None`` for shards like the
+            fine-tuned checkpoint's.
         push: ``org/name`` on the Hub to publish the output to.
         private: With ``push``: whether the repository is created private.
-        license: With ``push``: the licence, where the sources' differ.
-        processor: For models in memory: their processor, or open_clip's name of the model.
+        license: With ``push``: the licence, if the sources' differ.
+        processor: For models in memory: their processor, or the model's open_clip name.
         progress: Where to report; by default Python's logger ``clipmerge``.
         **options: See `MergeOptions`.
 
@@ -63,7 +63,7 @@ def merge(
         The folder, the plan and the record.
 
     Raises:
-        ClipmergeError: If anything given cannot be used; one line says what, where and what to do next.
+        ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
     """
     target, progress = None if output is None else Path(output), progress or Logged()
     limit = byte_count("--max-shard-size", max_shard_size)

@@ -1,4 +1,4 @@
-"""Merging in memory: models and state dicts of torch; nothing that the user sees is written."""
+"""Merging in memory: torch models and state dicts; no output is written."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ def merge_models(
 ) -> Model:
     """Merge models in memory.
 
-    The weights are those that `merge` writes for the same models saved, bit for bit. Meanwhile, a temporary folder
-    holds both models: their size on disk, and about a second per gigabyte.
+    The weights equal, bit for bit, those that `merge` writes for the same models saved to disk. During the merge a
+    temporary folder holds both models: it takes their size on disk, and about a second per gigabyte.
 
     Args:
         zeroshot: Model of transformers or open_clip with theta_0's weights; it is not changed.
         finetuned: Model with theta_1's weights, of the same class; several for theta_1 ... theta_K. Not changed.
-        recipe: Name of a recipe, path of a YAML file, the same as a mapping, or a `Recipe`.
-        processor: Processor of the models, which measuring needs unless the model was loaded from a folder or the
-            Hub's cache that has it; for open_clip's models their name, such as ``ViT-B-32``, or their configuration.
+        recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
+        processor: Processor of the models, needed for measuring unless it lies in the folder that the model was
+            loaded from; for open_clip models their name, such as ``ViT-B-32``, or their configuration.
         progress: Where to report; by default Python's logger ``clipmerge``.
         **options: See `MergeOptions`; ``data`` may be a torch ``DataLoader`` or ``Dataset``.
 
     Returns:
-        A copy of the fine-tuned model with the merged weights, on the same device and in the same mode. Of the
-        zero-shot one where the fine-tuned model is one tower of it.
+        A copy of the fine-tuned model with the merged weights, on the same device and in the same mode; a copy of the
+        zero-shot model if the fine-tuned one is a single tower.
 
     Raises:
-        ClipmergeError: If anything given cannot be used; one line says what, where and what to do next.
+        ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
 
     Example:
         >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP
@@ -92,7 +92,7 @@ def _filled(form: torch.nn.Module, weights: dict[str, Tensor], dtype: str | None
     wrong = [name for name in (*found.missing_keys, *found.unexpected_keys) if not is_buffer(name)]
     if wrong:
         raise CheckpointError(
-            f"{type(form).__name__}: its merged weights have other names than the model, such as {wrong[0]}; save both "
+            f"{type(form).__name__}: its merged weights have names that the model lacks, such as {wrong[0]}; save both "
             "models and use `clipmerge.merge`"
         )
     return merged
@@ -108,7 +108,7 @@ def merge_state_dicts(
     mask_options: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Merge state dicts of any architecture, all tensors alike.
+    """Merge state dicts of any architecture, treating all tensors alike.
 
     Computes theta_0 + mask(alpha * mean_i(theta_i - theta_0)) in float32 or wider, and rounds once. Integers are
     copied from theta_0; scalars and statistics of batch norms are never masked.
@@ -120,15 +120,15 @@ def merge_state_dicts(
         density: Share of the change kept by the mask, in (0, 1].
         mask: Name of a mask, such as ``magnitude``; ``None`` keeps the whole change.
         mask_options: Further options of the mask.
-        seed: Seed of random masks; entries depend on it and the tensor's name alone.
+        seed: Seed of random masks; entries depend only on the seed and the tensor's name.
 
     Returns:
-        Merged tensors by name, in theta_0's order, each of theta_0's shape and dtype.
+        Merged tensors by name, in theta_0's order, with theta_0's shapes and dtypes.
 
     Raises:
         CheckpointError: If names, shapes or integers differ, or a tensor holds NaN or Inf.
         RecipeError: If the mask or an option is unknown or out of its range.
-        UsageError: If a density is given without a mask, or the mask needs scores that only a measure makes.
+        UsageError: If a density is given without a mask, or the mask needs scores of a measure.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -155,14 +155,14 @@ def _mask_arguments(mask: str | None, density: float, options: dict[str, Any]) -
     chosen = complete_options(mask, density, options)
     score = inspect.signature(load_plugin("masks", mask)).parameters.get("score")
     if score is not None and score.default is score.empty:
-        raise UsageError(f"mask '{mask}' needs scores that a measure makes; use merge or merge_models with a recipe")
+        raise UsageError(f"mask '{mask}' needs scores of a measure; use merge or merge_models with a recipe")
     return {"mask": mask, **chosen}
 
 
 def _check_names(theta_0: Mapping[str, Tensor], finetuned: Sequence[Mapping[str, Tensor]]) -> None:
     for number, tensors in enumerate(finetuned, start=1):
         if differing := sorted(theta_0.keys() ^ tensors.keys()):
-            raise CheckpointError(f"{len(differing)} names are not in both theta_0 and theta_{number}: {differing[0]}")
+            raise CheckpointError(f"{len(differing)} names are missing in theta_0 or theta_{number}: {differing[0]}")
         for name, tensor in tensors.items():
             if tensor.shape != theta_0[name].shape:
                 shapes = f"{tuple(theta_0[name].shape)} and {tuple(tensor.shape)}"

@@ -47,10 +47,10 @@ Measured = tuple[Measurements, dict[str, Any]]
 
 @dataclass
 class Known:
-    """Results that requests share which differ only in the recipe; looked up, and added to.
+    """Cache of results shared by requests that differ only in the recipe.
 
     Attributes:
-        checkpoints: theta_0, theta_1 ... theta_K, opened; empty until they are.
+        checkpoints: theta_0, theta_1 ... theta_K; empty until they are opened.
         inputs: Aligned checkpoints by the recipe's ``missing``.
         measured: Measurements by measure and options.
     """
@@ -72,15 +72,15 @@ def plan(
     progress: Progress | None = None,
     **options: Unpack[MergeOptions],
 ) -> Plan:
-    """Measure and decide like `merge`, and merge nothing.
+    """Measure and decide like `merge`, without merging.
 
     Args:
-        zeroshot: theta_0, as `merge` takes it.
-        finetuned: theta_1 ... theta_K, as `merge` takes them.
-        recipe: As `merge` takes it.
-        output: JSON file to write the plan to; `Plan.save` writes it later.
+        zeroshot: theta_0; see `merge`.
+        finetuned: theta_1 ... theta_K; see `merge`.
+        recipe: See `merge`.
+        output: JSON file to write the plan to; `Plan.save` can write it later.
         overwrite: Whether an earlier plan may be replaced.
-        processor: For models in memory: their processor, or open_clip's name of the model.
+        processor: For models in memory: their processor, or the model's open_clip name.
         progress: Where to report; by default Python's logger ``clipmerge``.
         **options: See `MergeOptions`.
 
@@ -88,7 +88,7 @@ def plan(
         The plan. In the other processes of ``accelerate launch`` it has no layers.
 
     Raises:
-        ClipmergeError: If anything given cannot be used; one line says what, where and what to do next.
+        ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
     """
     return plan_run(
         zeroshot, finetuned, recipe, output, overwrite=overwrite, processor=processor, progress=progress, **options
@@ -106,7 +106,7 @@ def plan_run(
     progress: Progress | None = None,
     **options: Unpack[MergeOptions],
 ) -> Run:
-    """Do what `plan` does, and return everything that is known; the arguments are those of `plan`."""
+    """Work like `plan`, with the same arguments, but return the whole run."""
     from clipmerge.output.checks import check_output_file
 
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
@@ -128,19 +128,19 @@ def plan_run(
 def prepare(
     request: MergeRequest, progress: Progress | None = None, *, known: Known | None = None, judged: bool = True
 ) -> Run:
-    """Read, measure, decide, and measure what the decision bought.
+    """Read, measure, decide, and measure the effect of the decision.
 
     Args:
-        request: What to merge and how.
+        request: The request.
         progress: Where to report.
         known: Results of earlier requests for the same checkpoints and images.
-        judged: Whether to measure, where there are images, what the decision bought.
+        judged: Whether to measure the effect of the decision, if there are images.
 
     Returns:
-        The run, its plan decided in the main process.
+        The run; its plan is decided in the main process.
 
     Raises:
-        ClipmergeError: If anything the user gave cannot be used.
+        ClipmergeError: If an input cannot be used.
     """
     check_request(request)
     known = known or Known()
@@ -186,16 +186,16 @@ def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: boo
     """Open the checkpoints once, and align them once per ``missing``.
 
     Args:
-        sources: Of theta_0, theta_1 ... theta_K.
-        missing: What happens to keys that only one checkpoint has.
+        sources: Sources of theta_0, theta_1 ... theta_K.
+        missing: Treatment of keys that only one checkpoint has.
         mixed_dtypes: Whether float dtypes may differ.
-        known: Where opened and aligned checkpoints are kept.
+        known: Cache of opened and aligned checkpoints.
 
     Returns:
         The aligned checkpoints.
 
     Raises:
-        CheckpointError: If one cannot be read, or they do not fit each other.
+        CheckpointError: If a checkpoint cannot be read, or they do not match.
     """
     if not known.checkpoints:
         compare_before_download(sources[0], sources[1:], missing=missing, mixed_dtypes=mixed_dtypes)
@@ -208,7 +208,7 @@ def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: boo
 
 
 def _early_checks(run: Run, recipe: Recipe) -> None:
-    """Find a wrong override before minutes of measuring, not after."""
+    """Find a wrong override before measuring, which takes minutes."""
     layers = Task(run.inputs).layers
     for override in recipe.overrides:
         match_layers(override.layers, layers)
@@ -220,7 +220,7 @@ def _check_count(measure: str, finetuned: int) -> None:
     if finetuned > 1 and not takes_several("measures", measure):
         several = [name for name in plugin_names("measures") if takes_several("measures", name)]
         raise RecipeError(
-            f"measure {measure}: takes one fine-tuned checkpoint, and {finetuned} were given; for several use a recipe "
+            f"measure {measure}: takes one fine-tuned checkpoint, but {finetuned} were given; for several use a recipe "
             f"without a measure, such as 'wise-ft' or 'ties', or one of these measures: {', '.join(several)}"
         )
 
@@ -256,7 +256,7 @@ def _decide(
     )
     layers = apply_overrides(decided, request.recipe)
     run.plan = plan.model_copy(update={"decided": plan.digest, "layers": layers}).checked(task.layers)
-    # what an override gave one alpha needs no coefficients
+    # a layer whose alpha is overridden needs no coefficients
     kept = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
     run.tensors = PlanTensors(decision.scores, kept)
     for note in notes:
@@ -268,14 +268,14 @@ def _source_record(checkpoint: Checkpoint) -> SourceRecord:
 
 
 def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:
-    """Apply a recipe's overrides, the later over the earlier.
+    """Apply a recipe's overrides; later ones take precedence.
 
     Args:
-        layers: What the method gave each layer.
+        layers: Settings of each layer, decided by the method.
         recipe: The recipe.
 
     Returns:
-        What each layer gets.
+        Final settings of each layer.
 
     Raises:
         PlanError: If a glob matches no layer.
@@ -294,7 +294,7 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
 
 
 def write_plan(run: Run, path: Path) -> None:
-    """Write the plan, and beside it the tensors that it needs.
+    """Write the plan, and its tensors beside it.
 
     Args:
         run: A decided run.

@@ -29,25 +29,25 @@ def push(
     yes: bool = False,
     progress: Progress | None = None,
 ) -> Published:
-    """Publish an output folder on the Hugging Face Hub: checked first, then one commit or none.
+    """Check an output folder and publish it on the Hugging Face Hub, in one commit or none.
 
     Args:
-        folder: Folder that `merge` or `apply` wrote; it is not changed.
-        repo_id: ``org/name``; created when it does not exist.
+        folder: Folder written by `merge` or `apply`; it is not changed.
+        repo_id: ``org/name``; created if it does not exist.
         private: Create it private; refused for an existing public one.
-        revision: Branch to commit to; created when missing.
+        revision: Branch to commit to; created if missing.
         create_pr: Open a pull request instead of committing.
         message: Commit message.
-        license: The model's licence, by the Hub's name; needed where the sources' differ.
+        license: The model's licence, by the Hub's name; needed if the sources' differ.
         evaluations: JSON files of `evaluate` or `sweep` whose accuracies go into the card.
-        yes: Push over something else, or over a card that was edited on the Hub.
+        yes: Replace other contents, or a card that was edited on the Hub.
         progress: Where to report; by default Python's logger ``clipmerge``.
 
     Returns:
         The page, the commit, and whether anything was created or changed.
 
     Raises:
-        OutputError: If the folder is not a whole output.
+        OutputError: If the folder is not a complete output.
         UsageError: If the name cannot be used, or the licences differ.
         HubError: If the Hub refuses or fails; the message says what was published and how to go on.
     """
@@ -67,17 +67,17 @@ def push(
     reports.stage("publish")
     published = publishing.push(Path(folder), repo_id, **options, page=html_page)
     if published.left_behind:
-        reports.say(f"{shorten(published.left_behind)} left behind in {folder}: no part of what the merge wrote")
+        reports.say(f"{shorten(published.left_behind)} not pushed from {folder}: not written by the merge")
     return published
 
 
 def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
-    """Refuse a push that is bound to fail, before minutes of measuring.
+    """Refuse a push that will fail, before measuring, which takes minutes.
 
     Args:
         repo_id: ``org/name``.
         output: The folder that will be pushed; ``None`` in a dry run.
-        private: Whether the repository is to be private.
+        private: Whether the repository will be private.
 
     Raises:
         UsageError: If there will be nothing to push, or the name cannot be used.
@@ -86,7 +86,7 @@ def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
     from clipmerge.publish.push import check_access
 
     if output is None:
-        raise UsageError("--push needs --output: a dry run writes nothing that could be pushed")
+        raise UsageError("--push needs --output: a dry run writes nothing to push")
     check_access(output, repo_id, private=private)
 
 
@@ -99,11 +99,11 @@ def publish(
         result: A result with a folder.
         repo_id: ``org/name``.
         progress: Where to report.
-        private: As in `push`.
-        license: As in `push`.
+        private: See `push`.
+        license: See `push`.
 
     Returns:
-        The result, which says where it was published.
+        The result, with the place where it was published.
     """
     published = push(Path(result.path or ""), repo_id, private=private, license=license, progress=progress)
     return replace(result, published=published)

@@ -14,13 +14,13 @@ def report(folder: str | os.PathLike[str]) -> MergeRecord:
     """Read the record of an earlier merge.
 
     Args:
-        folder: Folder that `merge` or `apply` wrote.
+        folder: Folder written by `merge` or `apply`.
 
     Returns:
-        What the merge returned as its record.
+        The record of the merge.
 
     Raises:
-        OutputError: If the folder is missing, is not one that clipmerge wrote, or lacks a file that it names.
+        OutputError: If the folder is missing, was not written by clipmerge, or lacks a recorded file.
     """
     from clipmerge.output.record import read_output
 

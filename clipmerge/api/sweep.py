@@ -1,8 +1,8 @@
-"""The alpha curve and recipes as points on ID and OOD images, in one run.
+"""Evaluate the alpha curve and recipes on ID and OOD images, in one run.
 
-Nothing is evaluated twice: points with one plan are one point, every image is decoded once, and no checkpoint is
-written. Calibration never sees an OOD image: an OOD source that shares one with the calibration source is refused
-before anything is measured.
+Nothing is evaluated twice: equal plans are one point, every image is decoded once, and no checkpoint is written.
+Calibration never sees an OOD image: an OOD source that shares an image with the calibration source is refused before
+anything is measured.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
     from clipmerge.evaluation.scorer import Correct
 
-#: The record that the output folder of a sweep holds, and by which one is known.
+#: The record in the output folder of a sweep, which identifies it.
 SWEEP_RECORD = "sweep.json"
 
 
@@ -75,27 +75,27 @@ def sweep(
     progress: Progress | None = None,
     **options: Unpack[MergeOptions],
 ) -> SweepResult:
-    """Evaluate every alpha of the curve, and recipes beside it, on ID and OOD images; see `docs/sweep.md`.
+    """Evaluate the alpha curve and recipes on ID and OOD images; see `docs/sweep.md`.
 
     Args:
-        zeroshot: theta_0, as `merge` takes it.
-        finetuned: theta_1 ... theta_K, as `merge` takes them; with several the curve goes to their average.
-        id: Images like those of the fine-tuning, by name, each as `merge` takes its ``data``.
-        ood: Images unlike them, by name.
-        recipes: Recipes, each as `merge` takes it.
+        zeroshot: theta_0; see `merge`.
+        finetuned: theta_1 ... theta_K; see `merge`. With several the curve goes to their average.
+        id: Images like those of the fine-tuning, by name, each in any form accepted for ``data`` of `merge`.
+        ood: Images unlike those of the fine-tuning, by name.
+        recipes: Recipes; see `merge`.
         alphas: Points of the curve, ascending; 0 = zero-shot, 1 = fine-tuned.
         output: Folder to write; ``None`` to write nothing.
         overwrite: Whether an earlier sweep there may be replaced.
-        processor: For models in memory: their processor, or open_clip's name of the model.
+        processor: For models in memory: their processor, or the model's open_clip name.
         progress: Where to report; by default Python's logger ``clipmerge``.
-        **options: See `MergeOptions`; ``data`` are the images that recipes measure on, ``set`` overrides all of them.
+        **options: See `MergeOptions`; recipes measure on ``data``, and ``set`` applies to all of them.
 
     Returns:
-        The record, and which images were recognised at each point.
+        The record, and the images recognised at each point.
 
     Raises:
         UsageError: If an OOD source shares images with ``data``, or two arguments contradict each other.
-        ClipmergeError: If anything else that was given cannot be used.
+        ClipmergeError: If another argument cannot be used.
     """
     target, reports = None if output is None else Path(output), progress or Logged()
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
@@ -136,18 +136,18 @@ def _completed(
     )
 
 
-# Options of a sweep that do not say how images are looked at.
+# Options of a sweep that are not about images.
 _OWN = ("data", "set", "verdict", "max_loss", "strict", "seed", "dtype", "command", "hash")
 
 
 def check_sweep(request: SweepRequest) -> None:
-    """Refuse what contradicts itself, before anything is opened.
+    """Refuse contradictory options, before anything is opened.
 
     Args:
-        request: What to sweep.
+        request: The request.
 
     Raises:
-        UsageError: If a source or recipe is there twice, or a name cannot be written, or images to measure on lack.
+        UsageError: If a source or recipe is given twice, a name is invalid, or images to measure on are missing.
     """
     shared = sorted(request.id_sources.keys() & request.ood_sources.keys())
     if shared:
@@ -161,7 +161,7 @@ def check_sweep(request: SweepRequest) -> None:
     names = [recipe.name for recipe in request.recipes]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"two recipes are named '{name}'; give one another `name:` in its file")
+            raise UsageError(f"two recipes are named '{name}'; give one of them another `name:` in its file")
     for recipe in request.recipes:
         check_request(request.merge_request(recipe))
 
@@ -170,16 +170,16 @@ def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[
     """Evaluate the curve and the recipes.
 
     Args:
-        request: What to sweep.
+        request: The request.
         progress: Where to report.
 
     Returns:
-        A JSON-ready record, see `docs/sweep.md`; and source to whether each image was recognised, shape (points,
-        images), the points being the curve's in order and then those of ``recipes`` that are not on it.
+        A JSON-ready record, see `docs/sweep.md`; and whether each image was recognised, by source, shape (points,
+        images): the points of the curve in order, then those of ``recipes`` that are not on it.
 
     Raises:
         UsageError: If an OOD source shares images with the calibration source.
-        ClipmergeError: If anything the user gave cannot be used.
+        ClipmergeError: If an input cannot be used.
     """
     from clipmerge.distributed import accelerator_for
 
@@ -232,18 +232,18 @@ def write_sweep(
     """Evaluate the curve and the recipes, and write the output folder.
 
     Args:
-        request: What to sweep.
-        output: The folder; there whole at the end, or not at all.
+        request: The request.
+        output: The folder; written completely or not at all.
         overwrite: Whether an earlier sweep may be replaced.
         read: Files that the request was made from.
         progress: Where to report.
 
     Returns:
-        As `run_sweep`; the record is also written to ``sweep.json``.
+        The results of `run_sweep`; the record is also written to ``sweep.json``.
 
     Raises:
         OutputError: If the folder exists or cannot be written.
-        ClipmergeError: If anything the user gave cannot be used.
+        ClipmergeError: If an input cannot be used.
     """
     from clipmerge.distributed import is_main_process
     from clipmerge.evaluation.scorer import write_correct
@@ -283,7 +283,7 @@ def _check_overlap(request: SweepRequest, loaded: dict[str, LabelledImages]) -> 
 
 
 def _calibration_images(request: SweepRequest) -> LabelledImages | None:
-    """All images of the calibration source; of one on the Hub, those that recipes will measure on."""
+    """All images of the calibration source; for one on the Hub, only the images that recipes will measure on."""
     asked = request.calibration
     if asked.source is None or asked.source == "":
         return None
@@ -293,7 +293,7 @@ def _calibration_images(request: SweepRequest) -> LabelledImages | None:
 
 
 def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
-    """Read the checkpoints; keys that only one of them has are an error unless a recipe provides for them."""
+    """Read the checkpoints; keys that only one of them has are an error unless a recipe allows them."""
     provided: list[Missing] = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
     missing: Missing = provided[0] if provided else "error"
     inputs = open_inputs(request.checkpoints, missing, mixed_dtypes=request.dtype != "keep", known=known)
@@ -305,7 +305,7 @@ def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
 def _plan_points(
     request: SweepRequest, inputs: Inputs, known: Known, progress: Progress
 ) -> tuple[list[Point], list[PlannedRecipe]]:
-    """The distinct points, those of the curve first, and which of them each recipe is."""
+    """The distinct points, those of the curve first, and the recipes with the index of their point."""
     points = Points(inputs)
     for alpha in request.alphas:
         points.add_alpha(alpha)

@@ -253,7 +253,7 @@ def test_a_plan_keeps_it_for_apply_until_it_is_edited(far: Inputs, photos: Path,
     edited = clipmerge("apply", tmp_path / "plan.json", "-o", tmp_path / "edited", "--format", "json")
     assert edited.json["bought"] is None
     warnings = [text for text in edited.json["warnings"] if "bought" in text or "loses" in text]
-    assert warnings == ["the plan was edited after it was measured, so what this merge bought is not known"]
+    assert warnings == ["the plan was edited after it was measured, so the effect of this merge is not known"]
 
 
 def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Path], photos: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_plan_applied_elsewhere_says_which_input_it_cannot_find(
     assert clipmerge("plan", *sources, "-r", "wise-ft", "-o", plan).code == 0
     monkeypatch.chdir(elsewhere)
     line = refused(clipmerge("apply", plan, "-o", "out"))
-    assert f"{plan}: {sources[0]} is neither here nor beside the plan" in line
+    assert f"{plan}: {sources[0]} is not in the working folder or beside the plan" in line
     (inputs / "deep").rename(plans / "deep")
     assert clipmerge("apply", plan, "-o", "out").code == 0
 

@@ -164,13 +164,13 @@ def test_models_in_memory_are_merged_planned_and_applied_into_folders(pair: Fold
     clipmerge.apply(plan, output=tmp_path / "applied", zeroshot=models[0], finetuned=models[1], **QUIET)
     written = [tmp_path / name / "model.safetensors" for name in ("merged", "applied")]
     assert written[0].read_bytes() == written[1].read_bytes()
-    with pytest.raises(clipmerge.PlanError, match="is not what the plan was made for"):
+    with pytest.raises(clipmerge.PlanError, match="is not the checkpoint that the plan was made for"):
         clipmerge.apply(plan, output=tmp_path / "other", zeroshot=models[1], finetuned=models[0], **QUIET)
     assert clipmerge.inspect(*models, **QUIET).mismatches == ()
 
 
 def test_another_module_is_sent_to_its_state_dict() -> None:
-    with pytest.raises(clipmerge.UsageError, match="neither a model of transformers nor of open_clip"):
+    with pytest.raises(clipmerge.UsageError, match="is not a model of transformers or open_clip"):
         clipmerge.merge_models(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), "wise-ft", **QUIET)
 
 
@@ -203,12 +203,12 @@ def test_random_masks_depend_on_seed_and_name_alone() -> None:
 def test_what_state_dicts_may_not_be_is_refused() -> None:
     one = {"w": torch.zeros(2)}
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
-        (one, {"v": torch.zeros(2)}, {}, "2 names are not in both theta_0 and theta_1: v"),
+        (one, {"v": torch.zeros(2)}, {}, "2 names are missing in theta_0 or theta_1: v"),
         (one, {"w": torch.zeros(3)}, {}, r"w: shapes differ between theta_0 and theta_1: \(2,\) and \(3,\)"),
         (one, {"w": torch.tensor([0.0, float("inf")])}, {}, "theta_1: tensor w holds Inf"),
         ({"n": torch.tensor(1)}, {"n": torch.tensor(2)}, {}, "n: integers differ"),
         (one, one, {"density": 0.5}, "density 0.5 needs a mask"),
-        (one, one, {"mask": "saliency"}, "needs scores that a measure makes"),
+        (one, one, {"mask": "saliency"}, "needs scores of a measure"),
         (one, one, {"mask": "magnitude", "density": 1.5}, "density"),
         ({"w": torch.tensor([6e4]).half()}, {"w": torch.tensor([-6e4]).half()}, {"alpha": -1.0}, "overflows"),
     ]

@@ -212,7 +212,7 @@ def test_what_is_wrong_is_one_error_of_the_tree(pair: Folders, images: Path, tmp
         clipmerge.plan(*pair, "auto")
     with pytest.raises(clipmerge.UsageError, match="--device tpu: choose from"):
         clipmerge.plan(*pair, "auto", data=images, device="tpu")
-    with pytest.raises(clipmerge.UsageError, match="says itself how to measure"):
+    with pytest.raises(clipmerge.UsageError, match="holds these settings itself"):
         clipmerge.plan(*pair, "auto", data=clipmerge.Calibration(source=str(images)), images=5)
     with pytest.raises(clipmerge.RecipeError, match="no option 'alhpa'"):
         clipmerge.plan(*pair, {"method": {"name": "wise-ft", "alhpa": 1}})

@@ -79,7 +79,7 @@ def test_the_measure_is_named_that_takes_one_checkpoint(family: list[Path], imag
         tmp_path / "out",
     ]
     line = refused(clipmerge("merge", *family, *flags))
-    assert "measure path-barrier: takes one fine-tuned checkpoint, and 3 were given" in line
+    assert "measure path-barrier: takes one fine-tuned checkpoint, but 3 were given" in line
     assert "soup-accuracy" in line
 
 

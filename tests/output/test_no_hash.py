@@ -69,11 +69,11 @@ def test_a_plan_without_hashes_takes_its_inputs_as_they_are(pair: Inputs, tmp_pa
     plan.write_text(json.dumps(content))
     ended = clipmerge("apply", plan, "-o", tmp_path / "out", "--format", "json")
     assert ended.code == 0, ended.err
-    assert f"{plan} has no sha256 of {pair[0]} (made with --no-hash): taken as it is" in ended.err
+    assert f"{plan} has no sha256 of {pair[0]} (made with --no-hash): used unchecked" in ended.err
     assert ended.json["zeroshot"] == hashed["zeroshot"]
     content["zeroshot"]["files"] = {"other.safetensors": None}
     plan.write_text(json.dumps(content))
-    assert "is not what the plan was made for" in refused(clipmerge("apply", plan, "-o", tmp_path / "out2"))
+    assert "is not the checkpoint that the plan was made for" in refused(clipmerge("apply", plan, "-o", tmp_path / "out2"))
 
 
 def test_unhashed_weights_are_published_but_no_evaluation_of_them(

@@ -86,7 +86,7 @@ def save_family(folder: Path, *, count: int = 3, change: float = 0.3, blocks: in
 
 
 def save_images(folder: Path, *, each: int = 10, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
-    """Save random PNGs, one subfolder a class; each class has its own mean colour."""
+    """Save random PNGs, one subfolder per class; each class has its own mean colour."""
     rng = np.random.default_rng(seed)
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
