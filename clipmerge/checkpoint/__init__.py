@@ -1,4 +1,4 @@
-"""Where weights come from: opened lazily, checked before anything is computed."""
+"""Checkpoints: opened lazily, and checked before anything is computed."""
 
 from clipmerge.checkpoint.alignment import align_checkpoints
 from clipmerge.checkpoint.inputs import Held, Inputs

@@ -1,8 +1,8 @@
-"""A peft LoRA adapter seen as the checkpoint that it makes of its base, formed tensor by tensor.
+"""A peft LoRA adapter as a full checkpoint: its base with the changes applied, computed tensor by tensor.
 
-theta_1 = theta_0 + scale * B A where the adapter has a pair of factors (with DoRA, each row then brought to its
-trained length), the adapter's own tensor where a module was trained whole, theta_0 elsewhere. It is formed in float32
-(float64 if any input is) and not rounded to the base's dtype, so that a merge rounds once.
+theta_1 is theta_0 + scale * B A if the adapter has a pair of factors for the parameter (with DoRA, each row is then
+scaled to its trained length), the adapter's own tensor if the module was trained whole, and theta_0 otherwise. It is
+computed in float32 (float64 if any input is) and not rounded to the base's dtype, so that a merge rounds once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PREFIX = "base_model.model."
 _FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|B\.bias|embedding_A|embedding_B|magnitude_vector)"
 )
-# peft wraps a module it trains, and older versions name the wrapper
+# peft wraps modules that it trains; in older versions the wrapper has a name
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
 _FIELDS = {
     "A.weight": "down",
@@ -45,13 +45,13 @@ class Change:
     """The part of an adapter for one parameter of its base; each string is a key of the adapter.
 
     Attributes:
-        module: Path of the module, as the adapter spells it.
+        module: Path of the module, as written in the adapter.
         scale: Factor of B A, or of the bias that is added.
-        whole: The tensor that takes the parameter's place before anything is added.
+        whole: The tensor that replaces the parameter before anything is added.
         down: A: (rank, in), (rank, in, height, width), or (rank, entries) of an embedding.
         up: B: (out, rank), (out, rank, 1, 1), or (width, rank) of an embedding.
         added: A trained bias of B, (out,).
-        length: DoRA's magnitude: one per row, of an embedding one per column.
+        length: DoRA's magnitude: one per row, or one per column of an embedding.
         embedding: Whether B A is transposed, as peft does for embeddings.
     """
 
@@ -67,10 +67,10 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted(Checkpoint):
-    """A base checkpoint as an adapter changes it; read like any other.
+    """A base checkpoint changed by an adapter; read like any other checkpoint.
 
     Attributes:
-        base: The checkpoint the adapter was applied to; the side files are its.
+        base: The checkpoint that the adapter is applied to, which has the side files.
         adapter: The adapter's own tensors.
         changes: The adapter's part for each parameter, by the parameter's key.
     """
@@ -81,7 +81,7 @@ class Adapted(Checkpoint):
     _latest: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Form a run of one tensor's elements, rounded to the base's dtype; see `Checkpoint.array`."""
+        """Compute a run of one tensor's elements, rounded to the base's dtype; see `Checkpoint.array`."""
         if key not in self.changes:
             return self.base.array(key, start, stop)
         import torch
@@ -91,15 +91,15 @@ class Adapted(Checkpoint):
         return stored(run)
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Form one tensor, or a run of its elements; see `Checkpoint.tensor`.
+        """Compute one tensor, or a run of its elements; see `Checkpoint.tensor`.
 
-        A tensor is formed whole, whatever part is asked for, so that no bit depends on how it is read; the latest is
-        kept.
+        A tensor is always computed as a whole, so that no bit depends on the part that is read; the last one is
+        cached.
         """
         if key not in self.changes:
             return self.base.tensor(key, start, stop)
         tensor = self._latest.get(key)
-        if tensor is None:  # several threads may come here, each with a key of its own
+        if tensor is None:  # several threads may get here, each with its own key
             with one_thread():
                 tensor = _formed(self, key)
             self._latest.clear()
@@ -107,13 +107,13 @@ class Adapted(Checkpoint):
         return tensor if start == 0 and stop is None else tensor.flatten()[start:stop]
 
     def release(self, key: str) -> None:
-        """Let go of the base's mapped pages; see `Checkpoint.release`."""
+        """Release the base's mapped pages; see `Checkpoint.release`."""
         if key in self.base.entries:
             self.base.release(key)
 
 
 def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
-    """Put an adapter over its base; no weight is read.
+    """Apply an adapter to its base, without reading weights.
 
     Args:
         base: The model the adapter was trained on.
@@ -123,7 +123,7 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
         The changed model; ``source``, ``revision`` and ``files`` are the adapter's, the side files the base's.
 
     Raises:
-        CheckpointError: If the adapter does not fit the base, or holds something whose arithmetic is not known.
+        CheckpointError: If the adapter does not fit the base, or holds tensors whose arithmetic is not known.
     """
     path = adapter.folder / CONFIG
     config = read_adapter_config(path)
@@ -155,16 +155,16 @@ def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
 
 
 def _changes(adapter: Checkpoint, config: AdapterConfig) -> dict[str, Change]:
-    """Sort the adapter's tensors by the parameter they change, named as the model it was trained on names it."""
+    """Group the adapter's tensors by the parameter that they change, named as in the model it was trained on."""
     changes: dict[str, Change] = {}
     for key in adapter.entries:
         name = _WRAPPERS.sub("", f".{key.removeprefix(_PREFIX)}")[1:]
         factor = _FACTOR.fullmatch(name.removesuffix(".weight") if "magnitude" in name else name)
-        if ".attn.base_layer.out_proj." in key:  # peft's forward and its merge_and_unload differ there
-            raise CheckpointError(f"{adapter.source}: LoRA on torch's MultiheadAttention is not read. {MERGE_IT}")
+        if ".attn.base_layer.out_proj." in key:  # peft's forward pass and its merge_and_unload differ there
+            raise CheckpointError(f"{adapter.source}: LoRA on torch's MultiheadAttention is not supported. {MERGE_IT}")
         if factor is None:
             if ".lora_" in name or "." not in name:
-                raise CheckpointError(f"{adapter.source}: tensor {key} is of a kind that clipmerge does not know")
+                raise CheckpointError(f"{adapter.source}: tensor {key} is of an unknown kind")
             changes.setdefault(name, Change(name.rpartition(".")[0])).whole = key
             continue
         module, part = factor["module"], factor["part"]
@@ -186,7 +186,7 @@ def _is_saved(name: str, config: AdapterConfig) -> bool:
 def _keys_in_base(
     base: Checkpoint, adapter: Checkpoint, config: AdapterConfig, changes: dict[str, Change], optional: set[str]
 ) -> dict[str, str]:
-    """Find the base's key for each parameter; the two may stand in differently many wrappers, or in a bare tower."""
+    """Find the base's key for each parameter; the two may be in different numbers of wrappers, or in a bare tower."""
     needed = [name for name in changes if name not in optional] or list(changes)
     candidates = [place for place in _places(base, needed) if all(_key(base, name, *place) for name in needed)]
     candidates = [place for place in candidates if _all_fit(base, adapter, changes, needed, place)] or candidates
@@ -205,7 +205,7 @@ def _keys_in_base(
 
 
 def _places(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
-    """What may stand before the base's keys, and what before the adapter's names, where their ends agree."""
+    """Pairs of possible prefixes of the base's keys and of the adapter's names, for names with the same end."""
     first, parts = names[0], names[0].split(".")
     for skipped in range(len(parts) - 1):
         end = ".".join(parts[skipped:])
@@ -217,7 +217,7 @@ def _places(base: Checkpoint, names: list[str]) -> list[tuple[str, str]]:
 
 
 def _key(base: Checkpoint, name: str, before: str, cut: str) -> str:
-    """The base's key for a name of the adapter; empty when there is none."""
+    """The base's key for a name of the adapter; empty if there is none."""
     if not name.startswith(cut):
         return ""
     key = before + name.removeprefix(cut)
@@ -247,13 +247,13 @@ def _check_shapes(base: Checkpoint, adapter: Checkpoint, key: str, change: Chang
     rank = adapter.entries[change.down].shape[0] if change.down else 0
     if change.down and rank != config.rank_of(change.module):
         raise CheckpointError(
-            f"{adapter.source}: the LoRA of {change.module} has rank {rank}, adapter_config.json says "
+            f"{adapter.source}: the LoRA of {change.module} has rank {rank}, but adapter_config.json says "
             f"{config.rank_of(change.module)}; the scale would be wrong, so get the two files from one place"
         )
 
 
 def _misfit(base: Checkpoint, adapter: Checkpoint, key: str, change: Change) -> str:
-    """Say what does not fit a parameter, in shape or kind; empty when all does."""
+    """Describe a mismatch with a parameter, in shape or kind; empty if everything fits."""
     wanted = base.entries[key].shape
     shapes = {part: adapter.entries[getattr(change, part)].shape for part in _PARTS if getattr(change, part)}
     for part, expected in (("whole", wanted), ("added", wanted)):
@@ -272,7 +272,7 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _product_shape(down: tuple[int, ...], up: tuple[int, ...], embedding: bool) -> tuple[int, ...]:
-    """Shape of B A, kernels flattened; empty when the two cannot be multiplied."""
+    """Shape of B A, with kernels flattened; empty if the two cannot be multiplied."""
     if len(down) < 2 or len(up) < 2 or _flat(up)[1] != down[0]:
         return ()
     rows, columns = up[0], _flat(down)[1]
@@ -280,7 +280,7 @@ def _product_shape(down: tuple[int, ...], up: tuple[int, ...], embedding: bool) 
 
 
 def _formed(adapted: Adapted, key: str) -> Tensor:
-    """theta_1 of one parameter, whole.
+    """theta_1 of one whole parameter.
 
     Source:
         Hu et al. 2021, arXiv:2106.09685; Liu et al. 2024, arXiv:2402.09353 for DoRA.
@@ -304,7 +304,7 @@ def _formed(adapted: Adapted, key: str) -> Tensor:
 
 
 def _lengthened(tensor: Tensor, length: Tensor, axis: int) -> Tensor:
-    """Bring each row (``axis`` 0) or column (1) to its length."""
+    """Scale each row (``axis`` 0) or column (1) to its length."""
     import torch
 
     others = [dimension for dimension in range(tensor.ndim) if dimension != axis]
@@ -315,7 +315,7 @@ def _lengthened(tensor: Tensor, length: Tensor, axis: int) -> Tensor:
 
 
 def _other_base(base: Checkpoint, adapter: Checkpoint, config: AdapterConfig) -> str:
-    """A note when the adapter names another base; empty when it is the same or not said."""
+    """A note if the adapter names another base; empty if it is the same or not recorded."""
     given = base.source.removeprefix("hf://").partition("@")[0]
     same = config.base in ("", given) or local_path(config.base).resolve() == base.folder.resolve()
     if same:

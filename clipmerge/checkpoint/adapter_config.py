@@ -1,7 +1,7 @@
-"""The arithmetic that a peft adapter's configuration asks for; anything else in it is refused.
+"""Read the arithmetic from a peft adapter's configuration, and refuse everything else in it.
 
-An option that is not known here might change what the adapter's tensors mean, so it is refused by name unless it is
-switched off: a wrong task vector would merge without a sign of it.
+An unknown option might change the meaning of the adapter's tensors, so it is refused by name unless it is switched
+off: a wrong task vector would be merged silently.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from clipmerge.files.limits import LONGEST_PATTERN, MOST_CHOICES, MOST_GROUPS, M
 from clipmerge.files.reading import read_json
 
 CONFIG = "adapter_config.json"
-#: Advice for an adapter that is not understood.
+#: Advice for an adapter that is not supported.
 MERGE_IT = (
     "merge it where it was trained, "
     "PeftModel.from_pretrained(BASE, ADAPTER).merge_and_unload().save_pretrained(FOLDER), and give that folder"
 )
-# Options that decide what the tensors mean are handled one by one; these only say how they were trained or are run.
+# Options that affect the meaning of tensors are handled one by one; these only concern training or inference.
 _HARMLESS = frozenset(
     {
         *("alpha_pattern", "lora_alpha", "peft_type", "r", "rank_pattern", "use_dora", "use_rslora"),
         *("bias", "exclude_modules", "layers_pattern", "layers_to_transform", "lora_bias", "modules_to_save"),
         *("corda_config", "eva_config", "init_lora_weights", "lora_dropout", "lora_ga_config", "target_modules"),
         *("auto_mapping", "base_model_name_or_path", "peft_version", "revision", "task_type"),
-        # peft itself takes no notice of it for the Linear, Conv2d and Embedding modules that CLIPs are made of
+        # peft itself ignores it for the Linear, Conv2d and Embedding modules that CLIPs consist of
         "fan_in_fan_out",
         *("ensure_weight_tying", "inference_mode", "megatron_core", "qalora_group_size", "runtime_config"),
     }
 )
-# Starting points that leave the base model's weights alone; others move a part of them into the adapter.
+# Initialisations that do not change the base model's weights; others move a part of them into the adapter.
 _KEEPS_BASE = (True, False, "gaussian", "eva", "mica", "orthogonal")
 
 
@@ -43,12 +43,12 @@ class AdapterConfig:
     """The part of ``adapter_config.json`` that the arithmetic needs.
 
     Attributes:
-        base: Name of the model it was trained on; empty when not recorded.
-        base_class: Class of that model, such as ``CLIPVisionModel``; empty when not recorded.
+        base: Name of the model it was trained on; empty if not recorded.
+        base_class: Class of that model, such as ``CLIPVisionModel``; empty if not recorded.
         rank: Rank of the modules without a pattern.
         alpha: Numerator of the scale, likewise.
-        rank_pattern: Regular expression over module paths to rank.
-        alpha_pattern: The same for alpha.
+        rank_pattern: Ranks by regular expression over module paths.
+        alpha_pattern: Alphas, likewise.
         rslora: Whether the scale is alpha / sqrt(rank) rather than alpha / rank.
         saved: Names of modules that were trained whole.
     """
@@ -63,7 +63,7 @@ class AdapterConfig:
     saved: tuple[str, ...]
 
     def rank_of(self, module: str) -> int:
-        """Rank that the configuration gives a module."""
+        """Rank of a module."""
         return int(_matching(self.rank_pattern, module, self.rank))
 
     def scale_of(self, module: str) -> float:
@@ -78,7 +78,7 @@ class AdapterConfig:
 
 
 def _matching(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """The first pattern that is the module's path or the end of it, as peft matches."""
+    """Value of the first pattern that matches the module's path or the end of it, as in peft."""
     for key, value in pattern.items():
         if re.match(rf"(.*\.)?({key})$", module):
             return value
@@ -95,7 +95,7 @@ def read_adapter_config(path: Path) -> AdapterConfig:
         The settings of the arithmetic.
 
     Raises:
-        CheckpointError: If it is not LoRA, or uses an option whose arithmetic is not known.
+        CheckpointError: If it is not LoRA, or uses an unknown option.
     """
     try:
         data = read_json(path)
@@ -118,19 +118,19 @@ def _refuse_unknown(path: Path, data: dict[str, Any]) -> None:
     start = data.get("init_lora_weights", True)
     if start not in _KEEPS_BASE:
         raise CheckpointError(
-            f"{path}: started with init_lora_weights={start!r}, which changes the base model's weights, so that the "
-            f"adapter does not fit the base as it is published. {MERGE_IT}"
+            f"{path}: started with init_lora_weights={start!r}, which changes the base model's weights, so the "
+            f"adapter does not fit the published base. {MERGE_IT}"
         )
 
 
 def _check_pattern(pattern: str) -> None:
-    """Refuse a regular expression that could take very long: peft writes names of modules, or nearly so."""
+    """Refuse a regular expression that could take very long: peft writes little more than names of modules."""
     plain = re.sub(r"\\.|\[[^\]]*\]", "x", pattern)
     repeats, groups, choices = sum(map(plain.count, "*+?{")), plain.count("("), plain.count("|")
     if len(pattern) > LONGEST_PATTERN or repeats > MOST_REPEATS or groups > MOST_GROUPS or choices > MOST_CHOICES:
-        raise ValueError(f"the pattern {pattern[:80]!r} is longer or more involved than names of modules need")
+        raise ValueError(f"the pattern {pattern[:80]!r} is longer or more complex than names of modules need")
     if re.search(r"\)[*+?{]|\(\?", plain):
-        raise ValueError(f"the pattern {pattern[:80]!r} repeats a group, or looks around")
+        raise ValueError(f"the pattern {pattern[:80]!r} repeats a group, or has a look-around")
     re.compile(pattern)
 
 

@@ -1,4 +1,4 @@
-"""Aligning checkpoints by canonical parameter name, and refusing those that do not fit."""
+"""Align checkpoints by canonical parameter name, and refuse those that do not match."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def align_checkpoints(
     missing: Missing = "error",
     mixed_dtypes: bool = False,
 ) -> Inputs:
-    """Align checkpoints and refuse what does not fit; no weight is read.
+    """Align checkpoints and refuse mismatches, without reading weights.
 
     Args:
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K, at least one.
-        missing: How to treat keys that only one side has; ``error`` lists them.
-        mixed_dtypes: Accept different float dtypes (an output dtype was named).
+        missing: Treatment of keys that only one side has; ``error`` lists them.
+        mixed_dtypes: Accept different float dtypes (because an output dtype was named).
 
     Returns:
         The aligned checkpoints.
 
     Raises:
-        CheckpointError: The first thing that does not fit, in one line.
+        CheckpointError: The first mismatch, in one line.
     """
     inputs = align(zeroshot, finetuned, missing=missing)
     for problem in find_mismatches(inputs, missing=missing, mixed_dtypes=mixed_dtypes):
@@ -39,18 +39,18 @@ def align_checkpoints(
 
 
 def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error") -> Inputs:
-    """Match keys by canonical name, without judging whether the checkpoints fit.
+    """Match keys by canonical name, without checking for mismatches.
 
     Args:
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K, at least one.
-        missing: As in `align_checkpoints`.
+        missing: See `align_checkpoints`.
 
     Returns:
         The aligned checkpoints.
 
     Raises:
-        CheckpointError: If a checkpoint is of no known family, or they are of several.
+        CheckpointError: If the family of a checkpoint is not known, or they are of different families.
     """
     zeroshot, finetuned = in_one_layout(zeroshot, finetuned)
     checkpoints = (zeroshot, *finetuned)
@@ -74,7 +74,7 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
 
 
 def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
-    """The family of all; the first config decides for those without one whose keys it fits as well."""
+    """The common family; checkpoints without a config take the first one's if their keys match it."""
     families = [_family(checkpoint) for checkpoint in checkpoints]
     decided = (family for family, one in zip(families, checkpoints, strict=True) if one.config is not None)
     first = next(decided, families[0])

@@ -1,4 +1,4 @@
-"""Aligned checkpoints compared: mismatches that forbid a merge, and notes for the user."""
+"""Compare aligned checkpoints: mismatches that prevent a merge, and notes for the user."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text"
 
 
 def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
-    """List the mismatches that keep checkpoints from being merged, most telling first, one line each.
+    """List the mismatches that prevent a merge, most informative first, one line each.
 
     Args:
         inputs: Aligned checkpoints.
-        missing: As in `clipmerge.checkpoint.alignment.align_checkpoints`.
-        mixed_dtypes: As in `clipmerge.checkpoint.alignment.align_checkpoints`.
+        missing: See `clipmerge.checkpoint.alignment.align_checkpoints`.
+        mixed_dtypes: See `clipmerge.checkpoint.alignment.align_checkpoints`.
 
     Returns:
-        Messages; empty when everything fits.
+        Messages; empty if everything matches.
     """
     problems = _tower_mismatch(inputs) + _several_heads(inputs)
     for which, checkpoint in enumerate([] if problems else inputs.finetuned):
@@ -41,7 +41,7 @@ def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes:
             problems += _field_mismatch(
                 inputs, which, "dtype", lambda entry: DTYPES[entry.dtype][0], " Or name one with `--dtype`."
             )
-    # a scale and a bias have the same names in many models
+    # names of scales and biases are the same in many models
     if not problems and not any(inputs.merges(name) for name in inputs.zeroshot_keys if "." in inputs.layer_of[name]):
         problems.append(
             f"{inputs.finetuned[0].source}: has no weight in common with {inputs.zeroshot.source}, so there is nothing "
@@ -125,7 +125,7 @@ def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], 
 
 
 def notes_on(inputs: Inputs) -> list[str]:
-    """List the parameters that are not simply merged: that stay, are copied, or are left out; one line each.
+    """Describe the parameters that are not simply merged (kept, copied or left out), one line each.
 
     Args:
         inputs: Aligned checkpoints.
@@ -138,8 +138,8 @@ def notes_on(inputs: Inputs) -> list[str]:
         )
     elif inputs.keeps_head:
         notes.append(
-            "the fine-tuned checkpoint is a classifier: its head is kept as it is, and the output is a classifier too, "
-            "without what the zero-shot model has beside it (`--set missing=keep-zeroshot` writes the whole zero-shot "
+            "the fine-tuned checkpoint is a classifier: its head is kept unchanged, and the output is a classifier "
+            "too, without the rest of the zero-shot model (`--set missing=keep-zeroshot` writes the whole zero-shot "
             "model with the merged tower instead)"
         )
     elif inputs.is_partial:
@@ -154,7 +154,7 @@ def notes_on(inputs: Inputs) -> list[str]:
 
 
 def _what_some_lack(inputs: Inputs) -> list[str]:
-    """Say what becomes of parameters that some of several fine-tuned checkpoints have and others do not."""
+    """Describe the treatment of parameters that only some of several fine-tuned checkpoints have."""
     if inputs.missing == "error" or len(inputs.finetuned) < 2:
         return []
     ours, first, several = inputs.zeroshot_keys, inputs.finetuned_keys[0], inputs.finetuned_keys
@@ -165,25 +165,25 @@ def _what_some_lack(inputs: Inputs) -> list[str]:
     notes = []
     if stay := [name for name in some if name in first or not drops]:
         notes.append(
-            f"{len(stay)} parameters stay zero-shot, as not every fine-tuned checkpoint has them: {shorten(stay)}"
+            f"{len(stay)} parameters stay zero-shot because some fine-tuned checkpoints lack them: {shorten(stay)}"
         )
     lost = [name for name in some if name not in first] if drops else []
     lost += [name for name in names if name not in ours and name not in first] if keeps_finetuned else []
     if lost:
         notes.append(
-            f"{len(lost)} parameters are left out, as {inputs.finetuned[0].source}, the first of the fine-tuned "
-            f"checkpoints, lacks them: {shorten(lost)}"
+            f"{len(lost)} parameters are left out because {inputs.finetuned[0].source}, the first fine-tuned "
+            f"checkpoint, lacks them: {shorten(lost)}"
         )
     if keeps_finetuned and (extra := [name for name in first if name not in ours and not is_incidental(name)]):
         notes.append(
-            f"{len(extra)} parameters that the zero-shot checkpoint lacks are those of {inputs.finetuned[0].source}, "
-            f"the first of the fine-tuned checkpoints, and not averaged: {shorten(extra)}"
+            f"{len(extra)} parameters that the zero-shot checkpoint lacks are copied from "
+            f"{inputs.finetuned[0].source}, the first fine-tuned checkpoint, not averaged: {shorten(extra)}"
         )
     return notes
 
 
 def is_incidental(name: str) -> bool:
-    """Whether a tensor is positions or a counter, which may stand in one file and not in the other of one model.
+    """Whether a tensor holds position ids or a counter, which may be missing from some files of the same model.
 
     Args:
         name: Canonical name.

@@ -1,4 +1,4 @@
-"""A checkpoint in the other library's layout: names and shapes at once, each tensor formed when it is asked for."""
+"""A checkpoint in the other library's layout: names and shapes at once, tensors computed on demand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
 
 @dataclass(frozen=True)
 class _Formed:
-    """How a tensor is formed: from which of the file's, and a function for a run of its elements."""
+    """Construction of a tensor: the file's tensors it is made from, and a function for a run of its elements."""
 
     keys: tuple[str, ...]
     run: Callable[[int, int], Array]
@@ -35,36 +35,36 @@ class _Formed:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedCheckpoint(Checkpoint):
-    """A checkpoint seen in the other layout; reads from its files, holds no tensor.
+    """A view of a checkpoint in the other layout, which reads from its files and holds no tensors.
 
     Attributes:
-        original: The checkpoint as it is.
-        forms: How each tensor is formed, by key.
+        original: The checkpoint in its own layout.
+        forms: Construction of each tensor, by key.
     """
 
     original: Checkpoint
     forms: dict[str, _Formed] = field(repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Form a run of one tensor's elements; see `Checkpoint.array`."""
+        """Compute a run of one tensor's elements; see `Checkpoint.array`."""
         return self.forms[key].run(start, self.entries[key].size if stop is None else stop)
 
     def release(self, key: str) -> None:
-        """Let go of the mapped pages a tensor was formed from."""
+        """Release the mapped pages that a tensor was made from."""
         for each in self.forms[key].keys:
             self.original.release(each)
 
 
 def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
-    """Show a plain ViT CLIP in the other library's layout; no weight is read.
+    """View a plain ViT CLIP in the other library's layout, without reading weights.
 
     Args:
-        checkpoint: Opened, in either layout.
+        checkpoint: Checkpoint in either layout.
         to: The layout wanted.
-        text_prefix: ``text.`` for an OpenCLIP layout that keeps its text tower apart (``CustomTextCLIP``).
+        text_prefix: ``text.`` for an OpenCLIP layout with a separate text tower (``CustomTextCLIP``).
 
     Returns:
-        The same source, revision and files under the other names; itself when it has that layout already.
+        The same source, revision and files with the other names; the checkpoint itself if it has that layout already.
 
     Raises:
         CheckpointError: If a tensor or a setting has no counterpart, or config and weights contradict each other.
@@ -90,17 +90,17 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
 
 
 def in_one_layout(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
-    """Show every checkpoint in the layout of the first fine-tuned one, if some are OpenCLIP's and some transformers'.
+    """View every checkpoint in the layout of the first fine-tuned one, if some are OpenCLIP's and some transformers'.
 
     Args:
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K, at least one.
 
     Returns:
-        The same, converted where need be; the note of a converted one says so.
+        The checkpoints, converted if necessary; the note of a converted one says so.
 
     Raises:
-        CheckpointError: If one that needs it cannot be converted.
+        CheckpointError: If one cannot be converted.
     """
     wanted = layout_of(finetuned[0].entries)
     prefix = "text." if any(key.endswith("text.ln_final.weight") for key in finetuned[0].entries) else ""
@@ -108,7 +108,7 @@ def in_one_layout(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> tuple[Ch
     for each in (zeroshot, *finetuned):
         converted = convert_checkpoint(each, wanted, text_prefix=prefix)
         if converted is not each:
-            note = f"{each.source}: is converted to the layout of {wanted} by the way, like {finetuned[0].source}"
+            note = f"{each.source}: is converted to the layout of {wanted}, like {finetuned[0].source}"
             converted = replace(converted, note=f"{each.note}; {note}" if each.note else note)
         shown.append(converted)
     return shown[0], shown[1:]
@@ -129,7 +129,7 @@ def _convert_config(checkpoint: Checkpoint, to: Layout, prefix: str) -> dict[str
 
 
 def _config_file(to: Layout) -> str:
-    """Name of the configuration that is converted."""
+    """File name of the configuration to convert."""
     return OPEN_CLIP_CONFIG if to == "transformers" else "config.json"
 
 
@@ -140,7 +140,7 @@ def _check_config(
     entries: dict[str, TensorEntry],
     to: Layout,
 ) -> None:
-    """Compare configuration and weights in transformers' layout, whichever of the two sides that is."""
+    """Compare configuration and weights in transformers' layout, on whichever side that is."""
     if config is None:
         return
     if to == "open-clip":
@@ -156,7 +156,7 @@ def _unstack(
     entries: dict[str, TensorEntry],
     forms: dict[str, _Formed],
 ) -> None:
-    """Enter one OpenCLIP tensor's counterpart in transformers' layout."""
+    """Add the counterpart of one OpenCLIP tensor in transformers' layout."""
     key = plain[match.open_clip]
     entry = checkpoint.entries[key]
     if len(match.transformers) == 1:
@@ -165,7 +165,9 @@ def _unstack(
         return
     parts = len(match.transformers)
     if not entry.shape or entry.shape[0] % parts:
-        raise CheckpointError(f"{match.open_clip} has shape {entry.shape}, which is no stack of query, key and value")
+        raise CheckpointError(
+            f"{match.open_clip} has shape {entry.shape}, which is not a stack of query, key and value"
+        )
     shape = (entry.shape[0] // parts, *entry.shape[1:])
     for place, name in enumerate(match.transformers):
         entries[name] = _entry(entry, shape)
@@ -179,7 +181,7 @@ def _stack(
     entries: dict[str, TensorEntry],
     forms: dict[str, _Formed],
 ) -> None:
-    """Enter the OpenCLIP tensor that one or three tensors of transformers' layout are."""
+    """Add the OpenCLIP counterpart of one or three tensors in transformers' layout."""
     name = match.open_clip
     keys = [plain[each] for each in match.transformers]
     if len(keys) == 1:
@@ -193,7 +195,7 @@ def _stack(
 
 
 def _lone(checkpoint: Checkpoint, key: str, match: Match, *, scalar: bool) -> tuple[TensorEntry, _Formed]:
-    """A tensor that is one in both layouts: the same, its transpose, or one number with or without a dimension."""
+    """A tensor with one counterpart: the same, its transpose, or a scalar with or without a dimension."""
     entry = checkpoint.entries[key]
     same = _Formed((key,), partial(checkpoint.array, key))
     if scalar and entry.size == 1:
@@ -206,7 +208,7 @@ def _lone(checkpoint: Checkpoint, key: str, match: Match, *, scalar: bool) -> tu
 
 
 def _entry(entry: TensorEntry, shape: tuple[int, ...]) -> TensorEntry:
-    """An entry for a tensor that lies nowhere; its bytes count from 0."""
+    """An entry for a tensor that is in no file; its bytes start at 0."""
     return replace(entry, shape=shape, begin=0, end=math.prod(shape) * DTYPES[entry.dtype][1])
 
 
@@ -215,7 +217,7 @@ def _run_at(checkpoint: Checkpoint, key: str, offset: int, start: int, stop: int
 
 
 def _run_across(checkpoint: Checkpoint, keys: list[str], size: int, start: int, stop: int) -> Array:
-    """Elements ``start`` to ``stop`` of tensors of one size laid end to end."""
+    """Elements ``start`` to ``stop`` of the concatenation of tensors of equal size."""
     pieces = []
     for place, key in enumerate(keys):
         begin, end = max(start - place * size, 0), min(stop - place * size, size)
@@ -225,7 +227,7 @@ def _run_across(checkpoint: Checkpoint, keys: list[str], size: int, start: int, 
 
 
 def _run_of_transpose(checkpoint: Checkpoint, key: str, start: int, stop: int) -> Array:
-    """Elements of a transpose: only the rows of the result that hold them are formed."""
+    """Elements of a transpose; only the rows of the result that hold them are computed."""
     rows, _ = shape = checkpoint.entries[key].shape
     first, last = start // rows, -(-stop // rows)
     formed = checkpoint.array(key).reshape(shape).T[first:last].flatten()

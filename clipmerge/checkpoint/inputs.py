@@ -1,4 +1,4 @@
-"""Two or more checkpoints side by side: which of their keys are the same parameter, and the form of the output."""
+"""Two or more aligned checkpoints: their keys by parameter, and the form of the output."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Inputs:
         zeroshot_keys: Keys in the zero-shot file by canonical name, in the file's order.
         finetuned_keys: The same for each fine-tuned file.
         tower: The towers that the fine-tuned checkpoints hold: ``full``, ``vision`` or ``text``.
-        missing: What happens to keys that only one side has.
+        missing: Treatment of keys that only one side has.
         notes: Notes for the user, one line each.
     """
 
@@ -48,12 +48,12 @@ class Inputs:
 
     @cached_property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Canonical parameter names by layer, in network order; everything the zero-shot file holds."""
+        """Canonical parameter names by layer, in network order; all parameters of the zero-shot file."""
         return self.family.group(self.zeroshot_keys)
 
     @cached_property
     def layer_of(self) -> dict[str, str]:
-        """Layers by canonical name, whichever checkpoint holds the parameter."""
+        """Layers by canonical name, for the parameters of all checkpoints."""
         names = dict.fromkeys(name for keys in (self.zeroshot_keys, *self.finetuned_keys) for name in keys)
         return self.family.layers_of(name for name in names if self.family.knows(name))
 
@@ -64,7 +64,7 @@ class Inputs:
 
     @property
     def folders(self) -> set[Path]:
-        """Folders that hold files of the checkpoints; an adapter's side files are not beside its weights."""
+        """Folders with files of the checkpoints (an adapter's side files are not beside its weights)."""
         checkpoints = (self.zeroshot, *self.finetuned)
         return {one.folder for one in checkpoints} | {file.parent for one in checkpoints for file in one.files}
 
@@ -80,9 +80,9 @@ class Inputs:
 
     @cached_property
     def keeps_head(self) -> bool:
-        """Whether only the fine-tuned checkpoints have a classifier: the output has it too, and their one tower.
+        """Whether only the fine-tuned checkpoints are classifiers; the output then has their head and their tower.
 
-        A head that was built for the zero-shot checkpoint does not count as its own.
+        A head that was built for the zero-shot checkpoint does not count.
         """
         own = HEAD in self.layers and not self.has_built_head
         if self.tower == "full" or self.missing == "keep-zeroshot" or own:
@@ -111,7 +111,7 @@ class Inputs:
 
     @cached_property
     def output_keys(self) -> dict[str, str]:
-        """Keys in the output by canonical name: spelled as in `form`, without a wrapper's prefix."""
+        """Keys in the output by canonical name: those of `form`, without a wrapper's prefix."""
         files = ((self.finetuned[0], self.finetuned_keys[0]), (self.zeroshot, self.zeroshot_keys))
         keys: dict[str, str] = {}
         for checkpoint, names in (*files, (self.form, self.form_keys)):
@@ -120,7 +120,7 @@ class Inputs:
         return keys
 
     def expects(self, name: str) -> bool:
-        """Whether the fine-tuned checkpoints, if they are one tower of the model, must hold a zero-shot parameter."""
+        """Whether the fine-tuned checkpoints must hold a zero-shot parameter, even if they are one tower."""
         if not self.is_partial or self.layer_of[name] == HEAD:
             return True
         tower, _, rest = self.layer_of[name].partition(".")
@@ -139,7 +139,7 @@ class Inputs:
 
     @property
     def merged_layers(self) -> dict[str, tuple[str, ...]]:
-        """Mergeable parameters by layer, network order; layers without one are left out."""
+        """Mergeable parameters by layer, in network order, without empty layers."""
         merged = {layer: tuple(filter(self.merges, names)) for layer, names in self.layers.items()}
         return {layer: names for layer, names in merged.items() if names}
 
@@ -152,16 +152,16 @@ class Inputs:
         return self.finetuned[which].tensor(self.finetuned_keys[which][name], start, stop)
 
     def entries(self, name: str) -> list[TensorEntry]:
-        """Where a tensor lies: in the zero-shot checkpoint, then in the fine-tuned ones that have it."""
+        """Entries of a tensor: in the zero-shot checkpoint, then in the fine-tuned ones that have it."""
         return [checkpoint.entries[key] for checkpoint, key in self.holders(name)]
 
     def arrays(self, name: str, start: int, stop: int) -> tuple[Array, list[Array]]:
-        """Map a run of a tensor's elements: zero-shot, and of the fine-tuned that have it; see `Checkpoint.array`."""
+        """Map a run of a tensor's elements: zero-shot, and fine-tuned ones that have it; see `Checkpoint.array`."""
         theta_0, *finetuned = (checkpoint.array(key, start, stop) for checkpoint, key in self.holders(name))
         return theta_0, finetuned
 
     def release(self, name: str) -> None:
-        """Let go of a tensor's mapped pages in every checkpoint; see `Checkpoint.release`."""
+        """Release a tensor's mapped pages in every checkpoint; see `Checkpoint.release`."""
         for checkpoint, key in self.holders(name):
             checkpoint.release(key)
 

@@ -1,4 +1,4 @@
-"""Open a checkpoint: a folder, a file, a sharded index, a Hub id; an adapter is put over its base."""
+"""Open a checkpoint: a folder, a file, an index of shards or a Hub id; an adapter is applied to its base."""
 
 from __future__ import annotations
 
@@ -24,40 +24,40 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter_model.safetensors"
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
-# names of weight files before safetensors; any other pickle in a folder may be anything
+# names of weight files before safetensors; other pickles in a folder may hold anything
 _PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", "adapter_model.bin")
 
 
 def open_checkpoint(source: str, *, base: Checkpoint | None = None) -> Checkpoint:
-    """Open a checkpoint and check its headers; no weight is read.
+    """Open a checkpoint and check its headers, without reading weights.
 
     Args:
         source: A folder, a ``.safetensors``, ``.pt`` or ``.bin`` file, the index of shards, ``org/name``,
-            ``org/name@revision`` or ``hf://org/name@revision``. What exists on disk wins over a Hub id.
+            ``org/name@revision`` or ``hf://org/name@revision``. A local path takes precedence over a Hub id.
         base: The base of a peft adapter; without it an adapter is refused.
 
     Returns:
         The checkpoint.
 
     Raises:
-        CheckpointError: If there is nothing there, or it cannot be read safely.
+        CheckpointError: If it does not exist, or cannot be read safely.
         HubError: If the Hub refuses or cannot be reached.
     """
     if not source.strip():
-        raise CheckpointError("an empty name is no checkpoint; is a variable of your shell unset?")
+        raise CheckpointError("the name of the checkpoint is empty; is a variable of your shell unset?")
     opened = _open(source)
     if not _is_adapter(opened.files[0]):
         return opened
     if base is None:
         raise CheckpointError(
-            f"{source}: is a peft adapter, which changes a base model and is none itself; make a full checkpoint "
-            f"of both with `clipmerge merge BASE {source} --recipe wise-ft --set method.alpha=1 --output DIR`"
+            f"{source}: is a peft adapter, not a full model; make a checkpoint from it "
+            f"and its base with `clipmerge merge BASE {source} --recipe wise-ft --set method.alpha=1 --output DIR`"
         )
     return adapt(base, opened)
 
 
 def _is_adapter(file: Path) -> bool:
-    """Whether a weight file is a peft adapter's, by the name that peft gives it."""
+    """Whether a weight file is a peft adapter's, by the name given by peft."""
     return file.stem == Path(ADAPTER).stem
 
 
@@ -104,7 +104,7 @@ def _open_folder(source: str, folder: Path, *, revision: str | None = None, note
 
 
 def _present(source: str, folder: Path, names: tuple[str, ...]) -> list[str]:
-    """Those of the names that are there; where none is, one that was there once is not passed over for another kind."""
+    """The names that exist; if none does, a dead link is an error instead of a reason to try another kind of file."""
     present = [name for name in names if (folder / name).exists()]
     for name in () if present else names:
         _refuse_dead_link(folder / name, f"{source}: {name}")
@@ -112,7 +112,7 @@ def _present(source: str, folder: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def _refuse_dead_link(path: Path, shown: str) -> None:
-    """Refuse a link whose file was deleted, as those of a Hub cache that was cleared are."""
+    """Refuse a link whose file was deleted, such as a link into a Hub cache that was cleared."""
     if path.is_symlink() and not path.exists():
         raise CheckpointError(f"{shown} is a link to a file that is gone; download it again")
 
@@ -160,7 +160,7 @@ def _open_index(source: str, index: Path, *, revision: str | None = None, note: 
             stored, _ = read_header(file)
         twice = stored.keys() & entries.keys()
         if twice:
-            raise CheckpointError(f"{index}: key '{min(twice)}' stands in two shards, the second is {file.name}")
+            raise CheckpointError(f"{index}: key '{min(twice)}' is in two shards, the second is {file.name}")
         entries.update(stored)
     _check_index(index, weight_map, entries)
     return _checkpoint(source, revision, files, entries, tensors, sharded=True, note=note)
@@ -207,7 +207,7 @@ def _check_index(index: Path, weight_map: dict[str, str], entries: dict[str, Ten
 
 
 def _config(folder: Path, keys: Iterable[str]) -> dict[str, Any] | None:
-    """What describes the weights: folders on the Hub may hold both layouts and both configurations."""
+    """The configuration that fits the weights: folders on the Hub may hold both layouts and both configurations."""
     name = OPEN_CLIP_CONFIG if layout_of(keys) == "open-clip" else "config.json"
     _refuse_dead_link(folder / name, str(folder / name))
     return read_side_json(folder, name)

@@ -1,7 +1,7 @@
-"""A file that torch.save wrote, looked at before torch is: what its pickle would make without a tensor's bytes.
+"""Check a file written by torch.save before torch reads it: how much would its pickle create beside the tensors?
 
-Nothing in it can run, but torch does as a pickle says: it inflates a compressed one, makes a ``bytearray`` of any size,
-and repeats what was memorised.
+No code in it can run, but torch follows the pickle: it inflates a compressed one, makes a ``bytearray`` of any size,
+and repeats memorised values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_pickle(file: Path) -> None:
         if is_zip:
             _check_archive(file, content)
         else:
-            for _ in range(4):  # before torch 1.6, four pickles stood before the tensors
+            for _ in range(4):  # before torch 1.6, four pickles preceded the tensors
                 if not _check_calls(file, content):
                     break
 
@@ -46,7 +46,9 @@ def _check_archive(file: Path, content: IO[bytes]) -> None:
     try:
         archive = zipfile.ZipFile(content)
         for member in archive.infolist():
-            if member.filename.split("/")[1:2] == ["code"]:  # of TorchScript, which torch refuses before it reads this
+            if member.filename.split("/")[1:2] == [
+                "code"
+            ]:  # part of TorchScript, which torch refuses before reading it
                 continue
             if member.compress_type != zipfile.ZIP_STORED:
                 raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
@@ -56,11 +58,11 @@ def _check_archive(file: Path, content: IO[bytes]) -> None:
                 raise CheckpointError(f"{file}: its pickle is larger than {told_size(LARGEST_PICKLE)}; save it again")
             _check_calls(file, io.BytesIO(archive.read(member)))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error):
-        return  # torch says what is wrong with it
+        return  # torch explains the fault
 
 
 def _directory_size(content: IO[bytes]) -> int:
-    """Bytes of a zip's list of members, as its end says; zipfile reads it whole."""
+    """Size in bytes of a zip's list of members, as stated at its end; zipfile reads the whole list."""
     size = content.seek(0, io.SEEK_END)
     content.seek(max(0, size - _LONGEST_END))
     tail = content.read(_LONGEST_END)
@@ -73,7 +75,7 @@ def _directory_size(content: IO[bytes]) -> int:
 
 
 def _check_calls(file: Path, content: IO[bytes]) -> bool:
-    """Walk one pickle; False where it is none."""
+    """Walk one pickle; returns False if it is not one."""
     texts: list[str] = ["", ""]
     try:
         for operation, argument, position in pickletools.genops(content):
@@ -84,7 +86,7 @@ def _check_calls(file: Path, content: IO[bytes]) -> bool:
                 break
         else:
             return True
-    except Exception:  # a damaged pickle can raise anything; torch says what is wrong with it
+    except Exception:  # a damaged pickle can raise anything; torch explains the fault
         return False
     raise CheckpointError(
         f"{file}: its pickle {reason}; save the state_dict alone: torch.save(model.state_dict(), FILE)"
@@ -92,7 +94,7 @@ def _check_calls(file: Path, content: IO[bytes]) -> bool:
 
 
 def _objection(operation: str, argument: object, position: int, texts: list[str]) -> str:
-    """What speaks against an operation; empty where nothing does."""
+    """Objection to an operation of a pickle; empty if it is allowed."""
     if position > LARGEST_PICKLE:
         return f"is larger than {told_size(LARGEST_PICKLE)}"
     called = str(argument).rpartition(" ")[2] if operation == "GLOBAL" else texts[1]

@@ -1,6 +1,6 @@
-"""A model on the Hub seen by its headers, so that a pair that does not fit costs no gigabytes.
+"""Preview a model on the Hub by its headers, so that a pair that does not match is refused without a download.
 
-Only models that are not in the cache are previewed; names, shapes and dtypes come from range requests, the
+Only models that are not in the cache are previewed. Names, shapes and dtypes come from range requests, the
 configuration from its file. A previewed checkpoint has no weights to read.
 """
 
@@ -20,7 +20,7 @@ from clipmerge.files.safetensors import DTYPES, FLOATS, TensorEntry
 from clipmerge.files.side_files import read_side_json
 from clipmerge.planning.choices import Missing
 
-# Files of weights that can be compared as they are, and what describes them.
+# Weight files that can be compared by their headers, and the configurations that describe them.
 _CONFIGS = {
     "model.safetensors": "config.json",
     "model.safetensors.index.json": "config.json",
@@ -32,11 +32,11 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
     """Describe a model on the Hub without its weights.
 
     Args:
-        source: As `open_checkpoint` takes it.
+        source: See `open_checkpoint`.
 
     Returns:
-        A checkpoint that cannot be read from; ``None`` where there is nothing to save: the source is on disk, its
-        weights are in the cache, the Hub is not asked, or they are of a kind that must be opened to be understood.
+        A checkpoint without readable weights; ``None`` if a preview is useless or impossible: the source is on disk,
+        its weights are in the cache, offline mode is set, or their format must be opened to be understood.
 
     Raises:
         CheckpointError: If the model has no weights that can be used.
@@ -71,16 +71,16 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
 def compare_before_download(
     zeroshot: str, finetuned: Sequence[str], *, missing: Missing = "error", mixed_dtypes: bool = False
 ) -> None:
-    """Refuse checkpoints that do not fit, before the weights of any of them are downloaded.
+    """Refuse checkpoints that do not match, before any weights are downloaded.
 
     Args:
         zeroshot: Source of theta_0.
         finetuned: Sources of theta_1 ... theta_K.
-        missing: As in `align_checkpoints`.
-        mixed_dtypes: As in `align_checkpoints`.
+        missing: See `align_checkpoints`.
+        mixed_dtypes: See `align_checkpoints`.
 
     Raises:
-        CheckpointError: The first thing that does not fit, in one line.
+        CheckpointError: The first mismatch, in one line.
         HubError: If the Hub refuses or cannot be reached.
     """
     previews = [preview_checkpoint(source) for source in (zeroshot, *finetuned)]

@@ -1,4 +1,4 @@
-"""Checkpoints whose tensors are codes, not weights: told apart by name, and refused."""
+"""Recognise quantised checkpoints, whose tensors are codes instead of weights, by names, and refuse them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from clipmerge.errors import CheckpointError
 
-# Names that each library adds beside, or writes in the place of, a module's weight.
+# Names that each library adds to a module's weight, or uses instead of it.
 _MARKS = (
     (r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|\.quant_state\.", "bitsandbytes"),
     (r"\.(?:qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
@@ -19,15 +19,15 @@ _MARKS = (
 
 
 def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | None) -> None:
-    """Refuse a checkpoint that was quantised: averages of codes mean nothing.
+    """Refuse a quantised checkpoint, because averages of codes are meaningless.
 
     Args:
         source: The source as the user wrote it, for the message.
         keys: Keys in the file.
-        config: What describes the model.
+        config: The model's configuration.
 
     Raises:
-        CheckpointError: If the configuration says so, or a key is one that only quantisation leaves.
+        CheckpointError: If the configuration says so, or a key is typical of quantisation.
     """
     keys = list(keys)
     settings = (config or {}).get("quantization_config")

@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-#: OpenCLIP's name for its weights, the one that is written; and an older one.
+#: OpenCLIP's names for its weights: the current one, which is written, and an older one.
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint, opened: names, shapes and dtypes are known, no weight has been read.
+    """One opened checkpoint: names, shapes and dtypes are known, weights have not been read.
 
     Attributes:
         source: The source as the user wrote it.
         revision: Commit sha for a Hub id, else ``None``.
         folder: Folder with the side files (config, processor, tokenizer).
-        files: Weight files; several when sharded.
-        entries: Key in the file to where the tensor lies.
+        files: Weight files; several if sharded.
+        entries: Place of each tensor, by key in the file.
         config: The parsed ``config.json``, or ``open_clip_config.json`` for weights in OpenCLIP's layout; ``None``
-            when a bare file stands without one.
-        note: Something the user should know about where the weights came from, such as an offline copy.
+            for a bare file without one.
+        note: Note for the user about the origin of the weights, such as an offline copy.
     """
 
     source: str
@@ -55,7 +55,7 @@ class Checkpoint:
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Map a run of one tensor's elements as they are stored, without copying and without torch.
+        """Map a run of one tensor's stored elements, without copying and without torch.
 
         Args:
             key: Key in the file.
@@ -63,7 +63,7 @@ class Checkpoint:
             stop: One past the last element; ``None`` for the end.
 
         Returns:
-            1-D; bfloat16 as its bits, uint16. It is a view of the file, and read-only.
+            1-D; bfloat16 as its bits, uint16. It is a read-only view of the file.
         """
         entry = self.entries[key]
         dtype = np.dtype(STORED[entry.dtype])
@@ -72,7 +72,7 @@ class Checkpoint:
             return np.empty(0, dtype)
         offset = entry.begin + start * dtype.itemsize
         view = np.frombuffer(self._map(entry.file), dtype, count=stop - start, offset=offset)
-        # a header that is not padded leaves tensors unaligned
+        # tensors are unaligned if the header is not padded
         return view if view.flags.aligned else view.copy()
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
@@ -84,8 +84,7 @@ class Checkpoint:
             stop: One past the last element; ``None`` for the end.
 
         Returns:
-            The tensor in its own shape, or 1-D when a run was asked for. It is a view of the file: never write
-            to it.
+            The tensor in its own shape, or 1-D for a run. It is a view of the file: never write to it.
         """
         torch = _torch_for_views()
         entry = self.entries[key]
@@ -93,7 +92,7 @@ class Checkpoint:
         return view.view(entry.shape) if start == 0 and stop is None else view
 
     def release(self, key: str) -> None:
-        """Let go of a tensor's mapped pages; whoever reads it again gets them back from the system.
+        """Release a tensor's mapped pages; the system maps them again if the tensor is read again.
 
         Args:
             key: Key in the file.
@@ -109,7 +108,7 @@ class Checkpoint:
             try:
                 with file.open("rb") as handle:
                     self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # ValueError: it is empty by now
+            except (OSError, ValueError) as error:  # ValueError: it is now empty
                 require_unchanged([file])
                 raise CheckpointError(f"{file}: cannot be read any more ({error})") from None
             require_unchanged([file])
@@ -118,24 +117,24 @@ class Checkpoint:
 
     @property
     def hashes(self) -> dict[str, str]:
-        """Name of each weight file to its sha256; read once, the files of a sharded checkpoint side by side."""
-        # a cached_property would let one checkpoint wait for the other: until Python 3.12 all instances share its lock
+        """sha256 by name of weight file; read once, the files of a sharded checkpoint in parallel."""
+        # until Python 3.12 all instances share the lock of a cached_property, so one checkpoint would wait for another
         if not self._hashes:
             require_unchanged(self.files)
             with ThreadPoolExecutor(max_workers=2) as pool:
                 names = [file.name for file in self.files]
                 try:
                     self._hashes.update(zip(names, pool.map(remembered_sha256, self.files), strict=True))
-                except (OSError, ValueError) as error:  # ValueError: shorter than it was a moment ago
+                except (OSError, ValueError) as error:  # ValueError: shorter than when it was opened
                     require_unchanged(self.files)
                     raise CheckpointError(f"{self.source}: cannot be read any more ({error})") from None
         return self._hashes
 
     def provenance(self, *, hashed: bool = True) -> dict[str, Any]:
-        """Say what this checkpoint is, for records: ``{source, revision, files: {name: sha256, or None unhashed}}``.
+        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256, or None if unhashed}}``.
 
         Raises:
-            CheckpointError: If a file of weights changed since it was opened.
+            CheckpointError: If a weight file changed after it was opened.
         """
         files = self.hashes if hashed else dict.fromkeys(file.name for file in self.files)
         require_unchanged(self.files)
@@ -149,9 +148,9 @@ class Checkpoint:
 
 @cache
 def _torch_for_views() -> Any:
-    """Import torch and trigger, unheard, its once-per-process warning that a view of an array is read-only.
+    """Import torch and silently trigger its once-per-process warning that a view of an array is read-only.
 
-    The maps are, and so is every use of the views. Filters of warnings are no business of threads.
+    The maps are read-only, and so is every use of the views. Warning filters must not be changed in threads.
     """
     import torch
 
@@ -162,7 +161,7 @@ def _torch_for_views() -> Any:
 
 
 def stored(values: Tensor) -> Array:
-    """View a tensor as `Checkpoint.array` gives it: 1-D, bfloat16 as its bits.
+    """View a tensor in the form of `Checkpoint.array`: 1-D, bfloat16 as its bits.
 
     Args:
         values: 1-D, contiguous, on the CPU.

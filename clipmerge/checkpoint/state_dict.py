@@ -1,7 +1,7 @@
-"""PyTorch's own files, ``.bin`` and ``.pt``: tensors only, mapped, never run.
+"""PyTorch's own files, ``.bin`` and ``.pt``: only tensors are read, memory-mapped, and no code is run.
 
 ``torch.load(weights_only=True)`` builds tensors and plain containers and refuses everything else, so nothing in a file
-can run. Anything in a file besides weights (an optimiser, an epoch) is not read.
+can run. Other content of a file (an optimiser, an epoch) is ignored.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
-# Where training scripts put the model's own weights, in the order that they are looked for.
+# Keys under which training scripts store the model's weights, in order of preference.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-# What data parallel training and torch.compile put before every key.
+# Prefixes added to every key by data parallel training and by torch.compile.
 _PARALLEL = ("module.", "_orig_mod.")
-# What stands before a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
+# Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
 _ENCODERS = ("image_encoder.model.", "model.", "")
 _HEAD = "classification_head."
 _ZIP_START = b"PK\x03\x04"
-# What pickles of tensors and plain containers call.
+# Functions called by pickles of tensors and plain containers.
 _BUILDERS = ("torch.", "collections.", "_rebuild")
 _PLAIN = frozenset(
     ("_codecs.encode", *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray")))
@@ -48,7 +48,7 @@ _PLAIN = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class StateDict(Checkpoint):
-    """A checkpoint whose tensors PyTorch has mapped.
+    """A checkpoint whose tensors are mapped by PyTorch.
 
     Attributes:
         tensors: Tensors by key.
@@ -60,25 +60,25 @@ class StateDict(Checkpoint):
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
         """View a run of one tensor's elements; see `Checkpoint.array`.
 
-        Of a tensor that lies in another order, such as a transpose, a copy in memory order is kept until it is released
-        or another such tensor is asked for: a copy for each run would take time that grows with the square of its size.
+        For a tensor in another memory order, such as a transpose, a contiguous copy is kept until it is released or
+        another such tensor is read: copying for each run would take time quadratic in its size.
         """
         tensor = self.tensors[key].detach()
         if not tensor.is_contiguous():
             laid_out = self._laid_out.get(key)
             if laid_out is None:
-                self._laid_out.clear()  # first, so that there are never two
+                self._laid_out.clear()  # before the next copy, so that there are never two
                 self._laid_out[key] = laid_out = tensor.contiguous()
             tensor = laid_out
         return stored(tensor.flatten()[start:stop])
 
     def release(self, key: str) -> None:
-        """Let go of a tensor's copy in memory order, if there is one; the mapping is PyTorch's."""
+        """Release a tensor's contiguous copy, if there is one; the mapping belongs to PyTorch."""
         self._laid_out.pop(key, None)
 
 
 def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntry], str | None]:
-    """Map the tensors of a file that ``torch.save`` wrote.
+    """Map the tensors of a file written by ``torch.save``.
 
     Args:
         file: The file.
@@ -87,7 +87,7 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntr
         Tensors and entries by key, and a note for the user.
 
     Raises:
-        CheckpointError: If it holds code, no weights, or is not such a file.
+        CheckpointError: If it holds code or no weights, or is not such a file.
     """
     loaded, in_memory = _load(file)
     tensors, inside = _find(file, loaded)
@@ -102,21 +102,19 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntr
     if inside:
         notes.append(f"{file}: the weights are those under {inside}")
     if in_memory:
-        notes.append(
-            f"{file}: is read whole into memory; saved again by torch 1.6 or newer, as .pt, it would be mapped"
-        )
+        notes.append(f"{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be mapped")
     return tensors, entries, "; ".join(notes) or None
 
 
 def _load(file: Path) -> tuple[Any, bool]:
-    """The file's content, and whether it had to be read into memory."""
+    """Content of the file, and whether it had to be read into memory."""
     import torch
 
     try:
         check_pickle(file)
         with open_regular(file) as content, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TorchScript and of pickle protocols, both answered below
-            # by a name that ends so, torch takes a file for safetensors
+            warnings.simplefilter("ignore")  # about TorchScript and pickle protocols, both handled below
+            # torch takes a file with this ending for safetensors
             if content.read(4) == _ZIP_START and file.suffix != ".safetensors":
                 return torch.load(file, map_location="cpu", weights_only=True, mmap=True), False
             content.seek(0)
@@ -128,14 +126,14 @@ def _load(file: Path) -> tuple[Any, bool]:
 
 
 def _refusal(file: Path, error: Exception) -> CheckpointError:
-    """Say what stands in the way, and for code the one command that gets the weights out."""
+    """Explain why a file is refused; for code, give the command that extracts the weights."""
     if isinstance(error, OSError):
         return CheckpointError(f"{file}: cannot be read ({error.strerror or error})")
     text = " ".join(str(error).split())
     code = re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text)
     if not code or code[0].startswith(
         _BUILDERS
-    ):  # of a plain pickle, what builds a tensor may be named for what is not
+    ):  # in a plain pickle, torch may complain about a function that builds tensors
         code = _names_in(file) or code
     if "TorchScript" in text:
         what = "is a TorchScript archive, which is a program"
@@ -143,8 +141,7 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
         what = f"is a pickle that holds code ({shorten(code, 3)}), which loading would run"
     else:
         return CheckpointError(
-            f"{file}: is damaged, or no file of PyTorch's; download or copy it again "
-            f"({text[:80] or type(error).__name__})"
+            f"{file}: is damaged or not a PyTorch file; download or copy it again ({text[:80] or type(error).__name__})"
         )
     target = file.with_name(f"{file.stem}-weights.pt")
     command = shlex.join(["python", unpickle.__file__, str(file), str(target)])
@@ -155,10 +152,10 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
 
 
 def _names_in(file: Path) -> list[str]:
-    """The classes and functions that a file's pickles call; none is run.
+    """The classes and functions that a file's pickles call, without running them.
 
-    PyTorch's own are named only of a plain pickle that calls no others: torch opens none of those, whereas in its own
-    formats they are what builds tensors.
+    PyTorch's own are listed only for a plain pickle that calls no others: torch opens no plain pickles, whereas in its
+    own formats these functions build the tensors.
     """
     names: list[str] = []
     is_plain = False
@@ -172,7 +169,7 @@ def _names_in(file: Path) -> list[str]:
             content.seek(0)
             _add_calls(content, names)
             is_plain = bool(names)
-            for _ in range(3):  # before torch 1.6, what was saved came fourth, behind three pickles that call nothing
+            for _ in range(3):  # before torch 1.6, three pickles without calls preceded the content
                 _add_calls(content, names)
     names = list(dict.fromkeys(names))
     foreign = [name for name in names if not name.startswith(_BUILDERS) and name not in _PLAIN]
@@ -180,7 +177,7 @@ def _names_in(file: Path) -> list[str]:
 
 
 def _add_calls(content: IO[bytes], names: list[str]) -> None:
-    """Add the functions that one pickle calls; of a damaged pickle, those up to the damage."""
+    """Add the functions called by one pickle; for a damaged pickle, those before the damage."""
     texts: deque[str] = deque(maxlen=2)
     for operation, argument, _ in pickletools.genops(content):
         if isinstance(argument, str) and "UNICODE" in operation.name:
@@ -192,7 +189,7 @@ def _add_calls(content: IO[bytes], names: list[str]) -> None:
 
 
 def _find(file: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
-    """The model's own weights, and under which names they lay."""
+    """The model's weights, and the keys that lead to them."""
     import torch
 
     path: list[str] = []
@@ -201,7 +198,7 @@ def _find(file: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
         inside = next((name for name in _INSIDE if isinstance(loaded.get(name), Mapping)), None)
         if inside is None:
             raise CheckpointError(
-                f"{file}: holds no weights under a name that is known ({', '.join(_INSIDE)}), but "
+                f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but "
                 f"{shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone: "
                 "torch.save(model.state_dict(), FILE)"
             )
@@ -210,7 +207,7 @@ def _find(file: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
         loaded = loaded[inside]
         if id(loaded) in seen:
             raise CheckpointError(
-                f"{file}: holds itself under {'.'.join(path)}, and no weights; save the state_dict alone: "
+                f"{file}: holds itself under {'.'.join(path)}, but no weights; save the state_dict alone: "
                 "torch.save(model.state_dict(), FILE)"
             )
     if not isinstance(loaded, Mapping):
@@ -219,13 +216,13 @@ def _find(file: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
 
 
 def model_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Name a state dict's tensors as the model inside does.
+    """Rename a state dict's keys to the names used by the model inside.
 
-    What data parallel training and torch.compile put before every key goes, and of a WiSE-FT or model-soups
-    classifier the encoder's own prefix; there the text tower's remains, which never take part, go too.
+    Removes the prefixes of data parallel training and torch.compile and, for a WiSE-FT or model-soups classifier, the
+    encoder's prefix and the remains of the text tower, which are not used.
 
     Args:
-        keys: Keys as they stand in the file.
+        keys: Keys in the file.
 
     Returns:
         Keys by name.
@@ -246,7 +243,7 @@ def model_keys(keys: Iterable[str]) -> dict[str, str]:
 
 
 def _check_sharing(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are views of much less than they show: of one number, or all of the same few."""
+    """Refuse tensors that are views of far smaller storage: of one number, or all of the same few."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     held = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
@@ -255,7 +252,7 @@ def _check_sharing(file: Path, tensors: Mapping[str, Tensor]) -> None:
     }
     if held and size > MOST_SHARING * max(sum(held.values()), 1):
         raise CheckpointError(
-            f"{file}: its tensors span {told_size(size)}, of which it holds {told_size(sum(held.values()))}; save "
+            f"{file}: its tensors span {told_size(size)}, but it holds only {told_size(sum(held.values()))}; save "
             "contiguous tensors: {key: tensor.contiguous() ...}"
         )
 

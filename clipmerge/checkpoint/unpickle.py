@@ -1,9 +1,9 @@
-"""Take the weights out of a pickle that holds code. A script, to be run where that code can be imported.
+"""Extract the weights from a pickle that holds code. A script to be run where that code can be imported.
 
     python unpickle.py IN OUT.pt
 
-It loads IN, which runs whatever IN says, so run it on files you trust. OUT.pt holds tensors only, and clipmerge reads
-it. It needs nothing but torch, and runs on Python 3.6 with torch 1.7, which WiSE-FT and model soups were made with.
+Loading IN runs the code in it, so use it only on files you trust. OUT.pt holds only tensors, and clipmerge reads it.
+It needs only torch, and runs on Python 3.6 with torch 1.7, which WiSE-FT and model soups were made with.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 
 def load(path: str) -> Any:
-    """Unpickle a file, whether ``pickle.dump`` or ``torch.save`` wrote it.
+    """Unpickle a file written by ``pickle.dump`` or ``torch.save``.
 
     Args:
         path: The file.
@@ -22,8 +22,8 @@ def load(path: str) -> Any:
 
     import torch
 
-    warnings.simplefilter("ignore")  # torch says that it was told what follows
-    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # an older torch knows no argument for it
+    warnings.simplefilter("ignore")  # torch warns that the following variable is set
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # older versions of torch have no argument for this
     try:
         return torch.load(path, map_location="cpu")  # noqa: TID251
     except (RuntimeError, pickle.UnpicklingError):  # not torch's own format
@@ -32,11 +32,11 @@ def load(path: str) -> Any:
 
 
 def weights_of(value: Any, outer: "tuple[int, ...]" = ()) -> Optional[Any]:  # noqa: UP045
-    """Keep tensors, and dictionaries of them.
+    """Keep only tensors and dictionaries of them.
 
     Args:
         value: A module, a tensor, a dictionary or anything else.
-        outer: Identities of the dictionaries around it; one that holds itself is kept once.
+        outer: Identities of the dictionaries around it; a dictionary that holds itself is kept once.
 
     Returns:
         The tensor, or tensors by name; ``None`` for anything else.
@@ -58,7 +58,7 @@ def main() -> None:
     """Read the command line, and write OUT.pt."""
     if len(sys.argv) != 3:
         sys.exit("usage: python unpickle.py IN OUT.pt")
-    sys.path[0] = os.getcwd()  # noqa: PTH109 - the code to be imported is there, and not beside this script
+    sys.path[0] = os.getcwd()  # noqa: PTH109 - the code to import is there, not beside this script
     import torch
 
     source, target = sys.argv[1:]

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class WithHead(Checkpoint):
-    """A checkpoint, and a head that was made for it.
+    """A checkpoint with a head that was made for it.
 
     Attributes:
-        original: The checkpoint as it is.
+        original: The checkpoint without the head.
         head: The head's tensors by key.
     """
 
@@ -37,17 +37,17 @@ class WithHead(Checkpoint):
         return self.original.tensor(key, start, stop)
 
     def release(self, key: str) -> None:
-        """Let go of a tensor's mapped pages; see `Checkpoint.release`."""
+        """Release a tensor's mapped pages; see `Checkpoint.release`."""
         if key not in self.head:
             self.original.release(key)
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> WithHead:
-    """Put a head beside a checkpoint's tensors.
+    """Add a head to a checkpoint's tensors.
 
     Args:
         checkpoint: The zero-shot checkpoint.
-        like: The fine-tuned one, whose head's keys and dtypes the new one has.
+        like: The fine-tuned checkpoint, whose head determines keys and dtypes.
         head: The head's tensors by key.
     """
     values = {each.name: getattr(checkpoint, each.name) for each in fields(Checkpoint) if each.init}

@@ -333,10 +333,10 @@ TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "half a pair": ({A: None}, "the LoRA of .*q_proj.weight is incomplete"),
     "torch's attention": (
         {"base_model.model.transformer.resblocks.0.attn.base_layer.out_proj.lora_A.weight": torch.zeros(4, 32)},
-        r"LoRA on torch's MultiheadAttention is not read\. merge it where it was trained",
+        r"LoRA on torch's MultiheadAttention is not supported\. merge it where it was trained",
     ),
-    "an unknown factor": ({A.replace("lora_A", "lora_E"): torch.zeros(4)}, "lora_E.weight is of a kind"),
-    "no module": ({"logit": torch.zeros(1)}, "tensor logit is of a kind"),
+    "an unknown factor": ({A.replace("lora_A", "lora_E"): torch.zeros(4)}, "lora_E.weight is of an unknown kind"),
+    "no module": ({"logit": torch.zeros(1)}, "tensor logit is of an unknown kind"),
     "an unknown module": (
         {"base_model.model.vision_model.adapter.weight": torch.zeros(2)},
         r"1 of the parameters it changes are not in .*: vision_model\.adapter\.weight; give the base",
@@ -372,7 +372,7 @@ def test_an_adapter_alone_is_no_checkpoint(pair: tuple[Path, Path], plain: Path,
     for command in (("merge", plain, pair[0], "--recipe", "wise-ft", "--output", "x"), ("inspect", plain),
                     ("evaluate", plain, "--data", images)):  # fmt: skip
         line = refused(clipmerge(*command))
-        assert "is a peft adapter, which changes a base model and is none itself; make a full checkpoint" in line
+        assert "is a peft adapter, not a full model; make a checkpoint from it and its base" in line
 
 
 def test_an_adapter_beside_a_model_is_ambiguous(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:

@@ -225,11 +225,11 @@ def of_several(pair: Folders, copies: Folders, missing: str, *changes: dict[str,
     return [note.replace(f"{copies[1].parent}/", "") for note in paired((pair[0], *folders), missing=missing).notes]
 
 
-ZEROSHOT_STAYS = f"1 parameters stay zero-shot, as not every fine-tuned checkpoint has them: {KEY}"
-LEFT_OUT = "1 parameters are left out, as finetuned0, the first of the fine-tuned checkpoints, lacks them: "
+ZEROSHOT_STAYS = f"1 parameters stay zero-shot because some fine-tuned checkpoints lack them: {KEY}"
+LEFT_OUT = "1 parameters are left out because finetuned0, the first fine-tuned checkpoint, lacks them: "
 FIRSTS = (
-    "1 parameters that the zero-shot checkpoint lacks are those of finetuned0, the first of the fine-tuned "
-    "checkpoints, and not averaged: classifier.weight"
+    "1 parameters that the zero-shot checkpoint lacks are copied from finetuned0, the first fine-tuned "
+    "checkpoint, not averaged: classifier.weight"
 )
 HEADS = ({"classifier.weight": torch.zeros(3, 32)}, {"classifier.weight": torch.ones(3, 32)})
 LACKS: dict[str, Any] = {KEY: None}

@@ -158,7 +158,7 @@ def test_a_key_in_two_shards_is_named(shards: Path) -> None:
     first, second = (shards / f"model-0000{i}-of-00003.safetensors" for i in (1, 2))
     stolen = next(iter(load_file(first)))
     save_file({**load_file(second), stolen: torch.zeros(1)}, second)
-    refused(shards, f"key '{stolen}' stands in two shards")
+    refused(shards, f"key '{stolen}' is in two shards")
 
 
 def test_a_key_twice_in_the_index_is_named(shards: Path) -> None:
@@ -250,7 +250,7 @@ def test_what_is_not_there_is_not_looked_for_on_the_hub(source: str) -> None:
 @pytest.mark.parametrize("source", ["", "  "])
 def test_an_empty_name_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(folder)
-    refused(source, "an empty name is no checkpoint")
+    refused(source, "the name of the checkpoint is empty")
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_every_tensor_is_read(tmp_path: Path, name: str, zipped: bool) -> None:
         assert torch.equal(checkpoint.tensor(key, 1, 3), tensor.flatten()[1:3])
         assert checkpoint.entries[key].shape == tuple(tensor.shape)
     assert checkpoint.bytes == sum(tensor.numel() * tensor.element_size() for tensor in TENSORS.values())
-    assert ("read whole into memory" in str(checkpoint.note)) is (not zipped or name == "renamed.safetensors")
+    assert ("read into memory" in str(checkpoint.note)) is (not zipped or name == "renamed.safetensors")
 
 
 def test_a_mapped_file_is_not_read_until_asked(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_classifier_is_its_image_encoder_and_head(tmp_path: Path, prefix: str)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, r"holds no weights under a name that is known \(state_dict, .*\), but nothing; save the state_dict alone"),
+        ({}, r"holds no weights under a known name \(state_dict, .*\), but nothing; save the state_dict alone"),
         ({"epoch": 3, "weights_of_mine": {"a": torch.zeros(1)}}, "but epoch, weights_of_mine;"),
         ([torch.zeros(1)], "holds a list, not a state_dict"),
         (torch.zeros(1), "holds a Tensor, not a state_dict"),
@@ -145,10 +145,10 @@ def test_damage_is_told_apart_from_code(tmp_path: Path, zipped: bool) -> None:
     whole = (tmp_path / "x.pt").read_bytes()
     for size in (0, 1, 5, 100, len(whole) // 2, len(whole) - 1):
         (tmp_path / "x.pt").write_bytes(whole[:size])
-        refuse(tmp_path / "x.pt", "is damaged, or no file of PyTorch's; download or copy it again")
+        refuse(tmp_path / "x.pt", "is damaged or not a PyTorch file; download or copy it again")
     for text in (b"hello world", b"<!DOCTYPE html>"):
         (tmp_path / "x.pt").write_bytes(text)
-        refuse(tmp_path / "x.pt", "is damaged, or no file of PyTorch's")
+        refuse(tmp_path / "x.pt", "is damaged or not a PyTorch file")
     (tmp_path / "x.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1710671599\n")
     refuse(tmp_path / "x.pt", "is a Git-LFS pointer")
 

@@ -64,7 +64,7 @@ def test_code_is_found_by_what_the_pickle_calls_whatever_torch_says(
     refuse(tmp_path / "x.pt", CODE.format(r"textwrap\.dedent"))
     harmless = {**TENSORS, "some": {1, 2}, "bytes": b"x"}
     torch.save(harmless, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    refuse(tmp_path / "x.pt", "is damaged, or no file of PyTorch's")
+    refuse(tmp_path / "x.pt", "is damaged or not a PyTorch file")
 
 
 @pytest.mark.parametrize("names", [("model",), ("state_dict", "model"), ("module", "net", "weights")])
@@ -76,7 +76,7 @@ def test_a_dictionary_that_holds_itself_is_refused(tmp_path: Path, names: tuple[
     inner[names[-1]] = outer
     torch.save(outer, tmp_path / "x.pt")
     line = refused(clipmerge("inspect", tmp_path / "x.pt"))
-    assert f"x.pt: holds itself under {'.'.join(names)}, and no weights; save the state_dict alone" in line
+    assert f"x.pt: holds itself under {'.'.join(names)}, but no weights; save the state_dict alone" in line
 
 
 def test_the_script_keeps_a_dictionary_that_holds_itself_once() -> None:

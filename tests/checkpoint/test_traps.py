@@ -48,7 +48,7 @@ def test_a_pickle_that_makes_a_bytearray_is_refused(tmp_path: Path, old: bool) -
 
 def test_a_tensor_of_one_number_that_shows_many_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pt", {"a.weight": torch.zeros(1).expand(1 << 28)})
-    with pytest.raises(CheckpointError, match=r"x.pt: its tensors span 1024 MiB, of which it holds 0 KiB"):
+    with pytest.raises(CheckpointError, match=r"x.pt: its tensors span 1024 MiB, but it holds only 0 KiB"):
         open_checkpoint(str(path))
 
 

@@ -201,7 +201,7 @@ def test_a_plan_whose_input_changed_is_refused(tmp_path: Path, which: int) -> No
     data[-1] ^= 1
     file.write_bytes(data)
     line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out"))
-    assert f"{folders[which]} is not the checkpoint that the plan was made for: the sha256 of model.safetensors differs" in line
+    assert f"{folders[which]} is not the checkpoint that the plan was made for: the sha256 of model" in line
 
 
 def test_a_plan_whose_scores_changed_is_refused(scored: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def test_a_plan_without_hashes_takes_its_inputs_as_they_are(pair: Inputs, tmp_pa
     assert ended.json["zeroshot"] == hashed["zeroshot"]
     content["zeroshot"]["files"] = {"other.safetensors": None}
     plan.write_text(json.dumps(content))
-    assert "is not the checkpoint that the plan was made for" in refused(clipmerge("apply", plan, "-o", tmp_path / "out2"))
+    assert "is not the checkpoint that the plan was made for" in refused(
+        clipmerge("apply", plan, "-o", tmp_path / "out2")
+    )
 
 
 def test_unhashed_weights_are_published_but_no_evaluation_of_them(
