@@ -1,4 +1,4 @@
-"""How coefficients and masks are chosen, one file per method.
+"""Methods that choose coefficients and masks, one file per method.
 
 A method is a function of a `Task` that returns a `Decision`; its keyword-only parameters are its options.
 """
@@ -23,7 +23,7 @@ class Task:
     """The input of every method.
 
     Attributes:
-        inputs: The checkpoints; weights are read only by methods that are about tensors.
+        inputs: The checkpoints; most methods do not read their weights.
         measurements: The result of the recipe's measure; ``None`` for data-free recipes.
         seed: Seed of the run.
     """
@@ -34,7 +34,7 @@ class Task:
 
     @property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Mergeable parameters by layer, network order; layers without one are left out."""
+        """Mergeable parameters by layer, in network order, without empty layers."""
         return self.inputs.merged_layers
 
     @property
@@ -55,7 +55,7 @@ class Task:
 
     @property
     def uniform_weights(self) -> tuple[float, ...]:
-        """One over the number of fine-tuned checkpoints, each: their task vectors are averaged."""
+        """Equal weights that add up to 1, which average the task vectors."""
         count = len(self.inputs.finetuned)
         return (1.0 / count,) * count
 
@@ -75,14 +75,14 @@ class Task:
         return vectors
 
     def need_several_finetuned(self, method: str, instead: str) -> None:
-        """Refuse a single fine-tuned checkpoint, where the method would be another one in disguise.
+        """Refuse a single fine-tuned checkpoint if the method would then equal another one.
 
         Args:
             method: The method's name.
-            instead: What it would be, and how to ask for that.
+            instead: The other method, and how to ask for it.
 
         Raises:
-            RecipeError: If there is one only.
+            RecipeError: If there is only one.
         """
         if len(self.inputs.finetuned) < 2:
             raise RecipeError(f"method {method}: needs at least two fine-tuned checkpoints; with one, {instead}")
@@ -97,7 +97,7 @@ class Task:
             raise RecipeError(f"method {method}: takes one fine-tuned checkpoint; for several use 'wise-ft'")
 
     def need_measurements(self, method: str) -> Measurements:
-        """Return the measurements, or say that the recipe has no measure.
+        """Return the measurements; fail if the recipe has no measure.
 
         Raises:
             RecipeError: If there are none.
@@ -113,16 +113,16 @@ class Decision:
 
     Attributes:
         layers: The settings of each layer.
-        verdict: The decision in a sentence. It is replaced where overrides or edits change the settings.
-        finding: The part of the verdict that stays true then: what was measured, without the settings.
+        verdict: The decision in one sentence. It is replaced if overrides or edits change the settings.
+        finding: The part of the verdict that remains true then: the measured result, without the settings.
         weights: One factor per fine-tuned checkpoint.
-        combine: The rule that takes the place of the weighted sum of task vectors, if any does.
+        combine: The rule that replaces the weighted sum of task vectors, if any.
         stragglers: Layers found to be stragglers.
-        straggler_statistic: Statistic by which stragglers were looked for; ``None`` if nobody looked.
+        straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
         straggler_scores: Scores by layer.
         scores: Saliency by parameter, for the masks that need it.
         coefficients: Coefficients by parameter, which replace the layer's alpha: one number, one per row (shape
-            (rows, 1, ...)) or one per entry. The plan then tells the layer's mean and range by itself.
+            (rows, 1, ...)) or one per entry. The plan then computes the layer's mean and range.
     """
 
     layers: dict[str, LayerPlan]

@@ -1,4 +1,4 @@
-"""Hold straggler layers back: the decision that straggler-outlier, its variant and its control share."""
+"""Hold straggler layers back: the decision shared by straggler-outlier, its variant and its control."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def hold_back(
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        method: Name of the method that asks, for errors.
+        method: Name of the calling method, for errors.
         alpha: Coefficient of the layers that are not stragglers.
         straggler_alpha: Coefficient of the stragglers.
         density: Share of the stragglers' task vector that is kept, by masks that have a density.
-        mask: The mask that picks it; ``None`` keeps everything.
+        mask: The mask that selects it; ``None`` keeps everything.
         mask_options: The mask's own options, such as ``{n: 2, m: 4}``.
-        statistic: Statistic that tells stragglers.
+        statistic: Statistic that identifies stragglers.
         threshold: Robust z-score above which a layer is flagged.
-        mirror: How many times further above the others than any layer lies below them; 0 does not ask for it.
+        mirror: Minimum distance above the others, as a multiple of the largest distance below them; 0 to disable.
         stability: Share of the bootstraps that must flag it.
         bootstraps: Resamples of the calibration batches.
 
     Returns:
-        Two kinds of layers; all of one kind when no straggler is found.
+        Two kinds of layers; only one kind if no straggler is found.
 
     Raises:
         RecipeError: If there are several fine-tuned checkpoints, or the measure lacks the statistic or the gradients.
@@ -114,7 +114,7 @@ def scores_for(task: Task, layers: dict[str, LayerPlan]) -> dict[str, Tensor]:
         layers: Settings by layer.
 
     Returns:
-        Gradient by parameter, for the layers whose mask asks for a score.
+        Gradient by parameter, for the layers whose mask needs a score.
     """
     gradients = task.measurements.gradients if task.measurements else {}
     return {name: gradients[name] for name in _scored(task, layers) if name in gradients}

@@ -1,9 +1,9 @@
 """Straggler layers: robust outliers of a layer statistic that stay outliers over calibration batches.
 
-Defined here, once. A layer is a *straggler* when its statistic, after what its size, kind, tower and depth
-explain, lies more than ``threshold`` robust standard deviations above the other layers', and more than ``mirror``
-times as far above as any layer lies below (where layers stray widely by nature, both sides do), in the data at hand and
-in at least a ``stability`` share of bootstrap resamples of the calibration batches. Inspired by
+The definition: a layer is a *straggler* if its statistic, after regression on its size, kind, tower and depth, is more
+than ``threshold`` robust standard deviations above the other layers', and more than ``mirror`` times as far above them
+as any layer is below (because if layers scatter widely by nature, they do so on both sides). Both must hold on all
+batches and in at least a ``stability`` share of bootstrap resamples of the calibration batches. Inspired by
 Abdollahpoorrostam 2024 (arXiv:2410.16476), whose own definition is not public.
 """
 
@@ -20,14 +20,14 @@ from clipmerge.planning.measurements import Measurements
 
 Array = NDArray[np.float64]
 
-# A robust scale of fewer layers than this says nothing.
+# A robust scale of fewer layers than this is meaningless.
 _FEWEST_LAYERS = 8
 # 0.6745 is the third quartile of the standard normal: MAD / 0.6745 estimates its standard deviation.
 _MAD_TO_Z = 0.6745
 _HUBER = 1.345
-# Layers fitted by one covariate, at least; fewer, and the covariates explain an outlier away.
+# Minimum number of layers per covariate; with fewer, the covariates explain an outlier away.
 _LAYERS_A_COLUMN = 3
-# A positive statistic counts as at least this share of the median, should a resample make it zero.
+# A positive statistic is raised to this share of the median, because it may be zero in a resample.
 _FLOOR = 1e-6
 
 
@@ -61,35 +61,35 @@ def find_stragglers(
     """Find the layers whose statistic stands out.
 
     Args:
-        measurements: What was measured, with its values per batch.
+        measurements: The measurements with their values per batch.
         sizes: Number of entries by layer.
-        method: Name of the method that asks, for errors.
-        statistic: Name of the statistic; larger means worse. Signed ones are compared as they are, positive ones in
-            logarithms.
+        method: Name of the calling method, for errors.
+        statistic: Name of the statistic; larger is worse. Signed statistics are compared directly, positive ones by
+            their logarithms.
         threshold: Robust z-score above which a layer is flagged, one-sided.
-        mirror: How many times further above the others than any layer lies below them; 0 does not ask for it.
+        mirror: Minimum distance above the others, as a multiple of the largest distance below them; 0 to disable.
         stability: Share of the bootstraps that must flag it.
         bootstraps: Resamples of the calibration batches.
         seed: Seed of the resampling.
 
     Returns:
-        The stragglers, possibly none, and every tested layer's score.
+        The stragglers, possibly none, and the score of every tested layer.
 
     Raises:
         RecipeError: If the statistic was not measured.
 
     Source:
-        Modified z-score: Iglewicz and Hoaglin 1993; the covariates are taken out by Huber regression.
+        Modified z-score: Iglewicz and Hoaglin 1993; the covariates are removed by Huber regression.
     """
     known = {each.name: each for each in measurements.statistics if each.batches}
     if statistic not in known:
         raise RecipeError(
-            f"method {method}: statistic '{statistic}' is not one that {measurements.measure} measures "
+            f"method {method}: statistic '{statistic}' is not measured by {measurements.measure} "
             f"({', '.join(sorted(known)) or 'none'}).{did_you_mean(statistic, known)}"
         )
     signed = known[statistic].signed
     means = {layer: value for layer, value in known[statistic].values.items() if "." in layer}
-    # a layer that does not move the loss at all has no logarithm, and is no straggler
+    # a layer that does not change the loss at all has no logarithm and is not a straggler
     layers = [layer for layer, mean in means.items() if signed or mean > 0]
     if len(layers) < _FEWEST_LAYERS:
         return Stragglers(
@@ -112,7 +112,7 @@ def find_stragglers(
 
 
 def _limit(z: Array, threshold: float, mirror: float) -> float:
-    """The score a straggler exceeds: the lower side shows how far layers stray without being stragglers."""
+    """Score that a straggler must exceed: the lower side shows how widely ordinary layers scatter."""
     return float(max(threshold, -mirror * z.min()))
 
 
@@ -141,7 +141,7 @@ def _verdict(
 
 
 def _design(layers: list[str], sizes: dict[str, int]) -> Array:
-    """Covariates of a statistic that are not the layer's fault: size, depth, kind, tower; one row per layer."""
+    """Covariates that explain a statistic in ordinary layers: size, depth, kind, tower; one row per layer."""
     blocks = {layer: block_of(layer) for layer in layers}
     deepest = {
         tower: max((b[1] for b in blocks.values() if b and b[0] == tower), default=0) for tower in ("vision", "text")
@@ -158,20 +158,20 @@ def _design(layers: list[str], sizes: dict[str, int]) -> Array:
 
 
 def _scores(values: Array, design: Array, *, signed: bool) -> Array:
-    """Robust z-score of each layer's residual; all zero when the residuals have no spread."""
+    """Robust z-score of each layer's residual; all zero if the residuals have no spread."""
     y = values if signed else np.log(np.maximum(values, _FLOOR * np.median(values)))
     residual = _huber_residuals(y, design)
     centred = residual - np.median(residual)
     mad = np.median(np.abs(centred))
     if not mad > 1e-9 * np.abs(y).max():
         return np.zeros_like(y)
-    # a fit takes a part of the spread with it
+    # a fit removes a part of the spread
     shrunk = np.sqrt(1 - design.shape[1] / len(y))
     return np.asarray(_MAD_TO_Z * shrunk * centred / mad)
 
 
 def _huber_residuals(y: Array, design: Array) -> Array:
-    """Residuals of a regression that single outliers do not bend: Huber's weights, iterated."""
+    """Residuals of a regression that is robust to single outliers: iterated Huber weights."""
     weights = np.ones_like(y)
     residual = y
     for _ in range(30):

@@ -1,4 +1,4 @@
-"""Keep the middle of each task vector by magnitude, add up."""
+"""Keep the entries of medium magnitude of each task vector, and add the task vectors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from clipmerge.plugins import Alpha, options_of
 
 @options_of(combine, without=("thinned",))
 def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
-    """Combine task vectors by Model Breadcrumbs: the largest outliers and the small entries are left out.
+    """Combine task vectors by Model Breadcrumbs, which drops the largest outliers and the small entries.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
-        **options: As in `clipmerge.combinations.breadcrumbs`.
+        **options: See `clipmerge.combinations.breadcrumbs`.
 
     Returns:
         One coefficient for every layer, and the combination.

@@ -1,4 +1,4 @@
-"""Thin each task vector out at random, rescale, add up."""
+"""Drop random entries of each task vector, rescale it, and add the task vectors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from clipmerge.plugins import Alpha, options_of
 
 @options_of(combine, without=("key", "thinned"))
 def dare(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
-    """Combine task vectors by DARE and task arithmetic; with one fine-tuned checkpoint it is the random-rescale mask.
+    """Combine task vectors by DARE and task arithmetic; one fine-tuned checkpoint gets the random-rescale mask.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
-        **options: As in `clipmerge.combinations.dare`.
+        **options: See `clipmerge.combinations.dare`.
 
     Returns:
         One coefficient for every layer, and the combination.

@@ -1,4 +1,4 @@
-"""Thin each task vector out at random, elect one sign per entry, and average the task vectors that have it."""
+"""Drop random entries of each task vector, elect one sign per entry, and average the task vectors that have it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from clipmerge.plugins import Alpha, options_of
 
 @options_of(combine, without=("key", "thinned"))
 def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
-    """Combine task vectors by DELLA; with one fine-tuned checkpoint no sign is to be elected.
+    """Combine task vectors by DELLA; with one fine-tuned checkpoint there is no election of signs.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
-        **options: As in `clipmerge.combinations.della`.
+        **options: See `clipmerge.combinations.della`.
 
     Returns:
         One coefficient for every layer, and the combination.

@@ -1,4 +1,4 @@
-"""Each weight from the checkpoint whose predictions depend on it more."""
+"""Weight each entry by how much the predictions of each checkpoint depend on it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from clipmerge.plugins import NonNegative, Share
 
 
 def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normalise: bool = True) -> Decision:
-    """Weigh both checkpoints entry by entry by the diagonal of their Fisher information.
+    """Weight both checkpoints entry by entry by the diagonal of their Fisher information.
 
-    With F_0, F_1 at the zero-shot and the fine-tuned end the merged entry is
-    ((1 - alpha) F_0 theta_0 + alpha F_1 theta_1) / ((1 - alpha) F_0 + alpha F_1), that is a coefficient
+    With F_0 and F_1 at the zero-shot and the fine-tuned end, the merged entry is
+    ((1 - alpha) F_0 theta_0 + alpha F_1 theta_1) / ((1 - alpha) F_0 + alpha F_1), which is a coefficient of
     alpha F_1 / ((1 - alpha) F_0 + alpha F_1).
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Weight of the fine-tuned checkpoint; 0.5 lets the Fisher information alone decide.
         floor: Smallest F, as a share of the mean over the parameter at both ends: below it alpha decides.
-        normalise: Scale F_1 to the same sum over the model as F_0; a fine-tuned model is surer of itself, its
-            gradients are smaller everywhere, and without this nearly all would stay zero-shot.
+        normalise: Scale F_1 to the same sum over the model as F_0. A fine-tuned model is more confident, so its
+            gradients are smaller everywhere, and without this nearly all entries would stay zero-shot.
 
     Returns:
         One coefficient per entry.

@@ -1,4 +1,4 @@
-"""The average of those fine-tuned checkpoints that help each other."""
+"""Average the fine-tuned checkpoints that improve each other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clipmerge.plugins import Alpha
 
 
 def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
-    """Average the checkpoints that the measure left in the soup.
+    """Average the checkpoints that the measure kept in the soup.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -18,7 +18,7 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
         One coefficient for every layer; checkpoints outside the soup have weight 0.
 
     Raises:
-        RecipeError: If the measure tried no soups.
+        RecipeError: If the measure did not try soups.
 
     Source:
         Model soups, Wortsman et al. 2022, arXiv:2203.05482.
@@ -27,10 +27,10 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
     measurements = task.need_measurements("greedy-soup")
     if measurements.measure != "soup-accuracy":
         raise RecipeError(
-            f"method greedy-soup: needs averages tried one by one, which {measurements.measure} does not; measure with "
-            "soup-accuracy"
+            f"method greedy-soup: needs averages tried one by one, which {measurements.measure} does not do; "
+            "measure with soup-accuracy"
         )
-    # the soup never gets worse while it grows, and what was turned down is worse than the soup then was
+    # the soup never gets worse while it grows, and rejected averages are worse than the soup at that time
     soup = max(measurements.mixtures, key=lambda tried: (tried.accuracy, sum(weight > 0 for weight in tried.weights)))
     chosen = [
         checkpoint.source for checkpoint, weight in zip(task.inputs.finetuned, soup.weights, strict=True) if weight > 0

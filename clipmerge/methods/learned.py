@@ -1,4 +1,4 @@
-"""Take the coefficients that a measure learned."""
+"""Use coefficients learned by a measure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        alpha: Factor of every coefficient: 1 takes them as they were learned, 0 is zero-shot.
+        alpha: Factor of every coefficient: 1 uses the learned coefficients, 0 is zero-shot.
 
     Returns:
-        Coefficients as fine as they were learned.
+        Coefficients of the granularity in which they were learned.
 
     Source:
-        The measure's; the factor is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903, between the zero-shot model and
-        what was learned.
+        See the measure; the factor is WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903, between the zero-shot and the
+        learned model.
     """
     task.need_one_finetuned("learned")
     measurements = task.need_measurements("learned")
@@ -32,7 +32,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
         )
     coefficients = {name: alpha * value for name, value in measurements.coefficients.items()}
     layers = {layer: LayerPlan(alpha=0.0, reason="fine-tuning did not change it") for layer in task.layers}
-    if HEAD in layers:  # what is measured classifies by prompts
+    if HEAD in layers:  # measures classify by prompts
         layers[HEAD] = LayerPlan(alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned")
     at_one = measurements["at_one"].values
     for layer, at_zero in measurements["at_zero"].values.items():
@@ -61,7 +61,7 @@ def _told(trace: dict[str, tuple[float, ...]]) -> str:
 
 
 def _chosen(choice: HeldBackChoice) -> str:
-    """What the held-back images chose, and how much better it is than the straight path."""
+    """Describe the choice of the held-back images, and its gain over the straight path."""
     images = f"{choice.images} images held back"
     accuracy = f"accuracy there {choice.right:.1%}, fine-tuned {choice.finetuned_right:.1%}"
     if choice.alpha is not None:

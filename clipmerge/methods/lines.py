@@ -1,4 +1,4 @@
-"""Coefficients that grow with depth."""
+"""Coefficients that increase with depth."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from clipmerge.plugins import Alpha
 def lines(task: Task, *, alpha: Alpha = 0.5, slope: Alpha | None = None) -> Decision:
     """Scale the task vector linearly with depth: shallow layers stay general, deep ones specialise.
 
-    Block l of L (l = 1 ... L, each tower by itself) gets alpha + slope * (l - 1) / (L - 1); everything outside the
-    blocks gets alpha.
+    Block l of L (l = 1 ... L, separately for each tower) gets alpha + slope * (l - 1) / (L - 1); everything outside
+    the blocks gets alpha.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Coefficient of the first block and of everything outside the blocks.
-        slope: Rise from the first to the last block; by default 1 - alpha, the value for one fine-tuned model.
+        slope: Increase from the first to the last block; by default 1 - alpha, the value for one fine-tuned model.
 
     Returns:
         One coefficient per block.

@@ -1,4 +1,4 @@
-"""How far each layer goes, from the angle between several fine-tuned checkpoints."""
+"""One coefficient per layer, from the angle between several fine-tuned checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def model_stock(task: Task) -> Decision:
 
     With K checkpoints and cos the mean cosine between two of their task vectors in a layer,
     alpha = K cos / ((K - 1) cos + 1): the point of the plane through them that is closest to the centre they scatter
-    around. Where the mean cosine is negative they do not agree at all, and the layer stays zero-shot.
+    around. If the mean cosine is negative they do not agree at all, and the layer stays zero-shot.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -46,7 +46,7 @@ def model_stock(task: Task) -> Decision:
 
 
 def _mean_cosine(task: Task, names: tuple[str, ...]) -> float | None:
-    """Mean cosine over the pairs of checkpoints that both moved the layer; ``None`` where there is no such pair."""
+    """Mean cosine over pairs of checkpoints that both moved the layer; ``None`` if there is no such pair."""
     count = len(task.inputs.finetuned)
     products = torch.zeros(count, count, dtype=torch.float64)
     with one_thread():

@@ -1,4 +1,4 @@
-"""Weigh principal and remaining singular directions of each matrix's change by how much they hold."""
+"""Weight principal and remaining singular directions of each matrix's change by their energy."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from clipmerge.plugins import Share
 
 
 def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", energy: Share = 0.8) -> Decision:
-    """Keep the strong directions of each matrix's task vector, and of the weak ones what their tail deserves.
+    """Weight the strong directions of each matrix's task vector by ``high``, the weak ones by ``low``.
 
-    With singular values s of the task vector and the first k principal, P = share of s^2 in them and
+    With singular values s of the task vector, of which the first k are principal, P = their share of s^2 and
     r = (s_{k+1} / s_1)^2: low = r + (1 - r) sqrt(1 - P), high = 1 - low. A vector has one direction, so P = 1,
-    r = 0, and it is taken whole from the fine-tuned model. Data-free.
+    r = 0, and it is taken unchanged from the fine-tuned model. Data-free.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        rank: How k is chosen: ``effective`` is ceil(exp(entropy of s / sum s)), ``energy`` the fewest directions
+        rank: Choice of k: ``effective`` is ceil(exp(entropy of s / sum s)), ``energy`` the fewest directions
             that hold an ``energy`` share of sum s^2.
         energy: Share for ``rank: energy``.
 
@@ -46,7 +46,7 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
         layers[layer] = LayerPlan(
             alpha=1.0, mask="spectral" if splits else None, parameters=splits, reason=_reason(splits)
         )
-    return Decision(layers, "every matrix keeps its strong directions, and of the weak ones what their tail deserves")
+    return Decision(layers, "every matrix keeps its strong directions, and a smaller part of the weak ones")
 
 
 def _split_of(task: Task, name: str, rank: str, energy: float) -> dict[str, float | int]:

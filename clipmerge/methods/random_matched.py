@@ -1,4 +1,4 @@
-"""The control for straggler-outlier: the same edit, on random layers that moved as far."""
+"""The control for straggler-outlier: the same edit on random layers that moved equally far."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from clipmerge.plugins import Count, options_of
 
 @options_of(hold_back)
 def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
-    """Find stragglers, spare them, and edit in the place of each a layer that moved about as far.
+    """Find stragglers, leave them alone, and edit instead of each a layer that moved about equally far.
 
-    If this does as well as straggler-outlier, the choice of the layers does not matter.
+    If this works as well as straggler-outlier, the choice of layers does not matter.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        pool: The stand-in is drawn from so many layers with the most similar norm of the task vector; 1 takes the most
-            similar, many forget about the norm.
-        **options: As in `clipmerge.methods._hold_back.hold_back`.
+        pool: Number of layers with the most similar norm of the task vector from which a stand-in is drawn; 1 takes
+            the most similar, a large number ignores the norm.
+        **options: See `clipmerge.methods._hold_back.hold_back`.
 
     Returns:
-        The decision of ``straggler-outlier``, with each straggler's part given to its stand-in.
+        The decision of ``straggler-outlier``, with each straggler's settings given to its stand-in.
 
     Raises:
         RecipeError: If there are more stragglers than other layers.

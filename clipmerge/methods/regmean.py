@@ -1,4 +1,4 @@
-"""Each linear map as the one whose outputs come closest to those of both checkpoints on their own inputs."""
+"""Replace each linear map by the one whose outputs are closest to those of both checkpoints on their own inputs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from clipmerge.parallel import one_thread
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Share
 
-# Inputs that the images hardly excite say nothing: this share of the mean keeps the system solvable, and gives alpha.
+# Ridge, as a share of the mean: it keeps the system solvable, and inputs hardly excited by the images get alpha.
 _RIDGE = 1e-6
 
 
 def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Decision:
-    """Merge weight matrices by linear regression, everything else by one coefficient.
+    """Merge weight matrices by linear regression, and everything else with one coefficient.
 
     With G_0, G_1 the Gram matrices of the inputs at both ends, W = ((1 - alpha) W_0 G_0 + alpha W_1 G_1)
     ((1 - alpha) G_0 + alpha G_1)^-1 minimises the squared error of the outputs; that is W_0 + (W_1 - W_0) R with
@@ -24,12 +24,12 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        alpha: Weight of the fine-tuned checkpoint, and coefficient of all that is no linear map.
-        off_diagonal: Factor of the Gram matrices' entries off the diagonal; 1 is plain regression, smaller values trust
-            it less, 0 looks at the size of each input alone.
+        alpha: Weight of the fine-tuned checkpoint, and coefficient of everything that is not a linear map.
+        off_diagonal: Factor of the Gram matrices' off-diagonal entries; 1 is plain regression, smaller values shrink
+            it, 0 uses only the size of each input.
 
     Returns:
-        A matrix for each weight matrix, as score of the ``right-multiply`` mask.
+        One matrix per weight matrix, as score of the ``right-multiply`` mask.
 
     Raises:
         RecipeError: If the inputs were not measured.

@@ -1,4 +1,4 @@
-"""Hold outlier layers back: a smaller coefficient, and a mask on what is left of their change."""
+"""Hold outlier layers back with a smaller coefficient and a mask."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from clipmerge.plugins import options_of
 
 @options_of(hold_back)
 def straggler_outlier(task: Task, **options: Any) -> Decision:
-    """Merge with one alpha; in straggler layers with a smaller one, and with a mask.
+    """Merge with one alpha; straggler layers get a smaller alpha and a mask.
 
     Args:
-        task: What to decide on.
-        **options: As in `clipmerge.methods._hold_back.hold_back`.
+        task: The checkpoints and the measurements.
+        **options: See `clipmerge.methods._hold_back.hold_back`.
 
     Returns:
-        Two kinds of layers; all of one kind when no straggler is found.
+        Two kinds of layers; only one kind if no straggler is found.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.

@@ -1,4 +1,4 @@
-"""Hold straggler layers back by their coefficient alone."""
+"""Hold straggler layers back only by their coefficient."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def straggler_shrink(task: Task, **options: Any) -> Decision:
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        **options: As in `clipmerge.methods._hold_back.hold_back`.
+        **options: See `clipmerge.methods._hold_back.hold_back`.
 
     Returns:
-        Two coefficients; one when no straggler is found.
+        Two coefficients; one if no straggler is found.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.

@@ -1,4 +1,4 @@
-"""Take learned coefficients of which the straggler layers keep a share."""
+"""Use learned coefficients, of which straggler layers keep only a share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
 
     Args:
         task: The checkpoints, and the measurements.
-        alpha: Factor of every coefficient: 1 takes them as they were learned, 0 is zero-shot.
+        alpha: Factor of every coefficient: 1 uses the learned coefficients, 0 is zero-shot.
 
     Returns:
-        Coefficients as fine as they were learned; those that stragglers dropped are zero, the zero-shot model's bytes.
+        Coefficients of the granularity in which they were learned; those dropped in stragglers are zero, which gives
+        the zero-shot model's bytes.
 
     Source:
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; the definitions are ours.

@@ -1,4 +1,4 @@
-"""Add the task vectors of several fine-tuned checkpoints up."""
+"""Add the task vectors of several fine-tuned checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from clipmerge.plugins import Alpha
 
 
 def task_arithmetic(task: Task, *, alpha: Alpha = 0.3) -> Decision:
-    """Go along the sum of the task vectors; with alpha one over their number this is the uniform soup.
+    """Move along the sum of the task vectors; if alpha is one over their number, this is the uniform soup.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.

@@ -12,12 +12,12 @@ from clipmerge.plugins import Alpha, options_of
 
 @options_of(combine, without=("thinned",))
 def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
-    """Combine several task vectors by TIES, a parameter at a time.
+    """Combine several task vectors by TIES, parameter by parameter.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Factor of the combined task vector.
-        **options: As in `clipmerge.combinations.ties`.
+        **options: See `clipmerge.combinations.ties`.
 
     Returns:
         One coefficient for every layer, and the combination.
@@ -26,7 +26,7 @@ def ties(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
         TIES, Yadav et al. 2023, arXiv:2306.01708.
     """
     task.need_several_finetuned(
-        "ties", "no sign is to be elected and only the trimming is left: use 'breadcrumbs' with method.outliers=0"
+        "ties", "there is no election of signs, only trimming: use 'breadcrumbs' with method.outliers=0"
     )
     count = len(task.inputs.finetuned)
     return Decision(

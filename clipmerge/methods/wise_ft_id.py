@@ -10,21 +10,21 @@ from clipmerge.plugins import Alpha
 
 
 def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy", at_most: Alpha = 1.0) -> Decision:
-    """Interpolate all weights with the one coefficient that does best on the calibration images.
+    """Interpolate all weights with the coefficient that is best on the calibration images.
 
-    What is best there is mostly not what is best under a shift: WiSE-FT loses about two points of out-of-distribution
-    accuracy to alpha 0.5 by it. A baseline, and a choice where only the target data counts.
+    The best coefficient there is usually not the best under a shift: WiSE-FT reports about two points less
+    out-of-distribution accuracy than with alpha 0.5. A baseline, and a choice if only the target data matters.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        criterion: ``accuracy`` (highest) or ``loss`` (lowest); of equals the smallest alpha, closest to zero-shot.
+        criterion: ``accuracy`` (highest) or ``loss`` (lowest); ties go to the smallest alpha, closest to zero-shot.
         at_most: Largest alpha considered.
 
     Returns:
         The same coefficient for every layer.
 
     Raises:
-        RecipeError: If the measure did not try the path, or no point of it is small enough.
+        RecipeError: If the measure did not try the path, or no point of it has a small enough alpha.
 
     Source:
         WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903; chosen on held-out data as in PAINT, Ilharco et al. 2022,

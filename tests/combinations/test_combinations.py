@@ -381,5 +381,5 @@ def test_the_command_writes_the_same_bytes_each_time_and_by_way_of_a_plan(
 
 def test_the_command_refuses_one_checkpoint_in_one_line(family: list[Path], tmp_path: Path) -> None:
     ended = clipmerge("merge", *family[:2], "--recipe", "ties", "--output", tmp_path / "x")
-    assert "with one, no sign is to be elected" in refused(ended)
+    assert "with one, there is no election of signs" in refused(ended)
     assert not (tmp_path / "x").exists()

@@ -24,7 +24,7 @@ def test_errors_name_the_method_that_was_asked_for(pair: tuple[Path, Path], meth
     for wrong, options, reason in (
         (several, {}, "takes one fine-tuned checkpoint"),
         (dataclasses.replace(task, measurements=None), {}, "needs a `measure:`"),
-        (task, {"statistic": "barier"}, r"statistic 'barier' is not one that made-up measures \(barrier\)"),
+        (task, {"statistic": "barier"}, r"statistic 'barier' is not measured by made-up \(barrier\)"),
     ):
         with pytest.raises(RecipeError, match=rf"^method {method}: {reason}"):
             decide(wrong, method, **options)

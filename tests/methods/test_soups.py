@@ -183,7 +183,7 @@ def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
     other = Measurements(measure="first-order")
     with pytest.raises(RecipeError, match="which first-order does not try; measure with path-accuracy"):
         decide(task_of(far[:2], other), "wise-ft-id")
-    with pytest.raises(RecipeError, match="which first-order does not; measure with soup-accuracy"):
+    with pytest.raises(RecipeError, match="which first-order does not do; measure with soup-accuracy"):
         decide(task_of(far, other), "greedy-soup")
 
 

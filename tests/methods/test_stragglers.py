@@ -212,5 +212,5 @@ def test_the_same_seed_finds_the_same() -> None:
 
 
 def test_an_unknown_statistic_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(RecipeError, match=r"statistic 'barier' is not one .* Did you mean 'barrier'"):
+    with pytest.raises(RecipeError, match=r"statistic 'barier' is not measured by .* Did you mean 'barrier'"):
         find_stragglers(World(signed=True).measure(0), sizes_of(), statistic="barier")
