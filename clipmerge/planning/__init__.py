@@ -1,1 +1,1 @@
-"""Recipes, measurements and plans: frozen records that are read and written as YAML and JSON."""
+"""Recipes, measurements and plans: frozen records, read and written as YAML and JSON."""

@@ -1,4 +1,4 @@
-"""What the merge bought: accuracies on images held back from the decision."""
+"""The measured effect of a merge: accuracies on images held back from the decision."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pydantic import Field
 
 from clipmerge.planning.frozen import Frozen
 
-#: Share of the intervals that hold the true value.
+#: Share of the intervals that contain the true value.
 LEVEL = 0.95
 #: Loss of accuracy, in points, beyond which there is a warning.
 MAX_LOSS = 3.0
 
 ShareOfImages = Annotated[float, Field(ge=0, le=1)]
 DifferenceOfShares = Annotated[float, Field(ge=-1, le=1)]
-#: What to do with the merged model; `docs/verdict.md` has the rules.
+#: Recommendation about the merged model; `docs/verdict.md` has the rules.
 Recommendation = Literal["use", "prefer-finetuned", "prefer-zeroshot", "either", "too-few-images"]
 
 
@@ -47,8 +47,8 @@ class ModelAccuracy(Frozen):
     """The accuracy of one model on the held-back images.
 
     Attributes:
-        clean: On the images as they are.
-        corrupted: On the same images under the robustness probe, the mean over its corruptions.
+        clean: Accuracy on the unchanged images.
+        corrupted: Accuracy on the same images under the robustness probe, averaged over its corruptions.
         corruptions: Accuracy under each corruption of the probe, by its name.
     """
 
@@ -61,8 +61,8 @@ class Gain(Frozen):
     """The merged model's accuracy minus another's, compared image by image.
 
     Attributes:
-        clean: On the images as they are.
-        corrupted: Under the robustness probe.
+        clean: Difference on the unchanged images.
+        corrupted: Difference under the robustness probe.
     """
 
     clean: Difference
@@ -70,29 +70,29 @@ class Gain(Frozen):
 
 
 class Bought(Frozen):
-    """What the merge bought, measured on images that took no part in the decision.
+    """The effect of a merge, measured on images that were not used for the decision.
 
     Attributes:
-        source: Where the images are from, as the user wrote it.
+        source: Source of the images, as the user wrote it.
         revision: The commit that a data set of the Hub resolved to.
         images: Number of held-back images.
         classes: Number of classes to choose from.
-        classes_without_images: Classes that none of the held-back images shows.
-        classes_with_one_image: Classes that one of the held-back images shows.
-        corruptions_per_image: Corruptions of the probe that each image was put through.
+        classes_without_images: Number of classes without a held-back image.
+        classes_with_one_image: Number of classes with a single held-back image.
+        corruptions_per_image: Number of corruptions of the probe per image.
         level: Confidence level of every interval, such as 0.95.
         max_loss: Loss of accuracy, in points, beyond which there is a warning.
         zeroshot: Accuracy of the zero-shot model.
         finetuned: Accuracy of each fine-tuned model, in the order given.
-        reference: Place among them of the most accurate one, which the merged model is compared with.
+        reference: Index of the most accurate fine-tuned model, which the merged model is compared with.
         merged: Accuracy of the merged model.
         over_finetuned: The merged model against that fine-tuned model.
         over_zeroshot: The merged model against the zero-shot model.
-        agreement: Share of the images that the merged and the zero-shot model classify alike.
-        recommendation: What to do with the merged model.
-        verdict: The numbers that matter and the recommendation, in one or two sentences.
-        reason: What the recommendation rests on, in one sentence.
-        warnings: Conclusions that the user should know, one line each.
+        agreement: Share of the images for which the merged and the zero-shot model predict the same class.
+        recommendation: Recommendation about the merged model.
+        verdict: The main numbers and the recommendation, in one or two sentences.
+        reason: Reason for the recommendation, in one sentence.
+        warnings: Warnings, one line each.
         plan: Digest of the plan that was measured, see `clipmerge.planning.plan.Plan.digest`.
     """
 

@@ -1,4 +1,4 @@
-"""What the merge bought, laid out for people: a page, a card and a terminal show the same."""
+"""The measured effect of a merge in readable form, the same for page, card and terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from clipmerge.planning.bought import Bought, Estimate, ModelAccuracy
 
-#: What is said where nothing was measured.
+#: Text shown if nothing was measured.
 UNMEASURED = (
-    "Nothing was measured on images, so what this merge bought is not known; give labelled images of your task with "
-    "--data to see."
+    "Nothing was measured on images, so the effect of this merge is not known; give labelled images of your task with "
+    "--data to measure it."
 )
 
 
@@ -18,10 +18,10 @@ class Row:
     """One model of the table, its accuracies in per cent.
 
     Attributes:
-        model: Which model.
-        clean: On the images as they are, with its interval.
-        corrupted: Under the robustness probe, with its interval.
-        corruptions: Under each corruption.
+        model: Name of the model.
+        clean: Accuracy on the unchanged images, with its interval.
+        corrupted: Accuracy under the robustness probe, with its interval.
+        corruptions: Accuracy under each corruption.
     """
 
     model: str
@@ -32,15 +32,15 @@ class Row:
 
 @dataclass(frozen=True)
 class BoughtView:
-    """What a page or a card shows.
+    """The content of a page or a card.
 
     Attributes:
-        verdict: The numbers that matter and the recommendation.
-        reason: What the recommendation rests on.
-        facts: On what it was measured, in a sentence.
+        verdict: The main numbers and the recommendation.
+        reason: Reason for the recommendation.
+        facts: The images of the measurement, in one sentence.
         corruptions: Names of the corruptions, the columns of the table.
         rows: The models.
-        warnings: What the user should know.
+        warnings: Warnings, one line each.
     """
 
     verdict: str
@@ -52,7 +52,7 @@ class BoughtView:
 
 
 def bought_view(bought: Bought) -> BoughtView:
-    """Lay out what a merge bought."""
+    """Format the measured effect of a merge."""
     names = ["fine-tuned"]
     if len(bought.finetuned) > 1:
         names = [f"fine-tuned {number}" for number in range(1, len(bought.finetuned) + 1)]

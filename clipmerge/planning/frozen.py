@@ -1,4 +1,4 @@
-"""The base of everything that is written as JSON and read again."""
+"""Base class of all records that are written as JSON and read again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Frozen(BaseModel):
 
 
 def _plain(value: Any) -> Any:
-    """Refuse values that no recipe has and that break what prints them: deep nesting, numbers of many digits."""
+    """Refuse values that no recipe has and that break printing: deep nesting, numbers of many digits."""
     level, depth = [value], 0
     while level:
         if depth > _DEEPEST:
@@ -30,5 +30,5 @@ def _plain(value: Any) -> Any:
     return value
 
 
-#: A value of any type that JSON has, within reason.
+#: A value of any JSON type, within limits.
 Plain = Annotated[Any, AfterValidator(_plain)]

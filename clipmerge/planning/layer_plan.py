@@ -1,4 +1,4 @@
-"""The settings of one layer, and the rule that makes one task vector of several."""
+"""The settings of one layer, and the rule that combines several task vectors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ class LayerPlan(Frozen):
     """The settings of one layer.
 
     Attributes:
-        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned. Where there are learned coefficients,
-            their mean.
-        alpha_range: Smallest and largest learned coefficient; they lie beside the plan and are what counts. ``None``
-            for one alpha for the whole layer.
+        alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned; the mean of learned coefficients.
+        alpha_range: Smallest and largest learned coefficient; the coefficients themselves, beside the plan, are used.
+            ``None`` if the whole layer has one alpha.
         density: Share of the task vector kept, in (0, 1].
-        mask: Rule that picks the entries that are kept; ``None`` keeps all.
+        mask: Rule that selects the entries to keep; ``None`` keeps all.
         mask_options: The mask's own options.
-        parameters: Options of the mask for single parameters, by name; they win over ``mask_options``.
-        reason: Why, in words.
+        parameters: Options of the mask for single parameters, by name; they override ``mask_options``.
+        reason: Reason for the settings, in words.
     """
 
     alpha: Alpha
@@ -36,7 +35,7 @@ class LayerPlan(Frozen):
 
 
 class Combination(Frozen):
-    """How the task vectors of several fine-tuned checkpoints become one, where that is not their weighted sum.
+    """A rule that replaces the weighted sum of several fine-tuned checkpoints' task vectors.
 
     Attributes:
         rule: Name of a rule in `clipmerge.combinations`.
@@ -48,7 +47,7 @@ class Combination(Frozen):
 
 
 def check_mask(name: str, layer: LayerPlan, mask: str, parameters: tuple[str, ...]) -> None:
-    """Check one layer's mask rule against the masks that there are.
+    """Check one layer's mask rule against the available masks.
 
     Args:
         name: The layer's name, for messages.
@@ -66,13 +65,14 @@ def check_mask(name: str, layer: LayerPlan, mask: str, parameters: tuple[str, ..
         )
     if layer.density != 1.0 and "density" not in plugin_options("masks", mask):
         raise PlanError(
-            f"layer '{name}' has density {layer.density}, which the mask '{mask}' does not know; "
+            f"layer '{name}' has density {layer.density}, which the mask '{mask}' does not have; "
             "set its mask_options, or name another mask"
         )
     for parameter, options in {"": {}, **layer.parameters}.items():
         if parameter and parameter not in parameters:
             raise PlanError(
-                f"layer '{name}' names parameter '{parameter}', which it has not.{did_you_mean(parameter, parameters)}"
+                f"layer '{name}' names parameter '{parameter}', which it does not have."
+                f"{did_you_mean(parameter, parameters)}"
             )
         try:
             check_options("masks", mask, {**layer.mask_options, **options})

@@ -13,8 +13,8 @@ class LossPath(Frozen):
     """Calibration loss along the straight path theta(alpha) = theta_0 + alpha * task_vector.
 
     Attributes:
-        alphas: Points on the path, ascending, 0, 0.5 and 1 among them.
-        losses: Mean cross-entropy there, in nats.
+        alphas: Points on the path, ascending, including 0, 0.5 and 1.
+        losses: Mean cross-entropy at each point, in nats.
     """
 
     alphas: tuple[float, ...]
@@ -28,7 +28,7 @@ class LossPath(Frozen):
 
 
 class Check(Frozen):
-    """A self-test of an attribution: the layers' shares against the whole, measured independently.
+    """A self-test of an attribution: the sum of the layers' shares against the total, measured independently.
 
     Attributes:
         sum_of_layers: Sum over the layers.
@@ -40,7 +40,7 @@ class Check(Frozen):
 
     @property
     def relative_error(self) -> float:
-        """|sum - measured| / |measured|; infinite when only the latter is zero."""
+        """|sum - measured| / |measured|; infinite if only the latter is zero."""
         gap = abs(self.sum_of_layers - self.measured)
         if gap == 0:
             return 0.0
@@ -48,7 +48,7 @@ class Check(Frozen):
 
 
 class Mixture(Frozen):
-    """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0) of the checkpoints, tried on the calibration images.
+    """A mixture theta_0 + sum_i weights_i * (theta_i - theta_0), evaluated on the calibration images.
 
     Attributes:
         weights: One factor per fine-tuned checkpoint.
@@ -62,16 +62,16 @@ class Mixture(Frozen):
 
 
 class StatisticAbout(Frozen):
-    """How to read a statistic: everything that a table or a rule needs to know beside its values.
+    """The interpretation of a statistic, as needed by tables and rules.
 
     Attributes:
-        signed: Whether values below zero mean something. Signed values are compared as they are, others in
-            logarithms; bars of signed values have a colour for each sign.
-        additive: Whether the sum over layers means something. Several layers are summed up then, and their median
-            is shown otherwise.
+        signed: Whether values below zero are meaningful. Signed values are compared directly, others by their
+            logarithms; bars of signed values have one colour per sign.
+        additive: Whether the sum over layers is meaningful. If so, the sum is shown for several layers, else their
+            median.
         unit: Unit of the values, such as ``nats``; empty for a pure number.
         title: Heading of its column; empty for the name.
-        symbol: Its symbol where there is little room, such as ``B_l``; empty for none.
+        symbol: Its symbol for narrow tables, such as ``B_l``; empty for none.
         about: One sentence about it, without the title.
     """
 
@@ -84,12 +84,12 @@ class StatisticAbout(Frozen):
 
 
 class Statistic(StatisticAbout):
-    """One number per layer, and how to read it.
+    """One number per layer, with its interpretation.
 
     Attributes:
         name: Its name in recipes and files, such as ``loss_drop``.
         values: Value by layer, the mean over images.
-        batches: One value per calibration batch, by layer, for the bootstrap; empty where batches do not apply.
+        batches: One value per calibration batch, by layer, for the bootstrap; empty if there are no batches.
     """
 
     name: str
@@ -98,22 +98,22 @@ class Statistic(StatisticAbout):
 
     @property
     def reading(self) -> StatisticAbout:
-        """How to read it, without its values."""
+        """Its interpretation, without values."""
         return StatisticAbout(**{name: getattr(self, name) for name in StatisticAbout.model_fields})
 
 
 class HeldBackChoice(Frozen):
-    """The point that images held back from learning chose, and the point of the straight path that it had to beat.
+    """The point chosen by images held back from learning, and the point of the straight path that it had to beat.
 
     Attributes:
-        images: How many are held back.
-        alpha: The point, where it lies on the straight path; ``None`` for a learned one.
+        images: Number of images held back.
+        alpha: The point, if it is on the straight path; ``None`` for a learned point.
         part: Share of the way from the start of learning to the learned coefficients.
-        beyond: Share of the way from there to the fine-tuned model.
+        beyond: Share of the remaining way to the fine-tuned model.
         goal: The goal at the chosen point, in nats, on changed copies of the held-back images.
         right: Share of those copies that the chosen point recognises.
-        path_alpha: Where the goal is lowest on the straight path.
-        path_goal: The goal there.
+        path_alpha: Point of the straight path with the lowest goal.
+        path_goal: The goal at that point.
         finetuned_right: Share of the copies that the fine-tuned model recognises.
     """
 
@@ -133,14 +133,14 @@ class Measurements(Frozen):
 
     Attributes:
         measure: Name of the measure.
-        statistics: One number per layer each; none where the measure is not about single layers.
+        statistics: Statistics with one number per layer; empty if the measure is not about single layers.
         batch_sizes: Images in each calibration batch.
-        path: Loss along the path, where the measure walks it.
-        mixtures: The mixtures tried, in order, by measures that try some.
+        path: Loss along the path, if the measure evaluates it.
+        mixtures: The mixtures tried, in order, if the measure tries any.
         checks: Self-tests by statistic.
-        notes: What the user should know, one line each.
+        notes: Notes for the user, one line each.
         trace: Losses at every step of a measure that learns, by name.
-        choice: What the images held back from learning chose, by measures that learn and hold some back.
+        choice: The choice of the images held back from learning, if the measure holds some back.
         coefficients: Learned coefficients by parameter, float32 on the CPU; never part of the JSON.
         gradients: Mean gradient along the path by parameter, float32 on the CPU; never part of the JSON.
         tensors: Other tensors, by statistic and parameter, float32 on the CPU; never part of the JSON.
@@ -162,7 +162,7 @@ class Measurements(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _read_0_1_0(cls, data: Any) -> Any:
-        """Accept the JSON of 0.1.0, which had ``layers`` and ``batches`` in the place of ``statistics``."""
+        """Accept the JSON of 0.1.0, which had ``layers`` and ``batches`` instead of ``statistics``."""
         if not isinstance(data, dict) or "statistics" in data or "layers" not in data:
             return data
         rest = {key: value for key, value in data.items() if key not in ("layers", "batches")}
@@ -189,7 +189,7 @@ class Measurements(Frozen):
         raise KeyError(name)
 
 
-#: How to read the statistics of 0.1.0, whose files do not say so.
+#: Interpretation of the statistics of 0.1.0, whose files do not hold it.
 READINGS_0_1_0 = {
     "barrier": StatisticAbout(signed=True, additive=True, unit="nats", title="barrier share", symbol="B_l"),
     "loss_drop": StatisticAbout(signed=True, additive=True, unit="nats", title="loss-drop share", symbol="G_l"),
@@ -201,7 +201,7 @@ READINGS_0_1_0 = {
 
 
 def _statistics_0_1_0(layers: Any, batches: Any) -> Any:
-    """Turn values by layer and batches by statistic into statistics; anything malformed is left to validation."""
+    """Turn values by layer and batches by statistic into statistics; validation handles malformed data."""
     if not isinstance(layers, dict) or not all(isinstance(row, dict) for row in layers.values()):
         return {"layers": layers}
     known = batches if isinstance(batches, dict) else {}

@@ -1,7 +1,7 @@
 """The plan of a merge: a frozen model, JSON both ways.
 
-A plan holds numbers and rules, never bits: it can be read, diffed, edited by hand and applied again. The
-tensors that it needs (saliency scores, learned coefficients) lie in a safetensors file beside it, named in it by hash.
+A plan holds numbers and rules, no binary data: it can be read, diffed, edited by hand and applied again. Its tensors
+(saliency scores, learned coefficients) are in a safetensors file beside it, which the plan names by hash.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ if TYPE_CHECKING:
 
 
 def straggler_statistic_0_1_0(data: Mapping[str, Any]) -> Any:
-    """Return the statistic by which a plan or a record of 0.1.0, which does not say so, looked for stragglers."""
+    """Return the statistic used to look for stragglers in a plan or a record of 0.1.0, which does not name it."""
     recipe = data.get("recipe")
     method = recipe.get("method") if isinstance(recipe, dict) else None
     return method.get("statistic") if isinstance(method, dict) else None
 
 
 class Plan(Frozen):
-    """A merge before it is carried out: the inputs by hash and the settings of each layer.
+    """A decided merge: the inputs by hash and the settings of each layer.
 
     Attributes:
         format: Version of this format.
@@ -52,23 +52,23 @@ class Plan(Frozen):
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K.
         weights: One factor per fine-tuned checkpoint; checkpoint i enters layer l with ``weights[i] * alpha[l]``.
-        combine: The rule in the place of the weighted sum, if there is one.
+        combine: The rule that replaces the weighted sum, if any.
         dtype: Output dtype, or ``keep``.
-        missing: What happens to keys that only one checkpoint has.
-        head: The head whose zero-shot side is built, if one is.
-        layers: Settings by layer; a layer that is not named stays zero-shot.
+        missing: Treatment of keys that only one checkpoint has.
+        head: The head whose zero-shot counterpart is built, if any.
+        layers: Settings by layer; layers that are not listed stay zero-shot.
         tensors: File with the scores that masks need and with learned coefficients.
         stragglers: Layers found to be stragglers.
-        straggler_statistic: Statistic by which stragglers were looked for; ``None`` if nobody looked.
+        straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
         straggler_scores: ``{"z": ..., "stability": ...}`` by layer.
-        verdict: The plan in a sentence; `checked` words it anew where it is not true of the settings.
+        verdict: The plan in one sentence; `checked` rewrites it if it does not match the settings.
         finding: The part of the verdict that does not depend on the settings.
-        decided: `digest` of the plan that the method worded its verdict for.
-        bought: What the merge bought, measured on images that the decision did not see.
-        measurements: The measurements that the decision rests on.
-        calibration: The images that were measured on.
+        decided: `digest` of the plan that the method's verdict describes.
+        bought: The effect of the merge, measured on images that the decision did not see.
+        measurements: The measurements behind the decision.
+        calibration: The images used for measuring.
         seed: Seed of the sample, the bootstrap and the random masks.
-        warnings: What the user should know.
+        warnings: Warnings, one line each.
     """
 
     format: Literal["clipmerge-plan/1"] = "clipmerge-plan/1"
@@ -94,12 +94,12 @@ class Plan(Frozen):
     seed: int = 0
     warnings: tuple[str, ...] = ()
 
-    # what `Plan.load` and the API keep beside the numbers; not part of the JSON, nor of what makes plans equal
+    # kept by `Plan.load` and the API beside the numbers; part of neither the JSON nor the comparison of plans
     _tensors: Mapping[str, Any] = PrivateAttr(default_factory=dict)
     _folder: Path | None = PrivateAttr(default=None)
 
     def __eq__(self, other: object) -> bool:
-        """Whether both have the same JSON; tensors beside it count by the hash that `save` writes into it."""
+        """Whether both have the same JSON; tensors beside it are compared by the hash that `save` writes into it."""
         return self.to_json() == other.to_json() if isinstance(other, Plan) else NotImplemented
 
     def __repr__(self) -> str:
@@ -143,26 +143,26 @@ class Plan(Frozen):
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the plan was loaded from, where relative sources are looked for; ``None`` if it was made."""
+        """The folder that the plan was loaded from, for relative sources; ``None`` if it was not loaded."""
         return self._folder
 
     @property
     def held_tensors(self) -> Mapping[str, Tensor]:
-        """Scores and learned coefficients in memory, by the names that they have in the file beside the plan."""
+        """Scores and learned coefficients in memory, by their names in the file beside the plan."""
         return self._tensors
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Plan:
-        """Return the plan with the tensors that it needs, to be applied or saved.
+        """Return the plan with its tensors, ready to be applied or saved.
 
         Args:
-            tensors: Scores and learned coefficients, by the names that they have in the file.
+            tensors: Scores and learned coefficients, by their names in the file.
         """
         plan = self.model_copy()
         plan._tensors = dict(tensors)
         return plan
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Plan:
-        """Write the plan as JSON and, beside it, the tensors that it needs; both whole or not at all.
+        """Write the plan as JSON and its tensors beside it, both completely or not at all.
 
         Args:
             path: The JSON file; tensors go to ``NAME.tensors.safetensors`` beside it.
@@ -172,7 +172,7 @@ class Plan(Frozen):
             The plan as written, naming the tensors' file by hash.
 
         Raises:
-            OutputError: If a file is there already, or cannot be written.
+            OutputError: If a file already exists, or cannot be written.
         """
         for file in (Path(path), tensors_path(Path(path))):
             if file.exists() and not overwrite:
@@ -190,7 +190,7 @@ class Plan(Frozen):
             The plan.
 
         Raises:
-            PlanError: If it cannot be read, says something unknown, or the tensors are missing or have changed.
+            PlanError: If it cannot be read, is invalid, or its tensors are missing or have changed.
         """
         plan = read_plan(Path(path))
         if plan.tensors:
@@ -206,27 +206,27 @@ class Plan(Frozen):
         return data | {"straggler_statistic": straggler_statistic_0_1_0(data)}
 
     def to_json(self) -> str:
-        """Write the plan as indented JSON, one key order always."""
+        """Write the plan as indented JSON, always with the same order of keys."""
         return json.dumps(self.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
 
     @property
     def digest(self) -> str:
-        """Hash of all that decides the merged weights, given the same inputs and tensors."""
+        """Hash of everything that determines the merged weights, given the inputs and tensors."""
         what = self.model_dump(mode="json", include={"weights", "combine", "dtype", "missing", "head", "seed"})
         layers = {name: layer.model_dump(mode="json", exclude={"reason"}) for name, layer in self.layers.items()}
         return hashlib.sha256(json.dumps([what, layers], sort_keys=True).encode()).hexdigest()
 
     def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
-        """Check the plan against the layers there are, and its mask rules against the masks.
+        """Check the plan against the existing layers, and its mask rules against the available masks.
 
         Args:
             layers: Parameter names by layer.
 
         Returns:
-            The plan, with a verdict that is true of its settings.
+            The plan, with a verdict that matches its settings.
 
         Raises:
-            PlanError: If the plan names a layer or a parameter there is not, or a mask or option there is not.
+            PlanError: If the plan names an unknown layer, parameter, mask or option.
         """
         if len(self.weights) != len(self.finetuned):
             raise PlanError(
@@ -239,7 +239,7 @@ class Plan(Frozen):
                 raise PlanError(f"combine: {error}") from None
         for name, layer in self.layers.items():
             if name not in layers:
-                raise PlanError(f"the plan names layer '{name}', which there is not.{did_you_mean(name, layers)}")
+                raise PlanError(f"the plan names layer '{name}', which does not exist.{did_you_mean(name, layers)}")
             if layer.mask is not None:
                 check_mask(name, layer, layer.mask, layers[name])
             elif layer.density != 1.0:
@@ -254,7 +254,7 @@ class Plan(Frozen):
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan that was written, or edited, by hand or by `Plan.to_json`.
+    """Read a plan written by `Plan.to_json` or by hand.
 
     Args:
         path: The JSON file.
@@ -263,11 +263,11 @@ def read_plan(path: Path) -> Plan:
         The plan.
 
     Raises:
-        PlanError: If it cannot be read or says something unknown.
+        PlanError: If it cannot be read or is invalid.
     """
     try:
         plan = Plan.model_validate_json(read_text(path, LARGEST_JSON))
-        # a plan written by hand need not say by what recipe
+        # a plan written by hand need not name a recipe
         Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})
         return plan
     except Unreadable as error:
@@ -282,12 +282,12 @@ def read_plan(path: Path) -> Plan:
 
 
 def tensors_path(plan: Path) -> Path:
-    """Where the tensors that a plan needs go: ``plan.tensors.safetensors`` beside ``plan.json``."""
+    """Path of a plan's tensors: ``plan.tensors.safetensors`` beside ``plan.json``."""
     return plan.with_suffix(".tensors.safetensors")
 
 
 def write_plan_files(path: Path, plan: Plan) -> Plan:
-    """Write a plan and, beside it, the tensors that it holds; both whole or not at all.
+    """Write a plan and its tensors beside it, both completely or not at all.
 
     Args:
         path: The JSON file.
@@ -306,7 +306,7 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
 
             file = folder / tensors_path(path).name
             save_file(dict(tensors), file)
-            file.chmod(0o666 & ~_umask())  # save_file makes it readable for its owner alone
+            file.chmod(0o666 & ~_umask())  # save_file makes it readable only for its owner
             named = TensorsRecord(file=file.name, sha256=sha256_of(file))
             plan = plan.model_copy(update={"tensors": named})
         (folder / path.name).write_text(plan.to_json(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where things came from: checkpoints, calibration images, the tensors beside a plan, the classes of a head."""
+"""Records of origin: checkpoints, calibration images, the tensors beside a plan, the classes of a head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from clipmerge.planning.frozen import Frozen
 
 
 class SourceRecord(Frozen):
-    """One input: what the user wrote, the commit it resolved to, and the sha256 of its weight files, if hashed."""
+    """One input: the source as the user wrote it, its commit, and the sha256 of its weight files, if hashed."""
 
     source: str
     revision: str | None = None
@@ -21,17 +21,17 @@ class TensorsRecord(Frozen):
 
 
 class CalibrationRecord(Frozen):
-    """The images that were measured on.
+    """The images used for measuring.
 
     Attributes:
-        source: What the user wrote.
+        source: The source as the user wrote it.
         revision: The commit that a data set of the Hub resolved to.
-        images: How many were drawn.
-        requested: How many were asked for, others being held back; ``None`` where none were.
-        classes: How many classes they have.
+        images: Number of images drawn.
+        requested: Number of images asked for, if others were held back; ``None`` if none were.
+        classes: Number of their classes.
         batch_size: Images per batch.
         templates: Prompt templates.
-        seed: Of the draw.
+        seed: Seed of the draw.
     """
 
     source: str
@@ -45,7 +45,7 @@ class CalibrationRecord(Frozen):
 
 
 class HeadRecord(Frozen):
-    """The classes of a classification head whose zero-shot side is built from class prompts.
+    """The classes of a classification head whose zero-shot counterpart is built from class prompts.
 
     Attributes:
         classes: Class names, in the order of the rows.

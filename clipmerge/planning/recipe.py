@@ -1,4 +1,4 @@
-"""A recipe: what to measure and how to decide, as YAML people read, copy and override."""
+"""A recipe: a measure and a method, as YAML that people read, copy and override."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SECTIONS = {"measure": "measures", "method": "methods"}
 
 
 class Override(BaseModel):
-    """Fix what some layers get, whatever the method decided; the later override wins.
+    """Set the coefficient or density of some layers, overriding the method; later overrides take precedence.
 
     Attributes:
         layers: Glob over layer names, such as ``text.*``.
@@ -44,12 +44,12 @@ class Recipe(BaseModel):
     """A validated recipe: every name exists, every option is known and in its range.
 
     Attributes:
-        name: Name it was loaded under.
+        name: Name that it was loaded by.
         measure: ``{"name": ..., options}``, or ``None`` for a data-free recipe.
         method: ``{"name": ..., options}``.
         overrides: Applied after the method, in order.
-        missing: What to do with keys that only one checkpoint has: an ``error``, or keep the key set of the
-            zero-shot or of the fine-tuned checkpoint.
+        missing: Treatment of keys that only one checkpoint has: an ``error``, or keep the key set of the zero-shot
+            or of the fine-tuned checkpoint.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,11 +62,11 @@ class Recipe(BaseModel):
 
     @property
     def needs_data(self) -> bool:
-        """Whether the recipe measures, and so needs labelled images."""
+        """Whether the recipe measures and therefore needs labelled images."""
         return self.measure is not None
 
     def to_yaml(self) -> str:
-        """Write it as a file to merge with again; top-level keys that say nothing are left out."""
+        """Write it as a recipe file, without empty top-level keys."""
         data = self.model_dump(mode="json")
         data["overrides"] = [override.model_dump(exclude_none=True) for override in self.overrides]
         said = {key: value for key, value in data.items() if value not in (None, [])}
@@ -74,7 +74,7 @@ class Recipe(BaseModel):
 
 
 def recipes_folder() -> Path:
-    """Where the shipped recipes lie: in the wheel inside the package, in a checkout at the top."""
+    """Folder of the shipped recipes: inside the package in a wheel, at the top in a checkout."""
     packaged = Path(str(files("clipmerge"))) / "recipes"
     return packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
 
@@ -85,7 +85,7 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def recipe_text(name: str) -> str:
-    """Text of a shipped recipe, comments and all.
+    """Text of a shipped recipe, including comments.
 
     Raises:
         RecipeError: If there is no such recipe.
@@ -103,14 +103,14 @@ def load_recipe(
     """Load a recipe and apply overrides.
 
     Args:
-        recipe: Name of a shipped recipe, path of a YAML file, what such a file holds as a mapping, or a recipe.
+        recipe: Name of a shipped recipe, path of a YAML file, a mapping like such a file, or a recipe.
         set: ``{"method.alpha": 0.4}``, keys dotted; or ``["method.alpha=0.4"]``, values in YAML.
 
     Returns:
         The validated recipe.
 
     Raises:
-        RecipeError: If the file cannot be read, or anything in it is unknown or out of range.
+        RecipeError: If the file cannot be read, or a part of it is unknown or out of range.
 
     Example:
         >>> load_recipe("wise-ft", {"method.alpha": 0.3}).method["alpha"]
@@ -123,7 +123,7 @@ def load_recipe(
 
 
 def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[str, dict[str, Any]]:
-    """What to call a recipe in messages, and what it says, not validated; may be changed."""
+    """Name of a recipe in messages, and a copy of its content, not validated."""
     if isinstance(recipe, Recipe):
         return recipe.name, recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
@@ -156,10 +156,10 @@ def _assignments(given: Mapping[str, Any] | Sequence[str] | None) -> list[tuple[
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML's own loader takes the last, aliases, and endless numbers."""
+    """Refuses duplicate keys (YAML's own loader takes the last), aliases, and endless numbers."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):  # few of them, each of others, write out to gigabytes
+        if self.check_event(yaml.AliasEvent):  # a few nested aliases expand to gigabytes
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "an alias (*name); write it out", event.start_mark)
         return super().compose_node(parent, index)
@@ -220,7 +220,7 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
 
 
 def _rename_first_straggler_sparse(data: dict[str, Any]) -> None:
-    """Let recipes written for the first form of straggler-sparse, which measured a path, mean what they meant."""
+    """Keep the meaning of recipes for the first version of straggler-sparse, which measured a path."""
     measure, method = data.get("measure"), data.get("method")
     if not isinstance(measure, dict) or not isinstance(method, dict) or method.get("name") != "straggler-sparse":
         return
@@ -234,7 +234,7 @@ def _plugin_section(source: str, section: str, package: str, value: Any) -> dict
     options = {str(key): item for key, item in value.items() if key != "name"}
     try:
         checked = check_options(package, value["name"], options)
-        if checked.get("mask") is not None:  # said now, not after minutes of measuring
+        if checked.get("mask") is not None:  # checked now, before minutes of measuring
             check_options("masks", checked["mask"], checked.get("mask_options") or {})
         return {"name": value["name"], **checked}
     except RecipeError as error:

@@ -15,12 +15,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def columns(rows: Rows) -> list[str]:
-    """List the names of the values, in the order in which they first appear; a row may lack some."""
+    """List the names of all values, in order of first appearance; rows may lack some."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def to_html(rows: Rows, caption: str = "") -> str:
-    """Lay rows out as an HTML table.
+    """Format rows as an HTML table.
 
     Args:
         rows: One mapping per row.

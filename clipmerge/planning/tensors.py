@@ -1,4 +1,4 @@
-"""The tensors that a plan needs: saliency scores and learned coefficients, in one safetensors file beside it.
+"""The tensors of a plan: saliency scores and learned coefficients, in one safetensors file beside it.
 
 A coefficient tensor has one number for the whole parameter, one per row (output channel), or one per entry.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SCORES, _COEFFICIENTS = "scores:", "coefficients:"
-# Mean and range of a plan are told in float64 from the same float32 numbers; only the order of a sum may differ.
+# Tolerance for a plan's mean and range, computed in float64 from float32 numbers: only the order of a sum may differ.
 _SAME = 1e-6
 
 
@@ -34,17 +34,17 @@ class PlanTensors:
     coefficients: dict[str, Tensor] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        """Whether there is anything to keep."""
+        """Whether there are any tensors."""
         return bool(self.scores or self.coefficients)
 
     def to_file(self) -> dict[str, Tensor]:
-        """Flatten into what the file holds: ``scores:NAME`` and ``coefficients:NAME``."""
+        """Flatten into the names used in the file: ``scores:NAME`` and ``coefficients:NAME``."""
         scores = {_SCORES + name: tensor for name, tensor in self.scores.items()}
         return scores | {_COEFFICIENTS + name: tensor for name, tensor in self.coefficients.items()}
 
     @classmethod
     def from_file(cls, held: Mapping[str, Tensor]) -> PlanTensors:
-        """Read back what `to_file` made."""
+        """Inverse of `to_file`."""
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): tensor for key, tensor in held.items() if key.startswith(prefix)}
@@ -58,7 +58,7 @@ def with_coefficients(
     names: Mapping[str, tuple[str, ...]],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, LayerPlan]:
-    """Put the mean and the range of its coefficients into each layer that has some.
+    """Store the mean and the range of its coefficients in each layer that has some.
 
     Args:
         layers: Settings by layer, as the method decided them.
@@ -98,7 +98,7 @@ def check_coefficients(
     names: Mapping[str, tuple[str, ...]],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Check a plan that may have been edited against the coefficients that it goes with.
+    """Check a plan, which may have been edited, against its coefficients.
 
     Args:
         plan: The plan.
@@ -107,18 +107,18 @@ def check_coefficients(
         shapes: Shapes by parameter.
 
     Raises:
-        PlanError: If they do not fit the parameters, or a layer's mean and range are not theirs.
+        PlanError: If they do not match the parameters, or a layer's mean and range.
     """
     for name, coefficient in coefficients.items():
         if name not in shapes:
-            raise PlanError(f"the plan has coefficients for {name}, which there is not; plan again")
+            raise PlanError(f"the plan has coefficients for {name}, which does not exist; plan again")
         _check_shape(name, coefficient, shapes[name])
     given = {name: entry for name, entry in plan.layers.items() if entry.alpha_range is not None}
     for layer, found in with_coefficients(given, coefficients, names, shapes).items():
         told = given[layer]
         if not any(name in coefficients for name in names[layer]):
             raise PlanError(
-                f"layer '{layer}' has an alpha_range, and the plan holds no coefficients for it; remove alpha_range to "
+                f"layer '{layer}' has an alpha_range, but the plan holds no coefficients for it; remove alpha_range to "
                 "give the layer one alpha"
             )
         if max(abs(a - b) for a, b in zip(_told(told), _told(found), strict=True)) > _SAME:
@@ -136,8 +136,8 @@ def _check_shape(name: str, coefficient: Tensor, shape: tuple[int, ...]) -> None
     found = tuple(coefficient.shape)
     if coefficient.numel() != 1 and found not in (shape, rows_shape(shape)):
         raise PlanError(
-            f"the coefficients of {name} have shape {found}, and the parameter {shape}: expected one number, one per "
-            "row or one per entry"
+            f"the coefficients of {name} have shape {found}, but the parameter has {shape}: expected one number, one "
+            "per row or one per entry"
         )
     if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):
         raise PlanError(f"the coefficients of {name} are not finite numbers; plan again")
@@ -149,16 +149,16 @@ def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def coefficients_of_run(coefficient: Tensor, shape: tuple[int, ...], start: int, stop: int | None) -> float | Tensor:
-    """Cut out the coefficients of a run of entries in memory order.
+    """Select the coefficients of a run of entries in memory order.
 
     Args:
         coefficient: One number, one per row or one per entry, for a parameter of this shape.
-        shape: The parameter's.
+        shape: The parameter's shape.
         start: First entry.
         stop: Entry after the last; ``None`` for the whole parameter, unflattened.
 
     Returns:
-        The alpha that `merge_tensor` takes for that run.
+        The alpha of that run, for `merge_tensor`.
 
     Example:
         >>> import torch

@@ -1,8 +1,7 @@
-"""The verdict: one sentence about a plan that is true of the plan as it will be applied.
+"""The verdict: one sentence that describes a plan as it will be applied.
 
-A method words its own decision, and knows best how. Overrides of the recipe and edits by hand come after it, so its
-sentence is kept with a digest of the settings that it describes. Where the settings are others by now, the
-sentence is worded anew from the settings themselves.
+A method describes its own decision. Overrides of the recipe and edits by hand come later, so its sentence is stored
+with a digest of the settings that it describes. If the settings have changed, a new sentence is made from them.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ def verdict_on(
     *,
     finding: str = "",
 ) -> str:
-    """Word a verdict from the settings alone.
+    """Make a verdict from the settings alone.
 
     Args:
         layers: Settings by layer.
-        names: All layers there are; those that have no settings stay zero-shot.
+        names: All layers; those without settings stay zero-shot.
         weights: One factor per fine-tuned checkpoint.
-        combine: The rule in the place of the weighted sum, if any.
+        combine: The rule that replaces the weighted sum, if any.
         finding: The method's finding, which does not depend on the settings.
 
     Returns:
@@ -62,7 +61,7 @@ def _target(weights: Sequence[float], combine: Combination | None) -> str:
 
 
 def _masks(entries: Sequence[LayerPlan], count: int) -> str:
-    """Name the masks, and the smallest share of a change that is kept."""
+    """Name the masks and the shares of a change that they keep."""
     masked = [entry for entry in entries if entry.mask]
     if not masked:
         return ""

@@ -241,10 +241,10 @@ def test_a_hand_edit_gives_a_layer_one_alpha(planned: Path, pair: Folders, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({f"coefficients:{FC1}": torch.ones(1, 32)}, r"of vision\S+fc1.weight have shape \(1, 32\), and the parameter"),
+        ({f"coefficients:{FC1}": torch.ones(1, 32)}, r"of vision\S+fc1.weight have shape \(1, 32\), but the parameter"),
         ({f"coefficients:{FC1}": torch.full((64, 32), float("nan"))}, "are not finite numbers"),
         ({f"coefficients:{FC1}": torch.ones(64, 32, dtype=torch.int64)}, "are not finite numbers"),
-        ({"coefficients:nothing": torch.ones(1)}, "coefficients for nothing, which there is not"),
+        ({"coefficients:nothing": torch.ones(1)}, "coefficients for nothing, which does not exist"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(planned: Path, changes: dict[str, Tensor], message: str) -> None:
@@ -256,12 +256,12 @@ def test_tensors_that_do_not_fit_are_refused(planned: Path, changes: dict[str, T
 def test_a_range_without_coefficients_is_refused(planned: Path, tmp_path: Path) -> None:
     held = load_file(planned.with_suffix(".tensors.safetensors"))
     rewrite(planned, **{key: None for key in held if layer_of(key.partition(":")[2]) == "vision.1.mlp"})
-    with pytest.raises(PlanError, match=r"'vision.1.mlp' has an alpha_range, and the plan holds no coefficients"):
+    with pytest.raises(PlanError, match=r"'vision.1.mlp' has an alpha_range, but the plan holds no coefficients"):
         open_plan(planned)
     data = json.loads(planned.read_text())
     data["tensors"] = None
     (tmp_path / "bare.json").write_text(json.dumps(data))
-    with pytest.raises(PlanError, match="has an alpha_range, and the plan holds no coefficients"):
+    with pytest.raises(PlanError, match="has an alpha_range, but the plan holds no coefficients"):
         open_plan(tmp_path / "bare.json")
     assert read_plan(tmp_path / "bare.json").tensors is None
 
