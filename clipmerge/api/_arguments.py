@@ -148,7 +148,7 @@ def calibration_from(
     )
     if not isinstance(data, Calibration):
         return made
-    if made != Calibration(templates=check_templates([])):
+    if made != Calibration():
         raise UsageError("data is a Calibration, which holds these settings itself; put the other arguments into it")
     return data
 
@@ -269,8 +269,15 @@ def source_of(data: Any) -> Any:
 
 def _class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> Path | tuple[str, ...] | None:
     if classes is None or isinstance(classes, (str, os.PathLike)):
-        return Path(classes) if classes else None
+        return _named_classes(os.fspath(classes)) if classes else None
     return tuple(classes)
+
+
+def _named_classes(name: str) -> Path | tuple[str, ...]:
+    """A file of class names, or the names of a shipped list; a file wins."""
+    from clipmerge.images.known import class_list, class_lists
+
+    return class_list(name) if not Path(name).exists() and name in class_lists() else Path(name)
 
 
 def _refuse_twice(given: Sequence[str]) -> None:

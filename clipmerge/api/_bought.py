@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import MOST
-from clipmerge.images.prompts import check_templates
+from clipmerge.images.prompts import templates_for
 from clipmerge.images.store import Pixels
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
@@ -81,7 +81,9 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
         return run.held_back
     calibration = request.calibration
     count = min(MOST, calibration.images)
-    source = load_images(calibration.source, calibration.classes, columns=calibration.columns, most=count)
+    source = load_images(
+        calibration.source, calibration.classes, columns=calibration.columns, most=count, seed=request.seed
+    )
     for note in source.notes:
         run.progress.say(note)
     source.require_classes()
@@ -96,13 +98,14 @@ def _measured(run: Run, request: MergeRequest) -> Bought:
     accelerator = accelerator_for(calibration.device)
     run.is_main = accelerator.is_main_process
     plan, tensors = shared_plan(run.plan, run.tensors)
+    images = _images(run, request)
     return measure_bought(
         run.inputs,
         plan,
         tensors,
-        _images(run, request),
+        images,
         accelerator,
-        templates=check_templates(list(calibration.templates)),
+        templates=templates_for(calibration.templates, images.templates),
         batch_size=calibration.batch_size,
         max_loss=request.max_loss,
         progress=run.progress,

@@ -13,7 +13,7 @@ from clipmerge.evaluation.conclusion import loss_warnings
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing
 from clipmerge.images.dataset import LabelledImages
-from clipmerge.images.prompts import check_templates
+from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Recipe
 from clipmerge.request import SweepRequest
@@ -100,7 +100,8 @@ def record_of(
         "images": {name: len(images) for name, images in loaded.items()},
         "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
         "calibration_source": name_of(request.calibration.source),
-        "templates": list(check_templates(list(request.calibration.templates))),
+        "templates": list(templates_for(request.calibration.templates, ())),
+        "own_templates": own_templates(request.calibration.templates, loaded),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "warnings": list(notes),

@@ -13,7 +13,7 @@ from clipmerge.distributed import accelerator_for, together
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import load_images
 from clipmerge.images.held_back import sample_and_hold_back, wanted_back
-from clipmerge.images.prompts import check_templates, class_prompts
+from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.models.building import build_model
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import load_plugin
@@ -67,8 +67,10 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     """
     calibration = request.calibration
     most = calibration.images + wanted_back(calibration.images, calibration.held_back)
-    source = load_images(calibration.source, calibration.classes, columns=calibration.columns, most=most)
-    templates = check_templates(list(calibration.templates))
+    source = load_images(
+        calibration.source, calibration.classes, columns=calibration.columns, most=most, seed=request.seed
+    )
+    templates = templates_for(calibration.templates, source.templates)
     for note in source.notes:
         run.progress.say(note)
     source.require_classes()

@@ -172,7 +172,7 @@ def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
     begin = time.perf_counter()
     mixed = request.dtype != "keep"
     inputs = open_inputs(request.sources, request.recipe.missing, mixed_dtypes=mixed, known=known)
-    head = head_classes(inputs, request.calibration) if lacks_zeroshot_head(inputs) else None
+    head = head_classes(inputs, request.calibration, request.seed) if lacks_zeroshot_head(inputs) else None
     if head:
         inputs = build_zeroshot_head(inputs, head, mixed_dtypes=mixed)
     run = Run(inputs, progress, command=request.command, head=head, hashed=request.hashed)

@@ -44,7 +44,6 @@ from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import wanted_back
 from clipmerge.images.overlap import check_overlap
 from clipmerge.images.places import local_inputs
-from clipmerge.images.prompts import check_templates
 from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Missing
 from clipmerge.planning.recipe import load_recipe
@@ -288,7 +287,7 @@ def _calibration_images(request: SweepRequest) -> LabelledImages | None:
     if asked.source is None or asked.source == "":
         return None
     most = asked.images + wanted_back(asked.images, asked.held_back)
-    images = load_images(asked.source, asked.classes, columns=asked.columns, most=most)
+    images = load_images(asked.source, asked.classes, columns=asked.columns, most=most, seed=request.seed)
     return images.sample(most, request.seed) if images.revision else images
 
 
@@ -332,7 +331,7 @@ def _score(
         build_model(inputs),
         inputs,
         accelerator,
-        templates=check_templates(list(request.calibration.templates)),
+        templates=request.calibration.templates,
         batch_size=request.calibration.batch_size,
         images_at_once=request.calibration.images_at_once,
         dtype=request.dtype,

@@ -19,13 +19,16 @@ FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from 
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or a YAML file.")]
 Data = Annotated[
     str | None,
-    typer.Option(help="Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT or 'digits'."),
+    typer.Option(
+        help="Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name of `data list`."
+    ),
 ]
-Classes = Annotated[Path | None, typer.Option(help="Class names, one per line in the order of the classes, or JSON.")]
+Classes = Annotated[Path | None, typer.Option(help="Class names: one per line in their order, JSON, or a list's name.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the images, if not found.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the labels, if not found.")]
 Templates = Annotated[
-    list[str] | None, typer.Option("--template", help="Prompt with {} for the class; may be repeated.")
+    list[str] | None,
+    typer.Option("--template", help="Prompt with {} for the class, or a set's name; may be repeated."),
 ]
 Assignments = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in the recipe; may be repeated.")]
 Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]

@@ -17,6 +17,7 @@ from clipmerge.cli._ending import (
 )
 from clipmerge.cli.apply import apply_command
 from clipmerge.cli.convert import convert_command
+from clipmerge.cli.data import data_app
 from clipmerge.cli.demo import demo_command
 from clipmerge.cli.evaluate import evaluate_command
 from clipmerge.cli.inspect import inspect_command
@@ -108,3 +109,4 @@ app.command("convert")(convert_command)
 app.command("push")(push_command)
 app.command("report")(report_command)
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")

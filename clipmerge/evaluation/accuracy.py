@@ -13,6 +13,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of, tower_of
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.zero_shot import class_embeddings
 
@@ -122,7 +123,7 @@ def evaluate_sources(
         source: The checkpoint.
         named: Images by name, in any form that `clipmerge.images.dataset.load_images` accepts.
         classes: File with class names, or the names; the same for every source.
-        templates: Prompt templates.
+        templates: Prompt templates for every source; if empty, each source's own, or the default.
         batch_size: Images per batch.
         images_at_once: As in `answers`.
         device: Where to run.
@@ -130,7 +131,8 @@ def evaluate_sources(
         progress: Where to report.
 
     Returns:
-        JSON-ready: ``accuracy`` {name: 0..1}, ``images`` {name: count}, ``sources`` {name: {source, revision}}.
+        JSON-ready: ``accuracy`` {name: 0..1}, ``images`` {name: count}, ``sources`` {name: {source, revision}},
+        ``templates``, and ``own_templates`` {name: templates} of the sources that were evaluated with their own.
 
     Raises:
         DataError: If images cannot be used.
@@ -146,7 +148,7 @@ def evaluate_sources(
         accuracy[name] = zero_shot_accuracy(
             model,
             images,
-            templates,
+            templates_for(templates, images.templates),
             device=device,
             batch_size=batch_size,
             images_at_once=images_at_once,
@@ -157,5 +159,6 @@ def evaluate_sources(
         "accuracy": accuracy,
         "images": {name: len(images) for name, images in loaded.items()},
         "sources": {name: {"source": images.source, "revision": images.revision} for name, images in loaded.items()},
-        "templates": list(templates),
+        "templates": list(templates_for(templates, ())),
+        "own_templates": own_templates(templates, loaded),
     }

@@ -21,6 +21,7 @@ from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
 from clipmerge.models.zero_shot import class_embeddings
 
@@ -36,6 +37,8 @@ Answers = NDArray[np.int64]
 HELD = 2 << 30
 
 
+# Class names and templates.
+_ClassPrompts = tuple[tuple[str, ...], tuple[str, ...]]
 #: Sets the model's weights to those of one point.
 Move = Callable[[MovingModel], None]
 
@@ -70,7 +73,7 @@ class Scorer:
             model: The model without weights.
             inputs: The checkpoints.
             accelerator: Places the model, and gathers the results of several processes.
-            templates: Prompt templates.
+            templates: Prompt templates for every source; if empty, each source's own, or the default.
             batch_size: Images per batch; by default that of `evaluate`.
             images_at_once: Images that go through the model at once; ``None`` for a batch.
             dtype: Dtype that the points are rounded to.
@@ -83,8 +86,8 @@ class Scorer:
         self._images_at_once = images_at_once
         self._held = held
         # class embeddings by point; points with the same text tower share one tensor
-        self._classes: dict[tuple[int, tuple[str, ...]], Tensor] = {}
-        self._last: dict[tuple[str, ...], tuple[int, Tensor]] = {}
+        self._classes: dict[tuple[int, _ClassPrompts], Tensor] = {}
+        self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
 
     def score(
         self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
@@ -122,7 +125,7 @@ class Scorer:
             for number, move in enumerate(moves):
                 move(self._moving)
                 for part in load:
-                    best = self._answers(number, part.batch, sources[part.source].class_names)
+                    best = self._answers(number, part.batch, sources[part.source])
                     outcomes.append((part.source, number, part.start, best))
                     done += len(best)
                     progress.advance(done, total)
@@ -141,21 +144,22 @@ class Scorer:
             for batch in read_batches(images, size, self._moving.model.pixels, share=share):
                 yield _SourceBatch(name, batch.number * size, batch)
 
-    def _answers(self, number: int, batch: Batch, class_names: tuple[str, ...]) -> list[int]:
+    def _answers(self, number: int, batch: Batch, images: LabelledImages) -> list[int]:
         device = self._accelerator.device
-        classes = self._class_embeddings(number, class_names)
+        templates = templates_for(self._templates, images.templates)
+        classes = self._class_embeddings(number, (images.class_names, templates))
         pixels = batch.pixels.to(device)
         best: list[int] = answers(self._moving.model, pixels, classes, self._images_at_once).tolist()
         return best
 
-    def _class_embeddings(self, number: int, names: tuple[str, ...]) -> Tensor:
-        if (number, names) not in self._classes:
+    def _class_embeddings(self, number: int, prompts: _ClassPrompts) -> Tensor:
+        if (number, prompts) not in self._classes:
             version = self._moving.text_version
-            if self._last.get(names, (None,))[0] != version:
-                embedded = class_embeddings(self._moving.model, names, self._templates, self._accelerator.device)
-                self._last[names] = (version, embedded)
-            self._classes[number, names] = self._last[names][1]
-        return self._classes[number, names]
+            if self._last.get(prompts, (None,))[0] != version:
+                embedded = class_embeddings(self._moving.model, *prompts, self._accelerator.device)
+                self._last[prompts] = (version, embedded)
+            self._classes[number, prompts] = self._last[prompts][1]
+        return self._classes[number, prompts]
 
 
 def loads(batches: Iterable[_SourceBatch], held: int) -> Iterator[list[_SourceBatch]]:

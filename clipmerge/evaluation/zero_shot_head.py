@@ -25,26 +25,26 @@ def lacks_zeroshot_head(inputs: Inputs) -> bool:
     return inputs.keeps_head and all(WEIGHT in keys for keys in inputs.finetuned_keys)
 
 
-def head_classes(inputs: Inputs, calibration: Calibration) -> HeadRecord | None:
+def head_classes(inputs: Inputs, calibration: Calibration, seed: int = 0) -> HeadRecord | None:
     """The classes of the head's rows; ``None`` if neither images nor class names were given.
 
     Args:
         inputs: The aligned checkpoints, with a head.
         calibration: The images, class names and templates.
+        seed: Seed of the sample of images.
     """
     from clipmerge.images.class_names import read_class_names
     from clipmerge.images.dataset import load_images
-    from clipmerge.images.prompts import check_templates
+    from clipmerge.images.prompts import templates_for
 
-    templates = check_templates(list(calibration.templates))
     if calibration.source is not None:
         columns, most = calibration.columns, calibration.images
-        images = load_images(calibration.source, calibration.classes, columns=columns, most=most)
-        return HeadRecord(classes=images.class_names, templates=templates)
+        images = load_images(calibration.source, calibration.classes, columns=columns, most=most, seed=seed)
+        return HeadRecord(classes=images.class_names, templates=templates_for(calibration.templates, images.templates))
     if calibration.classes:
         rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][WEIGHT]].shape[0]
         names = read_class_names(calibration.classes, [str(row) for row in range(rows)])
-        return HeadRecord(classes=names, templates=templates)
+        return HeadRecord(classes=names, templates=templates_for(calibration.templates, ()))
     return None
 
 

@@ -43,7 +43,7 @@ def names_of(source: str, opened: Labelled, classes: ClassNames) -> tuple[tuple[
             f"{source}: its labels are the numbers 0 to {len(opened.classes) - 1} without names; pass a file with the "
             f"names with --classes, one per line{ids}"
         )
-    names = tuple(name.replace("_", " ") for name in opened.classes)
+    names = tuple(name if opened.verbatim else name.replace("_", " ") for name in opened.classes)
     for name in names:
         if not _is_utf8(name):
             raise DataError(

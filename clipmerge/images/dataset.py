@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import DataError
@@ -10,9 +11,11 @@ from clipmerge.files.paths import local_path
 from clipmerge.images import Columns, Labelled, Store
 from clipmerge.images.class_names import ClassNames, names_of
 from clipmerge.images.decoding import decode, extent
+from clipmerge.images.description import describe_folder
 from clipmerge.images.digits import load_digits
 from clipmerge.images.folder import Files, load_folder
 from clipmerge.images.in_memory import open_in_memory
+from clipmerge.images.known import Named, find_known
 from clipmerge.images.places import Local, expand
 from clipmerge.images.sampling import balanced_sample, candidate_positions
 from clipmerge.images.store import Held, Pixels
@@ -32,6 +35,8 @@ class LabelledImages:
         class_names: Name of each class, as it goes into the prompts.
         revision: Commit of a dataset on the Hub, else ``None``.
         notes: Notes for the user.
+        templates: The source's own prompt templates; empty where it has none.
+        imagenet_rows: For each class its rows in a head of ImageNet's 1000 classes; empty where that is not known.
     """
 
     source: str
@@ -40,6 +45,8 @@ class LabelledImages:
     class_names: tuple[str, ...]
     revision: str | None = None
     notes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    imagenet_rows: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         """Number of images."""
@@ -129,11 +136,13 @@ def load_images(
     columns: Columns | None = None,
     whole: bool = False,
     most: int | None = None,
+    seed: int = 0,
 ) -> LabelledImages:
     """Find labelled images.
 
     Args:
-        source: A folder with one subfolder per class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a
+        source: The short name of a public data set, see `clipmerge.images.known`; a folder with one subfolder per
+            class; Parquet or WebDataset tar files, one, a ``{0..9}`` range or a
             folder of them; ``hf://datasets/org/name[@revision][:split]``; or ``digits`` (scikit-learn's, extra
             ``demo``). Or images in memory, see `clipmerge.images.in_memory.open_in_memory`.
         classes: File with class names, or the names; see `clipmerge.images.class_names.read_class_names`. By default
@@ -141,7 +150,9 @@ def load_images(
         columns: The columns that the user named, for sources that have columns.
         whole: Whether all images will be read to compute an accuracy: a dataset on the Hub is then kept in the
             cache, and a single class is refused, because every image of it would be right.
-        most: Most images taken from a ``DataLoader``, which cannot be sampled; ``None`` for all.
+        most: Images that a sample will take; ``None`` for all. No more are taken from a ``DataLoader``, which cannot
+            be sampled, and of tar files on the Hub only those that the sample needs are downloaded.
+        seed: Seed of the sample.
 
     Returns:
         The images, not decoded yet.
@@ -154,21 +165,37 @@ def load_images(
         return _named(*open_in_memory(source, columns or Columns(), most), classes, whole=whole)
     if not source.strip():  # as a path it would be the working directory
         raise DataError(f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT")
-    path = local_path(source)
+    path, named = local_path(source), find_known(source)
+    if named is not None:
+        return _load_known(named, classes, columns or Columns(), whole=whole, most=most, seed=seed)
     if source == "digits" and not path.is_dir():
         opened = load_digits()
     elif source.startswith("hf://"):
         from clipmerge.images.hub_dataset import load_hub_dataset
 
-        opened = load_hub_dataset(source, columns or Columns(), whole=whole)
+        opened = load_hub_dataset(source, columns or Columns(), whole=whole, most=most, seed=seed)
     else:
         opened = _load_tables(source, columns or Columns()) or load_folder(source, path)
     return _named(source, opened, classes, whole=whole)
 
 
+def _load_known(
+    named: Named, classes: ClassNames, columns: Columns, *, whole: bool, most: int | None, seed: int
+) -> LabelledImages:
+    from clipmerge.images.hub_dataset import load_hub_dataset
+
+    if named.known.kind == "retrieval":
+        raise DataError(f"{named.address}: is a retrieval set, whose images have captions and no classes")
+    opened = load_hub_dataset(named.address, columns, whole=whole, most=most, seed=seed)
+    images = _named(named.address, named.known.describe(opened), classes, whole=whole)
+    return replace(images, imagenet_rows=named.known.imagenet_rows)
+
+
 def _named(source: str, opened: Labelled, classes: ClassNames, *, whole: bool) -> LabelledImages:
     names, notes = names_of(source, opened, classes)
-    images = LabelledImages(source, opened.store, opened.labels, names, opened.revision, (*opened.notes, *notes))
+    images = LabelledImages(
+        source, opened.store, opened.labels, names, opened.revision, (*opened.notes, *notes), opened.templates
+    )
     if whole:
         images.require_classes()
     return images
@@ -183,5 +210,5 @@ def _load_tables(source: str, columns: Columns) -> Labelled | None:
     if tars := expand(source, ".tar"):
         from clipmerge.images.webdataset import load_tars
 
-        return load_tars(source, Local(), tars, columns)
+        return load_tars(source, Local(), tars, columns, describe_folder(Path(tars[0]).parent))
     return None

@@ -2,14 +2,14 @@
 
 A repository's card may list the files of each split of each configuration; otherwise splits are derived from file
 names, as the Hub's own viewer does. Parquet is read in ranges: a sample of a large split downloads the labels and a
-few row groups. A tar file has no index and is downloaded whole.
+few row groups. A tar file has no index and is downloaded whole, but only the files that a sample needs.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,10 +22,10 @@ from clipmerge.files.reading import Unreadable, read_bytes, told_size
 from clipmerge.hub.download import Resolved, connect, download, resolve
 from clipmerge.hub.ids import HubId, parse_hub_id
 from clipmerge.images.columns import Columns
+from clipmerge.images.hub_shards import HubShards, find_shards
 from clipmerge.images.parquet import load_parquet
 from clipmerge.images.places import Local, Remote
 from clipmerge.images.store import Labelled
-from clipmerge.images.webdataset import load_tars
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 PREFIX = "hf://datasets/"
@@ -78,13 +78,73 @@ def parse_dataset(source: str) -> DatasetId:
     return DatasetId(hub_id, config or None, split or None)
 
 
-def load_hub_dataset(source: str, asked: Columns, *, whole: bool) -> Labelled:
+@dataclass(frozen=True)
+class Split:
+    """One split of a data set on the Hub, at the commit that its revision stands for now.
+
+    Attributes:
+        source: The source as the user wrote it.
+        resolved: The commit, and the files of the repository.
+        pinned: The data set at that commit.
+        files: The split's Parquet or tar files.
+        notes: Notes for the user.
+    """
+
+    source: str
+    resolved: Resolved
+    pinned: HubId
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def is_tar(self) -> bool:
+        """Whether the files are tar files."""
+        return self.files[0].endswith(".tar")
+
+    @property
+    def cached(self) -> bool:
+        """Whether to do with the files that are in the cache."""
+        return self.resolved.note is not None
+
+    def shards(self) -> HubShards:
+        """The tar files, and the texts beside them.
+
+        Raises:
+            DataError: If a text cannot be used, or a shard is missing.
+            HubError: If the Hub refuses or cannot be reached.
+        """
+        return find_shards(self.source, self.pinned, self.resolved.files, self.files, cached=self.cached)
+
+
+def open_split(source: str) -> Split:
+    """Find the files of one split.
+
+    Args:
+        source: ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``.
+
+    Raises:
+        DataError: If there is no such split.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    dataset = parse_dataset(source)
+    resolved = resolve(dataset.hub_id)
+    pinned = dataset.hub_id.at(resolved.sha)
+    name, files = _files_of_split(source, dataset, pinned, resolved)
+    notes: tuple[str, ...] = (resolved.note,) if resolved.note else ()
+    if dataset.split is None:
+        notes += (f"{source}: reading its only split, {name}",)
+    return Split(source, resolved, pinned, tuple(files), notes)
+
+
+def load_hub_dataset(source: str, asked: Columns, *, whole: bool, most: int | None = None, seed: int = 0) -> Labelled:
     """Open one split of a dataset on the Hub, at the commit that its revision stands for now.
 
     Args:
         source: The source as the user wrote it.
         asked: The columns that the user named.
         whole: Whether all images will be read: the files are then downloaded into the Hub cache.
+        most: Images that a sample will take at most, if not all: only the tar files that it needs are downloaded.
+        seed: Seed of the sample.
 
     Returns:
         The source.
@@ -93,22 +153,16 @@ def load_hub_dataset(source: str, asked: Columns, *, whole: bool) -> Labelled:
         DataError: If there is no such split, or it cannot be used.
         HubError: If the Hub refuses or cannot be reached.
     """
-    dataset = parse_dataset(source)
-    resolved = resolve(dataset.hub_id)
-    pinned = dataset.hub_id.at(resolved.sha)
-    name, files = _files_of_split(source, dataset, pinned, resolved)
-    notes: tuple[str, ...] = (resolved.note,) if resolved.note else ()
-    load = load_tars if files[0].endswith(".tar") else load_parquet
-    if whole or resolved.note or load is load_tars:
-        folder = download(pinned, files, cached=resolved.note is not None)
-        labelled = load(source, Local(), [str(folder / file) for file in files], asked)
+    split = open_split(source)
+    if split.is_tar:
+        shards = split.shards()
+        labelled = shards.load(asked) if whole or most is None else shards.load_some(asked, most, seed)
+    elif whole or split.cached:
+        folder = download(split.pinned, split.files, cached=split.cached)
+        labelled = load_parquet(source, Local(), [str(folder / file) for file in split.files], asked)
     else:
-        labelled = load(source, _remote(pinned), files, asked)
-    if dataset.split is None:
-        notes += (f"{source}: reading its only split, {name}",)
-    return Labelled(
-        labelled.store, labelled.labels, labelled.classes, labelled.named, resolved.sha, (*notes, *labelled.notes)
-    )
+        labelled = load_parquet(source, _remote(split.pinned), split.files, asked)
+    return replace(labelled, revision=split.resolved.sha, notes=(*split.notes, *labelled.notes))
 
 
 def _remote(pinned: HubId) -> Remote:
@@ -269,10 +323,15 @@ def _split_in(file: str) -> str:
 
 def _filled(source: str, splits: dict[str, list[str]]) -> dict[str, list[str]]:
     """Sort each split's files, and drop splits without any."""
-    filled = {split: sorted(files) for split, files in splits.items() if files}
+    filled = {split: sorted(files, key=_by_number) for split, files in splits.items() if files}
     mixed = [split for split, files in filled.items() if len({file.endswith(".tar") for file in files}) > 1]
     if mixed:
         raise DataError(f"{source}: split '{mixed[0]}' holds Parquet and tar files; give the files of one kind")
     if not filled:
         raise DataError(f"{source}: the files that its card names are not Parquet or tar files")
     return filled
+
+
+def _by_number(file: str) -> list[str | int]:
+    """Sort key that puts ``2.tar`` before ``10.tar``."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d{1,18})", file)]

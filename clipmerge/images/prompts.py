@@ -2,27 +2,109 @@
 
 from __future__ import annotations
 
-from clipmerge.errors import UsageError
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from clipmerge.errors import UsageError, did_you_mean
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
 
-def check_templates(templates: list[str]) -> tuple[str, ...]:
-    """Check prompt templates; none given means the default.
+class TemplateSets:
+    """Template sets by name: a text file each, one template per line, ``#`` in front of remarks."""
+
+    folder = Path(__file__).parent / "templates"
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the sets, sorted."""
+        return tuple(sorted(file.stem for file in self.folder.glob("*.txt")))
+
+    def about(self, name: str) -> str:
+        """The remark on a set's first line.
+
+        Args:
+            name: Name of the set.
+        """
+        return self._lines(name)[0].lstrip("# ")
+
+    def templates(self, name: str) -> tuple[str, ...]:
+        """Templates of a set.
+
+        Args:
+            name: Name of the set.
+        """
+        return tuple(line for line in self._lines(name) if not line.startswith("#"))
+
+    def _lines(self, name: str) -> list[str]:
+        return (self.folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+
+
+#: The shipped template sets.
+TEMPLATE_SETS = TemplateSets()
+
+
+class WithTemplates(Protocol):
+    """A source of images that may bring its own templates."""
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The templates; empty where it has none."""
+
+
+def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Check the prompt templates that the user named.
 
     Args:
-        templates: Texts with ``{}`` where the class name goes.
+        templates: Texts with ``{}`` or ``{c}`` for the class name, or names of template sets.
 
     Returns:
-        The templates.
+        The templates, sets written out; empty where none was named, which means each source's own, or the default.
 
     Raises:
-        UsageError: If one has no ``{}``.
+        UsageError: If one has no ``{}`` and is not the name of a set.
     """
-    for template in templates:
-        if "{}" not in template:
-            raise UsageError(f"--template '{template}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}'")
-    return tuple(templates) or (DEFAULT_TEMPLATE,)
+    return tuple(template for given in templates for template in _spelled_out(given))
+
+
+def templates_for(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+    """Choose the templates for a source.
+
+    Args:
+        asked: Those that the user named; they win.
+        own: Those that the source brings along.
+
+    Returns:
+        At least one template.
+
+    Example:
+        >>> templates_for((), ())
+        ('a photo of a {}.',)
+    """
+    return tuple(asked) or tuple(own) or (DEFAULT_TEMPLATE,)
+
+
+def own_templates(asked: Sequence[str], sources: Mapping[str, WithTemplates]) -> dict[str, list[str]]:
+    """The templates of the sources that bring their own, where these are used; for records.
+
+    Args:
+        asked: Those that the user named; with any, no source uses its own.
+        sources: The sources by name.
+    """
+    return {} if asked else {name: list(images.templates) for name, images in sources.items() if images.templates}
+
+
+def _spelled_out(given: str) -> tuple[str, ...]:
+    template = given.replace("{c}", "{}")
+    if "{}" in template:
+        return (template,)
+    names = TEMPLATE_SETS.names()
+    if given in names:
+        return TEMPLATE_SETS.templates(given)
+    raise UsageError(
+        f"--template '{given}': has no {{}} for the class name, as in '{DEFAULT_TEMPLATE}', and is not a template set "
+        f"({', '.join(names)}).{did_you_mean(given, names)}"
+    )
 
 
 def class_prompts(class_names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import numpy as np
 
 
@@ -67,3 +70,20 @@ def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count:
             lacking = lacking - here
             taken.append(block)
     return [int(position) for position in np.flatnonzero(np.isin(places, taken))]
+
+
+def holds_a_balanced_sample(labels: Sequence[int | str], count: int, classes: int = 0) -> bool:
+    """Whether images are enough for a sample with an equal share of each class.
+
+    Args:
+        labels: Label of each image.
+        count: Images wanted.
+        classes: Number of classes, those without an image included; 0 if only those with one are known.
+
+    Example:
+        >>> holds_a_balanced_sample([0, 0, 0, 1], 4, classes=2), holds_a_balanced_sample([0, 0, 1, 1], 4, classes=2)
+        (False, True)
+    """
+    sizes = Counter(labels)
+    share = -(-count // max(classes, len(sizes), 1))
+    return sum(min(size, share) for size in sizes.values()) >= count

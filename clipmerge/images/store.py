@@ -44,6 +44,8 @@ class Labelled:
         named: Whether classes have names, or are bare numbers.
         revision: Commit of a source on the Hub.
         notes: Notes for the user.
+        templates: The source's own prompt templates, with ``{}`` for the class.
+        verbatim: Whether the names are written as they go into prompts, underscores and all.
     """
 
     store: Store
@@ -52,6 +54,8 @@ class Labelled:
     named: bool = True
     revision: str | None = None
     notes: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    verbatim: bool = False
 
 
 @dataclass(frozen=True)

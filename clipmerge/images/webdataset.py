@@ -12,6 +12,7 @@ from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER, MOST_DIGITS, MOST_IMAGES
 from clipmerge.files.reading import Unreadable, parse_json, told_size
 from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
+from clipmerge.images.description import Description
 from clipmerge.images.places import Place
 from clipmerge.images.store import Encoded, Labelled
 
@@ -61,7 +62,24 @@ class TarImages:
         return f"{self.place.called(archive)}, {member}"
 
 
-def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns) -> Labelled:
+@dataclass
+class Shard:
+    """One archive, its headers and labels read.
+
+    Attributes:
+        archive: Its name.
+        members: Where each image lies.
+        labels: The label of each image, or its captions in one text.
+    """
+
+    archive: str
+    members: list[tuple[str, str, _Member]] = field(default_factory=list, repr=False)
+    labels: list[int | str] = field(default_factory=list, repr=False)
+
+
+def load_tars(
+    source: str, place: Place, archives: Sequence[str], asked: Columns, described: Description | None = None
+) -> Labelled:
     """Open tar files as one source; member headers and labels are read, images are not.
 
     Args:
@@ -69,6 +87,7 @@ def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns
         place: Where the archives lie.
         archives: Their names, sorted.
         asked: Endings that the user named.
+        described: The texts beside the archives.
 
     Returns:
         The source.
@@ -76,24 +95,70 @@ def load_tars(source: str, place: Place, archives: Sequence[str], asked: Columns
     Raises:
         DataError: If an archive is damaged, or a sample has no image or no label.
     """
-    members: list[tuple[str, str, _Member]] = []
-    labels: list[int | str] = []
+    described = described or Description()
+    described.require_classes(source)
+    shards: list[Shard] = []
     for archive in archives:
-        with place.reading(archive), place.open(archive) as file:
-            for key, endings in _samples(file):
-                where = f"{place.called(archive)}, {key}"
-                image = _image_ending(where, list(endings), asked.image)
-                members.append((archive, f"{key}.{image}", endings[image]))
-                labels.append(_label(where, file, endings, asked.label))
-                if len(labels) > MOST_IMAGES:
-                    raise DataError(f"{source}: has more than {MOST_IMAGES} images; give some of the files")
-    if labels and all(isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label) for label in labels):
-        labels = [int(label) for label in labels]
-    indices, classes, named = number_classes(source, labels)
+        shards.append(read_shard(place, archive, asked))
+        _check_count(source, shards)
+    return joined(source, place, shards, described)
+
+
+def read_shard(place: Place, archive: str, asked: Columns) -> Shard:
+    """Read the headers and labels of one archive.
+
+    Args:
+        place: Where it lies.
+        archive: Its name.
+        asked: Endings that the user named.
+
+    Raises:
+        DataError: If it is damaged, or a sample has no image or no label.
+    """
+    shard = Shard(archive)
+    with place.reading(archive), place.open(archive) as file:
+        for key, endings in _samples(file):
+            where = f"{place.called(archive)}, {key}"
+            image = _image_ending(where, list(endings), asked.image)
+            shard.members.append((archive, f"{key}.{image}", endings[image]))
+            shard.labels.append(_label(where, file, endings, asked.label))
+            _check_count(place.called(archive), [shard])
+    return shard
+
+
+def joined(source: str, place: Place, shards: Sequence[Shard], described: Description) -> Labelled:
+    """Make one source of several archives.
+
+    Args:
+        source: The source as the user wrote it, for messages.
+        place: Where the archives lie.
+        shards: The archives, read.
+        described: The texts beside them.
+
+    Raises:
+        DataError: If there are no images, or a label does not fit the class names.
+    """
+    labels = numbers_of(shards)
+    indices, classes, named = number_classes(source, labels, described.class_names)
+    verbatim = described.class_names is not None and classes == described.class_names
     notes: tuple[str, ...] = ()
-    if named and len(classes) > max(100, _CAPTIONS * len(labels)):
+    if named and not verbatim and len(classes) > max(100, _CAPTIONS * len(labels)):
         notes = (f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?",)
-    return Labelled(TarImages(place, members), indices, classes, named, notes=notes)
+    store = TarImages(place, [member for shard in shards for member in shard.members])
+    return Labelled(store, indices, classes, named, notes=notes, templates=described.templates, verbatim=verbatim)
+
+
+def numbers_of(shards: Sequence[Shard]) -> list[int | str]:
+    """Labels of all images, as numbers where all of them are numbers."""
+    labels = [label for shard in shards for label in shard.labels]
+    if labels and all(isinstance(label, str) and re.fullmatch(r"-?\d{1,18}", label) for label in labels):
+        return [int(label) for label in labels]
+    return labels
+
+
+def _check_count(source: str, shards: Sequence[Shard]) -> None:
+    if sum(len(shard.labels) for shard in shards) > MOST_IMAGES:
+        raise DataError(f"{source}: has more than {MOST_IMAGES} images; give some of the files")
 
 
 def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:

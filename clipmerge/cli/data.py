@@ -1,0 +1,119 @@
+"""`clipmerge data`: public data sets, class names and prompt templates by name."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._options import Output
+from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+data_app = typer.Typer(help="Public data sets, class names and prompt templates by name.", invoke_without_command=True)
+
+
+@data_app.callback()
+@reporting_errors
+def _data(context: typer.Context, fmt: Output = Format.human) -> None:
+    if context.invoked_subcommand is None:
+        list_data(fmt=fmt)
+    elif fmt is not Format.human:
+        raise UsageError(f"--format goes behind the command: clipmerge data {context.invoked_subcommand} --format")
+
+
+@data_app.command("list")
+@reporting_errors
+def list_data(fmt: Output = Format.human) -> None:
+    """List data sets, lists of class names and sets of templates."""
+    from clipmerge.images.known import class_lists, known_sets
+    from clipmerge.images.prompts import TEMPLATE_SETS
+
+    record = {
+        "data": {name: known.title for name, known in sorted(known_sets().items())},
+        "classes": list(class_lists()),
+        "templates": {name: TEMPLATE_SETS.about(name) for name in TEMPLATE_SETS.names()},
+    }
+    Terminal(fmt).result(record, lambda: _listing(record))
+
+
+@data_app.command("show")
+@reporting_errors
+def show_data(
+    name: Annotated[str, typer.Argument(help="Name of a data set, or of a set of templates.")],
+    fmt: Output = Format.human,
+) -> None:
+    """Print where a data set lies, its class names, templates, conventions and published figures."""
+    from clipmerge.images.known import known_set
+    from clipmerge.images.prompts import TEMPLATE_SETS
+
+    if name in TEMPLATE_SETS.names():
+        if fmt is Format.json:
+            typer.echo(json.dumps({"name": name, "templates": TEMPLATE_SETS.templates(name)}, indent=2))
+            return
+        for template in TEMPLATE_SETS.templates(name):
+            typer.echo(template)
+        return
+    known = known_set(name)
+    record = {
+        "name": name,
+        **known.model_dump(mode="json", exclude={"rows", "classes", "templates"}),
+        "address": known.address(),
+        "class_names": list(known.class_names),
+        "templates": list(known.prompts),
+    }
+    Terminal(fmt).result(record, lambda: _description(record))
+
+
+def _listing(record: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    width = max(map(len, [*record["data"], *record["templates"]])) + 2
+    lines = [f"{name:{width}}{title}" for name, title in record["data"].items()]
+    lines += ["", "Templates (--template NAME):"]
+    lines += [f"{name:{width}}{about}" for name, about in record["templates"].items()]
+    lines += ["", "Class names (--classes NAME):", ", ".join(record["classes"])]
+    return Group(*map(Text, lines))
+
+
+def _description(record: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for head, text in _facts(record):
+        table.add_row(head, Text(text))
+    names = record["class_names"]
+    return Group(table, *([Text(), Text(", ".join(names))] if names else []))
+
+
+def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of a description: what it is about, and its text."""
+    facts = [(record["name"], record["title"]), ("source", record["address"]), ("splits", ", ".join(record["splits"]))]
+    counts = ", ".join(f"{split} {count:,}" for split, count in record["images"].items())
+    names, templates = record["class_names"], record["templates"]
+    from_repository = "read from the repository"
+    if record["kind"] == "retrieval":
+        facts.append(("captions", "each image has several; for recall, not for accuracy"))
+        figures = {name: ", ".join(f"{k} {v:g}" for k, v in each.items()) for name, each in record["recall"].items()}
+    else:
+        facts.append(("classes", f"{len(names)}, listed below" if names else from_repository))
+        facts.append(("templates", _quoted(templates) if templates else from_repository))
+        figures = {name: f"{value:g}%" for name, value in record["zeroshot"].items()}
+    published = "; ".join(f"{name} {figure}" for name, figure in figures.items())
+    facts += [("images", counts), ("published", published), ("note", record["note"])]
+    return [(head, text) for head, text in facts if text]
+
+
+def _quoted(templates: list[str]) -> str:
+    shown = ", ".join(f"'{template}'" for template in templates[:3])
+    return shown if len(templates) < 4 else f"{len(templates)}, such as {shown}"

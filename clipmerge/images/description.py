@@ -1,0 +1,123 @@
+"""The texts beside the shards of a data set: class names, prompt templates, the kind of set, and how many shards.
+
+CLIP_benchmark writes them so: ``classnames.txt`` (line i names class i), ``zeroshot_classification_templates.txt``
+(``{c}`` stands for the class) and ``dataset_type.txt`` at the root, ``nshards.txt`` in the folder of each split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipmerge.errors import DataError
+from clipmerge.files.reading import Unreadable, read_text
+
+CLASS_NAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+KIND = "dataset_type.txt"
+SHARDS = "nshards.txt"
+_RETRIEVAL, _CLASSIFICATION = "retrieval", "classification"
+
+
+@dataclass(frozen=True)
+class Description:
+    """Everything that the texts say; the defaults stand for texts that are not there.
+
+    Attributes:
+        class_names: Name of each class, as it goes into prompts; ``None`` where the set names none.
+        templates: Prompt templates with ``{}`` for the class.
+        kind: ``classification``, ``retrieval`` or another word that the set uses.
+        shards: Number of shards of the split.
+    """
+
+    class_names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] = ()
+    kind: str = _CLASSIFICATION
+    shards: int | None = None
+
+    @property
+    def is_retrieval(self) -> bool:
+        """Whether images come with captions instead of classes."""
+        return self.kind == _RETRIEVAL
+
+    def require_classes(self, source: str) -> None:
+        """Refuse a set whose images have no single class.
+
+        Args:
+            source: The source, for the message.
+
+        Raises:
+            DataError: If it is for retrieval, or an image has several classes.
+        """
+        if self.is_retrieval:
+            raise DataError(
+                f"{source}: is a retrieval set, whose images have captions and no classes; give a set with classes"
+            )
+        if self.kind != _CLASSIFICATION:
+            raise DataError(
+                f"{source}: {KIND} says '{self.kind}'; accuracy needs one class per image (dataset_type "
+                f"'{_CLASSIFICATION}')"
+            )
+
+
+def read_description(find: Callable[[str], Path | None]) -> Description:
+    """Read the texts.
+
+    Args:
+        find: Gives the file of a text by its name, ``None`` where the set has none.
+
+    Returns:
+        Everything they say.
+
+    Raises:
+        DataError: If a text cannot be read, or a template has no ``{c}``.
+    """
+    names, templates = _lines(find(CLASS_NAMES)), _lines(find(TEMPLATES))
+    kinds, shards = _lines(find(KIND)), _lines(find(SHARDS))
+    return Description(
+        class_names=tuple(names) or None,
+        templates=tuple(_template(find(TEMPLATES), line) for line in templates),
+        kind=kinds[0].lower() if kinds else _CLASSIFICATION,
+        shards=_count(find(SHARDS), shards[0]) if shards else None,
+    )
+
+
+def describe_folder(folder: Path) -> Description:
+    """Read the texts that lie in a folder of shards, or in the folder that holds it.
+
+    Args:
+        folder: Folder of the shards.
+
+    Raises:
+        DataError: As `read_description`.
+    """
+
+    def find(name: str) -> Path | None:
+        places = [folder / name] if name == SHARDS else [folder / name, folder.parent / name]
+        return next((place for place in places if place.is_file()), None)
+
+    return read_description(find)
+
+
+def _lines(file: Path | None) -> list[str]:
+    """Lines without what surrounds them; those at the end that are empty are no lines."""
+    if file is None:
+        return []
+    try:
+        return [line.strip() for line in read_text(file, encoding="utf-8-sig").rstrip().splitlines()]
+    except Unreadable as error:
+        raise DataError(f"{file}: cannot be read ({error})") from None
+
+
+def _template(file: Path | None, line: str) -> str:
+    template = line.replace("{c}", "{}")
+    if "{}" not in template:
+        raise DataError(f"{file}: '{line[:60]}' has no {{c}} for the class name; give templates with --template")
+    return template
+
+
+def _count(file: Path | None, line: str) -> int:
+    if not (line.isascii() and line.isdigit() and len(line) < 7 and int(line) > 0):
+        raise DataError(f"{file}: '{line[:60]}' is not a number of shards")
+    return int(line)

@@ -1,0 +1,202 @@
+"""Public data sets by a short name: where they lie, their class names, prompt templates and published figures.
+
+Each family of sets is one file in ``sets/``, each list of class names one in ``classes/``: adding one is adding a file.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+
+from clipmerge.errors import DataError, UsageError, did_you_mean, shorten
+from clipmerge.files.paths import local_path
+from clipmerge.images.prompts import TEMPLATE_SETS, check_templates
+from clipmerge.images.store import Labelled
+from clipmerge.planning.frozen import Frozen
+
+_HERE = Path(__file__).parent
+_NAMED = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(?:@(?P<revision>[^:\s@]+))?(?::(?P<split>[^:\s]+))?")
+#: Classes of ImageNet, to whose places `KnownSet.rows` refer.
+IMAGENET_CLASSES = 1000
+_Place = Annotated[int, Field(ge=0, lt=IMAGENET_CLASSES)]
+
+
+class KnownSet(Frozen):
+    """A public data set.
+
+    Attributes:
+        title: A few words about it.
+        source: ``hf://datasets/ORG/NAME``.
+        config: Configuration on the Hub, if it is not the default one.
+        split: The split that is read if none is named.
+        splits: All splits.
+        kind: Whether its images have a class, or captions.
+        images: Number of images by split, as far as it is known.
+        texts: Whether class names and templates come with the ``repository``, or from ``here`` only.
+        classes: The list of class names in ``classes/``, where there is one.
+        templates: The set of templates, or templates; empty where only the repository has them.
+        rows: For each class its places among ImageNet's 1000; ``all`` for these in their order.
+        note: A convention to know about.
+        zeroshot: Published zero-shot accuracy of OpenAI's CLIP in per cent, by architecture.
+        recall: The same for retrieval: recall at 5 in per cent.
+    """
+
+    title: str
+    source: str
+    config: str | None = None
+    split: str = "test"
+    splits: tuple[str, ...] = ("test",)
+    kind: Literal["classification", "retrieval"] = "classification"
+    images: Mapping[str, int] = {}
+    texts: Literal["repository", "here"] = "repository"
+    classes: str | None = None
+    templates: str | tuple[str, ...] = ()
+    rows: Literal["all"] | tuple[_Place | tuple[_Place, ...], ...] = ()
+    note: str = ""
+    zeroshot: Mapping[str, float] = {}
+    recall: Mapping[str, Mapping[str, float]] = {}
+
+    @field_validator("templates")
+    @classmethod
+    def _known_templates(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(value, str) and value not in TEMPLATE_SETS.names():
+            raise ValueError(f"no template set '{value}'")
+        return value
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names, as far as they are known without the repository."""
+        if self.classes is not None:
+            return class_list(self.classes)
+        return tuple(class_list("imagenet")[places[0]] for places in self.imagenet_rows)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Templates, as far as they are known without the repository."""
+        return check_templates([self.templates] if isinstance(self.templates, str) else self.templates)
+
+    @property
+    def imagenet_rows(self) -> tuple[tuple[int, ...], ...]:
+        """For each class its rows in a head of ImageNet's 1000 classes; empty where it has none."""
+        if self.rows == "all":
+            return tuple((row,) for row in range(IMAGENET_CLASSES))
+        return tuple((row,) if isinstance(row, int) else row for row in self.rows)
+
+    def address(self, revision: str | None = None, split: str | None = None) -> str:
+        """The set as a source: ``hf://datasets/ORG/NAME[@REVISION]:SPLIT``.
+
+        Args:
+            revision: Branch, tag or commit.
+            split: Split; the default one if ``None``.
+        """
+        part = split or self.split
+        config = f"{self.config}/" if self.config and "/" not in part else ""
+        return f"{self.source}{'@' + revision if revision else ''}:{config}{part}"
+
+    def describe(self, opened: Labelled) -> Labelled:
+        """Give the opened set the class names and templates that are known here, where they count.
+
+        Args:
+            opened: The set as its repository has it.
+
+        Raises:
+            DataError: If a label has no name here.
+        """
+        if self.texts == "repository" and (opened.verbatim or not self.class_names):
+            return opened
+        names = self.class_names
+        if opened.labels and max(opened.labels) >= len(names):
+            raise DataError(f"{self.source}: label {max(opened.labels)} has no name; {len(names)} classes are known")
+        return replace(opened, classes=names, named=True, verbatim=True, templates=self.prompts)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A known set that a source names, and the source that it stands for."""
+
+    known: KnownSet
+    address: str
+
+
+def find_known(source: str) -> Named | None:
+    """Read ``NAME[@REVISION][:SPLIT]``.
+
+    Args:
+        source: The source as the user wrote it; what exists on disk is not a name.
+
+    Returns:
+        The set, or ``None`` where the source is something else.
+
+    Raises:
+        DataError: If the set has no such split.
+    """
+    match = _NAMED.fullmatch(source)
+    if match is None or match["name"] not in known_sets() or local_path(source).exists():
+        return None
+    known, split = known_sets()[match["name"]], match["split"]
+    if split is not None and split.rpartition("/")[2] not in known.splits:
+        hint = did_you_mean(split, known.splits)
+        raise DataError(f"{source}: no split '{split}' (splits: {shorten(known.splits, 12)}).{hint}")
+    return Named(known, known.address(match["revision"], split))
+
+
+@functools.cache
+def known_sets() -> dict[str, KnownSet]:
+    """All sets by name, family by family.
+
+    Raises:
+        DataError: If a file of sets cannot be used.
+    """
+    found: dict[str, KnownSet] = {}
+    for file in sorted((_HERE / "sets").glob("*.yaml")):
+        for name, data in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+            if name in found:
+                raise DataError(f"{file}: a data set '{name}' stands in another file too; rename one of them")
+            found[name] = _validated(file, name, data)
+    return found
+
+
+def known_set(name: str) -> KnownSet:
+    """Find a set by its name.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    sets = known_sets()
+    if name not in sets:
+        raise UsageError(f"no data set '{name}'; `clipmerge data list` has all names.{did_you_mean(name, sets)}")
+    return sets[name]
+
+
+def class_lists() -> tuple[str, ...]:
+    """Names of the lists of class names, sorted."""
+    return tuple(sorted(file.stem for file in (_HERE / "classes").glob("*.txt")))
+
+
+@functools.cache
+def class_list(name: str) -> tuple[str, ...]:
+    """Class names by the name of their list.
+
+    Args:
+        name: Name of the list.
+    """
+    return tuple((_HERE / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
+
+
+def _validated(file: Path, name: str, data: Any) -> KnownSet:
+    try:
+        return KnownSet.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{file}: data set '{name}': {where}: {first['msg']}") from None

@@ -1,0 +1,154 @@
+"""Images with captions, for image-text retrieval: WebDataset tar files in which ``KEY.txt`` stands beside ``KEY.jpg``.
+
+A caption is one line of the text; an image may have several. `load_captions` reads the sets of CLIP_benchmark
+(``hf://datasets/clip-benchmark/wds_flickr8k:test``) and local copies of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipmerge.errors import DataError
+from clipmerge.images.columns import Columns
+from clipmerge.images.decoding import decode
+from clipmerge.images.description import CLASS_NAMES, Description, describe_folder
+from clipmerge.images.hub_dataset import open_split
+from clipmerge.images.hub_shards import shard_order
+from clipmerge.images.known import find_known
+from clipmerge.images.places import Local, expand
+from clipmerge.images.store import Held, Store
+from clipmerge.images.webdataset import Shard, TarImages, read_shard
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_CAPTIONS = "txt"
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images with their captions.
+
+    Attributes:
+        source: The source as the user wrote it.
+        store: The encoded images; decoded one by one, when asked for.
+        captions: Captions of each image, at least one.
+        revision: Commit of a data set on the Hub, else ``None``.
+        notes: Notes for the user.
+    """
+
+    source: str
+    store: Store
+    captions: tuple[tuple[str, ...], ...]
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.captions)
+
+    def image(self, index: int) -> Image:
+        """Decode one image, as RGB.
+
+        Args:
+            index: Position.
+
+        Raises:
+            DataError: If the file cannot be decoded.
+        """
+        (encoded,) = self.store.read([index])
+        return decode(self.store.name(index), encoded)
+
+    def sample(self, count: int, seed: int) -> CaptionedImages:
+        """Sample images, with all their captions.
+
+        Args:
+            count: Images wanted; all when there are fewer.
+            seed: Seed; the same seed and images give the same sample.
+
+        Returns:
+            The sample, in memory, in the order of the source.
+
+        Raises:
+            DataError: If images cannot be read.
+        """
+        if count >= len(self):
+            return self
+        drawn = np.random.default_rng(seed).permutation(len(self))[:count]
+        positions = sorted(int(position) for position in drawn)
+        names = tuple(self.store.name(position) for position in positions)
+        held = Held(tuple(self.store.read(positions)), names)
+        return replace(self, store=held, captions=tuple(self.captions[position] for position in positions))
+
+
+def load_captions(
+    source: str, *, columns: Columns | None = None, most: int | None = None, seed: int = 0
+) -> CaptionedImages:
+    """Find images with captions; none is decoded.
+
+    Args:
+        source: The short name of a public set (``flickr8k``); tar files, one, a ``{0..9}`` range or a folder of them;
+            or ``hf://datasets/org/name[@revision][:split]`` with tar files.
+        columns: Endings that the user named, if not the image's usual ones and ``txt``.
+        most: Images that a sample will take, if not all: from the Hub, only the shards that hold so many are
+            downloaded, in a seeded order.
+        seed: Seed of the sample.
+
+    Returns:
+        The images.
+
+    Raises:
+        DataError: If there are no such files, the set is for classification, or an image has no caption.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    asked = columns or Columns()
+    asked = Columns(asked.image, asked.label or _CAPTIONS)
+    named = find_known(source)
+    if named is not None:
+        source = named.address
+    if source.startswith("hf://"):
+        return _from_hub(source, asked, most, seed)
+    tars = expand(source, ".tar")
+    if not tars:
+        raise DataError(
+            f"{source}: holds no tar files; images with captions are tar files with KEY.{_CAPTIONS} beside KEY.jpg, "
+            "such as hf://datasets/clip-benchmark/wds_flickr8k:test"
+        )
+    _require_captions(source, describe_folder(Path(tars[0]).parent))
+    return _captioned(source, [read_shard(Local(), tar, asked) for tar in tars])
+
+
+def _from_hub(source: str, asked: Columns, most: int | None, seed: int) -> CaptionedImages:
+    split = open_split(source)
+    if not split.is_tar:
+        raise DataError(f"{source}: holds Parquet files; images with captions are read from tar files")
+    shards = split.shards()
+    _require_captions(source, shards.described)
+    order = range(len(shards.files)) if most is None else shard_order(len(shards.files), seed)
+    taken: dict[int, Shard] = {}
+    for number in order:
+        (path,) = shards.paths([shards.files[number]])
+        taken[number] = read_shard(Local(), path, asked)
+        if most is not None and sum(len(shard.labels) for shard in taken.values()) >= most:
+            break
+    opened = _captioned(source, [taken[number] for number in sorted(taken)])
+    return replace(opened, revision=split.resolved.sha, notes=split.notes)
+
+
+def _require_captions(source: str, described: Description) -> None:
+    if not described.is_retrieval and described.class_names is not None:
+        raise DataError(f"{source}: is a set for classification ({CLASS_NAMES} lies beside it); its labels are classes")
+
+
+def _captioned(source: str, shards: Sequence[Shard]) -> CaptionedImages:
+    members = [member for shard in shards for member in shard.members]
+    if not members:
+        raise DataError(f"{source}: holds no images")
+    texts = [str(text) for shard in shards for text in shard.labels]
+    captions = tuple(tuple(line.strip() for line in text.splitlines() if line.strip()) for text in texts)
+    return CaptionedImages(source, TarImages(Local(), members), captions)

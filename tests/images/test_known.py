@@ -1,0 +1,134 @@
+"""Public data sets by name: each is well formed, and is read with the names and templates that it is to have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipmerge.errors import DataError, UsageError
+from clipmerge.images.dataset import load_images
+from clipmerge.images.hub_dataset import parse_dataset
+from clipmerge.images.known import class_list, class_lists, find_known, known_sets
+from clipmerge.images.prompts import TEMPLATE_SETS, check_templates
+from clipmerge.images.retrieval import load_captions
+from tests.support.benchmark_sets import retrieval_set, webdataset
+from tests.support.command import clipmerge, refused
+from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.image_files import save_hub_parquet
+
+CLASSIFIED = [name for name, known in known_sets().items() if known.kind == "classification"]
+# names that users and the issue tracker know them by
+USUAL = ("imagenet", "imagenetv2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet", "cifar10")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with serving(tmp_path, monkeypatch) as server:
+        server.orgs = ("clip-benchmark", "tanganke")
+        yield server
+
+
+@pytest.mark.parametrize("name", known_sets())
+def test_every_set_is_well_formed(name: str) -> None:
+    known = known_sets()[name]
+    assert parse_dataset(known.address()).split == known.split
+    assert known.split in known.splits
+    assert set(known.images) <= set(known.splits)
+    assert all("{}" in template for template in known.prompts)
+    assert all(0 < figure < 100 for figure in known.zeroshot.values())
+    if known.imagenet_rows and known.class_names:
+        assert len(known.imagenet_rows) == len(known.class_names)
+    if known.texts == "here":
+        assert known.class_names
+        assert known.prompts
+
+
+def test_the_usual_names_are_there() -> None:
+    assert set(USUAL) <= known_sets().keys()
+    assert {f"fusionbench-{task}" for task in ("cars", "eurosat", "resisc45", "gtsrb")} <= known_sets().keys()
+
+
+def test_rows_of_shifts_are_those_of_their_names() -> None:
+    renditions = known_sets()["imagenet-r"]
+    assert renditions.class_names[:3] == ("goldfish", "great white shark", "hammerhead shark")
+    assert (len(renditions.class_names), len(known_sets()["imagenet-a"].class_names)) == (200, 200)
+    objects = known_sets()["objectnet"]
+    rows = dict(zip(objects.class_names, objects.imagenet_rows, strict=True))
+    assert [class_list("imagenet")[row] for row in rows["bicycle"]] == ["mountain bike", "tandem bicycle"]
+    assert len(class_list("imagenet")) == 1000
+
+
+def test_a_name_stands_for_a_source() -> None:
+    named = find_known("imagenet-sketch@abc:test")
+    assert named is not None
+    assert named.address == "hf://datasets/clip-benchmark/wds_imagenet_sketch@abc:test"
+    svhn = find_known("fusionbench-svhn")
+    assert svhn is not None
+    assert svhn.address == "hf://datasets/ufldl-stanford/svhn:cropped_digits/test"
+    assert find_known("imagenet-x") is None
+    with pytest.raises(DataError, match=r"imagenetv2:tset: no split 'tset' \(splits: test\)\. Did you mean 'test'"):
+        find_known("imagenetv2:tset")
+
+
+def test_a_folder_of_the_same_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_known("cifar10") is not None
+    (tmp_path / "cifar10").mkdir()
+    assert find_known("cifar10") is None
+
+
+def test_a_set_of_clip_benchmark_brings_its_own_texts(hub: FakeHub, tmp_path: Path) -> None:
+    names = [f"thing_{number}" for number in range(200)]
+    files = webdataset(tmp_path / "tars", [[0, 1, 199]], names)
+    sha = upload(hub, "clip-benchmark/wds_imagenet-r", files, kind="dataset")
+    found = load_images("imagenet-r", whole=True)
+    assert (found.source, found.revision) == ("hf://datasets/clip-benchmark/wds_imagenet-r:test", sha)
+    assert found.class_names == tuple(names)
+    assert found.templates == ("a bad photo of a {}.", "a photo of the {}.")
+    assert found.imagenet_rows[199] == (988,)
+
+
+def test_names_that_stand_only_here_replace_the_table_s(hub: FakeHub, tmp_path: Path) -> None:
+    content = save_hub_parquet(tmp_path / "x.parquet", [0, 2, 1]).read_bytes()
+    upload(hub, "tanganke/eurosat", {"data/contrast-00000-of-00001.parquet": content}, kind="dataset")
+    found = load_images("fusionbench-eurosat:contrast", whole=True)
+    assert found.class_names == class_list("fusionbench-eurosat")
+    assert found.templates[0] == "a centered satellite photo of {}."
+    assert found.labels == (0, 2, 1)
+
+
+def test_retrieval_sets_go_by_name_too(hub: FakeHub, tmp_path: Path) -> None:
+    upload(hub, "clip-benchmark/wds_flickr8k", retrieval_set(tmp_path / "tars", [[["a dog"]]]), kind="dataset")
+    assert load_captions("flickr8k").captions == (("a dog",),)
+    with pytest.raises(DataError, match="is a retrieval set"):
+        load_images("flickr8k")
+
+
+def test_template_sets() -> None:
+    assert [len(TEMPLATE_SETS.templates(name)) for name in ("openai-80", "openai-7", "simple")] == [80, 7, 1]
+    assert check_templates(["simple", "a {c}!"]) == ("a photo of a {}.", "a {}!")
+    assert set(TEMPLATE_SETS.templates("openai-7")) <= set(TEMPLATE_SETS.templates("openai-80"))
+    with pytest.raises(UsageError, match=r"is not a template set .*Did you mean 'openai-80'"):
+        check_templates(["openai-8"])
+
+
+def test_data_list_and_show() -> None:
+    listed = clipmerge("data", "list", "--format", "json").json
+    assert (set(listed["data"]), listed["classes"]) == (known_sets().keys(), list(class_lists()))
+    told = clipmerge("data")
+    assert all(name in told.out for name in (*known_sets(), *TEMPLATE_SETS.names()))
+    shown = clipmerge("data", "show", "imagenet-a", "--format", "json").json
+    assert shown["address"] == "hf://datasets/clip-benchmark/wds_imagenet-a:test"
+    assert (len(shown["class_names"]), len(shown["templates"]), shown["zeroshot"]["ViT-B-32"]) == (200, 80, 31.37)
+    assert "two pixels" in " ".join(clipmerge("data", "show", "objectnet").out.split())
+    assert clipmerge("data", "show", "simple").out == "a photo of a {}.\n"
+    assert "captions" in clipmerge("data", "show", "flickr8k").out
+    assert "Did you mean 'imagenet'?" in refused(clipmerge("data", "show", "imagnet"), 2)
+    refused(clipmerge("data", "--format", "json", "list"), 2)
+
+
+def test_class_names_by_name(pair: tuple[Path, Path], images: Path) -> None:
+    line = refused(clipmerge("evaluate", pair[0], "--data", images, "--classes", "objectnet"))
+    assert "has 113 class names" in line

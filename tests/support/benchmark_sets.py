@@ -1,0 +1,80 @@
+"""Data sets laid out as CLIP_benchmark's are: tar shards with texts beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.image_files import png, save_tar
+
+TEMPLATES = ("a bad photo of a {c}.", "a photo of the {c}.")
+
+
+def webdataset(
+    folder: Path,
+    shards: Sequence[Sequence[int]],
+    names: Sequence[str],
+    *,
+    split: str = "test",
+    first: int = 0,
+    templates: Sequence[str] = TEMPLATES,
+) -> dict[str, bytes]:
+    """Files of a set for classification: image k is ``png(first + k)``, its label the k-th of all shards.
+
+    Args:
+        folder: Where the tar files are written on the way.
+        shards: Labels of each shard's images.
+        names: Name of each class.
+        split: The split.
+        first: Number of the first image.
+        templates: Prompt templates.
+    """
+    files = {
+        "classnames.txt": _lines(names),
+        "zeroshot_classification_templates.txt": _lines(templates),
+        f"{split}/nshards.txt": _lines([len(shards)]),
+    }
+    key = 0
+    for number, labels in enumerate(shards):
+        members = {}
+        for label in labels:
+            members |= {f"s{key:07d}.png": png(first + key), f"s{key:07d}.cls": str(label).encode()}
+            key += 1
+        tar = save_tar(folder / split / f"{number}.tar", members)
+        files[f"{split}/{number}.tar"] = tar.read_bytes()
+    return files
+
+
+def retrieval_set(
+    folder: Path, shards: Sequence[Sequence[Sequence[str]]], *, split: str = "test", first: int = 0
+) -> dict[str, bytes]:
+    """Files of a set for retrieval: image k is ``png(first + k)``, with its captions one per line.
+
+    Args:
+        folder: Where the tar files are written on the way.
+        shards: Captions of each shard's images.
+        split: The split.
+        first: Number of the first image.
+    """
+    files = {"dataset_type.txt": b"retrieval\n", f"{split}/nshards.txt": _lines([len(shards)])}
+    key = 0
+    for number, images in enumerate(shards):
+        members = {}
+        for captions in images:
+            text = "\n".join(captions).encode()
+            members |= {f"s{key:07d}.png": png(first + key), f"s{key:07d}.txt": text}
+            key += 1
+        files[f"{split}/{number}.tar"] = save_tar(folder / split / f"{number}.tar", members).read_bytes()
+    return files
+
+
+def save_files(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write a repository's files to a folder, as a download of it has them."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def _lines(values: Sequence[object]) -> bytes:
+    return "".join(f"{value}\n" for value in values).encode()
