@@ -1,4 +1,4 @@
-"""Common to all chunks of the output: their length, the places they go to, and the errors they can raise."""
+"""Shared by all chunks of the output: their length, their buffers, and the errors they can raise."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from clipmerge.files.finite import require_finite
 from clipmerge.files.safetensors import Array
 from clipmerge.merging.formula import Values
 
-#: Elements merged at a time: in float32, inputs and result stay in a core's cache through the passes of the arithmetic.
+#: Elements merged at a time: in float32, inputs and result stay in a core's cache during all passes of the arithmetic.
 CHUNK = 1 << 17
-#: Lends a place for the next elements, given their number and dtype; the place may be shorter.
+#: Returns a buffer for the next elements, given their number and dtype; it may be shorter.
 Room = Callable[[int, str], Array]
 
 
 def runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Cut a tensor into runs of elements, each given by its start and stop.
+    """Divide a tensor into runs of elements, each given by its start and stop.
 
     Args:
-        size: Elements of the tensor.
-        length: Elements of a run; the last may be shorter.
+        size: Number of elements of the tensor.
+        length: Number of elements per run; the last run may be shorter.
     """
     for start in range(0, size, length):
         yield start, min(start + length, size)
 
 
 def may_be_thinned(inputs: Inputs, name: str) -> bool:
-    """Whether entries of a parameter may be left out: not of a scalar, nor of batch norm's statistics.
+    """Whether entries of a parameter may be dropped: not in a scalar or in batch norm statistics.
 
     Args:
         inputs: The checkpoints.
@@ -48,7 +48,7 @@ def require_finite_inputs(inputs: Inputs, name: str, theta_0: Values, finetuned:
         finetuned: The same run in each fine-tuned checkpoint.
 
     Raises:
-        CheckpointError: If an entry is not finite; it names the checkpoint and the parameter.
+        CheckpointError: If an entry is not finite; the message names the checkpoint and the parameter.
     """
     require_finite(theta_0, name, inputs.zeroshot.source)
     for checkpoint, theta_1 in zip(inputs.finetuned, finetuned, strict=True):
@@ -56,10 +56,10 @@ def require_finite_inputs(inputs: Inputs, name: str, theta_0: Values, finetuned:
 
 
 def overflow(name: str, dtype: str) -> CheckpointError:
-    """The error for a merge that does not fit its dtype."""
+    """The error for a merge that overflows its dtype."""
     wider = "" if dtype in ("float32", "float64") else "use --dtype float32, or "
     return CheckpointError(
-        f"tensor {name} overflows {dtype} when merged; {wider}take an alpha in [0, 1] and check the weights"
+        f"tensor {name} overflows {dtype} when merged; {wider}use an alpha in [0, 1] and check the weights"
     )
 
 
@@ -73,6 +73,6 @@ def negative_variance(name: str) -> CheckpointError:
 def integers_differ(name: str, source: str) -> CheckpointError:
     """The error for an integer tensor that differs between checkpoints."""
     return CheckpointError(
-        f"{source}: integer tensor {name} differs from the zero-shot one, and integers cannot be averaged; "
+        f"{source}: integer tensor {name} differs from the zero-shot one, but integers cannot be averaged; "
         "use the base that was fine-tuned"
     )

@@ -1,7 +1,7 @@
-"""The formula that every merge is made of, for numpy's arrays and torch's tensors alike.
+"""The formula of every merge, for numpy arrays and torch tensors alike.
 
-Every operation is one that IEEE 754 rounds correctly (subtract, multiply, add, one at a time), so the same
-inputs give the same bytes in either library, for any number of threads, any chunking and any CPU.
+It uses only operations that IEEE 754 rounds correctly (subtract, multiply, add, one at a time), so the same inputs
+give the same bytes in either library, for any number of threads, any chunking and any CPU.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-# Numpy or torch, and an array or a tensor: the functions and operators used here mean the same in both.
+# numpy or torch, and an array or a tensor: the functions and operators used here are the same in both.
 Library = Any
 Values = Any
 
@@ -31,7 +31,7 @@ def weighted_change(
         finetuned: Fine-tuned entries of each checkpoint, same shape and dtype.
         alpha: Mixing coefficient, no unit; an array or tensor broadcasts.
         weights: Factor of each fine-tuned checkpoint.
-        out: Where the change goes; same shape and dtype. ``None`` for a new place.
+        out: Buffer for the change, same shape and dtype; ``None`` for a new one.
 
     Returns:
         The change, same shape and dtype; may be written to.
@@ -50,16 +50,16 @@ def weighted_change(
 def copied_input(
     theta_0: Values, finetuned: Sequence[Values], alpha: float | Values, weights: Sequence[float]
 ) -> Values | None:
-    """The input that a merge without a mask equals bit for bit, if there is one.
+    """The input that equals a merge without a mask bit for bit, if there is one.
 
     Args:
         theta_0: Zero-shot entries.
         finetuned: Fine-tuned entries of each checkpoint.
-        alpha: As in `weighted_change`.
-        weights: As in `weighted_change`.
+        alpha: See `weighted_change`.
+        weights: See `weighted_change`.
 
     Returns:
-        One of the inputs itself: theta_0 at alpha 0, the one theta_i that has a weight at alpha 1; else ``None``.
+        theta_0 at alpha 0; at alpha 1 the only theta_i with a weight; else ``None``.
     """
     if not isinstance(alpha, (int, float)):
         return None

@@ -1,4 +1,4 @@
-"""Chunks of the output that need no torch: straight merges in the files' own float32 or float64, and copies."""
+"""Chunks of the output that do not need torch: merges without masks in the files' float32 or float64, and copies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clipmerge.files.safetensors import STORED, Array
 from clipmerge.merging.chunks import Room, integers_differ, overflow, require_finite_inputs, runs
 from clipmerge.merging.formula import copied_input, weighted_change
 
-#: The dtypes that numpy computes in as fast as torch; it rounds to half precision several times slower.
+#: The dtypes in which numpy is as fast as torch; its rounding to half precision is several times slower.
 COMPUTED = frozenset({"F32", "F64"})
 _COPIED = COMPUTED | {"I64", "I32", "I16", "I8", "U8", "BOOL"}
 
@@ -25,14 +25,14 @@ def can_copy(dtypes: Sequence[str]) -> bool:
 def merged(
     inputs: Inputs, name: str, alpha: float, weights: Sequence[float], room: Room, length: int
 ) -> Iterator[Array]:
-    """Merge a parameter that every checkpoint and the output have in one dtype of `COMPUTED`, without a mask.
+    """Merge, without a mask, a parameter with the same dtype, one of `COMPUTED`, in all checkpoints and the output.
 
     Args:
         inputs: The checkpoints.
         name: Canonical parameter name.
         alpha: Mixing coefficient, no unit.
         weights: Factor of each fine-tuned checkpoint.
-        room: Lends the places to compute in.
+        room: Returns buffers to compute in.
         length: Elements merged at a time.
 
     Yields:
@@ -45,7 +45,7 @@ def merged(
     for start, out in _places(entry.size, STORED[entry.dtype], room, length):
         theta_0, finetuned = inputs.arrays(name, start, start + len(out))
         unchanged = copied_input(theta_0, finetuned, alpha, weights)
-        if unchanged is not None:  # NaN and Inf of the other inputs would not show in it
+        if unchanged is not None:  # NaN and Inf of the other inputs do not affect it
             require_finite_inputs(inputs, name, theta_0, finetuned)
             np.copyto(out, unchanged)
         else:
@@ -66,7 +66,7 @@ def copied(name: str, held: Held, others: Sequence[Held], room: Room, length: in
         name: Canonical name.
         held: The checkpoint that holds the tensor, and its key there.
         others: The other checkpoints whose tensors are checked, likewise.
-        room: Lends the places to copy to.
+        room: Returns buffers to copy to.
         length: Elements copied at a time.
 
     Yields:
@@ -91,7 +91,7 @@ def copied(name: str, held: Held, others: Sequence[Held], room: Room, length: in
 
 
 def _places(size: int, dtype: str, room: Room, length: int) -> Iterator[tuple[int, Array]]:
-    """Cut a tensor into runs for which there is room; the first element and the place of each."""
+    """Divide a tensor into runs that fit the buffers; yields the first element and the buffer of each."""
     for begin, end in runs(size, length):
         start = begin
         while start < end:

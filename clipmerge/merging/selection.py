@@ -1,4 +1,4 @@
-"""Which entries of a tensor are kept: the largest, or a random selection; in linear time, piece by piece."""
+"""Select the entries of a tensor to keep: the largest or random ones, in linear time, piece by piece."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from clipmerge.files.safetensors import Array
 
-#: Random numbers drawn together: a draw takes 64 times the bytes of its result.
+#: Random numbers drawn at once: a draw takes 64 times the bytes of its result.
 DRAWS = 1 << 20
-#: Elements looked at together: they stay in a core's cache.
+#: Elements processed at once: they stay in a core's cache.
 PIECE = 1 << 17
 _DIGIT_BITS = 16
 _DIGITS = 1 << _DIGIT_BITS
@@ -23,12 +23,12 @@ _DIGITS = 1 << _DIGIT_BITS
 
 @dataclass(frozen=True)
 class RandomKey:
-    """Everything that a random mask depends on.
+    """The key of a random mask, which determines it completely.
 
     Attributes:
         seed: Seed of the run.
         name: Parameter name.
-        which: Number of the fine-tuned checkpoint, where each has draws of its own.
+        which: Number of the fine-tuned checkpoint, if each has its own draws.
     """
 
     seed: int
@@ -40,19 +40,19 @@ class RandomKey:
         return replace(self, which=which)
 
     def generator(self) -> np.random.Philox:
-        """A counter-based generator that starts from this key alone."""
+        """A counter-based generator that depends only on this key."""
         seed = f"{self.seed}" if self.which is None else f"{self.seed}#{self.which}"
         digest = hashlib.sha256(f"{seed}:{self.name}".encode()).digest()
         return np.random.Philox(key=int.from_bytes(digest[:16], "little"))
 
 
 def keep_largest(score: Tensor, density: float, *, piece: int = PIECE) -> Tensor:
-    """Select the entries largest by magnitude; equal ones are taken by index, so the selection is unique.
+    """Select the entries largest by magnitude, ties by index, so that the selection is unique.
 
     Args:
-        score: Any shape; its sign does not count.
-        density: Share kept, in (0, 1]; at least one entry is.
-        piece: Elements looked at together; the selection does not depend on it.
+        score: Any shape; its sign is ignored.
+        density: Share kept, in (0, 1]; at least one entry is kept.
+        piece: Elements processed at once; the selection does not depend on it.
 
     Returns:
         Boolean, same shape.
@@ -65,12 +65,12 @@ def keep_largest(score: Tensor, density: float, *, piece: int = PIECE) -> Tensor
 
 
 def keep_first(score: Tensor, count: int, *, piece: int = PIECE) -> Tensor:
-    """Select a number of the entries largest by magnitude; of equal ones, those with the lower index.
+    """Select a number of entries largest by magnitude; of equal ones, those with the lower index.
 
     Args:
-        score: Any shape; its sign does not count.
-        count: How many; 0 selects nothing.
-        piece: Elements looked at together; the selection does not depend on it.
+        score: Any shape; its sign is ignored.
+        count: Number of entries; 0 selects nothing.
+        piece: Elements processed at once; the selection does not depend on it.
 
     Returns:
         Boolean, same shape.
@@ -93,11 +93,11 @@ def keep_first(score: Tensor, count: int, *, piece: int = PIECE) -> Tensor:
 
 
 def zero_others(values: Tensor, kept: Tensor) -> Tensor:
-    """Zero in place the entries that are not kept; multiplying would turn the whole selection into numbers first.
+    """Zero in place the entries that are not kept; multiplication would first convert the whole selection to numbers.
 
     Args:
         values: Any shape.
-        kept: Boolean, same shape; used up.
+        kept: Boolean, same shape; overwritten.
 
     Returns:
         ``values``.
@@ -106,7 +106,7 @@ def zero_others(values: Tensor, kept: Tensor) -> Tensor:
 
 
 def _magnitudes(values: Array, piece: int) -> Iterator[tuple[int, Array]]:
-    """Go through the magnitudes as whole numbers of the same order: a float's bits without the sign."""
+    """Iterate over the magnitudes as integers of the same order: a float's bits without the sign."""
     bits: Array = values.view(np.uint64 if values.itemsize == 8 else np.uint32)
     without_sign = (1 << (8 * values.itemsize - 1)) - 1
     for start in range(0, len(bits), piece):
@@ -114,10 +114,10 @@ def _magnitudes(values: Array, piece: int) -> Iterator[tuple[int, Array]]:
 
 
 def _threshold(values: Array, count: int, piece: int) -> tuple[int, int]:
-    """Find the ``count``-th largest magnitude, as bits, and how many are above it.
+    """Find the ``count``-th largest magnitude, as bits, and the number of entries above it.
 
-    Digit by digit from the top, by counting how often each occurs among the numbers that agree so far: no value is
-    moved, and nothing as long as the tensor is made.
+    It is found digit by digit from the top, by counting digits among the numbers that agree so far: no value is moved,
+    and no temporary of the tensor's length is made.
     """
     threshold = above = 0
     width = 8 * values.itemsize
@@ -127,7 +127,7 @@ def _threshold(values: Array, count: int, piece: int) -> tuple[int, int]:
             agreeing = bits if shift + _DIGIT_BITS == width else bits[bits >> (shift + _DIGIT_BITS) == threshold]
             digits = (agreeing >> shift) & (_DIGITS - 1)
             counts += np.bincount(digits.astype(np.int64), minlength=_DIGITS)
-        at_least = counts[::-1].cumsum()  # how many have the largest digit, one of the two largest, ...
+        at_least = counts[::-1].cumsum()  # number of entries with the largest digit, one of the two largest, ...
         place = int(np.searchsorted(at_least, count - above))
         digit = _DIGITS - 1 - place
         above += int(at_least[place] - counts[digit])
@@ -140,15 +140,15 @@ def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey, *, d
 
     Args:
         shape: Shape of the parameter.
-        density: Probability that an entry is kept; a tensor of that shape has one for each.
-        key: Seed and parameter name; nothing else enters, so neither order nor chunking matters.
-        draws: Random numbers drawn together; the selection does not depend on it.
+        density: Probability that an entry is kept; a tensor of that shape gives one per entry.
+        key: Seed and parameter name; nothing else matters, so the result depends on neither order nor chunking.
+        draws: Random numbers drawn at once; the selection does not depend on it.
 
     Returns:
         Boolean, of the given shape.
     """
     generator = key.generator()
-    # the top 53 bits, so that the limit is exact in a float and density 1 keeps everything
+    # use the top 53 bits, so that the limit is exact as a float and density 1 keeps everything
     chances = density.double().flatten().numpy() if isinstance(density, Tensor) else np.array([density])
     keep = np.empty(math.prod(shape), dtype=bool)
     for start in range(0, len(keep), draws):

@@ -1,4 +1,4 @@
-"""Singular values and directions of one matrix, exact enough and the same for any number of threads."""
+"""Singular values and directions of one matrix, sufficiently exact and equal for any number of threads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipmerge.parallel import one_thread
 
-# Squared singular values are exact to about 1e-16 of the largest: at this share of it, a value is to 1e-8 of itself.
+# Squared singular values are exact to about 1e-16 of the largest; at this share of it their relative error is 1e-8.
 _TINY_SQUARE = 1e-8
 
 
@@ -44,7 +44,9 @@ def singular_values(matrix: Tensor) -> Tensor:
     flat = matrix.flatten(1).double()
     flat = flat.T if flat.shape[0] > flat.shape[1] else flat
     with one_thread():
-        squares = torch.linalg.eigvalsh(flat @ flat.T)  # several times faster, and as exact where none is tiny
+        squares = torch.linalg.eigvalsh(
+            flat @ flat.T
+        )  # several times faster than an SVD, and as exact if no value is tiny
         if squares[0] >= _TINY_SQUARE * squares[-1]:
             values: Tensor = squares.sqrt().flip(0)
         else:

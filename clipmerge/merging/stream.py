@@ -1,7 +1,7 @@
-"""The tensors of a merge under a plan, streamed: at most one tensor in memory, mostly one chunk.
+"""Stream the tensors of a merge under a plan, with at most one tensor in memory, and usually one chunk.
 
-Each tensor has one source, chosen from its dtypes and the plan: copied or merged, by numpy where that suffices.
-Torch is imported when a chunk that needs it is asked for: the import alone takes longer than many a merge.
+Each tensor has one source, chosen by its dtypes and the plan: copied or merged, by numpy if that is sufficient.
+Torch is imported only for a chunk that needs it, because the import alone takes longer than many merges.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ChunkSource(Protocol):
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it is computed before the first run, as a mask or a combination needs."""
+        """Whether the whole tensor is computed before the first run, as masks and combinations require."""
 
     def chunks(self, room: Room) -> Iterator[Array]:
         """Compute the content; see `MergedTensor.chunks`."""
@@ -47,7 +47,7 @@ class ChunkSource(Protocol):
 
 @dataclass(frozen=True)
 class Copied:
-    """A tensor of one checkpoint, copied after a check of the others' tensors of that name.
+    """A tensor copied from one checkpoint, after a check of the others' tensors of that name.
 
     Attributes:
         name: Canonical name.
@@ -65,11 +65,11 @@ class Copied:
 
     @property
     def is_whole(self) -> bool:
-        """A copy goes chunk by chunk."""
+        """False: a copy is made chunk by chunk."""
         return False
 
     def chunks(self, room: Room) -> Iterator[Array]:
-        """Copy by numpy where the dtype stays and numpy has it, else by torch."""
+        """Copy with numpy if the dtype stays and numpy has it, else with torch."""
         dtype, *others = (checkpoint.entries[key].dtype for checkpoint, key in (self.held, *self.others))
         if dtype == self.dtype and numpy_chunks.can_copy([dtype, *others]):
             return numpy_chunks.copied(self.name, self.held, self.others, room, self.chunk)
@@ -80,7 +80,7 @@ class Copied:
 
 @dataclass(frozen=True)
 class Merged:
-    """A parameter that every checkpoint holds, merged as the plan says of its layer.
+    """A parameter in every checkpoint, merged according to the plan for its layer.
 
     Attributes:
         inputs: The checkpoints.
@@ -102,12 +102,12 @@ class Merged:
 
     @property
     def is_whole(self) -> bool:
-        """A mask or a combination sees the whole parameter."""
+        """Whether there is a mask or a combination, which needs the whole parameter."""
         masked = self.layer.mask is not None and may_be_thinned(self.inputs, self.name)
         return masked or self.plan.combine is not None
 
     def chunks(self, room: Room) -> Iterator[Array]:
-        """Merge by numpy where the formula alone is needed and the dtype stays, else by torch."""
+        """Merge with numpy if only the formula is needed and the dtype stays, else with torch."""
         dtypes = {self.dtype, *(entry.dtype for entry in self.inputs.entries(self.name))}
         is_plain = not (self.is_whole or self.layer.alpha_range or is_variance(self.name))
         if is_plain and len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED:
@@ -144,11 +144,11 @@ class MergedTensor:
         """Compute the content.
 
         Args:
-            room: ``numpy.empty``, or another function that lends a place for some of the elements that follow.
+            room: ``numpy.empty``, or another function that returns a buffer for some of the next elements.
 
         Returns:
-            Runs of elements in memory order, 1-D, as they are stored (bfloat16 as its bits); in a place that was lent
-            or elsewhere.
+            Runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits), in a buffer from ``room`` or
+            elsewhere.
         """
         return self.source.chunks(room)
 
@@ -156,7 +156,7 @@ class MergedTensor:
         """The whole content as a tensor of its own.
 
         Args:
-            content: Its runs, where `contents_of` has them already.
+            content: Its runs, if `contents_of` has them already.
         """
         import torch
 
@@ -166,14 +166,14 @@ class MergedTensor:
 
 
 def contents_of(tensors: Sequence[MergedTensor], room: Room) -> Generator[Iterable[Array]]:
-    """Give each tensor's content in turn; tensors computed whole are begun on other cores ahead of their turn.
+    """Yield each tensor's content in turn; tensors computed as a whole are started early on other cores.
 
     Args:
         tensors: The tensors, in the order wanted.
-        room: As `MergedTensor.chunks` takes it.
+        room: See `MergedTensor.chunks`.
 
     Yields:
-        A tensor's runs of elements, to be used up before the next.
+        A tensor's runs of elements, to be consumed before the next tensor.
     """
     jobs = [(tensor.nbytes, partial(_begun, tensor)) for tensor in tensors if tensor.source.is_whole]
     if not jobs:  # nothing here needs torch
@@ -185,7 +185,7 @@ def contents_of(tensors: Sequence[MergedTensor], room: Room) -> Generator[Iterab
 
 
 def _begun(tensor: MergedTensor) -> Iterable[Array]:
-    """A tensor's content, computed up to its first run, which is most of the work."""
+    """A tensor's content, computed up to the first run, which is most of the work."""
     chunks = tensor.chunks(np.empty)
     return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 
@@ -197,8 +197,8 @@ def merged_tensors(
 
     Args:
         inputs: The aligned checkpoints.
-        plan: The coefficients and masks of the layers; a parameter it does not name is theta_0's bytes.
-        tensors: The scores and coefficients that the plan needs.
+        plan: The coefficients and masks of the layers; parameters of other layers keep theta_0's bytes.
+        tensors: The plan's scores and coefficients.
         chunk: Elements merged at a time; the bytes do not depend on it.
 
     Returns:
@@ -219,13 +219,13 @@ def merged_tensors(
 
 
 def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
-    """List the tensors of one checkpoint as they are, each with its content on demand.
+    """List the unchanged tensors of one checkpoint, each with its content on demand.
 
     Args:
-        checkpoint: Opened.
+        checkpoint: The checkpoint.
 
     Returns:
-        One entry per tensor; while streaming, NaN and Inf are refused by name.
+        One entry per tensor; while streaming, NaN and Inf are errors.
     """
     return [
         MergedTensor(key, key, entry.dtype, entry.shape, Copied(key, (checkpoint, key), entry.dtype))
@@ -234,17 +234,17 @@ def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
 
 
 def _source(inputs: Inputs, plan: Plan, name: str, tensors: PlanTensors, dtype: str, chunk: int) -> ChunkSource:
-    """Choose the source of a tensor that the zero-shot checkpoint holds."""
+    """Choose the source of a tensor in the zero-shot checkpoint."""
     layer = plan.layers.get(inputs.layer_of[name])
     if layer is not None and inputs.merges(name):
         return Merged(inputs, plan, name, layer, tensors, dtype, chunk)
     held, *others = inputs.holders(name)
-    if is_counter(name):  # counters differ, and say nothing about the model
+    if is_counter(name):  # counters may differ without any effect on the model
         if layer is not None and layer.alpha == 1 and name in inputs.finetuned_keys[0]:
             held = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
         return Copied(name, held, dtype, chunk=chunk)
     entry = held[0].entries[held[1]]
-    for checkpoint, key in others:  # only `position_ids` may differ up to here: the alignment does not compare them
+    for checkpoint, key in others:  # only `position_ids` may differ here, because the alignment does not compare them
         shape = checkpoint.entries[key].shape
         if shape != entry.shape:
             raise CheckpointError(f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}")
@@ -252,7 +252,7 @@ def _source(inputs: Inputs, plan: Plan, name: str, tensors: PlanTensors, dtype: 
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:
-    """Whether the output lacks a zero-shot parameter, because it has the fine-tuned checkpoint's form."""
+    """Whether the output lacks a zero-shot parameter because it has the form of the fine-tuned checkpoint."""
     if name in inputs.finetuned_keys[0]:
         return False
     if inputs.keeps_head:

@@ -1,4 +1,4 @@
-"""The merge of one tensor. The formula itself is in `formula`, how masks select in `selection`."""
+"""The merge of one tensor; see `formula` for the formula and `selection` for the selections of masks."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ def merge_tensor(
 ) -> Tensor:
     """Move one parameter from zero-shot towards fine-tuned.
 
-    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in float32 (float64 if any is) and rounds
-    once; a combination puts another rule in the place of the sum. alpha=0 gives theta_0 back bit for bit, alpha=1
-    without mask and combination theta_1.
+    Computes theta_0 + mask(alpha * sum_i weights_i * (theta_i - theta_0)) in float32 (float64 if any input is) and
+    rounds once; a combination replaces the sum. alpha=0 gives theta_0 bit for bit, and alpha=1 without mask and
+    combination gives theta_1.
 
     Args:
         theta_0: Zero-shot parameter, any shape; never written to.
-        theta_1: Fine-tuned parameter, same shape; several for several checkpoints.
+        theta_1: Fine-tuned parameter, same shape, or a sequence for several checkpoints.
         alpha: Mixing coefficient, no unit; outside [0, 1] it extrapolates. A tensor broadcasts: one per row,
             or one per entry.
         weights: Factor of each fine-tuned checkpoint.
-        combine: Makes one task vector of several, stacked along the first dimension, see `combination`; ``None`` for
+        combine: Combines task vectors stacked along the first dimension into one, see `combination`; ``None`` for
             their sum.
         mask: Name of a mask, or ``None`` to keep the whole change. Scalars are never masked.
         dtype: Output dtype; ``None`` for that of theta_0.
-        **mask_inputs: The mask's options, and ``score`` and ``key`` where it needs them.
+        **mask_inputs: The mask's options, and ``score`` and ``key`` if it needs them.
 
     Returns:
         Merged parameter, shape of theta_0.
 
     Raises:
-        ValueError: If shapes differ, or there is not one weight per fine-tuned parameter.
+        ValueError: If shapes differ, or the number of weights is not that of the fine-tuned parameters.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.
@@ -91,7 +91,7 @@ def whole_change(
     mask: str | None = None,
     **mask_inputs: Any,
 ) -> Tensor:
-    """The change of a parameter under a mask or a combination, which look at all of it; see `merge_tensor`.
+    """The change of a whole parameter under a mask or a combination; see `merge_tensor`.
 
     Returns:
         Shape of theta_0, float32 or float64; add it with `moved`.
@@ -104,12 +104,12 @@ def whole_change(
         for which, theta_i in enumerate(wide):
             torch.sub(theta_i, base, out=stack[which])
         change = combine(stack) * alpha
-        del stack  # masks take memory too
+        del stack  # free memory for the mask
     return apply_mask(str(mask), change, base, mask_inputs) if _is_masked(mask, theta_0) else change
 
 
 def moved(theta_0: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
-    """Add a change that may leave entries out: those are zero-shot's bit for bit, negative zero included.
+    """Add a change that may be zero for dropped entries, which stay zero-shot bit for bit, even negative zero.
 
     Args:
         theta_0: Zero-shot parameter, or a run of it.
@@ -128,22 +128,22 @@ def _is_masked(mask: str | None, theta_0: Tensor) -> bool:
 
 
 def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Give tensors the arithmetic's dtype: float64 if any is, else float32."""
+    """Convert tensors to the dtype of the arithmetic: float64 if any is, else float32."""
     wide = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
     return [tensor.to(wide) for tensor in tensors]
 
 
 def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """Run a mask with the inputs that it asks for.
+    """Run a mask with the inputs in its signature.
 
     Args:
         name: Name of the mask.
         change: alpha * task_vector, any shape; masks may write into it.
         theta_0: Zero-shot parameter in the same dtype.
-        inputs: Options and context by name; those the mask does not ask for are left out.
+        inputs: Options and context by name; only those in the mask's signature are passed.
 
     Returns:
-        The change that is made, same shape.
+        The change to make, same shape.
     """
     function = load_plugin("masks", name)
     wanted = inspect.signature(function).parameters
@@ -155,14 +155,14 @@ def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any
 def combination(
     name: str, options: dict[str, Any], weights: Sequence[float], key: RandomKey, *, thinned: bool = True
 ) -> Callable[[Tensor], Tensor]:
-    """Make a rule of `clipmerge.combinations` ready for `merge_tensor`.
+    """Prepare a rule of `clipmerge.combinations` for `merge_tensor`.
 
     Args:
         name: Name of the rule.
         options: Its options.
         weights: Factor of each fine-tuned checkpoint.
-        key: Seed and parameter name, for rules that draw.
-        thinned: Whether entries may be left out: not of a scalar, nor of batch norm's statistics.
+        key: Seed and parameter name, for random rules.
+        thinned: Whether entries may be dropped: not in a scalar or in batch norm statistics.
 
     Returns:
         A function from stacked task vectors (checkpoints, ...) to one (...).
@@ -177,7 +177,7 @@ def combination(
 
 
 def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
-    """Add task vectors up one after the other, so that the order of the sum is always the same.
+    """Add task vectors one after another, so that the order of the sum is always the same.
 
     Args:
         task_vectors: (checkpoints, ...).
@@ -193,7 +193,7 @@ def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def mask_options(name: str, density: float, options: dict[str, Any]) -> dict[str, Any]:
-    """Complete a mask's options: density goes to the masks that have one.
+    """Complete a mask's options: masks that have a density get it.
 
     Args:
         name: Name of the mask.

@@ -41,12 +41,12 @@ def merged(
         plan: The plan.
         name: Canonical parameter name.
         layer: The plan's entry for its layer.
-        tensors: The scores and coefficients that the plan needs.
+        tensors: The plan's scores and coefficients.
         dtype: safetensors dtype of the output.
-        length: Elements merged at a time, once a mask or a combination has seen the whole parameter.
+        length: Elements merged at a time, after masks and combinations of the whole parameter.
 
     Yields:
-        Runs of merged elements in memory order, 1-D, as they are stored.
+        Runs of merged elements in memory order, 1-D, in stored form.
 
     Raises:
         CheckpointError: If an input holds NaN or Inf, or the merge overflows or makes a variance negative.
@@ -62,7 +62,7 @@ def merged(
         yield from copied(name, held, others, dtype, length)
         return
     combine = _combination(plan, name, thinned=thinned)
-    # a mask or a combination looks at the whole parameter, everything else goes by chunks
+    # masks and combinations need the whole parameter, everything else is done in chunks
     change = None
     if arguments or combine is not None:
         alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, 0, None)
@@ -70,12 +70,12 @@ def merged(
     for start, stop in runs(entry.size, length):
         theta_0, finetuned = inputs.theta_0(name, start, stop), []
         with one_thread():
-            if change is not None:  # the fine-tuned checkpoints are in it, and found to be finite
+            if change is not None:  # it includes the fine-tuned checkpoints, which were checked
                 result = moved(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
                 finetuned = [inputs.theta_1(name, start, stop, which=i) for i in range(len(inputs.finetuned))]
                 alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
-                if isinstance(alpha, Tensor) or alpha in (0, 1):  # NaN and Inf would not show in the result
+                if isinstance(alpha, Tensor) or alpha in (0, 1):  # NaN and Inf need not affect the result
                     require_finite_inputs(inputs, name, theta_0, finetuned)
                 result = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype))
             if not is_finite(result):
@@ -91,7 +91,7 @@ def _whole_change(inputs: Inputs, name: str, **rule: Any) -> Tensor:
     """The change of a whole parameter, 1-D."""
     theta_0 = inputs.theta_0(name)
     finetuned = [inputs.theta_1(name, which=i) for i in range(len(inputs.finetuned))]
-    # NaN and Inf would not show in the result, or stop a decomposition
+    # NaN and Inf need not affect the result, and would make a decomposition fail
     require_finite_inputs(inputs, name, theta_0, finetuned)
     with one_thread():
         return whole_change(theta_0, finetuned, **rule).flatten()
@@ -119,10 +119,10 @@ def _lacks_score(mask: str, name: str, tensors: PlanTensors) -> bool:
 
 
 def _require_unchanged(inputs: Inputs, name: str, layer: LayerPlan) -> None:
-    """A parameter that fine-tuning left alone has no score and needs none; any other is an edited plan's mistake."""
+    """Check that a parameter without a score is unchanged by fine-tuning; otherwise an edited plan is wrong."""
     if not torch.equal(inputs.theta_0(name), inputs.theta_1(name)):
         raise PlanError(
-            f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', and the plan holds no scores for {name}; "
+            f"layer '{inputs.layer_of[name]}' has the mask '{layer.mask}', but the plan holds no scores for {name}; "
             "use 'magnitude' there, or plan again"
         )
 
@@ -138,7 +138,7 @@ def copied(name: str, held: Held, others: Sequence[Held], dtype: str, length: in
         length: Elements copied at a time.
 
     Yields:
-        Runs of elements in memory order, 1-D, as they are stored.
+        Runs of elements in memory order, 1-D, in stored form.
 
     Raises:
         CheckpointError: If a float holds NaN or Inf or overflows, or an integer differs.

@@ -145,7 +145,7 @@ def test_nan_and_inf_are_found_and_named(
 def test_what_a_narrow_output_cannot_hold_is_said_to_overflow(copies: Folders) -> None:
     for folder in copies:
         edit(folder, **{FC1: torch.full((64, 32), 1e30)})
-    told = f"tensor {FC1} overflows float16 when merged; use --dtype float32, or take an alpha"
+    told = f"tensor {FC1} overflows float16 when merged; use --dtype float32, or use an alpha"
     for layer in (LayerPlan(alpha=0), LayerPlan(alpha=0.5), LayerPlan(alpha=1)):
         with pytest.raises(CheckpointError, match=told):
             stream(opened(copies), plan_for(opened(copies), layer, dtype="float16"))
@@ -206,7 +206,7 @@ def test_empty_tensors_pass_through(copies: Folders) -> None:
 
 def test_a_saliency_mask_without_scores_is_refused_unless_nothing_changed(pair: Folders, copies: Folders) -> None:
     layers = {"vision.1.mlp": LayerPlan(alpha=0.5, mask="saliency", density=0.5)}
-    with pytest.raises(PlanError, match=r"'vision\.1\.mlp' has the mask 'saliency', and the plan holds no scores for"):
+    with pytest.raises(PlanError, match=r"'vision\.1\.mlp' has the mask 'saliency', but the plan holds no scores for"):
         stream(opened(pair), plan_for(opened(pair), layers=layers))
     same = {k: v for k, v in load_file(pair[0] / "model.safetensors").items() if layer_of(k) == "vision.1.mlp"}
     edit(copies[1], **same)
