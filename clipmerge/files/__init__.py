@@ -1,1 +1,1 @@
-"""Files on the disk: read, hashed, staged and written."""
+"""Files on disk: reading, hashing, staging and writing."""

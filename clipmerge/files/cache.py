@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def user_cache(name: str) -> Path:
-    """Give a place in the user's cache: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``clipmerge/NAME``.
+    """Return a folder in the user's cache: ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Args:
         name: Name of the folder.
@@ -16,8 +16,8 @@ def user_cache(name: str) -> Path:
         The folder, which need not exist.
 
     Raises:
-        RuntimeError: If there is no such variable, and the user has no home.
+        RuntimeError: If the variable is not set and the user has no home.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # the XDG specification has relative paths ignored
+    # the XDG specification says to ignore relative paths
     return (base if base.is_absolute() else Path.home() / ".cache") / "clipmerge" / name

@@ -1,4 +1,4 @@
-"""NaN and Inf in weights: found, and refused by name. For numpy's arrays and torch's tensors alike."""
+"""Find NaN and Inf in weights, and refuse them by name; for numpy arrays and torch tensors alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipmerge.errors import CheckpointError
 
 
 def is_finite(values: Any) -> bool:
-    """Whether no entry is NaN or Inf; nothing at all is finite.
+    """Whether no entry is NaN or Inf; empty values are finite.
 
     Args:
         values: An array or a tensor of any shape and float dtype.

@@ -1,4 +1,4 @@
-"""sha256 of files: computed, and of large ones remembered in the user's cache until the file changes."""
+"""sha256 of files; hashes of large files are remembered in the user's cache until the file changes."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from clipmerge.files.unchanged import guarded
 
 # bytes hashed at a time; a multiple of every system's mapping granularity
 _WINDOW = 32 << 20
-#: Files smaller than this are hashed sooner than looked up.
+#: Files smaller than this are hashed faster than looked up.
 REMEMBERED_BYTES = 16 << 20
-# A file changed again within one tick of the file system's clock keeps its times, so the hash is remembered only of a
-# file that has been left alone for longer than any such tick; git is as careful with its index.
+# A file that changes twice within one tick of the file system's clock keeps its times. So a hash is remembered only if
+# the file has not changed for longer than any such tick; git does the same for its index.
 _SETTLED_NS = 3_000_000_000
 _abandoned = threading.Event()
 
 
 def abandon() -> None:
-    """End all hashing under way, in other threads as well; for a process that fails, and would wait for it to exit."""
+    """Stop all hashing, in other threads too; for a failing process, whose exit would otherwise wait for it."""
     _abandoned.set()
 
 
 def sha256_of(path: Path) -> str:
     """Hash one file, a large mapped window at a time.
 
-    Windows are large because between two of them a thread waits for the interpreter, which the threads that merge
-    hardly let go of; and mapped because that spares a copy.
+    Windows are large because a thread waits for the interpreter between two of them, and the merging threads rarely
+    release it. They are mapped to avoid a copy.
 
     Returns:
         Hex digest.
 
     Raises:
-        CancelledError: If hashing was abandoned.
+        CancelledError: If hashing was stopped by `abandon`.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -61,9 +61,9 @@ def sha256_of(path: Path) -> str:
 def remembered_sha256(path: Path) -> str:
     """Hash one file, unless it was hashed before and has not changed since.
 
-    A file counts as unchanged when its device, inode, size, time of modification and time of status change are those it
-    had; the last is set by the system at every write and cannot be set back. A cache that cannot be read or written
-    costs only the time.
+    A file is unchanged if its device, inode, size, time of modification and time of status change are the same; the
+    system sets the last at every write, and programs cannot set it back. A cache that cannot be read or written costs
+    only time.
 
     Returns:
         Hex digest.
@@ -105,4 +105,4 @@ def _remember(place: Path, record: dict[str, object]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     part = place.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(record), encoding="ascii")
-    part.replace(place)  # whoever reads it meanwhile reads one of the two whole
+    part.replace(place)  # concurrent readers see either the old or the new file completely

@@ -1,6 +1,6 @@
-"""How much a file or an answer from outside may hold, cost or take: every limit there is, in one place.
+"""All limits on the size, cost and time of files and answers from outside, in one place.
 
-Each is far above anything that real checkpoints and data sets need, and is refused with one line that names it.
+Each limit is far above the needs of real checkpoints and data sets. Exceeding it is an error of one line that names it.
 docs/reliability.md lists them for users.
 """
 
@@ -15,7 +15,7 @@ LARGEST_JSON = 64 * MIB
 MOST_VALUES = 2_500_000
 #: Digits of a whole number in JSON or YAML; longer ones take quadratic time. Tokenizers write one of 31.
 MOST_DIGITS = 100
-#: Bytes of a text file: class names, a list, the card of a data set.
+#: Bytes of a text file: class names, a list, a data set's card.
 LARGEST_TEXT = 16 * MIB
 #: Bytes of a recipe, and of the value of a ``--set``.
 LARGEST_RECIPE = 64 << 10
@@ -37,9 +37,9 @@ LONGEST_NAME = 1000
 LARGEST_PICKLE = 64 * MIB
 #: Bytes of the list of members in such a file.
 LARGEST_DIRECTORY = 16 * MIB
-#: How many times the bytes in a file its tensors may span together; two when all weights are tied.
+#: Largest ratio of the bytes spanned by all tensors to the bytes in the file; it is two if all weights are tied.
 MOST_SHARING = 8
-#: Patterns over module names in an adapter's configuration; and characters, groups, repeats and choices of one.
+#: Patterns over module names in an adapter's configuration; and characters, groups, repeats and choices in one.
 MOST_PATTERNS, LONGEST_PATTERN, MOST_GROUPS, MOST_REPEATS, MOST_CHOICES = 1000, 500, 3, 2, 64
 
 # Images
@@ -49,17 +49,17 @@ LARGEST_IMAGE = 256 * MIB
 MOST_PIXELS = 1 << 26
 #: Images of one source.
 MOST_IMAGES = 3_000_000
-#: Bytes of images from Parquet held at once, where that is more than `MOST_INFLATION` times what was read of the files.
+#: Bytes of images from Parquet held at once, if that is more than `MOST_INFLATION` times the bytes read.
 LARGEST_HELD = 512 * MIB
 #: Bytes of a label in a tar archive: a number, a name, a JSON object.
 LARGEST_LABEL = MIB
 #: Bytes of a header with a long name or with attributes in a tar archive.
 LARGEST_TAR_HEADER = MIB
-#: Bytes of a page in Parquet once it is decompressed, where that is more than `MOST_INFLATION` times the page.
+#: Bytes of a decompressed page in Parquet, if that is more than `MOST_INFLATION` times the page.
 LARGEST_PAGE = 128 * MIB
-#: How many times its own size a large page may decompress to.
+#: Largest ratio of the decompressed size of a large page to its own size.
 MOST_INFLATION = 8
-#: Structures in the footer of a Parquet file: row groups, columns and what describes them.
+#: Structures in the footer of a Parquet file: row groups, columns and their descriptions.
 MOST_FOOTER_PARTS = 200_000
 #: Bytes of a Parquet file's footer.
 LARGEST_FOOTER = 16 * MIB
@@ -69,5 +69,5 @@ LARGEST_FOOTER = 16 * MIB
 LARGEST_ANSWER = 64 * MIB
 #: Files in a listing.
 MOST_FILES = 100_000
-#: Bytes a second below which a download counts as standing still, over the seconds of CLIPMERGE_HUB_TIMEOUT.
+#: Bytes per second below which a download is stalled, averaged over the seconds of CLIPMERGE_HUB_TIMEOUT.
 SLOWEST_DOWNLOAD = 1024

@@ -9,7 +9,7 @@ _LONGEST_NAME = 255
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a text from a file can be another file's name in the same folder, and nothing more.
+    """Whether a text from a file is a plain file name in the same folder, not a path.
 
     Example:
         >>> is_plain_name("model-00001-of-00002.safetensors"), is_plain_name("../x"), is_plain_name("a/b")
@@ -21,7 +21,7 @@ def is_plain_name(name: object) -> bool:
 
 
 def local_path(source: str) -> Path:
-    """The path of a source on disk, with ``~`` and ``~user`` filled in; an unknown home stays as it is written.
+    """The path of a source on disk, with ``~`` and ``~user`` expanded; an unknown home is left unchanged.
 
     Args:
         source: Path as the user or an adapter wrote it.
@@ -29,5 +29,5 @@ def local_path(source: str) -> Path:
     path = Path(source)
     try:
         return path.expanduser()
-    except RuntimeError:  # no such user, or one without a home, as in containers that run under a number
+    except RuntimeError:  # no such user, or no home folder, as in containers that run under a numeric user
         return path

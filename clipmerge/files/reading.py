@@ -1,7 +1,7 @@
-"""Small files from outside: regular ones only, up to a size, parsed within limits; every failure is one exception.
+"""Read small files from outside: only regular files, up to a size, parsed within limits.
 
-A pipe would keep whoever opens it waiting, a device never ends, and a few kilobytes of JSON can fill the memory or
-keep a processor busy for minutes. Whatever is wrong is an `Unreadable` with the reason, to be put behind a file's name.
+Opening a pipe can block, a device never ends, and a few kilobytes of JSON can fill the memory or keep a processor busy
+for minutes. Every failure is an `Unreadable` with the reason, to be written after a file's name.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Unreadable(ValueError):
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a file for reading if it is a regular one, or leads to one; nothing waits for a pipe.
+    """Open a regular file, or a link to one, for reading; never blocks on a pipe.
 
     Raises:
-        OSError: If it is not there, may not be read, or is something else than a regular file.
+        OSError: If it does not exist, may not be read, or is not a regular file.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -40,7 +40,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """Read a regular file of at most ``limit`` bytes.
 
     Raises:
-        Unreadable: If it cannot be read, or holds more.
+        Unreadable: If it cannot be read, or is larger.
     """
     try:
         with open_regular(path) as file:
@@ -58,7 +58,7 @@ def read_text(path: Path, limit: int = LARGEST_TEXT, *, encoding: str = "utf-8")
     """Read a regular text file of at most ``limit`` bytes.
 
     Raises:
-        Unreadable: If it cannot be read, holds more, or is in another encoding.
+        Unreadable: If it cannot be read, is larger, or is in another encoding.
     """
     try:
         return read_bytes(path, limit).decode(encoding)
@@ -80,13 +80,13 @@ def parse_json(text: str, *, pairs: PairsHook | None = None) -> Any:
 
     Args:
         text: The text.
-        pairs: Makes an object of its pairs, as the ``object_pairs_hook`` of `json.loads`.
+        pairs: Builds an object from its pairs, like the ``object_pairs_hook`` of `json.loads`.
 
     Returns:
-        What it holds.
+        The parsed value.
 
     Raises:
-        Unreadable: If it is no JSON, or would take more memory or time than any file that is meant to be read.
+        Unreadable: If it is not JSON, or would take more memory or time than any legitimate file.
     """
     if sum(map(text.count, ",[{")) > MOST_VALUES:
         raise Unreadable(f"more than {MOST_VALUES} values")
@@ -105,7 +105,7 @@ def _integer(digits: str) -> int:
 
 
 def told_size(count: int) -> str:
-    """Write a number of bytes for people.
+    """Format a number of bytes.
 
     Example:
         >>> told_size(64 << 20), told_size(64 << 10)

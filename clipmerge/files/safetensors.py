@@ -1,7 +1,7 @@
-"""The header of a safetensors file: read and checked without touching the weights, and written.
+"""Read, check and write the header of a safetensors file, without touching the weights.
 
-The safetensors library checks much of this too, but answers "header too large" to a Git-LFS pointer and to a
-pickle alike; a user needs to know which, and what to do.
+The safetensors library checks much of this too, but reports "header too large" for both a Git-LFS pointer and a pickle;
+a user needs to know which one it is, and what to do.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from clipmerge.errors import CheckpointError
 from clipmerge.files.limits import LARGEST_HEADER, LONGEST_NAME, MOST_DIMENSIONS, MOST_TENSORS
 from clipmerge.files.reading import open_regular, parse_json
 
-#: A tensor's values as numpy sees them; bfloat16 as its bits.
+#: A tensor's values in numpy; bfloat16 as its bits.
 Array = np.ndarray[Any, Any]
-#: safetensors dtype -> (torch dtype name, bytes an element)
+#: (torch dtype name, bytes per element) by safetensors dtype
 DTYPES: dict[str, tuple[str, int]] = {
     "F64": ("float64", 8),
     "F32": ("float32", 4),
@@ -36,11 +36,11 @@ DTYPES: dict[str, tuple[str, int]] = {
     "BOOL": ("bool", 1),
 }
 FLOATS = frozenset({"F64", "F32", "BF16", "F16"})
-#: safetensors dtype -> numpy dtype of the stored bytes; numpy has no bfloat16, whose bits are kept as they are
+#: numpy dtype of the stored bytes by safetensors dtype; numpy has no bfloat16, so its bits are kept
 STORED: dict[str, str] = {name: {"BF16": "uint16"}.get(name, torch_name) for name, (torch_name, _) in DTYPES.items()}
 
 _LFS_POINTER = b"version https://git-lfs"
-#: How PyTorch's own files are called.
+#: Suffixes of PyTorch files.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LARGEST_NUMBER = (1 << 63) - 1
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -48,7 +48,7 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies.
+    """Type and place of one tensor.
 
     Attributes:
         file: File that holds it.
@@ -71,12 +71,12 @@ class TensorEntry:
 
     @property
     def is_float(self) -> bool:
-        """Whether the tensor takes part in the arithmetic (the others are copied)."""
+        """Whether the tensor is merged (others are copied)."""
         return self.dtype in FLOATS
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is one of PyTorch's, by its first bytes, or by its suffix when they say nothing.
+    """Whether a file is a PyTorch file, by its first bytes, or by its suffix if they are not conclusive.
 
     Raises:
         CheckpointError: If it cannot be read.
@@ -86,8 +86,8 @@ def is_pickle(path: Path) -> bool:
             start = file.read(len(_LFS_POINTER))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
-    # read as a header's length, the first bytes of either kind of pickle make an absurd number; 0x80 0x02 followed by
-    # zeros is a header of 640 bytes
+    # as the length of a header, the first bytes of both kinds of pickle are an absurd number; but 0x80 0x02 followed
+    # by zeros is a header of 640 bytes
     is_header = int.from_bytes(start[:8], "little") <= LARGEST_HEADER and start[8:9] == b"{"
     if is_header or start == _LFS_POINTER:
         return False
@@ -105,7 +105,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
     Raises:
         CheckpointError: If the file is a pickle, a Git-LFS pointer, truncated, or its header contradicts the
-            file: each with its own message.
+            file, with one message for each case.
 
     Source:
         The safetensors format: 8 bytes little-endian header length, JSON, data.
@@ -125,7 +125,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 
 def check_names(path: Path, names: Collection[str]) -> None:
-    """Refuse more tensors, or longer names, than any CLIP has: both cost time and memory before they are understood.
+    """Refuse more tensors or longer names than any CLIP has, because both cost time and memory.
 
     Args:
         path: The file, for the message.
@@ -135,20 +135,20 @@ def check_names(path: Path, names: Collection[str]) -> None:
         CheckpointError: If there are too many, or one is too long.
     """
     if len(names) > MOST_TENSORS:
-        raise CheckpointError(f"{path}: holds {len(names)} tensors, more than {MOST_TENSORS}; it is not a CLIP's")
+        raise CheckpointError(f"{path}: holds {len(names)} tensors, more than {MOST_TENSORS}; it is not a CLIP")
     if any(len(name) > LONGEST_NAME for name in names):
         raise CheckpointError(f"{path}: a tensor's name has more than {LONGEST_NAME} characters; the file is damaged")
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
-    """Write the header of a file whose tensors follow one another in the order given.
+    """Make the header of a file whose tensors follow one another in the given order.
 
     Args:
         tensors: safetensors dtype and shape by name.
         metadata: The file's free-form metadata.
 
     Returns:
-        The bytes that stand before the data: the length, the JSON, and spaces up to a multiple of 8.
+        The bytes before the data: the length, the JSON, and spaces up to a multiple of 8.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
@@ -163,7 +163,7 @@ def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Map
 
 def _read_bytes(path: Path) -> tuple[bytes, int, int]:
     if is_pickle(path):
-        raise CheckpointError(f"{path}: is a pickle, and safetensors was expected; give the file itself, or remove it")
+        raise CheckpointError(f"{path}: is a pickle instead of safetensors; give the file itself, or remove it")
     total = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(_LFS_POINTER))
@@ -195,7 +195,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object, refusing a key that stands in it twice; an ``object_pairs_hook`` of ``json.loads``.
+    """Build a JSON object and refuse duplicate keys; an ``object_pairs_hook`` of ``json.loads``.
 
     Args:
         path: The file, for the message.
@@ -205,12 +205,12 @@ def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
         The object.
 
     Raises:
-        CheckpointError: If a key stands twice.
+        CheckpointError: If a key is duplicate.
     """
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
-            raise CheckpointError(f"{path}: key '{key}' stands twice; the file is damaged, save it again")
+            raise CheckpointError(f"{path}: key '{key}' occurs twice; the file is damaged, save it again")
         result[key] = value
     return result
 
@@ -229,8 +229,8 @@ def _entry(path: Path, name: str, value: Any, data_start: int) -> TensorEntry:
     needed = math.prod(shape) * DTYPES[dtype][1]
     if end - begin != needed:
         raise CheckpointError(
-            f"{path}: the header lies about '{name}': shape {tuple(shape)} of {dtype} takes {needed} bytes, "
-            f"its offsets span {end - begin}"
+            f"{path}: the header is wrong about '{name}': shape {tuple(shape)} of {dtype} takes {needed} bytes, "
+            f"but its offsets span {end - begin}"
         )
     return TensorEntry(path, dtype, tuple(shape), data_start + begin, data_start + end)
 
@@ -246,8 +246,8 @@ def _check_offsets(path: Path, entries: dict[str, TensorEntry], data_start: int,
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != expected:
             raise CheckpointError(
-                f"{path}: the header lies: '{name}' starts at data byte {entry.begin - data_start}, "
-                f"the tensor before it ends at {expected - data_start}"
+                f"{path}: the header is wrong: '{name}' starts at data byte {entry.begin - data_start}, "
+                f"but the tensor before it ends at {expected - data_start}"
             )
         expected = entry.end
     if expected > total:
@@ -256,5 +256,5 @@ def _check_offsets(path: Path, entries: dict[str, TensorEntry], data_start: int,
         )
     if expected < total:
         raise CheckpointError(
-            f"{path}: the header lies: its tensors end at byte {expected}, the file has {total}; save it again"
+            f"{path}: the header is wrong: its tensors end at byte {expected}, but the file has {total}; save it again"
         )

@@ -1,8 +1,8 @@
-"""Files beside the weights that go with them: a list of those that loaders read, and what is taken of each.
+"""Side files that are copied along with the weights: only those that loaders read, without private fields.
 
-A stranger's folder may hold a link to somebody's keys under the name of a vocabulary, and one's own may hold notes and
-passwords. So only files by these names are taken, only regular ones that lie inside the folder, and of JSON not the
-fields that say where something lay on the machine that saved it.
+A stranger's folder may contain a link to somebody's keys under the name of a vocabulary, and the user's own may contain
+notes and passwords. So only files with the names listed here are copied, only regular ones inside the folder, and JSON
+loses the fields with paths on the machine that saved it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from clipmerge.errors import CheckpointError
 from clipmerge.files.limits import LARGEST_SIDE_FILE
 from clipmerge.files.reading import Unreadable, parse_json, read_bytes, read_json
 
-#: Vocabularies: a folder that holds one of these holds a tokenizer.
+#: Vocabularies: a folder with one of these has a tokenizer.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
-#: All that a tokenizer may consist of.
+#: All files that a tokenizer may consist of.
 TOKENIZER_FILES = (
     *VOCABULARIES,
     *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
-#: What transformers, tokenizers and open_clip read beside weights, and what a licence asks to be passed on.
+#: Files that transformers, tokenizers and open_clip read beside weights, and files that licences require to pass on.
 SIDE_FILES = frozenset(
     {
         *("config.json", "open_clip_config.json", "generation_config.json"),
@@ -33,7 +33,7 @@ SIDE_FILES = frozenset(
         *(f"{name}{suffix}" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING") for suffix in ("", ".txt", ".md")),
     }
 )
-# Fields that name places on the machine where a model was saved; no loader needs them.
+# Fields with paths on the machine where a model was saved; no loader needs them.
 _PLACES = frozenset(
     {
         *("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file"),
@@ -45,14 +45,14 @@ _PLACES = frozenset(
 def inside(folder: Path, name: str) -> Path | None:
     """Find a regular file of a folder.
 
-    A link counts where it stays in the folder, or leads from a snapshot of the Hub's cache to that cache's own blobs.
+    A link is allowed if it stays in the folder, or leads from a snapshot of the Hub's cache to the cache's own blobs.
 
     Args:
         folder: The folder.
         name: The file's name in it.
 
     Returns:
-        The file itself, links followed; ``None`` where there is none, or it lies elsewhere.
+        The file itself, with links resolved; ``None`` if there is none, or it is elsewhere.
     """
     path = folder / name
     try:
@@ -62,7 +62,7 @@ def inside(folder: Path, name: str) -> Path | None:
 
 
 def lies_in(folder: Path, path: Path) -> bool:
-    """Whether a path, links followed, lies in a folder, or in the blobs of the Hub's cache that it is a snapshot of."""
+    """Whether a path, with links resolved, is in a folder, or in the blobs of the Hub's cache for that snapshot."""
     home = folder.resolve()
     try:
         place = path.resolve(strict=True)
@@ -72,7 +72,7 @@ def lies_in(folder: Path, path: Path) -> bool:
 
 
 def _blobs(folder: Path) -> Path | None:
-    """The blobs of a Hub cache that a folder is a snapshot of: ``models--ORG--NAME/snapshots/COMMIT``."""
+    """The blobs of a Hub cache, if the folder is a snapshot in it: ``models--ORG--NAME/snapshots/COMMIT``."""
     repository = folder.parent.parent
     blobs = repository / "blobs"
     is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith(("models--", "datasets--"))
@@ -83,25 +83,23 @@ def require_inside(folder: Path, name: str) -> Path | None:
     """Find a regular file that is needed; see `inside`.
 
     Returns:
-        The file; ``None`` where there is none.
+        The file; ``None`` if there is none.
 
     Raises:
-        CheckpointError: If it is a link that leads out of the folder.
+        CheckpointError: If it is a link out of the folder.
     """
     found, path = inside(folder, name), folder / name
     if found is None and path.is_symlink() and path.exists():
-        raise CheckpointError(
-            f"{path}: is a link that leads out of its folder, to {path.resolve()}; put the file itself there"
-        )
+        raise CheckpointError(f"{path}: is a link out of its folder, to {path.resolve()}; put the file itself there")
     return found
 
 
 def copy_side_file(source: Path, target: Path) -> None:
-    """Copy one file; JSON loses the fields that name places on the machine that saved it.
+    """Copy one file; JSON loses the fields with paths on the machine that saved it.
 
     Args:
         source: A regular file, from `inside`.
-        target: Where to.
+        target: Path of the copy.
 
     Raises:
         CheckpointError: If it cannot be read.
@@ -111,11 +109,11 @@ def copy_side_file(source: Path, target: Path) -> None:
 
 
 def side_file_bytes(source: Path, name: str) -> bytes:
-    """Read one file as it is passed on; see `copy_side_file`.
+    """Read the content of one file to pass on; see `copy_side_file`.
 
     Args:
-        source: A regular file; one in the Hub's cache has another name.
-        name: What it is called beside the weights.
+        source: A regular file; in the Hub's cache it has another name.
+        name: Its name beside the weights.
 
     Raises:
         CheckpointError: If it cannot be read.
@@ -128,22 +126,22 @@ def side_file_bytes(source: Path, name: str) -> bytes:
 
 
 def _without_places(content: bytes) -> bytes:
-    """Drop the fields in question; everything else keeps its bytes where there are none of them."""
+    """Drop the fields with paths; a file without such fields keeps its bytes."""
     if not any(b'"%s"' % name.encode() in content for name in _PLACES):
         return content
     try:
         data = parse_json(content.decode("utf-8"))
-    except ValueError:  # no JSON by its name alone; loaders will say so
+    except ValueError:  # not JSON in spite of its name; loaders will report it
         return content
     kept = without_places(data)
     try:
         return f"{json.dumps(kept, indent=2, ensure_ascii=False)}\n".encode()
-    except UnicodeEncodeError:  # half a character, which only an escape can write
+    except UnicodeEncodeError:  # a lone surrogate, which only an escape can express
         return f"{json.dumps(kept, indent=2)}\n".encode()
 
 
 def without_places(data: Any) -> Any:
-    """Copy what JSON holds without the fields that name places on the machine that saved it.
+    """Copy a JSON value without the fields with paths on the machine that saved it.
 
     Example:
         >>> without_places({"_name_or_path": "/home/me/clip", "text_config": {"vocab_size": 3}})
@@ -158,10 +156,10 @@ def read_side_json(folder: Path, name: str) -> dict[str, Any] | None:
     """Read a JSON object beside the weights.
 
     Returns:
-        The object; ``None`` where there is no such file.
+        The object; ``None`` if there is no such file.
 
     Raises:
-        CheckpointError: If it leads out of the folder, or cannot be read as a JSON object.
+        CheckpointError: If it is a link out of the folder, or cannot be read as a JSON object.
     """
     path = require_inside(folder, name)
     if path is None:

@@ -1,4 +1,4 @@
-"""Output staged beside its place, synced, then renamed, so that it is there whole or not at all."""
+"""Stage output beside its place, sync it, then rename it, so that it is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ try:
 except ImportError:  # Windows: stale stages are left for the user to delete
     fcntl = None  # type: ignore[assignment]
 
-#: The record that every output folder holds, and by which one is known.
+#: The record in every output folder, which identifies it.
 RECORD = "clipmerge.json"
-#: Where an output folder keeps a plan whose learned coefficients cannot be told in the record.
+#: Folder in an output for a plan whose learned coefficients do not fit into the record.
 PLAN_FOLDER = "plan"
 _SECONDS_TO_LOCK = 60
-# By these an output of clipmerge is known, and one from another.
+# Files that identify an output of clipmerge.
 _MARKERS = (RECORD, "conversion.json", "sweep.json")
 _Identity = tuple[tuple[int, int, int, int] | None, ...]
-# Outputs in their place: a stopped command tells which they are. Set while signals are held back.
+# Completed outputs, which a stopped command reports. Changed only while signals are blocked.
 _completed: list[Path] = []
 
 
 def completed() -> tuple[Path, ...]:
-    """Outputs that this process has put in their place since `forget_completed`, and that still are there."""
+    """Outputs that this process has completed since `forget_completed` and that still exist."""
     return tuple(path for path in _completed if path.exists())
 
 
 def forget_completed() -> None:
-    """Start a command: output that an earlier command in this process wrote is not its own."""
+    """Start a new command, which does not report the output of earlier commands in this process."""
     _completed.clear()
     _checked.clear()
 
 
-# What stood at an output's place when it was checked; only that is replaced.
+# Identity of the output that existed when it was checked; nothing else is replaced.
 _checked: dict[Path, _Identity] = {}
 
 
 def remember_checked(*outputs: Path) -> None:
-    """Remember what stands at places that were found to be free, or replaceable: only that will be replaced.
+    """Remember the present content of checked output places, so that nothing else is replaced.
 
     Args:
         outputs: Folders or files to be written.
@@ -59,7 +59,7 @@ def remember_checked(*outputs: Path) -> None:
 
 
 def _identity(path: Path) -> _Identity:
-    """Tell a folder or file from another that came to its place, by itself and by the records in it."""
+    """Identify a folder or file by its status and by the records in it, to recognise another one at its place."""
     return tuple(_status(place) for place in (path, *(path / name for name in _MARKERS)))
 
 
@@ -68,19 +68,19 @@ def _status(path: Path) -> tuple[int, int, int, int] | None:
         found = path.stat()
     except OSError:
         return None
-    is_folder = stat.S_ISDIR(found.st_mode)  # whose size and time change with what else is put there
+    is_folder = stat.S_ISDIR(found.st_mode)  # a folder's size and time change when other files are added
     return found.st_dev, found.st_ino, 0 if is_folder else found.st_size, 0 if is_folder else found.st_mtime_ns
 
 
 @contextlib.contextmanager
 def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a folder to write into, and move it to ``output`` when the block ends well.
+    """Yield a folder to write into, and move it to ``output`` if the block succeeds.
 
-    Whatever ends the process, ``output`` is absent, the old one, or the new one whole. Stages that a killed run left
-    beside it is removed by the next.
+    However the process ends, ``output`` is absent, the old one, or the complete new one. Stages left by a killed run
+    are removed by the next run.
 
     Args:
-        output: Where the folder ends up; its parents are made.
+        output: Final place of the folder; its parents are created.
         overwrite: Whether an earlier output is replaced.
 
     Yields:
@@ -89,7 +89,7 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: If the place cannot be written, or the disk is full.
     """
-    target = output.resolve()  # a link stays a link: the folder it leads to is replaced
+    target = output.resolve()  # a link stays a link: its target is replaced
     expected = _checked.pop(target, None) or _identity(target)
     with _stage(output, target) as stage:
         folder = stage / "new"
@@ -103,7 +103,7 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def refuse_link(output: Path) -> None:
-    """Refuse a link as an output file: a plan's tensors lie beside it and are found by its path.
+    """Refuse a link as an output file, because a plan's tensors are found beside its path.
 
     Raises:
         OutputError: If it is a link.
@@ -114,7 +114,7 @@ def refuse_link(output: Path) -> None:
 
 @contextlib.contextmanager
 def staged_files(output: Path) -> Iterator[Path]:
-    """Give a folder to write files into; they are synced and moved beside ``output`` when the block ends well.
+    """Yield a folder to write files into; they are synced and moved beside ``output`` if the block succeeds.
 
     Args:
         output: The file that is moved last; the others in the folder keep their names too.
@@ -148,7 +148,7 @@ def staged_files(output: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _stage(output: Path, target: Path) -> Iterator[Path]:
-    """A hidden, locked folder beside the target, gone when the block ends; errors of the system explained."""
+    """Yield a hidden, locked folder beside the target, removed after the block; system errors are explained."""
     left: list[Path] = []
     with contextlib.ExitStack() as cleanup:
         try:
@@ -163,14 +163,14 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield stage
         except OSError as error:
-            with contextlib.suppress(OSError):  # first, so that the line is true
+            with contextlib.suppress(OSError):  # first, so that the message is true
                 cleanup.__exit__(type(error), error, error.__traceback__)
             raise explain(output, error, left=left) from None
 
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[int | None]:
-    """Hold a folder by what it is, not by its path: somebody may rename it or one around it."""
+    """Hold a folder by its descriptor instead of its path, because it or a parent may be renamed."""
     if os.name == "nt":
         yield None
         return
@@ -182,7 +182,7 @@ def _opened(folder: Path) -> Iterator[int | None]:
 
 
 def _remove(stage: Path, parent: int | None, left: list[Path]) -> None:
-    with _undisturbed():  # people press Ctrl-C twice, and are told that nothing was left behind
+    with _undisturbed():  # users press Ctrl-C twice, and the message promises that nothing was left behind
         if parent is None:
             shutil.rmtree(stage, ignore_errors=True)
         else:
@@ -193,8 +193,8 @@ def _remove(stage: Path, parent: int | None, left: list[Path]) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back while a block may not be left half done; the first that came is sent again."""
-    if threading.current_thread() is not threading.main_thread():  # only the main one is interrupted
+    """Block Ctrl-C and SIGTERM during a block that must not be interrupted; the first one is sent again after it."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
         yield
         return
     held: list[int] = []
@@ -213,31 +213,31 @@ def _undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _parents(folder: Path) -> Iterator[None]:
-    """Make a folder and its parents, and remove those that were made if the block fails."""
+    """Create a folder and its parents; if the block fails, remove those that were created."""
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # not empty: someone else uses it by now
+        with contextlib.suppress(OSError):  # not empty: another process uses it now
             for each in made:
                 each.rmdir()
         raise
 
 
 def _stage_prefix(target: Path) -> str:
-    # the hash keeps outputs apart whose names are long, or begin alike
+    # the hash distinguishes outputs with long names or common beginnings
     return f".{target.name[:40]}-{hashlib.sha256(target.name.encode()).hexdigest()[:8]}.clipmerge-"
 
 
 def _clear_stale(target: Path) -> None:
-    """Remove stages whose process is gone (its lock is free), giving back an output they had set aside."""
+    """Remove stages whose process is gone (their lock is free), and restore an output that they had set aside."""
     if fcntl is None:
         return
     prefix = _stage_prefix(target)
     for stage in [each for each in target.parent.iterdir() if each.name.startswith(prefix)]:
         if not (stage / "lock").exists() and time.time() - stage.stat().st_mtime < _SECONDS_TO_LOCK:
-            continue  # another run is just making it
+            continue  # another run is creating it right now
         with contextlib.suppress(OSError), (stage / "lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if (stage / "old").exists() and not target.exists():
@@ -252,7 +252,7 @@ def _move_in(folder: Path, aside: Path, target: Path, expected: _Identity, *, ov
     try:
         if target.exists():
             target.rename(aside)
-            _require_same(aside, expected, target)  # somebody may have been quicker just now
+            _require_same(aside, expected, target)  # another process may have been faster
         folder.rename(target)
     except BaseException as error:
         if aside.exists():
@@ -267,7 +267,7 @@ def _require_same(place: Path, expected: _Identity, shown: Path | None = None) -
 
 
 def _give_back(aside: Path, target: Path, error: BaseException) -> None:
-    """Put an output back that was set aside; beside its place where that is taken by now."""
+    """Restore an output that was set aside, or put it beside its place if that is taken now."""
     place = target if not target.exists() else target.with_name(f"{target.name}.replaced-{os.getpid()}")
     aside.rename(place)
     if place != target:
@@ -294,12 +294,12 @@ def _sync_folder(folder: Path) -> None:
 
 
 def explain(output: Path, error: OSError, *, left: Iterable[Path] = ()) -> OutputError:
-    """Turn the system's refusal into one line.
+    """Turn a system error into one line.
 
     Args:
         output: The output being written.
         error: The system's error.
-        left: What could not be removed.
+        left: Paths that could not be removed.
     """
     state = ", ".join([f"{path} was left behind, remove it" for path in left] or ["nothing was left behind"])
     state = "; ".join([state, *getattr(error, "__notes__", [])])

@@ -1,4 +1,4 @@
-"""Templates rendered: pages in HTML and cards in Markdown, by one way to set jinja up."""
+"""Render templates: pages in HTML and cards in Markdown, with one configuration of jinja."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def render(
     """Render a template.
 
     Args:
-        template: The file; others may be included from its folder.
-        values: Values by the name that the template uses.
+        template: The file; it may include others from its folder.
+        values: Values by name in the template.
         html: Whether values are escaped for HTML.
         filters: Further filters by name.
 

@@ -1,8 +1,8 @@
-"""Inputs that stay as they were opened: told by their state before and after, and by faults while they are read.
+"""Detect inputs that change while they are read, by their state before and after, and by faults while reading.
 
-Weights are mapped, not copied. A file that is written over meanwhile gives a mixture of both, and one that is cut short
-ends the process by SIGBUS without a word. On 64-bit Linux that fault is caught: zeros are mapped in the place of what
-is gone, so that the reading goes on, and the file is remembered as damaged, which `require_unchanged` then says.
+Weights are mapped, not copied. A file that is overwritten meanwhile gives a mixture of old and new, and one that is
+truncated ends the process by SIGBUS without a message. On 64-bit Linux that fault is caught: zeros are mapped instead
+of the missing part, so that reading continues, and the file is marked as damaged, which `require_unchanged` reports.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _MAP_FIXED = 0x10
 
 
 def watch(file: Path) -> None:
-    """Remember a file as it is now, before it is read.
+    """Remember the present state of a file, before it is read.
 
     Args:
         file: A file of weights.
     """
-    with contextlib.suppress(OSError):  # whoever reads it says so
+    with contextlib.suppress(OSError):  # the reader reports it
         _opened[file] = _state(file)
         _damaged.discard(file)
 
@@ -49,13 +49,13 @@ def _state(file: Path) -> _State:
 
 
 def require_unchanged(files: Iterable[Path]) -> None:
-    """Refuse what was made from files that changed after they were opened.
+    """Refuse results made from files that changed after they were opened.
 
     Args:
-        files: Files of weights; those that nobody watches are left out.
+        files: Files of weights; files that are not watched are ignored.
 
     Raises:
-        CheckpointError: If one was written to, replaced, cut short or could not be read to its end.
+        CheckpointError: If a file was written to, replaced, truncated or could not be read to its end.
     """
     for file in files:
         try:
@@ -64,7 +64,7 @@ def require_unchanged(files: Iterable[Path]) -> None:
             same = False
         if not same or file in _damaged:
             raise CheckpointError(
-                f"{file}: changed, or could not be read to its end, while it was read; run again when nothing writes it"
+                f"{file}: changed while it was read, or could not be read to its end; run again when nothing writes it"
             )
 
 
@@ -72,7 +72,7 @@ def guard(mapped: mmap.mmap, file: Path) -> int:
     """Catch faults in a mapping of a file.
 
     Returns:
-        What `unguard` takes.
+        The argument for `unguard`.
     """
     start = np.frombuffer(mapped, np.uint8, count=1).ctypes.data
     return guard_range(start, len(mapped), file)
@@ -86,13 +86,13 @@ def guard_range(start: int, length: int, file: Path) -> int:
 
 
 def unguard(start: int) -> None:
-    """Stop to catch faults in a mapping, which is about to go."""
+    """Stop catching faults in a mapping, before it is closed."""
     _mapped.pop(start, None)
 
 
 @contextlib.contextmanager
 def guarded(mapped: mmap.mmap, file: Path) -> Iterator[None]:
-    """Catch faults in a mapping while a block reads it."""
+    """Catch faults in a mapping during a block that reads it."""
     start = guard(mapped, file)
     try:
         yield
@@ -111,7 +111,7 @@ class _Action(ctypes.Structure):
     )
 
 
-_kept: list[Any] = []  # the handler, its type and what was there before live as long as the process
+_kept: list[Any] = []  # keeps the handler, its type and the previous handler alive as long as the process
 
 
 def _install() -> None:
@@ -124,7 +124,7 @@ def _install() -> None:
 
     def on_fault(_number: int, info: int, _context: int) -> None:
         address = ctypes.c_uint64.from_address(info + _ADDRESS_AT).value
-        if not _fill(library, address):  # not ours, or no way out: the fault comes again and ends the process
+        if not _fill(library, address):  # not our mapping, or mapping failed: the fault recurs and ends the process
             library.sigaction(signal.SIGBUS, ctypes.byref(before), None)
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(on_fault)
@@ -134,7 +134,7 @@ def _install() -> None:
 
 
 def _fill(library: Any, address: int) -> bool:
-    """Map zeros from a page to the end of the mapping that it lies in."""
+    """Map zeros from a page to the end of its mapping."""
     for start, (end, file) in list(_mapped.items()):
         if start <= address < end:
             page = address // mmap.PAGESIZE * mmap.PAGESIZE

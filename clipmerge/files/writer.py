@@ -1,4 +1,4 @@
-"""One output file, written front to back: one block is computed while others are hashed and written to the disk."""
+"""Write one output file front to back: one block is computed while others are hashed and written to disk."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from clipmerge.files.safetensors import Array
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing is written past the cache
+except ImportError:  # Windows, where direct writing is not used
     fcntl = None  # type: ignore[assignment]
 
 _BLOCK, _BLOCKS = 4 << 20, 6
-# Writes past the page cache must begin and end on a boundary of the disk's own blocks; none has larger ones.
+# Direct writes, which bypass the page cache, must be aligned to the disk's blocks; no disk has larger blocks than this.
 _ALIGNMENT = 4096
 _DIRECT = getattr(os, "O_DIRECT", 0) if fcntl else 0
-# Past the cache a fast disk costs no copy and no memory. From a slower one than this, bytes a second of the quickest of
-# the first blocks, loading the result would have to wait: there the file goes through the cache.
+# Direct writing to a fast disk saves a copy and memory. If the fastest of the first blocks is written at fewer bytes
+# per second than this, the file goes through the cache, because loading the result from the disk would be slow.
 _FAST_DISK = 300e6
 _BLOCKS_TIMED = 8
-#: Bytes written through the cache between two requests to the disk to flush it.
+#: Bytes written through the cache between two requests to flush it to disk.
 _FLUSH_BYTES = 256 << 20
 
 
@@ -39,24 +39,26 @@ class OutputFile:
     """A new file of known size; make one with `output_file`."""
 
     def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool) -> None:
-        """Start the threads; all let go of the interpreter while they work."""
+        """Start the threads, which release the interpreter while they work."""
         self._file = file
         self._digest = hashlib.sha256() if hashed else None
         self._hasher, self._writer, self._flusher = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
         self._direct = direct
         self._quickest = float("inf")
         self._unflushed, self._flushing = 0, self._flusher.submit(int)
-        memory = np.frombuffer(mmap.mmap(-1, _BLOCK * _BLOCKS), np.uint8)  # whole pages, as the disk wants them
+        memory = np.frombuffer(
+            mmap.mmap(-1, _BLOCK * _BLOCKS), np.uint8
+        )  # aligned to pages, as direct writing requires
         self._free = deque(np.split(memory, _BLOCKS))
         self._busy: deque[tuple[Array, list[Future[None]]]] = deque()
         self._block, self._filled, self._offset = self._free.popleft(), 0, 0
         self._lent: Array | None = None
 
     def room(self, count: int, dtype: str) -> Array:
-        """Lend the place where the next elements go, to compute them there and then `append` them.
+        """Return a buffer for the next elements, to compute them there and then `append` them.
 
         Args:
-            count: How many elements are coming.
+            count: Number of elements to come.
             dtype: Their dtype.
 
         Returns:
@@ -71,7 +73,7 @@ class OutputFile:
         """Write the next elements.
 
         Args:
-            data: 1-D; may be what `room` lent, and may not be written to afterwards.
+            data: 1-D; may be the buffer from `room`; must not be changed afterwards.
         """
         raw = data.view(np.uint8)
         if data is self._lent and np.shares_memory(data, self._block[self._filled : self._filled + 1]):
@@ -115,7 +117,7 @@ class OutputFile:
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
-                self._go_through_the_cache()  # the file system has its own idea of alignment
+                self._go_through_the_cache()  # the file system requires a different alignment
                 continue
             data, offset = data[count:], offset + count
             if count % _ALIGNMENT and self._direct:
@@ -134,10 +136,10 @@ class OutputFile:
         fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_DIRECT)
 
     def finish(self) -> str | None:
-        """Wait until everything is on the disk.
+        """Wait until everything is on disk.
 
         Returns:
-            The file's sha256; ``None`` if it was not to be hashed.
+            The file's sha256; ``None`` if it is not hashed.
         """
         self._send()
         while self._busy:
@@ -149,18 +151,18 @@ class OutputFile:
 
 @contextlib.contextmanager
 def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[OutputFile]:
-    """Make a file and reserve its room on the disk.
+    """Create a file and reserve its space on disk.
 
     Args:
-        path: Where; there must be nothing yet.
-        size: How many bytes will be written.
-        hashed: Whether to hash them meanwhile.
+        path: Path of the new file; it must not exist.
+        size: Number of bytes that will be written.
+        hashed: Whether to hash them while writing.
 
     Yields:
-        The file; call `finish` on it in the end.
+        The file; call `finish` on it at the end.
 
     Raises:
-        OSError: If the disk is full or refuses, at once where it can be known.
+        OSError: If the disk is full or fails, immediately if that is known in advance.
     """
     file, direct = _open(path, size)
     try:
@@ -173,31 +175,31 @@ def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[Outpu
 
 def _open(path: Path, size: int) -> tuple[int, bool]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    if _DIRECT and size > _BLOCK * _BLOCKS_TIMED:  # small files are loaded from the cache soon
+    if _DIRECT and size > _BLOCK * _BLOCKS_TIMED:  # small files will be loaded from the cache soon
         try:
             return os.open(path, flags | _DIRECT, 0o666), True
         except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: a file system that lives in memory, among others
+            if error.errno != errno.EINVAL:  # EINVAL: for example a file system in memory
                 raise
             path.unlink(missing_ok=True)
     return os.open(path, flags, 0o666), False
 
 
 def _flush(file: int) -> int:
-    """Flush early, so that the sync at the end has less to wait for."""
+    """Flush early, so that the final sync has less to do."""
     getattr(os, "fdatasync", os.fsync)(file)  # absent on macOS and Windows
     return 0
 
 
 def _reserve(file: int, path: Path, size: int) -> None:
-    """Fail now if the disk cannot hold the file, not after minutes of work; where it can be, the room is taken."""
+    """Fail now, not after minutes of work, if the disk cannot hold the file; reserve the space if possible."""
     disk = shutil.disk_usage(path.parent)
-    if size > disk.free and disk.total:  # some network file systems say 0 of 0
+    if size > disk.free and disk.total:  # some network file systems report 0 of 0
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if not (size and hasattr(os, "posix_fallocate")):
         return
     try:
         os.posix_fallocate(file, 0, size)
-    except OSError as error:  # many file systems cannot reserve, and need not
+    except OSError as error:  # many file systems cannot reserve space, which is fine
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -164,7 +164,7 @@ def test_a_key_in_two_shards_is_named(shards: Path) -> None:
 def test_a_key_twice_in_the_index_is_named(shards: Path) -> None:
     text = (shards / INDEX).read_text()
     (shards / INDEX).write_text(text.replace('"logit_scale":', '"logit_scale": "x", "logit_scale":'))
-    refused(shards, "'logit_scale' stands twice")
+    refused(shards, "'logit_scale' occurs twice")
 
 
 def test_a_truncated_shard_is_named(shards: Path) -> None:

@@ -83,7 +83,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "renamed pickle": (lambda f: torch.save({}, f / "model.safetensors"), r"model\.safetensors: holds no weights"),
     "lfs": (_bytes(lambda data: POINTER), "is a Git-LFS pointer.*git lfs pull"),
     "truncated": (_bytes(lambda data: data[:-7]), "is truncated"),
-    "lying": (_bytes(lambda data: data.replace(b'offsets":[0,', b'offsets":[8,', 1)), "the header lies"),
+    "lying": (_bytes(lambda data: data.replace(b'offsets":[0,', b'offsets":[8,', 1)), "the header is wrong"),
     "outside": (_outside, "points outside its folder"),
     "no shard": (lambda f: (shard(f) / "model-00002-of-00003.safetensors").unlink(), "1 of 3 shards are missing"),
     "nan": (_entry(float("nan")), f"tensor {re.escape(KEY)} holds NaN"),

@@ -72,7 +72,7 @@ def _old_pickle(path: Path) -> None:
 @pytest.mark.parametrize("write", [_zip_pickle, _old_pickle])
 def test_a_pickle_is_told_apart_whatever_its_name(tmp_path: Path, name: str, write: Any) -> None:
     write(tmp_path / name)
-    with pytest.raises(CheckpointError, match=rf"{name}: is a pickle, and safetensors was expected"):
+    with pytest.raises(CheckpointError, match=rf"{name}: is a pickle instead of safetensors"):
         read_header(tmp_path / name)
     assert torch.equal(open_checkpoint(str(tmp_path / name)).tensor("a"), torch.zeros(2))
 
@@ -103,7 +103,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 def test_bytes_too_many_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(save({"a": torch.zeros(2)}) + b"\0")
-    with pytest.raises(CheckpointError, match="the header lies: its tensors end at byte"):
+    with pytest.raises(CheckpointError, match="the header is wrong: its tensors end at byte"):
         read_header(tmp_path / "x.safetensors")
 
 
@@ -116,13 +116,13 @@ def test_another_kind_of_file_is_said_to_be_one(tmp_path: Path, content: bytes) 
 
 MALFORMED = "entry for 'a' is malformed"
 LIES = {
-    "offsets too short": ({"a": entry(offsets=[0, 4])}, "header lies about 'a'"),
-    "offsets too long": ({"a": entry(offsets=[0, 12])}, "header lies about 'a'"),
-    "offsets swapped": ({"a": entry(offsets=[8, 0])}, "header lies about 'a'"),
+    "offsets too short": ({"a": entry(offsets=[0, 4])}, "header is wrong about 'a'"),
+    "offsets too long": ({"a": entry(offsets=[0, 12])}, "header is wrong about 'a'"),
+    "offsets swapped": ({"a": entry(offsets=[8, 0])}, "header is wrong about 'a'"),
     "hole at the start": ({"a": entry(offsets=[4, 12])}, "starts at data byte 4"),
     "hole between": ({"a": entry(), "b": entry(offsets=[12, 20])}, "'b' starts at data byte 12.*ends at 8"),
     "overlap": ({"a": entry(), "b": entry(offsets=[4, 12])}, "'b' starts at data byte 4.*ends at 8"),
-    "same place": ({"a": entry(), "b": entry()}, "header lies"),
+    "same place": ({"a": entry(), "b": entry()}, "header is wrong"),
     "negative offset": ({"a": entry(offsets=[-8, 0])}, MALFORMED),
     "bool offset": ({"a": entry(shape=[0], offsets=[False, False])}, MALFORMED),
     "float offset": ({"a": entry(offsets=[0, 8.0])}, MALFORMED),
@@ -131,7 +131,7 @@ LIES = {
     "bool shape": ({"a": entry(shape=[2, True])}, MALFORMED),
     "float shape": ({"a": entry(shape=[2.0])}, MALFORMED),
     "text shape": ({"a": entry(shape="2")}, MALFORMED),
-    "huge shape": ({"a": entry(shape=[2**62, 2**62])}, "header lies about 'a'"),
+    "huge shape": ({"a": entry(shape=[2**62, 2**62])}, "header is wrong about 'a'"),
     "no dtype": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, "has dtype ;|malformed"),
     "dtype of another type": ({"a": entry(dtype=["F32"])}, MALFORMED),  # type: ignore[arg-type]
     "entry of another type": ({"a": 3}, MALFORMED),
@@ -143,8 +143,8 @@ LIES = {
     "not JSON": (b"{'a': 1}", "header is not JSON"),
     "not UTF-8": (b'{"\xff\xfe": 1}', "header is not JSON"),
     "deep": (b"[" * 100_000, "header is not JSON"),
-    "key twice": (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":3}', "key 'a' stands twice"),
-    "field twice": (b'{"a":{"dtype":"F32","dtype":"F16","shape":[2],"data_offsets":[0,8]}}', "'dtype' stands twice"),
+    "key twice": (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":3}', "key 'a' occurs twice"),
+    "field twice": (b'{"a":{"dtype":"F32","dtype":"F16","shape":[2],"data_offsets":[0,8]}}', "'dtype' occurs twice"),
 }
 
 

@@ -54,7 +54,7 @@ def test_an_input_that_changes_meanwhile_is_said(
     output = finetuned.parent / "out"
     inputs = (zeroshot, finetuned, "--recipe", "wise-ft", "--output", output)
     outcome = clipmerge(command, *(inputs if command == "merge" else (finetuned, output, "--to", "open-clip")))
-    assert "model.safetensors: changed, or could not be read to its end" in refused(outcome)
+    assert "model.safetensors: changed while it was read, or could not be read to its end" in refused(outcome)
     assert {path.name for path in output.parent.iterdir()} == {zeroshot.name, finetuned.name}
 
 
@@ -86,7 +86,7 @@ def test_an_input_that_is_cut_short_is_said_and_ends_no_process(tmp_path: Path, 
     run = subprocess.run([sys.executable, "-c", SCRIPT, file, "not"], capture_output=True, text=True, check=False)
     assert run.returncode == 1, run.returncode
     assert run.stderr.strip().splitlines() == [
-        f"error: {file}: changed, or could not be read to its end, while it was read; run again when nothing writes it"
+        f"error: {file}: changed while it was read, or could not be read to its end; run again when nothing writes it"
     ]
 
 
