@@ -1,11 +1,11 @@
 """Make a fine-tuned CLIP robust again by merging it with its zero-shot self, layer by layer.
 
-Every command of the command line is a function here, of the same name and with the same result:
+Every command of the command line is a function here, with the same name and the same result:
 
     >>> import clipmerge
     >>> result = clipmerge.merge("zeroshot", "finetuned", "auto", data="val", output="merged")  # doctest: +SKIP
 
-Names are imported when they are first used, so that ``import clipmerge`` takes a millisecond.
+Names are imported on first use, so that ``import clipmerge`` takes a millisecond.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# the modules that hold the public names; `__init__.pyi` has the same for type checkers
+# modules of the public names; `__init__.pyi` repeats them for type checkers
 _NAMES = {
     "clipmerge.api._results": ("ConvertResult", "EvaluateResult", "InspectResult", "MergeResult", "SweepResult"),
     "clipmerge.api.apply": ("apply",),
@@ -50,7 +50,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name not in _HOMES:
         raise AttributeError(f"module 'clipmerge' has no attribute '{name}'")
     value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,4 +1,4 @@
-"""Processes of one run: waiting for one another, and the error when one of them is gone."""
+"""The processes of one run: waiting for one another, and the error if one of them is gone."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
 
 class Terminated(BaseException):
-    """The system or a launcher asked this process to end; not an `Exception`, so that nothing takes it for a fault."""
+    """The system or a launcher asked this process to end; not an `Exception`, so that nothing handles it as a fault."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Wait for the other processes in this block, and say so if one of them is gone.
+    """Wait for the other processes in this block, and fail if one of them is gone.
 
     Raises:
         MeasureError: If another process ended, or did not answer for half an hour.
     """
     try:
         yield
-    except RuntimeError as error:  # torch's one class for whatever goes wrong between processes
+    except RuntimeError as error:  # torch's class for all errors between processes
         raise MeasureError(
-            "another process of this run ended or does not answer, so this one cannot go on; nothing was written. What "
-            f"ended it stands above or in that machine's log ({' '.join(str(error).split())[:80]})"
+            "another process of this run ended or does not answer, so this one cannot continue; nothing was written. "
+            f"The reason is above or in that machine's log ({' '.join(str(error).split())[:80]})"
         ) from None
 
 
@@ -43,7 +43,7 @@ def termination() -> Iterator[None]:
     """Let SIGTERM end this block as an exception, so that unfinished work is cleaned up.
 
     Raises:
-        Terminated: When the signal comes.
+        Terminated: If the signal arrives.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,33 +56,33 @@ def termination() -> Iterator[None]:
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: cleaning up is under way
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: cleaning up has started
     raise Terminated
 
 
 def is_main_process() -> bool:
-    """Whether this process prints; under ``accelerate launch`` only rank 0 does."""
+    """Whether this process prints and writes; under ``accelerate launch`` only rank 0 does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def accelerator_for(device: Device) -> Accelerator:
-    """Set up accelerate in float32 with TF32 off, whatever its configuration file says.
+    """Set up accelerate in float32 with TF32 off, regardless of its configuration file.
 
     Args:
-        device: ``auto`` takes the accelerator there is.
+        device: ``auto`` uses an accelerator if there is one.
 
     Raises:
-        UsageError: If the device asked for is not there.
+        UsageError: If the device does not exist.
     """
-    import torch  # a second that commands without a model do not pay
+    import torch  # takes a second, which commands without a model save
     from accelerate import Accelerator
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device, True):
-        raise UsageError(f"--device {device}: torch sees no such device here; use --device auto or cpu")
-    # a perturbation of 5e-4 relative does not even change a TF32 weight
+        raise UsageError(f"--device {device}: torch finds no such device; use --device auto or cpu")
+    # a relative perturbation of 5e-4 does not even change a weight in TF32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    # without being told, accelerate forms no process group on a machine that has no accelerator
+    # without this, accelerate forms no process group on a machine without an accelerator
     on_cpu = device == "cpu" or (device == "auto" and not any(available.values()))
     return Accelerator(cpu=on_cpu, mixed_precision="no")

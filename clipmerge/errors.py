@@ -1,15 +1,15 @@
-"""Everything that can go wrong, as one tree, and the exit code each branch maps to.
+"""All errors as one tree, with the exit code of each branch.
 
-    ClipmergeError            1  something the user can mend
-    ├── CheckpointError          weights that cannot be read, or do not fit each other
-    ├── RecipeError              a recipe file or --set that says something unknown
+    ClipmergeError            1  an error that the user can fix
+    ├── CheckpointError          weights that cannot be read, or do not match
+    ├── RecipeError              an invalid recipe file or --set
     ├── PlanError                a plan that does not fit the checkpoints
     ├── DataError                calibration or evaluation images
-    ├── MeasureError             a measurement that cannot be made or came out non-finite
-    ├── VerdictError             a merge that loses more accuracy than it may
+    ├── MeasureError             a measurement that cannot be made or is not finite
+    ├── VerdictError             a merge that loses more accuracy than allowed
     ├── OutputError              the output folder
     ├── HubError                 the Hugging Face Hub: network, rights, names
-    └── UsageError            2  a command line that contradicts itself
+    └── UsageError            2  an invalid or contradictory command line
 
 Every message is one line: what happened, where, what was expected and what to do next.
 """
@@ -20,33 +20,33 @@ import contextlib
 import re
 from collections.abc import Iterable, Iterator
 
-# C0 and C1 controls, marks and overrides of direction, separators of lines, byte-order marks, surrogates
+# C0 and C1 controls, directional marks and overrides, line separators, byte order marks, surrogates
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
 class ClipmergeError(Exception):
-    """Base of every error a user can mend; printed as one line, exit code 1.
+    """Base of all errors that a user can fix; printed as one line, exit code 1.
 
-    The message is made printable here, for whoever shows it: names of tensors, folders and files come from strangers.
+    The message is made printable here, once for all: names of tensors, folders and files come from strangers.
     """
 
     exit_code = 1
 
     def __init__(self, message: object = "") -> None:
-        """Keep the message as one line without control characters; see `printable`."""
+        """Store the message as one line without control characters; see `printable`."""
         super().__init__(printable(str(message)))
 
 
 class CheckpointError(ClipmergeError):
-    """Weights that cannot be read safely, or two checkpoints that do not fit each other."""
+    """Weights that cannot be read safely, or checkpoints that do not match."""
 
 
 class RecipeError(ClipmergeError):
-    """A recipe file or a ``--set`` that names something unknown or out of range."""
+    """A recipe file or a ``--set`` with an unknown name or a value out of range."""
 
 
 class PlanError(ClipmergeError):
-    """A plan that does not fit the checkpoints it is applied to."""
+    """A plan that does not fit its checkpoints."""
 
 
 class DataError(ClipmergeError):
@@ -54,7 +54,7 @@ class DataError(ClipmergeError):
 
 
 class MeasureError(ClipmergeError):
-    """A measurement that cannot be made, or came out non-finite."""
+    """A measurement that cannot be made or is not finite."""
 
 
 class VerdictError(ClipmergeError):
@@ -70,20 +70,20 @@ class HubError(ClipmergeError):
 
 
 class UsageError(ClipmergeError):
-    """A command line that contradicts itself; exit code 2."""
+    """An invalid or contradictory command line; exit code 2."""
 
     exit_code = 2
 
 
 def printable(text: str, *, limit: int = 10_000) -> str:
-    r"""Make a text from outside fit for a terminal or a log: one line, and nothing that moves a cursor or hides text.
+    r"""Make foreign text safe for a terminal or a log: one line, and nothing that moves the cursor or hides text.
 
-    Control characters, those that turn the direction of writing, and bytes of a path that are not UTF-8 are written as
+    Control characters, characters that change the writing direction, and bytes of a path that are not UTF-8 become
     escapes; line breaks and tabs become blanks.
 
     Args:
         text: The text.
-        limit: Characters that are kept; of a longer text, the middle goes.
+        limit: Most characters kept; the middle of a longer text is left out.
 
     Example:
         >>> printable("a\x1b[31mb\nc")
@@ -98,7 +98,7 @@ def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     if found[0] in "\n\r\t\v\f\x85\u2028\u2029":
         return " "
-    if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of a path that is not UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # Python's code for a byte of a path that is not UTF-8
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
@@ -107,11 +107,11 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Suggest the closest of ``options``, ready to be appended to a message.
 
     Args:
-        word: What the user wrote.
-        options: What would have been accepted.
+        word: Word written by the user.
+        options: Accepted words.
 
     Returns:
-        ``" Did you mean 'x'?"`` with its leading space, or the empty string when nothing is close.
+        ``" Did you mean 'x'?"`` with its leading space, or the empty string if nothing is close.
 
     Example:
         >>> did_you_mean("alhpa", ["alpha", "density"])
@@ -126,7 +126,7 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 
 def shorten(names: Iterable[str], limit: int = 5) -> str:
-    """Join names for a one-line message, the first ``limit`` spelled out and the rest counted.
+    """Join names for a one-line message: the first ``limit`` names and the number of the others.
 
     Example:
         >>> shorten(["a", "b", "c"], limit=2)
@@ -140,10 +140,10 @@ def shorten(names: Iterable[str], limit: int = 5) -> str:
 
 @contextlib.contextmanager
 def noting(text: str) -> Iterator[None]:
-    """Add a note to whatever stops this block: something about the outside world that is true from here on.
+    """Add a note to any exception of this block, about the state of the outside world from here on.
 
     Args:
-        text: A clause; it goes to the end of the line that is printed.
+        text: A clause for the end of the printed line.
     """
     try:
         yield

@@ -1,11 +1,10 @@
 """Layers: their order in the network, and the globs that name them; the same for every family.
 
-A *layer* is what a recipe, a plan and a report speak about: half a transformer block with the norm that feeds
-it (``vision.3.attn``, ``vision.3.mlp``), a convolutional block (``vision.3.conv``), or what stands outside the
-blocks: ``vision.embeddings``, ``pre_norm``, ``norm``, ``pooler``, ``projection``, the same for ``text.`` (and for
-the ``decoder.`` of a CoCa, whose blocks look at the image in ``decoder.3.cross``), and
-``head`` (a classifier), ``logit_scale``, ``logit_bias``. Every parameter lies in exactly one layer; which, the
-families say.
+A *layer* is the unit of recipes, plans and reports: half a transformer block with the norm before it
+(``vision.3.attn``, ``vision.3.mlp``), a convolutional block (``vision.3.conv``), or a part outside the blocks:
+``vision.embeddings``, ``pre_norm``, ``norm``, ``pooler``, ``projection``, the same for ``text.`` (and for the
+``decoder.`` of a CoCa, whose blocks attend to the image in ``decoder.3.cross``), and ``head`` (a classifier),
+``logit_scale``, ``logit_bias``. Every parameter is in exactly one layer, as defined by its family.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _PART_ORDER = ("vision", "text", "decoder", HEAD, "logit_scale", "logit_bias")
 
 
 def network_order(layer: str) -> tuple[int, int, str]:
-    """Sort key that brings layers into network order: vision, text, then what is in neither tower.
+    """Sort key for network order: vision, text, then layers in neither tower.
 
     Example:
         >>> sorted(["logit_scale", "text.norm", "vision.10.attn", "vision.2.mlp", "vision.2.attn"], key=network_order)
@@ -56,11 +55,11 @@ def block_of(layer: str) -> tuple[str, int, str] | None:
 
 
 def match_layers(glob: str, layers: Iterable[str]) -> list[str]:
-    """Find the layers a glob names; the whole name must match, so ``vision.1.*`` leaves ``vision.10.*`` alone.
+    """Find the layers that match a glob; the whole name must match, so ``vision.1.*`` excludes ``vision.10.*``.
 
     Args:
         glob: Shell-style pattern (``*``, ``?``, ``[...]``).
-        layers: The layers there are.
+        layers: All layers.
 
     Returns:
         Matching layers, in the order given.

@@ -1,4 +1,4 @@
-"""The number of threads that torch computes with, and tensors computed side by side, each on one thread."""
+"""The number of torch's threads, and tensors computed in parallel, each on one thread."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-#: Bytes that the tensors under way and the one in use may hold together; a larger tensor is computed alone. Computing
-#: takes a few times that.
+#: Most bytes held together by the tensors in progress and the one in use; a larger tensor is computed alone. The
+#: computation needs a few times as much.
 HELD_BYTES = 64 << 20
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: with more, sums are split by their number, and the last bits with them."""
+    """Limit torch to one thread: with more, sums are split by their number, which changes the last bits."""
     import torch
 
     threads = torch.get_num_threads()
@@ -28,17 +28,16 @@ def one_thread() -> Iterator[None]:
 
 
 def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int = HELD_BYTES) -> Generator[T]:
-    """Run jobs that compute with one thread each, as many at a time as torch may use threads.
+    """Run jobs with one thread each, as many at a time as torch has threads.
 
-    Close the iterator (`contextlib.closing`) if it may not be used up: torch keeps to one thread until then.
+    Close the iterator (`contextlib.closing`) if it may not be exhausted: torch is limited to one thread until then.
 
     Args:
-        jobs: Bytes of the tensor that a job looks at, and the job; begun in order, shortly before their results are
-            asked for.
-        held_bytes: Bytes that may be held together by the jobs under way and the result in use.
+        jobs: Bytes of a job's tensor, and the job; started in order, shortly before their results are needed.
+        held_bytes: Most bytes held together by the jobs in progress and the result in use.
 
     Yields:
-        Their results, in order; the first that raises ends it.
+        Their results, in order; the first exception ends the iteration.
     """
     import torch
 

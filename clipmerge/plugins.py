@@ -1,7 +1,7 @@
-"""Find measures, methods, masks and combinations by their files, and the ranges that their options share.
+"""Find measures, methods, masks and combinations by their files, and define common ranges of their options.
 
-A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that name is what
-runs, and its keyword-only parameters are its options. Nothing is registered anywhere.
+A file's name is its recipe name (``path_barrier.py`` is ``path-barrier``), the function of that name is the plugin, and
+its keyword-only parameters are its options. There is no registry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _not_a_switch(value: Any) -> Any:
     return value
 
 
-# beyond it float32 arithmetic overflows sooner or later, and blames the weights
+# beyond it float32 arithmetic can overflow, which would look like a fault of the weights
 _LARGEST = 1e9
 _Float = Annotated[float, BeforeValidator(_not_a_switch)]
 _Int = Annotated[int, BeforeValidator(_not_a_switch)]
@@ -36,7 +36,7 @@ Alpha = Annotated[_Float, Field(allow_inf_nan=False)]
 Density = Annotated[_Float, Field(gt=0, le=1)]
 #: A share or a probability.
 Share = Annotated[_Float, Field(ge=0, le=1)]
-#: A share that leaves something.
+#: A share below 1.
 PartialShare = Annotated[_Float, Field(ge=0, lt=1)]
 #: Points of accuracy, in percent.
 Points = Annotated[_Float, Field(ge=0, le=100)]
@@ -60,14 +60,14 @@ MaskName = Annotated[str, AfterValidator(_known_mask)]
 #: A kind of generic change of images.
 Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
 
-# What the arithmetic fills in for masks and combinations that ask for it: no options.
+# Parameters filled in by the arithmetic for masks and combinations; not options.
 _FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "thinned"}}
 _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 
 @cache
 def plugin_names(package: str) -> tuple[str, ...]:
-    """List what a package offers, sorted.
+    """List the plugins of a package, sorted.
 
     Args:
         package: ``measures``, ``methods``, ``masks`` or ``combinations``.
@@ -111,7 +111,7 @@ def plugin_options(package: str, name: str) -> dict[str, Any]:
         name: Recipe name.
 
     Returns:
-        Option to default.
+        Defaults by option.
     """
     parameters = inspect.signature(load_plugin(package, name)).parameters.values()
     filled_in = _FILLED_IN.get(package, set())
@@ -119,7 +119,7 @@ def plugin_options(package: str, name: str) -> dict[str, Any]:
 
 
 def requires(package: str, name: str, parameter: str) -> bool:
-    """Whether a plugin cannot do without something that the arithmetic fills in, such as a mask's ``score``.
+    """Whether a plugin needs a parameter that the arithmetic fills in, such as a mask's ``score``.
 
     Args:
         package: ``masks`` or ``combinations``.
@@ -136,10 +136,10 @@ def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, A
     Args:
         package: ``measures``, ``methods``, ``masks`` or ``combinations``.
         name: Recipe name.
-        given: Options as the recipe has them.
+        given: Options in the recipe.
 
     Returns:
-        All options, defaults filled in, converted to the annotated types.
+        All options with defaults, converted to the annotated types.
 
     Raises:
         RecipeError: On an unknown option or a value of the wrong type or out of its range.
@@ -163,12 +163,12 @@ def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, A
 
 
 def plainly(message: str) -> str:
-    """Say pydantic's message in the words of YAML, which has no tuples."""
+    """Translate pydantic's message into the terms of YAML, which has no tuples."""
     return message.replace("a valid tuple", "a list")
 
 
 def takes_several(package: str, name: str) -> bool:
-    """Whether a plugin's file says ``SEVERAL = True``: that it looks at every fine-tuned checkpoint, not at one.
+    """Whether a plugin's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not just one.
 
     Args:
         package: ``measures``.
@@ -178,11 +178,11 @@ def takes_several(package: str, name: str) -> bool:
 
 
 def options_of(other: Callable[..., Any], *, without: tuple[str, ...] = ()) -> Callable[[_Plugin], _Plugin]:
-    """Let a plugin that ends in ``**options`` have another's options too, defaults and ranges included.
+    """Give a plugin with ``**options`` the options of another one, with defaults and ranges.
 
     Args:
-        other: The plugin whose keyword-only parameters are taken over.
-        without: Those that are not.
+        other: The plugin whose keyword-only parameters are adopted.
+        without: Parameters that are not adopted.
 
     Returns:
         A decorator; the plugin's own keyword-only parameters come first.

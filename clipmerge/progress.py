@@ -1,4 +1,4 @@
-"""Where long work reports to."""
+"""Progress reports of long work."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Callable
 from typing import Protocol
 
 _LOG = logging.getLogger("clipmerge")
-# Seconds of work that tell the pace.
+# Seconds of work after which the pace is known.
 _GLANCE = 1.0
 
 
 class Progress(Protocol):
-    """Where the stages report to; every call may be ignored."""
+    """Receives the reports of stages; it may ignore any call."""
 
     def stage(self, name: str) -> None:
-        """A stage begins."""
+        """A stage starts."""
 
     def advance(self, done: float, total: float) -> None:
-        """So much of the stage is done, in the stage's own unit."""
+        """``done`` of ``total`` is complete, in the stage's own unit."""
 
     def say(self, text: str) -> None:
-        """Something the user should know now."""
+        """A note for the user."""
 
 
 class Silent:
@@ -54,7 +54,7 @@ class Logged:
 
 
 class ByteCount:
-    """Turns bytes written into progress."""
+    """Reports bytes written as progress."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         """Start at zero.
@@ -66,7 +66,7 @@ class ByteCount:
         self._progress, self._total, self._done = progress, total, 0
 
     def __call__(self, count: int) -> None:
-        """Count further bytes.
+        """Count more bytes.
 
         Args:
             count: Bytes written since the last call.
@@ -76,30 +76,29 @@ class ByteCount:
 
 
 class Pace:
-    """Passes progress on, and states the cost of the work once its pace is known."""
+    """Forwards progress, and states the cost of the work once its pace is known."""
 
     def __init__(self, progress: Progress, cost: Callable[[float, str], str] | None) -> None:
-        """Wait for the work to begin.
+        """Start before the work.
 
         Args:
             progress: Where to report.
-            cost: Makes a sentence of the whole amount of work and of the time that it will take; ``None`` where the
-                cost is not worth a line.
+            cost: Makes a sentence from the amount of work and its estimated time; ``None`` for no sentence.
         """
         self._progress = progress
         self._cost = cost
         self._first: tuple[float, float] | None = None
 
     def stage(self, name: str) -> None:
-        """Pass it on."""
+        """Forward the call."""
         self._progress.stage(name)
 
     def say(self, text: str) -> None:
-        """Pass it on."""
+        """Forward the call."""
         self._progress.say(text)
 
     def advance(self, done: float, total: float) -> None:
-        """Pass it on; the first report warms up, and the second is no measurement before a moment has passed."""
+        """Forward the call; the first report is warm-up, and later ones count only after some time has passed."""
         if self._cost is not None:
             self._state(done, total)
         self._progress.advance(done, total)

@@ -1,4 +1,4 @@
-"""Requests, and a merge under way: where it reports to, and what it has so far."""
+"""Requests, and the state of a running merge."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clipmerge.progress import Progress
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which images to measure on, and how.
+    """The images to measure on, and settings for measuring.
 
     Attributes:
         source: A folder, Parquet or tar files, ``hf://datasets/...``, ``digits`` or images in memory; see
@@ -35,11 +35,11 @@ class Calibration:
         templates: Prompt templates; empty for the default.
         images: Images sampled, class-balanced.
         batch_size: Images per batch; ``None`` for at most 128 and at least eight batches.
-        device: Where to measure.
-        columns: Columns of images and labels that the user named.
-        images_at_once: Images whose activations gradients hold at once; ``None`` for a batch.
-        held_back: Share of the images that the decision does not see, on which `docs/verdict.md` measures what the
-            merge bought; 0 to decide on all of them and measure nothing.
+        device: Device to measure on.
+        columns: Columns of images and labels named by the user.
+        images_at_once: Images computed at once; ``None`` for a whole batch.
+        held_back: Share of the images held back from the decision to measure the effect of the merge, see
+            `docs/verdict.md`; 0 to decide on all images and measure no effect.
     """
 
     source: Any = None
@@ -65,12 +65,12 @@ class MergeRequest:
     Attributes:
         zeroshot: Source of theta_0.
         finetuned: Sources of theta_1 ... theta_K.
-        recipe: What to measure and how to decide.
+        recipe: The recipe.
         calibration: The images, for recipes that measure.
         seed: Seed of the sample, the bootstrap and the random masks.
         dtype: Output dtype.
-        command: How to run this again, for the record.
-        hashed: Whether to hash weights, those read and those written.
+        command: Command that repeats the merge, for the record.
+        hashed: Whether to hash the weights of inputs and output.
         max_loss: Loss of accuracy against the fine-tuned model, in points, beyond which there is a warning.
         strict: Whether such a loss is an error.
     """
@@ -106,15 +106,15 @@ class SweepRequest:
         id_sources: Images like those it was fine-tuned on, by name.
         ood_sources: Images unlike them, by name.
         further: Sources of more fine-tuned checkpoints of the same base; the curve then goes to their average.
-        recipes: What to put beside the curve.
+        recipes: Recipes to compare with the curve.
         alphas: Points of the curve, ascending.
-        calibration: The images that recipes measure on, and what holds for every source: class names, templates,
-            batch size and device.
+        calibration: The images that recipes measure on, and settings of all sources: class names, templates, batch
+            size and device.
         seed: Seed of the calibration sample, of random masks and of the resampling.
-        dtype: What the points are rounded to, as a merge would be written.
-        command: How to run this again, for the record.
+        dtype: Dtype that the points are rounded to, as in a merge.
+        command: Command that repeats the sweep, for the record.
         hashed: Whether to hash the checkpoints' weights for the record.
-        max_loss: Loss of ID accuracy against the fine-tuned model, in points, beyond which a recipe is warned of.
+        max_loss: Loss of ID accuracy against the fine-tuned model, in points, beyond which there is a warning.
         strict: Whether such a loss is an error.
     """
 
@@ -144,7 +144,7 @@ class SweepRequest:
         return {**self.id_sources, **self.ood_sources}
 
     def merge_request(self, recipe: Recipe) -> MergeRequest:
-        """The merge that one of the recipes asks for."""
+        """The request of a merge with one of the recipes."""
         finetuned = (self.finetuned, *self.further)
         return MergeRequest(
             self.zeroshot,
@@ -161,21 +161,21 @@ class SweepRequest:
 
 @dataclass
 class Run:
-    """A merge under way.
+    """The state of a running merge.
 
     Attributes:
         inputs: The checkpoints.
-        plan: What will be done; ``None`` until decided.
-        tensors: What the plan needs beside numbers: scores and learned coefficients.
-        seconds: Stage to wall-clock seconds.
+        plan: The plan; ``None`` until decided.
+        tensors: The plan's tensors: scores and learned coefficients.
+        seconds: Wall-clock seconds by stage.
         progress: Where to report.
         is_main: Whether this process decides and writes.
-        command: How to run this again.
-        head: The classes of a head whose zero-shot side was built.
-        hashed: Whether to hash weights, those read and those written.
-        hashing: The inputs' hashes to come.
-        leftovers: What `finish` calls.
-        held_back: Images that the measure did not see, where it saw some.
+        command: Command that repeats the merge.
+        head: The classes of a head whose zero-shot counterpart was built.
+        hashed: Whether to hash the weights of inputs and output.
+        hashing: Future hashes of the inputs.
+        leftovers: Functions that `finish` calls.
+        held_back: Images that the measure did not see, if it used images.
     """
 
     inputs: Inputs
@@ -201,10 +201,10 @@ class Run:
 
     @property
     def decided(self) -> Plan:
-        """The plan with its tensors; one without layers in the processes that decide nothing."""
+        """The plan with its tensors; without layers in processes that do not decide."""
         if self.plan is not None:
             measured = self.plan.measurements
-            # what a measure keeps for methods can be as large as the model
+            # tensors that a measure keeps for methods can be as large as the model
             light = measured and measured.model_copy(update={"coefficients": {}, "gradients": {}, "tensors": {}})
             return self.plan.model_copy(update={"measurements": light}).with_tensors(self.tensors.to_file())
         unhashed = [SourceRecord(**each.provenance(hashed=False)) for each in self.inputs.everyone]
@@ -213,12 +213,12 @@ class Run:
         return Plan(recipe={}, zeroshot=zeroshot, finetuned=tuple(finetuned), weights=weights, layers={})
 
     def finish(self) -> None:
-        """Clear away what would let a stopped run go on: its result is where it was to go."""
+        """Remove the files for resuming, because the result is complete."""
         for clear in self.leftovers:
             clear()
 
     def hash_inputs(self) -> None:
-        """Start hashing the inputs in the background, if they are to be; `hashed_plan` waits for it."""
+        """Start hashing the inputs in the background, if wanted; `hashed_plan` waits for it."""
         if not self.hashed:
             return
         pool = ThreadPoolExecutor(max_workers=2)
@@ -228,7 +228,7 @@ class Run:
 
     def hashed_plan(self) -> Plan:
         """The plan with its inputs' files and their hashes filled in."""
-        assert self.plan is not None  # decided before anything asks
+        assert self.plan is not None  # called only after the decision
         for future in self.hashing:
             future.result()
         inputs = self.inputs

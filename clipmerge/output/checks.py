@@ -1,4 +1,4 @@
-"""Refusing an output that would destroy something or cannot be made, before any work is done."""
+"""Refuse an output that would destroy something or cannot be written, before any work is done."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import read_header
 from clipmerge.files.staging import RECORD, refuse_link, remember_checked
 
-# The command that wrote a folder, by the record it holds.
+# The commands that write a folder, by its record.
 _WRITERS = {RECORD: "merge or apply", "conversion.json": "convert", "sweep.json": "sweep"}
-# The names in a plan's tensors file begin with one of these; see `clipmerge.planning.tensors`.
+# Prefixes of the names in a plan's tensors file; see `clipmerge.planning.tensors`.
 _PLAN_TENSORS = ("scores:", "coefficients:")
 
 
 def check_output(
     output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), read: Iterable[Path] = (), record: str = RECORD
 ) -> None:
-    """Refuse an output that would destroy something or cannot be made, before any work is done.
+    """Refuse an output that would destroy something or cannot be written, before any work is done.
 
     Args:
         output: The folder to be written.
         overwrite: Whether an earlier output may be replaced.
         inputs: Folders of the checkpoints.
-        read: Files that are read beside the checkpoints, and folders of images.
-        record: The file by which an earlier output of the same kind is known.
+        read: Other input files, and folders of images.
+        record: The file that identifies an earlier output of the same kind.
 
     Raises:
-        OutputError: If the folder exists and may not be replaced, holds an input, lies among images, or its place
-            is not writable.
+        OutputError: If the folder exists and may not be replaced, contains an input, is in a folder of images, or its
+            place is not writable.
     """
     _check_length(output)
     _check_apart(output, inputs, read)
@@ -55,7 +55,7 @@ def _check_apart(output: Path, inputs: Iterable[Path], read: Iterable[Path]) -> 
         if _holds(output, path):
             raise OutputError(f"{output}: holds {path}, which this command reads; choose another --output")
     for path in others:
-        if _lies_in(output, path):  # the next command would read it as one more class
+        if _lies_in(output, path):  # the next command would read it as another class
             raise OutputError(
                 f"{output}: lies inside {path}, which this command reads as images; choose another --output"
             )
@@ -63,13 +63,13 @@ def _check_apart(output: Path, inputs: Iterable[Path], read: Iterable[Path]) -> 
 
 def _holds(output: Path, path: Path) -> bool:
     target = output.resolve()
-    # a link in the folder would go with it, though its target stays
+    # a link in the folder would be removed with it, though not its target
     places = (path.resolve(), path.parent.resolve() / path.name)
     return any(target == place or target in place.parents for place in places)
 
 
 def _lies_in(output: Path, folder: Path) -> bool:
-    # a link in the folder is an entry of it, wherever it leads
+    # a link in the folder is an entry of it, regardless of its target
     places = (output.resolve(), output.parent.resolve() / output.name)
     return folder.is_dir() and any(folder.resolve() in place.parents for place in places)
 
@@ -77,16 +77,16 @@ def _lies_in(output: Path, folder: Path) -> bool:
 def _not_ours(output: Path, record: str) -> str:
     for name, command in _WRITERS.items():
         if (output / name).is_file():
-            return f"was written by another command (clipmerge {command}; it holds {name} and no {record})"
+            return f"was written by another command (clipmerge {command}; it holds {name} but no {record})"
     return f"was not written by clipmerge (it holds no {record})"
 
 
 def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that would destroy something or cannot be made, before any work is done.
+    """Refuse an output file that would destroy something or cannot be written, before any work is done.
 
     Args:
         output: The JSON file to be written.
-        beside: The file that may come with it.
+        beside: The file that may be written beside it.
         overwrite: Whether both may be replaced, if they are a plan's.
 
     Raises:
@@ -102,7 +102,7 @@ def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
         raise OutputError(f"{output}: already exists; choose another --output, or pass --overwrite to replace it")
     if output.exists() and not _is_plan(output):
         raise OutputError(
-            f"{output}: is no plan that clipmerge wrote, so --overwrite leaves it alone; choose another --output"
+            f"{output}: is not a plan written by clipmerge, so --overwrite leaves it alone; choose another --output"
         )
     replaceable = output.exists() and not beside.is_symlink() and _holds_plan_tensors(beside)
     if (beside.exists() or beside.is_symlink()) and not replaceable:
@@ -110,7 +110,7 @@ def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
 
 
 def _is_plan(path: Path) -> bool:
-    if not path.is_file():  # a pipe would keep whoever reads it waiting
+    if not path.is_file():  # reading a pipe would block
         return False
     try:
         held = read_json(path)
@@ -128,10 +128,10 @@ def _holds_plan_tensors(path: Path) -> bool:
 
 
 def _check_length(output: Path, *more: Path) -> None:
-    """Refuse a path that is too long for the system, before anything else asks about it."""
+    """Refuse a path that is too long for the system, before any other check."""
     for target in (output.resolve(), *(path.resolve() for path in more)):
         existing = _existing(target)
-        # each name is looked up in a folder that is there: in one that is not, it would merely not be found
+        # look each name up in an existing folder: in a missing one it would just not be found
         for place in (target, *(existing / name for name in target.relative_to(existing).parts)):
             try:
                 place.lstat()
@@ -141,13 +141,15 @@ def _check_length(output: Path, *more: Path) -> None:
 
 
 def _existing(target: Path) -> Path:
-    """The innermost folder around a path that is there."""
+    """The innermost existing folder around a path."""
     return next((each for each in target.parents if os.path.exists(each)), target)  # noqa: PTH110  (Path's own raises)
 
 
 def _check_place(output: Path) -> None:
     existing = _existing(output.resolve())
     if not existing.is_dir():
-        raise OutputError(f"{output}: cannot be made, {existing} is a file; choose another --output")
+        raise OutputError(f"{output}: cannot be created because {existing} is a file; choose another --output")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{output}: cannot be made, {existing} is not writable for you; choose another --output")
+        raise OutputError(
+            f"{output}: cannot be created because {existing} is not writable for you; choose another --output"
+        )

@@ -1,4 +1,4 @@
-"""What an output folder holds: weights, streamed, with their index."""
+"""The weights of an output folder: streamed to files, with their index."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def write_weights(
     """Write the merged tensors as safetensors, one file or shards with their index.
 
     Args:
-        folder: Where to.
-        tensors: The tensors; their content is pulled chunk by chunk.
+        folder: Folder to write into.
+        tensors: The tensors; their content is read chunk by chunk.
         layout: Shard names by key; ``None`` for one file.
         advance: Called with the number of bytes written, for progress.
-        single: That one file's name.
+        single: Name of the only file.
         hashed: Whether to hash the weights.
 
     Returns:
-        The sha256 by file name; ``None`` where the weights are not hashed.
+        The sha256 by file name; ``None`` if the weights are not hashed.
 
     Raises:
-        CheckpointError: If an input turns out broken while it is read.
+        CheckpointError: If an input turns out to be damaged while it is read.
     """
     files: dict[str, list[MergedTensor]] = {}
     first = next(iter(layout.values())) if layout else single
@@ -90,18 +90,18 @@ def output_layout(
     Args:
         inputs: The checkpoints.
         tensors: The output's tensors.
-        max_shard_size: Bytes a shard holds at most, unless one tensor alone is larger; ``None`` for shards as the
-            checkpoint has them that gives the output its form.
+        max_shard_size: Largest size of a shard in bytes, unless one tensor is larger; ``None`` for the shards of the
+            checkpoint that determines the form of the output.
 
     Returns:
-        Shards by key; ``None`` when the output is one file.
+        Shards by key; ``None`` if the output is one file.
 
     Raises:
-        OutputError: If shards are asked for that the family's library cannot load.
+        OutputError: If the family's library cannot load shards.
     """
     layout = None if max_shard_size is None else _sized_layout(tensors, max_shard_size)
     if layout and inputs.family.weights != WEIGHTS:
-        raise OutputError(f"open_clip loads {inputs.family.weights} and no shards; leave out --max-shard-size")
+        raise OutputError(f"open_clip loads {inputs.family.weights} but no shards; leave out --max-shard-size")
     form = inputs.form
     if max_shard_size is not None or not form.sharded or inputs.family.weights != WEIGHTS:
         return layout
@@ -109,7 +109,7 @@ def output_layout(
 
 
 def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | None:
-    """Fill shards in the order of the tensors, as the libraries do."""
+    """Fill shards in the order of the tensors, like the libraries."""
     shards: dict[str, int] = {}
     number, held = 1, 0
     for tensor in tensors:
@@ -123,5 +123,5 @@ def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | N
 
 
 def _shard_name(file: Path) -> str:
-    """Name a shard in the output, whose shards are safetensors whatever the input's are."""
+    """Name a shard of the output, which is safetensors even if the input's shards are not."""
     return f"{file.stem.removeprefix('pytorch_')}.safetensors" if file.suffix != ".safetensors" else file.name

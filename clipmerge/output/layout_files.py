@@ -1,4 +1,4 @@
-"""The files beside the weights, made anew for the other library: configuration, preprocessing, tokenizer."""
+"""Files beside the weights for the other library: configuration, preprocessing, tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES
 from clipmerge.files.side_files import SIDE_FILES, TOKENIZER_FILES, copy_side_file, read_side_json, require_inside
 
-# the vocabulary that OpenCLIP's own tokenizer has
+# size of the vocabulary of OpenCLIP's own tokenizer
 _CLIP_WORDS = 49408
 
 
@@ -25,9 +25,9 @@ def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str)
     """Write the files that the other library needs beside the weights.
 
     Args:
-        folder: Where to.
-        converted: A checkpoint in the layout to write; its config is known.
-        dtype: Dtype of the weights that are written, or ``keep``.
+        folder: Folder to write into.
+        converted: A checkpoint in the layout to write, with a config.
+        dtype: Dtype of the written weights, or ``keep``.
 
     Returns:
         Notes for the user, one line each.
@@ -71,7 +71,7 @@ def _transformers_files(folder: Path, checkpoint: Checkpoint, config: dict[str, 
     words = config["text_config"]["vocab_size"]
     if words != _CLIP_WORDS:
         raise CheckpointError(
-            f"its text tower has {words} tokens and open_clip_config.json names no tokenizer; set "
+            f"its text tower has {words} tokens, but open_clip_config.json names no tokenizer; set "
             "text_cfg.hf_tokenizer_name and copy the tokenizer's files beside the weights"
         )
     write_clip_tokenizer(folder, config["text_config"]["max_position_embeddings"])
@@ -91,7 +91,7 @@ def _open_clip_files(folder: Path, checkpoint: Checkpoint, config: dict[str, Any
     if is_own is None and model_cfg["text_cfg"]["vocab_size"] != _CLIP_WORDS:
         notes.append(f"{checkpoint.source}: has no tokenizer, and its vocabulary is not CLIP's; OpenCLIP will need one")
     if is_own is False:
-        # from a folder OpenCLIP reads the files there whatever the name says; on the Hub it must be the repository's
+        # from a folder OpenCLIP reads the files regardless of the name; on the Hub it must be the repository's
         model_cfg["text_cfg"]["hf_tokenizer_name"] = name
         notes.append(
             f"the tokenizer is not CLIP's own: text_cfg.hf_tokenizer_name is '{name}'; make it ORG/NAME when you "

@@ -1,4 +1,4 @@
-"""The record of a merge: printed by ``--format json``, kept as ``clipmerge.json``, and all that a report needs."""
+"""The record of a merge: printed by ``--format json``, stored as ``clipmerge.json``, the only input of a report."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 
 FORMAT = "clipmerge-record/2"
-#: Fields that only a published record has, or one whose results are to be published.
+#: Fields of published records only, or of records with results to publish.
 PUBLISHED = ("accuracy", "images", "sources", "card")
 _UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _whole_recipe(value: Any) -> Any:
-    """Accept the recipe of a plan that was written by hand, which may lack the name and the method."""
+    """Accept the recipe of a plan written by hand, which may lack the name and the method."""
     return {"name": "unnamed recipe", "method": {}, **value} if isinstance(value, dict) else value
 
 
 class LayerRecord(Frozen):
-    """What one layer got, and how large it is.
+    """The settings and the size of one layer.
 
     Attributes:
         alpha: Coefficient: 0 = zero-shot, 1 = fine-tuned; the mean of learned ones.
-        alpha_range: Smallest and largest learned coefficient; ``None`` for one alpha for the whole layer.
+        alpha_range: Smallest and largest learned coefficient; ``None`` if the whole layer has one alpha.
         density: Share of the task vector kept.
         mask: Name of the mask, if one was used.
         mask_options: The mask's own options.
-        reason: Why, in words.
-        parameters: Number of parameters; ``None`` where that was not recorded.
-        size: Number of entries; ``None`` where that was not recorded.
-        change: ||task_vector|| / ||theta_0||; ``None`` where it was not measured.
+        reason: Reason for the settings, in words.
+        parameters: Number of parameters; ``None`` if not recorded.
+        size: Number of entries; ``None`` if not recorded.
+        change: ||task_vector|| / ||theta_0||; ``None`` if not measured.
     """
 
     alpha: float
@@ -63,47 +63,47 @@ class LayerRecord(Frozen):
 
 
 class DataSource(Frozen):
-    """Where the images of a published accuracy came from: as the user wrote it, and the commit it resolved to."""
+    """The source of the images of a published accuracy, as the user wrote it, and its commit."""
 
     source: str | None = None
     revision: str | None = None
 
 
 class MergeRecord(Frozen):
-    """What was merged, why, and what came out.
+    """The inputs, settings and results of a merge.
 
     Attributes:
         format: Version of this format. Records of 0.1.0, which have none, are read too.
-        clipmerge: Version that wrote it.
+        clipmerge: Version of clipmerge that wrote it.
         output: The folder written; ``None`` for a dry run.
-        files: sha256 by name of each file written; ``None`` where it was not hashed.
+        files: sha256 by name of each file written; ``None`` if not hashed.
         family: Family of the model, such as ``clip``.
         classifier: Whether it is an image classifier with a head.
-        recipe: The recipe, overrides included.
+        recipe: The recipe, including overrides.
         zeroshot: theta_0.
         finetuned: theta_1 ... theta_K.
         weights: One factor per fine-tuned checkpoint.
-        combine: The rule in the place of the weighted sum, if any.
+        combine: The rule that replaces the weighted sum, if any.
         dtype: Output dtype, or ``keep``.
-        verdict: The merge in a sentence.
+        verdict: The merge in one sentence.
         layers: Settings and size by layer, in network order.
         stragglers: Layers found to be stragglers.
-        straggler_statistic: Statistic by which stragglers were looked for; ``None`` if nobody looked.
+        straggler_statistic: Statistic used to look for stragglers; ``None`` if the method does not.
         straggler_scores: ``{"z": ..., "stability": ...}`` by layer.
         measurements: Values by layer and statistic.
-        statistics: How to read each statistic.
-        path: Loss along the path, where it was measured.
+        statistics: Interpretation of each statistic.
+        path: Loss along the path, if it was measured.
         checks: Self-tests of the measure, by statistic.
-        bought: Accuracies on held-back images, where there were some.
-        calibration: The images that were measured on.
+        bought: Accuracies on held-back images, if there were any.
+        calibration: The images used for measuring.
         seed: Seed of the sample, the bootstrap and the random masks.
-        warnings: What the user should know.
-        command: How to run this again.
+        warnings: Warnings, one line each.
+        command: Command that repeats the merge.
         seconds: Wall-clock seconds by stage.
-        accuracy: Accuracy by name of the images; of published records.
-        images: Number of images by name; of published records.
-        sources: Where those images came from, by name; of published records.
-        card: Git's hash of the model card; of published records.
+        accuracy: Accuracy by name of the images; only in published records.
+        images: Number of images by name; only in published records.
+        sources: Sources of those images, by name; only in published records.
+        card: Git's hash of the model card; only in published records.
     """
 
     format: Literal["clipmerge-record/2"] = FORMAT  # type: ignore[assignment]
@@ -141,7 +141,7 @@ class MergeRecord(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _read_0_1_0(cls, data: Any) -> Any:
-        """Bring a record of 0.1.0, which has no format, into this one."""
+        """Convert a record of 0.1.0, which has no format."""
         if not isinstance(data, dict) or "format" in data:
             return data
         changes: dict[str, Any] = {}
@@ -156,7 +156,7 @@ class MergeRecord(Frozen):
 
     @property
     def checkpoints(self) -> list[tuple[str, SourceRecord]]:
-        """Role and source of every checkpoint that went in, the zero-shot one first."""
+        """Role and source of every input checkpoint, the zero-shot one first."""
         count = len(self.finetuned)
         roles = ["fine-tuned"] if count == 1 else [f"fine-tuned {place}" for place in range(1, count + 1)]
         return [("zero-shot", self.zeroshot), *zip(roles, self.finetuned, strict=True)]
@@ -168,7 +168,7 @@ class MergeRecord(Frozen):
 
     @property
     def looked_for_stragglers(self) -> bool:
-        """Whether something can be said about stragglers."""
+        """Whether the merge looked for stragglers."""
         return self.straggler_statistic is not None or bool(self.found_stragglers)
 
     @property
@@ -178,11 +178,11 @@ class MergeRecord(Frozen):
 
     @property
     def headline(self) -> str:
-        """The verdict; where there is none, how many layers were merged by which recipe."""
+        """The verdict, or the number of layers and the recipe if there is none."""
         return self.verdict or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}."
 
     def as_json(self) -> dict[str, Any]:
-        """Return the JSON object; what only published records have is left out of others."""
+        """Return the JSON object; fields of published records are left out of others."""
         data = self.model_dump(mode="json")
         return {key: value for key, value in data.items() if value is not None or key not in PUBLISHED}
 
@@ -200,18 +200,18 @@ def merge_record(
     seconds: Mapping[str, float] | None = None,
     command: str = "",
 ) -> MergeRecord:
-    """Put together what was merged, why, and what came out.
+    """Make the record of a merge.
 
     Args:
         inputs: The checkpoints.
-        plan: The plan that was applied, inputs' files filled in.
+        plan: The plan that was applied, with the inputs' files.
         output: The folder written; ``None`` for a dry run.
-        files: sha256 by name of each file written; ``None`` where it was not hashed.
+        files: sha256 by name of each file written; ``None`` if not hashed.
         seconds: Wall-clock seconds by stage.
-        command: How to run this again.
+        command: Command that repeats the merge.
 
     Returns:
-        The record; its verdict is true of the plan as it is.
+        The record, with a verdict that matches the plan.
 
     Raises:
         PlanError: If the plan does not fit the checkpoints.
@@ -274,13 +274,13 @@ def parse_record(text: str, where: str) -> MergeRecord:
         The record.
 
     Raises:
-        OutputError: If it is not a record, or one of a newer version.
+        OutputError: If it is not a record, or is of a newer version.
     """
     try:
         data = parse_json(text)
         if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
             raise OutputError(
-                f"{where}: has the format {str(data['format'])[:40]!r}, and this version of clipmerge reads "
+                f"{where}: has the format {str(data['format'])[:40]!r}, but this version of clipmerge reads "
                 f"{FORMAT!r}; update clipmerge, or merge again"
             )
         return MergeRecord.model_validate(data)
@@ -297,18 +297,18 @@ def read_output(folder: Path) -> MergeRecord:
     """Read the record of a merge output and check that its weights are there.
 
     Args:
-        folder: A folder that ``clipmerge merge`` wrote.
+        folder: A folder written by ``clipmerge merge``.
 
     Returns:
         The record.
 
     Raises:
-        OutputError: If the folder is missing, is not one that clipmerge wrote, or lacks a file it names.
+        OutputError: If the folder is missing, was not written by clipmerge, or lacks a recorded file.
     """
     path = folder / RECORD
     if not path.is_file():
         what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"
-        raise OutputError(f"{folder}: {what}. Give a folder that `clipmerge merge --output` wrote.")
+        raise OutputError(f"{folder}: {what}. Give a folder written by `clipmerge merge --output`.")
     try:
         text = read_text(path)
     except Unreadable as error:

@@ -1,4 +1,4 @@
-"""The files beside the weights: configuration, processor and tokenizer, copied so that the output loads."""
+"""The files beside the weights (configuration, processor, tokenizer), copied so that the output can be loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipmerge.files.side_files import SIDE_FILES, VOCABULARIES, copy_side_file,
 from clipmerge.output.layout_files import write_layout_files
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
-# What training and clipmerge themselves leave there; nobody expects it in the output.
+# Files left by training and by clipmerge itself, which nobody expects in the output.
 _NEVER_SIDE = (
     *("clipmerge.json", "conversion.json"),
     *("trainer_state.json", "all_results.json", "train_results.json", "eval_results.json"),
@@ -27,13 +27,13 @@ _PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 
 
 def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str, str], list[str]]:
-    """Copy configuration, processor and tokenizer, so that the output loads where its sources load.
+    """Copy configuration, processor and tokenizer, so that the output can be loaded like its sources.
 
-    They come from the fine-tuned checkpoint, verbatim but for the config's dtype; files it lacks, and all files
-    when it is one tower of a full model, comes from the zero-shot one. A classifier needs no tokenizer.
+    They are those of the fine-tuned checkpoint, unchanged except for the config's dtype. Files that it lacks, and all
+    files if it is one tower of a full model, are the zero-shot checkpoint's. A classifier needs no tokenizer.
 
     Args:
-        folder: Where to.
+        folder: Folder to write into.
         inputs: The checkpoints.
         dtype: Output dtype, or ``keep``.
 
@@ -67,7 +67,7 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
 def _converted_files(
     folder: Path, form: ConvertedCheckpoint, inputs: Inputs, dtype: str
 ) -> tuple[dict[str, str], list[str]]:
-    """Make the files anew: those that the form's checkpoint has beside it are another library's."""
+    """Make the files, because those beside the checkpoint are for another library."""
     if form.config is None:
         return {}, []
     before = {path.name for path in folder.iterdir()}
@@ -79,9 +79,9 @@ def _converted_files(
 
 
 def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
-    """Name the parts the zero-shot checkpoint lends where the fine-tuned one lacks them, with their files.
+    """List the parts, with their files, that are copied from the zero-shot checkpoint if the fine-tuned one lacks them.
 
-    Nothing of another library's; a classifier needs no tokenizer, and OpenCLIP has no processor.
+    Not files of another library; a classifier needs no tokenizer, and OpenCLIP has no processor.
     """
     lendable = {"processor": _PROCESSOR, "tokenizer": VOCABULARIES}
     if isinstance(inputs.zeroshot, ConvertedCheckpoint):
@@ -100,14 +100,14 @@ def _other(names: tuple[str, ...]) -> tuple[str, ...]:
 def _side_files(checkpoint: Checkpoint) -> dict[str, Path]:
     if checkpoint.config is None:
         return {}
-    # a folder may hold both layouts; what describes the other one is not true of the output
+    # a folder may hold both layouts; files of the other layout do not describe the output
     strange = "config.json" if layout_of(checkpoint.entries) == "open-clip" else OPEN_CLIP_CONFIG
     files = {name: inside(checkpoint.folder, name) for name in sorted(SIDE_FILES - {strange})}
     return {name: path for name, path in files.items() if path is not None}
 
 
 def _left_behind(checkpoint: Checkpoint) -> list[str]:
-    """Note what lies beside the weights and looks as if it went with them, but is copied for nobody unasked."""
+    """Note files beside the weights that seem to belong to them but are not copied."""
     try:
         names = sorted(path.name for path in checkpoint.folder.iterdir())
     except OSError as error:
@@ -117,11 +117,11 @@ def _left_behind(checkpoint: Checkpoint) -> list[str]:
     strange = [name for name in strange if not name.endswith(".index.json")]
     links = [name for name in names if name in SIDE_FILES and inside(checkpoint.folder, name) is None]
     groups = {"not among the files that loaders read": strange, "not a file of this folder": links}
-    return [f"{checkpoint.source}: {shorten(names)} left behind: {why}" for why, names in groups.items() if names]
+    return [f"{checkpoint.source}: {shorten(names)} not copied: {why}" for why, names in groups.items() if names]
 
 
 def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
-    """The config, its dtype made that of the weights: the config wins over the file when transformers loads."""
+    """The config with the dtype of the weights, because transformers follows the config, not the file."""
     try:
         text = read_text(path)
     except Unreadable as error:
@@ -136,7 +136,7 @@ def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
 
 
 def _set_dtype(config: dict[str, Any], dtype: str) -> bool:
-    """Correct every dtype that a config states; return whether anything changed."""
+    """Correct every dtype in a config; return whether anything changed."""
     changed = False
     sections = [config, *(value for value in config.values() if isinstance(value, dict))]
     for section in sections:

@@ -1,7 +1,7 @@
-"""The model card: what was merged, how far each layer went, and how to do it again.
+"""The model card: inputs, coefficients of the layers, and the command to repeat the merge.
 
-Everything in it comes from the record that is also written to ``clipmerge.json``. Nothing in it, and nothing
-in the record that is published, names a folder of the author's machine: a local path shrinks to its end.
+Everything in it comes from the record that is also written to ``clipmerge.json``. Neither the card nor the published
+record names a folder on the author's machine: a local path is reduced to its last part.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from clipmerge.publish.public import data_sources, public_record
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-#: The report, which lies beside the card.
+#: The report beside the card.
 REPORT = "report.html"
-#: The loss on the path, drawn; lies beside the card where there is one.
+#: The picture of the loss on the path beside the card, if there is one.
 PICTURE = "path.png"
 _MARKDOWN = re.compile(r"([\\`*\[\]|~])")
-_NOT_REPEATED = {"--push": True, "--private": False}  # flag: whether a value follows it
+_NOT_REPEATED = {"--push": True, "--private": False}  # whether a value follows, by flag
 
 
 def model_card(
@@ -50,10 +50,10 @@ def model_card(
 
     Args:
         record: The merge's record.
-        repo_id: Where it is published; None for a folder that is not (yet).
-        license: The Hub's name of its licence, when known.
-        datasets: Hub ids of data it was made with; those it was calibrated and evaluated on are added.
-        picture: Whether the picture of the path lies beside it.
+        repo_id: Repository it is published in; None if it is not published.
+        license: The Hub's name of its licence, if known.
+        datasets: Hub ids of data sets used to make it; those used for calibration and evaluation are added.
+        picture: Whether there is a picture of the path beside it.
 
     Returns:
         Markdown under YAML front matter, the same text for the same record.
@@ -85,21 +85,21 @@ def published_texts(
     license: str | None = None,
     page: Callable[[MergeRecord], str] | None = None,
 ) -> dict[str, str]:
-    """Write the files of an output that are published otherwise than they lie in its folder.
+    """Make the files of an output whose published form differs from that in its folder.
 
     Args:
         folder: The output.
         record: Its record.
-        repo_id: Where it is published.
-        license: The Hub's name of its licence, when known.
-        page: Makes the report of a record; without it none is published.
+        repo_id: Repository it is published in.
+        license: The Hub's name of its licence, if known.
+        page: Makes the report of a record; without it no report is published.
 
     Returns:
-        File name to text: the card with ``repo_id`` in it, the record and the report without local paths, and
-        results on the Hub's datasets in the Hub's own form.
+        Texts by file name: the card with ``repo_id``, the record and the report without local paths, and results on
+        the Hub's datasets in the Hub's own form.
     """
     card = model_card(record, repo_id=repo_id, license=license, picture=(folder / PICTURE).is_file())
-    # by this a later push knows the card for its own
+    # identifies the card as clipmerge's own in a later push
     shown = public_record(record).model_copy(update={"card": blob_id(card.encode())})
     texts = {
         "README.md": card,
@@ -112,7 +112,7 @@ def published_texts(
 
 
 def _for_readers(bought: BoughtView) -> BoughtView:
-    """Call the images what they are to those who read the card: not theirs."""
+    """Rename the images for readers of the card, who do not own them."""
 
     def changed(text: str) -> str:
         return text.replace("your images", "the target images")
@@ -130,7 +130,7 @@ def _is_open_clip(record: MergeRecord) -> bool:
 
 
 def blob_id(data: bytes) -> str:
-    """Hash a file as git does, and as the Hub lists it."""
+    """Hash a file like git, which is the hash that the Hub lists."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
@@ -145,7 +145,7 @@ def body_of(card: str) -> str:
 
 
 def _local_names(record: MergeRecord) -> list[str]:
-    """List what a reader would have to bring: checkpoints and images that are not on the Hub."""
+    """List the checkpoints and images that are not on the Hub, which a reader would need."""
     names = [checkpoint.source for _, checkpoint in record.checkpoints if checkpoint.revision is None]
     images = record.calibration.source if record.calibration else None
     return [*names, images] if images and images != "digits" and hub_dataset_of(images) is None else names
@@ -156,7 +156,7 @@ def _digest(sha256: str | None) -> str:
 
 
 def _cell(value: object) -> str:
-    """Fit a value into one cell of a Markdown table, or one line, as text: neither markup nor HTML comes of it."""
+    """Escape a value for one cell of a Markdown table, or one line, so that it is neither markup nor HTML."""
     if value is None:
         return ""
     text = f"{value:.4g}" if isinstance(value, float) else printable(str(value))
@@ -164,14 +164,14 @@ def _cell(value: object) -> str:
 
 
 def _fence(text: str) -> str:
-    """The fence of a block of code that a text cannot leave: longer than any run of backticks in it."""
+    """A fence for a code block that a text cannot close: longer than any run of backticks in it."""
     return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 
 def _front_matter(
     record: MergeRecord, repo_id: str | None, license: str | None, datasets: Iterable[str]
 ) -> ModelCardData:
-    """Build the metadata by which the Hub files the model; absent fields are left out."""
+    """Build the metadata that the Hub uses to index the model, without empty fields."""
     from huggingface_hub import ModelCardData
 
     bases = [
@@ -196,7 +196,7 @@ def _front_matter(
 
 
 def _repeatable(record: MergeRecord) -> str:
-    """Return the command with its revisions spelled out and without the push."""
+    """Return the command with revisions filled in and without the push."""
     checkpoints = [checkpoint for _, checkpoint in record.checkpoints]
     named = " ".join(shlex.quote(checkpoint.source) for checkpoint in checkpoints)
     command = record.command or f"clipmerge merge {named} --recipe {record.recipe.name} --output merged"
@@ -210,7 +210,7 @@ def _repeatable(record: MergeRecord) -> str:
         pinned[images.source] = parse_dataset(images.source).at(images.revision)
     try:
         words = iter(shlex.split(command))
-    except ValueError:  # quoting that a shell would refuse: show it as it is
+    except ValueError:  # invalid shell quoting: show it unchanged
         return command
     kept = []
     for word in words:

@@ -1,7 +1,7 @@
-"""Accuracies measured elsewhere: read from what `evaluate` and `sweep` wrote, and told to the Hub.
+"""Publish accuracies measured by `evaluate` and `sweep`.
 
-They are published with a model only when they are of that model: weights are compared by their sha256, a sweep's
-point by its inputs, recipe and seed.
+They are published with a model only if they belong to it: weights are compared by sha256, a sweep's point by its
+inputs, recipe and seed.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from clipmerge.images.hub_dataset import PREFIX, parse_dataset
 from clipmerge.output.record import DataSource, MergeRecord
 
 _TASK = "zero-shot-image-classification"
-#: Keys of a record that hold results: shares in 0..1, image counts, and where the images came from, by name.
+#: Keys of a record that hold results by name: shares in 0..1, numbers of images, and sources of the images.
 KEYS = ("accuracy", "images", "sources")
 
 
 def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
-    """Put measured accuracies into a merge's record.
+    """Add measured accuracies to a merge's record.
 
     Args:
         record: The merge's record.
-        files: JSON of ``clipmerge evaluate --format json`` or ``sweep.json``; the later wins where names repeat.
+        files: JSON of ``clipmerge evaluate --format json`` or ``sweep.json``; for repeated names the last one is used.
 
     Returns:
         A record with ``accuracy``, ``images`` and ``sources`` by name.
 
     Raises:
-        UsageError: If a file is neither, or measured something other than this merge.
+        UsageError: If a file is neither, or belongs to another merge.
     """
     merged: dict[str, dict[str, Any]] = {key: dict(getattr(record, key) or {}) for key in KEYS}
     for file in files:
         if None in record.files.values():
             raise UsageError(
-                f"--evaluation {file}: nothing says that it measured these weights, merged with --no-hash; "
-                "merge again without"
+                f"--evaluation {file}: it cannot be matched with weights merged with --no-hash; "
+                "merge again without that flag"
             )
         found = _read(file)
         try:
@@ -54,7 +54,7 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
             raise UsageError(
-                f"--evaluation {file}: not what `clipmerge evaluate --format json` or `sweep` wrote ({reason})"
+                f"--evaluation {file}: not written by `clipmerge evaluate --format json` or `sweep` ({reason})"
             ) from None
     return record
 
@@ -99,7 +99,7 @@ def _of_sweep(file: Path, found: dict[str, Any], record: MergeRecord) -> dict[st
 
 
 def _point(row: dict[str, Any]) -> Any:
-    """Key that is equal for a sweep's row and a merge's record iff they are the same merge."""
+    """Key that is equal for a sweep's row and a merge's record if and only if they are the same merge."""
     calibration = {key: value for key, value in (row["calibration"] or {}).items() if key != "source"}
     return [row["recipe"], calibration]
 
@@ -131,10 +131,10 @@ def model_index(record: MergeRecord) -> list[Any]:
 
 
 def eval_result_files(record: MergeRecord) -> dict[str, str]:
-    """Write the Hub's ``.eval_results/*.yaml``, one for each result on a dataset of the Hub.
+    """Write the Hub's ``.eval_results/*.yaml``, one file per result on a dataset of the Hub.
 
     Returns:
-        File name to YAML; the format names a dataset of the Hub, so other results are in the card alone.
+        YAML by file name. The format requires a dataset of the Hub, so other results are only in the card.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -160,7 +160,7 @@ def eval_result_files(record: MergeRecord) -> dict[str, str]:
 
 
 def hub_dataset_of(source: str | None) -> str | None:
-    """Return the id in ``hf://datasets/org/name...``, None for any other source."""
+    """Return the id in ``hf://datasets/org/name...``, or None for any other source."""
     try:
         return parse_dataset(source).hub_id.repo_id if source and source.startswith(PREFIX) else None
     except ClipmergeError:

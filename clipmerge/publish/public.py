@@ -1,8 +1,7 @@
-"""The part of a record that is anybody's to read: made from what is known to be public, before anything is written.
+"""The public form of a record, made from values known to be public, before anything is written.
 
-A local path shrinks to its last part, a token goes, and a note that may still name a place on the author's machine is
-left out. Cards, records and reports that are published are made from the result, so none of them is searched and
-replaced afterwards.
+A local path is reduced to its last part, tokens are removed, and a note that may still name a place on the author's
+machine is left out. Published cards, records and reports are made from the result, so they need no replacements later.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from clipmerge.publish.evaluations import hub_dataset_of
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
 _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`]+/)*([^\s/'\"`]+)/?")
-# What is left of a path once all that is known has gone: a slash or a backslash between two names.
+# Sign of a remaining path after all known paths are removed: a slash or a backslash between two names.
 _SOME_PATH = re.compile(r"~?[\w.\-]*[/\\]+[\w.\-]+")
-_LEFT_OUT = "a note is left out that names files of the author's machine"
+_LEFT_OUT = "a note was removed because it names files on the author's machine"
 
 
 def public_record(record: MergeRecord) -> MergeRecord:
-    """Return a copy of a record without places on the author's machine and without tokens.
+    """Return a copy of a record without paths on the author's machine and without tokens.
 
     Args:
         record: The record.
@@ -42,13 +41,13 @@ def public_record(record: MergeRecord) -> MergeRecord:
 
 
 def data_sources(record: MergeRecord) -> list[CalibrationRecord | Bought | DataSource]:
-    """List where images came from: those of the decision and the verdict, then those of published accuracies."""
+    """List the sources of images: of the decision and the verdict, then of published accuracies."""
     measured_on = [each for each in (record.calibration, record.bought) if each]
     return [*measured_on, *(record.sources or {}).values()]
 
 
 def local_sources(record: MergeRecord) -> list[str]:
-    """List the sources that are not on the Hub and are more than a name, the longest first."""
+    """List the sources that are paths instead of names or Hub ids, longest first."""
     images = data_sources(record)
     sources = [each.source for _, each in record.checkpoints if not each.revision]
     sources += [each.source for each in images if each.source and not each.revision]
@@ -57,7 +56,7 @@ def local_sources(record: MergeRecord) -> list[str]:
 
 
 def last_part(path: str) -> str:
-    r"""Return the last component of a path of any system.
+    r"""Return the last component of a path of any operating system.
 
     Example:
         >>> last_part("/home/me & you/clip/"), last_part(r"C:\models\clip"), last_part("clip")
@@ -72,7 +71,7 @@ def _cleaner(record: MergeRecord) -> Callable[[str], str]:
 
     def clean(text: str) -> str:
         for path in known:
-            if PurePath(path).is_absolute() or path.startswith("~"):  # whatever stands around it, quotes and all
+            if PurePath(path).is_absolute() or path.startswith("~"):  # regardless of quotes and other text around it
                 text = text.replace(path.rstrip("/"), last_part(path))
             else:
                 text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", last_part(path).replace("\\", r"\\"), text)
@@ -82,7 +81,7 @@ def _cleaner(record: MergeRecord) -> Callable[[str], str]:
 
 
 def _map_text(value: Any, change: Callable[[str], str]) -> Any:
-    """Apply ``change`` to every string value in nested dicts and lists; keys stay."""
+    """Apply ``change`` to every string value in nested dicts and lists, but not to keys."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
@@ -93,7 +92,7 @@ def _map_text(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _public_names(record: MergeRecord) -> set[str]:
-    """Words with a slash that are no places: ids of models and data sets on the Hub."""
+    """Words with a slash that are not paths: ids of models and data sets on the Hub."""
     images = data_sources(record)
     checkpoints = {each.source for _, each in record.checkpoints if each.revision}
     data = {each.source for each in images if each.source and (each.revision or hub_dataset_of(each.source))}
@@ -101,10 +100,10 @@ def _public_names(record: MergeRecord) -> set[str]:
 
 
 def _public_command(record: MergeRecord) -> str:
-    """Say the command word by word: flags, numbers and names on the Hub stay, everything else is a last part."""
+    """Rewrite the command word by word: flags, numbers and Hub ids stay, everything else becomes its last part."""
     try:
         words = shlex.split(record.command)
-    except ValueError:  # quoting that a shell would refuse
+    except ValueError:  # invalid shell quoting
         return ""
     public = _public_names(record)
     public |= {word for flag, word in itertools.pairwise(words) if flag == "--push"}

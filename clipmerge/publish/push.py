@@ -1,9 +1,9 @@
-"""Putting a merged model on the Hugging Face Hub: checked first, then one commit or none.
+"""Push a merged model to the Hugging Face Hub: check first, then make one commit or none.
 
-A push reads before it writes: the folder, the token, the sources' licences and what the repository holds.
-Only then is a repository created and one commit made, with the head that was read as its parent, so that a
-push never runs over somebody else's. Where an answer is lost the head is read again: what landed is reported
-as published.
+A push reads before it writes: the folder, the token, the sources' licences and the contents of the repository. Only
+then is a repository created and one commit made, with the head that was read as its parent, so that a push never
+overwrites somebody else's. If an answer is lost, the head is read again, and a commit that arrived is reported as
+published.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from clipmerge.publish.repository import (
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-# What a merge writes beside the weights and the files that loaders read.
+# Files written by a merge in addition to the weights and the files that loaders read.
 _WRITTEN = frozenset({CARD, RECORD, PICTURE, "model.safetensors.index.json"})
 
 
 @dataclass(frozen=True)
 class Published:
-    """Where a model is now: ``changed`` is False when the Hub already held exactly these files.
+    """The place of a published model: ``changed`` is False if the Hub already held exactly these files.
 
-    ``left_behind`` names what lies in the folder and was not published: it is no part of the output.
+    ``left_behind`` lists files in the folder that were not published, because they are not part of the output.
     """
 
     url: str
@@ -73,31 +73,31 @@ def push(
     endpoint: str | None = None,
     page: Callable[[MergeRecord], str] | None = None,
 ) -> Published:
-    """Publish a merged model's folder; the folder itself is not touched.
+    """Publish a merged model's folder; the folder itself is not changed.
 
-    The model card is written anew with the repository's name in it, and local paths in ``clipmerge.json``
-    and ``report.html`` shrink to their last component. What is no part of the output stays behind. Weights that
-    are there and not in the folder are deleted in the same commit, so that no loader picks up the old ones.
+    The model card is written again with the repository's name, and local paths in ``clipmerge.json`` and
+    ``report.html`` are reduced to their last component. Files that are not part of the output are not published.
+    Weights in the repository that are not in the folder are deleted in the same commit, so that no loader uses them.
 
     Args:
-        folder: A whole output of ``clipmerge merge``.
-        repo_id: ``org/name``; created when it does not exist.
+        folder: A complete output of ``clipmerge merge``.
+        repo_id: ``org/name``; created if it does not exist.
         private: Create it private; refused for an existing public one.
-        revision: Branch to commit to, created from the default branch when missing.
+        revision: Branch to commit to, created from the default branch if missing.
         create_pr: Open a pull request instead of committing.
         message: Commit message.
-        license: The Hub's name of the model's licence; needed when the sources' differ.
-        yes: Push into a repository that holds something else, and over a card edited there.
-        evaluations: JSON of `evaluate` or `sweep` whose accuracies go into the card; without any, those that the
-            repository holds of the same weights stay.
+        license: The Hub's name of the model's licence; needed if the sources' differ.
+        yes: Replace other contents of the repository, and a card edited there.
+        evaluations: JSON of `evaluate` or `sweep` whose accuracies go into the card; without any, accuracies of the
+            same weights in the repository are kept.
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
-        page: Makes the report of the published record anew; without it no report is published.
+        page: Makes the report of the published record; without it no report is published.
 
     Returns:
         The page, the commit, and whether anything was created or changed.
 
     Raises:
-        OutputError, UsageError: If the folder is not whole, the name taken, or the licences differ.
+        OutputError, UsageError: If the folder is incomplete, the name taken, or the licences differ.
         HubError: If the Hub refuses or fails; the message says what was published and how to go on.
     """
     asked = Push(
@@ -115,12 +115,12 @@ def push(
     if found:
         check_card(asked, found, texts[CARD].encode())
     left = _left_behind(asked.folder, additions)
-    with noting(f"whether {repo_id} was published is not known: `{asked.command}` finds out and goes on"):
+    with noting(f"whether {repo_id} was published is not known: `{asked.command}` checks that and continues"):
         return replace(_sent(api, asked, found, additions), left_behind=left)
 
 
 def _sent(api: HfApi, asked: Push, found: Target | None, additions: list[CommitOperationAdd]) -> Published:
-    """Create the repository and the branch where they are missing, and make the commit."""
+    """Create the repository and the branch if they are missing, and make the commit."""
     target = found or create_repository(api, asked)
     changes = _changes(target, additions)
     if not changes:
@@ -132,7 +132,7 @@ def _sent(api: HfApi, asked: Push, found: Target | None, additions: list[CommitO
 
 
 def _with_held_results(record: MergeRecord, held: MergeRecord | None) -> MergeRecord:
-    """Keep the accuracies that an earlier push published of the same weights."""
+    """Keep accuracies of the same weights from an earlier push."""
     if held is None or not record.files or record.files != held.files:
         return record
     told = {key: getattr(held, key) for key in KEYS}
@@ -140,16 +140,16 @@ def _with_held_results(record: MergeRecord, held: MergeRecord | None) -> MergeRe
 
 
 def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
-    """Check a push's name, token and repository before there is anything to push.
+    """Check a push's name, token and repository before the output exists.
 
     Args:
         folder: The folder that will be pushed.
         repo_id: ``org/name``.
-        private: Whether the repository is to be private.
+        private: Whether the repository will be private.
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
 
     Raises:
-        UsageError: If the name is none, or the repository holds something that would be overwritten.
+        UsageError: If the name is invalid, or contents of the repository would be overwritten.
         HubError: If there is no token, or it may not write there.
     """
     asked, api = Push(folder, repo_id, private, endpoint=endpoint), connect(endpoint)
@@ -163,13 +163,13 @@ def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint:
 def _check_names(asked: Push) -> None:
     hub_id = parse_hub_id(asked.repo_id)
     if hub_id is None or hub_id.revision or asked.repo_id.startswith("hf:"):
-        raise UsageError(f"{asked.repo_id}: not a name on the Hub. Write it as ORG/NAME; --revision takes the branch.")
+        raise UsageError(f"{asked.repo_id}: not a name on the Hub. Write it as ORG/NAME; use --revision for a branch.")
     if asked.create_pr and asked.revision not in (None, "main"):
         raise UsageError("--create-pr opens a pull request on main: leave --revision out.")
 
 
 def _check_token(api: HfApi, asked: Push) -> None:
-    """Ask who the token belongs to and stop early where the Hub is bound to refuse."""
+    """Look up the token's owner and stop early if the Hub will refuse the push."""
     from huggingface_hub import get_token
 
     if get_token() is None:
@@ -194,7 +194,7 @@ def _check_token(api: HfApi, asked: Push) -> None:
 
 
 def _common_licence(api: HfApi, asked: Push, record: MergeRecord) -> str | None:
-    """Return the licence that all sources on the Hub state; local ones state none and do not count."""
+    """Return the common licence of all sources on the Hub; local sources have none and are ignored."""
     stated: dict[str, str | None] = {}
     for _, source in record.checkpoints:
         hub_id = parse_hub_id(source.source) if source.revision else None
@@ -208,7 +208,7 @@ def _common_licence(api: HfApi, asked: Push, record: MergeRecord) -> str | None:
 
 
 def _licence_of(api: HfApi, asked: Push, hub_id: HubId) -> str | None:
-    state = f"{NOTHING} Its licence is needed: --license NAME does without asking."
+    state = f"{NOTHING} Its licence is needed: --license NAME sets it without asking the Hub."
     seconds = timeout_seconds()
     with explained(f"reading {hub_id}", state=state, again=asked.command):
         info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision, timeout=seconds))
@@ -217,7 +217,7 @@ def _licence_of(api: HfApi, asked: Push, hub_id: HubId) -> str | None:
 
 
 def _additions(asked: Push, record: MergeRecord, texts: dict[str, str]) -> list[CommitOperationAdd]:
-    """List every file to publish, the large ones checked against the hashes in the record."""
+    """List all files to publish; large ones are checked against the hashes in the record."""
     from huggingface_hub import CommitOperationAdd
 
     content: dict[str, str | bytes] = {name: text.encode() for name, text in texts.items()}
@@ -225,7 +225,9 @@ def _additions(asked: Push, record: MergeRecord, texts: dict[str, str]) -> list[
     for name, path in _published_files(asked.folder, record).items():
         if name in SIDE_FILES and name not in content:
             data = side_file_bytes(path, name)
-            if data != path.read_bytes():  # without places it has another hash than it had in the folder
+            if (
+                data != path.read_bytes()
+            ):  # the published form, without paths, has another hash than the file in the folder
                 _check_hash(asked, name, path, hashes.pop(name, None))
             content[name] = data
         content.setdefault(name, str(path))
@@ -241,9 +243,9 @@ def _additions(asked: Push, record: MergeRecord, texts: dict[str, str]) -> list[
 
 
 def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
-    """Find the files that belong to an output: those that the record names, that loaders read, or clipmerge writes.
+    """Find the files of an output: those named in the record, read by loaders, or written by clipmerge.
 
-    Only regular files that lie in the folder itself: nothing else that is there is anybody's wish to publish.
+    Only regular files in the folder itself: nobody asked to publish anything else in it.
     """
     wanted = SIDE_FILES | _WRITTEN | set(record.files)
     found = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}
@@ -267,7 +269,7 @@ def _check_hash(asked: Push, name: str, path: Path, sha256: str | None) -> None:
 def _changes(
     target: Target, additions: Iterable[CommitOperationAdd]
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """Keep the additions that differ from what the Hub holds, and delete weights that would be stale."""
+    """Keep additions that differ from the files on the Hub, and delete stale weights."""
     from huggingface_hub import CommitOperationDelete
 
     additions = list(additions)
@@ -284,7 +286,7 @@ def _is_weights(name: str) -> bool:
 def _commit(
     api: HfApi, asked: Push, target: Target, changes: list[CommitOperationAdd | CommitOperationDelete]
 ) -> Published:
-    """Make the one commit; when it fails, find out whether it landed all the same."""
+    """Make the commit; if it fails, find out whether it arrived nevertheless."""
     try:
         with quiet_client():
             done = api.create_commit(
@@ -307,7 +309,7 @@ def _commit(
 def _landed(
     api: HfApi, asked: Push, changes: list[CommitOperationAdd | CommitOperationDelete], error: Exception
 ) -> tuple[str | None, str]:
-    """Return the head when it holds every change, else None; and what to say where that cannot be known."""
+    """Return the head if it holds every change, else None, and a message if that cannot be determined."""
     from huggingface_hub import CommitOperationAdd
 
     unsure = out_of_reach(error)
@@ -316,7 +318,7 @@ def _landed(
         return None, f"A pull request may have been opened: look at {page}." if unsure else NOTHING
     try:
         now = read_target(api, asked, asked.revision)
-    except Exception:  # the first error stands, and is the one to report
+    except Exception:  # the first error is the one to report
         return None, "Whether the files were published is not known." if unsure else ""
     for change in changes:
         held = now.files.get(change.path_in_repo)

@@ -1,4 +1,4 @@
-"""What a push asks for, and the repository that it meets: read, judged, and created where it is not there."""
+"""The request of a push and its target repository, which is read, checked and created if missing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 CARD = "README.md"
 NOTHING = "Nothing was published."
 _UNSURE_CREATED = f"{NOTHING} If the repository was created, it is empty."
-# What a repository may hold without being somebody's work: the Hub writes these itself.
+# Files that the Hub itself writes into a new repository.
 _FRESH = {".gitattributes", CARD, RECORD}
 
 
 @dataclass(frozen=True)
 class Push:
-    """One push as asked for; every stage reads it and none changes it."""
+    """The request of one push; no stage changes it."""
 
     folder: Path
     repo_id: str
@@ -44,12 +44,12 @@ class Push:
 
     @property
     def doing(self) -> str:
-        """Begin an error line."""
+        """Start of an error line."""
         return f"push to {self.repo_id}"
 
     @property
     def command(self) -> str:
-        """Spell out the command that does this push."""
+        """The command line of this push."""
         words = ["clipmerge", "push", str(self.folder), self.repo_id]
         for flag in ("revision", "message", "license"):
             if getattr(self, flag) is not None:
@@ -64,14 +64,14 @@ class Push:
 
 @dataclass(frozen=True)
 class Target:
-    """The repository as it was found.
+    """The state of the repository before the push.
 
     Attributes:
         head: Commit that was read.
-        files: File name to (git blob id, sha256 if large).
-        record: The ``clipmerge.json`` that it holds; ``None`` without one that can be read.
-        created: Whether this push made it.
-        needs_branch: Whether the branch asked for is not there yet; ``head`` is then the default branch's.
+        files: (git blob id, sha256 if large) by file name.
+        record: Its ``clipmerge.json``; ``None`` if there is none that can be read.
+        created: Whether this push created it.
+        needs_branch: Whether the branch does not exist yet; ``head`` is then the default branch's.
     """
 
     head: str
@@ -82,10 +82,10 @@ class Target:
 
 
 def find_repository(api: HfApi, asked: Push) -> Target | None:
-    """Look at the repository; None when it does not exist.
+    """Read the state of the repository; None if it does not exist.
 
     Raises:
-        UsageError: If it is public and should be private, or holds something else.
+        UsageError: If it is public and should be private, or holds other contents.
         HubError: If it cannot be read.
     """
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
@@ -94,7 +94,7 @@ def find_repository(api: HfApi, asked: Push) -> Target | None:
         try:
             info = patiently(lambda: api.model_info(asked.repo_id, timeout=timeout_seconds()))
         except RepositoryNotFoundError as error:
-            if http_status(error) != 404:  # 401 without a code means a token the Hub does not take
+            if http_status(error) != 404:  # 401 without a code means that the Hub rejects the token
                 raise
             return None
         if asked.private and info.private is False:
@@ -127,13 +127,13 @@ def _check_content(asked: Push, target: Target) -> None:
     foreign = sorted(set(target.files) - _FRESH)
     if foreign and RECORD not in target.files and not asked.yes:
         raise UsageError(
-            f"{asked.repo_id} exists and holds something else ({shorten(foreign)}). {NOTHING} "
+            f"{asked.repo_id} exists and holds other files ({shorten(foreign)}). {NOTHING} "
             f"Choose another name, or add --yes to push into it."
         )
 
 
 def _held_record(asked: Push, target: Target) -> MergeRecord | None:
-    """Read the record that an earlier push left there."""
+    """Read the record of an earlier push."""
     if RECORD not in target.files:
         return None
     try:
@@ -151,18 +151,18 @@ def _download(asked: Push, target: Target, name: str) -> str:
 
 
 def check_card(asked: Push, target: Target, ours: bytes = b"") -> None:
-    """Refuse to run over a model card that somebody wrote by hand.
+    """Refuse to overwrite a model card that somebody wrote by hand.
 
-    A card is clipmerge's own when the record beside it names its blob. One of front matter alone, as the Hub's page
-    for new repositories writes, may go.
+    A card is clipmerge's own if the record beside it names its blob. A card with front matter only, as written by the
+    Hub's page for new repositories, may be overwritten.
 
     Args:
-        asked: The push; ``--yes`` and ``--create-pr`` do without.
-        target: The repository as it was found.
+        asked: The push; ``--yes`` and ``--create-pr`` skip the check.
+        target: The state of the repository.
         ours: The card to be published.
 
     Raises:
-        UsageError: If the card there would be lost.
+        UsageError: If the card would be lost.
         HubError: If it cannot be read.
     """
     held = target.files.get(CARD, ("",))[0]
@@ -174,13 +174,13 @@ def check_card(asked: Push, target: Target, ours: bytes = b"") -> None:
         return
     told = "was edited since clipmerge wrote it" if target.record else "was not written by clipmerge"
     raise UsageError(
-        f"{asked.doing}: {CARD} there {told}, and would be overwritten. {NOTHING} Keep what you need of it, then "
+        f"{asked.doing}: {CARD} there {told}, and would be overwritten. {NOTHING} Save what you need of it, then "
         f"`{replace(asked, yes=True).command}`, or open a pull request with --create-pr."
     )
 
 
 def create_repository(api: HfApi, asked: Push) -> Target:
-    """Create the repository, empty.
+    """Create an empty repository.
 
     Raises:
         HubError: If the Hub refuses or fails; the message says whether there is an empty repository now.
@@ -199,16 +199,16 @@ def create_repository(api: HfApi, asked: Push) -> Target:
 
 
 def state_after(asked: Push, target: Target) -> str:
-    """Say what an upload that failed leaves behind."""
+    """Describe the state of the repository after a failed upload."""
     if target.created:
         return f"The repository {asked.repo_id} was created and is empty: no file was published."
     if target.needs_branch:
-        return f"{NOTHING} The branch {asked.revision} may have been created, as it stands on main."
+        return f"{NOTHING} The branch {asked.revision} may have been created from main."
     return NOTHING
 
 
 def is_same(addition: CommitOperationAdd, held: tuple[str, str | None] | None) -> bool:
-    """Say whether the Hub holds a file as it would be published."""
+    """Return whether the Hub already holds exactly this file."""
     if held is None:
         return False
     if held[1] is not None:

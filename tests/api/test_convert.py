@@ -136,7 +136,7 @@ def test_a_foreign_tokenizer_must_lie_there(ours: Path, tmp_path: Path) -> None:
     assert "its tokenizer is that of acme/tiny" in line
     configure(ours, lambda config: config["model_cfg"]["text_cfg"].pop("hf_tokenizer_name"))
     line = refused(clipmerge("convert", ours, tmp_path / "out", "--to", "transformers"))
-    assert "has 58 tokens and open_clip_config.json names no tokenizer" in line
+    assert "has 58 tokens, but open_clip_config.json names no tokenizer" in line
 
 
 @pytest.mark.parametrize("to", ["transformers", "open-clip"])

@@ -73,7 +73,7 @@ def test_a_signal_while_pushing_says_that_nobody_knows(
     out = tmp_path / "out"
     while_sending(monkeypatch, stopping(number))
     command = ("merge", *pair, "-r", "wise-ft", "-o", out, "--push", "acme/robust", "--license", "mit")
-    unknown = f"`clipmerge push {out} acme/robust --license mit` finds out and goes on"
+    unknown = f"`clipmerge push {out} acme/robust --license mit` checks that and continues"
     said = f"whether acme/robust was published is not known: {unknown}"
     assert refused(clipmerge(*command), code) == f"error: {how}; {out} is complete; {said}"
     pushed = clipmerge("push", out, "acme/robust", "--license", "mit")

@@ -63,7 +63,7 @@ def test_recipes_alone_lists_them_in_the_format_asked_for() -> None:
 def test_report_of_no_folder_speaks_of_no_push(tmp_path: Path) -> None:
     line = refused(clipmerge("report", tmp_path / "nowhere"))
     assert (
-        line == f"error: {tmp_path / 'nowhere'}: no such folder. Give a folder that `clipmerge merge --output` wrote."
+        line == f"error: {tmp_path / 'nowhere'}: no such folder. Give a folder written by `clipmerge merge --output`."
     )
 
 

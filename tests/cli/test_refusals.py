@@ -209,7 +209,7 @@ def test_overwrite_replaces_no_file_but_a_plan(copies: Folders, tmp_path: Path) 
     config = copies[1] / "config.json"
     before = config.read_bytes()
     command = ("plan", *copies, "--recipe", "wise-ft", "--overwrite", "--output")
-    assert "config.json: is no plan that clipmerge wrote" in refused(clipmerge(*command, config))
+    assert "config.json: is not a plan written by clipmerge" in refused(clipmerge(*command, config))
     assert config.read_bytes() == before
     for _ in range(2):
         assert clipmerge(*command, tmp_path / "plan.json").code == 0

@@ -186,7 +186,7 @@ def test_a_wrappers_prefix_goes(folders: Folders, tmp_path: Path) -> None:
 
 def test_shards_that_open_clip_cannot_load_are_refused(folders: Folders, tmp_path: Path) -> None:
     line = refused(merge(*folders, tmp_path / "merged", 0.5, "--max-shard-size", "20KB"))
-    assert "open_clip loads open_clip_model.safetensors and no shards" in line
+    assert "open_clip loads open_clip_model.safetensors but no shards" in line
     assert merge(*folders, tmp_path / "merged", 0.5, "--max-shard-size", "1GB").code == 0
     assert (tmp_path / "merged" / WEIGHTS).is_file()
 

@@ -102,8 +102,8 @@ def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, P
     output = finetuned.parent / "out"
     done = clipmerge("merge", zeroshot, finetuned, "--recipe", "wise-ft", "--output", output)
     assert done.code == 0, done.err
-    assert "credentials.json, notes.txt not pushed" in done.err
-    assert "LICENSE not pushed" in done.err
+    assert "credentials.json, notes.txt not copied" in done.err
+    assert "LICENSE not copied" in done.err
     written = {path.name for path in output.iterdir()}
     assert written <= SIDE_FILES | {"model.safetensors", "clipmerge.json", "README.md", "report.html", "path.png"}
     held = b"".join(path.read_bytes() for path in output.iterdir() if path.is_file() and path.name != "clipmerge.json")

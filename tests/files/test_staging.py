@@ -235,7 +235,7 @@ def test_the_root_is_refused_like_any_folder() -> None:
 
 def test_a_place_that_cannot_be_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match=r"cannot be made, .*file is a file; choose another --output"):
+    with pytest.raises(OutputError, match=r"cannot be created because .*file is a file; choose another --output"):
         check_output(tmp_path / "file" / "out", overwrite=False)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match="is not writable for you"):
@@ -286,13 +286,13 @@ def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
 def test_overwrite_replaces_no_json_that_is_no_plan(tmp_path: Path, text: str | bytes) -> None:
     output = tmp_path / "config.json"
     output.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(OutputError, match=r"config\.json: is no plan that clipmerge wrote.*choose another --output"):
+    with pytest.raises(OutputError, match=r"config\.json: is not a plan written by clipmerge.*choose another --output"):
         check_output_file(output, tmp_path / "config.tensors.safetensors", overwrite=True)
 
 
 def test_overwrite_waits_for_no_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "plan.json")
-    with pytest.raises(OutputError, match="is no plan"):
+    with pytest.raises(OutputError, match="is not a plan"):
         check_output_file(tmp_path / "plan.json", tmp_path / "plan.tensors.safetensors", overwrite=True)
 
 

@@ -182,7 +182,7 @@ def test_a_folder_that_no_merge_wrote_is_told_what_to_give(tmp_path: Path, state
     if state == "empty":
         folder.mkdir()
     for arguments in (["report", folder], ["push", folder, "alice/robust"]):
-        assert "Give a folder that `clipmerge merge --output` wrote" in refused(clipmerge(*arguments), 1)
+        assert "Give a folder written by `clipmerge merge --output`" in refused(clipmerge(*arguments), 1)
 
 
 def test_a_public_record_is_one_too() -> None:

@@ -143,7 +143,11 @@ def test_paths_with_blanks_quotes_and_ampersands_do_not_leave_it() -> None:
     shown = public_record(held)
     for text in (json.dumps(shown), model_card(held, repo_id="acme/robust")):
         assert not any(word in text for word in ("secret", "home", "runs", "partner", "Users", "abcdefgh"))
-    assert shown["warnings"] == ["cars: odd", "a note is left out that names files of the author's machine", "plain"]
+    assert shown["warnings"] == [
+        "cars: odd",
+        "a note was removed because it names files on the author's machine",
+        "plain",
+    ]
     assert shown["command"].startswith("clipmerge merge base cars --data=val -o ")
 
 

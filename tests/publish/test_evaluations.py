@@ -102,8 +102,8 @@ BAD: dict[str, tuple[str, str]] = {
     "not there": ("", "cannot be read as JSON"),
     "not JSON": ("{", "cannot be read as JSON"),
     "a list": ("[]", "is not a JSON object"),
-    "another": ('{"accuracy": 1}', r"not what `clipmerge evaluate --format json` or `sweep` wrote"),
-    "a broken sweep": ('{"recipes": 3}', r"not what `clipmerge evaluate"),
+    "another": ('{"accuracy": 1}', r"not written by `clipmerge evaluate --format json` or `sweep` wrote"),
+    "a broken sweep": ('{"recipes": 3}', r"not written by `clipmerge evaluate"),
     "other weights": (
         json.dumps({"checkpoint": {"source": "x", "files": {"model.safetensors": "cd" * 32}}, "accuracy": {}}),
         r"measured x, whose weights are not these \(model\.safetensors differs\)",

@@ -129,7 +129,7 @@ def test_a_pull_request_to_somebody_elses_model(hub: FakeHub, merged: Path) -> N
 
 def test_other_content_is_left_alone_unless_told(hub: FakeHub, merged: Path) -> None:
     upload(hub, "alice/blog", {"README.md": b"---\nlicense: mit\n---\n", "post.md": b"hello"})
-    with pytest.raises(UsageError, match=r"holds something else \(post.md\). Nothing was published.*--yes"):
+    with pytest.raises(UsageError, match=r"holds other files \(post.md\). Nothing was published.*--yes"):
         push(merged, "alice/blog", endpoint=hub.url)
     assert push(merged, "alice/blog", yes=True, endpoint=hub.url).changed
     assert hub.content("alice/blog", "post.md") == b"hello"
@@ -212,7 +212,7 @@ def test_the_licence_comes_from_the_sources(
 
 def test_a_source_that_is_gone_can_be_done_without(hub: FakeHub, merged: Path) -> None:
     from_hub(merged, ("acme/gone", "a" * 40))
-    with pytest.raises(HubError, match=r"reading acme/gone@.*--license NAME does without asking"):
+    with pytest.raises(HubError, match=r"reading acme/gone@.*--license NAME sets it without asking the Hub"):
         push(merged, "alice/robust", endpoint=hub.url)
     assert push(merged, "alice/robust", license="mit", endpoint=hub.url).changed
 
