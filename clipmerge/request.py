@@ -72,7 +72,7 @@ class MergeRequest:
         command: Command that repeats the merge, for the record.
         hashed: Whether to hash the weights of inputs and output.
         max_loss: Loss of accuracy against the fine-tuned model, in points, beyond which there is a warning.
-        strict: Whether such a loss is an error.
+        strict: Whether such a loss is an error, and a checkpoint that did not start from the zero-shot one.
     """
 
     zeroshot: str
@@ -115,7 +115,7 @@ class SweepRequest:
         command: Command that repeats the sweep, for the record.
         hashed: Whether to hash the checkpoints' weights for the record.
         max_loss: Loss of ID accuracy against the fine-tuned model, in points, beyond which there is a warning.
-        strict: Whether such a loss is an error.
+        strict: Whether such a loss is an error, and a checkpoint that did not start from the zero-shot one.
     """
 
     zeroshot: str

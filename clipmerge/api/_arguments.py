@@ -66,7 +66,8 @@ class MergeOptions(ImageOptions, total=False):
         verdict: Whether to hold back a fifth of the images (`Calibration.held_back`) from the decision, and measure on
             them what the merge bought; see `docs/verdict.md`.
         max_loss: Points of accuracy on those images that may be lost against the fine-tuned model without a warning.
-        strict: Whether a larger loss is a `VerdictError`, so that nothing is written.
+        strict: Whether a larger loss is a `VerdictError`, and a fine-tuned checkpoint that did not start from the
+            zero-shot one a `CheckpointError`, so that nothing is written.
         seed: Seed of the sample, the bootstrap and random masks.
         dtype: ``keep``, ``float32``, ``bfloat16`` or ``float16``.
         hash: Whether to record the sha256 of weights.
@@ -239,9 +240,12 @@ def _check_verdict(request: MergeRequest) -> None:
         )
     if not request.max_loss >= 0:
         raise UsageError(f"--max-loss {request.max_loss:g}: a loss of accuracy is 0 points or more, such as 3")
-    if request.strict and not request.calibration.holds_back:
-        remedy = "leave out --no-verdict" if share == 0 else "give them with --data"
-        raise UsageError(f"--strict needs labelled images to measure the loss of accuracy on; {remedy}")
+    has_images = request.calibration.source is not None and request.calibration.source != ""
+    if request.strict and has_images and share == 0:
+        raise UsageError(
+            "--strict needs images that the decision does not see, to measure the loss of accuracy on; leave out "
+            "--no-verdict"
+        )
 
 
 def dtype_from(dtype: str) -> OutputDtype:

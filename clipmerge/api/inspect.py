@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import InspectResult
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.alignment import align
+from clipmerge.checkpoint.ancestry import ancestry_of, ancestry_warnings
 from clipmerge.checkpoint.compare import find_mismatches
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
@@ -45,7 +47,7 @@ def inspect(
 
     Returns:
         Layers in network order, each with its number of tensors and entries, shapes and, for two checkpoints,
-        ||theta_1 - theta_0|| / ||theta_0||; and obstacles to a merge.
+        ||theta_1 - theta_0|| / ||theta_0||; whether the second started from the first; and obstacles to a merge.
 
     Raises:
         CheckpointError: If a checkpoint cannot be read.
@@ -68,7 +70,8 @@ def inspect_checkpoints(
 
     Returns:
         JSON-ready: ``family``, ``layers`` {name: {parameters, size, shapes, change}} in network order, ``mismatches``,
-        ``total``, and the source of each checkpoint.
+        ``ancestry`` {relation, evidence, cosines} of a pair whose weights were read, ``total``, and the source of each
+        checkpoint.
 
     Raises:
         CheckpointError: If a checkpoint cannot be read.
@@ -83,6 +86,7 @@ def inspect_checkpoints(
             "finetuned": None,
             "layers": layers,
             "mismatches": [],
+            "ancestry": None,
             **_totals(base),
         }
     seen_other = preview_checkpoint(finetuned)
@@ -96,8 +100,10 @@ def inspect_checkpoints(
     layers = _describe(inputs.zeroshot, inputs.zeroshot_keys, inputs.layers)
     for note in inputs.notes:
         progress.say(note)
+    ancestry = None
     if weights and not (seen or seen_other):
         _add_changes(inputs, layers, progress)
+        ancestry = _ancestry(inputs, progress)
         mismatches = mismatches or _find_faults(inputs, layers)
     elif weights:
         progress.say("the two do not match, so no weights were downloaded and no changes computed")
@@ -107,8 +113,15 @@ def inspect_checkpoints(
         "finetuned": _origin(other),
         "layers": layers,
         "mismatches": mismatches,
+        "ancestry": ancestry,
         **_totals(inputs.zeroshot),
     }
+
+
+def _ancestry(inputs: Inputs, progress: Progress) -> dict[str, Any]:
+    for warning in ancestry_warnings(inputs):
+        progress.say(warning)
+    return asdict(ancestry_of(inputs))
 
 
 def _add_changes(inputs: Inputs, layers: dict[str, dict[str, Any]], progress: Progress) -> None:

@@ -26,8 +26,9 @@ from clipmerge.api._bought import add_verdict
 from clipmerge.api._commands import command_of
 from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
+from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.preview import compare_before_download
-from clipmerge.errors import RecipeError
+from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, head_classes, lacks_zeroshot_head
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
@@ -53,11 +54,13 @@ class Known:
         checkpoints: theta_0, theta_1 ... theta_K; empty until they are opened.
         inputs: Aligned checkpoints by the recipe's ``missing``.
         measured: Measurements by measure and options.
+        ancestry: Warnings of checkpoints that did not start from the zero-shot one; ``None`` until it is checked.
     """
 
     checkpoints: tuple[Checkpoint, ...] = ()
     inputs: dict[str, Inputs] = field(default_factory=dict)
     measured: dict[str, Measured] = field(default_factory=dict)
+    ancestry: list[str] | None = None
 
 
 @with_options(merge_request)
@@ -175,6 +178,7 @@ def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
     head = head_classes(inputs, request.calibration, request.seed) if lacks_zeroshot_head(inputs) else None
     if head:
         inputs = build_zeroshot_head(inputs, head, mixed_dtypes=mixed)
+    check_ancestry(inputs, known, strict=request.strict)
     run = Run(inputs, progress, command=request.command, head=head, hashed=request.hashed)
     for note in inputs.notes:
         progress.say(note)
@@ -205,6 +209,24 @@ def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: boo
         zeroshot, *finetuned = known.checkpoints
         known.inputs[missing] = align_checkpoints(zeroshot, finetuned, missing=missing, mixed_dtypes=mixed_dtypes)
     return known.inputs[missing]
+
+
+def check_ancestry(inputs: Inputs, known: Known, *, strict: bool) -> None:
+    """Warn, among the notes, of a fine-tuned checkpoint that probably did not start from the zero-shot one.
+
+    Args:
+        inputs: Aligned checkpoints.
+        known: Where the finding is kept.
+        strict: Whether it is an error.
+
+    Raises:
+        CheckpointError: If it is an error, with the evidence.
+    """
+    if known.ancestry is None:
+        known.ancestry = ancestry_warnings(inputs)
+    if strict and known.ancestry:
+        raise CheckpointError(f"{known.ancestry[0]}; nothing was written (--strict)")
+    inputs.notes.extend(warning for warning in known.ancestry if warning not in inputs.notes)
 
 
 def _early_checks(run: Run, recipe: Recipe) -> None:

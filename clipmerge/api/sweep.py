@@ -34,7 +34,7 @@ from clipmerge.api._commands import sweep_words
 from clipmerge.api._in_memory import as_sources
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_record import PlannedRecipe, loss_notes, recipe_row, record_of, row_of
-from clipmerge.api.plan import Known, open_inputs, prepare
+from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.points import Point, Points
@@ -296,6 +296,7 @@ def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
     provided: list[Missing] = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
     missing: Missing = provided[0] if provided else "error"
     inputs = open_inputs(request.checkpoints, missing, mixed_dtypes=request.dtype != "keep", known=known)
+    check_ancestry(inputs, known, strict=request.strict)
     for note in inputs.notes:
         progress.say(note)
     return inputs

@@ -48,7 +48,10 @@ MaxLoss = Annotated[
     float,
     typer.Option("--max-loss", min=0, help="Points of accuracy that may be lost without a warning."),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Make a loss beyond --max-loss an error: nothing is written.")]
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Make a loss beyond --max-loss, or a wrong ZEROSHOT, an error: nothing is written."),
+]
 MaxShardSize = Annotated[
     str | None,
     typer.Option("--max-shard-size", help="Such as 200MB or 5GB; by default sharded like the fine-tuned checkpoint."),

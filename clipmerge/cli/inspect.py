@@ -55,6 +55,9 @@ def _table(record: dict[str, Any]) -> RenderableType:
     lines = [Text(f"{record['family']}: {total['parameters']} tensors, {total['size']:,} entries, {dtypes}")]
     if paired:
         lines.append(Text("change = ||finetuned - zeroshot|| / ||zeroshot|| of the layer"))
+        if record["ancestry"] and record["ancestry"]["cosines"]:
+            cosines = ", ".join(f"{cosine:.2f} ({tower})" for tower, cosine in record["ancestry"]["cosines"].items())
+            lines.append(Text(f"median cosine between their matrices: {cosines}; about 0 between models trained apart"))
         lines += [Text(f"mismatch: {problem}", style="red") for problem in record["mismatches"]]
         if not record["mismatches"]:
             lines.append(Text("The two match: they can be merged."))

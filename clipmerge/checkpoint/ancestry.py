@@ -1,0 +1,301 @@
+"""Did a fine-tuned checkpoint start from this zero-shot one? Judged from the weights alone; see `docs/ancestry.md`.
+
+Training moves weights, and does not replace them: even after long training at a high rate, most of a matrix points
+where it pointed. Two models that were trained apart have matrices at right angles, for their hidden units are numbered
+by chance. Which of two related models came first shows only where training leaves a trace that cannot be undone: in
+values that only an untrained parameter has, in rows that weight decay alone has shortened, and in matrices that all
+turn the wrong way. Where there is none, nothing is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+import numpy as np
+
+from clipmerge.checkpoint.adapter import Adapted
+from clipmerge.checkpoint.inputs import Inputs
+from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.checkpoint.vocabulary import vocabulary_difference
+from clipmerge.files.safetensors import Array
+from clipmerge.layers import HEAD
+
+#: Entries of a matrix that are looked at: 0.25 MB in float32.
+SAMPLE = 1 << 16
+# Median cosine of a tower's matrices below which it did not come from the other checkpoint's. Models trained apart
+# stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry` stays above 0.3.
+_UNRELATED = 0.05
+# The cosine of a smaller matrix says little: its spread by chance is one over the root of its entries.
+_LEAST = 256
+# Rows of embeddings that no gradient reached: so many must be parallel (1 - cosine), by one factor.
+_ROWS, _BLOCKS, _LEAST_ROWS, _PARALLEL, _SAME_FACTOR = 1024, 16, 16, 1e-9, 2e-5
+# Where the embeddings tell how much weight decay there was, and the blocks' matrices moved by so much of their length:
+# the share of the squared change by which they became shorter, and the share of the matrices that say so. Of a change
+# forwards, `benchmarks/ancestry` has at most 0.3 of it, and of the same change backwards the rest to 1.
+_LEAST_MOVED, _BACKWARDS, _AGREE, _LEAST_MATRICES = 0.05, 0.75, 0.65, 6
+# Median cosine between the change and the weights beyond which they grew along themselves, as no gradient has it.
+_LONGER = 0.25
+# Entries of a matrix that are compared with what half precision can hold.
+_HALF_SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class Ancestry:
+    """How one fine-tuned checkpoint stands to the zero-shot one.
+
+    Attributes:
+        relation: ``related``; ``unrelated``; or ``swapped``, where theta_0 started from theta_1.
+        evidence: What speaks for it, one clause each.
+        cosines: Median cosine between the two checkpoints' matrices by tower.
+    """
+
+    relation: Literal["related", "unrelated", "swapped"]
+    evidence: tuple[str, ...]
+    cosines: dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A sample of one matrix in both checkpoints.
+
+    Attributes:
+        tower: ``vision``, ``text`` or ``decoder``.
+        in_block: Whether it lies in a transformer's or convolutional block.
+        cosine: Between theta_0 and theta_1.
+        moved: ||tau|| / ||theta_0||.
+        along: tau's part along theta_0, in lengths of theta_0; negative where the weights became shorter.
+    """
+
+    tower: str
+    in_block: bool
+    cosine: float
+    moved: float
+    along: float
+
+
+def ancestry_warnings(inputs: Inputs) -> list[str]:
+    """Name the fine-tuned checkpoints that probably did not start from the zero-shot one, one line each.
+
+    Args:
+        inputs: Aligned checkpoints that fit each other; a sample of their weights is read.
+    """
+    warnings = []
+    for which, finetuned in enumerate(inputs.finetuned):
+        found = ancestry_of(inputs, which)
+        if found.relation != "related":
+            swapped = "the two are probably swapped: " if found.relation == "swapped" else ""
+            warnings.append(
+                f"{inputs.zeroshot.source} is probably not what {finetuned.source} started from "
+                f"({swapped}{'; '.join(found.evidence)})"
+            )
+    return warnings
+
+
+def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
+    """Judge one fine-tuned checkpoint.
+
+    Args:
+        inputs: Aligned checkpoints that fit each other.
+        which: Which of the fine-tuned ones.
+
+    Returns:
+        The judgement. An adapter is related to every base that it fits: its weights are the base's and a change.
+    """
+    if isinstance(inputs.finetuned[which], Adapted):
+        return Ancestry("related", (), {})
+    with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
+        matrices = list(_matrices(inputs, which))
+        cosines = {
+            tower: median(each.cosine for each in matrices if each.tower == tower)
+            for tower in dict.fromkeys(each.tower for each in matrices)
+        }
+        apart = (*_apart(cosines), *_other_words(inputs, which))
+        if apart:
+            return Ancestry("unrelated", apart, cosines)
+        swapped = (
+            *_untrained(inputs, which),
+            *_turned_back(inputs, which, matrices),
+            *_released(inputs, which),
+            *_named(inputs, which),
+        )
+    return Ancestry("swapped" if swapped else "related", swapped, cosines)
+
+
+def _apart(cosines: dict[str, float]) -> Iterator[str]:
+    apart = [f"{abs(cosine):.2f} in the {tower} tower" for tower, cosine in cosines.items() if cosine < _UNRELATED]
+    if apart:
+        yield (
+            f"the median cosine between their matrices is {' and '.join(apart)}, as between models trained apart; "
+            "fine-tuning leaves it above 0.3"
+        )
+
+
+def _other_words(inputs: Inputs, which: int) -> Iterator[str]:
+    difference = vocabulary_difference(inputs.zeroshot.folder, inputs.finetuned[which].folder)
+    if difference and inputs.tower != "vision":
+        yield difference
+
+
+def _matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
+    for name in _shared(inputs, which):
+        tower, _, rest = inputs.layer_of[name].partition(".")
+        shape = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
+        if not rest or len(shape) < 2 or math.prod(shape) < _LEAST:
+            continue
+        theta_0, theta_1 = _samples(inputs, which, name, 0, SAMPLE)
+        tau = theta_1 - theta_0
+        ours, theirs = float(theta_0 @ theta_0), float(theta_1 @ theta_1)
+        if not (0 < ours < math.inf and 0 < theirs < math.inf):  # an empty or a broken matrix tells nothing
+            continue
+        yield _Matrix(
+            tower,
+            rest[0].isdecimal(),
+            cosine=float(theta_0 @ theta_1) / math.sqrt(ours * theirs),
+            moved=math.sqrt(float(tau @ tau) / ours),
+            along=float(tau @ theta_0) / ours,
+        )
+
+
+def _untrained(inputs: Inputs, which: int) -> Iterator[str]:
+    """Find values that only an untrained parameter has, in the checkpoint that should be the trained one."""
+    only_theirs: list[str] = []
+    only_ours: list[str] = []
+    for name in _shared(inputs, which):
+        if inputs.zeroshot.entries[inputs.zeroshot_keys[name]].size < 8:
+            continue
+        ours, theirs = (bool((values == values[0]).all()) for values in _samples(inputs, which, name, 0, SAMPLE))
+        if ours != theirs:
+            (only_ours if ours else only_theirs).append(name)
+    if len(only_theirs) > 1 and not only_ours:
+        yield (
+            f"{len(only_theirs)} parameters, such as {only_theirs[0]}, hold one number throughout in the fine-tuned "
+            "checkpoint, as before any training, and many in the zero-shot one"
+        )
+
+
+def _turned_back(inputs: Inputs, which: int, matrices: list[_Matrix]) -> Iterator[str]:
+    """Find changes that are those of training seen backwards."""
+    factor, rows = _decay(inputs, which)
+    if rows and factor > 1 + _SAME_FACTOR:
+        yield (
+            f"{rows} rows of embeddings are in the fine-tuned checkpoint {factor:.6f} times those of the zero-shot "
+            "one; weight decay shortens rows that no gradient reaches, and nothing lengthens them"
+        )
+        return
+    moved = [each for each in matrices if each.in_block and each.moved > 0]
+    if len(moved) < _LEAST_MATRICES or median(each.moved for each in moved) < _LEAST_MOVED:
+        return
+    decayed = factor - 1 if rows else 0.0
+    if median((each.along - decayed) / each.moved for each in moved) > _LONGER:
+        yield "its blocks' matrices are longer along themselves, as weight decay leaves them, seen backwards"
+    shares = [(decayed - each.along) / each.moved**2 for each in moved]
+    if rows and median(shares) > _BACKWARDS and sum(share > 0.5 for share in shares) > _AGREE * len(shares):
+        yield (
+            "its blocks' matrices are shorter than the zero-shot one's, while rows of embeddings that no gradient "
+            "reached show no weight decay that would explain it: training moves weights outwards"
+        )
+
+
+def _released(inputs: Inputs, which: int) -> Iterator[str]:
+    """Find a fine-tuned checkpoint whose values have half precision, as OpenAI's have, although stored in float32."""
+    seen = 0
+    for name in _shared(inputs, which):
+        entries = inputs.entries(name)
+        if len(entries[0].shape) < 2 or any(entry.dtype != "F32" for entry in entries):
+            continue
+        theta_0, theta_1 = _samples(inputs, which, name, 0, _HALF_SAMPLE)
+        if np.array_equal(theta_0, theta_1):
+            continue
+        # what bfloat16 holds float16 holds too, and training in bfloat16 is common
+        if not _is_half(theta_1) or _is_half(theta_0) or _is_bfloat16(theta_1):
+            return
+        seen += 1
+    if seen >= _LEAST_MATRICES:
+        yield (
+            "its values fit into float16 although they are stored in float32, as in checkpoints that were published in "
+            "half precision, and the zero-shot one's do not: training in float32 does not round"
+        )
+
+
+def _is_half(values: Array) -> bool:
+    return bool((values.astype(np.float16) == values).all())
+
+
+def _is_bfloat16(values: Array) -> bool:
+    return not bool((values.astype(np.float32).view(np.uint32) & 0xFFFF).any())
+
+
+def _named(inputs: Inputs, which: int) -> Iterator[str]:
+    """Find a zero-shot checkpoint whose configuration says that it was loaded from the fine-tuned one."""
+    origin = str((inputs.zeroshot.config or {}).get("_name_or_path") or "")
+    source = inputs.finetuned[which].source.removeprefix("hf://").partition("@")[0]
+    if origin == source and source.count("/") == 1 and inputs.finetuned[which].revision:
+        yield f"the zero-shot checkpoint's config.json says that it was loaded from {source}"
+
+
+def _decay(inputs: Inputs, which: int) -> tuple[float, int]:
+    """Find embeddings that no gradient reached, in a text tower that was trained.
+
+    Returns:
+        The factor that weight decay left, 1 for none; and how many rows say so, 0 for too few.
+    """
+    factors: list[float] = []
+    trained = False
+    for name in _shared(inputs, which):
+        shape = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
+        if inputs.layer_of[name] != "text.embeddings" or len(shape) != 2 or shape[0] < _LEAST_ROWS:
+            continue
+        theta_0, theta_1 = _rows(inputs, which, name, shape)
+        squares = [(each * each).sum(axis=1) for each in (theta_0, theta_1)]
+        product = (theta_0 * theta_1).sum(axis=1)
+        parallel = product * product >= (1 - 2 * _PARALLEL) * squares[0] * squares[1]
+        parallel &= (product > 0) & (squares[0] > 0)
+        trained = trained or not parallel.all()
+        factors += np.sqrt(squares[1][parallel] / squares[0][parallel]).tolist()
+    if not trained or len(factors) < _LEAST_ROWS:
+        return 1.0, 0
+    factor = median(factors)
+    same = sum(abs(each - factor) < _SAME_FACTOR for each in factors)
+    return (factor, same) if same > 0.9 * len(factors) else (1.0, 0)
+
+
+def _rows(inputs: Inputs, which: int, name: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """Rows of an embedding, in blocks from its whole length: rare tokens come last."""
+    height, width = shape
+    length = -(-min(height, _ROWS) // _BLOCKS)
+    starts = sorted({round(block * (height - length) / (_BLOCKS - 1)) for block in range(_BLOCKS)})
+    samples = [_samples(inputs, which, name, start * width, (start + length) * width) for start in starts]
+    theta_0, theta_1 = (np.concatenate(parts).reshape(-1, width) for parts in zip(*samples, strict=True))
+    return theta_0, theta_1
+
+
+def _shared(inputs: Inputs, which: int) -> Iterator[str]:
+    """Names of the floats of one shape that both checkpoints hold; a head that was built anew is left out."""
+    ours, theirs = inputs.zeroshot, inputs.finetuned[which]
+    for name, key in inputs.zeroshot_keys.items():
+        other = inputs.finetuned_keys[which].get(name)
+        if other is None or name not in inputs.layer_of or inputs.layer_of[name] == HEAD:
+            continue
+        a, b = ours.entries[key], theirs.entries[other]
+        if a.is_float and b.is_float and a.shape == b.shape:
+            yield name
+
+
+def _samples(inputs: Inputs, which: int, name: str, start: int, stop: int) -> tuple[Array, Array]:
+    stop = min(stop, inputs.zeroshot.entries[inputs.zeroshot_keys[name]].size)
+    return (
+        _values(inputs.zeroshot, inputs.zeroshot_keys[name], start, stop),
+        _values(inputs.finetuned[which], inputs.finetuned_keys[which][name], start, stop),
+    )
+
+
+def _values(checkpoint: Checkpoint, key: str, start: int, stop: int) -> Array:
+    """A run of a tensor's elements as float64, 1-D."""
+    stored = checkpoint.array(key, start, stop)
+    if checkpoint.entries[key].dtype == "BF16":
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float64)

@@ -1,0 +1,212 @@
+"""Which checkpoint started from which, on small models that are really trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import CLIPModel
+
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.checkpoint.ancestry import Ancestry, ancestry_of, ancestry_warnings
+from tests.support.command import clipmerge, refused
+from tests.support.tiny_clip import tiny_config, tiny_processor
+
+#: Fine-tunings: rate, weight decay, steps, and which parameters take part.
+REGIMES: dict[str, tuple[float, float, int, str]] = {
+    "mild": (1e-3, 0.1, 15, ""),
+    "far": (1e-2, 0.0, 60, ""),
+    "decay": (5e-3, 1.0, 30, ""),
+    "vision": (5e-3, 0.5, 20, "vision"),
+}
+Models = dict[str, Path]
+
+
+def trained(model: CLIPModel, *, rate: float, decay: float, steps: int, part: str = "", seed: int = 0) -> None:
+    """Train by the contrastive loss on random pictures, each with its own few words."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randn(8, 3, 32, 32, generator=generator)
+    ends = torch.full((8, 1), model.config.text_config.eos_token_id)
+    # token 20 and those above occur nowhere
+    tokens = torch.cat([torch.randint(20, (8, 5), generator=generator), ends], dim=1)
+    parameters = [each for name, each in model.named_parameters() if part in name and name != "logit_scale"]
+    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        logits = model(input_ids=tokens, pixel_values=pixels).logits_per_image
+        torch.autograd.backward(cross_entropy(logits, torch.arange(8)))
+        optimiser.step()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Two pre-trainings of one architecture, each with its fine-tuned models."""
+    folder = tmp_path_factory.mktemp("models")
+    found = {}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = CLIPModel(tiny_config(blocks=2, width=32))
+        trained(model, rate=2e-3, decay=0.1, steps=30, seed=seed)
+        base = found[f"base-{seed}"] = _save(model, folder / f"base-{seed}")
+        for name, (rate, decay, steps, part) in REGIMES.items():
+            tuned = CLIPModel.from_pretrained(base)
+            trained(tuned, rate=rate, decay=decay, steps=steps, part=part, seed=10 + seed)
+            found[f"{name}-{seed}"] = _save(tuned, folder / f"{name}-{seed}")
+    return found
+
+
+def _save(model: CLIPModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def _with_weights(like: Path, folder: Path, weights: dict[str, torch.Tensor]) -> Path:
+    shutil.copytree(like, folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def judged(zeroshot: Path, *finetuned: Path) -> Ancestry:
+    return ancestry_of(_aligned(zeroshot, *finetuned))
+
+
+def _aligned(zeroshot: Path, *finetuned: Path) -> Inputs:
+    base = open_checkpoint(str(zeroshot))
+    return align_checkpoints(base, [open_checkpoint(str(each), base=base) for each in finetuned])
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_a_fine_tuned_model_started_from_its_base(models: Models, regime: str) -> None:
+    found = judged(models["base-0"], models[f"{regime}-0"])
+    assert (found.relation, found.evidence) == ("related", ())
+    assert all(cosine > 0.3 for cosine in found.cosines.values())
+
+
+@pytest.mark.parametrize("pair", [("base-0", "base-1"), ("base-0", "mild-1"), ("base-1", "far-0"), ("far-0", "mild-1")])
+def test_a_model_of_another_pre_training_did_not(models: Models, pair: tuple[str, str]) -> None:
+    found = judged(*(models[name] for name in pair))
+    assert found.relation == "unrelated"
+    assert "as between models trained apart" in found.evidence[0]
+    assert all(abs(cosine) < 0.05 for cosine in found.cosines.values())
+
+
+def test_one_tower_of_another_model_is_named_alone(models: Models, tmp_path: Path) -> None:
+    ours, theirs = (load_file(models[name] / "model.safetensors") for name in ("base-0", "mild-1"))
+    mixed = {name: (theirs if name.startswith("vision") else ours)[name] for name in ours}
+    found = judged(models["base-0"], _with_weights(models["base-0"], tmp_path / "mixed", mixed))
+    assert found.relation == "unrelated"
+    assert "in the vision tower" in found.evidence[0]
+    assert "text" not in found.evidence[0]
+
+
+@pytest.mark.parametrize("regime", ["mild", "far", "decay"])
+def test_the_wrong_order_is_named_where_some_embeddings_went_unused(models: Models, regime: str) -> None:
+    found = judged(models[f"{regime}-0"], models["base-0"])
+    assert found.relation == "swapped"
+    assert "rows of embeddings" in found.evidence[0]
+
+
+def test_an_untrained_model_as_the_fine_tuned_one_is_the_wrong_order(tmp_path: Path, models: Models) -> None:
+    torch.manual_seed(0)
+    untrained = _save(CLIPModel(tiny_config(blocks=2, width=32)), tmp_path / "untrained")
+    assert judged(untrained, models["vision-0"]).relation == "related"
+    found = judged(models["vision-0"], untrained)
+    assert found.relation == "swapped"
+    assert "as before any training" in found.evidence[0]
+
+
+@pytest.mark.parametrize(("dtype", "relation"), [(torch.float16, "swapped"), (torch.bfloat16, "related")])
+def test_published_half_precision_shows_the_order(
+    models: Models, tmp_path: Path, dtype: torch.dtype, relation: str
+) -> None:
+    """Half precision as OpenAI's; bfloat16 says nothing, for models are trained in it."""
+    weights = load_file(models["base-0"] / "model.safetensors")
+    rounded = {name: value.to(dtype).float() for name, value in weights.items()}
+    base = _with_weights(models["base-0"], tmp_path / "base", rounded)
+    tuned = CLIPModel.from_pretrained(base)
+    trained(tuned, rate=1e-4, decay=0.0, steps=2, part="vision", seed=5)
+    tuned.save_pretrained(tmp_path / "tuned")
+    assert judged(base, tmp_path / "tuned").relation == "related"
+    found = judged(tmp_path / "tuned", base)
+    assert found.relation == relation
+    assert relation == "related" or "fit into float16" in found.evidence[0]
+
+
+def test_a_configuration_may_name_the_other_checkpoint(models: Models) -> None:
+    inputs = _aligned(models["vision-0"], models["base-0"])
+    assert ancestry_of(inputs).relation == "related"  # nothing else tells of this pair
+    zeroshot = replace(inputs.zeroshot, config={**(inputs.zeroshot.config or {}), "_name_or_path": "acme/clip"})
+    finetuned = replace(inputs.finetuned[0], source="hf://acme/clip@main", revision="0" * 40)
+    found = ancestry_of(replace(inputs, zeroshot=zeroshot, finetuned=(finetuned,)))
+    assert found.evidence == ("the zero-shot checkpoint's config.json says that it was loaded from acme/clip",)
+    other = replace(finetuned, source="acme/other")
+    assert ancestry_of(replace(inputs, zeroshot=zeroshot, finetuned=(other,))).relation == "related"
+
+
+def test_half_precision_on_disk_is_read_as_numbers(models: Models, tmp_path: Path) -> None:
+    paths = {}
+    for name in ("base-0", "mild-0", "mild-1"):
+        weights = {key: value.bfloat16() for key, value in load_file(models[name] / "model.safetensors").items()}
+        paths[name] = _with_weights(models[name], tmp_path / name, weights)
+    assert judged(paths["base-0"], paths["mild-0"]).relation == "related"
+    assert judged(paths["base-0"], paths["mild-1"]).relation == "unrelated"
+
+
+def test_another_vocabulary_is_evidence(models: Models, tmp_path: Path) -> None:
+    moved = shutil.copytree(models["mild-0"], tmp_path / "moved")
+    tokenizer = json.loads((moved / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = dict(zip(words, reversed(words.values()), strict=True))
+    (moved / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = judged(models["base-0"], moved)
+    assert found.relation == "unrelated"
+    assert found.evidence == (
+        f"{len(words)} of {len(words)} words of its vocabulary have another number, or none, in that of the "
+        "fine-tuned one",
+    )
+    tokenizer["model"]["vocab"] = {**words, "added": len(words)}
+    (moved / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert judged(models["base-0"], moved).relation == "related"
+    (moved / "tokenizer.json").write_text('{"model": {"vocab": 3}}')
+    assert judged(models["base-0"], moved).relation == "related"
+
+
+def test_each_of_several_is_judged(models: Models) -> None:
+    warnings = ancestry_warnings(_aligned(models["base-0"], models["mild-0"], models["mild-1"]))
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        f"{models['base-0']} is probably not what {models['mild-1']} started from (the median"
+    )
+
+
+def test_a_broken_matrix_is_left_to_the_merge(models: Models, tmp_path: Path) -> None:
+    weights = load_file(models["mild-0"] / "model.safetensors")
+    weights["visual_projection.weight"][0, 0] = torch.nan
+    assert judged(models["base-0"], _with_weights(models["mild-0"], tmp_path / "x", weights)).relation == "related"
+
+
+def test_it_is_a_warning_in_every_place_and_an_error_if_asked(models: Models, tmp_path: Path) -> None:
+    pair = (models["base-0"], models["mild-1"])
+    flags = ("--recipe", "wise-ft", "--output")
+    ended = clipmerge("merge", *pair, *flags, tmp_path / "out", "--format", "json")
+    assert ended.code == 0
+    expected = f"{pair[0]} is probably not what {pair[1]} started from"
+    assert expected in " ".join(ended.err.split())
+    record = json.loads(ended.out)
+    assert any(warning.startswith(expected) for warning in record["warnings"])
+    assert "is probably not what" in (tmp_path / "out" / "report.html").read_text()
+    assert "is probably not what" in (tmp_path / "out" / "README.md").read_text()
+    line = refused(clipmerge("merge", *pair, *flags, tmp_path / "strict", "--strict"))
+    assert line.endswith("; nothing was written (--strict)")
+    assert expected in line
+    assert not (tmp_path / "strict").exists()
+    inspected = json.loads(clipmerge("inspect", *pair, "--format", "json").out)
+    assert inspected["ancestry"]["relation"] == "unrelated"
+    assert clipmerge("merge", models["base-0"], models["mild-0"], *flags, tmp_path / "own", "--strict").code == 0
