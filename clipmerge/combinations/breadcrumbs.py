@@ -1,4 +1,4 @@
-"""Keep the middle of each task vector by magnitude, without its outliers, then add the task vectors up."""
+"""Keep the entries of medium magnitude of each task vector, without outliers, and add the task vectors."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def breadcrumbs(
     density: Density = 0.15,
     outliers: Share = 0.01,
 ) -> Tensor:
-    """Leave out the largest entries, keep the next largest, leave out the rest.
+    """Drop the largest entries, keep the next largest, drop the rest.
 
     Args:
         task_vectors: (checkpoints, ...).
         weights: Factor of each checkpoint.
-        thinned: Whether entries may be left out; otherwise all are combined.
-        density: Share of each parameter's task vector kept; at least one entry is.
-        outliers: Share left out at the top; with 0 this trims by magnitude.
+        thinned: Whether entries may be dropped; otherwise all are combined.
+        density: Share of each parameter's task vector kept; at least one entry is kept.
+        outliers: Share of the largest entries dropped; 0 only trims small entries.
 
     Returns:
         (...).
 
     Source:
-        Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795; sorted a parameter at a time.
+        Model Breadcrumbs, Davari and Belilovsky 2023, arXiv:2312.06795; sorted per parameter.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Drop entries of each task vector at random and scale the others up, then add the task vectors up."""
+"""Drop random entries of each task vector, scale the others up, and add the task vectors."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from clipmerge.plugins import Density
 def dare(
     task_vectors: Tensor, weights: Sequence[float], *, key: RandomKey, thinned: bool = True, density: Density = 0.5
 ) -> Tensor:
-    """Keep each entry with probability ``density``, divided by ``density``; every checkpoint is drawn for by itself.
+    """Keep each entry with probability ``density``, divided by ``density``, with separate draws per checkpoint.
 
     Args:
         task_vectors: (checkpoints, ...).
         weights: Factor of each checkpoint.
         key: Seed and parameter name.
-        thinned: Whether entries may be left out; otherwise all are combined.
+        thinned: Whether entries may be dropped; otherwise all are combined.
         density: Probability that an entry is kept.
 
     Returns:

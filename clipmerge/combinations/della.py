@@ -1,4 +1,4 @@
-"""Drop entries of each task vector at random, large ones less often, then elect signs and average as TIES does."""
+"""Drop random entries of each task vector, large ones less often, then elect signs and average like TIES."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def della(
 ) -> Tensor:
     """Keep each entry with a probability that rises with its rank by magnitude in its row, divided by it.
 
-    The probability goes from density - window / 2 for a row's smallest entry to density + window / 2 for its largest,
-    in equal steps. Signs are elected and averaged as in TIES. A vector is one row.
+    The probability increases from density - window / 2 for a row's smallest entry to density + window / 2 for its
+    largest, in equal steps. Signs are elected and averaged as in TIES. A vector is one row.
 
     Args:
         task_vectors: (checkpoints, ...).
-        weights: Factor of each checkpoint; the election does not look at it.
+        weights: Factor of each checkpoint; the election ignores it.
         key: Seed and parameter name.
-        thinned: Whether entries may be left out; otherwise all are combined.
+        thinned: Whether entries may be dropped; otherwise all are combined.
         density: Mean probability that an entry is kept.
         window: Difference between the probabilities of a row's largest and smallest entry.
 

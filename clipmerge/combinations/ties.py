@@ -20,15 +20,15 @@ def ties(task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True
 
     Args:
         task_vectors: (checkpoints, ...).
-        weights: Factor of each checkpoint; the election does not look at it.
-        thinned: Whether entries may be left out; otherwise all are combined.
+        weights: Factor of each checkpoint; the election ignores it.
+        thinned: Whether entries may be dropped; otherwise all are combined.
         density: Share of each parameter's task vector kept, the largest by magnitude.
 
     Returns:
         (...).
 
     Source:
-        TIES, Yadav et al. 2023, arXiv:2306.01708; trimmed a parameter at a time.
+        TIES, Yadav et al. 2023, arXiv:2306.01708; trimmed per parameter.
 
     Example:
         >>> import torch
@@ -43,10 +43,10 @@ def ties(task_vectors: Tensor, weights: Sequence[float], *, thinned: bool = True
 
 
 def disjoint_mean(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
-    """Average, an entry at a time, the task vectors whose sign there is that of their sum; of none, zero.
+    """Average, entry by entry, the task vectors whose sign is that of their sum; zero if there are none.
 
     Args:
-        task_vectors: (checkpoints, ...); zeros take no part.
+        task_vectors: (checkpoints, ...); zeros are ignored.
         weights: Factor of each in the average, not in the election.
 
     Returns:

@@ -1,4 +1,4 @@
-"""OpenCLIP's layout and transformers': which tensor is which, and what the configurations say in the other's words."""
+"""OpenCLIP's and transformers' layouts: corresponding tensors, and translated configurations."""
 
 from clipmerge.conversion.config import open_clip_config, transformers_config
 from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys

@@ -1,7 +1,7 @@
-"""``open_clip_config.json`` in transformers' words and back, refusing what the other side cannot say.
+"""Translate ``open_clip_config.json`` to transformers' configuration and back, refusing settings without counterpart.
 
-The weights of two CLIPs may have the same shapes and the models still compute different things: QuickGELU or
-GELU, the number of heads, how the text is pooled. None of it is guessed.
+The weights of two CLIPs may have the same shapes although the models compute different functions: QuickGELU or GELU,
+the number of heads, the pooling of the text. None of it is guessed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from clipmerge.conversion.settings import require_heads, require_number, require_section, require_whole, short
 from clipmerge.errors import CheckpointError
 
-# What each library assumes where its configuration says nothing.
+# Defaults of each library.
 _OPEN_CLIP: dict[str, dict[str, Any]] = {
     "vision": {"layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224},
     "text": {
@@ -46,7 +46,7 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
     },
 }
 _COMMON = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
-# Settings of OpenCLIP that change what is computed, with the value a plain ViT CLIP has; ``None`` is any false value.
+# OpenCLIP's settings that change the function, with the value of a plain ViT CLIP; ``None`` is any false value.
 _PLAIN: dict[str, dict[str, Any]] = {
     "vision": {"pool_type": "tok", "pos_embed_type": ("learnable", "sin_cos_2d"), "no_ln_pre": None},
     "text": {"proj_type": "linear", "proj_bias": None, "embed_cls": None, "no_causal_mask": None},
@@ -57,7 +57,7 @@ _PLAIN_TOWER = dict.fromkeys(
         *("scale_attn_inner", "scale_attn", "scale_fc", "timm_model_name", "hf_model_name", "tokenizer_kwargs"),
     )
 ) | {"block_type": ("default", None)}
-# Settings that matter in training only, or not at all to a plain ViT CLIP.
+# Settings that matter only in training, or not at all for a plain ViT CLIP.
 _IGNORED = frozenset(
     {
         *("patch_dropout", "attn_pooler_queries", "attn_pooler_heads", "final_ln_after_pool", "pad_id"),
@@ -76,21 +76,21 @@ _MODEL = {
     "nonscalar_logit_scale",
 }
 _TANH = ("gelu_pytorch_tanh", "gelu_new")
-# transformers' word for OpenCLIP's argmax: with this id, it too takes the highest token's place.
+# transformers' equivalent of OpenCLIP's argmax: with this id, it also pools at the highest token.
 _ARGMAX = 2
 
 
 def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
-    """Say an OpenCLIP model in the words of transformers' ``config.json``.
+    """Translate an OpenCLIP model's configuration to transformers' ``config.json``.
 
     Args:
         model_cfg: ``model_cfg`` of ``open_clip_config.json``, or one of OpenCLIP's own model configs.
 
     Returns:
-        What ``CLIPConfig.from_dict`` reads.
+        The argument of ``CLIPConfig.from_dict``.
 
     Raises:
-        CheckpointError: If transformers' ``CLIPModel`` cannot compute the same.
+        CheckpointError: If transformers' ``CLIPModel`` cannot compute the same function.
     """
     for name, value in model_cfg.items():
         if name not in _MODEL and value:
@@ -133,7 +133,7 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
-    """One tower's settings with OpenCLIP's defaults; anything that is not a plain ViT CLIP is refused by name."""
+    """One tower's settings with OpenCLIP's defaults; settings that a plain ViT CLIP lacks are refused by name."""
     require_section(model_cfg, f"{side}_cfg", "open_clip_config.json: ")
     settings = model_cfg.get(f"{side}_cfg") or {}
     plain = {**_PLAIN_TOWER, **_PLAIN[side]}
@@ -148,7 +148,7 @@ def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
 
 
 def _check_model_cfg(model_cfg: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> None:
-    """Refuse what OpenCLIP itself could build no model from, by the setting's name."""
+    """Refuse settings with which OpenCLIP itself could not build a model, by name."""
     file = "open_clip_config.json: "
     require_whole(model_cfg, ["embed_dim"], file)
     for side, tower in (("vision", vision), ("text", text)):
@@ -196,16 +196,16 @@ def _no_counterpart(what: str) -> CheckpointError:
 
 
 def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Say a transformers CLIP in the words of OpenCLIP's ``model_cfg``.
+    """Translate a transformers CLIP's configuration to OpenCLIP's ``model_cfg``.
 
     Args:
         config: Parsed ``config.json`` of a ``CLIPModel``.
 
     Returns:
-        What ``open_clip.CLIP`` is built from.
+        The arguments of ``open_clip.CLIP``.
 
     Raises:
-        CheckpointError: If OpenCLIP cannot compute the same.
+        CheckpointError: If OpenCLIP cannot compute the same function.
     """
     if config.get("model_type", "clip") != "clip":
         raise CheckpointError(f"a '{config['model_type']}' has no OpenCLIP counterpart; convert a full CLIPModel")
@@ -253,7 +253,7 @@ def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
         side: ``vision`` or ``text``.
 
     Returns:
-        The settings; as transformers does, the old ``*_config_dict``, where there is one, wins over ``*_config``.
+        The settings; as in transformers, the old ``*_config_dict`` takes precedence over ``*_config``.
     """
     sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
     stated = {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}
@@ -261,7 +261,7 @@ def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
 
 
 def _check_config(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> None:
-    """Refuse what transformers itself could build no model from, by the setting's name."""
+    """Refuse settings with which transformers itself could not build a model, by name."""
     file = "config.json: "
     for section in ("vision_config", "vision_config_dict", "text_config", "text_config_dict"):
         require_section(config, section, file)
@@ -272,7 +272,7 @@ def _check_config(config: dict[str, Any], vision: dict[str, Any], text: dict[str
         require_number(tower, "layer_norm_eps", where, zero=True)
         require_heads(tower["hidden_size"], tower["num_attention_heads"], f"{where}num_attention_heads")
         if not isinstance(tower["hidden_act"], str):
-            raise CheckpointError(f"{where}hidden_act is {short(tower['hidden_act'])}, and a name was expected")
+            raise CheckpointError(f"{where}hidden_act is {short(tower['hidden_act'])}; expected a name")
     require_whole(text, ["eos_token_id"], f"{file}text_config.", least=0)
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a plain ViT CLIP in OpenCLIP's layout, each beside what it is in transformers'.
+"""The tensors of a plain ViT CLIP in OpenCLIP's layout, with their counterparts in transformers'.
 
 One list serves both directions. OpenCLIP keeps query, key and value stacked in one ``in_proj`` and multiplies
 features by its projections from the right; transformers keeps three matrices and multiplies from the left.
@@ -19,7 +19,7 @@ _BLOCK = {
     "open-clip": re.compile(r"(visual\.|text\.)?transformer\.resblocks\.(\d+)\."),
     "transformers": re.compile(r"(vision|text)_model\.encoder\.layers\.(\d+)\."),
 }
-# What files hold beside parameters: causal masks, counted positions, and the integers of OpenAI's archives.
+# Tensors that are not parameters: causal masks, position ids, and the integers of OpenAI's archives.
 _BUFFERS = re.compile(
     r"(text\.)?attn_mask|(vision|text)_model\.embeddings\.position_ids|input_resolution|context_length|vocab_size"
 )
@@ -28,12 +28,12 @@ _PARTS = ("weight", "bias")
 
 @dataclass(frozen=True)
 class Match:
-    """One tensor of OpenCLIP's layout and what it is in transformers'.
+    """One tensor of OpenCLIP's layout and its counterpart in transformers'.
 
     Attributes:
         open_clip: Its key.
-        transformers: The key there; three when they are stacked along the first dimension.
-        transposed: Whether the two are each other's transpose.
+        transformers: The counterpart's key; three keys if they are stacked along the first dimension.
+        transposed: Whether one is the transpose of the other.
     """
 
     open_clip: str
@@ -42,7 +42,7 @@ class Match:
 
 
 def layout_of(keys: Iterable[str]) -> Layout:
-    """Say whose layout a file's keys are; a wrapper's ``module.`` does not matter.
+    """Recognise the layout of a file's keys; a wrapper's ``module.`` is ignored.
 
     Example:
         >>> layout_of(["visual.conv1.weight"]), layout_of(["visual_projection.weight"])
@@ -53,7 +53,7 @@ def layout_of(keys: Iterable[str]) -> Layout:
 
 
 def is_made_anew(key: str) -> bool:
-    """Whether a key is no parameter of a plain ViT CLIP, but a mask or a count that each library makes anew."""
+    """Whether a key is a mask or a counter, which each library creates itself, instead of a parameter."""
     return _BUFFERS.fullmatch(key) is not None
 
 
@@ -62,14 +62,14 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
 
     Args:
         keys: The keys of one checkpoint, without a wrapper's prefix.
-        layout: Whose they are.
-        text_prefix: ``text.`` where OpenCLIP's side keeps its text tower apart (``CustomTextCLIP``).
+        layout: Their layout.
+        text_prefix: ``text.`` if OpenCLIP's side has a separate text tower (``CustomTextCLIP``).
 
     Returns:
-        The matches: every key that is no buffer stands in exactly one.
+        The matches; every key that is not a buffer is in exactly one.
 
     Raises:
-        CheckpointError: If a key has no counterpart, or one that the others call for is missing.
+        CheckpointError: If a key has no counterpart, or a key required by the others is missing.
     """
     names = {key for key in keys if not is_made_anew(key)}
     blocks = {"vision": 0, "text": 0}
@@ -77,8 +77,10 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
         if found := _BLOCK[layout].match(key):
             tower = "vision" if found[1] in ("visual.", "vision") else "text"
             blocks[tower] = max(blocks[tower], int(found[2]) + 1)
-    if max(blocks.values()) > len(names):  # a number in a name is no reason to list as many blocks
-        raise CheckpointError(f"a block has the number {max(blocks.values()) - 1}, of {len(names)} tensors in all")
+    if max(blocks.values()) > len(names):  # do not list as many blocks as an arbitrary number in a name says
+        raise CheckpointError(
+            f"a block has the number {max(blocks.values()) - 1}, but there are only {len(names)} tensors"
+        )
     matches = (
         *_vision(blocks["vision"]),
         *_text(blocks["text"], text_prefix),

@@ -1,4 +1,4 @@
-"""How images are prepared, in the words of ``preprocess_cfg`` and of ``preprocessor_config.json``."""
+"""Translate image preprocessing between ``preprocess_cfg`` and ``preprocessor_config.json``."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from clipmerge.errors import CheckpointError
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
-# Pillow's numbers; OpenCLIP's "random" is bicubic when it does not train.
+# Pillow's numbers; OpenCLIP's "random" is bicubic outside training.
 _RESAMPLE = {"bilinear": 2, "bicubic": 3, "random": 3}
 _INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 
 
 def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> dict[str, Any]:
-    """Say OpenCLIP's preprocessing in the words of transformers' ``preprocessor_config.json``.
+    """Translate OpenCLIP's preprocessing to transformers' ``preprocessor_config.json``.
 
     Args:
-        preprocess_cfg: ``preprocess_cfg`` of ``open_clip_config.json``; what it leaves out is OpenAI's.
+        preprocess_cfg: ``preprocess_cfg`` of ``open_clip_config.json``; missing values are OpenAI's.
         image_size: Height and width that the model takes, in pixels.
 
     Returns:
-        What ``CLIPImageProcessor`` reads.
+        The content of ``CLIPImageProcessor``'s configuration.
 
     Raises:
-        CheckpointError: If transformers cannot prepare images so.
+        CheckpointError: If transformers cannot preprocess images in that way.
     """
     mode = preprocess_cfg.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
@@ -49,14 +49,14 @@ def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> d
 
 
 def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str, Any], list[str]]:
-    """Say transformers' preprocessing in OpenCLIP's words.
+    """Translate transformers' preprocessing to OpenCLIP's ``preprocess_cfg``.
 
     Args:
         processor: Parsed ``preprocessor_config.json``, or ``image_processor`` of ``processor_config.json``.
         image_size: Height and width that the model takes, in pixels; OpenCLIP always resizes to it.
 
     Returns:
-        ``preprocess_cfg``, and what it cannot say, one line each.
+        ``preprocess_cfg``, and notes on settings without a counterpart, one line each.
     """
     size = _edges(processor.get("size", image_size))
     crop = _edges(processor.get("crop_size", image_size)) if processor.get("do_center_crop", True) else None
@@ -64,7 +64,7 @@ def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str
     notes = []
     if set(size.values()) != {image_size} or (crop and set(crop.values()) != {image_size}):
         notes.append(
-            f"images are resized to {_said(size)} there, and OpenCLIP resizes to the model's {image_size} pixels: "
+            f"images are resized to {_said(size)} there, but OpenCLIP resizes to the model's {image_size} pixels: "
             "accuracy may differ a little"
         )
     if resample not in _INTERPOLATION:

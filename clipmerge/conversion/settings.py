@@ -1,4 +1,4 @@
-"""Settings that are computed with: numbers where numbers must be, and named where they are not."""
+"""Check settings that are used in computations: errors name the setting and its value."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ _ABSENT = object()
 
 
 def require_whole(settings: Mapping[str, Any], names: Iterable[str], where: str, *, least: int = 1) -> None:
-    """Refuse settings that are no whole numbers.
+    """Refuse settings that are not whole numbers.
 
     Args:
-        settings: Name to value.
-        names: Those to look at.
-        where: What stands before the name in the message: file and section.
+        settings: Values by name.
+        names: Names to check.
+        where: Prefix of the name in the message: file and section.
         least: Smallest number allowed.
 
     Raises:
-        CheckpointError: If one is missing, of another type or too small; it is named with its value.
+        CheckpointError: If one is missing, of another type or too small; the message has its name and value.
     """
     for name in names:
         value = settings.get(name, _ABSENT)
-        if type(value) is not int or value < least:  # a bool is an int, and no count
+        if type(value) is not int or value < least:  # a bool is an int, but not a count
             raise _wrong(where, name, value, f"a whole number from {least} on")
 
 
 def require_number(settings: Mapping[str, Any], name: str, where: str, *, zero: bool = False) -> None:
-    """Refuse a setting that is no finite number above zero.
+    """Refuse a setting that is not a finite number above zero.
 
     Args:
-        settings: Name to value.
-        name: The one to look at.
-        where: What stands before the name in the message: file and section.
+        settings: Values by name.
+        name: Name to check.
+        where: Prefix of the name in the message: file and section.
         zero: Whether zero is allowed too.
 
     Raises:
-        CheckpointError: If it is something else; it is named with its value.
+        CheckpointError: If it is something else; the message has its name and value.
     """
     value = settings.get(name, _ABSENT)
     is_number = type(value) in (int, float) and math.isfinite(value)
@@ -48,15 +48,15 @@ def require_number(settings: Mapping[str, Any], name: str, where: str, *, zero: 
 
 
 def require_section(settings: Mapping[str, Any], name: str, where: str) -> None:
-    """Refuse a section that is none; it may be absent or null.
+    """Refuse a section that is not an object; it may be absent or null.
 
     Args:
-        settings: Name to value.
-        name: The one to look at.
-        where: What stands before the name in the message: the file.
+        settings: Values by name.
+        name: Name to check.
+        where: Prefix of the name in the message: the file.
 
     Raises:
-        CheckpointError: If it is something else; it is named with its value.
+        CheckpointError: If it is something else; the message has its name and value.
     """
     value = settings.get(name)
     if value is not None and not isinstance(value, dict):
@@ -64,26 +64,26 @@ def require_section(settings: Mapping[str, Any], name: str, where: str) -> None:
 
 
 def require_heads(width: int, heads: int, what: str) -> None:
-    """Refuse heads among which the channels cannot be divided.
+    """Refuse a number of heads that does not divide the channels.
 
     Args:
-        width: Channels.
-        heads: Heads.
+        width: Number of channels.
+        heads: Number of heads.
         what: File and setting, for the message.
 
     Raises:
-        CheckpointError: If there are none, or channels remain.
+        CheckpointError: If the number is zero or does not divide the channels.
     """
     if heads < 1 or width % heads:
         raise CheckpointError(f"{what} makes {heads} heads on {width} channels, which does not divide; correct it")
 
 
 def short(value: Any) -> str:
-    """A value as messages show it, cut to 60 characters."""
+    """A value for messages, cut to 60 characters."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _wrong(where: str, name: str, value: Any, expected: str) -> CheckpointError:
     found = "is missing" if value is _ABSENT else f"is {short('null' if value is None else repr(value))}"
-    return CheckpointError(f"{where}{name} {found}, and {expected} was expected; correct the file")
+    return CheckpointError(f"{where}{name} {found}, but {expected} was expected; correct the file")

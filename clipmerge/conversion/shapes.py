@@ -1,4 +1,4 @@
-"""Whether a configuration and the weights beside it are of one model."""
+"""Check that a configuration and the weights beside it belong to the same model."""
 
 from __future__ import annotations
 
@@ -12,33 +12,38 @@ Shape = tuple[int, ...]
 
 
 def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) -> None:
-    """Refuse weights that are not those of the configuration.
+    """Refuse weights that do not match the configuration.
 
     Args:
-        config: In transformers' words.
-        shapes: Key in transformers' layout to shape.
+        config: Configuration in transformers' form.
+        shapes: Shapes by key in transformers' layout.
         file: Name of the configuration, for the message.
 
     Raises:
-        CheckpointError: If a tensor is missing, not called for, or has another shape; the first is named.
+        CheckpointError: If a tensor is missing, unexpected, or has another shape; the message names the first.
     """
-    for side in ("vision", "text"):  # first: a list of what a wrong number of blocks calls for may not fit in memory
+    for side in (
+        "vision",
+        "text",
+    ):  # first, because the list of tensors for a wrong number of blocks may not fit in memory
         blocks = transformers_section(config, side)["num_hidden_layers"]
         found = sum(
             re.fullmatch(rf"{side}_model\.encoder\.layers\.\d+\.layer_norm1\.weight", n) is not None for n in shapes
         )
         if blocks != found:
-            raise CheckpointError(f"{file} says that the {side} tower has {blocks} layers, the weights have {found}")
+            raise CheckpointError(
+                f"{file} says that the {side} tower has {blocks} layers, but the weights have {found}"
+            )
     expected = _expected(config)
     for name, shape in expected.items():
         has = shapes.get(name)
         if has != shape:
             raise CheckpointError(
-                f"{file} calls for {name} of shape {shape} (what it does not state has its default), the weights have "
+                f"{file} requires {name} of shape {shape} (with defaults for missing settings), but the weights have "
                 f"{'no such tensor' if has is None else f'the shape {has}'}"
             )
     if extra := sorted(shapes.keys() - expected.keys()):
-        raise CheckpointError(f"the weights have {extra[0]}, {file} does not; they are of two models")
+        raise CheckpointError(f"the weights have {extra[0]}, but {file} does not; they belong to two models")
 
 
 def _expected(config: dict[str, Any]) -> dict[str, Shape]:

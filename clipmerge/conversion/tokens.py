@@ -1,4 +1,4 @@
-"""Tokenizer files: whether they are CLIP's own, and CLIP's own made from the list that OpenCLIP brings along."""
+"""Tokenizer files: recognise CLIP's own, and make CLIP's own from the list that comes with OpenCLIP."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 from clipmerge.errors import CheckpointError
 from clipmerge.files.side_files import read_side_json
 
-#: Files either of which is a tokenizer.
+#: Files each of which is a tokenizer.
 TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 START, END = "<|startoftext|>", "<|endoftext|>"
-# sha256 of CLIP's vocabulary, a token a line in the order of their ids
+# sha256 of CLIP's vocabulary, one token per line in the order of their ids
 _CLIP_VOCABULARY = "7cccc44d334555d1ff3c0ac5f0246b428fab2918383e77ee745cf30d41010b78"
 _MERGES = 49152 - 256 - 2
 
 
 def is_clips_own(folder: Path) -> bool | None:
-    """Say whether a folder's tokenizer has CLIP's vocabulary, the only one OpenCLIP needs no files for.
+    """Return whether a folder's tokenizer has CLIP's vocabulary, for which OpenCLIP needs no files.
 
     Args:
-        folder: Where the tokenizer's files are.
+        folder: Folder with the tokenizer's files.
 
     Returns:
-        ``None`` when there is no tokenizer.
+        ``None`` if there is no tokenizer.
     """
     if not any((folder / name).is_file() for name in TOKENIZER):
         return None
@@ -53,14 +53,14 @@ def _digest(vocabulary: dict[str, int]) -> str:
 
 
 def write_clip_tokenizer(folder: Path, context_length: int) -> None:
-    """Write the tokenizer that OpenCLIP uses where its configuration names none, as transformers saves one.
+    """Write OpenCLIP's default tokenizer in transformers' format.
 
     Args:
-        folder: Where to.
-        context_length: Tokens a text is cut at.
+        folder: Folder to write into.
+        context_length: Number of tokens after which a text is cut.
 
     Raises:
-        CheckpointError: If open_clip_torch is not installed, or brings another list than CLIP's.
+        CheckpointError: If open_clip_torch is not installed, or comes with another list than CLIP's.
     """
     from transformers import CLIPTokenizer
 
@@ -70,7 +70,7 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
     vocabulary = {word: index for index, word in enumerate(words)}
     if _digest(vocabulary) != _CLIP_VOCABULARY:
         raise CheckpointError(
-            "the installed open_clip_torch brings another vocabulary than CLIP's; put the tokenizer's files beside the "
+            "the installed open_clip_torch has another vocabulary than CLIP's; put the tokenizer's files beside the "
             "weights, or install another version of it"
         )
     tokenizer: Any = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)
@@ -78,11 +78,11 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
 
 
 def _merges() -> list[tuple[str, str]]:
-    """The merges of the list in the installed open_clip, which is not imported: that would take seconds."""
+    """The merges in the list of the installed open_clip, which is not imported because that takes seconds."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         raise CheckpointError(
-            "there is no tokenizer beside the weights, and it is made from open_clip_torch's list of words; install "
+            "there is no tokenizer beside the weights, and making it needs open_clip_torch's list of words; install "
             "clipmerge[open-clip], or copy the tokenizer's files of openai/clip-vit-base-patch32 there"
         )
     file = Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
@@ -93,7 +93,7 @@ def _merges() -> list[tuple[str, str]]:
 
 
 def _byte_letters() -> list[str]:
-    """The letter that stands for each byte, printable ones first; the order gives the tokens their ids."""
+    """The letter for each byte, printable ones first; the order determines the tokens' ids."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + place) for place in range(len(others))]

@@ -1,8 +1,8 @@
 """Images and captions of the demo: scikit-learn's handwritten digits in every style.
 
-A *style* is what happens to a digit between the pen and the photo: stroke, pose, colours, background, blur, noise.
-The zero-shot model sees heavily styled digits with captions that name the style; the fine-tuned model sees the
-clean ones only; the *shifts* are four single styles that the evaluation turns up.
+A *style* is a change of a digit between pen and photo: stroke, pose, colours, background, blur, noise. The zero-shot
+model sees heavily styled digits with captions that name the style; the fine-tuned model sees only clean ones; the
+*shifts* of the evaluation are four single styles at greater strength.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASS_NAMES: tuple[str, ...] = (
     "eight",
     "nine",
 )
-"""Digit 0 to 9 as the word that names its folder and stands in its captions."""
+"""Words for the digits 0 to 9, used in folder names and captions."""
 
 TEMPLATE: str = "a photo of a {}."
 """Template of the class prompts; also the most frequent caption."""
@@ -51,7 +51,7 @@ STYLE_RATE = 0.3
 
 
 def captions() -> list[str]:
-    """List every caption the zero-shot model can be trained on.
+    """List all captions in the zero-shot model's training.
 
     Example:
         >>> captions()[0]
@@ -80,7 +80,7 @@ def _bundled_digits() -> tuple[Tensor, Tensor]:
 
 
 def ink_of(split: str) -> tuple[Tensor, Tensor]:
-    """Give the clean digits of one split.
+    """Return the clean digits of one split.
 
     Args:
         split: ``all``, ``train``, ``calibration`` or ``test``; the last three are disjoint.
@@ -104,7 +104,7 @@ def ink_of(split: str) -> tuple[Tensor, Tensor]:
 
 
 def digit_images(split: str) -> tuple[list[Image], list[int]]:
-    """Give the clean digits of one split as images, light on dark.
+    """Return the clean digits of one split as images, light on dark.
 
     Args:
         split: ``all``, ``train``, ``calibration`` or ``test``; the last three are disjoint.
@@ -134,7 +134,7 @@ def as_images(pixels: Tensor) -> list[Image]:
 
 
 def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
-    """Shift clean digits by one style, the same every time.
+    """Apply one shift to clean digits, always with the same result.
 
     Args:
         shift: One of SHIFTS.
@@ -167,7 +167,7 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
 def styled_batch(
     ink: Tensor, digits: Tensor, generator: Generator, *, rate: float = STYLE_RATE
 ) -> tuple[Tensor, list[str]]:
-    """Draw styles for every digit, and a caption that names the digit and, mostly, one of its styles.
+    """Draw random styles for every digit, and a caption that names the digit and, usually, one of its styles.
 
     Args:
         ink: Ink in [0, 1], shape (N, 1, SIZE, SIZE).
@@ -189,7 +189,7 @@ def styled_batch(
 
 
 def _describe(digits: Tensor, chosen: Tensor, generator: Generator) -> list[str]:
-    """Write a caption for each image; one in three is silent about the style, as captions are."""
+    """Write a caption for each image; one in three does not mention the style, as in real captions."""
     import torch
 
     draws = torch.rand(len(digits), 3, generator=generator).tolist()
@@ -239,7 +239,7 @@ def _inverted(pixels: Tensor, _: Generator) -> Tensor:
 
 
 def _textured(pixels: Tensor, generator: Generator) -> Tensor:
-    """Lay stripes of random direction, width and strength over the image."""
+    """Add stripes of random direction, width and strength to the image."""
     import torch
 
     count = len(pixels)
@@ -283,11 +283,11 @@ _STYLES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "faded": _faded,
     "noisy": _noisy,
 }
-"""Every style word and what it does to pixels in [0, 1], in the order of pen, page and camera."""
+"""Functions of pixels in [0, 1] by style word, in the order of pen, page and camera."""
 
 
 def _posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Tensor:
-    """Rotate, zoom and move each image about its centre; what comes in from outside is its edge.
+    """Rotate, zoom and move each image about its centre; outside, its edge is repeated.
 
     Args:
         pixels: Shape (N, C, H, W).

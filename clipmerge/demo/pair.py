@@ -1,4 +1,4 @@
-"""The demo's pair of checkpoints and its images, made once and kept in the user's cache.
+"""The demo's pair of checkpoints and its images, created once and kept in the user's cache.
 
 Both are ordinary transformers checkpoints, trained here from a seed; see `clipmerge.demo.training`.
 """
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _MANIFEST = "manifest.json"
-# Shares of the whole time, for the progress bar.
+# Shares of the total time, for the progress bar.
 _ZEROSHOT_SHARE, _FINETUNE_SHARE = 0.71, 0.26
 
 
@@ -49,15 +49,15 @@ _FULL_TRAINING = Training()
 
 @dataclass(frozen=True)
 class DemoPair:
-    """Where the demo's models and images are.
+    """Paths of the demo's models and images.
 
     Attributes:
         zeroshot: Checkpoint folder of the model trained on styled digits.
         finetuned: Checkpoint folder of the model fine-tuned on clean digits.
-        calibration: Clean digits that no model was trained on, for measuring; one subfolder a class.
+        calibration: Clean digits that no model was trained on, for measuring; one subfolder per class.
         clean: Clean test digits, likewise.
-        shifted: The same test digits shifted; name of the shift to folder.
-        cached: Whether all of it was there already.
+        shifted: Folders of the same test digits, shifted, by name of the shift.
+        cached: Whether everything existed already.
     """
 
     zeroshot: Path
@@ -69,7 +69,7 @@ class DemoPair:
 
 
 def cache_folder() -> Path:
-    """Give the demo's place in the user's cache: ``$XDG_CACHE_HOME`` or ``~/.cache``, then ``clipmerge/demo``."""
+    """Return the demo's folder in the user's cache: ``clipmerge/demo`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     return user_cache("demo")
 
 
@@ -82,17 +82,17 @@ def prepare(
     """Train the demo's two models and write its images, unless the folder holds them already.
 
     Args:
-        folder: Where they go. It is filled beside its place and renamed, so it is there whole or not at all; one
-            made by another version is replaced.
-        advance: Called with what is being done and the share of the whole that is done, 0 to 1.
+        folder: Output folder. It is written beside its place and renamed, so it is complete or absent; a folder of
+            another version is replaced.
+        advance: Called with the current activity and the completed share of the whole, 0 to 1.
         training: Settings; the default takes about a minute on two cores.
 
     Returns:
-        Where everything is.
+        The paths.
 
     Raises:
         DataError: If scikit-learn is not installed.
-        OutputError: If the folder cannot be written, or holds something else.
+        OutputError: If the folder cannot be written, or holds other files.
     """
     fingerprint = _fingerprint(training)
     if _is_finished(folder, fingerprint):
@@ -125,13 +125,13 @@ def _pair(folder: Path, *, cached: bool) -> DemoPair:
 
 
 def _fingerprint(training: Training) -> str:
-    """Hash what decides the outcome: the settings, and the code that uses them."""
+    """Hash everything that determines the result: the settings and the code that uses them."""
     sources = [inspect.getsource(module) for module in (sys.modules[__name__], demo_data, demo_training)]
     return hashlib.sha256("\n".join([repr(training), *sources]).encode()).hexdigest()
 
 
 def _is_finished(folder: Path, fingerprint: str) -> bool:
-    """Whether the folder holds all that its manifest lists, made with these settings."""
+    """Whether the folder holds all files in its manifest, made with these settings."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         return manifest["fingerprint"] == fingerprint and all(
@@ -160,7 +160,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _move_in(built: Path, aside: Path, folder: Path, fingerprint: str) -> None:
-    """Put the new folder in its place, unless another run was faster; the old one goes with the scratch folder."""
+    """Move the new folder to its place, unless another run was faster; the old one goes with the scratch folder."""
     if _is_finished(folder, fingerprint):
         return
     if folder.exists():
@@ -172,7 +172,7 @@ def _build(folder: Path, training: Training, advance: Callable[[str, float], Non
     """Train both models and write them and the images into a new folder."""
     import torch
 
-    demo_data.ink_of("train")  # says that scikit-learn is missing before a minute has passed
+    demo_data.ink_of("train")  # reports a missing scikit-learn at once, not after a minute
     pair = _pair(folder, cached=False)
     generator = torch.Generator().manual_seed(training.seed)
 
@@ -210,7 +210,7 @@ def _write_images(pair: DemoPair) -> None:
 
 
 def _write_classes(folder: Path, pixels: Tensor, digits: Tensor) -> None:
-    """Write images (N, 3, SIZE, SIZE) in [0, 1] as PNG files, one subfolder a class."""
+    """Write images (N, 3, SIZE, SIZE) in [0, 1] as PNG files, one subfolder per class."""
     for name in CLASS_NAMES:
         (folder / name).mkdir(parents=True)
     for number, (image, digit) in enumerate(zip(demo_data.as_images(pixels), digits.tolist(), strict=True)):
@@ -219,7 +219,7 @@ def _write_classes(folder: Path, pixels: Tensor, digits: Tensor) -> None:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and hints out of the caller's terminal."""
+    """Suppress transformers' own progress bars and hints in the caller's terminal."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()

@@ -1,7 +1,7 @@
 """The demo's two models: a small CLIP trained on digits in every style, then fine-tuned on clean ones.
 
-To the first, clean digits are rare. Fine-tuning on them alone makes it better there and forgetful elsewhere: the
-known trade that merging is for.
+Clean digits are rare for the first model. Fine-tuning only on them improves it there and makes it forget elsewhere:
+the well-known trade-off that merging addresses.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _WIDTH = 64
 _PROMPT_TOKENS = 77
 _PIXEL_MEAN = 0.5
 _PIXEL_STD = 0.5
-# Share of the contrastive steps over which the styles come in: digits are learned sooner from easy images.
+# Share of the contrastive steps during which styles are phased in: digits are learned faster from easy images.
 _EASY_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class Training:
-    """How long and how hard the two models are trained.
+    """Settings for training the two models.
 
     Attributes:
         zeroshot_steps: Contrastive steps on styled digits; fewer leave the zero-shot model worse everywhere.
-        zeroshot_batch: Images a step.
+        zeroshot_batch: Images per step.
         zeroshot_rate: Peak learning rate.
         finetune_steps: Cross-entropy steps on clean digits; more make it forget more.
-        finetune_batch: Images a step.
+        finetune_batch: Images per step.
         finetune_rate: Peak learning rate; higher makes it forget more.
         seed: Seed of the weights, the batches and the styles.
     """
@@ -69,9 +69,9 @@ def processor(captions: list[str]) -> CLIPProcessor:
 
 
 def caption_tokenizer(captions: list[str]) -> Any:
-    """Learn a byte-level BPE in which each word of the captions is one token; other text falls into letters.
+    """Learn a byte-level BPE in which each word of the captions is one token; other text is split into letters.
 
-    As in OpenAI's vocabulary the end of text has the highest id and pads.
+    As in OpenAI's vocabulary the end-of-text token has the highest id and is used for padding.
 
     Args:
         captions: The texts.
@@ -87,9 +87,9 @@ def caption_tokenizer(captions: list[str]) -> Any:
 
 
 def _learn_merges(words: set[str]) -> list[tuple[str, str]]:
-    """Merge the commonest pair of pieces until every word is one piece.
+    """Merge the most common pair of pieces until every word is one piece.
 
-    The trainer in `tokenizers` breaks ties by chance, which would give every run another vocabulary.
+    The trainer in `tokenizers` breaks ties at random, which would give a different vocabulary in every run.
 
     Example:
         >>> _learn_merges({"one", "on"})
@@ -131,7 +131,7 @@ def untrained_model(tokenizer: Any, seed: int) -> CLIPModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIPModel(config)
-        # CLIP's own 0.02 drowns in the patches, and a few hundred steps are too few to find out where they lie
+        # CLIP's own 0.02 is negligible beside the patches, and a few hundred steps are too few to learn positions
         torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.3)
     return model
 
@@ -139,7 +139,7 @@ def untrained_model(tokenizer: Any, seed: int) -> CLIPModel:
 def train_zeroshot(
     model: CLIPModel, tokenizer: Any, training: Training, generator: Generator, report: Callable[[float], None]
 ) -> None:
-    """Train as CLIP is: each styled image with its caption, against the other captions of the batch."""
+    """Train like CLIP: each styled image with its caption, against the other captions of the batch."""
     import torch
 
     ink, digits = demo_data.ink_of("train")
@@ -161,14 +161,14 @@ def train_zeroshot(
 
 
 def contrastive_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """CLIP's symmetric loss where images may share a caption, each caption encoded once.
+    """CLIP's symmetric loss for images that may share a caption; each caption is encoded once.
 
     Args:
         logits: Scaled similarities, shape (images, distinct captions).
         target: Caption of each image, shape (images,).
 
     Returns:
-        Scalar; equals CLIP's when all captions differ.
+        Scalar; equals CLIP's if all captions differ.
     """
     import torch
     from torch.nn.functional import cross_entropy, one_hot
@@ -183,7 +183,7 @@ def contrastive_loss(logits: Tensor, target: Tensor) -> Tensor:
 def finetune(
     model: CLIPModel, tokenizer: Any, training: Training, generator: Generator, report: Callable[[float], None]
 ) -> None:
-    """Train both towers on clean digits alone, hard: class prompts, high rate, no augmentation."""
+    """Train both towers aggressively on clean digits only: class prompts, high rate, no augmentation."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -201,7 +201,7 @@ def finetune(
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """Scale pixels from [0, 1] as the processor does."""
+    """Scale pixels from [0, 1] like the processor."""
     return (pixels - _PIXEL_MEAN) / _PIXEL_STD
 
 
@@ -217,11 +217,11 @@ def fit(
     """Minimise with AdamW: a short warm-up to ``rate``, then half a cosine to zero.
 
     Args:
-        parameters: What to train.
-        loss: Share of the steps that is done, 0 to 1, to the loss of a new batch.
+        parameters: The parameters to train.
+        loss: Returns the loss of a new batch, given the completed share of the steps, 0 to 1.
         steps: Steps.
         rate: Peak learning rate.
-        report: Called with the share that is done.
+        report: Called with the completed share.
         weight_decay: AdamW's, per step and unit of learning rate.
     """
     import torch

@@ -1,25 +1,24 @@
-r"""Families of two-tower models: one file each, found by itself.
+r"""Families of two-tower models, one file per family, found automatically.
 
-To add a family, add a file here that ends in one constant::
+To add a family, add a file here that ends with one constant::
 
     FAMILY = Family(
-        name="CLIP",                                   # as messages spell it
+        name="CLIP",                                   # name in messages
         model_types={"clip": "full", "clip_vision_model": "vision", "clip_text_model": "text"},
         rules=(                                        # start of a canonical name -> layer; the first match wins
             (r"vision_model\.encoder\.layers\.(\d+)\.(?:layer_norm1|self_attn)\.", "vision.{}.attn"),
             ...
         ),
-        roots=("vision_model.", "text_model.", ...),   # what stands before one of these is a wrapper's prefix
-        settings=...,                                  # config -> what changes the function and no shape
+        roots=("vision_model.", "text_model.", ...),   # anything before one of these is a wrapper's prefix
+        settings=...,                                  # config -> settings that change the function but no shape
         model_class="CLIPModel",
     )
 
-A *canonical name* is one spelling of a parameter; ``renames`` brings the others to it, and the output keeps that of
-its sources. A rule's
-groups number the block. Where there are several (stage and block), the blocks of a tower are counted through.
-Layers are named as in `clipmerge.layers`. A family that needs its own forward pass names a module of
-`clipmerge.models`; ``tests/families/test_families.py`` says what every family must show. Files that begin with an
-underscore are shared parts.
+A *canonical name* is one spelling of a parameter; ``renames`` converts other spellings to it, and the output keeps the
+spelling of its sources. The groups of a rule are the number of the block. If there are several (stage and block), the
+blocks of a tower are numbered consecutively. Layers are named as in `clipmerge.layers`. A family that needs its own
+forward pass names a module of `clipmerge.models`; ``tests/families/test_families.py`` has the requirements for every
+family. Files that begin with an underscore are shared parts.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from typing import Any
 from clipmerge.errors import CheckpointError
 from clipmerge.layers import network_order
 
-# Side (``vision``, ``text``, or ``""`` for what both share) to setting to value.
+# Values by setting, by side (``vision``, ``text``, or ``""`` for common settings).
 Settings = dict[str, dict[str, Any]]
 
 _Place = tuple[str, tuple[int, ...]]
@@ -43,23 +42,23 @@ _Place = tuple[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
-    """The peculiarities of one family of checkpoints; names only, no weights.
+    """The properties of one family of checkpoints: names only, no weights.
 
     Attributes:
-        name: As messages spell it.
-        model_types: ``model_type`` of a config to the towers it has: ``full``, ``vision`` or ``text``.
-        rules: Regex for the start of a canonical name, and the layer; ``{}`` takes the block's number.
-        roots: How canonical names start.
-        settings: Config to the settings that change the function and the shape of no weight, defaults filled in;
-            ``None`` stands for a value nobody knows, which is not compared.
-        bare: How names start when a tower was saved alone, without ``vision_model.`` or ``text_model.``.
-        text_marks: Parts of a name by which a tower saved alone is known to be the text tower.
-        renames: Regex and replacement, applied to every key in turn: other spellings to the canonical one.
-        model: Module of `clipmerge.models` with the forward pass; empty where nothing can be measured.
+        name: Name in messages.
+        model_types: Towers (``full``, ``vision`` or ``text``) by ``model_type`` of a config.
+        rules: Regex for the start of a canonical name, and the layer; ``{}`` is replaced by the block's number.
+        roots: Starts of canonical names.
+        settings: Function from a config to the settings that change the function but no shape, with defaults;
+            ``None`` is an unknown value, which is not compared.
+        bare: Starts of names if a tower was saved alone, without ``vision_model.`` or ``text_model.``.
+        text_marks: Parts of names that identify a tower saved alone as the text tower.
+        renames: Regex and replacement, applied to every key in order: from other spellings to the canonical one.
+        model: Module of `clipmerge.models` with the forward pass; empty if the family cannot be measured.
         model_class: transformers' class of the full model.
         reads_padding: Whether the text tower reads padding as text, so that prompts are padded to its full length.
-        rank: Which family to take for keys that several know, where no config tells: the lowest.
-        weights: File that the family's library reads weights from, where they are in one.
+        rank: Among families that know the same keys, without a config, the one with the lowest rank is used.
+        weights: File from which the family's library reads unsharded weights.
         config: File that describes the model.
     """
 
@@ -81,17 +80,17 @@ class Family:
     def canonical_names(self, keys: Iterable[str]) -> dict[str, str]:
         """Map a file's keys to canonical names.
 
-        Towers saved on their own come without their prefix (``embeddings.class_embedding``) and wrapped models
-        with one too many (``module.vision_model...``, ``clip.text_model...``); both are normalised.
+        Towers saved alone lack their prefix (``embeddings.class_embedding``), and wrapped models have one too many
+        (``module.vision_model...``, ``clip.text_model...``); both are normalised.
 
         Args:
-            keys: Keys as they stand in the file.
+            keys: Keys in the file.
 
         Returns:
             Canonical names by file key, in the order given.
 
         Raises:
-            CheckpointError: If two keys become one name.
+            CheckpointError: If two keys have the same canonical name.
         """
         keys = list(keys)
         prefix = self.wrapper_prefix(keys)
@@ -114,7 +113,7 @@ class Family:
         return name
 
     def wrapper_prefix(self, keys: Iterable[str]) -> str:
-        """Say what stands before the family's own names in a file, such as ``module.``; mostly nothing."""
+        """Return the prefix before the family's own names in a file, such as ``module.``; usually empty."""
         for key in keys:
             for root in (*self.roots, *self.bare):
                 head, found, _ = f".{key}".partition(f".{root}")
@@ -129,7 +128,7 @@ class Family:
         """Name the layer of each parameter.
 
         Args:
-            names: Canonical names, all that a checkpoint has: blocks that lie in stages are counted through.
+            names: All canonical names of a checkpoint, because blocks in stages are numbered consecutively.
 
         Returns:
             Layers by canonical name, such as ``vision.3.attn`` or ``text.embeddings``.
@@ -160,7 +159,7 @@ class Family:
         """Group parameters by layer, layers in network order.
 
         Args:
-            names: Canonical names, all that a checkpoint has.
+            names: All canonical names of a checkpoint.
 
         Returns:
             The sorted parameter names by layer.
@@ -179,7 +178,7 @@ def _tower(layer: str) -> str:
 
 
 def _count_through(places: Iterable[_Place]) -> dict[tuple[str, tuple[int, ...]], int]:
-    """Tower and numbers of a block to its depth: the number itself, or its rank where blocks lie in stages."""
+    """Depth by tower and numbers of a block: the number itself, or its rank if blocks are in stages."""
     blocks = sorted({(_tower(layer), at) for layer, at in places if at})
     depths = {}
     for tower in {tower for tower, _ in blocks}:
@@ -191,7 +190,7 @@ def _count_through(places: Iterable[_Place]) -> dict[tuple[str, tuple[int, ...]]
 
 @cache
 def families() -> tuple[Family, ...]:
-    """List the families, those first that are tried first."""
+    """List the families in the order in which they are tried."""
     names = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     found: list[Family] = [import_module(f"{__name__}.{name}").FAMILY for name in names]
     return tuple(sorted(found, key=lambda family: (family.rank, family.name)))
@@ -201,8 +200,8 @@ def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:
     """Recognise a checkpoint's family.
 
     Args:
-        config: What describes the model; its ``model_type`` decides, unless it fits none of the keys.
-        keys: Keys as they stand in the file.
+        config: The model's configuration; its ``model_type`` decides, unless it fits none of the keys.
+        keys: Keys in the file.
 
     Returns:
         The family; without a ``model_type`` the one that knows most of the keys.
@@ -234,7 +233,7 @@ def known_keys(family: Family, keys: Iterable[str]) -> int:
 
 
 def tower_of(layers: Iterable[str]) -> str:
-    """Say which towers a checkpoint's layers are of: ``"full"``, ``"vision"`` or ``"text"``."""
+    """Return the towers of a checkpoint's layers: ``"full"``, ``"vision"`` or ``"text"``."""
     towers = {_tower(layer) for layer in layers}
     if {"vision", "text"} <= towers:
         return "full"
@@ -242,7 +241,7 @@ def tower_of(layers: Iterable[str]) -> str:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor only counts positions; old checkpoints carry them, new ones do not."""
+    """Whether a tensor holds position ids, which only old checkpoints have."""
     return name.endswith((".position_ids", ".token_type_ids"))
 
 
@@ -257,7 +256,7 @@ def is_variance(name: str) -> bool:
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor counts a batch norm's training steps: copied, for it means nothing at inference."""
+    """Whether a tensor counts a batch norm's training steps: copied, because it has no effect at inference."""
     return name.endswith(".num_batches_tracked")
 
 

@@ -1,4 +1,4 @@
-"""Towers that several families of transformers share: their rules, their names, their settings."""
+"""Towers shared by several families of transformers: their rules, names and settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def blocks_of_clip(tower: str) -> Rules:
 
 
 def blocks_of_bert(start: str) -> Rules:
-    """Rules for BERT's blocks, whose norms follow what they normalise."""
+    """Rules for BERT's blocks, whose norms come after the modules they normalise."""
     block = rf"{start}encoder\.layer\.(\d+)\."
     return (
         (rf"{block}attention\.", "text.{}.attn"),
@@ -44,7 +44,7 @@ BERT_TEXT: Rules = (
     (r"text_model\.embeddings\.", "text.embeddings"),
     (r"text_model\.pooler\.", "text.pooler"),
 )
-#: What stands outside the towers: projections, the classifier of an ``...ForImageClassification``, the scale.
+#: Parts outside the towers: projections, the classifier of an ``...ForImageClassification``, the scale.
 AROUND: Rules = (
     (r"visual_projection\.", "vision.projection"),
     (r"text_projection\.", "text.projection"),
@@ -73,11 +73,11 @@ def transformers_settings(
     text: dict[str, Any],
     both: dict[str, Any] | None = None,
 ) -> Callable[[dict[str, Any]], Settings]:
-    """Make the function that reads settings out of a transformers config.
+    """Make the function that reads settings from a transformers config.
 
     Args:
-        model_types: As in `Family`.
-        vision: transformers' defaults by setting of the vision tower; ``None`` where there is no one default.
+        model_types: See `Family`.
+        vision: transformers' defaults by setting of the vision tower; ``None`` if there is no single default.
         text: Likewise.
         both: Settings of the whole model, likewise.
     """
@@ -94,6 +94,6 @@ def transformers_settings(
 
 
 def _section(config: dict[str, Any], side: str) -> dict[str, Any]:
-    # as transformers does: the old *_config_dict, where there is one, wins over *_config
+    # as in transformers, the old *_config_dict takes precedence over *_config
     sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
     return {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}

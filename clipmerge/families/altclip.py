@@ -1,4 +1,4 @@
-"""AltCLIP: CLIP's vision tower, XLM-RoBERTa for the text, with a transformation behind it."""
+"""AltCLIP: CLIP's vision tower, and XLM-RoBERTa followed by a transformation for the text."""
 
 from clipmerge.families import Family
 from clipmerge.families._towers import AROUND, BARE, CLIP_VISION, ROOTS, blocks_of_bert, transformers_settings

@@ -1,4 +1,4 @@
-"""OpenAI's CLIP as transformers saves it: both towers, one of them, or an image classifier made from it."""
+"""OpenAI's CLIP in transformers' format: both towers, one tower, or an image classifier made from it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ def clip_settings(model_types: Mapping[str, str]) -> Callable[[dict[str, Any]], 
     """Make the function that reads the settings of a family with CLIP's architecture and defaults.
 
     Args:
-        model_types: As in `Family`.
+        model_types: See `Family`.
     """
     return transformers_settings(
         model_types,

@@ -31,7 +31,7 @@ _RESNET: Rules = (
     (r"visual\.layer(\d+)\.(\d+)\.", "vision.{}.conv"),
     (r"visual\.attnpool\.", "vision.pooler"),
 )
-# timm: transformers in blocks or in stages of blocks, convolutions in stages, what joins the stages
+# timm: transformers in blocks or in stages of blocks, convolutions in stages, connections between stages
 _NORM_AND_ATTENTION = r"(?:norm1|attn|ls1|gamma_1|layer_scale1)(?:[._]|$)"
 _NORM_AND_MLP = r"(?:norm2|norm3|mlp|ls2|gamma_2|layer_scale2)(?:[._]|$)"
 _TIMM: Rules = (
@@ -81,7 +81,7 @@ _DECODER: Rules = (
     (r"text_decoder\.text_projection", "decoder.projection"),
     (r"text_decoder\.(?:token_embedding|positional_embedding)", "decoder.embeddings"),
 )
-# What changes the function of a tower and the shape of no weight, with OpenCLIP's defaults.
+# Settings that change the function of a tower but no shape, with OpenCLIP's defaults.
 _VISION_SETTINGS: dict[str, Any] = {
     "head_width": 64,
     "image_size": 224,
@@ -108,7 +108,7 @@ def _settings(config: dict[str, Any]) -> Settings:
     for side, defaults in (("vision", _VISION_SETTINGS), ("text", _TEXT_SETTINGS)):
         section = _section(model, f"{side}_cfg")
         settings = {name: section.get(name, default) for name, default in defaults.items()}
-        # towers of other libraries bring their own activation
+        # towers of other libraries have their own activation
         foreign = section.get("timm_model_name") or section.get("hf_model_name")
         settings["quick_gelu"] = None if foreign else bool(model.get("quick_gelu"))
         settings |= {name: section.get(name) or {} for name in ("act_kwargs", "norm_kwargs")}
@@ -138,7 +138,7 @@ FAMILY = Family(
         *("visual.", "text.", "text_decoder.", "transformer.resblocks.", "token_embedding.", "positional_embedding"),
         *("ln_final.", "text_projection", "logit_scale", "logit_bias"),
     ),
-    # OpenCLIP's own text tower may stand apart, under ``text.``: the same parameters
+    # OpenCLIP's own text tower may be separate, under ``text.``, with the same parameters
     renames=(
         (
             r"^text\.(?=transformer\.resblocks\.|token_embedding\.|positional_embedding$|cls_emb$|ln_final\.|text_proj)",

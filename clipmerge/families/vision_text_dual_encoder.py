@@ -1,7 +1,7 @@
 """transformers' VisionTextDualEncoder: two towers of any kind, such as ViT and BERT, and two projections.
 
-The towers keep the names of their own libraries. What a transformer's block is called, and which half of it a
-module is in, follows from a few words that all of them share.
+The towers keep the names of their own libraries. The name of a transformer's block, and the half that a module belongs
+to, follow from a few words that all of them share.
 """
 
 from clipmerge.families import Family
@@ -33,7 +33,7 @@ FAMILY = Family(
     renames=(
         # a CLIP tower, as transformers 4 wrote it
         (r"^(vision|text)_model\.\1_model\.", r"\1_model."),
-        # ViT and its like: transformers 5 names the parts so in memory, and as before in files
+        # ViT and similar models: transformers 5 uses these names in memory, and the old ones in files
         (r"^vision_model\.layers\.(\d+)\.mlp\.fc1\.", r"vision_model.encoder.layer.\1.intermediate.dense."),
         (r"^vision_model\.layers\.(\d+)\.mlp\.fc2\.", r"vision_model.encoder.layer.\1.output.dense."),
         (r"^vision_model\.layers\.", "vision_model.encoder.layer."),

@@ -1,8 +1,8 @@
-"""Rules that pick which entries of a layer's change are kept, one file each.
+"""Rules that select the entries of a layer's change to keep, one file per rule.
 
-A mask is a function of the *change* that a parameter is about to get, ``alpha * task_vector`` in float32, any
-shape, and may write into it. It returns the change that is really made, in the same shape; writing zeros leaves
-those entries zero-shot. Keyword-only parameters are the options a recipe or a plan may set. The three names
-``theta_0`` (the zero-shot parameter in float32), ``score`` (one saliency per entry) and ``key`` (seed and
-parameter name, for random masks) are filled in by the arithmetic for the masks that ask for them.
+A mask is a function of a parameter's intended *change*, ``alpha * task_vector`` in float32 and any shape, which it may
+write into. It returns the change to make, in the same shape; zeros leave entries zero-shot. Keyword-only parameters are
+options of a recipe or a plan. The arithmetic fills in three names for the masks that have them: ``theta_0`` (the
+zero-shot parameter in float32), ``score`` (one saliency per entry) and ``key`` (seed and parameter name, for random
+masks).
 """

@@ -1,4 +1,4 @@
-"""Keep entries of the change at random and scale them up to make up for the rest."""
+"""Keep random entries of the change, and scale them up to compensate for the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clipmerge.plugins import Density
 
 
 def random_rescale(change: Tensor, *, key: RandomKey, density: Density = 1.0) -> Tensor:
-    """Keep each entry with probability ``density``, divided by ``density``: the mean change stays what it was.
+    """Keep each entry with probability ``density``, divided by ``density``, which preserves the mean change.
 
     Args:
         change: alpha * task_vector, any shape.

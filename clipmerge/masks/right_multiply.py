@@ -1,4 +1,4 @@
-"""Multiply a weight matrix's change by a matrix from the right: another basis, or another size, for each input."""
+"""Multiply a weight matrix's change by a matrix from the right, which mixes or rescales its inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def right_multiply(change: Tensor, *, score: Tensor | None = None) -> Tensor:
 
     Args:
         change: alpha * task_vector, (outputs, inputs) with a score.
-        score: (inputs, inputs); a parameter that has none keeps its change, such as a bias.
+        score: (inputs, inputs); a parameter without a score, such as a bias, keeps its change.
 
     Returns:
         change @ score, same shape as the change.

@@ -12,7 +12,7 @@ def saliency(change: Tensor, *, score: Tensor, density: Density = 1.0) -> Tensor
     """Keep the ``density`` share of the change with the largest |task vector| * |gradient|.
 
     The gradient is the mean along the path from zero-shot to fine-tuned, so task vector times gradient is each
-    entry's own share of the loss drop (integrated gradients); its size is what is ranked.
+    entry's own share of the loss drop (integrated gradients); entries are ranked by its absolute value.
 
     Args:
         change: alpha * task_vector, any shape.

@@ -1,4 +1,4 @@
-"""Weigh the principal and the remaining singular directions of the change differently."""
+"""Weight the principal and the remaining singular directions of the change differently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipmerge.plugins import Alpha, Count
 def spectral(change: Tensor, *, rank: Count = 1, high: Alpha = 1.0, low: Alpha = 1.0) -> Tensor:
     """Scale the ``rank`` largest singular directions by ``high`` and the others by ``low``.
 
-    Tensors of more than two dimensions are taken as a matrix with the first dimension as rows.
+    Tensors of more than two dimensions are treated as matrices with the first dimension as rows.
 
     Args:
         change: alpha * task_vector, at least 1-D; a vector has one direction and is scaled by ``high``.

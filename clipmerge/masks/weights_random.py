@@ -1,4 +1,4 @@
-"""Zero the layer's merged weights at random (not its change): how reviews describe the paper's sparsity."""
+"""Zero random merged weights of the layer (not of its change), as reviews describe the paper's sparsity."""
 
 from __future__ import annotations
 

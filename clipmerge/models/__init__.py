@@ -1,4 +1,4 @@
-"""The forward pass: images and class prompts to logits; a family of checkpoints names the module that has its own."""
+"""The forward pass from images and class prompts to logits; a family names the module with its own forward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-# A tower's block and the hidden states that enter it.
+# Number of a tower's block, and the hidden states that enter it.
 Prefix = tuple[int, Tensor]
 Tower = Literal["vision", "text"]
 
@@ -27,20 +27,20 @@ class ImageTextModel(Protocol):
 
     Attributes:
         module: The model, float32.
-        parameters: Parameters by canonical name, the statistics of batch norms among them.
+        parameters: Parameters by canonical name, including the statistics of batch norms.
     """
 
     module: torch.nn.Module
     parameters: dict[str, torch.nn.Parameter]
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Fill in every weight; see `clipmerge.models.filling.fill`."""
+        """Load every weight; see `clipmerge.models.filling.fill`."""
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess RGB images as the checkpoint does: one tensor, images along its first dimension."""
+        """Preprocess RGB images like the checkpoint: one tensor, with images along its first dimension."""
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts: ``input_ids``, and what else the text tower takes, prompts along the first dimension."""
+        """Tokenise prompts: ``input_ids`` and other inputs of the text tower, prompts along the first dimension."""
 
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Embed images: (batch, width), unit length. With a prefix the blocks below it do not run."""
@@ -49,18 +49,18 @@ class ImageTextModel(Protocol):
         """Embed prompts: (prompts, width), unit length. With a prefix the blocks below it do not run."""
 
     def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """Run a tower and keep the input of each block and the output of the last; ``None`` if it takes no prefix."""
+        """Run a tower and return the input of each block and the output of the last; ``None`` if it takes no prefix."""
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
         """Score unit features (batch, width) against unit features (classes, width): (batch, classes)."""
 
 
 def model_for(family: Family, config: dict[str, Any], folder: Path) -> ImageTextModel:
-    """Build a family's model without weights; its `load` fills them in.
+    """Build a family's model without weights, to be loaded with `load`.
 
     Args:
         family: The family.
-        config: What describes the model.
+        config: The model's configuration.
         folder: Folder with the processor and the tokenizer.
 
     Raises:
@@ -68,7 +68,7 @@ def model_for(family: Family, config: dict[str, Any], folder: Path) -> ImageText
     """
     if not family.model:
         raise CheckpointError(
-            f"{family.name} models can be merged but not measured or evaluated here; take a data-free recipe: "
+            f"{family.name} models can be merged but not measured or evaluated here; use a data-free recipe: "
             "wise-ft, lines or monosoup"
         )
     model: ImageTextModel = import_module(f"{__name__}.{family.model}").build(family, config, folder)

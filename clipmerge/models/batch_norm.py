@@ -1,4 +1,4 @@
-"""Batch norms whose statistics are parameters, so that a measure sees them move with everything else."""
+"""Batch norms whose statistics are parameters, so that measures treat them like all other weights."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class FrozenBatchNorm(torch.nn.Module):
-    """A batch norm in eval mode, differentiable in its running statistics too."""
+    """A batch norm in eval mode that is also differentiable in its running statistics."""
 
     def __init__(self, norm: torch.nn.BatchNorm2d) -> None:
-        """Take over a batch norm's shape; `clipmerge.models.filling.fill` sets the values.
+        """Copy the shape of a batch norm; `clipmerge.models.filling.fill` sets the values.
 
         Args:
-            norm: The batch norm that is replaced.
+            norm: The batch norm to replace.
         """
         super().__init__()
         self.eps = norm.eps
@@ -21,11 +21,11 @@ class FrozenBatchNorm(torch.nn.Module):
         self.bias = torch.nn.Parameter(norm.bias.detach().clone())
         self.running_mean = torch.nn.Parameter(_tensor(norm.running_mean).clone())
         self.running_var = torch.nn.Parameter(_tensor(norm.running_var).clone())
-        # timm's batch norms bring their activation
+        # timm's batch norms include the activation
         self.act: torch.nn.Module = getattr(norm, "act", torch.nn.Identity())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise (batch, channels, height, width), and activate where the batch norm did."""
+        """Normalise (batch, channels, height, width), and activate if the batch norm did."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale
         normalised: Tensor = self.act(inputs * scale[:, None, None] + shift[:, None, None])

@@ -1,4 +1,4 @@
-"""Start a tower in the middle: the input of each block is kept, and given back to it later."""
+"""Start a tower in the middle: the input of each block is stored, and passed to it again later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _Given(torch.nn.Module):
-    """Stands for the blocks that do not run: whatever comes in, these hidden states come out."""
+    """Replaces the blocks that do not run: for any input, it returns the given hidden states."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class _Given(torch.nn.Module):
         return self.hidden
 
     def get_weight_dtype(self) -> torch.dtype:
-        """The dtype of the tower, which open_clip asks its first block for."""
+        """The dtype of the tower, which open_clip gets from its first block."""
         return self.hidden.dtype
 
 
@@ -34,7 +34,7 @@ def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
     """Find the outermost list of modules in a tower: its blocks.
 
     Returns:
-        The module that holds the list, and the list's name there; ``None`` if there is none.
+        The module that holds the list, and the list's name in it; ``None`` if there is none.
     """
     for name, module in tower.named_modules():
         if isinstance(module, torch.nn.ModuleList):
@@ -45,7 +45,7 @@ def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
 
 @contextmanager
 def starting_at(tower: torch.nn.Module, prefix: Prefix | None) -> Iterator[None]:
-    """Let a tower start at a block, with the hidden states given, whatever its embeddings feed it."""
+    """Let a tower start at a block with the given hidden states, regardless of its embeddings."""
     place = block_list(tower)
     if prefix is None or place is None:
         yield
@@ -61,15 +61,15 @@ def starting_at(tower: torch.nn.Module, prefix: Prefix | None) -> Iterator[None]
 
 
 def entering(tower: torch.nn.Module, run: Callable[[], Any]) -> tuple[Tensor, ...] | None:
-    """Keep the hidden states between a tower's blocks.
+    """Return the hidden states between a tower's blocks.
 
     Args:
         tower: The tower.
-        run: Runs it once.
+        run: Function that runs it once.
 
     Returns:
-        What enters block 0, 1, ... and what leaves the last; ``None`` if blocks pass on more than one tensor, or do
-        not run one after the other.
+        The inputs of block 0, 1, ... and the output of the last; ``None`` if blocks pass on more than one tensor, or
+        do not run one after another.
     """
     place = block_list(tower)
     if place is None:

@@ -1,4 +1,4 @@
-"""Building the model that a pair of checkpoints is run in, without weights."""
+"""Build the model for a pair of checkpoints, without weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipmerge.models import ImageTextModel, model_for
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:
-    """Build the model that the measures differentiate, without weights.
+    """Build the model that measures differentiate, without weights.
 
     Args:
         inputs: The checkpoints; the zero-shot one must be a full CLIP with its config.
@@ -30,13 +30,13 @@ def build_model(inputs: Inputs) -> ImageTextModel:
     candidates = [c for c in (*inputs.finetuned, inputs.zeroshot) if not inputs.is_partial or c is inputs.zeroshot]
     with_processor = [checkpoint for checkpoint in candidates if has_processor(checkpoint.folder, inputs.family)]
     chosen = (with_processor or candidates)[0]
-    # a configuration that was translated names no tokenizer; the one beside the processor says the same of the model
+    # a translated configuration names no tokenizer; the one beside the processor describes the same model
     config = chosen.config if isinstance(inputs.zeroshot, ConvertedCheckpoint) else None
     return model_for(inputs.family, config or inputs.zeroshot.config, chosen.folder)
 
 
 def has_processor(folder: Path, family: Family) -> bool:
-    """Whether a folder holds an image processor and a tokenizer; OpenCLIP's configuration stands for both."""
+    """Whether a folder holds an image processor and a tokenizer; OpenCLIP's configuration counts as both."""
     if family.config == OPEN_CLIP_CONFIG:
         return (folder / OPEN_CLIP_CONFIG).is_file()
     images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))

@@ -1,4 +1,4 @@
-"""Weights into a model that was built without any."""
+"""Load weights into a model that was built without weights."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from clipmerge.errors import CheckpointError
 
 
 def fill(parameters: dict[str, torch.nn.Parameter], read: Callable[[str], Tensor], source: str) -> None:
-    """Fill in every parameter.
+    """Load every parameter.
 
     Args:
         parameters: Parameters by canonical name.
-        read: Gives a tensor for a canonical name.
-        source: Where the tensors come from, for errors.
+        read: Returns the tensor of a canonical name.
+        source: Source of the tensors, for errors.
 
     Raises:
-        CheckpointError: If a parameter is not there, or has another shape.
+        CheckpointError: If a parameter is missing, or has another shape.
     """
     for name, parameter in parameters.items():
         try:
@@ -30,7 +30,7 @@ def fill(parameters: dict[str, torch.nn.Parameter], read: Callable[[str], Tensor
             ) from None
         if value.shape != parameter.shape:
             raise CheckpointError(
-                f"{source}: config.json does not fit the weights: {name} is {tuple(value.shape)}, the config says "
-                f"{tuple(parameter.shape)}"
+                f"{source}: config.json does not match the weights: {name} is {tuple(value.shape)}, but the config "
+                f"says {tuple(parameter.shape)}"
             )
         parameter.data.copy_(value)

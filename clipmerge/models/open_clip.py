@@ -1,4 +1,4 @@
-"""OpenCLIP's models: pixels and prompts to features by open_clip itself, in float32."""
+"""OpenCLIP's models: features of pixels and prompts, computed by open_clip itself in float32."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OpenClip:
 
     Attributes:
         module: The model, float32.
-        parameters: Parameters by canonical name, the statistics of batch norms among them.
+        parameters: Parameters by canonical name, including the statistics of batch norms.
     """
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
@@ -38,8 +38,8 @@ class OpenClip:
         Args:
             family: The family.
             config: Parsed ``open_clip_config.json``.
-            folder: Folder with the tokenizer, where it is not CLIP's own, and with ``preprocess_cfg`` where ``config``
-                has none.
+            folder: Folder with the tokenizer, if it is not CLIP's own, and with ``preprocess_cfg`` if ``config`` has
+                none.
 
         Raises:
             CheckpointError: If open_clip_torch is not installed, or cannot build the model or its tokenizer.
@@ -56,19 +56,19 @@ class OpenClip:
         self._blocks = {tower: _count_blocks(layers, tower) for tower in ("vision", "text")}
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Fill in every weight.
+        """Load every weight.
 
         Args:
-            read: Gives a tensor for a canonical parameter name.
-            source: Where the tensors come from, for errors.
+            read: Returns the tensor of a canonical parameter name.
+            source: Source of the tensors, for errors.
 
         Raises:
-            CheckpointError: If a parameter of the config's model is not there, or has another shape.
+            CheckpointError: If a parameter of the config's model is missing, or has another shape.
         """
         fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess as open_clip does with the checkpoint's configuration.
+        """Preprocess like open_clip with the checkpoint's configuration.
 
         Args:
             images: RGB images.
@@ -93,7 +93,7 @@ class OpenClip:
         """Embed images.
 
         Args:
-            pixels: As `pixels` returns them.
+            pixels: Result of `pixels`.
             prefix: A block and the hidden states that enter it; the blocks below do not run.
 
         Returns:
@@ -107,8 +107,8 @@ class OpenClip:
         """Embed prompts.
 
         Args:
-            tokens: As `tokens` returns them.
-            prefix: As in `image_features`.
+            tokens: Result of `tokens`.
+            prefix: See `image_features`.
 
         Returns:
             (prompts, width), unit length.
@@ -124,15 +124,15 @@ class OpenClip:
 
     @torch.no_grad()
     def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """Run a tower and keep the input of each of its blocks.
+        """Run a tower and return the input of each of its blocks.
 
         Args:
-            tower: Which.
-            inputs: What `pixels` or `tokens` returns.
+            tower: The tower.
+            inputs: Result of `pixels` or `tokens`.
 
         Returns:
             Hidden states before block 0, 1, ... and after the last; ``None`` if the tower cannot start from them, or
-            counts its blocks otherwise than its layers.
+            numbers its blocks differently from its layers.
         """
         if isinstance(inputs, Tensor):
             states = entering(self.module.visual, lambda: self.image_features(inputs))
@@ -141,7 +141,7 @@ class OpenClip:
         return states if states is not None and len(states) == self._blocks[tower] + 1 else None
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score images against classes: cosines times the scale, plus the bias where there is one.
+        """Score images against classes: cosines times the scale, plus the bias if there is one.
 
         Args:
             images: (batch, width), unit length.
@@ -169,7 +169,7 @@ def _import_open_clip() -> Any:
 
 
 def _build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
-    """Build the class that ``open_clip.create_model`` builds, without looking for anybody's pretrained towers."""
+    """Build the same class as ``open_clip.create_model``, without loading pretrained towers."""
     settings = deepcopy(model_cfg)
     vision, text = (settings.get(f"{side}_cfg") for side in ("vision", "text"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):
@@ -190,7 +190,7 @@ def _build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
 
 
 def _transform(config: dict[str, Any], folder: Path, image_size: Any) -> Callable[[Image], Tensor]:
-    """The preprocessing that open_clip sets up for inference."""
+    """The preprocessing of open_clip for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     stated = config.get("preprocess_cfg") or _read_config(folder).get("preprocess_cfg") or {}
@@ -204,15 +204,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
-    """The tokenizer that ``open_clip.get_tokenizer`` picks, its files taken from the folder: texts to token ids."""
+    """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
     text = model_cfg.get("text_cfg") or {}
     length, options = text.get("context_length", 77), dict(text.get("tokenizer_kwargs") or {})
     if not text.get("hf_tokenizer_name"):
         tokenizer = library.SimpleTokenizer(context_length=length, **options)
         if tokenizer.vocab_size > text.get("vocab_size", 49408):
             raise CheckpointError(
-                f"{folder}: the text tower has {text['vocab_size']} tokens, CLIP's tokenizer {tokenizer.vocab_size}; "
-                "name its tokenizer in text_cfg.hf_tokenizer_name and put the tokenizer's files there"
+                f"{folder}: the text tower has {text['vocab_size']} tokens, but CLIP's tokenizer "
+                f"{tokenizer.vocab_size}; name its tokenizer in text_cfg.hf_tokenizer_name and put the tokenizer's "
+                "files there"
             )
         return tokenizer
     try:

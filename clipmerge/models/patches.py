@@ -1,4 +1,4 @@
-"""Images as sequences of patches (SigLIP 2 at any aspect ratio), packed into the one tensor that a batch is."""
+"""Images as sequences of patches (SigLIP 2 at any aspect ratio), packed into one tensor per batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def pack(processed: Mapping[str, Any]) -> Tensor:
-    """Put patches, their mask and the images' shapes side by side.
+    """Concatenate patches, their mask and the images' shapes.
 
     Args:
         processed: ``pixel_values`` (batch, patches, entries), ``pixel_attention_mask`` (batch, patches) and
@@ -26,7 +26,7 @@ def pack(processed: Mapping[str, Any]) -> Tensor:
 
 
 def unpack(pixels: Tensor) -> dict[str, Tensor]:
-    """Take apart what `pack` put together: the arguments of the vision tower."""
+    """Inverse of `pack`: the arguments of the vision tower."""
     patches, mask, shapes = torch.split(pixels, [pixels.shape[-1] - 3, 1, 2], dim=-1)
     return {
         "pixel_values": patches,

@@ -1,4 +1,4 @@
-"""The two-tower models of transformers: pixels and prompts to features, in float32."""
+"""The two-tower models of transformers: features of pixels and prompts, in float32."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TransformersClip:
     """
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
-        """Build the model without weights; `load` fills them in.
+        """Build the model without weights, to be loaded with `load`.
 
         Args:
             family: The family.
@@ -44,7 +44,7 @@ class TransformersClip:
             folder: Folder with the processor and the tokenizer.
 
         Raises:
-            CheckpointError: If there is no processor there.
+            CheckpointError: If the folder has no processor.
         """
         self.processor = _load_processor(folder)
         self.module = _without_weights(getattr(transformers, family.model_class), config)
@@ -54,19 +54,19 @@ class TransformersClip:
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Fill in every weight.
+        """Load every weight.
 
         Args:
-            read: Gives a tensor for a canonical parameter name.
-            source: Where the tensors come from, for errors.
+            read: Returns the tensor of a canonical parameter name.
+            source: Source of the tensors, for errors.
 
         Raises:
-            CheckpointError: If a parameter of the config's model is not there, or has another shape.
+            CheckpointError: If a parameter of the config's model is missing, or has another shape.
         """
         fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess as the checkpoint does.
+        """Preprocess like the checkpoint.
 
         Args:
             images: RGB images.
@@ -98,7 +98,7 @@ class TransformersClip:
         return {key: encoded[key] for key in ("input_ids", "attention_mask")[: 1 if self._reads_padding else 2]}
 
     def _text_length(self) -> int:
-        """Tokens the text tower has positions for; RoBERTa's count from behind the padding's."""
+        """Number of tokens with positions in the text tower; RoBERTa's positions start after the padding's."""
         for name, embedding in self.module.text_model.named_modules():
             if name.endswith(("position_embedding", "position_embeddings")):
                 offset = 0 if embedding.padding_idx is None else embedding.padding_idx + 1
@@ -109,7 +109,7 @@ class TransformersClip:
         """Embed images.
 
         Args:
-            pixels: As `pixels` returns them.
+            pixels: Result of `pixels`.
             prefix: A block and the hidden states that enter it; the blocks below do not run.
 
         Returns:
@@ -124,8 +124,8 @@ class TransformersClip:
         """Embed prompts.
 
         Args:
-            tokens: As `tokens` returns them.
-            prefix: As in `image_features`.
+            tokens: Result of `tokens`.
+            prefix: See `image_features`.
 
         Returns:
             (prompts, width), unit length.
@@ -136,11 +136,11 @@ class TransformersClip:
 
     @torch.no_grad()
     def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """Run a tower and keep the input of each of its blocks.
+        """Run a tower and return the input of each of its blocks.
 
         Args:
-            tower: Which.
-            inputs: What `pixels` or `tokens` returns.
+            tower: The tower.
+            inputs: Result of `pixels` or `tokens`.
 
         Returns:
             Hidden states before block 0, 1, ... and after the last; ``None`` if the tower cannot start from them.
@@ -150,7 +150,7 @@ class TransformersClip:
         return entering(self.module.text_model, lambda: self.text_features(inputs))
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score images against classes: cosines times the scale, plus the bias where there is one.
+        """Score images against classes: cosines times the scale, plus the bias if there is one.
 
         Args:
             images: (batch, width), unit length.
@@ -170,7 +170,7 @@ build = TransformersClip
 
 
 def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
-    """Build a model of uninitialised weights, float32, in eval mode, with its counted buffers right."""
+    """Build a model with uninitialised weights, float32, in eval mode, with correct position buffers."""
     settings = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
     with torch.device("meta"):
         module = model_class(model_class.config_class.from_dict(settings))

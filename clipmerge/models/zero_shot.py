@@ -14,12 +14,12 @@ from clipmerge.errors import DataError
 from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel
 
-#: Prompts that are embedded at once; more are embedded piece by piece.
+#: Prompts embedded at once; more are embedded piece by piece.
 PROMPTS_AT_ONCE = 512
 
 
 def averaged(features: Tensor, templates: int) -> Tensor:
-    """Average unit prompt features over templates, class by class, and make them unit again.
+    """Average unit prompt features over templates, class by class, and normalise them again.
 
     Args:
         features: (classes * templates, projection_dim).
@@ -32,14 +32,14 @@ def averaged(features: Tensor, templates: int) -> Tensor:
 
 
 def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) -> None:
-    """Refuse classes whose prompts are all the same tokens: nothing would be left to recognise.
+    """Refuse classes whose prompts all have the same tokens, because they cannot be distinguished.
 
     Args:
-        tokens: Prompts class by class, in pieces, as `ImageTextModel.tokens` returns them, on the CPU.
+        tokens: Prompts class by class, in pieces, from `ImageTextModel.tokens`, on the CPU.
         templates: Prompts per class.
 
     Raises:
-        DataError: If there are several classes, and one and the same prompt in each template.
+        DataError: If there are several classes, and in each template all their prompts are the same.
     """
     rows = list(_rows(tokens))
     classes = {tuple(rows[start : start + templates]) for start in range(0, len(rows), templates)}
@@ -51,7 +51,7 @@ def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) ->
 
 
 def _rows(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
-    """A hash of each prompt's ids, without the padding, which differs from piece to piece."""
+    """A hash of each prompt's ids, without padding, which differs between pieces."""
     for piece in tokens:
         masks = piece.get("attention_mask")
         for row, ids in enumerate(piece["input_ids"]):
@@ -62,19 +62,19 @@ def _rows(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
 def class_embeddings(
     model: ImageTextModel, class_names: tuple[str, ...], templates: tuple[str, ...], device: Any
 ) -> torch.Tensor:
-    """Embed classes: unit prompt features, averaged over templates, made unit again.
+    """Embed classes: unit prompt features, averaged over templates and normalised again.
 
     Args:
         model: The model, weights loaded.
         class_names: Names of the classes.
         templates: Prompt templates.
-        device: Where the model is.
+        device: Device of the model.
 
     Returns:
         (classes, projection_dim).
 
     Raises:
-        DataError: If the text tower cannot tell any class from another.
+        DataError: If the text tower gives all classes the same features.
     """
     prompts = class_prompts(class_names, templates)
     starts = range(0, len(prompts), PROMPTS_AT_ONCE)

@@ -233,7 +233,7 @@ def test_two_images_are_not_split(pair: Inputs, tmp_path: Path) -> None:
     assert plan.bought is None
     (warning,) = (text for text in plan.warnings if "bought" in text)
     assert warning == ("what the merge bought could not be measured: there are too few images to hold any back")
-    with pytest.raises(VerdictError, match="strict cannot vouch"):
+    with pytest.raises(VerdictError, match="because --strict needs its accuracy"):
         prepare(request_for(pair, "straggler-outlier", images, *QUICK, strict=True))
 
 

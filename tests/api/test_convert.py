@@ -201,13 +201,13 @@ def test_a_setting_that_is_no_count_is_named(key: str, value: Any, theirs: Path,
         ({"num_attention_heads": 3}, "vision_config.num_attention_heads makes 3 heads on 32 channels, which does not"),
         ({"layer_norm_eps": "small"}, "vision_config.layer_norm_eps is 'small', and a number from 0 on was expected"),
         ({"layer_norm_eps": float("nan")}, "vision_config.layer_norm_eps is nan"),
-        ({"hidden_act": None}, "vision_config.hidden_act is None, and a name was expected"),
-        ({"num_hidden_layers": 10**12}, "says that the vision tower has 1000000000000 layers, the weights have 3"),
+        ({"hidden_act": None}, "vision_config.hidden_act is None; expected a name"),
+        ({"num_hidden_layers": 10**12}, "says that the vision tower has 1000000000000 layers, but the weights have 3"),
         (
             {"patch_size": 64},
-            r"config.json calls for vision_model.embeddings.patch_embedding.weight of shape \(32, 3, 64",
+            r"config.json requires vision_model.embeddings.patch_embedding.weight of shape \(32, 3, 64",
         ),
-        ({"patch_size": ...}, r"weight of shape \(32, 3, 32, 32\) \(what it does not state has its default\)"),
+        ({"patch_size": ...}, r"weight of shape \(32, 3, 32, 32\) \(with defaults for missing settings\)"),
     ],
 )
 @pytest.mark.parametrize("form", ["vision_config", "vision_config_dict"])
@@ -312,7 +312,7 @@ def test_preprocessing_is_said_in_the_others_words() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": {"shortest_edge": 256}}, "resized to 256 there, and OpenCLIP resizes to the model's 224"),
+        ({"size": {"shortest_edge": 256}}, "resized to 256 there, but OpenCLIP resizes to the model's 224"),
         ({"size": 224, "crop_size": 200}, "resized to 224"),
         ({"resample": 0}, "Pillow's filter 0 there"),
     ],

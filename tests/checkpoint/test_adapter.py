@@ -296,7 +296,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "rank 0": ({"r": 0}, "not a LoRA configuration"),
     "no alpha": ({"lora_alpha": "much"}, "not a LoRA configuration"),
     "a broken pattern": ({"alpha_pattern": {"(": 1}}, "not a LoRA configuration"),
-    "another rank": ({"r": 8}, "has rank 4, adapter_config.json says 8; the scale would be wrong"),
+    "another rank": ({"r": 8}, "has rank 4, but adapter_config.json says 8; the scale would be wrong"),
 }
 
 

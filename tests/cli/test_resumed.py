@@ -155,7 +155,7 @@ def test_another_learning_does_not_go_on_from_this_one(
         stop_after(1)
         outcome = clipmerge("merge", *own, *flags, *more)
         assert outcome.code == 130
-        assert "from nothing" not in outcome.err
+        assert "starts over" not in outcome.err
         return GOES_ON.format(1, 4) in notes(outcome.err)
 
     assert not goes_on()

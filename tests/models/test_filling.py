@@ -35,4 +35,4 @@ def test_a_config_that_does_not_fit_is_that_of_the_checkpoint(
     config["projection_dim"] *= 2
     (merged / "config.json").write_text(json.dumps(config))
     line = refused(clipmerge("evaluate", merged, "--data", images))
-    assert line.startswith(f"error: {merged}: config.json does not fit the weights")
+    assert line.startswith(f"error: {merged}: config.json does not match the weights")

@@ -222,7 +222,7 @@ def test_a_missing_tokenizer_is_one_line(pairs: dict[str, Folders], square_image
     config = folder / "open_clip_config.json"
     config.write_text(config.read_text().replace('"hf_tokenizer_name": "acme/tiny"', '"pad_id": 0'))
     line = refused(clipmerge("evaluate", folder, "--data", f"val={square_images}"))
-    assert "the text tower has 58 tokens, CLIP's tokenizer 49408" in line
+    assert "the text tower has 58 tokens, but CLIP's tokenizer 49408" in line
 
 
 def test_a_config_open_clip_cannot_build_is_one_line(square_images: Path, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_an_edit_that_says_nonsense_is_refused(tmp_path: Path, what: str) -> Non
     [
         ({"mask": "n-m", "mask_options": {"n": 0}}, "layer 'vision.1.mlp': mask n-m: option 'n' cannot be 0"),
         ({"mask": "n-m", "mask_options": {"k": 1}}, "mask n-m: no option 'k'"),
-        ({"mask": "n-m", "density": 0.5}, "has density 0.5, which the mask 'n-m' does not know"),
+        ({"mask": "n-m", "density": 0.5}, "has density 0.5, which the mask 'n-m' does not have"),
         ({"mask": "spectral", "parameters": {"a.weigth": {}}}, "'a.weigth', which it does not have.*mean 'a.weight'"),
         ({"mask": "spectral", "parameters": {"a.weight": {"low": float("nan")}}}, "option 'low' cannot be nan"),
     ],

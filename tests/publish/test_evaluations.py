@@ -102,7 +102,7 @@ BAD: dict[str, tuple[str, str]] = {
     "not there": ("", "cannot be read as JSON"),
     "not JSON": ("{", "cannot be read as JSON"),
     "a list": ("[]", "is not a JSON object"),
-    "another": ('{"accuracy": 1}', r"not written by `clipmerge evaluate --format json` or `sweep` wrote"),
+    "another": ('{"accuracy": 1}', r"not written by `clipmerge evaluate --format json` or `sweep` \("),
     "a broken sweep": ('{"recipes": 3}', r"not written by `clipmerge evaluate"),
     "other weights": (
         json.dumps({"checkpoint": {"source": "x", "files": {"model.safetensors": "cd" * 32}}, "accuracy": {}}),
