@@ -14,6 +14,7 @@ from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import own_templates, templates_for
+from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Recipe
 from clipmerge.request import SweepRequest
@@ -87,13 +88,13 @@ def record_of(
         loaded: Images by name.
         notes: Warnings.
     """
-    finetuned = [each.provenance(hashed=request.hashed) for each in inputs.finetuned]
     return {
+        "format": SWEEP_FORMAT,
         "clipmerge": __version__,
         "output": None,
         "command": request.command,
         "zeroshot": inputs.zeroshot.provenance(hashed=request.hashed),
-        "finetuned": finetuned[0] if len(finetuned) == 1 else finetuned,
+        "finetuned": [each.provenance(hashed=request.hashed) for each in inputs.finetuned],
         "id": list(request.id_sources),
         "ood": list(request.ood_sources),
         "sources": {name: images.source for name, images in loaded.items()},

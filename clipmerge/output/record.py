@@ -25,6 +25,8 @@ from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 
 FORMAT = "clipmerge-record/2"
+#: Format of the record of a sweep; see `docs/sweep.md`. Version 1, which had none, is still read.
+SWEEP_FORMAT = "clipmerge-sweep/2"
 #: Fields of published records only, or of records with results to publish.
 PUBLISHED = ("accuracy", "images", "sources", "card")
 _UNTOUCHED = LayerPlan(alpha=0.0, reason="not in the plan: zero-shot")

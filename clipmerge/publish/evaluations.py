@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from clipmerge.errors import ClipmergeError, UsageError, shorten
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.images.hub_dataset import PREFIX, parse_dataset
-from clipmerge.output.record import DataSource, MergeRecord
+from clipmerge.output.record import SWEEP_FORMAT, DataSource, MergeRecord
 
 _TASK = "zero-shot-image-classification"
 #: Keys of a record that hold results by name: shares in 0..1, numbers of images, and sources of the images.
@@ -81,7 +81,12 @@ def _of_evaluation(file: Path, found: dict[str, Any], record: MergeRecord) -> di
 
 
 def _of_sweep(file: Path, found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
-    tuned = found["finetuned"]
+    if found.get("format", SWEEP_FORMAT) != SWEEP_FORMAT:
+        raise UsageError(
+            f"--evaluation {file}: has the format {str(found['format'])[:40]!r}, but this version of clipmerge reads "
+            f"{SWEEP_FORMAT!r}; update clipmerge, or sweep again"
+        )
+    tuned = found["finetuned"]  # without a format, an object for a single checkpoint
     several = tuned if isinstance(tuned, list) else [tuned]
     same = [found["zeroshot"]["files"], [each["files"] for each in several], found["seed"]]
     ours = [record.zeroshot.files, [each.files for each in record.finetuned], record.seed]

@@ -39,8 +39,8 @@ def ends_of(record: dict[str, Any]) -> dict[float, str]:
     Args:
         record: Result of `clipmerge.api.sweep.sweep`.
     """
-    several = record.get("finetuned")
-    return {0.0: "zero-shot", 1.0: f"average of {len(several)}" if isinstance(several, list) else "fine-tuned"}
+    count = len(record.get("finetuned", ()))
+    return {0.0: "zero-shot", 1.0: f"average of {count}" if count > 1 else "fine-tuned"}
 
 
 @dataclass(frozen=True)
