@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from clipmerge.planning.measurements import Measurements
+
 
 def hold_back(
     task: Task,
@@ -79,20 +81,16 @@ def hold_back(
         bootstraps=bootstraps,
         seed=task.seed,
     )
-    if mask and requires("masks", mask, "score") and not measurements.gradients:
-        raise RecipeError(
-            f"method {method}: the {mask} mask needs gradients, which {measurements.measure} does not keep; "
-            "measure with path-barrier, or set method.mask=magnitude"
-        )
+    _check_gradients(method, mask, measurements)
+    straggler = LayerPlan(
+        alpha=straggler_alpha,
+        density=density if mask and "density" in plugin_options("masks", mask) else 1.0,
+        mask=mask,
+        mask_options=mask_options or {},
+    )
     layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}
     for layer in found.names:
-        layers[layer] = LayerPlan(
-            alpha=straggler_alpha,
-            density=density if mask and "density" in plugin_options("masks", mask) else 1.0,
-            mask=mask,
-            mask_options=mask_options or {},
-            reason=_reason(found, layer, statistic),
-        )
+        layers[layer] = straggler.model_copy(update={"reason": _reason(found, layer, statistic)})
     edit = f"alpha {straggler_alpha:g}" + (f" and the {mask} mask" if mask else "")
     rest = f"they get {edit}, the rest alpha {alpha:g}" if found.names else f"every layer gets alpha {alpha:g}"
     return Decision(
@@ -104,6 +102,14 @@ def hold_back(
         straggler_scores=found.scores,
         scores=scores_for(task, layers),
     )
+
+
+def _check_gradients(method: str, mask: str | None, measurements: Measurements) -> None:
+    if mask and requires("masks", mask, "score") and not measurements.gradients:
+        raise RecipeError(
+            f"method {method}: the {mask} mask needs gradients, which {measurements.measure} does not keep; "
+            "measure with path-barrier, or set method.mask=magnitude"
+        )
 
 
 def scores_for(task: Task, layers: dict[str, LayerPlan]) -> dict[str, Tensor]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from clipmerge.calibration import steps as step_layout
@@ -25,10 +22,7 @@ from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.methods.learned import learned
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.recipe import recipe_text
-from tests.support.command import Outcome, clipmerge
 from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
-from tests.support.tiny_clip import save_images
 
 SIZES = (4, 4, 3)
 STILL = Goal(0.7, changes=())
@@ -341,70 +335,3 @@ def test_the_method_needs_coefficients(tmp_path: Path) -> None:
         learned(Task(pair, measurements))
     with pytest.raises(RecipeError, match="needs a `measure:`"):
         learned(Task(pair))
-
-
-def run_well(outcome: Outcome) -> Outcome:
-    assert outcome.code == 0, outcome.err
-    return outcome
-
-
-@pytest.fixture(scope="module")
-def merged(
-    pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, Any]]:
-    """A merge by the recipe, with few steps."""
-    output = tmp_path_factory.mktemp("auto") / "merged"
-    options = ["--data", images, "--set", "measure.steps=4", "--batch-size", 8, "--format", "json"]
-    return output, run_well(clipmerge("merge", *pair, "--recipe", "auto", *options, "--output", output)).json
-
-
-def test_a_merge_by_the_recipe_tells_numbers(merged: tuple[Path, dict[str, Any]]) -> None:
-    for layer, entry in merged[1]["layers"].items():
-        low, high = entry["alpha_range"]
-        assert 0 <= low <= entry["alpha"] <= high <= 1, layer
-        assert entry["density"] == 1
-        assert entry["reason"].startswith("learned: ")
-        assert set(merged[1]["measurements"][layer]) == {"at_zero", "at_one", "change"}
-    assert "learned coefficients; loss " in merged[1]["verdict"]
-    assert merged[1]["stragglers"] == []
-    assert json.loads((merged[0] / "plan" / "plan.json").read_text())["measurements"]["trace"]["calibration"]
-
-
-def test_plan_and_apply_give_the_bytes_of_merge(
-    merged: tuple[Path, dict[str, Any]], pair: tuple[Path, Path], images: Path, tmp_path: Path
-) -> None:
-    options = ["--data", images, "--set", "measure.steps=4", "--batch-size", 8]
-    run_well(clipmerge("plan", *pair, "--recipe", "auto", *options, "--output", tmp_path / "plan.json"))
-    for plan in (tmp_path / "plan.json", merged[0] / "plan" / "plan.json"):
-        out = tmp_path / f"applied-{plan.parent.name}"
-        applied = run_well(clipmerge("apply", plan, "--output", out, "--format", "json")).json
-        assert applied["files"] == merged[1]["files"]
-        assert applied["layers"] == merged[1]["layers"]
-
-
-def test_the_written_weights_are_those_that_were_learned(merged: tuple[Path, dict[str, Any]], pair: Any) -> None:
-    plan = merged[0] / "plan"
-    held = load_file(plan / "plan.tensors.safetensors")
-    zeroshot, finetuned, written = (load_file(f / "model.safetensors") for f in (*pair, merged[0]))
-    for name, tensor in written.items():
-        coefficient = held[f"coefficients:{name}"].double()
-        expected = zeroshot[name].double() + coefficient * (finetuned[name].double() - zeroshot[name].double())
-        assert torch.allclose(tensor.double(), expected, atol=1e-6, rtol=1e-6), name
-
-
-@pytest.mark.parametrize("recipe", ["auto", "tpgm"])
-def test_the_learning_recipes_sweep(pair: Any, images: Path, tmp_path: Path, recipe: str) -> None:
-    sources = ["--id", f"near={images}", "--ood", f"far={save_images(tmp_path / 'far', seed=9)}", "--data", images]
-    file = tmp_path / f"{recipe}.yaml"
-    file.write_text(re.sub(r"steps: \d+", "steps: 2", recipe_text(recipe)))
-    options = ["--recipe", file, "--alphas", "0,1", "--format", "json"]
-    record = run_well(clipmerge("sweep", *pair, *sources, *options, "--output", tmp_path / "sweep")).json
-    assert record["recipes"][0]["alpha"] is None
-    assert record["recipes"][0]["name"] == recipe
-
-
-def test_a_factor_of_nothing_is_zero_shot(pair: Any, images: Path, tmp_path: Path) -> None:
-    options = ["--data", images, "--set", "measure.steps=1", "--set", "method.alpha=0"]
-    run_well(clipmerge("merge", *pair, "--recipe", "auto", *options, "--output", tmp_path / "out"))
-    zeroshot, written = (load_file(f / "model.safetensors") for f in (pair[0], tmp_path / "out"))
-    assert all(torch.equal(tensor, zeroshot[name]) for name, tensor in written.items())

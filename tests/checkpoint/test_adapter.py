@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
@@ -28,10 +27,10 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import SourceRecord
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.lora_adapters import LINEAR, Q, configure, save_adapter
 from tests.support.raw_safetensors import shard
 from tests.test_parallel import merged
 
-LINEAR = ["q_proj", "fc1", "visual_projection"]
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "every kind of module": {"target_modules": [*LINEAR, "patch_embedding", "token_embedding", "position_embedding"]},
@@ -62,28 +61,9 @@ def _peft_speaks() -> Iterator[None]:
         yield
 
 
-def save_adapter(base: Path, folder: Path, model: Any = CLIPModel, **options: Any) -> Path:
-    """Save an adapter all of whose tensors were moved, as by training."""
-    torch.manual_seed(0)
-    settings = {"target_modules": LINEAR, "r": 4, "lora_alpha": 6, **options}
-    adapted = get_peft_model(model.from_pretrained(base), LoraConfig(**settings))
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape))
-    adapted.save_pretrained(folder)
-    return folder
-
-
 def merged_by_peft(base: Path, adapter: Path, model: Any = CLIPModel) -> dict[str, Tensor]:
     merged = PeftModel.from_pretrained(model.from_pretrained(base), adapter).merge_and_unload()
     return dict(merged.state_dict())
-
-
-def configure(adapter: Path, **changes: Any) -> Path:
-    file = adapter / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-    return adapter
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
@@ -164,9 +144,6 @@ def test_an_adapter_of_a_tower_alone_merges_into_the_full_model(pair: tuple[Path
     assert not torch.equal(adapted.tensor(Q), base.tensor(Q))
     with pytest.raises(CheckpointError, match=r"fit text_model\. and vision_model\. of .* add auto_mapping"):
         open_checkpoint(str(configure(adapter, auto_mapping=None)), base=base)
-
-
-Q = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
 
 
 def test_a_base_in_a_wrapper_is_the_same_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -280,107 +257,6 @@ def test_from_the_hub(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pyte
         adapted = open_checkpoint("alice/lora", base=open_checkpoint(str(pair[0])))
     assert adapted.revision == sha
     assert same(adapted.tensor(Q), expected[Q])
-
-
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "another kind": ({"peft_type": "LOHA"}, "type LOHA; clipmerge reads LORA.*merge_and_unload"),
-    "no kind": ({"peft_type": None}, "type NONE"),
-    "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which changes the base"),
-    "loftq": ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
-    "replication": ({"layer_replication": [[0, 2]]}, "uses layer_replication, whose arithmetic"),
-    "qalora": ({"use_qalora": True}, "uses use_qalora"),
-    "parameters": ({"target_parameters": ["class_embedding"]}, "uses target_parameters"),
-    "tokens": ({"trainable_token_indices": [1]}, "uses trainable_token_indices"),
-    "an option of tomorrow": ({"use_quantum": {"qubits": 3}}, "uses use_quantum"),
-    "no rank": ({"r": None}, "not a LoRA configuration"),
-    "rank 0": ({"r": 0}, "not a LoRA configuration"),
-    "no alpha": ({"lora_alpha": "much"}, "not a LoRA configuration"),
-    "a broken pattern": ({"alpha_pattern": {"(": 1}}, "not a LoRA configuration"),
-    "another rank": ({"r": 8}, "has rank 4, but adapter_config.json says 8; the scale would be wrong"),
-}
-
-
-@pytest.fixture(scope="module")
-def plain(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return save_adapter(pair[0], tmp_path_factory.mktemp("plain") / "adapter")
-
-
-def refuse(adapter: Path | str, base: Path, message: str) -> None:
-    with pytest.raises(CheckpointError, match=message) as caught:
-        open_checkpoint(str(adapter), base=open_checkpoint(str(base)))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_not_understood_is_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, what: str) -> None:
-    changes, message = REFUSED[what]
-    refuse(configure(Path(shutil.copytree(plain, tmp_path / "a")), **changes), pair[0], message)
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
-def test_a_broken_configuration_is_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, text: str) -> None:
-    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
-    (adapter / "adapter_config.json").write_text(text)
-    refuse(adapter, pair[0], "cannot be read as an adapter's configuration")
-    (adapter / "adapter_config.json").unlink()
-    refuse(adapter, pair[0], "cannot be read as an adapter's configuration")
-
-
-A = f"base_model.model.{Q.replace('weight', 'lora_A.weight')}"
-TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
-    "half a pair": ({A: None}, "the LoRA of .*q_proj.weight is incomplete"),
-    "torch's attention": (
-        {"base_model.model.transformer.resblocks.0.attn.base_layer.out_proj.lora_A.weight": torch.zeros(4, 32)},
-        r"LoRA on torch's MultiheadAttention is not supported\. merge it where it was trained",
-    ),
-    "an unknown factor": ({A.replace("lora_A", "lora_E"): torch.zeros(4)}, "lora_E.weight is of an unknown kind"),
-    "no module": ({"logit": torch.zeros(1)}, "tensor logit is of an unknown kind"),
-    "an unknown module": (
-        {"base_model.model.vision_model.adapter.weight": torch.zeros(2)},
-        r"1 of the parameters it changes are not in .*: vision_model\.adapter\.weight; give the base",
-    ),
-    "another width": ({A: torch.zeros(4, 31)}, r"the LoRA of .* is \(32, 4\) by \(4, 31\), the base's \(32, 32\)"),
-    "integers": ({A: torch.zeros(4, 32, dtype=torch.int64)}, "is not a float on both sides"),
-    "another shape": (
-        {"base_model.model.text_projection.weight": torch.zeros(16, 31)},
-        r"text_projection\.weight is \(16, 31\), the base's",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", TENSORS)
-def test_tensors_that_do_not_fit_are_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, what: str) -> None:
-    changes, message = TENSORS[what]
-    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
-    tensors = {**load_file(adapter / "adapter_model.safetensors"), **changes}
-    kept = {key: tensor for key, tensor in tensors.items() if tensor is not None}
-    save_file(kept, adapter / "adapter_model.safetensors")
-    refuse(adapter, pair[0], message)
-
-
-def test_nan_in_an_adapter_is_found(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
-    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
-    file = adapter / "adapter_model.safetensors"
-    save_file({**load_file(file), A: torch.full((4, 32), float("nan"))}, file)
-    line = refused(clipmerge("merge", pair[0], adapter, "--recipe", "wise-ft", "--output", tmp_path / "out"))
-    assert f"{adapter}: tensor {Q} holds NaN" in line
-
-
-def test_an_adapter_alone_is_no_checkpoint(pair: tuple[Path, Path], plain: Path, images: Path) -> None:
-    for command in (("merge", plain, pair[0], "--recipe", "wise-ft", "--output", "x"), ("inspect", plain),
-                    ("evaluate", plain, "--data", images)):  # fmt: skip
-        line = refused(clipmerge(*command))
-        assert "is a peft adapter, not a full model; make a checkpoint from it and its base" in line
-
-
-def test_an_adapter_beside_a_model_is_ambiguous(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(pair[0], tmp_path / "both"))
-    shutil.copytree(plain, folder, dirs_exist_ok=True)
-    refuse(folder, pair[0], "holds both model.safetensors and adapter_model.safetensors")
-    assert open_checkpoint(str(folder / "model.safetensors")).source.endswith("model.safetensors")
-    refuse(folder / "adapter_model.safetensors", plain.parent, "no model.safetensors")
 
 
 def test_an_adapter_is_formed_alike_on_several_threads(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ RECORD: dict[str, Any] = {
     "output": "out",
     "command": "clipmerge sweep zeroshot finetuned --id val=val",
     "zeroshot": {"source": "zeroshot", "revision": None, "files": {}},
-    "finetuned": {"source": "acme/cars", "revision": "c" * 40, "files": {}},
+    "finetuned": [{"source": "acme/cars", "revision": "c" * 40, "files": {}}],
     "id": ["val"],
     "ood": list(NAMES),
     "sources": {"val": "val", "sketch": "sketch", "noise": "hf://noise"},

@@ -1,0 +1,119 @@
+"""Adapters that are not understood, broken or alone are refused in one line."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.errors import CheckpointError
+from tests.support.command import clipmerge, refused
+from tests.support.lora_adapters import Q, configure, save_adapter
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "another kind": ({"peft_type": "LOHA"}, "type LOHA; clipmerge reads LORA.*merge_and_unload"),
+    "no kind": ({"peft_type": None}, "type NONE"),
+    "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which changes the base"),
+    "loftq": ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
+    "replication": ({"layer_replication": [[0, 2]]}, "uses layer_replication, whose arithmetic"),
+    "qalora": ({"use_qalora": True}, "uses use_qalora"),
+    "parameters": ({"target_parameters": ["class_embedding"]}, "uses target_parameters"),
+    "tokens": ({"trainable_token_indices": [1]}, "uses trainable_token_indices"),
+    "an option of tomorrow": ({"use_quantum": {"qubits": 3}}, "uses use_quantum"),
+    "no rank": ({"r": None}, "not a LoRA configuration"),
+    "rank 0": ({"r": 0}, "not a LoRA configuration"),
+    "no alpha": ({"lora_alpha": "much"}, "not a LoRA configuration"),
+    "a broken pattern": ({"alpha_pattern": {"(": 1}}, "not a LoRA configuration"),
+    "another rank": ({"r": 8}, "has rank 4, but adapter_config.json says 8; the scale would be wrong"),
+}
+
+
+@pytest.fixture(scope="module")
+def plain(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return save_adapter(pair[0], tmp_path_factory.mktemp("plain") / "adapter")
+
+
+def refuse(adapter: Path | str, base: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(str(adapter), base=open_checkpoint(str(base)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_is_not_understood_is_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, what: str) -> None:
+    changes, message = REFUSED[what]
+    refuse(configure(Path(shutil.copytree(plain, tmp_path / "a")), **changes), pair[0], message)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
+def test_a_broken_configuration_is_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, text: str) -> None:
+    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
+    (adapter / "adapter_config.json").write_text(text)
+    refuse(adapter, pair[0], "cannot be read as an adapter's configuration")
+    (adapter / "adapter_config.json").unlink()
+    refuse(adapter, pair[0], "cannot be read as an adapter's configuration")
+
+
+A = f"base_model.model.{Q.replace('weight', 'lora_A.weight')}"
+
+TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
+    "half a pair": ({A: None}, "the LoRA of .*q_proj.weight is incomplete"),
+    "torch's attention": (
+        {"base_model.model.transformer.resblocks.0.attn.base_layer.out_proj.lora_A.weight": torch.zeros(4, 32)},
+        r"LoRA on torch's MultiheadAttention is not supported\. merge it where it was trained",
+    ),
+    "an unknown factor": ({A.replace("lora_A", "lora_E"): torch.zeros(4)}, "lora_E.weight is of an unknown kind"),
+    "no module": ({"logit": torch.zeros(1)}, "tensor logit is of an unknown kind"),
+    "an unknown module": (
+        {"base_model.model.vision_model.adapter.weight": torch.zeros(2)},
+        r"1 of the parameters it changes are not in .*: vision_model\.adapter\.weight; give the base",
+    ),
+    "another width": ({A: torch.zeros(4, 31)}, r"the LoRA of .* is \(32, 4\) by \(4, 31\), the base's \(32, 32\)"),
+    "integers": ({A: torch.zeros(4, 32, dtype=torch.int64)}, "is not a float on both sides"),
+    "another shape": (
+        {"base_model.model.text_projection.weight": torch.zeros(16, 31)},
+        r"text_projection\.weight is \(16, 31\), the base's",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TENSORS)
+def test_tensors_that_do_not_fit_are_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, what: str) -> None:
+    changes, message = TENSORS[what]
+    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
+    tensors = {**load_file(adapter / "adapter_model.safetensors"), **changes}
+    kept = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+    save_file(kept, adapter / "adapter_model.safetensors")
+    refuse(adapter, pair[0], message)
+
+
+def test_nan_in_an_adapter_is_found(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
+    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
+    file = adapter / "adapter_model.safetensors"
+    save_file({**load_file(file), A: torch.full((4, 32), float("nan"))}, file)
+    line = refused(clipmerge("merge", pair[0], adapter, "--recipe", "wise-ft", "--output", tmp_path / "out"))
+    assert f"{adapter}: tensor {Q} holds NaN" in line
+
+
+def test_an_adapter_alone_is_no_checkpoint(pair: tuple[Path, Path], plain: Path, images: Path) -> None:
+    for command in (("merge", plain, pair[0], "--recipe", "wise-ft", "--output", "x"), ("inspect", plain),
+                    ("evaluate", plain, "--data", images)):  # fmt: skip
+        line = refused(clipmerge(*command))
+        assert "is a peft adapter, not a full model; make a checkpoint from it and its base" in line
+
+
+def test_an_adapter_beside_a_model_is_ambiguous(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pair[0], tmp_path / "both"))
+    shutil.copytree(plain, folder, dirs_exist_ok=True)
+    refuse(folder, pair[0], "holds both model.safetensors and adapter_model.safetensors")
+    assert open_checkpoint(str(folder / "model.safetensors")).source.endswith("model.safetensors")
+    refuse(folder / "adapter_model.safetensors", plain.parent, "no model.safetensors")

@@ -1,0 +1,192 @@
+"""Outputs that would destroy something or cannot be written are refused before any work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from clipmerge.errors import OutputError
+from clipmerge.files.staging import staged_files
+from clipmerge.output.checks import check_output, check_output_file
+from clipmerge.planning.tensors import PlanTensors
+from tests.files.test_staging import content, write
+
+
+def test_an_output_that_exists_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "out", "1")
+    with pytest.raises(OutputError, match="out: already exists; choose another --output, or pass --overwrite"):
+        check_output(tmp_path / "out", overwrite=False)
+    check_output(tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling"])
+def test_overwrite_never_touches_what_clipmerge_did_not_write(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "out"
+    if kind == "folder":
+        output.mkdir()
+        (output / "thesis.tex").write_text("x")
+    elif kind == "file":
+        output.write_text("x")
+    else:
+        output.symlink_to(tmp_path / "nothing")
+    with pytest.raises(OutputError, match=r"was not written by clipmerge \(it holds no clipmerge\.json\)"):
+        check_output(output, overwrite=True)
+
+
+def test_an_output_that_holds_an_input_is_refused(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "clip"
+    model.mkdir(parents=True)
+    for output in (model, tmp_path / "models", tmp_path):
+        with pytest.raises(OutputError, match=r"holds the checkpoint .*clip; choose another --output"):
+            check_output(output, overwrite=True, inputs=[model])
+    check_output(tmp_path / "models" / "merged", overwrite=False, inputs=[model])
+
+
+@pytest.mark.parametrize("place", ["new", "cat/new", "new/deeper", "../photos/new", "link"])
+def test_an_output_among_images_that_are_read_is_refused(tmp_path: Path, place: str) -> None:
+    photos = tmp_path / "photos"
+    (photos / "cat").mkdir(parents=True)
+    (photos / "link").symlink_to(tmp_path / "elsewhere")
+    before = content(tmp_path)
+    with pytest.raises(OutputError, match=f"lies inside {photos}, which this command reads as images; choose another"):
+        check_output(photos / place, overwrite=True, read=[photos])
+    assert content(tmp_path) == before
+    check_output(tmp_path / "photos-swept", overwrite=False, read=[photos])
+
+
+def test_an_output_beside_a_file_that_is_read_or_in_a_checkpoint_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("x")
+    check_output(tmp_path / "out", overwrite=False, inputs=[tmp_path], read=[tmp_path / "recipe.yaml"])
+
+
+@pytest.mark.parametrize("place", ["{long}", "not/there/{long}", "{long}/out", "/".join(["x" * 200] * 30), "é" * 128])
+def test_a_name_that_is_too_long_is_said_to_be(tmp_path: Path, place: str) -> None:
+    output = tmp_path / place.format(long="x" * 256)
+    with pytest.raises(OutputError, match=f"^{output}: the name is too long; choose a shorter --output$"):
+        check_output(output, overwrite=False, inputs=[tmp_path / "model"], read=[tmp_path / "images"])
+    with pytest.raises(OutputError, match=f"^{output}: the name is too long; choose a shorter --output$"):
+        check_output_file(output, tmp_path / "x.tensors.safetensors", overwrite=True)
+    assert content(tmp_path) == []
+
+
+def test_a_plan_whose_tensors_would_have_too_long_a_name_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / f"{'x' * 240}.json"
+    with pytest.raises(OutputError, match=r"x\.json: the name is too long"):
+        check_output_file(output, tmp_path / f"{'x' * 240}.tensors.safetensors", overwrite=False)
+
+
+def test_the_longest_names_are_not_refused(tmp_path: Path) -> None:
+    for name in ("x" * 255, "é" * 127):
+        check_output(tmp_path / "a" / name, overwrite=False)
+
+
+def test_the_root_is_refused_like_any_folder() -> None:
+    with pytest.raises(OutputError, match="/: holds the checkpoint"):
+        check_output(Path("/"), overwrite=True, inputs=[Path("/tmp")])
+
+
+def test_a_place_that_cannot_be_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match=r"cannot be created because .*file is a file; choose another --output"):
+        check_output(tmp_path / "file" / "out", overwrite=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(OutputError, match="is not writable for you"):
+        check_output(tmp_path / "a" / "out", overwrite=False)
+
+
+PLAN = '{"format": "clipmerge-plan/1"}'
+
+
+def write_tensors(file: Path) -> None:
+    tensors = PlanTensors(scores={"a": torch.zeros(2)}, coefficients={"b": torch.zeros(1)})
+    save_file(tensors.to_file(), file)
+
+
+def test_a_plan_never_takes_the_place_of_something_else(tmp_path: Path) -> None:
+    beside = tmp_path / "plan.tensors.safetensors"
+    check_output_file(tmp_path / "plan.json", beside, overwrite=False)
+    write_tensors(beside)
+    with pytest.raises(OutputError, match="is in the way of the tensors"):
+        check_output_file(tmp_path / "plan.json", beside, overwrite=True)
+    (tmp_path / "plan.json").write_text(PLAN)
+    check_output_file(tmp_path / "plan.json", beside, overwrite=True)
+    with pytest.raises(OutputError, match="already exists"):
+        check_output_file(tmp_path / "plan.json", beside, overwrite=False)
+    for wrong in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(OutputError, match="a plan is a JSON file"):
+            check_output_file(wrong, beside, overwrite=True)
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "clip"}', '["clipmerge-plan/1"]', "{", "", "[" * 100_000, b"\xff"])
+def test_overwrite_replaces_no_json_that_is_no_plan(tmp_path: Path, text: str | bytes) -> None:
+    output = tmp_path / "config.json"
+    output.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(OutputError, match=r"config\.json: is not a plan written by clipmerge.*choose another --output"):
+        check_output_file(output, tmp_path / "config.tensors.safetensors", overwrite=True)
+
+
+def test_overwrite_waits_for_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "plan.json")
+    with pytest.raises(OutputError, match="is not a plan"):
+        check_output_file(tmp_path / "plan.json", tmp_path / "plan.tensors.safetensors", overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["weights", "text", "nothing", "folder", "link"])
+def test_overwrite_replaces_no_tensors_that_are_no_plans(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "plan.json").write_text(PLAN)
+    beside = tmp_path / "plan.tensors.safetensors"
+    if kind == "link":
+        beside.symlink_to(tmp_path / "nowhere")
+    elif kind == "folder":
+        beside.mkdir()
+    elif kind == "text":
+        beside.write_text("x")
+    else:
+        save_file({"logit_scale": torch.zeros(1)} if kind == "weights" else {}, beside)
+    with pytest.raises(OutputError, match="is in the way of the tensors"):
+        check_output_file(tmp_path / "plan.json", beside, overwrite=True)
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_plan_is_not_written_to_a_link(tmp_path: Path, dangling: bool) -> None:
+    link, real = tmp_path / "link.json", tmp_path / "sub" / "real.json"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    if not dangling:
+        real.write_text(PLAN)
+    before = content(tmp_path)
+    with pytest.raises(OutputError, match=r"link\.json: is a link to .*real\.json; give the file itself"):
+        check_output_file(link, tmp_path / "link.tensors.safetensors", overwrite=True)
+    with pytest.raises(OutputError, match="is a link to"), staged_files(link) as folder:
+        pytest.fail(f"{folder} was made")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "deep", "link to outside", "link from outside"])
+def test_an_output_that_holds_what_is_read_is_refused(tmp_path: Path, kind: str) -> None:
+    output = tmp_path / "out"
+    write(output, "old")
+    read = {"deep": output / "a" / "b.yaml", "link from outside": tmp_path / "link"}.get(kind, output / "x")
+    (output / "a").mkdir()
+    (tmp_path / "elsewhere").write_text("1")
+    if kind == "folder":
+        read.mkdir()
+    elif kind == "link to outside":
+        read.symlink_to(tmp_path / "elsewhere")
+    elif kind == "link from outside":
+        read.symlink_to(output / "clipmerge.json")
+    else:
+        read.write_text("1")
+    with pytest.raises(OutputError, match=f"out: holds {read}, which this command reads; choose another --output"):
+        check_output(output, overwrite=True, read=[read])
+    check_output(output, overwrite=True, read=[tmp_path / "elsewhere"])
+
+
+def test_another_commands_output_is_called_that(tmp_path: Path) -> None:
+    write(tmp_path / "out", "merged")
+    with pytest.raises(OutputError, match=r"was written by another command \(clipmerge merge or apply; it holds clip"):
+        check_output(tmp_path / "out", overwrite=True, record="conversion.json")

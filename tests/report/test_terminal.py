@@ -1,0 +1,46 @@
+"""The summary on the terminal: its size, its rows, and names from strangers."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.support.merge_records import RECORDS, data_free, example, printed, varied
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_table_fits_a_terminal(name):
+    lines = printed(RECORDS[name]).splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in "".join(lines)
+
+
+def test_table_fits_when_every_layer_differs():
+    record = varied(data_free())
+    lines = printed(record).splitlines()
+    assert len(lines) <= 25
+    assert any("0.300-0.435" in line for line in lines)
+
+
+def test_table_spells_stragglers_out_and_collapses_the_rest():
+    text = printed(example(stragglers=("vision.3.mlp",)))
+    assert re.search(r"^vision\.3\.mlp +0\.20 +0\.50 +saliency +\+0\.0940", text, re.M)
+    assert "straggler (z 4.1, flagged in 97% of resamples)" in text
+    assert "70 layers: base alpha" in text
+    assert "3.410 at 0, 0.460 at 0.5, 0.220 at 1" in text
+
+
+def test_table_sums_shares_over_the_layers_of_a_row():
+    record = example(1, 1, ())
+    for statistics in record["measurements"].values():
+        statistics["barrier"] = 0.25
+    row = next(line for line in printed(record).splitlines() if line.startswith("all "))
+    assert f"+{0.25 * len(record['layers']):.3f}" in row
+
+
+def test_table_keeps_markup_and_control_characters_out_of_the_terminal():
+    record = example(1, 1, ())
+    record["verdict"] = "[red]a\x1b[2Jb[/red]"
+    assert "[red]a [2Jb[/red]" in printed(record)
