@@ -24,7 +24,7 @@ DEBUG = "CLIPMERGE_DEBUG"
 _INTERRUPTED = "interrupted"
 _ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
 # When one process fails, a launcher ends the others within 0.1 s (older launchers: 5 s).
-_SECONDS_FOR_THE_MAIN_PROCESS = 10.0
+SECONDS_FOR_THE_MAIN_PROCESS = 10.0
 
 
 class Unprintable(Exception):
@@ -98,7 +98,7 @@ def leave_it_to_the_main_process() -> None:
     one has reported its error; only an error that the main process does not have is reported here.
     """
     if _repeats_the_main_process():
-        time.sleep(_SECONDS_FOR_THE_MAIN_PROCESS)
+        time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
 
 
 def _repeats_the_main_process() -> bool:

@@ -9,19 +9,20 @@ import mmap
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 
 from clipmerge.files.cache import user_cache
 from clipmerge.files.unchanged import guarded
 
-# bytes hashed at a time; a multiple of every system's mapping granularity
-_WINDOW = 32 << 20
+#: Bytes hashed at a time; a multiple of every system's mapping granularity.
+WINDOW = 32 << 20
 #: Files smaller than this are hashed faster than looked up.
 REMEMBERED_BYTES = 16 << 20
-# A file that changes twice within one tick of the file system's clock keeps its times. So a hash is remembered only if
-# the file has not changed for longer than any such tick; git does the same for its index.
-_SETTLED_NS = 3_000_000_000
+#: A file that changes twice within one tick of the file system's clock keeps its times. So a hash is remembered only if
+#: the file has not changed for longer than any such tick, in nanoseconds; git does the same for its index.
+SETTLED_NS = 3_000_000_000
 _abandoned = threading.Event()
 
 
@@ -30,11 +31,15 @@ def abandon() -> None:
     _abandoned.set()
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, *, window_bytes: int = WINDOW) -> str:
     """Hash one file, a large mapped window at a time.
 
     Windows are large because a thread waits for the interpreter between two of them, and the merging threads rarely
     release it. They are mapped to avoid a copy.
+
+    Args:
+        path: The file.
+        window_bytes: Bytes hashed at a time, a multiple of the system's mapping granularity.
 
     Returns:
         Hex digest.
@@ -45,11 +50,11 @@ def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        for offset in range(0, size, _WINDOW):
+        for offset in range(0, size, window_bytes):
             if _abandoned.is_set():
                 raise CancelledError
             with mmap.mmap(
-                file.fileno(), min(_WINDOW, size - offset), access=mmap.ACCESS_READ, offset=offset
+                file.fileno(), min(window_bytes, size - offset), access=mmap.ACCESS_READ, offset=offset
             ) as window:
                 if hasattr(mmap, "MADV_WILLNEED"):  # absent on Windows
                     window.madvise(mmap.MADV_WILLNEED)
@@ -58,19 +63,31 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def remembered_sha256(path: Path) -> str:
+def remembered_sha256(
+    path: Path,
+    *,
+    least: int = REMEMBERED_BYTES,
+    settled_ns: int = SETTLED_NS,
+    hash_file: Callable[[Path], str] = sha256_of,
+) -> str:
     """Hash one file, unless it was hashed before and has not changed since.
 
     A file is unchanged if its device, inode, size, time of modification and time of status change are the same; the
     system sets the last at every write, and programs cannot set it back. A cache that cannot be read or written costs
     only time.
 
+    Args:
+        path: The file.
+        least: Smallest size of a file, in bytes, whose hash is remembered.
+        settled_ns: Nanoseconds without a change after which a hash is remembered.
+        hash_file: Function that hashes it.
+
     Returns:
         Hex digest.
     """
     before = _state(path)
-    if before["size"] < REMEMBERED_BYTES:
-        return sha256_of(path)
+    if before["size"] < least:
+        return hash_file(path)
     place = None
     # RuntimeError: a user without a home
     with contextlib.suppress(OSError, RuntimeError, ValueError):
@@ -78,8 +95,8 @@ def remembered_sha256(path: Path) -> str:
         record = json.loads(place.read_text(encoding="ascii"))
         if isinstance(record, dict) and record.get("state") == before and _is_digest(record.get("sha256")):
             return str(record["sha256"])
-    digest = sha256_of(path)
-    settled = time.time_ns() - max(before["changed"], before["modified"]) > _SETTLED_NS
+    digest = hash_file(path)
+    settled = time.time_ns() - max(before["changed"], before["modified"]) > settled_ns
     if place and settled and _state(path) == before:
         with contextlib.suppress(OSError):
             _remember(place, {"state": before, "sha256": digest})

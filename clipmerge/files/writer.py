@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,33 +24,51 @@ try:
 except ImportError:  # Windows, where direct writing is not used
     fcntl = None  # type: ignore[assignment]
 
-_BLOCK, _BLOCKS = 4 << 20, 6
 # Direct writes, which bypass the page cache, must be aligned to the disk's blocks; no disk has larger blocks than this.
 _ALIGNMENT = 4096
 _DIRECT = getattr(os, "O_DIRECT", 0) if fcntl else 0
-# Direct writing to a fast disk saves a copy and memory. If the fastest of the first blocks is written at fewer bytes
-# per second than this, the file goes through the cache, because loading the result from the disk would be slow.
-_FAST_DISK = 300e6
-_BLOCKS_TIMED = 8
-#: Bytes written through the cache between two requests to flush it to disk.
-_FLUSH_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Pacing:
+    """The sizes in which a file is written.
+
+    Direct writing to a fast disk saves a copy and memory. On a slow disk the file goes through the page cache, because
+    loading the result from the disk would be slow.
+
+    Attributes:
+        block: Bytes of a block, a multiple of the disk's alignment.
+        blocks: Number of blocks in memory.
+        timed: Number of blocks after which the disk is judged.
+        fast: Bytes per second of a fast disk, reached by the fastest block.
+        flush: Bytes written through the cache between two requests to flush it to disk.
+    """
+
+    block: int = 4 << 20
+    blocks: int = 6
+    timed: int = 8
+    fast: float = 300e6
+    flush: int = 256 << 20
+
+
+PACING = Pacing()
 
 
 class OutputFile:
     """A new file of known size; make one with `output_file`."""
 
-    def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool) -> None:
+    def __init__(self, file: int, threads: contextlib.ExitStack, *, direct: bool, hashed: bool, pacing: Pacing) -> None:
         """Start the threads, which release the interpreter while they work."""
         self._file = file
+        self._pacing = pacing
         self._digest = hashlib.sha256() if hashed else None
         self._hasher, self._writer, self._flusher = (threads.enter_context(ThreadPoolExecutor(1)) for _ in range(3))
         self._direct = direct
         self._quickest = float("inf")
         self._unflushed, self._flushing = 0, self._flusher.submit(int)
-        memory = np.frombuffer(
-            mmap.mmap(-1, _BLOCK * _BLOCKS), np.uint8
-        )  # aligned to pages, as direct writing requires
-        self._free = deque(np.split(memory, _BLOCKS))
+        # aligned to pages, as direct writing requires
+        memory = np.frombuffer(mmap.mmap(-1, pacing.block * pacing.blocks), np.uint8)
+        self._free = deque(np.split(memory, pacing.blocks))
         self._busy: deque[tuple[Array, list[Future[None]]]] = deque()
         self._block, self._filled, self._offset = self._free.popleft(), 0, 0
         self._lent: Array | None = None
@@ -65,7 +84,8 @@ class OutputFile:
             1-D, of at most ``count`` elements and at least one.
         """
         width = np.dtype(dtype).itemsize
-        place = self._block[self._filled : self._filled + min(count * width, (_BLOCK - self._filled) // width * width)]
+        left = (len(self._block) - self._filled) // width * width
+        place = self._block[self._filled : self._filled + min(count * width, left)]
         self._lent = place.view(dtype) if len(place) else np.empty(count, dtype)
         return self._lent
 
@@ -80,14 +100,14 @@ class OutputFile:
             self._advance(len(raw))
             return
         while len(raw):
-            count = min(len(raw), _BLOCK - self._filled)
+            count = min(len(raw), len(self._block) - self._filled)
             self._block[self._filled : self._filled + count] = raw[:count]
             self._advance(count)
             raw = raw[count:]
 
     def _advance(self, count: int) -> None:
         self._filled += count
-        if self._filled == _BLOCK:
+        if self._filled == len(self._block):
             self._send()
             if not self._free:
                 self._finish_oldest()
@@ -124,12 +144,13 @@ class OutputFile:
                 self._go_through_the_cache()
             self._unflushed += 0 if self._direct else count
         self._quickest = min(self._quickest, time.perf_counter() - begin)
-        if self._unflushed > _FLUSH_BYTES and self._flushing.done():
+        if self._unflushed > self._pacing.flush and self._flushing.done():
             self._flushing.result()
             self._unflushed, self._flushing = 0, self._flusher.submit(_flush, self._file)
 
     def _is_slow(self, written: int) -> bool:
-        return written == _BLOCKS_TIMED * _BLOCK and self._quickest > _BLOCK / _FAST_DISK
+        pacing = self._pacing
+        return written == pacing.timed * pacing.block and self._quickest > pacing.block / pacing.fast
 
     def _go_through_the_cache(self) -> None:
         self._direct = False
@@ -150,13 +171,14 @@ class OutputFile:
 
 
 @contextlib.contextmanager
-def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[OutputFile]:
+def output_file(path: Path, size: int, *, hashed: bool = True, pacing: Pacing = PACING) -> Iterator[OutputFile]:
     """Create a file and reserve its space on disk.
 
     Args:
         path: Path of the new file; it must not exist.
         size: Number of bytes that will be written.
         hashed: Whether to hash them while writing.
+        pacing: The sizes in which it is written; the bytes do not depend on them.
 
     Yields:
         The file; call `finish` on it at the end.
@@ -164,18 +186,18 @@ def output_file(path: Path, size: int, *, hashed: bool = True) -> Iterator[Outpu
     Raises:
         OSError: If the disk is full or fails, immediately if that is known in advance.
     """
-    file, direct = _open(path, size)
+    file, direct = _open(path, size, pacing)
     try:
         _reserve(file, path, size)
         with contextlib.ExitStack() as threads:
-            yield OutputFile(file, threads, direct=direct, hashed=hashed)
+            yield OutputFile(file, threads, direct=direct, hashed=hashed, pacing=pacing)
     finally:
         os.close(file)
 
 
-def _open(path: Path, size: int) -> tuple[int, bool]:
+def _open(path: Path, size: int, pacing: Pacing) -> tuple[int, bool]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    if _DIRECT and size > _BLOCK * _BLOCKS_TIMED:  # small files will be loaded from the cache soon
+    if _DIRECT and size > pacing.block * pacing.timed:  # small files will be loaded from the cache soon
         try:
             return os.open(path, flags | _DIRECT, 0o666), True
         except OSError as error:

@@ -112,11 +112,12 @@ class _Compact:
         return (value >> 1) ^ -(value & 1)
 
 
-def read_footer(file: IO[bytes]) -> dict[int, bytes]:
+def read_footer(file: IO[bytes], *, most_parts: int = MOST_FOOTER_PARTS) -> dict[int, bytes]:
     """Read a file's footer, and refuse one that would take far more memory than its size.
 
     Args:
         file: The Parquet file, open.
+        most_parts: Most structures, numbers and texts in the footer.
 
     Returns:
         Position of its first byte, and its bytes up to the end of the file, for `Window`.
@@ -135,7 +136,7 @@ def read_footer(file: IO[bytes]) -> dict[int, bytes]:
         raise Damaged(f"its footer is larger than {told_size(LARGEST_FOOTER)}")
     if length + 8 > len(tail):
         begin, tail = _tail(file, size, length + 8)
-    _Compact(tail, len(tail) - 8 - length).struct()
+    _Compact(tail, len(tail) - 8 - length, most=most_parts).struct()
     return {begin: tail}
 
 

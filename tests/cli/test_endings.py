@@ -276,7 +276,7 @@ def test_an_error_that_the_main_process_does_not_have_is_said(
     assert waited == []
     monkeypatch.setenv("RANK", "1")
     assert "nonsense" in clipmerge(*arguments).err
-    assert waited == [ending._SECONDS_FOR_THE_MAIN_PROCESS]
+    assert waited == [ending.SECONDS_FOR_THE_MAIN_PROCESS]
 
 
 @pytest.mark.slow

@@ -9,11 +9,11 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from clipmerge.files import hashes
-from clipmerge.files.hashes import remembered_sha256, sha256_of
+from clipmerge.files.hashes import SETTLED_NS, remembered_sha256, sha256_of
 
 CONTENT = b"0123456789abcdef"
 LONG_AGO = time.time_ns() - 86400 * 10**9
@@ -25,10 +25,8 @@ def sha256(content: bytes) -> str:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's cache, in which even the smallest files are remembered, as soon as they are written."""
+    """A user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(hashes, "REMEMBERED_BYTES", 1)
-    monkeypatch.setattr(hashes, "_SETTLED_NS", 0)
     return tmp_path / "cache" / "clipmerge" / "hashes"
 
 
@@ -40,38 +38,41 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were really read."""
-    read = []
+def remembered(path: Path, **options: Any) -> str:
+    """Hash a file; even the smallest is remembered, as soon as it is written."""
+    return remembered_sha256(path, **{"least": 1, "settled_ns": 0, **options})
 
-    def reading(path: Path) -> str:
-        read.append(path)
+
+class Reading:
+    """Hashes files, and remembers which it read."""
+
+    def __init__(self) -> None:
+        self.read: list[Path] = []
+
+    def __call__(self, path: Path) -> str:
+        self.read.append(path)
         return sha256_of(path)
-
-    monkeypatch.setattr(hashes, "sha256_of", reading)
-    return read
 
 
 @pytest.mark.parametrize("extra", [-3 * mmap.PAGESIZE, -1, 0, 1, mmap.PAGESIZE])
-def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: int) -> None:
-    monkeypatch.setattr(hashes, "_WINDOW", mmap.ALLOCATIONGRANULARITY)
+def test_a_large_file_is_hashed_in_pieces(tmp_path: Path, extra: int) -> None:
     content = random.Random(0).randbytes(3 * mmap.PAGESIZE + extra)
     (tmp_path / "x").write_bytes(content)
-    assert sha256_of(tmp_path / "x") == sha256(content)
+    assert sha256_of(tmp_path / "x", window_bytes=mmap.ALLOCATIONGRANULARITY) == sha256(content)
 
 
-def test_a_file_is_read_once(cache: Path, file: Path, hashed: list[Path], tmp_path: Path) -> None:
+def test_a_file_is_read_once(cache: Path, file: Path, tmp_path: Path) -> None:
+    reading = Reading()
     (tmp_path / "link").symlink_to(file)
-    assert {remembered_sha256(each) for each in (file, file, tmp_path / "link")} == {sha256(CONTENT)}
-    assert hashed == [file]
+    assert {remembered(each, hash_file=reading) for each in (file, file, tmp_path / "link")} == {sha256(CONTENT)}
+    assert reading.read == [file]
     assert len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize("how", ["in place", "in place, old time set back", "another file moved there", "longer"])
 def test_a_changed_file_is_read_again(cache: Path, file: Path, how: str) -> None:
     """Even where its size and its time of modification are what they were."""
-    assert remembered_sha256(file) == sha256(CONTENT)
+    assert remembered(file) == sha256(CONTENT)
     content = CONTENT[::-1] if how != "longer" else CONTENT * 2
     time.sleep(0.02)  # file systems tick every few milliseconds
     if how == "another file moved there":
@@ -84,45 +85,41 @@ def test_a_changed_file_is_read_again(cache: Path, file: Path, how: str) -> None
             opened.write(content)
     if how == "in place, old time set back":
         os.utime(file, ns=(LONG_AGO, LONG_AGO))
-    assert remembered_sha256(file) == sha256(content)
+    assert remembered(file) == sha256(content)
     assert list(cache.iterdir())
 
 
-def test_a_file_just_changed_is_not_remembered(cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_just_changed_is_not_remembered(cache: Path, file: Path) -> None:
     """It could change again within the same tick of the file system's clock."""
-    monkeypatch.setattr(hashes, "_SETTLED_NS", 3_000_000_000)
-    assert remembered_sha256(file) == sha256(CONTENT)
+    assert remembered(file, settled_ns=SETTLED_NS) == sha256(CONTENT)
     assert not cache.exists()
 
 
-def test_a_file_that_changes_while_it_is_read_is_not_remembered(
-    cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_while_it_is_read_is_not_remembered(cache: Path, file: Path) -> None:
     def growing(path: Path) -> str:
         digest = sha256_of(path)
         with path.open("ab") as opened:
             opened.write(b"more")
         return digest
 
-    monkeypatch.setattr(hashes, "sha256_of", growing)
-    remembered_sha256(file)
+    remembered(file, hash_file=growing)
     assert not cache.exists()
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{", '{"state": null}', '{"sha256": 3}', "digest"])
-def test_a_broken_record_is_made_anew(cache: Path, file: Path, hashed: list[Path], record: str) -> None:
-    remembered_sha256(file)
+def test_a_broken_record_is_made_anew(cache: Path, file: Path, record: str) -> None:
+    reading = Reading()
+    remembered(file, hash_file=reading)
     place = next(cache.iterdir())
     told = json.loads(place.read_text(encoding="ascii"))
     place.write_text(json.dumps(told | {"sha256": "x" * 64}) if record == "digest" else record, encoding="ascii")
-    assert remembered_sha256(file) == sha256(CONTENT)
-    assert remembered_sha256(file) == sha256(CONTENT)
-    assert len(hashed) == 2
+    assert remembered(file, hash_file=reading) == sha256(CONTENT)
+    assert remembered(file, hash_file=reading) == sha256(CONTENT)
+    assert len(reading.read) == 2
 
 
-def test_a_small_file_is_not_remembered(cache: Path, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashes, "REMEMBERED_BYTES", len(CONTENT) + 1)
-    assert remembered_sha256(file) == sha256(CONTENT)
+def test_a_small_file_is_not_remembered(cache: Path, file: Path) -> None:
+    assert remembered(file, least=len(CONTENT) + 1) == sha256(CONTENT)
     assert not cache.exists()
 
 
@@ -135,4 +132,4 @@ def test_without_a_cache_it_only_takes_longer(
         monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     else:
         cache.parent.parent.write_text("not a folder", encoding="ascii")
-    assert {remembered_sha256(file) for _ in range(2)} == {sha256(CONTENT)}
+    assert {remembered(file) for _ in range(2)} == {sha256(CONTENT)}

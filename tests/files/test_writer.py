@@ -6,23 +6,19 @@ import errno
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clipmerge.files import writer as module
-from clipmerge.files.writer import OutputFile, output_file
+from clipmerge.files.writer import OutputFile, Pacing, output_file
 
 BLOCK = 8192
+SMALL = Pacing(block=BLOCK, blocks=3, timed=2)
+SLOW_DISK = replace(SMALL, fast=float("inf"))
 SIZES = (0, 1, 4095, 4096, BLOCK, 3 * BLOCK, 5 * BLOCK + 4096, 7 * BLOCK + 1234)
-
-
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", BLOCK)
-    monkeypatch.setattr(module, "_BLOCKS", 3)
-    monkeypatch.setattr(module, "_BLOCKS_TIMED", 2)
 
 
 def content(size: int) -> bytes:
@@ -39,8 +35,8 @@ def pieces(data: bytes) -> Iterator[bytes]:
         start += lengths[turn % len(lengths)]
 
 
-def write(path: Path, data: bytes) -> OutputFile:
-    with output_file(path, len(data)) as file:
+def write(path: Path, data: bytes, pacing: Pacing = SMALL) -> OutputFile:
+    with output_file(path, len(data), pacing=pacing) as file:
         for piece in pieces(data):
             file.append(np.frombuffer(piece, np.uint8))
         assert file.finish() == hashlib.sha256(data).hexdigest()
@@ -54,9 +50,8 @@ def test_the_file_is_what_was_appended(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_slow_disk_is_written_through_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr(module, "_FAST_DISK", float("inf"))
-    file = write(tmp_path / "file", content(size))
+def test_a_slow_disk_is_written_through_the_cache(tmp_path: Path, size: int) -> None:
+    file = write(tmp_path / "file", content(size), SLOW_DISK)
     assert not (file._direct and size > 3 * BLOCK)
 
 
@@ -105,7 +100,7 @@ def test_short_writes_are_taken_up_where_they_stopped(
 def test_what_is_computed_in_place_is_what_is_written(tmp_path: Path) -> None:
     values = np.arange(10_000, dtype=np.float32)
     header = b"x" * 104
-    with output_file(tmp_path / "file", len(header) + values.nbytes) as file:
+    with output_file(tmp_path / "file", len(header) + values.nbytes, pacing=SMALL) as file:
         file.append(np.frombuffer(header, np.uint8))
         start, places = 0, set()
         while start < len(values):
@@ -122,7 +117,7 @@ def test_what_is_computed_in_place_is_what_is_written(tmp_path: Path) -> None:
 
 
 def test_a_place_that_is_lent_twice_or_left_unused_does_no_harm(tmp_path: Path) -> None:
-    with output_file(tmp_path / "file", 24) as file:
+    with output_file(tmp_path / "file", 24, pacing=SMALL) as file:
         file.room(3, "int64")[:] = 1
         kept = file.room(1, "int64")
         kept[:] = 2
@@ -140,20 +135,18 @@ def test_what_the_disk_refuses_is_raised(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(module, "_FLUSH_BYTES", 1000)
-    monkeypatch.setattr(module, "_FAST_DISK", float("inf"))
     monkeypatch.setattr(os, name, fail)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-        write(tmp_path / "file", content(20 * BLOCK))
+        write(tmp_path / "file", content(20 * BLOCK), replace(SLOW_DISK, flush=1000))
 
 
 def test_flushing_on_the_way_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushes = []
-    flush = module._flush
-    monkeypatch.setattr(module, "_FLUSH_BYTES", 1000)
-    monkeypatch.setattr(module, "_flush", lambda file: flushes.append(file) or flush(file))
+    name = "fdatasync" if hasattr(os, "fdatasync") else "fsync"
+    flush = getattr(os, name)
+    monkeypatch.setattr(os, name, lambda file: flushes.append(file) or flush(file))
     refuse_direct(monkeypatch)
-    write(tmp_path / "file", content(20 * BLOCK + 3))
+    write(tmp_path / "file", content(20 * BLOCK + 3), replace(SMALL, flush=1000))
     assert flushes
 
 

@@ -130,11 +130,10 @@ def test_one_image_in_many_rows_is_held_once_at_most_so_often(tmp_path: Path, mo
         found.sample(40, seed=0)
 
 
-def test_a_footer_of_very_many_parts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_footer_of_very_many_parts_is_refused(tmp_path: Path) -> None:
     path = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0)], "label": ["a"]})
-    monkeypatch.setattr(pages._Compact.__init__, "__kwdefaults__", {"most": 20})
-    with pytest.raises(DataError, match="its footer has more than"):
-        load_images(str(path))
+    with path.open("rb") as file, pytest.raises(pages.Damaged, match="its footer has more than"):
+        pages.read_footer(file, most_parts=20)
 
 
 @pytest.mark.parametrize(
