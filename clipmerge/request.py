@@ -116,6 +116,7 @@ class SweepRequest:
         hashed: Whether to hash the checkpoints' weights for the record.
         max_loss: Loss of ID accuracy against the fine-tuned model, in points, beyond which there is a warning.
         strict: Whether such a loss is an error, and a checkpoint that did not start from the zero-shot one.
+        points: Sources of checkpoints to place beside the curve as they are, by name.
     """
 
     zeroshot: str
@@ -132,6 +133,7 @@ class SweepRequest:
     hashed: bool = True
     max_loss: float = MAX_LOSS
     strict: bool = False
+    points: dict[str, str] = field(default_factory=dict)
 
     @property
     def checkpoints(self) -> tuple[str, ...]:

@@ -72,6 +72,7 @@ def sweep_words(request: SweepRequest, recipes: Sequence[RecipeLike], output: An
         id=[f"{name}={name_of(source)}" for name, source in request.id_sources.items()],
         ood=[f"{name}={name_of(source)}" for name, source in request.ood_sources.items()],
         recipe=[recipe_word(recipe) for recipe in recipes],
+        point=[f"{name}={source}" for name, source in request.points.items()],
         alphas=",".join(f"{alpha:g}" for alpha in request.alphas),
         **given | {"set": set_words(options.get("set")), "no_hash": not options.get("hash", True)},
         output=output,

@@ -51,10 +51,12 @@ def row_of(place: Standing, correct: dict[str, Correct], number: int) -> dict[st
     return {
         "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
         "id": place.id_accuracy,
+        "id_interval": list(place.id_interval),
         "ood": place.ood_accuracy,
         "ood_interval": list(place.ood_interval),
         "gain": place.gain,
         "gain_interval": list(place.gain_interval) if place.gain_interval else None,
+        "gain_note": place.gain_note,
     }
 
 
@@ -75,6 +77,20 @@ def recipe_row(planned: PlannedRecipe, point: Point, row: dict[str, Any]) -> dic
         "calibration": planned.plan.model_dump(mode="json")["calibration"],
         "recipe": planned.plan.recipe,
     }
+
+
+def checkpoint_row(name: str, number: int, placed: Inputs, row: dict[str, Any], *, hashed: bool) -> dict[str, Any]:
+    """Give the row of a checkpoint that was placed as it is.
+
+    Args:
+        name: What it is called.
+        number: Number of its point.
+        placed: The zero-shot checkpoint, aligned with it.
+        row: That point's numbers.
+        hashed: Whether to give the sha256 of its weights.
+    """
+    provenance = placed.finetuned[0].provenance(hashed=hashed)
+    return {"name": name, "point": number, "alpha": None, **row, "checkpoint": provenance}
 
 
 def record_of(

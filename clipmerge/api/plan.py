@@ -277,7 +277,9 @@ def _decide(
         warnings=(*run.inputs.notes, *notes),
     )
     layers = apply_overrides(decided, request.recipe)
-    run.plan = plan.model_copy(update={"decided": plan.digest, "layers": layers}).checked(task.layers)
+    worded = {name: entry.worded_for for name, entry in layers.items()}
+    changes = {"decided": plan.digest, "layers": layers, "worded": worded}
+    run.plan = plan.model_copy(update=changes).checked(task.layers)
     # a layer whose alpha is overridden needs no coefficients
     kept = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
     run.tensors = PlanTensors(decision.scores, kept)

@@ -31,11 +31,11 @@ from clipmerge.api._arguments import (
 )
 from clipmerge.api._bought import shared_plan
 from clipmerge.api._commands import sweep_words
-from clipmerge.api._in_memory import as_sources
+from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import SweepResult
-from clipmerge.api._sweep_record import PlannedRecipe, loss_notes, recipe_row, record_of, row_of
+from clipmerge.api._sweep_record import PlannedRecipe, checkpoint_row, loss_notes, recipe_row, record_of, row_of
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
-from clipmerge.checkpoint import Inputs
+from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.sources import check_source_name
@@ -48,6 +48,7 @@ from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Missing
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress, Silent
+from clipmerge.report.sweep_headline import headline
 from clipmerge.request import ALPHAS, SweepRequest
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def sweep(
     ood: Mapping[str, Any],
     recipes: Sequence[RecipeLike] = (),
     alphas: Sequence[float] = ALPHAS,
+    points: Mapping[str, str | os.PathLike[str]] | None = None,
     output: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     processor: Any = None,
@@ -83,6 +85,7 @@ def sweep(
         ood: Images unlike those of the fine-tuning, by name.
         recipes: Recipes; see `merge`.
         alphas: Points of the curve, ascending; 0 = zero-shot, 1 = fine-tuned.
+        points: Checkpoints to place beside the curve as they are, by name: a folder, a file or ORG/NAME.
         output: Folder to write; ``None`` to write nothing.
         overwrite: Whether an earlier sweep there may be replaced.
         processor: For models in memory: their processor, or the model's open_clip name.
@@ -99,7 +102,13 @@ def sweep(
     target, reports = None if output is None else Path(output), progress or Logged()
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
         given = SweepRequest(
-            base, others[0], _sources(id), _sources(ood), alphas=tuple(alphas), further=tuple(others[1:])
+            base,
+            others[0],
+            _sources(id),
+            _sources(ood),
+            alphas=tuple(alphas),
+            further=tuple(others[1:]),
+            points={name: os.fspath(source) for name, source in (points or {}).items()},
         )
         request = _completed(given, recipes, output, options)
         check_sweep(request)
@@ -157,12 +166,17 @@ def check_sweep(request: SweepRequest) -> None:
         check_source_name(name)
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
         raise UsageError("--alphas: a curve needs at least two different values, in ascending order")
-    names = [recipe.name for recipe in request.recipes]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two recipes are named '{name}'; give one of them another `name:` in its file")
+    _check_names([recipe.name for recipe in request.recipes], request.points)
     for recipe in request.recipes:
         check_request(request.merge_request(recipe))
+
+
+def _check_names(recipes: list[str], points: Mapping[str, str]) -> None:
+    for name in recipes:
+        if recipes.count(name) > 1:
+            raise UsageError(f"two recipes are named '{name}'; give one of them another `name:` in its file")
+        if name in points:
+            raise UsageError(f"--point {name}: a recipe has this name; write NAME=CHECKPOINT with another name")
 
 
 def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict[str, Any], dict[str, Correct]]:
@@ -193,7 +207,10 @@ def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[
     accelerator = accelerator_for(request.calibration.device)
     known = Known()
     inputs = _open(request, known, progress)
+    placed = _open_points(request, known)
     points, planned = _plan_points(request, inputs, known, progress)
+    first = len(points)
+    points += [Point(None, placed=each) for each in placed.values()]
     planning = time.perf_counter()
     progress.stage("evaluate")
     correct = _score(request, inputs, points, loaded, accelerator, progress)
@@ -215,9 +232,13 @@ def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[
     record = record_of(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
         "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
         "recipes": [recipe_row(each, points[each.point], rows[each.point]) for each in planned],
+        "points": [
+            checkpoint_row(name, number, inputs, rows[number], hashed=request.hashed)
+            for number, (name, inputs) in enumerate(placed.items(), first)
+        ],
         "seconds": seconds,
     }
-    return record, correct
+    return record | {"headline": headline(record)}, correct
 
 
 def write_sweep(
@@ -249,7 +270,8 @@ def write_sweep(
     from clipmerge.files.staging import staged
     from clipmerge.output.checks import check_output
     from clipmerge.report.sweep_page import sweep_page
-    from clipmerge.report.sweep_picture import curve_png
+    from clipmerge.report.sweep_picture import curve_files, curve_markup
+    from clipmerge.report.sweep_table import sweep_csv
 
     images = files_read(*request.sources.values(), request.calibration.source, request.calibration.classes)
     inputs = local_inputs(*request.checkpoints)
@@ -257,10 +279,12 @@ def write_sweep(
     record, correct = run_sweep(request, progress)
     record["output"] = str(output)
     if is_main_process():
-        picture = curve_png(record)
+        pictures, page = curve_files(record), sweep_page(record, curve_markup(record))
         with staged(output, overwrite=overwrite) as folder:
-            (folder / "curve.png").write_bytes(picture)
-            (folder / "sweep.html").write_text(sweep_page(record, picture), encoding="utf-8", errors="backslashreplace")
+            for name, picture in pictures.items():
+                (folder / name).write_bytes(picture)
+            (folder / "sweep.html").write_text(page, encoding="utf-8", errors="backslashreplace")
+            (folder / "sweep.csv").write_text(sweep_csv(record), encoding="utf-8", errors="backslashreplace")
             write_correct(folder / "correct.safetensors", correct)
             (folder / SWEEP_RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return record, correct
@@ -300,6 +324,16 @@ def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
     for note in inputs.notes:
         progress.say(note)
     return inputs
+
+
+def _open_points(request: SweepRequest, known: Known) -> dict[str, Inputs]:
+    """The zero-shot checkpoint aligned with each that is placed as it is, by name."""
+    base = known.checkpoints[0]
+    placed = {}
+    for name, source in request.points.items():
+        checkpoint = open_source(source, base)
+        placed[name] = align_checkpoints(base, [checkpoint], mixed_dtypes=True)
+    return placed
 
 
 def _plan_points(

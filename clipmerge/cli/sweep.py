@@ -96,6 +96,10 @@ def sweep_command(
     recipe: Annotated[
         list[str] | None, typer.Option("--recipe", "-r", help="Recipe to compare with the curve; may be repeated.")
     ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option("--point", help="NAME=CHECKPOINT: a checkpoint to place beside the curve; may be repeated."),
+    ] = None,
     alphas: Annotated[str, typer.Option(help="Points of the curve; 0 = zero-shot, 1 = fine-tuned.")] = "0,0.1,...,1",
     data: Data = None,
     images: Images = 1024,
@@ -126,6 +130,7 @@ def sweep_command(
         ood=named_sources("--ood", ood_data),
         recipes=recipe or (),
         alphas=parse_alphas(alphas),
+        points=named_sources("--point", point or ()),
         data=data,
         images=images,
         set=assignments,
@@ -157,8 +162,13 @@ class SweepTable:
         self._record = record
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the widest table that fits, and explain its numbers."""
+        """Draw the headline and the widest table that fits, and explain its numbers."""
         from rich.text import Text
+
+        from clipmerge.report.sweep_headline import gain_notes, headline
+
+        yield Text(headline(self._record), style="bold")
+        yield Text()
 
         # show sources, intervals of the gain and of OOD accuracy; longest heading
         choices = [(True, True, True), (True, True, False), (True, False, False), (False, True, False), (False,) * 3]
@@ -174,9 +184,8 @@ class SweepTable:
         yield self._table(max(1, 1 + options.max_width - width(1, shape)), *shape)
         yield Text()
         notes = [
-            "gain: mean OOD minus the curve's at equal ID accuracy, in points "
-            "(\N{EN DASH}: the curve does not reach it).",
-            *_same_points(self._record),
+            "gain: mean OOD minus the curve's at equal ID accuracy, in points.",
+            *gain_notes(self._record),
         ]
         if gain_spread:
             level = self._record["bootstrap"]["level"]
@@ -190,7 +199,7 @@ class SweepTable:
         from rich.table import Table
         from rich.text import Text
 
-        from clipmerge.report.sweep_page import heads_of, shortened, sweep_columns
+        from clipmerge.report.sweep_table import heads_of, shortened, sweep_columns
 
         *others, gain = sweep_columns(self._record)
         shown = [column for column in others if sources or not column.is_source]
@@ -203,9 +212,3 @@ class SweepTable:
             row = [shortened(head, names), *[column[place] for column in cells]]
             table.add_row(*map(Text, row), style="bold" if is_recipe else None)
         return table
-
-
-def _same_points(record: dict[str, Any]) -> list[str]:
-    """One line for each recipe whose weights are those of a point of the curve."""
-    same = [(row["name"], row["alpha"]) for row in record["recipes"] if row["alpha"] is not None]
-    return [f"{name}: the same weights as alpha {alpha:g}." for name, alpha in same]

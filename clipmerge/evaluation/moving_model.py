@@ -91,6 +91,21 @@ class MovingModel:
             self._set(name, self._finetuned[which].get(name, theta_0))
 
     @torch.no_grad()
+    def become(self, other: Inputs) -> None:
+        """Set the weights to those of a checkpoint that is not on the path, and to zero-shot's where it has none.
+
+        Args:
+            other: The same zero-shot checkpoint, aligned with that one.
+
+        Raises:
+            CheckpointError: If a weight is not finite.
+        """
+        for name, theta_0 in self._theta_0.items():
+            value = other.theta_1(name) if other.merges(name) else theta_0
+            require_finite(value, name, other.finetuned[0].source)
+            self._set(name, value if self._dtype is None else value.to(self._dtype))
+
+    @torch.no_grad()
     def follow(self, plan: Plan, tensors: PlanTensors) -> None:
         """Set the weights to those of a plan, as `merged_tensors` computes them.
 

@@ -22,18 +22,22 @@ class Point:
     """A point to evaluate.
 
     Attributes:
-        alpha: Coefficient on the curve; ``None`` for a plan.
-        plan: The plan; ``None`` on the curve.
+        alpha: Coefficient on the curve; ``None`` off it.
+        plan: The plan; ``None`` for other points.
         tensors: The plan's scores and coefficients.
+        placed: The zero-shot checkpoint aligned with a checkpoint that is evaluated as it is.
     """
 
     alpha: float | None
     plan: Plan | None = None
     tensors: PlanTensors = field(default_factory=PlanTensors)
+    placed: Inputs | None = None
 
     def move(self, model: MovingModel) -> None:
         """Set a model's weights to those of this point."""
-        if self.plan is not None:
+        if self.placed is not None:
+            model.become(self.placed)
+        elif self.plan is not None:
             model.follow(self.plan, self.tensors)
         elif self.alpha is not None:
             model.interpolate(self.alpha)

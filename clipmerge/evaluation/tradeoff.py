@@ -3,8 +3,8 @@
 The curve connects its points by straight lines, in order of alpha. Its height at an ID accuracy x is the best mean
 OOD accuracy on the curve at x: the highest of all segments over x. Outside the range of its points' ID accuracies it
 has no height. A point's gain at equal ID accuracy is its mean OOD accuracy minus that height: its gain over the best
-alpha of WiSE-FT with the same ID accuracy, even if OOD labels chose that alpha. A point of the curve has gain 0, or
-less if another alpha is better at the same ID accuracy. Accuracies that differ only by rounding count as equal.
+alpha of WiSE-FT with the same ID accuracy, even if OOD labels chose that alpha. The curve's own points have no gain.
+Accuracies that differ only by rounding count as equal.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
 LEVEL = 0.95
+#: Why a point of the curve has no gain.
+ON_CURVE = "a point of the curve"
 #: An interval over fewer of the resamples would be biased by the choice of resamples.
 _DEFINED = 0.9
 # Means of several sources that are equal in exact arithmetic differ by about 1e-16; one image weighs far more.
@@ -84,17 +86,21 @@ class Standing:
 
     Attributes:
         id_accuracy: Mean over the ID sources.
+        id_interval: Interval of the mean ID accuracy.
         ood_accuracy: Mean over the OOD sources.
         ood_interval: Interval of the mean OOD accuracy.
-        gain: Gain at equal ID accuracy; ``None`` outside the curve's range.
+        gain: Gain at equal ID accuracy; ``None`` outside the curve's range and for the curve's own points.
         gain_interval: Interval of the gain; ``None`` also if too many resampled curves do not reach the point.
+        gain_note: Why the gain, or its interval, is missing; empty where neither is.
     """
 
     id_accuracy: float
+    id_interval: tuple[float, float]
     ood_accuracy: float
     ood_interval: tuple[float, float]
     gain: float | None
     gain_interval: tuple[float, float] | None
+    gain_note: str
 
 
 def standings(
@@ -126,20 +132,34 @@ def standings(
     gain_drawn = ood_drawn - height(id_drawn[:, places], ood_drawn[:, places], id_drawn)
     placed = []
     for point in range(id_accuracy.shape[1]):
+        on_curve = point in places
         value = float(gain[0, point])
-        reached = not np.isnan(value)
-        spread = interval(ood_drawn[:, point])
+        reached = not np.isnan(value) and not on_curve
+        spread, id_spread = interval(ood_drawn[:, point]), interval(id_drawn[:, point])
         assert spread is not None  # accuracies are always numbers
+        assert id_spread is not None
         placed.append(
             Standing(
                 id_accuracy=float(id_accuracy[0, point]),
+                id_interval=id_spread,
                 ood_accuracy=float(ood_accuracy[0, point]),
                 ood_interval=spread,
                 gain=value if reached else None,
                 gain_interval=interval(gain_drawn[:, point]) if reached else None,
+                gain_note=ON_CURVE if on_curve else _note(value, gain_drawn[:, point]),
             )
         )
     return placed
+
+
+def _note(gain: float, drawn: Floats) -> str:
+    """Why a point off the curve has no gain, or the gain no interval."""
+    if np.isnan(gain):
+        return "no point of the curve has this ID accuracy"
+    share = float((~np.isnan(drawn)).mean())
+    if share < _DEFINED:
+        return f"the curve has this ID accuracy in only {100 * share:.0f}% of the resamples, so there is no interval"
+    return ""
 
 
 def _mean(sources: Sequence[Floats]) -> Floats:

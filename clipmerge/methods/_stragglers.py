@@ -93,7 +93,7 @@ def find_stragglers(
     layers = [layer for layer, mean in means.items() if signed or mean > 0]
     if len(layers) < _FEWEST_LAYERS:
         return Stragglers(
-            (), {}, f"no straggler layers found: {len(layers)} layers to compare, too few to tell outliers"
+            (), {}, f"no layer is called a straggler: {len(layers)} layers to compare, too few to tell outliers"
         )
     values = np.array([known[statistic].batches[layer] for layer in layers])
     weights = np.array(measurements.batch_sizes, dtype=float)
@@ -108,7 +108,9 @@ def find_stragglers(
     scores = {layer: {"z": float(z[i]), "stability": float(share[i])} for i, layer in enumerate(layers)}
     stands_out = _flags(z, threshold, mirror)
     names = tuple(layer for i, layer in enumerate(layers) if stands_out[i] and share[i] >= stability)
-    return Stragglers(names, scores, _verdict(names, scores, statistic, _limit(z, threshold, mirror), stability))
+    limit = _limit(z, threshold, mirror)
+    origin = "the threshold" if limit == threshold else f"{mirror:g} times as far as the lowest layer (z {z.min():.1f})"
+    return Stragglers(names, scores, _verdict(names, scores, statistic, limit, origin, stability))
 
 
 def _limit(z: Array, threshold: float, mirror: float) -> float:
@@ -125,6 +127,7 @@ def _verdict(
     scores: dict[str, dict[str, float]],
     statistic: str,
     limit: float,
+    origin: str,
     stability: float,
 ) -> str:
     if names:
@@ -137,7 +140,10 @@ def _verdict(
             f"no straggler layers found: {top} stands out in {statistic} (z {z:.1f}), but only in {share:.0%} of "
             f"the resamples, below {stability:.0%}"
         )
-    return f"no straggler layers found: {top} stands out most in {statistic}, with z {z:.1f}, below {limit:.2g}"
+    return (
+        f"no straggler layers found: {top} stands out most in {statistic}, with z {z:.1f}, and a straggler exceeds "
+        f"{limit:.1f}, {origin}"
+    )
 
 
 def _design(layers: list[str], sizes: dict[str, int]) -> Array:

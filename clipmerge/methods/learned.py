@@ -36,7 +36,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
         layers[HEAD] = LayerPlan(alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned")
     at_one = measurements["at_one"].values
     for layer, at_zero in measurements["at_zero"].values.items():
-        reason = f"learned: {at_zero:.0%} held at zero-shot, {at_one[layer]:.0%} at fine-tuned"
+        reason = f"learned: {_share(at_zero)} held at zero-shot, {_share(at_one[layer])} at fine-tuned"
         layers[layer] = LayerPlan(alpha=0.0, reason=reason)
     numbers = sum(value.numel() for value in coefficients.values())
     scaled = "" if alpha == 1 else f" times {alpha:g}"
@@ -46,6 +46,16 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     return Decision(
         layers, f"{numbers:,} learned coefficients{scaled}; {finding}", finding=finding, coefficients=coefficients
     )
+
+
+def _share(value: float) -> str:
+    """A share in per cent; one too small to be written is not none.
+
+    Example:
+        >>> _share(0.0), _share(0.001), _share(0.25)
+        ('0%', 'under 1%', '25%')
+    """
+    return "under 1%" if 0 < value < 0.005 else f"{value:.0%}"
 
 
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
@@ -65,10 +75,7 @@ def _chosen(choice: HeldBackChoice) -> str:
     images = f"{choice.images} images held back"
     accuracy = f"accuracy there {choice.right:.1%}, fine-tuned {choice.finetuned_right:.1%}"
     if choice.alpha is not None:
-        return (
-            f"{images}: nothing that was learned beats alpha {choice.alpha:g} of the straight path, which is taken "
-            f"({accuracy})"
-        )
+        return f"{images}: nothing that was learned beats alpha {choice.alpha:g} of the straight path ({accuracy})"
     way = "all of what was learned" if choice.part == 1 else f"{choice.part:.0%} of the way to what was learned"
     if choice.beyond:
         way += f", and from there {choice.beyond:.0%} of the way to fine-tuned to keep the accuracy"

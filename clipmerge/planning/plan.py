@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     import pandas
     from torch import Tensor
 
+#: The reason of a layer whose settings were edited after its reason was worded.
+EDITED = "edited by hand"
+
 
 def straggler_statistic_0_1_0(data: Mapping[str, Any]) -> Any:
     """Return the statistic used to look for stragglers in a plan or a record of 0.1.0, which does not name it."""
@@ -64,6 +67,7 @@ class Plan(Frozen):
         verdict: The plan in one sentence; `checked` rewrites it if it does not match the settings.
         finding: The part of the verdict that does not depend on the settings.
         decided: `digest` of the plan that the method's verdict describes.
+        worded: `LayerPlan.worded_for` of the settings that each layer's reason describes, by layer.
         bought: The effect of the merge, measured on images that the decision did not see.
         measurements: The measurements behind the decision.
         calibration: The images used for measuring.
@@ -88,6 +92,7 @@ class Plan(Frozen):
     verdict: str = ""
     finding: str = ""
     decided: str = ""
+    worded: dict[str, str] = Field(default_factory=dict)
     bought: Bought | None = None
     measurements: Measurements | None = None
     calibration: CalibrationRecord | None = None
@@ -223,7 +228,7 @@ class Plan(Frozen):
             layers: Parameter names by layer.
 
         Returns:
-            The plan, with a verdict that matches its settings.
+            The plan, with a verdict and reasons that match its settings.
 
         Raises:
             PlanError: If the plan names an unknown layer, parameter, mask or option.
@@ -246,11 +251,27 @@ class Plan(Frozen):
                 raise PlanError(
                     f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'"
                 )
-        return self if self.decided == self.digest else self._with_verdict_on_settings(layers)
+        plan = self._reworded()
+        return plan if plan.decided == plan.digest else plan._with_verdict_on_settings(layers)
+
+    def _reworded(self) -> Plan:
+        """Replace the reasons of layers whose settings were edited without them."""
+        layers = {
+            name: entry.model_copy(update={"reason": EDITED}) if _is_outdated(self.worded.get(name), entry) else entry
+            for name, entry in self.layers.items()
+        }
+        return self.model_copy(update={"layers": layers})
 
     def _with_verdict_on_settings(self, names: Collection[str]) -> Plan:
         verdict = verdict_on(self.layers, names, self.weights, self.combine, finding=self.finding)
         return self.model_copy(update={"verdict": verdict})
+
+
+def _is_outdated(worded: str | None, entry: LayerPlan) -> bool:
+    """Whether a reason is the one that was given for other settings."""
+    settings, _, reason = (worded or entry.worded_for).partition("-")
+    now, _, reason_now = entry.worded_for.partition("-")
+    return now != settings and reason_now == reason
 
 
 def read_plan(path: Path) -> Plan:

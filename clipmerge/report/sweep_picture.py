@@ -5,68 +5,89 @@ The alpha curve connects both ends, and every recipe has its own mark.
 
 from __future__ import annotations
 
-import io
 import itertools
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.cells import cell_len
 
-from clipmerge.report.palette import CURVE, GRID, INK, MARKS, MUTED
-from clipmerge.report.sweep_page import ends_of, shortened
+from clipmerge.report import drawing
+from clipmerge.report.palette import CARD, CURVE, INK, MARKS
+from clipmerge.report.sweep_table import ends_of, marks_of, shortened
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
 _SHAPES = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
-_INCHES, _DOTS = (8.0, 5.6), 160
+_INCHES, _NARROW, _DOTS = (8.0, 5.6), (4.6, 5.0), 160
 # Terminal cells, half as wide as high; letters have about that size too.
 _NAME, _SOURCES = 36, 40
 # Label a mark that several recipes share with at most this many names.
 _SHARING = 4
 
 
-def curve_png(record: dict[str, Any]) -> bytes:
-    """Draw the curve and the recipes.
+def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
+    """Draw the curve, the recipes and the checkpoints beside it, for papers and pages.
 
     Args:
         record: Result of `clipmerge.api.sweep.sweep`; ``curve``, ``recipes``, ``id`` and ``ood`` are needed.
 
     Returns:
-        A PNG; equal records give equal bytes with the same version of matplotlib and the same fonts. Characters
-        missing from all fonts are drawn as boxes.
+        ``curve.png``, ``curve.svg`` and ``curve.pdf``; equal records give equal bytes with the same version of
+        matplotlib and the same fonts. Characters missing from all fonts are drawn as boxes.
     """
-    families = _families("".join([*record["id"], *record["ood"], *(row["name"] for row in record["recipes"])]))
+    with _fonts_for(record):
+        figure = _draw(record)
+        return {
+            "curve.png": drawing.png(figure),
+            "curve.svg": drawing.svg(figure),
+            "curve.pdf": drawing.pdf(figure),
+        }
+
+
+def curve_markup(record: dict[str, Any]) -> str:
+    """Draw the same for a page: once for a wide window, once for a narrow one.
+
+    Args:
+        record: Result of `clipmerge.api.sweep.sweep`.
+
+    Returns:
+        Two ``svg`` elements, of the classes ``wide`` and ``narrow``.
+    """
+    label = (
+        "ID accuracy across, mean OOD accuracy up: the alpha curve from zero-shot to fine-tuned, and each recipe as a "
+        "mark. The table below holds every number."
+    )
+    with _fonts_for(record):
+        wide = drawing.markup(_draw(record), "wide", label, style="wide")
+        return wide + drawing.markup(_draw(record, _NARROW), "narrow", label, style="narrow")
+
+
+@contextmanager
+def _fonts_for(record: dict[str, Any]) -> Iterator[None]:
+    """Have the fonts at hand that have the record's characters."""
+    families = _families("".join([*record["id"], *record["ood"], *(row["name"] for row in marks_of(record))]))
     with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the user cannot do anything about it
-        figure = _draw(record)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", metadata={"Software": None})
-    return file.getvalue()
+        yield
 
 
-def _draw(record: dict[str, Any]) -> Figure:
-    figure = Figure(figsize=_INCHES, dpi=_DOTS, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set_xlabel(_axis_label("ID", record["id"]), color=INK, parse_math=False)
-    axes.set_ylabel(_axis_label("OOD", record["ood"]), color=INK, parse_math=False)
-    axes.grid(color=GRID)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.tick_params(colors=MUTED)
+def _draw(record: dict[str, Any], inches: tuple[float, float] = _INCHES) -> Figure:
+    figure, axes = drawing.new_figure(*inches, dots=_DOTS)
+    narrow = inches == _NARROW
+    axes.set_xlabel(_axis_label("ID", record["id"], narrow=narrow), parse_math=False)
+    axes.set_ylabel(_axis_label("OOD", record["ood"], narrow=narrow), parse_math=False)
     axes.margins(0.1)
-    marks = _draw_recipes(axes, record["recipes"])
+    marks = _draw_marks(axes, marks_of(record))
     labels = [*marks, *_draw_curve(axes, record["curve"], ends_of(record))]
     _add_legend(figure, axes, [name for _, _, name, *_ in marks])
     figure.draw_without_rendering()
@@ -96,11 +117,11 @@ def _is_plain(face: font_manager.FontEntry) -> bool:
     return (face.weight, face.style, face.stretch) == (400, "normal", "normal") and not odd
 
 
-def _axis_label(kind: str, names: Sequence[str]) -> str:
-    shown = ", ".join(names)
-    if len(names) > 1 and cell_len(shown) > _SOURCES:
+def _axis_label(kind: str, names: Sequence[str], *, narrow: bool = False) -> str:
+    shown, room = ", ".join(names), _SOURCES // 2 if narrow else _SOURCES
+    if len(names) > 1 and cell_len(shown) > room:
         shown = f"{len(names)} sources"
-    shown = shortened(shown, _SOURCES)
+    shown = shortened(shown, room)
     return f"{'mean ' if len(names) > 1 else ''}{kind} accuracy, % ({shown})"
 
 
@@ -110,9 +131,9 @@ _Label = tuple[float, float, str, str, float]
 
 def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str]) -> list[_Label]:
     across, up = ([100 * row[axis] for row in curve] for axis in ("id", "ood"))
-    axes.plot(
-        across, up, "-o", color=CURVE, linewidth=2, markersize=5, markerfacecolor="white", label="WiSE-FT by alpha"
-    )
+    axes.plot(across, up, "-o", color=CURVE, linewidth=2, markersize=5, markerfacecolor=CARD, label="WiSE-FT by alpha")
+    for row in curve:
+        _draw_intervals(axes, row, CURVE, 0.3)
     labels = []
     for row, x, y in zip(curve, across, up, strict=True):
         end = ends.get(row["alpha"])
@@ -124,8 +145,17 @@ def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str])
     return sorted(labels, key=lambda label: label[4], reverse=True)
 
 
-def _draw_recipes(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
-    """Draw one mark per position: recipes with equal accuracies share a mark."""
+def _draw_intervals(axes: Axes, row: dict[str, Any], colour: str, alpha: float) -> None:
+    """Draw the intervals of a point, across and up."""
+    x, y = 100 * row["id"], 100 * row["ood"]
+    low, high = (100 * end for end in row["ood_interval"])
+    left, right = (100 * end for end in row["id_interval"])
+    axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=alpha, zorder=2)
+    axes.plot([left, right], [y, y], color=colour, linewidth=1, alpha=alpha, zorder=2)
+
+
+def _draw_marks(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
+    """Draw one mark per place: recipes with equal accuracies share it."""
     places: dict[tuple[float, float], list[dict[str, Any]]] = {}
     for row in recipes:
         places.setdefault((round(row["id"], 9), round(row["ood"], 9)), []).append(row)
@@ -133,13 +163,12 @@ def _draw_recipes(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
     for number, rows in enumerate(places.values()):
         colour, marker = MARKS[number % len(MARKS)], _SHAPES[number % len(_SHAPES)]
         x, y = 100 * rows[0]["id"], 100 * rows[0]["ood"]
-        low, high = (100 * end for end in rows[0]["ood_interval"])
         names = [shortened(row["name"], _NAME) for row in rows]
         if len(names) > _SHARING:
             names = [*names[: _SHARING - 1], f"and {len(names) - _SHARING + 1} more"]
-        axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.45, zorder=2)
+        _draw_intervals(axes, rows[0], colour, 0.5)
         axes.plot(
-            [x], [y], marker, color=colour, markersize=10, markeredgecolor="white", zorder=4, label=str(number), ls=""
+            [x], [y], marker, color=colour, markersize=10, markeredgecolor=CARD, zorder=4, label=str(number), ls=""
         )
         labels.append((x, y, "\n".join(names), colour, 10.0))
     return labels
@@ -156,7 +185,8 @@ def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
         if right - left < 0.98 * figure.bbox.width or columns == 1:
             break
         legend.remove()
-    figure.set_size_inches(_INCHES[0], _INCHES[1] + (top - bottom) / _DOTS)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + (top - bottom) / _DOTS)
 
 
 def _write_labels(axes: Axes, labels: list[_Label]) -> None:

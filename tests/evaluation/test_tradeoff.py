@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -113,7 +114,9 @@ def test_gain_by_hand_on_a_made_up_curve() -> None:
     # alpha 0, 0.5, 1 at ID 40, 60, 80% and OOD 60, 50, 30%; a recipe at 70 / 45, where the curve has 40
     ids, oods = rows_of([4, 6, 8, 7], 10), rows_of([12, 10, 6, 9], 20)
     found = standings([ids], [oods], range(3), seed=0, resamples=50)
-    assert [each.gain for each in found] == pytest.approx([0, 0, 0, 0.05])
+    assert [each.gain for each in found[:3]] == [None] * 3  # the curve's own points
+    assert found[3].gain == pytest.approx(0.05)
+    assert [bool(each.gain_note) for each in found[:3]] == [True] * 3
     assert [each.id_accuracy for each in found] == [0.4, 0.6, 0.8, 0.7]
 
 
@@ -127,8 +130,18 @@ def test_sources_weigh_alike_whatever_their_size() -> None:
 def test_outside_the_curve_there_is_no_gain() -> None:
     ids, oods = rows_of([4, 6, 9, 1], 10), rows_of([5, 5, 5, 5], 10)
     found = standings([ids], [oods], range(2), seed=0, resamples=20)
-    assert [each.gain is None for each in found] == [False, False, True, True]
+    assert [each.gain for each in found] == [None] * 4
     assert found[2].gain_interval is None
+    assert [each.gain_note for each in found[2:]] == ["no point of the curve has this ID accuracy"] * 2
+
+
+def test_a_gain_without_an_interval_says_why() -> None:
+    """The recipe ties with the end of the curve on other images, so that half of the draws put it beyond."""
+    ids = np.array([[True] * 2 + [False] * 8, [True] * 6 + [False] * 4, [False] * 4 + [True] * 6])
+    found = standings([ids], [rows_of([5, 5, 6], 10)], range(2), seed=0, resamples=100)[2]
+    assert found.gain == pytest.approx(0.1)
+    assert found.gain_interval is None
+    assert re.fullmatch(r"the curve has this ID accuracy in only \d+% of the resamples, so .*", found.gain_note)
 
 
 def test_resampling_draws_the_same_images_for_every_point() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from clipmerge.api.plan import prepare
 from clipmerge.methods import Task
 from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.plan import Plan, read_plan
+from clipmerge.planning.plan import EDITED, Plan, read_plan
 from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.planning.verdict import verdict_on
 from clipmerge.request import Calibration, MergeRequest
@@ -74,6 +74,9 @@ def check(plan: Plan, layers: dict[str, Any]) -> None:
     claims += [(claim(plan, m), m[0]) for p, claim in MORE.items() for m in re.finditer(p, plan.verdict)]
     assert all(true for true, _ in claims), (plan.verdict, [text for true, text in claims if not true], alphas)
     assert plan.straggler_statistic is not None or "straggler" not in plan.verdict
+    for name, entry in plan.layers.items():
+        assert entry.alpha_range or not entry.reason.startswith(("learned", "straggler with")), (name, entry)
+        assert entry.alpha == 0 or entry.reason != "fine-tuning did not change it", (name, entry)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,11 @@ def test_no_verdict_contradicts_its_plan(
     file.write_text(edited(run.plan, edits).to_json())
     plan = read_plan(file).checked(layers)
     check(plan, layers)
+    for name, entry in plan.layers.items():
+        edited_settings = entry.model_copy(update={"reason": ""}) != run.plan.layers[name].model_copy(
+            update={"reason": ""}
+        )
+        assert entry.reason == (EDITED if edited_settings else run.plan.layers[name].reason)
     if again:  # an edited plan that is written and read once more
         file.write_text(plan.to_json())
         assert read_plan(file).checked(layers).verdict == plan.verdict
@@ -138,7 +146,8 @@ def edited(plan: Plan, edits: list[tuple[int, Any]]) -> Plan:
         if change is None and len(layers) > 1:
             del layers[name]
         elif change == "mask":
-            layers[name] = LayerPlan(alpha=layers[name].alpha, mask="magnitude", density=0.5)
+            plain = {"mask": "magnitude", "density": 0.5, "alpha_range": None, "mask_options": {}, "parameters": {}}
+            layers[name] = layers[name].model_copy(update=plain)
         elif change is not None:
             layers[name] = layers[name].model_copy(update={"alpha": change, "alpha_range": None})
     return plan.model_copy(update={"layers": layers})
@@ -153,6 +162,16 @@ def test_a_method_keeps_its_own_words_while_nothing_changes_the_settings(pair: t
     plan = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), recipe)).plan
     assert plan is not None
     assert plan.verdict == "the layers go 0 to 1 of the way from zero-shot to the fine-tuned model"
+
+
+def test_a_reason_that_was_written_with_the_edit_stays(pair: tuple[Path, Path]) -> None:
+    plan = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe("lines"))).plan
+    assert plan is not None
+    name = "vision.0.mlp"
+    changes = {"alpha": 0.9, "reason": "it did better in our runs"}
+    layers = {**plan.layers, name: plan.layers[name].model_copy(update=changes)}
+    checked = plan.model_copy(update={"layers": layers}).checked(dict.fromkeys(plan.layers, ()))
+    assert checked.layers[name].reason == changes["reason"]
 
 
 def entry(alpha: float, **more: Any) -> LayerPlan:

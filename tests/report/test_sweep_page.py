@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import base64
 import copy
+import csv
 import html.parser
 import io
 import re
@@ -9,20 +9,24 @@ import struct
 import warnings
 import zlib
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 
 from clipmerge.cli.sweep import SweepTable
+from clipmerge.evaluation.tradeoff import standings
 from clipmerge.report.palette import MARKS
-from clipmerge.report.sweep_page import heads_of, shortened, sweep_columns, sweep_page
-from clipmerge.report.sweep_picture import _draw, _families, curve_png
+from clipmerge.report.sweep_headline import gain_notes, headline, signed
+from clipmerge.report.sweep_page import sweep_page
+from clipmerge.report.sweep_picture import _draw, _families, curve_files, curve_markup
+from clipmerge.report.sweep_table import heads_of, shortened, sweep_columns, sweep_csv
 
 NAMES = ("sketch", "noise")
 
@@ -34,10 +38,12 @@ def row(id_accuracy: float, ood: float, gain: float | None = 0.0, **more: Any) -
     return {
         "accuracy": accuracy,
         "id": id_accuracy,
+        "id_interval": [id_accuracy - 0.01, min(1.0, id_accuracy + 0.01)],
         "ood": ood,
         "ood_interval": interval,
         "gain": gain,
         "gain_interval": ends,
+        "gain_note": "" if ends else "no point of the curve has this ID accuracy",
         **more,
     }
 
@@ -63,18 +69,22 @@ RECORD: dict[str, Any] = {
     "bootstrap": {"resamples": 1000, "level": 0.95},
     "warnings": [],
     "curve": [
-        row(0.40, 0.54, alpha=0.0),
-        row(0.60, 0.56, alpha=0.25),
-        row(0.90, 0.50, alpha=0.5),
-        row(0.985, 0.342, alpha=1.0),
+        row(0.40, 0.54, None, alpha=0.0),
+        row(0.60, 0.56, None, alpha=0.25),
+        row(0.90, 0.50, None, alpha=0.5),
+        row(0.985, 0.342, None, alpha=1.0),
     ],
     "recipes": [
-        recipe("lines", 0.9, 0.5, 0.0, alpha=0.5),
+        recipe("lines", 0.9, 0.5, None, alpha=0.5),
         recipe("monosoup", 0.8, 0.6, 0.078),
         recipe("beyond", 0.99, 0.4, None),
     ],
 }
 COLUMNS = ["val", "sketch", "noise", "mean OOD", "gain at equal ID accuracy"]
+
+
+def curve_png(record: dict[str, Any]) -> bytes:
+    return curve_files(record)["curve.png"]
 
 
 def pixels_of(png: bytes) -> np.ndarray:
@@ -275,18 +285,22 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_is_whole_and_asks_for_nothing() -> None:
-    picture = curve_png(RECORD)
-    text = sweep_page(RECORD, picture)
+    text = sweep_page(RECORD, curve_markup(RECORD))
     page = Page(text)
     assert page.open == []
-    (source,) = page.fetched
-    assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == picture
-    assert not re.search(r"https?://|url\(|@import|<script", text)
+    assert page.fetched
+    assert all(each.startswith("#") for each in page.fetched)
+    assert not re.search(r"https?://|url\((?!#)|@import|<script", text)
+    ids = re.findall(r'\bid="([^"]*)"', text)
+    assert len(ids) == len(set(ids))
+    assert text.count("<svg") == 2  # for a wide window and for a narrow one
     assert page.rows[0] == ["accuracy, %", *COLUMNS]
     assert len(page.rows) == 1 + 4 + 3
-    assert page.rows[1] == ["alpha 0 (zero-shot)", "40.0", "44.0", "64.0", "54.0 [52.0, 56.0]", "0.0 [-1.0, +2.0]"]
+    assert page.rows[1] == ["alpha 0 (zero-shot)", "40.0", "44.0", "64.0", "54.0 [52.0, 56.0]", ""]
     assert page.rows[-1] == ["beyond", "99.0", "30.0", "50.0", "40.0 [38.0, 42.0]", "–"]  # noqa: RUF001
-    assert "monosoup: +7.8 points of mean OOD accuracy" in text
+    assert "monosoup gains: +7.8 points [+6.8, +9.8] of mean OOD accuracy" in text
+    assert "beyond: no point of the curve has this ID accuracy." in text
+    assert "lines: the same weights as alpha 0.5, a point of the curve." in text
     assert "1,234 images" in text
 
 
@@ -294,7 +308,7 @@ def test_names_cannot_break_the_page() -> None:
     record = copy.deepcopy(RECORD)
     record["recipes"][0]["name"] = "<script>alert(1)</script>"
     record["warnings"] = ["<b>&"]
-    text = sweep_page(record, b"")
+    text = sweep_page(record, "")
     assert "<script" not in text
     assert "&lt;b&gt;&amp;" in text
     assert Page(text).open == []
@@ -302,11 +316,81 @@ def test_names_cannot_break_the_page() -> None:
 
 def test_the_headline_does_not_claim_what_the_interval_leaves_open() -> None:
     record = copy.deepcopy(RECORD)
-    assert "zero is not ruled out" not in sweep_page(record, b"")
+    assert "no difference is shown" not in sweep_page(record, "")
     record["recipes"][1]["gain_interval"] = [-0.01, 0.1]
-    assert "zero is not ruled out" in sweep_page(record, b"")
+    assert "no difference is shown" in sweep_page(record, "")
     record["recipes"] = []
-    assert "highest at alpha 0.25" in sweep_page(record, b"")
+    assert "highest at alpha 0.25" in sweep_page(record, "")
+
+
+shares = st.integers(0, 8).map(lambda eighth: eighth / 8)
+
+
+@given(
+    st.lists(st.tuples(shares, shares), min_size=2, max_size=4),
+    st.lists(st.tuples(shares, shares, st.none() | shares), max_size=4),
+    st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_no_headline_contradicts_the_table(
+    curve: list[tuple[float, float]], beside: list[tuple[float, float, float | None]], seed: int
+) -> None:
+    """Images recognised at random, so that recipes lie on, off and beyond the curve."""
+    rng = np.random.default_rng(seed)
+    accuracies = [*curve, *[(x, y) for x, y, _ in beside]]
+    id_right, ood_right = (np.array([rng.random(12) < pair[axis] for pair in accuracies]) for axis in (0, 1))
+    places = standings([id_right], [ood_right], range(len(curve)), seed=seed, resamples=30)
+    rows = [{"accuracy": {}, **vars(place)} for place in places]
+    for each in rows:
+        each |= {"id": each.pop("id_accuracy"), "ood": each.pop("ood_accuracy")}
+    recipes = [{**row, "name": f"r{n}", "alpha": None} for n, row in enumerate(rows[len(curve) :])]
+    record = {"curve": [{**row, "alpha": n} for n, row in enumerate(rows[: len(curve)])], "recipes": recipes}
+    said = headline(record)
+    assert all(row["gain"] is None and row["gain_note"] for row in record["curve"])
+    for row in recipes:
+        assert (row["gain_interval"] is None) == bool(row["gain_note"])
+        named = said.startswith((f"{row['name']}:", f"{row['name']} ", f"{row['name']},"))
+        if row["gain_interval"] is None:
+            assert not (named and "points [" in said)
+            assert any(note.startswith(f"{row['name']}: ") for note in gain_notes(record))
+        elif named:
+            low, high = row["gain_interval"]
+            assert f"{signed(row['gain'])} points [{signed(low)}, {signed(high)}]" in said
+            assert (" gains: " in said, " loses: " in said, "no difference" in said) == (
+                low > 0,
+                high < 0,
+                low <= 0 <= high,
+            )
+    assert ("points [" in said) == any(row["gain_interval"] for row in recipes)
+
+
+def test_checkpoints_that_were_placed_stand_beside_the_recipes() -> None:
+    placed = row(0.7, 0.52, 0.01, name="=ours", alpha=None, checkpoint={"source": "mine", "revision": None})
+    record = {**copy.deepcopy(RECORD), "points": [placed]}
+    assert heads_of(record)[-1] == ("=ours", True)
+    assert "<dt>=ours</dt><dd><code>mine</code>" in sweep_page(record, curve_markup(record))
+    lines = list(csv.DictReader(io.StringIO(sweep_csv(record))))
+    assert [line["kind"] for line in lines] == ["curve"] * 4 + ["recipe"] * 3 + ["checkpoint"]
+    assert lines[-1]["name"] == "'=ours"  # a spreadsheet would compute it
+    assert float(lines[-1]["gain_low"]) == pytest.approx(0.0)
+    assert lines[0]["gain"] == ""
+    assert float(lines[1]["sketch"]) == pytest.approx(0.46)
+
+
+def test_the_picture_has_intervals_in_both_directions() -> None:
+    axes = _draw(RECORD).axes[0]
+    ends = {tuple(line.get_xdata()) for line in axes.get_lines() if len(line.get_xdata()) == 2}
+    assert (pytest.approx(79.0), pytest.approx(81.0)) in [tuple(map(float, each)) for each in ends]
+    heights = [tuple(map(float, line.get_ydata())) for line in axes.get_lines() if len(line.get_ydata()) == 2]
+    assert (pytest.approx(58.0), pytest.approx(62.0)) in heights
+
+
+def test_svg_and_pdf_are_the_same_again_and_whole() -> None:
+    first, again = curve_files(RECORD), curve_files(copy.deepcopy(RECORD))
+    assert first == again
+    assert ElementTree.fromstring(first["curve.svg"]).tag.endswith("svg")
+    assert first["curve.pdf"].startswith(b"%PDF")
+    assert first["curve.pdf"].rstrip().endswith(b"%%EOF")
 
 
 def terminal(record: dict[str, Any], width: int) -> str:
@@ -314,6 +398,13 @@ def terminal(record: dict[str, Any], width: int) -> str:
     console.print(SweepTable(record))
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text
+
+
+def table_of(text: str) -> list[str]:
+    """The table's lines, between the headline and the notes."""
+    lines = text.splitlines()
+    first = lines.index("") + 1
+    return lines[first : lines.index("", first)]
 
 
 def with_sources(count: int) -> dict[str, Any]:
@@ -331,12 +422,12 @@ def with_sources(count: int) -> dict[str, Any]:
 def test_the_terminal_gets_what_fits(count: int, width: int, sources: bool, spread: bool) -> None:
     text = terminal(with_sources(count), width)
     assert all(len(line) <= width for line in text.splitlines())
-    head = text.splitlines()[0]
+    head = table_of(text)[0]
     assert ("source 1" in head) == sources
     assert "val" in head
-    assert ("[+6.8, +9.8]" in text) == spread
+    assert ("[+6.8, +9.8]" in " ".join(table_of(text))) == spread
     assert "+7.8" in text
-    assert "lines: the same weights as alpha 0.5." in " ".join(text.split())
+    assert "lines: the same weights as alpha 0.5, a point of the curve." in " ".join(text.split())
     assert "…" not in text
 
 
@@ -344,10 +435,9 @@ def test_the_terminal_gets_what_fits(count: int, width: int, sources: bool, spre
 @pytest.mark.parametrize("width", [120, 80, 50, 30])
 def test_a_long_name_gives_way_and_numbers_never(name: str, width: int) -> None:
     record = with_recipes("other", name)
-    lines = terminal(record, width).splitlines()
-    table = lines[: lines.index("")]
+    table = table_of(terminal(record, width))
     assert all(cell_len(line) <= width for line in table)
-    short = terminal(with_recipes("other", "a name of thirty cells, say it"), max(width, 60)).splitlines()[0]
+    short = table_of(terminal(with_recipes("other", "a name of thirty cells, say it"), max(width, 60)))[0]
     if width >= 60:
         assert table[0].split() == short.split()  # no column is left out for a longer name
     for line, row in zip(table[1:], [*record["curve"], *record["recipes"]], strict=True):
@@ -358,9 +448,9 @@ def test_a_long_name_gives_way_and_numbers_never(name: str, width: int) -> None:
 
 
 def test_names_get_the_room_that_numbers_leave() -> None:
-    lines = terminal(with_recipes(LONG[:60]), 160).splitlines()
+    lines = table_of(terminal(with_recipes(LONG[:60]), 160))
     assert any(line.startswith(LONG[:60]) for line in lines)
-    assert cell_len(terminal(with_recipes(LONG), 100).splitlines()[5]) == 100
+    assert cell_len(table_of(terminal(with_recipes(LONG), 100))[5]) == 100
 
 
 def test_a_long_name_of_a_source_gives_way_too() -> None:
@@ -368,7 +458,7 @@ def test_a_long_name_of_a_source_gives_way_too() -> None:
     record["id"] = ["x" * 90]
     for each in [*record["curve"], *record["recipes"]]:
         each["accuracy"]["x" * 90] = each["id"]
-    lines = terminal(record, 60).splitlines()
+    lines = table_of(terminal(record, 60))
     assert "xxxxxx…xxxxx" in lines[0]
     assert "40.0" in lines[1]
     assert "alpha 0 (zero-shot)" in lines[1]

@@ -1,0 +1,94 @@
+"""Figures by matplotlib: set up alike, written as PNG, SVG or PDF, and as markup that takes a page's colours."""
+
+from __future__ import annotations
+
+import io
+import re
+from html import escape
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from clipmerge.report.palette import CARD, CURVE, GRID, INK, MARKS, MUTED
+
+#: Colours of a picture, by the style sheet's name for them.
+VARIABLES = {
+    **{colour: f"--mark-{place}" for place, colour in enumerate(MARKS)},
+    CURVE: "--curve",
+    INK: "--ink",
+    MUTED: "--muted",
+    GRID: "--grid",
+    CARD: "--card",
+}
+# what matplotlib puts into a file for readers of files, which a page has no use for
+_HEAD = re.compile(r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
+_COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+_IDS = re.compile(r'(\bid="|(?:xlink:)?href="#|url\(#)')
+
+
+def new_figure(width: float, height: float, *, dots: int = 120) -> tuple[Figure, Axes]:
+    """Make a figure with one set of axes, in the style of all pictures.
+
+    Args:
+        width: Inches.
+        height: Inches.
+        dots: Per inch, as a PNG.
+    """
+    figure = Figure(figsize=(width, height), dpi=dots, layout="constrained", facecolor=CARD)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_facecolor(CARD)
+    axes.grid(color=GRID)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(MUTED)
+    axes.tick_params(colors=MUTED)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG; equal figures give equal bytes with one version of matplotlib and the same fonts."""
+    return _saved(figure, "png", {"Software": None})
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG, its text drawn as paths so that it looks alike everywhere."""
+    return _saved(figure, "svg", {"Date": None, "Creator": None})
+
+
+def pdf(figure: Figure) -> bytes:
+    """A figure as PDF, one page of its size."""
+    return _saved(figure, "pdf", {"CreationDate": None, "Creator": None, "Producer": None})
+
+
+def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "clipmerge", "svg.fonttype": "path"}):
+        figure.savefig(file, format=kind, metadata=metadata)
+    return file.getvalue()
+
+
+def markup(figure: Figure, name: str, label: str, *, style: str = "") -> str:
+    """A figure as an element of a page, in the page's colours, light or dark.
+
+    Args:
+        figure: The figure, drawn in the palette's colours.
+        name: Unlike that of any other figure of the page: ids begin with it.
+        label: What the figure shows, for those who do not see it.
+        style: A class for the style sheet.
+
+    Returns:
+        An ``svg`` element that refers to nothing outside itself.
+    """
+    text = _HEAD.sub("", svg(figure).decode())
+    box = re.search(r'viewBox="[^"]*"', text)
+    assert box is not None  # matplotlib always writes one
+    text = text[text.index(">", text.index("<svg")) + 1 :]
+    text = _IDS.sub(rf"\g<1>{name}-", text).replace("xlink:href", "href")
+    text = _COLOUR.sub(lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], text)
+    opening = f'<svg {box[0]} role="img" aria-label="{escape(label)}" class="{style or "figure"}"'
+    return f'{opening} stroke-linejoin="round" stroke-linecap="butt">{text.strip()}'

@@ -1,0 +1,89 @@
+"""What a sweep found, in a sentence that claims no more than its numbers do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def headline(record: dict[str, Any]) -> str:
+    """Say what the best recipe does against the alpha curve, or why that is not known.
+
+    Only a recipe off the curve whose gain has an interval is said to gain or to lose.
+
+    Args:
+        record: Result of `clipmerge.api.sweep.sweep`.
+
+    Returns:
+        One or two sentences.
+    """
+    placed = [*record["recipes"], *record.get("points", [])]
+    judged = [row for row in placed if row["gain_interval"]]
+    if judged:
+        return _compared(max(judged, key=lambda row: float(row["gain"])))
+    unjudged = [row for row in placed if row["alpha"] is None]
+    if unjudged:
+        best = max(unjudged, key=lambda row: float(row["ood"]))
+        return (
+            f"{best['name']}: {_percent(best['ood'])}% mean OOD accuracy with {_percent(best['id'])}% ID accuracy. "
+            f"Whether it does better than the alpha curve is not known: {best['gain_note'] or 'no interval was made'}."
+        )
+    top = max(record["curve"], key=lambda row: float(row["ood"]))
+    return (
+        f"On the curve, mean OOD accuracy is highest at alpha {top['alpha']:g}: {_percent(top['ood'])}%, with "
+        f"{_percent(top['id'])}% ID accuracy."
+    )
+
+
+def _compared(row: dict[str, Any]) -> str:
+    low, high = row["gain_interval"]
+    numbers = f"{signed(row['gain'])} points {interval(row['gain_interval'])}"
+    what = "of mean OOD accuracy against the alpha curve at equal ID accuracy"
+    if low > 0:
+        return f"{row['name']} gains: {numbers} {what}."
+    if high < 0:
+        return f"{row['name']}, the best of the recipes, loses: {numbers} {what}."
+    return f"{row['name']}: {numbers} {what}; the interval holds 0, so no difference is shown."
+
+
+def gain_notes(record: dict[str, Any]) -> list[str]:
+    """One line for each recipe or checkpoint whose gain, or its interval, is missing: why.
+
+    Args:
+        record: Result of `clipmerge.api.sweep.sweep`.
+    """
+    notes = []
+    for row in (*record["recipes"], *record.get("points", [])):
+        if row["alpha"] is not None:
+            notes.append(f"{row['name']}: the same weights as alpha {row['alpha']:g}, a point of the curve.")
+        elif row.get("gain_note"):
+            notes.append(f"{row['name']}: {row['gain_note']}.")
+    return notes
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def signed(share: float) -> str:
+    """A difference of shares in points, with its sign.
+
+    Example:
+        >>> signed(0.0123), signed(-0.0001)
+        ('+1.2', '0.0')
+    """
+    text = f"{100 * share:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def interval(ends: Sequence[float] | None, *, with_sign: bool = True) -> str:
+    """An interval in brackets, in points; empty where there is none.
+
+    Example:
+        >>> interval((0.01, 0.02)), interval((0.5, 0.62), with_sign=False), interval(None)
+        ('[+1.0, +2.0]', '[50.0, 62.0]', '')
+    """
+    if not ends:
+        return ""
+    low, high = (signed(end) if with_sign else f"{100 * end:.1f}" for end in ends)
+    return f"[{low}, {high}]"
