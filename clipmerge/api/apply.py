@@ -191,7 +191,7 @@ def finished(
     if output is None:
         run.hash_inputs()
         run.plan = run.hashed_plan()
-        record = merge_record(run.inputs, run.plan, seconds=run.seconds, command=run.command)
+        record = merge_record(run.inputs, run.plan, seconds=run.seconds, command=run.command, tensors=run.tensors)
         run.finish()
     else:
         record = write_merge(run, output, overwrite=overwrite, max_shard_size=max_shard_size)
@@ -245,7 +245,13 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
         run.plan = plan
         # made after the stages, so that the returned and the written record are the same
         record = merge_record(
-            inputs, plan, output=output, files={**files, **side_files}, seconds=run.seconds, command=run.command
+            inputs,
+            plan,
+            output=output,
+            files={**files, **side_files},
+            seconds=run.seconds,
+            command=run.command,
+            tensors=run.tensors,
         )
         (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
         picture = _path_picture(record)

@@ -53,5 +53,7 @@ def plan_command(
         return
     from clipmerge.output.record import merge_record
 
-    record = merge_record(run.inputs, run.decided, output=output, seconds=run.seconds, command=run.command)
+    record = merge_record(
+        run.inputs, run.decided, output=output, seconds=run.seconds, command=run.command, tensors=run.tensors
+    )
     show_merge(terminal, record, f"Wrote {output}; apply it with: clipmerge apply {output} --output DIR")

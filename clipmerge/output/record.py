@@ -17,12 +17,14 @@ from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
 from clipmerge.planning.bought import Bought, ShareOfImages
 from clipmerge.planning.choices import OutputDtype
+from clipmerge.planning.distribution import histograms, zeroshot_shares
 from clipmerge.planning.frozen import Frozen, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.measurements import READINGS_0_1_0, Check, LossPath, StatisticAbout
+from clipmerge.planning.measurements import READINGS_0_1_0, Check, HeldBackChoice, LossPath, StatisticAbout
 from clipmerge.planning.plan import Plan, straggler_statistic_0_1_0
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.tensors import PlanTensors
 
 FORMAT = "clipmerge-record/2"
 #: Format of the record of a sweep; see `docs/sweep.md`. Version 1, which had none, is still read.
@@ -51,6 +53,7 @@ class LayerRecord(Frozen):
         parameters: Number of parameters; ``None`` if not recorded.
         size: Number of entries; ``None`` if not recorded.
         change: ||task_vector|| / ||theta_0||; ``None`` if not measured.
+        zeroshot_share: Share of the entries whose learned coefficient is 0; ``None`` for one alpha for the whole layer.
     """
 
     alpha: float
@@ -62,6 +65,7 @@ class LayerRecord(Frozen):
     parameters: _Count | None = None
     size: _Count | None = None
     change: float | None = None
+    zeroshot_share: ShareOfImages | None = None
 
 
 class DataSource(Frozen):
@@ -95,6 +99,9 @@ class MergeRecord(Frozen):
         measurements: Values by layer and statistic.
         statistics: Interpretation of each statistic.
         path: Loss along the path, if it was measured.
+        trace: Losses at every step of a measure that learns, by name, in nats.
+        choice: The point chosen by images held back from learning, if any were.
+        coefficients: Number of entries with a learned coefficient in each of equal bins from 0 to 1, by tower.
         checks: Self-tests of the measure, by statistic.
         bought: Accuracies on held-back images, if there were any.
         calibration: The images used for measuring.
@@ -128,6 +135,9 @@ class MergeRecord(Frozen):
     measurements: dict[str, dict[str, float]] = Field(default_factory=dict)
     statistics: dict[str, StatisticAbout] = Field(default_factory=dict)
     path: LossPath | None = None
+    trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    choice: HeldBackChoice | None = None
+    coefficients: dict[str, tuple[_Count, ...]] = Field(default_factory=dict)
     checks: dict[str, Check] = Field(default_factory=dict)
     bought: Bought | None = None
     calibration: CalibrationRecord | None = None
@@ -201,6 +211,7 @@ def merge_record(
     files: Mapping[str, str | None] | None = None,
     seconds: Mapping[str, float] | None = None,
     command: str = "",
+    tensors: PlanTensors | None = None,
 ) -> MergeRecord:
     """Make the record of a merge.
 
@@ -211,6 +222,7 @@ def merge_record(
         files: sha256 by name of each file written; ``None`` if not hashed.
         seconds: Wall-clock seconds by stage.
         command: Command that repeats the merge.
+        tensors: The plan's scores and coefficients.
 
     Returns:
         The record, with a verdict that matches the plan.
@@ -221,6 +233,9 @@ def merge_record(
     merged = inputs.merged_layers
     plan = plan.checked(merged)
     measured = plan.measurements
+    coefficients = tensors.coefficients if tensors else {}
+    learned = {name: merged[name] for name, entry in plan.layers.items() if entry.alpha_range and coefficients}
+    sizes = {name: inputs.entries(name)[0].size for names in merged.values() for name in names}
     return MergeRecord(
         clipmerge=__version__,
         output=str(output) if output else None,
@@ -234,13 +249,16 @@ def merge_record(
         combine=plan.combine,
         dtype=plan.dtype,
         verdict=plan.verdict,
-        layers=_layers(inputs, merged, plan),
+        layers=_layers(merged, plan, sizes, zeroshot_shares(coefficients, learned, sizes)),
         stragglers=plan.stragglers,
         straggler_statistic=plan.straggler_statistic,
         straggler_scores=plan.straggler_scores,
         measurements=measured.layers if measured else {},
         statistics={each.name: each.reading for each in measured.statistics} if measured else {},
         path=measured.path if measured else None,
+        trace=measured.trace if measured else {},
+        choice=measured.choice if measured else None,
+        coefficients=histograms(coefficients, learned, sizes),
         checks=measured.checks if measured else {},
         bought=plan.bought,
         calibration=plan.calibration,
@@ -251,7 +269,9 @@ def merge_record(
     )
 
 
-def _layers(inputs: Inputs, merged: Mapping[str, tuple[str, ...]], plan: Plan) -> dict[str, LayerRecord]:
+def _layers(
+    merged: Mapping[str, tuple[str, ...]], plan: Plan, sizes: Mapping[str, int], zeroshot: Mapping[str, float]
+) -> dict[str, LayerRecord]:
     measured = plan.measurements.layers if plan.measurements else {}
     layers = {}
     for layer, names in merged.items():
@@ -259,8 +279,9 @@ def _layers(inputs: Inputs, merged: Mapping[str, tuple[str, ...]], plan: Plan) -
         layers[layer] = LayerRecord(
             **entry.model_dump(exclude={"parameters"}),
             parameters=len(names),
-            size=sum(inputs.entries(name)[0].size for name in names),
+            size=sum(sizes[name] for name in names),
             change=measured.get(layer, {}).get("change"),
+            zeroshot_share=zeroshot.get(layer),
         )
     return layers
 

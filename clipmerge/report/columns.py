@@ -17,6 +17,8 @@ from clipmerge.report.numbers import Scale, decimals_for, format_number, is_numb
 _SUBSCRIPT = re.compile(r"(\w)_([0-9a-z](?:,[0-9a-z])*)")
 # A longer symbol is put under the heading, and left out where there is little room.
 _SHORT = 12
+# Statistics of what was learned, which the plan as it is applied replaces: overrides and edits come after them.
+_LEARNED = ("at_zero", "at_one", "straggler")
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,9 @@ class Column:
         if self.is_range:
             ranges = [value for value in values if value]
             return self.text([min(r[0] for r in ranges), max(r[1] for r in ranges)] if ranges else None)
-        low, high = min(map(self.text, values)), max(map(self.text, values))
-        return low if low == high else f"{low}-{high}"
+        numbers = [value for value in values if is_number(value)]
+        low, high = (self.text(end(numbers)) if numbers else self.text(None) for end in (min, max))
+        return low if low == high else f"{low} to {high}"
 
 
 def columns_of(record: MergeRecord) -> list[Column]:
@@ -112,11 +115,34 @@ def columns_of(record: MergeRecord) -> list[Column]:
     """
     changes = {layer: entry.change for layer, entry in record.layers.items() if entry.change is not None}
     tables: dict[str, dict[str, float]] = {"change": changes} if changes else {}
+    applied = {layer: entry.zeroshot_share for layer, entry in record.layers.items()}
     for layer, row in record.measurements.items():
         for name, value in row.items():
-            tables.setdefault(name, {})[layer] = value
+            if name not in _LEARNED or not any(share is not None for share in applied.values()):
+                tables.setdefault(name, {})[layer] = value
     measured = [_statistic(record, name, values) for name, values in tables.items()]
-    return [*_settings(record), *measured, *_scores(record)]
+    return [*_settings(record), *_zeroshot_share(applied), *measured, *_scores(record)]
+
+
+def _zeroshot_share(shares: Mapping[str, float | None]) -> list[Column]:
+    """The share of each layer that stays zero-shot, where coefficients were learned."""
+    known = {layer: share for layer, share in shares.items() if share is not None}
+    if not known:
+        return []
+    about = "share of the layer's entries whose coefficient is 0: the zero-shot model's, bit for bit."
+    title, term = "at zero-shot", "At zero-shot"
+    scale = Scale.of(known.values(), at_least=0.05)
+    return [Column("zeroshot_share", title, "share", term, about, known, 2, scale, kind="setting")]
+
+
+def _remaining(record: MergeRecord) -> str:
+    """What becomes of the entries that a mask does not keep."""
+    masks = {entry.mask for entry in record.layers.values() if entry.mask}
+    if masks == {"weights-random"}:
+        return "the mask sets the remaining weights to zero."
+    if "weights-random" in masks:
+        return "the mask returns the remaining entries to zero-shot, and weights-random sets them to zero."
+    return "the mask returns the remaining entries to zero-shot."
 
 
 def _settings(record: MergeRecord) -> list[Column]:
@@ -140,7 +166,7 @@ def _settings(record: MergeRecord) -> list[Column]:
             "density",
             "share kept",
             "Density (share of the task vector kept)",
-            "the mask returns the remaining entries to zero-shot.",
+            _remaining(record),
             densities,
             setting_decimals(densities.values()),
             Scale.of(densities.values(), at_least=1.0),

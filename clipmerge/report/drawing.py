@@ -92,3 +92,24 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "") -> str:
     text = _COLOUR.sub(lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], text)
     opening = f'<svg {box[0]} role="img" aria-label="{escape(label)}" class="{style or "figure"}"'
     return f'{opening} stroke-linejoin="round" stroke-linecap="butt">{text.strip()}'
+
+
+def legend_above(axes: Axes, colour: str, *, columns: int) -> None:
+    """Put the legend above the axes, where it covers nothing.
+
+    Args:
+        axes: What it explains.
+        colour: Of its text.
+        columns: Entries side by side.
+    """
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        borderaxespad=0.2,
+        handlelength=1.6,
+        frameon=False,
+        labelcolor=colour,
+        ncols=columns,
+        columnspacing=1.2,
+        fontsize=9,
+    )

@@ -88,22 +88,3 @@ class Scale:
         """Position of zero, in percent of the range."""
         span = self.high - self.low
         return round(-100 * self.low / span, 2) if span > 0 else 0.0
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round values that divide ``[low, high]`` into about ``count`` steps of 1, 2, 2.5 or 5 times a power of ten.
-
-    Example:
-        >>> ticks(0.2, 3.4)
-        [1.0, 2.0, 3.0]
-        >>> ticks(0.0, 1.0)
-        [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    """
-    raw = (high - low) / count
-    if not raw > 0:
-        return [low]
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]

@@ -1,25 +1,29 @@
 """The report of a merge: one HTML page, from the record alone.
 
-Nothing is measured or read here. Two equal merges give byte-identical pages: ``output``, ``seconds`` and the clock are
-left out.
+First what the merge bought and whether to use it, then why: what was learned or measured, layer by layer. Nothing is
+measured or read here, and two equal merges give byte-identical pages: ``output``, ``seconds`` and the clock stay out of
+them. What was not measured or looked for has no section.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections import Counter
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.bought_view import UNMEASURED, bought_view
 from clipmerge.report.columns import Column, columns_of
+from clipmerge.report.layer_table import layer_table
+from clipmerge.report.loss_path import barrier_of, path_points
 from clipmerge.report.numbers import is_number
-from clipmerge.report.path_chart import HEIGHT, WIDTH, barrier_of, path_chart, path_points
+from clipmerge.report.palette import DARK_MARKS, MARKS
 
-TOLERANCE = 0.01  # promise of the completeness checks: sums within 1% of the measured total
+TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
 
 _TOWERS = {
     "vision": "Vision tower",
@@ -41,9 +45,10 @@ def html_page(record: MergeRecord) -> str:
         record: The merge's record.
 
     Returns:
-        The page. Records that are equal except for ``output`` and ``seconds`` give equal bytes.
+        The page. Equal records give equal bytes, whatever their ``output`` and ``seconds``.
     """
     columns = columns_of(record)
+    table = layer_table(record, columns, _TOWERS)
     values = {
         "version": record.clipmerge,
         "recipe_name": record.recipe.name,
@@ -51,18 +56,12 @@ def html_page(record: MergeRecord) -> str:
         "bought": bought_view(record.bought) if record.bought else None,
         "unmeasured": UNMEASURED,
         "warnings": record.warnings,
-        "data_free": record.is_data_free,
         "models": record.checkpoints,
         "calibration": record.calibration,
         "facts": _facts(record, columns),
-        "chart": path_chart(record.path),
-        "chart_size": (WIDTH, HEIGHT),
-        "columns": columns,
-        "strips": _strips(columns),
-        "layer_names": list(record.layers),
-        "groups": _groups(record, columns),
-        "usual_reason": Counter(entry.reason for entry in record.layers.values()).most_common(1)[0][0],
-        "has_masks": any(entry.mask for entry in record.layers.values()),
+        "why": _pictures(record),
+        "layer_pictures": _layer_pictures(record, columns),
+        "table": table,
         "stragglers": record.found_stragglers,
         "straggler_rule": _straggler_rule(record),
         "looked_for_stragglers": record.looked_for_stragglers,
@@ -71,9 +70,43 @@ def html_page(record: MergeRecord) -> str:
         "recipe_yaml": record.recipe.to_yaml(),
         "command": _command(record),
         "hashes": _hashes(record),
+        "marks": MARKS,
+        "dark_marks": DARK_MARKS,
     }
     template = Path(__file__).parent / "templates" / "report.html.j2"
-    return render(template, values, html=True, filters={"minus": _with_minus_signs})
+    return render(template, values, html=True, filters={"minus": _with_minus_signs, "drawn": Markup})
+
+
+def _pictures(record: MergeRecord) -> list[Any]:
+    """What was learned and measured on the whole model; matplotlib takes longer to import than a small merge takes."""
+    if not (record.path or record.trace or record.coefficients):
+        return []
+    from clipmerge.report.merge_pictures import learned_pictures, path_picture
+
+    path = path_picture(record)
+    return [*learned_pictures(record, _TOWERS), *([path] if path else [])]
+
+
+def _layer_pictures(record: MergeRecord, columns: Sequence[Column]) -> list[Any]:
+    """What differs between layers, where something was measured."""
+    drawn = _drawn(columns) if record.measurements else []
+    if not drawn:
+        return []
+    from clipmerge.report.merge_pictures import layer_pictures
+
+    return layer_pictures(record, drawn, _TOWERS)
+
+
+def _drawn(columns: Sequence[Column]) -> list[Column]:
+    """The settings that differ by more than a bar shows, and the foremost statistic."""
+
+    def differs(column: Column) -> bool:
+        numbers = [value for value in column.values.values() if is_number(value)]
+        return bool(numbers) and max(numbers) - min(numbers) > 0.05 * (column.scale.high - column.scale.low)
+
+    settings = [column for column in columns if column.kind == "setting" and not column.is_range and differs(column)]
+    measured = [column for column in columns if column.kind == "statistic" and column.key != "change"]
+    return [*settings, *[column for column in measured if differs(column)][:1]]
 
 
 def _with_minus_signs(text: object) -> str:
@@ -87,57 +120,37 @@ def _hashes(record: MergeRecord) -> list[tuple[str, str, str]]:
 
 
 def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
-    """The few numbers that a reader looks for first, each with its name."""
+    """The few numbers that a reader looks for first: names and values."""
     layers = record.layers
     facts = [("layers", f"{len(layers)}")]
     if record.looked_for_stragglers:
         facts.append(("straggler layers", f"{len(record.found_stragglers) or 'none'}"))
-    facts.append(("coefficient alpha", columns[0].span(tuple(layers)).replace("-", " to ")))
-    size = sum(entry.size or 0 for entry in layers.values())
-    if size:
-        kept = sum((entry.size or 0) * entry.density for entry in layers.values()) / size
-        facts.append(("of the task vector kept", f"{100 * kept:.3g}%"))
+    learned = any(entry.alpha_range for entry in layers.values())
+    name = "mean coefficient of a layer" if learned else "coefficient alpha"
+    facts.append((name, _with_minus_signs(columns[0].span(tuple(layers)))))
+    if record.coefficients:
+        facts.append(("learned coefficients", f"{sum(map(sum, record.coefficients.values())):,}"))
+    facts += _kept(record)
     found = barrier_of(path_points(record.path))
     if found:
         facts.append(("barrier at alpha 0.5", _with_minus_signs(f"{found[0]:+.3f} nats")))
     return facts
 
 
-def _groups(record: MergeRecord, columns: list[Column]) -> list[dict[str, Any]]:
-    """The layers by tower, each with its cells, and the totals of the tower."""
-    stragglers = set(record.found_stragglers)
-    groups = []
-    for tower, members in groupby(record.layers, key=lambda layer: layer.partition(".")[0]):
-        layers = list(members)
-        rows = [
-            {
-                "layer": layer,
-                "straggler": layer in stragglers,
-                "cells": [_cell(column, layer) for column in columns],
-                "mask": record.layers[layer].mask or "",
-                "reason": record.layers[layer].reason,
-            }
-            for layer in layers
-        ]
-        sums = [(c.markup or c.title, c.text(c.total(layers)), c.unit) for c in columns if c.additive]
-        size = sum(record.layers[layer].size or 0 for layer in layers)
-        title = _TOWERS.get(tower, tower)
-        groups.append({"title": title, "rows": rows, "count": len(layers), "size": size, "sums": sums})
-    return groups
-
-
-def _cell(column: Column, layer: str) -> dict[str, Any]:
-    value = column.values.get(layer)
-    start, length = column.scale.bar(value)
-    negative = is_number(value) and value < 0
-    return {"text": column.text(value), "start": start, "length": length, "negative": negative}
-
-
-def _strips(columns: list[Column]) -> list[Column]:
-    """Columns of the overview: alpha and the first two statistics."""
-    measured = [column for column in columns if column.kind == "statistic"]
-    first = [column for column in measured if column.key != "change"] or measured
-    return [columns[0], *first[:2]]
+def _kept(record: MergeRecord) -> list[tuple[str, str]]:
+    """How much of the change is kept, where something is known to be dropped."""
+    layers = record.layers.values()
+    size = sum(entry.size or 0 for entry in layers)
+    if not size:
+        return []
+    facts = []
+    if any(entry.mask for entry in layers):
+        kept = sum((entry.size or 0) * entry.density for entry in layers) / size
+        facts.append(("of the task vector kept by masks", f"{100 * kept:.3g}%"))
+    if any(entry.zeroshot_share for entry in layers):
+        back = sum((entry.size or 0) * (entry.zeroshot_share or 0.0) for entry in layers) / size
+        facts.append(("of the weights at zero-shot", f"{100 * back:.3g}%"))
+    return facts
 
 
 def _straggler_rule(record: MergeRecord) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.bought_view import UNMEASURED, bought_view
 from clipmerge.report.columns import Column, columns_of
-from clipmerge.report.path_chart import loss_at, path_points
+from clipmerge.report.loss_path import loss_at, path_points
 
 MAX_LINES = 25
 MAX_WIDTH = 80

@@ -1,0 +1,69 @@
+"""How learned coefficients are spread: histograms by tower, and the share of each layer that stays zero-shot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Equal bins from 0 to 1.
+BINS = 20
+
+
+def histograms(
+    coefficients: Mapping[str, Tensor], layers: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Count a model's entries by their coefficient.
+
+    Args:
+        coefficients: Coefficients by parameter: one number, one per row, or one per entry.
+        layers: Parameter names by layer.
+        sizes: Number of entries by parameter.
+
+    Returns:
+        Entries in each of `BINS` equal bins from 0 to 1, by tower; what lies outside counts in the bin at that end.
+        Towers without coefficients are left out.
+
+    Example:
+        >>> import torch
+        >>> found = histograms({"w": torch.tensor([0.0, 1.0])}, {"vision.0.mlp": ("w",)}, {"w": 2})
+        >>> found["vision"][0], found["vision"][-1]
+        (1, 1)
+    """
+    counts: dict[str, list[int]] = {}
+    for layer, names in layers.items():
+        for name in names:
+            if name in coefficients:
+                tower = counts.setdefault(layer.partition(".")[0], [0] * BINS)
+                found = _counts(coefficients[name])
+                repeated = sizes[name] // max(1, sum(found))
+                tower[:] = [total + repeated * count for total, count in zip(tower, found, strict=True)]
+    return {tower: tuple(values) for tower, values in counts.items()}
+
+
+def _counts(coefficient: Tensor) -> list[int]:
+    return [int(count) for count in coefficient.float().clamp(0.0, 1.0).histc(bins=BINS, min=0.0, max=1.0).tolist()]
+
+
+def zeroshot_shares(
+    coefficients: Mapping[str, Tensor], layers: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]
+) -> dict[str, float]:
+    """Share of each layer's entries whose learned coefficient is 0: the zero-shot model's bytes.
+
+    Args:
+        coefficients: Coefficients by parameter.
+        layers: Parameter names by layer.
+        sizes: Number of entries by parameter.
+
+    Returns:
+        Share from 0 to 1 by layer; layers without coefficients are left out.
+    """
+    shares = {}
+    for layer, names in layers.items():
+        held = [name for name in names if name in coefficients]
+        if held:
+            zeros = sum(float((coefficients[name] == 0).double().mean()) * sizes[name] for name in held)
+            shares[layer] = zeros / max(1, sum(sizes[name] for name in held))
+    return shares

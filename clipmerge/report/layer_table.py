@@ -1,0 +1,152 @@
+"""The table of layers: neighbours that are equal in everything shown share a row, equal columns become a sentence."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from markupsafe import Markup, escape
+
+from clipmerge.output.record import MergeRecord
+from clipmerge.report.columns import Column
+from clipmerge.report.numbers import is_number
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number: as text, and as a bar in percent of the column's range."""
+
+    text: str
+    start: float
+    length: float
+    negative: bool
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer, or neighbours that are equal in all that the table shows.
+
+    Attributes:
+        head: Name of the layer, or of the first and the last.
+        layers: The layers.
+        straggler: Whether it is a straggler, which has a row of its own.
+        cells: One per column.
+        mask: Name of the mask, or an empty text.
+        reason: Why.
+    """
+
+    head: str
+    layers: tuple[str, ...]
+    straggler: bool
+    cells: tuple[Cell, ...]
+    mask: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class TowerRows:
+    """The rows of one tower, and what it adds up to."""
+
+    title: str
+    rows: tuple[LayerRow, ...]
+    count: int
+    size: int
+    sums: tuple[tuple[Markup, str, str], ...]
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """The whole table.
+
+    Attributes:
+        columns: The columns in which layers differ; alpha always.
+        equal: The other columns, as a sentence; empty if there are none.
+        towers: The rows.
+        reason: The one reason of all layers, which then has no column; empty if there are several.
+        usual_reason: The most frequent reason.
+        has_usual: Whether more than half of the layers have that one, so that it is given once.
+        has_masks: Whether there is a column of masks.
+    """
+
+    columns: tuple[Column, ...]
+    equal: str
+    towers: tuple[TowerRows, ...]
+    reason: str
+    usual_reason: str
+    has_usual: bool
+    has_masks: bool
+
+
+def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> LayerTable:
+    """Lay out the table.
+
+    Args:
+        record: The merge's record.
+        columns: All numbers per layer.
+        towers: Titles of the towers, by name.
+    """
+    shown = tuple(column for column in columns if column.key == "alpha" or not _is_equal(column, record))
+    left_out = [column for column in columns if column not in shown]
+    reasons = Counter(entry.reason for entry in record.layers.values())
+    return LayerTable(
+        columns=shown,
+        equal=", ".join(f"{column.title} {column.span(tuple(record.layers))}" for column in left_out),
+        towers=tuple(_towers(record, shown, towers)),
+        reason=next(iter(reasons)) if len(reasons) == 1 else "",
+        usual_reason=reasons.most_common(1)[0][0],
+        has_usual=len(reasons) > 1 and 2 * reasons.most_common(1)[0][1] > len(record.layers),
+        has_masks=any(entry.mask for entry in record.layers.values()),
+    )
+
+
+def _is_equal(column: Column, record: MergeRecord) -> bool:
+    """Whether every layer has the same text there."""
+    return len({column.text(column.values.get(layer)) for layer in record.layers}) == 1
+
+
+def _towers(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> list[TowerRows]:
+    found = []
+    for tower, members in groupby(record.layers, key=lambda layer: layer.partition(".")[0]):
+        layers = list(members)
+        sums = tuple(
+            (c.markup or escape(c.title), c.text(c.total(layers)), c.unit)
+            for c in columns
+            if c.additive and c.total(layers) is not None
+        )
+        size = sum(record.layers[layer].size or 0 for layer in layers)
+        rows = tuple(_rows(record, columns, layers))
+        found.append(TowerRows(towers.get(tower, tower), rows, len(layers), size, sums))
+    return found
+
+
+def _rows(record: MergeRecord, columns: Sequence[Column], layers: Sequence[str]) -> list[LayerRow]:
+    stragglers = set(record.found_stragglers)
+
+    def shown(layer: str) -> tuple[object, ...]:
+        entry = record.layers[layer]
+        texts = tuple(column.text(column.values.get(layer)) for column in columns)
+        return (layer if layer in stragglers else "", entry.mask, entry.reason, texts)
+
+    rows = []
+    for _, group in groupby(layers, key=shown):
+        members = tuple(group)
+        entry = record.layers[members[0]]
+        rows.append(
+            LayerRow(
+                head=members[0] if len(members) == 1 else f"{members[0]} … {members[-1]}",
+                layers=members,
+                straggler=members[0] in stragglers,
+                cells=tuple(_cell(column, members[0]) for column in columns),
+                mask=entry.mask or "",
+                reason=entry.reason,
+            )
+        )
+    return rows
+
+
+def _cell(column: Column, layer: str) -> Cell:
+    value = column.values.get(layer)
+    start, length = column.scale.bar(value)
+    return Cell(column.text(value), start, length, is_number(value) and value < 0)

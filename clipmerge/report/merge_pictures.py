@@ -1,0 +1,168 @@
+"""The pictures of a merge's report, as markup in the page's colours; none of them where nothing was measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from clipmerge.output.record import MergeRecord
+from clipmerge.report import drawing
+from clipmerge.report.columns import Column
+from clipmerge.report.loss_path import barrier_of, path_points
+from clipmerge.report.numbers import is_number
+from clipmerge.report.palette import CURVE, INK, MARKS, SECOND, SET
+from clipmerge.report.path_picture import path_figure
+
+# Inches: as wide as a telephone, so that text stays readable there; a page puts several side by side.
+_WIDTH, _HEIGHT, _PER_LAYER, _FRAME = 4.6, 2.9, 0.165, 0.62
+# Bars of one picture, at most: as many fit on a printed page.
+_MOST_BARS = 56
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a page.
+
+    Attributes:
+        title: Heading above it.
+        svg: The ``svg`` element.
+        caption: What it shows, in a sentence.
+    """
+
+    title: str
+    svg: str
+    caption: str
+
+
+def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Picture]:
+    """What learning did: the coefficients by tower, and the losses by step.
+
+    Args:
+        record: The merge's record.
+        towers: Titles of the towers, by name.
+    """
+    pictures = []
+    for tower, counts in record.coefficients.items():
+        if sum(counts) > 1:  # a scalar has no spread
+            figure = _histogram(counts)
+            title = f"{towers.get(tower, tower)}: coefficients"
+            caption = f"Share of the {sum(counts):,} entries with each coefficient."
+            pictures.append(Picture(title, drawing.markup(figure, f"coefficients-{tower}", title), caption))
+    if record.trace and any(any(values) for values in record.trace.values()):
+        title = "Losses while learning"
+        caption = (
+            "Each step sees other images and other changes of them, so the lines jump; thick lines are running means."
+        )
+        pictures.append(Picture(title, drawing.markup(_trace(record.trace), "trace", title), caption))
+    return pictures
+
+
+def path_picture(record: MergeRecord) -> Picture | None:
+    """The loss along the straight path, if it was walked.
+
+    Args:
+        record: The merge's record.
+    """
+    figure = path_figure(record.path, (_WIDTH, _HEIGHT))
+    if figure is None:
+        return None
+    found = barrier_of(path_points(record.path))
+    caption = "Cross-entropy on the calibration images when every layer has the same alpha and nothing is masked."
+    if found:
+        barrier, average = found
+        side, verb = ("above", "there is a barrier") if barrier > 0 else ("below", "there is no barrier")
+        caption += (
+            f" At alpha 0.5 it is {average + barrier:.3f} nats, {abs(barrier):.3f} {side} the average of the ends "
+            f"({average:.3f}): {verb} between the two models."
+        )
+    values = "; ".join(f"alpha {alpha:g}: {loss:.3f} nats" for alpha, loss in path_points(record.path))
+    label = f"Loss on the straight path from zero-shot to fine-tuned. {values}."
+    return Picture("Loss along the path", drawing.markup(figure, "path", label), caption)
+
+
+def layer_pictures(record: MergeRecord, columns: Sequence[Column], towers: dict[str, str]) -> list[Picture]:
+    """Bars by layer, for the columns in which layers differ.
+
+    Args:
+        record: The merge's record.
+        columns: The columns that are drawn.
+        towers: Titles of the towers, by name.
+    """
+    pictures = []
+    for column in columns:
+        for number, (tower, layers) in enumerate(_parts(record, column)):
+            title = f"{towers.get(tower, tower)}: {column.title}"
+            label = f"{title} of each layer; the table below holds every number."
+            svg = drawing.markup(_bars(record, column, layers), f"{column.key}-{tower}-{number}", label)
+            pictures.append(Picture(title, svg, column.about))
+    return pictures
+
+
+def _parts(record: MergeRecord, column: Column) -> Iterator[tuple[str, list[str]]]:
+    """The layers that have a number, by tower, as many as one picture takes; single layers have no picture."""
+    layers = [layer for layer in record.layers if is_number(column.values.get(layer))]
+    for tower, group in itertools.groupby(layers, key=lambda layer: layer.partition(".")[0]):
+        members = list(group)
+        parts = -(-len(members) // _MOST_BARS)
+        size = -(-len(members) // parts)
+        if len(members) > 1:
+            yield from ((tower, members[start : start + size]) for start in range(0, len(members), size))
+
+
+def _histogram(counts: Sequence[int]) -> Figure:
+    figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
+    total, width = sum(counts), 1 / len(counts)
+    places = [(place + 0.5) * width for place in range(len(counts))]
+    axes.bar(places, [count / total for count in counts], width=0.9 * width, color=SET)
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_xlabel("coefficient (0 = zero-shot, 1 = fine-tuned)")
+    axes.set_ylabel("share of the entries")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if max(counts) > 0.04 * total else 1))
+    axes.grid(visible=False, axis="x")
+    return figure
+
+
+def _trace(trace: dict[str, tuple[float, ...]]) -> Figure:
+    figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
+    names = {"calibration": "loss on your images", "divergence": "divergence from the teacher"}
+    shown = [(name, values) for name, values in trace.items() if any(values)]
+    for (name, values), colour in zip(shown, (CURVE, SECOND, *MARKS[1:]), strict=False):
+        steps = range(1, len(values) + 1)
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)
+        axes.plot(steps, _running_mean(values), color=colour, linewidth=2.2, label=names.get(name, name))
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats")
+    axes.set_ylim(bottom=0.0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawing.legend_above(axes, INK, columns=2)
+    return figure
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Mean over a tenth of the steps, around each."""
+    half = len(values) // 20
+    windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _bars(record: MergeRecord, column: Column, layers: Sequence[str]) -> Figure:
+    figure, axes = drawing.new_figure(_WIDTH, _FRAME + _PER_LAYER * len(layers))
+    values = [float(column.values[layer]) for layer in layers]
+    plain = SET if column.kind == "setting" else CURVE
+    colours = [SECOND if column.signed and value > 0 else plain for value in values]
+    axes.barh(range(len(layers)), values, height=0.72, color=colours)
+    axes.set_ylim(len(layers) - 0.4, -0.6)
+    axes.set_yticks(range(len(layers)), labels=[layer.partition(".")[2] for layer in layers], fontsize=8)
+    stragglers = set(record.found_stragglers)
+    for text, layer in zip(axes.get_yticklabels(), layers, strict=True):
+        text.set(color=SECOND if layer in stragglers else INK, parse_math=False)
+    low, high = column.scale.low, column.scale.high
+    axes.set_xlim(low * 1.02, high * 1.02 if high > 0 else 0.0)
+    axes.set_xlabel(f"{column.title}{', ' + column.unit if column.unit else ''}", parse_math=False)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.grid(visible=False, axis="y")
+    return figure
