@@ -130,7 +130,7 @@ class SweepResult(_Tabular):
 
     def _rows(self) -> Rows:
         points = [(f"alpha {row['alpha']:g}", row) for row in self.record["curve"]]
-        points += [(row["name"], row) for row in self.record["recipes"]]
+        points += [(row["name"], row) for row in (*self.record["recipes"], *self.record["points"])]
         return [
             {"point": name, **row["accuracy"], **{key: row[key] for key in ("id", "ood", "gain")}}
             for name, row in points

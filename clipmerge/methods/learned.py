@@ -34,10 +34,8 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     layers = {layer: LayerPlan(alpha=0.0, reason="fine-tuning did not change it") for layer in task.layers}
     if HEAD in layers:  # measures classify by prompts
         layers[HEAD] = LayerPlan(alpha=alpha, reason="a classifier's head takes no part in measuring: fine-tuned")
-    at_one = measurements["at_one"].values
-    for layer, at_zero in measurements["at_zero"].values.items():
-        reason = f"learned: {_share(at_zero)} held at zero-shot, {_share(at_one[layer])} at fine-tuned"
-        layers[layer] = LayerPlan(alpha=0.0, reason=reason)
+    for layer in measurements["at_zero"].values:
+        layers[layer] = LayerPlan(alpha=0.0, reason="learned")
     numbers = sum(value.numel() for value in coefficients.values())
     scaled = "" if alpha == 1 else f" times {alpha:g}"
     finding = _told(measurements.trace)
@@ -46,16 +44,6 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
     return Decision(
         layers, f"{numbers:,} learned coefficients{scaled}; {finding}", finding=finding, coefficients=coefficients
     )
-
-
-def _share(value: float) -> str:
-    """A share in per cent; one too small to be written is not none.
-
-    Example:
-        >>> _share(0.0), _share(0.001), _share(0.25)
-        ('0%', 'under 1%', '25%')
-    """
-    return "under 1%" if 0 < value < 0.005 else f"{value:.0%}"
 
 
 def _told(trace: dict[str, tuple[float, ...]]) -> str:

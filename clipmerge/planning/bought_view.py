@@ -77,7 +77,7 @@ def _facts(bought: Bought) -> str:
         f"{count} of {bought.classes} classes {have}"
         for count, have in (
             (bought.classes_without_images, "have no image among them"),
-            (bought.classes_with_one_image, "have one"),
+            (bought.classes_with_one_image, "have one image"),
         )
         if count
     ]

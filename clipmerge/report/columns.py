@@ -81,8 +81,9 @@ class Column:
 
     def text(self, value: Any) -> str:
         """Print one of the column's numbers."""
-        text = format_number(value, self.decimals, signed=self.signed)
-        return text.replace(" / ", " to ") if self.is_range else text
+        if self.is_range and value:
+            return " to ".join(f"{end:.2f}" for end in value)
+        return format_number(value, self.decimals, signed=self.signed)
 
     def total(self, layers: Sequence[str]) -> Any:
         """One number for several layers: the sum of an additive statistic, the median of any other."""
@@ -132,7 +133,7 @@ def _zeroshot_share(shares: Mapping[str, float | None]) -> list[Column]:
     about = "share of the layer's entries whose coefficient is 0: the zero-shot model's, bit for bit."
     title, term = "at zero-shot", "At zero-shot"
     scale = Scale.of(known.values(), at_least=0.05)
-    return [Column("zeroshot_share", title, "share", term, about, known, 2, scale, kind="setting")]
+    return [Column("zeroshot_share", title, "share", term, about, known, 3, scale, kind="setting")]
 
 
 def _remaining(record: MergeRecord) -> str:

@@ -25,6 +25,8 @@ VARIABLES = {
 # what matplotlib puts into a file for readers of files, which a page has no use for
 _HEAD = re.compile(r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+# the family of a text: a page has its own
+_FONT = re.compile(r"font-family: [^;\"]*; ?")
 _IDS = re.compile(r'(\bid="|(?:xlink:)?href="#|url\(#)')
 
 
@@ -55,9 +57,14 @@ def png(figure: Figure) -> bytes:
     return _saved(figure, "png", {"Software": None})
 
 
-def svg(figure: Figure) -> bytes:
-    """A figure as SVG, its text drawn as paths so that it looks alike everywhere."""
-    return _saved(figure, "svg", {"Date": None, "Creator": None})
+def svg(figure: Figure, *, text: bool = False) -> bytes:
+    """A figure as SVG.
+
+    Args:
+        figure: The figure.
+        text: Whether words stay text, in whatever font the reader has; drawn as paths, they look alike everywhere.
+    """
+    return _saved(figure, "svg", {"Date": None, "Creator": None}, fonttype="none" if text else "path")
 
 
 def pdf(figure: Figure) -> bytes:
@@ -65,9 +72,9 @@ def pdf(figure: Figure) -> bytes:
     return _saved(figure, "pdf", {"CreationDate": None, "Creator": None, "Producer": None})
 
 
-def _saved(figure: Figure, kind: str, metadata: dict[str, None]) -> bytes:
+def _saved(figure: Figure, kind: str, metadata: dict[str, None], *, fonttype: str = "path") -> bytes:
     file = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "clipmerge", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "clipmerge", "svg.fonttype": fonttype}):
         figure.savefig(file, format=kind, metadata=metadata)
     return file.getvalue()
 
@@ -84,7 +91,7 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "") -> str:
     Returns:
         An ``svg`` element that refers to nothing outside itself.
     """
-    text = _HEAD.sub("", svg(figure).decode())
+    text = _FONT.sub("", _HEAD.sub("", svg(figure, text=True).decode()))
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None  # matplotlib always writes one
     text = text[text.index(">", text.index("<svg")) + 1 :]

@@ -121,7 +121,7 @@ def _histogram(counts: Sequence[int]) -> Figure:
     axes.set_xlim(-0.01, 1.01)
     axes.set_xlabel("coefficient (0 = zero-shot, 1 = fine-tuned)")
     axes.set_ylabel("share of the entries")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if max(counts) > 0.04 * total else 1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.grid(visible=False, axis="x")
     return figure
 
@@ -160,8 +160,8 @@ def _bars(record: MergeRecord, column: Column, layers: Sequence[str]) -> Figure:
     stragglers = set(record.found_stragglers)
     for text, layer in zip(axes.get_yticklabels(), layers, strict=True):
         text.set(color=SECOND if layer in stragglers else INK, parse_math=False)
-    low, high = column.scale.low, column.scale.high
-    axes.set_xlim(low * 1.02, high * 1.02 if high > 0 else 0.0)
+    every = [value for value in column.values.values() if is_number(value)]  # one scale for all parts
+    axes.set_xlim(min(0.0, *every) * 1.02, max(0.0, *every) * 1.02)
     axes.set_xlabel(f"{column.title}{', ' + column.unit if column.unit else ''}", parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(visible=False, axis="y")

@@ -25,6 +25,9 @@ from clipmerge.report.palette import DARK_MARKS, MARKS
 
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
 
+# Different values of which bars are drawn, at least: a table tells two kinds of layers better.
+_FEWEST = 4
+
 _TOWERS = {
     "vision": "Vision tower",
     "text": "Text tower",
@@ -101,8 +104,10 @@ def _drawn(columns: Sequence[Column]) -> list[Column]:
     """The settings that differ by more than a bar shows, and the foremost statistic."""
 
     def differs(column: Column) -> bool:
-        numbers = [value for value in column.values.values() if is_number(value)]
-        return bool(numbers) and max(numbers) - min(numbers) > 0.05 * (column.scale.high - column.scale.low)
+        # a scalar such as logit_scale, in no tower, is not a layer that others are compared with
+        numbers = [value for layer, value in column.values.items() if "." in layer and is_number(value)]
+        whole = 1.0 if column.kind == "setting" else column.scale.high - column.scale.low
+        return len(set(numbers)) >= _FEWEST and max(numbers) - min(numbers) > 0.05 * whole
 
     settings = [column for column in columns if column.kind == "setting" and not column.is_range and differs(column)]
     measured = [column for column in columns if column.kind == "statistic" and column.key != "change"]

@@ -178,7 +178,9 @@ def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
     """Put the legend below the picture, which grows by it: inside, a large legend would hide something."""
     handles, _ = axes.get_legend_handles_labels()
     for columns in range(min(len(handles), 4), 0, -1):
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, fontsize=9, labelcolor=INK, frameon=False
+        )
         for text, name in zip(legend.get_texts(), names, strict=False):
             text.set(text=name, parse_math=False)  # a recipe's name is not a formula, and may begin with an underscore
         left, bottom, right, top = _extents(legend)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,11 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
             far, row["name"], [], [*sources, f"calibration={calibration}"], tmp_path / row["name"]
         )
         assert row["accuracy"] == expected
+    placed, _ = run_sweep(replace(request_for(far, images, shifted), points={"mine": str(tmp_path / "monosoup")}))
+    (mine,) = placed["points"]
+    assert mine["accuracy"] == record["recipes"][1]["accuracy"]
+    assert [mine["gain"], mine["id_interval"]] == [record["recipes"][1][key] for key in ("gain", "id_interval")]
+    assert list(mine["checkpoint"]["files"]) == ["model.safetensors"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -277,7 +283,10 @@ def test_the_record_and_the_files_tell_the_same(far: Inputs, images: Path, shift
     record, _ = write_sweep(request_for(far, images, shifted, "lines"), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "correct.safetensors",
+        "curve.pdf",
         "curve.png",
+        "curve.svg",
+        "sweep.csv",
         "sweep.html",
         "sweep.json",
     ]

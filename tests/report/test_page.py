@@ -12,7 +12,7 @@ import yaml
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.report import page as pages
-from tests.support.merge_records import RECORDS, data_free, example, printed
+from tests.support.merge_records import RECORDS, data_free, example, learned, printed
 
 VOID = {"meta"}
 
@@ -83,18 +83,39 @@ def test_page_asks_the_network_for_nothing(record):
     assert "@import" not in style[1]
 
 
-def test_page_has_one_row_a_layer_in_network_order(record):
+def rows_of(html: str, record: dict[str, Any]) -> list[list[str]]:
+    """The layers of each row of the table of layers, by its heading."""
+    layers = list(record["layers"])
+    heads = re.findall(r'<th scope="row" class="layer">([^<]+)', html)
+    ends = [head.split(" … ") for head in heads]
+    return [layers[layers.index(end[0]) : layers.index(end[-1]) + 1] for end in ends]
+
+
+def test_the_rows_hold_every_layer_once_in_network_order(record):
+    rows = rows_of(html_page(record), record)
+    assert [layer for row in rows for layer in row] == list(record["layers"])
+    for row in rows:  # only what is equal shares a row
+        assert len({repr(record["layers"][layer] | {"parameters": 0, "size": 0}) for layer in row}) == 1
+        assert len(row) == 1 or not set(row) & set(record["stragglers"])
+
+
+def test_layers_that_are_all_equal_are_one_row_a_tower():
+    record = data_free()
+    for layer in record["layers"].values():
+        layer["change"] = None
     html = html_page(record)
-    rows = re.findall(r'<th scope="row" class="layer">([^<]+)', html)
-    assert rows == list(record["layers"])
+    assert [len(row) for row in rows_of(html, record)] == [28, 27, 1]
+    assert "Equal in every layer: density 1.00" in html
+    assert "Reason for every layer: the recipe&#39;s alpha" in html
+    assert "<svg" not in html
 
 
 def test_page_describes_every_drawing_and_heads_every_column(record):
     page = Page(html_page(record))
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert drawings
-    assert all(attributes["role"] == "img" and attributes["aria-labelledby"] for attributes in drawings)
-    assert page.count("desc") == len(drawings)
+    assert bool(drawings) == bool(record["measurements"])
+    assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawings)
+    assert page.count("figcaption") == len(drawings)
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
 
 
@@ -158,20 +179,35 @@ def test_page_marks_exactly_the_stragglers(record):
 
 def test_page_says_whether_there_is_a_barrier():
     record = example(2, 2, ())
-    assert "1.355 below the endpoints' average of 1.815: there is no barrier" in Page(html_page(record)).text
+    assert "1.355 below the average of the ends (1.815): there is no barrier" in Page(html_page(record)).text
     record["path"] = {"alphas": [0, 0.5, 1], "losses": [0.5, 2.0, 0.5]}
-    assert "1.500 above the endpoints' average of 0.500: there is a barrier" in Page(html_page(record)).text
+    assert "1.500 above the average of the ends (0.500): there is a barrier" in Page(html_page(record)).text
 
 
-def test_page_of_a_data_free_recipe_says_that_nothing_was_measured():
+def test_page_of_a_data_free_recipe_says_once_that_nothing_was_measured():
     text = Page(html_page(data_free())).text
-    assert text.count("Nothing was measured: this recipe is data-free") == 3
-    assert "no images were used" in text
-    assert "No straggler" not in text
+    assert text.count("Nothing was measured on images") == 1
+    for absent in ("straggler", "Loss along the path", "Do the numbers add up", "calibration"):
+        assert absent not in text
 
 
 def test_page_without_stragglers_says_so():
-    assert "No straggler layers were found" in Page(html_page(example(2, 2, ()))).text
+    assert "No layer is a straggler." in Page(html_page(example(2, 2, ()))).text
+
+
+def test_page_leads_with_what_was_bought_and_then_says_why():
+    text = Page(html_page(learned())).text
+    order = ["Use it.", "What it bought", "94.6 [90.6, 97.6]", "Why", "learned coefficients;", "Losses while learning"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_page_of_a_learned_recipe_draws_what_was_learned():
+    html = html_page(learned(stragglers=("vision.3.mlp",)))
+    for title in ("Vision tower: coefficients", "Text tower: coefficients", "Losses while learning"):
+        assert f"<h3>{title}</h3>" in html
+    assert "<h3>Vision tower: at zero-shot</h3>" in html
+    assert "<h3>Vision tower: at zero-shot</h3>" not in html_page(learned())  # 26 bars that are all alike
 
 
 def test_page_needs_only_what_every_merge_has():
@@ -207,12 +243,11 @@ def test_page_speaks_of_stragglers_only_where_somebody_looked():
     record["recipe"]["method"] = {"name": "learned", "alpha": 1}
     record |= {"straggler_statistic": None, "straggler_scores": {}}
     text = Page(html_page(record)).text
-    assert "This recipe does not look for straggler layers" in text
     for claim in ("No straggler", "straggler layers none", "Straggler layer", "stands out"):
         assert claim not in text
     record["straggler_statistic"] = "sharpness"
     text = Page(html_page(record)).text
-    assert "No straggler layers were found" in text
+    assert "No layer is a straggler." in text
     assert "singled out by its sharpness" in text
     assert "outlier rule" not in text
     assert "outlier rule" in Page(html_page(example(2, 2, ()))).text

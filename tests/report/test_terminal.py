@@ -21,7 +21,7 @@ def test_table_fits_when_every_layer_differs():
     record = varied(data_free())
     lines = printed(record).splitlines()
     assert len(lines) <= 25
-    assert any("0.300-0.435" in line for line in lines)
+    assert any("0.300 to 0.435" in line for line in lines)
 
 
 def test_table_spells_stragglers_out_and_collapses_the_rest():

@@ -1,4 +1,4 @@
-"""Records of merges that were never run, for reports."""
+"""Made-up records of merges, for what is drawn from records alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.report import terminal
 
 SHARE = {"signed": True, "additive": True, "unit": "nats"}
-
 STATISTICS = {
     "barrier": {**SHARE, "title": "barrier share", "symbol": "B_l", "about": "the layer's part of the barrier."},
     "loss_drop": {**SHARE, "title": "loss-drop share", "symbol": "G_l", "about": "the layer's part of the drop."},
@@ -103,11 +102,72 @@ def data_free() -> dict[str, Any]:
     return record | {"warnings": [], "verdict": "Every layer moves half way from zero-shot to fine-tuned."}
 
 
+def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A record as `auto` writes it, or `straggler-sparse` with stragglers, of a ViT-B."""
+    record = example(vision, text, stragglers)
+    for index, (name, layer) in enumerate(record["layers"].items()):
+        sparse = name in stragglers
+        layer |= {"alpha": 0.31 + 0.02 * math.sin(index) - 0.1 * sparse, "alpha_range": [0.0, 0.86], "density": 1.0}
+        layer |= {"mask": None, "zeroshot_share": 0.5 if sparse else 0.004 * (index % 3)}
+        layer["reason"] = "straggler with 12% of the sharpness; learned" if sparse else "learned"
+    record["layers"]["logit_scale"] |= {"alpha": 0.0, "alpha_range": None, "zeroshot_share": None}
+    record["layers"]["logit_scale"]["reason"] = "fine-tuning did not change it"
+    record["recipe"] |= {"name": "auto", "measure": {"name": "learned-coefficients", "steps": 120}}
+    record["recipe"]["method"] = {"name": "straggler-sparse" if stragglers else "learned", "alpha": 1.0}
+    steps = range(120)
+    record["trace"] = {
+        "calibration": [0.9 * math.exp(-n / 40) + 0.1 + 0.05 * math.sin(5 * n) for n in steps],
+        "divergence": [0.5 * math.exp(-n / 70) + 0.1 + 0.03 * math.cos(7 * n) for n in steps],
+    }
+    bell = [int(2e6 * math.exp(-(((n - 6) / 3) ** 2))) for n in range(20)]
+    record["coefficients"] = {"vision": bell, "text": bell[::-1]}
+    alphas = [n / 10 for n in range(11)]
+    record["path"] = {"alphas": alphas, "losses": [1.4 - 2.2 * a + 1.3 * a * a for a in alphas]}
+    record |= {"straggler_statistic": "sharpness" if stragglers else None, "checks": {}, "statistics": {}}
+    record |= {"straggler_scores": {}, "measurements": {name: {"at_zero": 0.0} for name in record["layers"]}}
+    record["verdict"] = "149,620,736 learned coefficients; loss 0.999 to 0.145, divergence from the teacher 0.6 to 0.2"
+    return record | {"bought": bought()}
+
+
+def bought() -> dict[str, Any]:
+    """What a merge bought, on 205 images."""
+
+    def estimate(value: float) -> dict[str, Any]:
+        return {"value": value, "interval": [max(0.0, value - 0.04), min(1.0, value + 0.03)]}
+
+    def model(clean: float, corrupted: float) -> dict[str, Any]:
+        names = ("brightness", "contrast", "defocus", "fog", "noise", "pixelate", "saturation")
+        each = {name: estimate(corrupted + 0.02 * (n - 3)) for n, name in enumerate(names)}
+        return {"clean": estimate(clean), "corrupted": estimate(corrupted), "corruptions": each}
+
+    gain = {"clean": {"value": -0.01, "interval": [-0.03, 0.01]}, "corrupted": {"value": 0.14, "interval": [0.1, 0.18]}}
+    return {
+        "source": "val/",
+        "images": 205,
+        "classes": 10,
+        "classes_without_images": 0,
+        "classes_with_one_image": 1,
+        "corruptions_per_image": 2,
+        "zeroshot": model(0.61, 0.55),
+        "finetuned": [model(0.956, 0.62)],
+        "merged": model(0.946, 0.76),
+        "over_finetuned": gain,
+        "over_zeroshot": gain,
+        "agreement": estimate(0.7),
+        "recommendation": "use",
+        "verdict": "On your images 94.6% [90.6, 97.6] against the fine-tuned model's 95.6; under corruptions 76.0 "
+        "(zero-shot 55.0, fine-tuned 62.0). Use it.",
+        "reason": "The merged model gains 14.0 points [10.0, 18.0] under corruptions over the fine-tuned model.",
+    }
+
+
 RECORDS = {
     "vit-l": example(),
     "no stragglers": example(12, 12, ()),
     "many stragglers": example(stragglers=tuple(layer_names(24, 12)[4:44:2])),
     "data-free": data_free(),
+    "auto": learned(),
+    "straggler-sparse": learned(stragglers=("vision.3.mlp", "vision.4.mlp", "text.2.attn")),
 }
 
 

@@ -1,0 +1,68 @@
+"""The pages in a real, headless browser: light and dark, in three widths, and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmerge.output.record import MergeRecord
+from clipmerge.report.page import html_page
+from clipmerge.report.sweep_page import sweep_page
+from clipmerge.report.sweep_picture import curve_markup
+from tests.support import browser as browsers
+from tests.support.browser import Visit
+from tests.support.merge_records import RECORDS
+from tests.support.sweep_records import SWEEP
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing() or "a browser is there"),
+]
+PAGES = [*RECORDS, "sweep"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsers.opened() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    texts = {name: html_page(MergeRecord.model_validate(record)) for name, record in RECORDS.items()}
+    texts["sweep"] = sweep_page(SWEEP, curve_markup(SWEEP))
+    for name, text in texts.items():
+        (folder / f"{name}.html").write_text(text)
+    return {name: folder / f"{name}.html" for name in texts}
+
+
+@pytest.mark.parametrize(("width", "theme"), browsers.WINDOWS)
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_sound(browser: Any, pages: dict[str, Path], name: str, width: int, theme: str) -> None:
+    with Visit(browser, pages[name], width, theme) as visit:
+        assert visit.said == []
+        assert visit.asked == []
+        assert visit.violations() == []
+        assert visit.too_wide() <= 0
+        assert visit.cut_texts() == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_printed_page_is_sound(browser: Any, pages: dict[str, Path], name: str) -> None:
+    with Visit(browser, pages[name], 794, "dark") as visit:  # paper is white, whatever the screen is
+        visit.page.emulate_media(media="print")
+        assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert visit.violations() == []
+        kept = (
+            "[...document.querySelectorAll('tr, figure, svg')].every(e => getComputedStyle(e).breakInside == 'avoid')"
+        )
+        assert visit.page.evaluate(kept)
+        tallest = visit.page.evaluate(
+            "Math.max(0, ...[...document.querySelectorAll('figure')].map(e => e.getBoundingClientRect().height))"
+        )
+        assert tallest < 1000  # a page of A4 holds 1047 pixels between margins of a centimetre
+        assert visit.page.pdf(format="A4").startswith(b"%PDF")
