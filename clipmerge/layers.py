@@ -72,8 +72,8 @@ def match_layers(glob: str, layers: Iterable[str]) -> list[str]:
         ['vision.1.attn']
     """
     known = list(layers)
-    found = [layer for layer in known if fnmatchcase(layer, glob)]
-    if not found:
+    matching = [layer for layer in known if fnmatchcase(layer, glob)]
+    if not matching:
         hint = did_you_mean(glob, known) or f" Layers are {shorten(known)}."
         raise PlanError(f"override '{glob}' matches no layer.{hint}")
-    return found
+    return matching

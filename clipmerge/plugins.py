@@ -126,8 +126,8 @@ def requires(package: str, name: str, parameter: str) -> bool:
         name: Recipe name.
         parameter: Name of the parameter.
     """
-    found = inspect.signature(load_plugin(package, name)).parameters.get(parameter)
-    return found is not None and found.default is found.empty
+    declared = inspect.signature(load_plugin(package, name)).parameters.get(parameter)
+    return declared is not None and declared.default is declared.empty
 
 
 def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -136,5 +136,5 @@ def without_stale(plan: Plan) -> Plan:
         return plan
     stale = set(plan.bought.warnings)
     note = "the plan was edited after it was measured, so the effect of this merge is not known"
-    kept = tuple(warning for warning in plan.warnings if warning not in stale)
-    return plan.model_copy(update={"bought": None, "warnings": (*kept, note)})
+    warnings = tuple(warning for warning in plan.warnings if warning not in stale)
+    return plan.model_copy(update={"bought": None, "warnings": (*warnings, note)})

@@ -164,9 +164,9 @@ def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint, progr
     if not hashed and record.files.keys() == names.keys():
         progress.say(f"{record.source} was not compared with the sha256 in {name} (--no-hash): used unchecked")
         return
-    found = checkpoint.hashes if hashed else names
-    if record.files != found:
-        changed = [file for file, digest in found.items() if record.files.get(file) != digest]
+    hashes = checkpoint.hashes if hashed else names
+    if record.files != hashes:
+        changed = [file for file, digest in hashes.items() if record.files.get(file) != digest]
         raise PlanError(
             f"{name}: {record.source} is not the checkpoint that the plan was made for: the sha256 of "
             f"{', '.join(changed) or 'its file list'} differs; plan again with `clipmerge plan`"

@@ -45,11 +45,13 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     objective.keep = _saved(objective, images, request, run.progress)
     with objective.keep.underway():
-        found: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(objective, **options)
+        measurements: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(
+            objective, **options
+        )
     run.leftovers.append(objective.keep.remove)
     with together():
         objective.accelerator.wait_for_everyone()  # no process leaves while another still gathers
-    return _with_change(found, objective), record
+    return _with_change(measurements, objective), record
 
 
 def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledImages, dict[str, Any]]:

@@ -88,8 +88,8 @@ def _filled(form: torch.nn.Module, weights: dict[str, Tensor], dtype: str | None
     merged = copy.deepcopy(form)
     if dtype not in (None, "keep"):
         merged = merged.to(getattr(torch, str(dtype)))
-    found = merged.load_state_dict(weights, strict=False)
-    wrong = [name for name in (*found.missing_keys, *found.unexpected_keys) if not is_buffer(name)]
+    keys = merged.load_state_dict(weights, strict=False)
+    wrong = [name for name in (*keys.missing_keys, *keys.unexpected_keys) if not is_buffer(name)]
     if wrong:
         raise CheckpointError(
             f"{type(form).__name__}: its merged weights have names that the model lacks, such as {wrong[0]}; save both "

@@ -281,8 +281,8 @@ def _decide(
     changes = {"decided": plan.digest, "layers": layers, "worded": worded}
     run.plan = plan.model_copy(update=changes).checked(task.layers)
     # a layer whose alpha is overridden needs no coefficients
-    kept = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
-    run.tensors = PlanTensors(decision.scores, kept)
+    used = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}
+    run.tensors = PlanTensors(decision.scores, used)
     for note in notes:
         run.progress.say(note)
 

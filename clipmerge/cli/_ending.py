@@ -129,8 +129,8 @@ def _fail_unexpectedly(error: Exception) -> NoReturn:
         fail("; ".join([text, *_what_stands(error)]), 1)
     if isinstance(error, OSError):
         fail("; ".join([_of_the_system(error), *_what_stands(error)]), 1)
-    said = [f"{_internal(error)}: {text[:300]}", *_what_stands(error), f"set {DEBUG}=1 to see where"]
-    fail("; ".join(said), 1)
+    parts = [f"{_internal(error)}: {text[:300]}", *_what_stands(error), f"set {DEBUG}=1 to see where"]
+    fail("; ".join(parts), 1)
 
 
 def _of_the_system(error: OSError) -> str:

@@ -135,5 +135,5 @@ _ARGUMENTS = ("zeroshot", "finetuned", "checkpoint")
 def _flags(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters of a function with resolved types, as typer reads them."""
     hints = get_type_hints(function, include_extras=True)
-    found = inspect.signature(function).parameters.values()
-    return {p.name: p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in found}
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY) for p in parameters}

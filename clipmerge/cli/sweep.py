@@ -60,16 +60,16 @@ def parse_alphas(text: str) -> tuple[float, ...]:
     try:
         for place, word in enumerate(words):
             values += _steps(values[-2], values[-1], Decimal(words[place + 1])) if word == "..." else [Decimal(word)]
-        found = sorted({float(value) for value in values})
+        alphas = sorted({float(value) for value in values})
     except (ArithmeticError, IndexError, ValueError):
         raise UsageError(
             f"--alphas {text}: expected numbers separated by commas, such as 0,0.25,0.5 or 0,0.1,...,1"
         ) from None
     except UsageError as error:
         raise UsageError(f"--alphas {text}: {error}") from None
-    if not all(map(math.isfinite, found)):  # 1e400 is valid as text but overflows a float
+    if not all(map(math.isfinite, alphas)):  # 1e400 is valid as text but overflows a float
         raise UsageError(f"--alphas {text}: expected finite numbers, such as 0,0.25,0.5")
-    return tuple(found)
+    return tuple(alphas)
 
 
 def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:

@@ -43,7 +43,7 @@ def breadcrumbs(
         return weighted_sum(task_vectors, weights)
     size = task_vectors[0].numel()
     left_out = min(round(outliers * size), size - 1)
-    kept = max(1, round(density * size))
+    count = max(1, round(density * size))
     for each in task_vectors:
-        zero_others(each, keep_first(each, left_out + kept).logical_and_(~keep_first(each, left_out)))
+        zero_others(each, keep_first(each, left_out + count).logical_and_(~keep_first(each, left_out)))
     return weighted_sum(task_vectors, weights)

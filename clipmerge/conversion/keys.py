@@ -74,9 +74,9 @@ def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") ->
     names = {key for key in keys if not is_made_anew(key)}
     blocks = {"vision": 0, "text": 0}
     for key in names:
-        if found := _BLOCK[layout].match(key):
-            tower = "vision" if found[1] in ("visual.", "vision") else "text"
-            blocks[tower] = max(blocks[tower], int(found[2]) + 1)
+        if block := _BLOCK[layout].match(key):
+            tower = "vision" if block[1] in ("visual.", "vision") else "text"
+            blocks[tower] = max(blocks[tower], int(block[2]) + 1)
     if max(blocks.values()) > len(names):  # do not list as many blocks as an arbitrary number in a name says
         raise CheckpointError(
             f"a block has the number {max(blocks.values()) - 1}, but there are only {len(names)} tensors"

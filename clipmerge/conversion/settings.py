@@ -85,5 +85,5 @@ def short(value: Any) -> str:
 
 
 def _wrong(where: str, name: str, value: Any, expected: str) -> CheckpointError:
-    found = "is missing" if value is _ABSENT else f"is {short('null' if value is None else repr(value))}"
-    return CheckpointError(f"{where}{name} {found}, but {expected} was expected; correct the file")
+    state = "is missing" if value is _ABSENT else f"is {short('null' if value is None else repr(value))}"
+    return CheckpointError(f"{where}{name} {state}, but {expected} was expected; correct the file")

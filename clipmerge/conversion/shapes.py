@@ -27,12 +27,12 @@ def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) ->
         "text",
     ):  # first, because the list of tensors for a wrong number of blocks may not fit in memory
         blocks = transformers_section(config, side)["num_hidden_layers"]
-        found = sum(
+        actual = sum(
             re.fullmatch(rf"{side}_model\.encoder\.layers\.\d+\.layer_norm1\.weight", n) is not None for n in shapes
         )
-        if blocks != found:
+        if blocks != actual:
             raise CheckpointError(
-                f"{file} says that the {side} tower has {blocks} layers, but the weights have {found}"
+                f"{file} says that the {side} tower has {blocks} layers, but the weights have {actual}"
             )
     expected = _expected(config)
     for name, shape in expected.items():

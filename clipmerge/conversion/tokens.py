@@ -40,8 +40,8 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
             data = read_side_json(folder, name)
             if data is None:
                 continue
-            found: dict[str, int] = data["model"]["vocab"] if name == "tokenizer.json" else data
-            return {str(token): int(index) for token, index in found.items()}
+            vocabulary: dict[str, int] = data["model"]["vocab"] if name == "tokenizer.json" else data
+            return {str(token): int(index) for token, index in vocabulary.items()}
         except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
             return None
     return None
@@ -87,8 +87,8 @@ def _merges() -> list[tuple[str, str]]:
         )
     file = Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
     with gzip.open(file, "rt", encoding="utf-8") as lines:
-        found = lines.read().split("\n")[1 : _MERGES + 1]
-    pairs = [line.split() for line in found]
+        rows = lines.read().split("\n")[1 : _MERGES + 1]
+    pairs = [line.split() for line in rows]
     return [(first, second) for first, second in pairs]
 
 

@@ -116,8 +116,8 @@ class Family:
         """Return the prefix before the family's own names in a file, such as ``module.``; usually empty."""
         for key in keys:
             for root in (*self.roots, *self.bare):
-                head, found, _ = f".{key}".partition(f".{root}")
-                if found:
+                head, mark, _ = f".{key}".partition(f".{root}")
+                if mark:
                     return f"{head[1:]}." if head else ""
         return ""
 
@@ -140,9 +140,9 @@ class Family:
         strange = next((name for name, place in places.items() if place is None), None)
         if strange is not None:
             raise CheckpointError(f"parameter '{strange}' belongs to no layer of a {self.name} model")
-        found = {name: place for name, place in places.items() if place}
-        counted = _count_through(found.values())
-        return {name: layer.format(counted.get((_tower(layer), at))) for name, (layer, at) in found.items()}
+        known = {name: place for name, place in places.items() if place}
+        counted = _count_through(known.values())
+        return {name: layer.format(counted.get((_tower(layer), at))) for name, (layer, at) in known.items()}
 
     def knows(self, name: str) -> bool:
         """Whether a canonical name is one of the family's."""
@@ -192,8 +192,8 @@ def _count_through(places: Iterable[_Place]) -> dict[tuple[str, tuple[int, ...]]
 def families() -> tuple[Family, ...]:
     """List the families in the order in which they are tried."""
     names = (module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    found: list[Family] = [import_module(f"{__name__}.{name}").FAMILY for name in names]
-    return tuple(sorted(found, key=lambda family: (family.rank, family.name)))
+    members: list[Family] = [import_module(f"{__name__}.{name}").FAMILY for name in names]
+    return tuple(sorted(members, key=lambda family: (family.rank, family.name)))
 
 
 def family_of(config: dict[str, Any] | None, keys: Iterable[str]) -> Family:

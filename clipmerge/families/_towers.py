@@ -84,11 +84,11 @@ def transformers_settings(
 
     def settings(config: dict[str, Any]) -> Settings:
         lone = model_types.get(str(config.get("model_type")), "full")
-        found = {"": {key: config.get(key, default) for key, default in (both or {}).items()}}
+        values = {"": {key: config.get(key, default) for key, default in (both or {}).items()}}
         for side, defaults in (("vision", vision), ("text", text)):
             section = config if lone == side else _section(config, side)
-            found[side] = {key: section.get(key, default) for key, default in defaults.items()}
-        return found
+            values[side] = {key: section.get(key, default) for key, default in defaults.items()}
+        return values
 
     return settings
 

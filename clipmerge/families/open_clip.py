@@ -104,7 +104,7 @@ _TEXT_SETTINGS: dict[str, Any] = {
 
 def _settings(config: dict[str, Any]) -> Settings:
     model = _section(config, "model_cfg") or config
-    found = {}
+    values = {}
     for side, defaults in (("vision", _VISION_SETTINGS), ("text", _TEXT_SETTINGS)):
         section = _section(model, f"{side}_cfg")
         settings = {name: section.get(name, default) for name, default in defaults.items()}
@@ -112,10 +112,10 @@ def _settings(config: dict[str, Any]) -> Settings:
         foreign = section.get("timm_model_name") or section.get("hf_model_name")
         settings["quick_gelu"] = None if foreign else bool(model.get("quick_gelu"))
         settings |= {name: section.get(name) or {} for name in ("act_kwargs", "norm_kwargs")}
-        found[side] = settings
-    if found["text"]["pool_type"] == "eos":
-        found["text"]["eos_id"] = _section(model, "text_cfg").get("eos_id", 2)
-    return found
+        values[side] = settings
+    if values["text"]["pool_type"] == "eos":
+        values["text"]["eos_id"] = _section(model, "text_cfg").get("eos_id", 2)
+    return values
 
 
 def _section(config: dict[str, Any], name: str) -> dict[str, Any]:

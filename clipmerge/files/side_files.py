@@ -88,10 +88,10 @@ def require_inside(folder: Path, name: str) -> Path | None:
     Raises:
         CheckpointError: If it is a link out of the folder.
     """
-    found, path = inside(folder, name), folder / name
-    if found is None and path.is_symlink() and path.exists():
+    file, path = inside(folder, name), folder / name
+    if file is None and path.is_symlink() and path.exists():
         raise CheckpointError(f"{path}: is a link out of its folder, to {path.resolve()}; put the file itself there")
-    return found
+    return file
 
 
 def copy_side_file(source: Path, target: Path) -> None:
@@ -133,11 +133,11 @@ def _without_places(content: bytes) -> bytes:
         data = parse_json(content.decode("utf-8"))
     except ValueError:  # not JSON in spite of its name; loaders will report it
         return content
-    kept = without_places(data)
+    cleaned = without_places(data)
     try:
-        return f"{json.dumps(kept, indent=2, ensure_ascii=False)}\n".encode()
+        return f"{json.dumps(cleaned, indent=2, ensure_ascii=False)}\n".encode()
     except UnicodeEncodeError:  # a lone surrogate, which only an escape can express
-        return f"{json.dumps(kept, indent=2)}\n".encode()
+        return f"{json.dumps(cleaned, indent=2)}\n".encode()
 
 
 def without_places(data: Any) -> Any:

@@ -65,11 +65,11 @@ def _identity(path: Path) -> _Identity:
 
 def _status(path: Path) -> tuple[int, int, int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    is_folder = stat.S_ISDIR(found.st_mode)  # a folder's size and time change when other files are added
-    return found.st_dev, found.st_ino, 0 if is_folder else found.st_size, 0 if is_folder else found.st_mtime_ns
+    is_folder = stat.S_ISDIR(status.st_mode)  # a folder's size and time change when other files are added
+    return status.st_dev, status.st_ino, 0 if is_folder else status.st_size, 0 if is_folder else status.st_mtime_ns
 
 
 @contextlib.contextmanager

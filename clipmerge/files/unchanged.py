@@ -44,8 +44,8 @@ def watch(file: Path) -> None:
 
 
 def _state(file: Path) -> _State:
-    found = file.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def require_unchanged(files: Iterable[Path]) -> None:

@@ -167,14 +167,14 @@ def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -
         CheckpointError: If the model has no safetensors weights.
         HubError: If the download fails; a partly downloaded file is resumed the next time.
     """
-    found = resolve(hub_id, endpoint=endpoint)
-    pinned = hub_id.at(found.sha)
-    cached = found.note is not None
+    resolved = resolve(hub_id, endpoint=endpoint)
+    pinned = hub_id.at(resolved.sha)
+    cached = resolved.note is not None
     choose = _cached_files if cached else choose_files
-    wanted = choose(found.files, pinned, weights=weights)
+    wanted = choose(resolved.files, pinned, weights=weights)
     folder = download(pinned, wanted, cached=cached, endpoint=endpoint)
     _check_there(pinned, folder, _shards(folder, wanted))
-    return FetchedRepo(hub_id.repo_id, found.sha, folder, found.note)
+    return FetchedRepo(hub_id.repo_id, resolved.sha, folder, resolved.note)
 
 
 def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpoint: str | None = None) -> Path:
@@ -243,8 +243,8 @@ def _cached_files(names: Iterable[str], hub_id: HubId, *, weights: bool) -> list
     try:
         return choose_files(names, hub_id, weights=weights)
     except CheckpointError as error:
-        told = f"{hub_id}: its weights are not in the cache. Go online and run again."
-        raise HubError(told) from error
+        message = f"{hub_id}: its weights are not in the cache. Go online and run again."
+        raise HubError(message) from error
 
 
 def _shards(folder: Path, wanted: list[str]) -> list[str]:

@@ -115,11 +115,11 @@ def _row(error: BaseException) -> tuple[str, str]:
         if name in _BY_CLASS and not (name == "ConnectionError" and status):
             return _BY_CLASS[name]
     if status is None:
-        said = " ".join(str(error).split())[:300].rstrip(".")
-        return said if names[0] == "ValueError" else f"{names[0]}: {said}", ""
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        return reason if names[0] == "ValueError" else f"{names[0]}: {reason}", ""
     happened, remedy = _BY_STATUS.get(status, _REFUSED if status < 500 else _UNWELL)
-    said = " ".join(str(getattr(error, "server_message", None) or "").split())[:200].rstrip(".")
-    return f"{happened} (HTTP {status}{': ' + said if said else ''})", remedy
+    reason = " ".join(str(getattr(error, "server_message", None) or "").split())[:200].rstrip(".")
+    return f"{happened} (HTTP {status}{': ' + reason if reason else ''})", remedy
 
 
 def http_status(error: BaseException) -> int | None:

@@ -238,8 +238,8 @@ def front_matter(where: str, card: str) -> dict[str, Any]:
         >>> front_matter("acme/cars", "---\nlicense: mit\n---\n# Cars")
         {'license': 'mit'}
     """
-    found = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
-    text = found[1] if found else ""
+    match = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
+    text = match[1] if match else ""
     if len(text) > LARGEST_FRONT_MATTER:
         raise DataError(f"reading the card of {where}: its metadata are larger than {told_size(LARGEST_FRONT_MATTER)}")
     try:

@@ -118,10 +118,10 @@ def _open_pairs(called: str, data: Any) -> Labelled:
 
 def _labels_of(data: Any) -> list[Any]:
     """Labels: the list that torchvision's data sets keep, or read item by item."""
-    kept = getattr(data, "targets", None)
-    if kept is None or isinstance(kept, Mapping) or len(kept) != len(data):
-        kept = [data[at][1] for at in range(len(data))]
-    return [_label(label) for label in kept]
+    targets = getattr(data, "targets", None)
+    if targets is None or isinstance(targets, Mapping) or len(targets) != len(data):
+        targets = [data[at][1] for at in range(len(data))]
+    return [_label(label) for label in targets]
 
 
 def _names_of(data: Any) -> tuple[str, ...] | None:

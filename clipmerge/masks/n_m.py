@@ -31,5 +31,5 @@ def n_m(change: Tensor, *, n: Count = 2, m: Count = 4) -> Tensor:
     # A stable sort gives ties to the lower index, in every build.
     ranks = runs.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
     keep = (ranks < n).flatten(-2)[..., :width]
-    kept: Tensor = change * keep
-    return kept
+    masked: Tensor = change * keep
+    return masked

@@ -32,7 +32,7 @@ def average_case(
     objective.announce(forward=1 + draws * len(objective.layers))
     objective.move_to(at)
     base = objective.losses()
-    found = {
+    rises = {
         batch.number: [
             _mean_rise(objective, batch, layer, base[batch.number], column * draws, draws, rho, adaptive)
             for column, layer in enumerate(objective.layers)
@@ -42,7 +42,7 @@ def average_case(
     sharpness = statistic(
         objective,
         "average_case",
-        by_layer(objective, found),
+        by_layer(objective, rises),
         signed=True,
         unit="nats",
         title="average-case sharpness",

@@ -43,14 +43,14 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
     statistics, tensors = [], {}
     for name, (alpha, end) in _ENDS.items():
         objective.move_to(alpha)
-        squares, found = _squares(objective, probes, labels)
+        squares, batches = _squares(objective, probes, labels)
         scale = 1 / (objective.images * probes)
         tensors[name] = {parameter: value.mul_(scale) for parameter, value in objective.total(squares).items()}
         statistics.append(
             statistic(
                 objective,
                 name,
-                by_layer(objective, found),
+                by_layer(objective, batches),
                 title=f"{end} Fisher information",
                 about=f"mean Fisher information of the layer's entries at the {end} end.",
             )
@@ -65,7 +65,7 @@ def _squares(
 ) -> tuple[dict[str, Tensor], dict[int, list[float]]]:
     """Sum over this process's images and probes per entry; average over a layer's entries and a batch's images."""
     squares = {name: torch.zeros_like(value) for name, value in objective.task_vector.items()}
-    found = {batch.number: [0.0] * len(objective.layers) for batch in objective.batches}
+    values = {batch.number: [0.0] * len(objective.layers) for batch in objective.batches}
     sizes = [sum(objective.parameters[name].numel() for name in names) for names in objective.layers.values()]
     for probe in range(probes):
         for batch, _ in objective.gradients(_signed(objective, probe, labels)):
@@ -76,8 +76,8 @@ def _squares(
                 sums[name] = square.sum()
             for column, names in enumerate(objective.layers.values()):
                 share = torch.stack([sums[name] for name in names]).sum() / (sizes[column] * len(batch) * probes)
-                found[batch.number][column] += float(share)
-    return squares, found
+                values[batch.number][column] += float(share)
+    return squares, values
 
 
 def _signed(objective: Objective, probe: int, labels: Literal["model", "data"]) -> Loss:

@@ -116,10 +116,10 @@ def measured(name: str, objective: Objective, coefficients: Coefficients, learne
         coefficients: The learned coefficients.
         learned: The losses of the steps, and the choice.
     """
-    found = coefficients.by_parameter()
+    values = coefficients.by_parameter()
     at_zero, at_one = {}, {}
     for layer, names in objective.layers.items():
-        spread = torch.cat([found[name].broadcast_to(objective.theta_0[name].shape).reshape(-1) for name in names])
+        spread = torch.cat([values[name].broadcast_to(objective.theta_0[name].shape).reshape(-1) for name in names])
         at_zero[layer] = float((spread == 0).double().mean())
         at_one[layer] = float((spread == 1).double().mean())
     return Measurements(
@@ -145,5 +145,5 @@ def measured(name: str, objective: Objective, coefficients: Coefficients, learne
         },
         choice=learned.choice,
         path=learned.path,
-        coefficients=found,
+        coefficients=values,
     )

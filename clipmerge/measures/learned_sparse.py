@@ -63,8 +63,8 @@ def learned_sparse(
     coefficients = Coefficients(objective, settings.pop("granularity"), settings.pop("start"))
     course = replace(course_of(**settings), thin=lambda: (finder.parameters(), density))
     learned = learn(objective, coefficients, course)
-    found = measured("learned-sparse", objective, coefficients, learned)
-    return found.model_copy(update={"statistics": (*found.statistics, *finder.statistics)})
+    measurements = measured("learned-sparse", objective, coefficients, learned)
+    return measurements.model_copy(update={"statistics": (*measurements.statistics, *finder.statistics)})
 
 
 class _Finder:

@@ -71,9 +71,9 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
     middle = _finite(objective.mean(objective.by_batch(objective.losses())), 0.5)
     notes: tuple[str, ...] = ()
     while True:
-        found, losses, gradients = _attribute(objective, nodes)
+        shares, losses, gradients = _attribute(objective, nodes)
         losses[0.5] = middle
-        checks = _checks(objective, found, losses)
+        checks = _checks(objective, shares, losses)
         rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
         worst = max(_error(check, rounding) for check in checks.values())
         if worst <= tolerance or 2 * nodes > _MOST_NODES:
@@ -86,7 +86,7 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
     path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",
-        statistics=tuple(statistic(objective, name, found[name], **_READINGS[name]) for name in _READINGS),
+        statistics=tuple(statistic(objective, name, shares[name], **_READINGS[name]) for name in _READINGS),
         batch_sizes=objective.batch_sizes,
         path=LossPath(alphas=tuple(a for a, _ in path), losses=tuple(loss for _, loss in path)),
         checks=checks,

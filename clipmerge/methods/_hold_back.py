@@ -70,7 +70,7 @@ def hold_back(
     """
     task.need_one_finetuned(method)
     measurements = task.need_measurements(method)
-    found = find_stragglers(
+    stragglers = find_stragglers(
         measurements,
         task.sizes,
         method=method,
@@ -89,17 +89,17 @@ def hold_back(
         mask_options=mask_options or {},
     )
     layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}
-    for layer in found.names:
-        layers[layer] = straggler.model_copy(update={"reason": _reason(found, layer, statistic)})
+    for layer in stragglers.names:
+        layers[layer] = straggler.model_copy(update={"reason": _reason(stragglers, layer, statistic)})
     edit = f"alpha {straggler_alpha:g}" + (f" and the {mask} mask" if mask else "")
-    rest = f"they get {edit}, the rest alpha {alpha:g}" if found.names else f"every layer gets alpha {alpha:g}"
+    rest = f"they get {edit}, the rest alpha {alpha:g}" if stragglers.names else f"every layer gets alpha {alpha:g}"
     return Decision(
         layers,
-        f"{found.verdict}; {rest}",
-        finding=found.verdict,
-        stragglers=found.names,
+        f"{stragglers.verdict}; {rest}",
+        finding=stragglers.verdict,
+        stragglers=stragglers.names,
         straggler_statistic=statistic,
-        straggler_scores=found.scores,
+        straggler_scores=stragglers.scores,
         scores=scores_for(task, layers),
     )
 

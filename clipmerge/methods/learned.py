@@ -49,12 +49,12 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
     """Change of the losses from the first tenth of learning to the last."""
     parts = []
-    for name, told in (("calibration", "loss"), ("divergence", "divergence from the teacher")):
+    for name, label in (("calibration", "loss"), ("divergence", "divergence from the teacher")):
         values = trace[name]
         length = max(1, len(values) // 10)
         first, last = sum(values[:length]) / length, sum(values[-length:]) / length
         if any(values):
-            parts.append(f"{told} {first:.3f} to {last:.3f}")
+            parts.append(f"{label} {first:.3f} to {last:.3f}")
     return ", ".join(parts) + " nats while learning"
 
 

@@ -43,7 +43,7 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
             f"method random-matched: {len(decision.stragglers)} stragglers and only {len(free)} other layers that "
             "fine-tuning moved; raise method.threshold"
         )
-    told = []
+    edits = []
     for straggler in decision.stragglers:
         distance = {layer: abs(math.log(norms[layer] / norms[straggler])) for layer in free}
         nearest = sorted(free, key=lambda layer: distance[layer])[:pool]
@@ -52,10 +52,10 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         reason = f"stands in for {straggler}, with {norms[stand_in] / norms[straggler]:.2f} times its change"
         layers[straggler] = layers[stand_in].model_copy(update={"reason": f"base alpha: {stand_in} stands in for it"})
         layers[stand_in] = decision.layers[straggler].model_copy(update={"reason": reason})
-        told.append(f"{stand_in} for {straggler}")
+        edits.append(f"{stand_in} for {straggler}")
     return Decision(
         layers,
-        f"{decision.verdict}; edited instead: {', '.join(told)}" if told else decision.verdict,
+        f"{decision.verdict}; edited instead: {', '.join(edits)}" if edits else decision.verdict,
         finding=decision.finding,
         stragglers=decision.stragglers,
         straggler_statistic=decision.straggler_statistic,

@@ -40,13 +40,13 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
         layers[layer] = layers[layer].model_copy(update={"reason": reason})
     entries = sum(task.sizes[layer] for layer in stragglers)
     dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers) / max(1, entries)
-    found = f"{len(stragglers)} stragglers of {len(shares)} layers, {dropped:.0%} of their weights back at zero-shot"
+    summary = f"{len(stragglers)} stragglers of {len(shares)} layers, {dropped:.0%} of their weights back at zero-shot"
     none = "no straggler layers found"
     finding = f"{len(stragglers)} stragglers of {len(shares)} layers" if stragglers else none
     return replace(
         decision,
         layers=layers,
-        verdict=f"{found if stragglers else none}; {decision.verdict}",
+        verdict=f"{summary if stragglers else none}; {decision.verdict}",
         finding=f"{finding}; {decision.finding}",
         stragglers=stragglers,
         straggler_statistic="sharpness",

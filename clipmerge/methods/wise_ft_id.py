@@ -42,14 +42,14 @@ def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy
         raise RecipeError(f"method wise-ft-id: no point of the path has an alpha of at most {at_most:g}")
     if criterion == "accuracy":
         alpha = min(considered, key=lambda alpha: (-considered[alpha].accuracy, alpha))
-        found = f"accuracy {considered[alpha].accuracy:.1%}"
+        score = f"accuracy {considered[alpha].accuracy:.1%}"
     else:
         alpha = min(considered, key=lambda alpha: (considered[alpha].loss, alpha))
-        found = f"loss {considered[alpha].loss:.3f}"
+        score = f"loss {considered[alpha].loss:.3f}"
     return Decision(
         task.everywhere(alpha, f"best {criterion} on the path"),
         f"every layer goes {alpha:g} of the way, the best of {len(considered)} points on the calibration images "
-        f"({found})",
-        finding=f"alpha {alpha:g} was the best of {len(considered)} points on the calibration images ({found})",
+        f"({score})",
+        finding=f"alpha {alpha:g} was the best of {len(considered)} points on the calibration images ({score})",
         weights=task.uniform_weights,
     )

@@ -69,8 +69,8 @@ class Recipe(BaseModel):
         """Write it as a recipe file, without empty top-level keys."""
         data = self.model_dump(mode="json")
         data["overrides"] = [override.model_dump(exclude_none=True) for override in self.overrides]
-        said = {key: value for key, value in data.items() if value not in (None, [])}
-        return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, width=100)
+        content = {key: value for key, value in data.items() if value not in (None, [])}
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
 def recipes_folder() -> Path:
@@ -148,8 +148,8 @@ def _assignments(given: Mapping[str, Any] | Sequence[str] | None) -> list[tuple[
         return list(given.items())
     parsed = []
     for assignment in given or []:
-        key, found, raw = assignment.partition("=")
-        if not found or not key.strip():
+        key, equals, raw = assignment.partition("=")
+        if not equals or not key.strip():
             raise RecipeError(f"--set {assignment}: expected KEY=VALUE, such as method.alpha=0.4")
         parsed.append((key, _from_yaml(f"--set {assignment[:80]}: the value", raw)))
     return parsed

@@ -69,13 +69,13 @@ def with_coefficients(
     Returns:
         Settings by layer; a layer without coefficients keeps its own alpha.
     """
-    told = dict(layers)
+    filled = dict(layers)
     for layer, entry in layers.items():
         held = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
         if held:
             mean, low, high = _mean_and_range(held)
-            told[layer] = entry.model_copy(update={"alpha": mean, "alpha_range": (low, high)})
-    return told
+            filled[layer] = entry.model_copy(update={"alpha": mean, "alpha_range": (low, high)})
+    return filled
 
 
 def _mean_and_range(held: list[tuple[Tensor, tuple[int, ...]]]) -> tuple[float, float, float]:
@@ -133,10 +133,10 @@ def _told(layer: LayerPlan) -> tuple[float, ...]:
 
 
 def _check_shape(name: str, coefficient: Tensor, shape: tuple[int, ...]) -> None:
-    found = tuple(coefficient.shape)
-    if coefficient.numel() != 1 and found not in (shape, rows_shape(shape)):
+    actual = tuple(coefficient.shape)
+    if coefficient.numel() != 1 and actual not in (shape, rows_shape(shape)):
         raise PlanError(
-            f"the coefficients of {name} have shape {found}, but the parameter has {shape}: expected one number, one "
+            f"the coefficients of {name} have shape {actual}, but the parameter has {shape}: expected one number, one "
             "per row or one per entry"
         )
     if not coefficient.is_floating_point() or not bool(coefficient.isfinite().all()):

@@ -67,8 +67,8 @@ def _masks(entries: Sequence[LayerPlan], count: int) -> str:
         return ""
     names = ", ".join(sorted({str(entry.mask) for entry in masked}))
     densities = sorted({entry.density for entry in masked})
-    kept = "" if densities == [1.0] else f", density {' to '.join(f'{density:g}' for density in _ends(densities))}"
-    return f"{len(masked)} of {count} layers have a mask ({names}{kept})"
+    shares = "" if densities == [1.0] else f", density {' to '.join(f'{density:g}' for density in _ends(densities))}"
+    return f"{len(masked)} of {count} layers have a mask ({names}{shares})"
 
 
 def _ends(values: Sequence[float]) -> Sequence[float]:

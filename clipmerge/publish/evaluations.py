@@ -44,13 +44,15 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
                 f"--evaluation {file}: it cannot be matched with weights merged with --no-hash; "
                 "merge again without that flag"
             )
-        found = _read(file)
+        content = _read(file)
         try:
-            results = _of_sweep(file, found, record) if "recipes" in found else _of_evaluation(file, found, record)
+            results = (
+                _of_sweep(file, content, record) if "recipes" in content else _of_evaluation(file, content, record)
+            )
             for key in KEYS:
                 merged[key] |= results[key]
-            told = {key: value for key, value in merged.items() if value}
-            record = MergeRecord.model_validate(record.as_json() | told)
+            measured = {key: value for key, value in merged.items() if value}
+            record = MergeRecord.model_validate(record.as_json() | measured)
         except (KeyError, TypeError, AttributeError, ValidationError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
             raise UsageError(
@@ -150,13 +152,13 @@ def eval_result_files(record: MergeRecord) -> dict[str, str]:
         if dataset is None:
             continue
         split, images = _split_of(source.source), (record.images or {}).get(name)
-        told = ["zero-shot accuracy", f"split {split}" if split else "", f"{images} images" if images else ""]
+        details = ["zero-shot accuracy", f"split {split}" if split else "", f"{images} images" if images else ""]
         entry = EvalResultEntry(
             dataset_id=dataset,
             task_id="default",
             value=value,
             dataset_revision=source.revision,
-            notes=", ".join(part for part in told if part),
+            notes=", ".join(part for part in details if part),
         )
         path = f".eval_results/{_slug(name)}.yaml"
         path = path if path not in files else f".eval_results/{_slug(name)}-{len(files)}.yaml"

@@ -107,16 +107,16 @@ def push(
     record, api = add_results(read_output(asked.folder), asked.evaluations), connect(endpoint)
     _check_token(api, asked)
     licence = license or _common_licence(api, asked, record)
-    found = find_repository(api, asked)
-    if found and not asked.evaluations:
-        record = _with_held_results(record, found.record)
+    target = find_repository(api, asked)
+    if target and not asked.evaluations:
+        record = _with_held_results(record, target.record)
     texts = published_texts(asked.folder, record, repo_id=repo_id, license=licence, page=page)
     additions = _additions(asked, record, texts)
-    if found:
-        check_card(asked, found, texts[CARD].encode())
+    if target:
+        check_card(asked, target, texts[CARD].encode())
     left = _left_behind(asked.folder, additions)
     with noting(f"whether {repo_id} was published is not known: `{asked.command}` checks that and continues"):
-        return replace(_sent(api, asked, found, additions), left_behind=left)
+        return replace(_sent(api, asked, target, additions), left_behind=left)
 
 
 def _sent(api: HfApi, asked: Push, found: Target | None, additions: list[CommitOperationAdd]) -> Published:
@@ -135,8 +135,8 @@ def _with_held_results(record: MergeRecord, held: MergeRecord | None) -> MergeRe
     """Keep accuracies of the same weights from an earlier push."""
     if held is None or not record.files or record.files != held.files:
         return record
-    told = {key: getattr(held, key) for key in KEYS}
-    return record.model_copy(update={key: value for key, value in told.items() if value is not None})
+    accuracies = {key: getattr(held, key) for key in KEYS}
+    return record.model_copy(update={key: value for key, value in accuracies.items() if value is not None})
 
 
 def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
@@ -155,9 +155,9 @@ def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint:
     asked, api = Push(folder, repo_id, private, endpoint=endpoint), connect(endpoint)
     _check_names(asked)
     _check_token(api, asked)
-    found = find_repository(api, asked)
-    if found:
-        check_card(asked, found)
+    target = find_repository(api, asked)
+    if target:
+        check_card(asked, target)
 
 
 def _check_names(asked: Push) -> None:
@@ -202,8 +202,8 @@ def _common_licence(api: HfApi, asked: Push, record: MergeRecord) -> str | None:
             continue
         stated[hub_id.repo_id] = _licence_of(api, asked, hub_id.at(source.revision))
     if len(set(stated.values())) > 1 or "other" in stated.values():
-        told = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
-        raise UsageError(f"the sources' licences differ or are 'other' ({told}). {NOTHING} Pass --license NAME.")
+        listed = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
+        raise UsageError(f"the sources' licences differ or are 'other' ({listed}). {NOTHING} Pass --license NAME.")
     return next(iter(stated.values()), None)
 
 
@@ -248,11 +248,11 @@ def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
     Only regular files in the folder itself: nobody asked to publish anything else in it.
     """
     wanted = SIDE_FILES | _WRITTEN | set(record.files)
-    found = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}
-    links = [name for name, path in found.items() if path is None]
+    paths = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}
+    links = [name for name, path in paths.items() if path is None]
     if links:
         raise OutputError(f"{folder}: {shorten(links)} not a file of this folder. {NOTHING} Put the file itself there.")
-    return {name: path for name, path in found.items() if path is not None}
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def _left_behind(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple[str, ...]:

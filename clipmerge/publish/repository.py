@@ -172,9 +172,9 @@ def check_card(asked: Push, target: Target, ours: bytes = b"") -> None:
         return
     if not target.record and not body_of(_download(asked, target, CARD)):
         return
-    told = "was edited since clipmerge wrote it" if target.record else "was not written by clipmerge"
+    origin = "was edited since clipmerge wrote it" if target.record else "was not written by clipmerge"
     raise UsageError(
-        f"{asked.doing}: {CARD} there {told}, and would be overwritten. {NOTHING} Save what you need of it, then "
+        f"{asked.doing}: {CARD} there {origin}, and would be overwritten. {NOTHING} Save what you need of it, then "
         f"`{replace(asked, yes=True).command}`, or open a pull request with --create-pr."
     )
 

@@ -136,9 +136,9 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
     if record.coefficients:
         facts.append(("learned coefficients", f"{sum(map(sum, record.coefficients.values())):,}"))
     facts += _kept(record)
-    found = barrier_of(path_points(record.path))
-    if found:
-        facts.append(("barrier at alpha 0.5", _with_minus_signs(f"{found[0]:+.3f} nats")))
+    barrier = barrier_of(path_points(record.path))
+    if barrier:
+        facts.append(("barrier at alpha 0.5", _with_minus_signs(f"{barrier[0]:+.3f} nats")))
     return facts
 
 

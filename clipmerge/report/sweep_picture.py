@@ -101,14 +101,14 @@ def _families(text: str) -> list[str]:
     missing = {ord(each) for each in text if not each.isspace()} - set(usual.get_charmap())
     # matplotlib warns of a family without a plain face
     faces = {each.name: each.fname for each in font_manager.fontManager.ttflist if _is_plain(each)} if missing else {}
-    found = []
+    families = []
     for family in sorted(faces):
         try:
             count = len(missing & set(font_manager.get_font(faces[family]).get_charmap()))
         except (OSError, RuntimeError, ValueError):  # a damaged or unsupported font
             continue
-        found += [(-count, family)] if count else []
-    return [*matplotlib.rcParams["font.family"], *(family for _, family in sorted(found)[:5])]
+        families += [(-count, family)] if count else []
+    return [*matplotlib.rcParams["font.family"], *(family for _, family in sorted(families)[:5])]
 
 
 def _is_plain(face: font_manager.FontEntry) -> bool:

@@ -137,8 +137,8 @@ def _footnotes(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> 
     points = path_points(record.path)
     losses = [(alpha, loss_at(points, alpha)) for alpha in (0.0, 0.5, 1.0)]
     if all(loss is not None for _, loss in losses):
-        told = ", ".join(f"{loss:.3f} at {alpha:g}" for alpha, loss in losses)
-        notes.append(Text(f"loss on the straight path, by alpha: {told} (nats)"))
+        listed = ", ".join(f"{loss:.3f} at {alpha:g}" for alpha, loss in losses)
+        notes.append(Text(f"loss on the straight path, by alpha: {listed} (nats)"))
     measured = [column for column in columns if column.kind != "setting"]
     if any(len(row.layers) > 1 for row in rows) and measured:
         sums = [column.short_title for column in measured if column.additive]
