@@ -60,7 +60,7 @@ class ByteCount:
         """Start at zero.
 
         Args:
-            progress: Where to report.
+            progress: Receiver of progress reports.
             total: Bytes that will be written.
         """
         self._progress, self._total, self._done = progress, total, 0
@@ -82,7 +82,7 @@ class Pace:
         """Start before the work.
 
         Args:
-            progress: Where to report.
+            progress: Receiver of progress reports.
             cost: Makes a sentence from the amount of work and its estimated time; ``None`` for no sentence.
         """
         self._progress = progress

@@ -170,7 +170,7 @@ class Run:
         plan: The plan; ``None`` until decided.
         tensors: The plan's tensors: scores and learned coefficients.
         seconds: Wall-clock seconds by stage.
-        progress: Where to report.
+        progress: Receiver of progress reports.
         is_main: Whether this process decides and writes.
         command: Command that repeats the merge.
         head: The classes of a head whose zero-shot counterpart was built.

@@ -34,7 +34,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 def measure(name: str, ends: Folders, device: str) -> Measurements:
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate has one device a process otherwise
+    AcceleratorState._reset_state(reset_partial_state=True)  # otherwise accelerate has one device per process
     objective = objective_for(ends, make_batches(SIZES), accelerator=Accelerator(cpu=device == "cpu"))
     assert objective.accelerator.device.type == device
     found: Measurements = load_plugin("measures", name)(objective)

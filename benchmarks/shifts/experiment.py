@@ -255,7 +255,7 @@ def make_zeroshot(shift: Shift, folder: Path, seed: int) -> Path:
 
 
 def make_images(shift: Shift, folder: Path) -> Path:
-    """Write the pictures of every source, unless they are there; the folder that holds a folder a source."""
+    """Write the pictures of every source, unless they are there; returns the folder with one folder per source."""
     images = folder / f"images-{_digest([_digest_of_images(shift)])}"
     with locked(folder / f".{images.name}.lock"):
         for name, (source, seed) in _sources(shift).items():

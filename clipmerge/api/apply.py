@@ -56,7 +56,7 @@ def apply(
         zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes.
         finetuned: theta_1 ... theta_K, likewise.
         processor: For models in memory: their processor, or the model's open_clip name.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         command: Command that repeats the call, for the record; by default derived from the arguments.
 
     Returns:
@@ -96,7 +96,7 @@ def open_plan(
 
     Args:
         plan: The plan, or its JSON file.
-        progress: Where to report.
+        progress: Receiver of progress reports.
         name: Name of a plan that is not a file, for messages.
         hashed: Whether to compare hashes, which reads all weights.
         sources: Sources of theta_0, theta_1 ... theta_K; empty if they are at the places named in the plan.

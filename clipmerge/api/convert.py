@@ -47,7 +47,7 @@ def convert(
         to: ``transformers`` or ``open-clip``.
         overwrite: Whether an earlier conversion there may be replaced.
         processor: For a model in memory: its processor, or the model's open_clip name.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         command: Command that repeats the call, for the record; by default derived from the arguments.
 
     Returns:

@@ -20,7 +20,7 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
 
     Args:
         output: Folder for models and images; the user's cache by default.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
 
     Returns:
         JSON-ready: ``accuracy`` {model: {images: 0..1}}, ``verdict`` on stragglers, ``command``, ``folder`` and the

@@ -26,7 +26,7 @@ def evaluate(
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
         data: Images by name of their row, each in any form accepted for ``data`` of `merge`.
         processor: For a model in memory: its processor, or the model's open_clip name.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `ImageOptions`; they apply to all sources.
 
     Returns:

@@ -43,7 +43,7 @@ def inspect(
         zeroshot: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
         finetuned: The same, fine-tuned from it.
         weights: Whether to read weights, to compute how far each layer moved.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
 
     Returns:
         Layers in network order, each with its number of tensors and entries, shapes and, for two checkpoints,
@@ -65,7 +65,7 @@ def inspect_checkpoints(
     Args:
         zeroshot: Source of theta_0.
         finetuned: Source of theta_1.
-        progress: Where to report.
+        progress: Receiver of progress reports.
         weights: Whether to read weights, to compute how far each layer moved.
 
     Returns:

@@ -56,7 +56,7 @@ def merge(
         private: With ``push``: whether the repository is created private.
         license: With ``push``: the licence, if the sources' differ.
         processor: For models in memory: their processor, or the model's open_clip name.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `MergeOptions`.
 
     Returns:

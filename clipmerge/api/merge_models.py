@@ -54,7 +54,7 @@ def merge_models(
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
         processor: Processor of the models, needed for measuring unless it lies in the folder that the model was
             loaded from; for open_clip models their name, such as ``ViT-B-32``, or their configuration.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `MergeOptions`; ``data`` may be a torch ``DataLoader`` or ``Dataset``.
 
     Returns:

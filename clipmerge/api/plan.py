@@ -84,7 +84,7 @@ def plan(
         output: JSON file to write the plan to; `Plan.save` can write it later.
         overwrite: Whether an earlier plan may be replaced.
         processor: For models in memory: their processor, or the model's open_clip name.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `MergeOptions`.
 
     Returns:
@@ -135,7 +135,7 @@ def prepare(
 
     Args:
         request: The request.
-        progress: Where to report.
+        progress: Receiver of progress reports.
         known: Results of earlier requests for the same checkpoints and images.
         judged: Whether to measure the effect of the decision, if there are images.
 

@@ -41,7 +41,7 @@ def push(
         license: The model's licence, by the Hub's name; needed if the sources' differ.
         evaluations: JSON files of `evaluate` or `sweep` whose accuracies go into the card.
         yes: Replace other contents, or a card that was edited on the Hub.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
 
     Returns:
         The page, the commit, and whether anything was created or changed.
@@ -98,7 +98,7 @@ def publish(
     Args:
         result: A result with a folder.
         repo_id: ``org/name``.
-        progress: Where to report.
+        progress: Receiver of progress reports.
         private: See `push`.
         license: See `push`.
 

@@ -89,7 +89,7 @@ def sweep(
         output: Folder to write; ``None`` to write nothing.
         overwrite: Whether an earlier sweep there may be replaced.
         processor: For models in memory: their processor, or the model's open_clip name.
-        progress: Where to report; by default Python's logger ``clipmerge``.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         **options: See `MergeOptions`; recipes measure on ``data``, and ``set`` applies to all of them.
 
     Returns:
@@ -184,7 +184,7 @@ def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[
 
     Args:
         request: The request.
-        progress: Where to report.
+        progress: Receiver of progress reports.
 
     Returns:
         A JSON-ready record, see `docs/sweep.md`; and whether each image was recognised, by source, shape (points,
@@ -256,7 +256,7 @@ def write_sweep(
         output: The folder; written completely or not at all.
         overwrite: Whether an earlier sweep may be replaced.
         read: Files that the request was made from.
-        progress: Where to report.
+        progress: Receiver of progress reports.
 
     Returns:
         The results of `run_sweep`; the record is also written to ``sweep.json``.

@@ -60,10 +60,10 @@ def zero_shot_accuracy(
         model: The model, weights loaded.
         images: Labelled images; all are used.
         templates: Prompt templates; class embeddings are averaged over them.
-        device: Where to run.
+        device: Device to run on.
         batch_size: Images per batch.
         images_at_once: As in `answers`.
-        progress: Where to report.
+        progress: Receiver of progress reports.
 
     Returns:
         Accuracy in [0, 1].
@@ -126,9 +126,9 @@ def evaluate_sources(
         templates: Prompt templates for every source; if empty, each source's own, or the default.
         batch_size: Images per batch.
         images_at_once: As in `answers`.
-        device: Where to run.
+        device: Device to run on.
         columns: Columns of images and labels named by the user.
-        progress: Where to report.
+        progress: Receiver of progress reports.
 
     Returns:
         JSON-ready: ``accuracy`` {name: 0..1}, ``images`` {name: count}, ``sources`` {name: {source, revision}},

@@ -109,7 +109,7 @@ class Scorer:
         Args:
             moves: Functions that move the model to each point.
             sources: Images by name; all are used.
-            progress: Where to report.
+            progress: Receiver of progress reports.
 
         Returns:
             answers[source]: class indices, shape (points, images), in every process.

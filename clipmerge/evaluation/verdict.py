@@ -76,7 +76,7 @@ def measure_bought(
         templates: Prompt templates.
         batch_size: Images per batch.
         max_loss: Loss of accuracy, in points, beyond which there is a warning.
-        progress: Where to report.
+        progress: Receiver of progress reports.
 
     Returns:
         The numbers and the conclusion, the same in every process.

@@ -42,7 +42,7 @@ def simpson(values: np.ndarray, width: float) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def dense(ends: Ends) -> dict[str, Table]:
-    """Statistic -> layer -> a value a batch, from 201 gradients of each batch."""
+    """One value per batch by statistic and layer, from 201 gradients of each batch."""
     reference = Reference(ends)
     rows: list[list[dict[str, float]]] = []
     for alpha in np.linspace(0, 1, 201):
