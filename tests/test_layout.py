@@ -1,10 +1,12 @@
-"""The size of the code: entries of the package, lines of a file, lines of a function."""
+"""The size of the code (entries, lines of files and functions), and imports without circles."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -45,3 +47,10 @@ def test_functions_are_short() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_of(node) > 50
     ]
     assert long == ["clipmerge/cli/sweep.py: sweep_command"]
+
+
+def test_no_import_leads_in_a_circle() -> None:
+    """Not even one inside a function, or one for type checkers alone."""
+    graph = grimp.build_graph("clipmerge", cache_dir=None)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from clipmerge.checkpoint import unpickle
+import clipmerge.checkpoint.unpickle as unpickle
 from clipmerge.checkpoint.pickles import check_pickle
 from clipmerge.checkpoint.source import Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
