@@ -24,14 +24,14 @@ from clipmerge.checkpoint.vocabulary import vocabulary_difference
 from clipmerge.files.safetensors import Array
 from clipmerge.layers import HEAD
 
-#: Entries of a matrix that are looked at: 0.25 MB in float32.
+#: Entries of a matrix that are read: 0.25 MB in float32.
 SAMPLE = 1 << 16
 # Median cosine of a tower's matrices below which it did not come from the other checkpoint's. Models trained apart
 # stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry` stays above 0.3.
 _UNRELATED = 0.05
-# The cosine of a smaller matrix says little: its spread by chance is one over the root of its entries.
+# The cosine of a smaller matrix is not informative: its random spread is one over the root of its number of entries.
 _LEAST = 256
-# Rows of embeddings that no gradient reached: so many must be parallel (1 - cosine), by one factor.
+# Rows of embeddings without gradient: least number, and tolerance for being parallel (1 - cosine) by one factor.
 _ROWS, _BLOCKS, _LEAST_ROWS, _PARALLEL, _SAME_FACTOR = 1024, 16, 16, 1e-9, 2e-5
 # Where the embeddings tell how much weight decay there was, and the blocks' matrices moved by so much of their length:
 # the share of the squared change by which they became shorter, and the share of the matrices that say so. Of a change
@@ -45,11 +45,11 @@ _HALF_SAMPLE = 4096
 
 @dataclass(frozen=True)
 class Ancestry:
-    """How one fine-tuned checkpoint stands to the zero-shot one.
+    """The relation of one fine-tuned checkpoint to the zero-shot one.
 
     Attributes:
         relation: ``related``; ``unrelated``; or ``swapped``, where theta_0 started from theta_1.
-        evidence: What speaks for it, one clause each.
+        evidence: The evidence, one clause each.
         cosines: Median cosine between the two checkpoints' matrices by tower.
     """
 
@@ -100,7 +100,7 @@ def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
 
     Args:
         inputs: Aligned checkpoints that fit each other.
-        which: Which of the fine-tuned ones.
+        which: Index of the fine-tuned checkpoint.
 
     Returns:
         The judgement. An adapter is related to every base that it fits: its weights are the base's and a change.

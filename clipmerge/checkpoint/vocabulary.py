@@ -15,7 +15,7 @@ _OTHER = 0.01
 
 
 def vocabulary_difference(zeroshot: Path, finetuned: Path) -> str:
-    """Say how far two folders' vocabularies differ.
+    """Describe the difference between two folders' vocabularies.
 
     Args:
         zeroshot: Folder of theta_0's side files.
@@ -36,7 +36,7 @@ def vocabulary_difference(zeroshot: Path, finetuned: Path) -> str:
 
 
 def _vocabulary(folder: Path) -> dict[str, int]:
-    """Numbers by word; empty where there is no vocabulary, or one that cannot be read."""
+    """Numbers by word; empty if there is no vocabulary, or it cannot be read."""
     for name, read in _READERS.items():
         file = inside(folder, name)
         if file is None:

@@ -24,7 +24,7 @@ def _data(context: typer.Context, fmt: Output = Format.human) -> None:
     if context.invoked_subcommand is None:
         list_data(fmt=fmt)
     elif fmt is not Format.human:
-        raise UsageError(f"--format goes behind the command: clipmerge data {context.invoked_subcommand} --format")
+        raise UsageError(f"--format goes after the command: clipmerge data {context.invoked_subcommand} --format")
 
 
 @data_app.command("list")
@@ -48,7 +48,7 @@ def show_data(
     name: Annotated[str, typer.Argument(help="Name of a data set, or of a set of templates.")],
     fmt: Output = Format.human,
 ) -> None:
-    """Print where a data set lies, its class names, templates, conventions and published figures."""
+    """Print a data set's source, class names, templates, conventions and published figures."""
     from clipmerge.images.known import known_set
     from clipmerge.images.prompts import TEMPLATE_SETS
 
@@ -97,7 +97,7 @@ def _description(record: dict[str, Any]) -> RenderableType:
 
 
 def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The lines of a description: what it is about, and its text."""
+    """The lines of a description: a heading and its text."""
     facts = [(record["name"], record["title"]), ("source", record["address"]), ("splits", ", ".join(record["splits"]))]
     counts = ", ".join(f"{split} {count:,}" for split, count in record["images"].items())
     names, templates = record["class_names"], record["templates"]

@@ -1,4 +1,4 @@
-"""The texts beside the shards of a data set: class names, prompt templates, the kind of set, and how many shards.
+"""The texts beside the shards of a data set: class names, prompt templates, the kind of set, and the number of shards.
 
 CLIP_benchmark writes them so: ``classnames.txt`` (line i names class i), ``zeroshot_classification_templates.txt``
 (``{c}`` stands for the class) and ``dataset_type.txt`` at the root, ``nshards.txt`` in the folder of each split.
@@ -22,10 +22,10 @@ _RETRIEVAL, _CLASSIFICATION = "retrieval", "classification"
 
 @dataclass(frozen=True)
 class Description:
-    """Everything that the texts say; the defaults stand for texts that are not there.
+    """The content of the texts; defaults for missing texts.
 
     Attributes:
-        class_names: Name of each class, as it goes into prompts; ``None`` where the set names none.
+        class_names: Name of each class, as used in prompts; ``None`` if the set has no names.
         templates: Prompt templates with ``{}`` for the class.
         kind: ``classification``, ``retrieval`` or another word that the set uses.
         shards: Number of shards of the split.
@@ -65,10 +65,10 @@ def read_description(find: Callable[[str], Path | None]) -> Description:
     """Read the texts.
 
     Args:
-        find: Gives the file of a text by its name, ``None`` where the set has none.
+        find: Returns the file of a text by its name, or ``None`` if the set has none.
 
     Returns:
-        Everything they say.
+        Their content.
 
     Raises:
         DataError: If a text cannot be read, or a template has no ``{c}``.
@@ -84,13 +84,13 @@ def read_description(find: Callable[[str], Path | None]) -> Description:
 
 
 def describe_folder(folder: Path) -> Description:
-    """Read the texts that lie in a folder of shards, or in the folder that holds it.
+    """Read the texts in a folder of shards, or in its parent.
 
     Args:
         folder: Folder of the shards.
 
     Raises:
-        DataError: As `read_description`.
+        DataError: See `read_description`.
     """
 
     def find(name: str) -> Path | None:
@@ -101,7 +101,7 @@ def describe_folder(folder: Path) -> Description:
 
 
 def _lines(file: Path | None) -> list[str]:
-    """Lines without what surrounds them; those at the end that are empty are no lines."""
+    """Lines without surrounding white space, and without empty lines at the end."""
     if file is None:
         return []
     try:

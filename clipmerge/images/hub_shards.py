@@ -18,7 +18,7 @@ from clipmerge.images.sampling import holds_a_balanced_sample
 from clipmerge.images.store import Labelled
 from clipmerge.images.webdataset import Shard, joined, load_tars, numbers_of, read_shard
 
-# After so many shards that lack classes, the user is told that the classes seem to come in order.
+# Number of shards after which the user is told that classes are missing, because they seem to come in order.
 _PATIENCE = 4
 
 
@@ -31,7 +31,7 @@ class HubShards:
         pinned: The data set at a commit.
         files: Names of the shards in the repository, in order.
         described: The texts beside them.
-        cached: Whether to do with the files that are in the cache.
+        cached: Whether to use only files in the cache.
     """
 
     source: str
@@ -56,8 +56,7 @@ class HubShards:
     def load_some(self, asked: Columns, count: int, seed: int) -> Labelled:
         """Download shards until they hold a class-balanced sample, and open these as one source.
 
-        Shards are taken in a seeded order. A set whose shards hold one class after the other needs more of them than
-        a shuffled one.
+        Shards are taken in a seeded order. A set with one class after another needs more shards than a shuffled one.
 
         Args:
             asked: Endings that the user named.
@@ -105,9 +104,9 @@ def find_shards(source: str, pinned: HubId, listed: Sequence[str], files: Sequen
     Args:
         source: The source as the user wrote it, for messages.
         pinned: The data set at a commit.
-        listed: All files of the repository; with ``cached`` those that are in the cache.
+        listed: All files of the repository; with ``cached`` those in the cache.
         files: The split's shards among them, in order.
-        cached: Whether to do with the files that are in the cache.
+        cached: Whether to use only files in the cache.
 
     Raises:
         DataError: If a text cannot be used, or a shard is missing.
@@ -124,7 +123,7 @@ def find_shards(source: str, pinned: HubId, listed: Sequence[str], files: Sequen
 
 
 def shard_order(count: int, seed: int) -> list[int]:
-    """The order in which a sample takes shards.
+    """Order of the shards for a sample.
 
     Args:
         count: Number of shards.

@@ -1,6 +1,6 @@
-"""Public data sets by a short name: where they lie, their class names, prompt templates and published figures.
+"""Public data sets by a short name: their sources, class names, prompt templates and published figures.
 
-Each family of sets is one file in ``sets/``, each list of class names one in ``classes/``: adding one is adding a file.
+Each family of sets is one file in ``sets/``, each list of class names one file in ``classes/``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from clipmerge.planning.frozen import Frozen
 
 _HERE = Path(__file__).parent
 _NAMED = re.compile(r"(?P<name>[a-z0-9][a-z0-9-]*)(?:@(?P<revision>[^:\s@]+))?(?::(?P<split>[^:\s]+))?")
-#: Classes of ImageNet, to whose places `KnownSet.rows` refer.
+#: Classes of ImageNet, whose indices are used in `KnownSet.rows`.
 IMAGENET_CLASSES = 1000
 _Place = Annotated[int, Field(ge=0, lt=IMAGENET_CLASSES)]
 
@@ -37,13 +37,13 @@ class KnownSet(Frozen):
         config: Configuration on the Hub, if it is not the default one.
         split: The split that is read if none is named.
         splits: All splits.
-        kind: Whether its images have a class, or captions.
-        images: Number of images by split, as far as it is known.
-        texts: Whether class names and templates come with the ``repository``, or from ``here`` only.
-        classes: The list of class names in ``classes/``, where there is one.
-        templates: The set of templates, or templates; empty where only the repository has them.
-        rows: For each class its places among ImageNet's 1000; ``all`` for these in their order.
-        note: A convention to know about.
+        kind: Whether its images have classes or captions.
+        images: Number of images by split, if known.
+        texts: Whether class names and templates come from the ``repository``, or only from ``here``.
+        classes: The list of class names in ``classes/``, if there is one.
+        templates: The set of templates, or templates; empty if only the repository has them.
+        rows: For each class its indices among ImageNet's 1000; ``all`` for these in their order.
+        note: A convention that users should know.
         zeroshot: Published zero-shot accuracy of OpenAI's CLIP in per cent, by architecture.
         recall: The same for retrieval: recall at 5 in per cent.
     """
@@ -72,19 +72,19 @@ class KnownSet(Frozen):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Class names, as far as they are known without the repository."""
+        """Class names, if they are known without the repository."""
         if self.classes is not None:
             return class_list(self.classes)
         return tuple(class_list("imagenet")[places[0]] for places in self.imagenet_rows)
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Templates, as far as they are known without the repository."""
+        """Templates, if they are known without the repository."""
         return check_templates([self.templates] if isinstance(self.templates, str) else self.templates)
 
     @property
     def imagenet_rows(self) -> tuple[tuple[int, ...], ...]:
-        """For each class its rows in a head of ImageNet's 1000 classes; empty where it has none."""
+        """For each class its rows in a head of ImageNet's 1000 classes; empty if it has none."""
         if self.rows == "all":
             return tuple((row,) for row in range(IMAGENET_CLASSES))
         return tuple((row,) if isinstance(row, int) else row for row in self.rows)
@@ -101,10 +101,10 @@ class KnownSet(Frozen):
         return f"{self.source}{'@' + revision if revision else ''}:{config}{part}"
 
     def describe(self, opened: Labelled) -> Labelled:
-        """Give the opened set the class names and templates that are known here, where they count.
+        """Give the opened set the class names and templates that are known here, if they are used.
 
         Args:
-            opened: The set as its repository has it.
+            opened: The set with the repository's texts.
 
         Raises:
             DataError: If a label has no name here.
@@ -119,7 +119,7 @@ class KnownSet(Frozen):
 
 @dataclass(frozen=True)
 class Named:
-    """A known set that a source names, and the source that it stands for."""
+    """A known set named by a source, and the full source."""
 
     known: KnownSet
     address: str
@@ -129,10 +129,10 @@ def find_known(source: str) -> Named | None:
     """Read ``NAME[@REVISION][:SPLIT]``.
 
     Args:
-        source: The source as the user wrote it; what exists on disk is not a name.
+        source: The source as the user wrote it; a path that exists is not a name.
 
     Returns:
-        The set, or ``None`` where the source is something else.
+        The set, or ``None`` if the source is not a name.
 
     Raises:
         DataError: If the set has no such split.
@@ -170,7 +170,7 @@ def known_set(name: str) -> KnownSet:
         name: Its name.
 
     Raises:
-        UsageError: If there is none.
+        UsageError: If there is no such set.
     """
     sets = known_sets()
     if name not in sets:

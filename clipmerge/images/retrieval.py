@@ -1,4 +1,4 @@
-"""Images with captions, for image-text retrieval: WebDataset tar files in which ``KEY.txt`` stands beside ``KEY.jpg``.
+"""Images with captions, for image-text retrieval: WebDataset tar files with ``KEY.txt`` beside ``KEY.jpg``.
 
 A caption is one line of the text; an image may have several. `load_captions` reads the sets of CLIP_benchmark
 (``hf://datasets/clip-benchmark/wds_flickr8k:test``) and local copies of them.
@@ -36,7 +36,7 @@ class CaptionedImages:
 
     Attributes:
         source: The source as the user wrote it.
-        store: The encoded images; decoded one by one, when asked for.
+        store: The encoded images; decoded one by one, on demand.
         captions: Captions of each image, at least one.
         revision: Commit of a data set on the Hub, else ``None``.
         notes: Notes for the user.
@@ -94,9 +94,9 @@ def load_captions(
     Args:
         source: The short name of a public set (``flickr8k``); tar files, one, a ``{0..9}`` range or a folder of them;
             or ``hf://datasets/org/name[@revision][:split]`` with tar files.
-        columns: Endings that the user named, if not the image's usual ones and ``txt``.
-        most: Images that a sample will take, if not all: from the Hub, only the shards that hold so many are
-            downloaded, in a seeded order.
+        columns: Endings named by the user, if not the usual ones of images and ``txt``.
+        most: Number of images in the sample, if not all: from the Hub, only enough shards for it are downloaded, in a
+            seeded order.
         seed: Seed of the sample.
 
     Returns:

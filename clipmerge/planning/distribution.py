@@ -1,4 +1,4 @@
-"""How learned coefficients are spread: histograms by tower, and the share of each layer that stays zero-shot."""
+"""The distribution of learned coefficients: histograms by tower, and the share of each layer that stays zero-shot."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def histograms(
         sizes: Number of entries by parameter.
 
     Returns:
-        Entries in each of `BINS` equal bins from 0 to 1, by tower; what lies outside counts in the bin at that end.
-        Towers without coefficients are left out.
+        Number of entries in each of `BINS` equal bins from 0 to 1, by tower; values outside count in the bin at that
+        end. Towers without coefficients are left out.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Figures by matplotlib: set up alike, written as PNG, SVG or PDF, and as markup that takes a page's colours."""
+"""Figures by matplotlib in one style, written as PNG, SVG or PDF, or as markup in a page's colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from clipmerge.report.palette import CARD, CURVE, GRID, INK, MARKS, MUTED
 
-#: Colours of a picture, by the style sheet's name for them.
+#: Colours of a picture, by their names in the style sheet.
 VARIABLES = {
     **{colour: f"--mark-{place}" for place, colour in enumerate(MARKS)},
     CURVE: "--curve",
@@ -22,7 +22,7 @@ VARIABLES = {
     GRID: "--grid",
     CARD: "--card",
 }
-# what matplotlib puts into a file for readers of files, which a page has no use for
+# metadata that matplotlib writes into a file and a page does not need
 _HEAD = re.compile(r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 # the family of a text: a page has its own
@@ -36,7 +36,7 @@ def new_figure(width: float, height: float, *, dots: int = 120) -> tuple[Figure,
     Args:
         width: Inches.
         height: Inches.
-        dots: Per inch, as a PNG.
+        dots: Dots per inch of a PNG.
     """
     figure = Figure(figsize=(width, height), dpi=dots, layout="constrained", facecolor=CARD)
     FigureCanvasAgg(figure)
@@ -53,7 +53,7 @@ def new_figure(width: float, height: float, *, dots: int = 120) -> tuple[Figure,
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG; equal figures give equal bytes with one version of matplotlib and the same fonts."""
+    """A figure as PNG; equal figures give equal bytes with the same version of matplotlib and the same fonts."""
     return _saved(figure, "png", {"Software": None})
 
 
@@ -62,7 +62,7 @@ def svg(figure: Figure, *, text: bool = False) -> bytes:
 
     Args:
         figure: The figure.
-        text: Whether words stay text, in whatever font the reader has; drawn as paths, they look alike everywhere.
+        text: Whether words stay text, in the reader's font; drawn as paths, they look the same everywhere.
     """
     return _saved(figure, "svg", {"Date": None, "Creator": None}, fonttype="none" if text else "path")
 
@@ -84,8 +84,8 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "") -> str:
 
     Args:
         figure: The figure, drawn in the palette's colours.
-        name: Unlike that of any other figure of the page: ids begin with it.
-        label: What the figure shows, for those who do not see it.
+        name: Prefix of ids, different from that of any other figure of the page.
+        label: Description of the figure for those who cannot see it.
         style: A class for the style sheet.
 
     Returns:
@@ -105,9 +105,9 @@ def legend_above(axes: Axes, colour: str, *, columns: int) -> None:
     """Put the legend above the axes, where it covers nothing.
 
     Args:
-        axes: What it explains.
-        colour: Of its text.
-        columns: Entries side by side.
+        axes: The axes with the entries.
+        colour: Colour of its text.
+        columns: Number of entries side by side.
     """
     axes.legend(
         loc="lower left",

@@ -1,4 +1,4 @@
-"""The table of layers: neighbours that are equal in everything shown share a row, equal columns become a sentence."""
+"""The table of layers: neighbours with equal cells share a row, and columns with equal cells become a sentence."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer, or neighbours that are equal in all that the table shows.
+    """One layer, or neighbours with equal cells.
 
     Attributes:
         head: Name of the layer, or of the first and the last.
         layers: The layers.
-        straggler: Whether it is a straggler, which has a row of its own.
+        straggler: Whether it is a straggler, which has its own row.
         cells: One per column.
         mask: Name of the mask, or an empty text.
-        reason: Why.
+        reason: Reason for the settings.
     """
 
     head: str
@@ -47,7 +47,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class TowerRows:
-    """The rows of one tower, and what it adds up to."""
+    """The rows of one tower, and its totals."""
 
     title: str
     rows: tuple[LayerRow, ...]
@@ -66,7 +66,7 @@ class LayerTable:
         towers: The rows.
         reason: The one reason of all layers, which then has no column; empty if there are several.
         usual_reason: The most frequent reason.
-        has_usual: Whether more than half of the layers have that one, so that it is given once.
+        has_usual: Whether more than half of the layers have that reason, so that it is given once.
         has_masks: Whether there is a column of masks.
     """
 
@@ -102,7 +102,7 @@ def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[
 
 
 def _is_equal(column: Column, record: MergeRecord) -> bool:
-    """Whether every layer has the same text there."""
+    """Whether every layer has the same text in the column."""
     return len({column.text(column.values.get(layer)) for layer in record.layers}) == 1
 
 

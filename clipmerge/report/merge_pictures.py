@@ -1,4 +1,4 @@
-"""The pictures of a merge's report, as markup in the page's colours; none of them where nothing was measured."""
+"""The pictures of a merge's report, as markup in the page's colours; there are none if nothing was measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Picture:
     Attributes:
         title: Heading above it.
         svg: The ``svg`` element.
-        caption: What it shows, in a sentence.
+        caption: Description of the picture in one sentence.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Picture:
 
 
 def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Picture]:
-    """What learning did: the coefficients by tower, and the losses by step.
+    """Pictures of learning: the coefficients by tower, and the losses by step.
 
     Args:
         record: The merge's record.
@@ -103,7 +103,7 @@ def layer_pictures(record: MergeRecord, columns: Sequence[Column], towers: dict[
 
 
 def _parts(record: MergeRecord, column: Column) -> Iterator[tuple[str, list[str]]]:
-    """The layers that have a number, by tower, as many as one picture takes; single layers have no picture."""
+    """The layers with a number, by tower, in parts that fit into one picture; single layers have no picture."""
     layers = [layer for layer in record.layers if is_number(column.values.get(layer))]
     for tower, group in itertools.groupby(layers, key=lambda layer: layer.partition(".")[0]):
         members = list(group)
@@ -143,7 +143,7 @@ def _trace(trace: dict[str, tuple[float, ...]]) -> Figure:
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Mean over a tenth of the steps, around each."""
+    """Mean over a tenth of the steps around each step."""
     half = len(values) // 20
     windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
     return [sum(window) / len(window) for window in windows]

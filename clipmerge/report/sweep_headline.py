@@ -1,4 +1,4 @@
-"""What a sweep found, in a sentence that claims no more than its numbers do."""
+"""The result of a sweep in one sentence that claims no more than its numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def headline(record: dict[str, Any]) -> str:
-    """Say what the best recipe does against the alpha curve, or why that is not known.
+    """Compare the best recipe with the alpha curve, or say why that is not possible.
 
     Only a recipe off the curve whose gain has an interval is said to gain or to lose.
 
@@ -47,7 +47,7 @@ def _compared(row: dict[str, Any]) -> str:
 
 
 def gain_notes(record: dict[str, Any]) -> list[str]:
-    """One line for each recipe or checkpoint whose gain, or its interval, is missing: why.
+    """One line for each recipe or checkpoint without a gain or an interval, with the reason.
 
     Args:
         record: Result of `clipmerge.api.sweep.sweep`.
@@ -77,7 +77,7 @@ def signed(share: float) -> str:
 
 
 def interval(ends: Sequence[float] | None, *, with_sign: bool = True) -> str:
-    """An interval in brackets, in points; empty where there is none.
+    """An interval in brackets, in points; empty if there is none.
 
     Example:
         >>> interval((0.01, 0.02)), interval((0.5, 0.62), with_sign=False), interval(None)

@@ -43,7 +43,7 @@ def ends_of(record: dict[str, Any]) -> dict[float, str]:
 
 
 def marks_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows beside the curve: recipes, then checkpoints that were placed."""
+    """The rows beside the curve: recipes, then other checkpoints."""
     return [*record["recipes"], *record.get("points", [])]
 
 
@@ -103,7 +103,7 @@ def _gain(value: float | None) -> str:
 
 
 def sweep_csv(record: dict[str, Any]) -> str:
-    """The points as CSV, one row each, shares from 0 to 1; an empty cell is a number that there is not.
+    """The points as CSV, one row each, with shares from 0 to 1; missing numbers are empty cells.
 
     Args:
         record: Result of `clipmerge.api.sweep.sweep`.
@@ -130,5 +130,5 @@ def _ends(row: dict[str, Any], kind: str) -> list[Any]:
 
 
 def _inert(name: str) -> str:
-    """A name that no spreadsheet takes for a formula."""
+    """Escape a name so that no spreadsheet interprets it as a formula."""
     return f"'{name}" if name[:1] in ("=", "+", "-", "@") else name
