@@ -1,4 +1,4 @@
-"""What several test files share: a small checkpoint pair and images, made once a session."""
+"""Fixtures for several test files: a small checkpoint pair and images, made once per session."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep out of the user's caches: one temporary cache for a run, which the worker processes share."""
+    """Do not use the user's caches: one temporary cache per run, shared by the worker processes."""
     if not hasattr(config, "workerinput"):
         folder = tempfile.TemporaryDirectory(prefix="clipmerge-tests-", ignore_cleanup_errors=True)
         config.add_cleanup(folder.cleanup)
@@ -41,7 +41,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Folders of a zero-shot tiny CLIP and three fine-tuned from it; read only."""
+    """Folders of a zero-shot tiny CLIP and three models fine-tuned from it; read only."""
     from tests.support.tiny_clip import save_family
 
     return save_family(tmp_path_factory.mktemp("family"))

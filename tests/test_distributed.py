@@ -1,4 +1,4 @@
-"""Several processes: the bytes of one, and one clear end when a process is lost or the disk fills."""
+"""Several processes: the same bytes as one process, and one clear message if a process is lost or the disk is full."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MASKED = ("--set", "method.threshold=0.001", "--set", "method.mirror=0", "--set"
 def run(
     processes: int, module: str, *arguments: object, preexec_fn: Callable[[], None] | None = None
 ) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run a module in several processes; also, for how many seconds the run outlived the process that was lost."""
+    """Run a module in several processes; also returns the seconds by which the run outlived a lost process."""
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     result = subprocess.run(
         [*starter, "-m", module, *map(str, arguments)],

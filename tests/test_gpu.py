@@ -52,7 +52,7 @@ def test_a_measure_is_that_of_the_cpu(ends: Folders, name: str) -> None:
 
 
 def run(*arguments: object) -> Any:
-    """Run the command line in a process of its own, for the same reason."""
+    """Run the command line in a new process, for the same reason."""
     process = start(*arguments)
     out, err = process.communicate()
     assert process.returncode == 0, err

@@ -1,4 +1,4 @@
-"""Parameter names to layers, on the key lists of real CLIP models."""
+"""Layers of parameter names, on the key lists of real CLIP models."""
 
 from __future__ import annotations
 

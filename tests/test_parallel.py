@@ -1,4 +1,4 @@
-"""Work side by side: in order, within bounds, one thread each, and the same bytes for any number of threads."""
+"""Parallel work: in order, within bounds, one thread each, and the same bytes for any number of threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that one plugin takes over from another."""
+"""Options that one plugin adopts from another."""
 
 from __future__ import annotations
 

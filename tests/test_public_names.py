@@ -1,4 +1,4 @@
-"""The public names: which they are, where they come from, and what importing them costs."""
+"""The public names: their list, their modules, and the cost of importing them."""
 
 from __future__ import annotations
 

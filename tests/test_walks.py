@@ -1,4 +1,4 @@
-"""The modules that a value passes: an image to its batch, a coefficient to the arithmetic, a request to the output."""
+"""The modules that a value passes: from image to batch, from coefficient to arithmetic, from request to output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a merge bought: against transformers itself, and from the command line to the card."""
+"""The measured effect of a merge: against transformers itself, and from the command line to the card."""
 
 from __future__ import annotations
 

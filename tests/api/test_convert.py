@@ -1,4 +1,4 @@
-"""`clipmerge convert`: what it writes is loaded by the library it was written for, processor and tokenizer included."""
+"""`clipmerge convert`: the target library loads its output, including processor and tokenizer."""
 
 from __future__ import annotations
 

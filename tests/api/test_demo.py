@@ -1,4 +1,4 @@
-"""The demo, whole: trained once here, then looked at from every side."""
+"""The whole demo, trained once and then checked in every respect."""
 
 from __future__ import annotations
 

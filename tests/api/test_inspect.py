@@ -1,4 +1,4 @@
-"""What `clipmerge inspect` says of a pair whose shapes fit and that still cannot be merged."""
+"""The output of `clipmerge inspect` for pairs with equal shapes that still cannot be merged."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_paths_that_are_no_text_are_merged(pair: Inputs, tmp_path: Path) -> None
 def test_an_input_that_cannot_be_read_is_blamed_itself(
     pair: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Permissions do not keep root out, so the refusal of the system is made up."""
+    """Permissions do not stop root, so the system's refusal is simulated."""
     run = prepare(request_for(pair, "wise-ft"))
     denied, opened = pair[1] / name, os.open
 

@@ -1,4 +1,4 @@
-"""Models in memory: the weights that the files would give, and nothing changed or left behind."""
+"""Models in memory: the same weights as from files, and nothing changed or left behind."""
 
 from __future__ import annotations
 

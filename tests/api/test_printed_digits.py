@@ -1,4 +1,4 @@
-"""Where half-way is a valley, nobody loses accuracy in silence: real checkpoints, trained here."""
+"""On a path with a valley in the middle, lost accuracy is always reported: real checkpoints, trained here."""
 
 from __future__ import annotations
 

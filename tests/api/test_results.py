@@ -1,4 +1,4 @@
-"""Results: a short repr, a table in a notebook, a DataFrame where pandas is installed."""
+"""Results: a short repr, a table in a notebook, a DataFrame if pandas is installed."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ TIMED = ("seconds", "command", "output")
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Every file's bytes; of JSON records what is the same in equal runs."""
+    """The bytes of every file; of JSON records only the parts that are equal in equal runs."""
     files: dict[str, Any] = {}
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = str(path.relative_to(folder))
@@ -33,7 +33,7 @@ def contents(folder: Path) -> dict[str, Any]:
 def both(
     name: str, flags: list[object], call: Callable[[Path], Any], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run the command and the function, each with a folder called ``out`` of its own."""
+    """Run the command and the function, each with its own folder ``out``."""
     outputs = []
     for place in ("command", "function"):
         (folder / place).mkdir()

@@ -49,7 +49,7 @@ def request_for(pair: Inputs, images: Path, shifted: Path, *recipes: str, **chan
 
 
 def written_accuracy(pair: Inputs, recipe: str, sets: list[str], sources: list[str], folder: Path) -> dict[str, float]:
-    """What `evaluate` says of the folder that `merge` writes."""
+    """Accuracies by `evaluate` of the folder written by `merge`."""
     data = next((text.partition("=")[2] for text in sources if text.startswith("calibration=")), None)
     request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=data))
     write_merge(prepare(request), folder)

@@ -1,4 +1,4 @@
-"""The benchmarks' random checkpoints are the CLIPs they say they are."""
+"""The benchmarks' random checkpoints have the architectures that they claim."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ def test_gain_and_oracle_by_hand() -> None:
 
 
 def test_copies_of_a_drawing_do_not_narrow_the_interval() -> None:
-    """Ten copies of each drawing that agree tell no more than one."""
+    """Ten equal copies of each drawing are not more informative than one."""
     widths = []
     for copies in (1, 10):
         correct = {"test": bits([0.5, 0.5, 0.5], copies=copies), "odd": bits([0.5, 0.3, 0.2], copies=copies)}
@@ -178,7 +178,7 @@ def test_accuracy_is_by_drawings_as_often_as_they_were_drawn() -> None:
 
 
 def test_pairs_share_the_drawings_that_are_drawn() -> None:
-    """What two pairs have in common cancels in no difference: equal pairs average to the spread of one."""
+    """The common part of two pairs does not cancel: the average of equal pairs has the spread of one."""
     correct = {"test": bits([0.5, 0.5, 0.5]), "odd": bits([0.5, 0.3, 0.2])}
     values = [standing.resampled(record_of(correct, {}, seed=seed), resamples=200).ood[:, 0] for seed in (1, 2)]
     assert np.array_equal(values[0], values[1])

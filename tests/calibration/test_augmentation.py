@@ -1,4 +1,4 @@
-"""Changed images: what each kind must do, seen from the pixels."""
+"""Changed images: the effect of each kind of change on the pixels."""
 
 from __future__ import annotations
 

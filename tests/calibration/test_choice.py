@@ -1,4 +1,4 @@
-"""What the held-back images choose: learned points, the straight path, and how much accuracy may be lost."""
+"""The choice of the held-back images: learned points, the straight path, and the limit on lost accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images held back from learning: how many of which class."""
+"""Images held back from learning: their number and classes."""
 
 from __future__ import annotations
 

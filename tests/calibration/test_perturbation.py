@@ -1,4 +1,4 @@
-"""Perturbations of a layer on a quadratic, whose worst point can be enumerated or solved for."""
+"""Perturbations of a layer on a quadratic loss, whose worst point can be enumerated or computed."""
 
 from __future__ import annotations
 

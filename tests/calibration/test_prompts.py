@@ -1,4 +1,4 @@
-"""Classes of which the text tower can tell none from another are refused wherever prompts are embedded."""
+"""Classes that the text tower cannot distinguish are refused wherever prompts are embedded."""
 
 from __future__ import annotations
 

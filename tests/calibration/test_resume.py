@@ -1,4 +1,4 @@
-"""Learning that is stopped and goes on: the numbers of a run that was not, and nothing else is taken for its state."""
+"""Learning that is interrupted and resumed gives the numbers of an uninterrupted run, and refuses any other state."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Stopping:
 
 
 class Learning:
-    """One learning on the small objective, at a file."""
+    """One run of learning on the small objective, with its file."""
 
     def __init__(self, ends: Ends, file: Path, **changes: Any) -> None:
         self.ends, self.file, self.said = ends, file, list[str]()
@@ -96,7 +96,7 @@ class Learning:
 
 
 def same(one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Tensor], list[Losses]]) -> bool:
-    """Whether two learnings are the same, bit for bit, the losses that were seen included."""
+    """Whether two runs of learning are equal, bit for bit, including their losses."""
     assert one[0].keys() == other[0].keys()
     return one[1] == other[1] and all(torch.equal(value, other[0][name]) for name, value in one[0].items())
 
@@ -239,7 +239,7 @@ def test_what_is_broken_or_does_not_fit_is_told_and_removed(
     "part", [learn, Objective, PathWeights, CalibrationLoss, Prompts, Batch, averaged, projection_radii]
 )
 def test_a_state_is_of_the_code_that_learned_it(part: Any) -> None:
-    """Were one of them changed, a state that it had left would not be gone on from."""
+    """If one of them changes, learning does not resume from an old state."""
     assert Path(inspect.getfile(part)) in resumption.code_files()
 
 

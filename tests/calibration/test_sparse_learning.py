@@ -1,4 +1,4 @@
-"""Sparse masks that are learned: exactly so many entries kept, the others zero-shot's bytes, scores that still move."""
+"""Learned sparse masks: an exact number of entries is kept, all others are zero-shot's bytes, and scores still move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""peft adapters as the fine-tuned side: what they make of the base is what peft's own merge makes of it."""
+"""peft adapters as the fine-tuned side: the same weights as peft's own merge."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_output_is_a_full_checkpoint(pair: tuple[Path, Path], tmp_path: Path
 
 
 def test_an_adapter_of_a_tower_alone_merges_into_the_full_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """Both towers here have the same shapes, so that only the recorded class tells which it is."""
+    """Both towers here have the same shapes, so only the recorded class distinguishes them."""
     torch.manual_seed(1)
     CLIPVisionModel.from_pretrained(pair[0]).save_pretrained(tmp_path / "tower")
     adapter = save_adapter(tmp_path / "tower", tmp_path / "adapter", CLIPVisionModel, target_modules=["q_proj"])

@@ -1,4 +1,4 @@
-"""Adapters that are not understood, broken or alone are refused in one line."""
+"""Unsupported or broken adapters, and adapters without a base, are refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: what fits, what does not, and that the message says where."""
+"""Two aligned checkpoints: those that match, those that do not, and messages that name the place."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_projection_dims_that_differ_are_refused(copies: Folders) -> None:
 
 
 def as_old(folder: Path, how: str) -> None:
-    """Rewrite a config as transformers wrote it before 2023."""
+    """Rewrite a config in the form used by transformers before 2023."""
     file = folder / "config.json"
     config = json.loads(file.read_text())
     for side in ("text", "vision"):

@@ -70,7 +70,7 @@ def test_every_form_gives_the_same_tensors(folder: Path, what: str) -> None:
 
 
 def test_checkpoints_are_hashed_side_by_side(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hashing takes most of a merge's time: neither checkpoint waits for the other, and none is hashed twice."""
+    """Hashing takes most of a merge's time: checkpoints do not wait for each other and are not hashed twice."""
     both = threading.Barrier(2, timeout=30)
     hashed = []
 

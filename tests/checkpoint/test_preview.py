@@ -1,4 +1,4 @@
-"""Pairs from the Hub that do not fit are refused by their headers: the request log shows no weights."""
+"""Pairs from the Hub that do not match are refused by their headers: the request log shows no weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def put(hub: FakeHub, name: str, folder: Path) -> str:
 
 
 def downloaded(hub: FakeHub) -> list[str]:
-    """Files of weights that were asked for whole."""
+    """Files of weights that were requested completely."""
     whole = [path for _, path, status in hub.requests("GET", r"/resolve/.*\.safetensors$") if status == 200]
     return [path.rpartition("/")[2] for path in whole]
 

@@ -1,4 +1,4 @@
-"""PyTorch's own files: the tensors they hold, in whatever wrapping, and no code of theirs is ever run."""
+"""PyTorch files: their tensors are read in any wrapping, and their code is never run."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ torch.save(model.state_dict(), "expected.pt")
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """WiSE-FT's classes in a checkout of their own, and a classifier pickled there, in every way, beside it."""
+    """WiSE-FT's classes in a separate checkout, and a classifier pickled there, in every way, beside it."""
     folder = tmp_path_factory.mktemp("classifiers") / "wise ft"
     (folder / "src" / "models").mkdir(parents=True)
     (folder / "src" / "models" / "modeling.py").write_text(MODELING)
@@ -266,7 +266,7 @@ def test_the_command_answers_when_it_cannot(tmp_path: Path) -> None:
 
 
 def to_pickles(folder: Path, *, sharded: bool = False) -> Path:
-    """Turn a folder's safetensors into what transformers wrote before them."""
+    """Turn a folder's safetensors into the format used by transformers before them."""
     if sharded:
         shard(folder)
         index = json.loads((folder / "model.safetensors.index.json").read_text())

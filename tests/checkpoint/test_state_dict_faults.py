@@ -1,4 +1,4 @@
-"""PyTorch's files that are hostile or odd: named for what they are, read in time and memory that fit their size."""
+"""Hostile or odd PyTorch files: described correctly, and read in time and memory that fit their size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CODE = r"is a pickle that holds code \(.*{}.*\), which loading would run, so cli
 
 
 class Command:
-    """Makes a folder when it is unpickled, by a module that torch itself has a list against."""
+    """Creates a folder when it is unpickled, by a module that torch itself blocks."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -33,7 +33,7 @@ class Command:
 
 
 class Call:
-    """Calls something of a module that torch knows nothing of."""
+    """Calls a function of a module that torch does not know."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (textwrap.dedent, ("",))

@@ -1,4 +1,4 @@
-"""Checkpoints from strangers: a small file makes no large object, and none takes long to be refused."""
+"""Checkpoints from strangers: a small file does not create a large object, and refusals are fast."""
 
 from __future__ import annotations
 

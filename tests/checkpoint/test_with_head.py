@@ -1,4 +1,4 @@
-"""Classifiers of WiSE-FT's: an image encoder and a head, merged with a zero-shot model that has none or has one."""
+"""WiSE-FT classifiers: an image encoder and a head, merged with a zero-shot model without or with a head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line on good input: what is printed, what is written, and that plan and apply are merge."""
+"""The command line on good input: its output on the terminal and on disk, and that plan and apply equal merge."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def done(outcome: Outcome) -> Outcome:
 
 @pytest.fixture(scope="module")
 def straggling(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """A pair in which fine-tuning threw one layer far."""
+    """A pair in which fine-tuning moved one layer far."""
     folders = save_pair(tmp_path_factory.mktemp("straggling"))
     tensors = load_file(folders[1] / "model.safetensors")
     generator = torch.Generator().manual_seed(0)
@@ -48,7 +48,7 @@ def straggling(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 
 def merge_in(folder: Path, inputs: Folders, *flags: object) -> dict[str, Any]:
-    """Merge into ``merged`` below a folder, named relative to it as a user would; returns what was printed."""
+    """Merge into ``merged`` in a folder, with relative paths as a user would; returns the printed text."""
     folder.mkdir(exist_ok=True)
     with contextlib.chdir(folder):
         record: dict[str, Any] = done(clipmerge("merge", *inputs, *flags, "-o", "merged", "--format", "json")).json
@@ -128,7 +128,7 @@ def test_threads_do_not_change_a_data_free_merge(pair: Folders, tmp_path: Path) 
 def scored(
     straggling: Folders, measuring: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
-    """A plan with scores beside it, and the record that was printed."""
+    """A plan with scores beside it, and the printed record."""
     plan = tmp_path_factory.mktemp("scored") / "plans" / "plan.json"
     return plan, done(clipmerge("plan", *straggling, *measuring, "--output", plan, "--format", "json")).json
 

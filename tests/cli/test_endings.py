@@ -1,4 +1,4 @@
-"""How commands end from outside: what is said when a signal comes, when stdout fails, and by which process."""
+"""Commands that are ended from outside: the message after a signal or a failure of stdout, and its process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def stopping(number: int) -> Callable[..., Any]:
 
 
 def while_sending(monkeypatch: pytest.MonkeyPatch, what: Callable[..., Any]) -> None:
-    """Let this happen in the place of creating the repository: all checks are over, and sending has begun."""
+    """Let this happen instead of creating the repository, after all checks, when sending has begun."""
     for check in ("check_access", "_check_token", "find_repository"):
         monkeypatch.setattr(f"clipmerge.publish.push.{check}", lambda *_, **__: None)
     monkeypatch.setattr("clipmerge.publish.push.create_repository", what)
@@ -157,7 +157,7 @@ def test_a_full_stdout_is_one_line_where_nothing_is_written(arguments: tuple[str
 
 @needs_full
 def test_what_waits_in_a_buffer_is_tried_once() -> None:
-    """A short record fails when it is flushed, which the interpreter would do with words of its own as it ends."""
+    """A short record fails when it is flushed, which the interpreter would otherwise report itself at exit."""
     code = (
         "from clipmerge.cli._ending import reporting_errors\n"
         "from clipmerge.cli._terminal import Format, Terminal\n"
@@ -198,7 +198,7 @@ def test_a_closed_stdout_is_no_failure(pair: Folders, tmp_path: Path) -> None:
     "module", ["signal", "clipmerge.cli.app", "typer", "clipmerge.api.merge", "clipmerge.files.staging"]
 )
 def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, module: str) -> None:
-    """Sent from inside the import, where an exception would be a traceback, or be taken for the module's own."""
+    """Sent during an import, where an exception would give a traceback or look like the module's own."""
     code = (
         "import _signal, sys\n"
         "sys.modules.pop('signal', None)\n"

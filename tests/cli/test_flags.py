@@ -19,7 +19,7 @@ Folders = tuple[Path, Path]
 
 
 class Recorded:
-    """A `Progress` that remembers how far each stage came."""
+    """A `Progress` that remembers the progress of each stage."""
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}

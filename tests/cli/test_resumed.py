@@ -1,4 +1,4 @@
-"""Commands that are stopped while they learn and run again: the same bytes, and only the same command goes on."""
+"""Commands that are stopped while they learn and run again: the same bytes, and only the same command resumes."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_another_learning_does_not_go_on_from_this_one(
     flags = [*flags, "--data", data, "--dry-run"]
 
     def goes_on(*more: object) -> bool:
-        """Take one more step, and say whether it was the first."""
+        """Take one more step, and return whether it was the first."""
         stop_after(1)
         outcome = clipmerge("merge", *own, *flags, *more)
         assert outcome.code == 130
@@ -177,7 +177,7 @@ def test_another_learning_does_not_go_on_from_this_one(
 
 
 def saved_step(cache: Path) -> int:
-    """The step that is in the file there; 0 without one. It may be replaced at any moment."""
+    """The step in the file, which may be replaced at any moment; 0 without a file."""
     return max((int(load_file(file)["taken"]) for file in cache.glob("*.safetensors")), default=0)
 
 

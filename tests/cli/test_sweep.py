@@ -1,4 +1,4 @@
-"""`clipmerge sweep` from the command line: its flags, and what goes where."""
+"""`clipmerge sweep` from the command line: its flags and its outputs."""
 
 from __future__ import annotations
 

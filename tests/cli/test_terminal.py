@@ -1,4 +1,4 @@
-"""What is printed where, and how commands end, whatever they raise."""
+"""Output on stdout and stderr, and the end of commands for every exception."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 
 class OutOfMemoryError(RuntimeError):
-    """Named as torch names its own."""
+    """Named like torch's own class."""
 
 
 ENDINGS: dict[str, tuple[BaseException, int, str]] = {

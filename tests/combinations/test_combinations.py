@@ -1,4 +1,4 @@
-"""Rules for several task vectors: what all promise, each against peft and against entry-by-entry loops."""
+"""Rules for several task vectors: their common properties, and each against peft and entry-by-entry loops."""
 
 from __future__ import annotations
 

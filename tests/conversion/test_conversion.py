@@ -1,4 +1,4 @@
-"""OpenCLIP's layout and transformers': both libraries' real models must say the same of the same input."""
+"""OpenCLIP's and transformers' layouts: both libraries' real models must agree on the same input."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def as_transformers(checkpoint: Checkpoint) -> CLIPModel:
 
 @torch.no_grad()
 def features(model: CLIPModel) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `tiny_open_clip.outputs` gives, of a CLIPModel."""
+    """The outputs of `tiny_open_clip.outputs`, by a CLIPModel."""
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     found = model(pixel_values=images, input_ids=token_ids())
     return found.image_embeds, found.text_embeds, model.logit_scale.exp()
@@ -80,7 +80,7 @@ def test_both_libraries_compute_the_same(variant: str, tmp_path: Path) -> None:
 
 
 def test_quick_gelu_is_not_gelu(tmp_path: Path) -> None:
-    """The trap: the same tensors under the other activation are another model, by far more than the tolerance."""
+    """The trap: with the other activation the same tensors are a different model, far beyond the tolerance."""
     model_cfg = model_config(quick_gelu=True)
     model, checkpoint = saved(tmp_path / "model", model_cfg)
     there = convert_checkpoint(checkpoint, "transformers")
@@ -138,7 +138,7 @@ def test_stacks_and_transposes_are_where_the_papers_code_has_them(tmp_path: Path
 
 @pytest.mark.parametrize("name", [n for n in open_clip.list_models() if n.startswith(("ViT-", "RN50", "coca", "conv"))])
 def test_every_config_of_open_clip_is_said_or_refused(name: str) -> None:
-    """Shapes of the meta-device models on both sides; what is refused must be what CLIPModel has no words for."""
+    """Shapes of the meta-device models on both sides; only settings that CLIPModel lacks may be refused."""
     config = open_clip.get_model_config(name)
     vision, text = config["vision_cfg"], config["text_cfg"]
     foreign = (

@@ -73,7 +73,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def made(zeroshot: float, finetuned: float, merged: float, *corrupted: float, images: int = 1000) -> Case:
-    """Models that recognise the first so many images; per cent, clean and then corrupted."""
+    """Models that recognise a percentage of images, counted from the first: clean and then corrupted."""
     order = np.arange(images)
     clean = [order < round(share * images / 100) for share in (zeroshot, finetuned, merged)]
     probed = [order < round(share * images / 100) for share in corrupted]

@@ -1,4 +1,4 @@
-"""Intervals against an independent library, and their promise against every outcome there can be."""
+"""Intervals against an independent library, and their coverage for every possible outcome."""
 
 from __future__ import annotations
 

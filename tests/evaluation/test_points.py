@@ -1,4 +1,4 @@
-"""Which plans are the same weights: two of the same key, and only those."""
+"""Plans have equal keys if and only if they produce the same weights."""
 
 from __future__ import annotations
 

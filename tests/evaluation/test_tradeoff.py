@@ -76,7 +76,7 @@ def test_a_point_tied_with_the_end_of_the_curve_has_a_gain_and_an_interval() -> 
 
 
 def test_ties_hold_in_resampled_draws() -> None:
-    """Where all images are alike every draw is a tie, so no draw may be lost to rounding."""
+    """If all images are alike every draw is a tie, so no draw may be lost to rounding."""
     rng = np.random.default_rng(0)
     thirds = rng.integers(1, 300, (500, 2)) / 300
     end = thirds.mean(axis=1)
@@ -106,7 +106,7 @@ def test_a_point_of_the_curve_is_never_above_it() -> None:
 
 
 def rows_of(counts: list[int], images: int) -> np.ndarray:
-    """Nested: the first so many images are recognised."""
+    """Nested: a number of images is recognised, counted from the first."""
     return np.array([[place < count for place in range(images)] for count in counts])
 
 

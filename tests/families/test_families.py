@@ -1,4 +1,4 @@
-"""Every family: a real model, merged, loads with its own class and says what its sources say."""
+"""Every family: a merged real model loads with its own class and agrees with its sources."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Merging OpenCLIP checkpoints of every kind: what comes out is loaded by open_clip, strictly."""
+"""Merging OpenCLIP checkpoints of every kind: open_clip loads the output strictly."""
 
 from __future__ import annotations
 

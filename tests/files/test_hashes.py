@@ -1,4 +1,4 @@
-"""sha256 of files, and when a remembered one may stand for a file."""
+"""sha256 of files, and the conditions for using a remembered one."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_file_is_read_once(cache: Path, file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["in place", "in place, old time set back", "another file moved there", "longer"])
 def test_a_changed_file_is_read_again(cache: Path, file: Path, how: str) -> None:
-    """Even where its size and its time of modification are what they were."""
+    """Even if its size and its time of modification have not changed."""
     assert remembered(file) == sha256(CONTENT)
     content = CONTENT[::-1] if how != "longer" else CONTENT * 2
     time.sleep(0.02)  # file systems tick every few milliseconds

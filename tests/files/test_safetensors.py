@@ -1,4 +1,4 @@
-"""The header reader: what it accepts is what safetensors accepts, and everything else is one clear line."""
+"""The header reader: it accepts the same files as safetensors, and reports all others in one clear line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Beside the weights only regular files of the folder are taken, by name: no link, no secret, no local path."""
+"""Only known, regular files of the folder are copied with the weights: no link, no secret, no local path."""
 
 from __future__ import annotations
 

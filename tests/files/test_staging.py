@@ -1,4 +1,4 @@
-"""The output's place: whole or absent, the old one kept until the new one stands, nothing left over."""
+"""The output is complete or absent, the old one is kept until the new one exists, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_when_the_move_fails_the_old_output_comes_back(tmp_path: Path, monkeypat
 
 
 def stale(output: Path, *, aside: bool = False) -> Path:
-    """What a killed run leaves: a stage with a free lock, perhaps with the old output set aside."""
+    """The remains of a killed run: a stage with a free lock, possibly with the old output set aside."""
     stage = output.parent / f"{staging._stage_prefix(output)}abc"
     (stage / "new").mkdir(parents=True)
     (stage / "lock").touch()

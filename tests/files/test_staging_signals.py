@@ -1,4 +1,4 @@
-"""Signals while an output is put in its place: they wait for the moments that may not be left half done."""
+"""Signals while an output is moved to its place: they wait until it is safe to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs that are written over, replaced or cut short while they are read end in one line, with nothing left behind."""
+"""Inputs that are overwritten, replaced or truncated while they are read give one line, with nothing left behind."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def content(size: int) -> bytes:
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
-    """Cut unevenly: pieces within a block, over its end, and longer than several."""
+    """Cut unevenly: into pieces within a block, across its end, and longer than several blocks."""
     lengths, start = (7, 4096, 100, 3 * BLOCK + 5, 1), 0
     for turn in range(len(data) + 1):
         if start >= len(data):

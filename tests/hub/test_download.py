@@ -1,4 +1,4 @@
-"""Reading from the Hub: every fault by the real client against the double, and never a stale cache unsaid."""
+"""Reading from the Hub: every fault by the real client against the double, and no silent use of a stale cache."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ GATED = {"status": 403, "headers": {"X-Error-Code": "GatedRepo"}}
 
 @dataclass(frozen=True)
 class Row:
-    """A command, the request that fails, how, and what is said."""
+    """A command, the request that fails, the kind of failure, and the message."""
 
     command: str
     where: str
@@ -202,7 +202,7 @@ def put(hub: FakeHub, kind: str, name: str, files: dict[str, bytes]) -> None:
 
 
 def published(hub: FakeHub) -> set[str] | None:
-    """What the repository holds; ``None`` without one."""
+    """The contents of the repository; ``None`` without one."""
     return set(hub.files("alice/robust")) if ("model", "alice/robust") in hub.repos else None
 
 

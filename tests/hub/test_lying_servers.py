@@ -26,7 +26,7 @@ Answer = Callable[[socket.socket, str], None]
 
 @contextlib.contextmanager
 def server(answer: Answer) -> Iterator[str]:
-    """A server that sends what a test wants for every request; its URL."""
+    """The URL of a server that gives a test's answer to every request."""
     listening = socket.create_server(("127.0.0.1", 0))
     listening.settimeout(0.2)
     over = threading.Event()

@@ -1,4 +1,4 @@
-"""Labelled images: found, named and sampled; and every way they can be wrong, as the command line says it."""
+"""Labelled images: found, named and sampled; and the command line's message for every fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of every depth: what eight bits they become, and what is refused because nothing tells its range."""
+"""Images of every depth: their conversion to eight bits, and the refusal of those with an unknown range."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def eight_bits(values: np.ndarray, white: int = 65535) -> list[list[int]]:
 
 
 def decoded(folder: Path, name: str, content: Image.Image | bytes, **options: Any) -> list[list[int]]:
-    """What the file becomes; it is grey."""
+    """The decoded file, which is grey."""
     path = folder / "class" / name
     path.parent.mkdir()
     if isinstance(content, bytes):

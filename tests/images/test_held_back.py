@@ -1,4 +1,4 @@
-"""Images held back: how many, of which classes, and never one that the decision sees."""
+"""Images held back: their number and classes, and that the decision never sees them."""
 
 from __future__ import annotations
 

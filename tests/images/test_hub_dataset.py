@@ -1,4 +1,4 @@
-"""Datasets on the Hub: real files, the real client, and how little of a large split is downloaded."""
+"""Datasets on the Hub: real files, the real client, and the small part of a large split that is downloaded."""
 
 from __future__ import annotations
 

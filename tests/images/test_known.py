@@ -1,4 +1,4 @@
-"""Public data sets by name: each is well formed, and is read with the names and templates that it is to have."""
+"""Public data sets by name: each is well formed, and is read with its names and templates."""
 
 from __future__ import annotations
 

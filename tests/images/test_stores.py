@@ -1,4 +1,4 @@
-"""Parquet and WebDataset sources: what is found in them, what is read of them, and what is refused."""
+"""Parquet and WebDataset sources: columns found, parts read, and sources refused."""
 
 from __future__ import annotations
 

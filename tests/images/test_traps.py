@@ -1,4 +1,4 @@
-"""Images from strangers: no file is opened that was not named, nothing waits, and small files stay small."""
+"""Images from strangers: only named files are opened, nothing blocks, and small files stay small in memory."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_class_names_in_a_table_come_from_no_other_file(tmp_path: Path, secret: 
 
 
 def zeros(path: Path, size: int) -> Path:
-    """One row of so many zeros, of which little is left in the file."""
+    """One row of many zeros, which are few bytes in the file."""
     table = pa.table({"image": pa.array([bytes(size), png(0)], pa.binary()), "label": ["a", "b"]})
     pq.write_table(table, path, compression="zstd", use_dictionary=False)
     return path

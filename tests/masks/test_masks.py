@@ -1,4 +1,4 @@
-"""Every mask file by what all masks promise, and each rule against a slow one."""
+"""The common properties of all masks, and each rule against a slow one."""
 
 from __future__ import annotations
 

@@ -36,13 +36,13 @@ def opened(ends: Ends) -> Inputs:
 
 
 def images_of(batches: list[Batch]) -> list[Batch]:
-    """Each image as a batch of its own."""
+    """Each image in its own batch."""
     singles = [(batch.pixels[i : i + 1], batch.labels[i : i + 1]) for batch in batches for i in range(len(batch))]
     return [Batch(number, *single) for number, single in enumerate(singles)]
 
 
 def squared_gradients(ends: Ends, images: list[Batch], alpha: float) -> dict[str, Tensor]:
-    """Mean of each image's squared gradient for its true label, one backward pass an image, in float64."""
+    """Mean of each image's squared gradient for its true label, one backward pass per image, in float64."""
     reference = Reference(ends).at(alpha)
     total: dict[str, Tensor] = {}
     for image in images:
@@ -52,7 +52,7 @@ def squared_gradients(ends: Ends, images: list[Batch], alpha: float) -> dict[str
 
 
 def expected_fisher(ends: Ends, images: list[Batch], alpha: float) -> dict[str, Tensor]:
-    """E over the model's own labels, every class in turn weighed by its probability."""
+    """E over the model's own labels, every class weighted by its probability."""
     reference = Reference(ends).at(alpha)
     total: dict[str, Tensor] = {}
     for image in images:

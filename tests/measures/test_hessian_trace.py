@@ -38,10 +38,10 @@ def objective(ends: Ends) -> Objective:
 
 
 class Exact:
-    """The whole Hessian of every batch at alpha 0.5, a row an entry, by a loop of double backward passes.
+    """The whole Hessian of every batch at alpha 0.5, one row per entry, by a loop of double backward passes.
 
     Attributes:
-        batches: (entries, entries), float64, one a batch.
+        batches: (entries, entries), float64, one per batch.
         layer: Layer of each entry.
         theta: The entries.
     """
@@ -75,7 +75,7 @@ def exact(ends: Ends) -> Exact:
 
 
 def feed(monkeypatch: pytest.MonkeyPatch, exact: Exact, probes: np.ndarray) -> None:
-    """Have the measure use these probes, one a row, in the order of the exact Hessian."""
+    """Make the measure use these probes, one per row, in the order of the exact Hessian."""
 
     def given(objective: Objective, probe: int) -> dict[str, Tensor]:
         pieces = torch.tensor(probes[probe], dtype=torch.float32)

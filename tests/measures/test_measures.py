@@ -1,4 +1,4 @@
-"""What every measure must do, whatever it measures; found by their files."""
+"""The requirements for every measure, found by their files."""
 
 from __future__ import annotations
 

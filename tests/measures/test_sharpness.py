@@ -1,4 +1,4 @@
-"""First-order, worst-case and average-case sharpness, each done by hand in float64, layer by layer."""
+"""First-order, worst-case and average-case sharpness, each computed by hand in float64, layer by layer."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_skipping_blocks_below_the_layer_changes_nothing(
 def test_weights_are_left_at_the_point_bit_for_bit(
     objective: Objective, measure: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a layer moves every other parameter stays, and afterwards it is back."""
+    """While a layer moves all other parameters stay, and afterwards the layer is restored."""
     objective.move_to(0.5)
     before = {name: parameter.detach().clone() for name, parameter in objective.parameters.items()}
     original = CalibrationLoss.loss

@@ -31,7 +31,7 @@ def copies(pair: Folders, tmp_path: Path) -> Folders:
 
 
 def cast(folder: Path, dtype: str) -> dict[str, Tensor]:
-    """Save a folder's weights in another dtype, as save_pretrained would, and return them."""
+    """Save a folder's weights in another dtype, like save_pretrained, and return them."""
     file = folder / "model.safetensors"
     tensors = {key: tensor.to(DTYPES[dtype]) for key, tensor in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
@@ -120,7 +120,7 @@ def test_half_precision_is_measured_and_written(copies: Folders, images: Path, t
 
 
 def shards_of(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Shard to its tensors, checked against the index."""
+    """Tensors by shard, checked against the index."""
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     shards = {file.name: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
     assert index["weight_map"] == {key: name for name, tensors in shards.items() for key in tensors}

@@ -1,4 +1,4 @@
-"""The streamed merge: what a plan does not name, what cannot be averaged, and NaN wherever it hides."""
+"""The streamed merge: layers that a plan does not name, tensors that cannot be averaged, and NaN in any place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Straggler-sparse, its variant and its control: each speaks in its own name, and any mask serves."""
+"""straggler-outlier, its variant and its control: each has its own name in errors, and any mask works."""
 
 from __future__ import annotations
 

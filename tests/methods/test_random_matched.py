@@ -1,4 +1,4 @@
-"""The control for straggler-outlier: who stands in for a straggler, and that it gets the straggler's edit."""
+"""The control for straggler-outlier: the choice of stand-ins, and that they get the stragglers' edit."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def decide(task: Task, **options: Any) -> Decision:
 @pytest.mark.parametrize("alpha", [0.5, 0.2])
 @pytest.mark.parametrize("name", [VISION, TEXT])
 def test_the_merge_is_least_squares_on_the_outputs(ends: Ends, found: Measurements, name: str, alpha: float) -> None:
-    """Inputs and outputs of both checkpoints stacked, weighed by alpha, and solved without a Gram matrix."""
+    """Inputs and outputs of both checkpoints stacked, weighted by alpha, and solved without a Gram matrix."""
     factor = decide(task_of(ends, found), alpha=alpha, off_diagonal=1.0).scores[name].double().numpy()
     weights = [load_file(folder / "model.safetensors")[name].double().numpy() for folder in ends]
     rows = [rows_into(ends, name, end).numpy() for end in (0.0, 1.0)]

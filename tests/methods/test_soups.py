@@ -38,7 +38,7 @@ BATCHES = make_batches((9, 9, 6), seed=3)
 
 @pytest.fixture(scope="module")
 def far(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Checkpoints far enough from each other to tell images apart differently."""
+    """Checkpoints far enough from each other to classify images differently."""
     return save_family(tmp_path_factory.mktemp("far"), change=2.0)
 
 

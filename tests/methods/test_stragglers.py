@@ -25,7 +25,7 @@ def sizes_of(blocks: int = BLOCKS) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """How a made-up statistic comes about: covariates, each layer's own part, and noise from batch to batch."""
+    """The parts of a made-up statistic: covariates, each layer's own part, and noise between batches."""
 
     signed: bool = False
     tails: float = np.inf
@@ -126,7 +126,7 @@ def test_what_one_batch_alone_says_is_not_stable() -> None:
 
 
 def test_batches_weigh_by_their_images() -> None:
-    """The last batch has one image of 113, so what it says counts for little."""
+    """The last batch has one image of 113, so it has little weight."""
     images = (16,) * (BATCHES - 1) + (1,)
     rows = {layer: list(row) for layer, row in World(signed=True).measure(0)["barrier"].batches.items()}
     rows["vision.5.mlp"][-1] += 200.0

@@ -62,7 +62,7 @@ def opened(folders: Folders) -> tuple[Inputs, ImageTextModel]:
 
 
 class Reference:
-    """The model at theta(alpha) as its library runs it, in float64, prompts and images through its own processor."""
+    """The model at theta(alpha), run by its library in float64, with its own processor for prompts and images."""
 
     def __init__(self, name: str, folders: Folders, alpha: float) -> None:
         self.model, other = (TINY[name].model.from_pretrained(folder).double().eval() for folder in folders)

@@ -1,4 +1,4 @@
-"""Weights that are missing or of another shape: the checkpoint that lacks them is named, whichever it is."""
+"""Weights that are missing or of another shape: the message names the checkpoint that lacks them."""
 
 from __future__ import annotations
 

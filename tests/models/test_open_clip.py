@@ -92,7 +92,7 @@ def square_batches(size: int, kind: str) -> list[Batch]:
 
 @pytest.mark.parametrize("kind", ["vit", "resnet", "timm siglip", "timm efficientnet", "coca"])
 def test_the_shares_of_all_layers_are_the_measured_barrier(pairs: dict[str, Folders], kind: str) -> None:
-    """Batch norms' statistics move along the path too: without their part the sums would miss."""
+    """Batch norms' statistics move along the path too: without their part the sums would be wrong."""
     size = ARCHITECTURES[kind].get("vision", {}).get("image_size", 32)
     objective = objective_for(pairs[kind], square_batches(size, kind))
     found = load_plugin("measures", "path-barrier")(objective)

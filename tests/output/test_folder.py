@@ -1,4 +1,4 @@
-"""What is written loads where CLIP loads: no key missing, none unexpected, config and side files right."""
+"""The output loads like any CLIP: no missing or unexpected keys, with correct config and side files."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ def test_a_wrappers_prefix_is_not_written(copies: Folders, which: tuple[int, ...
 
 
 def save_tower(folder: Path, name: str, *, bare: bool = False, prefix: str = "") -> tuple[Any, str]:
-    """Replace a full checkpoint by what one tower alone saves, processor and tokenizer gone."""
+    """Replace a full checkpoint by one tower alone, without processor and tokenizer."""
     kind, tower = TOWERS[name]
     full = CLIPModel.from_pretrained(folder)
     config = getattr(full.config, f"{tower}_config")

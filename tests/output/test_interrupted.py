@@ -1,4 +1,4 @@
-"""Merges that end before they should: killed, interrupted, out of disk. Never half an output, never in the way."""
+"""Merges that are killed, interrupted or out of disk space: never a partial output, and nothing in the way."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(large: Folders, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, str], float]:
-    """Hashes of an undisturbed output, and for how many seconds it was staged."""
+    """Hashes of an undisturbed output, and the seconds for which it was staged."""
     folder = tmp_path_factory.mktemp("whole")
     process = start("merge", *large, "--recipe", "wise-ft", "--output", folder / "out", "--format", "quiet")
     wait_for_stage(folder, process)
@@ -69,7 +69,7 @@ def whole(large: Folders, tmp_path_factory: pytest.TempPathFactory) -> tuple[dic
 
 
 def wait_for_stage(folder: Path, process: subprocess.Popen[str]) -> None:
-    """Wait until the process has made its own stage, whatever is there already."""
+    """Wait until the process has made its own stage, besides any existing ones."""
     before = set(folder.iterdir())
     while process.poll() is None and set(folder.iterdir()) <= before:
         time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Merges that hash no weights: the same weights, and records that say what nobody knows."""
+"""Merges that hash no weights: the same weights, and records that say that hashes are unknown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record: typed, versioned, read back as it was written, and refused in one line where it says nonsense."""
+"""The record: typed, versioned, read back unchanged, and refused in one line if it is invalid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OLD = sorted((Path(__file__).parent / "records_0_1_0").glob("*.json"))
 
 
 def keeps(now: Any, before: Any) -> bool:
-    """Whether everything that a file said is still there; newer versions say more."""
+    """Whether the content of a file is still there; newer versions have more."""
     if isinstance(before, dict):
         return isinstance(now, dict) and all(key in now and keeps(now[key], value) for key, value in before.items())
     if isinstance(before, list):
@@ -34,7 +34,7 @@ def keeps(now: Any, before: Any) -> bool:
 
 
 def shown(record: MergeRecord) -> str:
-    """All that a person may see of a record."""
+    """All texts of a record that people may see."""
     stream = io.StringIO()
     Console(file=stream, width=80).print(summary_table(record))
     return stream.getvalue() + html_page(record) + model_card(record, repo_id=None)

@@ -1,4 +1,4 @@
-"""The streamed output: the bytes of a plain loop, whatever the threads, the flushing and the disk."""
+"""The streamed output: the bytes of a plain loop, for any threads, flushing and disk."""
 
 from __future__ import annotations
 

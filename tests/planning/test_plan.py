@@ -1,4 +1,4 @@
-"""The plan: JSON both ways, and edits that say something impossible are refused in one line."""
+"""The plan: JSON both ways, and impossible edits are refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: every shipped file is valid and complete, and everything wrong is one line that names it."""
+"""Recipes: every shipped file is valid and complete, and every fault gives one line that names it."""
 
 from __future__ import annotations
 

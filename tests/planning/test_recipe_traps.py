@@ -1,4 +1,4 @@
-"""Recipes and --set from strangers: every text gives a recipe or one line, soon."""
+"""Recipes and --set from strangers: every text quickly gives a recipe or one line."""
 
 from __future__ import annotations
 

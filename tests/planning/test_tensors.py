@@ -37,7 +37,7 @@ FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
 
 
 def coefficients_for(task: Task, forms: tuple[str, ...] = ("whole", "row", "entry")) -> dict[str, Tensor]:
-    """One form a parameter in turn, exact zeros and ones among the numbers."""
+    """The forms in turn, one per parameter, with exact zeros and ones among the numbers."""
     generator = torch.Generator().manual_seed(3)
     found = {}
     for place, (name, shape) in enumerate(sorted(task.shapes.items())):

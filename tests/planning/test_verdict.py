@@ -1,4 +1,4 @@
-"""The verdict: whatever overrides and edits make of a plan, it says nothing that is not so."""
+"""The verdict: for any overrides and edits of a plan, it makes no false statement."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check(plan: Plan, layers: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, Any]:
-    """Shared by all merges of this file: they differ in the recipe alone."""
+    """Shared by all merges of this file, which differ only in the recipe."""
     return {}
 
 

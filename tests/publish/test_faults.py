@@ -1,4 +1,4 @@
-"""Faults of publishing that pass, lose an answer or are somebody else's doing; those that last: test_faults."""
+"""Faults of publishing that are temporary, lose an answer or are caused by somebody else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the command line: in this process, where imports are paid once, or in one of its own."""
+"""Run the command line: in this process, where imports are paid once, or in a new one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clipmerge.cli.app import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended and what it printed."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -43,7 +43,7 @@ def clipmerge(*arguments: object) -> Outcome:
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
-    """Start ``python -m clipmerge ARGUMENTS`` in a process of its own."""
+    """Start ``python -m clipmerge ARGUMENTS`` in a new process."""
     command = [sys.executable, "-m", "clipmerge", *map(str, arguments)]
     environment = {**os.environ, **options.pop("env", {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -51,7 +51,7 @@ def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
 
 
 def refused(outcome: Outcome, code: int = 1) -> str:
-    """Check that a command ended as errors must, and return its one line."""
+    """Check that a command failed with one line, and return the line."""
     assert outcome.code == code, outcome
     assert outcome.out == ""
     lines = [line for line in outcome.err.splitlines() if not line.startswith("note: ")]

@@ -18,7 +18,7 @@ NAMES = ("bird", "red_fox", "dog")
 
 
 def png(number: int, size: int = 32) -> bytes:
-    """An image that no other number gives."""
+    """An image that is different for every number."""
     pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3)).astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -30,7 +30,7 @@ def features(names: Sequence[str] = NAMES, **more: Any) -> datasets.Features:
 
 
 def save_hub_parquet(path: Path, labels: Sequence[int], *, first: int = 0, group: int = 100, **more: Any) -> Path:
-    """Write what `datasets` writes: image k is ``png(first + k)``."""
+    """Write a file like `datasets`: image k is ``png(first + k)``."""
     images = [{"bytes": png(first + k), "path": f"{k}.png"} for k in range(len(labels))]
     columns = {"image": images, "label": list(labels)}
     path.parent.mkdir(parents=True, exist_ok=True)

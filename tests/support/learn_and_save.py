@@ -24,7 +24,7 @@ def end(how: str) -> None:
     save, restore = resumption.Saved.save, resumption.Saved.restore
 
     def restored(self: resumption.Saved, state: Mapping[str, Tensor]) -> bool:
-        """Say what every process goes on from: one must not depend on another's file."""
+        """Print the state that every process resumes from: one must not depend on another's file."""
         found = restore(self, state)
         sys.stderr.write(f"{HOLDS}{[float(tensor.double().sum()) for tensor in state.values()]}\n")
         return found

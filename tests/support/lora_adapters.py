@@ -14,7 +14,7 @@ LINEAR = ["q_proj", "fc1", "visual_projection"]
 
 
 def save_adapter(base: Path, folder: Path, model: Any = CLIPModel, **options: Any) -> Path:
-    """Save an adapter all of whose tensors were moved, as by training."""
+    """Save an adapter with all tensors moved, as if by training."""
     torch.manual_seed(0)
     settings = {"target_modules": LINEAR, "r": 4, "lora_alpha": 6, **options}
     adapted = get_peft_model(model.from_pretrained(base), LoraConfig(**settings))

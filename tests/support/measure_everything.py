@@ -19,7 +19,7 @@ STEPS = 6
 
 
 def measured(name: str, objective: Objective) -> Measurements:
-    """Run a measure with its defaults, but for the steps of one that learns, which takes what it learned as it is."""
+    """Run a measure with its defaults, except that a measure that learns takes few steps and holds nothing back."""
     known = plugin_options("measures", name)
     options = {option: value for option, value in {"steps": STEPS, "held_back": 0.0}.items() if option in known}
     return load_plugin("measures", name)(objective, **options)

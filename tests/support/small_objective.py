@@ -35,12 +35,12 @@ def save_ends(
     """Save both ends; weights are large enough that every layer bends the loss.
 
     Args:
-        folder: Where to.
-        blocks: Blocks a tower.
-        width: Of both towers.
+        folder: Folder to write into.
+        blocks: Blocks per tower.
+        width: Width of both towers.
         change: Standard deviation of the task vector.
         moves: Beginnings of the names that fine-tuning changes.
-        seed: Of both draws.
+        seed: Seed of both draws.
     """
     torch.manual_seed(seed)
     model = CLIPModel(tiny_config(blocks, width))
@@ -100,7 +100,7 @@ class Reference:
 
     Attributes:
         model: The model at theta(alpha).
-        ends: Name to both ends' parameter.
+        ends: Parameters of both ends by name.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Learning that is stopped in the middle, and saves after every step; what it says then."""
+"""Learning that is stopped in the middle and saves after every step, and its messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Stopping:
-    """Lets learning be interrupted after so many steps, once."""
+    """Interrupts learning once, after a number of steps."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch

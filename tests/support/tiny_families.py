@@ -115,7 +115,7 @@ class Tiny:
 
     @torch.no_grad()
     def outputs(self, model: Any) -> Tensor:
-        """What it says of these inputs, float64: images against texts or classes."""
+        """Its outputs for these inputs, float64: images against texts or classes."""
         inputs = {k: v.double() if v.is_floating_point() else v for k, v in self.inputs().items()}
         output = model.double().eval()(**inputs)
         logits: Tensor = output.logits if hasattr(output, "logits") else output.logits_per_image
@@ -124,7 +124,7 @@ class Tiny:
 
 @torch.no_grad()
 def perturb(model: Any, seed: int, *, by: float = 0.1) -> None:
-    """Move every parameter and every statistic a little, and count a few steps, as training does."""
+    """Move every parameter and every statistic a little, and count a few steps, like training."""
     generator = torch.Generator().manual_seed(seed + 100)
     for name, tensor in model.state_dict().items():
         if name.endswith("num_batches_tracked"):

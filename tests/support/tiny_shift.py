@@ -1,4 +1,4 @@
-"""A tiny pair with pictures, evaluated as the benchmarks evaluate theirs."""
+"""A tiny pair with pictures, evaluated like those of the benchmarks."""
 
 from __future__ import annotations
 

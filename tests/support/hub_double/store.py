@@ -1,4 +1,4 @@
-"""What the double remembers: repositories, their commits, and the faults that wait to happen."""
+"""State of the double: repositories, their commits, and pending faults."""
 
 from __future__ import annotations
 
