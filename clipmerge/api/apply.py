@@ -214,7 +214,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
         OutputError: If the folder exists or cannot be written.
         CheckpointError: If an input turns out to be damaged while it is read.
     """
-    from clipmerge.files.staging import PLAN_FOLDER, RECORD, staged
+    from clipmerge.files.staging import PLAN_FOLDER, staged
     from clipmerge.output.checks import check_output
 
     inputs = run.inputs
@@ -225,8 +225,6 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
     from clipmerge.output.folder import output_layout, write_weights
     from clipmerge.output.record import merge_record
     from clipmerge.output.side_files import write_side_files
-    from clipmerge.publish.card import PICTURE, model_card
-    from clipmerge.report.page import html_page
 
     with staged(output, overwrite=overwrite) as folder:
         with run.timed("apply"):
@@ -253,15 +251,24 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
             command=run.command,
             tensors=run.tensors,
         )
-        (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
-        picture = _path_picture(record)
-        if picture is not None:
-            (folder / PICTURE).write_bytes(picture)
-        card = model_card(record, repo_id=None, picture=picture is not None)
-        (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
-        (folder / RECORD).write_text(record.to_text(), encoding="utf-8")
+        _write_documents(folder, record)
     run.finish()
     return record
+
+
+def _write_documents(folder: Path, record: MergeRecord) -> None:
+    """Write the report, the picture, the card and the record."""
+    from clipmerge.files.staging import RECORD
+    from clipmerge.publish.card import PICTURE, model_card
+    from clipmerge.report.page import html_page
+
+    (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
+    picture = _path_picture(record)
+    if picture is not None:
+        (folder / PICTURE).write_bytes(picture)
+    card = model_card(record, repo_id=None, picture=picture is not None)
+    (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
+    (folder / RECORD).write_text(record.to_text(), encoding="utf-8")
 
 
 def _path_picture(record: MergeRecord) -> bytes | None:
