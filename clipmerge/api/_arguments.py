@@ -11,7 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args
 
+from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
+from clipmerge.files.paths import local_path
 from clipmerge.images.columns import Columns
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
@@ -197,7 +199,7 @@ def merge_request(
         UsageError: If two options contradict each other, or a checkpoint is given twice.
         RecipeError: If the recipe is invalid.
     """
-    _refuse_twice((zeroshot, *finetuned))
+    require_places((zeroshot, *finetuned))
     calibration = calibration_from(data, images=images, **options)
     request = MergeRequest(
         zeroshot=zeroshot,
@@ -222,6 +224,8 @@ def check_request(request: MergeRequest) -> None:
         UsageError: If a recipe that measures has no images to measure on.
     """
     _check_verdict(request)
+    if request.calibration.device in ("cuda", "mps"):  # otherwise torch need not be imported
+        require_device(request.calibration.device)
     source = request.calibration.source
     if request.recipe.needs_data and (source is None or source == ""):
         raise UsageError(
@@ -282,6 +286,21 @@ def _named_classes(name: str) -> Path | tuple[str, ...]:
     from clipmerge.images.known import class_list, class_lists
 
     return class_list(name) if not Path(name).exists() and name in class_lists() else Path(name)
+
+
+def require_places(sources: Sequence[str]) -> None:
+    """Refuse checkpoints that are neither on disk nor Hub ids, or given twice, before anything else is checked.
+
+    Raises:
+        CheckpointError: If a source is neither.
+        UsageError: If a source is given twice.
+    """
+    for source in sources:
+        if not local_path(source).exists():
+            from clipmerge.checkpoint.opening import hub_id_of
+
+            hub_id_of(source)
+    _refuse_twice(sources)
 
 
 def _refuse_twice(given: Sequence[str]) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Unpack
 
-from clipmerge.api._arguments import CheckpointLike, ImageOptions, calibration_from, source_of, with_options
+from clipmerge.api._arguments import (
+    CheckpointLike,
+    ImageOptions,
+    calibration_from,
+    require_places,
+    source_of,
+    with_options,
+)
 from clipmerge.api._in_memory import InMemorySource, as_sources
 from clipmerge.api._results import EvaluateResult
 from clipmerge.progress import Logged, Progress
@@ -40,6 +47,7 @@ def evaluate(
     from clipmerge.evaluation.accuracy import evaluate_sources
 
     with as_sources(checkpoint, [], processor) as (source, _):
+        require_places((str(source),))
         record = evaluate_sources(
             source,
             sources,

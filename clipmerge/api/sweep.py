@@ -25,6 +25,7 @@ from clipmerge.api._arguments import (
     files_read,
     merge_request,
     recipe_files,
+    require_places,
     several,
     source_of,
     with_options,
@@ -101,6 +102,7 @@ def sweep(
     """
     target, reports = None if output is None else Path(output), progress or Logged()
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
+        require_places((base, *others))
         given = SweepRequest(
             base,
             others[0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import astuple, dataclass, fields, replace
 
 import torch
@@ -180,7 +181,8 @@ class _Run:
             coefficients.place()
             self._trace[step.number] = torch.tensor(astuple(descend(objective, step, goal)))
             coefficients.set_gradients()
-            self._descent.step()
+            with self._keep.changing() if self._keep else nullcontext():
+                self._descent.step()
             objective.tick(GRADIENT * goal.seen(len(step)))
             if self._keep:
                 self._keep.save(self._state, last=step.number + 1 == self._course.steps)

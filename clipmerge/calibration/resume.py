@@ -59,6 +59,7 @@ class Saved:
         self._accelerator = accelerator
         self.say = say
         self._exists = self._failed = False
+        self._whole: Mapping[str, Tensor] | None = None
         self._due = time.monotonic() + SECONDS
 
     @cached_property
@@ -122,26 +123,41 @@ class Saved:
             last: Learning is complete: save if there is an earlier state.
         """
         begin = time.monotonic()
+        self._whole = state
         is_time = self._exists if last else begin >= self._due
         if self._failed or not is_time or not self._accelerator.is_main_process:
             return
+        self._write(state)
+        now = time.monotonic()
+        self._due = now + max(SECONDS, TIMES * (now - begin))
+
+    def _write(self, state: Mapping[str, Tensor]) -> None:
         try:
             _write_whole(self._path, state)
             self._exists = True
         except (OSError, RuntimeError) as error:
             self._failed = True
             self.say(f"the state of learning cannot be saved ({_reason(error)}); learning continues without saving")
-        now = time.monotonic()
-        self._due = now + max(SECONDS, TIMES * (now - begin))
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[None]:
+        """Change the state in this block: until the next `save` it is not one that can be saved."""
+        self._whole = None
+        yield
 
     @contextlib.contextmanager
     def underway(self) -> Iterator[None]:
-        """If the block is interrupted, tell the user that most of it is saved."""
+        """If the block is interrupted, save the state if it is whole, and tell the user where learning resumes."""
         try:
             yield
         except (KeyboardInterrupt, Terminated):
+            state, steps = self._whole, ""
+            if state is not None and not self._failed and self._accelerator.is_main_process:
+                self._write(state)
+                total = f" of {len(state['trace'])}" if "trace" in state else ""
+                steps = f" after step {int(state['taken'])}{total}"
             if self._exists:
-                self.say("most of the learning is saved; the same command resumes from there")
+                self.say(f"the learning is saved{steps}; the same command resumes there")
             raise
         self._find = _not_again  # frees the model and the images that the function refers to
 

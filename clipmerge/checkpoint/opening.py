@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from clipmerge.checkpoint.quantised import refuse_quantised
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint
 from clipmerge.checkpoint.state_dict import StateDict, model_keys, read_state_dict
 from clipmerge.conversion import layout_of
-from clipmerge.errors import CheckpointError, shorten
+from clipmerge.errors import CheckpointError, did_you_mean, shorten
 from clipmerge.files.paths import is_plain_name, local_path
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
@@ -22,7 +23,11 @@ from clipmerge.files.unchanged import watch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clipmerge.hub.ids import HubId
+
 ADAPTER = "adapter_model.safetensors"
+# Entries of a folder among which a mistyped name is looked for.
+_LOOKED_AT = 1000
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 # names of weight files before safetensors; other pickles in a folder may hold anything
 _PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", "adapter_model.bin")
@@ -67,10 +72,26 @@ def _open(source: str) -> Checkpoint:
         return _open_folder(source, path)
     if path.is_file():
         return _open_file(source, path)
-    _refuse_dead_link(path, source)
+    hub_id = hub_id_of(source)
     from clipmerge.hub.download import fetch
+
+    repo = fetch(hub_id)
+    return _open_folder(source, repo.folder, revision=repo.revision, note=repo.note)
+
+
+def hub_id_of(source: str) -> HubId:
+    """Read a source that is not on disk as a Hub id.
+
+    Args:
+        source: See `open_checkpoint`.
+
+    Raises:
+        CheckpointError: If it is not one either.
+    """
     from clipmerge.hub.ids import parse_hub_id
 
+    path = local_path(source)
+    _refuse_dead_link(path, source)
     hub_id = parse_hub_id(source)
     if (
         hub_id is None
@@ -79,10 +100,19 @@ def _open(source: str) -> Checkpoint:
     ):
         raise CheckpointError(
             f"{source}: no such folder or file, and not a Hub id; "
-            "give a folder, a .safetensors or .pt file, org/name or org/name@revision"
+            f"give a folder, a .safetensors or .pt file, org/name or org/name@revision{_neighbour(path)}"
         )
-    repo = fetch(hub_id)
-    return _open_folder(source, repo.folder, revision=repo.revision, note=repo.note)
+    return hub_id
+
+
+def _neighbour(path: Path) -> str:
+    """Point to something beside a path that does not exist, and is called almost the same."""
+    try:
+        beside = [each.name for each in itertools.islice(path.parent.iterdir(), _LOOKED_AT)]
+    except OSError:
+        return ""
+    hint = did_you_mean(path.name, beside)
+    return f".{hint}" if hint else ""
 
 
 def _open_folder(source: str, folder: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:

@@ -21,6 +21,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEBUG = "CLIPMERGE_DEBUG"
+#: Called before an error is printed: a progress bar must not stay behind, nor be drawn over the error.
+before_the_error: list[Callable[[], None]] = []
 _INTERRUPTED = "interrupted"
 _ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
 # When one process fails, a launcher ends the others within 0.1 s (older launchers: 5 s).
@@ -185,7 +187,21 @@ def fail(message: str, code: int) -> NoReturn:
         message: The fault, its place and the remedy.
         code: Exit code.
     """
+    while before_the_error:
+        before_the_error.pop()()
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None and code == 1:
         raise
-    sys.stderr.write(f"error: {printable(' '.join(message.split()))}\n")
+    line = f"error: {printable(' '.join(message.split()))}"
+    sys.stderr.write(f"{_wrapped(line)}\n")
     raise SystemExit(code)
+
+
+def _wrapped(line: str) -> str:
+    """A line broken between words where a terminal would break it anywhere; elsewhere it stays one line."""
+    if not sys.stderr.isatty():
+        return line
+    import shutil
+    import textwrap
+
+    width = shutil.get_terminal_size().columns
+    return "\n".join(textwrap.wrap(line, max(20, width), break_long_words=False, break_on_hyphens=False))

@@ -12,11 +12,27 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from clipmerge.cli._defaults import applied
+from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._terminal import Format
+from clipmerge.errors import UsageError
+from clipmerge.planning.choices import Device, OutputDtype
 
 ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
 FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or a YAML file.")]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help="Name of a recipe (auto is the recommended one; all are listed below), or a YAML file.",
+        autocompletion=complete_recipe,
+    ),
+]
+OneAlpha = Annotated[
+    float | None,
+    typer.Option("--alpha", help="Short for --set method.alpha=ALPHA: 0 = zero-shot, 1 = fine-tuned."),
+]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -30,7 +46,10 @@ Templates = Annotated[
     list[str] | None,
     typer.Option("--template", help="Prompt with {} for the class, or a set's name; may be repeated."),
 ]
-Assignments = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in the recipe; may be repeated.")]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="KEY=VALUE in the recipe, such as method.alpha=0.4; may be repeated."),
+]
 Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per batch; by default at most 128.")]
 ImagesAtOnce = Annotated[
@@ -38,8 +57,8 @@ ImagesAtOnce = Annotated[
     typer.Option(min=1, help="Images computed at once: fewer need less memory, in the same batches."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the bootstrap and random masks.")]
-DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")]
-DtypeName = Annotated[str, typer.Option("--dtype", help="keep, float32, bfloat16 or float16.")]
+DeviceName = Annotated[Device, typer.Option("--device", help="Where to measure.")]
+DtypeName = Annotated[OutputDtype, typer.Option("--dtype", help="Of the merged weights.")]
 Verdict = Annotated[
     bool,
     typer.Option("--verdict/--no-verdict", help="Hold back a fifth of the images and measure what the merge bought."),
@@ -65,7 +84,27 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print each stage
 
 def command_line() -> str:
     """The running command line, to be run again."""
-    return shlex.join(["clipmerge", *sys.argv[1:]])
+    return shlex.join(["clipmerge", *sys.argv[1:], *applied.words(sys.argv[1:])])
+
+
+def with_alpha(shared: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``--alpha`` into the assignment that it is short for.
+
+    Args:
+        shared: Values of the shared flags.
+
+    Returns:
+        The same without ``alpha``.
+
+    Raises:
+        UsageError: If ``--set`` says another alpha.
+    """
+    alpha, given = shared.pop("alpha"), list(shared["set"] or ())
+    if alpha is None:
+        return shared
+    if any(each.partition("=")[0].strip() == "method.alpha" for each in given):
+        raise UsageError("--alpha and --set method.alpha: both set the same option; give one of them")
+    return {**shared, "set": [*given, f"method.alpha={alpha!r}"]}
 
 
 def image_flags(
@@ -88,6 +127,7 @@ def merge_flags(
     classes: Classes = None,
     template: Templates = None,
     set: Assignments = None,
+    alpha: OneAlpha = None,
     images: Images = 1024,
     batch_size: BatchSize = None,
     images_at_once: ImagesAtOnce = None,

@@ -27,7 +27,7 @@ def show_merge(
         return
     data = record.as_json() | ({"published": published} if published else {})
     terminal.result(data, lambda: summary_table(record))
-    terminal.show(last_line)
+    terminal.end(last_line)
 
 
 def pushed(published: dict[str, Any]) -> str:

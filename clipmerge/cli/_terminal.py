@@ -6,18 +6,22 @@ import functools
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.cli._ending import printing
+from clipmerge.cli._defaults import applied
+from clipmerge.cli._ending import before_the_error, printing
 from clipmerge.distributed import is_main_process
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as RichProgress
 
+#: Seconds between two lines of progress where no bar is shown.
+LINE_SECONDS = 10.0
 _STAGES = {
     "read": "reading",
     "measure": "measuring",
@@ -52,17 +56,41 @@ def quieten_libraries(*, verbose: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def waiting_threads_sleep() -> None:
+    """Have threads that wait for one another sleep instead of spinning; OpenMP reads it when torch is loaded.
+
+    On a busy machine spinning threads take the processor from those that they wait for.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def told(seconds: float) -> str:
+    """A time for people.
+
+    Example:
+        >>> told(0.2), told(75), told(4000)
+        ('under 1 s', '1 min 15 s', '1 h 6 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole else "under 1 s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Terminal:
     """Prints results and progress in the format asked for; the pipeline's `Progress`."""
 
-    def __init__(self, fmt: Format, *, verbose: bool = False) -> None:
+    def __init__(self, fmt: Format, *, verbose: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         """Prepare both streams; without a terminal there is no progress bar.
 
         Args:
             fmt: Format of the results.
             verbose: Also print stages as lines.
+            clock: Seconds since some moment.
         """
         quieten_libraries(verbose=verbose)
+        waiting_threads_sleep()
         self.format = fmt
         self._verbose = verbose
         self._silent = not is_main_process()
@@ -70,32 +98,68 @@ class Terminal:
         self._task: Any = None
         self._stage = ""
         self._said: set[str] = set()
+        self._clock = clock
+        self._begin = self._stage_begin = self._last_line = clock()
+        self._first: tuple[float, float] | None = None
+        before_the_error.append(self.close)
+        if applied.note:
+            self.say(applied.note)
 
     @functools.cached_property
     def _err(self) -> Console:
         from clipmerge.cli._console import SafeConsole
 
-        return SafeConsole(stderr=True, highlight=False, soft_wrap=True)
+        return SafeConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
     def stage(self, name: str) -> None:
         """Begin a stage: its progress bar replaces the last one."""
         self.close()
         self._stage = _STAGES.get(name, name)
+        self._stage_begin = self._last_line = self._clock()
+        self._first = None
         if self._verbose and not self._silent:
             self._err.print(f"{self._stage} ...", markup=False)
 
     def advance(self, done: float, total: float) -> None:
-        """Move the progress bar, on a terminal only."""
-        if self._silent or self.format is not Format.human or not sys.stderr.isatty():
+        """Move the progress bar; off a terminal, print a line every `LINE_SECONDS` seconds."""
+        if self._silent or self.format is Format.quiet:
+            return
+        if not sys.stderr.isatty():
+            self._print_progress(done, total)
+            return
+        if self.format is not Format.human:
             return
         if self._bar is None:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._err, transient=True)
+            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self._bar = Progress(*columns, *times, console=self._err, transient=True)
             self._bar.start()
             self._task = self._bar.add_task(self._stage, total=total)
         self._bar.update(self._task, completed=done, total=total, description=self._stage)
+
+    def _print_progress(self, done: float, total: float) -> None:
+        """Say how far the stage is, unless that was said a moment ago."""
+        now = self._clock()
+        if self._first is None:  # it includes the warm-up, which tells nothing about the pace
+            self._first = (now, done)
+        if now - self._last_line < LINE_SECONDS or not 0 < done <= total:
+            return
+        self._last_line = now
+        begin, before = self._first
+        left = f", about {told((now - begin) * (total - done) / (done - before))} left" if done > before else ""
+        text = f"{self._stage}: {100 * done / total:.0f}% after {told(now - self._stage_begin)}{left}"
+        self._err.print(text, markup=False)
+
+    def end(self, line: str) -> None:
+        """Print the last line of the human format, and how long the command took.
+
+        Args:
+            line: Where the output is.
+        """
+        self.close()
+        self.show(line, f"Took {told(self._clock() - self._begin)}.")
 
     def say(self, text: str) -> None:
         """Print a note on stderr, once."""

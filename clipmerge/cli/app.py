@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from clipmerge.cli._defaults import apply_defaults
 from clipmerge.cli._ending import (
     Unprintable,
     fail,
     leave_it_to_the_main_process,
     prepare_streams,
     printing,
+    reporting_errors,
 )
+from clipmerge.cli._help import examples
 from clipmerge.cli.apply import apply_command
 from clipmerge.cli.convert import convert_command
 from clipmerge.cli.data import data_app
 from clipmerge.cli.demo import demo_command
+from clipmerge.cli.env import env_command
 from clipmerge.cli.evaluate import evaluate_command
 from clipmerge.cli.inspect import inspect_command
 from clipmerge.cli.merge import merge_command
@@ -34,8 +40,9 @@ app = typer.Typer(
     help="Make a fine-tuned CLIP robust again by merging it with its zero-shot self, layer by layer.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
+    epilog=examples(""),
 )
 # base class of all errors about flags, whether or not typer vendors its own click
 _UsageException: Any = typer.BadParameter.__base__
@@ -63,7 +70,10 @@ def _run() -> int:
     except _UsageException as error:
         leave_it_to_the_main_process()
         where = error.ctx.command_path if error.ctx else "clipmerge"
-        fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", UsageError.exit_code)
+        fail(
+            f"{error.format_message().replace('Value error, ', '').rstrip('.')}; see `{where} --help`",
+            UsageError.exit_code,
+        )
 
 
 def _leave_group(code: int) -> None:
@@ -96,17 +106,39 @@ def _root(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(UsageError.exit_code)
+    _take_defaults(context)
 
 
-app.command("merge")(merge_command)
-app.command("plan")(plan_command)
-app.command("apply")(apply_command)
-app.command("inspect")(inspect_command)
-app.command("evaluate")(evaluate_command)
-app.command("demo")(demo_command)
-app.command("sweep")(sweep_command)
-app.command("convert")(convert_command)
-app.command("push")(push_command)
-app.command("report")(report_command)
+@reporting_errors
+def _take_defaults(context: typer.Context) -> None:
+    """Give the command its defaults from the environment and from files."""
+    command = str(context.invoked_subcommand)
+    if command in _DEFAULTS:
+        flags = set(inspect.signature(_COMMANDS[command]).parameters) - _DEFAULTS[command]
+        apply_defaults(context, flags)
+
+
+# Commands whose flags may have defaults of the user's, and the flags of which that is not so.
+_DEFAULTS: dict[str, set[str]] = {
+    "merge": set(),
+    "plan": set(),
+    "evaluate": {"data"},  # named sources, of which there is no one default
+    "sweep": {"recipe"},  # those that are to be compared
+}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "merge": merge_command,
+    "plan": plan_command,
+    "apply": apply_command,
+    "inspect": inspect_command,
+    "evaluate": evaluate_command,
+    "demo": demo_command,
+    "sweep": sweep_command,
+    "convert": convert_command,
+    "push": push_command,
+    "report": report_command,
+    "env": env_command,
+}
+for _name, _command in _COMMANDS.items():  # in the order of --help
+    app.command(_name, epilog=examples(_name))(_command)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")

@@ -25,7 +25,7 @@ def convert_command(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Write an OpenCLIP checkpoint for transformers, or the other way round."""
+    """Convert between OpenCLIP's and transformers' layout."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.convert import convert
 

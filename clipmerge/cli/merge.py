@@ -20,6 +20,7 @@ from clipmerge.cli._options import (
     command_line,
     merge_flags,
     takes_flags,
+    with_alpha,
 )
 from clipmerge.cli._summary import pushed, show_merge
 from clipmerge.cli._terminal import Format, Terminal
@@ -55,7 +56,7 @@ def merge_command(
     result = merge(
         zeroshot,
         finetuned,
-        **shared,
+        **with_alpha(shared),
         output=None if dry_run else output,
         max_shard_size=max_shard_size,
         hash=not no_hash,

@@ -18,6 +18,7 @@ from clipmerge.cli._options import (
     command_line,
     merge_flags,
     takes_flags,
+    with_alpha,
 )
 from clipmerge.cli._summary import show_merge
 from clipmerge.cli._terminal import Format, Terminal
@@ -42,7 +43,7 @@ def plan_command(
     run = plan_run(
         zeroshot,
         finetuned,
-        **shared,
+        **with_alpha(shared),
         output=output,
         overwrite=overwrite,
         hash=not no_hash,

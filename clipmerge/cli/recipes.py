@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._options import Output
 from clipmerge.cli._terminal import Format
 from clipmerge.errors import OutputError, UsageError
 
-recipes_app = typer.Typer(help="List, show and copy the recipes.", invoke_without_command=True)
+recipes_app = typer.Typer(
+    help="List, show and copy the recipes.", invoke_without_command=True, epilog=examples("recipes")
+)
+# Columns from which a sentence is not wrapped: no terminal's, so that a pipe gets a line per recipe.
+_WIDEST = 10_000
+_Name = Annotated[str, typer.Argument(help="Name of a recipe.", autocompletion=complete_recipe)]
 
 
 @recipes_app.callback()
@@ -31,17 +42,28 @@ def list_recipes(fmt: Output = Format.human) -> None:
     """List the recipes, one per line."""
     from clipmerge.planning.recipe import recipe_names, recipe_text
 
-    about = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in recipe_names()}
+    about = {name: _about(recipe_text(name)) for name in recipe_names()}
     if fmt is Format.json:
         typer.echo(json.dumps({"recipes": about}, indent=2))
         return
-    for name, first in about.items():
-        typer.echo(f"{name:18} {first}")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
+    for name, text in about.items():
+        indent = " " * 19
+        lines = textwrap.wrap(text, max(40, width), initial_indent=f"{name:18} ", subsequent_indent=indent)
+        typer.echo("\n".join(lines) if width < _WIDEST else f"{name:18} {text}")
+
+
+def _about(text: str) -> str:
+    """The first sentence of a recipe's comments, however many lines it takes."""
+    comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    told = " ".join(itertools.takewhile(bool, (line.lstrip("# ") for line in comments)))
+    end = re.search(r"\.(?= |$)", told)
+    return told[: end.end()] if end else told
 
 
 @recipes_app.command("show")
 @reporting_errors
-def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) -> None:
+def show_recipe(name: _Name) -> None:
     """Print a recipe with its comments."""
     from clipmerge.planning.recipe import recipe_text
 
@@ -51,7 +73,7 @@ def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe.")]) 
 @recipes_app.command("copy")
 @reporting_errors
 def copy_recipe(
-    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    name: _Name,
     file: Annotated[Path | None, typer.Argument(help="File to write; ./NAME.yaml by default.")] = None,
 ) -> None:
     """Copy a recipe to a file for editing."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._options import (
     Data,
     DtypeName,
@@ -94,7 +95,13 @@ def sweep_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     shared: dict[str, Any],
     recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", "-r", help="Recipe to compare with the curve; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="Recipe to compare with the curve; may be repeated.",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     point: Annotated[
         list[str] | None,
@@ -118,7 +125,10 @@ def sweep_command(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Compare recipes with the alpha curve: ID and OOD accuracy as a table, a picture and a page."""
+    """Compare recipes with the alpha curve.
+
+    ID and OOD accuracy of each, as a table, a picture and a page.
+    """
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.sweep import sweep
     from clipmerge.evaluation.sources import named_sources
@@ -147,7 +157,7 @@ def sweep_command(
         **shared,
     ).record
     terminal.result(record, lambda: SweepTable(record))
-    terminal.show(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")
+    terminal.end(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")
 
 
 class SweepTable:

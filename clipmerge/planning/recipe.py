@@ -19,7 +19,7 @@ from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.reading import Unreadable, read_text, told_size
 from clipmerge.planning.choices import Missing
 from clipmerge.planning.frozen import Plain
-from clipmerge.plugins import Alpha, Density, check_options, plainly, plugin_names
+from clipmerge.plugins import Alpha, Density, check_options, plainly, plugin_names, plugin_options
 
 _SECTIONS = {"measure": "measures", "method": "methods"}
 
@@ -205,7 +205,7 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
     for key in data:
         if key not in Recipe.model_fields:
             known = list(Recipe.model_fields)
-            hint = did_you_mean(str(key), known)
+            hint = _in_a_section(str(key), data) or did_you_mean(str(key), known)
             raise RecipeError(f"{source}: unknown key '{key}' (keys: {', '.join(known)}).{hint}")
     _rename_first_straggler_sparse(data)
     for section, package in _SECTIONS.items():
@@ -217,6 +217,15 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"{source}: {where}: {plainly(first['msg'])}{_suggest(first)}") from None
+
+
+def _in_a_section(key: str, data: dict[str, Any]) -> str:
+    """Point to an option that was given without its section, such as ``alpha`` for ``method.alpha``."""
+    for section, package in reversed(_SECTIONS.items()):
+        name = data[section].get("name") if isinstance(data.get(section), dict) else None
+        if name in plugin_names(package) and key in plugin_options(package, str(name)):
+            return f" Did you mean '{section}.{key}'?"
+    return ""
 
 
 def _rename_first_straggler_sparse(data: dict[str, Any]) -> None:

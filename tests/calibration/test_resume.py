@@ -18,6 +18,7 @@ from torch import Tensor
 
 from clipmerge.calibration import resume as resumption
 from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, Losses
 from clipmerge.calibration.learning import Course, learn
 from clipmerge.calibration.loss import CalibrationLoss
@@ -122,9 +123,9 @@ def test_going_on_gives_what_an_undisturbed_run_gives(
     stop_after(step)
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
-    assert stopped.said == [SAVED]
+    assert stopped.said == [SAVED.format(step, STEPS)]
     assert same(stopped.run(), whole)
-    assert stopped.said == [SAVED, GOES_ON.format(step, STEPS)]
+    assert stopped.said == [SAVED.format(step, STEPS), GOES_ON.format(step, STEPS)]
     assert stopped.work[-1][0] == pytest.approx(stopped.work[-1][1])  # what is announced is what is done
     assert list(tmp_path.glob("*.*")) == []
 
@@ -138,7 +139,8 @@ def test_it_can_be_stopped_again_and_again(ends: Ends, tmp_path: Path, stop_afte
         with pytest.raises(KeyboardInterrupt):
             stopped.run()
     assert same(stopped.run(), whole)
-    assert [line for line in stopped.said if line != SAVED] == [GOES_ON.format(step, STEPS) for step in (2, 4, 6)]
+    assert stopped.said[1::2] == [GOES_ON.format(step, STEPS) for step in (2, 4, 6)]
+    assert stopped.said[::2] == [SAVED.format(step, STEPS) for step in (2, 4, 6)]
 
 
 @pytest.mark.usefixtures("often")
@@ -152,6 +154,36 @@ def test_radii_go_on_too(ends: Ends, tmp_path: Path, stop_after: Stopping) -> No
     assert run.said == [GOES_ON.format(3, 5)]
     assert found.trace == whole.trace
     assert all(torch.equal(value, whole.coefficients[name]) for name, value in found.coefficients.items())
+
+
+def test_an_interruption_saves_what_was_learned_since_the_last_save(
+    ends: Ends, tmp_path: Path, stop_after: Stopping
+) -> None:
+    whole = Learning(ends, tmp_path / "other.safetensors").run()
+    stopped = Learning(ends, tmp_path / "state.safetensors")
+    stop_after(3)  # long before the first save is due
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert stopped.said == [SAVED.format(3, STEPS)]
+    assert same(stopped.run(), whole)
+
+
+def test_an_interruption_within_a_step_saves_nothing_that_is_half_changed(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Descent.step, iter(range(3))
+
+    def step(descent: Descent) -> None:
+        real(descent)
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Descent, "step", step)
+    stopped = Learning(ends, tmp_path / "state.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert stopped.said == []
+    assert not stopped.file.exists()
 
 
 def test_a_save_waits_for_its_time_and_the_last_one_needs_an_earlier(
@@ -227,7 +259,7 @@ def test_what_is_broken_or_does_not_fit_is_told_and_removed(
     damage(run.file)
     monkeypatch.setattr(resumption, "SECONDS", 99)  # so that nothing takes its place
     found = run.run()
-    assert run.said[0] == SAVED
+    assert run.said[0] == SAVED.format(3, STEPS)
     assert told in run.said[1]
     assert run.said[1].endswith("; learning starts over")
     assert len(run.said) == 2
@@ -271,7 +303,7 @@ def test_a_full_disk_is_told_once_and_keeps_what_was_saved(
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert "No space left on device" in run.said[0]
-    assert run.said[1:] == [SAVED]
+    assert run.said[1:] == [f"{SAVED.partition(' after')[0]}; the same command resumes there"]
     assert list(tmp_path.glob("*.*")) == [run.file]
     monkeypatch.setattr(resumption, "_write", real)
     assert same(run.run(), whole)

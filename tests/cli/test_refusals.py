@@ -136,8 +136,8 @@ def test_a_recipe_that_says_nonsense_is_one_line(
     [
         ((), "recipe 'straggler-outlier' measures.*--data FOLDER"),
         (("--data", ".", "--template", "a photo"), r"--template 'a photo': has no \{\} for the class name"),
-        (("--data", ".", "--device", "tpu"), "--device tpu: choose from auto, cpu, cuda, mps"),
-        (("--data", ".", "--dtype", "int8"), "--dtype int8: choose from keep, float32"),
+        (("--data", ".", "--device", "tpu"), "--device.*'tpu' is not one of 'auto', 'cpu', 'cuda', 'mps'"),
+        (("--data", ".", "--dtype", "int8"), "--dtype.*'int8' is not one of 'keep', 'float32'"),
         (("--data", ".", "--images", "0"), "--images.*greater than or equal to 1"),
         (("--data", ".", "--batch-size", "x"), "--batch-size"),
         (("--data", ".", "--seed", "-1"), "--seed"),

@@ -64,11 +64,11 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
     stop_after(2)
     stopped = clipmerge("plan", *pair, *flags, "--output", tmp_path / "plan.json")
     assert stopped.code == 130
-    assert notes(stopped.err) == [SAVED]
+    assert notes(stopped.err) == [SAVED.format(2, 4)]
     assert len(list(cache.iterdir())) == 1
     stop_after(1)
     merge = ["merge", *pair, *flags, "--output", tmp_path / "out"]
-    assert notes(clipmerge(*merge).err)[0] == GOES_ON.format(2, 4)
+    assert notes(clipmerge(*merge).err) == [GOES_ON.format(2, 4), SAVED.format(3, 4)]
     found = clipmerge(*merge)
     assert (found.code, notes(found.err)) == (0, [GOES_ON.format(3, 4)])
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")

@@ -10,7 +10,7 @@ from clipmerge.calibration import learning
 from clipmerge.calibration import resume as resumption
 from clipmerge.calibration.goal import Losses
 
-SAVED = "most of the learning is saved; the same command resumes from there"
+SAVED = "the learning is saved after step {} of {}; the same command resumes there"
 GOES_ON = "learning resumes after step {} of {}, saved by an earlier run"
 
 

@@ -1,0 +1,181 @@
+"""Defaults of flags from the environment and from files; nothing that publishes, overwrites or says where to write.
+
+A flag on the command line wins, then ``CLIPMERGE_FLAG`` in the environment, then ``clipmerge.toml`` in the working
+folder, then ``clipmerge/clipmerge.toml`` in the user's configuration. The file in the working folder may come from a
+stranger, with the images or the checkpoints: it may only set what changes neither where anything is read from nor
+what becomes of the result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clipmerge.errors import UsageError, did_you_mean
+
+FILE = "clipmerge.toml"
+#: Flags that any file may set, by their parameter.
+_ANYWHERE = ("device", "images", "batch_size", "images_at_once", "seed", "template")
+#: Flags that only the user's own file and the environment may set.
+_PERSONAL = ("recipe", "data", "classes", "max_loss", "strict", "verbose")
+#: Variables with another meaning.
+_OTHERS = ("DEBUG", "BROWSER", "HUB_TIMEOUT")
+_PREFIX = "CLIPMERGE_"
+_MOST_BYTES = 64 << 10
+_SWITCHES = ("strict", "verbose")
+
+
+class Defaults:
+    """Values of flags that were not given, and where they are from.
+
+    Attributes:
+        values: Value by parameter.
+        origins: The variable or the file, by parameter.
+        unknown: Variables that set nothing.
+    """
+
+    def __init__(self) -> None:
+        """Set nothing."""
+        self.values: dict[str, Any] = {}
+        self.origins: dict[str, str] = {}
+        self.unknown: list[str] = []
+
+    def add(self, name: str, value: Any, origin: str) -> None:
+        """Set a flag."""
+        self.values[name], self.origins[name] = value, origin
+
+    def words(self, given: Sequence[str]) -> list[str]:
+        """The words that say on a command line what the defaults say.
+
+        Args:
+            given: The words of the command line; their flags win.
+        """
+        words = []
+        for name, value in self.values.items():
+            flag = f"--{name.replace('_', '-')}"
+            short = {"recipe": "-r", "verbose": "-v"}.get(name, flag)
+            if value is False or any(word.partition("=")[0] in (flag, short) for word in given):
+                continue
+            for each in value if isinstance(value, list) else [value]:
+                words += [flag, *([] if each is True else [str(each)])]
+        return words
+
+    @property
+    def note(self) -> str:
+        """What is in force and where it is from; empty if nothing is."""
+        parts = [f"--{name.replace('_', '-')} {value} ({self.origins[name]})" for name, value in self.values.items()]
+        known = [_PREFIX + name.upper() for name in (*_ANYWHERE, *_PERSONAL)]
+        wrong = [f"{name} sets nothing.{did_you_mean(name, known)}" for name in self.unknown]
+        return "; ".join([*([f"defaults in force: {', '.join(parts)}"] if parts else []), *wrong])
+
+
+#: Those of the command that is running.
+applied = Defaults()
+
+
+def read_defaults(environment: Mapping[str, str], *, folder: Path, home: Path | None = None) -> Defaults:
+    """Read the defaults.
+
+    Args:
+        environment: The environment.
+        folder: The working folder.
+        home: The user's configuration folder.
+
+    Raises:
+        UsageError: If a file cannot be read or sets what it may not.
+    """
+    found = Defaults()
+    if home is not None:
+        _add_file(found, home / "clipmerge" / FILE, (*_ANYWHERE, *_PERSONAL), "")
+    own = "; the user's own file and the environment may set more"
+    _add_file(found, folder / FILE, _ANYWHERE, own)
+    for variable, text in environment.items():
+        name = variable.removeprefix(_PREFIX).lower()
+        if not variable.startswith(_PREFIX) or variable.removeprefix(_PREFIX) in _OTHERS:
+            continue
+        if name in (*_ANYWHERE, *_PERSONAL):
+            found.add(name, _value(variable, name, text), variable)
+        else:
+            found.unknown.append(variable)
+    return found
+
+
+def config_home(environment: Mapping[str, str]) -> Path | None:
+    """The user's configuration folder: ``$XDG_CONFIG_HOME`` or ``~/.config``; ``None`` for a user without a home."""
+    base = Path(environment.get("XDG_CONFIG_HOME", ""))
+    if base.is_absolute():
+        return base
+    try:
+        return Path.home() / ".config"
+    except RuntimeError:
+        return None
+
+
+def known_settings() -> tuple[str, ...]:
+    """Flags that have a default to be set, as they are written in a file."""
+    return tuple(name.replace("_", "-") for name in (*_ANYWHERE, *_PERSONAL))
+
+
+def _value(variable: str, name: str, text: str) -> Any:
+    if name in _SWITCHES:
+        if text.lower() not in ("0", "1", "true", "false"):
+            raise UsageError(f"{variable}={text[:40]}: expected 0 or 1")
+        return text.lower() in ("1", "true")
+    return [text] if name == "template" else text
+
+
+def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) -> None:
+    if not file.is_file():
+        return
+    import tomllib  # only where there is a file: it takes a hundredth of a second
+
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise UsageError(f"{file}: is larger than {_MOST_BYTES >> 10} KiB; it holds a few defaults of flags")
+        settings = tomllib.loads(text.decode())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read ({' '.join(str(error).split())[:100]})") from None
+    for key, value in settings.items():
+        name = key.replace("-", "_")
+        if name not in allowed:
+            known = [each.replace("_", "-") for each in allowed]
+            raise UsageError(
+                f"{file}: '{key}' cannot be set there (it may set {', '.join(known)}{more}).{did_you_mean(key, known)}"
+            )
+        found.add(name, _of_file(file, key, name, value), str(file))
+
+
+def _of_file(file: Path, key: str, name: str, value: Any) -> Any:
+    if name in _SWITCHES and isinstance(value, bool):
+        return value
+    if name == "template":
+        given = value if isinstance(value, list) else [value]
+        if all(isinstance(each, str) for each in given):
+            return given
+    elif name not in _SWITCHES and isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    raise UsageError(f"{file}: {key}: expected {_expected(name)}")
+
+
+def _expected(name: str) -> str:
+    return "true or false" if name in _SWITCHES else "a text or a list of texts" if name == "template" else "one value"
+
+
+def apply_defaults(context: Any, flags: Collection[str]) -> None:
+    """Give a command its defaults, and remember them in `applied`.
+
+    Args:
+        context: The context of the command line, before the command runs.
+        flags: The command's parameters that may have a default.
+
+    Raises:
+        UsageError: If a file or a variable cannot be used.
+    """
+    found = read_defaults(os.environ, folder=Path(), home=config_home(os.environ))
+    found.values = {name: value for name, value in found.values.items() if name in flags}
+    context.default_map = {context.invoked_subcommand: found.values}
+    applied.__dict__.update(found.__dict__)

@@ -1,0 +1,108 @@
+"""Examples and completions. Imports nothing that takes time, because every ``--help`` needs it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+_WIDTH = 50
+#: Examples under the help of each command: words after ``clipmerge``, and what they do.
+_EXAMPLES = {
+    "": (
+        ("merge zeroshot finetuned --recipe auto --data val --output merged", "the recommended recipe"),
+        ("sweep zeroshot finetuned --id t=test --ood o=shifted --recipe auto --data val --output sweep", "compare"),
+        ("merge --help", "all flags, and the recipes"),
+    ),
+    "merge": (
+        ("merge zeroshot finetuned --recipe auto --data val --output merged", "the recommended recipe"),
+        ("merge zeroshot finetuned --recipe wise-ft --alpha 0.4 --output merged-0.4", "one alpha, no images"),
+        ("merge org/base org/tuned@main --recipe auto --data val --output merged", "checkpoints on the Hub"),
+    ),
+    "plan": (("plan zeroshot finetuned --recipe auto --data val --output plan.json", "decide now, merge later"),),
+    "apply": (("apply plan.json --output merged", "carry out a plan, edited or not"),),
+    "inspect": (("inspect zeroshot finetuned", "do they fit, and how far did each layer move"),),
+    "evaluate": (("evaluate merged --data val=val --data other=shifted", "accuracy on two sources"),),
+    "sweep": (
+        (
+            "sweep zeroshot finetuned --id test=test --ood other=shifted --recipe auto --data val --output sweep",
+            "the alpha curve, and a recipe beside it",
+        ),
+        ("sweep zeroshot finetuned --id t=test --ood o=shifted --point mine=merged --output sweep", "and a checkpoint"),
+    ),
+    "convert": (("convert my-open-clip my-clip --to transformers", "from one library's layout to the other's"),),
+    "push": (("push merged org/robust --private --evaluation accuracy.json", "publish, with accuracies"),),
+    "report": (("report merged", "what a merge bought, again"),),
+    "env": (("env", "to be pasted into a bug report"),),
+    "demo": (("demo --output demo", "train, break, merge and compare a small CLIP"),),
+    "recipes": (
+        ("recipes show auto", "the file, with a comment at every option"),
+        ("recipes copy auto mine.yaml", "a copy to edit; run it with --recipe mine.yaml"),
+    ),
+}
+
+
+def examples(command: str) -> str:
+    """Examples as the last part of a command's help.
+
+    Args:
+        command: Name of the command; empty for the program.
+
+    Returns:
+        A block whose lines are short enough to be left as they are, then the recipes where a command takes one.
+    """
+    lines = ["\b", "Examples:"]
+    for words, what in _EXAMPLES.get(command, ()):
+        lines += [f"  # {what}", *_folded(f"clipmerge {words}")]
+    if command in ("merge", "plan", "sweep"):
+        lines += ["", "\b", "Recipes, of which `clipmerge recipes` says what each does:"]
+        lines += [f"  {line}" for line in _in_lines([f"{name}," for name in shipped_recipes()])]
+        lines[-1] = lines[-1].rstrip(",")
+    return "\n".join(lines)
+
+
+def _folded(command: str) -> list[str]:
+    """A command in lines of at most `_WIDTH` characters, as a shell reads them; a flag stays with its value."""
+    parts: list[str] = []
+    for word in command.split():
+        if parts and parts[-1].startswith("-") and " " not in parts[-1] and not word.startswith("-"):
+            parts[-1] += f" {word}"
+        else:
+            parts.append(word)
+    first, *more = _in_lines(parts)
+    lines = [f"  {first}", *(f"      {line}" for line in more)]
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
+
+
+def _in_lines(words: list[str]) -> list[str]:
+    """Words in lines short enough for a narrow terminal; none is broken."""
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + 1 > _WIDTH:
+            lines.append(word)
+        else:
+            lines[-1] += f" {word}"
+    return lines
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the shipped recipes, read from the folder's listing; see `clipmerge.planning.recipe.recipe_names`."""
+    packaged = Path(str(files("clipmerge"))) / "recipes"
+    folder = packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Complete a recipe: a shipped one, or a YAML file here.
+
+    Args:
+        incomplete: What was typed.
+    """
+    return [name for name in (*shipped_recipes(), *_files(incomplete)) if name.startswith(incomplete)]
+
+
+def _files(incomplete: str) -> list[str]:
+    folder = incomplete.rpartition("/")[0]
+    try:
+        return sorted(str(path) for path in Path(folder).glob("*.y*ml"))
+    except OSError:
+        return []

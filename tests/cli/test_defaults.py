@@ -1,0 +1,110 @@
+"""Defaults of flags from the environment and from files, and what a stranger's file cannot set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clipmerge.cli._defaults import read_defaults
+from clipmerge.errors import UsageError
+from tests.support.command import clipmerge, refused
+
+Folders = tuple[Path, Path]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder and a home without settings."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return folder
+
+
+def own_file(folder: Path, text: str) -> None:
+    (folder.parent / "config" / "clipmerge").mkdir(parents=True, exist_ok=True)
+    (folder.parent / "config" / "clipmerge" / "clipmerge.toml").write_text(text)
+
+
+def merged(pair: Folders, *flags: object) -> dict[str, object]:
+    outcome = clipmerge("merge", *pair, "--dry-run", "--format", "json", *flags)
+    assert outcome.code == 0, outcome.err
+    record: dict[str, object] = outcome.json
+    return record | {"notes": outcome.err}
+
+
+def test_the_nearer_default_wins_and_a_flag_over_all(
+    pair: Folders, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_file(elsewhere, 'seed = 1\nrecipe = "wise-ft"\n')
+    assert merged(pair)["seed"] == 1
+    (elsewhere / "clipmerge.toml").write_text("seed = 2\n")
+    assert merged(pair)["seed"] == 2
+    monkeypatch.setenv("CLIPMERGE_SEED", "3")
+    record = merged(pair)
+    assert record["seed"] == 3
+    assert "--seed 3 (CLIPMERGE_SEED)" in str(record["notes"])
+    assert str(record["command"]).endswith("--seed 3 --recipe wise-ft")  # the command alone repeats the merge
+    record = merged(pair, "--seed", 4)
+    assert record["seed"] == 4
+    assert "--seed 3" not in str(record["command"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'push = "me/mine"',
+        "private = true",
+        "overwrite = true",
+        'output = "/tmp/x"',
+        'data = "hf://datasets/a/b"',
+        "max-loss = 90",
+        'recipe = "theirs.yaml"',
+        "hash = false",
+        'license = "mit"',
+    ],
+)
+def test_a_file_in_the_working_folder_cannot_publish_overwrite_or_mislead(
+    pair: Folders, elsewhere: Path, line: str
+) -> None:
+    (elsewhere / "clipmerge.toml").write_text(line + "\n")
+    key = line.partition(" ")[0]
+    said = refused(clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run"), code=2)
+    assert f"clipmerge.toml: '{key}' cannot be set there (it may set device, images, " in said
+
+
+@pytest.mark.parametrize("name", ["PUSH", "PRIVATE", "OUTPUT", "OVERWRITE", "LICENSE"])
+def test_no_variable_publishes_either(name: str) -> None:
+    found = read_defaults({f"CLIPMERGE_{name}": "me/mine"}, folder=Path())
+    assert found.values == {}
+    assert found.unknown == [f"CLIPMERGE_{name}"]
+
+
+def test_a_mistyped_variable_is_told(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMERGE_DEVCE", "cpu")
+    assert "CLIPMERGE_DEVCE sets nothing. Did you mean 'CLIPMERGE_DEVICE'?" in str(
+        merged(pair, "--recipe", "wise-ft")["notes"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed = [1]", "seed: expected one value"),
+        ("template = 3", "template: expected a text or a list of texts"),
+        ("seed", "cannot be read"),
+        ("#" * 70_000, "larger than 64 KiB"),
+        ("imags = 3", "Did you mean 'images'?"),
+    ],
+)
+def test_a_file_that_says_nonsense_is_one_line(elsewhere: Path, text: str, said: str) -> None:
+    (elsewhere / "clipmerge.toml").write_text(text)
+    with pytest.raises(UsageError, match=said.replace("?", r"\?")):
+        read_defaults({}, folder=elsewhere)
+
+
+def test_other_variables_of_ours_are_no_settings() -> None:
+    found = read_defaults({"CLIPMERGE_DEBUG": "1", "CLIPMERGE_HUB_TIMEOUT": "9", "HOME": "/"}, folder=Path())
+    assert (found.values, found.unknown) == ({}, [])

@@ -1,0 +1,103 @@
+"""Help, completion, hints, and `clipmerge env`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from clipmerge.cli._help import complete_recipe, examples, shipped_recipes
+from clipmerge.cli.app import _COMMANDS
+from clipmerge.planning.recipe import recipe_names
+from tests.support.command import clipmerge, refused
+
+Folders = tuple[Path, Path]
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_h_is_help_with_examples_that_fit_a_narrow_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    outcome = clipmerge(command, "-h")
+    assert outcome.code == 0
+    assert f"clipmerge {command}" in outcome.out.partition("Examples:")[2]
+    assert all(len(line) <= 60 for line in outcome.out.splitlines() if not line.lstrip().startswith("--"))
+
+
+@pytest.mark.parametrize("command", ["", *_COMMANDS])
+def test_examples_name_flags_that_there_are(command: str) -> None:
+    lines = examples(command).replace("\\\n", " ").splitlines()
+    for line in (line for line in lines if line.strip().startswith("clipmerge ")):
+        name = line.split()[1]
+        known = clipmerge(name, "--help").out
+        for flag in re.findall(r" (--?[a-z][\w-]*)", line):
+            assert flag in known, line
+
+
+def test_help_of_merge_names_every_recipe_and_choice() -> None:
+    text = " ".join(clipmerge("merge", "--help").out.split())
+    assert shipped_recipes() == list(recipe_names())
+    for recipe in recipe_names():
+        assert recipe in text
+    assert "auto|cpu|cuda|mps" in text
+    assert "keep|float32|bfloat16|float16" in text
+
+
+def test_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "straggler-mine.yaml").touch()
+    assert complete_recipe("straggler-s") == ["straggler-shrink", "straggler-sparse"]
+    assert complete_recipe("straggler-m") == ["straggler-mine.yaml"]
+    monkeypatch.setenv("_CLIPMERGE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "clipmerge merge --devi")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert clipmerge().out.split() == ["--device"]
+
+
+def test_a_list_of_recipes_is_whole_sentences() -> None:
+    lines = clipmerge("recipes", "list").out.splitlines()
+    assert [line.split()[0] for line in lines] == list(recipe_names())
+    assert all(line.endswith(".") for line in lines), lines
+
+
+def test_alpha_is_short_for_an_option_of_the_method(pair: Folders) -> None:
+    outcome = clipmerge("merge", *pair, "--recipe", "wise-ft", "--alpha", "0.3", "--dry-run", "--format", "json")
+    assert {layer["alpha"] for layer in outcome.json["layers"].values()} == {0.3}
+    both = clipmerge("merge", *pair, "--recipe", "wise-ft", "--alpha", "0.3", "--set", "method.alpha=0.4", "--dry-run")
+    assert "--alpha and --set method.alpha: both set the same option" in refused(both, code=2)
+    none = clipmerge("merge", *pair, "--recipe", "model-stock", "--alpha", "0.3", "--dry-run")
+    assert "no option 'alpha'" in refused(none)
+
+
+def test_an_option_without_its_section_is_recognised(pair: Folders) -> None:
+    outcome = clipmerge("merge", *pair, "--recipe", "wise-ft", "--set", "alpha=0.4", "--dry-run")
+    assert refused(outcome).endswith("Did you mean 'method.alpha'?")
+
+
+@pytest.mark.parametrize("command", ["merge", "plan", "sweep", "evaluate"])
+def test_a_mistyped_checkpoint_is_told_before_anything_else(pair: Folders, tmp_path: Path, command: str) -> None:
+    wrong = pair[0].parent / pair[0].name[:-1]
+    words: dict[str, list[object]] = {
+        "merge": [wrong, pair[1], "--recipe", "nonsense", "--data", "nowhere", "--output", tmp_path / "out"],
+        "plan": [wrong, pair[1], "--recipe", "nonsense", "--output", tmp_path / "plan.json"],
+        "sweep": [wrong, pair[1], "--id", "a=nowhere", "--ood", "b=nowhere", "--output", tmp_path / "out"],
+        "evaluate": [wrong, "--data", "a=nowhere"],
+    }
+    said = refused(clipmerge(command, *words[command]))
+    assert said.startswith(f"error: {wrong}: no such folder or file")
+    assert said.endswith(f"Did you mean '{pair[0].name}'?")
+
+
+def test_a_device_that_is_not_there_is_an_error_even_where_none_is_needed(pair: Folders) -> None:
+    outcome = clipmerge("merge", *pair, "--recipe", "wise-ft", "--device", "mps", "--dry-run")
+    assert "--device mps: torch finds no such device" in refused(outcome, code=2)
+
+
+def test_env_says_what_a_bug_report_needs_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    record = clipmerge("env", "--format", "json")
+    assert record.json["packages"]["torch"]
+    assert record.json["environment"]["HF_TOKEN"] == "set"
+    text = clipmerge("env").out
+    assert "hf_secret" not in record.out + text
+    assert re.search(r"^devices +cpu", text, re.M)

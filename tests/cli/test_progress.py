@@ -1,0 +1,83 @@
+"""Progress, how long a command took, and errors on a narrow terminal."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from clipmerge.cli import _ending
+from clipmerge.cli._ending import fail
+from clipmerge.cli._terminal import LINE_SECONDS, Format, Terminal
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("fmt", [Format.human, Format.json])
+def test_off_a_terminal_progress_is_a_line_now_and_then(fmt: Format, capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    terminal = Terminal(fmt, clock=clock)
+    terminal.stage("measure")
+    for done in range(1, 41):
+        clock.now += 1
+        terminal.advance(done, 80)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"measuring: {share}% after {after} s, about {left} left"
+        for share, after, left in ((12, 10, "1 min 10 s"), (25, 20, "1 min 0 s"), (38, 30, "50 s"), (50, 40, "40 s"))
+    ]
+    assert LINE_SECONDS == 10
+
+
+def test_a_quiet_command_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    terminal = Terminal(Format.quiet, clock=clock)
+    terminal.stage("measure")
+    clock.now += 60
+    terminal.advance(1, 2)
+    terminal.end("Wrote out")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_last_line_is_how_long_it_took(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    terminal = Terminal(Format.human, clock=clock)
+    clock.now += 83
+    terminal.end("Wrote out")
+    assert capsys.readouterr().out == "Wrote out\nTook 1 min 23 s.\n"
+
+
+def test_an_error_takes_the_bar_down_first(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    terminal = Terminal(Format.human)
+    terminal.stage("measure")
+    terminal.advance(1, 2)
+    assert terminal._bar is not None
+    with pytest.raises(SystemExit):
+        fail("interrupted", 130)
+    assert terminal._bar is None
+    assert _ending.before_the_error == []
+    assert capsys.readouterr().err.splitlines()[-1].endswith("error: interrupted")
+
+
+def test_errors_and_notes_break_between_words_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    text = "the quick straggler-sparse recipe jumps over a lazy checkpoint " * 4
+    Terminal(Format.human).say(text)
+    with pytest.raises(SystemExit):
+        fail(text, 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 8
+    assert all(len(line.rstrip()) <= 60 for line in lines)
+    assert " ".join(" ".join(lines).split()) == " ".join(f"note: {text} error: {text}".split())
