@@ -17,11 +17,10 @@ Every message is one line: what happened, where, what was expected and what to d
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable, Iterator
 
-# C0 and C1 controls, directional marks and overrides, line separators, byte order marks, surrogates
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+# Not printable according to Python, but shown as they are: wide blanks, and the joiners of scripts and emoji
+_SHOWN = frozenset("\xa0\u2002\u2003\u2009\u202f\u3000\u200c\u200d")
 
 
 class ClipmergeError(Exception):
@@ -78,8 +77,8 @@ class UsageError(ClipmergeError):
 def printable(text: str, *, limit: int = 10_000) -> str:
     r"""Make foreign text safe for a terminal or a log: one line, and nothing that moves the cursor or hides text.
 
-    Control characters, characters that change the writing direction, and bytes of a path that are not UTF-8 become
-    escapes; line breaks and tabs become blanks.
+    Control characters, characters that change the writing direction, invisible or unassigned ones, and bytes of a path
+    that are not UTF-8 become escapes; line breaks and tabs become blanks.
 
     Args:
         text: The text.
@@ -91,16 +90,18 @@ def printable(text: str, *, limit: int = 10_000) -> str:
     """
     if len(text) > limit:
         text = f"{text[: limit // 2]} ... {text[-limit // 2 :]}"
-    return _UNPRINTABLE.sub(_escaped, text)
+    return text if text.isprintable() else "".join(map(_shown, text))
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    if found[0] in "\n\r\t\v\f\x85\u2028\u2029":
+def _shown(letter: str) -> str:
+    if letter.isprintable() or letter in _SHOWN:
+        return letter
+    code = ord(letter)
+    if letter in "\n\r\t\v\f\x85\u2028\u2029":
         return " "
     if 0xDC80 <= code <= 0xDCFF:  # Python's code for a byte of a path that is not UTF-8
         code -= 0xDC00
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import IO
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.limits import LARGEST_DIRECTORY, LARGEST_PICKLE, MOST_DIGITS
+from clipmerge.files.limits import LARGEST_DIRECTORY, LARGEST_PICKLE, LONGEST_NAME, MOST_DIGITS
 from clipmerge.files.reading import open_regular, told_size
 
 ZIP_START = b"PK\x03\x04"
 _END, _END64 = b"PK\x05\x06", b"PK\x06\x06"
+# The operations GLOBAL and INST, which have a name behind them.
+_CALLS = (b"c", b"i")
 _LONGEST_END = 22 + 65535 + 20 + 56
 
 
@@ -77,6 +79,7 @@ def _directory_size(content: IO[bytes]) -> int:
 def _check_calls(file: Path, content: IO[bytes]) -> bool:
     """Walk one pickle; returns False if it is not one."""
     texts: list[str] = ["", ""]
+    after = content.tell()
     try:
         for operation, argument, position in pickletools.genops(content):
             if isinstance(argument, str) and "UNICODE" in operation.name:
@@ -84,10 +87,14 @@ def _check_calls(file: Path, content: IO[bytes]) -> bool:
             reason = _objection(operation.name, argument, position or 0, texts)
             if reason:
                 break
+            after = content.tell()
         else:
             return True
     except Exception:  # a damaged pickle can raise anything; torch explains the fault
-        return False
+        content.seek(after)
+        if content.read(1) not in _CALLS:
+            return False
+        reason = "calls something whose name is not ASCII"  # torch would read on
     raise CheckpointError(
         f"{file}: its pickle {reason}; save the state_dict alone: torch.save(model.state_dict(), FILE)"
     )
@@ -97,6 +104,8 @@ def _objection(operation: str, argument: object, position: int, texts: list[str]
     """Objection to an operation of a pickle; empty if it is allowed."""
     if position > LARGEST_PICKLE:
         return f"is larger than {told_size(LARGEST_PICKLE)}"
+    if operation in ("GLOBAL", "INST") and len(str(argument)) > LONGEST_NAME:  # torch searches such names for hours
+        return f"calls something whose name has more than {LONGEST_NAME} characters"
     called = str(argument).rpartition(" ")[2] if operation == "GLOBAL" else texts[1]
     if operation in ("GLOBAL", "STACK_GLOBAL") and called == "bytearray":
         return "makes a bytearray, which weights do not need"

@@ -1,15 +1,21 @@
-"""Ctrl-C before any command runs. Imports nothing, so that `clipmerge.__main__` can set the handler at once."""
+"""Ctrl-C and SIGTERM while no command runs. Imports almost nothing: `clipmerge.__main__` sets the handler at once."""
 
 import os
 
-#: Printed if the process ends with nothing done.
-NOTHING_DONE = b"error: interrupted; nothing was left behind\n"
+#: What a finished command left in place; printed if a signal comes after it.
+standing: list[str] = []
+_HOW = {
+    2: "interrupted",
+    15: "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)",
+}
 
 
-def end_before_any_command(_signal: int, _frame: object) -> None:
-    """Exit at Ctrl-C while there is nothing to clean up: imports would swallow an exception or print its traceback.
+def end_at_once(number: int, _frame: object) -> None:
+    """Exit before a command begins or after it ends: imports would swallow an exception or print its traceback.
 
-    `clipmerge.cli._ending` recognises this function, and lets Ctrl-C raise while a command runs.
+    `clipmerge.cli._ending` recognises this function, and lets signals raise while a command runs.
     """
-    os.write(2, NOTHING_DONE)
-    os._exit(130)
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the main one speaks
+        line = f"error: {_HOW[number]}; {'; '.join(standing) or 'nothing was left behind'}\n"
+        os.write(2, line.encode("utf-8", "backslashreplace"))
+    os._exit(128 + number)

@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
-from clipmerge.cli._early import end_before_any_command
+from clipmerge.cli._early import end_at_once, standing
 from clipmerge.distributed import Terminated, is_main_process, termination
 from clipmerge.errors import ClipmergeError, UsageError, printable
 
@@ -44,12 +44,15 @@ def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
         from clipmerge.files.staging import forget_completed
 
         forget_completed()
+        standing.clear()
         try:
             with _interruptible(), termination():
                 kwargs.update(_at_home(kwargs.get("output")))
                 result = command(*args, **kwargs)
                 with printing():
-                    return result
+                    pass
+                standing[:] = _what_stands() or ["the command was done"]
+                return result
         except ClipmergeError as error:
             leave_it_to_the_main_process()
             fail(str(error), error.exit_code)
@@ -68,16 +71,19 @@ def _interruptible() -> Iterator[None]:
     """Let Ctrl-C raise in this block, where there may be something to clean up; after it, Ctrl-C ends the process.
 
     Only if the process started with `clipmerge.__main__`, whose handler ends it at once. Otherwise, or if Ctrl-C is
-    ignored, nothing changes.
+    ignored, nothing changes. If the block fails, it prints its own line, so a second signal prints nothing.
     """
-    if signal.getsignal(signal.SIGINT) is not end_before_any_command:
-        yield
-        return
+    ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is end_at_once]
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signal.SIGINT in ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except BaseException:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        raise
+    if signal.SIGINT in ours:
+        signal.signal(signal.SIGINT, end_at_once)
 
 
 def _at_home(output: object) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def _fail_stopped(error: BaseException) -> NoReturn:
     fail("; ".join([how, *(_what_stands(error) or ["nothing was left behind"])]), code)
 
 
-def _what_stands(error: BaseException) -> list[str]:
+def _what_stands(error: BaseException | None = None) -> list[str]:
     from clipmerge.files.staging import completed
 
     return [*(f"{path} is complete" for path in completed()), *getattr(error, "__notes__", [])]

@@ -42,7 +42,7 @@ def _vocabulary(folder: Path) -> dict[str, int] | None:
                 continue
             vocabulary: dict[str, int] = data["model"]["vocab"] if name == "tokenizer.json" else data
             return {str(token): int(index) for token, index in vocabulary.items()}
-        except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
+        except (CheckpointError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
             return None
     return None
 

@@ -31,7 +31,7 @@ LARGEST_HEADER = 16 * MIB
 MOST_TENSORS = 20_000
 #: Dimensions of a tensor; torch itself has no more.
 MOST_DIMENSIONS = 64
-#: Characters of a tensor's name.
+#: Characters of a tensor's name, and of a function's that a pickle calls.
 LONGEST_NAME = 1000
 #: Bytes of the pickle in a file that torch.save wrote; the tensors lie beside it.
 LARGEST_PICKLE = 64 * MIB
@@ -47,6 +47,12 @@ MOST_PATTERNS, LONGEST_PATTERN, MOST_GROUPS, MOST_REPEATS, MOST_CHOICES = 1000, 
 LARGEST_IMAGE = 256 * MIB
 #: Pixels of an image; 8192 times 8192.
 MOST_PIXELS = 1 << 26
+#: How often an image may be drawn over from one end to the other, as progressive JPEGs are; real ones have some ten.
+MOST_SCANS = 100
+#: Segments, chunks or blocks of an encoded image before its pixels.
+MOST_PARTS = 100_000
+#: Bytes of a BMP of run lengths, which are decoded one by one.
+LARGEST_RUNS = 2 * MIB
 #: Images of one source.
 MOST_IMAGES = 3_000_000
 #: Bytes of images from Parquet held at once, if that is more than `MOST_INFLATION` times the bytes read.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import IO, Any
 
 from clipmerge.files.limits import LARGEST_JSON, LARGEST_TEXT, MIB, MOST_DIGITS, MOST_VALUES
 
+# Half of a surrogate pair, or of a whole one.
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 PairsHook = Callable[[Iterable[tuple[str, Any]]], Any]
 
 
@@ -75,12 +78,13 @@ def read_json(path: Path, *, limit: int = LARGEST_JSON, pairs: PairsHook | None 
     return parse_json(read_text(path, limit, encoding="utf-8-sig"), pairs=pairs)
 
 
-def parse_json(text: str, *, pairs: PairsHook | None = None) -> Any:
+def parse_json(text: str, *, pairs: PairsHook | None = None, halves: bool = False) -> Any:
     """Parse JSON from outside.
 
     Args:
         text: The text.
         pairs: Builds an object from its pairs, like the ``object_pairs_hook`` of `json.loads`.
+        halves: Whether a string may contain half of a surrogate pair, which cannot be written as UTF-8.
 
     Returns:
         The parsed value.
@@ -91,7 +95,12 @@ def parse_json(text: str, *, pairs: PairsHook | None = None) -> Any:
     if sum(map(text.count, ",[{")) > MOST_VALUES:
         raise Unreadable(f"more than {MOST_VALUES} values")
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_int=_integer)
+        value = json.loads(text, object_pairs_hook=pairs, parse_int=_integer)
+        if not halves and _HALF.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise Unreadable("a string with half of a surrogate pair, \\ud800 to \\udfff") from None
     except RecursionError:
         raise Unreadable("nested too deeply") from None
     except ValueError as error:

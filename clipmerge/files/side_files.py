@@ -130,7 +130,7 @@ def _without_places(content: bytes) -> bytes:
     if not any(b'"%s"' % name.encode() in content for name in _PLACES):
         return content
     try:
-        data = parse_json(content.decode("utf-8"))
+        data = parse_json(content.decode("utf-8"), halves=True)
     except ValueError:  # not JSON in spite of its name; loaders will report it
         return content
     cleaned = without_places(data)

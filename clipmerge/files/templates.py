@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
+
+_Filter = Callable[..., Any]
 
 
 def render(
-    template: Path, values: Mapping[str, Any], *, html: bool, filters: Mapping[str, Callable[..., Any]] | None = None
+    template: Path, values: Mapping[str, Any], *, html: bool, filters: Mapping[str, _Filter] | None = None
 ) -> str:
     """Render a template.
 
@@ -24,15 +30,21 @@ def render(
     Raises:
         jinja2.UndefinedError: If the template uses a value that is not given.
     """
+    environment = _environment(template.parent, html, tuple((filters or {}).items()))
+    return environment.get_template(template.name).render(values)
+
+
+@lru_cache(maxsize=8)  # keeps the templates compiled
+def _environment(folder: Path, html: bool, filters: tuple[tuple[str, _Filter], ...]) -> jinja2.Environment:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template.parent),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=html,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=not html,
     )
-    environment.filters.update(filters or {})
-    return environment.get_template(template.name).render(values)
+    environment.filters.update(filters)
+    return environment

@@ -14,6 +14,7 @@ import numpy as np
 from clipmerge.errors import DataError
 from clipmerge.files.limits import LARGEST_IMAGE, MOST_PIXELS
 from clipmerge.files.reading import open_regular, told_size
+from clipmerge.images.encoded import check_encoded, check_tags
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS) or are slow.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+# Bytes that are looked at where only the header is read.
+_HEAD = 4 << 20
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
 
@@ -41,8 +44,9 @@ def decode(name: str, encoded: Encoded) -> Image:
     from PIL import ImageOps  # as `datasets` does; importing that would take longer than decoding many images
 
     try:
-        with _opened(encoded) as image:
+        with _opened(encoded, whole=True) as image:
             image.load()
+            _check_metadata(image)
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
             return _eight_bits(name, image, encoded).convert("RGB")
@@ -85,15 +89,27 @@ def unreadable(name: str, error: Exception) -> DataError:
 
 
 @contextmanager
-def _opened(encoded: Encoded) -> Iterator[Image]:
-    """Open an image without decoding it, and refuse one that would take too much memory."""
+def _opened(encoded: Encoded, *, whole: bool = False) -> Iterator[Image]:
+    """Open an image, and refuse one that would take too much memory, or time; ``whole`` if it is to be decoded."""
     from PIL import Image
 
-    with _file(encoded) as file, Image.open(file, formats=_FORMATS) as image:
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
-        yield image
+    with _file(encoded) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        check_encoded(file.read(size if whole else _HEAD), size)
+        file.seek(0)
+        with Image.open(file, formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
+            yield image
+
+
+def _check_metadata(image: Image) -> None:
+    metadata = image.info.get("exif", b"")
+    if isinstance(metadata, bytes):
+        tags = metadata.removeprefix(b"Exif\0\0")
+        check_tags(tags, len(tags))
 
 
 def _file(encoded: Encoded) -> IO[bytes]:

@@ -1,118 +1,61 @@
 """Check Parquet's footers and page headers before pyarrow reads them: how large would their content become?
 
 A few kilobytes of Parquet can describe gigabytes: a footer of empty structures, a page of zeros. The footer states
-sizes too, but pyarrow relies on those in the page headers, so these are checked.
+sizes too, but pyarrow relies on those in the page headers, so these are checked. The places of row groups and columns
+are read here as well: pyarrow ends the process when it is asked for a column whose description contradicts itself.
 
 Source:
-    Apache Thrift's compact protocol, and parquet.thrift of the Parquet format.
+    parquet.thrift of the Parquet format.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import IO, Any
 
 from clipmerge.files.limits import LARGEST_FOOTER, LARGEST_PAGE, MOST_FOOTER_PARTS, MOST_INFLATION
 from clipmerge.files.reading import told_size
+from clipmerge.images.thrift import Compact, Damaged, number, structs
 
-_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
-_NUMBERS = (4, 5, 6)  # i16, i32, i64
 _MAGIC = b"PAR1"
-_DEEPEST = 64
 # Bytes first read from the end; pyarrow asks for as many.
 _USUAL_TAIL = 64 << 10
-# Numbers of the second and third field of a page header.
+# Field numbers: of a page header, of the whole file, of a row group, of a column and of its metadata.
 _UNCOMPRESSED, _COMPRESSED = 2, 3
+_ROW_GROUPS = 4
+_COLUMNS, _ROWS = 1, 3
+_METADATA = 3
+_LENGTH, _DATA_PAGE, _DICTIONARY_PAGE = 7, 9, 11
 
 
-class Damaged(ValueError):
-    """Why a file is not valid Parquet; the message follows the file's name."""
+@dataclass(frozen=True)
+class Chunk:
+    """One column of a row group: position of its first byte, and number of bytes."""
+
+    begin: int
+    length: int
 
 
-class _Compact:
-    """Walks data written by Thrift and counts its parts; only numbers are kept."""
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group: its number of rows, and its columns in order."""
 
-    def __init__(self, data: bytes | memoryview, position: int = 0, *, most: int = MOST_FOOTER_PARTS) -> None:
-        self._data = data
-        self.position = position
-        self._left = most
-
-    def struct(self, depth: int = 0) -> dict[int, int]:
-        """Walk a structure and return its integers by field."""
-        self._count()
-        if depth > _DEEPEST:
-            raise Damaged("it is nested too deeply")
-        field, numbers = 0, dict[int, int]()
-        while True:
-            head = self._byte()
-            if head == 0:
-                return numbers
-            kind, step = head & 15, head >> 4
-            field = field + step if step else self._number()
-            if kind in _NUMBERS:
-                numbers[field] = self._number()
-            elif kind not in (_TRUE, _FALSE):
-                self._skip(kind, depth)
-
-    def _skip(self, kind: int, depth: int) -> None:
-        if kind in _NUMBERS:
-            self._varint()
-        elif kind == _STRUCT:
-            self.struct(depth + 1)
-        elif kind in (_LIST, _SET):
-            self._items(depth)
-        elif kind == _MAP:
-            self._pairs(depth)
-        elif kind == _BINARY:
-            self._count()
-            length = self._varint()
-            self.position += length
-        elif kind in (_TRUE, _FALSE, _BYTE, _DOUBLE):
-            self.position += 8 if kind == _DOUBLE else 1
-        else:
-            raise Damaged("it holds a value of an unknown type")
-
-    def _items(self, depth: int) -> None:
-        head = self._byte()
-        count = head >> 4 if head >> 4 < 15 else self._varint()
-        for _ in range(count):
-            self._count()
-            self._skip(head & 15, depth)
-
-    def _pairs(self, depth: int) -> None:
-        count = self._varint()
-        kinds = self._byte() if count else 0
-        for _ in range(count):
-            self._skip(kinds >> 4, depth)
-            self._skip(kinds & 15, depth)
-
-    def _count(self) -> None:
-        self._left -= 1
-        if self._left < 0:
-            raise Damaged(f"its footer has more than {MOST_FOOTER_PARTS} parts")
-
-    def _byte(self) -> int:
-        if not 0 <= self.position < len(self._data):
-            raise Damaged("it ends in the middle of its footer or a page header")
-        self.position += 1
-        return self._data[self.position - 1]
-
-    def _varint(self) -> int:
-        value = 0
-        for shift in range(0, 70, 7):
-            byte = self._byte()
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-        raise Damaged("it holds a number of more than 64 bits")
-
-    def _number(self) -> int:
-        value = self._varint()
-        return (value >> 1) ^ -(value & 1)
+    rows: int
+    columns: tuple[Chunk, ...]
 
 
-def read_footer(file: IO[bytes], *, most_parts: int = MOST_FOOTER_PARTS) -> dict[int, bytes]:
+@dataclass(frozen=True)
+class Footer:
+    """A file's footer: position of its first byte, its bytes up to the end of the file, and its row groups."""
+
+    begin: int
+    tail: bytes
+    groups: tuple[RowGroup, ...]
+
+
+def read_footer(file: IO[bytes], *, most_parts: int = MOST_FOOTER_PARTS) -> Footer:
     """Read a file's footer, and refuse one that would take far more memory than its size.
 
     Args:
@@ -120,7 +63,7 @@ def read_footer(file: IO[bytes], *, most_parts: int = MOST_FOOTER_PARTS) -> dict
         most_parts: Most structures, numbers and texts in the footer.
 
     Returns:
-        Position of its first byte, and its bytes up to the end of the file, for `Window`.
+        The footer.
 
     Raises:
         Damaged: With the reason.
@@ -136,8 +79,23 @@ def read_footer(file: IO[bytes], *, most_parts: int = MOST_FOOTER_PARTS) -> dict
         raise Damaged(f"its footer is larger than {told_size(LARGEST_FOOTER)}")
     if length + 8 > len(tail):
         begin, tail = _tail(file, size, length + 8)
-    _Compact(tail, len(tail) - 8 - length, most=most_parts).struct()
-    return {begin: tail}
+    described = Compact(tail, len(tail) - 8 - length, most=most_parts).struct()
+    return Footer(begin, tail, tuple(map(_row_group, structs(described, _ROW_GROUPS))))
+
+
+def _row_group(described: Mapping[int, Any]) -> RowGroup:
+    columns = tuple(_chunk(column.get(_METADATA)) for column in structs(described, _COLUMNS))
+    return RowGroup(number(described, _ROWS), columns)
+
+
+def _chunk(described: Any) -> Chunk:
+    if not isinstance(described, dict):
+        raise Damaged("a column is not described in it")
+    begin = number(described, _DATA_PAGE)
+    before = described.get(_DICTIONARY_PAGE)
+    if isinstance(before, int) and 0 < before < begin:
+        begin = before
+    return Chunk(begin, number(described, _LENGTH))
 
 
 def _tail(file: IO[bytes], size: int, count: int) -> tuple[int, bytes]:
@@ -146,12 +104,12 @@ def _tail(file: IO[bytes], size: int, count: int) -> tuple[int, bytes]:
     return begin, file.read(count)
 
 
-def read_chunk(file: IO[bytes], chunk: Any) -> tuple[int, bytes]:
+def read_chunk(file: IO[bytes], chunk: Chunk) -> tuple[int, bytes]:
     """Read a column of a row group as stored, and check its pages.
 
     Args:
         file: The Parquet file, open.
-        chunk: pyarrow's description of the column chunk.
+        chunk: Its place in the file.
 
     Returns:
         Position of its first byte, and its bytes.
@@ -159,9 +117,7 @@ def read_chunk(file: IO[bytes], chunk: Any) -> tuple[int, bytes]:
     Raises:
         Damaged: If a page would become much larger than it is, or there is less than the footer says.
     """
-    begin, length = chunk.data_page_offset, chunk.total_compressed_size
-    if chunk.dictionary_page_offset is not None and 0 < chunk.dictionary_page_offset < begin:
-        begin = chunk.dictionary_page_offset
+    begin, length = chunk.begin, chunk.length
     size = file.seek(0, io.SEEK_END)
     if not 0 <= begin <= begin + length <= size:
         raise Damaged("a column lies outside it")
@@ -174,16 +130,15 @@ def read_chunk(file: IO[bytes], chunk: Any) -> tuple[int, bytes]:
 
 
 def _check_pages(data: bytes) -> None:
-    position = 0
-    while position < len(data):
-        walk = _Compact(data, position)
+    walk = Compact(data)
+    while walk.position < len(data):
         header = walk.struct()
-        before, after = header.get(_COMPRESSED, -1), header.get(_UNCOMPRESSED, -1)
+        before, after = number(header, _COMPRESSED), number(header, _UNCOMPRESSED)
         if before < 0 or after < 0:
             raise Damaged("a page has no size")
         if after > max(LARGEST_PAGE, MOST_INFLATION * before):
             raise Damaged(f"a page of {before} bytes would become {after}")
-        position = walk.position + before
+        walk.position += before
 
 
 class Window(io.RawIOBase):

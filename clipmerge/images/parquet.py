@@ -13,9 +13,10 @@ from clipmerge.errors import DataError
 from clipmerge.files.limits import LARGEST_HELD, LARGEST_IMAGE, LARGEST_TEXT, MOST_IMAGES, MOST_INFLATION
 from clipmerge.files.reading import told_size
 from clipmerge.images.columns import Columns, Found, find_columns, number_classes
-from clipmerge.images.pages import Window, read_chunk, read_footer
+from clipmerge.images.pages import Chunk, RowGroup, Window, read_chunk, read_footer
 from clipmerge.images.places import Place
 from clipmerge.images.store import Encoded, Labelled
+from clipmerge.images.thrift import Damaged
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -29,24 +30,25 @@ _BUFFER = 1 << 20
 
 @dataclass(frozen=True)
 class _Group:
-    """One row group: its file, its number and first row in the file, and that row's position among all images."""
+    """One row group: its file, its number and first row in the file, that row's position among all, and its images."""
 
     file: str
     number: int
     row: int
     start: int
+    rows: int
+    images: Chunk
 
 
 class _Rows:
     """The images of one row group, read front to back; going back starts over."""
 
-    def __init__(self, place: Place, group: _Group, metadata: Any, column: str) -> None:
+    def __init__(self, place: Place, group: _Group, metadata: Any, path: str) -> None:
         # a function, not a method: a generator that refers to this object would keep the file open
-        self._begin = partial(_images, place, group, metadata, column)
+        self._begin = partial(_images, place, group, metadata, path)
         self._images = self._begin()
         self._next, self._latest = 0, b""
-        described = metadata.row_group(group.number).column(_leaf(metadata, column))
-        self.compressed = int(described.total_compressed_size)
+        self.compressed = group.images.length
 
     def __getitem__(self, row: int) -> bytes:
         """One image by its row in the group."""
@@ -63,13 +65,11 @@ class _Rows:
         self._images.close()
 
 
-def _images(place: Place, group: _Group, metadata: Any, column: str) -> Generator[bytes, None, None]:
+def _images(place: Place, group: _Group, metadata: Any, path: str) -> Generator[bytes, None, None]:
     """Read the images of one row group, a few rows at a time."""
-    index, described = _leaf(metadata, column), metadata.row_group(group.number)
     row = group.row
     with place.reading(group.file), place.open(group.file) as file:
-        begin, data = read_chunk(file, described.column(index))
-        path = metadata.schema.column(index).path
+        begin, data = read_chunk(file, group.images)
         batches = _open(Window(file, {begin: data}), metadata).iter_batches(
             _ROWS_AT_ONCE, row_groups=[group.number], columns=[path], use_threads=False
         )
@@ -77,19 +77,25 @@ def _images(place: Place, group: _Group, metadata: Any, column: str) -> Generato
             for image in _bytes_of(batch):
                 yield _checked(f"{place.called(group.file)}, row {row}", image)
                 row += 1
-        if row - group.row != described.num_rows:
+        if row - group.row != group.rows:
             raise EOFError("it has fewer rows than its footer says")
 
 
 @dataclass
 class ParquetImages:
-    """The image column of several files; the last row group read stays open."""
+    """The image column of several files; the last row group read stays open.
+
+    Attributes:
+        place: Where the files are.
+        groups: Their row groups, in order.
+        blocks: Row group of every image.
+        opened: By file, pyarrow's metadata and the path of the image column.
+    """
 
     place: Place
-    column: str
     groups: list[_Group]
     blocks: tuple[int, ...]
-    metadata: dict[str, Any] = field(repr=False)
+    opened: dict[str, tuple[Any, str]] = field(repr=False)
     _kept: tuple[int, _Rows | None] = field(default=(-1, None), repr=False)
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
@@ -117,7 +123,7 @@ class ParquetImages:
             if rows is not None:
                 rows.close()
             group = self.groups[block]
-            rows = _Rows(self.place, group, self.metadata[group.file], self.column)
+            rows = _Rows(self.place, group, *self.opened[group.file])
             self._kept = block, rows
         return rows
 
@@ -156,47 +162,52 @@ def load_parquet(source: str, place: Place, files: Sequence[str], asked: Columns
                 "give the files of one split"
             )
         start = len(labels)
-        for number, rows in enumerate(part.rows):
+        for number, (rows, images) in enumerate(part.groups):
             blocks += [len(groups)] * rows
-            groups.append(_Group(file, number, start - len(labels), start))
+            groups.append(_Group(file, number, start - len(labels), start, rows, images))
             start += rows
         labels += part.labels
         _check_count(source, len(labels))
     indices, classes, named = number_classes(source, labels, columns.names)
-    metadata = {file: part.metadata for file, part in zip(files, parts, strict=True)}
-    return Labelled(ParquetImages(place, columns.image, groups, tuple(blocks), metadata), indices, classes, named)
+    opened = {file: part.opened for file, part in zip(files, parts, strict=True)}
+    return Labelled(ParquetImages(place, groups, tuple(blocks), opened), indices, classes, named)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One file: its columns, labels, and rows by row group."""
+    """One file: its columns, labels, rows and images by row group; pyarrow's metadata, and the path of the images."""
 
     columns: Found
     labels: list[Any]
-    rows: list[int]
-    metadata: Any
+    groups: list[tuple[int, Chunk]]
+    opened: tuple[Any, str]
 
 
 def _index(place: Place, name: str, asked: Columns) -> _Part:
     with place.reading(name), place.open(name) as file:
-        parquet = _open(Window(file, read_footer(file)))
+        footer = read_footer(file)
+        parquet = _open(Window(file, {footer.begin: footer.tail}))
         metadata = parquet.metadata
         _check_count(place.called(name), metadata.num_rows)
         columns = find_columns(place.called(name), parquet.schema_arrow, asked)
-        rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        rows = [group.rows for group in footer.groups]
         if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
             raise EOFError("its row groups do not add up to its number of rows")
-        labels = _labels(place.called(name), file, metadata, columns.label)
+        if any(len(group.columns) != metadata.num_columns for group in footer.groups):
+            raise EOFError("its row groups differ in their number of columns")
+        labels = _labels(place.called(name), file, metadata, columns.label, footer.groups)
         if len(labels) != metadata.num_rows:
             raise EOFError("it has fewer labels than its footer says")
-        return _Part(columns, labels, rows, metadata)
+        at = _leaf(metadata, columns.image)
+        groups = [(group.rows, group.columns[at]) for group in footer.groups]
+        return _Part(columns, labels, groups, (metadata, metadata.schema.column(at).path))
 
 
-def _labels(where: str, file: Any, metadata: Any, column: str) -> list[Any]:
+def _labels(where: str, file: Any, metadata: Any, column: str, groups: Sequence[RowGroup]) -> list[Any]:
     """Read the labels; a text shared by many rows is kept once."""
     index = _leaf(metadata, column)
-    filled = [number for number in range(metadata.num_row_groups) if metadata.row_group(number).num_rows]
-    ranges = dict(read_chunk(file, metadata.row_group(number).column(index)) for number in filled)
+    filled = [number for number, group in enumerate(groups) if group.rows]
+    ranges = dict(read_chunk(file, groups[number].columns[index]) for number in filled)
     is_text = "BYTE_ARRAY" in metadata.schema.column(index).physical_type
     parquet = _open(Window(file, ranges), metadata, read_dictionary=[column] if is_text else None)
     labels: list[Any] = []
@@ -216,7 +227,10 @@ def _labels(where: str, file: Any, metadata: Any, column: str) -> list[Any]:
 def _leaf(metadata: Any, column: str) -> int:
     """Index of the stored column that holds a column's numbers, texts or bytes."""
     paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    return next(number for number, path in enumerate(paths) if path in (column, f"{column}.bytes"))
+    found = [number for number, path in enumerate(paths) if path in (column, f"{column}.bytes")]
+    if not found:
+        raise Damaged(f"column '{column}' holds no bytes, numbers or texts")
+    return found[0]
 
 
 def _check_count(where: str, count: int) -> None:

@@ -14,7 +14,7 @@ from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import local_path
 from clipmerge.files.reading import open_regular
 from clipmerge.files.side_files import lies_in
-from clipmerge.images.pages import Damaged
+from clipmerge.images.thrift import Damaged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem

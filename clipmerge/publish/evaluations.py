@@ -53,7 +53,7 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
                 merged[key] |= results[key]
             measured = {key: value for key, value in merged.items() if value}
             record = MergeRecord.model_validate(record.as_json() | measured)
-        except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else repr(error)
             raise UsageError(
                 f"--evaluation {file}: not written by `clipmerge evaluate --format json` or `sweep` ({reason})"

@@ -87,6 +87,24 @@ def test_a_large_pickle_and_a_long_number_are_refused(tmp_path: Path, monkeypatc
         open_checkpoint(str(saved(tmp_path / "x.pt", {"a": torch.zeros(2)})))
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [(b"a" * 1_000_000, "calls something whose name has more than 1000"), (b"\xc3\xa9" * 500_000, "name is not ASCII")],
+)
+@pytest.mark.parametrize("old", [False, True])
+def test_a_very_long_name_of_what_a_pickle_calls_is_refused(
+    tmp_path: Path, name: bytes, told: str, old: bool
+) -> None:  # torch puts the name into a message, which it searches in time that grows with the square of its length
+    path, content = tmp_path / "x.pt", b"\x80\x02c" + name + b"\nb\n."
+    if old:
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x/data.pkl", content)
+    with pytest.raises(CheckpointError, match=f"x.pt: its pickle .*{told}"):
+        open_checkpoint(str(path))
+
+
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x.bin"])
 def test_a_pipe_by_the_name_of_weights_keeps_nobody_waiting(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
@@ -139,7 +157,7 @@ def test_more_tensors_than_any_clip_has(tmp_path: Path) -> None:
 
 
 def test_a_blocks_number_lists_no_blocks(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a block has the number 999999999, of 1 tensors"):
+    with pytest.raises(CheckpointError, match="a block has the number 999999999, but there are only 1 tensors"):
         keys.match_keys({"visual.transformer.resblocks.999999999.ln_1.weight"}, "open-clip")
 
 

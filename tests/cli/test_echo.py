@@ -31,6 +31,8 @@ def is_plain(text: str) -> bool:
 def test_a_text_is_made_printable() -> None:
     assert printable(EVIL) == r"\x1b]0;owned\x07\x1b[31m\x9b2J\u202eevil"
     assert printable("a\nb\tc\udcff\u2028") == r"a b c\xff "
+    assert printable("\u242e\U000e0041\ue000") == r"\u242e\U000e0041\ue000"  # unassigned, invisible, private
+    assert printable("\N{WOMAN}\u200d\N{ROCKET} 猫\u3000犬") == "\N{WOMAN}\u200d\N{ROCKET} 猫\u3000犬"
     assert printable("x" * 20, limit=8) == "xxxx ... xxxx"
     assert str(CheckpointError(f"{EVIL}\n")) == printable(EVIL) + " "
 

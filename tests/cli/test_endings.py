@@ -194,25 +194,49 @@ def test_a_closed_stdout_is_no_failure(pair: Folders, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["output"] == str(tmp_path / "out")
 
 
+MODULES = ("clipmerge.cli.app", "typer", "clipmerge.api.merge", "clipmerge.files.staging")
+
+
 @pytest.mark.parametrize(
-    "module", ["signal", "clipmerge.cli.app", "typer", "clipmerge.api.merge", "clipmerge.files.staging"]
+    ("module", "number", "end", "how"),
+    [
+        ("signal", signal.SIGINT, 130, "interrupted"),  # before SIGTERM can be taken over
+        *((module, signal.SIGINT, 130, "interrupted") for module in MODULES),
+        *((module, signal.SIGTERM, 143, ENDED) for module in MODULES),
+    ],
 )
-def test_ctrl_c_while_modules_are_imported_is_one_line(tmp_path: Path, module: str) -> None:
+def test_a_signal_while_modules_are_imported_is_one_line(
+    tmp_path: Path, module: str, number: int, end: int, how: str
+) -> None:
     """Sent during an import, where an exception would give a traceback or look like the module's own."""
     code = (
         "import _signal, sys\n"
         "sys.modules.pop('signal', None)\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
-        f"        if name == {module!r}: _signal.raise_signal(_signal.SIGINT)\n"
+        f"        if name == {module!r}: _signal.raise_signal({number:d})\n"
         "sys.meta_path.insert(0, Finder())\n"
         "from clipmerge.__main__ import run\n"
         "run()"
     )
     command = [sys.executable, "-c", code, "merge", "a", "b", "-r", "wise-ft", "-o", tmp_path / "out"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert ended.returncode == 130
-    assert (ended.stdout, ended.stderr) == ("", "error: interrupted; nothing was left behind\n")
+    assert ended.returncode == end
+    assert (ended.stdout, ended.stderr) == ("", f"error: {how}; nothing was left behind\n")
+
+
+@pytest.mark.parametrize(("number", "end", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, ENDED)])
+def test_a_signal_after_the_command_says_what_stands(
+    pair: Folders, tmp_path: Path, number: int, end: int, how: str
+) -> None:
+    code = (
+        f"import signal\nfrom clipmerge import __main__\ntry: __main__.run()\nfinally: signal.raise_signal({number:d})"
+    )
+    command = [sys.executable, "-c", code, "merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == end
+    assert ended.stderr.endswith(f"error: {how}; {tmp_path / 'out'} is complete\n")
+    assert (tmp_path / "out" / "clipmerge.json").is_file()
 
 
 @pytest.mark.slow
@@ -236,10 +260,9 @@ def test_ctrl_c_at_any_moment_of_starting_is_one_line(tmp_path: Path) -> None:
         time.sleep(0.002 + 0.007 * moment)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
-        # after the last line it ends without a word, or had ended
         assert (process.returncode, err) in [
             (130, "error: interrupted; nothing was left behind\n"),
-            (-signal.SIGINT, ""),
+            (130, "error: interrupted; the command was done\n"),
             (0, ""),
         ]
 

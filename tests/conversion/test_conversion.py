@@ -16,6 +16,7 @@ from transformers import CLIPConfig, CLIPModel
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.conversion import Layout, layout_of, match_keys, open_clip_config, transformers_config
+from clipmerge.conversion.tokens import is_clips_own
 from clipmerge.errors import CheckpointError
 from tests.support import tiny_open_clip
 from tests.support.raw_safetensors import edit, shard
@@ -277,3 +278,14 @@ def test_a_config_of_another_model_is_refused(to: Layout, tmp_path: Path, pair: 
         config["vision_config"]["patch_size"] = 16
     file.write_text(json.dumps(config))
     refused(tmp_path / "model", r"requires .*patch_embedding.weight of shape \(32, 3, 16, 16\).*\(32, 3, 8, 8\)", to)
+
+
+@pytest.mark.parametrize("index", ["Infinity", '"a"', "null", "1e999"])
+def test_a_vocabulary_with_something_else_than_numbers_is_not_clips(tmp_path: Path, index: str) -> None:
+    (tmp_path / "vocab.json").write_text(f'{{"a": {index}}}')
+    assert is_clips_own(tmp_path) is False
+
+
+def test_half_of_a_character_in_a_vocabulary_is_not_clips(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(r'{"\ud800": 1}')
+    assert is_clips_own(tmp_path) is False

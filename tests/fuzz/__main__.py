@@ -1,8 +1,8 @@
-"""Fuzz the readers: ``python -m tests.fuzz --minutes 60 [--target parquet ...] [--seed 1]``.
+"""Fuzz the readers: ``python -m tests.fuzz --minutes 60 [--executions 50000] [--target parquet ...] [--seed 1]``.
 
-Each target gets its share of the time. What is found is kept in ``tests/fuzz/corpus/TARGET``, which the tests run
-again, and printed with how to repeat it. With atheris installed, ``--coverage`` has it guide the damage by the lines
-reached; it takes one target.
+Each target gets its share of the time, in a process of its own. What is found is kept in ``tests/fuzz/corpus/TARGET``,
+which the tests run again. With atheris installed, ``--coverage`` has it guide the damage by the lines reached.
+``--log`` appends a line of JSON for each target to a file; ``--table`` sums such files up.
 """
 
 from __future__ import annotations
@@ -10,125 +10,121 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import random
-import resource
-import shutil
-import signal
+import re
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
-CORPUS = Path(__file__).parent / "corpus"
-#: Seconds of computing that one file may take, and bytes of memory that it may add.
-SLOWEST, LARGEST = 5, 1 << 30
+from tests.fuzz.worker import CORPUS, NOTES_SIZE, SLOWEST, corpus, memory, verdict
 
-
-class TookTooLong(Exception):
-    """A file that took longer than any may."""
+_ROOT = Path(__file__).parents[2]
 
 
-def _alarm(_number: int, _frame: FrameType | None) -> None:
-    raise TookTooLong
-
-
-def verdict(name: str, data: bytes, folder: Path) -> str:
-    """Run one file through a target.
-
-    Returns:
-        Empty where it was read, or refused in one line; else what happened.
-    """
-    from clipmerge.errors import ClipmergeError
-    from tests.fuzz.targets import TARGETS
-
-    begin = time.process_time()
-    try:
-        TARGETS[name](data, folder)
-    except ClipmergeError as error:
-        text = str(error)
-        if "\n" in text or not text.isprintable():
-            return f"an error that is not one printable line: {text!r}"
-    except TookTooLong:
-        return f"took over {SLOWEST} s"
-    except Exception as error:
-        return f"{type(error).__name__}: {str(error)[:200]}"
-    took = time.process_time() - begin
-    return f"took {took:.0f} s" if took > SLOWEST else ""
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def corpus(name: str) -> list[bytes]:
-    """The valid files of a target, and what was found with it."""
-    from tests.fuzz.targets import seeds
-
-    return [*seeds(name), *(file.read_bytes() for file in sorted((CORPUS / name).glob("*")))]
-
-
-def fuzz(name: str, seconds: float, seed: int, *, most: int = 1 << 62) -> tuple[int, dict[str, str]]:
+def fuzz(
+    name: str, seconds: float, seed: int, most: int = 1 << 62, worker: Sequence[str] = ("-m", "tests.fuzz.worker")
+) -> tuple[int, dict[str, str]]:
     """Run damaged files through a target for some time, or a number of times.
+
+    A process that a file ends is a finding; another goes on from there.
+
+    Args:
+        name: The target.
+        seconds: How long.
+        seed: Seed of the damage.
+        most: Executions at most.
+        worker: Arguments for Python, for the process that does it.
 
     Returns:
         Executions, and what was found by the file that it was kept in.
     """
-    from tests.fuzz.mutation import mutated
-
-    chance, held, found, count = random.Random(f"{name} {seed}"), corpus(name), dict[str, str](), 0
-    with tempfile.TemporaryDirectory() as folder:
-        verdict(name, held[0], Path(folder))  # imports take their time once
-    signal.signal(signal.SIGPROF, _alarm)
-    peak = _peak()
-    begin = time.monotonic()
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        while count < most and time.monotonic() - begin < seconds:
-            data = mutated(chance.choice(held), held, chance)
-            signal.setitimer(signal.ITIMER_PROF, 2 * SLOWEST)
-            said = verdict(name, data, Path(folder))
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            count += 1
-            if said and said not in found.values():
-                place = CORPUS / name / hashlib.sha256(data).hexdigest()[:16]
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(data)
-                found[str(place)] = said
-            if count % 100 == 0 and _peak() - peak > LARGEST:  # asking the system each time takes longer than reading
-                found[f"one of the last 100 before execution {count}, seed {seed}"] = "took too much memory"
+    found: dict[str, str] = {}
+    count, attempt, end = 0, 0, time.monotonic() + seconds
+    with tempfile.NamedTemporaryFile(dir=memory()) as notes:
+        while count < most and time.monotonic() < end and attempt < 20:
+            notes.truncate(0)
+            notes.truncate(NOTES_SIZE)
+            left = [str(end - time.monotonic()), f"{seed}.{attempt}", str(most - count), notes.name]
+            command = [sys.executable, *worker, name, *left]
+            run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+            attempt += 1
+            content = Path(notes.name).read_bytes()
+            count += int.from_bytes(content[:8], "little")
+            for line in run.stdout.splitlines():
+                kind = json.loads(line)
+                found.setdefault(kind["said"], _keep(name, bytes.fromhex(kind["data"])))
+            if run.returncode == 0:
                 break
-            if count % 2000 == 0:
-                shutil.rmtree(folder)
-                Path(folder).mkdir()
+            size = int.from_bytes(content[8:16], "little")
+            said = f"ends the process ({run.returncode}): {run.stderr.strip()[-300:]}"
+            found.setdefault(said, _keep(name, content[16 : 16 + size]))
+            count += 1
+    return count, {place: said for said, place in found.items()}
+
+
+def _keep(name: str, data: bytes) -> str:
+    place = CORPUS / name / hashlib.sha256(data).hexdigest()[:16]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(data)
+    return str(place)
+
+
+def guided(name: str, seconds: float, most: int = 1 << 31) -> tuple[int, dict[str, str]]:
+    """Let atheris guide the damage, in a process of its own that ends with the first finding."""
+    with tempfile.TemporaryDirectory(dir=memory()) as kept:
+        command = [sys.executable, "-c", _GUIDED, name, str(round(seconds)), str(most), kept]
+        run = subprocess.run(command, cwd=_ROOT, capture_output=True, check=False)
+        said = run.stderr.decode("utf-8", "replace")
+        ran = [re.findall(pattern, said) for pattern in (r"number_of_executed_units: (\d+)", r"#(\d+)\s")]
+        count = int((ran[0] or ran[1] or ["0"])[-1])
+        found = {_keep(name, file.read_bytes()): said[-600:] for file in Path(kept).glob("*")}
+        if run.returncode and not found:
+            found["nowhere"] = said[-600:]
     return count, found
 
 
-def guided(name: str, seconds: float) -> None:
-    """Let atheris guide the damage; ends the process."""
+_GUIDED = "import sys; from tests.fuzz.__main__ import guide; guide(*sys.argv[1:])"
+
+
+def guide(name: str, seconds: str, most: str, kept: str) -> None:
+    """Set atheris up for one target and start it; ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["clipmerge", "tarfile"]):
-        from tests.fuzz.targets import TARGETS
-
-        with tempfile.TemporaryDirectory() as folder:
-            verdict(name, b"", Path(folder))  # imports what the target imports
-    assert name in TARGETS
-    work = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    warnings.simplefilter("ignore")
+    work = Path(tempfile.mkdtemp(dir=memory()))
     begun = work / "corpus"
     begun.mkdir()
-    for number, data in enumerate(corpus(name)):
-        (begun / str(number)).write_bytes(data)
+    with atheris.instrument_imports(include=["clipmerge", "tarfile"]):
+        for number, data in enumerate(corpus(name)):
+            (begun / str(number)).write_bytes(data)
+            verdict(name, data, work)  # imports what the target imports
 
     def once(data: bytes) -> None:
         said = verdict(name, data, work)
         if said:
             raise AssertionError(said)
 
-    flags = [f"-max_total_time={round(seconds)}", f"-timeout={2 * SLOWEST}", "-rss_limit_mb=4096", "-max_len=65536"]
-    atheris.Setup([sys.argv[0], *flags, "-print_final_stats=1", f"-artifact_prefix={CORPUS / name}-", str(begun)], once)
+    limits = [f"-max_total_time={seconds}", f"-runs={most}", f"-timeout={2 * SLOWEST}", "-rss_limit_mb=4096"]
+    flags = ["-max_len=65536", "-print_final_stats=1", f"-artifact_prefix={kept}/"]
+    atheris.Setup([sys.argv[0], *limits, *flags, str(begun)], once)
     atheris.Fuzz()
+
+
+def table(logs: list[str]) -> str:
+    """Sum the executions in some logs up, as Markdown."""
+    damaged, by_coverage = Counter[str](), Counter[str]()
+    for log in logs:
+        for line in map(json.loads, Path(log).read_text(encoding="utf-8").splitlines()):
+            (by_coverage if line["coverage"] else damaged)[line["target"]] += line["executions"]
+    rows = ["| reader | damaged at random | guided by coverage |", "|---|---:|---:|"]
+    for name in [*sorted(damaged | by_coverage)]:
+        rows.append(f"| {name.replace('_', ' ')} | {damaged[name]:,} | {by_coverage[name]:,} |")
+    rows.append(f"| all | {damaged.total():,} | {by_coverage.total():,} |")
+    return "\n".join(rows) + "\n"
 
 
 def main() -> int:
@@ -137,21 +133,31 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.0, help="for all targets together")
+    parser.add_argument("--executions", type=int, default=1 << 31, help="at most, for each target")
     parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="only this one; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--coverage", action="store_true", help="guided by coverage; needs atheris")
+    parser.add_argument("--log", type=Path, help="file that a line for each target is added to")
+    parser.add_argument("--table", nargs="+", help="sum up these logs instead")
     asked = parser.parse_args()
-    warnings.simplefilter("ignore")
+    if asked.table:
+        sys.stdout.write(table(asked.table))
+        return 0
     names = asked.target or list(TARGETS)
     share = asked.minutes * 60 / len(names)
-    if asked.coverage:
-        guided(names[0], share)
     failed = False
     for name in names:
-        count, found = fuzz(name, share, asked.seed)
+        if asked.coverage:
+            count, found = guided(name, share, asked.executions)
+        else:
+            count, found = fuzz(name, share, asked.seed, asked.executions)
         failed |= bool(found)
-        sys.stdout.write(json.dumps({"target": name, "executions": count, "found": found}) + "\n")
+        line = {"target": name, "executions": count, "coverage": asked.coverage, "seed": asked.seed, "found": found}
+        sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
+        if asked.log:
+            with asked.log.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
     return int(failed)
 
 

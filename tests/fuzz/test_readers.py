@@ -2,33 +2,107 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.fuzz.targets import SLOW, TARGETS
+from clipmerge.errors import DataError
+from tests.fuzz import __main__ as fuzzing
+from tests.fuzz import worker
+from tests.fuzz.targets import SLOW, TARGETS, Target
 
-# in a process of its own: what is tried must not take more memory than it may, and an alarm ends what takes too long
+# in a process of its own: what is tried must not take more memory than it may, nor end the tests
 SCRIPT = """
 import sys, tempfile, warnings
 from pathlib import Path
-from tests.fuzz.__main__ import corpus, fuzz, verdict
+from tests.fuzz.worker import corpus, verdict
 warnings.simplefilter("ignore")
-name, most = sys.argv[1], int(sys.argv[2])
+name = sys.argv[1]
 with tempfile.TemporaryDirectory() as folder:
     verdict(name, b"", Path(folder))  # imports take their time once
-    said = {verdict(name, data, Path(folder)) for data in corpus(name)} - {""}
-count, found = fuzz(name, 1e9, 0, most=most)
-assert count == most
-print(*said, *found.values(), sep="\\n", end="")
+    print(*{verdict(name, data, Path(folder)) for data in corpus(name)} - {""}, sep="\\n", end="")
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(TARGETS))
+def test_files_that_were_found_are_read_or_refused_in_one_line(name: str) -> None:
+    run = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, ""), run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(TARGETS))
 def test_damaged_files_are_read_or_refused_in_one_line(name: str) -> None:
-    most = "100" if name in SLOW else "1000"
-    run = subprocess.run([sys.executable, "-c", SCRIPT, name, most], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout == ""
+    most = 100 if name in SLOW else 1000
+    assert fuzzing.fuzz(name, 1e9, 0, most) == (most, {})
+
+
+# --- that faults would be found ---
+
+
+def _fails(_data: bytes, _folder: Path) -> None:
+    raise KeyError("x")
+
+
+def _says_two_lines(_data: bytes, _folder: Path) -> None:
+    error = DataError("x")
+    error.args = ("two\nlines",)
+    raise error
+
+
+def _takes_long(_data: bytes, _folder: Path) -> None:
+    begin = time.process_time()
+    while time.process_time() - begin < 0.2:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("reader", "said"),
+    [
+        (_fails, r"KeyError, test_readers\.py:_fails"),
+        (_says_two_lines, r"not one printable line, test_readers\.py:_says_two_lines"),
+        (_takes_long, "took 0 s"),
+    ],
+)
+def test_a_fault_is_told(reader: Target, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TARGETS, "header", reader)
+    monkeypatch.setattr(worker, "SLOWEST", 0.1)
+    assert re.fullmatch(said, worker.verdict("header", b"", tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [("os.abort()", r"ends the process \(-6\).*"), ("bytearray(b'x' * (3 << 29))", r"took \d+ MiB more")],
+)
+def test_what_ends_a_process_or_fills_memory_is_kept(
+    body: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fuzzing, "CORPUS", tmp_path)
+    script = f"""
+import os
+from tests.fuzz import targets, worker
+tries = iter(range(100))
+targets.TARGETS["class_names"] = lambda data, folder: next(tries) and {body}
+worker.main()
+"""
+    count, found = fuzzing.fuzz("class_names", 1e9, 0, 3, worker=("-c", script))
+    ((place, told),) = found.items()
+    assert count == 3
+    assert Path(place).parent == tmp_path / "class_names"
+    assert re.fullmatch(said, told, re.DOTALL)
+
+
+def test_logs_are_summed_up(tmp_path: Path) -> None:
+    lines = [{"target": "tar", "executions": 1200, "coverage": coverage} for coverage in (True, False, False)]
+    (tmp_path / "a").write_text("\n".join(map(json.dumps, lines)))
+    assert fuzzing.table([str(tmp_path / "a")]).splitlines()[2:] == [
+        "| tar | 2,400 | 1,200 |",
+        "| all | 2,400 | 1,200 |",
+    ]

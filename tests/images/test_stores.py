@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -217,11 +218,15 @@ def test_an_unreadable_image_is_named_by_its_row(tmp_path: Path) -> None:
 def test_a_sample_reads_few_row_groups_and_each_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.random.default_rng(0).integers(0, 3, 400).tolist()
     path = save_hub_parquet(tmp_path / "x.parquet", labels, group=10)
+    described = pq.ParquetFile(path).metadata
+    groups = [described.row_group(number) for number in range(described.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    paths = {chunk.dictionary_page_offset or chunk.data_page_offset: chunk.path_in_schema for chunk in chunks}
     read: list[tuple[int, str]] = []
     original = parquet.read_chunk
 
     def counting(file: Any, chunk: Any) -> Any:
-        read.append((chunk.file_offset or chunk.data_page_offset, chunk.path_in_schema))
+        read.append((chunk.begin, paths[chunk.begin]))
         return original(file, chunk)
 
     monkeypatch.setattr(parquet, "read_chunk", counting)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import pytest
 from clipmerge.errors import DataError
 from clipmerge.images import columns, pages
 from clipmerge.images.dataset import load_images
-from tests.support.image_files import png, save_plain_parquet, save_tar
+from clipmerge.images.thrift import Damaged
+from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
 
 
 @pytest.fixture
@@ -130,9 +132,40 @@ def test_one_image_in_many_rows_is_held_once_at_most_so_often(tmp_path: Path, mo
         found.sample(40, seed=0)
 
 
+def test_a_footer_is_read_as_pyarrow_reads_it(tmp_path: Path) -> None:
+    path = save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 20, group=7)
+    described = pq.ParquetFile(path).metadata
+    with path.open("rb") as file:
+        groups = pages.read_footer(file).groups
+    assert len(groups) == described.num_row_groups == 9
+    for number, group in enumerate(groups):
+        expected = described.row_group(number)
+        assert group.rows == expected.num_rows
+        for column, chunk in enumerate(group.columns):
+            told = expected.column(column)
+            assert chunk.begin == (told.dictionary_page_offset or told.data_page_offset)
+            assert chunk.length == told.total_compressed_size
+
+
+def test_a_column_whose_description_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    """Asked for such a column, pyarrow ends the process."""
+    found = Path(__file__).parents[1] / "fuzz" / "corpus" / "parquet" / "0fe99ed0904c767a"
+    file = Path(shutil.copy(found, tmp_path / "x.parquet"))
+    with pytest.raises(DataError, match=r"x.parquet: cannot be read as Parquet \(Definition level histogram size"):
+        load_images(str(file)).image(0)
+
+
+def test_a_structure_in_the_place_of_bytes_is_refused(tmp_path: Path) -> None:
+    kind = pa.struct({"bytes": pa.struct({"bytes": pa.binary()})})
+    rows = pa.array([{"bytes": {"bytes": png(0)}}], kind)
+    pq.write_table(pa.table({"image": rows, "label": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="column 'image' holds no bytes, numbers or texts"):
+        load_images(str(tmp_path / "x.parquet"))
+
+
 def test_a_footer_of_very_many_parts_is_refused(tmp_path: Path) -> None:
     path = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0)], "label": ["a"]})
-    with path.open("rb") as file, pytest.raises(pages.Damaged, match="its footer has more than"):
+    with path.open("rb") as file, pytest.raises(Damaged, match="it describes itself in more than"):
         pages.read_footer(file, most_parts=20)
 
 

@@ -111,6 +111,11 @@ BAD: dict[str, tuple[str, str]] = {
     "a list": ("[]", "is not a JSON object"),
     "another": ('{"accuracy": 1}', r"not written by `clipmerge evaluate --format json` or `sweep` \("),
     "a broken sweep": ('{"recipes": 3}', r"not written by `clipmerge evaluate"),
+    "a list in the place of shares": (
+        json.dumps({"checkpoint": {"source": "x", "files": WEIGHTS}, "accuracy": [1], "images": {}, "sources": {}}),
+        r"not written by `clipmerge evaluate",
+    ),
+    "half of a pair": (r'{"accuracy": {"\ud800": 1}}', r"cannot be read as JSON \(a string with half of a surrogate"),
     "other weights": (
         json.dumps({"checkpoint": {"source": "x", "files": {"model.safetensors": "cd" * 32}}, "accuracy": {}}),
         r"measured x, whose weights are not these \(model\.safetensors differs\)",

@@ -1,0 +1,140 @@
+"""Images made to keep a decoder busy are refused; the same formats as people save them are not."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipmerge.errors import DataError
+from clipmerge.images import encoded
+from clipmerge.images.decoding import decode, extent
+
+
+def saved(kind: str, side: int = 8, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 128).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def drawn_over(times: int, side: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = saved("JPEG", side, progressive=True)
+    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * times + b"\xff\xd9"
+
+
+def behind_start(kind: str, piece: bytes, times: int, at: int) -> bytes:
+    data = saved(kind)
+    return data[:at] + piece * times + data[at:]
+
+
+def metadata(tags: int, size: int) -> bytes:
+    """As many tags, all of the same bytes."""
+    place = 8 + 2 + 12 * tags + 4
+    entries = b"".join(struct.pack("<HHII", 1000 + tag, 7, size, place) for tag in range(tags))
+    return struct.pack("<2sHIH", b"II", 42, 8, tags) + entries + bytes(4 + size)
+
+
+def run_lengths(pixels: int) -> bytes:
+    body = b"\x01\x05" * pixels + b"\0\1"
+    header = struct.pack("<IiiHHIIiiII", 40, pixels, 1, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(body), 0, 0, 1078) + header + bytes(1024) + body
+
+
+def in_tiff(times: int) -> bytes:
+    """A JPEG of one strip, drawn over, in a TIFF."""
+    side, jpeg = 2048, drawn_over(times, 2048)
+    fields = [
+        (256, side),
+        (257, side),
+        (258, 8),
+        (259, 7),
+        (262, 1),
+        (273, 122),
+        (277, 1),
+        (278, side),
+        (279, len(jpeg)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields)
+    return struct.pack("<2sHIH", b"II", 42, 8, len(fields)) + entries + bytes(4) + jpeg
+
+
+BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
+    "scans": (lambda: drawn_over(200, 64), "scans, each over all pixels, more than 100"),
+    "scans in TIFF": (lambda: in_tiff(2000), "scans, each over all pixels"),
+    "segments": (lambda: behind_start("JPEG", b"\xff\xfe\0\2", 150_000, 2), "more than 100000 parts"),
+    "fill bytes": (lambda: behind_start("JPEG", b"\xff", 150_000, 2), "more than 100000 parts"),
+    "escapes": (lambda: behind_start("JPEG", b"\xff\0", 150_000, 2), "more than 100000 parts"),
+    "chunks": (lambda: behind_start("PNG", chunk(b"IDAT", b""), 150_000, 33), "more than 100000 parts"),
+    "comments": (lambda: b"GIF89a" + bytes(7) + b"!\xfe" + b"\1a" * 150_000 + b"\0;", "more than 100000 parts"),
+    "blocks": (lambda: b"GIF89a" + bytes(7) + b"!\xfe\0" * 150_000, "more than 100000 parts"),
+    "junk": (lambda: b"GIF89a" + bytes(150_000), "more than 100000 parts"),
+    "run lengths": (lambda: run_lengths(1_100_000), "run lengths of more than 2 MiB; save it as PNG"),
+    "tags": (lambda: metadata(2000, 10_000), "its tags are larger together than the file"),
+    "tags of a PNG": (
+        lambda: behind_start("PNG", chunk(b"eXIf", metadata(2000, 10_000)), 1, 33),
+        "its tags are larger together",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BUSY)
+def test_an_image_of_very_many_parts_is_refused(name: str, tmp_path: Path) -> None:
+    make, told = BUSY[name]
+    with pytest.raises(DataError, match=rf"x: cannot be read as an image \(.*{told}"):
+        decode("x", {"bytes": make(), "path": None})
+    (tmp_path / "x").write_bytes(make())
+    with pytest.raises(DataError, match=told):
+        decode("x", {"bytes": None, "path": str(tmp_path / "x")})
+
+
+@pytest.mark.parametrize("name", [name for name in BUSY if name != "tags of a PNG"])
+def test_its_size_is_not_looked_for_either(name: str) -> None:
+    with pytest.raises(DataError, match=BUSY[name][1]):
+        extent("x", {"bytes": BUSY[name][0](), "path": None})
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"progressive": True, "quality": 95, "comment": b"x" * 60_000}),
+        ("JPEG", {"exif": b"Exif\0\0" + metadata(20, 3)}),
+        ("PNG", {"exif": metadata(20, 3)}),
+        ("GIF", {"comment": b"x" * 100_000}),
+        ("BMP", {}),
+        ("WEBP", {"exif": metadata(20, 3)}),
+        ("TIFF", {"compression": "jpeg"}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"big_tiff": True}),
+    ],
+)
+def test_images_as_people_save_them_are_decoded(kind: str, options: dict[str, object]) -> None:
+    buffer = io.BytesIO()
+    NOISE.save(buffer, kind, **options)
+    image = decode("x", {"bytes": buffer.getvalue(), "path": None})
+    assert (image.size, image.mode) == ((300, 300), "RGB")
+    assert extent("x", {"bytes": buffer.getvalue(), "path": None}) == (300, 300)
+    if kind in ("BMP", "PNG") or options.get("compression") == "tiff_lzw":
+        assert image.tobytes() == NOISE.tobytes()
+
+
+def test_a_tiff_of_many_small_jpegs_may_have_many_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer = io.BytesIO()
+    NOISE.save(buffer, "TIFF", compression="jpeg", tiffinfo={278: 8})  # rows of a strip
+    assert buffer.getvalue().count(b"\xff\xda") > 30
+    monkeypatch.setattr(encoded, "MOST_SCANS", 1)
+    monkeypatch.setattr(encoded, "MOST_PIXELS", 300 * 300 + 300 * 8)
+    assert decode("x", {"bytes": buffer.getvalue(), "path": None}).size == (300, 300)
