@@ -31,6 +31,10 @@ class Candidate:
 #: Learned points that are tried: shares of the way from the start, and from there of the way to fine-tuned.
 _TRIED = {1.0: (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), 0.7: (0.0, 0.1, 0.2, 0.3), 0.4: (0.0, 0.1, 0.2)}
 CANDIDATES = tuple(Candidate(part=part, beyond=beyond) for part, each in _TRIED.items() for beyond in each)
+#: Further points for a sparse mask, which cannot fall back to the path: learned ones that are nearly fine-tuned, and one
+#: coefficient for all that the mask keeps, from the start up to fine-tuned.
+_MASKED = {1.0: (0.6, 0.9), 0.0: (0.0, 0.25, 0.5, 0.75, 1.0)}
+UNDER_A_MASK = tuple(Candidate(part=part, beyond=beyond) for part, each in _MASKED.items() for beyond in each)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,12 @@ def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
 
 
 def choose(
-    path: Mapping[float, Seen], learned: Mapping[Candidate, Seen], *, images: int, max_loss: float
+    path: Mapping[float, Seen],
+    learned: Mapping[Candidate, Seen],
+    *,
+    images: int,
+    max_loss: float,
+    path_counts: bool = True,
 ) -> HeldBackChoice:
     """Choose the point with the lowest goal among those that keep enough of the fine-tuned model's accuracy.
 
@@ -90,18 +99,24 @@ def choose(
         learned: Goal by learned point.
         images: Number of images held back.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
+        path_counts: Whether a point of the path can be chosen. If not, a learned point is chosen even if it is worse;
+            if none keeps enough accuracy, the most accurate.
 
     Returns:
-        The choice; a learned point must be better than every point of the path.
+        The choice; if the path counts, a learned point must be better than every point of it.
     """
     finetuned = path[1.0]
     needed = finetuned.right - max_loss / 100
     allowed = {alpha: seen for alpha, seen in path.items() if seen.right >= needed}
     alpha = min(allowed, key=lambda alpha: allowed[alpha].goal)
-    best, seen = Candidate(alpha=alpha), path[alpha]
-    for candidate, at in learned.items():
-        if at.right >= needed and at.goal < seen.goal:
-            best, seen = candidate, at
+    accurate = {candidate: at for candidate, at in learned.items() if at.right >= needed}
+    if accurate:
+        best = min(accurate, key=lambda candidate: accurate[candidate].goal)
+    else:
+        best = max(learned, key=lambda candidate: learned[candidate].right)
+    seen = learned[best]
+    if path_counts and (not accurate or seen.goal >= path[alpha].goal):
+        best, seen = Candidate(alpha=alpha), path[alpha]
     return HeldBackChoice(
         images=images,
         alpha=best.alpha,

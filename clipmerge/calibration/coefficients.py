@@ -1,4 +1,4 @@
-"""Coefficients in a box: theta_0 + c * task_vector, one c per layer, parameter, output channel or entry.
+"""Bounded coefficients: theta_0 + c * task_vector, one c per layer, parameter, output channel or entry.
 
 The gradient of a coefficient is the sum of gradient * task_vector over its entries, so one backward pass serves every
 granularity.
@@ -24,7 +24,7 @@ _SPREAD = 0.02
 
 
 class Coefficients:
-    """Coefficients in [0, 1], dense or sparse.
+    """Coefficients from 0 to a ceiling, dense or sparse.
 
     A sparse parameter has a *score* for each coefficient. `place` uses the largest scores as coefficients and zero for
     all others, so that a dropped entry is the zero-shot model's, bit for bit. Its score keeps following the gradient
@@ -100,7 +100,7 @@ class Coefficients:
         generator = torch.Generator().manual_seed(seed)
         for key in self._kept:
             value = self.values[key]
-            value.add_(_SPREAD * torch.randn(value.shape, generator=generator).to(value)).clamp_(0, 1)
+            value.add_(_SPREAD * torch.randn(value.shape, generator=generator).to(value)).clamp_min_(0)
 
     def placed(self, key: str) -> Tensor:
         """The coefficients used by `place` for one parameter or layer, in the shape of its ``values``."""

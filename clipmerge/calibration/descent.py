@@ -1,4 +1,4 @@
-"""Gradient descent on numbers in [0, 1]: Adam with one second moment per tensor."""
+"""Gradient descent on numbers between 0 and a ceiling: Adam with one second moment per tensor."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Descent:
         return {"taken": self.taken} | {f"{part}:{key}": held[key] for part, held in parts.items() for key in held}
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Take a step, and clamp to [0, 1]."""
+    def step(self, ceiling: float = 1.0) -> None:
+        """Take a step, and clamp to [0, ceiling]."""
         number = int(self.taken)
         fall = (1 + math.cos(math.pi * number / self._steps)) / 2
         number += 1
@@ -57,4 +57,4 @@ class Descent:
             second = self._second[key].lerp_(value.grad.square().mean(), 1 - _LONG_MEMORY)
             scale = (second / (1 - _LONG_MEMORY**number)).sqrt() + _TINY
             move = first / (scale * (1 - _MEMORY**number))
-            value.sub_(move, alpha=self._rates[key] * fall).clamp_(0, 1)
+            value.sub_(move, alpha=self._rates[key] * fall).clamp_(0, ceiling)

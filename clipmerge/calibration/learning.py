@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, fields, replace
 
 import torch
 
-from clipmerge.calibration.choice import CANDIDATES, Candidate, Seen, choose, embeds_less_at_once, look
+from clipmerge.calibration.choice import CANDIDATES, UNDER_A_MASK, Candidate, Seen, choose, embeds_less_at_once, look
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, Losses, descend
@@ -35,6 +35,7 @@ class Course:
         batch: Most images per step; ``None`` for the size of a calibration batch.
         held_back: Share of the images that learning does not see and that judge the result.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
+        ceiling: Largest coefficient; ``None`` for twice the coefficient where learning starts, at least 1.
     """
 
     goal: Goal
@@ -44,6 +45,11 @@ class Course:
     batch: int | None = None
     held_back: float = 0.0
     max_loss: float = 100.0
+    ceiling: float | None = 1.0
+
+    def ceiling_from(self, start: float) -> float:
+        """Largest coefficient, for a start: as far above it as zero-shot is below, but fine-tuned at least."""
+        return max(1.0, 2 * start) if self.ceiling is None else self.ceiling
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class Learned:
 
 
 def learn(objective: Objective, coefficients: Coefficients, course: Course) -> Learned:
-    """Learn with Adam, whose rate falls to zero along a half cosine, and keep every coefficient in [0, 1].
+    """Learn with Adam, whose rate falls to zero along a half cosine, and clamp every coefficient to [0, ceiling].
 
     Coefficients without a start all start at the best alpha of the straight path, by the goal on the held-back images
     or, without any, on the images of the first steps. At the end the held-back images choose between points of the
@@ -144,7 +150,7 @@ class _Run:
         work = sum(FORWARD * len(goal.teachers) * goal.copied(len(step)) for step in steps)
         work += sum(GRADIENT * goal.seen(len(step)) for step in steps)
         work += sum(FORWARD * len(whole.teachers) * whole.copied(len(step)) for step in looks)
-        work += sum(FORWARD * len(CANDIDATES) * whole.seen(len(step)) for step in looks)
+        work += sum(FORWARD * len(self._candidates) * whole.seen(len(step)) for step in looks)
         work += sum(FORWARD * len(ALPHAS) * (whole if looks else goal).seen(len(step)) for step in tried)
         self._objective.announce_work(work)
         if self._course.thin:
@@ -177,12 +183,13 @@ class _Run:
 
     def _descend(self, steps: Sequence[Step]) -> None:
         objective, coefficients, goal = self._objective, self._coefficients, self._course.goal
+        ceiling = self._course.ceiling_from(coefficients.start)
         for step in steps:
             coefficients.place()
             self._trace[step.number] = torch.tensor(astuple(descend(objective, step, goal)))
             coefficients.set_gradients()
             with self._keep.changing() if self._keep else nullcontext():
-                self._descent.step()
+                self._descent.step(ceiling)
             objective.tick(GRADIENT * goal.seen(len(step)))
             if self._keep:
                 self._keep.save(self._state, last=step.number + 1 == self._course.steps)
@@ -190,13 +197,18 @@ class _Run:
     def _chosen(self, looks: Sequence[Step], images: int) -> HeldBackChoice:
         """Let the held-back images choose, and move to their choice."""
         path = {alpha: Seen(*row) for alpha, row in zip(ALPHAS, self._path.tolist(), strict=True)}
-        tried = {candidate: self._seen(candidate, looks) for candidate in CANDIDATES}
-        choice = choose(path, tried, images=images, max_loss=self._course.max_loss)
+        tried = {candidate: self._seen(candidate, looks) for candidate in self._candidates}
+        limit, sparse = self._course.max_loss, bool(self._coefficients.sparse)
+        choice = choose(path, tried, images=images, max_loss=limit, path_counts=not sparse)
         if choice.alpha is None:
             self._coefficients.move(choice.part, choice.beyond)
         else:
             self._coefficients.flatten(choice.alpha)
         return choice
+
+    @property
+    def _candidates(self) -> tuple[Candidate, ...]:
+        return CANDIDATES if self._course.thin is None else CANDIDATES + UNDER_A_MASK
 
     def _seen(self, candidate: Candidate, looks: Sequence[Step]) -> Seen:
         self._coefficients.move(candidate.part, candidate.beyond)

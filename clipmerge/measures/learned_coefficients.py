@@ -18,12 +18,13 @@ def learned_coefficients(
     objective: Objective,
     *,
     granularity: Granularity = "entry",
-    robustness: NonNegative = 0.3,
-    steps: Count = 120,
-    batch: Count = 128,
+    robustness: NonNegative = 0.5,
+    steps: Count = 200,
+    batch: Count = 64,
     copies: Count = 64,
-    rate: Positive = 0.03,
+    rate: Positive = 0.04,
     start: Share | None = None,
+    ceiling: Positive | None = None,
     views: NonNegative = 1.0,
     held_back: PartialShare = 0.2,
     max_loss: Points = 5.0,
@@ -35,8 +36,9 @@ def learned_coefficients(
     """Learn one coefficient per layer, parameter, output channel or entry.
 
     Minimises the cross-entropy on fresh views of the calibration images plus ``robustness`` times the divergence from
-    the zero-shot model on generically changed copies of them, over coefficients in [0, 1]: the merged weights stay in
-    the box between both checkpoints. Uses Adam with a few images per step and new views and changes in every step.
+    the zero-shot model on generically changed copies of them, over coefficients from 0 to ``ceiling``. With a
+    ceiling of 1 the merged weights stay in the box between both checkpoints. Uses Adam with a few images per step and
+    new views and changes in every step.
     Images held back from learning choose the starting point and, at the end, between the learned point, points on the
     way to it and points of the straight path. With one coefficient per entry it needs memory for six float32 numbers
     per entry, in addition to the model.
@@ -50,6 +52,8 @@ def learned_coefficients(
         copies: Most images per step with a changed copy, on which the divergence is computed.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: Initial coefficient; ``None`` for the best alpha of the straight path under the same goal.
+        ceiling: Largest coefficient; ``None`` for twice the start, at least 1. Where learning starts near the
+            fine-tuned model, a ceiling of 1 would let coefficients only fall.
         views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images; 0 for none.
         held_back: Share of the images that learning does not see; 0 uses the learned coefficients unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
@@ -59,15 +63,15 @@ def learned_coefficients(
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU multiplies it faster.
 
     Returns:
-        Statistics ``at_zero`` and ``at_one``, shares of a layer's entries whose coefficient is 0 or 1; the losses of
-        every step; the choice of the held-back images; and the coefficients.
+        Statistics ``at_zero`` and ``at_one``, shares of a layer's entries whose coefficient is 0, or 1 and above; the
+        losses of every step; the choice of the held-back images; and the coefficients.
 
     Raises:
         MeasureError: If a loss is not finite.
 
     Source:
         One coefficient per layer: AdaMerging, Yang et al. 2023, arXiv:2310.02575; regularised by the predictions of
-        the old model: Li and Hoiem 2016, arXiv:1606.09282. The combination, in the box and per entry, is ours.
+        the old model: Li and Hoiem 2016, arXiv:1606.09282. The combination, bounded and per entry, is ours.
     """
     coefficients = Coefficients(objective, granularity, start)
     course = course_of(
@@ -76,6 +80,7 @@ def learned_coefficients(
         batch=batch,
         copies=copies,
         rate=rate,
+        ceiling=ceiling,
         views=views,
         held_back=held_back,
         max_loss=max_loss,
@@ -94,6 +99,7 @@ def course_of(
     batch: int,
     copies: int,
     rate: float,
+    ceiling: float | None,
     views: float,
     held_back: float,
     max_loss: float,
@@ -104,7 +110,7 @@ def course_of(
 ) -> Course:
     """Collect the options of `learned_coefficients`."""
     goal = Goal(robustness, changes, divergence, views, blend, copies, precision)
-    return Course(goal, steps, rate, batch=batch, held_back=held_back, max_loss=max_loss)
+    return Course(goal, steps, rate, batch=batch, held_back=held_back, max_loss=max_loss, ceiling=ceiling)
 
 
 def measured(name: str, objective: Objective, coefficients: Coefficients, learned: Learned) -> Measurements:
@@ -121,7 +127,7 @@ def measured(name: str, objective: Objective, coefficients: Coefficients, learne
     for layer, names in objective.layers.items():
         spread = torch.cat([values[name].broadcast_to(objective.theta_0[name].shape).reshape(-1) for name in names])
         at_zero[layer] = float((spread == 0).double().mean())
-        at_one[layer] = float((spread == 1).double().mean())
+        at_one[layer] = float((spread >= 1).double().mean())
     return Measurements(
         measure=name,
         statistics=(
@@ -134,8 +140,8 @@ def measured(name: str, objective: Objective, coefficients: Coefficients, learne
             Statistic(
                 name="at_one",
                 values=at_one,
-                title="held at fine-tuned",
-                about="share of the layer's entries whose learned coefficient is 1.",
+                title="fine-tuned or beyond",
+                about="share of the layer's entries whose learned coefficient is 1 or larger.",
             ),
         ),
         batch_sizes=objective.batch_sizes,

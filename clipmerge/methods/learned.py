@@ -65,7 +65,10 @@ def _chosen(choice: HeldBackChoice) -> str:
     if choice.alpha is not None:
         return f"{images}: nothing that was learned beats alpha {choice.alpha:g} of the straight path ({accuracy})"
     way = "all of what was learned" if choice.part == 1 else f"{choice.part:.0%} of the way to what was learned"
+    if choice.part == 0:
+        way = "one coefficient for all that the mask keeps"
     if choice.beyond:
         way += f", and from there {choice.beyond:.0%} of the way to fine-tuned to keep the accuracy"
     path = f"{choice.path_goal:.3f} at the best alpha {choice.path_alpha:g} of the straight path"
-    return f"{images} chose {way}: goal {choice.goal:.3f}, {path} ({accuracy})"
+    worse = "" if choice.goal < choice.path_goal else "which a sparse mask does not beat: "
+    return f"{images} chose {way}: {worse}goal {choice.goal:.3f}, {path} ({accuracy})"

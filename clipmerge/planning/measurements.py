@@ -108,7 +108,8 @@ class HeldBackChoice(Frozen):
     Attributes:
         images: Number of images held back.
         alpha: The point, if it is on the straight path; ``None`` for a learned point.
-        part: Share of the way from the start of learning to the learned coefficients.
+        part: Share of the way from the start of learning to the learned coefficients; 0 for one coefficient for all
+            that a sparse mask keeps.
         beyond: Share of the remaining way to the fine-tuned model.
         goal: The goal at the chosen point, in nats, on changed copies of the held-back images.
         right: Share of those copies that the chosen point recognises.

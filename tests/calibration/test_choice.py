@@ -52,6 +52,26 @@ def test_the_lowest_goal_is_taken_of_what_keeps_the_accuracy(
     assert choice.path_goal == (1.0 if max_loss == 100 else 2.0)
 
 
+@pytest.mark.parametrize(
+    ("learned_points", "max_loss", "expected"),
+    [
+        # worse than the best point of the path, and taken all the same
+        ({WHOLE: Seen(1.5, 0.9), HALF: Seen(1.2, 0.9)}, 100, HALF),
+        # the only one that keeps the accuracy
+        ({WHOLE: Seen(1.5, 0.94), HALF: Seen(1.2, 0.9)}, 2, WHOLE),
+        # none keeps it: the most accurate
+        ({WHOLE: Seen(1.2, 0.8), HALF: Seen(1.5, 0.9)}, 2, HALF),
+    ],
+)
+def test_where_the_path_does_not_count_a_learned_point_is_taken(
+    learned_points: dict[Candidate, Seen], max_loss: float, expected: Candidate
+) -> None:
+    choice = choose(PATH, learned_points, images=20, max_loss=max_loss, path_counts=False)
+    assert choice.alpha is None
+    assert (choice.part, choice.goal) == (expected.part, learned_points[expected].goal)
+    assert choice.path_goal == (1.0 if max_loss == 100 else 2.0)
+
+
 def test_a_look_is_the_goal_over_all_held_back_images(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     goal = Goal(0.5, changes=())
@@ -235,3 +255,17 @@ def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(tmp_path: Path,
                     cosine = torch.cosine_similarity(gradient.flatten(), objective.gradient_of(name).flatten(), dim=0)
                     assert float(cosine) > 0.97, name
             objective.path.clear_gradients()
+
+
+@pytest.mark.parametrize(("start", "ceiling", "most"), [(0.9, None, 1.8), (0.3, None, 1.0), (0.9, 1.0, 1.0)])
+def test_coefficients_may_rise_as_far_above_the_start_as_they_may_fall(
+    ends: Ends, start: float, ceiling: float | None, most: float
+) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    options: dict[str, Any] = {"start": start, "ceiling": ceiling, "held_back": 0.0}
+    found = learned_coefficients(objective, steps=12, rate=0.5, robustness=0.0, **options)
+    values = torch.cat([value.flatten() for value in found.coefficients.values()])
+    assert float(values.min()) == 0
+    assert float(values.max()) == pytest.approx(most)
+    at_one = found["at_one"].values
+    assert 0 < sum(at_one.values()) <= len(at_one)

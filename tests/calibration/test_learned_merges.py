@@ -34,7 +34,7 @@ def merged(
 def test_a_merge_by_the_recipe_tells_numbers(merged: tuple[Path, dict[str, Any]]) -> None:
     for layer, entry in merged[1]["layers"].items():
         low, high = entry["alpha_range"]
-        assert 0 <= low <= entry["alpha"] <= high <= 1, layer
+        assert 0 <= low <= entry["alpha"] <= high <= 2, layer
         assert entry["density"] == 1
         assert entry["reason"].startswith("learned: ")
         assert set(merged[1]["measurements"][layer]) == {"at_zero", "at_one", "change"}

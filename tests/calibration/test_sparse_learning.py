@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from clipmerge.calibration.coefficients import Coefficients, _largest
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.sharpness import layer_sharpness, matched, sharpest
+from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.learned_sparse import learned_sparse
 from tests.support.command import clipmerge
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
@@ -129,6 +130,20 @@ def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) 
             assert torch.equal(found.coefficients[name] == 0, found.coefficients[name] <= 0)
     assert sum(found["sharpness_share"].values.values()) == pytest.approx(1)
     assert stragglers(learned_sparse(objective_for(ends, make_batches(SIZES)), steps=1, share=0.0), objective)
+
+
+def test_stragglers_stay_sparse_where_the_straight_path_is_better(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches((8, 8, 8, 8, 8)))
+    # nothing is learned in one step so small, and dropping most of the sharpest layers costs
+    found = learned_sparse(objective, steps=1, rate=1e-9, density=0.05, share=0.9, held_back=0.3)
+    assert found.choice is not None
+    assert found.choice.goal > found.choice.path_goal
+    assert found.choice.alpha is None
+    sharp = stragglers(found, objective)
+    assert all(found["at_zero"].values[layer] >= 0.9 for layer in sharp)
+    dense = learned_coefficients(objective_for(ends, make_batches((8, 8, 8, 8, 8))), steps=1, rate=1e-9, held_back=0.3)
+    assert dense.choice is not None
+    assert dense.choice.goal <= dense.choice.path_goal
 
 
 def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends: Ends) -> None:
