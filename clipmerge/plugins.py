@@ -58,7 +58,7 @@ def _known_mask(name: str) -> str:
 #: The name of a mask.
 MaskName = Annotated[str, AfterValidator(_known_mask)]
 #: A kind of generic change of images.
-Augmentation = Literal["geometry", "elastic", "colour", "grey", "blur", "noise"]
+Augmentation = Literal["geometry", "colour", "grey", "blur", "noise"]
 
 # Parameters filled in by the arithmetic for masks and combinations; not options.
 _FILLED_IN = {"masks": {"theta_0", "score", "key"}, "combinations": {"key", "thinned"}}

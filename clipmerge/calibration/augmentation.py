@@ -1,4 +1,4 @@
-"""Generic changes of images, aimed at no particular shift: geometry, elastic, colour, grey, blur, noise; and views.
+"""Generic changes of images: geometry, colour, grey, blur, noise and small views, aimed at no particular shift.
 
 They act on preprocessed pixels, so that they work for any checkpoint's normalisation. All random numbers are drawn on
 the CPU, so that a seed gives the same images on any device.
@@ -11,7 +11,7 @@ from typing import get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, avg_pool2d, grid_sample, interpolate
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from clipmerge.errors import MeasureError
 from clipmerge.plugins import Augmentation
@@ -21,8 +21,6 @@ KINDS: tuple[Augmentation, ...] = get_args(Augmentation)
 
 _TURN, _SHEAR, _SHIFT = math.radians(25), 0.2, 0.15
 _SCALES = (0.7, 1.3)
-# Largest shift of a point of the elastic grid, where the whole image is 2, and points along a side.
-_STRETCH, _KNOTS = 0.16, 4
 _CONTRAST, _BRIGHTNESS, _CHANNELS = 0.6, 0.6, 0.4
 _GREY_SHARE, _BLUR_SHARE, _NOISE = 0.3, 0.3, 0.4
 # Largest rotation, rescaling and shift of a view at strength 1; a shift of 2 is the whole image.
@@ -113,16 +111,6 @@ def _geometry(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return _resampled(pixels, rows)
 
 
-def _elastic(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift the points of a coarse grid at random, some images more than others, and everything between smoothly."""
-    strength = _uniform(pixels, generator, 0, _STRETCH, 1, 1, 1)
-    shifts = _uniform(pixels, generator, -1, 1, 2, _KNOTS, _KNOTS) * strength
-    field = interpolate(shifts, size=pixels.shape[-2:], mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
-    still = torch.eye(2, 3).to(pixels).expand(len(pixels), 2, 3)
-    grid = affine_grid(still, list(pixels.shape), align_corners=False) + field
-    return grid_sample(pixels, grid, padding_mode="border", align_corners=False)
-
-
 def _colour(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Mix the channels a little, and change contrast and brightness."""
     mixing = torch.eye(3).to(pixels) + _uniform(pixels, generator, -_CHANNELS, _CHANNELS, 3, 3)
@@ -150,11 +138,4 @@ def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return pixels + spread * torch.randn(pixels.shape, generator=generator).to(pixels)
 
 
-_CHANGES = {
-    "geometry": _geometry,
-    "elastic": _elastic,
-    "colour": _colour,
-    "grey": _grey,
-    "blur": _blur,
-    "noise": _noise,
-}
+_CHANGES = {"geometry": _geometry, "colour": _colour, "grey": _grey, "blur": _blur, "noise": _noise}

@@ -31,8 +31,8 @@ class Candidate:
 #: Learned points that are tried: shares of the way from the start, and from there of the way to fine-tuned.
 _TRIED = {1.0: (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), 0.7: (0.0, 0.1, 0.2, 0.3), 0.4: (0.0, 0.1, 0.2)}
 CANDIDATES = tuple(Candidate(part=part, beyond=beyond) for part, each in _TRIED.items() for beyond in each)
-#: Further points for a sparse mask, which cannot fall back to the path: learned ones that are nearly fine-tuned, and one
-#: coefficient for all that the mask keeps, from the start up to fine-tuned.
+#: Further points for a sparse mask, which cannot fall back to the path: learned ones that are nearly fine-tuned, and
+#: one coefficient for all that the mask keeps, from the start up to fine-tuned.
 _MASKED = {1.0: (0.6, 0.9), 0.0: (0.0, 0.25, 0.5, 0.75, 1.0)}
 UNDER_A_MASK = tuple(Candidate(part=part, beyond=beyond) for part, each in _MASKED.items() for beyond in each)
 

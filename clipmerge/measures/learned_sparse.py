@@ -15,19 +15,18 @@ from clipmerge.measures._statistics import statistic
 from clipmerge.measures.learned_coefficients import course_of, learned_coefficients, measured
 from clipmerge.methods._stragglers import find_stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import Density, Points, Share, options_of, plugin_options
+from clipmerge.plugins import Density, Share, options_of, plugin_options
 
 Rule = Literal["share", "outlier", "flattest", "random"]
 
 
-@options_of(learned_coefficients, without=("max_loss",))
+@options_of(learned_coefficients)
 def learned_sparse(
     objective: Objective,
     *,
     rule: Rule = "share",
-    share: Share = 0.25,
+    share: Share = 0.15,
     density: Density = 0.5,
-    max_loss: Points = 4.0,
     **options: Any,
 ) -> Measurements:
     """Learn coefficients; straggler layers keep only a share of them, and all their other weights stay zero-shot.
@@ -44,7 +43,6 @@ def learned_sparse(
             are controls that select other layers with about as many entries as ``share`` would.
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
-        max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
         **options: Options of `learned_coefficients`.
 
     Returns:
@@ -58,7 +56,7 @@ def learned_sparse(
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; straight-through: Bengio et al. 2013, arXiv:1308.3432.
         The definitions are ours.
     """
-    settings = {**plugin_options("measures", "learned-coefficients"), **options, "max_loss": max_loss}
+    settings = {**plugin_options("measures", "learned-coefficients"), **options}
     finder = _Finder(objective, rule, share)
     coefficients = Coefficients(objective, settings.pop("granularity"), settings.pop("start"))
     course = replace(course_of(**settings), thin=lambda: (finder.parameters(), density))

@@ -36,7 +36,7 @@ def test_a_merge_by_the_recipe_tells_numbers(merged: tuple[Path, dict[str, Any]]
         low, high = entry["alpha_range"]
         assert 0 <= low <= entry["alpha"] <= high <= 2, layer
         assert entry["density"] == 1
-        assert entry["reason"].startswith("learned: ")
+        assert entry["reason"].startswith("learned")
         assert set(merged[1]["measurements"][layer]) == {"at_zero", "at_one", "change"}
     assert "learned coefficients; loss " in merged[1]["verdict"]
     assert merged[1]["stragglers"] == []

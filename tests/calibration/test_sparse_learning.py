@@ -123,7 +123,7 @@ def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) 
     objective = objective_for(ends, make_batches(SIZES))
     found = learned_sparse(objective, steps=4, density=density, held_back=0.0)
     sharp = stragglers(found, objective)
-    assert sharp == list(sharpest({k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}, 0.25))
+    assert sharp == list(sharpest({k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}, 0.15))
     for layer in sharp:
         assert found["at_zero"].values[layer] >= 1 - density
         for name in objective.layers[layer]:
