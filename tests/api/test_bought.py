@@ -263,7 +263,7 @@ def test_a_plan_keeps_it_for_apply_until_it_is_edited(losing: Inputs, photos: Pa
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     edited = clipmerge("apply", tmp_path / "plan.json", "-o", tmp_path / "edited", "--format", "json")
     assert edited.json["bought"] is None
-    warnings = [text for text in edited.json["warnings"] if "bought" in text or "loses" in text]
+    warnings = [text for text in edited.json["warnings"] if "bought" in text or "edited" in text or "loses" in text]
     assert warnings == ["the plan was edited after it was measured, so the effect of this merge is not known"]
 
 

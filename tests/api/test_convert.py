@@ -143,7 +143,7 @@ def test_a_foreign_tokenizer_must_lie_there(ours: Path, tmp_path: Path) -> None:
 def test_what_has_the_layout_already_is_refused(to: str, ours: Path, theirs: Path, tmp_path: Path) -> None:
     source = ours if to == "open-clip" else theirs
     line = refused(clipmerge("convert", source, tmp_path / "out", "--to", to))
-    assert f"is in the layout of {to} already" in line
+    assert f"is already in the layout of {to}" in line
 
 
 def test_a_bare_file_is_refused(ours: Path, tmp_path: Path) -> None:
