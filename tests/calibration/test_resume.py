@@ -173,8 +173,8 @@ def test_an_interruption_within_a_step_saves_nothing_that_is_half_changed(
 ) -> None:
     real, calls = Descent.step, iter(range(3))
 
-    def step(descent: Descent) -> None:
-        real(descent)
+    def step(descent: Descent, ceiling: float = 1.0) -> None:
+        real(descent, ceiling)
         if next(calls) == 2:
             raise KeyboardInterrupt
 
