@@ -15,7 +15,7 @@ from clipmerge.measures._statistics import statistic
 from clipmerge.measures.learned_coefficients import course_of, learned_coefficients, measured
 from clipmerge.methods._stragglers import find_stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import Density, Share, options_of, plugin_options
+from clipmerge.plugins import Count, Density, Share, options_of, plugin_options
 
 Rule = Literal["share", "outlier", "flattest", "random"]
 
@@ -27,6 +27,7 @@ def learned_sparse(
     rule: Rule = "share",
     share: Share = 0.15,
     density: Density = 0.5,
+    draw: Count = 1,
     **options: Any,
 ) -> Measurements:
     """Learn coefficients; straggler layers keep only a share of them, and all their other weights stay zero-shot.
@@ -43,6 +44,7 @@ def learned_sparse(
             are controls that select other layers with about as many entries as ``share`` would.
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
+        draw: Number of the random set, for ``rule: random``.
         **options: Options of `learned_coefficients`.
 
     Returns:
@@ -57,7 +59,7 @@ def learned_sparse(
         The definitions are ours.
     """
     settings = {**plugin_options("measures", "learned-coefficients"), **options}
-    finder = _Finder(objective, rule, share)
+    finder = _Finder(objective, rule, share, draw)
     coefficients = Coefficients(objective, settings.pop("granularity"), settings.pop("start"))
     course = replace(course_of(**settings), thin=lambda: (finder.parameters(), density))
     learned = learn(objective, coefficients, course)
@@ -68,8 +70,8 @@ def learned_sparse(
 class _Finder:
     """Finds the stragglers once the starting point of learning is known, and keeps the statistics."""
 
-    def __init__(self, objective: Objective, rule: Rule, share: float) -> None:
-        self._objective, self._rule, self._share = objective, rule, share
+    def __init__(self, objective: Objective, rule: Rule, share: float, draw: int) -> None:
+        self._objective, self._rule, self._share, self._draw = objective, rule, share, draw
         self._sharpness = Statistic(name="sharpness", values={})
         self._stragglers: tuple[str, ...] = ()
 
@@ -105,7 +107,7 @@ class _Finder:
         entries = sum(sizes[layer] for layer in sharpest(values, self._share))
         order = sorted(values, key=values.__getitem__)
         if self._rule == "random":
-            random.Random(self._objective.seed).shuffle(order)
+            random.Random(1000 * self._objective.seed + self._draw).shuffle(order)
         return matched(order, sizes, entries)
 
     @property
