@@ -51,7 +51,7 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
             parts.append(f"Not run yet: `{about.command}` does.")
         else:
             parts.append(section(about, pairs, read_pairs(folder / _AGAIN_FOLDER)))
-            written += _pictures(about.name, pairs, docs / "results")
+            written += _pictures(about, pairs, docs / "results")
             parts += _claims(folder, pairs)
     page = docs / "results.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -336,13 +336,13 @@ def _pair_cell(pair: Resampled, recipe: str) -> str:
     return f"{100 * pair.id[0, place]:.1f} / {100 * pair.ood[0, place]:.1f} ({told})"
 
 
-def _pictures(name: str, pairs: Sequence[Resampled], folder: Path) -> list[Path]:
+def _pictures(about: About, pairs: Sequence[Resampled], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     held_out = [pair for pair in pairs if not pair.record["tuning"] and pair.record["regime"] != _SEVERAL]
     written = []
     for regime in _regimes(held_out):
-        file = folder / f"{name}-{regime}.png"
-        file.write_bytes(regime_png(regime, _of(held_out, regime), _recipes(held_out)))
+        file = folder / f"{about.name}-{regime}.png"
+        file.write_bytes(regime_png(about.title, regime, _of(held_out, regime), _recipes(held_out)))
         written.append(file)
     return written
 

@@ -35,6 +35,20 @@ _NAME, _SOURCES = 36, 40
 _SHARING = 4
 
 
+def curve_png(record: dict[str, Any], title: str) -> bytes:
+    """Draw the same under a title, for results that are not one sweep's.
+
+    Args:
+        record: As `curve_files` takes it.
+        title: One or two lines above the picture.
+
+    Returns:
+        A PNG.
+    """
+    with _fonts_for(record):
+        return drawing.png(_draw(record, title=title))
+
+
 def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
     """Draw the curve, the recipes and the checkpoints beside it, for papers and pages.
 
@@ -81,8 +95,9 @@ def _fonts_for(record: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _draw(record: dict[str, Any], inches: tuple[float, float] = _INCHES) -> Figure:
+def _draw(record: dict[str, Any], inches: tuple[float, float] = _INCHES, *, title: str = "") -> Figure:
     figure, axes = drawing.new_figure(*inches, dots=_DOTS)
+    axes.set_title(title, color=INK, fontsize=11, loc="left", parse_math=False)
     narrow = inches == _NARROW
     axes.set_xlabel(_axis_label("ID", record["id"], narrow=narrow), parse_math=False)
     axes.set_ylabel(_axis_label("OOD", record["ood"], narrow=narrow), parse_math=False)
@@ -222,7 +237,7 @@ _Offset = tuple[float, float, _Side, _Level]
 
 def _offsets() -> Iterator[_Offset]:
     """Positions for a label around its point, nearest first."""
-    for away in (8, 14, 24):
+    for away in (8, 14, 24, 38, 54):
         yield away, 0, "left", "center"
         yield -away, 0, "right", "center"
         level: _Level
