@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.files.cache import user_config
 
 FILE = "clipmerge.toml"
 #: Flags that any file may set, by their parameter.
@@ -88,7 +89,7 @@ def read_defaults(environment: Mapping[str, str], *, folder: Path, home: Path | 
     """
     found = Defaults()
     if home is not None:
-        _add_file(found, home / "clipmerge" / FILE, (*_ANYWHERE, *_PERSONAL), "")
+        _add_file(found, home / FILE, (*_ANYWHERE, *_PERSONAL), "")
     own = "; the user's own file and the environment may set more"
     _add_file(found, folder / FILE, _ANYWHERE, own)
     for variable, text in environment.items():
@@ -102,20 +103,12 @@ def read_defaults(environment: Mapping[str, str], *, folder: Path, home: Path | 
     return found
 
 
-def config_home(environment: Mapping[str, str]) -> Path | None:
-    """The user's configuration folder: ``$XDG_CONFIG_HOME`` or ``~/.config``; ``None`` for a user without a home."""
-    base = Path(environment.get("XDG_CONFIG_HOME", ""))
-    if base.is_absolute():
-        return base
+def config_home() -> Path | None:
+    """The user's configuration folder; ``None`` for a user without a home."""
     try:
-        return Path.home() / ".config"
+        return user_config()
     except RuntimeError:
         return None
-
-
-def known_settings() -> tuple[str, ...]:
-    """Flags that have a default to be set, as they are written in a file."""
-    return tuple(name.replace("_", "-") for name in (*_ANYWHERE, *_PERSONAL))
 
 
 def _value(variable: str, name: str, text: str) -> Any:
@@ -175,7 +168,7 @@ def apply_defaults(context: Any, flags: Collection[str]) -> None:
     Raises:
         UsageError: If a file or a variable cannot be used.
     """
-    found = read_defaults(os.environ, folder=Path(), home=config_home(os.environ))
+    found = read_defaults(os.environ, folder=Path(), home=config_home())
     found.values = {name: value for name, value in found.values.items() if name in flags}
     context.default_map = {context.invoked_subcommand: found.values}
     applied.__dict__.update(found.__dict__)

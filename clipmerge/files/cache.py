@@ -1,13 +1,12 @@
-"""The user's cache."""
+"""The user's folders: cache and configuration, where the system keeps them."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 
 def user_cache(name: str) -> Path:
-    """Return a folder in the user's cache: ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """Return a folder in the user's cache: on Linux ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Args:
         name: Name of the folder.
@@ -16,8 +15,22 @@ def user_cache(name: str) -> Path:
         The folder, which need not exist.
 
     Raises:
-        RuntimeError: If the variable is not set and the user has no home.
+        RuntimeError: If no variable names the cache and the user has no home.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # the XDG specification says to ignore relative paths
-    return (base if base.is_absolute() else Path.home() / ".cache") / "clipmerge" / name
+    from platformdirs import user_cache_path  # a hundredth of a second that ``--help`` saves
+
+    return user_cache_path("clipmerge", appauthor=False) / name
+
+
+def user_config() -> Path:
+    """Return the user's configuration folder: on Linux ``clipmerge`` in ``$XDG_CONFIG_HOME`` or ``~/.config``.
+
+    Returns:
+        The folder, which need not exist.
+
+    Raises:
+        RuntimeError: If no variable names it and the user has no home.
+    """
+    from platformdirs import user_config_path
+
+    return user_config_path("clipmerge", appauthor=False)

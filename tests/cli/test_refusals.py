@@ -121,7 +121,7 @@ def test_nan_is_found_whatever_the_alpha(copies: Folders, alpha: str, which: int
         ((), r"mine\.yaml: cannot be read", "mine.yaml"),
         (("--set", "overrides=[{layers: visoin.1.attn}]"), "matches no layer.*mean 'vision.1.attn'", "wise-ft"),
         (("--set", "overrides=[{layers: 'vision.99.*', alpha: 0}]"), "matches no layer", "wise-ft"),
-        (("--set", "overrides=[{layers: '*', density: 0.5}]"), "does not know", "monosoup"),
+        (("--set", "overrides=[{layers: '*', density: 0.5}]"), "does not have", "monosoup"),
     ],
 )  # fmt: skip
 def test_a_recipe_that_says_nonsense_is_one_line(
@@ -280,7 +280,7 @@ def test_a_folder_that_is_called_like_the_recipe_is_replaced(
 
 def test_convert_calls_a_merge_what_it_is(pair: Folders, earlier: Path) -> None:
     line = refused(clipmerge("convert", pair[0], earlier, "--to", "open-clip", "--overwrite"))
-    assert "was written by another command (clipmerge merge or apply; it holds clipmerge.json and no conv" in line
+    assert "was written by another command (clipmerge merge or apply; it holds clipmerge.json but no conv" in line
 
 
 def test_inspecting_another_model_names_it(copies: Folders) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import pwd
 import random
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from clipmerge.files.cache import user_cache
 from clipmerge.files.hashes import SETTLED_NS, remembered_sha256, sha256_of
 
 CONTENT = b"0123456789abcdef"
@@ -129,7 +131,10 @@ def test_without_a_cache_it_only_takes_longer(
 ) -> None:
     if what == "no home":
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr(pwd, "getpwuid", lambda _: {}["a user whom the system does not know"])
+        with pytest.raises(RuntimeError):
+            user_cache("hashes")
     else:
         cache.parent.parent.write_text("not a folder", encoding="ascii")
     assert {remembered(file) for _ in range(2)} == {sha256(CONTENT)}
