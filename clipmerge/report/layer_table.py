@@ -92,13 +92,17 @@ def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[
     reasons = Counter(entry.reason for entry in record.layers.values())
     return LayerTable(
         columns=shown,
-        equal=", ".join(f"{column.title} {column.span(tuple(record.layers))}" for column in left_out),
+        equal=", ".join(f"{column.title} {_span(column, record)}" for column in left_out),
         towers=tuple(_towers(record, shown, towers)),
         reason=next(iter(reasons)) if len(reasons) == 1 else "",
         usual_reason=reasons.most_common(1)[0][0],
         has_usual=len(reasons) > 1 and 2 * reasons.most_common(1)[0][1] > len(record.layers),
         has_masks=any(entry.mask for entry in record.layers.values()),
     )
+
+
+def _span(column: Column, record: MergeRecord) -> str:
+    return column.span(tuple(record.layers)).replace("-", "\N{MINUS SIGN}")
 
 
 def _is_equal(column: Column, record: MergeRecord) -> bool:
