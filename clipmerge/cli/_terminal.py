@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 #: Seconds between two lines of progress where no bar is shown.
 LINE_SECONDS = 10.0
 _STAGES = {
+    "inspect": "comparing",
     "read": "reading",
     "measure": "measuring",
     "plan": "deciding",
