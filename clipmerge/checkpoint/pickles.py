@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.limits import LARGEST_DIRECTORY, LARGEST_PICKLE, LONGEST_NAME, MOST_DIGITS
+from clipmerge.files.limits import LARGEST_DIRECTORY, LARGEST_PICKLE, LONGEST_NAME, MOST_DIGITS, MOST_OPERATIONS
 from clipmerge.files.reading import open_regular, told_size
 
 ZIP_START = b"PK\x03\x04"
@@ -37,7 +37,7 @@ def check_pickle(file: Path) -> None:
         if is_zip:
             _check_archive(file, content)
         else:
-            for _ in range(4):  # before torch 1.6, four pickles preceded the tensors
+            for _ in range(5):  # before torch 1.6, five pickles preceded the tensors
                 if not _check_calls(file, content):
                     break
 
@@ -81,10 +81,12 @@ def _check_calls(file: Path, content: IO[bytes]) -> bool:
     texts: list[str] = ["", ""]
     after = content.tell()
     try:
-        for operation, argument, position in pickletools.genops(content):
+        for count, (operation, argument, position) in enumerate(pickletools.genops(content)):
             if isinstance(argument, str) and "UNICODE" in operation.name:
                 texts = [texts[1], argument]
             reason = _objection(operation.name, argument, position or 0, texts)
+            if count >= MOST_OPERATIONS:
+                reason = f"makes its objects by more than {MOST_OPERATIONS} operations"
             if reason:
                 break
             after = content.tell()

@@ -35,6 +35,8 @@ MOST_DIMENSIONS = 64
 LONGEST_NAME = 1000
 #: Bytes of the pickle in a file that torch.save wrote; the tensors lie beside it.
 LARGEST_PICKLE = 64 * MIB
+#: Operations of such a pickle, by which it makes its objects; a training checkpoint has some 200,000.
+MOST_OPERATIONS = 1_000_000
 #: Bytes of the list of members in such a file.
 LARGEST_DIRECTORY = 16 * MIB
 #: Largest ratio of the bytes spanned by all tensors to the bytes in the file; it is two if all weights are tied.

@@ -77,6 +77,18 @@ def test_a_long_list_of_members_is_refused(tmp_path: Path, monkeypatch: pytest.M
         open_checkpoint(str(saved(tmp_path / "x.pt", {"a": torch.zeros(2)})))
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_pickle_of_very_many_operations_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
+) -> None:
+    from clipmerge.checkpoint import pickles
+
+    monkeypatch.setattr(pickles, "MOST_OPERATIONS", 20)
+    torch.save({"a": torch.zeros(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=not old)
+    with pytest.raises(CheckpointError, match="by more than 20 operations; save"):
+        open_checkpoint(str(tmp_path / "x.pt"))
+
+
 def test_a_large_pickle_and_a_long_number_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from clipmerge.checkpoint import pickles
 
