@@ -8,20 +8,24 @@ outside the cache.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import httpcore2
-import httpx2
+import huggingface_hub
 
 from clipmerge.errors import HubError
 from clipmerge.files.limits import LARGEST_ANSWER, SLOWEST_DOWNLOAD
 from clipmerge.files.reading import told_size
 from clipmerge.hub.ids import FULL_SHA
 
+# What the client speaks HTTP with: httpx until its version 1, httpx2 from its version 2 on.
+_IS_NEW = int(huggingface_hub.__version__.partition(".")[0]) >= 2
+_httpx: Any = importlib.import_module("httpx2" if _IS_NEW else "httpx")
+_httpcore: Any = importlib.import_module("httpcore2" if _IS_NEW else "httpcore")
 _NAME = re.compile(r'(?:W/)?"?[A-Za-z0-9_+=-][A-Za-z0-9_.+=-]{0,127}"?')
 _NAMING = ("etag", "x-linked-etag", "x-xet-hash")
 _NOT_THE_HUB = "Check that HF_ENDPOINT is the Hub and that no proxy changes its answers."
@@ -37,7 +41,7 @@ class _Deadline(threading.local):
 _deadline = _Deadline()
 
 
-def bound_client(client: httpx2.Client, seconds: float) -> None:
+def bound_client(client: Any, seconds: float) -> None:
     """Put bounds on a client of the Hub.
 
     Args:
@@ -45,12 +49,12 @@ def bound_client(client: httpx2.Client, seconds: float) -> None:
         seconds: Longest time for one answer, and for a download without progress.
     """
 
-    def before(request: httpx2.Request) -> None:
+    def before(request: Any) -> None:
         _deadline.at = time.monotonic() + seconds
         if _is_answer(request):  # the size of a compressed answer is not known in advance
             request.headers["accept-encoding"] = "identity"
 
-    def after(response: httpx2.Response) -> None:
+    def after(response: Any) -> None:
         _deadline.at = None
         _check_names(response)
         _check_encoding(response)
@@ -65,16 +69,16 @@ def bound_client(client: httpx2.Client, seconds: float) -> None:
             pool._network_backend = _Backend(backend)
 
 
-def _where(request: httpx2.Request) -> str:
+def _where(request: Any) -> str:
     return f"{request.url.scheme}://{request.url.host}{request.url.path}"
 
 
-def _is_answer(request: httpx2.Request) -> bool:
+def _is_answer(request: Any) -> bool:
     """Whether the answer is read into memory as a whole, unlike a file."""
     return request.method != "GET" or "/api/" in request.url.path
 
 
-def _check_names(response: httpx2.Response) -> None:
+def _check_names(response: Any) -> None:
     """Refuse headers that the client would use in paths but that are not file names."""
     if "/resolve/" not in response.request.url.path:
         return
@@ -87,7 +91,7 @@ def _check_names(response: httpx2.Response) -> None:
         raise HubError(f"{_where(response.request)}: its commit is not a commit hash. {_NOT_THE_HUB}")
 
 
-def _check_encoding(response: httpx2.Response) -> None:
+def _check_encoding(response: Any) -> None:
     encoding = response.headers.get("content-encoding", "identity")
     if _is_answer(response.request) and encoding not in ("identity", ""):
         raise HubError(
@@ -95,10 +99,10 @@ def _check_encoding(response: httpx2.Response) -> None:
         )
 
 
-class _Bounded(httpx2.SyncByteStream):
+class _Bounded(_httpx.SyncByteStream):  # type: ignore[misc]
     """The body of an answer: limited in size, a file also in slowness, any other answer in total time."""
 
-    def __init__(self, response: httpx2.Response, seconds: float) -> None:
+    def __init__(self, response: Any, seconds: float) -> None:
         self._stream: Any = response.stream
         self._request, self._seconds = response.request, seconds
 
@@ -124,10 +128,10 @@ class _Bounded(httpx2.SyncByteStream):
         self._stream.close()
 
 
-class _Stream(httpcore2.NetworkStream):
+class _Stream(_httpcore.NetworkStream):  # type: ignore[misc]
     """A connection that ends at the deadline of the request that is waiting for headers."""
 
-    def __init__(self, stream: httpcore2.NetworkStream) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -135,9 +139,10 @@ class _Stream(httpcore2.NetworkStream):
         if _deadline.at is not None:
             left = _deadline.at - time.monotonic()
             if left <= 0:
-                raise httpcore2.ReadTimeout("the headers took too long")
+                raise _httpcore.ReadTimeout("the headers took too long")
             timeout = left if timeout is None else min(left, timeout)
-        return self._stream.read(max_bytes, timeout)
+        content: bytes = self._stream.read(max_bytes, timeout)
+        return content
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write; an upload may take longer, so waiting for the answer starts when it ends."""
@@ -158,17 +163,17 @@ class _Stream(httpcore2.NetworkStream):
         return self._stream.get_extra_info(info)
 
 
-class _Backend(httpcore2.NetworkBackend):
+class _Backend(_httpcore.NetworkBackend):  # type: ignore[misc]
     """Opens connections with deadlines."""
 
-    def __init__(self, backend: httpcore2.NetworkBackend) -> None:
+    def __init__(self, backend: Any) -> None:
         self._backend = backend
 
-    def connect_tcp(self, *arguments: Any, **options: Any) -> httpcore2.NetworkStream:
+    def connect_tcp(self, *arguments: Any, **options: Any) -> _Stream:
         """Connect."""
         return _Stream(self._backend.connect_tcp(*arguments, **options))
 
-    def connect_unix_socket(self, *arguments: Any, **options: Any) -> httpcore2.NetworkStream:
+    def connect_unix_socket(self, *arguments: Any, **options: Any) -> _Stream:
         """Connect."""
         return _Stream(self._backend.connect_unix_socket(*arguments, **options))
 

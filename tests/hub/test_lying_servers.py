@@ -136,7 +136,7 @@ def test_a_download_that_drips_is_given_up(tmp_path: Path) -> None:
             connection.sendall(b"x")
             time.sleep(0.05)
 
-    with server(answer) as url, pytest.raises(HubError, match="almost nothing arrived in 1 s"):
+    with server(answer) as url, pytest.raises(HubError, match=r"almost nothing arrived in 1 s|no answer in time"):
         fetch(HubId("acme/x"), endpoint=url)
 
 
