@@ -8,6 +8,7 @@ loses the fields with paths on the machine that saved it.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ SIDE_FILES = frozenset(
         *(f"{name}{suffix}" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING") for suffix in ("", ".txt", ".md")),
     }
 )
+#: Follows the names of such files in a note; notes are published without these names.
+NOT_COPIED = "not copied: "
+# Absolute paths, of which a token of a vocabulary has no second slash.
+_ABSOLUTE = re.compile(r"~?/[^/\s]+/|~/|[A-Za-z]:[\\/]|\\\\|file:")
 # Fields with paths on the machine where a model was saved; no loader needs them.
 _PLACES = frozenset(
     {
@@ -127,13 +132,13 @@ def side_file_bytes(source: Path, name: str) -> bytes:
 
 def _without_places(content: bytes) -> bytes:
     """Drop the fields with paths; a file without such fields keeps its bytes."""
-    if not any(b'"%s"' % name.encode() in content for name in _PLACES):
-        return content
     try:
         data = parse_json(content.decode("utf-8"), halves=True)
     except ValueError:  # not JSON in spite of its name; loaders will report it
         return content
     cleaned = without_places(data)
+    if cleaned == data:
+        return content
     try:
         return f"{json.dumps(cleaned, indent=2, ensure_ascii=False)}\n".encode()
     except UnicodeEncodeError:  # a lone surrogate, which only an escape can express
@@ -143,13 +148,20 @@ def _without_places(content: bytes) -> bytes:
 def without_places(data: Any) -> Any:
     """Copy a JSON value without the fields with paths on the machine that saved it.
 
+    These are known by their names, or by a value that is an absolute path.
+
     Example:
-        >>> without_places({"_name_or_path": "/home/me/clip", "text_config": {"vocab_size": 3}})
+        >>> without_places({"_name_or_path": "clip", "data": "/home/me/x", "text_config": {"vocab_size": 3}})
         {'text_config': {'vocab_size': 3}}
     """
     if isinstance(data, dict):
-        return {key: without_places(value) for key, value in data.items() if key not in _PLACES}
+        items = ((key, value) for key, value in data.items() if key not in _PLACES)
+        return {key: without_places(value) for key, value in items if not _is_path(value)}
     return [without_places(value) for value in data] if isinstance(data, list) else data
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and _ABSOLUTE.match(value) is not None
 
 
 def read_side_json(folder: Path, name: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.reading import Unreadable, parse_json, read_text
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.files.side_files import SIDE_FILES, VOCABULARIES, copy_side_file, inside, without_places
+from clipmerge.files.side_files import NOT_COPIED, SIDE_FILES, VOCABULARIES, copy_side_file, inside, without_places
 from clipmerge.output.layout_files import write_layout_files
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
@@ -117,7 +117,7 @@ def _left_behind(checkpoint: Checkpoint) -> list[str]:
     strange = [name for name in strange if not name.endswith(".index.json")]
     links = [name for name in names if name in SIDE_FILES and inside(checkpoint.folder, name) is None]
     groups = {"not among the files that loaders read": strange, "not a file of this folder": links}
-    return [f"{checkpoint.source}: {shorten(names)} not copied: {why}" for why, names in groups.items() if names]
+    return [f"{checkpoint.source}: {shorten(names)} {NOT_COPIED}{why}" for why, names in groups.items() if names]
 
 
 def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 from clipmerge.errors import printable
+from clipmerge.files.side_files import NOT_COPIED
 from clipmerge.output.record import DataSource, MergeRecord
 from clipmerge.planning.bought import Bought
 from clipmerge.planning.provenance import CalibrationRecord
@@ -23,6 +24,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
 _ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`]+/)*([^\s/'\"`]+)/?")
 # Sign of a remaining path after all known paths are removed: a slash or a backslash between two names.
 _SOME_PATH = re.compile(r"~?[\w.\-]*[/\\]+[\w.\-]+")
+_NOT_COPIED_NOTE = "some files beside the weights were not copied"
 _LEFT_OUT = "a note was removed because it names files on the author's machine"
 
 
@@ -120,6 +122,8 @@ def _public_word(word: str, public: set[str]) -> str:
 
 
 def _public_note(note: str, record: MergeRecord) -> str:
+    if NOT_COPIED in note:  # and the names of files that nobody else is to see
+        return _NOT_COPIED_NOTE
     rest = note
     for name in sorted(_public_names(record), key=len, reverse=True):
         rest = rest.replace(name, "")

@@ -90,6 +90,19 @@ def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: 
     assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"text_config": {"vocab_size": 3}}
     assert (tmp_path / "added_tokens.json").read_text() == '{ "a":1}'
     assert without_places([{"vocab_file": 1}]) == [{}]
+    paths = ("/home/me/x", "~/x", "C:\\x", "D:/x", "\\\\server\\x", "file:///x", "~me/x/y")
+    assert [without_places({"any": [{"name": path}]}) for path in paths] == [{"any": [{}]}] * len(paths)
+    kept = {
+        "a": "/",
+        "b": "</s>",
+        "c": "https://a.b/c",
+        "d": "org/name/x",
+        "e": "{{/x/}}",
+        "f": "/think",
+        "g": float("nan"),
+    }
+    assert without_places(kept) == kept
+    copy_side_file(tmp_path / "vocab.json", tmp_path / "tokenizer.json")
 
 
 def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, Path], secret: Path) -> None:
