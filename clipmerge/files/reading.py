@@ -78,6 +78,16 @@ def read_json(path: Path, *, limit: int = LARGEST_JSON, pairs: PairsHook | None 
     return parse_json(read_text(path, limit, encoding="utf-8-sig"), pairs=pairs)
 
 
+def check_values(text: str, most: int = MOST_VALUES) -> None:
+    """Check how many values a JSON text holds at most, before it is parsed.
+
+    Raises:
+        Unreadable: If they are more than ``most``.
+    """
+    if sum(map(text.count, ",[{")) > most:
+        raise Unreadable(f"more than {most} values")
+
+
 def parse_json(text: str, *, pairs: PairsHook | None = None, halves: bool = False) -> Any:
     """Parse JSON from outside.
 
@@ -92,8 +102,7 @@ def parse_json(text: str, *, pairs: PairsHook | None = None, halves: bool = Fals
     Raises:
         Unreadable: If it is not JSON, or would take more memory or time than any legitimate file.
     """
-    if sum(map(text.count, ",[{")) > MOST_VALUES:
-        raise Unreadable(f"more than {MOST_VALUES} values")
+    check_values(text)
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_int=_integer)
         if not halves and _HALF.search(text):

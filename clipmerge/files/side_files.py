@@ -37,7 +37,7 @@ SIDE_FILES = frozenset(
 #: Follows the names of such files in a note; notes are published without these names.
 NOT_COPIED = "not copied: "
 # Absolute paths, of which a token of a vocabulary has no second slash.
-_ABSOLUTE = re.compile(r"~?/[^/\s]+/|~/|[A-Za-z]:[\\/]|\\\\|file:")
+_ABSOLUTE = re.compile(r"~[\w.\-]*/|/[^/\s]+/|[A-Za-z]:[\\/]|\\\\|file:")
 # Fields with paths on the machine where a model was saved; no loader needs them.
 _PLACES = frozenset(
     {

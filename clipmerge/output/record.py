@@ -12,7 +12,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import OutputError, shorten
-from clipmerge.files.reading import Unreadable, parse_json, read_text
+from clipmerge.files.limits import MOST_RECORD_VALUES
+from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
 from clipmerge.planning.bought import Bought, ShareOfImages
@@ -300,6 +301,7 @@ def parse_record(text: str, where: str) -> MergeRecord:
         OutputError: If it is not a record, or is of a newer version.
     """
     try:
+        check_values(text, MOST_RECORD_VALUES)
         data = parse_json(text)
         if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
             raise OutputError(

@@ -17,8 +17,8 @@ from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.limits import LARGEST_JSON
-from clipmerge.files.reading import Unreadable, read_text
+from clipmerge.files.limits import LARGEST_JSON, MOST_RECORD_VALUES
+from clipmerge.files.reading import Unreadable, check_values, read_text
 from clipmerge.files.staging import staged_files
 from clipmerge.planning.bought import Bought
 from clipmerge.planning.choices import Missing, OutputDtype
@@ -287,7 +287,9 @@ def read_plan(path: Path) -> Plan:
         PlanError: If it cannot be read or is invalid.
     """
     try:
-        plan = Plan.model_validate_json(read_text(path, LARGEST_JSON))
+        text = read_text(path, LARGEST_JSON)
+        check_values(text, MOST_RECORD_VALUES)
+        plan = Plan.model_validate_json(text)
         # a plan written by hand need not name a recipe
         Recipe.model_validate({"name": "none", "method": {}, **plan.recipe})
         return plan

@@ -204,3 +204,9 @@ def test_the_recipe_of_a_record_merges_the_same_again(tmp_path: Path) -> None:
         recipe = load_recipe("straggler-outlier", assignments)
         (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
         assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_a_record_of_very_many_values_is_refused(tmp_path: Path) -> None:
+    layers = {f"v.{number}": {"alpha": 0.5} for number in range(130_000)}
+    with pytest.raises(OutputError, match=r"x: not a clipmerge record \(more than 250000 values\)"):
+        parse_record(json.dumps(RECORD | {"layers": layers}), "x")

@@ -175,6 +175,12 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_plan_of_very_many_values_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"layers": {' + '"a": {},' * 130_000 + '"b": {}}}')
+    with pytest.raises(PlanError, match=r"cannot be read \(more than 250000 values\); make one"):
+        read_plan(tmp_path / "plan.json")
+
+
 def test_a_plan_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"cannot be read.*make one with `clipmerge plan`"):
         read_plan(tmp_path / "plan.json")
