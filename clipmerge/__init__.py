@@ -17,8 +17,16 @@ __version__ = "0.1.0"
 
 # modules of the public names; `__init__.pyi` repeats them for type checkers
 _NAMES = {
-    "clipmerge.api._results": ("ConvertResult", "EvaluateResult", "InspectResult", "MergeResult", "SweepResult"),
+    "clipmerge.api._results": (
+        "BenchResult",
+        "ConvertResult",
+        "EvaluateResult",
+        "InspectResult",
+        "MergeResult",
+        "SweepResult",
+    ),
     "clipmerge.api.apply": ("apply",),
+    "clipmerge.api.bench": ("bench",),
     "clipmerge.api.convert": ("convert",),
     "clipmerge.api.evaluate": ("evaluate",),
     "clipmerge.api.inspect": ("inspect",),

@@ -117,6 +117,8 @@ class SweepRequest:
         max_loss: Loss of ID accuracy against the fine-tuned model, in points, beyond which there is a warning.
         strict: Whether such a loss is an error, and a checkpoint that did not start from the zero-shot one.
         points: Sources of checkpoints to place beside the curve as they are, by name.
+        limit: Images sampled from each source, class-balanced; ``None`` for all images.
+        checks_overlap: Whether sources are searched for images that they share.
     """
 
     zeroshot: str
@@ -134,6 +136,8 @@ class SweepRequest:
     max_loss: float = MAX_LOSS
     strict: bool = False
     points: dict[str, str] = field(default_factory=dict)
+    limit: int | None = None
+    checks_overlap: bool = True
 
     @property
     def checkpoints(self) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import pytest
 import clipmerge
 
 NAMES = [
+    "BenchResult",
     "Calibration",
     "CheckpointError",
     "ClipmergeError",
@@ -35,6 +36,7 @@ NAMES = [
     "UsageError",
     "__version__",
     "apply",
+    "bench",
     "convert",
     "evaluate",
     "inspect",

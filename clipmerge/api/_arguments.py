@@ -15,6 +15,7 @@ from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import local_path
 from clipmerge.images.columns import Columns
+from clipmerge.images.known import Named
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
 from clipmerge.planning.bought import MAX_LOSS
@@ -263,6 +264,8 @@ def dtype_from(dtype: str) -> OutputDtype:
 
 def name_of(data: Any) -> str | None:
     """Name of a source of images in records: the source itself, or the type of an object in memory."""
+    if isinstance(data, Named):
+        return data.address
     return data if data is None or isinstance(data, str) else f"{type(data).__name__} in memory"
 
 

@@ -141,6 +141,34 @@ class SweepResult(_Tabular):
 
 
 @dataclass(frozen=True, repr=False)
+class BenchResult(_Tabular):
+    """Result of `bench`.
+
+    Attributes:
+        path: The folder written; ``None`` where none was.
+        record: Everything that is written to ``bench.json``.
+    """
+
+    path: Path | None
+    record: dict[str, Any]
+
+    _index = "point"
+
+    def _rows(self) -> Rows:
+        rows = []
+        for pair in self.record["pairs"]:
+            points = [(f"alpha {row['alpha']:g}", row) for row in pair["sweep"]["curve"]]
+            points += [(row["name"], row) for row in pair["sweep"]["recipes"]]
+            rows += [
+                {"pair": pair["name"], "point": name, **row["accuracy"], "gain": row["gain"]} for name, row in points
+            ]
+        return rows
+
+    def _caption(self) -> str:
+        return f"{self.record['suite']}, {len(self.record['pairs'])} pairs"
+
+
+@dataclass(frozen=True, repr=False)
 class InspectResult(_Tabular):
     """Result of `inspect`.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -33,7 +33,9 @@ from clipmerge.api._arguments import (
 from clipmerge.api._bought import shared_plan
 from clipmerge.api._commands import sweep_words
 from clipmerge.api._in_memory import as_sources, open_source
+from clipmerge.api._kept import Kept, key_of
 from clipmerge.api._results import SweepResult
+from clipmerge.api._sweep_images import load_source, overlap_notes
 from clipmerge.api._sweep_record import PlannedRecipe, checkpoint_row, loss_notes, recipe_row, record_of, row_of
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
@@ -41,9 +43,7 @@ from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import standings
-from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.held_back import wanted_back
-from clipmerge.images.overlap import check_overlap
+from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.places import local_inputs
 from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Missing
@@ -181,12 +181,21 @@ def _check_names(recipes: list[str], points: Mapping[str, str]) -> None:
             raise UsageError(f"--point {name}: a recipe has this name; write NAME=CHECKPOINT with another name")
 
 
-def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[dict[str, Any], dict[str, Correct]]:
+def run_sweep(
+    request: SweepRequest,
+    progress: Progress | None = None,
+    *,
+    resumes: bool = False,
+    check: Callable[[dict[str, float]], None] | None = None,
+) -> tuple[dict[str, Any], dict[str, Correct]]:
     """Evaluate the curve and the recipes.
 
     Args:
         request: The request.
         progress: Receiver of progress reports.
+        resumes: Whether to keep answers and plans in the user's cache, and to use those of an interrupted run.
+        check: Called with the zero-shot accuracy on each ID source, 0 to 1, before anything else is computed; raises
+            an error to stop.
 
     Returns:
         A JSON-ready record, see `docs/sweep.md`; and whether each image was recognised, by source, shape (points,
@@ -202,20 +211,26 @@ def run_sweep(request: SweepRequest, progress: Progress | None = None) -> tuple[
     progress = progress or Silent()
     begin = time.perf_counter()
     progress.stage("read")
-    loaded = {name: _load(source, request, progress) for name, source in request.sources.items()}
-    notes = _check_overlap(request, loaded)
+    loaded = {name: load_source(source, request, progress) for name, source in request.sources.items()}
+    notes = overlap_notes(request, loaded)
     for note in notes:
         progress.say(note)
     accelerator = accelerator_for(request.calibration.device)
     known = Known()
     inputs = _open(request, known, progress)
     placed = _open_points(request, known)
-    points, planned = _plan_points(request, inputs, known, progress)
+    kept = Kept.of(request, inputs) if resumes else None
+    if check is not None:
+        progress.stage("check")
+        at_home = {name: loaded[name] for name in request.id_sources}
+        right = _score(request, inputs, [Point(0.0)], at_home, accelerator, progress, kept)
+        check({name: float(each.mean()) for name, each in right.items()})
+    points, planned = _plan_points(request, inputs, known, progress, kept)
     first = len(points)
     points += [Point(None, placed=each) for each in placed.values()]
     planning = time.perf_counter()
     progress.stage("evaluate")
-    correct = _score(request, inputs, points, loaded, accelerator, progress)
+    correct = _score(request, inputs, points, loaded, accelerator, progress, kept)
     for each in planned:
         each.finish()
     places = standings(
@@ -292,31 +307,6 @@ def write_sweep(
     return record, correct
 
 
-def _load(source: Any, request: SweepRequest, progress: Progress) -> LabelledImages:
-    images = load_images(source, request.calibration.classes, columns=request.calibration.columns, whole=True)
-    for note in images.notes:
-        progress.say(note)
-    return images
-
-
-def _check_overlap(request: SweepRequest, loaded: dict[str, LabelledImages]) -> list[str]:
-    return check_overlap(
-        _calibration_images(request),
-        {name: loaded[name] for name in request.id_sources},
-        {name: loaded[name] for name in request.ood_sources},
-    )
-
-
-def _calibration_images(request: SweepRequest) -> LabelledImages | None:
-    """All images of the calibration source; for one on the Hub, only the images that recipes will measure on."""
-    asked = request.calibration
-    if asked.source is None or asked.source == "":
-        return None
-    most = asked.images + wanted_back(asked.images, asked.held_back)
-    images = load_images(asked.source, asked.classes, columns=asked.columns, most=most, seed=request.seed)
-    return images.sample(most, request.seed) if images.revision else images
-
-
 def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
     """Read the checkpoints; keys that only one of them has are an error unless a recipe allows them."""
     provided: list[Missing] = [recipe.missing for recipe in request.recipes if recipe.missing != "error"]
@@ -339,7 +329,7 @@ def _open_points(request: SweepRequest, known: Known) -> dict[str, Inputs]:
 
 
 def _plan_points(
-    request: SweepRequest, inputs: Inputs, known: Known, progress: Progress
+    request: SweepRequest, inputs: Inputs, known: Known, progress: Progress, kept: Kept | None
 ) -> tuple[list[Point], list[PlannedRecipe]]:
     """The distinct points, those of the curve first, and the recipes with the index of their point."""
     points = Points(inputs)
@@ -347,10 +337,21 @@ def _plan_points(
         points.add_alpha(alpha)
     planned = []
     for recipe in request.recipes:
-        run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
-        plan, tensors = shared_plan(run.plan, run.tensors)
-        planned.append(PlannedRecipe(recipe, points.add_plan(plan, tensors), plan, run.finish))
+        held = kept.plan(request, recipe) if kept else None
+        if held is None:
+            run = prepare(request.merge_request(recipe), progress, known=known, judged=False)
+            plan, tensors = shared_plan(run.plan, run.tensors)
+            finish = run.finish
+            if kept is not None and run.is_main:
+                kept.keep_plan(request, recipe, plan, tensors)
+        else:
+            (plan, tensors), finish = held, _nothing
+        planned.append(PlannedRecipe(recipe, points.add_plan(plan, tensors), plan, finish))
     return points.points, planned
+
+
+def _nothing() -> None:
+    """Nothing to clear away: the plan was read."""
 
 
 def _score(
@@ -360,17 +361,20 @@ def _score(
     loaded: dict[str, LabelledImages],
     accelerator: Accelerator,
     progress: Progress,
+    kept: Kept | None,
 ) -> dict[str, Correct]:
     from clipmerge.evaluation.scorer import Scorer
-    from clipmerge.models.building import build_model
+    from clipmerge.models.building import build_headed, build_model
 
     scorer = Scorer(
-        build_model(inputs),
+        build_headed(inputs) if inputs.have_heads_only else build_model(inputs),
         inputs,
         accelerator,
         templates=request.calibration.templates,
         batch_size=request.calibration.batch_size,
         images_at_once=request.calibration.images_at_once,
         dtype=request.dtype,
+        answered=kept.answered(request, loaded) if kept else None,
     )
-    return scorer.score([point.move for point in points], loaded, progress)
+    keys = [key_of(point) for point in points] if kept else []
+    return scorer.score([point.move for point in points], loaded, progress, keys=keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_HEAD_WEIGHT = "classification_head.weight"
+_TEXT_BLOCK = re.compile(r"text\.\d+\.")
 #: A checkpoint that holds a tensor, and the tensor's key there.
 Held = tuple[Checkpoint, str]
 
@@ -88,6 +91,13 @@ class Inputs:
         if self.tower == "full" or self.missing == "keep-zeroshot" or own:
             return False
         return any(self.layer_of.get(name) == HEAD for keys in self.finetuned_keys for name in keys)
+
+    @property
+    def have_heads_only(self) -> bool:
+        """Whether every checkpoint tells classes apart by a head alone: it has one, and no blocks of a text tower."""
+        everyone = (self.zeroshot_keys, *self.finetuned_keys)
+        has_text = any(_TEXT_BLOCK.match(layer) for layer in self.layers)
+        return not has_text and all(_HEAD_WEIGHT in keys for keys in everyone)
 
     @property
     def is_classifier(self) -> bool:

@@ -29,6 +29,15 @@ _EXAMPLES = {
         ),
         ("sweep zeroshot finetuned --id t=test --ood o=shifted --point mine=merged --output sweep", "and a checkpoint"),
     ),
+    "bench": (
+        ("bench list", "the suites"),
+        ("bench corrupted-eurosat --dry-run", "what it downloads, and how long it takes"),
+        ("bench corrupted-eurosat --limit 64", "a quick look at 64 images per source"),
+    ),
+    "data": (
+        ("data list", "data sets, class names and templates by name"),
+        ("data show imagenet-r", "where it lies, and its conventions"),
+    ),
     "convert": (("convert my-open-clip my-clip --to transformers", "from one library's layout to the other's"),),
     "push": (("push merged org/robust --private --evaluation accuracy.json", "publish, with accuracies"),),
     "report": (("report merged", "what a merge bought, again"),),

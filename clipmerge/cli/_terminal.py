@@ -31,6 +31,7 @@ _STAGES = {
     "write": "writing",
     "publish": "publishing",
     "evaluate": "evaluating",
+    "check": "checking zero-shot accuracy",
     "bought": "measuring what it bought",
 }
 

@@ -21,6 +21,7 @@ from clipmerge.cli._ending import (
 )
 from clipmerge.cli._help import examples
 from clipmerge.cli.apply import apply_command
+from clipmerge.cli.bench import bench_command
 from clipmerge.cli.convert import convert_command
 from clipmerge.cli.data import data_app
 from clipmerge.cli.demo import demo_command
@@ -133,6 +134,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate": evaluate_command,
     "demo": demo_command,
     "sweep": sweep_command,
+    "bench": bench_command,
     "convert": convert_command,
     "push": push_command,
     "report": report_command,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._help import examples
 from clipmerge.cli._options import Output
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import UsageError
@@ -15,7 +16,11 @@ from clipmerge.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-data_app = typer.Typer(help="Public data sets, class names and prompt templates by name.", invoke_without_command=True)
+data_app = typer.Typer(
+    help="Public data sets, class names and prompt templates by name.",
+    invoke_without_command=True,
+    epilog=examples("data"),
+)
 
 
 @data_app.callback()

@@ -163,13 +163,14 @@ def sweep_command(
 class SweepTable:
     """A sweep on a terminal: as many columns and intervals as fit its width."""
 
-    def __init__(self, record: dict[str, Any]) -> None:
+    def __init__(self, record: dict[str, Any], *, page: str = "sweep.html") -> None:
         """Take the record.
 
         Args:
             record: Result of `clipmerge.api.sweep.sweep`.
+            page: The page that has every column.
         """
-        self._record = record
+        self._record, self._page = record, page
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw the headline and the widest table that fits, and explain its numbers."""
@@ -201,7 +202,7 @@ class SweepTable:
             level = self._record["bootstrap"]["level"]
             notes.append(f"[low, high]: {100 * level:.0f}% bootstrap intervals over images, the same draws for all.")
         if not (sources and gain_spread):
-            notes.append("More columns in a wider window, and in sweep.html.")
+            notes.append(f"More columns in a wider window, and in {self._page}.")
         for note in notes:
             yield Text(note, style="dim")
 

@@ -17,6 +17,7 @@ from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.merging.stream import contents_of, merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.models import ImageTextModel
+from clipmerge.models.headed_tower import HeadedTower
 from clipmerge.planning.choices import OutputDtype
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
@@ -31,7 +32,7 @@ class MovingModel:
     """
 
     def __init__(
-        self, model: ImageTextModel, inputs: Inputs, device: torch.device, *, dtype: OutputDtype = "keep"
+        self, model: ImageTextModel | HeadedTower, inputs: Inputs, device: torch.device, *, dtype: OutputDtype = "keep"
     ) -> None:
         """Load both ends, once.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from torch import Tensor
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import together
 from clipmerge.evaluation.accuracy import answers
+from clipmerge.evaluation.answered import Answered
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
+from clipmerge.models.headed_tower import HeadedTower, grouped
 from clipmerge.models.zero_shot import class_embeddings
 
 if TYPE_CHECKING:
@@ -37,6 +40,8 @@ Answers = NDArray[np.int64]
 HELD = 2 << 30
 
 
+# Source, number of the point, first image of a batch, and the classes that its images were given.
+_Outcome = tuple[str, int, int, list[int]]
 # Class names and templates.
 _ClassPrompts = tuple[tuple[str, ...], tuple[str, ...]]
 #: Sets the model's weights to those of one point.
@@ -57,7 +62,7 @@ class Scorer:
 
     def __init__(
         self,
-        model: ImageTextModel,
+        model: ImageTextModel | HeadedTower,
         inputs: Inputs,
         accelerator: Accelerator,
         *,
@@ -66,6 +71,7 @@ class Scorer:
         images_at_once: int | None = None,
         dtype: OutputDtype = "keep",
         held: int = HELD,
+        answered: Answered | None = None,
     ) -> None:
         """Load both ends.
 
@@ -78,31 +84,44 @@ class Scorer:
             images_at_once: Images that go through the model at once; ``None`` for a batch.
             dtype: Dtype that the points are rounded to.
             held: Bytes of preprocessed images held at once.
+            answered: Answers of an earlier run that was stopped; those of this run are kept there.
         """
+        self._model = model
         self._moving = MovingModel(model, inputs, accelerator.device, dtype=dtype)
         self._accelerator = accelerator
         self._templates = templates
         self._batch_size = batch_size
         self._images_at_once = images_at_once
         self._held = held
+        self._answered = answered
         # class embeddings by point; points with the same text tower share one tensor
         self._classes: dict[tuple[int, _ClassPrompts], Tensor] = {}
         self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
 
     def score(
-        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
+        self,
+        moves: Sequence[Move],
+        sources: dict[str, LabelledImages],
+        progress: Progress,
+        *,
+        keys: Sequence[str] = (),
     ) -> dict[str, Correct]:
         """Evaluate every point on every source; takes and raises the same as `answer`.
 
         Returns:
             correct[source]: whether each image was recognised, shape (points, images), in every process.
         """
-        given = self.answer(moves, sources, progress)
+        given = self.answer(moves, sources, progress, keys=keys)
         return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
 
     @torch.inference_mode()
     def answer(
-        self, moves: Sequence[Move], sources: dict[str, LabelledImages], progress: Progress
+        self,
+        moves: Sequence[Move],
+        sources: dict[str, LabelledImages],
+        progress: Progress,
+        *,
+        keys: Sequence[str] = (),
     ) -> dict[str, Answers]:
         """Classify every image of every source at every point.
 
@@ -110,6 +129,7 @@ class Scorer:
             moves: Functions that move the model to each point.
             sources: Images by name; all are used.
             progress: Receiver of progress reports.
+            keys: A text for each point, by which its answers are found again.
 
         Returns:
             answers[source]: class indices, shape (points, images), in every process.
@@ -118,17 +138,22 @@ class Scorer:
             DataError: If an image cannot be decoded.
             CheckpointError: If a point's weights are not finite.
         """
-        outcomes: list[tuple[str, int, int, list[int]]] = []
+        outcomes = self._known(sources, keys)
+        known = {(name, number, start) for name, number, start, _ in outcomes}
         total = len(moves) * sum(map(len, sources.values())) / self._accelerator.num_processes
-        done = 0
-        for load in loads(self._batches(sources), self._held):
+        done = sum(len(best) for *_, best in outcomes)
+        for load in loads(self._batches(sources, known, len(moves)), self._held):
             for number, move in enumerate(moves):
-                move(self._moving)
-                for part in load:
+                begin = len(outcomes)
+                parts = [part for part in load if (part.source, number, part.start) not in known]
+                if parts:
+                    move(self._moving)
+                for part in parts:
                     best = self._answers(number, part.batch, sources[part.source])
                     outcomes.append((part.source, number, part.start, best))
                     done += len(best)
                     progress.advance(done, total)
+                self._keep(outcomes[begin:], keys)
         if self._accelerator.num_processes > 1:
             with together():
                 outcomes = gather_object(outcomes)
@@ -137,26 +162,58 @@ class Scorer:
             given[name][number, start : start + len(best)] = best
         return given
 
-    def _batches(self, sources: dict[str, LabelledImages]) -> Iterator[_SourceBatch]:
+    def _known(self, sources: dict[str, LabelledImages], keys: Sequence[str]) -> list[_Outcome]:
+        """Answers of an earlier run, to this process's share of the batches."""
+        if self._answered is None:
+            return []
+        outcomes: list[_Outcome] = []
+        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        for name, images in sources.items():
+            size = batch_size_for(len(images), self._batch_size)
+            for start in range(rank * size, len(images), world * size):
+                held = self._answered.known(name, start, min(size, len(images) - start), keys)
+                outcomes += [(name, keys.index(key), start, best.tolist()) for key, best in held.items()]
+        return outcomes
+
+    def _keep(self, outcomes: Sequence[_Outcome], keys: Sequence[str]) -> None:
+        if self._answered is None:
+            return
+        batches: dict[tuple[str, int], dict[str, list[int]]] = {}
+        for name, number, start, best in outcomes:
+            batches.setdefault((name, start), {})[keys[number]] = best
+        for (name, start), best_by_point in batches.items():
+            self._answered.keep(name, start, best_by_point)
+
+    def _batches(
+        self, sources: dict[str, LabelledImages], known: set[tuple[str, int, int]], points: int
+    ) -> Iterator[_SourceBatch]:
         share = (self._accelerator.process_index, self._accelerator.num_processes)
         for name, images in sources.items():
             size = batch_size_for(len(images), self._batch_size)
-            for batch in read_batches(images, size, self._moving.model.pixels, share=share):
+            starts = Counter(start for source, _, start in known if source == name)
+            skipped = {start // size for start, count in starts.items() if count == points}
+            for batch in read_batches(images, size, self._model.pixels, share=share, skipped=skipped):
                 yield _SourceBatch(name, batch.number * size, batch)
 
     def _answers(self, number: int, batch: Batch, images: LabelledImages) -> list[int]:
-        device = self._accelerator.device
-        templates = templates_for(self._templates, images.templates)
-        classes = self._class_embeddings(number, (images.class_names, templates))
+        device, model = self._accelerator.device, self._model
         pixels = batch.pixels.to(device)
-        best: list[int] = answers(self._moving.model, pixels, classes, self._images_at_once).tolist()
+        if isinstance(model, HeadedTower):
+            rows = model.rows_for(images.source, len(images.class_names), images.imagenet_rows)
+            pieces = torch.split(pixels, self._images_at_once or len(pixels))
+            found = torch.cat([grouped(model.logits(piece), rows).argmax(dim=1) for piece in pieces])
+        else:
+            templates = templates_for(self._templates, images.templates)
+            classes = self._class_embeddings(model, number, (images.class_names, templates))
+            found = answers(model, pixels, classes, self._images_at_once)
+        best: list[int] = found.tolist()
         return best
 
-    def _class_embeddings(self, number: int, prompts: _ClassPrompts) -> Tensor:
+    def _class_embeddings(self, model: ImageTextModel, number: int, prompts: _ClassPrompts) -> Tensor:
         if (number, prompts) not in self._classes:
             version = self._moving.text_version
             if self._last.get(prompts, (None,))[0] != version:
-                embedded = class_embeddings(self._moving.model, *prompts, self._accelerator.device)
+                embedded = class_embeddings(model, *prompts, self._accelerator.device)
                 self._last[prompts] = (version, embedded)
             self._classes[number, prompts] = self._last[prompts][1]
         return self._classes[number, prompts]

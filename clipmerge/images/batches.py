@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,7 @@ def read_batches(
     to_pixels: Callable[[list[Image]], Tensor],
     *,
     share: tuple[int, int] = (0, 1),
+    skipped: Container[int] = (),
 ) -> Iterator[Batch]:
     """Decode and preprocess images, batch by batch, in their order.
 
@@ -74,6 +75,7 @@ def read_batches(
         images: The images; all are used.
         batch_size: Images per batch; the last may be smaller.
         to_pixels: The checkpoint's own preprocessing, RGB images -> (batch, 3, height, width) float32.
+        skipped: Numbers of the batches that are left out, and not decoded.
         share: This process's index and the number of processes; batches are dealt out in turn.
 
     Yields:
@@ -86,7 +88,7 @@ def read_batches(
 
     rank, world = share
     for number, start in enumerate(range(0, len(images), batch_size)):
-        if number % world == rank:
+        if number % world == rank and number not in skipped:
             positions = range(start, min(start + batch_size, len(images)))
             if isinstance(images.store, Pixels):
                 pixels = images.store.batch(positions)

@@ -161,13 +161,15 @@ def load_images(
         DataError: If there is nothing there, a class is empty, or the class names do not fit.
         HubError: If the Hub refuses or cannot be reached.
     """
+    if isinstance(source, Named):
+        return _load_known(source, classes, columns or Columns(), whole=whole, most=most, seed=seed)
     if not isinstance(source, str):
         return _named(*open_in_memory(source, columns or Columns(), most), classes, whole=whole)
     if not source.strip():  # as a path it would be the working directory
         raise DataError(f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT")
     path, named = local_path(source), find_known(source)
     if named is not None:
-        return _load_known(named, classes, columns or Columns(), whole=whole, most=most, seed=seed)
+        return load_images(named, classes, columns=columns, whole=whole, most=most, seed=seed)
     if source == "digits" and not path.is_dir():
         opened = load_digits()
     elif source.startswith("hf://"):

@@ -86,6 +86,7 @@ class Split:
         source: The source as the user wrote it.
         resolved: The commit, and the files of the repository.
         pinned: The data set at that commit.
+        name: Name of the split.
         files: The split's Parquet or tar files.
         notes: Notes for the user.
     """
@@ -93,6 +94,7 @@ class Split:
     source: str
     resolved: Resolved
     pinned: HubId
+    name: str
     files: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -133,7 +135,7 @@ def open_split(source: str) -> Split:
     notes: tuple[str, ...] = (resolved.note,) if resolved.note else ()
     if dataset.split is None:
         notes += (f"{source}: reading its only split, {name}",)
-    return Split(source, resolved, pinned, tuple(files), notes)
+    return Split(source, resolved, pinned, name, tuple(files), notes)
 
 
 def load_hub_dataset(source: str, asked: Columns, *, whole: bool, most: int | None = None, seed: int = 0) -> Labelled:
@@ -163,6 +165,19 @@ def load_hub_dataset(source: str, asked: Columns, *, whole: bool, most: int | No
     else:
         labelled = load_parquet(source, _remote(split.pinned), split.files, asked)
     return replace(labelled, revision=split.resolved.sha, notes=(*split.notes, *labelled.notes))
+
+
+def front_matter_of(split: Split) -> dict[str, Any]:
+    """Read the metadata of the card of a split's data set.
+
+    Args:
+        split: The split.
+
+    Raises:
+        DataError: If it cannot be read.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    return _card(split.pinned, split.resolved)
 
 
 def _remote(pinned: HubId) -> Remote:

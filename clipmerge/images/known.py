@@ -124,12 +124,17 @@ class Named:
     known: KnownSet
     address: str
 
+    def __str__(self) -> str:
+        """The address."""
+        return self.address
 
-def find_known(source: str) -> Named | None:
+
+def find_known(source: str, *, on_disk: bool = True) -> Named | None:
     """Read ``NAME[@REVISION][:SPLIT]``.
 
     Args:
-        source: The source as the user wrote it; a path that exists is not a name.
+        source: The source as the user wrote it.
+        on_disk: Whether a path of that name that exists is preferred.
 
     Returns:
         The set, or ``None`` if the source is not a name.
@@ -138,7 +143,7 @@ def find_known(source: str) -> Named | None:
         DataError: If the set has no such split.
     """
     match = _NAMED.fullmatch(source)
-    if match is None or match["name"] not in known_sets() or local_path(source).exists():
+    if match is None or match["name"] not in known_sets() or (on_disk and local_path(source).exists()):
         return None
     known, split = known_sets()[match["name"]], match["split"]
     if split is not None and split.rpartition("/")[2] not in known.splits:

@@ -11,6 +11,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.side_files import VOCABULARIES
 from clipmerge.models import ImageTextModel, model_for
+from clipmerge.models.headed_tower import WEIGHT, HeadedTower
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:
@@ -33,6 +34,22 @@ def build_model(inputs: Inputs) -> ImageTextModel:
     # a translated configuration names no tokenizer; the one beside the processor describes the same model
     config = chosen.config if isinstance(inputs.zeroshot, ConvertedCheckpoint) else None
     return model_for(inputs.family, config or inputs.zeroshot.config, chosen.folder)
+
+
+def build_headed(inputs: Inputs) -> HeadedTower:
+    """Build the vision tower and the head of checkpoints that have no text tower, without weights.
+
+    Args:
+        inputs: The checkpoints, of OpenCLIP's layout.
+
+    Raises:
+        CheckpointError: If there is no config, or the head does not fit the tower.
+    """
+    zeroshot = inputs.zeroshot
+    if zeroshot.config is None or inputs.family.config != OPEN_CLIP_CONFIG:
+        raise CheckpointError(f"{zeroshot.source}: evaluating a head needs {OPEN_CLIP_CONFIG} beside the weights")
+    shape = zeroshot.entries[inputs.zeroshot_keys[WEIGHT]].shape
+    return HeadedTower(inputs.family, zeroshot.config, zeroshot.folder, shape)
 
 
 def has_processor(folder: Path, family: Family) -> bool:

@@ -44,11 +44,11 @@ class OpenClip:
         Raises:
             CheckpointError: If open_clip_torch is not installed, or cannot build the model or its tokenizer.
         """
-        library = _import_open_clip()
+        library = import_open_clip()
         model_cfg: dict[str, Any] = config.get("model_cfg", config)
-        self.module = _build_module(library, model_cfg)
+        self.module = build_module(library, model_cfg)
         freeze_batch_norms(self.module)
-        self._transform = _transform(config, folder, self.module.visual.image_size)
+        self._transform = transform_for(config, folder, self.module.visual.image_size)
         self._tokenize = _tokenizer(library, model_cfg, folder)
         named = dict(self.module.named_parameters())
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
@@ -157,7 +157,12 @@ class OpenClip:
 build = OpenClip
 
 
-def _import_open_clip() -> Any:
+def import_open_clip() -> Any:
+    """Import open_clip.
+
+    Raises:
+        CheckpointError: If open_clip_torch is not installed.
+    """
     try:
         import open_clip
     except ImportError as error:
@@ -168,8 +173,16 @@ def _import_open_clip() -> Any:
     return open_clip
 
 
-def _build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
-    """Build the same class as ``open_clip.create_model``, without loading pretrained towers."""
+def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
+    """Build the same class as ``open_clip.create_model``, without loading pretrained towers.
+
+    Args:
+        library: open_clip.
+        model_cfg: The configuration's ``model_cfg``.
+
+    Raises:
+        CheckpointError: If open_clip cannot build it.
+    """
     settings = deepcopy(model_cfg)
     vision, text = (settings.get(f"{side}_cfg") for side in ("vision", "text"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):
@@ -189,8 +202,14 @@ def _build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
         ) from None
 
 
-def _transform(config: dict[str, Any], folder: Path, image_size: Any) -> Callable[[Image], Tensor]:
-    """The preprocessing of open_clip for inference."""
+def transform_for(config: dict[str, Any], folder: Path, image_size: Any) -> Callable[[Image], Tensor]:
+    """The preprocessing of open_clip for inference.
+
+    Args:
+        config: Parsed ``open_clip_config.json``.
+        folder: Folder with ``preprocess_cfg`` where ``config`` has none.
+        image_size: Side of the tower's images, in pixels.
+    """
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     stated = config.get("preprocess_cfg") or _read_config(folder).get("preprocess_cfg") or {}

@@ -13,7 +13,7 @@ from clipmerge.files.safetensors import read_header
 from clipmerge.files.staging import RECORD, refuse_link, remember_checked
 
 # The commands that write a folder, by its record.
-_WRITERS = {RECORD: "merge or apply", "conversion.json": "convert", "sweep.json": "sweep"}
+_WRITERS = {RECORD: "merge or apply", "conversion.json": "convert", "sweep.json": "sweep", "bench.json": "bench"}
 # Prefixes of the names in a plan's tensors file; see `clipmerge.planning.tensors`.
 _PLAN_TENSORS = ("scores:", "coefficients:")
 

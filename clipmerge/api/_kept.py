@@ -1,0 +1,144 @@
+"""Answers and plans of a long evaluation, kept in the user's cache so that an interrupted command can resume."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipmerge import __version__
+from clipmerge.checkpoint import Inputs
+from clipmerge.errors import ClipmergeError
+from clipmerge.evaluation.answered import Answered
+from clipmerge.evaluation.points import Point
+from clipmerge.files.cache import user_cache
+from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.prompts import templates_for
+from clipmerge.planning.plan import Plan, write_plan_files
+from clipmerge.planning.recipe import Recipe
+from clipmerge.planning.tensors import PlanTensors
+from clipmerge.request import SweepRequest
+
+# The code that decides which class an image is given: it changes between releases that have the same version.
+_CODE = ("models/**/*.py", "evaluation/**/*.py", "merging/**/*.py", "images/*.py")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Answers and plans of one pair of checkpoints.
+
+    Attributes:
+        folder: Where they are; its name stands for the checkpoints, the dtype and the code.
+    """
+
+    folder: Path
+
+    @classmethod
+    def of(cls, request: SweepRequest, inputs: Inputs) -> Kept | None:
+        """Find the place of what is kept for two checkpoints.
+
+        Args:
+            request: The sweep.
+            inputs: Its checkpoints.
+
+        Returns:
+            The place; ``None`` if the user has no cache folder.
+        """
+        package = Path(__file__).parents[1]
+        code = sorted(file for pattern in _CODE for file in package.glob(pattern))
+        what = {
+            "version": __version__,
+            "code": [hashlib.sha256(file.read_bytes()).hexdigest() for file in code],
+            "checkpoints": [each.hashes for each in inputs.everyone],
+            "dtype": request.dtype,
+        }
+        with contextlib.suppress(RuntimeError):
+            return cls(user_cache("bench") / _digest(what))
+        return None
+
+    def answered(self, request: SweepRequest, loaded: Mapping[str, LabelledImages]) -> Answered:
+        """Answers on some sources.
+
+        Args:
+            request: The sweep.
+            loaded: Images by name.
+        """
+        described = {name: _described(request, images) for name, images in loaded.items()}
+        return Answered(self.folder, {name: text for name, text in described.items() if text is not None})
+
+    def plan(self, request: SweepRequest, recipe: Recipe) -> tuple[Plan, PlanTensors] | None:
+        """Read the plan that an earlier run made of a recipe.
+
+        Args:
+            request: The sweep.
+            recipe: The recipe.
+
+        Returns:
+            The plan and its tensors; ``None`` if there is none, or it cannot be read.
+        """
+        file = self._file(request, recipe)
+        try:
+            plan = Plan.load(file) if file is not None and file.is_file() else None
+        except (ClipmergeError, OSError):
+            return None
+        return None if plan is None else (plan, PlanTensors.from_file(plan.held_tensors))
+
+    def keep_plan(self, request: SweepRequest, recipe: Recipe, plan: Plan, tensors: PlanTensors) -> None:
+        """Keep a plan; a folder that cannot be written costs only the resumption.
+
+        Args:
+            request: The sweep.
+            recipe: The recipe.
+            plan: Its plan.
+            tensors: The scores and coefficients that it needs.
+        """
+        file = self._file(request, recipe)
+        if file is not None:
+            with contextlib.suppress(ClipmergeError, OSError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_plan_files(file, plan.with_tensors(tensors.to_file()))
+
+    def _file(self, request: SweepRequest, recipe: Recipe) -> Path | None:
+        """The file of a recipe's plan; ``None`` where images may change without their name changing."""
+        asked = request.calibration
+        if recipe.needs_data and not str(asked.source).startswith("hf://"):
+            return None
+        settings = [recipe.model_dump(mode="json"), request.seed, asked.images, asked.held_back, asked.templates]
+        images = [str(asked.source), str(asked.classes), asked.batch_size] if recipe.needs_data else []
+        return self.folder / "plans" / f"{_digest([settings, images])}.json"
+
+
+def key_of(point: Point) -> str:
+    """Key of a point among the answers of two checkpoints.
+
+    Args:
+        point: The point.
+    """
+    if point.placed is not None:
+        return f"placed {_digest([each.hashes for each in point.placed.finetuned])}"
+    if point.plan is None:
+        return f"alpha {point.alpha!r}"
+    digest = hashlib.sha256(point.plan.digest.encode())
+    for name, tensor in sorted(point.tensors.to_file().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return f"plan {digest.hexdigest()}"
+
+
+def _described(request: SweepRequest, images: LabelledImages) -> str | None:
+    """Everything that the answers on a source depend on; ``None`` where its images are not known to stay the same."""
+    if images.revision is None:
+        return None
+    asked = request.calibration
+    what = [images.source, images.revision, len(images), images.class_names, images.imagenet_rows]
+    what += [_digest([images.store.name(place) for place in range(len(images))])]
+    what += [templates_for(asked.templates, images.templates), asked.batch_size, request.limit, request.seed]
+    return json.dumps(what)
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]

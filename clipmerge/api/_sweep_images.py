@@ -1,0 +1,63 @@
+"""The images of a sweep: loaded, sampled where there is a limit, and searched for images that sources share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.held_back import wanted_back
+from clipmerge.images.overlap import check_overlap
+from clipmerge.progress import Progress
+from clipmerge.request import SweepRequest
+
+
+def load_source(source: Any, request: SweepRequest, progress: Progress) -> LabelledImages:
+    """Load the images of one source.
+
+    Args:
+        source: The source.
+        request: The sweep.
+        progress: Receiver of progress reports.
+
+    Raises:
+        DataError: If there is nothing there, or it cannot be used.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    asked, limit = request.calibration, request.limit
+    whole = limit is None
+    images = load_images(source, asked.classes, columns=asked.columns, whole=whole, most=limit, seed=request.seed)
+    for note in images.notes:
+        progress.say(note)
+    if limit is None:
+        return images
+    images.require_classes()
+    return images.sample(limit, request.seed)
+
+
+def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages]) -> list[str]:
+    """Note the images that sources share.
+
+    Args:
+        request: The sweep.
+        loaded: Images by name.
+
+    Raises:
+        UsageError: If an OOD source shares images with the calibration source.
+    """
+    if not request.checks_overlap:
+        return []
+    return check_overlap(
+        _calibration_images(request),
+        {name: loaded[name] for name in request.id_sources},
+        {name: loaded[name] for name in request.ood_sources},
+    )
+
+
+def _calibration_images(request: SweepRequest) -> LabelledImages | None:
+    """All images of the calibration source; for one on the Hub, only the images that recipes will measure on."""
+    asked = request.calibration
+    if asked.source is None or asked.source == "":
+        return None
+    most = asked.images + wanted_back(asked.images, asked.held_back)
+    images = load_images(asked.source, asked.classes, columns=asked.columns, most=most, seed=request.seed)
+    return images.sample(most, request.seed) if images.revision else images

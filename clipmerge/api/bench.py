@@ -1,0 +1,310 @@
+"""`clipmerge bench`: published pairs and data sets by name, published figures beside ours; see `docs/bench.md`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipmerge import __version__
+from clipmerge.api._arguments import RecipeLike, calibration_from, recipe_files
+from clipmerge.api._commands import recipe_word, spelled_out
+from clipmerge.api._results import BenchResult
+from clipmerge.api.sweep import check_sweep, run_sweep
+from clipmerge.errors import MeasureError
+from clipmerge.images.known import find_known
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Logged, Progress
+from clipmerge.request import SweepRequest
+from clipmerge.suites.cost import cost_of
+from clipmerge.suites.head_config import write_config
+from clipmerge.suites.page import bench_page, picture_name
+from clipmerge.suites.release import Fetched, fetch_release
+from clipmerge.suites.suite import Pair, Release, Suite, load_suite
+
+#: The record that the output folder holds, and by which one is known.
+BENCH_RECORD = "bench.json"
+# Standard errors by which the accuracy on a sample may differ from that on all images.
+_ERRORS = 3.0
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What the user asked for beside the suite."""
+
+    recipes: tuple[RecipeLike, ...]
+    alphas: tuple[float, ...]
+    limit: int | None
+    images: int
+    seed: int
+    batch_size: int | None
+    images_at_once: int | None
+    device: str
+    check: bool
+    command: str
+
+
+@dataclass
+class _Check:
+    """Compares zero-shot accuracy with the published figure."""
+
+    suite: Suite
+    pair: Pair
+    limit: int | None
+    stops: bool
+    say: Callable[[str], None]
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, found: dict[str, float]) -> None:
+        """Compare, and stop where that is wanted.
+
+        Raises:
+            MeasureError: If an accuracy is not the published one.
+        """
+        for name, published in self.pair.expected().items():
+            percent, allowed = 100 * found[name], self.suite.tolerance + _sampling_error(published, self.limit)
+            passed = abs(percent - published) <= allowed
+            told = {"source": name, "found": percent, "published": published, "allowed": allowed, "passed": passed}
+            self.outcomes.append(told)
+            if not passed:
+                self._refuse(name, percent, published, allowed)
+
+    def _refuse(self, name: str, percent: float, published: float, allowed: float) -> None:
+        source = self.pair.sources[name]
+        text = (
+            f"{self.suite.name}: zero-shot accuracy on {name} ({source}) is {percent:.1f}%; published is "
+            f"{published:g}%, and they may differ by {allowed:.1f} points"
+        )
+        if self.stops:
+            raise MeasureError(
+                f"{text}. Nothing was swept: the checkpoint, class names, templates or preprocessing are not those of "
+                f"the published figure. Compare `clipmerge data show {source.partition(':')[0]}`, or pass --no-check "
+                "to continue regardless"
+            )
+        self.say(f"{text}; continuing because of --no-check")
+
+
+def _sampling_error(percent: float, images: int | None) -> float:
+    """Points by which accuracy on a sample may differ from that on all images; 0 for all images."""
+    if images is None:
+        return 0.0
+    share = percent / 100
+    return 100 * _ERRORS * math.sqrt(share * (1 - share) / images)
+
+
+def bench(
+    suite: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    limit: int | None = None,
+    recipes: Sequence[RecipeLike] | None = None,
+    alphas: Sequence[float] | None = None,
+    check: bool = True,
+    images: int = 1024,
+    seed: int = 0,
+    batch_size: int | None = None,
+    images_at_once: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    command: str | None = None,
+) -> BenchResult:
+    """Evaluate a suite's pairs at every alpha and under recipes, published figures beside ours.
+
+    Zero-shot accuracy on the ID images is compared with the published figure first. Answers and plans are kept in the
+    user's cache, so an interrupted call resumes when it is repeated.
+
+    Args:
+        suite: Name of a suite, or a YAML file.
+        output: Folder to write; ``None`` to write nothing.
+        limit: Images sampled from each source; ``None`` for all.
+        recipes: Recipes, each as `merge` takes it; ``None`` for the suite's.
+        alphas: Points of the curve, ascending; ``None`` for the suite's.
+        check: Whether a zero-shot accuracy that is not the published one is an error.
+        images: Images that recipes measure on.
+        seed: Seed of the samples and of random masks.
+        batch_size: As in `ImageOptions`.
+        images_at_once: As in `ImageOptions`.
+        device: As in `ImageOptions`.
+        overwrite: Whether an earlier output there may be replaced.
+        progress: Where to report; by default Python's logger ``clipmerge``.
+        command: How to run this again, for the record; by default spelled out from the arguments.
+
+    Returns:
+        The record, and the folder that was written.
+
+    Raises:
+        MeasureError: If zero-shot accuracy is not the published one.
+        ClipmergeError: If anything else cannot be used or downloaded.
+    """
+    chosen, reports = load_suite(os.fspath(suite)), progress or Logged()
+    asked = _Options(
+        recipes=tuple(chosen.recipes if recipes is None else recipes),
+        alphas=tuple(chosen.alphas if alphas is None else alphas),
+        limit=limit,
+        images=images,
+        seed=seed,
+        batch_size=batch_size,
+        images_at_once=images_at_once,
+        device=device,
+        check=check,
+        command=command or _words(suite, output, limit, recipes, alphas, check=check, seed=seed),
+    )
+    target = None if output is None else Path(output)
+    if target is not None:
+        from clipmerge.output.checks import check_output
+
+        read = [*recipe_files(*asked.recipes), *([Path(suite)] if Path(suite).is_file() else [])]
+        check_output(target, overwrite=overwrite, read=read, record=BENCH_RECORD)
+    for pair in chosen.pairs:
+        check_sweep(_request(pair, "theta_0", "theta_1", asked))
+    record = _record(chosen, asked) | {"pairs": [_run(chosen, pair, asked, reports) for pair in chosen.pairs]}
+    if target is not None:
+        _write(record, target, overwrite=overwrite)
+    return BenchResult(target, record)
+
+
+def bench_cost(
+    suite: str | os.PathLike[str],
+    *,
+    limit: int | None = None,
+    recipes: Sequence[RecipeLike] | None = None,
+    alphas: Sequence[float] | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Tell what a suite downloads, and how long its evaluation takes on this machine.
+
+    Args:
+        suite: As in `bench`.
+        limit: As there.
+        recipes: As there.
+        alphas: As there.
+        device: As there.
+
+    Returns:
+        JSON-ready, see `clipmerge.suites.cost.cost_of`.
+
+    Raises:
+        UsageError: If there is no such suite.
+    """
+    chosen = load_suite(os.fspath(suite))
+    points = chosen.alphas if alphas is None else alphas
+    others = chosen.recipes if recipes is None else recipes
+    cost = cost_of(chosen, recipes=len(others), alphas=len(points), limit=limit, device=device)
+    return {"suite": chosen.name, "title": chosen.title, "notes": list(chosen.notes), **cost}
+
+
+def _words(suite: Any, output: Any, limit: Any, recipes: Any, alphas: Any, *, check: bool, seed: int) -> str:
+    named = None if recipes is None else [recipe_word(recipe) for recipe in recipes]
+    points = None if alphas is None else ",".join(f"{alpha:g}" for alpha in alphas)
+    flags = {"output": output, "limit": limit, "recipe": named, "alphas": points, "no_check": not check}
+    return spelled_out("bench", suite, **flags, seed=seed or None)
+
+
+def _request(pair: Pair, zeroshot: str, finetuned: str, asked: _Options) -> SweepRequest:
+    calibration = calibration_from(
+        _named(pair.data),
+        images=asked.images,
+        batch_size=asked.batch_size,
+        images_at_once=asked.images_at_once,
+        device=asked.device,
+    )
+    return SweepRequest(
+        zeroshot,
+        finetuned,
+        {name: _named(source) for name, source in pair.id.items()},
+        {name: _named(source) for name, source in pair.ood.items()},
+        recipes=tuple(load_recipe(recipe) for recipe in asked.recipes),
+        alphas=asked.alphas,
+        calibration=calibration,
+        seed=asked.seed,
+        command=asked.command,
+        limit=asked.limit,
+        checks_overlap=False,  # the splits of public sets
+    )
+
+
+def _named(source: str | None) -> Any:
+    """A known data set, even where a folder here has the same name; or another source as it is."""
+    return source and (find_known(source, on_disk=False) or source)
+
+
+def _run(suite: Suite, pair: Pair, asked: _Options, progress: Progress) -> dict[str, Any]:
+    released = [_release(each, progress) for each in (pair.zeroshot, pair.finetuned)]
+    places = [
+        str(one.path if one else each) for one, each in zip(released, (pair.zeroshot, pair.finetuned), strict=True)
+    ]
+    check = _Check(suite, pair, asked.limit, asked.check, progress.say)
+    sweep, _ = run_sweep(_request(pair, places[0], places[1], asked), progress, resumes=True, check=check)
+    ends = [sweep.pop("zeroshot"), *sweep.pop("finetuned")]
+    addresses, counts, revisions = sweep.pop("sources"), sweep.pop("images"), sweep.pop("revisions")
+    given = zip(ends, released, (pair.zeroshot, pair.finetuned), strict=True)
+    zeroshot, finetuned = [_provenance(end, one, each) for end, one, each in given]
+    return {
+        "name": pair.name,
+        "zeroshot": zeroshot,
+        "finetuned": finetuned,
+        "data": {
+            name: {"source": addresses[name], "revision": revisions.get(name), "images": counts[name]}
+            for name in addresses
+        },
+        "checks": check.outcomes,
+        "published": [each.model_dump(mode="json") for each in pair.published],
+        "sweep": sweep,
+    }
+
+
+def _release(checkpoint: str | Release, progress: Progress) -> Fetched | None:
+    """Bring a release file here, with a configuration beside it; ``None`` for a checkpoint that goes by its name."""
+    if not isinstance(checkpoint, Release):
+        return None
+    fetched = fetch_release(checkpoint, progress)
+    write_config(fetched.path)
+    return fetched
+
+
+def _provenance(end: dict[str, Any], fetched: Fetched | None, checkpoint: str | Release) -> dict[str, Any]:
+    if fetched is None or not isinstance(checkpoint, Release):
+        return end | {"verified": None}
+    return end | {"source": checkpoint.url, "verified": fetched.verified}
+
+
+def _record(suite: Suite, asked: _Options) -> dict[str, Any]:
+    import torch
+
+    from clipmerge.distributed import accelerator_for
+
+    device = accelerator_for(asked.device).device  # type: ignore[arg-type]
+    return {
+        "clipmerge": __version__,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+        "suite": suite.name,
+        "title": suite.title,
+        "model": suite.model,
+        "limit": asked.limit,
+        "seed": asked.seed,
+        "command": asked.command,
+        "notes": list(suite.notes),
+    }
+
+
+def _write(record: dict[str, Any], output: Path, *, overwrite: bool) -> None:
+    from clipmerge.distributed import is_main_process
+    from clipmerge.files.staging import staged
+    from clipmerge.report.sweep_picture import curve_files
+
+    if not is_main_process():
+        return
+    pictures = {
+        picture_name(record["suite"], pair["name"]): curve_files(pair["sweep"])["curve.png"] for pair in record["pairs"]
+    }
+    with staged(output, overwrite=overwrite) as folder:
+        for name, picture in pictures.items():
+            (folder / name).write_bytes(picture)
+        (folder / f"{record['suite']}.md").write_text(bench_page(record), encoding="utf-8")
+        (folder / BENCH_RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")

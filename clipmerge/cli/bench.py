@@ -1,0 +1,176 @@
+"""`clipmerge bench`: its flags, and what it prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._options import (
+    BatchSize,
+    DeviceName,
+    Images,
+    ImagesAtOnce,
+    Output,
+    Overwrite,
+    Seed,
+    Verbose,
+    command_line,
+)
+from clipmerge.cli._terminal import Format, Terminal
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_LIST = "list"
+
+
+@reporting_errors
+def bench_command(
+    suite: Annotated[str, typer.Argument(help="Name of a suite, a YAML file, or 'list' for all names.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write; bench-SUITE by default.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=2, help="Images sampled from each source, for a quick look; by default all.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", "-r", help="Recipe in place of the suite's; may be repeated.")
+    ] = None,
+    alphas: Annotated[str | None, typer.Option(help="Points of the curve; by default the suite's.")] = None,
+    images: Images = 1024,
+    batch_size: BatchSize = None,
+    images_at_once: ImagesAtOnce = None,
+    seed: Seed = 0,
+    device: DeviceName = "auto",
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", help="Stop if zero-shot accuracy is not the published figure."),
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what is downloaded and how long it takes; run nothing.")
+    ] = False,
+    overwrite: Overwrite = False,
+    fmt: Output = Format.human,
+    verbose: Verbose = False,
+) -> None:
+    """Reproduce published results: pairs and data sets by name, published figures beside ours."""
+    terminal = Terminal(fmt, verbose=verbose)
+    if suite == _LIST:
+        _list_suites(terminal)
+        return
+    from clipmerge.api.bench import bench, bench_cost
+    from clipmerge.cli.sweep import parse_alphas
+
+    points = None if alphas is None else parse_alphas(alphas)
+    if dry_run:
+        cost = bench_cost(suite, limit=limit, recipes=recipe, alphas=points, device=device)
+        terminal.result(cost, lambda: _cost(cost))
+        return
+    target = output or Path(f"bench-{Path(suite).stem}")
+    record = bench(
+        suite,
+        output=target,
+        limit=limit,
+        recipes=recipe,
+        alphas=points,
+        check=check,
+        images=images,
+        seed=seed,
+        batch_size=batch_size,
+        images_at_once=images_at_once,
+        device=device,
+        overwrite=overwrite,
+        progress=terminal,
+        command=command_line(),
+    ).record
+    terminal.result(record, lambda: _results(record))
+    terminal.show(f"Wrote {target} (page: {target / record['suite']}.md)")
+
+
+def _list_suites(terminal: Terminal) -> None:
+    from clipmerge.suites.suite import load_suite, suite_names
+
+    suites = [load_suite(name) for name in suite_names()]
+    record = {"suites": {each.name: {"title": each.title, "model": each.model} for each in suites}}
+    width = max(len(each.name) for each in suites) + 2
+    terminal.result(record)
+    terminal.show(*(f"{each.name:{width}}{each.title}, {each.model}" for each in suites))
+
+
+def _results(record: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    from clipmerge.cli.sweep import SweepTable
+
+    parts: list[RenderableType] = []
+    for pair in record["pairs"]:
+        if pair["name"]:
+            parts += [Text(pair["name"], style="bold")]
+        parts += [SweepTable(pair["sweep"], page=f"{record['suite']}.md"), *map(Text, _published(pair)), Text()]
+    return Group(*parts)
+
+
+def _published(pair: dict[str, Any]) -> list[str]:
+    """Lines with the published figures."""
+    lines = []
+    for each in pair["published"]:
+        figures = ", ".join(f"{name} {value:g}" for name, value in each["accuracy"].items())
+        lines.append(f"published, {each['point']}: {figures} ({each['source']})")
+    return lines
+
+
+def _cost(cost: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("download", overflow="fold")
+    table.add_column("size", justify="right", no_wrap=True)
+    for each in cost["downloads"]:
+        size = "is here" if each["cached"] else "?" if each["bytes"] is None else told_bytes(each["bytes"])
+        table.add_row(Text(each["what"]), size)
+    total = "not known" if cost["bytes"] is None else f"at most {told_bytes(cost['bytes'])}"
+    lines = [f"In all {total}.", _time(cost)]
+    problems = list(dict.fromkeys(each["problem"] for each in cost["downloads"] if each["problem"]))
+    return Group(table, *map(Text, [*lines, *problems, *cost["notes"]]))
+
+
+def _time(cost: dict[str, Any]) -> str:
+    if cost["seconds"] is None:
+        return "How long it takes is not known: a source does not tell its number of images (--limit N sets one)."
+    speed = cost["flops_per_second"] / 1e12
+    return (
+        f"{cost['forward_passes']:,} forward passes: about {told_time(cost['seconds'])} on this machine, at "
+        f"{speed:.2g} TFLOP/s (0.4 of the speed of a matrix product). Recipes that learn take extra time, stated when "
+        "they begin."
+    )
+
+
+def told_bytes(count: int) -> str:
+    """Write a number of bytes for people.
+
+    Example:
+        >>> told_bytes(1_710_000_000), told_bytes(4300)
+        ('1.7 GB', '4.3 kB')
+    """
+    value, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.1f} {units[0]}"
+
+
+def told_time(seconds: float) -> str:
+    """Write a time for people.
+
+    Example:
+        >>> told_time(42.0), told_time(600.0), told_time(7200.0)
+        ('42 s', '10 min', '2.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,131 @@
+"""A vision tower of OpenAI's CLIP with a classification head in place of the text tower, as model soups are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from clipmerge.errors import CheckpointError, DataError
+from clipmerge.models.filling import fill
+from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL.Image import Image
+
+    from clipmerge.families import Family
+
+WEIGHT, BIAS = "classification_head.weight", "classification_head.bias"
+# a text tower that is built and not used
+_NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
+
+
+class HeadedTower:
+    """An image classifier in eval mode whose weights are set from outside.
+
+    Attributes:
+        module: Tower and head, float32.
+        parameters: Parameters by canonical name.
+        classes: Rows of the head.
+    """
+
+    def __init__(self, family: Family, config: dict[str, Any], folder: Path, shape: tuple[int, ...]) -> None:
+        """Build the classifier without weights; `load` fills them in.
+
+        Args:
+            family: OpenCLIP's.
+            config: Parsed ``open_clip_config.json``.
+            folder: Folder of the checkpoint.
+            shape: Shape of the head's weight: (classes, features).
+
+        Raises:
+            CheckpointError: If open_clip_torch is not installed, or cannot build the tower.
+        """
+        settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
+        model = build_module(import_open_clip(), settings)
+        if len(shape) != 2 or shape[1] != settings["embed_dim"]:
+            raise CheckpointError(f"{folder}: the head has shape {shape}, the tower {settings['embed_dim']} features")
+        self.classes = shape[0]
+        self.module = nn.ModuleDict({"visual": model.visual, "head": nn.Linear(shape[1], shape[0])}).eval()
+        self._transform = transform_for(config, folder, model.visual.image_size)
+        named = {f"visual.{name}": parameter for name, parameter in model.visual.named_parameters()}
+        self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
+        self.parameters |= {WEIGHT: self._head.weight, BIAS: self._head.bias}
+
+    @property
+    def _head(self) -> nn.Linear:
+        head = self.module["head"]
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def load(self, read: Callable[[str], Tensor], source: str) -> None:
+        """Fill in every weight.
+
+        Args:
+            read: Gives a tensor for a canonical parameter name.
+            source: Where the tensors come from, for errors.
+
+        Raises:
+            CheckpointError: If a parameter is not there, or has another shape.
+        """
+        fill(self.parameters, read, source)
+
+    def pixels(self, images: list[Image]) -> Tensor:
+        """Preprocess as open_clip does: RGB images -> (batch, 3, height, width), float32."""
+        return torch.stack([self._transform(image) for image in images])
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Score images.
+
+        Args:
+            pixels: As `pixels` returns them.
+
+        Returns:
+            (batch, classes of the head): the head on features of unit length.
+        """
+        scores: Tensor = self._head(normalize(self.module["visual"](pixels), dim=-1))
+        return scores
+
+    def rows_for(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Rows of the head for each class of a source.
+
+        Args:
+            source: The source, for the message.
+            classes: Number of its classes.
+            rows: The rows, where they are known; otherwise the classes have to be those of the head.
+
+        Returns:
+            For each class a tensor of row indices.
+
+        Raises:
+            DataError: If the classes are not those of the head.
+        """
+        chosen = list(rows) or [(row,) for row in range(self.classes)]
+        if len(chosen) != classes or max(max(places) for places in chosen) >= self.classes:
+            raise DataError(
+                f"{source}: has {classes} classes, and the model's head {self.classes}; their correspondence is known "
+                "for ImageNet and its shifts, given by their short names (`clipmerge data list`)"
+            )
+        return [torch.tensor(places) for places in chosen]
+
+
+def grouped(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """Give each class of a source the largest logit of its rows.
+
+    Args:
+        logits: (batch, rows of the head).
+        rows: As `HeadedTower.rows_for` returns them.
+
+    Returns:
+        (batch, classes).
+    """
+    if all(len(places) == 1 for places in rows):
+        return logits[:, torch.cat(list(rows)).to(logits.device)]
+    return torch.stack([logits[:, places.to(logits.device)].amax(dim=1) for places in rows], dim=1)

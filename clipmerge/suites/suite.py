@@ -1,0 +1,174 @@
+"""A suite: pairs of checkpoints, the images to evaluate them on, and the figures that others published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from clipmerge.errors import RecipeError, UsageError, did_you_mean
+from clipmerge.files.limits import LARGEST_RECIPE
+from clipmerge.files.reading import Unreadable, read_text
+from clipmerge.planning.frozen import Frozen
+
+_FILES = Path(__file__).parent / "files"
+_SUFFIXES = (".yaml", ".yml")
+# Keys that hold for every pair which does not have its own.
+_OF_PAIRS = ("zeroshot", "finetuned", "id", "ood", "data", "published")
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class Release(Frozen):
+    """A checkpoint that is a file at an address.
+
+    Attributes:
+        url: The address.
+        sha256: Its hash, where it is published.
+        size: Its bytes, where they are published.
+    """
+
+    url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+/[\w.-]+$")]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    size: Annotated[int, Field(gt=0)] | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self.url.rpartition("/")[2]
+
+
+class Published(Frozen):
+    """Figures that somebody published.
+
+    Attributes:
+        point: The model that they are of.
+        source: Where they stand.
+        accuracy: Accuracy in per cent, by source of images.
+        alpha: The point of the curve that is the same model; ``None`` for a model that is not on it.
+    """
+
+    point: str
+    source: str
+    accuracy: Mapping[str, Percent]
+    alpha: float | None = None
+
+
+class Pair(Frozen):
+    """Two checkpoints and the images to evaluate them on.
+
+    Attributes:
+        zeroshot: theta_0: a Hub id, a folder or file, or a release file.
+        finetuned: theta_1.
+        id: Images like those of the fine-tuning, by name.
+        ood: Images unlike them, by name.
+        name: Name among the pairs of its suite.
+        data: Images that recipes measure on.
+        published: Published figures.
+    """
+
+    zeroshot: str | Release
+    finetuned: str | Release
+    id: Annotated[Mapping[str, str], Field(min_length=1)]
+    ood: Annotated[Mapping[str, str], Field(min_length=1)]
+    name: str = ""
+    data: str | None = None
+    published: tuple[Published, ...] = ()
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """All images, by name."""
+        return {**self.id, **self.ood}
+
+    def expected(self) -> dict[str, float]:
+        """Published zero-shot accuracy in per cent, by ID source."""
+        start = [each for each in self.published if each.alpha == 0.0]
+        return {name: value for each in start for name, value in each.accuracy.items() if name in self.id}
+
+
+class Suite(Frozen):
+    """A benchmark.
+
+    Attributes:
+        name: Its name.
+        title: A few words about it.
+        model: The architecture.
+        gflops: Billions of floating-point operations of one forward pass of one image.
+        pairs: Its pairs.
+        recipes: Recipes to place beside the curve.
+        alphas: Points of the curve.
+        tolerance: Points by which zero-shot accuracy may differ from the published figure.
+        notes: Conventions and reservations, one line each.
+    """
+
+    name: str
+    title: str
+    model: str
+    gflops: Annotated[float, Field(gt=0)]
+    pairs: Annotated[tuple[Pair, ...], Field(min_length=1)]
+    recipes: tuple[str, ...] = ()
+    alphas: tuple[float, ...] = tuple(round(0.1 * step, 1) for step in range(11))
+    tolerance: Annotated[float, Field(ge=0)] = 1.0
+    notes: tuple[str, ...] = ()
+
+
+def suite_names() -> tuple[str, ...]:
+    """Names of the shipped suites, sorted."""
+    return tuple(sorted(f"{file.stem}{suffix}" for file in _FILES.glob("*.yaml") for suffix in _sizes(_read(file))))
+
+
+def load_suite(name: str) -> Suite:
+    """Load a suite.
+
+    Args:
+        name: Name of a shipped suite, or path of a YAML file.
+
+    Raises:
+        UsageError: If there is no such suite.
+        RecipeError: If a file cannot be read, or says something unknown.
+    """
+    path = Path(name)
+    if path.suffix in _SUFFIXES:
+        return _suite(path, path.stem, "")
+    for file in sorted(_FILES.glob("*.yaml")):
+        for suffix in _sizes(_read(file)):
+            if name == f"{file.stem}{suffix}":
+                return _suite(file, name, suffix)
+    known = suite_names()
+    raise UsageError(f"no suite '{name}' (suites: {', '.join(known)}).{did_you_mean(name, known)}")
+
+
+def _suite(file: Path, name: str, suffix: str) -> Suite:
+    data = _read(file)
+    sizes = data.pop("sizes", {})
+    if sizes and suffix not in sizes:
+        raise RecipeError(f"{file}: its sizes are {', '.join(map(repr, sizes))}; give one of them the name ''")
+    data |= sizes.get(suffix) or {}
+    of_pairs = {key: data.pop(key) for key in _OF_PAIRS if key in data}
+    pairs = data.pop("pairs", [{}])
+    if not isinstance(pairs, list) or not all(isinstance(pair, dict) for pair in pairs):
+        raise RecipeError(f"{file}: pairs: expected a list of pairs")
+    try:
+        return Suite.model_validate({**data, "name": name, "pairs": [of_pairs | pair for pair in pairs]})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise RecipeError(f"{file}: {where}: {first['msg']}") from None
+
+
+def _sizes(data: dict[str, Any]) -> list[str]:
+    """Suffixes of the names of a file's suites."""
+    sizes = data.get("sizes")
+    return [str(suffix) for suffix in sizes] if isinstance(sizes, dict) else [""]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(read_text(file, LARGEST_RECIPE))
+    except (Unreadable, yaml.YAMLError) as error:
+        raise RecipeError(f"{file}: cannot be read as a suite ({' '.join(str(error).split())[:160]})") from None
+    if not isinstance(data, dict) or not isinstance(data.get("sizes", {}), dict):
+        raise RecipeError(f"{file}: is not a suite; see docs/bench.md")
+    return data

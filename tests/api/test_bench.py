@@ -1,0 +1,146 @@
+"""`clipmerge bench` end to end by the real command line, against repositories and files of the public layouts."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmerge.evaluation.scorer import Scorer
+from clipmerge.suites import release
+from clipmerge.suites.suite import suite_names
+from tests.support.command import clipmerge, refused, start
+from tests.support.hub_double import FakeHub, environment, serving
+from tests.support.public_pairs import BASE, Releases, save_soups, serving_files, upload_fusionbench, upload_imagenets
+
+QUICK = ("--recipe", "lines", "--alphas", "0,0.5,1")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with serving(tmp_path, monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releases]:
+    with serving_files(tmp_path / "releases") as server:
+        monkeypatch.setenv(release.MIRROR, server.url)
+        yield server
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Points whose batches went through the model, one number per batch."""
+    asked: list[int] = []
+    real = Scorer._answers
+
+    def counted(self: Scorer, number: int, *rest: Any) -> list[int]:
+        asked.append(number)
+        return real(self, number, *rest)
+
+    monkeypatch.setattr(Scorer, "_answers", counted)
+    return asked
+
+
+def test_bench_list_names_every_suite() -> None:
+    listed = clipmerge("bench", "list")
+    assert [line.split()[0] for line in listed.out.splitlines()] == list(suite_names())
+    as_json = clipmerge("bench", "list", "--format", "json").json
+    assert as_json["suites"]["imagenet-l14"]["model"] == "ViT-L-14"
+
+
+def test_unknown_suites_and_outputs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "Did you mean 'corrupted-cars'" in refused(clipmerge("bench", "corrupted-car"), 2)
+    (tmp_path / "bench-corrupted-cars").mkdir()
+    assert "already exists" in refused(clipmerge("bench", "corrupted-cars"))
+    line = refused(clipmerge("bench", "corrupted-cars", "--overwrite"))
+    assert "bench.json" in line
+
+
+@pytest.mark.slow
+def test_corrupted_eurosat(hub: FakeHub, tmp_path: Path, answers: list[int]) -> None:
+    upload_fusionbench(hub, tmp_path)
+    told = clipmerge("bench", "corrupted-eurosat", "--limit", "64", "--dry-run")
+    assert told.code == 0, told.err
+    assert BASE in told.out
+    assert "6,656 forward passes" in told.out
+    assert not hub.requests("GET", r"/resolve/.*\.(bin|safetensors|parquet)")
+    ended = clipmerge("bench", "corrupted-eurosat", "--limit", "64", *QUICK)
+    assert ended.code == 0, ended.err
+    folder = tmp_path / "bench-corrupted-eurosat"
+    assert {file.name for file in folder.iterdir()} == {"bench.json", "corrupted-eurosat.md", "corrupted-eurosat.png"}
+    record = json.loads((folder / "bench.json").read_text())
+    (pair,) = record["pairs"]
+    right = round(0.46 * 64) / 64
+    assert pair["sweep"]["curve"][0]["accuracy"] == dict.fromkeys(pair["data"], right)
+    assert pair["checks"][0]["found"] == 100 * right
+    assert pair["checks"][0]["passed"]
+    assert len(pair["data"]) == 8
+    page = (folder / "corrupted-eurosat.md").read_text()
+    assert f"| alpha 0 (zero-shot) | {100 * right:.1f} (46.0) |" in page
+    assert "Not a reproduction" in page
+    answers.clear()
+    assert clipmerge("bench", "corrupted-eurosat", "--limit", "64", *QUICK, "--overwrite").code == 0
+    assert answers == [], "everything is known"
+
+
+@pytest.mark.slow
+def test_a_wrong_zero_shot_figure_stops_it(hub: FakeHub, tmp_path: Path, answers: list[int]) -> None:
+    upload_fusionbench(hub, tmp_path, accuracy=0.1)
+    line = refused(clipmerge("bench", "corrupted-eurosat", "--limit", "64", *QUICK))
+    assert "zero-shot accuracy on test (fusionbench-eurosat:test) is 9.4%; published is 46%" in line
+    assert "Nothing was swept" in line
+    assert set(answers) == {0}
+    assert not (tmp_path / "bench-corrupted-eurosat").exists()
+    ended = clipmerge("bench", "corrupted-eurosat", "--limit", "64", *QUICK, "--no-check")
+    assert ended.code == 0, ended.err
+    assert "continuing because of --no-check" in ended.err
+    assert "not as published" in (tmp_path / "bench-corrupted-eurosat" / "corrupted-eurosat.md").read_text()
+
+
+@pytest.mark.slow
+def test_killed_half_way_it_resumes(hub: FakeHub, tmp_path: Path, answers: list[int]) -> None:
+    upload_fusionbench(hub, tmp_path)
+    command = ("bench", "corrupted-eurosat", "--limit", "64", *QUICK, "--output", tmp_path / "out")
+    process = start(*command, env=environment(hub, tmp_path))
+    # the check's answers are eight batches of one source; more are answers of the sweep
+    while len(list((tmp_path / "cache").rglob("bench/*/*/*.safetensors"))) <= 8 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "out").exists()
+    ended = clipmerge(*command)
+    assert ended.code == 0, ended.err
+    batches = 8 * 8
+    assert 0 < len(answers) < 4 * batches - 8
+    record = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert record["pairs"][0]["sweep"]["curve"][0]["accuracy"]["spatter"] == round(0.46 * 64) / 64
+
+
+@pytest.mark.slow
+def test_imagenet_with_heads(hub: FakeHub, releases: Releases, tmp_path: Path) -> None:
+    upload_imagenets(hub, tmp_path, save_soups(tmp_path / "releases"))
+    releases.cut_after = 100_000
+    assert "What has come is kept" in refused(clipmerge("bench", "imagenet-b32", "--limit", "64", *QUICK))
+    ended = clipmerge("bench", "imagenet-b32", "--limit", "64", *QUICK)
+    assert ended.code == 0, ended.err
+    assert ended.err.count("no hash is published") == 2
+    assert releases.asked[1][1] == "bytes=100000-"
+    record = json.loads((tmp_path / "bench-imagenet-b32" / "bench.json").read_text())
+    (pair,) = record["pairs"]
+    right = round(0.7557 * 64) / 64
+    assert pair["sweep"]["curve"][0]["accuracy"] == dict.fromkeys(pair["data"], right)
+    assert pair["zeroshot"]["source"].endswith("v0.0.2/model_0.pt")
+    page = (tmp_path / "bench-imagenet-b32" / "imagenet-b32.md").read_text()
+    assert f"{100 * right:.1f} (75.6)" in page
+    assert "| greedy soup of 72 |" in page
+    shards = {path.split("/", 6)[-1] for _, path, _ in hub.requests("GET", r"wds_imagenetv2/resolve/.*\.tar")}
+    assert shards == {"test/0.tar", "test/1.tar"}

@@ -1,0 +1,104 @@
+"""Release files from a real server: resumed, checked, and recorded where no hash is published."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clipmerge.errors import CheckpointError, HubError
+from clipmerge.progress import Silent
+from clipmerge.suites.release import MIRROR, fetch_release, place_of, size_of
+from clipmerge.suites.suite import Release
+from tests.support.public_pairs import Releases, serving_files
+
+CONTENT = bytes(range(256)) * 9000
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+FILE = "acme/soups/releases/download/v1/model_0.pt"
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releases]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "files" / FILE
+    place.parent.mkdir(parents=True)
+    place.write_bytes(CONTENT)
+    with serving_files(tmp_path / "files") as releases:
+        monkeypatch.setenv(MIRROR, releases.url)
+        yield releases
+
+
+def release(**known: object) -> Release:
+    return Release.model_validate({"url": f"https://github.com/{FILE}", **known})
+
+
+def test_a_file_is_fetched_once(server: Releases) -> None:
+    told = Told()
+    fetched = fetch_release(release(sha256=DIGEST, size=len(CONTENT)), told)
+    assert (fetched.path.read_bytes(), fetched.sha256, fetched.verified) == (CONTENT, DIGEST, True)
+    again = fetch_release(release(sha256=DIGEST), told)
+    assert again == fetched
+    assert server.asked == [(f"/{FILE}", None)]
+    assert told.lines == []
+
+
+def test_a_broken_download_goes_on(server: Releases) -> None:
+    server.cut_after = 1_000_000
+    with pytest.raises(HubError, match=r"broke after 1000000 of 2304000 bytes\. What has come is kept"):
+        fetch_release(release(sha256=DIGEST), Silent())
+    assert not place_of(release()).exists()
+    assert fetch_release(release(sha256=DIGEST), Silent()).path.read_bytes() == CONTENT
+    assert server.asked[1] == (f"/{FILE}", "bytes=1000000-")
+
+
+def test_without_a_published_hash_the_first_one_is_recorded(server: Releases) -> None:
+    told = Told()
+    assert not fetch_release(release(), told).verified
+    (line,) = told.lines
+    assert f"no hash is published; its sha256 {DIGEST} was recorded" in line
+    told.lines.clear()
+    assert fetch_release(release(), told).sha256 == DIGEST
+    assert told.lines == []
+    place_of(release()).write_bytes(CONTENT[:-1] + b"x")
+    with pytest.raises(
+        CheckpointError, match=rf"but sha256 {DIGEST} is recorded at its first use; the file was removed"
+    ):
+        fetch_release(release(), told)
+    assert not place_of(release()).exists()
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        ({"sha256": "0" * 64}, rf"came with 2304000 bytes and sha256 {DIGEST}, but sha256 0+ is published"),
+        ({"size": 5}, r"but 5 bytes is published"),
+    ],
+)
+def test_other_content_is_refused(server: Releases, known: dict[str, object], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        fetch_release(release(**known), Silent())
+    assert not place_of(release()).exists()
+
+
+def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HubError, match=r"no_such\.pt: the server refused \(HTTP 404\)"):
+        fetch_release(Release(url="https://github.com/acme/no_such.pt"), Silent())
+    monkeypatch.setenv(MIRROR, "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"run again\. CLIPMERGE_GITHUB names a mirror") as caught:
+        fetch_release(release(), Silent())
+    assert "\n" not in str(caught.value)
+    assert size_of(release()) is None
+
+
+def test_the_size_is_asked_for(server: Releases) -> None:
+    assert size_of(release()) == len(CONTENT)

@@ -1,0 +1,269 @@
+"""Small repositories and release files laid out exactly as the public ones that `clipmerge bench` names.
+
+Labels are chosen so that the zero-shot model has a given accuracy, computed here by the libraries themselves.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import datasets
+import numpy as np
+import open_clip
+import torch
+from open_clip.transform import image_transform_v2
+from PIL import Image
+from safetensors.torch import save
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, CLIPVisionModel
+
+from clipmerge.images.known import known_sets
+from tests.support.benchmark_sets import webdataset
+from tests.support.hub_double import FakeHub, upload
+from tests.support.image_files import png
+from tests.support.tiny_clip import END, START, vocabulary
+
+CORRUPTIONS = (
+    *("contrast", "gaussian_noise", "impulse_noise", "jpeg_compression"),
+    *("motion_blur", "pixelate", "spatter"),
+)
+BASE, FINETUNED = "openai/clip-vit-base-patch32", "tanganke/clip-vit-base-patch32_eurosat"
+ORGS = ("openai", "tanganke", "clip-benchmark", "acme")
+SHIFTS = ("imagenetv2", "imagenet_sketch", "imagenet-r", "objectnet", "imagenet-a")
+RELEASE = "mlfoundations/model-soups/releases/download/v0.0.2"
+
+
+def with_accuracy(best: list[int], share: float, classes: int) -> list[int]:
+    """Labels of which a share are the given answers, and the others are not."""
+    right = round(share * len(best))
+    return [answer if place < right else (answer + 1) % classes for place, answer in enumerate(best)]
+
+
+# --- FusionBench: a base with a .bin only, a vision tower without a preprocessor, Parquet with nine splits ---
+
+
+def upload_fusionbench(hub: FakeHub, folder: Path, *, images: int = 64, accuracy: float = 0.46) -> None:
+    """Fill the Hub with EuroSAT's pair and data set.
+
+    Args:
+        hub: The Hub.
+        folder: Where files are written on the way.
+        images: Images of each split.
+        accuracy: Zero-shot accuracy on the test split.
+    """
+    hub.orgs = ORGS
+    torch.manual_seed(0)
+    model, processor = CLIPModel(_config()).eval(), _processor()
+    known = known_sets()["fusionbench-eurosat"]
+    upload(hub, BASE, _base_files(model, processor, folder / "base"))
+    splits = ("train", "test", *CORRUPTIONS)
+    best = [_answers(model, processor, known, [png(1000 * at + k) for k in range(images)]) for at in range(len(splits))]
+    with torch.no_grad():
+        for parameter in model.vision_model.parameters():
+            parameter.add_(0.2 * (parameter.abs().mean() + 0.01) * torch.randn(parameter.shape))
+    upload(hub, FINETUNED, _tower_files(model, folder / "tower"))
+    parts = {}
+    for at, split in enumerate(splits):
+        labels = list(range(10)) * (images // 10 + 1) if split == "train" else with_accuracy(best[at], accuracy, 10)
+        parts[f"data/{split}-00000-of-00001.parquet"] = _parquet(folder / "x.parquet", labels[:images], 1000 * at)
+    upload(hub, "tanganke/eurosat", parts | {"README.md": _card(splits, images)}, kind="dataset")
+
+
+def _config() -> CLIPConfig:
+    words = vocabulary()
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": words[START], "eos_token_id": words[END], "pad_token_id": words[END]}
+    text = {**tower, **ends, "vocab_size": len(words), "max_position_embeddings": 77}
+    return CLIPConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 8}, projection_dim=16)
+
+
+def _processor() -> CLIPProcessor:
+    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    return CLIPProcessor(
+        image_processor=images, tokenizer=CLIPTokenizer(vocab=vocabulary(), merges=[], model_max_length=77)
+    )
+
+
+def _base_files(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> dict[str, bytes]:
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def _tower_files(model: CLIPModel, folder: Path) -> dict[str, bytes]:
+    tower = CLIPVisionModel(model.config.vision_config)
+    tower.save_pretrained(folder)
+    tensors = {f"vision_model.{name}": value for name, value in model.vision_model.state_dict().items()}
+    stored = {name: value.contiguous() for name, value in tensors.items() if not name.endswith("position_ids")}
+    return {"config.json": (folder / "config.json").read_bytes(), "model.safetensors": save(stored)}
+
+
+def _parquet(path: Path, labels: list[int], first: int) -> bytes:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=[f"class {k}" for k in range(10)])}
+    )
+    images = [{"bytes": png(first + k), "path": None} for k in range(len(labels))]
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(path)
+    return path.read_bytes()
+
+
+def _card(splits: tuple[str, ...], images: int) -> bytes:
+    listed = "".join(f"  - name: {split}\n    num_examples: {images}\n" for split in splits)
+    return f"---\ndataset_info:\n  splits:\n{listed}---\n".encode()
+
+
+@torch.no_grad()
+def _answers(model: CLIPModel, processor: CLIPProcessor, known: Any, images: list[bytes]) -> list[int]:
+    """Class of each image, prompt by prompt and image by image."""
+    classes = []
+    for name in known.class_names:
+        prompts = [template.replace("{}", name) for template in known.prompts]
+        rows = []
+        for prompt in prompts:
+            tokens = processor.tokenizer(prompt, truncation=True, max_length=77, return_tensors="pt")
+            row = model.get_text_features(**tokens).pooler_output[0]
+            rows.append(row / row.norm())
+        mean = sum(rows) / len(rows)
+        classes.append(mean / mean.norm())
+    best = []
+    for content in images:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+        feature = model.get_image_features(pixel_values=pixels).pooler_output[0]
+        best.append(int(np.argmax([float(feature @ row) for row in classes])))
+    return best
+
+
+# --- model soups: release files without a text tower, with a head of 1000 classes; ImageNet and its shifts as tars ---
+
+
+class Soup(torch.nn.Module):
+    """OpenAI's CLIP as model soups wrap it: no text transformer, a head on features of unit length."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.classification_head = torch.nn.Linear(model.visual.output_dim, 1000)
+        del self.model.transformer
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        features = self.model.encode_image(pixels)
+        logits: torch.Tensor = self.classification_head(features / features.norm(dim=-1, keepdim=True))
+        return logits
+
+
+def soup(seed: int = 0) -> Soup:
+    torch.manual_seed(seed)
+    vision = {"layers": 2, "width": 64, "head_width": 64, "patch_size": 8, "image_size": 32}
+    text = {"context_length": 12, "vocab_size": 40, "width": 64, "heads": 1, "layers": 1}
+    model = open_clip.CLIP(embed_dim=32, vision_cfg=vision, text_cfg=text, quick_gelu=True)
+    made = Soup(model).eval()
+    with torch.no_grad():
+        # scores that differ between images, so that answers do
+        made.classification_head.weight.normal_(std=5.0)
+    return made
+
+
+def save_soups(folder: Path) -> Soup:
+    """Write ``model_0.pt`` and ``model_43.pt`` as a server offers them; returns the first."""
+    place = folder / RELEASE
+    place.mkdir(parents=True)
+    first = soup()
+    torch.save(first.state_dict(), place / "model_0.pt")
+    moved = {name: value + 0.1 * torch.randn(value.shape) for name, value in first.state_dict().items()}
+    torch.save(moved, place / "model_43.pt")
+    return first
+
+
+def upload_imagenets(hub: FakeHub, folder: Path, model: Soup, *, images: int = 64, accuracy: float = 0.7557) -> None:
+    """Fill the Hub with ImageNet and five shifts, with labels that give the model an accuracy.
+
+    Args:
+        hub: The Hub.
+        folder: Where files are written on the way.
+        model: The model.
+        images: Images of each set.
+        accuracy: Its accuracy on each set.
+    """
+    hub.orgs = ORGS
+    for at, (repo, name) in enumerate(
+        [("imagenet1k", "imagenet"), *((shift, shift.replace("_", "-")) for shift in SHIFTS)]
+    ):
+        rows = known_sets()[name].imagenet_rows
+        names = known_sets()[name].class_names
+        first = 1000 * at
+        best = _head_answers(model, rows, [png(first + k) for k in range(images)])
+        labels = with_accuracy(best, accuracy, len(rows))
+        shards = [labels[: images // 2], labels[images // 2 :]]
+        files = webdataset(folder / repo, shards, names, first=first, templates=("a photo of a {c}.",))
+        upload(hub, f"clip-benchmark/wds_{repo}", files, kind="dataset")
+
+
+@torch.no_grad()
+def _head_answers(model: Soup, rows: tuple[tuple[int, ...], ...], images: list[bytes]) -> list[int]:
+    preprocess = image_transform_v2(open_clip.transform.PreprocessCfg(size=32), is_train=False)
+    best = []
+    for content in images:
+        logits = model(preprocess(Image.open(io.BytesIO(content)).convert("RGB"))[None])[0]
+        best.append(int(np.argmax([max(float(logits[row]) for row in places) for places in rows])))
+    return best
+
+
+# --- a server of release files ---
+
+
+@dataclass
+class Releases:
+    """A server of files: its address, what was asked for, and after how many bytes it hangs up."""
+
+    url: str = ""
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    cut_after: int | None = None
+
+
+class _Handler(SimpleHTTPRequestHandler):
+    def __init__(self, releases: Releases, *arguments: Any, **options: Any) -> None:
+        self.releases = releases
+        super().__init__(*arguments, **options)
+
+    def do_GET(self) -> None:
+        file, wanted = Path(self.translate_path(self.path)), self.headers.get("Range")
+        self.releases.asked.append((self.path, wanted))
+        if not file.is_file():
+            self.send_error(404)
+            return
+        content = file.read_bytes()
+        begin = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(content) - begin))
+        self.end_headers()
+        cut, self.releases.cut_after = self.releases.cut_after, None
+        self.wfile.write(content[begin:] if cut is None else content[begin : begin + cut])
+        self.close_connection = True
+
+    def log_message(self, *_arguments: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving_files(folder: Path) -> Iterator[Releases]:
+    """Serve a folder's files, with ranges."""
+    releases = Releases()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, releases, directory=str(folder)))
+    releases.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield releases
+    finally:
+        server.shutdown()
+        server.server_close()
