@@ -81,3 +81,5 @@ LARGEST_ANSWER = 64 * MIB
 MOST_FILES = 100_000
 #: Bytes per second below which a download is stalled, averaged over the seconds of CLIPMERGE_HUB_TIMEOUT.
 SLOWEST_DOWNLOAD = 1024
+#: Bytes of a release file that a benchmark names; the largest has about 1.7 GB.
+LARGEST_RELEASE = 16 << 30

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.files.templates import render
-from clipmerge.report.sweep_table import heads_of
+from clipmerge.report.sweep_table import heads_of, marks_of
 
 _DASH = "\N{EN DASH}"
 
@@ -59,7 +59,7 @@ def _pair(record: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
     names = [*sweep["id"], *sweep["ood"]]
     published = {each["alpha"]: each for each in pair["published"] if each["alpha"] is not None}
     rows = []
-    for (head, _), point in zip(heads_of(sweep), [*sweep["curve"], *sweep["recipes"]], strict=True):
+    for (head, _), point in zip(heads_of(sweep), [*sweep["curve"], *marks_of(sweep)], strict=True):
         told = published.get(point["alpha"], {}).get("accuracy", {}) if "name" not in point else {}
         cells = [figure(100 * point["accuracy"][name], told.get(name)) for name in names]
         gain = _DASH if point["gain"] is None else f"{100 * point['gain']:+.1f}"

@@ -20,6 +20,7 @@ from typing import IO, Any
 from clipmerge.errors import CheckpointError, HubError
 from clipmerge.files.cache import user_cache
 from clipmerge.files.hashes import remembered_sha256
+from clipmerge.files.limits import LARGEST_RELEASE
 from clipmerge.hub.download import timeout_seconds
 from clipmerge.progress import Progress
 from clipmerge.suites.suite import Release
@@ -28,8 +29,6 @@ from clipmerge.suites.suite import Release
 MIRROR = "CLIPMERGE_GITHUB"
 _GITHUB = "https://github.com"
 _PIECE = 1 << 20
-#: Bytes of a release file; the largest that is used here has about 1.7 GB.
-LARGEST_RELEASE = 16 << 30
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def test_classes_on_the_command_line_win(hub: FakeHub, repository: str, tmp_path
 
 def test_evaluate_needs_no_other_flag(hub: FakeHub, tmp_path: Path) -> None:
     files = webdataset(tmp_path / "tars", SHARDS[:2], ("cat", "dog", "bird", "fish"), templates=["a {c}.", "the {c}."])
+    files |= {"train/0.tar": files["test/0.tar"], "train/nshards.txt": b"1\n"}
     upload(hub, "clip-benchmark/wds_imagenetv2", files, kind="dataset")
     clip, _ = save_pair(tmp_path)
     weights = {file.name: file.read_bytes() for file in clip.iterdir()}
@@ -90,6 +91,7 @@ def test_evaluate_needs_no_other_flag(hub: FakeHub, tmp_path: Path) -> None:
     (name,) = ended.json["accuracy"]
     assert ended.json["images"] == {name: 16}
     assert ended.json["own_templates"] == {name: ["a {}.", "the {}."]}
+    assert sorted(fetched(hub)) == ["test/0.tar", "test/1.tar"]
     asked = [f"--data={V2}:test", "--template", "{c}, a photo", "--format", "json"]
     other = clipmerge("evaluate", clip, *asked)
     assert (other.json["templates"], other.json["own_templates"]) == (["{}, a photo"], {})
