@@ -26,7 +26,7 @@ def show_merge(
     if record is None:
         return
     data = record.as_json() | ({"published": published} if published else {})
-    terminal.result(data, lambda: summary_table(record))
+    terminal.result(data, lambda: summary_table(record, terminal.width))
     terminal.end(last_line)
 
 

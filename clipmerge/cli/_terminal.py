@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import sys
 import time
 import warnings
@@ -169,6 +170,11 @@ class Terminal:
             return
         self._said.add(text)
         self._err.print(f"note: {text}", markup=False)
+
+    @property
+    def width(self) -> int:
+        """Columns of standard output; 80 where it is no terminal."""
+        return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
 
     def close(self) -> None:
         """Remove the progress bar."""

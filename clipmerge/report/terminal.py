@@ -17,10 +17,11 @@ from clipmerge.report.loss_path import loss_at, path_points
 
 MAX_LINES = 25
 MAX_WIDTH = 80
-_RIGHT = 54  # columns left next to the layers' names
+# columns left next to the layers' names: at most, and what the settings take
+_RIGHT, _LEAST_RIGHT = 54, 34
 
 
-def summary_table(record: MergeRecord) -> RenderableType:
+def summary_table(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType:
     """Summarise a merge for the terminal: at most 80 columns and about 25 lines for a model of any size.
 
     Each straggler layer has its own row; neighbours with equal settings share one. If that is too long, the other
@@ -28,17 +29,18 @@ def summary_table(record: MergeRecord) -> RenderableType:
 
     Args:
         record: The merge's record.
+        width: Columns of the terminal; of more than 80, 80 are used.
 
     Returns:
         Renderable for rich's ``Console.print``; as readable without colour.
     """
     columns = _terminal_columns(record)
     stragglers = record.found_stragglers
-    view: RenderableType = _summary(record, columns, _runs(record))
+    view: RenderableType = _summary(record, columns, _runs(record), width)
     for count in range(len(stragglers), -1, -1):
         if _height(view) <= MAX_LINES:
             break
-        view = _summary(record, columns, _by_tower(record, stragglers[:count]), clip=True)
+        view = _summary(record, columns, _by_tower(record, stragglers[:count]), width, clip=True)
     return view
 
 
@@ -80,15 +82,17 @@ def _by_tower(record: MergeRecord, alone: list[str]) -> list[_Row]:
     return rows
 
 
-def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], *, clip: bool = False) -> Group:
-    columns, lines = _number_lines(record, columns, rows)
+def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], width: int, *, clip: bool = False) -> Group:
+    heads = max(len(text) for row in rows for text in (row.head, row.note))
+    right = max(_LEAST_RIGHT, min(_RIGHT, width - heads - 4))
+    columns, lines = _number_lines(record, columns, rows, right)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("layer", no_wrap=True)
-    table.add_column(lines[0], max_width=_RIGHT)
+    table.add_column(lines[0], max_width=right)
     for row, line in zip(rows, lines[1:], strict=True):
         reason = Text(_row_reason(record, row.layers), style="dim")
         if clip:
-            reason.truncate(_RIGHT, overflow="ellipsis")
+            reason.truncate(right, overflow="ellipsis")
         head = Text(f"{_printable(row.head)}\n{_printable(row.note)}", "bold yellow" * ("straggler" in row.note))
         table.add_row(head, Text(line + "\n").append_text(reason))
     verdict = Text(_printable(record.headline))
@@ -109,7 +113,9 @@ def _bought_lines(record: MergeRecord) -> list[Text]:
     ]
 
 
-def _number_lines(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> tuple[list[Column], list[str]]:
+def _number_lines(
+    record: MergeRecord, columns: list[Column], rows: list[_Row], right: int
+) -> tuple[list[Column], list[str]]:
     """Heading and rows as aligned text, with as many statistics as fit next to the layers' names."""
     masks = [{record.layers[layer].mask or "none" for layer in row.layers} for row in rows]
     shown = [column.short_title for column in columns]
@@ -117,7 +123,7 @@ def _number_lines(record: MergeRecord, columns: list[Column], rows: list[_Row]) 
     mask = ["mask", *["several" if len(kinds) > 1 else _printable(kinds.pop())[:14] for kinds in masks]]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     mask_width = max(map(len, mask))
-    while len(widths) > 2 and sum(widths) + 2 * len(widths) + mask_width > _RIGHT:
+    while len(widths) > 2 and sum(widths) + 2 * len(widths) + mask_width > right:
         widths.pop()
     lines = []
     for cells, kind in zip(table, mask, strict=True):

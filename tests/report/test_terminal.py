@@ -17,6 +17,14 @@ def test_table_fits_a_terminal(name):
     assert "\x1b" not in "".join(lines)
 
 
+@pytest.mark.parametrize("name", RECORDS)
+def test_numbers_are_not_broken_on_a_narrow_terminal(name):
+    lines = printed(RECORDS[name], width=60).splitlines()
+    head = next(line for line in lines if "alpha" in line and "mask" in line)
+    assert head.startswith("layer")  # one line, and so are the rows below
+    assert max(map(len, lines)) <= 60
+
+
 def test_table_fits_when_every_layer_differs():
     record = varied(data_free())
     lines = printed(record).splitlines()

@@ -175,7 +175,7 @@ def printed(record: dict[str, Any], width: int = 80) -> str:
     """The summary of a record on a terminal of so many columns."""
     stream = io.StringIO()
     Console(file=stream, width=width, force_terminal=False).print(
-        terminal.summary_table(MergeRecord.model_validate(record))
+        terminal.summary_table(MergeRecord.model_validate(record), width)
     )
     return stream.getvalue()
 
