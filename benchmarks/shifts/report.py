@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from benchmarks.shifts import densities, summary
 from benchmarks.shifts.claims_page import claims_section
 from benchmarks.shifts.emoji.shift import ABOUT as EMOJI
 from benchmarks.shifts.emoji_roles.shift import ABOUT as EMOJI_ROLES
@@ -29,6 +30,8 @@ _AGAIN_FOLDER = "again"
 #: The regime that is no pair.
 _SEVERAL = "several"
 _ABOUT = Path(__file__).with_name("results_about.md")
+#: Where the first screen goes in it.
+_FIRST_SCREEN = "<!-- first screen -->"
 
 
 def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
@@ -41,11 +44,17 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
     Returns:
         The files.
     """
-    parts = [_ABOUT.read_text(encoding="utf-8").rstrip()]
+    testbeds = {about.title: read_pairs(results / about.name) for about in _BENCHMARKS}
+    groups = summary.held_out(testbeds)
     written = []
+    if groups:
+        (docs / "results").mkdir(parents=True, exist_ok=True)
+        written.append(docs / "results" / "summary.png")
+        written[0].write_bytes(summary.summary_png(groups))
+    parts = [_ABOUT.read_text(encoding="utf-8").rstrip().replace(_FIRST_SCREEN, _first_screen(groups))]
     for about in _BENCHMARKS:
         folder = results / about.name
-        pairs = read_pairs(folder)
+        pairs = testbeds[about.title]
         parts += [f"## {about.title}", about.note.read_text(encoding="utf-8").rstrip()]
         if not pairs:
             parts.append(f"Not run yet: `{about.command}` does.")
@@ -56,6 +65,14 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
     page = docs / "results.md"
     page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return [page, *written]
+
+
+def _first_screen(groups: summary.Groups) -> str:
+    """One table and one figure: the main recipes on all held-out pairs."""
+    if not groups:
+        return "No held-out pair has been run yet."
+    head = ["held-out pairs", "zero-shot", "fine-tuned", "`auto`", *(f"gain of `{recipe}`" for recipe in summary.MAIN)]
+    return f"{_table(head, summary.rows(groups))}\n\n![Gains on held-out pairs](results/summary.png)"
 
 
 def read_pairs(folder: Path) -> list[Resampled]:
@@ -90,7 +107,7 @@ def section(about: About, pairs: Sequence[Resampled], again: Sequence[Resampled]
         lines += ["", *_ablations(held_out), *_again(about, again), *against([*held_out, *again])]
     if tuning:
         lines += ["### Tuning pairs", "", "Recipes may have been tuned on these; no claim rests on them.", ""]
-        lines += [_ends_table(tuning), "", _gain_table(tuning), ""]
+        lines += [_ends_table(tuning), "", _gain_table(tuning), "", *_ablations(tuning), *_densities(about, tuning)]
     if several:
         lines += ["### Several fine-tuned models of one zero-shot model", "", _TOGETHER, ""]
         lines += [_ends_table(several), "", _gain_table(several), ""]
@@ -116,6 +133,19 @@ def _ablations(pairs: Sequence[Resampled]) -> list[str]:
     told = [[f"`{rows[0]}` itself", *(_ablated(pair, rows[0]) for pair in chosen)]]
     told += [[recipe, *(_ablated(pair, recipe) for pair in chosen)] for recipe in rows[1:]]
     return [_ABLATED, "", _table(head, told), ""]
+
+
+def _densities(about: About, pairs: Sequence[Resampled]) -> list[str]:
+    """Gain against density for sharp, flat and random layers."""
+    lines = []
+    for pair in (pair for pair in pairs if densities.curves(pair)):
+        head = [
+            f"density, {pair.record['regime']} {pair.record['seed']}",
+            *(f"{kind}" for kind in densities.curves(pair)),
+        ]
+        lines += [_table(head, densities.rows(pair)), ""]
+    picture = f"![gain against density](results/{about.name}-densities.png)"
+    return [_THINNED, "", *lines, picture, ""] if lines else []
 
 
 def _ablated(pair: Resampled, recipe: str) -> str:
@@ -179,8 +209,13 @@ _TOGETHER = (
     "checkpoints have in common is the base and the data, so this is no test of merging different tasks."
 )
 _ABLATED = (
-    "What `auto` is without one of its parts: ID / OOD accuracy, % (gain at equal ID accuracy, points). These pairs "
-    "were looked at after its defaults had been chosen."
+    "What `auto` is without one of its parts, or with another: ID / OOD accuracy, % (gain at equal ID accuracy, points, "
+    "with its interval)."
+)
+_THINNED = (
+    "`straggler-sparse` with other layers and densities: gain at equal ID accuracy with its interval. The sharpest layers "
+    "are the recipe's own; the flattest, and five random sets, hold about as many weights. The interval of the random "
+    "sets resamples the sets too."
 )
 _TRAINED_AGAIN = (
     "The same settings and seeds on another kind of processor, which rounds differently and so ends with other models, "
@@ -239,7 +274,9 @@ def _recipes(pairs: Sequence[Resampled], *, ablations: bool = False) -> list[str
     had = {row["name"] for pair in pairs for row in pair.record["recipes"]}
     groups = {each.name: each.group for each in contestants()}
     names = [name for name in groups if name in had] + sorted(had - set(groups))
-    return [name for name in names if (groups.get(name) == _ABLATIONS) == ablations]
+    if ablations:
+        return [name for name in names if groups.get(name) == _ABLATIONS]
+    return [name for name in names if groups.get(name) not in (_ABLATIONS, densities.GROUP)]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -339,7 +376,11 @@ def _pair_cell(pair: Resampled, recipe: str) -> str:
 def _pictures(about: About, pairs: Sequence[Resampled], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     held_out = [pair for pair in pairs if not pair.record["tuning"] and pair.record["regime"] != _SEVERAL]
+    thinned = [pair for pair in pairs if densities.curves(pair)]
     written = []
+    if thinned:
+        written.append(folder / f"{name}-densities.png")
+        written[0].write_bytes(densities.densities_png(thinned))
     for regime in _regimes(held_out):
         file = folder / f"{about.name}-{regime}.png"
         file.write_bytes(regime_png(about.title, regime, _of(held_out, regime), _recipes(held_out)))

@@ -1,9 +1,11 @@
 """Compare points with a curve of ID and OOD accuracy: the gain at equal ID accuracy, and its interval.
 
 The curve connects its points by straight lines, in order of alpha. Its height at an ID accuracy x is the best mean
-OOD accuracy on the curve at x: the highest of all segments over x. Outside the range of its points' ID accuracies it
-has no height. A point's gain at equal ID accuracy is its mean OOD accuracy minus that height: its gain over the best
-alpha of WiSE-FT with the same ID accuracy, even if OOD labels chose that alpha. The curve's own points have no gain.
+OOD accuracy on the curve at x: the highest of all segments over x. Beyond the highest ID accuracy of its points it is
+that of the most accurate point, so that a merge more accurate than every alpha is compared with the alpha that comes
+closest, which understates its gain. Below the lowest it has no height. A point's gain at equal ID accuracy is its mean
+OOD accuracy minus that height: its gain over the best alpha of WiSE-FT with the same ID accuracy, even if OOD labels
+chose that alpha. The curve's own points have no gain.
 Accuracies that differ only by rounding count as equal.
 """
 
@@ -36,11 +38,11 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
         at: ID accuracies, shape (..., points).
 
     Returns:
-        Shape (..., points); NaN outside the curve's range.
+        Shape (..., points); NaN below the curve's range.
 
     Example:
-        >>> height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7]))
-        array([0.4, nan])
+        >>> height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7, 0.1]))
+        array([0.4, 0.3, nan])
     """
     best = np.full(at.shape, -np.inf)
     for place in range(curve_id.shape[-1]):
@@ -53,6 +55,9 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
         between = (np.minimum(x_0, x_1) + _ROUNDING < at) & (at < np.maximum(x_0, x_1) - _ROUNDING)
         share = (at - x_0) / np.where(between, x_1 - x_0, 1.0)
         best = np.where(between, np.maximum(best, (1 - share) * y_0 + share * y_1), best)
+    top = curve_id.max(axis=-1, keepdims=True)
+    most_accurate = np.where(curve_id >= top - _ROUNDING, curve_ood, -np.inf).max(axis=-1, keepdims=True)
+    best = np.where(at > top + _ROUNDING, most_accurate, best)
     return np.where(np.isinf(best), np.nan, best)
 
 
@@ -89,9 +94,10 @@ class Standing:
         id_interval: Interval of the mean ID accuracy.
         ood_accuracy: Mean over the OOD sources.
         ood_interval: Interval of the mean OOD accuracy.
-        gain: Gain at equal ID accuracy; ``None`` outside the curve's range and for the curve's own points.
+        gain: Gain at equal ID accuracy; ``None`` below the curve's range and for the curve's own points.
         gain_interval: Interval of the gain; ``None`` also if too many resampled curves do not reach the point.
-        gain_note: Why the gain, or its interval, is missing; empty where neither is.
+        gain_note: Why the gain, or its interval, is missing, or what it is compared with where no alpha is as
+            accurate; else empty.
     """
 
     id_accuracy: float
@@ -130,6 +136,7 @@ def standings(
     (id_accuracy, ood_accuracy), (id_drawn, ood_drawn) = measured, sampled
     gain = ood_accuracy - height(id_accuracy[:, places], ood_accuracy[:, places], id_accuracy)
     gain_drawn = ood_drawn - height(id_drawn[:, places], ood_drawn[:, places], id_drawn)
+    beyond = id_accuracy[0] > id_accuracy[0, places].max() + _ROUNDING
     placed = []
     for point in range(id_accuracy.shape[1]):
         on_curve = point in places
@@ -146,20 +153,20 @@ def standings(
                 ood_interval=spread,
                 gain=value if reached else None,
                 gain_interval=interval(gain_drawn[:, point]) if reached else None,
-                gain_note=ON_CURVE if on_curve else _note(value, gain_drawn[:, point]),
+                gain_note=ON_CURVE if on_curve else _note(value, gain_drawn[:, point], beyond=bool(beyond[point])),
             )
         )
     return placed
 
 
-def _note(gain: float, drawn: Floats) -> str:
-    """Why a point off the curve has no gain, or the gain no interval."""
+def _note(gain: float, drawn: Floats, *, beyond: bool) -> str:
+    """Why a point off the curve has no gain, or the gain no interval, or what the gain is compared with."""
     if np.isnan(gain):
-        return "no point of the curve has this ID accuracy"
+        return "no point of the curve has so low an ID accuracy"
     share = float((~np.isnan(drawn)).mean())
     if share < _DEFINED:
         return f"the curve has this ID accuracy in only {100 * share:.0f}% of the resamples, so there is no interval"
-    return ""
+    return "no alpha is as accurate on the ID images; compared with the most accurate one" if beyond else ""
 
 
 def _mean(sources: Sequence[Floats]) -> Floats:

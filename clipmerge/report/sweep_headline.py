@@ -38,7 +38,8 @@ def headline(record: dict[str, Any]) -> str:
 def _compared(row: dict[str, Any]) -> str:
     low, high = row["gain_interval"]
     numbers = f"{signed(row['gain'])} points {interval(row['gain_interval'])}"
-    what = "of mean OOD accuracy against the alpha curve at equal ID accuracy"
+    where = "its most accurate point" if row["gain_note"] else "equal ID accuracy"
+    what = f"of mean OOD accuracy against the alpha curve at {where}"
     if low > 0:
         return f"{row['name']} gains: {numbers} {what}."
     if high < 0:

@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +13,13 @@ import torch
 from PIL import Image
 
 from benchmarks.shifts import report, standing
-from benchmarks.shifts.evaluation import ByDrawing, Contestant, contestants, evaluate_pair, packed, unpacked
+from benchmarks.shifts.evaluation import Contestant, contestants, evaluate_pair, unpacked
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.errors import RecipeError
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
+from tests.support.shift_records import bits, record_of
 from tests.support.tiny_clip import CLASSES
 from tests.support.tiny_shift import SMALL
 
@@ -120,24 +120,6 @@ def test_a_contestant_may_have_its_own_pairs_and_images(tmp_path: Path) -> None:
 
 
 # --- standing
-
-
-def record_of(correct: dict[str, Any], recipes: dict[str, int], *, curve: int = 3, **told: Any) -> dict[str, Any]:
-    things = {name: list(range(right.shape[1])) for name, right in correct.items()}
-
-    def part(points: list[int]) -> dict[str, Any]:
-        rows = {name: right[points].reshape(len(points), -1) for name, right in correct.items()}
-        return {name: packed(ByDrawing(right, things[name])) for name, right in rows.items()}
-
-    rows = [{"name": name, "correct": part([point])} for name, point in recipes.items()]
-    oods = [name for name in correct if name != "test"]
-    base = {"things": things, "regime": "mild", "seed": 1, "tuning": False, "id": ["test"], "ood": oods}
-    return {**base, "correct": part(list(range(curve))), "recipes": rows, "curve": [{}] * curve, **told}
-
-
-def bits(shares: list[float], drawings: int = 50, copies: int = 2) -> Any:
-    """The first share of the drawings is recognised."""
-    return np.array([[[place < share * drawings] * copies for place in range(drawings)] for share in shares])
 
 
 def test_gain_and_oracle_by_hand() -> None:

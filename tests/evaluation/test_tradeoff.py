@@ -24,6 +24,8 @@ def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float |
             heights += [y_0, y_1]
         elif x_0 != x_1 and 0 <= (x - x_0) / (x_1 - x_0) <= 1:
             heights.append(y_0 + (y_1 - y_0) * (x - x_0) / (x_1 - x_0))
+    if x > max(xs):
+        heights = [y for x_0, y in zip(xs, ys, strict=True) if x_0 == max(xs)]
     return float(max(heights)) if heights else None
 
 
@@ -36,7 +38,7 @@ def by_hand(curve_id: list[float], curve_ood: list[float], at: float) -> float |
         (0.75, 0.55),
         (0.8, 0.5),
         (0.49, None),
-        (0.81, None),
+        (0.81, 0.5),  # more accurate than all: the most accurate point's
     ],
 )
 def test_height_of_a_bent_curve(at: float, expected: float | None) -> None:
@@ -63,8 +65,8 @@ def test_accuracies_equal_but_for_rounding_are_equal() -> None:
 def test_one_image_in_ten_million_is_no_tie() -> None:
     curve = np.array([0.5, 0.5 + 1e-7])
     found = height(curve, np.array([0.2, 0.4]), np.array([0.5 - 1e-7, 0.5, 0.5 + 5e-8, 0.5 + 2e-7]))
-    assert np.isnan(found[[0, 3]]).all()
-    assert found[1:3] == pytest.approx([0.2, 0.3])
+    assert np.isnan(found[0])
+    assert found[1:] == pytest.approx([0.2, 0.3, 0.4])
 
 
 def test_a_point_tied_with_the_end_of_the_curve_has_a_gain_and_an_interval() -> None:
@@ -127,17 +129,19 @@ def test_sources_weigh_alike_whatever_their_size() -> None:
     assert [each.ood_accuracy for each in found] == pytest.approx([(0.5 + 0.1) / 2, (1 + 0.3) / 2])
 
 
-def test_outside_the_curve_there_is_no_gain() -> None:
-    ids, oods = rows_of([4, 6, 9, 1], 10), rows_of([5, 5, 5, 5], 10)
+def test_below_the_curve_there_is_no_gain_and_beyond_it_that_over_its_most_accurate_point() -> None:
+    ids, oods = rows_of([4, 6, 9, 1], 10), rows_of([7, 5, 6, 5], 10)
     found = standings([ids], [oods], range(2), seed=0, resamples=20)
-    assert [each.gain for each in found] == [None] * 4
-    assert found[2].gain_interval is None
-    assert [each.gain_note for each in found[2:]] == ["no point of the curve has this ID accuracy"] * 2
+    assert [each.gain for each in found] == [None, None, pytest.approx(0.1), None]
+    assert found[2].gain_interval is not None
+    assert found[2].gain_note == "no alpha is as accurate on the ID images; compared with the most accurate one"
+    assert found[3].gain_interval is None
+    assert found[3].gain_note == "no point of the curve has so low an ID accuracy"
 
 
 def test_a_gain_without_an_interval_says_why() -> None:
-    """The recipe ties with the end of the curve on other images, so that half of the draws put it beyond."""
-    ids = np.array([[True] * 2 + [False] * 8, [True] * 6 + [False] * 4, [False] * 4 + [True] * 6])
+    """The recipe ties with the low end of the curve on other images, so that half of the draws put it below."""
+    ids = np.array([[True] * 6 + [False] * 4, [True] * 9 + [False], [False] * 4 + [True] * 6])
     found = standings([ids], [rows_of([5, 5, 6], 10)], range(2), seed=0, resamples=100)[2]
     assert found.gain == pytest.approx(0.1)
     assert found.gain_interval is None

@@ -20,7 +20,7 @@ def sweep_row(id_accuracy: float, ood: float, gain: float | None = 0.0, **more: 
         "ood_interval": interval,
         "gain": gain,
         "gain_interval": ends,
-        "gain_note": "" if ends else "no point of the curve has this ID accuracy",
+        "gain_note": "" if ends else "no point of the curve has so low an ID accuracy",
         **more,
     }
 

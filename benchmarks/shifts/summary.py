@@ -1,0 +1,108 @@
+"""The first screen of the results page: the gains of the main recipes on the held-out pairs of every testbed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.shifts.standing import Estimate, Resampled, over_pairs
+
+#: Recipes of the first screen, with colour and marker.
+MAIN = {"auto": ("#c2410c", "o"), "straggler-sparse": ("#6b4fbb", "s"), "auto-first-round": ("#59626d", "^")}
+Groups = Mapping[tuple[str, str], Sequence[Resampled]]
+
+
+def held_out(testbeds: Mapping[str, Sequence[Resampled]]) -> dict[tuple[str, str], list[Resampled]]:
+    """Held-out pairs by title of the testbed and regime, where the main recipe has been run.
+
+    Args:
+        testbeds: Title to all pairs of the testbed.
+    """
+    found: dict[tuple[str, str], list[Resampled]] = {}
+    for title, pairs in testbeds.items():
+        for pair in pairs:
+            if not pair.record["tuning"] and pair.has("auto"):
+                found.setdefault((title, pair.record["regime"]), []).append(pair)
+    return dict(sorted(found.items(), key=lambda item: (item[0][1], list(testbeds).index(item[0][0]))))
+
+
+def gain_of(recipe: str, pairs: Sequence[Resampled]) -> Estimate:
+    """Mean gain at equal ID accuracy of one recipe, over the pairs that were merged by it."""
+    having = [pair.gain(recipe) for pair in pairs if pair.has(recipe)]
+    return over_pairs(having) if having else Estimate(None, None, 0)
+
+
+def told(estimate: Estimate) -> str:
+    """Write an estimate in points, with its interval."""
+    if estimate.value is None:
+        return "none"
+    text = f"{100 * estimate.value:+.1f}"
+    return text + (" [{:+.1f}, {:+.1f}]".format(*(100 * end for end in estimate.interval)) if estimate.interval else "")
+
+
+def rows(groups: Groups) -> list[list[str]]:
+    """Rows of the table: pairs, accuracies of both ends and of `auto`, and gains of the main recipes.
+
+    Args:
+        groups: As of `held_out`.
+    """
+    lines = []
+    for (title, regime), pairs in groups.items():
+        zeroshot, finetuned = (_both(pairs, [place] * len(pairs)) for place in (0, len(pairs[0].record["curve"]) - 1))
+        merged = _both(pairs, [pair.point("auto") for pair in pairs])
+        gains = [told(gain_of(recipe, pairs)) for recipe in MAIN]
+        lines.append([f"{title}, {regime} ({len(pairs)})", zeroshot, finetuned, merged, *gains])
+    return lines
+
+
+def _both(pairs: Sequence[Resampled], places: Sequence[int]) -> str:
+    both = [(pair.id[0, place], pair.ood[0, place]) for pair, place in zip(pairs, places, strict=True)]
+    return " / ".join(f"{100 * sum(side) / len(side):.1f}" for side in zip(*both, strict=True))
+
+
+def summary_png(groups: Groups) -> bytes:
+    """Draw the gains with their intervals, one line per testbed and regime.
+
+    Args:
+        groups: As of `held_out`.
+
+    Returns:
+        A PNG.
+    """
+    figure = Figure(figsize=(8.0, 1.2 + 0.62 * len(groups)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.axvline(0, color="#1f6fb2", linewidth=1.2)
+    for shift, (recipe, (colour, marker)) in enumerate(MAIN.items()):
+        for line, pairs in enumerate(groups.values()):
+            estimate = gain_of(recipe, pairs)
+            if estimate.value is None:
+                continue
+            at, value = line + 0.22 * (shift - 1), 100 * estimate.value
+            ends = np.array(estimate.interval or (np.nan, np.nan)) * 100
+            axes.errorbar(
+                [value],
+                [at],
+                xerr=np.abs(ends - value)[:, None],
+                color=colour,
+                marker=marker,
+                markersize=7,
+                capsize=2,
+                linestyle="none",
+                label=recipe if line == 0 else None,
+            )
+    axes.set_yticks(
+        range(len(groups)), [f"{title},\n{regime} ({len(pairs)})" for (title, regime), pairs in groups.items()]
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel("OOD points above the WiSE-FT curve (blue line) at equal ID accuracy; 95% intervals")
+    axes.grid(axis="x", color="#eceff2")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.legend(fontsize=8, loc="best")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
