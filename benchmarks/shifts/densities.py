@@ -30,7 +30,7 @@ def curves(pair: Resampled) -> dict[str, dict[float, Estimate]]:
     for row in pair.record["recipes"]:
         name, _, density = row["name"].partition(" ")
         kind = _RANDOM if name.startswith(f"{_RANDOM}-") else name
-        if kind in _COLOURS:
+        if kind in _COLOURS and density:
             found.setdefault(kind, {}).setdefault(float(density), []).append(pair.gain(row["name"]))
     return {
         kind: {density: over_pairs(found[kind][density]) for density in sorted(found[kind], reverse=True)}

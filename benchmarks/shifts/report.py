@@ -209,13 +209,13 @@ _TOGETHER = (
     "checkpoints have in common is the base and the data, so this is no test of merging different tasks."
 )
 _ABLATED = (
-    "What `auto` is without one of its parts, or with another: ID / OOD accuracy, % (gain at equal ID accuracy, points, "
-    "with its interval)."
+    "What `auto` is without one of its parts, or with another: ID / OOD accuracy, % (gain at equal ID accuracy, "
+    "points, with its interval)."
 )
 _THINNED = (
-    "`straggler-sparse` with other layers and densities: gain at equal ID accuracy with its interval. The sharpest layers "
-    "are the recipe's own; the flattest, and five random sets, hold about as many weights. The interval of the random "
-    "sets resamples the sets too."
+    "`straggler-sparse` with other layers and densities: gain at equal ID accuracy with its interval. The sharpest "
+    "layers are the recipe's own; the flattest, and five random sets, hold about as many weights. The interval of the "
+    "random sets resamples the sets too."
 )
 _TRAINED_AGAIN = (
     "The same settings and seeds on another kind of processor, which rounds differently and so ends with other models, "
@@ -379,7 +379,7 @@ def _pictures(about: About, pairs: Sequence[Resampled], folder: Path) -> list[Pa
     thinned = [pair for pair in pairs if densities.curves(pair)]
     written = []
     if thinned:
-        written.append(folder / f"{name}-densities.png")
+        written.append(folder / f"{about.name}-densities.png")
         written[0].write_bytes(densities.densities_png(thinned))
     for regime in _regimes(held_out):
         file = folder / f"{about.name}-{regime}.png"

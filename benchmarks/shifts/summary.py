@@ -99,7 +99,7 @@ def summary_png(groups: Groups) -> bytes:
         range(len(groups)), [f"{title},\n{regime} ({len(pairs)})" for (title, regime), pairs in groups.items()]
     )
     axes.invert_yaxis()
-    axes.set_xlabel("OOD points above the WiSE-FT curve (blue line) at equal ID accuracy; 95% intervals")
+    axes.set_xlabel("OOD points above the WiSE-FT curve (blue) at equal ID accuracy")
     axes.grid(axis="x", color="#eceff2")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(fontsize=8, loc="best")

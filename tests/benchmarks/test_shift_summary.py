@@ -53,7 +53,7 @@ def test_gain_against_density_averages_random_sets() -> None:
         "random-2 0.5": 0.78,
         "random-1 0.1": 0.6,
     }
-    pair = pair_of({**recipes, "auto": 0.9})
+    pair = pair_of({**recipes, "random-matched": 0.9})
     curves = densities.curves(pair)
     assert curves["sharpest"][0.5].value == pytest.approx(0.06)
     assert curves["random"][0.5].value == pytest.approx(0.05)
