@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 _WIDTH = 50
@@ -95,7 +94,7 @@ def _in_lines(words: list[str]) -> list[str]:
 
 def shipped_recipes() -> list[str]:
     """Names of the shipped recipes, read from the folder's listing; see `clipmerge.planning.recipe.recipe_names`."""
-    packaged = Path(str(files("clipmerge"))) / "recipes"
+    packaged = Path(__file__).parents[1] / "recipes"
     folder = packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
     return sorted(path.stem for path in folder.glob("*.yaml"))
 

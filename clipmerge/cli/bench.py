@@ -56,7 +56,10 @@ def bench_command(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Reproduce published results: pairs and data sets by name, published figures beside ours."""
+    """Reproduce published results by name.
+
+    Pairs and data sets by name, the published figures beside ours.
+    """
     terminal = Terminal(fmt, verbose=verbose)
     if suite == _LIST:
         _list_suites(terminal)
