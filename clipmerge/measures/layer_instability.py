@@ -1,0 +1,42 @@
+"""Interpolation instability of every layer: the barrier on the way of this layer alone from zero-shot to fine-tuned."""
+
+from __future__ import annotations
+
+from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.one_set import instabilities
+from clipmerge.measures._statistics import by_layer, statistic
+from clipmerge.planning.measurements import Measurements
+from clipmerge.plugins import Count
+
+
+def layer_instability(objective: Objective, *, points: Count = 3) -> Measurements:
+    """Compute max over alpha of L_l(alpha) - (L_l(0) + L_l(1)) / 2, where layer l alone moves from fine-tuned.
+
+    Costs 1 + L * (``points`` + 1) forward passes for L layers.
+
+    Args:
+        objective: Calibration loss; left at theta_1.
+        points: Evenly spaced values of alpha between 0 and 1.
+
+    Returns:
+        Statistic ``instability`` in nats, the mean over images of each batch's own maximum.
+
+    Source:
+        Our reading of Abdollahpoorrostam 2024, arXiv:2410.16476, whose definition is not public; layer-wise barriers:
+        Adilova et al. 2023, arXiv:2307.06966.
+    """
+    objective.announce(forward=1 + (points + 1) * len(objective.layers))
+    objective.move_to(1.0)
+    finetuned = objective.losses()
+    found = [instabilities(objective, [layer], points, finetuned) for layer in objective.layers]
+    values = {number: [each[number] for each in found] for number in finetuned}
+    instability = statistic(
+        objective,
+        "instability",
+        by_layer(objective, values),
+        signed=True,
+        unit="nats",
+        title="instability",
+        about="largest rise of the loss above the mean of its ends when this layer alone goes to fine-tuned.",
+    )
+    return Measurements(measure="layer-instability", statistics=(instability,), batch_sizes=objective.batch_sizes)

@@ -1,0 +1,92 @@
+"""Interpolation instability of single layers and of sets that grow, against the model run once more in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipmerge.measures.cumulative_barrier import cumulative_barrier
+from clipmerge.measures.layer_instability import layer_instability
+from clipmerge.methods import Task
+from clipmerge.methods.straggler_top import straggler_top
+from clipmerge.planning.measurements import Measurements, Statistic
+from tests.support.command import clipmerge
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+
+SIZES = (5, 3)
+POINTS = 2
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"), change=0.3)
+
+
+def slow_barrier(reference: Reference, names: Collection[str], number: int) -> float:
+    """The barrier of a set of parameters on one batch."""
+    batch = make_batches(SIZES)[number]
+    losses = []
+    for step in range(POINTS + 2):
+        alpha = step / (POINTS + 1)
+        with torch.no_grad():
+            for name, parameter in reference.parameters.items():
+                zeroshot, finetuned = reference.ends[name]
+                share = alpha if name in names else 1.0
+                parameter.copy_((1 - share) * zeroshot + share * finetuned)
+            losses.append(reference.loss(batch).item())
+    return max(losses[1:-1]) - (losses[0] + losses[-1]) / 2
+
+
+def test_instability_is_that_of_the_layer_moved_alone(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    found = layer_instability(objective, points=POINTS)["instability"]
+    reference = Reference(ends)
+    for layer, names in objective.layers.items():
+        expected = [slow_barrier(reference, names, number) for number in range(len(SIZES))]
+        assert found.batches[layer] == pytest.approx(expected, abs=1e-4), layer
+        assert found.values[layer] == pytest.approx((5 * expected[0] + 3 * expected[1]) / 8, abs=1e-4)
+
+
+def test_cumulative_barriers_grow_by_one_layer_and_sum_to_the_paths(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    found = cumulative_barrier(objective, points=POINTS)
+    reference = Reference(ends)
+    order = list(objective.layers)
+    whole = {name for names in objective.layers.values() for name in names}
+    for name, layers in (("from_first", order), ("from_last", order[::-1])):
+        before, joined = 0.0, set()
+        for layer in layers:
+            joined |= set(objective.layers[layer])
+            barrier = slow_barrier(reference, joined, 1)
+            assert found[name].batches[layer][1] == pytest.approx(barrier - before, abs=2e-4), (name, layer)
+            before = barrier
+        total = sum(values[0] for values in found[name].batches.values())
+        assert total == pytest.approx(slow_barrier(reference, whole, 0), abs=1e-3)
+
+
+def test_the_largest_are_thinned(pair: tuple[Path, Path]) -> None:
+    from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+
+    inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    values = {layer: float(place) for place, layer in enumerate(inputs.layers)}
+    measurements = Measurements(measure="layer-instability", statistics=(Statistic(name="instability", values=values),))
+    decision = straggler_top(Task(inputs, measurements), count=2, alpha=0.6, straggler_alpha=0.4, density=0.3)
+    largest = list(inputs.layers)[-2:]
+    assert list(decision.stragglers) == largest
+    for layer, plan in decision.layers.items():
+        expected = (0.4, 0.3, "weights-random") if layer in largest else (0.6, 1.0, None)
+        assert (plan.alpha, plan.density, plan.mask) == expected
+
+
+@pytest.mark.parametrize("recipe", ["straggler-instability", "straggler-cumulative"])
+def test_the_recipes_merge(pair: tuple[Path, Path], images: Path, tmp_path: Path, recipe: str) -> None:
+    words = ("merge", *pair, "--recipe", recipe, "--data", images, "--set", "measure.points=1", "--no-verdict")
+    outcome = clipmerge(*words, "--output", tmp_path / "out", "--format", "json")
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.json["stragglers"]) == 3
+    refused = clipmerge(*words, "--set", "method.statistic=slope", "--output", tmp_path / "other")
+    assert refused.code == 1
+    assert "has no statistic 'slope' (statistics: " in refused.err
