@@ -13,8 +13,10 @@ MIB = 1 << 20
 LARGEST_JSON = 64 * MIB
 #: Values in a JSON file, counted by its commas and opening brackets: a short text can make a large object.
 MOST_VALUES = 2_500_000
-#: Values in a plan or a record, each of whose layers becomes an object; those of a large CLIP have some 20,000.
+#: Values in a plan or a record, some of which become objects; those of a large CLIP have some 20,000.
 MOST_RECORD_VALUES = 250_000
+#: Layers in a plan or a record; those of a large CLIP are some 100.
+MOST_LAYERS = 10_000
 #: Digits of a whole number in JSON or YAML; longer ones take quadratic time. Tokenizers write one of 31.
 MOST_DIGITS = 100
 #: Bytes of a text file: class names, a list, a data set's card.

@@ -19,7 +19,7 @@ from clipmerge.files.staging import RECORD
 from clipmerge.planning.bought import Bought, ShareOfImages
 from clipmerge.planning.choices import OutputDtype
 from clipmerge.planning.distribution import histograms, zeroshot_shares
-from clipmerge.planning.frozen import Frozen, Plain
+from clipmerge.planning.frozen import FewLayers, Frozen, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import READINGS_0_1_0, Check, HeldBackChoice, LossPath, StatisticAbout
 from clipmerge.planning.plan import Plan, straggler_statistic_0_1_0
@@ -129,7 +129,7 @@ class MergeRecord(Frozen):
     combine: Combination | None = None
     dtype: OutputDtype = "keep"
     verdict: str = ""
-    layers: dict[str, LayerRecord] = Field(min_length=1)
+    layers: Annotated[dict[str, LayerRecord], FewLayers] = Field(min_length=1)
     stragglers: tuple[str, ...] = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+from clipmerge.files.limits import MOST_LAYERS
 
 _DEEPEST, _LARGEST = 20, 2**63
 
@@ -30,5 +32,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _few(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MOST_LAYERS:
+        raise ValueError(f"more than {MOST_LAYERS} layers")
+    return value
+
+
 #: A value of any JSON type, within limits.
 Plain = Annotated[Any, AfterValidator(_plain)]
+#: Refuses more layers than any model has, before an object is made of each.
+FewLayers = BeforeValidator(_few)

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
@@ -22,7 +22,7 @@ from clipmerge.files.reading import Unreadable, check_values, read_text
 from clipmerge.files.staging import staged_files
 from clipmerge.planning.bought import Bought
 from clipmerge.planning.choices import Missing, OutputDtype
-from clipmerge.planning.frozen import Frozen
+from clipmerge.planning.frozen import FewLayers, Frozen
 from clipmerge.planning.layer_plan import Combination, LayerPlan, check_mask
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord, TensorsRecord
@@ -84,7 +84,7 @@ class Plan(Frozen):
     dtype: OutputDtype = "keep"
     missing: Missing = "error"
     head: HeadRecord | None = None
-    layers: dict[str, LayerPlan]
+    layers: Annotated[dict[str, LayerPlan], FewLayers]
     tensors: TensorsRecord | None = None
     stragglers: tuple[str, ...] = ()
     straggler_statistic: str | None = None
