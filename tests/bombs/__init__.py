@@ -1,0 +1,1 @@
+"""Files made to fill memory or to take for ever, at full size: ``python -m tests.bombs``; a test measures each."""

@@ -1,0 +1,29 @@
+"""Every bomb at full size: one line or an answer, within 5 seconds of computing and 1 GiB."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.bombs.files import BOMBS
+from tests.fuzz.worker import LARGEST, SLOWEST
+
+
+@pytest.fixture(scope="module")
+def measured() -> Any:
+    command = [sys.executable, "-m", "tests.bombs", "--json"]  # apart: what fails must not take this process along
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_read_or_refused_in_little_memory_and_time(measured: Any, name: str) -> None:
+    found = measured[name]
+    assert not found["wrong"], found
+    assert found["memory"] < LARGEST, found
+    assert found["seconds"] < SLOWEST, found

@@ -1,0 +1,177 @@
+"""Stop commands at random moments: ``python -m tests.signals --count 200 [--fresh 0.25] [--seed 0] [--log FILE]``.
+
+SIGINT and SIGTERM in turn, for merges (plain, masked, learned; into a free place and over an earlier output), a sweep,
+a conversion and a push. The moment is even over the processor time that a whole run takes. Most runs are forks of one
+process, in which libraries are imported already; a share of them are interpreters that begin from nothing.
+
+Linux only: moments are told by the clock of another process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.signals.trial import Command, Trials
+
+_ROOT = Path(__file__).parents[2]
+_HUB = """
+import sys
+from pathlib import Path
+from tests.support.hub_double import FakeHub
+with FakeHub(Path(sys.argv[1])) as hub:
+    print(hub.url, hub.token, flush=True)
+    sys.stdin.read()
+"""
+_MASKED = """
+method: {name: wise-ft, alpha: 0.5}
+overrides:
+- {layers: "vision.*", density: 0.5}
+"""
+_FEW = ("--set", "measure.steps=6", "--set", "measure.batch=8", "--set", "measure.copies=4", "--no-verdict")
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[dict[str, str]]:
+    """Serve the Hub's double in a process of its own; the variables that lead the client there."""
+    command = [sys.executable, "-c", _HUB, str(folder / "store")]
+    with subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as hub:
+        assert hub.stdout is not None
+        assert hub.stdin is not None
+        url, token = hub.stdout.readline().split()
+        yield {
+            "HF_ENDPOINT": url,
+            "HF_TOKEN": token,
+            "HF_HOME": str(folder / "hf-home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "XDG_CACHE_HOME": str(folder / "cache"),
+        }
+        hub.stdin.close()
+
+
+def commands(folder: Path) -> list[Command]:
+    """Make checkpoints and images in a folder; the commands that are stopped."""
+    from tests.support.tiny_clip import save_images, save_pair
+
+    pair = tuple(str(path) for path in save_pair(folder / "pair"))
+    images = str(save_images(folder / "images"))
+    others = str(save_images(folder / "others", each=4, seed=9))
+    (folder / "masked.yaml").write_text(_MASKED)
+    plain = ("merge", *pair, "-r", "wise-ft", "-o", "OUT")
+    masked = ("merge", *pair, "-r", str(folder / "masked.yaml"), "-o", "OUT")
+    learned = ("merge", *pair, "-r", "auto", "--data", images, *_FEW, "-o", "OUT")
+    sweep = ("sweep", *pair, "--id", images, "--ood", others, "--alphas", "0,1", "-o", "OUT")
+    return [
+        Command("merge, plain", plain),
+        Command("merge, plain, over another", (*plain, "--overwrite"), earlier=masked),
+        Command("merge, masked", masked),
+        Command("merge, masked, over another", (*masked, "--overwrite"), earlier=plain),
+        Command("merge, learned", learned),
+        Command("merge, learned, over another", (*learned, "--overwrite"), earlier=plain),
+        Command("sweep", sweep),
+        Command("convert", ("convert", pair[0], "OUT", "--to", "open-clip")),
+        Command(
+            "push",
+            ("push", str(folder / "merged"), "acme/robust-NUMBER", "--license", "mit"),
+            repository="acme/robust-NUMBER",
+        ),
+    ]
+
+
+def run(count: int, fresh: float, seed: int, log: Path | None = None) -> list[dict[str, object]]:
+    """Stop commands ``count`` times, not counting signals that came before clipmerge began, or after it ended.
+
+    Args:
+        count: Signals that a running command gets.
+        fresh: Share of commands that run in a new interpreter.
+        seed: Seed of the moments.
+        log: File that a line of JSON for each trial is added to.
+
+    Returns:
+        The trials: ``command``, ``signal``, ``fresh``, ``ended``, ``wrong``.
+    """
+    chance, trials = random.Random(seed), list[dict[str, object]]()
+    with tempfile.TemporaryDirectory() as name, serving(Path(name)) as variables:
+        folder = Path(name)
+        os.environ.update(variables)  # before the client is imported, which reads them once
+        warnings.simplefilter("ignore")
+        planned = commands(folder)
+        _import_everything(folder)
+        runs = Trials(folder / "trials", variables)
+        for command in planned:
+            runs.prepare(command)
+        received = 0
+        while received < count:
+            command = planned[len(trials) % len(planned)]
+            number = (signal.SIGINT, signal.SIGTERM)[len(trials) // len(planned) % 2]
+            is_fresh = chance.random() < fresh
+            ended, wrong = runs.stop(command, number, chance, fresh=is_fresh)
+            received += ended in ("before", "after", "half")
+            trial = {"command": command.name, "signal": number.name, "fresh": is_fresh, "ended": ended, "wrong": wrong}
+            trials.append(trial)
+            if log:
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(trial) + "\n")
+    return trials
+
+
+def _import_everything(folder: Path) -> None:
+    """Run what is pushed, and a learned merge, in this process: forks have all imports behind them."""
+    from tests.support.command import clipmerge
+
+    zeroshot, finetuned = folder / "pair" / "zeroshot", folder / "pair" / "finetuned"
+    sweep = ("--id", folder / "images", "--ood", folder / "others")
+    done = [
+        clipmerge("merge", zeroshot, finetuned, "-r", "wise-ft", "-o", folder / "merged"),
+        clipmerge("convert", zeroshot, folder / "converted", "--to", "open-clip"),
+        clipmerge("merge", zeroshot, finetuned, "-r", "auto", "--data", folder / "images", *_FEW, "--dry-run"),
+        clipmerge("sweep", zeroshot, finetuned, *sweep, "--alphas", "0,1", "-o", folder / "swept"),
+        clipmerge("push", folder / "merged", "acme/first", "--license", "mit"),
+    ]
+    for outcome in done:
+        if outcome.code:
+            raise RuntimeError(outcome.err)
+
+
+def table(trials: list[dict[str, object]]) -> str:
+    """Count how the trials of each command ended, as Markdown."""
+    rows = ["| command | nothing | whole | faults | not counted |", "|---|---:|---:|---:|---:|"]
+    for name in dict.fromkeys(str(trial["command"]) for trial in trials):
+        own = [trial for trial in trials if trial["command"] == name]
+        ended = Counter(str(trial["ended"]) for trial in own)
+        faults = sum(bool(trial["wrong"]) for trial in own)
+        rows.append(
+            f"| {name} | {ended['before']} | {ended['after']} | {faults} | {ended['too late'] + ended['starting']} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def main() -> int:
+    """Stop commands; 1 if one ended as it may not."""
+    parser = argparse.ArgumentParser(prog="python -m tests.signals", description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--fresh", type=float, default=0.25, help="share of commands in a new interpreter")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path)
+    asked = parser.parse_args()
+    trials = run(asked.count, asked.fresh, asked.seed, asked.log)
+    wrong = [trial for trial in trials if trial["wrong"]]
+    sys.stdout.write(table(trials) + "".join(f"{trial}\n" for trial in wrong))
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

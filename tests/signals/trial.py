@@ -1,0 +1,280 @@
+"""One command, stopped at a random moment of the processor time that it takes, and how it may have ended."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# As the installed command begins, with one byte told as soon as clipmerge's own code is about to.
+_FRESH = "import os; os.write(2, b'begun\\n'); from clipmerge.__main__ import run; run()"
+# Of a finished command, these hold times.
+_TIMED = ("clipmerge.json", "sweep.json", "conversion.json")
+_FINISHING = 60
+# Exit code of a fork whose first statement was not reached.
+_STARTING = 77
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to be stopped.
+
+    Attributes:
+        name: What it is called in the table.
+        arguments: What stands behind ``clipmerge``; a path that begins with ``OUT`` is in the trial's own folder.
+        earlier: Arguments of a command whose output stands in the place of this one's, which replaces it.
+        repository: The repository that is pushed to, if it pushes; ``NUMBER`` in it is the trial's.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    earlier: tuple[str, ...] = ()
+    repository: str | None = None
+
+
+@dataclass
+class Ended:
+    """How a command ended: exit code, its lines on stderr, and seconds of processor time."""
+
+    code: int
+    lines: list[str]
+    seconds: float = 0.0
+    sent: bool = True
+
+
+@dataclass
+class Trials:
+    """Runs commands beside one another's outputs.
+
+    Attributes:
+        folder: Holds a folder for every trial.
+        variables: Environment of the commands.
+        whole: Contents of a whole output, by command and by whether it is the earlier one.
+        seconds: Processor time of a whole run, by command.
+    """
+
+    folder: Path
+    variables: dict[str, str]
+    whole: dict[tuple[str, bool], dict[str, str]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    number: int = 0
+
+    def prepare(self, command: Command) -> None:
+        """Run a command to its end, for what a whole output holds and how long it takes."""
+        home = self._home()
+        if command.earlier:
+            self._checked(_run_warm(self._filled(command.earlier, home), home, self.variables))
+            self.whole[command.name, True] = contents(home / "out")
+        ended = self._checked(_run_warm(self._filled(command.arguments, home), home, self.variables))
+        self.seconds[command.name] = ended.seconds
+        if command.repository:
+            repository = command.repository.replace("NUMBER", str(self.number))
+            self.whole[command.name, False] = dict.fromkeys(_published(repository)[1], "")
+        else:
+            self.whole[command.name, False] = contents(home / "out")
+
+    def _checked(self, ended: Ended) -> Ended:
+        if ended.code:
+            raise RuntimeError(f"a command that was not stopped ended with {ended.code}: {ended.lines}")
+        return ended
+
+    def _home(self) -> Path:
+        self.number += 1
+        home = self.folder / str(self.number)
+        (home / "tmp").mkdir(parents=True)
+        return home
+
+    def _filled(self, arguments: tuple[str, ...], home: Path) -> list[str]:
+        return [text.replace("OUT", str(home / "out")).replace("NUMBER", str(self.number)) for text in arguments]
+
+    def stop(self, command: Command, number: int, chance: random.Random, *, fresh: bool) -> tuple[str, str]:
+        """Run a command and stop it at a random moment.
+
+        Args:
+            command: The command.
+            number: The signal.
+            chance: Source of the moment.
+            fresh: In a new interpreter; else in a fork of this process, in which libraries are imported already.
+
+        Returns:
+            Where it ended: "before" or "after" its output came to its place, "too late" if the command was over first,
+            "starting" if clipmerge's own first line had not run; and what is wrong with that, empty if nothing is.
+        """
+        home = self._home()
+        if command.earlier:
+            self._checked(_run_warm(self._filled(command.earlier, home), home, self.variables))
+        arguments = self._filled(command.arguments, home)
+        run = _run_fresh if fresh else _run_warm
+        # a fresh interpreter imports first, which takes a while of its own
+        moment = chance.uniform(0, self.seconds[command.name] + (3.0 if fresh else 0.05))
+        ended = run(arguments, home, self.variables, moment, number)
+        if not ended.sent or ended.code == 0:
+            return "too late", "" if ended.code == 0 else f"exit {ended.code}: {ended.lines}"
+        if ended.code in (_STARTING, -signal.SIGTERM) and ended.lines in ([], ["begun"]):
+            return "starting", ""
+        place = "out" if not command.repository else command.repository.replace("NUMBER", str(self.number))
+        state, wrong = (self._state_on_the_hub if command.repository else self._state)(command, home, place)
+        said = wrong or _wrong_with(ended, number, command, state)
+        return state, f"{said} ({ended.code}, {ended.lines})" if said else ""
+
+    def _state(self, command: Command, home: Path, place: str) -> tuple[str, str]:
+        there = sorted(path.name for path in home.iterdir() if path.name not in ("tmp", "said"))
+        left = sorted(path.name for path in (home / "tmp").iterdir())
+        if left or there not in ([], [place]):
+            return "half", f"left behind: {there} {left}"
+        if not there:
+            return "before", "the earlier output is gone" if command.earlier else ""
+        found = contents(home / place)
+        if found == self.whole.get((command.name, True)):
+            return "before", ""
+        return "after", "" if found == self.whole[command.name, False] else f"not whole: {sorted(found)}"
+
+    def _state_on_the_hub(self, command: Command, _home: Path, place: str) -> tuple[str, str]:
+        commits, files = _published(place)
+        if not commits:
+            return "before", ""
+        expected = sorted(self.whole[command.name, False])
+        return "after", "" if sorted(files) == expected else f"on the Hub: {files}"
+
+
+def _wrong_with(ended: Ended, number: int, command: Command, state: str) -> str:
+    errors = [line for line in ended.lines if not line.startswith(("note: ", "begun"))]
+    if ended.code != _CODES[signal.Signals(number)]:
+        return "another exit code"
+    if len(errors) != 1 or not errors[0].startswith("error: "):
+        return "not one line"
+    nothing = "nothing was left behind" in errors[0]
+    known = "is not known" not in errors[0]
+    if known and not command.repository and nothing != (state == "before"):
+        return f"the line is not true, since it ended {state} it"
+    return "published, and the line says that nothing was" if nothing and state == "after" else ""
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hashes of a folder's files by name; of records, which hold times, what they hold is replaced by their keys."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name in _TIMED:
+                data = " ".join(json.loads(data)).encode()
+            elif path.suffix in (".html", ".md", ".png"):
+                data = b"written" if data else b""
+            found[str(path.relative_to(folder))] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def _published(repository: str) -> tuple[int, list[str]]:
+    """Commits with files that a repository has, and the files of the latest."""
+    from huggingface_hub import HfApi  # reads its variables as it is imported
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    api = HfApi(endpoint=os.environ["HF_ENDPOINT"], token=os.environ["HF_TOKEN"])
+    try:
+        files = sorted(name for name in api.list_repo_files(repository) if name != ".gitattributes")
+    except RepositoryNotFoundError:
+        return 0, []
+    return (len(api.list_repo_commits(repository)) if files else 0), files
+
+
+# --- processes ---
+
+
+def _run_fresh(
+    arguments: list[str], home: Path, variables: dict[str, str], moment: float | None = None, number: int = 0
+) -> Ended:
+    with (home / "said").open("wb") as said:
+        command = [sys.executable, "-c", _FRESH, *arguments]
+        environment = {**os.environ, **variables, "TMPDIR": str(home / "tmp")}
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
+    begun = time.monotonic()
+    while not (home / "said").stat().st_size and child.poll() is None and time.monotonic() - begun < _FINISHING:
+        time.sleep(0.001)
+    sent = _stop(child.pid, moment, number, _used(child.pid), lambda: child.poll() is not None)
+    return Ended(child.wait(_FINISHING), _lines(home), sent=sent)
+
+
+def _run_warm(
+    arguments: list[str], home: Path, variables: dict[str, str], moment: float | None = None, number: int = 0
+) -> Ended:
+    begun, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _be_the_command(arguments, home, variables, told)
+    os.close(told)
+    os.read(begun, 1)
+    os.close(begun)
+    status: list[int] = []
+
+    def over() -> bool:
+        if not status:
+            found, code = os.waitpid(child, os.WNOHANG)
+            if found:
+                status.append(code)
+        return bool(status)
+
+    before, used = _used(child), 0.0
+    sent = _stop(child, moment, number, before, over)
+    end = time.monotonic() + 10 * _FINISHING
+    while not over():
+        used = max(used, _used(child) - before)
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.002)
+    return Ended(os.waitstatus_to_exitcode(status[0]), _lines(home), used, sent)
+
+
+def _be_the_command(arguments: list[str], home: Path, variables: dict[str, str], told: int) -> None:
+    """In a fork: become the command, and end."""
+    code: object = 1
+    try:
+        os.environ.update(variables, TMPDIR=str(home / "tmp"))
+        for stream, place in ((1, os.devnull), (2, str(home / "said"))):
+            os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT, 0o600), stream)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        sys.argv = ["clipmerge", *arguments]
+        from clipmerge.__main__ import run
+
+        os.write(told, b".")
+        run()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        code = _STARTING
+    finally:
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
+def _used(process: int) -> float:
+    """Processor time of a process so far, in seconds; as Linux numbers a process's clock."""
+    try:
+        return time.clock_gettime((~process << 3) | 2)
+    except OSError:
+        return 0.0
+
+
+def _stop(process: int, moment: float | None, number: int, before: float, over: Callable[[], bool]) -> bool:
+    """Send a signal once a process has used so much processor time; False if it was over first."""
+    if moment is None:
+        return False
+    while not over():
+        if _used(process) - before >= moment:
+            os.kill(process, number)
+            return True
+        time.sleep(0.0005)
+    return False
+
+
+def _lines(home: Path) -> list[str]:
+    return (home / "said").read_text(errors="replace").splitlines()
