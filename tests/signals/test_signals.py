@@ -31,7 +31,13 @@ PLAIN = "error: interrupted; nothing was left behind"
     ("ended", "state", "told"),
     [
         (Ended(130, [PLAIN]), "before", ""),
-        (Ended(130, ["note: x", "error: interrupted; out is complete"]), "after", ""),
+        (
+            Ended(
+                130, ["note: x", "measuring: 36% after 10 s, about 14 s left", "error: interrupted; out is complete"]
+            ),
+            "after",
+            "",
+        ),
         (Ended(143, [PLAIN]), "before", "another exit code"),
         (Ended(130, [PLAIN, "more"]), "before", "not one line"),
         (Ended(130, ["Traceback (most recent call last):"]), "before", "not one line"),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ _FRESH = "import os; os.write(2, b'begun\\n'); from clipmerge.__main__ import ru
 # Of a finished command, these hold times.
 _TIMED = ("clipmerge.json", "sweep.json", "conversion.json")
 _FINISHING = 60
+# Lines on stderr that say how a command gets on.
+_PROGRESS = re.compile(r"note: |begun$|[a-z ]+: \d+% after ")
 # Exit code of a fork whose first statement was not reached.
 _STARTING = 77
 
@@ -147,7 +150,7 @@ class Trials:
 
 
 def _wrong_with(ended: Ended, number: int, command: Command, state: str) -> str:
-    errors = [line for line in ended.lines if not line.startswith(("note: ", "begun"))]
+    errors = [line for line in ended.lines if not _PROGRESS.match(line)]
     if ended.code != _CODES[signal.Signals(number)]:
         return "another exit code"
     if len(errors) != 1 or not errors[0].startswith("error: "):
