@@ -29,9 +29,18 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+# pytest without any other checkout on the path: an editable install would lend its benchmarks
+PYTEST = """
+import os, sys
+sys.path = [os.getcwd(), *(path for path in sys.path if not os.path.exists(os.path.join(path, "pyproject.toml")))]
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))
+"""
+
+
 def run_pytest(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run pytest in ``root``, on the clipmerge there."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-c", PYTEST, "-q", "-p", "no:cacheprovider", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
     environment.pop("PYTEST_ADDOPTS", None)
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)

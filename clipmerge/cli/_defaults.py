@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import UsageError, did_you_mean
-from clipmerge.files.cache import user_config
 
 FILE = "clipmerge.toml"
 #: Flags that any file may set, by their parameter.
@@ -105,6 +104,8 @@ def read_defaults(environment: Mapping[str, str], *, folder: Path, home: Path | 
 
 def config_home() -> Path | None:
     """The user's configuration folder; ``None`` for a user without a home."""
+    from clipmerge.files.cache import user_config
+
     try:
         return user_config()
     except RuntimeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 _WIDTH = 50
@@ -92,11 +93,12 @@ def _in_lines(words: list[str]) -> list[str]:
     return lines
 
 
-def shipped_recipes() -> list[str]:
+@functools.cache
+def shipped_recipes() -> tuple[str, ...]:
     """Names of the shipped recipes, read from the folder's listing; see `clipmerge.planning.recipe.recipe_names`."""
     packaged = Path(__file__).parents[1] / "recipes"
     folder = packaged if packaged.is_dir() else packaged.parents[1] / "recipes"
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return tuple(sorted(path.stem for path in folder.iterdir() if path.suffix == ".yaml"))
 
 
 def complete_recipe(incomplete: str) -> list[str]:

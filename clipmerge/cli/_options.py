@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +83,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print each stage
 
 def command_line() -> str:
     """The running command line, to be run again."""
+    import shlex
+
     return shlex.join(["clipmerge", *sys.argv[1:], *applied.words(sys.argv[1:])])
 
 
@@ -172,6 +173,7 @@ def takes_flags(shared: Callable[..., None]) -> Callable[[Callable[..., None]], 
 _ARGUMENTS = ("zeroshot", "finetuned", "checkpoint")
 
 
+@functools.cache  # shared flags are those of several commands
 def _flags(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The parameters of a function with resolved types, as typer reads them."""
     hints = get_type_hints(function, include_extras=True)

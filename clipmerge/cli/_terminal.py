@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 import sys
@@ -193,6 +192,8 @@ class Terminal:
         if self._silent or self.format is Format.quiet:
             return
         if self.format is Format.json:
+            import json  # a millisecond that `--help` saves
+
             with printing():
                 sys.stdout.write(json.dumps(record, indent=2) + "\n")
         elif human is not None:

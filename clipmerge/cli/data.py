@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,6 +53,8 @@ def show_data(
     fmt: Output = Format.human,
 ) -> None:
     """Print a data set's source, class names, templates, conventions and published figures."""
+    import json
+
     from clipmerge.images.known import known_set
     from clipmerge.images.prompts import TEMPLATE_SETS
 

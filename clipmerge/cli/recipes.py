@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shutil
 import sys
@@ -40,6 +39,8 @@ def _recipes(context: typer.Context, fmt: Output = Format.human) -> None:
 @reporting_errors
 def list_recipes(fmt: Output = Format.human) -> None:
     """List the recipes, one per line."""
+    import json
+
     from clipmerge.planning.recipe import recipe_names, recipe_text
 
     about = {name: _about(recipe_text(name)) for name in recipe_names()}

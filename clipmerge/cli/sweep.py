@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +31,8 @@ from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import UsageError
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
@@ -56,6 +57,8 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         >>> parse_alphas("0,0.25,...,1")
         (0.0, 0.25, 0.5, 0.75, 1.0)
     """
+    from decimal import Decimal  # a millisecond that `--help` saves
+
     words = [word.strip() for word in text.split(",")]
     values: list[Decimal] = []
     try:

@@ -36,7 +36,7 @@ def test_examples_name_flags_that_there_are(command: str) -> None:
 
 def test_help_of_merge_names_every_recipe_and_choice() -> None:
     text = " ".join(clipmerge("merge", "--help").out.split())
-    assert shipped_recipes() == list(recipe_names())
+    assert shipped_recipes() == recipe_names()
     for recipe in recipe_names():
         assert recipe in text
     assert "auto|cpu|cuda|mps" in text
