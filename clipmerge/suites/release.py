@@ -74,7 +74,15 @@ def fetch_release(release: Release, progress: Progress) -> Fetched:
         HubError: If it cannot be downloaded; what has come is kept for the next try.
         CheckpointError: If it has another size or hash than it should.
     """
+    from filelock import FileLock
+
     path = place_of(release)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):  # several processes of one run ask for the same file
+        return _checked(release, path, progress)
+
+
+def _checked(release: Release, path: Path, progress: Progress) -> Fetched:
     if not path.is_file():
         _download(release, path, progress)
     size, digest = path.stat().st_size, remembered_sha256(path)
@@ -123,7 +131,6 @@ def _recorded(record: Path) -> str | None:
 
 
 def _download(release: Release, path: Path, progress: Progress) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     have = part.stat().st_size if part.is_file() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}

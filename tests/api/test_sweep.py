@@ -292,7 +292,7 @@ def test_the_record_and_the_files_tell_the_same(far: Inputs, images: Path, shift
     ]
     assert json.loads((tmp_path / "out" / "sweep.json").read_text()) == record
     assert record["format"] == "clipmerge-sweep/2"
-    assert [each["source"] for each in record["finetuned"]] == [far.finetuned[0].source]
+    assert [each["source"] for each in record["finetuned"]] == [str(far[1])]
     correct = load_file(tmp_path / "out" / "correct.safetensors")
     rows = [*record["curve"], *record["recipes"]]
     for name, right in correct.items():
