@@ -158,6 +158,12 @@ def _suite(file: Path, name: str, suffix: str) -> Suite:
         raise RecipeError(f"{file}: {where}: {first['msg']}") from None
 
 
+def _parsed(text: str) -> Any:
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        raise Unreadable("an alias (*name) in it could stand for very much")
+    return yaml.safe_load(text)
+
+
 def _sizes(data: dict[str, Any]) -> list[str]:
     """Suffixes of the names of a file's suites."""
     sizes = data.get("sizes")
@@ -166,9 +172,10 @@ def _sizes(data: dict[str, Any]) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(read_text(file, LARGEST_RECIPE))
-    except (Unreadable, yaml.YAMLError) as error:
-        raise RecipeError(f"{file}: cannot be read as a suite ({' '.join(str(error).split())[:160]})") from None
+        data = _parsed(read_text(file, LARGEST_RECIPE))
+    except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise RecipeError(f"{file}: cannot be read as a suite ({reason})") from None
     if not isinstance(data, dict) or not isinstance(data.get("sizes", {}), dict):
         raise RecipeError(f"{file}: is not a suite; see docs/bench.md")
     return data

@@ -7,7 +7,7 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,31 @@ def class_names(data: bytes, folder: Path) -> object:
     return read_class_names(_written(folder, f"names.{suffix}", data), ["0", "1"], numbered=True)
 
 
+@target
+def texts_of_a_set(data: bytes, folder: Path) -> object:
+    from clipmerge.images import description
+
+    names = (description.CLASS_NAMES, description.TEMPLATES, description.KIND, description.SHARDS)
+    for name, text in zip(names, data.split(b"\0"), strict=False):
+        _written(folder, name, text)
+    return description.describe_folder(folder)
+
+
+@target
+def captions(data: bytes, folder: Path) -> object:
+    from clipmerge.images.retrieval import load_captions
+
+    found = load_captions(str(_written(folder, "x.tar", data)))
+    return [found.captions[at] for at in range(min(4, len(found)))]
+
+
+@target
+def suite(data: bytes, folder: Path) -> object:
+    from clipmerge.suites.suite import load_suite
+
+    return load_suite(str(_written(folder, "x.yaml", data)))
+
+
 def _read_all(path: Path) -> object:
     from clipmerge.images.dataset import load_images
 
@@ -245,12 +270,13 @@ def _parquet(**options: Any) -> bytes:
         return save_plain_parquet(path, {"image": [png(0, 4), png(1, 4)], "label": options["labels"]}).read_bytes()
 
 
-def _tar(kind: int) -> bytes:
+def _tar(kind: int, labels: Mapping[str, bytes] | None = None) -> bytes:
     from tests.support.image_files import png
 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
-        for name, content in {"a.png": png(0, 4), "a.cls": b"0", "b.png": png(1, 4), "b.json": b'{"label": 1}'}.items():
+        contents = {"a.png": png(0, 4), "b.png": png(1, 4), **(labels or {"a.cls": b"0", "b.json": b'{"label": 1}'})}
+        for name, content in sorted(contents.items()):
             info = tarfile.TarInfo(name if kind == tarfile.USTAR_FORMAT else f"{'long/' * 40}{name}")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -326,6 +352,9 @@ def seeds(name: str) -> list[bytes]:
             }
         ),
         "names_of_places": lambda: [b"acme/clip@v1", b"hf://datasets/a/b@c:d/e", b"x-{00..11}-{1..2}.tar"],
+        "texts_of_a_set": lambda: [b"cat\ndog\n\0a {c}.\n\0retrieval\n\0002\n"],
+        "captions": lambda: [_tar(tarfile.USTAR_FORMAT, {"a.txt": b"a cat", "b.txt": b"a dog"})],
+        "suite": lambda: [b"title: t\nmodel: m\ngflops: 1\nzeroshot: a/b\nfinetuned: a/c\nid: {t: x}\nood: {u: y}\n"],
         "class_names": lambda: [b"cat\ndog\n", b"0\tcat\n1\tdog", *_json(["cat", "dog"], {"0": "cat", "1": "dog"})],
         "parquet": lambda: [_parquet(labels=["a", "b"]), _parquet(labels=[0, 1]), _parquet(hub=True)],
         "tar": lambda: [_tar(kind) for kind in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)],

@@ -90,6 +90,7 @@ def test_a_file_of_one_s_own(tmp_path: Path) -> None:
         (GOOD + "published: [{point: a, source: b, accuracy: {test: 101}}]\n", r"pairs\.0\.published\.0\.accuracy"),
         (GOOD + "pairs: 3\n", r"mine\.yaml: pairs: expected a list of pairs"),
         ("[", r"mine\.yaml: cannot be read as a suite"),
+        ("a: &x [1]\nb: *x\n", r"mine\.yaml: cannot be read as a suite \(an alias"),
         ("- 1", r"mine\.yaml: is not a suite"),
     ],
 )
