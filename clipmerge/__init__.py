@@ -27,6 +27,7 @@ _NAMES = {
     ),
     "clipmerge.api.apply": ("apply",),
     "clipmerge.api.bench": ("bench",),
+    "clipmerge.api.callback": ("RobustMergeCallback",),
     "clipmerge.api.convert": ("convert",),
     "clipmerge.api.evaluate": ("evaluate",),
     "clipmerge.api.inspect": ("inspect",),

@@ -8,6 +8,7 @@ from clipmerge.api._results import MergeResult as MergeResult
 from clipmerge.api._results import SweepResult as SweepResult
 from clipmerge.api.apply import apply as apply
 from clipmerge.api.bench import bench as bench
+from clipmerge.api.callback import RobustMergeCallback as RobustMergeCallback
 from clipmerge.api.convert import convert as convert
 from clipmerge.api.evaluate import evaluate as evaluate
 from clipmerge.api.inspect import inspect as inspect

@@ -73,6 +73,7 @@ class MergeRequest:
         hashed: Whether to hash the weights of inputs and output.
         max_loss: Loss of accuracy against the fine-tuned model, in points, beyond which there is a warning.
         strict: Whether such a loss is an error, and a checkpoint that did not start from the zero-shot one.
+        keep: Sources of tasks that the models were not fine-tuned for, by name.
     """
 
     zeroshot: str
@@ -85,6 +86,7 @@ class MergeRequest:
     hashed: bool = True
     max_loss: float = MAX_LOSS
     strict: bool = False
+    keep: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -116,6 +118,7 @@ class SweepRequest:
         hashed: Whether to hash the checkpoints' weights for the record.
         max_loss: Loss of ID accuracy against the fine-tuned model, in points, beyond which there is a warning.
         strict: Whether such a loss is an error, and a checkpoint that did not start from the zero-shot one.
+        keep: Sources of tasks that the models were not fine-tuned for, by name.
         points: Sources of checkpoints to place beside the curve as they are, by name.
         limit: Images sampled from each source, class-balanced; ``None`` for all images.
         checks_overlap: Whether sources are searched for images that they share.
@@ -135,6 +138,7 @@ class SweepRequest:
     hashed: bool = True
     max_loss: float = MAX_LOSS
     strict: bool = False
+    keep: dict[str, Any] = field(default_factory=dict)
     points: dict[str, str] = field(default_factory=dict)
     limit: int | None = None
     checks_overlap: bool = True

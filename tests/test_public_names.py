@@ -32,6 +32,7 @@ NAMES = [
     "Published",
     "Recipe",
     "RecipeError",
+    "RobustMergeCallback",
     "SweepResult",
     "UsageError",
     "__version__",

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args
 
+from clipmerge.api._in_memory import with_state_key
+from clipmerge.api._other_tasks import tasks_named
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
-from clipmerge.files.paths import local_path
+from clipmerge.files.paths import is_there
 from clipmerge.images.columns import Columns
 from clipmerge.images.known import Named
 from clipmerge.images.places import local_inputs
@@ -65,6 +65,9 @@ class MergeOptions(ImageOptions, total=False):
             ``hf://datasets/org/name:split``, ``digits``; a `datasets.Dataset`; a torch ``Dataset`` or ``DataLoader``
             of (image, label) pairs; or a `Calibration`, which replaces ``images`` and the options of `ImageOptions`.
         images: Images sampled, class-balanced.
+        state_key: Where in the files of FINETUNED the weights are, such as ``ema``; the same as ``FILE#ema``.
+        keep: Images of tasks that the models were not fine-tuned for, by name: with classes, or with captions; see
+            `docs/keep.md`.
         set: Overrides of the recipe, ``{"method.alpha": 0.4}`` or ``["method.alpha=0.4"]``.
         verdict: Whether to hold back a fifth of the images (`Calibration.held_back`) from the decision, and measure on
             them what the merge bought; see `docs/verdict.md`.
@@ -79,6 +82,8 @@ class MergeOptions(ImageOptions, total=False):
 
     data: Any
     images: int
+    state_key: str | None
+    keep: Mapping[str, Any] | Sequence[str] | None
     set: Mapping[str, Any] | Sequence[str] | None
     verdict: bool
     max_loss: float
@@ -165,6 +170,8 @@ def merge_request(
     *,
     data: Any = None,
     images: int = 1024,
+    state_key: str | None = None,
+    keep: Mapping[str, Any] | Sequence[str] | None = None,
     set: Mapping[str, Any] | Sequence[str] | None = None,
     verdict: bool = True,
     max_loss: float = MAX_LOSS,
@@ -183,6 +190,8 @@ def merge_request(
         recipe: Name, path, mapping like a recipe file, or `Recipe`.
         data: See `MergeOptions`.
         images: See `MergeOptions`.
+        state_key: See `MergeOptions`.
+        keep: See `MergeOptions`.
         set: See `MergeOptions`.
         verdict: See `MergeOptions`.
         max_loss: See `MergeOptions`.
@@ -204,9 +213,10 @@ def merge_request(
     calibration = calibration_from(data, images=images, **options)
     request = MergeRequest(
         zeroshot=zeroshot,
-        finetuned=tuple(finetuned),
+        finetuned=with_state_key(finetuned, state_key),
         recipe=load_recipe(recipe, set),
         calibration=calibration if verdict else replace(calibration, held_back=0.0),
+        keep=tasks_named(keep),
         max_loss=max_loss,
         strict=strict,
         seed=seed,
@@ -299,7 +309,7 @@ def require_places(sources: Sequence[str]) -> None:
         UsageError: If a source is given twice.
     """
     for source in sources:
-        if not local_path(source).exists():
+        if not is_there(source):
             from clipmerge.checkpoint.opening import hub_id_of
 
             hub_id_of(source)
@@ -311,34 +321,6 @@ def _refuse_twice(given: Sequence[str]) -> None:
     for which, source in enumerate(sources):
         if source in sources[:which]:
             raise UsageError(f"{given[which]}: is given twice; name the zero-shot and the fine-tuned checkpoint")
-
-
-def byte_count(flag: str, value: str | int | None) -> int | None:
-    """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or lower case.
-
-    Args:
-        flag: The flag, for the message.
-        value: A size, or a number of bytes.
-
-    Returns:
-        Bytes; ``None`` for ``None``.
-
-    Raises:
-        UsageError: If it is not a size above 0.
-
-    Example:
-        >>> byte_count("--max-shard-size", "1.5GB"), byte_count("--max-shard-size", "2KiB")
-        (1500000000, 2048)
-    """
-    if value is None:
-        return None
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", str(value).upper())
-    if match is None or (match[3] and not match[2]):
-        raise UsageError(f"{flag} {value}: expected a size, such as 200MB or 5GB")
-    size = int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
-    if size < 1:
-        raise UsageError(f"{flag} {value}: a shard holds at least a byte; expected a size, such as 200MB or 5GB")
-    return size
 
 
 def choice(flag: str, value: str, options: Sequence[str]) -> str:
@@ -380,7 +362,8 @@ def check_apart(output: Path | None, request: MergeRequest, recipe: RecipeLike, 
     from clipmerge.output.checks import check_output
 
     if output is not None:
-        read = files_read(*recipe_files(recipe), request.calibration.source, request.calibration.classes)
+        images = (request.calibration.source, request.calibration.classes, *request.keep.values())
+        read = files_read(*recipe_files(recipe), *images)
         check_output(output, overwrite=overwrite, inputs=local_inputs(*request.sources), read=read)
 
 

@@ -132,9 +132,9 @@ def without_stale(plan: Plan) -> Plan:
     Args:
         plan: A plan read from a file.
     """
-    if plan.bought is None or plan.bought.plan == plan.digest:
+    if all(each.plan == plan.digest for each in (plan.bought, *plan.kept) if each is not None):
         return plan
-    stale = set(plan.bought.warnings)
+    stale = set(plan.bought.warnings) if plan.bought else set()
     note = "the plan was edited after it was measured, so the effect of this merge is not known"
     warnings = tuple(warning for warning in plan.warnings if warning not in stale)
-    return plan.model_copy(update={"bought": None, "warnings": (*warnings, note)})
+    return plan.model_copy(update={"bought": None, "kept": (), "warnings": (*warnings, note)})

@@ -31,6 +31,7 @@ def command_of(
     if options.get("command") is not None:
         return options
     given = {key: options[key] for key in _FLAGS if key in options}  # type: ignore[literal-required]
+    given |= {"keep": keep_words(options.get("keep"))}
     given |= {"set": set_words(options.get("set")), "no_hash": not options.get("hash", True)}
     given |= {"no_verdict": not options.get("verdict", True)}
     words = spelled_out(name, zeroshot, *finetuned, recipe=recipe_word(recipe), **given, **own)
@@ -39,6 +40,7 @@ def command_of(
 
 # The flags in the order of `--help`.
 _FLAGS = (
+    "state_key",
     "data",
     "classes",
     "template",
@@ -74,9 +76,17 @@ def sweep_words(request: SweepRequest, recipes: Sequence[RecipeLike], output: An
         recipe=[recipe_word(recipe) for recipe in recipes],
         point=[f"{name}={source}" for name, source in request.points.items()],
         alphas=",".join(f"{alpha:g}" for alpha in request.alphas),
+        keep=keep_words(options.get("keep")),
         **given | {"set": set_words(options.get("set")), "no_hash": not options.get("hash", True)},
         output=output,
     )
+
+
+def keep_words(given: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
+    """Write tasks as values of ``--keep``."""
+    if isinstance(given, Mapping):
+        return [f"{name}={name_of(source)}" for name, source in given.items()]
+    return list(given or ())
 
 
 def set_words(given: Mapping[str, Any] | Sequence[str] | None) -> list[str]:

@@ -79,6 +79,27 @@ def as_sources(
         yield base, others
 
 
+def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, ...]:
+    """Name the part of each source that holds the weights.
+
+    Args:
+        sources: Checkpoints.
+        state_key: Name of the part; ``None`` to leave it to the reader.
+
+    Raises:
+        UsageError: If the checkpoint is a model in memory.
+
+    Example:
+        >>> with_state_key(["last.pt"], "ema")
+        ('last.pt#ema',)
+    """
+    if state_key is None:
+        return tuple(sources)
+    if any(hasattr(source, "called") for source in sources):
+        raise UsageError("--state-key: a model in memory has no parts; give the model with the weights you mean")
+    return tuple(f"{source}#{state_key}" for source in sources)
+
+
 def unwrapped(model: Module) -> Module:
     """The model inside the wrappers of `torch.compile` and of parallel training."""
     for name in _WRAPPERS * 2:

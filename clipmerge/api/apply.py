@@ -8,15 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.api._arguments import CheckpointLike, byte_count, files_read, several
+from clipmerge.api._arguments import CheckpointLike, files_read, several
 from clipmerge.api._bought import without_stale
 from clipmerge.api._commands import spelled_out
 from clipmerge.api._in_memory import as_sources, open_source
 from clipmerge.api._results import MergeResult
+from clipmerge.api._sizes import byte_count
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
-from clipmerge.files.paths import local_path
+from clipmerge.files.paths import is_there, local_path
 from clipmerge.methods import Task
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
@@ -143,16 +144,16 @@ def _place(name: str, plan: Plan, record: SourceRecord) -> str:
     source = record.source
     if record.revision:
         source = f"{source.partition('@')[0]}@{record.revision}"
-    elif not (source.startswith("hf://") or local_path(source).is_absolute() or Path(source).exists()):
-        beside = (plan.folder or Path()) / source
-        if not beside.exists():
+    elif not (source.startswith("hf://") or local_path(source).is_absolute() or is_there(source)):
+        beside = str((plan.folder or Path()) / source)
+        if not is_there(beside):
             if source.endswith(" in memory"):
                 raise PlanError(f"{name}: was made for models in memory; give them as zeroshot= and finetuned=")
             raise PlanError(
                 f"{name}: {source} is not in the working folder or beside the plan; apply the plan in the folder where "
                 "it was made, or write the absolute path (or hf://ORG/NAME) into it"
             )
-        source = str(beside)
+        source = beside
     return source
 
 

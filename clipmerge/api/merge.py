@@ -11,7 +11,6 @@ from clipmerge.api._arguments import (
     CheckpointLike,
     MergeOptions,
     RecipeLike,
-    byte_count,
     check_apart,
     merge_request,
     several,
@@ -20,6 +19,7 @@ from clipmerge.api._arguments import (
 from clipmerge.api._commands import command_of
 from clipmerge.api._in_memory import as_sources
 from clipmerge.api._results import MergeResult
+from clipmerge.api._sizes import byte_count
 from clipmerge.api.apply import finished
 from clipmerge.api.plan import prepare
 from clipmerge.api.push import check_push, publish

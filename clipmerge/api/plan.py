@@ -25,6 +25,7 @@ from clipmerge.api._arguments import (
 from clipmerge.api._bought import add_verdict
 from clipmerge.api._commands import command_of
 from clipmerge.api._in_memory import as_sources, open_source
+from clipmerge.api._other_tasks import add_kept
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
 from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.preview import compare_before_download
@@ -158,6 +159,7 @@ def prepare(
             _decide(run, request, measurements, calibration)
     if judged:
         add_verdict(run, request)
+        add_kept(run, request)
     return run
 
 

@@ -32,11 +32,13 @@ from clipmerge.api._arguments import (
 )
 from clipmerge.api._bought import shared_plan
 from clipmerge.api._commands import sweep_words
-from clipmerge.api._in_memory import as_sources, open_source
+from clipmerge.api._in_memory import as_sources, open_source, with_state_key
 from clipmerge.api._kept import Kept, key_of
+from clipmerge.api._other_tasks import tasks_named
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_images import load_source, overlap_notes
 from clipmerge.api._sweep_record import PlannedRecipe, checkpoint_row, loss_notes, recipe_row, record_of, row_of
+from clipmerge.api._sweep_tasks import add_kept
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.errors import UsageError, VerdictError
@@ -132,13 +134,17 @@ def _completed(
     """Add the recipes and options to a request for a curve."""
     images = {name: value for name, value in options.items() if name not in _OWN}
     command = options.get("command")
+    finetuned, *further = with_state_key((request.finetuned, *request.further), options.get("state_key"))
     calibration = calibration_from(options.get("data"), **images)  # type: ignore[arg-type]
     return replace(
         request,
+        finetuned=finetuned,
+        further=tuple(further),
         recipes=tuple(load_recipe(recipe, options.get("set")) for recipe in recipes),
         calibration=calibration if options.get("verdict", True) else replace(calibration, held_back=0.0),
         max_loss=options.get("max_loss", MAX_LOSS),
         strict=options.get("strict", False),
+        keep=tasks_named(options.get("keep")),
         seed=options.get("seed", 0),
         dtype=dtype_from(options.get("dtype", "keep")),
         command=sweep_words(request, recipes, output, options) if command is None else command,
@@ -147,7 +153,7 @@ def _completed(
 
 
 # Options of a sweep that are not about images.
-_OWN = ("data", "set", "verdict", "max_loss", "strict", "seed", "dtype", "command", "hash")
+_OWN = ("data", "state_key", "keep", "set", "verdict", "max_loss", "strict", "seed", "dtype", "command", "hash")
 
 
 def check_sweep(request: SweepRequest) -> None:
@@ -255,6 +261,7 @@ def run_sweep(
         ],
         "seconds": seconds,
     }
+    add_kept(request, record, inputs, points, progress)
     return record | {"headline": headline(record)}, correct
 
 
@@ -290,7 +297,9 @@ def write_sweep(
     from clipmerge.report.sweep_picture import curve_files, curve_markup
     from clipmerge.report.sweep_table import sweep_csv
 
-    images = files_read(*request.sources.values(), request.calibration.source, request.calibration.classes)
+    images = files_read(
+        *request.sources.values(), *request.keep.values(), request.calibration.source, request.calibration.classes
+    )
     inputs = local_inputs(*request.checkpoints)
     check_output(output, overwrite=overwrite, inputs=inputs, read=[*images, *read], record=SWEEP_RECORD)
     record, correct = run_sweep(request, progress)

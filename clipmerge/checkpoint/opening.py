@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.adapter import adapt
+from clipmerge.checkpoint.foreign_folders import conversion_command, sentence_transformer_module
 from clipmerge.checkpoint.quantised import refuse_quantised
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint
 from clipmerge.checkpoint.state_dict import StateDict, model_keys, read_state_dict
+from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, did_you_mean, shorten
-from clipmerge.files.paths import is_plain_name, local_path
+from clipmerge.files.paths import is_plain_name, local_path, split_part
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
 from clipmerge.files.side_files import read_side_json
@@ -67,16 +69,17 @@ def _is_adapter(file: Path) -> bool:
 
 
 def _open(source: str) -> Checkpoint:
-    path = local_path(source)
+    place, part = split_part(source)
+    path = local_path(place)
     if path.is_dir():
-        return _open_folder(source, path)
+        return _open_folder(source, path, part=part)
     if path.is_file():
-        return _open_file(source, path)
+        return _open_file(source, path, part=part)
     hub_id = hub_id_of(source)
     from clipmerge.hub.download import fetch
 
     repo = fetch(hub_id)
-    return _open_folder(source, repo.folder, revision=repo.revision, note=repo.note)
+    return _open_folder(source, repo.folder, revision=repo.revision, note=repo.note, part=part)
 
 
 def hub_id_of(source: str) -> HubId:
@@ -90,9 +93,10 @@ def hub_id_of(source: str) -> HubId:
     """
     from clipmerge.hub.ids import parse_hub_id
 
-    path = local_path(source)
+    place, _ = split_part(source)
+    path = local_path(place)
     _refuse_dead_link(path, source)
-    hub_id = parse_hub_id(source)
+    hub_id = parse_hub_id(place)
     if (
         hub_id is None
         or source.startswith((".", "/", "~"))
@@ -115,13 +119,17 @@ def _neighbour(path: Path) -> str:
     return f".{hint}" if hint else ""
 
 
-def _open_folder(source: str, folder: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
+def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
     whole = _present(source, folder, (WEIGHTS, INDEX)) or _present(source, folder, OPEN_CLIP_WEIGHTS)[:1]
     present = whole + _present(source, folder, (ADAPTER,))
     if not present and any(folder.glob("*.safetensors")):
         others = shorten(sorted(file.name for file in folder.glob("*.safetensors")))
         raise CheckpointError(f"{source}: has no {WEIGHTS} but {others}; give the file you mean")
     present = present or _present(source, folder, _PICKLES)
+    inner = None if present else sentence_transformer_module(folder)
+    if inner is not None:
+        told = f"{source}: is a folder of sentence-transformers, and its CLIP is {inner.name}"
+        return _open_folder(source, inner, **facts | {"note": "; ".join(filter(None, (facts.get("note"), told)))})
     if len(present) > 1:
         raise CheckpointError(
             f"{source}: holds both {' and '.join(present[:2])}, and only one of them can be meant; "
@@ -130,7 +138,7 @@ def _open_folder(source: str, folder: Path, *, revision: str | None = None, note
     if not present:
         raise _no_weights(source, folder)
     path = folder / present[0]
-    return (_open_index if path.suffix == ".json" else _open_single)(source, path, revision=revision, note=note)
+    return (_open_index if path.suffix == ".json" else _open_single)(source, path, **facts)
 
 
 def _present(source: str, folder: Path, names: tuple[str, ...]) -> list[str]:
@@ -148,32 +156,38 @@ def _refuse_dead_link(path: Path, shown: str) -> None:
 
 
 def _no_weights(source: str, folder: Path) -> CheckpointError:
+    pieces = conversion_command(folder)
+    if pieces is not None:
+        what, command = pieces
+        return CheckpointError(f"{source}: {what}; put them together with `{command}`, and give the result")
     others = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
     if others:
         return CheckpointError(f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean")
     return CheckpointError(f"{source}: no {WEIGHTS} in this folder; is it the folder that save_pretrained wrote?")
 
 
-def _open_file(source: str, path: Path) -> Checkpoint:
+def _open_file(source: str, path: Path, *, part: str | None) -> Checkpoint:
     if path.name.endswith((".safetensors.index.json", ".bin.index.json")):
-        return _open_index(source, path)
-    return _open_single(source, path)
+        return _open_index(source, path, part=part)
+    if path.suffix == ".distcp":
+        raise _no_weights(source, path.parent)
+    return _open_single(source, path, part=part)
 
 
-def _open_single(source: str, file: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
+def _open_single(source: str, file: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
     watch(file)
     if is_pickle(file):
-        mapped, stored, state_note = read_state_dict(file)
+        mapped, stored, state_note = read_state_dict(file, part)
         names = model_keys(stored)
         tensors = {name: mapped[key] for name, key in names.items()}
         entries = {name: stored[key] for name, key in names.items()}
-        note = "; ".join(filter(None, (note, state_note))) or None
-        return _checkpoint(source, revision, (file,), entries, tensors, note=note)
+        facts["note"] = "; ".join(filter(None, (facts.get("note"), state_note))) or None
+        return _checkpoint(source, (file,), entries, tensors, part=None, sharded=False, **facts)
     entries, _ = read_header(file)
-    return _checkpoint(source, revision, (file,), entries, {}, note=note)
+    return _checkpoint(source, (file,), entries, {}, part=part, sharded=False, **facts)
 
 
-def _open_index(source: str, index: Path, *, revision: str | None = None, note: str | None = None) -> Checkpoint:
+def _open_index(source: str, index: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
     weight_map = _weight_map(index)
     files = tuple(index.parent / name for name in dict.fromkeys(weight_map.values()))
     missing = [file.name for file in files if not file.is_file()]
@@ -193,26 +207,45 @@ def _open_index(source: str, index: Path, *, revision: str | None = None, note: 
             raise CheckpointError(f"{index}: key '{min(twice)}' is in two shards, the second is {file.name}")
         entries.update(stored)
     _check_index(index, weight_map, entries)
-    return _checkpoint(source, revision, files, entries, tensors, sharded=True, note=note)
+    return _checkpoint(source, files, entries, tensors, part=part, sharded=True, **facts)
 
 
 def _checkpoint(
     source: str,
-    revision: str | None,
     files: tuple[Path, ...],
     entries: dict[str, TensorEntry],
     tensors: dict[str, Tensor],
-    **rest: Any,
+    *,
+    part: str | None,
+    sharded: bool,
+    revision: str | None = None,
+    note: str | None = None,
 ) -> Checkpoint:
     if not entries:
         raise CheckpointError(f"{files[0]}: holds no tensors")
     folder = files[0].parent
-    facts: dict[str, Any] = {"source": source, "revision": revision, "folder": folder, "files": files, **rest}
+    entries, tensors, told = _unwrapped(files[0], entries, tensors, part)
+    note = "; ".join(filter(None, (note, told))) or None
+    facts: dict[str, Any] = {"source": source, "revision": revision, "folder": folder, "files": files}
+    facts |= {"note": note, "sharded": sharded}
     config = _config(folder, entries)
     refuse_quantised(source, entries, config)
     if tensors:
         return StateDict(**facts, entries=entries, config=config, tensors=tensors)
     return Checkpoint(**facts, entries=entries, config=config)
+
+
+def _unwrapped(
+    file: Path, entries: dict[str, TensorEntry], tensors: dict[str, Tensor], part: str | None
+) -> tuple[dict[str, TensorEntry], dict[str, Tensor], str | None]:
+    """The tensors of the CLIP in a file, by its own keys, and a note where the file holds more than it."""
+    try:
+        found = unwrap(entries, part)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    renamed = {name: entries[key] for name, key in found.keys.items()}
+    mapped = {name: tensors[key] for name, key in found.keys.items() if key in tensors}
+    return renamed, mapped, f"{file}: {found.note}" if found.note else None
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -38,6 +38,8 @@ _PARALLEL = ("module.", "_orig_mod.")
 # Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
 _ENCODERS = ("image_encoder.model.", "model.", "")
 _HEAD = "classification_head."
+# What else training keeps: tensors that are no weights.
+_TRAINING = re.compile(r"optim|sched|scaler|callback|loop|rng|loss|metric", re.IGNORECASE)
 _ZIP_START = b"PK\x03\x04"
 # Functions called by pickles of tensors and plain containers.
 _BUILDERS = ("torch.", "collections.", "_rebuild")
@@ -77,11 +79,14 @@ class StateDict(Checkpoint):
         self._laid_out.pop(key, None)
 
 
-def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntry], str | None]:
+def read_state_dict(
+    file: Path, state_key: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, TensorEntry], str | None]:
     """Map the tensors of a file written by ``torch.save``.
 
     Args:
         file: The file.
+        state_key: Where in the file the weights are, such as ``ema`` or ``ema.shadow``; ``None`` to look for them.
 
     Returns:
         Tensors and entries by key, and a note for the user.
@@ -90,7 +95,7 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntr
         CheckpointError: If it holds code or no weights, or is not such a file.
     """
     loaded, in_memory = _load(file)
-    tensors, inside = _find(file, loaded)
+    tensors, inside, others = _find(file, loaded, state_key)
     check_names(file, tensors)
     entries = {key: _entry(file, key, tensor) for key, tensor in tensors.items()}
     _check_sharing(file, tensors)
@@ -100,7 +105,8 @@ def read_state_dict(file: Path) -> tuple[dict[str, Tensor], dict[str, TensorEntr
             guard_range(storage.data_ptr(), storage.nbytes(), file)
     notes = []
     if inside:
-        notes.append(f"{file}: the weights are those under {inside}")
+        beside = f"; {shorten(others)} holds weights too (--state-key {others[0]} takes them)" if others else ""
+        notes.append(f"{file}: the weights are those under {inside}{beside}")
     if in_memory:
         notes.append(f"{file}: is read into memory; saved again as .pt by torch 1.6 or newer, it would be mapped")
     return tensors, entries, "; ".join(notes) or None
@@ -188,31 +194,76 @@ def _add_calls(content: IO[bytes], names: list[str]) -> None:
             names.append(".".join(texts))
 
 
-def _find(file: Path, loaded: Any) -> tuple[dict[str, Tensor], str]:
-    """The model's weights, and the keys that lead to them."""
-    import torch
-
+def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The model's own weights, under which names they lay, and other places where weights lie."""
     path: list[str] = []
+    others: list[str] = []
     seen: set[int] = set()
-    while isinstance(loaded, Mapping) and not any(isinstance(value, torch.Tensor) for value in loaded.values()):
+    if state_key is not None:
+        loaded = _at(file, loaded, state_key)
+        path.append(state_key)
+    while isinstance(loaded, Mapping) and not _holds_tensors(loaded):
         inside = next((name for name in _INSIDE if isinstance(loaded.get(name), Mapping)), None)
         if inside is None:
             raise CheckpointError(
                 f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but "
-                f"{shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone: "
-                "torch.save(model.state_dict(), FILE)"
+                f"{shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone: torch.save(model.state_dict(), "
+                "FILE), or name what holds them with --state-key"
             )
         seen.add(id(loaded))
+        if state_key is None:
+            others += [".".join((*path, each)) for each in _other_weights(loaded, inside)]
         path.append(inside)
         loaded = loaded[inside]
         if id(loaded) in seen:
             raise CheckpointError(
-                f"{file}: holds itself under {'.'.join(path)}, but no weights; save the state_dict alone: "
+                f"{file}: holds itself under {'.'.join(path)}, and no weights; save the state_dict alone: "
                 "torch.save(model.state_dict(), FILE)"
             )
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
-    return {str(key): value for key, value in loaded.items() if isinstance(value, torch.Tensor)}, ".".join(path)
+    weights = {str(key): value for key, value in loaded.items() if _is_tensor(value)}
+    return weights, ".".join(path), others
+
+
+def _at(file: Path, loaded: Any, state_key: str) -> Any:
+    """What lies under a name, which may itself hold dots; a state dict whose keys begin with it counts as well."""
+    if isinstance(loaded, Mapping):
+        if state_key in loaded:
+            return loaded[state_key]
+        first, _, rest = state_key.partition(".")
+        if rest and isinstance(loaded.get(first), Mapping):
+            return _at(file, loaded[first], rest)
+        for place in (loaded, *(loaded[name] for name in _INSIDE if isinstance(loaded.get(name), Mapping))):
+            found = {str(key): value for key, value in place.items() if str(key).startswith(f"{state_key}.")}
+            if found:
+                return {key.removeprefix(f"{state_key}."): value for key, value in found.items()}
+    held = shorten(map(str, loaded)) if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+    raise CheckpointError(f"{file}: holds nothing under '{state_key}' (--state-key), but {held or 'nothing'}")
+
+
+def _other_weights(loaded: Mapping[Any, Any], taken: str) -> list[str]:
+    """Names beside the one that was taken under which a model's weights lie, such as a moving average's."""
+    found = []
+    for name, value in loaded.items():
+        if str(name) == taken or not isinstance(value, Mapping) or _TRAINING.search(str(name)):
+            continue
+        nested = [inner for inner, held in value.items() if isinstance(held, Mapping) and _holds_tensors(held)]
+        if _holds_tensors(value):
+            found.append(str(name))
+        elif "ema" in str(name).lower() and nested:
+            found.append(f"{name}.{nested[0]}")
+    return found
+
+
+def _holds_tensors(loaded: Mapping[Any, Any]) -> bool:
+    return any(map(_is_tensor, loaded.values()))
+
+
+def _is_tensor(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor)
 
 
 def model_keys(keys: Iterable[str]) -> dict[str, str]:

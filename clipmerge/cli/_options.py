@@ -19,6 +19,14 @@ from clipmerge.planning.choices import Device, OutputDtype
 
 ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
 FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]
+StateKey = Annotated[
+    str | None,
+    typer.Option("--state-key", help="Where in the checkpoint's file the weights are, such as 'ema'."),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option("--keep", help="NAME=SOURCE: images of another task, or with captions; may be repeated."),
+]
 RecipeName = Annotated[
     str,
     typer.Option(
@@ -124,7 +132,9 @@ def image_flags(
 def merge_flags(
     *,
     recipe: RecipeName,
+    state_key: StateKey = None,
     data: Data = None,
+    keep: Keep = None,
     classes: Classes = None,
     template: Templates = None,
     set: Assignments = None,

@@ -33,6 +33,7 @@ _STAGES = {
     "evaluate": "evaluating",
     "check": "checking zero-shot accuracy",
     "bought": "measuring what it bought",
+    "kept": "measuring other tasks",
 }
 
 

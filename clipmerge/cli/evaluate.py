@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output, Verbose, image_flags, takes_flags
+from clipmerge.cli._options import Keep, Output, StateKey, Verbose, image_flags, takes_flags
 from clipmerge.cli._terminal import Format, Terminal
 
 if TYPE_CHECKING:
@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 @takes_flags(image_flags)
 def evaluate_command(
     checkpoint: Annotated[str, typer.Argument(help="Folder, .safetensors file or org/name[@revision].")],
-    data: Annotated[list[str], typer.Option(help="NAME=SOURCE; may be repeated.")],
     shared: dict[str, Any],
+    data: Annotated[list[str] | None, typer.Option(help="NAME=SOURCE; may be repeated.")] = None,
+    keep: Keep = None,
+    state_key: StateKey = None,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Measure zero-shot accuracy, one row per source."""
+    """Measure zero-shot accuracy and retrieval recall, one row per source."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.evaluate import evaluate
     from clipmerge.evaluation.sources import named_sources
 
-    record = evaluate(checkpoint, named_sources("--data", data), **shared, progress=terminal).record
+    sources = named_sources("--data", data or ())
+    record = evaluate(checkpoint, sources, keep=keep, state_key=state_key, **shared, progress=terminal).record
     terminal.result(record, lambda: _table(record))
 
 
@@ -36,10 +39,16 @@ def _table(record: dict[str, Any]) -> RenderableType:
     """Format the accuracies for a terminal."""
     from rich.table import Table
 
+    from clipmerge.planning.kept import Score, measures_of
+
     table = Table(box=None, pad_edge=False)
     table.add_column("source")
     table.add_column("images", justify="right")
     table.add_column("accuracy", justify="right")
     for name, value in record["accuracy"].items():
         table.add_row(name, str(record["images"][name]), f"{value:.1%}")
+    for task in record.get("kept", []):
+        for measure, value in measures_of(Score.model_validate(task["score"])).items():
+            name = task["name"] if measure == "accuracy" else f"{task['name']}, {measure}"
+            table.add_row(name, str(task["images"]), f"{value:.1%}")
     return table

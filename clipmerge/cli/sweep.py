@@ -15,11 +15,13 @@ from clipmerge.cli._options import (
     DtypeName,
     FineTuned,
     Images,
+    Keep,
     MaxLoss,
     NoHash,
     Output,
     Overwrite,
     Seed,
+    StateKey,
     Strict,
     Verbose,
     ZeroShot,
@@ -111,7 +113,9 @@ def sweep_command(
         typer.Option("--point", help="NAME=CHECKPOINT: a checkpoint to place beside the curve; may be repeated."),
     ] = None,
     alphas: Annotated[str, typer.Option(help="Points of the curve; 0 = zero-shot, 1 = fine-tuned.")] = "0,0.1,...,1",
+    state_key: StateKey = None,
     data: Data = None,
+    keep: Keep = None,
     images: Images = 1024,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE in every recipe; may be repeated.")
@@ -144,7 +148,9 @@ def sweep_command(
         recipes=recipe or (),
         alphas=parse_alphas(alphas),
         points=named_sources("--point", point or ()),
+        state_key=state_key,
         data=data,
+        keep=keep,
         images=images,
         set=assignments,
         seed=seed,
@@ -208,6 +214,9 @@ class SweepTable:
             notes.append(f"More columns in a wider window, and in {self._page}.")
         for note in notes:
             yield Text(note, style="dim")
+        if self._record.get("kept"):
+            yield Text()
+            yield _other_tasks(self._record)
 
     def _table(self, names: int, sources: bool, gain_spread: bool, ood_spread: bool, titles: int | None) -> Table:
         from rich.table import Table
@@ -226,3 +235,20 @@ class SweepTable:
             row = [shortened(head, names), *[column[place] for column in cells]]
             table.add_row(*map(Text, row), style="bold" if is_recipe else None)
         return table
+
+
+def _other_tasks(record: dict[str, Any]) -> Table:
+    """Scores on tasks that the model was not fine-tuned for, one row per number."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from clipmerge.report.kept import sweep_kept_section
+
+    section = sweep_kept_section(record)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column(Text("other tasks, %"), no_wrap=True)
+    for row in section["kept_rows"]:
+        table.add_column(Text(row["head"]), justify="right")
+    for place, name in enumerate(section["kept_columns"]):
+        table.add_row(Text(name), *(Text(row["cells"][place]) for row in section["kept_rows"]))
+    return table

@@ -139,6 +139,8 @@ def evaluate_sources(
     """
     loaded = {name: load_images(where, classes, columns=columns, whole=True) for name, where in named.items()}
     checkpoint = open_checkpoint(source)
+    if checkpoint.note:
+        progress.say(checkpoint.note)
     model = load_model(checkpoint)
     accuracy = {}
     for name, images in loaded.items():

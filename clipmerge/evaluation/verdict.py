@@ -89,7 +89,7 @@ def measure_bought(
     tested = probe(images, side_of(model))
     pace = Pace(progress, _cost(len(images), tested) if accelerator.device.type == "cpu" else None)
     scorer = Scorer(model, inputs, accelerator, templates=templates, batch_size=batch_size, held=_HELD)
-    answers = scorer.answer(_moves(plan, tensors), {_CLEAN: images, **tested.sources}, pace)
+    answers = scorer.answer(moves_of(plan, tensors), {_CLEAN: images, **tested.sources}, pace)
     return bought_from(
         outcomes_of(answers, images, tested),
         images,
@@ -107,7 +107,14 @@ def _cost(images: int, tested: Probe) -> Callable[[float, str], str]:
     )
 
 
-def _moves(plan: Plan, tensors: PlanTensors) -> list[Move]:
+def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
+    """List the moves to the models that are compared: zero-shot, each fine-tuned one, merged.
+
+    Args:
+        plan: The coefficients and masks of the layers.
+        tensors: The plan's scores and coefficients.
+    """
+
     def finetuned(which: int) -> Move:
         return lambda model: model.become_finetuned(which)
 

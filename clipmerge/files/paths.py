@@ -31,3 +31,30 @@ def local_path(source: str) -> Path:
         return path.expanduser()
     except RuntimeError:  # no such user, or no home folder, as in containers that run under a numeric user
         return path
+
+
+def split_part(source: str) -> tuple[str, str | None]:
+    """Split a source such as ``last.pt#ema`` into the place and the name of a part of it.
+
+    A file or folder whose own name holds ``#`` is meant where there is one.
+
+    Args:
+        source: As the user wrote it.
+
+    Example:
+        >>> split_part("runs/last.pt#ema"), split_part("runs/last.pt")
+        (('runs/last.pt', 'ema'), ('runs/last.pt', None))
+    """
+    place, _, part = source.rpartition("#")
+    if not place or not part or local_path(source).exists():
+        return source, None
+    return place, part
+
+
+def is_there(source: str) -> bool:
+    """Whether a source lies in the working folder or at its path; a part of it that is named does not matter.
+
+    Args:
+        source: As the user wrote it.
+    """
+    return local_path(split_part(source)[0]).exists()

@@ -83,8 +83,13 @@ def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
     return listed
 
 
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends like an image's."""
+    return Path(name).suffix.lower() in _IMAGE_SUFFIXES
+
+
 def _is_image(file: os.DirEntry[str]) -> bool:
-    return Path(file.name).suffix.lower() in _IMAGE_SUFFIXES and file.is_file()  # reading a pipe would never end
+    return is_image_name(file.name) and file.is_file()  # reading a pipe would never end
 
 
 def _no_images(folder: Path) -> DataError:

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from clipmerge.errors import ClipmergeError, DataError, shorten
 from clipmerge.files.limits import MOST_FILES
-from clipmerge.files.paths import local_path
+from clipmerge.files.paths import local_path, split_part
 from clipmerge.files.reading import open_regular
 from clipmerge.files.side_files import lies_in
 from clipmerge.images.thrift import Damaged
@@ -184,6 +184,6 @@ def local_inputs(*named: str | Path | None) -> list[Path]:
     paths: list[Path] = []
     for text in [str(each) for each in named if each]:
         # braces may also be part of a name
-        texts = [text] if local_path(text).exists() else expand_ranges(text)
+        texts = [text] if local_path(text).exists() else expand_ranges(split_part(text)[0])
         paths += map(local_path, texts)
     return [path for path in paths if path.exists()]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipmerge.errors import DataError
+from clipmerge.files.paths import local_path
+from clipmerge.images.caption_folder import captioned_files, read_captioned
 from clipmerge.images.columns import Columns
 from clipmerge.images.decoding import decode
 from clipmerge.images.description import CLASS_NAMES, Description, describe_folder
@@ -92,8 +94,9 @@ def load_captions(
     """Find images with captions; none is decoded.
 
     Args:
-        source: The short name of a public set (``flickr8k``); tar files, one, a ``{0..9}`` range or a folder of them;
-            or ``hf://datasets/org/name[@revision][:split]`` with tar files.
+        source: The short name of a public set (``flickr8k``); a folder of images with texts beside them; tar files,
+            one, a ``{0..9}`` range or a folder of them; or ``hf://datasets/org/name[@revision][:split]`` with tar
+            files.
         columns: Endings named by the user, if not the usual ones of images and ``txt``.
         most: Number of images in the sample, if not all: from the Hub, only enough shards for it are downloaded, in a
             seeded order.
@@ -114,13 +117,35 @@ def load_captions(
     if source.startswith("hf://"):
         return _from_hub(source, asked, most, seed)
     tars = expand(source, ".tar")
+    if not tars and captioned_files(local_path(source)):
+        return CaptionedImages(source, *read_captioned(source, local_path(source)))
     if not tars:
         raise DataError(
-            f"{source}: holds no tar files; images with captions are tar files with KEY.{_CAPTIONS} beside KEY.jpg, "
-            "such as hf://datasets/clip-benchmark/wds_flickr8k:test"
+            f"{source}: holds no tar files; images with captions are a folder or tar files with KEY.{_CAPTIONS} beside "
+            "KEY.jpg, such as hf://datasets/clip-benchmark/wds_flickr8k:test"
         )
     _require_captions(source, describe_folder(Path(tars[0]).parent))
     return _captioned(source, [read_shard(Local(), tar, asked) for tar in tars])
+
+
+def has_captions(source: str) -> bool:
+    """Whether a source is known, by its texts and without reading images, to hold captions instead of classes.
+
+    Args:
+        source: As `load_captions` takes it.
+
+    Raises:
+        DataError, HubError: If its texts cannot be read.
+    """
+    named = find_known(source)
+    if named is not None:
+        return named.known.kind == "retrieval"
+    if source.startswith("hf://"):
+        split = open_split(source)
+        return split.is_tar and split.shards().described.is_retrieval
+    if tars := expand(source, ".tar"):
+        return describe_folder(Path(tars[0]).parent).is_retrieval
+    return bool(captioned_files(local_path(source)))
 
 
 def _from_hub(source: str, asked: Columns, most: int | None, seed: int) -> CaptionedImages:

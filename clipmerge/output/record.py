@@ -20,6 +20,7 @@ from clipmerge.planning.bought import Bought, ShareOfImages
 from clipmerge.planning.choices import OutputDtype
 from clipmerge.planning.distribution import histograms, zeroshot_shares
 from clipmerge.planning.frozen import FewLayers, Frozen, Plain
+from clipmerge.planning.kept import Kept
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import READINGS_0_1_0, Check, HeldBackChoice, LossPath, StatisticAbout
 from clipmerge.planning.plan import Plan, straggler_statistic_0_1_0
@@ -105,6 +106,7 @@ class MergeRecord(Frozen):
         coefficients: Number of entries with a learned coefficient in each of equal bins from 0 to 1, by tower.
         checks: Self-tests of the measure, by statistic.
         bought: Accuracies on held-back images, if there were any.
+        kept: Scores on tasks that the models were not fine-tuned for, if any were named.
         calibration: The images used for measuring.
         seed: Seed of the sample, the bootstrap and the random masks.
         warnings: Warnings, one line each.
@@ -141,6 +143,7 @@ class MergeRecord(Frozen):
     coefficients: dict[str, tuple[_Count, ...]] = Field(default_factory=dict)
     checks: dict[str, Check] = Field(default_factory=dict)
     bought: Bought | None = None
+    kept: tuple[Kept, ...] = ()
     calibration: CalibrationRecord | None = None
     seed: int = 0
     warnings: tuple[str, ...] = ()
@@ -262,6 +265,7 @@ def merge_record(
         coefficients=histograms(coefficients, learned, sizes),
         checks=measured.checks if measured else {},
         bought=plan.bought,
+        kept=plan.kept,
         calibration=plan.calibration,
         seed=plan.seed,
         warnings=plan.warnings,

@@ -23,6 +23,7 @@ from clipmerge.files.staging import staged_files
 from clipmerge.planning.bought import Bought
 from clipmerge.planning.choices import Missing, OutputDtype
 from clipmerge.planning.frozen import FewLayers, Frozen
+from clipmerge.planning.kept import Kept
 from clipmerge.planning.layer_plan import Combination, LayerPlan, check_mask
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord, TensorsRecord
@@ -69,6 +70,7 @@ class Plan(Frozen):
         decided: `digest` of the plan that the method's verdict describes.
         worded: `LayerPlan.worded_for` of the settings that each layer's reason describes, by layer.
         bought: The effect of the merge, measured on images that the decision did not see.
+        kept: Scores on tasks that the models were not fine-tuned for.
         measurements: The measurements behind the decision.
         calibration: The images used for measuring.
         seed: Seed of the sample, the bootstrap and the random masks.
@@ -94,6 +96,7 @@ class Plan(Frozen):
     decided: str = ""
     worded: dict[str, str] = Field(default_factory=dict)
     bought: Bought | None = None
+    kept: tuple[Kept, ...] = ()
     measurements: Measurements | None = None
     calibration: CalibrationRecord | None = None
     seed: int = 0

@@ -24,6 +24,7 @@ from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import parse_dataset
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.bought_view import BoughtView, bought_view
+from clipmerge.planning.kept_view import EXPLANATION, HEADS, kept_facts, kept_rows
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
 from clipmerge.publish.public import data_sources, public_record
 
@@ -66,6 +67,10 @@ def model_card(
         "open_clip": _is_open_clip(shown),
         "record": shown,
         "bought": _for_readers(bought_view(shown.bought)) if shown.bought else None,
+        "kept": kept_rows(shown.kept),
+        "kept_heads": HEADS,
+        "kept_facts": kept_facts(shown.kept),
+        "kept_explanation": EXPLANATION,
         "padded": any(family.reads_padding for family in families() if family.name == shown.family),
         "checkpoints": shown.checkpoints,
         "picture": PICTURE if picture else None,

@@ -17,6 +17,7 @@ from clipmerge.errors import printable
 from clipmerge.files.side_files import NOT_COPIED
 from clipmerge.output.record import DataSource, MergeRecord
 from clipmerge.planning.bought import Bought
+from clipmerge.planning.kept import Kept
 from clipmerge.planning.provenance import CalibrationRecord
 from clipmerge.publish.evaluations import hub_dataset_of
 
@@ -42,10 +43,10 @@ def public_record(record: MergeRecord) -> MergeRecord:
     return MergeRecord.model_validate(data)
 
 
-def data_sources(record: MergeRecord) -> list[CalibrationRecord | Bought | DataSource]:
+def data_sources(record: MergeRecord) -> list[CalibrationRecord | Bought | Kept | DataSource]:
     """List the sources of images: of the decision and the verdict, then of published accuracies."""
     measured_on = [each for each in (record.calibration, record.bought) if each]
-    return [*measured_on, *(record.sources or {}).values()]
+    return [*measured_on, *record.kept, *(record.sources or {}).values()]
 
 
 def local_sources(record: MergeRecord) -> list[str]:

@@ -18,6 +18,7 @@ from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.bought_view import UNMEASURED, bought_view
 from clipmerge.report.columns import Column, columns_of
+from clipmerge.report.kept import kept_section
 from clipmerge.report.layer_table import layer_table
 from clipmerge.report.loss_path import barrier_of, path_points
 from clipmerge.report.numbers import is_number
@@ -58,6 +59,7 @@ def html_page(record: MergeRecord) -> str:
         "verdict": record.headline,
         "bought": bought_view(record.bought) if record.bought else None,
         "unmeasured": UNMEASURED,
+        **kept_section(record.kept),
         "warnings": record.warnings,
         "models": record.checkpoints,
         "calibration": record.calibration,

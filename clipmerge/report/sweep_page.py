@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from clipmerge.files.templates import render
+from clipmerge.report.kept import sweep_kept_section
 from clipmerge.report.palette import DARK_MARKS, MARKS
 from clipmerge.report.sweep_headline import gain_notes, headline
 from clipmerge.report.sweep_table import heads_of, sweep_columns
@@ -39,6 +40,7 @@ def sweep_page(record: dict[str, Any], picture: str) -> str:
             ],
             "headline": headline(record),
             "gain_notes": gain_notes(record),
+            **sweep_kept_section(record),
             "level": f"{100 * record['bootstrap']['level']:.0f}%",
         },
         html=True,

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.bought_view import UNMEASURED, bought_view
+from clipmerge.planning.kept_view import EXPLANATION, HEADS, kept_rows
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.loss_path import loss_at, path_points
 
@@ -96,7 +97,16 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], width
         head = Text(f"{_printable(row.head)}\n{_printable(row.note)}", "bold yellow" * ("straggler" in row.note))
         table.add_row(head, Text(line + "\n").append_text(reason))
     verdict = Text(_printable(record.headline))
-    return Group(*_bought_lines(record), Text(), verdict, Text(), table, Text(), *_footnotes(record, columns, rows))
+    return Group(
+        *_bought_lines(record),
+        *_kept_lines(record),
+        Text(),
+        verdict,
+        Text(),
+        table,
+        Text(),
+        *_footnotes(record, columns, rows),
+    )
 
 
 def _bought_lines(record: MergeRecord) -> list[Text]:
@@ -111,6 +121,18 @@ def _bought_lines(record: MergeRecord) -> list[Text]:
         Text(_printable(view.reason)),
         Text(view.facts, style="dim"),
     ]
+
+
+def _kept_lines(record: MergeRecord) -> list[Table | Text]:
+    """Tasks that the model was not fine-tuned for."""
+    if not record.kept:
+        return []
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for place, head in enumerate(("other tasks", *HEADS)):
+        table.add_column(head, justify="left" if place < 2 else "right", no_wrap=place > 0)
+    for row in kept_rows(record.kept):
+        table.add_row(*map(Text, (_printable(row.task), *row.cells)))
+    return [Text(), table, Text(EXPLANATION, style="dim")]
 
 
 def _number_lines(

@@ -1,0 +1,108 @@
+"""The stage that measures a decided merge on tasks that the model was not fine-tuned for; see `docs/keep.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.errors import CheckpointError, VerdictError
+from clipmerge.evaluation.sources import check_source_name, named_sources
+
+if TYPE_CHECKING:
+    from clipmerge.evaluation.kept import Place, Task
+    from clipmerge.progress import Progress
+    from clipmerge.request import Calibration, MergeRequest, Run
+
+
+def tasks_named(keep: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
+    """Read the tasks as they are given: by name, or as texts ``NAME=SOURCE``.
+
+    Args:
+        keep: The tasks.
+
+    Raises:
+        UsageError: If two have one name, or a name cannot be written.
+    """
+    from clipmerge.api._arguments import source_of
+
+    named = keep if isinstance(keep, Mapping) else named_sources("--keep", keep or ())
+    for name in named:
+        check_source_name(name)
+    return {name: source_of(source) for name, source in named.items()}
+
+
+def load_tasks(
+    named: Mapping[str, Any], progress: Progress, *, most: int | None = None, seed: int = 0
+) -> dict[str, Task]:
+    """Find the images of the tasks.
+
+    Args:
+        named: Sources by name.
+        progress: Receiver of progress reports.
+        most: Images per task at most; ``None`` for all.
+        seed: Seed of the samples.
+
+    Raises:
+        DataError: If images cannot be used.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    from clipmerge.evaluation.kept import load_task
+
+    tasks = {name: load_task(source, most=most, seed=seed) for name, source in named.items()}
+    for task in tasks.values():
+        for note in task.notes:
+            progress.say(note)
+    return tasks
+
+
+def place_of(calibration: Calibration) -> Place:
+    """Set up the device and the batches that a request asks for.
+
+    Args:
+        calibration: The settings.
+
+    Raises:
+        UsageError: If the device does not exist.
+    """
+    from clipmerge.distributed import accelerator_for
+    from clipmerge.evaluation.kept import Place
+
+    accelerator = accelerator_for(calibration.device)
+    return Place(accelerator, calibration.batch_size, calibration.images_at_once)
+
+
+def add_kept(run: Run, request: MergeRequest) -> None:
+    """Measure a decided plan on the tasks that were named, and keep the scores in the plan.
+
+    Every process of ``accelerate launch`` takes part.
+
+    Args:
+        run: The run; its plan is decided in the main process.
+        request: The request.
+
+    Raises:
+        DataError: If images cannot be used.
+        VerdictError: If the checkpoints cannot be measured, and warnings are to be errors.
+    """
+    if not request.keep:
+        return
+    from clipmerge.api._bought import shared_plan
+    from clipmerge.evaluation.kept import measure_kept
+
+    with run.timed("kept"):
+        tasks = load_tasks(request.keep, run.progress, most=request.calibration.images, seed=request.seed)
+        place = place_of(request.calibration)
+        run.is_main = place.accelerator.is_main_process
+        plan, tensors = shared_plan(run.plan, run.tensors)
+        try:
+            kept = measure_kept(run.inputs, plan, tensors, tasks, place, run.progress)
+        except CheckpointError as error:
+            text = f"the tasks of --keep could not be measured: {error}"
+            if request.strict:
+                raise VerdictError(f"{text}; nothing was written (--strict)") from None
+            run.progress.say(text)
+            if run.plan is not None:
+                run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, text)})
+            return
+    if run.plan is not None:
+        run.plan = run.plan.model_copy(update={"kept": kept})

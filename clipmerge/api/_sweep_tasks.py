@@ -1,0 +1,48 @@
+"""Scores of a sweep's points on tasks that the model was not fine-tuned for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from clipmerge.api._other_tasks import load_tasks, place_of
+from clipmerge.checkpoint import Inputs
+from clipmerge.evaluation.points import Point
+from clipmerge.progress import Progress
+from clipmerge.request import SweepRequest
+
+
+def add_kept(
+    request: SweepRequest, record: dict[str, Any], inputs: Inputs, points: Sequence[Point], progress: Progress
+) -> None:
+    """Score every point on every task, and enter the scores.
+
+    Args:
+        request: The request.
+        record: The record; it gets ``kept``, a description of each task, and each of its points ``kept``, a score by
+            task.
+        inputs: The checkpoints.
+        points: The distinct points.
+        progress: Receiver of progress reports.
+
+    Raises:
+        DataError: If images cannot be used.
+        CheckpointError: If a point cannot be evaluated.
+    """
+    if not request.keep:
+        return
+    from clipmerge.evaluation.kept import facts_of, score_tasks
+
+    progress.stage("kept")
+    tasks = load_tasks(request.keep, progress)
+    moves = [point.move for point in points]
+    scores = score_tasks(inputs, moves, tasks, place_of(request.calibration), progress, dtype=request.dtype)
+    record["kept"] = [facts_of(name, task) for name, task in tasks.items()]
+    for number, row in enumerate(record["curve"]):
+        row["kept"] = _at(scores, number)
+    for row in (*record["recipes"], *record.get("points", [])):
+        row["kept"] = _at(scores, row["point"])
+
+
+def _at(scores: dict[str, Any], point: int) -> dict[str, Any]:
+    return {name: by_point[point].model_dump(mode="json", exclude_none=True) for name, by_point in scores.items()}

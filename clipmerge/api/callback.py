@@ -1,0 +1,201 @@
+"""The merge as the last step of a training with transformers' `Trainer`."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from transformers import TrainerCallback
+
+from clipmerge.api._arguments import CheckpointLike, MergeOptions, RecipeLike, check_apart, merge_request, with_options
+from clipmerge.api._in_memory import unwrapped
+from clipmerge.api._results import MergeResult
+from clipmerge.api.merge import merge
+from clipmerge.api.push import check_push
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.errors import ClipmergeError, UsageError
+from clipmerge.planning.bought import Bought
+from clipmerge.progress import Logged, Progress
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+
+_LOG = logging.getLogger("clipmerge")
+_FOLDER = "merged"
+
+
+class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
+    """Merge the trained model with its zero-shot self when training ends.
+
+    Everything that can be checked is checked when training begins: the recipe, the zero-shot checkpoint, the output
+    folder, and the rights to publish. What goes wrong afterwards is logged and kept in ``error``, and never
+    raised, so that no training is lost. The model in memory is merged as it is at the end, which with
+    ``load_best_model_at_end`` is the best one, and is not changed.
+
+    The accuracies of what the merge bought are added to the trainer's ``log_history``, which ends up in
+    ``trainer_state.json``.
+
+    Attributes:
+        result: The result of the merge; ``None`` until training ends.
+        error: The reason why there is no merge, or why it was not published.
+
+    Example:
+        >>> callback = RobustMergeCallback("zeroshot", recipe="auto", data="val", push_to="acme/clip-cars")
+        >>> trainer = Trainer(model, args, train_dataset=cars, callbacks=[callback])  # doctest: +SKIP
+    """
+
+    @with_options(merge_request, leave_out=("state_key",))
+    def __init__(
+        self,
+        zeroshot: CheckpointLike,
+        recipe: RecipeLike = "auto",
+        *,
+        output: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        push_to: str | None = None,
+        private: bool = False,
+        license: str | None = None,
+        processor: Any = None,
+        progress: Progress | None = None,
+        **options: Unpack[MergeOptions],
+    ) -> None:
+        """Keep the settings.
+
+        Args:
+            zeroshot: Checkpoint that training starts from: a folder, a file, ``org/name[@revision]``, or another model
+                in memory than the one that is trained.
+            recipe: As `merge` takes it.
+            output: Folder to write; by default ``merged`` in the trainer's output folder.
+            overwrite: Whether an earlier output may be replaced.
+            push_to: ``org/name`` on the Hub to publish the output to.
+            private: Whether the repository is created private.
+            license: The licence, where the sources' differ.
+            processor: Processor of the models; by default the trainer's, or the one beside the zero-shot checkpoint.
+            progress: Where to report; by default Python's logger ``clipmerge``.
+            **options: See `MergeOptions`; ``data`` are the images that the recipe measures on.
+
+        Raises:
+            ClipmergeError: If the recipe or an option cannot be used.
+        """
+        self.result: MergeResult | None = None
+        self.error: ClipmergeError | None = None
+        self._zeroshot, self._recipe, self._output, self._overwrite = zeroshot, recipe, output, overwrite
+        self._push_to, self._publishing = push_to, {"private": private, "license": license}
+        self._processor, self._progress, self._options = processor, progress or Logged(), options
+        merge_request("zeroshot", ["trained"], recipe, **options)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Check whatever would fail at the end.
+
+        Args:
+            args: Training arguments.
+            state: The trainer's state.
+            control: The trainer's switches.
+            model: The model that is trained.
+
+        Raises:
+            ClipmergeError: If the merge at the end could not be made.
+        """
+        if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
+            raise UsageError(
+                "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model; leave it out, and merge "
+                "what was saved with `clipmerge merge`"
+            )
+        trained, zeroshot = _clip_in(model), self._zeroshot
+        if zeroshot is model or zeroshot is trained:
+            raise UsageError(
+                "RobustMergeCallback: zeroshot is the model that is trained, and will have changed by the end; give "
+                "its folder or name on the Hub, or a copy.deepcopy of it"
+            )
+        if isinstance(zeroshot, (str, os.PathLike)):
+            open_checkpoint(os.fspath(zeroshot))
+        place = self._place(args)
+        request = merge_request(_name(zeroshot), ["trained"], self._recipe, **self._options)
+        check_apart(place, request, self._recipe, overwrite=self._overwrite)
+        if self._push_to is not None:
+            check_push(self._push_to, place, private=bool(self._publishing["private"]))
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any
+    ) -> None:
+        """Merge, log what it bought, and publish.
+
+        Args:
+            args: Training arguments.
+            state: The trainer's state; accuracies are added to its ``log_history``.
+            control: The trainer's switches.
+            model: The model that was trained.
+            processing_class: The trainer's processor, if it has one.
+        """
+        place = self._place(args)
+        publishing: dict[str, Any] = {"push": self._push_to, **self._publishing} if self._push_to else {}
+        try:
+            self.result = merge(
+                self._zeroshot,
+                _clip_in(model),
+                self._recipe,
+                output=place,
+                overwrite=self._overwrite,
+                processor=self._processor or _whole(processing_class),
+                progress=self._progress,
+                **publishing,
+                **self._options,
+            )
+        except ClipmergeError as error:
+            self.error = error
+            left = f"the merge is in {place}" if (place / "clipmerge.json").is_file() else "training itself succeeded"
+            _LOG.error(
+                "RobustMergeCallback: %s (%s; `clipmerge merge` and `clipmerge push` go on from there)", error, left
+            )
+            return
+        bought = self.result.plan.bought
+        if not state.is_world_process_zero:
+            return
+        if bought is not None:
+            state.log_history.append({**_accuracies(bought), "step": state.global_step, "epoch": state.epoch})
+            self._progress.say(f"{bought.verdict} {bought.reason}")
+        self._progress.say(f"the merged model is in {place}")
+
+    def _place(self, args: Any) -> Path:
+        return Path(args.output_dir) / _FOLDER if self._output is None else Path(self._output)
+
+
+def _clip_in(model: Module) -> Module:
+    """The model of transformers or open_clip that is trained: the whole, or the first such part of it."""
+    model = unwrapped(model)
+    if hasattr(model, "merge_and_unload"):  # peft's
+        adapted: Any = copy.deepcopy(model)
+        return adapted.merge_and_unload()  # type: ignore[no-any-return]
+    for part in model.modules():
+        is_transformers = hasattr(part, "save_pretrained") and hasattr(part, "config")
+        if is_transformers or (hasattr(part, "visual") and hasattr(part, "encode_text")):
+            return part
+    raise UsageError(
+        f"RobustMergeCallback: {type(model).__name__} is no model of transformers or open_clip, and holds none; save "
+        "its state dict, and merge it with `clipmerge merge`"
+    )
+
+
+def _whole(processing_class: Any) -> Any:
+    """The trainer's processor, if it is one of images and texts; a tokenizer alone would leave out the images."""
+    return processing_class if hasattr(processing_class, "image_processor") else None
+
+
+def _name(zeroshot: CheckpointLike) -> str:
+    return os.fspath(zeroshot) if isinstance(zeroshot, (str, os.PathLike)) else "zeroshot"
+
+
+def _accuracies(bought: Bought) -> dict[str, float]:
+    models = {
+        "zeroshot": bought.zeroshot,
+        "finetuned": bought.finetuned[bought.reference],
+        "merged": bought.merged,
+    }
+    return {
+        f"clipmerge/{kind}_accuracy_{name}": getattr(model, kind).value
+        for name, model in models.items()
+        for kind in ("clean", "corrupted")
+    }

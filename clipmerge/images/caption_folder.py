@@ -1,0 +1,57 @@
+"""Images with captions in a folder: ``KEY.txt`` beside ``KEY.jpg``, one caption per line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipmerge.errors import DataError, shorten
+from clipmerge.files.limits import MOST_IMAGES
+from clipmerge.files.reading import Unreadable, read_text
+from clipmerge.files.side_files import lies_in
+from clipmerge.images.folder import Files, is_image_name
+
+_CAPTIONS = ".txt"
+
+
+def captioned_files(folder: Path) -> list[Path]:
+    """List the images of a folder that have a text beside them, by name; empty where it is no such folder."""
+    if not folder.is_dir():
+        return []
+    listed = sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.name.startswith("."))
+    return [path for path in listed if path.with_suffix(_CAPTIONS).is_file()]
+
+
+def read_captioned(source: str, folder: Path) -> tuple[Files, tuple[tuple[str, ...], ...]]:
+    """Read the captions of a folder; no image is opened.
+
+    Args:
+        source: The source as the user wrote it, for messages.
+        folder: The folder.
+
+    Returns:
+        The images, and the captions of each.
+
+    Raises:
+        DataError: If an image has no caption, or a text cannot be read.
+    """
+    files = captioned_files(folder)
+    alone = [path.name for path in sorted(folder.iterdir()) if is_image_name(path.name) and path not in set(files)]
+    if alone:
+        raise DataError(f"{source}: {shorten(alone, 3)} has no captions beside it; write them to the same name in .txt")
+    if len(files) > MOST_IMAGES:
+        raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
+    leading_out = [path.name for path in files if not lies_in(folder, path)]
+    if leading_out:
+        raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; put the images themselves there")
+    return Files(tuple(map(str, files))), tuple(_captions(source, path.with_suffix(_CAPTIONS)) for path in files)
+
+
+def _captions(source: str, file: Path) -> tuple[str, ...]:
+    try:
+        text = read_text(file)
+    except Unreadable as error:
+        raise DataError(f"{source}: {file.name} cannot be read ({error})") from None
+    captions = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not captions:
+        raise DataError(f"{source}: {file.name} holds no caption; write one per line")
+    return captions

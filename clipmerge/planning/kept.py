@@ -1,0 +1,81 @@
+"""What fine-tuning broke elsewhere, and what the merge gives back: scores on tasks that it was not fine-tuned for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from clipmerge.planning.bought import Estimate, ShareOfImages
+from clipmerge.planning.frozen import Frozen
+
+#: The K of recall at K.
+RANKS = (1, 5, 10)
+
+
+class Recall(Frozen):
+    """Recall at K of image-text retrieval, by K as text, from 0 to 1.
+
+    Attributes:
+        image_to_text: Share of the images that have one of their own captions among the K best-matching ones.
+        text_to_image: Share of the captions whose image is among the K best-matching ones.
+    """
+
+    image_to_text: dict[str, ShareOfImages]
+    text_to_image: dict[str, ShareOfImages]
+
+
+class Score(Frozen):
+    """The result of one model on one task: an accuracy or recalls.
+
+    Attributes:
+        accuracy: Zero-shot accuracy, for images with classes.
+        recall: Recall at K, for images with captions.
+    """
+
+    accuracy: Estimate | None = None
+    recall: Recall | None = None
+
+
+class Kept(Frozen):
+    """One task that the models were not fine-tuned for.
+
+    Attributes:
+        name: Name of the task.
+        kind: ``accuracy`` or ``retrieval``.
+        source: Source of the images, as the user wrote it.
+        revision: The commit that a data set of the Hub resolved to.
+        images: Number of images.
+        captions: Number of captions; 0 for images with classes.
+        classes: Number of classes to choose from; 0 for images with captions.
+        zeroshot: Score of the zero-shot model.
+        finetuned: Score of each fine-tuned model, in the order given.
+        merged: Score of the merged model.
+        plan: Digest of the plan that was measured, see `clipmerge.planning.plan.Plan.digest`.
+    """
+
+    name: str
+    kind: Literal["accuracy", "retrieval"]
+    source: str
+    revision: str | None = None
+    images: Annotated[int, Field(ge=1)]
+    captions: Annotated[int, Field(ge=0)] = 0
+    classes: Annotated[int, Field(ge=0)] = 0
+    zeroshot: Score
+    finetuned: tuple[Score, ...] = Field(min_length=1)
+    merged: Score
+    plan: str = ""
+
+
+def measures_of(score: Score) -> dict[str, float]:
+    """List the numbers of a score by what they are called, from 0 to 1.
+
+    Example:
+        >>> recall = Recall(image_to_text={"1": 0.5}, text_to_image={"1": 0.25})
+        >>> measures_of(Score(recall=recall))
+        {'image to text R@1': 0.5, 'text to image R@1': 0.25}
+    """
+    if score.recall is None:
+        return {} if score.accuracy is None else {"accuracy": score.accuracy.value}
+    ways = (("image to text", score.recall.image_to_text), ("text to image", score.recall.text_to_image))
+    return {f"{way} R@{rank}": value for way, by_rank in ways for rank, value in by_rank.items()}

@@ -1,0 +1,93 @@
+"""Scores on tasks that a model was not fine-tuned for, in readable form: the same for page, card and terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from clipmerge.planning.kept import Kept, measures_of
+
+
+@dataclass(frozen=True)
+class KeptRow:
+    """One number of one task, for all models, in per cent or points.
+
+    Attributes:
+        task: Name of the task; empty in all but its first row.
+        measure: What is measured, such as ``image to text R@5``.
+        zeroshot: The zero-shot model's.
+        finetuned: The fine-tuned model's; the mean of several.
+        merged: The merged model's.
+        lost: What fine-tuning changed, in points.
+        given_back: What the merge changed from there, in points.
+    """
+
+    task: str
+    measure: str
+    zeroshot: str
+    finetuned: str
+    merged: str
+    lost: str
+    given_back: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The cells after the task, in the order of `HEADS`."""
+        return (self.measure, self.zeroshot, self.finetuned, self.merged, self.lost, self.given_back)
+
+
+#: Headings of the columns after the task.
+HEADS = ("measure", "zero-shot", "fine-tuned", "merged", "change", "back")
+#: What the last two columns are.
+EXPLANATION = (
+    "Tasks that the model was not fine-tuned for. In points: the change by fine-tuning against zero-shot, and what the "
+    "merge gives back against fine-tuned."
+)
+
+
+def kept_rows(kept: Sequence[Kept]) -> tuple[KeptRow, ...]:
+    """Lay out the tasks, one row per number.
+
+    Args:
+        kept: The tasks.
+    """
+    rows = []
+    for task in kept:
+        finetuned = [measures_of(score) for score in task.finetuned]
+        merged = measures_of(task.merged)
+        for place, (measure, zeroshot) in enumerate(measures_of(task.zeroshot).items()):
+            middle = fmean(score[measure] for score in finetuned)
+            values = (zeroshot, middle, merged[measure])
+            changes = (middle - zeroshot, merged[measure] - middle)
+            rows.append(
+                KeptRow(
+                    "" if place else task.name,
+                    measure,
+                    *(f"{100 * value:.1f}" for value in values),
+                    *(f"{100 * change:+.1f}" for change in changes),
+                )
+            )
+    return tuple(rows)
+
+
+def kept_facts(kept: Sequence[Kept]) -> str:
+    """Say how many images each task has, in one sentence."""
+    counts = [
+        f"{task.name}: {task.images:,} images"
+        + (f" with {task.captions:,} captions" if task.captions else f" of {task.classes:,} classes")
+        for task in kept
+    ]
+    return "; ".join(counts) + "."
+
+
+def kept_sentences(kept: Sequence[Kept]) -> tuple[str, ...]:
+    """Say of each task what fine-tuning cost and what the merge gives back, by its first number."""
+    sentences = []
+    for row in kept_rows(kept):
+        if row.task:
+            sentences.append(
+                f"{row.task}, {row.measure}: zero-shot {row.zeroshot}%, fine-tuned {row.finetuned}% ({row.lost}), "
+                f"merged {row.merged}% ({row.given_back})."
+            )
+    return tuple(sentences)

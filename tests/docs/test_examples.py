@@ -1,0 +1,116 @@
+"""The examples, each run with a small real model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPModel
+
+from tests.support import tiny_open_clip
+from tests.support.tiny_clip import save_images
+
+Folders = tuple[Path, Path]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def example(name: str) -> ModuleType:
+    """Import an example, which need not be on the path."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def half_way(first: Any, second: Any, merged: Any) -> bool:
+    return all(torch.allclose(merged[key], (first[key] + second[key]) / 2, atol=1e-6) for key in first)
+
+
+def test_every_script_is_run_here() -> None:
+    tests = {f"after_{name}" for name in ("open_clip_train", "plain_torch", "sentence_transformers")}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tests
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_open_clip_train(tmp_path: Path, by_name: bool) -> None:
+    """epoch_N.pt as open_clip_train saves it after training on several processes."""
+    import open_clip
+
+    config = tiny_open_clip.model_config()
+    folder = tiny_open_clip.save(tiny_open_clip.build(config), config, tmp_path / "base")
+    model = tiny_open_clip.load(folder)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        image, text, scale = model(torch.randn(4, 3, 32, 32), torch.randint(50, (4, 32)))
+        (1 - scale * (image @ text.T).diag().mean()).backward()
+        optimizer.step()
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    epoch = {"epoch": 3, "name": "cars", "state_dict": state, "optimizer": optimizer.state_dict()}
+    torch.save(epoch, tmp_path / "epoch_3.pt")
+    where = [f"local-dir:{folder}", "-"]
+    if by_name:
+        (tmp_path / "configs").mkdir()
+        (tmp_path / "configs" / "tiny-test.json").write_text(json.dumps(config))
+        open_clip.add_model_config(tmp_path / "configs")
+        torch.save(load_file(folder / "open_clip_model.safetensors"), tmp_path / "base.pt")
+        where = ["tiny-test", str(tmp_path / "base.pt")]
+    flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
+    example("after_open_clip_train").main([*where, str(tmp_path / "epoch_3.pt"), *flags])
+    merged = load_file(tmp_path / "merged" / "open_clip_model.safetensors")
+    assert half_way(load_file(folder / "open_clip_model.safetensors"), model.state_dict(), merged)
+    assert torch.equal(tiny_open_clip.load(tmp_path / "merged").state_dict()["visual.proj"], merged["visual.proj"])
+
+
+def test_plain_torch(pair: Folders, images: Path, tmp_path: Path) -> None:
+    train = save_images(tmp_path / "train", each=4, seed=3)
+    flags = ["--recipe", "wise-ft", "--steps", "3", "--batch-size", "8", "--rate", "1e-3"]
+    arguments = [str(pair[0]), "--train", str(train), "--data", str(images), *flags, "--output", str(tmp_path / "out")]
+    robust = example("after_plain_torch").main(arguments).state_dict()
+    base = CLIPModel.from_pretrained(pair[0]).state_dict()
+    assert any(not torch.equal(robust[name], base[name]) for name in base)
+    again = CLIPModel.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in robust.items())
+
+
+@pytest.mark.parametrize("inner", ["", "0_CLIPModel"])
+def test_sentence_transformers(pair: Folders, tmp_path: Path, inner: str) -> None:
+    """Both of its layouts, as its versions 4 and 6 write them."""
+    folder = tmp_path / "finetuned"
+    shutil.copytree(pair[1], folder / inner)
+    kind = "sentence_transformers.models.CLIPModel" if inner else "sentence_transformers.base.modules.Transformer"
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": inner, "type": kind}]))
+    (folder / "config_sentence_transformers.json").write_text("{}")
+    flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
+    example("after_sentence_transformers").main([str(pair[0]), str(folder), *flags])
+    weights = [load_file(place / "model.safetensors") for place in (*pair, tmp_path / "merged" / inner)]
+    assert half_way(*weights)
+    assert (tmp_path / "merged" / "modules.json").read_text() == (folder / "modules.json").read_text()
+    assert CLIPModel.from_pretrained(tmp_path / "merged" / inner).config.model_type == "clip"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_sentence_transformers_itself(pair: Folders, tmp_path: Path) -> None:
+    """Where it is installed: trained by it, merged, and loaded by it."""
+    package = pytest.importorskip("sentence_transformers")
+    model = package.SentenceTransformer(str(pair[0]), device="cpu")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    features = model.tokenize(["bird", "cat"])
+    model.train()
+    model(features)["sentence_embedding"].sum().backward()
+    optimizer.step()
+    model.save(str(tmp_path / "finetuned"))
+    flags = ["--recipe", "wise-ft", "--output", str(tmp_path / "merged")]
+    example("after_sentence_transformers").main([str(pair[0]), str(tmp_path / "finetuned"), *flags])
+    merged = package.SentenceTransformer(str(tmp_path / "merged"), device="cpu")
+    assert merged.encode(["bird"]).shape == (1, 16)
