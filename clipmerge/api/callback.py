@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("clipmerge")
 _FOLDER = "merged"
+# What stands in a request for models that have no place yet.
+_ZEROSHOT, _TRAINED = "in-memory/zeroshot", "in-memory/trained"
 
 
 class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
@@ -85,7 +87,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self._zeroshot, self._recipe, self._output, self._overwrite = zeroshot, recipe, output, overwrite
         self._push_to, self._publishing = push_to, {"private": private, "license": license}
         self._processor, self._progress, self._options = processor, progress or Logged(), options
-        merge_request("zeroshot", ["trained"], recipe, **options)
+        merge_request(_ZEROSHOT, [_TRAINED], recipe, **options)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Check whatever would fail at the end.
@@ -113,7 +115,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         if isinstance(zeroshot, (str, os.PathLike)):
             open_checkpoint(os.fspath(zeroshot))
         place = self._place(args)
-        request = merge_request(_name(zeroshot), ["trained"], self._recipe, **self._options)
+        request = merge_request(_name(zeroshot), [_TRAINED], self._recipe, **self._options)
         check_apart(place, request, self._recipe, overwrite=self._overwrite)
         if self._push_to is not None:
             check_push(self._push_to, place, private=bool(self._publishing["private"]))
@@ -185,7 +187,7 @@ def _whole(processing_class: Any) -> Any:
 
 
 def _name(zeroshot: CheckpointLike) -> str:
-    return os.fspath(zeroshot) if isinstance(zeroshot, (str, os.PathLike)) else "zeroshot"
+    return os.fspath(zeroshot) if isinstance(zeroshot, (str, os.PathLike)) else _ZEROSHOT
 
 
 def _accuracies(bought: Bought) -> dict[str, float]:
