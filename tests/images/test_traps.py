@@ -244,3 +244,23 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
     monkeypatch.setattr(decoding, "LARGEST_IMAGE", 10)
     with pytest.raises(DataError, match=r"1.png: cannot be read as an image \(larger than"):
         found.image(0)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "tar"])
+def test_more_images_than_any_source_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from clipmerge.images import folder, parquet, webdataset
+
+    if kind == "folder":
+        source = folder_of(tmp_path / "photos", cat=png(0), dog=png(1), fox=png(2))
+    elif kind == "parquet":
+        source = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0)] * 3, "label": ["a", "b", "a"]})
+    else:
+        members = {f"{number}.{ending}": data for number in "123" for ending, data in (("png", png(0)), ("cls", b"a"))}
+        source = save_tar(tmp_path / "x.tar", members)
+    assert len(load_images(str(source))) == 3
+    for module in (folder, parquet, webdataset):
+        monkeypatch.setattr(module, "MOST_IMAGES", 2)
+    with pytest.raises(DataError, match=r"has (3 images, )?more than 2( images)?"):
+        load_images(str(source))
