@@ -37,7 +37,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 
 def add_traps(folder: Path, elsewhere: Path) -> None:
-    """Put traps beside the weights, and into the files that belong there."""
+    """Put traps beside the weights."""
     (elsewhere / "id_rsa").write_text(f"PRIVATE KEY {SECRET}")
     (folder / "id_rsa.safetensors").symlink_to(elsewhere / "id_rsa")
     (folder / "keys").symlink_to(elsewhere)
@@ -45,15 +45,14 @@ def add_traps(folder: Path, elsewhere: Path) -> None:
         (folder / name).write_text(f'{{"token": "hf_{SECRET}{SECRET}"}}')
     (folder / ".git").mkdir()
     (folder / ".git" / "config").write_text(SECRET)
-    data = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(data | PLACES))
 
 
 def add_more_traps(folder: Path, elsewhere: Path) -> None:
     """Put links in the place of files that are copied, and paths into the configuration and the weights' metadata."""
     add_traps(folder, elsewhere)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | PLACES))
+    for name in ("config.json", "tokenizer_config.json"):
+        data = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(data | PLACES))
     for name in ("LICENSE", "merges.txt", "NOTICE"):
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(elsewhere / "id_rsa")
