@@ -247,7 +247,9 @@ def _be_the_command(arguments: list[str], home: Path, variables: dict[str, str],
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         sys.argv = ["clipmerge", *arguments]
         from clipmerge.__main__ import run
+        from clipmerge.cli._early import standing
 
+        standing.clear()  # of commands that this process ran before it was forked
         os.write(told, b".")
         run()
         code = 0
