@@ -188,7 +188,7 @@ class _Run:
             coefficients.place()
             self._trace[step.number] = torch.tensor(astuple(descend(objective, step, goal)))
             coefficients.set_gradients()
-            with self._keep.changing() if self._keep else nullcontext():
+            with self._keep.changing(self._state) if self._keep else nullcontext():
                 self._descent.step(ceiling)
             objective.tick(GRADIENT * goal.seen(len(step)))
             if self._keep:

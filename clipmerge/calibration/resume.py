@@ -10,11 +10,14 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -140,10 +143,16 @@ class Saved:
             self.say(f"the state of learning cannot be saved ({_reason(error)}); learning continues without saving")
 
     @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
-        """Change the state in this block: until the next `save` it is not one that can be saved."""
+    def changing(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """Change the state in this block; Ctrl-C and SIGTERM wait for its end, where the state is whole again.
+
+        Args:
+            state: See `save`.
+        """
         self._whole = None
-        yield
+        with _signals_wait():
+            yield
+            self._whole = state
 
     @contextlib.contextmanager
     def underway(self) -> Iterator[None]:
@@ -165,6 +174,29 @@ class Saved:
         """Remove the file once its result is stored elsewhere."""
         if self._exists and self._accelerator.is_main_process:
             self._remove()
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Deliver Ctrl-C and SIGTERM after the block; elsewhere than in the main thread they do not arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[tuple[int, FrameType | None]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *given: arrived.append(given))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for came, frame in arrived[:1]:
+        waiting = before[signal.Signals(came)]
+        if callable(waiting):
+            waiting(came, frame)
+        elif waiting is signal.SIG_DFL:
+            signal.raise_signal(came)
 
 
 def _not_again() -> Path:

@@ -103,7 +103,7 @@ class MergeRecord(Frozen):
         path: Loss along the path, if it was measured.
         trace: Losses at every step of a measure that learns, by name, in nats.
         choice: The point chosen by images held back from learning, if any were.
-        coefficients: Number of entries with a learned coefficient in each of equal bins from 0 to 1, by tower.
+        coefficients: Number of entries with a learned coefficient in each of 40 equal bins from 0 to 2, by tower.
         checks: Self-tests of the measure, by statistic.
         bought: Accuracies on held-back images, if there were any.
         kept: Scores on tasks that the models were not fine-tuned for, if any were named.

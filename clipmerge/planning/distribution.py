@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Equal bins from 0 to 1.
-BINS = 20
+#: Equal bins from 0 to `TOP`, twice the fine-tuned model's: no coefficient is learned beyond it.
+BINS, TOP = 40, 2.0
 
 
 def histograms(
@@ -23,13 +23,13 @@ def histograms(
         sizes: Number of entries by parameter.
 
     Returns:
-        Number of entries in each of `BINS` equal bins from 0 to 1, by tower; values outside count in the bin at that
-        end. Towers without coefficients are left out.
+        Number of entries in each of `BINS` equal bins from 0 to `TOP`, by tower; values outside count in the bin at
+        that end. Towers without coefficients are left out.
 
     Example:
         >>> import torch
         >>> found = histograms({"w": torch.tensor([0.0, 1.0])}, {"vision.0.mlp": ("w",)}, {"w": 2})
-        >>> found["vision"][0], found["vision"][-1]
+        >>> found["vision"][0], found["vision"][20]
         (1, 1)
     """
     counts: dict[str, list[int]] = {}
@@ -44,7 +44,7 @@ def histograms(
 
 
 def _counts(coefficient: Tensor) -> list[int]:
-    return [int(count) for count in coefficient.float().clamp(0.0, 1.0).histc(bins=BINS, min=0.0, max=1.0).tolist()]
+    return [int(count) for count in coefficient.float().clamp(0.0, TOP).histc(bins=BINS, min=0.0, max=TOP).tolist()]
 
 
 def zeroshot_shares(

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from clipmerge.output.record import MergeRecord
+from clipmerge.planning.distribution import TOP
 from clipmerge.report import drawing
 from clipmerge.report.columns import Column
 from clipmerge.report.loss_path import barrier_of, path_points
@@ -115,10 +116,11 @@ def _parts(record: MergeRecord, column: Column) -> Iterator[tuple[str, list[str]
 
 def _histogram(counts: Sequence[int]) -> Figure:
     figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
-    total, width = sum(counts), 1 / len(counts)
+    total, width = sum(counts), TOP / len(counts)
+    last = max((place for place, count in enumerate(counts) if count), default=0)
     places = [(place + 0.5) * width for place in range(len(counts))]
     axes.bar(places, [count / total for count in counts], width=0.9 * width, color=SET)
-    axes.set_xlim(-0.01, 1.01)
+    axes.set_xlim(-0.01, max(1.0, (last + 1) * width) + 0.01)
     axes.set_xlabel("coefficient (0 = zero-shot, 1 = fine-tuned)")
     axes.set_ylabel("share of the entries")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

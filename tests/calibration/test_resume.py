@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import inspect
 import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -338,3 +339,22 @@ def test_what_is_old_goes_when_something_new_is_written(ends: Ends, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         run.run()
     assert {file.name for file in place.iterdir()} == {"b.safetensors", "d.part", "notes.txt", "state.safetensors"}
+
+
+def test_a_signal_within_a_step_waits_for_its_end_and_saves_it(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Descent.step, iter(range(99))
+
+    def step(descent: Descent, *ceiling: float) -> None:
+        if next(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        real(descent, *ceiling)
+
+    whole = Learning(ends, tmp_path / "other.safetensors").run()
+    monkeypatch.setattr(Descent, "step", step)
+    stopped = Learning(ends, tmp_path / "state.safetensors")
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert stopped.said == [SAVED.format(3, STEPS)]
+    assert same(stopped.run(), whole)

@@ -119,8 +119,8 @@ def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) 
         "calibration": [0.9 * math.exp(-n / 40) + 0.1 + 0.05 * math.sin(5 * n) for n in steps],
         "divergence": [0.5 * math.exp(-n / 70) + 0.1 + 0.03 * math.cos(7 * n) for n in steps],
     }
-    bell = [int(2e6 * math.exp(-(((n - 6) / 3) ** 2))) for n in range(20)]
-    record["coefficients"] = {"vision": bell, "text": bell[::-1]}
+    bell = [int(2e6 * math.exp(-(((n - 6) / 3) ** 2))) for n in range(20)] + [0] * 20
+    record["coefficients"] = {"vision": bell, "text": bell[19::-1] + [1000] * 3 + [0] * 17}
     alphas = [n / 10 for n in range(11)]
     record["path"] = {"alphas": alphas, "losses": [1.4 - 2.2 * a + 1.3 * a * a for a in alphas]}
     record |= {"straggler_statistic": "sharpness" if stragglers else None, "checks": {}, "statistics": {}}
