@@ -38,7 +38,7 @@ def test_files_are_short(folder: str) -> None:
 
 
 def test_functions_are_short() -> None:
-    """Signatures of commands are lists of flags, so `sweep_command` may be longer."""
+    """Signatures of commands are lists of flags, so two of them are longer."""
     long = [
         f"{file.relative_to(ROOT)}: {node.name}"
         for file in FILES
@@ -46,7 +46,7 @@ def test_functions_are_short() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and lines_of(node) > 50
     ]
-    assert long == ["clipmerge/cli/sweep.py: sweep_command"]
+    assert long == ["clipmerge/cli/bench.py: bench_command", "clipmerge/cli/sweep.py: sweep_command"]
 
 
 def test_no_import_leads_in_a_circle() -> None:

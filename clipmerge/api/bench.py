@@ -16,15 +16,15 @@ from clipmerge.api._commands import recipe_word, spelled_out
 from clipmerge.api._results import BenchResult
 from clipmerge.api.sweep import check_sweep, run_sweep
 from clipmerge.errors import MeasureError
+from clipmerge.evaluation.suites.cost import cost_of
+from clipmerge.evaluation.suites.head_config import write_config
+from clipmerge.evaluation.suites.page import bench_page, picture_name
+from clipmerge.evaluation.suites.release import Fetched, fetch_release
+from clipmerge.evaluation.suites.suite import Pair, Release, Suite, load_suite
 from clipmerge.images.known import find_known
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress
 from clipmerge.request import SweepRequest
-from clipmerge.suites.cost import cost_of
-from clipmerge.suites.head_config import write_config
-from clipmerge.suites.page import bench_page, picture_name
-from clipmerge.suites.release import Fetched, fetch_release
-from clipmerge.suites.suite import Pair, Release, Suite, load_suite
 
 #: The record that the output folder holds, and by which one is known.
 BENCH_RECORD = "bench.json"
@@ -186,7 +186,7 @@ def bench_cost(
         device: As there.
 
     Returns:
-        JSON-ready, see `clipmerge.suites.cost.cost_of`.
+        JSON-ready, see `clipmerge.evaluation.suites.cost.cost_of`.
 
     Raises:
         UsageError: If there is no such suite.

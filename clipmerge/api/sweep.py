@@ -219,8 +219,7 @@ def run_sweep(
     progress.stage("read")
     loaded = {name: load_source(source, request, progress) for name, source in request.sources.items()}
     notes = overlap_notes(request, loaded)
-    for note in notes:
-        progress.say(note)
+    _say_all(progress, notes)
     accelerator = accelerator_for(request.calibration.device)
     known = Known()
     inputs = _open(request, known, progress)
@@ -247,8 +246,7 @@ def run_sweep(
     )
     rows = [row_of(place, correct, number) for number, place in enumerate(places)]
     lost = loss_notes(request, planned, rows)
-    for warning in lost:
-        progress.say(warning)
+    _say_all(progress, lost)
     if lost and request.strict:
         raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
     seconds = {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)}
@@ -263,6 +261,11 @@ def run_sweep(
     }
     add_kept(request, record, inputs, points, progress)
     return record | {"headline": headline(record)}, correct
+
+
+def _say_all(progress: Progress, notes: Iterable[str]) -> None:
+    for note in notes:
+        progress.say(note)
 
 
 def write_sweep(

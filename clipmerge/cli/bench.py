@@ -94,7 +94,7 @@ def bench_command(
 
 
 def _list_suites(terminal: Terminal) -> None:
-    from clipmerge.suites.suite import load_suite, suite_names
+    from clipmerge.evaluation.suites.suite import load_suite, suite_names
 
     suites = [load_suite(name) for name in suite_names()]
     record = {"suites": {each.name: {"title": each.title, "model": each.model} for each in suites}}

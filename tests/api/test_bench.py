@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from clipmerge.evaluation.scorer import Scorer
-from clipmerge.suites import release
-from clipmerge.suites.suite import suite_names
+from clipmerge.evaluation.suites import release
+from clipmerge.evaluation.suites.suite import suite_names
 from tests.support.command import clipmerge, refused, start
 from tests.support.hub_double import FakeHub, environment, serving
 from tests.support.public_pairs import BASE, Releases, save_soups, serving_files, upload_fusionbench, upload_imagenets

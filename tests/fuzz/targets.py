@@ -174,7 +174,7 @@ def captions(data: bytes, folder: Path) -> object:
 
 @target
 def suite(data: bytes, folder: Path) -> object:
-    from clipmerge.suites.suite import load_suite
+    from clipmerge.evaluation.suites.suite import load_suite
 
     return load_suite(str(_written(folder, "x.yaml", data)))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from clipmerge.errors import CheckpointError, HubError
+from clipmerge.evaluation.suites.release import MIRROR, fetch_release, place_of, size_of
+from clipmerge.evaluation.suites.suite import Release
 from clipmerge.progress import Silent
-from clipmerge.suites.release import MIRROR, fetch_release, place_of, size_of
-from clipmerge.suites.suite import Release
 from tests.support.public_pairs import Releases, serving_files
 
 CONTENT = bytes(range(256)) * 9000

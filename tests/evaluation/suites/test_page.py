@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipmerge.suites.page import bench_page
+from clipmerge.evaluation.suites.page import bench_page
 
 
 def point(alpha: float | None, near: float, far: float, **more: Any) -> dict[str, Any]:

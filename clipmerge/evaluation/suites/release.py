@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from clipmerge.errors import CheckpointError, HubError
+from clipmerge.evaluation.suites.suite import Release
 from clipmerge.files.cache import user_cache
 from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.limits import LARGEST_RELEASE
 from clipmerge.hub.download import timeout_seconds
 from clipmerge.progress import Progress
-from clipmerge.suites.suite import Release
 
 #: Environment variable: a server to ask in place of https://github.com, such as a mirror.
 MIRROR = "CLIPMERGE_GITHUB"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from clipmerge.errors import ClipmergeError, RecipeError, UsageError
+from clipmerge.evaluation.suites.suite import Release, load_suite, suite_names
 from clipmerge.images.known import find_known
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.suites.suite import Release, load_suite, suite_names
 
 SIZES = ("", "-b16", "-l14")
 ISSUED = [f"corrupted-{task}{size}" for task in ("cars", "eurosat", "resisc45", "gtsrb") for size in SIZES]

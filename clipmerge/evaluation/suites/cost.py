@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipmerge.errors import ClipmergeError
+from clipmerge.evaluation.suites.release import place_of, size_of
+from clipmerge.evaluation.suites.suite import Release, Suite
 from clipmerge.hub.choice import choose_files
 from clipmerge.hub.download import is_cached, resolve
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.hub.sizes import file_sizes
 from clipmerge.images.hub_dataset import Split, front_matter_of, open_split
 from clipmerge.images.known import find_known
-from clipmerge.suites.release import place_of, size_of
-from clipmerge.suites.suite import Release, Suite
 
 # A model's forward passes reach about this share of the speed of one large matrix product.
 _SHARE = 0.4
