@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tests.bombs.files import BOMBS, Bomb
+from tests.bombs.files import BOMBS
+from tests.bombs.registry import Bomb
 from tests.fuzz.targets import TARGETS, seeds
 from tests.fuzz.worker import verdict
 
