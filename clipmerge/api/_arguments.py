@@ -7,8 +7,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args
+from typing import Any, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack, cast, get_args
 
+from clipmerge.api._in_memory import CheckpointLike as CheckpointLike
+from clipmerge.api._in_memory import source_of as source_of
 from clipmerge.api._in_memory import with_state_key
 from clipmerge.api._other_tasks import tasks_named
 from clipmerge.distributed import require_device
@@ -23,14 +25,9 @@ from clipmerge.planning.choices import Device, OutputDtype
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, MergeRequest
 
-if TYPE_CHECKING:
-    from torch.nn import Module
-
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
-CheckpointLike: TypeAlias = "str | os.PathLike[str] | Module"
 #: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
 RecipeLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Recipe"
 
@@ -277,15 +274,6 @@ def name_of(data: Any) -> str | None:
     if isinstance(data, Named):
         return data.address
     return data if data is None or isinstance(data, str) else f"{type(data).__name__} in memory"
-
-
-def source_of(data: Any) -> Any:
-    """Turn a path into text; return images in memory unchanged.
-
-    Args:
-        data: See `MergeOptions`.
-    """
-    return os.fspath(data) if isinstance(data, os.PathLike) else data
 
 
 def _class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> Path | tuple[str, ...] | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS
@@ -19,8 +19,8 @@ from clipmerge.errors import UsageError
 if TYPE_CHECKING:
     from torch.nn import Module
 
-    from clipmerge.api._arguments import CheckpointLike
-
+#: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
+CheckpointLike: TypeAlias = "str | os.PathLike[str] | Module"
 _WRAPPERS = ("module", "_orig_mod")  # DataParallel's and DistributedDataParallel's, and torch.compile's
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
@@ -77,6 +77,15 @@ def as_sources(
             for number, each in enumerate(finetuned, start=1)
         ]
         yield base, others
+
+
+def source_of(data: Any) -> Any:
+    """Turn a path into text; return images in memory unchanged.
+
+    Args:
+        data: See `MergeOptions`.
+    """
+    return os.fspath(data) if isinstance(data, os.PathLike) else data
 
 
 def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from clipmerge.api._in_memory import source_of
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.evaluation.sources import check_source_name, named_sources
 
@@ -23,8 +24,6 @@ def tasks_named(keep: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any
     Raises:
         UsageError: If two have one name, or a name cannot be written.
     """
-    from clipmerge.api._arguments import source_of
-
     named = keep if isinstance(keep, Mapping) else named_sources("--keep", keep or ())
     for name in named:
         check_source_name(name)

@@ -238,18 +238,11 @@ def run_sweep(
     correct = _score(request, inputs, points, loaded, accelerator, progress, kept)
     for each in planned:
         each.finish()
-    places = standings(
-        [correct[name] for name in request.id_sources],
-        [correct[name] for name in request.ood_sources],
-        range(len(request.alphas)),
-        seed=request.seed,
-    )
-    rows = [row_of(place, correct, number) for number, place in enumerate(places)]
+    rows = _rows(request, correct)
     lost = loss_notes(request, planned, rows)
     _say_all(progress, lost)
     if lost and request.strict:
         raise VerdictError(f"{lost[0]}; nothing was written (--strict)")
-    seconds = {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)}
     record = record_of(request, inputs, loaded, [*inputs.notes, *notes, *lost]) | {
         "curve": [{"alpha": alpha, **row} for alpha, row in zip(request.alphas, rows, strict=False)],
         "recipes": [recipe_row(each, points[each.point], rows[each.point]) for each in planned],
@@ -257,10 +250,21 @@ def run_sweep(
             checkpoint_row(name, number, inputs, rows[number], hashed=request.hashed)
             for number, (name, inputs) in enumerate(placed.items(), first)
         ],
-        "seconds": seconds,
+        "seconds": {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)},
     }
     add_kept(request, record, inputs, points, progress)
     return record | {"headline": headline(record)}, correct
+
+
+def _rows(request: SweepRequest, correct: dict[str, Correct]) -> list[dict[str, Any]]:
+    """The rows of the points, in order."""
+    places = standings(
+        [correct[name] for name in request.id_sources],
+        [correct[name] for name in request.ood_sources],
+        range(len(request.alphas)),
+        seed=request.seed,
+    )
+    return [row_of(place, correct, number) for number, place in enumerate(places)]
 
 
 def _say_all(progress: Progress, notes: Iterable[str]) -> None:
