@@ -110,7 +110,7 @@ def sweep(
             others[0],
             _sources(id),
             _sources(ood),
-            alphas=tuple(alphas),
+            alphas=tuple(map(float, alphas)),
             further=tuple(others[1:]),
             points={name: os.fspath(source) for name, source in (points or {}).items()},
         )
