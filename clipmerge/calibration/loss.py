@@ -6,7 +6,8 @@ that do not depend on the weights that moved are cached: prompt features, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -59,6 +60,21 @@ class CalibrationLoss:
             with torch.no_grad():
                 self._prompt_features = (moves, self.prompts.features())
         return self._prompt_features[1]
+
+    @contextmanager
+    def fewer_prompts(self, most: int, seed: int) -> Iterator[None]:
+        """Use fewer templates inside where classes and templates make many prompts; see `Prompts.drawn`."""
+        every, kept = self.prompts, self._prompt_features
+        self.prompts = every.drawn(most, seed)
+        if self.prompts is not every:
+            self._prompt_features = None
+            self._hidden.pop("text", None)
+        try:
+            yield
+        finally:
+            if self.prompts is not every:
+                self.prompts, self._prompt_features = every, kept
+                self._hidden.pop("text", None)
 
     def class_features(
         self, classes: Tensor | None = None, templates: Tensor | None = None, *, kept: bool = False

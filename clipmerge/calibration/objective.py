@@ -32,6 +32,9 @@ from clipmerge.images.batches import Batch as Batch
 from clipmerge.models import ImageTextModel
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE
 
+#: Prompts that measures take back through the text tower; where there are more, templates are drawn.
+PROMPTS_A_GRADIENT = 1024
+
 
 class Objective:
     """The loss at theta(alpha) plus any perturbation, over this process's share of the batches.
@@ -151,6 +154,10 @@ class Objective:
         """The class prompts."""
         return self.criterion.prompts
 
+    def fewer_prompts(self) -> AbstractContextManager[None]:
+        """Use at most `PROMPTS_A_GRADIENT` prompts inside, if one template of each class is no more."""
+        return self.criterion.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
+
     def prompt_features(self) -> Tensor:
         """Embed the class prompts at theta(alpha); see `CalibrationLoss.prompt_features`."""
         return self.criterion.prompt_features()
@@ -256,6 +263,10 @@ class Objective:
             self.tick(FORWARD * len(batch))
         return values
 
+    def add_gradients(self, batch: Batch, prompt_features: Tensor, loss_of: Loss | None = None) -> float:
+        """Add a batch's gradient to each parameter's ``grad``; see `CalibrationLoss.add_gradients`."""
+        return self.criterion.add_gradients(batch, prompt_features, loss_of, self._images_at_once)
+
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
         """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.
 
@@ -275,7 +286,7 @@ class Objective:
         for batch in self.batches:
             self.path.clear_gradients()
             features = prompts.detach().requires_grad_(self.text_changes)
-            value = self.criterion.add_gradients(batch, features, loss_of, self._images_at_once)
+            value = self.add_gradients(batch, features, loss_of)
             if self.text_changes:
                 prompts.backward(features.grad, retain_graph=True)  # type: ignore[no-untyped-call]
             if not value < float("inf"):

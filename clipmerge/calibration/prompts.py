@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, refuse_one_prompt
 
+# Tokens whose activations are held at once, whatever the number of prompts.
+_TOKENS_AT_ONCE = 8192
+
 
 class Prompts:
     """Prompts class by class: entry ``c * templates + t``.
@@ -18,6 +22,8 @@ class Prompts:
     Attributes:
         templates: Prompts per class.
         classes: Number of classes.
+        tokens: As `ImageTextModel.tokens` returns them, on the device.
+        at_once: Prompts whose activations are held at once.
     """
 
     def __init__(
@@ -44,15 +50,40 @@ class Prompts:
         self.templates = templates
         self.classes = len(texts) // templates
         self._model = model
-        self._at_once = at_once
         tokens = model.tokens(texts)
         refuse_one_prompt([tokens], templates)
         self.tokens = {key: value.to(device) for key, value in tokens.items()}
+        self.at_once = max(1, min(at_once, _TOKENS_AT_ONCE // self.tokens["input_ids"].shape[1]))
+
+    @property
+    def count(self) -> int:
+        """Number of prompts."""
+        return self.templates * self.classes
+
+    def drawn(self, most: int, seed: int) -> Prompts:
+        """Draw templates, the same for all classes, so that there are no more prompts than ``most``; at least one.
+
+        Args:
+            most: Prompts.
+            seed: Of the draw.
+
+        Returns:
+            These prompts if they are no more already.
+        """
+        if self.count <= most or self.templates == 1:
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(self.templates, generator=generator)[: max(1, most // self.classes)].sort().values
+        places = self.places(None, chosen)
+        fewer = copy(self)
+        fewer.templates = len(chosen)
+        fewer.tokens = {key: value[places] for key, value in self.tokens.items()}
+        return fewer
 
     @property
     def are_many(self) -> bool:
         """Whether they are embedded piece by piece."""
-        return self.templates * self.classes > self._at_once
+        return self.count > self.at_once
 
     def features(self, prefix: Prefix | None = None, places: Tensor | None = None) -> Tensor:
         """Embed prompts; if there are many, the graph holds the activations of one piece at a time.
@@ -65,7 +96,7 @@ class Prompts:
             (prompts, projection_dim), unit length.
         """
         tokens = self.tokens if places is None else {key: value[places] for key, value in self.tokens.items()}
-        if len(tokens["input_ids"]) <= self._at_once:
+        if len(tokens["input_ids"]) <= self.at_once:
             return self._model.text_features(tokens, prefix)
         pieces = [checkpoint(self._model.text_features, piece, use_reentrant=False) for piece in self._pieces(tokens)]
         return torch.cat(pieces)
@@ -88,5 +119,5 @@ class Prompts:
         return (wanted[:, None] * self.templates + written).flatten().to(self.tokens["input_ids"].device)
 
     def _pieces(self, tokens: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        for piece in zip(*(torch.split(value, self._at_once) for value in tokens.values()), strict=True):
+        for piece in zip(*(torch.split(value, self.at_once) for value in tokens.values()), strict=True):
             yield dict(zip(tokens, piece, strict=True))

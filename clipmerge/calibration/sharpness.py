@@ -24,11 +24,13 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     """
     radii = {layer: _norm([objective.task_vector[name] for name in names]) for layer, names in objective.layers.items()}
     rows = {}
-    for batch, _ in objective.gradients():
-        gradients = {
-            layer: _norm([objective.gradient_of(name) for name in names]) for layer, names in objective.layers.items()
-        }
-        rows[batch.number] = [gradients[layer] * radii[layer] for layer in objective.layers]
+    with objective.fewer_prompts():
+        for batch, _ in objective.gradients():
+            gradients = {
+                layer: _norm([objective.gradient_of(name) for name in names])
+                for layer, names in objective.layers.items()
+            }
+            rows[batch.number] = [gradients[layer] * radii[layer] for layer in objective.layers]
     ordered = objective.by_batch(rows)
     return {layer: tuple(row[column] for row in ordered) for column, layer in enumerate(objective.layers)}
 

@@ -44,14 +44,15 @@ def first_order(
     objective.move_to(at)
     found: dict[int, list[float]] = {}
     order = 2 if norm == "l2" else 1
-    for batch, _ in objective.gradients():
-        norms = []
-        for names in objective.layers.values():
-            parts = [_weighted_gradient(objective, name, adaptive) for name in names]
-            norms.append(
-                torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p, order) for p in parts]), order)
-            )
-        found[batch.number] = (rho * torch.stack(norms)).tolist()
+    with objective.fewer_prompts():
+        for batch, _ in objective.gradients():
+            norms = []
+            for names in objective.layers.values():
+                parts = [_weighted_gradient(objective, name, adaptive) for name in names]
+                norms.append(
+                    torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p, order) for p in parts]), order)
+                )
+            found[batch.number] = (rho * torch.stack(norms)).tolist()
     rises = by_layer(objective, found)
     roots = {
         layer: sum(objective.parameters[name].numel() for name in names) ** 0.5

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.slopes import Slopes
 from clipmerge.errors import MeasureError
 from clipmerge.measures._statistics import statistic
 from clipmerge.planning.measurements import Check, LossPath, Measurements
@@ -40,13 +39,20 @@ _READINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive = 0.01) -> Measurements:
-    """Attribute the path's barrier and loss drop to layers, from plain gradients.
+def path_barrier(
+    objective: Objective,
+    *,
+    nodes: Count = 3,
+    tolerance: Positive = 0.01,
+    exact: bool = False,
+    gradients: bool = False,
+) -> Measurements:
+    """Attribute the path's barrier and loss drop to layers, from backward passes.
 
     With s_l(alpha) = task_vector_l . grad_l L(theta(alpha)), the slope of the loss that layer l contributes:
     G_l = integral of s_l over [0, 1], and sum_l G_l = L(1) - L(0), negative when fine-tuning lowers the loss;
     B_l = half of (integral over [0, 1/2] - integral over [1/2, 1]), and sum_l B_l = L(1/2) - (L(0) + L(1)) / 2.
-    Gauss-Radau quadrature on each half, with a node at either end of the path, so that the gradient passes also give
+    Gauss-Radau quadrature on each half, with a node at either end of the path, so that the backward passes also give
     the losses there. Both sums are checked against L(0), L(1/2) and L(1); if they are wrong by more than
     ``tolerance`` and by more than float32 rounding, the number of nodes is doubled.
 
@@ -54,10 +60,13 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
         objective: Calibration loss; left at theta_1.
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
+        exact: Whether the text layers' values of each batch come from all prompts, whatever they cost; see
+            `clipmerge.calibration.slopes`. All other values, and all means over batches, do in any case.
+        gradients: Whether to keep the mean gradient along the path, for masks that rank entries by it.
 
     Returns:
         Statistics ``barrier`` (B_l) and ``loss_drop`` (G_l) in nats, the loss along the path, the checks, and
-        the mean gradient along the path.
+        the mean gradient along the path if it is wanted.
 
     Raises:
         MeasureError: If a loss is not finite.
@@ -66,12 +75,25 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
         Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) per layer, on the path of Wortsman
         et al. 2022, arXiv:2109.01903.
     """
-    objective.announce(forward=1, gradient=2 * nodes)
+    written = objective.prompts.templates
+    with objective.fewer_prompts():
+        found = _measured(objective, nodes, tolerance, exact=exact, gradients=gradients)
+        used = objective.prompts
+    if used.templates < written:
+        drawn = f"measured with {used.templates} of {written} templates, drawn at random, to bound the cost"
+        return found.model_copy(update={"notes": (drawn, *found.notes)})
+    return found
+
+
+def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool, gradients: bool) -> Measurements:
+    slopes = Slopes(objective, exact=exact, gradients=gradients)
+    objective.announce(forward=1)
+    objective.announce_work(2 * nodes * slopes.work)
     objective.move_to(0.5)
     middle = _finite(objective.mean(objective.by_batch(objective.losses())), 0.5)
     notes: tuple[str, ...] = ()
     while True:
-        shares, losses, gradients = _attribute(objective, nodes)
+        shares, losses = _attribute(objective, slopes, nodes)
         losses[0.5] = middle
         checks = _checks(objective, shares, losses)
         rounding = _ROUNDING * max(losses[0.0], middle, losses[1.0])
@@ -79,10 +101,16 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
         if worst <= tolerance or 2 * nodes > _MOST_NODES:
             break
         nodes *= 2
-        objective.announce(gradient=2 * nodes)
+        slopes = Slopes(objective, exact=exact, gradients=gradients)
+        objective.announce_work(2 * nodes * slopes.work)
         notes = (f"the path bends: {nodes} quadrature nodes on each half were needed",)
     if worst > tolerance:
         notes = (f"the layers' shares are off the measured total by {worst:.1%} even with {nodes} nodes on each half",)
+    if 0 < slopes.drawn < objective.prompts.count:
+        notes += (
+            f"text layers: values of single batches are estimated from {slopes.drawn} of {objective.prompts.count} "
+            "prompts, their means are exact (set measure.exact=true to take all)",
+        )
     path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",
@@ -91,7 +119,7 @@ def path_barrier(objective: Objective, *, nodes: Count = 3, tolerance: Positive 
         path=LossPath(alphas=tuple(a for a, _ in path), losses=tuple(loss for _, loss in path)),
         checks=checks,
         notes=notes,
-        gradients=gradients,
+        gradients={name: value.float() for name, value in slopes.gradients.items()},
     )
 
 
@@ -102,32 +130,29 @@ def _finite(loss: float, alpha: float) -> float:
 
 
 def _attribute(
-    objective: Objective, nodes: int
-) -> tuple[dict[str, dict[str, list[float]]], dict[float, float], dict[str, Tensor]]:
+    objective: Objective, slopes: Slopes, nodes: int
+) -> tuple[dict[str, dict[str, list[float]]], dict[float, float]]:
     """Integrate the slopes.
 
     Returns:
-        Values per batch, by statistic and layer; the losses at the nodes, by alpha; the mean gradient by parameter.
+        Values per batch, by statistic and layer; the losses at the nodes, by alpha.
     """
     points, weights = _radau(nodes)
-    layers = list(objective.layers)
-    shares = {name: np.zeros((len(objective.batch_sizes), len(layers))) for name in ("barrier", "loss_drop")}
+    shares = {name: np.zeros((len(objective.batch_sizes), len(objective.layers))) for name in _READINGS}
     losses = {}
-    # summed in float64 if the device has it, so that masks rank entries equally for any number of processes
-    wide = torch.float32 if objective.accelerator.device.type == "mps" else torch.float64
-    gradients = {name: torch.zeros_like(value, dtype=wide) for name, value in objective.task_vector.items()}
     # from both ends of the path towards its middle; theta_1 last, because the objective is left there
     halves = [(point / 2, weight / 2, 0.5) for point, weight in zip(points, weights, strict=True)]
     halves += [(1 - point / 2, weight / 2, -0.5) for point, weight in zip(points[::-1], weights[::-1], strict=True)]
     for alpha, share, sign in halves:
-        slopes, losses[alpha] = _slopes(objective, alpha, share, gradients)
-        shares["loss_drop"] += share * slopes
-        shares["barrier"] += share * slopes * sign
+        point = slopes.at(alpha, share)
+        losses[alpha] = _finite(point.loss, alpha)
+        shares["loss_drop"] += share * point.slopes
+        shares["barrier"] += share * point.slopes * sign
     found = {
-        name: {layer: values[:, column].tolist() for column, layer in enumerate(layers)}
+        name: {layer: values[:, column].tolist() for column, layer in enumerate(objective.layers)}
         for name, values in shares.items()
     }
-    return found, losses, {name: value.float() for name, value in objective.total(gradients).items()}
+    return found, losses
 
 
 def _radau(nodes: int) -> tuple[list[float], list[float]]:
@@ -137,24 +162,6 @@ def _radau(nodes: int) -> tuple[list[float], list[float]]:
     points = np.sort(legendre.legroots(last + np.eye(nodes + 1)[nodes]).real)[1:]
     weights = (1 - points) / (nodes * legendre.legval(points, last)) ** 2
     return [0.0, *((points + 1) / 2).tolist()], [1 / nodes**2, *(weights / 2).tolist()]
-
-
-def _slopes(objective: Objective, alpha: float, share: float, gradients: dict[str, Tensor]) -> tuple[np.ndarray, float]:
-    """Compute s_l(alpha) per batch and layer, and the loss; add this node's part to the mean gradient."""
-    objective.move_to(alpha)
-    slopes: dict[int, list[float]] = {}
-    losses: dict[int, float] = {}
-    for batch, loss in objective.gradients():
-        part = share * len(batch) / objective.images
-        by_name = {}
-        for name, task_vector in objective.task_vector.items():
-            gradient = objective.gradient_of(name)
-            gradients[name].add_(gradient, alpha=part)
-            by_name[name] = torch.dot(task_vector.flatten(), gradient.flatten())
-        sums = [torch.stack([by_name[name] for name in names]).sum() for names in objective.layers.values()]
-        slopes[batch.number] = torch.stack(sums).tolist()
-        losses[batch.number] = loss
-    return np.array(objective.by_batch(slopes)), _finite(objective.mean(objective.by_batch(losses)), alpha)
 
 
 def _checks(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.tangents import Tangents
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.planning.measurements import Measurements
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
@@ -24,7 +24,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
 
 @pytest.fixture(scope="module")
 def found(ends: Ends) -> Measurements:
-    return path_barrier(objective_for(ends, make_batches(SIZES)), nodes=8)
+    return path_barrier(objective_for(ends, make_batches(SIZES)), nodes=8, gradients=True)
 
 
 def by_layer(values: dict[str, float]) -> dict[str, float]:
@@ -141,8 +141,8 @@ def test_three_nodes_are_not_enough_where_fine_tuning_went_far(tmp_path_factory:
 
 def test_an_attribution_that_does_not_add_up_is_said(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = objective_for(ends, make_batches((4,)))
-    original = Objective.gradient_of
-    monkeypatch.setattr(Objective, "gradient_of", lambda self, name: 1.5 * original(self, name))
+    original = Tangents.take
+    monkeypatch.setattr(Tangents, "take", lambda self: 1.5 * original(self))
     found = path_barrier(objective)
     assert "even with 24 nodes" in found.notes[0]
 

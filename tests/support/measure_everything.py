@@ -19,9 +19,10 @@ STEPS = 6
 
 
 def measured(name: str, objective: Objective) -> Measurements:
-    """Run a measure with its defaults, except that a measure that learns takes few steps and holds nothing back."""
+    """Run a measure with its defaults, but few steps of one that learns, nothing held back, and gradients kept."""
     known = plugin_options("measures", name)
-    options = {option: value for option, value in {"steps": STEPS, "held_back": 0.0}.items() if option in known}
+    wanted = {"steps": STEPS, "held_back": 0.0, "gradients": True}
+    options = {option: value for option, value in wanted.items() if option in known}
     return load_plugin("measures", name)(objective, **options)
 
 

@@ -1,0 +1,200 @@
+"""The cost of deciding on a CLIP of real size, in joint gradient passes of plain transformers.
+
+    python -m benchmarks.speed.decide --folder CACHE [--json FILE]
+
+The model has random weights and the shapes of a ViT-B/32 or ViT-L/14; the images are random numbers. "One joint
+gradient pass" is ``CLIPModel``'s forward and backward passes over the same images and prompts, every prompt once; the
+images go through it piece by piece where their activations would not fit into memory together. It is taken before and
+after each measure, in one run. With one thread, seconds are those of the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.nn.functional import cross_entropy, normalize
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+from benchmarks.speed.checkpoints import clip_config
+from benchmarks.speed.processes import write_results
+from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.images.batches import batch_size_for
+from clipmerge.measures.first_order import first_order
+from clipmerge.measures.learned_coefficients import learned_coefficients
+from clipmerge.measures.learned_sparse import learned_sparse
+from clipmerge.measures.path_barrier import path_barrier
+from clipmerge.models import model_for
+from tests.support.tiny_clip import END, START, vocabulary
+
+# Size of a change beside the mean size of a parameter's entries: the path stays gentle, as fine-tuning's is.
+_CHANGE = 0.1
+# Images of plain transformers whose activations are held at once.
+_AT_ONCE = {"b32": 128, "l14": 8}
+
+
+def processor() -> CLIPProcessor:
+    """224 pixels, 77 tokens, and a tokenizer that spells: ``a photo of a ab.`` has 14 tokens."""
+    images = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
+    return CLIPProcessor(image_processor=images, tokenizer=CLIPTokenizer(vocabulary(), [], model_max_length=77))
+
+
+def save_pair(folder: Path, size: str, *, both: bool) -> tuple[Path, Path]:
+    """Save both ends, unless they are there; without ``both`` the text tower does not change."""
+    paths = (folder / f"{size}-zeroshot", folder / f"{size}-{'both' if both else 'vision'}")
+    config = clip_config(size)
+    words = vocabulary()
+    config["text_config"] |= {"bos_token_id": words[START], "eos_token_id": words[END], "pad_token_id": words[END]}
+    torch.manual_seed(0)
+    if not all((path / "done").exists() for path in paths):
+        model = CLIPModel(CLIPConfig.from_dict(config))
+        for path in paths:
+            model.save_pretrained(path)
+            processor().save_pretrained(path)
+            (path / "done").touch()
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if both or not name.startswith("text"):
+                        parameter.add_(_CHANGE * parameter.abs().mean() * torch.randn(parameter.shape))
+    return paths
+
+
+def prompts_for(classes: int, templates: int, words: int) -> list[str]:
+    """Class by class; every prompt of every size is another, and all are equally long."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    names = [letters[i // 676] + letters[i // 26 % 26] + letters[i % 26] for i in range(classes)]
+    kinds = [letters[i // 26] + letters[i % 26] for i in range(templates)]
+    return [f"a photo of {kind} {name}{' a' * words}." for name in names for kind in kinds]
+
+
+def objective_for(paths: tuple[Path, Path], options: argparse.Namespace) -> Objective:
+    torch.manual_seed(1)
+    size = batch_size_for(options.images, None)
+    starts = range(0, options.images, size)
+    batches = [
+        Batch(
+            number,
+            torch.randn(min(size, options.images - start), 3, 224, 224),
+            torch.randint(0, options.classes, (min(size, options.images - start),)),
+        )
+        for number, start in enumerate(starts)
+    ]
+    pair = align_checkpoints(open_checkpoint(str(paths[0])), [open_checkpoint(str(paths[1]))])
+    assert pair.zeroshot.config is not None
+    return Objective(
+        model_for(pair.family, pair.zeroshot.config, paths[0]),
+        pair,
+        batches,
+        prompts_for(options.classes, options.templates, options.words),
+        templates=options.templates,
+        accelerator=Accelerator(cpu=True),
+        images_at_once=options.images_at_once,
+    )
+
+
+class Plain:
+    """One joint gradient pass with transformers alone."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace, *, both: bool) -> None:
+        self.model = CLIPModel.from_pretrained(folder).eval()
+        self.templates = options.templates
+        self.at_once = _AT_ONCE[options.size]
+        self.both = both
+        texts = prompts_for(options.classes, options.templates, options.words)
+        self.tokens = dict(processor().tokenizer(texts, padding=True, return_tensors="pt"))
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(both or not name.startswith("text"))
+
+    def gradient_pass(self, batches: list[Batch]) -> None:
+        """Leave the gradient of the mean loss of all images in the parameters."""
+        self.model.zero_grad()
+        with torch.set_grad_enabled(self.both):
+            text = self.model.get_text_features(**self.tokens).pooler_output
+            text = normalize(normalize(text, dim=-1).view(-1, self.templates, text.shape[-1]).mean(1), dim=-1)
+        classes = text.detach().requires_grad_(self.both)
+        pixels, labels = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("pixels", "labels"))
+        for piece, wanted in zip(pixels.split(self.at_once), labels.split(self.at_once), strict=True):
+            images = normalize(self.model.get_image_features(pixel_values=piece).pooler_output, dim=-1)
+            logits = self.model.logit_scale.exp() * images @ classes.T
+            (cross_entropy(logits, wanted, reduction="sum") / len(labels)).backward()
+        if self.both:
+            text.backward(classes.grad)
+
+
+def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any]]:
+    """What is compared, by name."""
+    steps = {"steps": options.steps, "start": 0.5, "held_back": 0.0}
+    return {
+        "path-barrier": lambda objective: path_barrier(objective, nodes=3, tolerance=1e9),
+        "first-order": first_order,
+        "auto": lambda objective: learned_coefficients(objective, **steps),
+        "straggler-sparse": lambda objective: learned_sparse(objective, **steps),
+    }
+
+
+def timed(function: Callable[[], Any]) -> dict[str, float]:
+    """Seconds, of the processor with one thread, and the highest resident memory meanwhile, in MB."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    begin = clock()
+    function()
+    seconds = clock() - begin
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return {"seconds": seconds, "peak_mb": peak / 1e3}
+
+
+def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    both = options.towers == "both"
+    paths = save_pair(folder, options.size, both=both)
+    objective = objective_for(paths, options)
+    weights_mb = sum(parameter.nbytes for parameter in objective.parameters.values()) / 1e6
+    plain = Plain(paths[1], options, both=both)
+    found: dict[str, Any] = {"weights_mb": weights_mb, "tokens": plain.tokens["input_ids"].shape[1]}
+    timed(lambda: plain.gradient_pass(objective.batches[:1]))
+    for name in options.only.split(","):
+        before = timed(lambda: plain.gradient_pass(objective.batches))
+        plain.model.zero_grad()
+        ours = timed(lambda name=name: measures(options)[name](objective))
+        after = timed(lambda: plain.gradient_pass(objective.batches))
+        plain.model.zero_grad()
+        joint = (before["seconds"] + after["seconds"]) / 2
+        found[name] = ours | {"joint_pass_seconds": joint, "joint_passes": ours["seconds"] / joint}
+        print(name, json.dumps(found[name]), flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where the checkpoints are kept; a temporary folder by default")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--size", choices=sorted(_AT_ONCE), default="b32")
+    parser.add_argument("--towers", choices=("both", "vision"), default="both", help="which towers move")
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--templates", type=int, default=1)
+    parser.add_argument("--words", type=int, default=0, help="further words of a prompt, a token each")
+    parser.add_argument("--steps", type=int, default=2, help="steps of learning")
+    parser.add_argument("--images-at-once", type=int, help="as for `merge`")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", default="path-barrier,first-order,auto,straggler-sparse")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        found = compare(options, options.folder or Path(temporary))
+    settings = {key: value for key, value in vars(options).items() if key not in ("json", "folder")}
+    write_results(options.json, {"settings": settings, **found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""How much each layer contributes to the slope of the loss at a point of the path, batch by batch.
+
+s_l = task_vector_l . gradient_l of the loss. Each batch's images go forward and backward once. All batches share the
+prompts, so a text layer's slope in batch b is <J_l task_vector_l, dL_b / dF>, where F are the prompt features and J_l
+their Jacobian. Its mean over batches takes one backward pass through the text tower, from the mean of dL_b / dF, and is
+exact. The batches' differences from the mean take one backward pass each: of all prompts where that is cheap beside the
+images, otherwise of some prompts, drawn with probabilities proportional to how much the batches differ about them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipmerge.calibration.gradient_sums import GradientSums
+from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
+from clipmerge.calibration.tangents import Tangents
+from clipmerge.calibration.tower_cost import tower_cost
+from clipmerge.errors import MeasureError
+
+# The batches' own prompts may cost this share of a gradient pass over all images and prompts.
+_SHARE = 0.15
+#: Prompts that are never left to chance.
+FEWEST = 16
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was seen at one point.
+
+    Attributes:
+        slopes: Of each batch and layer, in nats per unit of alpha: (batches, layers).
+        loss: Mean over images, in nats.
+    """
+
+    slopes: np.ndarray
+    loss: float
+
+
+class Slopes:
+    """Slopes of all layers at one point of the path after another.
+
+    Attributes:
+        drawn: Prompts from which the text layers' differences between batches are taken; all of them if it is their
+            number, and 0 where the text tower does not change.
+        work: Work of one point for this process, in images x forward passes.
+    """
+
+    def __init__(self, objective: Objective, *, exact: bool = False, gradients: bool = False) -> None:
+        """Look at the model once.
+
+        Args:
+            objective: Calibration loss.
+            exact: Whether all prompts are taken whatever they cost.
+            gradients: Whether `at` also adds up the mean gradient.
+        """
+        self._objective = objective
+        cost = tower_cost(objective)
+        self._tangents = Tangents(objective.path, objective.module, cost.called)
+        self._sums = GradientSums(objective.path) if gradients else None
+        self._generator = torch.Generator().manual_seed(objective.seed)
+        self.drawn, self._text_work = 0, 0.0
+        if objective.text_changes:
+            prompts, batches = objective.prompts.count, len(objective.batch_sizes)
+            self.drawn = prompts if exact else _affordable(objective.images, prompts, batches, cost.prompt)
+            passes = prompts * (2 if self._at_once else 4) + self.drawn * (2 + batches)
+            self._text_work = cost.prompt * passes / objective.accelerator.num_processes
+        self.work = GRADIENT * sum(len(batch) for batch in objective.batches) + self._text_work
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether each batch is taken back through all prompts, so that their mean needs no pass of its own."""
+        return self._sums is None and self.drawn == self._objective.prompts.count
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """The mean gradient so far, weighted by the points' parts: by parameter, over all processes, on the CPU."""
+        return self._objective.total(self._sums.totals) if self._sums else {}
+
+    def at(self, alpha: float, part: float = 1.0) -> Point:
+        """Go to theta(alpha) and compute the slopes there.
+
+        Args:
+            alpha: 0 = zero-shot, 1 = fine-tuned.
+            part: Weight of this point in `gradients`.
+
+        Raises:
+            MeasureError: If a loss is not finite.
+        """
+        objective = self._objective
+        objective.move_to(alpha)
+        with (self._sums or self._tangents).recorded():
+            features = objective.prompts.features() if self._keeps_graph else objective.prompt_features()
+            rows, losses, pulls = self._images(features, part)
+            slopes = torch.tensor(objective.by_batch(rows), dtype=torch.float64)
+            if objective.text_changes:
+                each = torch.stack(objective.by_batch(pulls)).to(features.device)
+                weights = torch.tensor(objective.batch_sizes, device=each.device, dtype=each.dtype) / objective.images
+                mean = torch.einsum("b,bpd->pd", weights, each)
+                slopes += self._pulled(features, None, each if self._at_once else mean[None], part)
+        if objective.text_changes and not self._at_once:
+            del features  # with its graph
+            with self._tangents.recorded():
+                slopes += self._differences(each - mean)
+        objective.tick(self._text_work)
+        return Point(slopes.numpy(), objective.mean(objective.by_batch(losses)))
+
+    @property
+    def _keeps_graph(self) -> bool:
+        """Whether the features keep their graph: prompts are few, and no other process takes a share of them."""
+        objective = self._objective
+        alone = objective.accelerator.num_processes == 1
+        return objective.text_changes and alone and not objective.prompts.are_many
+
+    def _images(
+        self, features: Tensor, part: float
+    ) -> tuple[dict[int, list[float]], dict[int, float], dict[int, Tensor]]:
+        """Send the images through; returns slopes, loss and gradient of the prompt features by batch number."""
+        objective = self._objective
+        rows, losses, pulls = {}, {}, {}
+        for batch in objective.batches:
+            leaf = features.detach().requires_grad_(objective.text_changes)
+            rows[batch.number], losses[batch.number] = self._image_slopes(batch, leaf, part)
+            if leaf.grad is not None:
+                pulls[batch.number] = leaf.grad.cpu()
+            objective.tick(GRADIENT * len(batch))
+        return rows, losses, pulls
+
+    def _image_slopes(self, batch: Batch, leaf: Tensor, part: float) -> tuple[list[float], float]:
+        if self._sums:
+            self._sums.part = part * len(batch) / self._objective.images
+        loss = self._objective.add_gradients(batch, leaf)
+        if not loss < float("inf"):
+            raise MeasureError(f"the loss of calibration batch {batch.number} is {loss}; check the checkpoints")
+        return (self._sums or self._tangents).take().tolist(), loss
+
+    def _differences(self, differences: Tensor) -> Tensor:
+        """Slopes of what the batches' gradients differ from their mean by, of all prompts or of some."""
+        if self.drawn == self._objective.prompts.count:
+            return self._pulled(None, None, differences)
+        sizes = differences.square().sum((0, 2)).sqrt().cpu()
+        places, chances = _draw(sizes, self.drawn, self._generator)
+        return self._pulled(None, places, differences[:, places] / chances.to(differences)[:, None])
+
+    def _pulled(self, features: Tensor | None, places: Tensor | None, cotangents: Tensor, part: float = 0.0) -> Tensor:
+        """Slopes of <features, cotangent> for each cotangent, added up over processes, which share the prompts.
+
+        Args:
+            features: Of all prompts; with a graph where it is kept.
+            places: Prompts; ``None`` for all.
+            cotangents: (cotangents, places, projection_dim).
+            part: Their weight in `gradients`.
+
+        Returns:
+            (cotangents, layers), float64 on the CPU.
+        """
+        objective = self._objective
+        recorder = self._sums if self._sums and part else self._tangents
+        if self._sums:
+            self._sums.part = part
+        if features is not None and features.requires_grad:
+            return torch.stack([_back(recorder, features, each) for each in cotangents])
+        total = torch.zeros(len(cotangents), len(objective.layers), dtype=torch.float64)
+        chosen = torch.arange(objective.prompts.count) if places is None else places
+        accelerator = objective.accelerator
+        mine = torch.arange(len(chosen))[accelerator.process_index :: accelerator.num_processes]
+        for piece in torch.split(mine, objective.prompts.at_once) if len(mine) else ():
+            embedded = objective.prompts.features(places=chosen[piece].to(cotangents.device))
+            total += torch.stack([_back(recorder, embedded, each[piece.to(each.device)]) for each in cotangents])
+        return objective.total({"slopes": total})["slopes"]
+
+
+def _back(recorder: Tangents | GradientSums, embedded: Tensor, cotangent: Tensor) -> Tensor:
+    embedded.backward(cotangent, retain_graph=True)  # type: ignore[no-untyped-call]
+    return recorder.take()
+
+
+def _affordable(images: int, prompts: int, batches: int, cost: float) -> int:
+    """How many prompts the batches' differences are taken from; all where they cost little beside the images."""
+    allowed = _SHARE * GRADIENT * (images + cost * prompts)
+    if prompts <= FEWEST or FORWARD * (batches - 1) * cost * prompts <= allowed:
+        return prompts
+    return min(prompts, max(FEWEST, int(allowed / ((2 + batches) * cost))))
+
+
+def _draw(sizes: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw places systematically, each with a chance proportional to its size and at most 1.
+
+    Args:
+        sizes: Not negative, (places,).
+        count: How many, at most.
+        generator: Draws one number.
+
+    Returns:
+        Places, ascending, and their chances.
+    """
+    sizes = sizes.double()
+    certain = torch.zeros(len(sizes), dtype=torch.bool)
+    chances = torch.zeros_like(sizes)
+    for _ in range(len(sizes)):
+        left = sizes.where(~certain, 0.0)
+        chances = (left * max(0, count - int(certain.sum())) / left.sum().clamp_min(1e-300)).where(~certain, 1.0)
+        above = (chances >= 1) & ~certain
+        if not bool(above.any()):
+            break
+        certain |= above
+    start = torch.rand((), generator=generator, dtype=torch.float64)
+    ends = chances.cumsum(0)
+    # a place is drawn where its stretch of the line holds a whole number beyond the random start
+    drawn = (ends - start).ceil() > (ends - chances - start).ceil()
+    places = (drawn | certain).nonzero().flatten()
+    return places, chances[places]
