@@ -16,7 +16,7 @@ from clipmerge.images.held_back import sample_and_hold_back, wanted_back
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.models.building import build_model
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import load_plugin
+from clipmerge.plugins import load_plugin, plugin_options, requires
 from clipmerge.progress import Pace
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from clipmerge.images.dataset import LabelledImages
+    from clipmerge.planning.recipe import Recipe
     from clipmerge.progress import Progress
     from clipmerge.request import MergeRequest, Run
 
@@ -43,6 +44,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     """
     objective, images, record = objective_for(run, request)
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
+    objective.wants_gradients = ranks_by_gradients(request.recipe)
     objective.keep = _saved(objective, images, request, run.progress)
     with objective.keep.underway():
         measurements: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(
@@ -52,6 +54,17 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     with together():
         objective.accelerator.wait_for_everyone()  # no process leaves while another still gathers
     return _with_change(measurements, objective), record
+
+
+def ranks_by_gradients(recipe: Recipe) -> bool:
+    """Whether the recipe's method has a mask that ranks entries by their gradients.
+
+    Args:
+        recipe: The recipe.
+    """
+    options = plugin_options("methods", recipe.method["name"]) | recipe.method
+    mask = str(options.get("mask") or "")
+    return bool(mask) and requires("masks", mask, "score")
 
 
 def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledImages, dict[str, Any]]:

@@ -164,9 +164,10 @@ def prepare(
 
 
 def _measured(run: Run, request: MergeRequest, known: Known) -> Measured:
-    from clipmerge.api.measure import measure
+    from clipmerge.api.measure import measure, ranks_by_gradients
 
-    key = json.dumps([request.recipe.measure, request.recipe.missing], sort_keys=True)
+    settings = [request.recipe.measure, request.recipe.missing, ranks_by_gradients(request.recipe)]
+    key = json.dumps(settings, sort_keys=True)
     if key not in known.measured:
         known.measured[key] = measure(run, request)
     return known.measured[key]

@@ -46,9 +46,11 @@ class Objective:
         shares: The batches, with `batches`, `batch_sizes`, `images` and `accelerator`.
         work: Work announced and done.
         seed: Seed for measures that draw random numbers.
+        wants_gradients: Whether the recipe's method ranks entries by mean gradients.
         keep: Saved state of measures that learn; ``None`` to save nothing.
     """
 
+    wants_gradients: bool = False
     keep: Saved | None = None
 
     def __init__(

@@ -45,7 +45,7 @@ def path_barrier(
     nodes: Count = 3,
     tolerance: Positive = 0.01,
     exact: bool = False,
-    gradients: bool = False,
+    gradients: bool | None = None,
 ) -> Measurements:
     """Attribute the path's barrier and loss drop to layers, from backward passes.
 
@@ -62,7 +62,8 @@ def path_barrier(
         tolerance: Accepted relative error of the sums.
         exact: Whether the text layers' values of each batch come from all prompts, whatever they cost; see
             `clipmerge.calibration.slopes`. All other values, and all means over batches, do in any case.
-        gradients: Whether to keep the mean gradient along the path, for masks that rank entries by it.
+        gradients: Whether to keep the mean gradient along the path, for masks that rank entries by it; ``None`` if the
+            recipe's method asks for one.
 
     Returns:
         Statistics ``barrier`` (B_l) and ``loss_drop`` (G_l) in nats, the loss along the path, the checks, and
@@ -76,8 +77,9 @@ def path_barrier(
         et al. 2022, arXiv:2109.01903.
     """
     written = objective.prompts.templates
+    wanted = objective.wants_gradients if gradients is None else gradients
     with objective.fewer_prompts():
-        found = _measured(objective, nodes, tolerance, exact=exact, gradients=gradients)
+        found = _measured(objective, nodes, tolerance, exact=exact, gradients=wanted)
         used = objective.prompts
     if used.templates < written:
         drawn = f"measured with {used.templates} of {written} templates, drawn at random, to bound the cost"
