@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from clipmerge.calibration.augmentation import KINDS, augmented, viewed
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.precision import Precision, passes
 from clipmerge.calibration.steps import Step
 from clipmerge.errors import MeasureError
+from clipmerge.models.precision import Precision, passes
 from clipmerge.plugins import Augmentation
 
 Divergence = Literal["predictions", "features"]

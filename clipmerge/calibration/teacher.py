@@ -11,8 +11,8 @@ import torch
 from clipmerge.calibration.augmentation import augmented
 from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.objective import FORWARD, Objective
-from clipmerge.calibration.precision import passes
 from clipmerge.calibration.steps import Step
+from clipmerge.models.precision import passes
 
 
 @torch.no_grad()

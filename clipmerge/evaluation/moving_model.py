@@ -48,6 +48,9 @@ class MovingModel:
         self.model = model
         self.text_version = 0
         self._pair = inputs
+        # parameters that all ends share, and of these the ones that interpolation has set already
+        self._shared: set[str] = set()
+        self._set_already: set[str] = set()
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
         model.load(inputs.theta_0, inputs.zeroshot.source)
         model.module.to(device)
@@ -62,6 +65,7 @@ class MovingModel:
         ):
             for name, tensor in ends.items():
                 require_finite(tensor, name, checkpoint.source)
+        self._shared = {name for name in self._theta_0 if self._is_shared(name)}
 
     @torch.no_grad()
     def interpolate(self, alpha: float) -> None:
@@ -75,11 +79,19 @@ class MovingModel:
         """
         weights = (1.0 / len(self._finetuned),) * len(self._finetuned)
         for name, theta_0 in self._theta_0.items():
+            if name in self._set_already:
+                continue
             ends = [finetuned.get(name, theta_0) for finetuned in self._finetuned]
             merged = merge_tensor(theta_0, ends, alpha=alpha, weights=weights, dtype=self._dtype)
             if not is_finite(merged):
                 raise CheckpointError(f"tensor {name} overflows at alpha {alpha:g}; give --alphas in [0, 1]")
             self._set(name, merged)
+            if name in self._shared:
+                self._set_already.add(name)
+
+    def _is_shared(self, name: str) -> bool:
+        theta_0 = self._theta_0[name]
+        return all(torch.equal(finetuned.get(name, theta_0), theta_0) for finetuned in self._finetuned)
 
     @torch.no_grad()
     def become_finetuned(self, which: int) -> None:
@@ -129,6 +141,7 @@ class MovingModel:
             )
 
     def _set(self, name: str, value: Tensor) -> None:
+        self._set_already.discard(name)
         target = self.model.parameters[name].data
         value = value.to(device=target.device, dtype=target.dtype)
         if self._pair.layer_of[name].startswith("text.") and not torch.equal(target, value):

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import together
-from clipmerge.evaluation.accuracy import answers
 from clipmerge.evaluation.answered import Answered
+from clipmerge.evaluation.answerer import Answerer
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.images.batches import Batch, batch_size_for, read_batches
@@ -96,6 +96,7 @@ class Scorer:
         self._answered = answered
         # class embeddings by point; points with the same text tower share one tensor
         self._classes: dict[tuple[int, _ClassPrompts], Tensor] = {}
+        self._answerers: dict[tuple[int, str], Answerer] = {}
         self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
 
     def score(
@@ -203,11 +204,16 @@ class Scorer:
             pieces = torch.split(pixels, self._images_at_once or len(pixels))
             found = torch.cat([grouped(model.logits(piece), rows).argmax(dim=1) for piece in pieces])
         else:
-            templates = templates_for(self._templates, images.templates)
-            classes = self._class_embeddings(model, number, (images.class_names, templates))
-            found = answers(model, pixels, classes, self._images_at_once)
+            found = self._answerer(model, number, images).answer(pixels)
         best: list[int] = found.tolist()
         return best
+
+    def _answerer(self, model: ImageTextModel, number: int, images: LabelledImages) -> Answerer:
+        if (number, images.source) not in self._answerers:
+            templates = templates_for(self._templates, images.templates)
+            classes = self._class_embeddings(model, number, (images.class_names, templates))
+            self._answerers[number, images.source] = Answerer(model, classes, self._images_at_once)
+        return self._answerers[number, images.source]
 
     def _class_embeddings(self, model: ImageTextModel, number: int, prompts: _ClassPrompts) -> Tensor:
         if (number, prompts) not in self._classes:

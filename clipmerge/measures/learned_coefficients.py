@@ -9,7 +9,7 @@ from clipmerge.calibration.coefficients import Coefficients, Granularity
 from clipmerge.calibration.goal import Divergence, Goal
 from clipmerge.calibration.learning import Course, Learned, learn
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.precision import Precision
+from clipmerge.models.precision import Precision
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Augmentation, Count, NonNegative, PartialShare, Points, Positive, Share
 

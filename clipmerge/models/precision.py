@@ -1,4 +1,4 @@
-"""Forward passes of learning in bfloat16, if the processor or GPU supports it in hardware."""
+"""Forward passes in bfloat16, if the processor or GPU supports it in hardware."""
 
 from __future__ import annotations
 

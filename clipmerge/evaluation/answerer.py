@@ -1,0 +1,80 @@
+"""Classify images in bfloat16 where that gives float32's answers, and in float32 where it might not.
+
+Some images of each point are classified in both precisions. They show how far bfloat16 moves the lead of the best class
+over the others; an image whose lead is not several times larger is classified again, in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clipmerge.models import ImageTextModel
+from clipmerge.models.precision import multiplies_bfloat16, passes
+
+#: Images that are classified in both precisions first.
+COMPARED = 16
+# A lead is trusted if it is so many times larger than the largest error of a lead among those.
+_SAFETY = 4.0
+# If more than this share of the images has to be classified again, bfloat16 saves nothing.
+_MOST_AGAIN = 0.6
+
+
+class Answerer:
+    """A model at one point, and the classes of one source."""
+
+    def __init__(self, model: ImageTextModel, classes: Tensor, images_at_once: int | None = None) -> None:
+        """Compare nothing yet.
+
+        Args:
+            model: The model; its weights are those of the point whenever images are given.
+            classes: As `class_embeddings` returns them, on the model's device.
+            images_at_once: Images that go through the model at once; ``None`` for all that are given.
+        """
+        self._model = model
+        self._classes = classes
+        self._at_once = images_at_once
+        self._quick = len(classes) > 1 and multiplies_bfloat16(classes.device)
+        self._error = 0.0
+        self._compared = self._seen = self._again = 0
+
+    def answer(self, pixels: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            pixels: (batch, 3, height, width), on the model's device.
+
+        Returns:
+            (batch,), class indices, on the CPU.
+        """
+        if not self._quick:
+            return self._cosines(pixels).argmax(dim=1).cpu()
+        fresh = max(0, COMPARED - self._compared)
+        given = [self._compare(pixels[:fresh])] if fresh else []
+        if len(pixels) > fresh:
+            given.append(self._classify(pixels[fresh:]))
+        return torch.cat(given).cpu()
+
+    def _compare(self, pixels: Tensor) -> Tensor:
+        exact, rough = self._cosines(pixels), self._cosines(pixels, quick=True)
+        off = rough - exact
+        lead = (off - off.gather(1, rough.argmax(dim=1, keepdim=True))).abs().max()
+        self._error = max(self._error, float(lead))
+        self._compared += len(pixels)
+        return exact.argmax(dim=1)
+
+    def _classify(self, pixels: Tensor) -> Tensor:
+        leaders = self._cosines(pixels, quick=True).topk(2, dim=1)
+        best = leaders.indices[:, 0]
+        trusted = leaders.values[:, 0] - leaders.values[:, 1] > _SAFETY * self._error  # false if it is not a number
+        if not bool(trusted.all()):
+            best[~trusted] = self._cosines(pixels[~trusted]).argmax(dim=1)
+        self._seen += len(pixels)
+        self._again += int((~trusted).sum())
+        self._quick = self._again <= max(COMPARED, _MOST_AGAIN * self._seen)
+        return best
+
+    def _cosines(self, pixels: Tensor, *, quick: bool = False) -> Tensor:
+        with passes(pixels.device, "bfloat16" if quick else "float32"):
+            pieces = [self._model.image_features(piece) for piece in torch.split(pixels, self._at_once or len(pixels))]
+        return torch.cat(pieces).float() @ self._classes.T
