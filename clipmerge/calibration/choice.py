@@ -62,15 +62,14 @@ def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
         goal: The goal to compute.
     """
     kept = embeds_less_at_once(objective, looks)
-    total = right = loss = 0.0
+    sums = torch.zeros(3, dtype=torch.float64)
     for step in looks:
         value, losses = goal_at(objective, step, goal, kept=kept)
-        total += float(value) * len(step)
-        right += losses.right * len(step)
-        loss += losses.calibration * len(step)
-        objective.tick(FORWARD * goal.seen(len(step)))
-    images = sum(len(step) for step in looks)
-    return Seen(total / images, right / images, loss / images)
+        sums += len(step) * torch.tensor([float(value), losses.right, losses.calibration], dtype=torch.float64)
+        objective.tick(FORWARD * goal.seen(len(step)) * step.part)
+    if any(step.share[1] > 1 for step in looks):
+        objective.add_up(sums)
+    return Seen(*(sums / sum(len(step) for step in looks)).tolist())
 
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:

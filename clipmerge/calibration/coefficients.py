@@ -6,7 +6,9 @@ granularity.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
@@ -135,13 +137,47 @@ class Coefficients:
     @torch.no_grad()
     def set_gradients(self) -> None:
         """Turn the weights' gradients into the coefficients' gradients, and clear the former."""
+        self.drop_gradients()
+        for name in self._key:
+            self._add_slope(name, self._objective.parameters[name])
+        for value in self.values.values():
+            value.grad = torch.zeros_like(value) if value.grad is None else value.grad
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Turn gradients of weights into those of coefficients while a backward pass computes them, and drop the former.
+
+        Unlike after `set_gradients`, a coefficient that the pass does not reach has no gradient.
+        """
+        self.drop_gradients()
+        with ExitStack() as hooks:
+            for name in self._key:
+                parameter = self._objective.parameters[name]
+                add = partial(self._add_slope, name)
+                handle = parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
+                hooks.callback(handle.remove)
+            yield
+
+    def add_up(self) -> None:
+        """Add up the gradients of the coefficients over all processes."""
+        for value in self.values.values():
+            if value.grad is not None:
+                self._objective.add_up(value.grad)
+
+    def drop_gradients(self) -> None:
+        """Give back the memory of the coefficients' gradients."""
         for value in self.values.values():
             value.grad = None
-        for name, key in self._key.items():
-            value = self.values[key]
-            slope = (self._objective.gradient_of(name) * self._objective.task_vector[name]).sum_to_size(value.shape)
-            value.grad = slope if value.grad is None else value.grad + slope
-            self._objective.parameters[name].grad = None
+
+    @torch.no_grad()
+    def _add_slope(self, name: str, parameter: Tensor) -> None:
+        """Add a weight's part to the gradient of its coefficient, and drop the weight's gradient."""
+        if parameter.grad is None:
+            return
+        value = self.values[self._key[name]]
+        slope = parameter.grad.mul_(self._objective.task_vector[name]).sum_to_size(value.shape)
+        value.grad = slope if value.grad is None else value.grad + slope
+        parameter.grad = None
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used by `place`, by parameter, float32 on the CPU."""

@@ -11,6 +11,9 @@ from torch import Tensor
 # Adam's decay rates of the gradient and its square, and the constant that keeps a quotient finite.
 _MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
 
+# Tensors of so many entries keep their first moment in bfloat16.
+_MANY = 1 << 16
+
 
 class Descent:
     """Adam in the box, with one second moment for all coefficients of a parameter.
@@ -34,7 +37,7 @@ class Descent:
         self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
         self._steps = steps
         self.taken = torch.zeros((), dtype=torch.int64)
-        self._first = {key: torch.zeros_like(value) for key, value in values.items()}
+        self._first = {key: torch.zeros_like(value, dtype=_moment_dtype(value)) for key, value in values.items()}
         self._second = {key: torch.zeros((), device=value.device) for key, value in values.items()}
 
     @property
@@ -53,8 +56,14 @@ class Descent:
         for key, value in self._values.items():
             if value.grad is None:
                 continue
-            first = self._first[key].lerp_(value.grad, 1 - _MEMORY)
+            first = self._first[key].to(value.dtype).lerp_(value.grad, 1 - _MEMORY)
+            self._first[key].copy_(first)
             second = self._second[key].lerp_(value.grad.square().mean(), 1 - _LONG_MEMORY)
             scale = (second / (1 - _LONG_MEMORY**number)).sqrt() + _TINY
             move = first / (scale * (1 - _MEMORY**number))
             value.sub_(move, alpha=self._rates[key] * fall).clamp_(0, ceiling)
+
+
+def _moment_dtype(value: Tensor) -> torch.dtype:
+    """bfloat16 for first moments that take much memory: they average noise that is far larger than its rounding."""
+    return torch.bfloat16 if value.numel() >= _MANY else value.dtype

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal
 
 import torch
@@ -88,24 +88,26 @@ def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False)
         kept: See `Objective.class_features`.
 
     Returns:
-        The goal, a scalar, and its parts.
+        The goal, a scalar, and its parts; of this process's share of the images, so that all processes' add up.
     """
     batch = step.batch
-    pixels = viewed(batch.pixels, step.seed + 1, goal.views)
+    pixels = viewed(batch.pixels, step.seed + 1, goal.views)[step.own]
     copied = goal.copied(len(batch))
     if copied:
-        pixels = torch.cat([pixels, augmented(batch.pixels[:copied], step.seed, goal.changes)])
+        pixels = torch.cat([pixels, augmented(batch.pixels[:copied], step.seed, goal.changes)[step.own]])
     with passes(batch.pixels.device, goal.precision):
         classes = objective.class_features(step.classes, step.templates, kept=kept)
         features = objective.embed(pixels)
     classes, features = classes.float(), features.float()
-    labels = batch.labels
+    labels = batch.labels[step.own]
     if step.classes is not None:
         labels = torch.searchsorted(step.classes.to(labels.device), labels)
     logits = objective.class_logits(features[: len(labels)], classes)
-    calibration = cross_entropy(logits, labels)
-    divergence = _divergence(objective, step, goal, features[len(labels) :], classes)
-    right = (logits.detach().argmax(1) == labels).double().mean()
+    own = len(labels) / len(batch)
+    calibration = cross_entropy(logits, labels) * own
+    copies = features[len(labels) :]
+    divergence = _divergence(objective, step, goal, copies, classes) * (len(copies) / max(copied, 1))
+    right = (logits.detach().argmax(1) == labels).double().mean() * own
     seen = Losses(float(calibration.detach()), float(divergence.detach()), float(right))
     return calibration + goal.divergence_weight * divergence, seen
 
@@ -128,13 +130,17 @@ def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
         goal: The goal to compute.
 
     Returns:
-        The parts of the goal.
+        The parts of the goal; where processes share the step, of all of them, and the gradient of this one's images.
 
     Raises:
         MeasureError: If a loss is not finite.
     """
     loss, seen = goal_at(objective, step, goal)
     loss.backward()  # type: ignore[no-untyped-call]
+    if step.share[1] > 1:
+        parts = torch.tensor(astuple(seen), dtype=torch.float64)
+        objective.add_up(parts)
+        seen = Losses(*parts.tolist())
     if not math.isfinite(seen.calibration + seen.divergence):
         raise MeasureError(f"the loss of calibration batch {step.number} is not finite; check the checkpoints")
     return seen

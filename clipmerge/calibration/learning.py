@@ -8,12 +8,13 @@ from dataclasses import astuple, dataclass, fields, replace
 
 import torch
 
+from clipmerge.calibration.activations import Activations
 from clipmerge.calibration.choice import CANDIDATES, UNDER_A_MASK, Candidate, Seen, choose, embeds_less_at_once, look
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, Losses, descend
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
-from clipmerge.calibration.steps import Step, lay_out
+from clipmerge.calibration.steps import Step, dealt, lay_out
 from clipmerge.calibration.teacher import asked
 from clipmerge.planning.measurements import HeldBackChoice, LossPath
 
@@ -72,8 +73,8 @@ def learn(objective: Objective, coefficients: Coefficients, course: Course) -> L
 
     Coefficients without a start all start at the best alpha of the straight path, by the goal on the held-back images
     or, without any, on the images of the first steps. At the end the held-back images choose between points of the
-    straight path, the learned point and points between them. Every process takes the same steps on the same images and
-    ends with the same coefficients, whether it takes all steps or resumes an interrupted run.
+    straight path, the learned point and points between them. Processes share the images of every step and look, add up
+    their gradients, and end with the same coefficients, whether they take all steps or resume an interrupted run.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.
@@ -123,7 +124,8 @@ class _Run:
         if not self._objective.text_changes:
             self._objective.prompt_features()  # computed once for all steps, so in float32
         layout = lay_out(self._objective, self._course.steps, batch=self._course.batch, share=self._course.held_back)
-        steps, looks = list(layout.steps[begin or 0 :]), list(layout.held)
+        steps = self._dealt(layout.steps[begin or 0 :], self._course.goal)
+        looks = self._dealt(layout.held, self._whole)
         walks = begin is None and (bool(looks) or not self._coefficients.started)
         tried = (looks or steps[:TRIED]) if walks else []
         self._announce(steps, looks, tried)
@@ -145,13 +147,18 @@ class _Run:
         self._keep.say(f"learning resumes after step {taken} of {self._course.steps}, saved by an earlier run")
         return taken
 
+    def _dealt(self, steps: Sequence[Step], goal: Goal) -> list[Step]:
+        """Share the images among the processes."""
+        counts = [count for step in steps for count in (len(step), goal.copied(len(step))) if count]
+        return dealt(self._objective, steps, min(counts, default=0))
+
     def _announce(self, steps: Sequence[Step], looks: Sequence[Step], tried: Sequence[Step]) -> None:
         goal, whole = self._course.goal, self._whole
-        work = sum(FORWARD * len(goal.teachers) * goal.copied(len(step)) for step in steps)
-        work += sum(GRADIENT * goal.seen(len(step)) for step in steps)
-        work += sum(FORWARD * len(whole.teachers) * whole.copied(len(step)) for step in looks)
-        work += sum(FORWARD * len(self._candidates) * whole.seen(len(step)) for step in looks)
-        work += sum(FORWARD * len(ALPHAS) * (whole if looks else goal).seen(len(step)) for step in tried)
+        work = sum(FORWARD * len(goal.teachers) * goal.copied(len(step)) * step.part for step in steps)
+        work += sum(GRADIENT * goal.seen(len(step)) * step.part for step in steps)
+        work += sum(FORWARD * len(whole.teachers) * whole.copied(len(step)) * step.part for step in looks)
+        work += sum(FORWARD * len(self._candidates) * whole.seen(len(step)) * step.part for step in looks)
+        work += sum(FORWARD * len(ALPHAS) * (whole if looks else goal).seen(len(step)) * step.part for step in tried)
         self._objective.announce_work(work)
         if self._course.thin:
             self._objective.announce(gradient=1)
@@ -184,13 +191,17 @@ class _Run:
     def _descend(self, steps: Sequence[Step]) -> None:
         objective, coefficients, goal = self._objective, self._coefficients, self._course.goal
         ceiling = self._course.ceiling_from(coefficients.start)
+        activations = Activations(objective, goal.precision)
         for step in steps:
             coefficients.place()
-            self._trace[step.number] = torch.tensor(astuple(descend(objective, step, goal)))
-            coefficients.set_gradients()
+            with activations.bounded(goal.seen(len(step)) * step.part), coefficients.collected():
+                self._trace[step.number] = torch.tensor(astuple(descend(objective, step, goal)))
+            if step.part < 1:
+                coefficients.add_up()
             with self._keep.changing(self._state) if self._keep else nullcontext():
                 self._descent.step(ceiling)
-            objective.tick(GRADIENT * goal.seen(len(step)))
+            coefficients.drop_gradients()
+            objective.tick(GRADIENT * goal.seen(len(step)) * step.part)
             if self._keep:
                 self._keep.save(self._state, last=step.number + 1 == self._course.steps)
 

@@ -7,7 +7,7 @@ second model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -114,12 +114,12 @@ class Objective:
         return self.path.parameters
 
     @property
-    def theta_0(self) -> dict[str, Tensor]:
+    def theta_0(self) -> Mapping[str, Tensor]:
         """Zero-shot values of the changed parameters by name, float32."""
         return self.path.theta_0
 
     @property
-    def task_vector(self) -> dict[str, Tensor]:
+    def task_vector(self) -> Mapping[str, Tensor]:
         """theta_1 - theta_0 of the changed parameters by name, float32."""
         return self.path.task_vector
 
@@ -227,6 +227,10 @@ class Objective:
     def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum tensors over all processes; see `Shares.total`."""
         return self.shares.total(tensors)
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all processes, in place."""
+        self.shares.add_up(tensor)
 
     def every_batch(self) -> list[Batch]:
         """All processes' batches, in order, in every process."""

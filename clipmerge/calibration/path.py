@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,53 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.errors import MeasureError
 from clipmerge.files.finite import require_finite
 from clipmerge.models import ImageTextModel
+
+
+class Ends(Mapping[str, Tensor]):
+    """Tensors by name, each held in memory or read from mapped files whenever it is asked for."""
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+        self._sources: dict[str, Tensor | Callable[[], Tensor]] = {}
+
+    def hold(self, name: str, tensor: Tensor) -> None:
+        """Keep a tensor in memory."""
+        self._sources[name] = tensor
+
+    def read(self, name: str, read: Callable[[], Tensor]) -> None:
+        """Ask for a tensor whenever it is needed."""
+        self._sources[name] = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        source = self._sources[name]
+        return source if isinstance(source, Tensor) else source()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
+
+
+def _is_mapped(name: str, parameter: Parameter, inputs: Inputs) -> bool:
+    """Whether both ends can be read again at no more than the cost of copying them into the device's memory."""
+    if parameter.device.type != "cpu":
+        return False
+    ends = (inputs.theta_0, inputs.theta_1)
+    same = all(end(name).data_ptr() == end(name).data_ptr() for end in ends)
+    return same and all(end(name).shape == parameter.shape for end in ends)
+
+
+def _read(inputs: Inputs, name: str, *, change: bool) -> Tensor:
+    """Read theta_0, or theta_1 - theta_0, into memory of its own, float32, and give the files' pages back."""
+    value = inputs.theta_0(name).to(torch.float32, copy=True)
+    if change:
+        value = inputs.theta_1(name).float() - value
+    inputs.release(name)
+    return value
 
 
 class PathWeights:
@@ -42,8 +90,8 @@ class PathWeights:
         model.load(inputs.theta_0, inputs.zeroshot.source)
         model.module.to(device)
         self.parameters = model.parameters
-        self.theta_0: dict[str, Tensor] = {}
-        self.task_vector: dict[str, Tensor] = {}
+        self.theta_0 = Ends()
+        self.task_vector = Ends()
         self.moves = self.text_moves = 0
         for name, parameter in self.parameters.items():
             self._take(name, parameter, inputs)
@@ -65,9 +113,13 @@ class PathWeights:
         task_vector = inputs.theta_1(name).to(device=theta_0.device, dtype=torch.float32) - theta_0
         require_finite(task_vector, name, inputs.finetuned[0].source)
         if bool(task_vector.any()):
-            self.theta_0[name] = theta_0.clone()
-            self.task_vector[name] = task_vector
             parameter.requires_grad_(True)
+            if _is_mapped(name, parameter, inputs):
+                self.theta_0.read(name, partial(_read, inputs, name, change=False))
+                self.task_vector.read(name, partial(_read, inputs, name, change=True))
+            else:
+                self.theta_0.hold(name, theta_0.clone())
+                self.task_vector.hold(name, task_vector)
 
     @property
     def text_changes(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -61,6 +62,12 @@ class Shares:
         """
         with together():
             return {name: self.accelerator.reduce(value, "sum").cpu() for name, value in tensors.items()}
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor by its sum over all processes, in place; the same bits in each of them."""
+        if self.accelerator.num_processes > 1:
+            with together():
+                torch.distributed.all_reduce(tensor)
 
     def every_batch(self) -> list[Batch]:
         """All processes' batches, in order, in every process."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ class Step:
         templates: Indices of the templates used; ``None`` for all.
         features: The zero-shot model's features of the changed images, (images, projection_dim), if needed.
         target: The teacher's log probabilities of the classes for the changed images, (images, classes).
+        share: This process's number and that of the processes which share the step's images; (0, 1) to take all.
     """
 
     number: int
@@ -72,10 +73,21 @@ class Step:
     templates: Tensor | None = None
     features: Tensor | None = None
     target: Tensor | None = None
+    share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.positions)
+
+    @property
+    def part(self) -> float:
+        """The part of the step's work that this process does."""
+        return 1 / self.share[1]
+
+    @property
+    def own(self) -> slice:
+        """This process's images of the step, or of their changed copies."""
+        return slice(self.share[0], None, self.share[1])
 
     @property
     def batch(self) -> Batch:
@@ -123,6 +135,19 @@ def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share
     shown = _drawn_prompts(objective, _classes(pool, kept_back), _HELD_SEEDS, PROMPTS_A_LOOK)
     held = [Step(number, _HELD_SEEDS + 2 * number, pool, look, *shown) for number, look in enumerate(looks)]
     return Layout(tuple(chosen), tuple(held))
+
+
+def dealt(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step]:
+    """Share the images of every step among the processes; a step with too few is taken whole by each of them.
+
+    Args:
+        objective: Knows the processes.
+        steps: The steps.
+        fewest: Fewest images, or changed copies of them, of any step.
+    """
+    accelerator = objective.accelerator
+    share = (accelerator.process_index, accelerator.num_processes)
+    return [replace(step, share=share) for step in steps] if fewest >= accelerator.num_processes else list(steps)
 
 
 def _runs(positions: Sequence[int], size: int, seed: int) -> Iterator[tuple[int, ...]]:

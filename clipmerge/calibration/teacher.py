@@ -34,13 +34,13 @@ def asked(objective: Objective, steps: Sequence[Step], goal: Goal, *, kept: bool
         share = goal.blend if alpha else 1 - goal.blend
         for place, step in enumerate(answered):
             answered[place] = _answered(objective, step, goal, share, kept=kept)
-            objective.tick(FORWARD * goal.copied(len(step)))
+            objective.tick(FORWARD * goal.copied(len(step)) * step.part)
     return answered
 
 
 def _answered(objective: Objective, step: Step, goal: Goal, share: float, *, kept: bool) -> Step:
     """Add one model's answer to a step: features, or its share of the teacher's probabilities."""
-    pixels = augmented(step.batch.pixels[: goal.copied(len(step))], step.seed, goal.changes)
+    pixels = augmented(step.batch.pixels[: goal.copied(len(step))], step.seed, goal.changes)[step.own]
     with passes(pixels.device, goal.precision):
         features = objective.embed(pixels)
         classes = objective.class_features(step.classes, step.templates, kept=kept)

@@ -1,0 +1,80 @@
+"""Memory that a step's activations take, and how to do with less."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from clipmerge.models.blocks import recomputing
+from clipmerge.models.precision import Precision, passes
+
+if TYPE_CHECKING:
+    from clipmerge.calibration.objective import Objective
+
+# Share of the device's memory that activations may take before they are computed twice instead of held.
+_SHARE = 0.25
+# Where the system does not tell how much memory there is.
+_USUAL = 16 << 30
+
+
+class Activations:
+    """What a model's activations take, measured once."""
+
+    def __init__(self, objective: Objective, precision: Precision) -> None:
+        """Send an image through, and then two.
+
+        Args:
+            objective: Its model gets the images.
+            precision: Of the forward passes.
+        """
+        self._module = objective.module
+        self._room = _SHARE * _memory(objective.accelerator.device)
+        self._each = _bytes_per_image(objective, precision)
+
+    def bounded(self, images: float) -> AbstractContextManager[None]:
+        """Hold the activations of so many images if they fit, and only those between blocks if they do not.
+
+        Args:
+            images: How many go through the model at once.
+
+        Returns:
+            A context for forward and backward passes, whose results are the same either way.
+        """
+        return nullcontext() if images * self._each <= self._room else recomputing(self._module)
+
+
+def _bytes_per_image(objective: Objective, precision: Precision) -> int:
+    """What one more image adds to what the backward pass needs: the weights that it needs too are not counted."""
+    if not objective.batches:
+        return 0
+    pixels = objective.batches[0].pixels[:1]
+    one, two = (_saved(objective, pixels.expand(count, *pixels.shape[1:]), precision) for count in (1, 2))
+    return two - one
+
+
+def _saved(objective: Objective, pixels: Tensor, precision: Precision) -> int:
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor), passes(pixels.device, precision):
+        graph = objective.embed(pixels)  # alive until all is counted, or its memory would be used again
+    del graph
+    return sum(sizes.values())
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return _USUAL
