@@ -40,8 +40,8 @@ def learned_coefficients(
     ceiling of 1 the merged weights stay in the box between both checkpoints. Uses Adam with a few images per step and
     new views and changes in every step.
     Images held back from learning choose the starting point and, at the end, between the learned point, points on the
-    way to it and points of the straight path. With one coefficient per entry it needs memory for six float32 numbers
-    per entry, in addition to the model.
+    way to it and points of the straight path. With one coefficient per entry it needs six bytes per entry on a CPU,
+    and eight more on other devices, in addition to the model.
 
     Args:
         objective: Calibration loss; left at the chosen coefficients.

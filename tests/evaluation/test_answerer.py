@@ -46,18 +46,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pictures(count: int) -> Tensor:
-    return torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    """One colour each: the mean of noise would look the same to the model in all of them."""
+    colours = torch.randn(count, 3, 1, 1, generator=torch.Generator().manual_seed(5))
+    return (3 * colours).expand(-1, -1, 32, 32)
 
 
 @torch.inference_mode()
 def test_answers_are_those_of_float32(model: ImageTextModel) -> None:
-    counting, pixels = Counting(model, noise=0.004), pictures(300)
+    counting, pixels = Counting(model, noise=0.001), pictures(300)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
     one = Answerer(counting, classes, 64)  # type: ignore[arg-type]
     found = torch.cat([one.answer(part) for part in pixels.split(100)])
     assert torch.equal(found, answers(model, pixels, classes))
     assert counting.quick == 300
-    assert COMPARED < counting.exact < 300  # some were in doubt, and most were not
+    assert COMPARED < counting.exact < 200  # some were in doubt, and most were not
 
 
 @torch.inference_mode()
