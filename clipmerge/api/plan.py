@@ -166,11 +166,17 @@ def prepare(
 def _measured(run: Run, request: MergeRequest, known: Known) -> Measured:
     from clipmerge.api.measure import measure, ranks_by_gradients
 
-    settings = [request.recipe.measure, request.recipe.missing, ranks_by_gradients(request.recipe)]
-    key = json.dumps(settings, sort_keys=True)
-    if key not in known.measured:
-        known.measured[key] = measure(run, request)
-    return known.measured[key]
+    ranks = ranks_by_gradients(request.recipe)
+    keys = {gradients: _measure_key(request.recipe, gradients) for gradients in (True, False)}
+    for gradients in (True,) if ranks else (True, False):  # a measurement that keeps them serves those that do not ask
+        if keys[gradients] in known.measured:
+            return known.measured[keys[gradients]]
+    known.measured[keys[ranks]] = measure(run, request)
+    return known.measured[keys[ranks]]
+
+
+def _measure_key(recipe: Recipe, gradients: bool) -> str:
+    return json.dumps([recipe.measure, recipe.missing, gradients], sort_keys=True)
 
 
 def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:

@@ -96,7 +96,7 @@ class Scorer:
         self._answered = answered
         # class embeddings by point; points with the same text tower share one tensor
         self._classes: dict[tuple[int, _ClassPrompts], Tensor] = {}
-        self._answerers: dict[tuple[int, str], Answerer] = {}
+        self._answerers: dict[tuple[int, str, _ClassPrompts], Answerer] = {}
         self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
 
     def score(
@@ -209,11 +209,12 @@ class Scorer:
         return best
 
     def _answerer(self, model: ImageTextModel, number: int, images: LabelledImages) -> Answerer:
-        if (number, images.source) not in self._answerers:
-            templates = templates_for(self._templates, images.templates)
-            classes = self._class_embeddings(model, number, (images.class_names, templates))
-            self._answerers[number, images.source] = Answerer(model, classes, self._images_at_once)
-        return self._answerers[number, images.source]
+        prompts = (images.class_names, templates_for(self._templates, images.templates))
+        key = (number, images.source, prompts)
+        if key not in self._answerers:
+            classes = self._class_embeddings(model, number, prompts)
+            self._answerers[key] = Answerer(model, classes, self._images_at_once)
+        return self._answerers[key]
 
     def _class_embeddings(self, model: ImageTextModel, number: int, prompts: _ClassPrompts) -> Tensor:
         if (number, prompts) not in self._classes:

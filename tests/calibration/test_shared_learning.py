@@ -1,0 +1,132 @@
+"""Steps shared among processes, and learning with less memory: the same results as without either."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipmerge.calibration import activations
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.descent import Descent
+from clipmerge.calibration.goal import Goal, descend
+from clipmerge.calibration.learning import prepare
+from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.path import Ends
+from clipmerge.models.blocks import recomputing
+from tests.support.small_objective import Ends as Paths
+from tests.support.small_objective import make_batches, objective_for, save_ends
+
+SIZES = (5, 5)
+GOAL = Goal(0.7, views=1.0, copies=3)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Paths:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+@pytest.fixture(scope="module")
+def objective(ends: Paths) -> Objective:
+    return objective_for(ends, make_batches(SIZES))
+
+
+def gradients(coefficients: Coefficients) -> dict[str, Tensor]:
+    coefficients.set_gradients()
+    return {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
+
+
+def test_the_shares_of_a_step_add_up_to_it(objective: Objective) -> None:
+    coefficients = Coefficients(objective, "entry", 0.3)
+    step = prepare(objective, GOAL, 1)[0]
+    coefficients.place()
+    whole = descend(objective, step, GOAL)
+    expected = gradients(coefficients)
+    parts, sums = [], {key: torch.zeros_like(value) for key, value in expected.items()}
+    assert step.target is not None
+    for rank in range(2):
+        part = replace(step, share=(rank, 2), target=step.target[rank::2])
+        parts.append(descend(objective, part, GOAL))
+        for key, value in gradients(coefficients).items():
+            sums[key] += value
+    for name in ("calibration", "divergence", "right"):
+        assert sum(getattr(part, name) for part in parts) == pytest.approx(getattr(whole, name), rel=1e-5)
+    for key, value in expected.items():
+        if not key.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
+            assert torch.allclose(sums[key], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()) + 1e-9), key
+
+
+@pytest.mark.parametrize("granularity", ["layer", "parameter", "channel", "entry"])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_moves_made_during_the_backward_pass_are_those_made_after_it(
+    objective: Objective, granularity: Any, at_end: bool
+) -> None:
+    steps = prepare(objective, GOAL, 2)
+    found = []
+    for follows in (False, True):
+        coefficients = Coefficients(objective, granularity, 0.3)
+        descent = Descent(coefficients.values, 0.05, 2)
+        for step in steps:
+            coefficients.place()
+            if follows:
+                descent.begin()
+                with coefficients.followed(descent.move, at_end=at_end):
+                    descend(objective, step, GOAL)
+                assert all(objective.parameters[name].grad is None for name in objective.task_vector)
+            else:
+                descend(objective, step, GOAL)
+                coefficients.set_gradients()
+                descent.step()
+        found.append(coefficients.values)
+    for key, value in found[0].items():
+        assert torch.allclose(found[1][key], value, rtol=1e-5, atol=1e-7), key
+        assert not bool((value == 0.3).all()) or key in ("logit_bias",), key
+
+
+def test_blocks_that_run_twice_leave_the_same_gradients(objective: Objective) -> None:
+    coefficients = Coefficients(objective, "entry", 0.3)
+    step = prepare(objective, GOAL, 1)[0]
+    coefficients.place()
+    descend(objective, step, GOAL)
+    expected = gradients(coefficients)
+    with recomputing(objective.module):
+        descend(objective, step, GOAL)
+    for key, value in gradients(coefficients).items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_activations_are_held_where_they_fit(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = objective.module.vision_model.encoder.layers[0]
+    with activations.bounded(objective, 10, "float32"):
+        assert "forward" not in vars(block)
+    monkeypatch.setattr(activations, "_memory", lambda _device: 1000)
+    with activations.bounded(objective, 10, "float32"):
+        assert "forward" in vars(block)
+    assert "forward" not in vars(block)
+
+
+def test_both_ends_stay_in_their_files(objective: Objective) -> None:
+    for ends, change in ((objective.path.theta_0, False), (objective.path.task_vector, True)):
+        assert isinstance(ends, Ends)
+        for name, value in ends.items():
+            assert value.data_ptr() != ends[name].data_ptr(), "held in memory"
+            theta_0, theta_1 = objective.inputs.theta_0(name), objective.inputs.theta_1(name)
+            assert torch.equal(value, theta_1 - theta_0 if change else theta_0)
+
+
+def test_first_moments_of_large_tensors_take_two_bytes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    large, small = torch.full((1 << 16,), 0.5), torch.full((1 << 15,), 0.5)
+    descents = {"large": large, "small": small}
+    descent = Descent(descents, 0.02, 20)
+    for _ in range(20):
+        small.grad = torch.randn(small.shape, generator=generator) + 0.5
+        large.grad = small.grad.repeat(2)
+        descent.step()
+    assert descent.state["first:large"].dtype == torch.bfloat16
+    assert descent.state["first:small"].dtype == torch.float32
+    off = (large[: 1 << 15] - small).abs()
+    assert 0 < float(off.max()) < 1e-2 * float((small - 0.5).abs().max())
