@@ -145,7 +145,7 @@ class Coefficients:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Turn gradients of weights into those of coefficients while a backward pass computes them, and drop the former.
+        """Turn gradients of weights into those of coefficients during a backward pass, and drop the former.
 
         Unlike after `set_gradients`, a coefficient that the pass does not reach has no gradient.
         """

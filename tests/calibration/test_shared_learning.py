@@ -60,30 +60,21 @@ def test_the_shares_of_a_step_add_up_to_it(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["layer", "parameter", "channel", "entry"])
-@pytest.mark.parametrize("at_end", [False, True])
-def test_moves_made_during_the_backward_pass_are_those_made_after_it(
-    objective: Objective, granularity: Any, at_end: bool
-) -> None:
-    steps = prepare(objective, GOAL, 2)
-    found = []
-    for follows in (False, True):
-        coefficients = Coefficients(objective, granularity, 0.3)
-        descent = Descent(coefficients.values, 0.05, 2)
-        for step in steps:
-            coefficients.place()
-            if follows:
-                descent.begin()
-                with coefficients.followed(descent.move, at_end=at_end):
-                    descend(objective, step, GOAL)
-                assert all(objective.parameters[name].grad is None for name in objective.task_vector)
-            else:
-                descend(objective, step, GOAL)
-                coefficients.set_gradients()
-                descent.step()
-        found.append(coefficients.values)
-    for key, value in found[0].items():
-        assert torch.allclose(found[1][key], value, rtol=1e-5, atol=1e-7), key
-        assert not bool((value == 0.3).all()) or key in ("logit_bias",), key
+def test_gradients_collected_on_the_way_are_those_collected_at_the_end(objective: Objective, granularity: Any) -> None:
+    coefficients = Coefficients(objective, granularity, 0.3)
+    step = prepare(objective, GOAL, 1)[0]
+    coefficients.place()
+    descend(objective, step, GOAL)
+    expected = gradients(coefficients)
+    with coefficients.collected():
+        descend(objective, step, GOAL)
+    assert all(objective.parameters[name].grad is None for name in objective.task_vector)
+    for key, value in expected.items():
+        own = coefficients.values[key].grad
+        assert own is not None
+        assert torch.allclose(own, value, rtol=1e-5, atol=1e-6 * float(value.abs().max())), key
+    coefficients.drop_gradients()
+    assert all(value.grad is None for value in coefficients.values.values())
 
 
 def test_blocks_that_run_twice_leave_the_same_gradients(objective: Objective) -> None:
@@ -100,10 +91,10 @@ def test_blocks_that_run_twice_leave_the_same_gradients(objective: Objective) ->
 
 def test_activations_are_held_where_they_fit(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
     block = objective.module.vision_model.encoder.layers[0]
-    with activations.bounded(objective, 10, "float32"):
+    with activations.Activations(objective, "float32").bounded(10):
         assert "forward" not in vars(block)
     monkeypatch.setattr(activations, "_memory", lambda _device: 1000)
-    with activations.bounded(objective, 10, "float32"):
+    with activations.Activations(objective, "float32").bounded(10):
         assert "forward" in vars(block)
     assert "forward" not in vars(block)
 
