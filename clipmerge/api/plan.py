@@ -36,7 +36,7 @@ from clipmerge.methods import Decision, Task
 from clipmerge.planning.choices import Missing
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
-from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
+from clipmerge.planning.plan import Plan, tensors_path, worded_for, write_plan_files
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors, with_coefficients
@@ -286,7 +286,7 @@ def _decide(
         warnings=(*run.inputs.notes, *notes),
     )
     layers = apply_overrides(decided, request.recipe)
-    worded = {name: entry.worded_for for name, entry in layers.items()}
+    worded = {name: worded_for(entry) for name, entry in layers.items()}
     changes = {"decided": plan.digest, "layers": layers, "worded": worded}
     run.plan = plan.model_copy(update=changes).checked(task.layers)
     # a layer whose alpha is overridden needs no coefficients

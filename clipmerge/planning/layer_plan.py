@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from pydantic import Field
@@ -34,16 +32,6 @@ class LayerPlan(Frozen):
     mask_options: dict[str, Any] = Field(default_factory=dict)
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
     reason: str = ""
-
-    @property
-    def worded_for(self) -> str:
-        """Short hashes of the settings and of the reason, by which settings changed under their reason are known."""
-        settings = json.dumps(self.model_dump(mode="json", exclude={"reason"}), sort_keys=True)
-        return f"{_short_hash(settings)}-{_short_hash(self.reason)}"
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 class Combination(Frozen):

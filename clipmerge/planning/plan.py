@@ -68,7 +68,7 @@ class Plan(Frozen):
         verdict: The plan in one sentence; `checked` rewrites it if it does not match the settings.
         finding: The part of the verdict that does not depend on the settings.
         decided: `digest` of the plan that the method's verdict describes.
-        worded: `LayerPlan.worded_for` of the settings that each layer's reason describes, by layer.
+        worded: `worded_for` of the settings that each layer's reason describes, by layer.
         bought: The effect of the merge, measured on images that the decision did not see.
         kept: Scores on tasks that the models were not fine-tuned for.
         measurements: The measurements behind the decision.
@@ -270,10 +270,20 @@ class Plan(Frozen):
         return self.model_copy(update={"verdict": verdict})
 
 
+def worded_for(entry: LayerPlan) -> str:
+    """Short hashes of a layer's settings and of its reason, by which settings changed under their reason are known."""
+    settings = json.dumps(entry.model_dump(mode="json", exclude={"reason"}), sort_keys=True)
+    return f"{_short_hash(settings)}-{_short_hash(entry.reason)}"
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _is_outdated(worded: str | None, entry: LayerPlan) -> bool:
     """Whether a reason is the one that was given for other settings."""
-    settings, _, reason = (worded or entry.worded_for).partition("-")
-    now, _, reason_now = entry.worded_for.partition("-")
+    settings, _, reason = (worded or worded_for(entry)).partition("-")
+    now, _, reason_now = worded_for(entry).partition("-")
     return now != settings and reason_now == reason
 
 
