@@ -27,7 +27,7 @@ def learned_coefficients(
     ceiling: Positive | None = None,
     views: NonNegative = 1.0,
     held_back: PartialShare = 0.2,
-    max_loss: Points = 4.0,
+    max_loss: Points = 3.0,
     blend: Share = 0.0,
     divergence: Divergence = "predictions",
     changes: tuple[Augmentation, ...] = KINDS,
