@@ -52,8 +52,7 @@ def _check_archive(file: Path, content: IO[bytes]) -> None:
                 "code"
             ]:  # part of TorchScript, which torch refuses before reading it
                 continue
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
+            _check_stored(file, member)
             if not member.filename.endswith(".pkl"):
                 continue
             if member.file_size > LARGEST_PICKLE:
@@ -61,6 +60,13 @@ def _check_archive(file: Path, content: IO[bytes]) -> None:
             _check_calls(file, io.BytesIO(archive.read(member)))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error):
         return  # torch explains the fault
+
+
+def _check_stored(file: Path, member: zipfile.ZipInfo) -> None:
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
+    if member.file_size != member.compress_size:  # torch makes room for as much as is stated
+        raise CheckpointError(f"{file}: a member is not as large as its list of members states; copy it again")
 
 
 def _directory_size(content: IO[bytes]) -> int:

@@ -226,3 +226,15 @@ def test_patterns_as_they_are_written_are_understood(tmp_path: Path, pattern: st
 def test_numbers_without_end_and_brackets_without_end(tmp_path: Path, text: str) -> None:
     with pytest.raises(CheckpointError, match=r"adapter_config.json: (not a LoRA configuration|cannot be read)"):
         read_adapter_config(configured(tmp_path, text))
+
+
+def test_a_member_that_states_another_size_is_refused(tmp_path: Path) -> None:
+    """torch would make room for four gigabytes before it finds out."""
+    file = tmp_path / "x.pt"
+    torch.save({"state_dict": {"visual.proj": torch.ones(2, 2)}}, file)
+    content = file.read_bytes()
+    entry = content.rfind(b"archive/version") if b"archive/version" in content else content.rfind(b"/version") - 1
+    at = content.rfind(b"PK\x01\x02", 0, entry)
+    file.write_bytes(content[: at + 24] + b"\xff\xff\xff\xfe" + content[at + 28 :])
+    with pytest.raises(CheckpointError, match="a member is not as large as its list of members states"):
+        open_checkpoint(str(file))
