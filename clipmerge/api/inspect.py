@@ -121,7 +121,8 @@ def inspect_checkpoints(
 def _ancestry(inputs: Inputs, progress: Progress) -> dict[str, Any]:
     for warning in ancestry_warnings(inputs):
         progress.say(warning)
-    return asdict(ancestry_of(inputs))
+    found = asdict(ancestry_of(inputs))
+    return {**found, "evidence": list(found["evidence"])}
 
 
 def _add_changes(inputs: Inputs, layers: dict[str, dict[str, Any]], progress: Progress) -> None:

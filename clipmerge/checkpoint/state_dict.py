@@ -217,7 +217,7 @@ def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Ten
         loaded = loaded[inside]
         if id(loaded) in seen:
             raise CheckpointError(
-                f"{file}: holds itself under {'.'.join(path)}, and no weights; save the state_dict alone: "
+                f"{file}: holds itself under {'.'.join(path)}, but no weights; save the state_dict alone: "
                 "torch.save(model.state_dict(), FILE)"
             )
     if not isinstance(loaded, Mapping):

@@ -145,10 +145,15 @@ def _without_places(content: bytes) -> bytes:
         return f"{json.dumps(cleaned, indent=2)}\n".encode()
 
 
+# OpenCLIP builds a text tower of transformers from this name.
+_NEEDED = ("hf_model_name",)
+
+
 def without_places(data: Any) -> Any:
     """Copy a JSON value without the fields with paths on the machine that saved it.
 
-    These are known by their names, or by a value that is an absolute path.
+    These are known by their names, or by a value that is an absolute path, except for names without which OpenCLIP
+    cannot build a tower.
 
     Example:
         >>> without_places({"_name_or_path": "clip", "data": "/home/me/x", "text_config": {"vocab_size": 3}})
@@ -156,7 +161,7 @@ def without_places(data: Any) -> Any:
     """
     if isinstance(data, dict):
         items = ((key, value) for key, value in data.items() if key not in _PLACES)
-        return {key: without_places(value) for key, value in items if not _is_path(value)}
+        return {key: without_places(value) for key, value in items if key in _NEEDED or not _is_path(value)}
     return [without_places(value) for value in data] if isinstance(data, list) else data
 
 

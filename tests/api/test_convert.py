@@ -158,9 +158,9 @@ def test_a_bare_file_is_refused(ours: Path, tmp_path: Path) -> None:
     [
         (
             lambda config: config.update(model_cfg={}),
-            r"open_clip_config\.json: embed_dim is missing, and a whole number from 1 on was expected",
+            r"open_clip_config\.json: embed_dim is missing, but a whole number from 1 on was expected",
         ),
-        (lambda config: config["model_cfg"].update(vision_cfg=[1]), r"vision_cfg is \[1\], and an object"),
+        (lambda config: config["model_cfg"].update(vision_cfg=[1]), r"vision_cfg is \[1\], but an object"),
         (lambda config: config["model_cfg"]["vision_cfg"].update(head_width=0), r"vision_cfg\.head_width is 0"),
         (lambda config: config["model_cfg"]["vision_cfg"].update(width="wide"), r"vision_cfg\.width is 'wide'"),
         (lambda config: config["preprocess_cfg"].update(interpolation="lanczos"), "preprocessing cannot be understood"),
@@ -173,7 +173,7 @@ def test_a_config_that_makes_no_sense_is_one_line(change: Any, message: str, our
     assert not (tmp_path / "out").exists()
 
 
-WHOLE = "and a whole number from 1 on was expected"
+WHOLE = "but a whole number from 1 on was expected"
 NO_NUMBERS = [None, "32", [32, 32], 0, -32, 2.5, True, {}]
 
 
@@ -199,7 +199,7 @@ def test_a_setting_that_is_no_count_is_named(key: str, value: Any, theirs: Path,
     ("change", "message"),
     [
         ({"num_attention_heads": 3}, "vision_config.num_attention_heads makes 3 heads on 32 channels, which does not"),
-        ({"layer_norm_eps": "small"}, "vision_config.layer_norm_eps is 'small', and a number from 0 on was expected"),
+        ({"layer_norm_eps": "small"}, "vision_config.layer_norm_eps is 'small', but a number from 0 on was expected"),
         ({"layer_norm_eps": float("nan")}, "vision_config.layer_norm_eps is nan"),
         ({"hidden_act": None}, "vision_config.hidden_act is None; expected a name"),
         ({"num_hidden_layers": 10**12}, "says that the vision tower has 1000000000000 layers, but the weights have 3"),
@@ -226,7 +226,7 @@ def test_settings_that_fit_no_model_are_named(
 def test_a_section_that_is_none_is_named(theirs: Path, tmp_path: Path) -> None:
     configure(theirs, lambda config: config.update(text_config=[1]), "config.json")
     line = refused(clipmerge("convert", theirs, tmp_path / "out", "--to", "open-clip"))
-    assert "config.json: text_config is [1], and an object of settings was expected" in line
+    assert "config.json: text_config is [1], but an object of settings was expected" in line
 
 
 @pytest.mark.parametrize("value", [None, "16", 0, -8, 2.5, True])
@@ -255,7 +255,7 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
     [
         ("vision_cfg", {"head_width": 64}, "vision_cfg.head_width makes 0 heads on 32 channels"),
         ("text_cfg", {"heads": 5}, "text_cfg.heads makes 5 heads on 32 channels"),
-        ("text_cfg", {"mlp_ratio": -1}, "text_cfg.mlp_ratio is -1, and a number above 0 was expected"),
+        ("text_cfg", {"mlp_ratio": -1}, "text_cfg.mlp_ratio is -1, but a number above 0 was expected"),
         ("vision_cfg", {"norm_kwargs": {"eps": "x"}}, "vision_cfg.norm_kwargs.eps is 'x'"),
         ("text_cfg", {"pool_type": "eos", "eos_id": None}, "text_cfg.eos_id is null"),
     ],

@@ -309,5 +309,5 @@ def test_a_launcher_shows_an_error_once(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert ended.returncode != 0
     assert [line[:27] for line in ended.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: no recipe 'nonsense'"
+        "error: a: no such folder or"
     ]

@@ -226,5 +226,8 @@ def test_several_processes_go_on_from_the_main_ones_state(
     one, other = [line for line in result.stderr.splitlines() if HOLDS in line]
     assert one.partition(HOLDS)[2] == other.partition(HOLDS)[2]
     assert clipmerge("merge", *pair, *flags, "--output", tmp_path / "whole").code == 0
-    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    resumed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    for name, tensor in whole.items():
+        # two processes add up other groups of images than one
+        assert float((resumed[name] - tensor).abs().mean()) < 1e-3, name
     assert list(cache.iterdir()) == []

@@ -143,7 +143,7 @@ def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measur
         other = Measurements.model_validate(both["records"][name])
         assert other.batch_sizes == SIZES
         # what is learned follows gradients that are sums over other groups of images: an entry may just miss its end
-        slack = 0.01 if name in LEARN else 1e-6
+        slack = 0.03 if name in LEARN else 1e-6
         for layer, values in record.layers.items():
             assert other.layers[layer] == pytest.approx(values, rel=1e-6, abs=slack), (name, layer)
         for mine, theirs in zip(record.mixtures, other.mixtures, strict=True):

@@ -1,4 +1,4 @@
-"""The command line, in which one process of several is killed or fails at its first gradient; see test_scale_out.py."""
+"""The command line, in which one process of several is killed or fails after its first pass; see test_scale_out.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
 
 from clipmerge.calibration.objective import Objective
 from clipmerge.cli.app import main
@@ -17,19 +15,18 @@ LOST = "lost at "
 
 
 def lose(rank: str, how: str) -> None:
-    walk = Objective.gradients
+    tick = Objective.tick
 
-    def gradients(self: Objective) -> Iterator[Any]:
-        for found in walk(self):
-            if os.environ["RANK"] == rank:
-                sys.stderr.write(f"{LOST}{time.time()}\n")
-                sys.stderr.flush()
-                if how == "fail":
-                    raise DataError("images/7.png: cannot be read")
-                os.kill(os.getpid(), getattr(signal, how))
-            yield found
+    def ticked(self: Objective, cost: float) -> None:
+        if os.environ["RANK"] == rank:
+            sys.stderr.write(f"{LOST}{time.time()}\n")
+            sys.stderr.flush()
+            if how == "fail":
+                raise DataError("images/7.png: cannot be read")
+            os.kill(os.getpid(), getattr(signal, how))
+        tick(self, cost)
 
-    Objective.gradients = gradients  # type: ignore[method-assign]
+    Objective.tick = ticked  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
