@@ -55,8 +55,6 @@ def clear_line(result: subprocess.CompletedProcess[str], where: Path) -> str:
     assert result.returncode != 0
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    # the launcher ends the other processes, and one of them may have the time to say so
-    lines = [line for line in lines if "ended from outside (SIGTERM; a launcher" not in line] or lines[:1]
     assert len(lines) == 1, result.stderr[-3000:]
     assert f"{ROOT}/clipmerge/" not in result.stderr, result.stderr[-3000:]
     assert list(where.iterdir()) == []

@@ -185,10 +185,10 @@ def finished(
         overwrite: See `write_merge`.
         max_shard_size: See `write_merge`.
     """
-    from clipmerge.output.record import merge_record
-
     if not run.is_main:
         return MergeResult(output, run.decided, None)
+    from clipmerge.output.record import merge_record
+
     if output is None:
         run.hash_inputs()
         run.plan = run.hashed_plan()
