@@ -51,8 +51,24 @@ def termination() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
+    except Exception as error:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:  # `_terminate` has run
+            raise instead_of(error, Terminated()) from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def instead_of(error: Exception, stopped: BaseException) -> BaseException:
+    """The exception of a signal where compiled code has turned it into an error of its own, with the error's notes.
+
+    Args:
+        error: The error that arrived.
+        stopped: The exception that the signal's handler raised.
+    """
+    for note in getattr(error, "__notes__", ()):
+        stopped.add_note(note)
+    return stopped
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

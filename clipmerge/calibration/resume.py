@@ -10,14 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
@@ -31,6 +28,7 @@ from clipmerge import __version__
 from clipmerge.distributed import Terminated, together
 from clipmerge.files.cache import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
+from clipmerge.files.staging import undisturbed
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
@@ -149,7 +147,7 @@ class Saved:
             state: See `save`.
         """
         self._whole = None
-        with _signals_wait():
+        with undisturbed():
             yield
             self._whole = state
 
@@ -173,29 +171,6 @@ class Saved:
         """Remove the file once its result is stored elsewhere."""
         if self._exists and self._accelerator.is_main_process:
             self._remove()
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Deliver Ctrl-C and SIGTERM after the block; elsewhere than in the main thread they do not arrive."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    arrived: list[tuple[int, FrameType | None]] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda *given: arrived.append(given))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for came, frame in arrived[:1]:
-        waiting = before[signal.Signals(came)]
-        if callable(waiting):
-            waiting(came, frame)
-        elif waiting is signal.SIG_DFL:
-            signal.raise_signal(came)
 
 
 def _not_again() -> Path:

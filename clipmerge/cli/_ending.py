@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from clipmerge.cli._early import end_at_once, standing
-from clipmerge.distributed import Terminated, is_main_process, termination
+from clipmerge.distributed import Terminated, instead_of, is_main_process, termination
 from clipmerge.errors import ClipmergeError, UsageError, printable
 
 P = ParamSpec("P")
@@ -23,6 +24,8 @@ R = TypeVar("R")
 DEBUG = "CLIPMERGE_DEBUG"
 #: Called before an error is printed: a progress bar must not stay behind, nor be drawn over the error.
 before_the_error: list[Callable[[], None]] = []
+#: Ctrl-C since the command began.
+pressed: list[int] = []
 _INTERRUPTED = "interrupted"
 _ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
 # When one process fails, a launcher ends the others within 0.1 s (older launchers: 5 s).
@@ -76,14 +79,22 @@ def _interruptible() -> Iterator[None]:
     ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is end_at_once]
     try:
         if signal.SIGINT in ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            pressed.clear()
+            signal.signal(signal.SIGINT, _interrupt)
         yield
-    except BaseException:
+    except BaseException as error:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+        if pressed and isinstance(error, Exception):
+            raise instead_of(error, KeyboardInterrupt()) from error
         raise
     if signal.SIGINT in ours:
         signal.signal(signal.SIGINT, end_at_once)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    pressed.append(number)
+    signal.default_int_handler(number, frame)
 
 
 def _at_home(output: object) -> dict[str, Any]:

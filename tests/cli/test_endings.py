@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -277,6 +278,31 @@ def test_ctrl_c_stays_ignored_where_it_was(tmp_path: Path) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code, "recipes", "list"], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@STOPS
+def test_a_signal_that_compiled_code_turned_into_an_error_is_still_a_signal(
+    number: signal.Signals, code: int, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As matplotlib does, whose transforms call Python and drop what it raises."""
+
+    @reporting_errors
+    def command() -> None:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(number)
+        error = ValueError("Invalid affine transformation matrix")
+        error.add_note("out is complete")
+        raise error
+
+    before = {each: signal.signal(each, ending.end_at_once) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"error: {how}; out is complete\n"
 
 
 def test_another_process_leaves_an_error_to_the_main_one() -> None:

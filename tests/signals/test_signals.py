@@ -15,9 +15,6 @@ from tests.signals.trial import Command, Ended, _wrong_with
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the clock of another process is Linux's")
 
 
-@pytest.mark.xfail(
-    strict=False, reason="under load one learned merge over another counted as a fault; see docs/reliability.md"
-)
 @pytest.mark.slow
 @needs_linux
 def test_commands_stopped_at_random_moments_leave_all_or_nothing(tmp_path: Path) -> None:
