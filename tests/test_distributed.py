@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import signal
@@ -12,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.support.command import start
 from tests.support.lose_a_process import LOST
@@ -106,15 +105,10 @@ def test_a_terminated_merge_leaves_nothing(pair: Folders, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_processes_write_what_one_does(pair: Folders, images: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_bytes_of_one(pair: Folders, images: Path, tmp_path: Path) -> None:
     for processes in (1, 2, 3):
         result, _ = run(processes, "clipmerge", *merge(pair, images, tmp_path / str(processes), *MASKED))
         assert result.returncode == 0, result.stderr[-3000:]
-    files = [load_file(tmp_path / name / "model.safetensors") for name in "123"]
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "123"]
     assert '"density": 0.5' in (tmp_path / "1" / "clipmerge.json").read_text()
-    for other in files[1:]:
-        for name, tensor in files[0].items():
-            # gradients are sums over other groups of images: of entries that rank alike, another may be kept
-            same = torch.isclose(tensor, other[name], atol=1e-6, rtol=1e-5)
-            # a softmax does not see this bias: its gradient is rounding
-            assert name.endswith("k_proj.bias") or float(same.double().mean()) > 0.99, name
+    assert [hashlib.sha256(each).hexdigest() for each in files[1:]] == [hashlib.sha256(files[0]).hexdigest()] * 2

@@ -137,6 +137,17 @@ class Slopes:
             raise MeasureError(f"the loss of calibration batch {batch.number} is {loss}; check the checkpoints")
         return (self._sums or self._tangents).take().tolist(), loss
 
+    def _own(self, prompts: int, *, shared: bool) -> Tensor:
+        """The prompts that this process takes. Where they are not shared, the main process takes them all.
+
+        A mean gradient is rounded by the prompts that are taken together, and masks rank entries by it: it must not
+        depend on the number of processes.
+        """
+        accelerator = self._objective.accelerator
+        if shared:
+            return torch.arange(prompts)[accelerator.process_index :: accelerator.num_processes]
+        return torch.arange(prompts if accelerator.is_main_process else 0)
+
     def _differences(self, differences: Tensor) -> Tensor:
         """Slopes of what the batches' gradients differ from their mean by, of all prompts or of some."""
         if self.drawn == self._objective.prompts.count:
@@ -165,8 +176,7 @@ class Slopes:
             return torch.stack([_back(recorder, features, each) for each in cotangents])
         total = torch.zeros(len(cotangents), len(objective.layers), dtype=torch.float64)
         chosen = torch.arange(objective.prompts.count) if places is None else places
-        accelerator = objective.accelerator
-        mine = torch.arange(len(chosen))[accelerator.process_index :: accelerator.num_processes]
+        mine = self._own(len(chosen), shared=recorder is self._tangents)
         for piece in torch.split(mine, objective.prompts.at_once) if len(mine) else ():
             embedded = objective.prompts.features(places=chosen[piece].to(cotangents.device))
             total += torch.stack([_back(recorder, embedded, each[piece.to(each.device)]) for each in cotangents])

@@ -210,11 +210,11 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 def test_several_processes_go_on_from_the_main_ones_state(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path
 ) -> None:
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    def run(steps: int, output: str = "out") -> subprocess.CompletedProcess[str]:
         starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-        merge = ["merge", *pair, *flags, "--device", "cpu", "--output", tmp_path / "out"]
+        merge = ["merge", *pair, *flags, "--device", "cpu", "--output", tmp_path / output]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [*starter, "tests.support.learn_and_save", *map(str, [*arguments, *merge])]
+        command = [*starter, "tests.support.learn_and_save", *map(str, [steps, *merge])]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
     assert run(2).returncode != 0
@@ -225,9 +225,6 @@ def test_several_processes_go_on_from_the_main_ones_state(
     assert notes(result.stderr) == [GOES_ON.format(2, 4)]
     one, other = [line for line in result.stderr.splitlines() if HOLDS in line]
     assert one.partition(HOLDS)[2] == other.partition(HOLDS)[2]
-    assert clipmerge("merge", *pair, *flags, "--output", tmp_path / "whole").code == 0
-    resumed, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
-    for name, tensor in whole.items():
-        # two processes add up other groups of images than one
-        assert float((resumed[name] - tensor).abs().mean()) < 1e-3, name
+    assert run(9, "whole").returncode == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
     assert list(cache.iterdir()) == []

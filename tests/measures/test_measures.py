@@ -135,6 +135,13 @@ def launch(processes: int, *command: str) -> Any:
     return json.loads(result.stdout)
 
 
+def unseen_share(ends: Ends, layer: str) -> float:
+    """Share of a layer's entries that a softmax does not see: the gradient of k_proj.bias is nothing but rounding."""
+    objective = objective_for(ends, make_batches(SIZES))
+    sizes = {name: objective.theta_0[name].numel() for name in objective.layers[layer]}
+    return sum(size for name, size in sizes.items() if name.endswith("k_proj.bias")) / sum(sizes.values())
+
+
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measurements]) -> None:
     both = launch(2, "tests.support.measure_everything", str(ends[0].parent))
@@ -142,10 +149,9 @@ def test_two_processes_measure_what_one_does(ends: Ends, found: dict[str, Measur
     for name, record in found.items():
         other = Measurements.model_validate(both["records"][name])
         assert other.batch_sizes == SIZES
-        # what is learned follows gradients that are sums over other groups of images: an entry may just miss its end
-        slack = 0.03 if name in LEARN else 1e-6
         for layer, values in record.layers.items():
-            assert other.layers[layer] == pytest.approx(values, rel=1e-6, abs=slack), (name, layer)
+            slack = unseen_share(ends, layer) if name in LEARN else 0.0
+            assert other.layers[layer] == pytest.approx(values, rel=1e-6, abs=slack + 1e-6), (name, layer)
         for mine, theirs in zip(record.mixtures, other.mixtures, strict=True):
             assert theirs.weights == mine.weights
             assert (theirs.loss, theirs.accuracy) == pytest.approx((mine.loss, mine.accuracy), rel=1e-6, abs=1e-6)
