@@ -224,8 +224,9 @@ def _checkpoint(
     if not entries:
         raise CheckpointError(f"{files[0]}: holds no tensors")
     folder = files[0].parent
-    entries, tensors, told = _unwrapped(files[0], entries, tensors, part)
-    note = "; ".join(filter(None, (note, told))) or None
+    if not _is_adapter(files[0]):  # whose own reader knows every tensor it may have
+        entries, tensors, told = _unwrapped(files[0], entries, tensors, part)
+        note = "; ".join(filter(None, (note, told))) or None
     facts: dict[str, Any] = {"source": source, "revision": revision, "folder": folder, "files": files}
     facts |= {"note": note, "sharded": sharded}
     config = _config(folder, entries)

@@ -72,6 +72,7 @@ TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
         r"LoRA on torch's MultiheadAttention is not supported\. merge it where it was trained",
     ),
     "an unknown factor": ({A.replace("lora_A", "lora_E"): torch.zeros(4)}, "lora_E.weight is of an unknown kind"),
+    "no module": ({"logit": torch.zeros(1)}, "tensor logit is of an unknown kind"),
     "an unknown module": (
         {"base_model.model.vision_model.adapter.weight": torch.zeros(2)},
         r"1 of the parameters it changes are not in .*: vision_model\.adapter\.weight; give the base",
