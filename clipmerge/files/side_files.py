@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ SIDE_FILES = frozenset(
 NOT_COPIED = "not copied: "
 # Absolute paths, of which a token of a vocabulary has no second slash.
 _ABSOLUTE = re.compile(r"~[\w.\-]*/|/[^/\s]+/|[A-Za-z]:[\\/]|\\\\|file:")
+# OpenCLIP builds a text tower of transformers from this name, which may be a folder. It is copied but not published.
+_NEEDED = ("hf_model_name",)
 # Fields with paths on the machine where a model was saved; no loader needs them.
 _PLACES = frozenset(
     {
@@ -100,7 +103,7 @@ def require_inside(folder: Path, name: str) -> Path | None:
 
 
 def copy_side_file(source: Path, target: Path) -> None:
-    """Copy one file; JSON loses the fields with paths on the machine that saved it.
+    """Copy one file; JSON loses the fields with paths on the machine that saved it, unless a loader needs them.
 
     Args:
         source: A regular file, from `inside`.
@@ -110,15 +113,16 @@ def copy_side_file(source: Path, target: Path) -> None:
         CheckpointError: If it cannot be read.
         OSError: If it cannot be written.
     """
-    target.write_bytes(side_file_bytes(source, target.name))
+    target.write_bytes(side_file_bytes(source, target.name, kept=_NEEDED))
 
 
-def side_file_bytes(source: Path, name: str) -> bytes:
-    """Read the content of one file to pass on; see `copy_side_file`.
+def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> bytes:
+    """Read the content of one file to pass on; JSON loses the fields with paths on the machine that saved it.
 
     Args:
         source: A regular file; in the Hub's cache it has another name.
         name: Its name beside the weights.
+        kept: Fields that stay even if their value is an absolute path.
 
     Raises:
         CheckpointError: If it cannot be read.
@@ -127,16 +131,16 @@ def side_file_bytes(source: Path, name: str) -> bytes:
         content = read_bytes(source, LARGEST_SIDE_FILE)
     except Unreadable as error:
         raise CheckpointError(f"{source}: cannot be read ({error})") from None
-    return _without_places(content) if name.endswith(".json") else content
+    return _without_places(content, kept) if name.endswith(".json") else content
 
 
-def _without_places(content: bytes) -> bytes:
+def _without_places(content: bytes, kept: Container[str]) -> bytes:
     """Drop the fields with paths; a file without such fields keeps its bytes."""
     try:
         data = parse_json(content.decode("utf-8"), halves=True)
     except ValueError:  # not JSON in spite of its name; loaders will report it
         return content
-    cleaned = without_places(data)
+    cleaned = without_places(data, kept)
     if cleaned == data:
         return content
     try:
@@ -145,15 +149,10 @@ def _without_places(content: bytes) -> bytes:
         return f"{json.dumps(cleaned, indent=2)}\n".encode()
 
 
-# OpenCLIP builds a text tower of transformers from this name.
-_NEEDED = ("hf_model_name",)
-
-
-def without_places(data: Any) -> Any:
+def without_places(data: Any, kept: Container[str] = ()) -> Any:
     """Copy a JSON value without the fields with paths on the machine that saved it.
 
-    These are known by their names, or by a value that is an absolute path, except for names without which OpenCLIP
-    cannot build a tower.
+    These are known by their names, or by a value that is an absolute path; fields in ``kept`` stay with any value.
 
     Example:
         >>> without_places({"_name_or_path": "clip", "data": "/home/me/x", "text_config": {"vocab_size": 3}})
@@ -161,8 +160,8 @@ def without_places(data: Any) -> Any:
     """
     if isinstance(data, dict):
         items = ((key, value) for key, value in data.items() if key not in _PLACES)
-        return {key: without_places(value) for key, value in items if key in _NEEDED or not _is_path(value)}
-    return [without_places(value) for value in data] if isinstance(data, list) else data
+        return {key: without_places(value, kept) for key, value in items if key in kept or not _is_path(value)}
+    return [without_places(value, kept) for value in data] if isinstance(data, list) else data
 
 
 def _is_path(value: Any) -> bool:

@@ -16,6 +16,7 @@ from clipmerge.files.side_files import (
     inside,
     read_side_json,
     require_inside,
+    side_file_bytes,
     without_places,
 )
 from tests.support.command import clipmerge, refused
@@ -103,6 +104,19 @@ def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: 
     }
     assert without_places(kept) == kept
     copy_side_file(tmp_path / "vocab.json", tmp_path / "tokenizer.json")
+
+
+def test_the_name_of_a_text_tower_is_copied_and_not_published(tmp_path: Path) -> None:
+    """OpenCLIP cannot build the tower without it, and a folder's path is nobody else's business."""
+    file = tmp_path / "open_clip_config.json"
+    file.write_text(
+        '{"model_cfg": {"text_cfg": {"hf_model_name": "/home/me/bert", "hf_tokenizer_name": "/home/me/t"}}}'
+    )
+    copy_side_file(file, tmp_path / "copy.json")
+    assert json.loads((tmp_path / "copy.json").read_text())["model_cfg"]["text_cfg"] == {
+        "hf_model_name": "/home/me/bert"
+    }
+    assert json.loads(side_file_bytes(file, file.name)) == {"model_cfg": {"text_cfg": {}}}
 
 
 def test_a_merge_takes_no_link_no_secret_and_no_local_path(copies: tuple[Path, Path], secret: Path) -> None:
