@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel, CLIPProcessor
 
+from benchmarks.shifts.training import save
 from clipmerge.demo import data, training
 from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.training import Training
@@ -123,7 +124,7 @@ def _pretrain(folder: Path, how: Training) -> None:
     generator = torch.Generator().manual_seed(how.seed)
     with one_thread():
         training.train_zeroshot(model, processor.tokenizer, how, generator, lambda _: None)
-    _save(model, processor, folder)
+    save(model, processor, folder)
 
 
 def _finetune(base: Path, folder: Path, how: FineTuning, seed: int) -> None:
@@ -149,7 +150,7 @@ def _finetune(base: Path, folder: Path, how: FineTuning, seed: int) -> None:
             training.fit(trained, loss, how.steps, how.rate, lambda _: None, weight_decay=how.decay)
         else:
             _descend(trained, loss, how)
-    _save(copy.deepcopy(model).float(), processor, folder)
+    save(copy.deepcopy(model).float(), processor, folder)
 
 
 def _descend(trained: list[torch.nn.Parameter], loss: object, how: FineTuning) -> None:
@@ -159,11 +160,3 @@ def _descend(trained: list[torch.nn.Parameter], loss: object, how: FineTuning) -
         torch.autograd.backward(loss(step / how.steps))  # type: ignore[operator]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
-
-
-def _save(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
-    scratch = folder.with_name(f".{folder.name}")
-    scratch.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(scratch)
-    processor.save_pretrained(scratch)
-    scratch.rename(folder)

@@ -89,6 +89,24 @@ Output = Annotated[Format, typer.Option("--format", help="Format of standard out
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print each stage, and warnings of libraries.")]
 
 
+def list_by_default(context: typer.Context, listing: Callable[..., None], fmt: Format) -> None:
+    """List what a group of commands is about, if no command of the group was given.
+
+    Args:
+        context: Of the group.
+        listing: The group's command that lists; takes ``fmt``.
+        fmt: Format of standard output.
+
+    Raises:
+        UsageError: If a command was given, which has a format of its own.
+    """
+    if context.invoked_subcommand is None:
+        listing(fmt=fmt)
+    elif fmt is not Format.human:
+        group, command = context.info_name, context.invoked_subcommand
+        raise UsageError(f"--format goes after the command: clipmerge {group} {command} --format")
+
+
 def command_line() -> str:
     """The running command line, to be run again."""
     import shlex

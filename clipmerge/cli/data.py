@@ -8,9 +8,8 @@ import typer
 
 from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._help import examples
-from clipmerge.cli._options import Output
+from clipmerge.cli._options import Output, list_by_default
 from clipmerge.cli._terminal import Format, Terminal
-from clipmerge.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,10 +24,7 @@ data_app = typer.Typer(
 @data_app.callback()
 @reporting_errors
 def _data(context: typer.Context, fmt: Output = Format.human) -> None:
-    if context.invoked_subcommand is None:
-        list_data(fmt=fmt)
-    elif fmt is not Format.human:
-        raise UsageError(f"--format goes after the command: clipmerge data {context.invoked_subcommand} --format")
+    list_by_default(context, list_data, fmt)
 
 
 @data_app.command("list")

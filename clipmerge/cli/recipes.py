@@ -14,9 +14,9 @@ import typer
 
 from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._help import complete_recipe, examples
-from clipmerge.cli._options import Output
+from clipmerge.cli._options import Output, list_by_default
 from clipmerge.cli._terminal import Format
-from clipmerge.errors import OutputError, UsageError
+from clipmerge.errors import OutputError
 
 recipes_app = typer.Typer(
     help="List, show and copy the recipes.", invoke_without_command=True, epilog=examples("recipes")
@@ -29,10 +29,7 @@ _Name = Annotated[str, typer.Argument(help="Name of a recipe.", autocompletion=c
 @recipes_app.callback()
 @reporting_errors
 def _recipes(context: typer.Context, fmt: Output = Format.human) -> None:
-    if context.invoked_subcommand is None:
-        list_recipes(fmt=fmt)
-    elif fmt is not Format.human:
-        raise UsageError(f"--format goes after the command: clipmerge recipes {context.invoked_subcommand} --format")
+    list_by_default(context, list_recipes, fmt)
 
 
 @recipes_app.command("list")

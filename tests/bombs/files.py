@@ -210,24 +210,25 @@ def footer_of_2_GB(path: Path) -> None:
     path.write_bytes(b"PAR1" + bytes(100) + (0x7FFFFFFF).to_bytes(4, "little") + b"PAR1")
 
 
-@bomb("image", "x.png")
-def png_of_16_bits_and_20_000_pixels_square(path: Path) -> None:
+def blank_png(path: Path, side: int, level: int) -> None:
+    """Write a square grey image of 16 bits, all zero."""
     import zlib
 
-    packer = zlib.compressobj(9)
-    rows = b"".join(packer.compress(bytes(40_001)) for _ in range(20_000)) + packer.flush()
-    header = struct.pack(">IIBBBBB", 20_000, 20_000, 16, 0, 0, 0, 0)
+    packer = zlib.compressobj(level)
+    row = bytes(2 * side + 1)
+    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+
+
+@bomb("image", "x.png")
+def png_of_16_bits_and_20_000_pixels_square(path: Path) -> None:
+    blank_png(path, 20_000, 9)
 
 
 @bomb("image", "x.png")
 def png_of_16_bits_at_the_limit(path: Path) -> None:
-    import zlib
-
-    packer = zlib.compressobj(1)
-    rows = b"".join(packer.compress(bytes(16_385)) for _ in range(8192)) + packer.flush()
-    header = struct.pack(">IIBBBBB", 8192, 8192, 16, 0, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    blank_png(path, 8192, 1)
 
 
 @bomb("image", "x.png")
