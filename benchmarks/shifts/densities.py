@@ -51,12 +51,9 @@ def rows(pair: Resampled) -> list[list[str]]:
 
 
 def _told(estimate: Estimate | None) -> str:
-    if estimate is None or estimate.value is None:
+    if estimate is None:
         return ""
-    told = f"{100 * estimate.value:+.1f}"
-    if estimate.interval:
-        told += " [{:+.1f}, {:+.1f}]".format(*(100 * end for end in estimate.interval))
-    return told if estimate.pairs == 1 else f"{told} ({estimate.pairs} sets)"
+    return estimate.told if estimate.pairs <= 1 else f"{estimate.told} ({estimate.pairs} sets)"
 
 
 def densities_png(pairs: Sequence[Resampled]) -> bytes:

@@ -347,13 +347,9 @@ def _told(measured: Sequence[Floats], pairs: int) -> str:
     if not measured:
         return ""
     estimate = over_pairs(measured)
-    if estimate.value is None:
-        return "none"
-    told = f"{100 * estimate.value:+.1f}"
-    if estimate.interval:
-        low, high = estimate.interval
-        told += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
-    return told if estimate.pairs == pairs else f"{told} ({estimate.pairs} of {pairs})"
+    if estimate.value is None or estimate.pairs == pairs:
+        return estimate.told
+    return f"{estimate.told} ({estimate.pairs} of {pairs})"
 
 
 def _pairs_table(pairs: Sequence[Resampled]) -> str:

@@ -128,6 +128,14 @@ class Estimate:
     interval: tuple[float, float] | None
     pairs: int
 
+    @property
+    def told(self) -> str:
+        """The mean in points, and its interval if there is one."""
+        if self.value is None:
+            return "none"
+        told = f"{100 * self.value:+.1f}"
+        return told + (" [{:+.1f}, {:+.1f}]".format(*(100 * end for end in self.interval)) if self.interval else "")
+
 
 def over_pairs(measured: Sequence[Floats]) -> Estimate:
     """Average a statistic over pairs, which are resampled along with the drawings.

@@ -36,14 +36,6 @@ def gain_of(recipe: str, pairs: Sequence[Resampled]) -> Estimate:
     return over_pairs(having) if having else Estimate(None, None, 0)
 
 
-def told(estimate: Estimate) -> str:
-    """Write an estimate in points, with its interval."""
-    if estimate.value is None:
-        return "none"
-    text = f"{100 * estimate.value:+.1f}"
-    return text + (" [{:+.1f}, {:+.1f}]".format(*(100 * end for end in estimate.interval)) if estimate.interval else "")
-
-
 def rows(groups: Groups) -> list[list[str]]:
     """Rows of the table: pairs, accuracies of both ends and of `auto`, and gains of the main recipes.
 
@@ -54,7 +46,7 @@ def rows(groups: Groups) -> list[list[str]]:
     for (title, regime), pairs in groups.items():
         zeroshot, finetuned = (_both(pairs, [place] * len(pairs)) for place in (0, len(pairs[0].record["curve"]) - 1))
         merged = _both(pairs, [pair.point("auto") for pair in pairs])
-        gains = [told(gain_of(recipe, pairs)) for recipe in MAIN]
+        gains = [gain_of(recipe, pairs).told for recipe in MAIN]
         lines.append([f"{title}, {regime} ({len(pairs)})", zeroshot, finetuned, merged, *gains])
     return lines
 
