@@ -134,20 +134,11 @@ class Coefficients:
             torch.addcmul(theta_0, task_vector, self.placed(key), out=objective.parameters[name].data)
         objective.forget(text=objective.text_changes)
 
-    @torch.no_grad()
-    def set_gradients(self) -> None:
-        """Turn the weights' gradients into the coefficients' gradients, and clear the former."""
-        self.drop_gradients()
-        for name in self._key:
-            self._add_slope(name, self._objective.parameters[name])
-        for value in self.values.values():
-            value.grad = torch.zeros_like(value) if value.grad is None else value.grad
-
     @contextmanager
     def collected(self) -> Iterator[None]:
         """Turn gradients of weights into those of coefficients during a backward pass, and drop the former.
 
-        Unlike after `set_gradients`, a coefficient that the pass does not reach has no gradient.
+        A coefficient that the pass does not reach has no gradient.
         """
         self.drop_gradients()
         with ExitStack() as hooks:

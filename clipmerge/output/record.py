@@ -188,11 +188,6 @@ class MergeRecord(Frozen):
         return self.straggler_statistic is not None or bool(self.found_stragglers)
 
     @property
-    def is_data_free(self) -> bool:
-        """Whether nothing was measured."""
-        return not self.recipe.measure and not self.measurements
-
-    @property
     def headline(self) -> str:
         """The verdict, or the number of layers and the recipe if there is none."""
         return self.verdict or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}."

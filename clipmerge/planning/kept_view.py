@@ -79,15 +79,3 @@ def kept_facts(kept: Sequence[Kept]) -> str:
         for task in kept
     ]
     return "; ".join(counts) + "."
-
-
-def kept_sentences(kept: Sequence[Kept]) -> tuple[str, ...]:
-    """Say of each task what fine-tuning cost and what the merge gives back, by its first number."""
-    sentences = []
-    for row in kept_rows(kept):
-        if row.task:
-            sentences.append(
-                f"{row.task}, {row.measure}: zero-shot {row.zeroshot}%, fine-tuned {row.finetuned}% ({row.lost}), "
-                f"merged {row.merged}% ({row.given_back})."
-            )
-    return tuple(sentences)

@@ -83,8 +83,8 @@ def test_gradients_are_autograds(ends: Ends, granularity: Any) -> None:
     coefficients = Coefficients(objective, granularity, 0.3)
     step = prepare(objective, STILL, 2)[1]
     coefficients.place()
-    seen = descend(objective, step, STILL)
-    coefficients.set_gradients()
+    with coefficients.collected():
+        seen = descend(objective, step, STILL)
     slow = SlowLearner(ends, objective, granularity)
     own = slow.start(0.3)
     loss, divergence = slow.goal(own, step.batch, 0.7)

@@ -12,10 +12,11 @@ from torch import Tensor
 from clipmerge.calibration import activations
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
-from clipmerge.calibration.goal import Goal, descend
+from clipmerge.calibration.goal import Goal, Losses, descend
 from clipmerge.calibration.learning import prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import Ends
+from clipmerge.calibration.steps import Step
 from clipmerge.models.blocks import recomputing
 from tests.support.small_objective import Ends as Paths
 from tests.support.small_objective import make_batches, objective_for, save_ends
@@ -34,23 +35,25 @@ def objective(ends: Paths) -> Objective:
     return objective_for(ends, make_batches(SIZES))
 
 
-def gradients(coefficients: Coefficients) -> dict[str, Tensor]:
-    coefficients.set_gradients()
-    return {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
+def descended(objective: Objective, coefficients: Coefficients, step: Step) -> tuple[Losses, dict[str, Tensor]]:
+    """The losses of a step, and the gradients of the coefficients."""
+    with coefficients.collected():
+        losses = descend(objective, step, GOAL)
+    return losses, {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
 
 
 def test_the_shares_of_a_step_add_up_to_it(objective: Objective) -> None:
     coefficients = Coefficients(objective, "entry", 0.3)
     step = prepare(objective, GOAL, 1)[0]
     coefficients.place()
-    whole = descend(objective, step, GOAL)
-    expected = gradients(coefficients)
+    whole, expected = descended(objective, coefficients, step)
     parts, sums = [], {key: torch.zeros_like(value) for key, value in expected.items()}
     assert step.target is not None
     for rank in range(2):
         part = replace(step, share=(rank, 2), target=step.target[rank::2])
-        parts.append(descend(objective, part, GOAL))
-        for key, value in gradients(coefficients).items():
+        losses, own = descended(objective, coefficients, part)
+        parts.append(losses)
+        for key, value in own.items():
             sums[key] += value
     for name in ("calibration", "divergence", "right"):
         assert sum(getattr(part, name) for part in parts) == pytest.approx(getattr(whole, name), rel=1e-5)
@@ -65,7 +68,13 @@ def test_gradients_collected_on_the_way_are_those_collected_at_the_end(objective
     step = prepare(objective, GOAL, 1)[0]
     coefficients.place()
     descend(objective, step, GOAL)
-    expected = gradients(coefficients)
+    expected: dict[str, Tensor] = {}
+    for layer, names in objective.layers.items():
+        for name in names:
+            key = layer if granularity == "layer" else name
+            slope = objective.gradient_of(name) * objective.task_vector[name]
+            expected[key] = expected.get(key, 0) + slope.sum_to_size(coefficients.values[key].shape)
+    objective.path.clear_gradients()
     with coefficients.collected():
         descend(objective, step, GOAL)
     assert all(objective.parameters[name].grad is None for name in objective.task_vector)
@@ -81,11 +90,10 @@ def test_blocks_that_run_twice_leave_the_same_gradients(objective: Objective) ->
     coefficients = Coefficients(objective, "entry", 0.3)
     step = prepare(objective, GOAL, 1)[0]
     coefficients.place()
-    descend(objective, step, GOAL)
-    expected = gradients(coefficients)
+    _, expected = descended(objective, coefficients, step)
     with recomputing(objective.module):
-        descend(objective, step, GOAL)
-    for key, value in gradients(coefficients).items():
+        _, again = descended(objective, coefficients, step)
+    for key, value in again.items():
         assert torch.equal(value, expected[key]), key
 
 
