@@ -80,6 +80,7 @@ class Compact:
         count = self._varint()
         kinds = self._byte() if count else 0
         for _ in range(count):
+            self._count()
             self._value(kinds >> 4, depth)
             self._value(kinds & 15, depth)
 

@@ -16,7 +16,7 @@ import pytest
 from clipmerge.errors import DataError
 from clipmerge.images import columns, pages
 from clipmerge.images.dataset import load_images
-from clipmerge.images.thrift import Damaged
+from clipmerge.images.thrift import Compact, Damaged
 from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
 
 
@@ -264,3 +264,10 @@ def test_more_images_than_any_source_has_are_refused(
         monkeypatch.setattr(module, "MOST_IMAGES", 2)
     with pytest.raises(DataError, match=r"has (3 images, )?more than 2( images)?"):
         load_images(str(source))
+
+
+def test_a_map_of_very_many_pairs_in_few_bytes_is_refused() -> None:
+    """Truth values take no room that would end before the pairs do."""
+    count = b"\xff\xff\xff\xff\xff\x7f"
+    with pytest.raises(Damaged, match="it describes itself in more than"):
+        Compact(b"\x1b" + count + b"\x11" + bytes(8), most=1000).struct()
