@@ -54,3 +54,12 @@ def test_no_import_leads_in_a_circle() -> None:
     graph = grimp.build_graph("clipmerge", cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+def test_no_file_holds_an_unresolved_merge() -> None:
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    inner = [path for folder in (*FOLDERS, "docs", "recipes") for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in [*ROOT.glob("*.*"), *inner] if path.suffix in {".md", ".py", ".pyi", ".yaml", ".toml"}]
+    assert len(texts) > len(FILES)
+    for path in texts:
+        assert not any(line.startswith(marks) for line in path.read_text(encoding="utf-8").splitlines()), path
