@@ -1,4 +1,8 @@
-"""The command line: all commands put together. Torch and transformers are imported inside commands."""
+"""The command line: all commands put together.
+
+A command's file is imported when that command is used, so `clipmerge --help` imports none of them. Torch and
+transformers are imported inside commands.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,12 @@ import inspect
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_group
 
 from clipmerge.cli._defaults import apply_defaults
 from clipmerge.cli._ending import (
@@ -20,24 +27,63 @@ from clipmerge.cli._ending import (
     reporting_errors,
 )
 from clipmerge.cli._help import examples
-from clipmerge.cli.apply import apply_command
-from clipmerge.cli.bench import bench_command
-from clipmerge.cli.convert import convert_command
-from clipmerge.cli.data import data_app
-from clipmerge.cli.demo import demo_command
-from clipmerge.cli.env import env_command
-from clipmerge.cli.evaluate import evaluate_command
-from clipmerge.cli.inspect import inspect_command
-from clipmerge.cli.merge import merge_command
-from clipmerge.cli.plan import plan_command
-from clipmerge.cli.push import push_command
-from clipmerge.cli.recipes import recipes_app
-from clipmerge.cli.report import report_command
-from clipmerge.cli.sweep import sweep_command
 from clipmerge.errors import UsageError
+
+#: Every command in the order of ``--help``, with the first line of its own help.
+COMMANDS = {
+    "merge": "Measure, decide, merge and write.",
+    "plan": "Measure and decide like merge, and write the plan.",
+    "apply": "Apply a plan: writes the same bytes as merge.",
+    "inspect": "List layers, how far each moved, and mismatches.",
+    "evaluate": "Measure accuracy and retrieval recall, one row per source.",
+    "demo": "Train a small CLIP, break it, merge, and compare.",
+    "sweep": "Compare recipes with the alpha curve.",
+    "bench": "Reproduce published results by name.",
+    "convert": "Convert between OpenCLIP's and transformers' layout.",
+    "push": "Publish an output folder on the Hugging Face Hub.",
+    "report": "Print the summary of a merge again.",
+    "env": "Print versions, devices and settings for a bug report.",
+    "recipes": "List, show and copy the recipes.",
+    "data": "Public data sets, class names and prompt templates by name.",
+}
+# Commands whose flags may have defaults of the user's, and the flags of which that is not so.
+_DEFAULTS: dict[str, set[str]] = {
+    "merge": set(),
+    "plan": set(),
+    "evaluate": {"data"},  # named sources, of which there is no one default
+    "sweep": {"recipe"},  # those that are to be compared
+}
+# Commands that have commands of their own.
+_GROUPS = ("recipes", "data")
+
+
+class _Commands(TyperGroup):
+    """Knows only the name and the first line of a command until that command is used."""
+
+    def resolve_command(self, context: Any, words: list[str]) -> Any:
+        """Import the command that the words name."""
+        name, command, rest = super().resolve_command(context, words)
+        return name, command and _imported(str(name)), rest
+
+
+def _imported(name: str) -> Any:
+    """A command or a group of commands, as typer makes it of its file."""
+    one = typer.Typer(rich_markup_mode=None)
+    if name in _GROUPS:
+        one.add_typer(getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_app"), name=name)
+    else:
+        one.command(name, epilog=examples(name))(_function(name))
+    return get_group(one).commands[name]
+
+
+def _function(name: str) -> Callable[..., None]:
+    function: Callable[..., None] = getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_command")
+    return function
+
 
 app = typer.Typer(
     name="clipmerge",
+    cls=_Commands,
     help="Make a fine-tuned CLIP robust again by merging it with its zero-shot self, layer by layer.",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
@@ -115,32 +161,9 @@ def _take_defaults(context: typer.Context) -> None:
     """Give the command its defaults from the environment and from files."""
     command = str(context.invoked_subcommand)
     if command in _DEFAULTS:
-        flags = set(inspect.signature(_COMMANDS[command]).parameters) - _DEFAULTS[command]
+        flags = set(inspect.signature(_function(command)).parameters) - _DEFAULTS[command]
         apply_defaults(context, flags)
 
 
-# Commands whose flags may have defaults of the user's, and the flags of which that is not so.
-_DEFAULTS: dict[str, set[str]] = {
-    "merge": set(),
-    "plan": set(),
-    "evaluate": {"data"},  # named sources, of which there is no one default
-    "sweep": {"recipe"},  # those that are to be compared
-}
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "merge": merge_command,
-    "plan": plan_command,
-    "apply": apply_command,
-    "inspect": inspect_command,
-    "evaluate": evaluate_command,
-    "demo": demo_command,
-    "sweep": sweep_command,
-    "bench": bench_command,
-    "convert": convert_command,
-    "push": push_command,
-    "report": report_command,
-    "env": env_command,
-}
-for _name, _command in _COMMANDS.items():  # in the order of --help
-    app.command(_name, epilog=examples(_name))(_command)
-app.add_typer(recipes_app, name="recipes")
-app.add_typer(data_app, name="data")
+for _name, _first_line in COMMANDS.items():
+    app.command(_name, help=_first_line)(lambda: None)

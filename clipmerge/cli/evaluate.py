@@ -25,7 +25,7 @@ def evaluate_command(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Measure zero-shot accuracy and retrieval recall, one row per source."""
+    """Measure accuracy and retrieval recall, one row per source."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.evaluate import evaluate
     from clipmerge.evaluation.sources import named_sources

@@ -296,13 +296,22 @@ def test_inspect_one_checkpoint_reads_no_weights(pair: Folders) -> None:
     assert shapes == {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("words", [[], ["merge"]])
+def test_help_imports_nothing_heavy_and_no_other_command(words: list[str]) -> None:
+    """Typer itself imports pydantic, when it reads the words of a command."""
     code = (
-        "import sys, clipmerge.cli.app\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'pydantic', 'huggingface_hub'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import sys\n"
+        "from clipmerge.cli.app import COMMANDS, main\n"
+        "words = sys.argv[1:]\n"
+        "sys.argv = ['clipmerge', *words, '--help']\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "assert words or 'pydantic' not in sys.modules\n"
+        "assert [each for each in COMMANDS if f'clipmerge.cli.{each}' in sys.modules] == words"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
 
 
 def test_inspect_says_how_far_each_layer_moved(pair: Folders) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from clipmerge.cli._defaults import read_defaults
+from clipmerge.cli._defaults import Defaults, applied, read_defaults
 from clipmerge.errors import UsageError
 from tests.support.command import clipmerge, refused
 
@@ -14,13 +15,14 @@ Folders = tuple[Path, Path]
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder and a home without settings."""
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder and a home without settings; the defaults of these tests end with them."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    return folder
+    yield folder
+    applied.__dict__.update(Defaults().__dict__)
 
 
 def own_file(folder: Path, text: str) -> None:

@@ -195,7 +195,7 @@ def test_a_closed_stdout_is_no_failure(pair: Folders, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["output"] == str(tmp_path / "out")
 
 
-MODULES = ("clipmerge.cli.app", "typer", "clipmerge.api.merge", "clipmerge.files.staging")
+MODULES = ("clipmerge.cli.app", "typer", "clipmerge.cli.merge", "clipmerge.api.merge", "clipmerge.files.staging")
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from clipmerge.cli._help import complete_recipe, examples, shipped_recipes
-from clipmerge.cli.app import _COMMANDS
+from clipmerge.cli.app import COMMANDS
 from clipmerge.planning.recipe import recipe_names
 from tests.support.command import clipmerge, refused
 
 Folders = tuple[Path, Path]
 
 
-@pytest.mark.parametrize("command", _COMMANDS)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_h_is_help_with_examples_that_fit_a_narrow_terminal(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     outcome = clipmerge(command, "-h")
@@ -24,7 +24,7 @@ def test_h_is_help_with_examples_that_fit_a_narrow_terminal(command: str, monkey
     assert all(len(line) <= 60 for line in outcome.out.splitlines() if not line.lstrip().startswith("--"))
 
 
-@pytest.mark.parametrize("command", ["", *_COMMANDS])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_examples_name_flags_that_there_are(command: str) -> None:
     lines = examples(command).replace("\\\n", " ").splitlines()
     for line in (line for line in lines if line.strip().startswith("clipmerge ")):
@@ -32,6 +32,12 @@ def test_examples_name_flags_that_there_are(command: str) -> None:
         known = clipmerge(name, "--help").out
         for flag in re.findall(r" (--?[a-z][\w-]*)", line):
             assert flag in known, line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_list_of_commands_says_what_their_own_help_says(command: str) -> None:
+    assert COMMANDS[command] == clipmerge(command, "--help").out.split("\n\n")[1].strip()
+    assert re.search(rf"^  {command} +{re.escape(COMMANDS[command])}$", clipmerge("--help").out, re.M)
 
 
 def test_help_of_merge_names_every_recipe_and_choice() -> None:
@@ -43,7 +49,7 @@ def test_help_of_merge_names_every_recipe_and_choice() -> None:
     assert "keep|float32|bfloat16|float16" in text
 
 
-def test_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_commands_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "straggler-mine.yaml").touch()
     assert complete_recipe("straggler-s") == ["straggler-shrink", "straggler-sparse"]
@@ -52,6 +58,9 @@ def test_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("COMP_WORDS", "clipmerge merge --devi")
     monkeypatch.setenv("COMP_CWORD", "2")
     assert clipmerge().out.split() == ["--device"]
+    monkeypatch.setenv("COMP_WORDS", "clipmerge re")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert clipmerge().out.split() == ["report", "recipes"]
 
 
 def test_a_list_of_recipes_is_whole_sentences() -> None:
