@@ -15,6 +15,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.held_back import sample_and_hold_back, wanted_back
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.models.building import build_model
+from clipmerge.models.freed_memory import freed_memory_kept
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import load_plugin, plugin_options, requires
 from clipmerge.progress import Pace
@@ -46,7 +47,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     objective.wants_gradients = ranks_by_gradients(request.recipe)
     objective.keep = _saved(objective, images, request, run.progress)
-    with objective.keep.underway():
+    with freed_memory_kept(), objective.keep.underway():
         measurements: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(
             objective, **options
         )
@@ -105,7 +106,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         accelerator=accelerator,
         seed=request.seed,
         images_at_once=calibration.images_at_once,
-        progress=Pace(run.progress, _cost(len(images), accelerator.device)).advance,
+        progress=Pace(run.progress, cost_sentence(len(images), accelerator.device)).advance,
     )
     requested = calibration.images if run.held_back else None
     return objective, images, _record(images, requested, batch_size, templates, request.seed)
@@ -171,8 +172,16 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
 
 
-def _cost(images: int, device: torch.device) -> Callable[[float, str], str] | None:
-    """Message about the cost on a CPU; elsewhere the cost is small."""
+def cost_sentence(images: int, device: torch.device) -> Callable[[float, str], str] | None:
+    """Message about the cost on a CPU; elsewhere the cost is small.
+
+    Args:
+        images: Number of calibration images.
+        device: Device of the model.
+
+    Returns:
+        A function of the work, in images x forward passes, and of the time it takes.
+    """
     if device.type != "cpu":
         return None
     return lambda work, time: (

@@ -33,7 +33,7 @@ class Activations:
             precision: Of the forward passes.
         """
         self._module = objective.module
-        self._room = _SHARE * _memory(objective.accelerator.device)
+        self._room = _SHARE * memory(objective.accelerator.device)
         self._each = _bytes_per_image(objective, precision)
 
     def bounded(self, images: float) -> AbstractContextManager[None]:
@@ -46,6 +46,11 @@ class Activations:
             A context for forward and backward passes, whose results are the same either way.
         """
         return nullcontext() if images * self._each <= self._room else recomputing(self._module)
+
+    @property
+    def images(self) -> int | None:
+        """How many images' activations fit, each beside as much again; at least one, and ``None`` if nobody knows."""
+        return max(1, int(self._room / (2 * self._each))) if self._each else None
 
 
 def _bytes_per_image(objective: Objective, precision: Precision) -> int:
@@ -71,7 +76,8 @@ def _saved(objective: Objective, pixels: Tensor, precision: Precision) -> int:
     return sum(sizes.values())
 
 
-def _memory(device: torch.device) -> int:
+def memory(device: torch.device) -> int:
+    """Bytes of memory that a device has."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:

@@ -129,8 +129,9 @@ def _grey(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def _blur(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Average over a window that grows with the image."""
     size = 2 * max(1, round(pixels.shape[-1] / 64)) + 1
-    blurred = avg_pool2d(pixels, size, stride=1, padding=size // 2, count_include_pad=False)
-    return torch.where(_chosen(pixels, generator, _BLUR_SHARE), blurred, pixels)
+    chosen = _chosen(pixels, generator, _BLUR_SHARE).flatten()
+    blurred = avg_pool2d(pixels[chosen], size, stride=1, padding=size // 2, count_include_pad=False)
+    return pixels.index_put((chosen,), blurred)
 
 
 def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:

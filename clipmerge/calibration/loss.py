@@ -62,15 +62,21 @@ class CalibrationLoss:
         return self._prompt_features[1]
 
     @contextmanager
-    def fewer_prompts(self, most: int, seed: int) -> Iterator[None]:
-        """Use fewer templates inside where classes and templates make many prompts; see `Prompts.drawn`."""
+    def fewer_prompts(self, most: int, seed: int) -> Iterator[tuple[str, ...]]:
+        """Use fewer templates inside where classes and templates make many prompts; see `Prompts.drawn`.
+
+        Yields:
+            A note that says so, if there are fewer.
+        """
         every, kept = self.prompts, self._prompt_features
         self.prompts = every.drawn(most, seed)
         if self.prompts is not every:
             self._prompt_features = None
             self._hidden.pop("text", None)
+        used, written = self.prompts.templates, every.templates
+        note = f"measured with {used} of {written} templates, drawn at random, to bound the cost"
         try:
-            yield
+            yield (note,) if used < written else ()
         finally:
             if self.prompts is not every:
                 self.prompts, self._prompt_features = every, kept

@@ -156,8 +156,12 @@ class Objective:
         """The class prompts."""
         return self.criterion.prompts
 
-    def fewer_prompts(self) -> AbstractContextManager[None]:
-        """Use at most `PROMPTS_A_GRADIENT` prompts inside, if one template of each class is no more."""
+    def fewer_prompts(self) -> AbstractContextManager[tuple[str, ...]]:
+        """Use at most `PROMPTS_A_GRADIENT` prompts inside, if one template of each class is no more.
+
+        Returns:
+            A context whose value are notes for the result.
+        """
         return self.criterion.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
 
     def prompt_features(self) -> Tensor:
@@ -269,9 +273,18 @@ class Objective:
             self.tick(FORWARD * len(batch))
         return values
 
-    def add_gradients(self, batch: Batch, prompt_features: Tensor, loss_of: Loss | None = None) -> float:
-        """Add a batch's gradient to each parameter's ``grad``; see `CalibrationLoss.add_gradients`."""
-        return self.criterion.add_gradients(batch, prompt_features, loss_of, self._images_at_once)
+    def add_gradients(
+        self, batch: Batch, prompt_features: Tensor, loss_of: Loss | None = None, *, at_once: int | None = None
+    ) -> float:
+        """Add a batch's gradient to each parameter's ``grad``; see `CalibrationLoss.add_gradients`.
+
+        Args:
+            batch: Images and labels.
+            prompt_features: (prompts, projection_dim).
+            loss_of: A loss to use instead of `loss`.
+            at_once: Images whose activations are in memory at once, if the user did not say.
+        """
+        return self.criterion.add_gradients(batch, prompt_features, loss_of, self._images_at_once or at_once)
 
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
         """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.

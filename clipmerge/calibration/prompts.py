@@ -7,13 +7,13 @@ from copy import copy
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from clipmerge.models import ImageTextModel, Prefix
+from clipmerge.models.blocks import run_twice
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE, refuse_one_prompt
 
 # Tokens whose activations are held at once, whatever the number of prompts.
-_TOKENS_AT_ONCE = 8192
+_TOKENS_AT_ONCE = 4096
 
 
 class Prompts:
@@ -98,8 +98,7 @@ class Prompts:
         tokens = self.tokens if places is None else {key: value[places] for key, value in self.tokens.items()}
         if len(tokens["input_ids"]) <= self.at_once:
             return self._model.text_features(tokens, prefix)
-        pieces = [checkpoint(self._model.text_features, piece, use_reentrant=False) for piece in self._pieces(tokens)]
-        return torch.cat(pieces)
+        return torch.cat([run_twice(self._model.text_features, piece) for piece in self._pieces(tokens)])
 
     def embed(self) -> Iterator[dict[str, Tensor]]:
         """Run the text tower over all prompts, piece by piece; yields the tokens of each piece before its run."""

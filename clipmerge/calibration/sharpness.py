@@ -17,20 +17,18 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     loss if the layer alone moves as far as fine-tuning moved it, in any direction.
 
     Args:
-        objective: Calibration loss, at weights set by `Objective.move_to`.
+        objective: Calibration loss, at weights set by `Objective.move_to`; see `Objective.fewer_prompts`.
 
     Returns:
         One value per calibration batch of all processes, in nats, by layer.
     """
     radii = {layer: _norm([objective.task_vector[name] for name in names]) for layer, names in objective.layers.items()}
     rows = {}
-    with objective.fewer_prompts():
-        for batch, _ in objective.gradients():
-            gradients = {
-                layer: _norm([objective.gradient_of(name) for name in names])
-                for layer, names in objective.layers.items()
-            }
-            rows[batch.number] = [gradients[layer] * radii[layer] for layer in objective.layers]
+    for batch, _ in objective.gradients():
+        gradients = {
+            layer: _norm([objective.gradient_of(name) for name in names]) for layer, names in objective.layers.items()
+        }
+        rows[batch.number] = [gradients[layer] * radii[layer] for layer in objective.layers]
     ordered = objective.by_batch(rows)
     return {layer: tuple(row[column] for row in ordered) for column, layer in enumerate(objective.layers)}
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipmerge.calibration.activations import Activations
 from clipmerge.calibration.gradient_sums import GradientSums
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
 from clipmerge.calibration.tangents import Tangents
@@ -61,6 +62,7 @@ class Slopes:
         cost = tower_cost(objective)
         self._tangents = Tangents(objective.path, objective.module, cost.called)
         self._sums = GradientSums(objective.path) if gradients else None
+        self._images_at_once = Activations(objective, "float32").images
         self._generator = torch.Generator().manual_seed(objective.seed)
         self.drawn, self._text_work = 0, 0.0
         if objective.text_changes:
@@ -109,11 +111,16 @@ class Slopes:
         return Point(slopes.numpy(), objective.mean(objective.by_batch(losses)))
 
     @property
+    def _held(self) -> int:
+        """Prompts whose activations are held together with their tangents, which take about as much."""
+        return max(1, self._objective.prompts.at_once // 2)
+
+    @property
     def _keeps_graph(self) -> bool:
         """Whether the features keep their graph: prompts are few, and no other process takes a share of them."""
         objective = self._objective
         alone = objective.accelerator.num_processes == 1
-        return objective.text_changes and alone and not objective.prompts.are_many
+        return objective.text_changes and alone and objective.prompts.count <= self._held
 
     def _images(
         self, features: Tensor, part: float
@@ -132,7 +139,7 @@ class Slopes:
     def _image_slopes(self, batch: Batch, leaf: Tensor, part: float) -> tuple[list[float], float]:
         if self._sums:
             self._sums.part = part * len(batch) / self._objective.images
-        loss = self._objective.add_gradients(batch, leaf)
+        loss = self._objective.add_gradients(batch, leaf, at_once=self._images_at_once)
         if not loss < float("inf"):
             raise MeasureError(f"the loss of calibration batch {batch.number} is {loss}; check the checkpoints")
         return (self._sums or self._tangents).take().tolist(), loss
@@ -177,7 +184,7 @@ class Slopes:
         total = torch.zeros(len(cotangents), len(objective.layers), dtype=torch.float64)
         chosen = torch.arange(objective.prompts.count) if places is None else places
         mine = self._own(len(chosen), shared=recorder is self._tangents)
-        for piece in torch.split(mine, objective.prompts.at_once) if len(mine) else ():
+        for piece in torch.split(mine, self._held) if len(mine) else ():
             embedded = objective.prompts.features(places=chosen[piece].to(cotangents.device))
             total += torch.stack([_back(recorder, embedded, each[piece.to(each.device)]) for each in cotangents])
         return objective.total({"slopes": total})["slopes"]

@@ -25,6 +25,7 @@ from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.prompts import templates_for
 from clipmerge.models import ImageTextModel
+from clipmerge.models.freed_memory import freed_memory_kept
 from clipmerge.models.headed_tower import HeadedTower, grouped
 from clipmerge.models.zero_shot import class_embeddings
 
@@ -116,6 +117,7 @@ class Scorer:
         return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
 
     @torch.inference_mode()
+    @freed_memory_kept()
     def answer(
         self,
         moves: Sequence[Move],

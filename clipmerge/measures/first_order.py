@@ -44,7 +44,7 @@ def first_order(
     objective.move_to(at)
     found: dict[int, list[float]] = {}
     order = 2 if norm == "l2" else 1
-    with objective.fewer_prompts():
+    with objective.fewer_prompts() as notes:
         for batch, _ in objective.gradients():
             norms = []
             for names in objective.layers.values():
@@ -74,7 +74,9 @@ def first_order(
         title="scaled first-order sharpness",
         about="the same with a radius of rho times the square root of the layer's size.",
     )
-    return Measurements(measure="first-order", statistics=(constant, scaled), batch_sizes=objective.batch_sizes)
+    return Measurements(
+        measure="first-order", statistics=(constant, scaled), batch_sizes=objective.batch_sizes, notes=notes
+    )
 
 
 def _weighted_gradient(objective: Objective, name: str, adaptive: bool) -> torch.Tensor:

@@ -64,7 +64,8 @@ def learned_sparse(
     course = replace(course_of(**settings), thin=lambda: (finder.parameters(), density))
     learned = learn(objective, coefficients, course)
     measurements = measured("learned-sparse", objective, coefficients, learned)
-    return measurements.model_copy(update={"statistics": (*measurements.statistics, *finder.statistics)})
+    found = {"statistics": (*measurements.statistics, *finder.statistics), "notes": finder.notes}
+    return measurements.model_copy(update=found)
 
 
 class _Finder:
@@ -74,13 +75,17 @@ class _Finder:
         self._objective, self._rule, self._share, self._draw = objective, rule, share, draw
         self._sharpness = Statistic(name="sharpness", values={})
         self._stragglers: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
 
     def parameters(self) -> list[str]:
         """Find the stragglers at the current weights, and return their parameters' names."""
+        with self._objective.fewer_prompts() as notes:
+            sharpness = layer_sharpness(self._objective)
+        self.notes = tuple(f"sharpness {note}" for note in notes)
         self._sharpness = statistic(
             self._objective,
             "sharpness",
-            layer_sharpness(self._objective),
+            sharpness,
             unit="nats",
             title="sharpness",
             about="largest first-order rise of the loss when this layer alone moves as far as fine-tuning moved it.",

@@ -76,15 +76,10 @@ def path_barrier(
         Ours: integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365) per layer, on the path of Wortsman
         et al. 2022, arXiv:2109.01903.
     """
-    written = objective.prompts.templates
     wanted = objective.wants_gradients if gradients is None else gradients
-    with objective.fewer_prompts():
+    with objective.fewer_prompts() as notes:
         found = _measured(objective, nodes, tolerance, exact=exact, gradients=wanted)
-        used = objective.prompts
-    if used.templates < written:
-        drawn = f"measured with {used.templates} of {written} templates, drawn at random, to bound the cost"
-        return found.model_copy(update={"notes": (drawn, *found.notes)})
-    return found
+    return found.model_copy(update={"notes": (*notes, *found.notes)})
 
 
 def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool, gradients: bool) -> Measurements:

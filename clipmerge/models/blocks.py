@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from clipmerge.models.attention import ProductAttention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +47,18 @@ def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
     return None
 
 
+def run_twice(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a function now, and again in the backward pass, so that its activations are not held in between.
+
+    Args:
+        function: The function; in bfloat16 only inside `clipmerge.models.precision.passes`.
+        *args: Its arguments.
+        **kwargs: Its named arguments.
+    """
+    again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), ProductAttention()))
+    return again(function, *args, **kwargs)
+
+
 @contextmanager
 def recomputing(model: torch.nn.Module) -> Iterator[None]:
     """Hold only what enters each block of a model's towers for the backward pass, which computes the rest again."""
@@ -52,7 +66,7 @@ def recomputing(model: torch.nn.Module) -> Iterator[None]:
     outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     blocks = [block for name in outermost for block in lists[name]]
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(run_twice, block.forward)
     try:
         yield
     finally:

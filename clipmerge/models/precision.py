@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
+
+from clipmerge.models.attention import ProductAttention
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -20,7 +23,8 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return any(bool(supports()) for supports in asked if supports is not None)
 
 
-def passes(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+@contextmanager
+def passes(device: torch.device, precision: Precision) -> Iterator[None]:
     """Compute the forward passes inside in this precision; weights and their gradients stay in float32.
 
     Args:
@@ -28,5 +32,9 @@ def passes(device: torch.device, precision: Precision) -> AbstractContextManager
         precision: ``auto`` uses bfloat16 if `multiplies_bfloat16` is true for the device, else float32.
     """
     enabled = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
+    if not enabled:
+        yield
+        return
     # no cache: the weights move in place, so weights that were cast before are out of date
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False) if enabled else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), ProductAttention():
+        yield

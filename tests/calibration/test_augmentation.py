@@ -105,3 +105,11 @@ def test_patches_of_any_aspect_ratio_are_refused_with_the_way_out() -> None:
             change(packed, 0)
     assert viewed(packed, 0, 0.0) is packed
     assert augmented(packed, 0, ()) is packed
+
+
+def test_blur_averages_some_images_and_leaves_the_others(pixels: Tensor) -> None:
+    blurred = changed(pixels, "blur")
+    rows = torch.nn.functional.avg_pool2d(pixels, 3, stride=1, padding=1, count_include_pad=False)
+    untouched = (blurred == pixels).flatten(1).all(1)
+    assert float(untouched.double().mean()) == pytest.approx(0.7, abs=0.1)
+    assert torch.equal(blurred[~untouched], rows[~untouched])

@@ -101,7 +101,7 @@ def test_activations_are_held_where_they_fit(objective: Objective, monkeypatch: 
     block = objective.module.vision_model.encoder.layers[0]
     with activations.Activations(objective, "float32").bounded(10):
         assert "forward" not in vars(block)
-    monkeypatch.setattr(activations, "_memory", lambda _device: 1000)
+    monkeypatch.setattr(activations, "memory", lambda _device: 1000)
     with activations.Activations(objective, "float32").bounded(10):
         assert "forward" in vars(block)
     assert "forward" not in vars(block)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from clipmerge.calibration import slopes
+from clipmerge.calibration import activations, slopes
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.slopes import Slopes
 from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
@@ -116,6 +118,39 @@ def test_weights_ask_for_gradients_again_afterwards(objective: Objective) -> Non
     Slopes(objective).at(ALPHA)
     assert all(objective.parameters[name].requires_grad for name in objective.task_vector)
     assert all(objective.parameters[name].grad is None for name in objective.task_vector)
+
+
+def test_few_prompts_are_held_with_their_tangents(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tangents take as much memory as activations: a piece has half as many prompts."""
+    objective = objective_of(ends, prompts_at_once=10)
+    embedded: list[int] = []
+    features = objective.prompts.features
+
+    def counted(places: Any = None) -> Any:
+        embedded.extend([] if places is None else [len(places)])
+        return features(places=places)
+
+    monkeypatch.setattr(objective.prompts, "features", counted)
+    Slopes(objective).at(ALPHA)
+    assert max(embedded) == 5
+
+
+def test_images_whose_activations_do_not_fit_go_one_after_another(
+    ends: Ends, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = objective_of(ends)
+    monkeypatch.setattr(activations, "memory", lambda _device: 1)
+    found = Slopes(objective, exact=True)
+    seen: list[int] = []
+    embed = objective.criterion.embed
+
+    def counted(pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        return embed(pixels)
+
+    monkeypatch.setattr(objective.criterion, "embed", counted)
+    assert found.at(ALPHA).slopes == close_to(expected)
+    assert seen == [1] * sum(SIZES)
 
 
 def test_work_is_told_as_announced(ends: Ends) -> None:

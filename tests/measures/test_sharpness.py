@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from clipmerge.calibration import objective as calibration_objective
 from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.measures.average_case import average_case
 from clipmerge.measures.first_order import first_order
+from clipmerge.measures.learned_sparse import learned_sparse
+from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.measures.worst_case import worst_case
-from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
 from tests.support.tiny_clip import layer_of
 
 SIZES = (4, 4, 3)
@@ -227,3 +230,15 @@ def test_average_case_draws_standard_normals_anew_for_each_layer(objective: Obje
     # 25,600 draws: five standard errors
     assert abs(draws.mean()) < 5 / draws.numel() ** 0.5
     assert abs(draws.var() - 1) < 5 * (2 / draws.numel()) ** 0.5
+
+
+def test_drawn_templates_are_told(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = objective_for(ends, make_batches(SIZES), templates=TEMPLATES[:2])
+    assert first_order(objective).notes == ()
+    few = {"steps": 1, "start": 0.5, "held_back": 0.0}
+    assert learned_sparse(objective, **few).notes == ()
+    monkeypatch.setattr(calibration_objective, "PROMPTS_A_GRADIENT", objective.prompts.classes)
+    drawn = "measured with 1 of 2 templates, drawn at random, to bound the cost"
+    assert first_order(objective).notes == (drawn,)
+    assert path_barrier(objective, tolerance=1e9).notes[0] == drawn
+    assert learned_sparse(objective, **few).notes == (f"sharpness {drawn}",)
