@@ -5,7 +5,12 @@
 The model has random weights and the shapes of a ViT-B/32 or ViT-L/14; the images are random numbers. "One joint
 gradient pass" is ``CLIPModel``'s forward and backward passes over the same images and prompts, every prompt once; the
 images go through it piece by piece where their activations would not fit into memory together. It is taken before and
-after each measure, in one run. With one thread, seconds are those of the processor.
+after each measure, in one run; ``--alone`` leaves it out, so that the peak of the memory is clipmerge's. With one
+thread, seconds are those of the processor. Plain transformers and clipmerge both keep freed memory for further tensors.
+
+``path-point`` is one of the six points of ``path-barrier``; ``first-step`` is ``auto`` with one step; ``look`` is one
+of the 25 looks of ``auto`` at held-back images, here at as many images as a step has.
+``python -m benchmarks.speed.decide_cases`` runs the cases of docs/cost.md.
 """
 
 from __future__ import annotations
@@ -13,20 +18,30 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy, normalize
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from benchmarks.speed.checkpoints import clip_config
-from benchmarks.speed.processes import write_results
+from benchmarks.speed.processes import memory_mb, write_results
+from clipmerge.api.measure import cost_sentence
+from clipmerge.calibration import activations
+from clipmerge.calibration.choice import look
+from clipmerge.calibration.goal import Goal
+from clipmerge.calibration.learning import prepare
 from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.calibration.slopes import Slopes
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.images.batches import batch_size_for
 from clipmerge.measures.first_order import first_order
@@ -34,6 +49,8 @@ from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.models import model_for
+from clipmerge.models.freed_memory import freed_memory_kept
+from clipmerge.progress import Pace, Silent
 from tests.support.tiny_clip import END, START, vocabulary
 
 # Size of a change beside the mean size of a parameter's entries: the path stays gentle, as fine-tuning's is.
@@ -76,7 +93,18 @@ def prompts_for(classes: int, templates: int, words: int) -> list[str]:
     return [f"a photo of {kind} {name}{' a' * words}." for name in names for kind in kinds]
 
 
-def objective_for(paths: tuple[Path, Path], options: argparse.Namespace) -> Objective:
+class Told(Silent):
+    """Keeps the statement of the cost, and the seconds after which it is made."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.sentences: list[tuple[float, str]] = []
+
+    def say(self, text: str) -> None:
+        self.sentences.append((time.perf_counter() - self.begin, text))
+
+
+def objective_for(paths: tuple[Path, Path], options: argparse.Namespace, told: Told | None = None) -> Objective:
     torch.manual_seed(1)
     size = batch_size_for(options.images, None)
     starts = range(0, options.images, size)
@@ -88,16 +116,18 @@ def objective_for(paths: tuple[Path, Path], options: argparse.Namespace) -> Obje
         )
         for number, start in enumerate(starts)
     ]
+    accelerator = Accelerator(cpu=True)
     pair = align_checkpoints(open_checkpoint(str(paths[0])), [open_checkpoint(str(paths[1]))])
     assert pair.zeroshot.config is not None
     return Objective(
         model_for(pair.family, pair.zeroshot.config, paths[0]),
         pair,
-        batches,
+        batches[accelerator.process_index :: accelerator.num_processes],
         prompts_for(options.classes, options.templates, options.words),
         templates=options.templates,
-        accelerator=Accelerator(cpu=True),
+        accelerator=accelerator,
         images_at_once=options.images_at_once,
+        progress=Pace(told or Told(), cost_sentence(options.images, torch.device("cpu"))).advance,
     )
 
 
@@ -132,46 +162,95 @@ class Plain:
 
 def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any]]:
     """What is compared, by name."""
-    steps = {"steps": options.steps, "start": 0.5, "held_back": 0.0}
+    few = {"start": 0.5, "held_back": 0.0, "batch": options.batch, "copies": options.batch}
     return {
-        "path-barrier": lambda objective: path_barrier(objective, nodes=3, tolerance=1e9),
+        "path-barrier": lambda objective: path_barrier(objective, nodes=options.nodes, tolerance=1e9),
+        "path-point": lambda objective: Slopes(objective).at(0.5),
         "first-order": first_order,
-        "auto": lambda objective: learned_coefficients(objective, **steps),
-        "straggler-sparse": lambda objective: learned_sparse(objective, **steps),
+        "auto": lambda objective: learned_coefficients(objective, steps=options.steps, **few),
+        "first-step": lambda objective: learned_coefficients(objective, steps=1, **few),
+        "look": lambda objective: _look(objective, options.batch),
+        "straggler-sparse": lambda objective: learned_sparse(objective, steps=options.steps, **few),
     }
 
 
+def _look(objective: Objective, images: int) -> None:
+    goal = Goal(0.5, views=1.0, precision="auto")
+    look(objective, prepare(objective, replace(goal, divergence_weight=0.0), 1, batch=images), goal)
+
+
 def timed(function: Callable[[], Any]) -> dict[str, float]:
-    """Seconds, of the processor with one thread, and the highest resident memory meanwhile, in MB."""
+    """Seconds, of the processor with one thread, and the highest memory meanwhile, in MB.
+
+    ``private_mb`` leaves out the pages of mapped files, which the system can take back.
+    """
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    begun = time.perf_counter()
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    private, over = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal private
+        while not over.wait(0.02):
+            private = max(private, memory_mb("self")["RssAnon"])
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     begin = clock()
-    function()
-    seconds = clock() - begin
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    return {"seconds": seconds, "peak_mb": peak / 1e3}
+    try:
+        function()
+    finally:
+        seconds = clock() - begin
+        over.set()
+        watcher.join()
+    elapsed = time.perf_counter() - begun
+    return {"seconds": seconds, "elapsed": elapsed, "peak_mb": memory_mb("self")["VmHWM"], "private_mb": private}
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Time every measure that is asked for, between two joint gradient passes unless it is alone."""
     both = options.towers == "both"
     paths = save_pair(folder, options.size, both=both)
-    objective = objective_for(paths, options)
+    told = Told()
+    idle = memory_mb("self")["RssAnon"]
+    objective = objective_for(paths, options, told)
     weights_mb = sum(parameter.nbytes for parameter in objective.parameters.values()) / 1e6
-    plain = Plain(paths[1], options, both=both)
-    found: dict[str, Any] = {"weights_mb": weights_mb, "tokens": plain.tokens["input_ids"].shape[1]}
-    timed(lambda: plain.gradient_pass(objective.batches[:1]))
+    images_mb = sum(batch.pixels.nbytes for batch in objective.batches) / 1e6
+    found: dict[str, Any] = {"weights_mb": weights_mb, "images_mb": images_mb, "idle_mb": idle}
+    found["tokens"] = objective.prompts.tokens["input_ids"].shape[1]
+    plain = None if options.alone else Plain(paths[1], options, both=both)
+    if plain:
+        timed(lambda: plain.gradient_pass(objective.batches[:1]))
+    joint = [joint_seconds(plain, objective)]
     for name in options.only.split(","):
-        before = timed(lambda: plain.gradient_pass(objective.batches))
-        plain.model.zero_grad()
-        ours = timed(lambda name=name: measures(options)[name](objective))
-        after = timed(lambda: plain.gradient_pass(objective.batches))
-        plain.model.zero_grad()
-        joint = (before["seconds"] + after["seconds"]) / 2
-        found[name] = ours | {"joint_pass_seconds": joint, "joint_passes": ours["seconds"] / joint}
+        told.begin, told.sentences = time.perf_counter(), []
+        ours = measured(name, objective, options)
+        joint.append(joint_seconds(plain, objective))
+        if plain:
+            ours["joint_pass_seconds"] = (joint[-2] + joint[-1]) / 2
+            ours["joint_passes"] = ours["seconds"] / ours["joint_pass_seconds"]
+        found[name] = ours | {"told": told.sentences}
         print(name, json.dumps(found[name]), flush=True)
     return found
+
+
+def measured(name: str, objective: Objective, options: argparse.Namespace) -> dict[str, Any]:
+    """Take one measure, and keep the coefficients that it learned if they are asked for."""
+    results: list[Any] = []
+    figures = timed(lambda: results.append(measures(options)[name](objective)))
+    if options.coefficients and objective.accelerator.is_main_process:
+        save_file(results[0].coefficients, options.coefficients)
+    return figures
+
+
+def joint_seconds(plain: Plain | None, objective: Objective) -> float:
+    """Take one joint gradient pass."""
+    if plain is None:
+        return 0.0
+    seconds = timed(lambda: plain.gradient_pass(objective.batches))["seconds"]
+    plain.model.zero_grad()
+    return seconds
 
 
 def main() -> None:
@@ -184,16 +263,24 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--templates", type=int, default=1)
     parser.add_argument("--words", type=int, default=0, help="further words of a prompt, a token each")
+    parser.add_argument("--nodes", type=int, default=3, help="points of the path barrier on each half of the path")
     parser.add_argument("--steps", type=int, default=2, help="steps of learning")
+    parser.add_argument("--batch", type=int, default=64, help="images of a step, and changed copies")
     parser.add_argument("--images-at-once", type=int, help="as for `merge`")
+    parser.add_argument("--memory", type=int, metavar="GB", help="take the machine's memory for this much")
+    parser.add_argument("--alone", action="store_true", help="without plain transformers")
+    parser.add_argument("--coefficients", type=Path, metavar="FILE", help="write what was learned to this file")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", default="path-barrier,first-order,auto,straggler-sparse")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as temporary:
+    if options.memory:
+        activations.memory = lambda _device: options.memory << 30  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as temporary, freed_memory_kept():
         found = compare(options, options.folder or Path(temporary))
-    settings = {key: value for key, value in vars(options).items() if key not in ("json", "folder")}
-    write_results(options.json, {"settings": settings, **found})
+    settings = {key: value for key, value in vars(options).items() if key not in ("json", "folder", "coefficients")}
+    if os.environ.get("RANK", "0") == "0":
+        write_results(options.json, {"settings": settings, **found})
 
 
 if __name__ == "__main__":

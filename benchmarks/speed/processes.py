@@ -57,9 +57,9 @@ def run(
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a pipe nobody reads would fill and stop them
         variables = os.environ | (environment or {})
         process = subprocess.Popen(command, stdout=out, stderr=err, env=variables, cwd=folder)
-        private = resident = 0
+        private = resident = 0.0
         while process.poll() is None:
-            status = _status(process.pid)
+            status = memory_mb(process.pid)
             private, resident = max(private, status.get("RssAnon", 0)), max(resident, status.get("VmHWM", 0))
             time.sleep(_SAMPLE_SECONDS)
         seconds = time.perf_counter() - begin
@@ -67,7 +67,7 @@ def run(
         err.seek(0)
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} failed with {process.returncode}:\n{err.read()[-2000:]}")
-        return Outcome(seconds, _children_cpu() - cpu_before, private / 1e3, resident / 1e3), out.read()
+        return Outcome(seconds, _children_cpu() - cpu_before, private, resident), out.read()
 
 
 def _children_cpu() -> float:
@@ -75,13 +75,14 @@ def _children_cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _status(pid: int) -> dict[str, int]:
+def memory_mb(pid: int | str) -> dict[str, float]:
+    """``RssAnon`` and the peak ``VmHWM`` of a process (see `Outcome`), in MB; nothing once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:  # it ended between two looks
         return {}
     pairs = (line.split() for line in lines if line.startswith(("RssAnon", "VmHWM")))
-    return {pair[0].rstrip(":"): int(pair[1]) for pair in pairs}
+    return {pair[0].rstrip(":"): int(pair[1]) / 1e3 for pair in pairs}
 
 
 def summary(values: list[float]) -> dict[str, Any]:

@@ -1,0 +1,30 @@
+"""The table of docs/cost.md is the one of the results that are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed import decide_cases
+from benchmarks.speed.decide_cases import CASES, PAGE, RESULTS, page_with, rows, totals
+
+
+def test_the_page_has_the_table_of_the_results() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert page_with(page, [*rows(), "", *totals()]) == page
+
+
+def test_every_result_is_of_a_case() -> None:
+    names = {path.stem for path in RESULTS.glob("*.json")}
+    assert names - {"shared", "against"} <= set(CASES)
+
+
+def test_a_row_has_the_figures_of_its_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"size": "b32", "towers": "both", "images": 64, "classes": 1000, "templates": 80}
+    figures = {"seconds": 12.34, "joint_passes": 6.789, "private_mb": 1234.5}
+    found = {"settings": settings | {"only": "path-barrier"}, "weights_mb": 605.1, "path-barrier": figures}
+    (tmp_path / "path-64.json").write_text(json.dumps(found), encoding="utf-8")
+    monkeypatch.setattr(decide_cases, "RESULTS", tmp_path)
+    assert rows()[2:] == ["| `path-64` | B/32, both | 64, 1000 x 80 | path-barrier | 12.3 | 6.79 | 1234 (605) |"]
