@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 _LOG = logging.getLogger("clipmerge")
-# Seconds of work after which the pace is known.
-_GLANCE = 1.0
+# The pace is known after so many seconds with so many reports, or after more seconds with the fewest.
+_GLANCE, _MANY, _LONG_GLANCE, _FEWEST = 1.0, 24, 15.0, 3
 
 
 class Progress(Protocol):
@@ -87,7 +87,7 @@ class Pace:
         """
         self._progress = progress
         self._cost = cost
-        self._first: tuple[float, float] | None = None
+        self._reports: list[tuple[float, float]] = []
 
     def stage(self, name: str) -> None:
         """Forward the call."""
@@ -104,12 +104,16 @@ class Pace:
         self._progress.advance(done, total)
 
     def _state(self, done: float, total: float) -> None:
-        now = time.perf_counter()
-        if self._first is None:
-            self._first = (now, done)
-        begin, before = self._first
-        if self._cost is None or now - begin < _GLANCE:
+        self._reports.append((time.perf_counter(), done))
+        count, passed = len(self._reports), self._reports[-1][0] - self._reports[0][0]
+        if self._cost is None or count < _FEWEST or passed < (_GLANCE if count >= _MANY else _LONG_GLANCE):
             return
-        seconds = (now - begin) * (total - before) / (done - before)
+        seconds = self._pace() * (total - self._reports[0][1])
         self._progress.say(self._cost(total, f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"))
         self._cost = None
+
+    def _pace(self) -> float:
+        """Seconds per unit of work, without the longest wait: something is often prepared during the second report."""
+        pairs = zip(self._reports, self._reports[1:], strict=False)
+        waits = sorted((end - begin, done - before) for (begin, before), (end, done) in pairs)[:-1]
+        return sum(seconds for seconds, _ in waits) / max(sum(work for _, work in waits), 1.0)

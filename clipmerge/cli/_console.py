@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from clipmerge.errors import printable
 
@@ -17,6 +18,27 @@ class SafeConsole(Console):
         """Render like rich, except for control characters."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(_lines(segment.text), segment.style)
+
+
+def parts_of(renderable: RenderableType) -> Sequence[RenderableType]:
+    """The parts of a group; anything else is its own only part."""
+    return renderable.renderables if isinstance(renderable, Group) else [renderable]
+
+
+def plain(console: Console, parts: Sequence[RenderableType]) -> str:
+    """Render for a file or a pipe: one line per paragraph, and no blanks at the end of a line.
+
+    Args:
+        console: A console that is no terminal.
+        parts: Paragraphs and tables.
+
+    Returns:
+        The text, ending in a new line.
+    """
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, str | Text), markup=False)
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def _lines(text: str) -> str:

@@ -204,10 +204,13 @@ class Terminal:
         """Print on stdout in the human format."""
         if self._silent or self.format is not Format.human:
             return
-        from clipmerge.cli._console import SafeConsole
+        from clipmerge.cli._console import SafeConsole, parts_of, plain
 
         console = SafeConsole(highlight=False)
         with printing():
+            if not console.is_terminal:
+                sys.stdout.write(plain(console, [part for each in renderables for part in parts_of(each)]))
+                return
             for renderable in renderables:
                 # a line of text is neither wrapped nor interpreted as markup: it may be a command to copy
                 console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)

@@ -100,7 +100,7 @@ def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool
         nodes *= 2
         slopes = Slopes(objective, exact=exact, gradients=gradients)
         objective.announce_work(2 * nodes * slopes.work)
-        notes = (f"the path bends: {nodes} quadrature nodes on each half were needed",)
+        notes = (f"the loss bends along the path: {nodes} points on each half were needed for shares that add up",)
     if worst > tolerance:
         notes = (f"the layers' shares are off the measured total by {worst:.1%} even with {nodes} nodes on each half",)
     if 0 < slopes.drawn < objective.prompts.count:

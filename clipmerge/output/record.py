@@ -189,8 +189,9 @@ class MergeRecord(Frozen):
 
     @property
     def headline(self) -> str:
-        """The verdict, or the number of layers and the recipe if there is none."""
-        return self.verdict or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}."
+        """The verdict as a sentence, or the number of layers and the recipe if there is none."""
+        text = self.verdict.strip() or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}"
+        return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON object; fields of published records are left out of others."""

@@ -197,7 +197,7 @@ READINGS_0_1_0 = {
     "hessian_trace": StatisticAbout(signed=True),
     "hessian_trace_mean": StatisticAbout(signed=True),
     "average_case": StatisticAbout(signed=True),
-    "change": StatisticAbout(title="relative change"),
+    "change": StatisticAbout(title="relative change", about="the change's length over that of the zero-shot weights."),
 }
 
 

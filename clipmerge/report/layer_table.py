@@ -61,7 +61,7 @@ class LayerTable:
     """The whole table.
 
     Attributes:
-        columns: The columns in which layers differ; alpha always.
+        columns: The columns in which layers differ; alpha if there are none.
         equal: The other columns, as a sentence; empty if there are none.
         towers: The rows.
         reason: The one reason of all layers, which then has no column; empty if there are several.
@@ -87,7 +87,7 @@ def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[
         columns: All numbers per layer.
         towers: Titles of the towers, by name.
     """
-    shown = tuple(column for column in columns if column.key == "alpha" or not _is_equal(column, record))
+    shown = tuple(column for column in columns if not _is_equal(column, record)) or tuple(columns[:1])
     left_out = [column for column in columns if column not in shown]
     reasons = Counter(entry.reason for entry in record.layers.values())
     return LayerTable(

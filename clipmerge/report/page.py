@@ -21,7 +21,7 @@ from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.kept import kept_section
 from clipmerge.report.layer_table import layer_table
 from clipmerge.report.loss_path import barrier_of, path_points
-from clipmerge.report.numbers import is_number
+from clipmerge.report.numbers import is_number, ranged
 from clipmerge.report.palette import DARK_MARKS, MARKS
 
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
@@ -79,7 +79,7 @@ def html_page(record: MergeRecord) -> str:
         "dark_marks": DARK_MARKS,
     }
     template = Path(__file__).parent / "templates" / "report.html.j2"
-    return render(template, values, html=True, filters={"minus": _with_minus_signs, "drawn": Markup})
+    return render(template, values, html=True, filters={"minus": _with_minus_signs, "drawn": Markup, "ranged": ranged})
 
 
 def _pictures(record: MergeRecord) -> list[Any]:
@@ -132,15 +132,15 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
     facts = [("layers", f"{len(layers)}")]
     if record.looked_for_stragglers:
         facts.append(("straggler layers", f"{len(record.found_stragglers) or 'none'}"))
-    learned = any(entry.alpha_range for entry in layers.values())
-    name = "mean coefficient of a layer" if learned else "coefficient alpha"
-    facts.append((name, _with_minus_signs(columns[0].span(tuple(layers)))))
+    learned = tuple(layer for layer, entry in layers.items() if entry.alpha_range)
+    name = "mean of a layer's learned coefficients" if learned else "coefficient alpha"
+    facts.append((name, _with_minus_signs(columns[0].span(learned or tuple(layers)))))
     if record.coefficients:
         facts.append(("learned coefficients", f"{sum(map(sum, record.coefficients.values())):,}"))
     facts += _kept(record)
     barrier = barrier_of(path_points(record.path))
     if barrier:
-        facts.append(("barrier at alpha 0.5", _with_minus_signs(f"{barrier[0]:+.3f} nats")))
+        facts.append(("barrier at alpha 0.5", f"{barrier[0]:.3f} nats" if barrier[0] > 0 else "none"))
     return facts
 
 

@@ -32,7 +32,7 @@ def path_figure(path: LossPath | None, inches: tuple[float, float] = _INCHES) ->
     found = barrier_of(points)
     if found:
         barrier, average = found
-        label = f"barrier at alpha 0.5: {barrier:+.3g}"
+        label = f"barrier: {barrier:.3g}" if barrier > 0 else f"{-barrier:.3g} below the line"
         axes.plot([0.5, 0.5], [average, average + barrier], color=SECOND, linewidth=2.2, label=label, zorder=1.5)
     axes.set_xlabel("alpha of all layers (0 = zero-shot, 1 = fine-tuned)")
     axes.set_ylabel("loss, nats")

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from clipmerge.files.templates import render
 from clipmerge.report.kept import sweep_kept_section
+from clipmerge.report.numbers import ranged
 from clipmerge.report.palette import DARK_MARKS, MARKS
 from clipmerge.report.sweep_headline import gain_notes, headline
 from clipmerge.report.sweep_table import heads_of, sweep_columns
@@ -24,7 +25,7 @@ def sweep_page(record: dict[str, Any], picture: str) -> str:
     Returns:
         HTML with the picture inside.
     """
-    columns = sweep_columns(record)
+    columns = sorted(sweep_columns(record), key=lambda column: column.title in record["ood"])  # a telephone shows few
     return render(
         Path(__file__).parent / "templates" / "sweep.html.j2",
         {
@@ -44,4 +45,5 @@ def sweep_page(record: dict[str, Any], picture: str) -> str:
             "level": f"{100 * record['bootstrap']['level']:.0f}%",
         },
         html=True,
+        filters={"ranged": ranged},
     )

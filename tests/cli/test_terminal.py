@@ -122,3 +122,19 @@ def test_only_the_main_process_prints(monkeypatch: pytest.MonkeyPatch, capsys: p
     for fmt in Format:
         show_everything(Terminal(fmt, verbose=True))
     assert capsys.readouterr() == ("", "")
+
+
+def test_off_a_terminal_a_paragraph_is_one_line_and_no_line_ends_in_blanks(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("layer", "reason", box=None)
+    table.add_row("vision.0.mlp", "short")
+    table.add_row("x", "a reason that is longer than the other one")
+    Terminal(Format.human).show(Group(Text("word " * 40), Text(), table))
+    out = capsys.readouterr().out
+    assert out.startswith(("word " * 40).strip() + "\n\n")
+    assert out.endswith("\n")
+    assert all(line == line.rstrip() for line in out.splitlines())
+    assert len(out.splitlines()) == 5

@@ -127,7 +127,8 @@ def test_a_bent_path_gets_more_nodes(ends: Ends) -> None:
     assert found.path is not None
     used = (len(found.path.alphas) - 1) // 2
     assert used > 1
-    assert found.notes == (f"the path bends: {used} quadrature nodes on each half were needed",)
+    needed = f"{used} points on each half were needed for shares that add up"
+    assert found.notes == (f"the loss bends along the path: {needed}",)
     assert all(check.relative_error <= 1e-3 for check in found.checks.values())
     assert path_barrier(objective, nodes=12).notes == ()
 
@@ -135,7 +136,7 @@ def test_a_bent_path_gets_more_nodes(ends: Ends) -> None:
 def test_three_nodes_are_not_enough_where_fine_tuning_went_far(tmp_path_factory: pytest.TempPathFactory) -> None:
     far = save_ends(tmp_path_factory.mktemp("far"), blocks=1, width=8, change=0.3)
     found = path_barrier(objective_for(far, make_batches(SIZES)), nodes=3)
-    assert "the path bends" in found.notes[0]
+    assert "the loss bends" in found.notes[0]
     assert all(check.relative_error <= 0.01 for check in found.checks.values())
 
 

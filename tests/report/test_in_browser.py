@@ -57,10 +57,24 @@ def test_a_printed_page_is_sound(browser: Any, pages: dict[str, Path], name: str
         visit.page.emulate_media(media="print")
         assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert visit.violations() == []
-        rows = "[...document.querySelectorAll('tr, figure')]"  # a picture is in a figure, or alone in its section
+        rows = "[...document.querySelectorAll('tr, figure, pre')]"  # a picture is in a figure, or alone in its section
         assert visit.page.evaluate(f"{rows}.every(each => getComputedStyle(each).breakInside == 'avoid')")
         tallest = visit.page.evaluate(
             "Math.max(0, ...[...document.querySelectorAll('figure')].map(e => e.getBoundingClientRect().height))"
         )
         assert tallest < 1000  # a page of A4 holds 1047 pixels between margins of a centimetre
         assert visit.page.pdf(format="A4").startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(("name", "heads"), [("auto", 3), ("sweep", 4)])
+def test_a_telephone_shows_the_main_columns_without_scrolling(
+    browser: Any, pages: dict[str, Path], name: str, heads: int
+) -> None:
+    """The accuracies with their intervals, and a sweep's gain."""
+    table = '\'[aria-label="Accuracy of the models"], [aria-label="Table of accuracies"]\''
+    with Visit(browser, pages[name], 390, "light") as visit:
+        ends = visit.page.evaluate(
+            f"""() => {{ const box = document.querySelector({table}), right = box.getBoundingClientRect().right;
+                return [...box.querySelectorAll('thead th')].map(e => e.getBoundingClientRect().right - right); }}"""
+        )
+    assert all(end <= 1 for end in ends[:heads]), ends

@@ -110,6 +110,23 @@ def test_layers_that_are_all_equal_are_one_row_a_tower():
     assert "<svg" not in html
 
 
+def test_a_setting_that_is_equal_everywhere_has_no_bars():
+    html = html_page(data_free())  # one alpha, and changes of many sizes
+    assert "Equal in every layer: alpha 0.50, density 1.00" in html
+    assert ">change<" in html
+    assert "coefficient</span>" not in html
+
+
+def test_no_barrier_is_called_none():
+    html, record = html_page(RECORDS["auto"]), RECORDS["auto"]
+    losses = record["path"]["losses"]
+    assert losses[5] < (losses[0] + losses[-1]) / 2
+    assert "<dt>barrier at alpha 0.5</dt><dd>none</dd>" in html
+    assert ">0.325 below the line<" in html
+    high = RECORDS["auto"] | {"path": record["path"] | {"losses": [*losses[:5], 1.2, *losses[6:]]}}
+    assert "<dt>barrier at alpha 0.5</dt><dd>0.250 nats</dd>" in html_page(high)
+
+
 def test_page_describes_every_drawing_and_heads_every_column(record):
     page = Page(html_page(record))
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
