@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 from transformers import CLIPModel, CLIPProcessor
 
 from benchmarks.shifts.training import save
@@ -33,7 +36,9 @@ class FineTuning:
         decay: AdamW's weight decay.
         steps: Steps of 64 images.
         towers: What is trained: ``both``, ``vision`` or ``text``.
-        optimiser: ``adamw`` or ``sgd``.
+        optimiser: ``adamw``; ``adam``, whose weight decay is a penalty in the loss; or ``sgd``.
+        layer_decay: Factor of the learning rate from each block to the one below it.
+        rank: Rank of the changes of the query and value matrices, if nothing else is trained; 0 trains whole weights.
         dtype: Of the weights while they are trained; they are saved in float32.
     """
 
@@ -43,6 +48,8 @@ class FineTuning:
     towers: str = "both"
     optimiser: str = "adamw"
     dtype: torch.dtype = torch.float32
+    layer_decay: float = 1.0
+    rank: int = 0
 
 
 #: From a mild one to those whose weights end far away.
@@ -58,6 +65,11 @@ FINE_TUNINGS = {
     "text": FineTuning(rate=5e-4, decay=0.05, towers="text"),
     "sgd": FineTuning(rate=0.05, optimiser="sgd"),
     "bfloat16": FineTuning(rate=5e-4, dtype=torch.bfloat16),
+    "layer-decay": FineTuning(decay=0.3, layer_decay=0.7),
+    "layer-decay-strong": FineTuning(rate=5e-4, decay=2.0, layer_decay=0.75),
+    "penalty": FineTuning(rate=5e-4, decay=1e-2, optimiser="adam"),
+    "penalty-weak": FineTuning(rate=5e-4, decay=1e-3, optimiser="adam"),
+    "low-rank": FineTuning(rate=3e-3, rank=4),
 }
 
 
@@ -135,6 +147,7 @@ def _finetune(base: Path, folder: Path, how: FineTuning, seed: int) -> None:
         [TEMPLATE.format(name) for name in data.CLASS_NAMES], padding=True, return_tensors="pt"
     )
     generator = torch.Generator().manual_seed(100 + seed)
+    torch.manual_seed(100 + seed)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name != "logit_scale" and (how.towers == "both" or how.towers[:4] in name[:6]))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -146,17 +159,61 @@ def _finetune(base: Path, folder: Path, how: FineTuning, seed: int) -> None:
         return cross_entropy(logits.float(), digits[picked])
 
     with one_thread():
-        if how.optimiser == "adamw":
+        if how.rank:
+            _fit_low_rank(model, loss, how)
+        elif how.optimiser == "adamw" and how.layer_decay == 1:
             training.fit(trained, loss, how.steps, how.rate, lambda _: None, weight_decay=how.decay)
         else:
-            _descend(trained, loss, how)
+            _descend(_groups(model, how), loss, how)
     save(copy.deepcopy(model).float(), processor, folder)
 
 
-def _descend(trained: list[torch.nn.Parameter], loss: object, how: FineTuning) -> None:
-    optimiser = torch.optim.SGD(trained, lr=how.rate, momentum=0.9, weight_decay=how.decay)
+def _groups(model: CLIPModel, how: FineTuning) -> list[dict[str, Any]]:
+    """Give each parameter the rate of its block: the highest has ``rate``, the embeddings the lowest."""
+    groups = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tower = model.vision_model if name.startswith("vis") else model.text_model
+            depth = len(tower.encoder.layers)
+            block = re.search(r"layers\.(\d+)", name)
+            below = depth - int(block[1]) if block else depth + 1 if "embeddings" in name else 0
+            groups.append({"params": [parameter], "lr": how.rate * how.layer_decay**below})
+    return groups
+
+
+def _descend(groups: list[dict[str, Any]], loss: Callable[[float], Tensor], how: FineTuning) -> None:
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": partial(torch.optim.SGD, lr=how.rate, momentum=0.9),
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+    }
+    optimiser = kinds[how.optimiser](groups, weight_decay=how.decay)
     for step in range(how.steps):
         optimiser.zero_grad()
-        torch.autograd.backward(loss(step / how.steps))  # type: ignore[operator]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.autograd.backward(loss(step / how.steps))
+        torch.nn.utils.clip_grad_norm_([each for group in groups for each in group["params"]], 1.0)
         optimiser.step()
+
+
+def _fit_low_rank(model: CLIPModel, loss: Callable[[float], Tensor], how: FineTuning) -> None:
+    """Train changes of low rank, and add them to the weights."""
+    model.requires_grad_(False)
+    adapted = {name: part for name, part in model.named_modules() if name.endswith(("q_proj", "v_proj"))}
+    for part in adapted.values():
+        register_parametrization(part, "weight", _LowRank(part.weight, how.rank))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training.fit(trained, loss, how.steps, how.rate, lambda _: None, weight_decay=how.decay)
+    for part in adapted.values():
+        remove_parametrizations(part, "weight")
+
+
+class _LowRank(torch.nn.Module):
+    """A weight and a change of low rank, which is zero at first."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        self.left = torch.nn.Parameter(torch.zeros(weight.shape[0], rank))
+        self.right = torch.nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.left @ self.right

@@ -3,8 +3,8 @@
 Training moves weights, and does not replace them: even after long training at a high rate, most of a matrix points
 where it pointed. Two models that were trained apart have matrices at right angles, for their hidden units are numbered
 by chance. Which of two related models came first shows only where training leaves a trace that cannot be undone: in
-values that only an untrained parameter has, in rows that weight decay alone has shortened, and in matrices that all
-turn the wrong way. Where there is none, nothing is said.
+matrices that became longer as they moved (`growth`), in rows that weight decay alone has shortened, and in values that
+only an untrained parameter has. Where there is none, nothing is said.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from clipmerge.checkpoint.adapter import Adapted
+from clipmerge.checkpoint.growth import shrinkage
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.checkpoint.vocabulary import vocabulary_difference
@@ -33,14 +34,17 @@ _UNRELATED = 0.05
 _LEAST = 256
 # Rows of embeddings without gradient: least number, and tolerance for being parallel (1 - cosine) by one factor.
 _ROWS, _BLOCKS, _LEAST_ROWS, _PARALLEL, _SAME_FACTOR = 1024, 16, 16, 1e-9, 2e-5
-# Where the embeddings tell how much weight decay there was, and the blocks' matrices moved by so much of their length:
-# the share of the squared change by which they became shorter, and the share of the matrices that say so. Of a change
-# forwards, `benchmarks/ancestry` has at most 0.3 of it, and of the same change backwards the rest to 1.
-_LEAST_MOVED, _BACKWARDS, _AGREE, _LEAST_MATRICES = 0.05, 0.75, 0.65, 6
+# Slope of the loss of length on the squared movement above which it is a change seen backwards: `benchmarks/ancestry`
+# has at most 0.1 forwards, and the rest to 1 backwards. It has to exceed 0.5, the middle, by so many standard errors,
+# and the matrices have to have moved by so much of their length.
+_SHRUNK, _SURE, _LEAST_SHRUNK = 0.75, 2.0, 0.025
+# Cosine of the change with the weights, beyond that of a change at right angles seen backwards, above which something
+# pulls the weights straight back, as an L2 penalty in Adam does (0.5; elsewhere 0.1): then shrinking says nothing.
+_PULLED = 0.2
 # Median cosine between the change and the weights beyond which they grew along themselves, as no gradient has it.
 _LONGER = 0.25
-# Entries of a matrix that are compared with what half precision can hold.
-_HALF_SAMPLE = 4096
+# Entries of a matrix that are compared with what half precision can hold, and matrices that have to hold it.
+_HALF_SAMPLE, _LEAST_HALF = 4096, 6
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,14 @@ class _Matrix:
 
     Attributes:
         tower: ``vision``, ``text`` or ``decoder``.
-        in_block: Whether it lies in a transformer's or convolutional block.
+        block: The transformer's or convolutional block that it lies in, such as ``vision.3``; empty outside blocks.
         cosine: Between theta_0 and theta_1.
         moved: ||tau|| / ||theta_0||.
         along: tau's part along theta_0, in lengths of theta_0; negative where the weights became shorter.
     """
 
     tower: str
-    in_block: bool
+    block: str
     cosine: float
     moved: float
     along: float
@@ -118,7 +122,8 @@ def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
             return Ancestry("unrelated", apart, cosines)
         swapped = (
             *_untrained(inputs, which),
-            *_turned_back(inputs, which, matrices),
+            *_grown(inputs, which),
+            *_shrunk(matrices),
             *_released(inputs, which),
             *_named(inputs, which),
         )
@@ -153,7 +158,7 @@ def _matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
             continue
         yield _Matrix(
             tower,
-            rest[0].isdecimal(),
+            f"{tower}.{rest.partition('.')[0]}" if rest[0].isdecimal() else "",
             cosine=float(theta_0 @ theta_1) / math.sqrt(ours * theirs),
             moved=math.sqrt(float(tau @ tau) / ours),
             along=float(tau @ theta_0) / ours,
@@ -177,27 +182,31 @@ def _untrained(inputs: Inputs, which: int) -> Iterator[str]:
         )
 
 
-def _turned_back(inputs: Inputs, which: int, matrices: list[_Matrix]) -> Iterator[str]:
-    """Find changes that are those of training seen backwards."""
+def _grown(inputs: Inputs, which: int) -> Iterator[str]:
+    """Find embeddings that grew without a gradient: weight decay seen backwards."""
     factor, rows = _decay(inputs, which)
     if rows and factor > 1 + _SAME_FACTOR:
         yield (
             f"{rows} rows of embeddings are in the fine-tuned checkpoint {factor:.6f} times those of the zero-shot "
             "one; weight decay shortens rows that no gradient reaches, and nothing lengthens them"
         )
+
+
+def _shrunk(matrices: list[_Matrix]) -> Iterator[str]:
+    """Find a change by which the matrices that moved furthest became shortest, or all grew along themselves."""
+    moved = [each for each in matrices if each.block and each.moved > 0]
+    found = shrinkage((each.block, each.moved, each.along) for each in moved)
+    if found is None or median(each.moved for each in moved) < _LEAST_SHRUNK:
         return
-    moved = [each for each in matrices if each.in_block and each.moved > 0]
-    if len(moved) < _LEAST_MATRICES or median(each.moved for each in moved) < _LEAST_MOVED:
-        return
-    decayed = factor - 1 if rows else 0.0
-    if median((each.along - decayed) / each.moved for each in moved) > _LONGER:
-        yield "its blocks' matrices are longer along themselves, as weight decay leaves them, seen backwards"
-    shares = [(decayed - each.along) / each.moved**2 for each in moved]
-    if rows and median(shares) > _BACKWARDS and sum(share > 0.5 for share in shares) > _AGREE * len(shares):
+    slope, error = found
+    pulled = median(-each.along / each.moved - each.moved for each in moved)
+    if slope > _SHRUNK and slope - 0.5 > _SURE * error and pulled < _PULLED:
         yield (
-            "its blocks' matrices are shorter than the zero-shot one's, while rows of embeddings that no gradient "
-            "reached show no weight decay that would explain it: training moves weights outwards"
+            "the further a matrix moved, compared with others of its block, the shorter it is in the fine-tuned "
+            "checkpoint; training lengthens what it moves"
         )
+    if median(each.along / each.moved for each in moved) > _LONGER:
+        yield "its blocks' matrices are longer along themselves, as weight decay leaves them, seen backwards"
 
 
 def _released(inputs: Inputs, which: int) -> Iterator[str]:
@@ -214,7 +223,7 @@ def _released(inputs: Inputs, which: int) -> Iterator[str]:
         if not _is_half(theta_1) or _is_half(theta_0) or _is_bfloat16(theta_1):
             return
         seen += 1
-    if seen >= _LEAST_MATRICES:
+    if seen >= _LEAST_HALF:
         yield (
             "its values fit into float16 although they are stored in float32, as in checkpoints that were published in "
             "half precision, and the zero-shot one's do not: training in float32 does not round"
