@@ -159,7 +159,8 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         if bought is not None:
             state.log_history.append({**_accuracies(bought), "step": state.global_step, "epoch": state.epoch})
             self._progress.say(f"{bought.verdict} {bought.reason}")
-        self._progress.say(f"the merged model is in {place}")
+        published = self.result.published
+        self._progress.say(f"the merged model is in {place}" + (f", and on {published.url}" if published else ""))
 
     def _place(self, args: Any) -> Path:
         return Path(args.output_dir) / _FOLDER if self._output is None else Path(self._output)

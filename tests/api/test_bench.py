@@ -106,16 +106,22 @@ def test_a_wrong_zero_shot_figure_stops_it(hub: FakeHub, tmp_path: Path, answers
     assert "not as published" in (tmp_path / "bench-corrupted-eurosat" / "corrupted-eurosat.md").read_text()
 
 
+def kill_while_sweeping(hub: FakeHub, folder: Path, *command: object) -> None:
+    """Start a bench, and kill it when it sweeps."""
+    process = start(*command, env=environment(hub, folder))
+    # the check's answers are eight batches of one source; more are answers of the sweep
+    while len(list((folder / "cache").rglob("bench/*/*/*.safetensors"))) <= 8 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert "Traceback" not in process.communicate()[1]
+    assert process.returncode < 0, "it was still at work"
+
+
 @pytest.mark.slow
 def test_killed_half_way_it_resumes(hub: FakeHub, tmp_path: Path, answers: list[int]) -> None:
     upload_fusionbench(hub, tmp_path)
     command = ("bench", "corrupted-eurosat", "--limit", "64", *QUICK, "--output", tmp_path / "out")
-    process = start(*command, env=environment(hub, tmp_path))
-    # the check's answers are eight batches of one source; more are answers of the sweep
-    while len(list((tmp_path / "cache").rglob("bench/*/*/*.safetensors"))) <= 8 and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    kill_while_sweeping(hub, tmp_path, *command)
     assert not (tmp_path / "out").exists()
     ended = clipmerge(*command)
     assert ended.code == 0, ended.err
@@ -144,3 +150,35 @@ def test_imagenet_with_heads(hub: FakeHub, releases: Releases, tmp_path: Path) -
     assert "| greedy soup of 72 |" in page
     shards = {path.split("/", 6)[-1] for _, path, _ in hub.requests("GET", r"wds_imagenetv2/resolve/.*\.tar")}
     assert shards == {"test/0.tar", "test/1.tar"}
+
+
+@pytest.mark.slow
+def test_imagenet_with_heads_resumes_and_downloads_nothing_twice(
+    hub: FakeHub, releases: Releases, tmp_path: Path, answers: list[int]
+) -> None:
+    upload_imagenets(hub, tmp_path, save_soups(tmp_path / "releases"))
+    command = ("bench", "imagenet-b32", "--limit", "64", *QUICK, "--output", tmp_path / "out")
+    kill_while_sweeping(hub, tmp_path, *command)
+    assert not (tmp_path / "out").exists()
+    assert len(releases.asked) == 2
+    fetched = len(hub.requests("GET", r"/resolve/.*\.tar"))
+    ended = clipmerge(*command)
+    assert ended.code == 0, ended.err
+    assert len(releases.asked) == 2
+    assert len(hub.requests("GET", r"/resolve/.*\.tar")) == fetched
+    batches = 6 * 8
+    assert 0 < len(answers) < 4 * batches - 8
+    record = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert record["pairs"][0]["sweep"]["curve"][0]["accuracy"]["imagenet-a"] == round(0.7557 * 64) / 64
+
+
+@pytest.mark.slow
+def test_a_wrong_zero_shot_figure_stops_imagenet(
+    hub: FakeHub, releases: Releases, tmp_path: Path, answers: list[int]
+) -> None:
+    upload_imagenets(hub, tmp_path, save_soups(tmp_path / "releases"), accuracy=0.5)
+    line = refused(clipmerge("bench", "imagenet-b32", "--limit", "64", *QUICK))
+    assert "is 50.0%; published is 75.57%" in line
+    assert "Nothing was swept" in line
+    assert set(answers) == {0}
+    assert not (tmp_path / "bench-imagenet-b32").exists()

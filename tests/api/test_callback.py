@@ -18,6 +18,7 @@ import clipmerge as api
 from clipmerge import RobustMergeCallback
 from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageError
 from clipmerge.progress import Silent
+from tests.support.hub_double import serving
 from tests.support.tiny_clip import tiny_processor
 
 Folders = tuple[Path, Path]
@@ -87,6 +88,29 @@ def test_training_ends_with_the_merge_that_the_command_makes(
     assert entry["step"] == 3
     trainer.save_state()
     assert "clipmerge/clean_accuracy_merged" in (tmp_path / "run" / "trainer_state.json").read_text()
+
+
+def test_the_merge_is_pushed_where_the_user_asked(
+    pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(tmp_path, monkeypatch) as hub:
+        callback = RobustMergeCallback(pair[0], "wise-ft", push_to="acme/robust", private=True)
+        with caplog.at_level(logging.WARNING, logger="clipmerge"):
+            trainer_for(CLIPModel.from_pretrained(pair[0]), tmp_path / "run", callback).train()
+        assert callback.error is None
+        merged = tmp_path / "run" / "merged"
+        pushed = hub.content("acme/robust", "model.safetensors")
+        assert pushed == (merged / "model.safetensors").read_bytes()
+        assert b"clipmerge" in hub.content("acme/robust", "README.md")
+        assert len([entry for entry in hub.log if entry[0] == "POST" and "/commit/" in entry[1]]) == 1
+        assert "acme/robust" in caplog.text
+        # a name that cannot be pushed to is known before any training
+        with pytest.raises(UsageError):
+            trainer_for(
+                CLIPModel.from_pretrained(pair[0]),
+                tmp_path / "other",
+                RobustMergeCallback(pair[0], "wise-ft", push_to="not a name"),
+            ).train()
 
 
 def test_a_clip_inside_a_model_of_ones_own_and_a_base_in_memory(pair: Folders, tmp_path: Path) -> None:

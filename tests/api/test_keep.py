@@ -18,7 +18,10 @@ import clipmerge as api
 from clipmerge.errors import DataError, UsageError
 from clipmerge.progress import Silent
 from tests.evaluation.test_retrieval import by_sorting
+from tests.support.benchmark_sets import retrieval_set
 from tests.support.command import clipmerge, refused
+from tests.support.hub_double import serving, upload
+from tests.support.image_files import png
 from tests.support.tiny_clip import tiny_config, tiny_processor
 
 Folders = tuple[Path, Path]
@@ -127,7 +130,8 @@ def test_a_fine_tune_loses_and_the_merge_gives_back(models: Folders, others: dic
     own = clipmerge("evaluate", output, *keep, "--format", "json").json
     assert scores(own, "colours")["score"]["accuracy"]["value"] == merged
     assert scores(own, "captions")["score"]["recall"] == retrieval["merged"]["recall"]
-    for text in (ended.out, (output / "report.html").read_text(), (output / "README.md").read_text()):
+    page = (output / "report.html").read_text().replace("\N{MINUS SIGN}", "-")
+    for text in (ended.out, page, (output / "README.md").read_text()):
         assert "text to image R@10" in " ".join(text.split())
         assert f"{100 * after:.1f}" in text
         assert f"{100 * (after - before):+.1f}" in text
@@ -135,6 +139,42 @@ def test_a_fine_tune_loses_and_the_merge_gives_back(models: Folders, others: dic
     card = (output / "README.md").read_text()
     assert str(others["colours"]) not in card
     assert clipmerge("report", output).code == 0
+
+
+def test_a_retrieval_set_of_the_hub_is_kept(
+    models: Folders, others: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repository as CLIP_benchmark's, of which the split is named and nothing else."""
+    captions = [f"a photo of a {name}.\n{name}".split("\n") for name in COLOURS]
+    monkeypatch.chdir(tmp_path)
+    with serving(tmp_path, monkeypatch) as hub:
+        hub.orgs = ("clip-benchmark",)
+        upload(
+            hub,
+            "clip-benchmark/wds_colours",
+            retrieval_set(tmp_path / "set", [captions[:2], captions[2:]]),
+            kind="dataset",
+        )
+        flags = [
+            "--recipe",
+            "wise-ft",
+            "--keep",
+            "hub=hf://datasets/clip-benchmark/wds_colours:test",
+            "--output",
+            "out",
+        ]
+        ended = clipmerge("merge", *models, *flags)
+        assert ended.code == 0, ended.err
+        fetched = {path.rpartition("/")[2] for _, path, _ in hub.requests("GET", r"wds_colours/resolve/.*\.tar")}
+        assert fetched == {"0.tar", "1.tar"}
+    task = scores(json.loads((tmp_path / "out" / "clipmerge.json").read_text()), "hub")
+    assert (task["kind"], task["images"], task["captions"]) == ("retrieval", 4, 8)
+    (tmp_path / "same").mkdir()
+    for number, lines in enumerate(captions):  # the same pictures and captions in a folder
+        (tmp_path / "same" / f"{number}.png").write_bytes(png(number))
+        (tmp_path / "same" / f"{number}.txt").write_text("\n".join(lines))
+    own = clipmerge("evaluate", "out", "--keep", f"same={tmp_path / 'same'}", "--format", "json").json
+    assert scores(own, "same")["score"]["recall"] == task["merged"]["recall"]
 
 
 def test_a_sweep_has_them_at_every_point(models: Folders, others: dict[str, Path], tmp_path: Path) -> None:
@@ -153,7 +193,10 @@ def test_a_sweep_has_them_at_every_point(models: Folders, others: dict[str, Path
         assert set(point["kept"]["captions"]["recall"]["text_to_image"]) == {"1", "5", "10"}
     page = (tmp_path / "sweep" / "sweep.html").read_text()
     assert "captions: image to text R@5" in page
-    assert "captions: image to text R@5" in ended.out
+    said = [line.split() for line in ended.out.splitlines()]
+    assert ["other", "tasks,", "%", "colours"] in said
+    assert ["captions,", "%", "R@1", "R@5", "R@10", "R@1", "R@5", "R@10"] in said  # to text, and to image
+    assert max(map(len, ended.out.splitlines()[-20:-2])) <= 80
 
 
 def test_tasks_are_checked(models: Folders, others: dict[str, Path], tmp_path: Path) -> None:
