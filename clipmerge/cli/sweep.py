@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -215,8 +216,9 @@ class SweepTable:
         for note in notes:
             yield Text(note, style="dim")
         if self._record.get("kept"):
-            yield Text()
-            yield _other_tasks(self._record)
+            for table in _other_tasks(self._record):
+                yield Text()
+                yield table
 
     def _table(self, names: int, sources: bool, gain_spread: bool, ood_spread: bool, titles: int | None) -> Table:
         from rich.table import Table
@@ -237,18 +239,28 @@ class SweepTable:
         return table
 
 
-def _other_tasks(record: dict[str, Any]) -> Table:
-    """Scores on tasks that the model was not fine-tuned for, one row per number."""
+def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
+    """Scores on tasks that the model was not fine-tuned for, one row per point as in the table of accuracies.
+
+    Accuracies share a table; each set of images with captions has its own, for it has six numbers.
+    """
     from rich.table import Table
     from rich.text import Text
 
     from clipmerge.report.kept import sweep_kept_section
 
     section = sweep_kept_section(record)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column(Text("other tasks, %"), no_wrap=True)
-    for row in section["kept_rows"]:
-        table.add_column(Text(row["head"]), justify="right")
+    tables: dict[str, list[tuple[int, str]]] = {}
     for place, name in enumerate(section["kept_columns"]):
-        table.add_row(Text(name), *(Text(row["cells"][place]) for row in section["kept_rows"]))
-    return table
+        task, _, measure = name.rpartition(": ")
+        title, head = ("other tasks", task) if measure == "accuracy" else (task, measure)
+        tables.setdefault(title, []).append((place, head))
+    for title, columns in tables.items():
+        table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+        table.add_column(Text(f"{title}, %"), no_wrap=True)
+        for _, head in columns:
+            table.add_column(Text(head), justify="right")
+        for row in section["kept_rows"]:
+            cells = (row["cells"][place] for place, _ in columns)
+            table.add_row(*map(Text, (row["head"], *cells)), style="bold" if row["is_mark"] else None)
+        yield table

@@ -28,7 +28,8 @@ def breadcrumbs(task: Task, *, alpha: Alpha = 0.3, **options: Any) -> Decision:
     count = len(task.inputs.finetuned)
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
-        f"the sum of {count} task vectors, each without its outliers and its small entries, times {alpha:g}",
+        f"{f'the sum of {count} task vectors, each' if count > 1 else 'the task vector'} without its outliers and its "
+        f"small entries, times {alpha:g}",
         weights=(1.0,) * count,
         combine=Combination(rule="breadcrumbs", options=options),
     )

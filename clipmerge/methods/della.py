@@ -33,8 +33,9 @@ def della(task: Task, *, alpha: Alpha = 1.0, **options: Any) -> Decision:
     count = len(task.inputs.finetuned)
     return Decision(
         task.everywhere(alpha, "one alpha for all layers"),
-        f"{count} task vectors, each thinned out at random by magnitude, averaged where their signs agree, times "
-        f"{alpha:g}",
+        f"{count} task vectors, each thinned out at random by magnitude, averaged where signs agree, times {alpha:g}"
+        if count > 1
+        else f"the task vector, thinned out at random by magnitude, times {alpha:g}",
         weights=(1.0,) * count,
         combine=Combination(rule="della", options=options),
     )

@@ -6,6 +6,7 @@ The alpha curve connects both ends, and every recipe has its own mark.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ _SHAPES = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
 _INCHES, _NARROW, _DOTS = (8.0, 5.6), (4.6, 5.0), 160
 # Terminal cells, half as wide as high; letters have about that size too.
 _NAME, _SOURCES = 36, 40
+# A label further away than so many points is joined to its mark.
+_FAR = 22
 # Label a mark that several recipes share with at most this many names.
 _SHARING = 4
 
@@ -228,6 +231,14 @@ def _write_labels(axes: Axes, labels: list[_Label]) -> None:
             note.remove()
             continue
         taken.append(_extents(note))
+        if math.hypot(*note.get_position()) > _FAR:
+            _lead(axes, note, colour)
+
+
+def _lead(axes: Axes, note: Annotation, colour: str) -> None:
+    """Join a label to its point where another point may be nearer."""
+    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
+    axes.annotate("", note.xy, xytext=note.get_position(), textcoords="offset points", arrowprops=line, zorder=3.5)
 
 
 _Side = Literal["left", "center", "right"]
