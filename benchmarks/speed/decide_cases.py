@@ -23,20 +23,30 @@ BEGIN, END = "<!-- table: python -m benchmarks.speed.decide_cases -->\n", "<!-- 
 
 # The steps of recipes/auto.yaml, its looks (points of the path and candidates), and the images held back of 1024.
 _STEPS, _LOOKS, _HELD = 200, 25, 205
+_MANY = ["--classes", "1000", "--templates", "80"]
 _LEARNING = ["--only", "first-step,auto,look", "--alone", "--steps", "3"]
 #: Arguments of `benchmarks.speed.decide` by case.
 CASES = {
     "path-64": ["--only", "path-barrier"],
     "path-1024": ["--only", "path-point", "--images", "1024"],
-    "path-1000-classes": ["--only", "path-barrier", "--alone", "--classes", "1000", "--templates", "80"],
+    "path-1000-classes": ["--only", "path-barrier", "--alone", "--nodes", "1", *_MANY],
     "auto-vision": [*_LEARNING, "--towers", "vision"],
     "auto-both": [*_LEARNING],
     "memory-vision-16": ["--only", "auto", "--alone", "--towers", "vision", "--batch", "16"],
     "memory-vision-64": ["--only", "auto", "--alone", "--towers", "vision", "--batch", "64"],
     "memory-both-16": ["--only", "auto", "--alone", "--batch", "16"],
     "memory-both-64": ["--only", "auto", "--alone", "--batch", "64"],
-    "l14-vision": ["--only", "first-step", "--alone", "--size", "l14", "--towers", "vision", "--memory", "16"],
-    "l14-both": ["--only", "first-step", "--alone", "--size", "l14", "--memory", "16"],
+    # as on a machine whose memory holds no block's activations twice, so that they are computed again
+    "memory-l14-8": ["--only", "first-step", "--alone", "--size", "l14", "--batch", "8", "--memory", "1"],
+    "memory-l14-16": ["--only", "first-step", "--alone", "--size", "l14", "--batch", "16", "--memory", "1"],
+}
+
+
+# Cases of the same measure with fewer and more images per step.
+_PEAKS = {
+    "ViT-B/32, vision": ("memory-vision-16", "memory-vision-64"),
+    "ViT-B/32, both": ("memory-both-16", "memory-both-64"),
+    "ViT-L/14, both, activations computed twice": ("memory-l14-8", "memory-l14-16"),
 }
 
 
@@ -77,11 +87,10 @@ def totals() -> list[str]:
     lines = []
     for towers in ("vision", "both"):
         pieces = _result(f"auto-{towers}")
-        if pieces:
-            lines.append(_whole(towers, pieces))
-        small, large = (_result(f"memory-{towers}-{batch}") for batch in (16, 64))
-        if small and large:
-            lines.append(_line(towers, small, large))
+        lines += [_whole(towers, pieces)] if pieces else []
+    for what, sizes in _PEAKS.items():
+        small, large = map(_result, sizes)
+        lines += [_line(what, small, large)] if small and large else []
     return lines
 
 
@@ -98,15 +107,15 @@ def _whole(towers: str, found: dict[str, Any]) -> str:
     )
 
 
-def _line(towers: str, small: dict[str, Any], large: dict[str, Any]) -> str:
+def _line(what: str, small: dict[str, Any], large: dict[str, Any]) -> str:
     sizes = [2 * found["settings"]["batch"] for found in (small, large)]
-    # what Python and its libraries took before the model was there is no part of it
-    peaks = [found["auto"]["private_mb"] - found["idle_mb"] for found in (small, large)]
+    # without what Python and its libraries took before the model was there
+    peaks = [found[found["settings"]["only"]]["private_mb"] - found["idle_mb"] for found in (small, large)]
     each = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
     fixed = peaks[0] - each * sizes[0]
     return (
-        f"- Memory of `auto`, {towers}: {each:.0f} MB for each image of a step, and {fixed:.0f} MB beside them: "
-        f"{fixed / small['weights_mb']:.1f} x the weights."
+        f"- Memory of `auto`, {what}: {each:.0f} MB for each image of a step, and {fixed:.0f} MB beside them, "
+        f"{fixed / small['weights_mb']:.1f} x the weights: {(fixed + 128 * each) / 1e3:.1f} GB for 64 + 64 images."
     )
 
 
