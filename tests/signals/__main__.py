@@ -58,6 +58,8 @@ def serving(folder: Path) -> Iterator[dict[str, str]]:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "XDG_CACHE_HOME": str(folder / "cache"),
+            "CLIPMERGE_HUB_TIMEOUT": "600",  # on a crowded machine, the double may stand still for minutes
+            "OMP_NUM_THREADS": "1",  # threads of OpenMP do not live on in a fork, which would wait for them for ever
         }
         hub.stdin.close()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.signals.trial import Command, Ended, _wrong_with
+from tests.signals.processes import Ended
+from tests.signals.trial import Command, _wrong_with
 
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the clock of another process is Linux's")
 

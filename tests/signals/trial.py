@@ -8,23 +8,16 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.signals.processes import STARTING, Ended, run_fresh, run_warm
+
 _CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-# As the installed command begins, with one byte told as soon as clipmerge's own code is about to.
-_FRESH = "import os; os.write(2, b'begun\\n'); from clipmerge.__main__ import run; run()"
 # Of a finished command, these hold times.
 _TIMED = ("clipmerge.json", "sweep.json", "conversion.json")
-_FINISHING = 60
 # Lines on stderr that say how a command gets on.
 _PROGRESS = re.compile(r"note: |begun$|[a-z ]+: \d+% after ")
-# Exit code of a fork whose first statement was not reached.
-_STARTING = 77
 
 
 @dataclass(frozen=True)
@@ -45,16 +38,6 @@ class Command:
 
 
 @dataclass
-class Ended:
-    """How a command ended: exit code, its lines on stderr, and seconds of processor time."""
-
-    code: int
-    lines: list[str]
-    seconds: float = 0.0
-    sent: bool = True
-
-
-@dataclass
 class Trials:
     """Runs commands beside one another's outputs.
 
@@ -62,23 +45,28 @@ class Trials:
         folder: Holds a folder for every trial.
         variables: Environment of the commands.
         whole: Contents of a whole output, by command and by whether it is the earlier one.
-        seconds: Processor time of a whole run, by command.
+        seconds: Processor time of a whole run, by command and by whether it runs in a new interpreter.
     """
 
     folder: Path
     variables: dict[str, str]
     whole: dict[tuple[str, bool], dict[str, str]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[tuple[str, bool], float] = field(default_factory=dict)
     number: int = 0
 
     def prepare(self, command: Command) -> None:
-        """Run a command to its end, for what a whole output holds and how long it takes."""
+        """Run a command to its end, for what a whole output holds and how long it takes, in both ways."""
+        for is_fresh in (True, False):
+            self._prepare(command, is_fresh=is_fresh)
+
+    def _prepare(self, command: Command, *, is_fresh: bool) -> None:
         home = self._home()
         if command.earlier:
-            self._checked(_run_warm(self._filled(command.earlier, home), home, self.variables))
+            self._checked(run_warm(self._filled(command.earlier, home), home, self.variables))
             self.whole[command.name, True] = contents(home / "out")
-        ended = self._checked(_run_warm(self._filled(command.arguments, home), home, self.variables))
-        self.seconds[command.name] = ended.seconds
+        run = run_fresh if is_fresh else run_warm
+        ended = self._checked(run(self._filled(command.arguments, home), home, self.variables))
+        self.seconds[command.name, is_fresh] = ended.seconds
         if command.repository:
             repository = command.repository.replace("NUMBER", str(self.number))
             self.whole[command.name, False] = dict.fromkeys(_published(repository)[1], "")
@@ -114,15 +102,14 @@ class Trials:
         """
         home = self._home()
         if command.earlier:
-            self._checked(_run_warm(self._filled(command.earlier, home), home, self.variables))
+            self._checked(run_warm(self._filled(command.earlier, home), home, self.variables))
         arguments = self._filled(command.arguments, home)
-        run = _run_fresh if fresh else _run_warm
-        # a fresh interpreter imports first, which takes a while of its own
-        moment = chance.uniform(0, self.seconds[command.name] + (3.0 if fresh else 0.05))
+        run = run_fresh if fresh else run_warm
+        moment = chance.uniform(0, self.seconds[command.name, fresh])
         ended = run(arguments, home, self.variables, moment, number)
         if not ended.sent or ended.code == 0:
             return "too late", "" if ended.code == 0 else f"exit {ended.code}: {ended.lines}"
-        if ended.code in (_STARTING, -signal.SIGTERM) and ended.lines in ([], ["begun"]):
+        if ended.code in (STARTING, -signal.SIGTERM) and ended.lines in ([], ["begun"]):
             return "starting", ""
         place = "out" if not command.repository else command.repository.replace("NUMBER", str(self.number))
         state, wrong = (self._state_on_the_hub if command.repository else self._state)(command, home, place)
@@ -187,99 +174,3 @@ def _published(repository: str) -> tuple[int, list[str]]:
     except RepositoryNotFoundError:
         return 0, []
     return (len(api.list_repo_commits(repository)) if files else 0), files
-
-
-# --- processes ---
-
-
-def _run_fresh(
-    arguments: list[str], home: Path, variables: dict[str, str], moment: float | None = None, number: int = 0
-) -> Ended:
-    with (home / "said").open("wb") as said:
-        command = [sys.executable, "-c", _FRESH, *arguments]
-        environment = {**os.environ, **variables, "TMPDIR": str(home / "tmp")}
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=environment)
-    begun = time.monotonic()
-    while not (home / "said").stat().st_size and child.poll() is None and time.monotonic() - begun < _FINISHING:
-        time.sleep(0.001)
-    sent = _stop(child.pid, moment, number, _used(child.pid), lambda: child.poll() is not None)
-    return Ended(child.wait(_FINISHING), _lines(home), sent=sent)
-
-
-def _run_warm(
-    arguments: list[str], home: Path, variables: dict[str, str], moment: float | None = None, number: int = 0
-) -> Ended:
-    begun, told = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _be_the_command(arguments, home, variables, told)
-    os.close(told)
-    os.read(begun, 1)
-    os.close(begun)
-    status: list[int] = []
-
-    def over() -> bool:
-        if not status:
-            found, code = os.waitpid(child, os.WNOHANG)
-            if found:
-                status.append(code)
-        return bool(status)
-
-    before, used = _used(child), 0.0
-    sent = _stop(child, moment, number, before, over)
-    end = time.monotonic() + 10 * _FINISHING
-    while not over():
-        used = max(used, _used(child) - before)
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-        time.sleep(0.002)
-    return Ended(os.waitstatus_to_exitcode(status[0]), _lines(home), used, sent)
-
-
-def _be_the_command(arguments: list[str], home: Path, variables: dict[str, str], told: int) -> None:
-    """In a fork: become the command, and end."""
-    code: object = 1
-    try:
-        os.environ.update(variables, TMPDIR=str(home / "tmp"))
-        for stream, place in ((1, os.devnull), (2, str(home / "said"))):
-            os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT, 0o600), stream)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        sys.argv = ["clipmerge", *arguments]
-        from clipmerge.__main__ import run
-        from clipmerge.cli._early import standing
-
-        standing.clear()  # of commands that this process ran before it was forked
-        os.write(told, b".")
-        run()
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    except KeyboardInterrupt:
-        code = _STARTING
-    finally:
-        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
-
-
-def _used(process: int) -> float:
-    """Processor time of a process so far, in seconds; as Linux numbers a process's clock."""
-    try:
-        return time.clock_gettime((~process << 3) | 2)
-    except OSError:
-        return 0.0
-
-
-def _stop(process: int, moment: float | None, number: int, before: float, over: Callable[[], bool]) -> bool:
-    """Send a signal once a process has used so much processor time; False if it was over first."""
-    if moment is None:
-        return False
-    while not over():
-        if _used(process) - before >= moment:
-            os.kill(process, number)
-            return True
-        time.sleep(0.0005)
-    return False
-
-
-def _lines(home: Path) -> list[str]:
-    return (home / "said").read_text(errors="replace").splitlines()
