@@ -15,6 +15,7 @@ from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
+from clipmerge.models.size import no_larger_than
 from clipmerge.models.zero_shot import class_embeddings
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
             f"{checkpoint.source}: evaluating needs a full CLIP with {family.config} beside it; a single tower has "
             "no zero-shot classes"
         )
-    model = model_for(family, checkpoint.config, checkpoint.folder)
+    with no_larger_than(checkpoint.source, checkpoint.entries.values()):
+        model = model_for(family, checkpoint.config, checkpoint.folder)
     model.load(lambda name: checkpoint.tensor(keys[name]), checkpoint.source)
     return model
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from clipmerge.files.limits import LONGEST_PROMPT
 from clipmerge.models import ImageTextModel
 from clipmerge.planning.kept import RANKS, Recall
 
@@ -80,6 +81,7 @@ def text_embeddings(model: ImageTextModel, captions: Sequence[str], device: torc
     """
     pieces = []
     for start in range(0, len(captions), _TEXTS_AT_ONCE):
-        tokens = model.tokens(list(captions[start : start + _TEXTS_AT_ONCE]))
+        # the time that some tokenizers take for one word grows with the square of its length
+        tokens = model.tokens([caption[:LONGEST_PROMPT] for caption in captions[start : start + _TEXTS_AT_ONCE]])
         pieces.append(model.text_features({key: value.to(device) for key, value in tokens.items()}).cpu())
     return torch.cat(pieces)

@@ -41,6 +41,8 @@ LONGEST_NAME = 1000
 LARGEST_PICKLE = 64 * MIB
 #: Operations of such a pickle, by which it makes its objects; a training checkpoint has some 200,000.
 MOST_OPERATIONS = 1_000_000
+#: Numbers of more than 32 bits in such a pickle; the state of Python's random numbers has some 300.
+MOST_LARGE_NUMBERS = 5000
 #: Bytes of the list of members in such a file.
 LARGEST_DIRECTORY = 16 * MIB
 #: Largest ratio of the bytes spanned by all tensors to the bytes in the file; it is two if all weights are tied.
@@ -48,11 +50,25 @@ MOST_SHARING = 8
 #: Patterns over module names in an adapter's configuration; and characters, groups, repeats and choices in one.
 MOST_PATTERNS, LONGEST_PATTERN, MOST_GROUPS, MOST_REPEATS, MOST_CHOICES = 1000, 500, 3, 2, 64
 
+#: A model that is built from a configuration has at most so many times the numbers of its weights, and so many more.
+MOST_TIMES_THE_WEIGHTS, MOST_SPARE_NUMBERS = 4, 1 << 24
+#: Pixels of one side of the images that a model takes, as its image processor says.
+LARGEST_SIDE = 2048
+
+# Prompts
+#: Characters of a prompt; a text tower reads some hundred words. Captions are cut there.
+LONGEST_PROMPT = 2000
+#: Prompts of a data set: its classes times its templates.
+MOST_PROMPTS = 2_000_000
+
 # Images
 #: Bytes of an encoded image.
 LARGEST_IMAGE = 256 * MIB
 #: Pixels of an image; 8192 times 8192.
 MOST_PIXELS = 1 << 26
+#: How many times one side of an image may be as long as the other: a processor makes the shorter one some hundred
+#: pixels long.
+MOST_STRETCHED = 30
 #: How often an image may be drawn over from one end to the other, as progressive JPEGs are; real ones have some ten.
 MOST_SCANS = 100
 #: Segments, chunks or blocks of an encoded image before its pixels.

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from clipmerge.errors import DataError
-from clipmerge.files.limits import LARGEST_IMAGE, MOST_PIXELS
+from clipmerge.files.limits import LARGEST_IMAGE, MOST_PIXELS, MOST_STRETCHED
 from clipmerge.files.reading import open_regular, told_size
 from clipmerge.images.encoded import check_encoded, check_tags
 
@@ -102,6 +102,8 @@ def _opened(encoded: Encoded, *, whole: bool = False) -> Iterator[Image]:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
+            if max(image.size) > MOST_STRETCHED * min(image.size):
+                raise ValueError(f"{width} x {height} pixels, one side more than {MOST_STRETCHED} times the other")
             yield image
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.errors import DataError, UsageError, did_you_mean
+from clipmerge.files.limits import LONGEST_PROMPT, MOST_PROMPTS
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 
@@ -108,5 +109,21 @@ def _spelled_out(given: str) -> tuple[str, ...]:
 
 
 def class_prompts(class_names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
-    """Write out the prompts, class by class: entry ``c * len(templates) + t``."""
+    """Write out the prompts, class by class: entry ``c * len(templates) + t``.
+
+    Raises:
+        DataError: If they are too many, or too long.
+    """
+    if len(class_names) * len(templates) > MOST_PROMPTS:
+        raise DataError(
+            f"{len(class_names)} classes in {len(templates)} templates are more than {MOST_PROMPTS} prompts; give "
+            "fewer with --template"
+        )
+    name = max(class_names, key=len, default="")
+    for template in templates:
+        if len(template) + template.count("{}") * len(name) > LONGEST_PROMPT:
+            raise DataError(
+                f"the prompt of '{name[:40]}' in '{template[:40]}' is longer than {LONGEST_PROMPT} characters; give "
+                "another --template, or other names with --classes"
+            )
     return [template.replace("{}", name) for name in class_names for template in templates]

@@ -12,6 +12,7 @@ from clipmerge.families import Family
 from clipmerge.files.side_files import VOCABULARIES
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.headed_tower import WEIGHT, HeadedTower
+from clipmerge.models.size import no_larger_than
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:
@@ -33,7 +34,8 @@ def build_model(inputs: Inputs) -> ImageTextModel:
     chosen = (with_processor or candidates)[0]
     # a translated configuration names no tokenizer; the one beside the processor describes the same model
     config = chosen.config if isinstance(inputs.zeroshot, ConvertedCheckpoint) else None
-    return model_for(inputs.family, config or inputs.zeroshot.config, chosen.folder)
+    with no_larger_than(inputs.zeroshot.source, inputs.zeroshot.entries.values()):
+        return model_for(inputs.family, config or inputs.zeroshot.config, chosen.folder)
 
 
 def build_headed(inputs: Inputs) -> HeadedTower:
@@ -49,7 +51,8 @@ def build_headed(inputs: Inputs) -> HeadedTower:
     if zeroshot.config is None or inputs.family.config != OPEN_CLIP_CONFIG:
         raise CheckpointError(f"{zeroshot.source}: evaluating a head needs {OPEN_CLIP_CONFIG} beside the weights")
     shape = zeroshot.entries[inputs.zeroshot_keys[WEIGHT]].shape
-    return HeadedTower(inputs.family, zeroshot.config, zeroshot.folder, shape)
+    with no_larger_than(zeroshot.source, zeroshot.entries.values()):
+        return HeadedTower(inputs.family, zeroshot.config, zeroshot.folder, shape)
 
 
 def has_processor(folder: Path, family: Family) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from clipmerge.errors import CheckpointError
+from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
 from clipmerge.models.batch_norm import freeze_batch_norms
@@ -17,11 +19,18 @@ from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.filling import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from PIL.Image import Image
 
     from clipmerge.models import Prefix, Tower
+
+# The options of tokenizers that change nothing but texts; others open files, or let code in the folder run.
+_TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"})
+# A name in timm's own list; with a prefix it would be a folder, or a repository on the Hub.
+_TIMM_NAME = re.compile(r"[\w.\-]+")
+# Raised for settings with which open_clip cannot build a model.
+_CANNOT_BUILD = (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, OSError)
 
 
 class OpenClip:
@@ -189,17 +198,41 @@ def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
         raise CheckpointError("open_clip_config.json has no model_cfg with vision_cfg and text_cfg")
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
+        if vision["timm_model_name"] and not _TIMM_NAME.fullmatch(str(vision["timm_model_name"])):
+            raise CheckpointError(
+                f"open_clip_config.json: timm_model_name '{vision['timm_model_name']}' is not in timm's own list of "
+                "models; correct it"
+            )
     if "hf_model_name" in text:
         text["hf_model_pretrained"] = False
     kind = library.CLIP
     if settings.pop("custom_text", False) or "hf_model_name" in text:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
     try:
-        return kind(**settings).float().eval()
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, OSError) as error:
+        with _unasked():
+            with (
+                contextlib.suppress(*_CANNOT_BUILD),
+                torch.device("meta"),
+            ):  # takes no memory, and shows how large it is
+                kind(**deepcopy(settings))
+            return kind(**settings).float().eval()
+    except _CANNOT_BUILD as error:
         raise CheckpointError(
             f"open_clip cannot build the model of open_clip_config.json: {_first_line(error)}"
         ) from None
+
+
+@contextlib.contextmanager
+def _unasked() -> Iterator[None]:
+    """Have transformers refuse code that a text tower's configuration names, instead of asking whether to run it."""
+    from transformers import dynamic_module_utils
+
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
 def transform_for(config: dict[str, Any], folder: Path, image_size: Any) -> Callable[[Image], Tensor]:
@@ -225,26 +258,38 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _tokenizer(library: Any, model_cfg: dict[str, Any], folder: Path) -> Any:
     """The same tokenizer as ``open_clip.get_tokenizer``, with its files from the folder."""
     text = model_cfg.get("text_cfg") or {}
-    length, options = text.get("context_length", 77), dict(text.get("tokenizer_kwargs") or {})
-    if not text.get("hf_tokenizer_name"):
-        tokenizer = library.SimpleTokenizer(context_length=length, **options)
-        if tokenizer.vocab_size > text.get("vocab_size", 49408):
-            raise CheckpointError(
-                f"{folder}: the text tower has {text['vocab_size']} tokens, but CLIP's tokenizer "
-                f"{tokenizer.vocab_size}; name its tokenizer in text_cfg.hf_tokenizer_name and put the tokenizer's "
-                "files there"
-            )
-        return tokenizer
+    length, options = text.get("context_length", 77), _tokenizer_options(folder, text)
     try:
-        tokenizer = library.tokenizer.HFTokenizer(
-            str(folder), context_length=length, tokenizer_mode=text.get("tokenizer_mode"), **options
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        if not text.get("hf_tokenizer_name"):
+            tokenizer = library.SimpleTokenizer(context_length=length, **options)
+        else:
+            mode = {"tokenizer_mode": text.get("tokenizer_mode"), "trust_remote_code": False}
+            return library.tokenizer.HFTokenizer(str(folder), context_length=length, **mode, **options)
+    except Exception as error:  # a damaged file can make a tokenizer raise anything
+        name = text.get("hf_tokenizer_name") or "CLIP"
         raise CheckpointError(
-            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy the files of "
-            f"{text['hf_tokenizer_name']}'s tokenizer beside the weights"
+            f"{folder}: its tokenizer cannot be loaded ({_first_line(error)}); copy the files of {name}'s tokenizer "
+            "beside the weights"
         ) from None
+    if tokenizer.vocab_size > text.get("vocab_size", 49408):
+        raise CheckpointError(
+            f"{folder}: the text tower has {text['vocab_size']} tokens, but CLIP's tokenizer "
+            f"{tokenizer.vocab_size}; name its tokenizer in text_cfg.hf_tokenizer_name and put the tokenizer's "
+            "files there"
+        )
     return tokenizer
+
+
+def _tokenizer_options(folder: Path, text: dict[str, Any]) -> dict[str, Any]:
+    """The configuration's options for the tokenizer, which come from whoever made the checkpoint."""
+    options = text.get("tokenizer_kwargs") or {}
+    strange = sorted(set(options) - _TOKENIZER_OPTIONS) if isinstance(options, dict) else [str(options)[:60]]
+    if strange:
+        raise CheckpointError(
+            f"{folder}: open_clip_config.json has tokenizer_kwargs that are not allowed ({shorten(strange)}): they may "
+            "open files or run code; remove them"
+        )
+    return dict(options)
 
 
 def _count_blocks(layers: set[str], tower: str) -> int:

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
+from clipmerge.files.limits import LARGEST_SIDE
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.filling import fill
@@ -187,9 +188,10 @@ def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
 
 def _load_processor(folder: Path) -> Any:
     try:
-        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).splitlines()[0][:160]
+        # False: otherwise it asks whether to run code that lies in the folder, and a "y" in the input says yes
+        processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged file can make it raise anything
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
         raise CheckpointError(
             f"{folder}: its processor cannot be loaded ({reason}); measuring needs preprocessor_config.json or "
             "processor_config.json and the tokenizer's files beside the weights"
@@ -198,5 +200,12 @@ def _load_processor(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder}: holds {type(processor).__name__}, not a processor for images and text; copy the base "
             "model's processor and tokenizer files into it"
+        )
+    sizes = (getattr(processor.image_processor, name, None) for name in ("size", "crop_size", "pad_size"))
+    sides = [side for size in sizes if size for name, side in dict(size).items() if "pixels" not in name]
+    if any(isinstance(side, int | float) and side > LARGEST_SIDE for side in sides):
+        raise CheckpointError(
+            f"{folder}: its image processor makes images of more than {LARGEST_SIDE} pixels a side; correct "
+            "preprocessor_config.json or processor_config.json"
         )
     return processor
