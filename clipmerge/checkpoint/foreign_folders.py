@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clipmerge.files.paths import is_plain_name
 from clipmerge.files.reading import Unreadable, read_json
+from clipmerge.files.side_files import lies_in
 
 _MODULES = "modules.json"
 _CONSOLIDATE = "zero_to_fp32.py"
@@ -28,7 +29,7 @@ def sentence_transformer_module(folder: Path) -> Path | None:
         return None
     modules = [module for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
     for path in (str(module.get("path")) for module in modules):
-        if is_plain_name(path) and (folder / path / "config.json").is_file():
+        if is_plain_name(path) and (folder / path / "config.json").is_file() and lies_in(folder, folder / path):
             return folder / path
     return None
 

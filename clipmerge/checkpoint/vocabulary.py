@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clipmerge.files.limits import LARGEST_SIDE_FILE
+from clipmerge.files.limits import LARGEST_JSON, MOST_VALUES
 from clipmerge.files.reading import Unreadable, parse_json, read_text
 from clipmerge.files.side_files import inside
 
@@ -42,7 +42,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
         if file is None:
             continue
         try:
-            return read(read_text(file, LARGEST_SIDE_FILE, encoding="utf-8"))
+            return read(read_text(file, LARGEST_JSON, encoding="utf-8"))
         except (Unreadable, UnicodeError, LookupError, TypeError, ValueError):
             return {}
     return {}
@@ -59,7 +59,9 @@ def _of_json(text: str) -> dict[str, int]:
 
 
 def _of_lines(text: str) -> dict[str, int]:
-    return {word: number for number, word in enumerate(text.splitlines())}
+    if text.count("\n") > MOST_VALUES:  # each word becomes an object
+        return {}
+    return {word: number for number, word in enumerate(text.split("\n"))}
 
 
 def _numbers(words: Any) -> dict[str, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,21 @@ SIDE_FILES = frozenset(
 )
 #: Follows the names of such files in a note; notes are published without these names.
 NOT_COPIED = "not copied: "
-# Absolute paths, of which a token of a vocabulary has no second slash.
+# Absolute paths, of which a token of a vocabulary has no second slash; alone, or within a text.
 _ABSOLUTE = re.compile(r"~[\w.\-]*/|/[^/\s]+/|[A-Za-z]:[\\/]|\\\\|file:")
+_WITHIN = re.compile(rf"(?:^|[\s\"'=(,;])(?:{_ABSOLUTE.pattern})")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+# Files in which any text may be a word, and a field in which any text may be code.
+_WORDS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"})
+_PROGRAM = "chat_template"
 # OpenCLIP builds a text tower of transformers from this name, which may be a folder. It is copied but not published.
 _NEEDED = ("hf_model_name",)
-# Fields with paths on the machine where a model was saved; no loader needs them.
+# Fields with paths on the machine where a model was saved, which no loader needs; and with code that is not copied.
 _PLACES = frozenset(
     {
         *("_name_or_path", "name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "merges_file"),
         *("added_tokens_file", "tokenizer_config_file", "chat_template_file", "cache_dir", "_commit_hash"),
+        *("auto_map", "custom_pipelines"),
     }
 )
 
@@ -80,11 +86,13 @@ def lies_in(folder: Path, path: Path) -> bool:
 
 
 def _blobs(folder: Path) -> Path | None:
-    """The blobs of a Hub cache, if the folder is a snapshot in it: ``models--ORG--NAME/snapshots/COMMIT``."""
-    repository = folder.parent.parent
-    blobs = repository / "blobs"
-    is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith(("models--", "datasets--"))
-    return blobs if is_snapshot and not blobs.is_symlink() else None
+    """The blobs of a Hub cache, if the folder is, or is in, a snapshot: ``models--ORG--NAME/snapshots/COMMIT``."""
+    for snapshots in folder.parents:
+        repository = snapshots.parent
+        if snapshots.name == "snapshots" and repository.name.startswith(("models--", "datasets--")):
+            blobs = repository / "blobs"
+            return None if blobs.is_symlink() else blobs
+    return None
 
 
 def require_inside(folder: Path, name: str) -> Path | None:
@@ -131,17 +139,26 @@ def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> by
         content = read_bytes(source, LARGEST_SIDE_FILE)
     except Unreadable as error:
         raise CheckpointError(f"{source}: cannot be read ({error})") from None
-    return _without_places(content, kept) if name.endswith(".json") else content
+    return _without_places(content, kept, words=name in _WORDS) if name.endswith(".json") else content
 
 
-def _without_places(content: bytes, kept: Container[str]) -> bytes:
+def _without_places(content: bytes, kept: Container[str], *, words: bool) -> bytes:
     """Drop the fields with paths; a file without such fields keeps its bytes."""
+    repeated = []
+
+    def built(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        pairs = list(pairs)
+        data = dict(pairs)
+        if len(data) < len(pairs):
+            repeated.append(data)  # a value that nobody reads could hold anything
+        return data
+
     try:
-        data = parse_json(content.decode("utf-8"), halves=True)
+        data = parse_json(content.decode("utf-8-sig"), pairs=built, halves=True)
     except ValueError:  # not JSON in spite of its name; loaders will report it
         return content
-    cleaned = without_places(data, kept)
-    if cleaned == data:
+    cleaned = without_places(data, kept, words=words)
+    if cleaned == data and not repeated:
         return content
     try:
         return f"{json.dumps(cleaned, indent=2, ensure_ascii=False)}\n".encode()
@@ -149,23 +166,34 @@ def _without_places(content: bytes, kept: Container[str]) -> bytes:
         return f"{json.dumps(cleaned, indent=2)}\n".encode()
 
 
-def without_places(data: Any, kept: Container[str] = ()) -> Any:
-    """Copy a JSON value without the fields with paths on the machine that saved it.
+def without_places(data: Any, kept: Container[str] = (), *, words: bool = False) -> Any:
+    """Copy a JSON value without paths on the machine that saved it, tokens of the Hub, and references to code.
 
-    These are known by their names, or by a value that is an absolute path; fields in ``kept`` stay with any value.
+    Fields are known by their names, or by a text that holds an absolute path; fields in ``kept`` stay with any value.
+
+    Args:
+        data: The value.
+        kept: Names of fields that stay.
+        words: Whether names and texts in lists are words of a vocabulary, which may look like paths.
 
     Example:
         >>> without_places({"_name_or_path": "clip", "data": "/home/me/x", "text_config": {"vocab_size": 3}})
         {'text_config': {'vocab_size': 3}}
     """
     if isinstance(data, dict):
-        items = ((key, value) for key, value in data.items() if key not in _PLACES)
-        return {key: without_places(value, kept) for key, value in items if key in kept or not _is_path(value)}
-    return [without_places(value, kept) for value in data] if isinstance(data, list) else data
+        names = (key for key in data if key not in _PLACES and (words or not _is_private(key)))
+        return {
+            key: without_places(data[key], kept, words=words)
+            for key in names
+            if key in kept or key == _PROGRAM or not _is_private(data[key])
+        }
+    if isinstance(data, list):
+        return [without_places(value, kept, words=words) for value in data if words or not _is_private(value)]
+    return data
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and _ABSOLUTE.match(value) is not None
+def _is_private(value: Any) -> bool:
+    return isinstance(value, str) and (_WITHIN.search(value) or _TOKEN.search(value)) is not None
 
 
 def read_side_json(folder: Path, name: str) -> dict[str, Any] | None:

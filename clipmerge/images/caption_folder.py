@@ -40,9 +40,10 @@ def read_captioned(source: str, folder: Path) -> tuple[Files, tuple[tuple[str, .
         raise DataError(f"{source}: {shorten(alone, 3)} has no captions beside it; write them to the same name in .txt")
     if len(files) > MOST_IMAGES:
         raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
-    leading_out = [path.name for path in files if not lies_in(folder, path)]
+    everything = [each for path in files for each in (path, path.with_suffix(_CAPTIONS))]
+    leading_out = [path.name for path in everything if not lies_in(folder, path)]
     if leading_out:
-        raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; put the images themselves there")
+        raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there")
     return Files(tuple(map(str, files))), tuple(_captions(source, path.with_suffix(_CAPTIONS)) for path in files)
 
 

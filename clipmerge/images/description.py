@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clipmerge.errors import DataError
 from clipmerge.files.reading import Unreadable, read_text
+from clipmerge.files.side_files import lies_in
 
 CLASS_NAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -95,7 +96,10 @@ def describe_folder(folder: Path) -> Description:
 
     def find(name: str) -> Path | None:
         places = [folder / name] if name == SHARDS else [folder / name, folder.parent / name]
-        return next((place for place in places if place.is_file()), None)
+        found = next((place for place in places if place.is_file()), None)
+        if found is not None and not lies_in(found.parent, found):
+            raise DataError(f"{found}: is a link out of its folder, to {found.resolve()}; put the file itself there")
+        return found
 
     return read_description(find)
 

@@ -12,9 +12,9 @@ from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.reading import Unreadable, parse_json, read_text
+from clipmerge.files.reading import Unreadable, parse_json
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.files.side_files import NOT_COPIED, SIDE_FILES, VOCABULARIES, copy_side_file, inside, without_places
+from clipmerge.files.side_files import NOT_COPIED, SIDE_FILES, VOCABULARIES, copy_side_file, inside, side_file_bytes
 from clipmerge.output.layout_files import write_layout_files
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
@@ -122,16 +122,15 @@ def _left_behind(checkpoint: Checkpoint) -> list[str]:
 
 def _config_text(path: Path, form: Checkpoint, dtype: str) -> str:
     """The config with the dtype of the weights, because transformers follows the config, not the file."""
+    text = side_file_bytes(path, "config.json").decode("utf-8-sig")
     try:
-        text = read_text(path)
+        config = parse_json(text)
     except Unreadable as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
     floats = {DTYPES[entry.dtype][0] for entry in form.entries.values() if entry.is_float}
     actual = dtype if dtype != "keep" else floats.pop() if len(floats) == 1 else None
-    parsed = parse_json(text)
-    config = without_places(parsed)
     if actual is None or not _set_dtype(config, actual):
-        return text if config == parsed else json.dumps(config, indent=2) + "\n"
+        return text
     return json.dumps(config, indent=2) + "\n"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint import open_checkpoint, vocabulary
 from clipmerge.checkpoint.adapter_config import read_adapter_config
 from clipmerge.conversion import keys
 from clipmerge.errors import CheckpointError
@@ -238,3 +238,21 @@ def test_a_member_that_states_another_size_is_refused(tmp_path: Path) -> None:
     file.write_bytes(content[: at + 24] + b"\xff\xff\xff\xfe" + content[at + 28 :])
     with pytest.raises(CheckpointError, match="a member is not as large as its list of members states"):
         open_checkpoint(str(file))
+
+
+def test_a_module_that_is_a_link_out_of_its_folder_is_not_opened(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "sentences"
+    folder.mkdir()
+    (folder / "modules.json").write_text('[{"path": "0_CLIPModel"}]')
+    (folder / "0_CLIPModel").symlink_to(pair[0])
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors in this folder"):
+        open_checkpoint(str(folder))
+
+
+def test_a_vocabulary_of_more_words_than_any_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in (("ours", "a\nb\nc"), ("theirs", "c\nb\na")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "vocab.txt").write_text(text)
+    assert vocabulary.vocabulary_difference(tmp_path / "ours", tmp_path / "theirs")
+    monkeypatch.setattr(vocabulary, "MOST_VALUES", 1)
+    assert not vocabulary.vocabulary_difference(tmp_path / "ours", tmp_path / "theirs")

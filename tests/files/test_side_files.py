@@ -76,6 +76,11 @@ def test_a_snapshot_of_the_hubs_cache_links_to_its_own_blobs(tmp_path: Path, sec
     (snapshot / "vocab.txt").symlink_to(secret)
     assert inside(snapshot, "config.json") == (repository / "blobs" / "b1").resolve()
     assert inside(snapshot, "vocab.txt") is None
+    (snapshot / "wds").mkdir()
+    (snapshot / "wds" / "nshards.txt").symlink_to("../../../blobs/b1")
+    (snapshot / "wds" / "classnames.txt").symlink_to(secret)
+    assert inside(snapshot / "wds", "nshards.txt") is not None
+    assert inside(snapshot / "wds", "classnames.txt") is None
     shutil.rmtree(repository / "blobs")
     (repository / "blobs").symlink_to(secret.parent)
     (snapshot / "merges.txt").symlink_to(f"../../blobs/{secret.name}")
@@ -104,6 +109,44 @@ def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: 
     }
     assert without_places(kept) == kept
     copy_side_file(tmp_path / "vocab.json", tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '\ufeff{"_name_or_path": "/home/me/x", "a": 1}',
+        '{"a": "/home/me/x", "a": 1}',
+        '{"a": 1, "b": ["/home/me/x"]}',
+        '{"a": 1, "b": [["see /home/me/x"]]}',
+        '{"a": 1, "command": "python /home/me/x.py"}',
+        '{"a": 1, "b": " /home/me/x"}',
+        '{"a": 1, "b": "cache=\\"/home/me/x\\""}',
+        '{"a": 1, "/home/me/x": 2}',
+        '{"a": 1, "token": "hf_abcdefghijklmnopqrstuvwxyz"}',
+        '{"a": 1, "auto_map": {"AutoModel": "evil/home--me.X"}}',
+    ],
+)
+def test_no_way_to_write_a_path_a_token_or_code_is_copied(tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    published = side_file_bytes(tmp_path / "tokenizer_config.json", "tokenizer_config.json").decode()
+    assert json.loads(published)["a"] == 1
+    assert not any(private in published for private in ("home", "hf_", "evil"))
+
+
+def test_words_that_look_like_paths_stay_words(tmp_path: Path) -> None:
+    text = '{"model": {"vocab": [["/usr/", 0]], "merges": ["/a /b/"]}, "added_tokens": [{"content": "<s>"}]}'
+    (tmp_path / "tokenizer.json").write_text(text)
+    assert side_file_bytes(tmp_path / "tokenizer.json", "tokenizer.json").decode() == text
+    assert without_places({"chat_template": "{{ '/x/y' }} /a/b"}) == {"chat_template": "{{ '/x/y' }} /a/b"}
+
+
+def test_a_configuration_with_a_byte_order_mark_is_merged(copies: tuple[Path, Path]) -> None:
+    zeroshot, finetuned = copies
+    data = json.loads((finetuned / "config.json").read_text()) | {"log": "/home/me/log"}
+    (finetuned / "config.json").write_text(json.dumps(data), encoding="utf-8-sig")
+    done = clipmerge("merge", zeroshot, finetuned, "--recipe", "wise-ft", "--output", finetuned.parent / "out")
+    assert done.code == 0, done.err
+    assert "log" not in json.loads((finetuned.parent / "out" / "config.json").read_text())
 
 
 def test_the_name_of_a_text_tower_is_copied_and_not_published(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ import pytest
 from clipmerge.errors import DataError
 from clipmerge.images import columns, pages
 from clipmerge.images.dataset import load_images
+from clipmerge.images.prompts import class_prompts
+from clipmerge.images.retrieval import load_captions
 from clipmerge.images.thrift import Compact, Damaged
 from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
 
@@ -90,6 +92,25 @@ def test_pipes_among_images_are_no_images(tmp_path: Path) -> None:
     assert len(load_images(str(root))) == 2
     with pytest.raises(DataError, match="no such file"):
         load_images(str(tmp_path / "x.tar"))
+
+
+def test_a_caption_that_is_a_link_out_of_its_folder_is_refused(tmp_path: Path, secret: Path) -> None:
+    root = tmp_path / "photos"
+    root.mkdir()
+    (root / "1.png").write_bytes(png(0))
+    (root / "1.txt").symlink_to(secret)
+    with pytest.raises(DataError, match=r"photos: 1.txt are links out of it; put the files themselves there"):
+        load_captions(str(root))
+
+
+@pytest.mark.parametrize("name", ["classnames.txt", "zeroshot_classification_templates.txt", "nshards.txt"])
+def test_a_text_of_a_set_that_is_a_link_out_of_its_folder_is_refused(tmp_path: Path, secret: Path, name: str) -> None:
+    root = tmp_path / "set"
+    root.mkdir()
+    save_tar(root / "0.tar", {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": b"1"})
+    (root / name).symlink_to(secret)
+    with pytest.raises(DataError, match=rf"{name}: is a link out of its folder, to .*holiday.png"):
+        load_images(str(root))
 
 
 def test_class_names_in_a_table_come_from_no_other_file(tmp_path: Path, secret: Path) -> None:
@@ -271,3 +292,17 @@ def test_a_map_of_very_many_pairs_in_few_bytes_is_refused() -> None:
     count = b"\xff\xff\xff\xff\xff\x7f"
     with pytest.raises(Damaged, match="it describes itself in more than"):
         Compact(b"\x1b" + count + b"\x11" + bytes(8), most=1000).struct()
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "told"),
+    [
+        (("a" * 300, "b"), ("{}" * 100,), "the prompt of 'a{40}' in '{}{}.*' is longer than 2000 characters"),
+        (("a",) * 3000, ("{}.",) * 1000, "3000 classes in 1000 templates are more than 2000000 prompts"),
+    ],
+)
+def test_prompts_are_bounded_before_they_are_written(
+    names: tuple[str, ...], templates: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        class_prompts(names, templates)
