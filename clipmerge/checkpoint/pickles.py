@@ -8,20 +8,36 @@ from __future__ import annotations
 
 import io
 import pickletools
+import re
 import struct
 import zipfile
 from pathlib import Path
 from typing import IO
 
 from clipmerge.errors import CheckpointError
-from clipmerge.files.limits import LARGEST_DIRECTORY, LARGEST_PICKLE, LONGEST_NAME, MOST_DIGITS, MOST_OPERATIONS
+from clipmerge.files.limits import (
+    LARGEST_DIRECTORY,
+    LARGEST_PICKLE,
+    LONGEST_NAME,
+    MOST_DIGITS,
+    MOST_LARGE_NUMBERS,
+    MOST_OPERATIONS,
+)
 from clipmerge.files.reading import open_regular, told_size
 
 ZIP_START = b"PK\x03\x04"
-_END, _END64 = b"PK\x05\x06", b"PK\x06\x06"
+_END, _END64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 # The operations GLOBAL and INST, which have a name behind them.
 _CALLS = (b"c", b"i")
-_LONGEST_END = 22 + 65535 + 20 + 56
+# Bytes of what ends a zip: the end itself, and for large files a locator and an end of 64 bits before it.
+_END_BYTES, _LOCATOR_BYTES, _END64_BYTES = 22, 20, 56
+# What else torch calls: by these, a few bytes become gigabytes, or equal hashes.
+_REFUSED = {
+    "bytearray": "makes a bytearray, which weights do not need",
+    "complex": "makes complex numbers, which weights do not need",
+}
+# Codecs by which `_codecs.encode` makes texts larger, or takes long; without what stands between letters and digits.
+_CODECS = re.compile(r"(hex|base64|uu|quopri|quotedprintable|zlib|zip|bz2|punycode|idna|(raw)?unicodeescape)(codec)?")
 
 
 def check_pickle(file: Path) -> None:
@@ -43,8 +59,7 @@ def check_pickle(file: Path) -> None:
 
 
 def _check_archive(file: Path, content: IO[bytes]) -> None:
-    if _directory_size(content) > LARGEST_DIRECTORY:
-        raise CheckpointError(f"{file}: its list of members is larger than {told_size(LARGEST_DIRECTORY)}")
+    _check_directory(file, content)
     try:
         archive = zipfile.ZipFile(content)
         for member in archive.infolist():
@@ -53,13 +68,16 @@ def _check_archive(file: Path, content: IO[bytes]) -> None:
             ]:  # part of TorchScript, which torch refuses before reading it
                 continue
             _check_stored(file, member)
-            if not member.filename.endswith(".pkl"):
+            if not member.filename.lower().endswith(".pkl"):  # torch finds it in capitals too
                 continue
             if member.file_size > LARGEST_PICKLE:
                 raise CheckpointError(f"{file}: its pickle is larger than {told_size(LARGEST_PICKLE)}; save it again")
             _check_calls(file, io.BytesIO(archive.read(member)))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error):
-        return  # torch explains the fault
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, struct.error) as error:
+        # torch checks less, and would read what was not looked at
+        raise CheckpointError(
+            f"{file}: is damaged or not a PyTorch file; download or copy it again ({error})"
+        ) from None
 
 
 def _check_stored(file: Path, member: zipfile.ZipInfo) -> None:
@@ -69,28 +87,43 @@ def _check_stored(file: Path, member: zipfile.ZipInfo) -> None:
         raise CheckpointError(f"{file}: a member is not as large as its list of members states; copy it again")
 
 
-def _directory_size(content: IO[bytes]) -> int:
-    """Size in bytes of a zip's list of members, as stated at its end; zipfile reads the whole list."""
+def _check_directory(file: Path, content: IO[bytes]) -> None:
+    """Refuse a zip whose list of members is large, or lies elsewhere than right before its end.
+
+    There, torch and Python find the same list. A file could hold two, of which only one is looked at here.
+    """
     size = content.seek(0, io.SEEK_END)
-    content.seek(max(0, size - _LONGEST_END))
-    tail = content.read(_LONGEST_END)
+    begin = max(0, size - _END_BYTES - _LOCATOR_BYTES - _END64_BYTES)
+    content.seek(begin)
+    tail = content.read()
     content.seek(0)
-    at, at64 = tail.rfind(_END), tail.rfind(_END64)
-    found = int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else 0
-    if found == 0xFFFFFFFF and at64 >= 0:
-        found = int.from_bytes(tail[at64 + 40 : at64 + 48], "little")
-    return found
+    at = len(tail) - _END_BYTES
+    length, start = struct.unpack_from("<LL", tail.ljust(_END_BYTES, b"\0"), max(0, at) + 12)
+    if tail[at - _LOCATOR_BYTES : at - _LOCATOR_BYTES + 4] == _LOCATOR:
+        at -= _LOCATOR_BYTES + _END64_BYTES
+        (located,) = struct.unpack_from("<Q", tail, at + _END64_BYTES + 8)
+        length, start = struct.unpack_from("<QQ", tail, max(0, at) + 40)
+        whole = tail[at : at + 4] == _END64 and located == begin + at
+    else:
+        whole = tail[at : at + 4] == _END
+    if not whole or start + length != begin + at:
+        raise CheckpointError(
+            f"{file}: is damaged or not a PyTorch file; download or copy it again (no list of members at its end)"
+        )
+    if length > LARGEST_DIRECTORY:
+        raise CheckpointError(f"{file}: its list of members is larger than {told_size(LARGEST_DIRECTORY)}")
 
 
 def _check_calls(file: Path, content: IO[bytes]) -> bool:
     """Walk one pickle; returns False if it is not one."""
     texts: list[str] = ["", ""]
+    seen = _Seen()
     after = content.tell()
     try:
         for count, (operation, argument, position) in enumerate(pickletools.genops(content)):
             if isinstance(argument, str) and "UNICODE" in operation.name:
                 texts = [texts[1], argument]
-            reason = _objection(operation.name, argument, position or 0, texts)
+            reason = _objection(operation.name, argument, position or 0, texts) or seen.objection(argument)
             if count >= MOST_OPERATIONS:
                 reason = f"makes its objects by more than {MOST_OPERATIONS} operations"
             if reason:
@@ -115,8 +148,27 @@ def _objection(operation: str, argument: object, position: int, texts: list[str]
     if operation in ("GLOBAL", "INST") and len(str(argument)) > LONGEST_NAME:  # torch searches such names for hours
         return f"calls something whose name has more than {LONGEST_NAME} characters"
     called = str(argument).rpartition(" ")[2] if operation == "GLOBAL" else texts[1]
-    if operation in ("GLOBAL", "STACK_GLOBAL") and called == "bytearray":
-        return "makes a bytearray, which weights do not need"
+    if operation in ("GLOBAL", "STACK_GLOBAL") and called in _REFUSED:
+        return _REFUSED[called]
     if isinstance(argument, int) and argument.bit_length() > 4 * MOST_DIGITS:
         return "holds a number of very many digits"
     return ""
+
+
+class _Seen:
+    """What a pickle has held so far, for objections to many things together."""
+
+    def __init__(self) -> None:
+        self._large, self._encodes, self._codec = 0, False, ""
+
+    def objection(self, argument: object) -> str:
+        """Objection to one more argument; empty if there is none."""
+        if isinstance(argument, int) and argument.bit_length() > 32:
+            self._large += 1
+        elif isinstance(argument, str) and len(argument) <= LONGEST_NAME:
+            self._encodes |= argument in ("_codecs encode", "_codecs")
+            if _CODECS.fullmatch(re.sub(r"[\W_]", "", argument).lower()):
+                self._codec = argument
+        if self._large > MOST_LARGE_NUMBERS:  # chosen ones have equal hashes, as keys that take quadratic time
+            return f"holds more than {MOST_LARGE_NUMBERS} numbers of more than 32 bits"
+        return f"calls the codec {self._codec}, which weights do not need" if self._encodes and self._codec else ""
