@@ -13,11 +13,11 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from clipmerge.files.limits import LARGEST_FOOTER, LARGEST_PAGE, MOST_FOOTER_PARTS, MOST_INFLATION
 from clipmerge.files.reading import told_size
-from clipmerge.images.thrift import Compact, Damaged, number, structs
+from clipmerge.images.thrift import BINARY, I32, I64, STRUCT, Compact, Damaged, Fields, Shape, number, structs
 
 _MAGIC = b"PAR1"
 # Bytes first read from the end; pyarrow asks for as many.
@@ -28,6 +28,18 @@ _ROW_GROUPS = 4
 _COLUMNS, _ROWS = 1, 3
 _METADATA = 3
 _LENGTH, _DATA_PAGE, _DICTIONARY_PAGE = 7, 9, 11
+# Lists in a footer: in a column's metadata, a column, a row group and the whole.
+_IN_METADATA: Shape = {
+    2: (I32, {}),
+    3: (BINARY, {}),
+    8: (STRUCT, {}),
+    13: (STRUCT, {}),
+    16: (STRUCT, {2: (I64, {}), 3: (I64, {})}),
+    17: (STRUCT, {2: (I32, {})}),
+}
+_IN_COLUMN: Shape = {_METADATA: (STRUCT, _IN_METADATA), 8: (STRUCT, {2: (STRUCT, {1: (BINARY, {})})})}
+_IN_GROUP: Shape = {_COLUMNS: (STRUCT, _IN_COLUMN), 4: (STRUCT, {})}
+_IN_FOOTER: Shape = {2: (STRUCT, {}), _ROW_GROUPS: (STRUCT, _IN_GROUP), 5: (STRUCT, {}), 7: (STRUCT, {})}
 
 
 @dataclass(frozen=True)
@@ -79,23 +91,21 @@ def read_footer(file: IO[bytes], *, most_parts: int = MOST_FOOTER_PARTS) -> Foot
         raise Damaged(f"its footer is larger than {told_size(LARGEST_FOOTER)}")
     if length + 8 > len(tail):
         begin, tail = _tail(file, size, length + 8)
-    described = Compact(tail, len(tail) - 8 - length, most=most_parts).struct()
+    described = Compact(tail, len(tail) - 8 - length, most=most_parts).struct(_IN_FOOTER)
     return Footer(begin, tail, tuple(map(_row_group, structs(described, _ROW_GROUPS))))
 
 
-def _row_group(described: Mapping[int, Any]) -> RowGroup:
-    columns = tuple(_chunk(column.get(_METADATA)) for column in structs(described, _COLUMNS))
-    return RowGroup(number(described, _ROWS), columns)
+def _row_group(described: Fields) -> RowGroup:
+    columns = tuple(_chunk(column.get((_METADATA, STRUCT))) for column in structs(described, _COLUMNS))
+    return RowGroup(number(described, _ROWS, I64), columns)
 
 
-def _chunk(described: Any) -> Chunk:
-    if not isinstance(described, dict):
+def _chunk(described: Fields | None) -> Chunk:
+    if described is None:
         raise Damaged("a column is not described in it")
-    begin = number(described, _DATA_PAGE)
-    before = described.get(_DICTIONARY_PAGE)
-    if isinstance(before, int) and 0 < before < begin:
-        begin = before
-    return Chunk(begin, number(described, _LENGTH))
+    begin = number(described, _DATA_PAGE, I64)
+    before = described.get((_DICTIONARY_PAGE, I64), 0)
+    return Chunk(before if 0 < before < begin else begin, number(described, _LENGTH, I64))
 
 
 def _tail(file: IO[bytes], size: int, count: int) -> tuple[int, bytes]:
@@ -133,9 +143,9 @@ def _check_pages(data: bytes) -> None:
     walk = Compact(data)
     while walk.position < len(data):
         header = walk.struct()
-        before, after = number(header, _COMPRESSED), number(header, _UNCOMPRESSED)
-        if before < 0 or after < 0:
-            raise Damaged("a page has no size")
+        before, after = number(header, _COMPRESSED, I32), number(header, _UNCOMPRESSED, I32)
+        if not 0 <= before <= len(data) - walk.position or after < 0:
+            raise Damaged("a page has no size, or ends outside its column")
         if after > max(LARGEST_PAGE, MOST_INFLATION * before):
             raise Damaged(f"a page of {before} bytes would become {after}")
         walk.position += before
