@@ -131,7 +131,7 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
         if len(text) > _MOST_BYTES:
             raise UsageError(f"{file}: is larger than {_MOST_BYTES >> 10} KiB; it holds a few defaults of flags")
         settings = tomllib.loads(text.decode())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file}: cannot be read ({' '.join(str(error).split())[:100]})") from None
     for key, value in settings.items():
         name = key.replace("-", "_")

@@ -130,7 +130,8 @@ def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[s
         return "recipe", {"name": "custom", **copy.deepcopy(dict(recipe))}
     name = os.fspath(recipe)
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    # in a stranger's folder, a file may be called like a recipe
+    if name not in recipe_names() and (path.suffix in (".yaml", ".yml") or path.is_file()):
         try:
             text = read_text(path, LARGEST_RECIPE)
         except Unreadable as error:

@@ -247,7 +247,8 @@ def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
 
     Only regular files in the folder itself: nobody asked to publish anything else in it.
     """
-    wanted = SIDE_FILES | _WRITTEN | set(record.files)
+    # a record may come from a stranger, and name anything that lies beside it
+    wanted = SIDE_FILES | _WRITTEN | {name for name in record.files if _is_weights(name)}
     paths = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}
     links = [name for name, path in paths.items() if path is None]
     if links:

@@ -110,3 +110,10 @@ def test_a_file_that_says_nonsense_is_one_line(elsewhere: Path, text: str, said:
 def test_other_variables_of_ours_are_no_settings() -> None:
     found = read_defaults({"CLIPMERGE_DEBUG": "1", "CLIPMERGE_HUB_TIMEOUT": "9", "HOME": "/"}, folder=Path())
     assert (found.values, found.unknown) == ({}, [])
+
+
+def test_brackets_without_end_are_one_line(pair: Folders, elsewhere: Path) -> None:
+    for text in ("images = " + "[" * 30_000, "images = " + "{a=" * 10_000):
+        (elsewhere / "clipmerge.toml").write_text(text)
+        line = refused(clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run"), 2)
+        assert "clipmerge.toml: cannot be read" in line

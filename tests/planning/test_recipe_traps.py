@@ -66,3 +66,12 @@ def test_a_recipe_that_is_no_text(tmp_path: Path) -> None:
     for name in ("x.yaml", "missing.yaml", "."):
         with pytest.raises(RecipeError):
             load_recipe(tmp_path / name)
+
+
+def test_a_file_that_is_called_like_a_recipe_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wise-ft").write_text("method: {name: wise-ft, alpha: 0.123}")
+    assert load_recipe("wise-ft").method["alpha"] == 0.5
+    assert load_recipe("./wise-ft").method["alpha"] == 0.123

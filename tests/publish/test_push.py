@@ -323,6 +323,18 @@ def test_a_folder_of_traps_is_pushed_without_them(hub: FakeHub, merged: Path, tm
         assert b"secret" not in content, name
 
 
+def test_a_record_cannot_name_other_files_to_publish(hub: FakeHub, merged: Path) -> None:
+    """The record may come from whoever made the folder."""
+    path = merged / "clipmerge.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"files": record["files"] | {"keys.txt": None, "id_rsa": None}}))
+    for name in ("keys.txt", "id_rsa"):
+        (merged / name).write_text("nobody's business")
+    done = push(merged, "alice/robust", license="mit", endpoint=hub.url)
+    assert not {"keys.txt", "id_rsa"} & set(hub.files("alice/robust"))
+    assert {"keys.txt", "id_rsa"} <= set(done.left_behind)
+
+
 def test_a_link_by_the_name_of_a_file_of_the_output_is_refused(hub: FakeHub, merged: Path, tmp_path: Path) -> None:
     (tmp_path / "id_rsa").write_text("PRIVATE KEY")
     (merged / "LICENSE").symlink_to(tmp_path / "id_rsa")
