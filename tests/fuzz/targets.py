@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.fuzz import beside
 from tests.support.merged_output import RECORD
 
 Target = Callable[[bytes, Path], object]
 SOURCE = {"source": "a", "revision": None, "files": {}}
-TARGETS: dict[str, Target] = {}
+TARGETS: dict[str, Target] = dict(beside.TARGETS)
 #: Targets whose executions take milliseconds rather than microseconds.
-SLOW = ("pickle", "old_pickle", "parquet", "tar", "image", "checkpoint")
+SLOW = ("pickle", "old_pickle", "parquet", "tar", "image", "checkpoint", *beside.SLOW)
 
 
 def target(function: Target) -> Target:
@@ -308,6 +309,8 @@ def _json(*values: Any) -> list[bytes]:
 
 def seeds(name: str) -> list[bytes]:
     """Valid files for a target, from which damaged ones are made."""
+    if name in beside.TARGETS:
+        return beside.seeds(name)
     block = {"vision_model.encoder.layers.0.mlp.fc1.bias": [2], "text_model.encoder.layers.0.mlp.fc1.bias": [2]}
     open_clip = {"visual.transformer.resblocks.0.ln_1.bias": [2], "transformer.resblocks.0.ln_1.bias": [2]}
     headers = [_safetensors({**block, "logit_scale": []}), _safetensors({**open_clip, "visual.proj": [2, 2]})]
