@@ -17,6 +17,9 @@ def run() -> None:
         signal.signal(signal.SIGINT, end_at_once)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, end_at_once)
+    import atexit  # compiled in; what is registered first runs last
+
+    atexit.register(_over)
     from clipmerge.cli.app import main
 
     try:
@@ -33,6 +36,13 @@ def _stop_at_once() -> None:
 
     abandon()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _over() -> None:
+    """Ignore signals from now on: the command is done, and Python gives up its handlers before it has ended."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is end_at_once:
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
@@ -36,10 +36,19 @@ class Unprintable(Exception):
     """Standard output cannot be written; earlier results of the command stand."""
 
 
-def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
+def preparing(function: Callable[P, R]) -> Callable[P, R]:
+    """Like `reporting_errors`, for what comes before a command: once it is over, nothing has been done yet."""
+    return reporting_errors(function, done=())
+
+
+def reporting_errors(command: Callable[P, R], *, done: Iterable[str] = ("the command was done",)) -> Callable[P, R]:
     """Turn exceptions of a command into one line on stderr and an exit code, without a traceback.
 
     ``CLIPMERGE_DEBUG=1`` shows the traceback. The flag ``output`` may begin with ``~``.
+
+    Args:
+        command: The command.
+        done: Said by a signal that comes after it, if it has left nothing in place.
     """
 
     @functools.wraps(command)
@@ -54,7 +63,7 @@ def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
                 result = command(*args, **kwargs)
                 with printing():
                     pass
-                standing[:] = _what_stands() or ["the command was done"]
+                standing[:] = _what_stands() or done
                 return result
         except ClipmergeError as error:
             leave_it_to_the_main_process()

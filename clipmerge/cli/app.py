@@ -23,8 +23,8 @@ from clipmerge.cli._ending import (
     fail,
     leave_it_to_the_main_process,
     prepare_streams,
+    preparing,
     printing,
-    reporting_errors,
 )
 from clipmerge.cli._help import examples
 from clipmerge.errors import UsageError
@@ -156,7 +156,7 @@ def _root(
     _take_defaults(context)
 
 
-@reporting_errors
+@preparing
 def _take_defaults(context: typer.Context) -> None:
     """Give the command its defaults from the environment and from files."""
     command = str(context.invoked_subcommand)

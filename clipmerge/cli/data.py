@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._ending import preparing, reporting_errors
 from clipmerge.cli._help import examples
 from clipmerge.cli._options import Output, list_by_default
 from clipmerge.cli._terminal import Format, Terminal
@@ -22,7 +22,7 @@ data_app = typer.Typer(
 
 
 @data_app.callback()
-@reporting_errors
+@preparing
 def _data(context: typer.Context, fmt: Output = Format.human) -> None:
     list_by_default(context, list_data, fmt)
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli._ending import preparing, reporting_errors
 from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._options import Output, list_by_default
 from clipmerge.cli._terminal import Format
@@ -27,7 +27,7 @@ _Name = Annotated[str, typer.Argument(help="Name of a recipe.", autocompletion=c
 
 
 @recipes_app.callback()
-@reporting_errors
+@preparing
 def _recipes(context: typer.Context, fmt: Output = Format.human) -> None:
     list_by_default(context, list_recipes, fmt)
 

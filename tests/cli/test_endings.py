@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -238,6 +239,29 @@ def test_a_signal_after_the_command_says_what_stands(
     assert ended.returncode == end
     assert ended.stderr.endswith(f"error: {how}; {tmp_path / 'out'} is complete\n")
     assert (tmp_path / "out" / "clipmerge.json").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_ends_changes_nothing(pair: Folders, tmp_path: Path, number: int) -> None:
+    """Python gives its handlers up before it has ended, and a signal would then end it without a line."""
+    late = f"import atexit, signal\natexit.register(signal.raise_signal, {number:d})"
+    code = f"{late}\nfrom clipmerge.__main__ import run\nrun()"
+    command = [sys.executable, "-c", code, "merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert (tmp_path / "out" / "clipmerge.json").is_file()
+
+
+def test_before_a_command_begins_nothing_was_done() -> None:
+    """Defaults are read first, and a signal may come between them and the command."""
+    from clipmerge.cli import app, data, recipes
+
+    context: Any = SimpleNamespace(invoked_subcommand="merge")
+    for before in (app._take_defaults, data._data, recipes._recipes):
+        before(context)
+        assert ending.standing == []
+    reporting_errors(lambda: None)()
+    assert ending.standing == ["the command was done"]
 
 
 @pytest.mark.slow
