@@ -135,7 +135,8 @@ class Terminal:
         if self._bar is None:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+            stage = TextColumn("{task.description}", markup=False)  # a recipe or a source may be called "[/x]"
+            columns = (stage, BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
             self._bar = Progress(*columns, *times, console=self._err, transient=True)
             self._bar.start()

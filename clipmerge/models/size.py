@@ -44,8 +44,8 @@ def no_larger_than(source: str, weights: Iterable[TensorEntry]) -> Iterator[None
             )
 
     handles = [
-        register_module_parameter_registration_hook(count),  # type: ignore[no-untyped-call]
-        register_module_buffer_registration_hook(count),  # type: ignore[no-untyped-call]
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
     ]
     try:
         yield

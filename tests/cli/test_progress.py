@@ -68,6 +68,20 @@ def test_an_error_takes_the_bar_down_first(monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err.splitlines()[-1].endswith("error: interrupted")
 
 
+def test_a_name_in_brackets_is_text_in_a_progress_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    terminal = Terminal(Format.human)
+    terminal.stage("evaluating [/x] [link=file:///etc]y[/link]")
+    terminal.advance(1, 2)
+    assert terminal._bar is not None
+    terminal._bar.refresh()
+    terminal.close()
+    assert "evaluating [/x] [link=file:///etc]y[/link]" in capsys.readouterr().err
+
+
 def test_errors_and_notes_break_between_words_on_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
