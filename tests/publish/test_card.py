@@ -151,6 +151,16 @@ def test_paths_with_blanks_quotes_and_ampersands_do_not_leave_it() -> None:
     assert shown["command"].startswith("clipmerge merge base cars --data=val -o ")
 
 
+def test_paths_and_tokens_that_no_field_names_do_not_leave_it() -> None:
+    """In a text of the record, where nothing tells which of its words is a path."""
+    layer = RECORD["layers"]["vision.0.attn"] | {"reason": "as in /srv/secret/runs/7, by hf_abcdefghijklmnop"}
+    held = RECORD | {"verdict": "better than ~/secret/old", "layers": RECORD["layers"] | {"vision.0.attn": layer}}
+    shown = public_record(held)
+    assert shown["verdict"] == "better than old"
+    assert shown["layers"]["vision.0.attn"]["reason"] == "as in 7, by hf_..."
+    assert "secret" not in model_card(held, repo_id="acme/robust")
+
+
 def test_names_from_strangers_are_text_in_the_card() -> None:
     evil = "<img src=x onerror=alert(1)>|`a`[b](javascript:c)"
     layer = RECORD["layers"]["vision.0.attn"] | {"reason": evil}
