@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.images import Columns
-from clipmerge.images.class_names import ClassNames
-from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.held_back import SHARE
 from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Device, OutputDtype
@@ -22,6 +20,10 @@ from clipmerge.planning.provenance import HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Progress
+
+if TYPE_CHECKING:  # a merge without images imports none of what reads them
+    from clipmerge.images.class_names import ClassNames
+    from clipmerge.images.dataset import LabelledImages
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import is_there
 from clipmerge.images.columns import Columns
-from clipmerge.images.known import Named
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
 from clipmerge.planning.bought import MAX_LOSS
@@ -271,9 +270,11 @@ def dtype_from(dtype: str) -> OutputDtype:
 
 def name_of(data: Any) -> str | None:
     """Name of a source of images in records: the source itself, or the type of an object in memory."""
-    if isinstance(data, Named):
-        return data.address
-    return data if data is None or isinstance(data, str) else f"{type(data).__name__} in memory"
+    if data is None or isinstance(data, str):
+        return data
+    from clipmerge.images.known import Named
+
+    return data.address if isinstance(data, Named) else f"{type(data).__name__} in memory"
 
 
 def _class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> Path | tuple[str, ...] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import CheckpointError, VerdictError
-from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import MOST
 from clipmerge.images.prompts import templates_for
 from clipmerge.images.store import Pixels
@@ -13,6 +12,7 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
 if TYPE_CHECKING:
+    from clipmerge.images.dataset import LabelledImages
     from clipmerge.planning.bought import Bought
     from clipmerge.request import MergeRequest, Run
 
@@ -79,6 +79,8 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
         if run.held_back is None:
             raise _Unmeasurable("there are too few images to hold any back")
         return run.held_back
+    from clipmerge.images.dataset import load_images
+
     calibration = request.calibration
     count = min(MOST, calibration.images)
     source = load_images(

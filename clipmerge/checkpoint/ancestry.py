@@ -32,6 +32,8 @@ SAMPLE = 1 << 16
 _UNRELATED = 0.05
 # The cosine of a smaller matrix is not informative: its random spread is one over the root of its number of entries.
 _LEAST = 256
+# Elements that tell of nearly every tensor that it holds more than one number.
+_FEW = 8
 # Rows of embeddings without gradient: least number, and tolerance for being parallel (1 - cosine) by one factor.
 _ROWS, _BLOCKS, _LEAST_ROWS, _PARALLEL, _SAME_FACTOR = 1024, 16, 16, 1e-9, 2e-5
 # Slope of the loss of length on the squared movement above which it is a change seen backwards: `benchmarks/ancestry`
@@ -153,16 +155,21 @@ def _matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
             continue
         theta_0, theta_1 = _samples(inputs, which, name, 0, SAMPLE)
         tau = theta_1 - theta_0
-        ours, theirs = float(theta_0 @ theta_0), float(theta_1 @ theta_1)
+        ours, theirs = _dot(theta_0, theta_0), _dot(theta_1, theta_1)
         if not (0 < ours < math.inf and 0 < theirs < math.inf):  # an empty or a broken matrix tells nothing
             continue
         yield _Matrix(
             tower,
             f"{tower}.{rest.partition('.')[0]}" if rest[0].isdecimal() else "",
-            cosine=float(theta_0 @ theta_1) / math.sqrt(ours * theirs),
-            moved=math.sqrt(float(tau @ tau) / ours),
-            along=float(tau @ theta_0) / ours,
+            cosine=_dot(theta_0, theta_1) / math.sqrt(ours * theirs),
+            moved=math.sqrt(_dot(tau, tau) / ours),
+            along=_dot(tau, theta_0) / ours,
         )
+
+
+def _dot(a: Array, b: Array) -> float:
+    """The product of two vectors, in this thread: the threads of a BLAS would wait for one another, spinning."""
+    return float((a * b).sum())
 
 
 def _untrained(inputs: Inputs, which: int) -> Iterator[str]:
@@ -170,9 +177,11 @@ def _untrained(inputs: Inputs, which: int) -> Iterator[str]:
     only_theirs: list[str] = []
     only_ours: list[str] = []
     for name in _shared(inputs, which):
-        if inputs.zeroshot.entries[inputs.zeroshot_keys[name]].size < 8:
+        if inputs.zeroshot.entries[inputs.zeroshot_keys[name]].size < _FEW:
             continue
-        ours, theirs = (bool((values == values[0]).all()) for values in _samples(inputs, which, name, 0, SAMPLE))
+        if not any(map(_is_constant, _samples(inputs, which, name, 0, _FEW))):
+            continue  # so nearly always, and no more is read
+        ours, theirs = map(_is_constant, _samples(inputs, which, name, 0, SAMPLE))
         if ours != theirs:
             (only_ours if ours else only_theirs).append(name)
     if len(only_theirs) > 1 and not only_ours:
@@ -180,6 +189,10 @@ def _untrained(inputs: Inputs, which: int) -> Iterator[str]:
             f"{len(only_theirs)} parameters, such as {only_theirs[0]}, hold one number throughout in the fine-tuned "
             "checkpoint, as before any training, and many in the zero-shot one"
         )
+
+
+def _is_constant(values: Array) -> bool:
+    return bool((values == values[0]).all())
 
 
 def _grown(inputs: Inputs, which: int) -> Iterator[str]:

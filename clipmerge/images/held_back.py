@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.sampling import balanced_sample
+
+if TYPE_CHECKING:
+    from clipmerge.images.dataset import LabelledImages
 
 #: Share of the sampled images that is held back.
 SHARE = 0.2

@@ -20,16 +20,15 @@ from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_FRONT_MATTER, LARGEST_TEXT
 from clipmerge.files.reading import Unreadable, read_bytes, told_size
 from clipmerge.hub.download import Resolved, connect, download, resolve
-from clipmerge.hub.ids import HubId, parse_hub_id
+from clipmerge.hub.ids import HubId
 from clipmerge.images.columns import Columns
+from clipmerge.images.dataset_id import PREFIX, DatasetId, parse_dataset
 from clipmerge.images.hub_shards import HubShards, find_shards
 from clipmerge.images.parquet import load_parquet
 from clipmerge.images.places import Local, Remote
 from clipmerge.images.store import Labelled
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-PREFIX = "hf://datasets/"
-_SOURCE = re.compile(r"hf://datasets/(?P<id>[^:@\s]+(?:@[^:\s]+)?)(?::(?P<split>[^:\s]+))?")
 _CARD = "README.md"
 # Words in file and folder names that name a split, as the Hub reads them.
 _WORDS = {
@@ -38,44 +37,6 @@ _WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SHARDED = re.compile(r"(?:.*/)?(?P<split>\w+(?:\.\w+)*)-\d+-of-\d+\.\w+")
-
-
-@dataclass(frozen=True)
-class DatasetId:
-    """A dataset on the Hub; ``config`` and ``split`` are ``None`` if the user did not name one."""
-
-    hub_id: HubId
-    config: str | None = None
-    split: str | None = None
-
-    def at(self, sha: str) -> str:
-        """Write the source with its commit."""
-        part = "/".join(each for each in (self.config, self.split) if each)
-        return f"{self.hub_id.at(sha)}{':' + part if part else ''}"
-
-
-def parse_dataset(source: str) -> DatasetId:
-    """Read ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``; the split may be ``CONFIG/SPLIT``.
-
-    Args:
-        source: The source as the user wrote it.
-
-    Returns:
-        The dataset and the split.
-
-    Raises:
-        DataError: If it is not of that form.
-
-    Example:
-        >>> parse_dataset("hf://datasets/acme/cars@v1:test").split
-        'test'
-    """
-    match = _SOURCE.fullmatch(source)
-    hub_id = parse_hub_id(match["id"], kind="dataset") if match else None
-    if match is None or hub_id is None:
-        raise DataError(f"{source}: not a dataset on the Hub; write {PREFIX}ORG/NAME[@REVISION][:SPLIT]")
-    config, _, split = (match["split"] or "").rpartition("/")
-    return DatasetId(hub_id, config or None, split or None)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from clipmerge.families import families
 from clipmerge.files.staging import RECORD
 from clipmerge.files.templates import render
 from clipmerge.hub.ids import parse_hub_id
-from clipmerge.images.hub_dataset import parse_dataset
+from clipmerge.images.dataset_id import parse_dataset
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.bought_view import BoughtView, bought_view
 from clipmerge.planning.kept_view import EXPLANATION, HEADS, kept_facts, kept_rows

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from clipmerge.errors import ClipmergeError, DataError, HubError, UsageError
 from clipmerge.hub.ids import HubId
 from clipmerge.images.dataset import load_images
-from clipmerge.images.hub_dataset import DatasetId, parse_dataset
+from clipmerge.images.dataset_id import DatasetId, parse_dataset
 from tests.images.test_stores import assert_images
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, serving, upload
