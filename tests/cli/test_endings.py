@@ -23,6 +23,7 @@ from clipmerge.errors import HubError
 from clipmerge.files.staging import staged
 from clipmerge.publish.push import Published
 from tests.support.command import clipmerge, refused, start
+from tests.support.counted import counted
 
 Folders = tuple[Path, Path]
 ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
@@ -132,7 +133,7 @@ needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this sys
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "clipmerge", *map(str, arguments)]
-    options["env"] = {**os.environ, **options.pop("env", {})}
+    options["env"] = {**counted(), **options.pop("env", {})}
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=120, **options)
 
 
@@ -166,7 +167,7 @@ def test_what_waits_in_a_buffer_is_tried_once() -> None:
         "reporting_errors(lambda: Terminal(Format.json).result({'a': 1}))()"
     )
     with Path("/dev/full").open("w") as full:
-        command, buffered = [sys.executable, "-c", code], {**os.environ, "PYTHONUNBUFFERED": ""}
+        command, buffered = [sys.executable, "-c", code], {**counted(), "PYTHONUNBUFFERED": ""}
         ended = subprocess.run(command, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     line = "error: standard output: cannot be written (No space left on device)\n"
     assert (ended.returncode, ended.stderr) == (1, line)
@@ -356,7 +357,7 @@ def test_an_error_that_the_main_process_does_not_have_is_said(
 def test_a_launcher_shows_an_error_once(tmp_path: Path) -> None:
     starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
     command = [*starter, "-m", "clipmerge", "merge", "a", "b", "-r", "nonsense", "-o", str(tmp_path / "out")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    ended = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False, timeout=120)
     assert ended.returncode != 0
     assert [line[:27] for line in ended.stderr.splitlines() if line.startswith("error: ")] == [
         "error: a: no such folder or"

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.command import clipmerge, start
+from tests.support.counted import counted
 from tests.support.learn_and_save import HOLDS
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
 from tests.support.tiny_clip import save_images, save_pair
@@ -144,6 +145,7 @@ CHANGES: dict[str, tuple[object, ...]] = {
 
 
 @pytest.mark.usefixtures("often")
+@pytest.mark.slow
 def test_another_learning_does_not_go_on_from_this_one(
     flags: list[object], tmp_path: Path, cache: Path, stop_after: Stopping
 ) -> None:
@@ -213,7 +215,7 @@ def test_several_processes_go_on_from_the_main_ones_state(
     def run(steps: int, output: str = "out") -> subprocess.CompletedProcess[str]:
         starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
         merge = ["merge", *pair, *flags, "--device", "cpu", "--output", tmp_path / output]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**counted(), "OMP_NUM_THREADS": "1"}
         command = [*starter, "tests.support.learn_and_save", *map(str, [steps, *merge])]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 

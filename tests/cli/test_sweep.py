@@ -14,6 +14,7 @@ from clipmerge.cli.sweep import parse_alphas
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.scorer import write_correct
 from tests.support.command import clipmerge, refused
+from tests.support.counted import counted
 from tests.support.tiny_clip import save_images
 
 Pair = tuple[Path, Path]
@@ -160,7 +161,9 @@ def test_two_processes_find_the_same(pair: Pair, images: Path, shifted: Path, tm
     ]
     words += ["--recipe", "straggler-outlier", "--recipe", "lines", "--batch-size", "4"]
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", "2"]
-    ended = subprocess.run([*launch, "-m", "clipmerge", *words], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [*launch, "-m", "clipmerge", *words], env=counted(), capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     two = json.loads((tmp_path / "out" / "sweep.json").read_text())
     ended = clipmerge(*words, "--overwrite", "--format", "json")

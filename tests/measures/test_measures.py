@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.plugins import plugin_names
 from clipmerge.request import Calibration, MergeRequest
+from tests.support.counted import counted
 from tests.support.measure_everything import SIZES, measured
 from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
 
@@ -125,7 +125,7 @@ def launch(processes: int, *command: str) -> Any:
     result = subprocess.run(
         [*starter, "-m", *command],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**counted(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
