@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from benchmarks.shifts.experiment import TrainedPair
@@ -18,7 +18,10 @@ os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # the same examples in every run, none kept on the disk; `--hypothesis-profile default` looks further
-settings.register_profile("repeatable", derandomize=True, database=None)
+# however busy the machine is: slowness is no fault
+settings.register_profile(
+    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 

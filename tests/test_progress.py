@@ -10,14 +10,15 @@ from clipmerge.progress import Pace
 
 
 class Said:
-    """Keeps what is said, and how many reports came before."""
+    """Keeps stages and notes, and how many reports came before them."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.stages: list[str] = []
         self.moved = 0
 
     def stage(self, name: str) -> None:
-        """Nothing is kept of stages."""
+        self.stages.append(name)
 
     def advance(self, done: float, total: float) -> None:
         self.moved += 1
@@ -55,3 +56,11 @@ def test_slow_work_is_judged_by_few_reports(monkeypatch: pytest.MonkeyPatch) -> 
     said = stated(monkeypatch, [60.0, 40.0, 40.0, 40.0])
     assert said.notes == ["1000 units: about 66 min"]
     assert said.moved == 3
+
+
+def test_stages_and_notes_pass_through() -> None:
+    said = Said()
+    pace = Pace(said, None)
+    pace.stage("measuring")
+    pace.say("a note")
+    assert (said.stages, said.notes) == (["measuring"], ["a note"])

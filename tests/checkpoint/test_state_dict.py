@@ -6,6 +6,7 @@ import argparse
 import json
 import pickle
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -255,14 +256,34 @@ def test_the_command_of_the_refusal_gets_the_weights_out(checkout: Path, how: st
     assert same_tensors(checkout.parent / f"{how} 1-weights.pt", kept)
 
 
-def test_the_command_answers_when_it_cannot(tmp_path: Path) -> None:
+def unpickled(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
+    """Run the script in this process."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # which it sets, and the test's end takes back
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["unpickle.py", *arguments])
+    monkeypatch.chdir(folder)
+    runpy.run_path(str(unpickle.__file__), run_name="__main__")
+
+
+def test_the_command_answers_when_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.pt").write_bytes(pickle.dumps([argparse.Namespace(a=1)]))
-    script = Path(unpickle.__file__)
     for arguments, message in (([], "usage: python unpickle.py IN OUT.pt"),
                                (["x.pt", "y.pt"], "x.pt: holds no tensors")):  # fmt: skip
-        ended = subprocess.run([sys.executable, script, *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert (ended.returncode, ended.stderr.strip()) == (1, message)
+        with pytest.raises(SystemExit, match=message):
+            unpickled(monkeypatch, tmp_path, *arguments)
     assert not (tmp_path / "y.pt").exists()
+
+
+def test_the_weights_of_a_module_beside_code_get_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(3, 2)
+    held = {"model": model, "args": argparse.Namespace(a=1)}
+    torch.save(held, tmp_path / "torch.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(held))
+    for name in ("torch.pt", "pickle.pt"):
+        unpickled(monkeypatch, tmp_path, name, "out.pt")
+        weights = torch.load(tmp_path / "out.pt", weights_only=True)["model"]  # noqa: TID251
+        assert weights.keys() == {"weight", "bias"}
+        assert all(torch.equal(weights[key], tensor) for key, tensor in model.state_dict().items())
 
 
 def to_pickles(folder: Path, *, sharded: bool = False) -> Path:

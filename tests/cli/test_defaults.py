@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipmerge.cli._defaults import Defaults, applied, read_defaults
+from clipmerge.cli._defaults import Defaults, applied, config_home, read_defaults
 from clipmerge.errors import UsageError
 from tests.support.command import clipmerge, refused
 
@@ -117,3 +117,27 @@ def test_brackets_without_end_are_one_line(pair: Folders, elsewhere: Path) -> No
         (elsewhere / "clipmerge.toml").write_text(text)
         line = refused(clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run"), 2)
         assert "clipmerge.toml: cannot be read" in line
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("True", True), ("0", False), ("false", False)])
+def test_a_switch_is_on_or_off(text: str, value: bool) -> None:
+    assert read_defaults({"CLIPMERGE_STRICT": text}, folder=Path()).values == {"strict": value}
+
+
+def test_a_switch_is_nothing_else() -> None:
+    with pytest.raises(UsageError, match="CLIPMERGE_STRICT=maybe: expected 0 or 1"):
+        read_defaults({"CLIPMERGE_STRICT": "maybe"}, folder=Path())
+
+
+def test_the_users_own_file_may_hold_switches_and_lists(elsewhere: Path) -> None:
+    own_file(elsewhere, 'strict = true\nverbose = false\ntemplate = ["a {}.", "the {}."]\n')
+    found = read_defaults({}, folder=elsewhere, home=elsewhere.parent / "config" / "clipmerge")
+    assert found.values == {"strict": True, "verbose": False, "template": ["a {}.", "the {}."]}
+    assert found.words(["merge"]) == ["--strict", "--template", "a {}.", "--template", "the {}."]
+
+
+def test_a_user_without_a_home_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError("no such user")))
+    assert config_home() is None

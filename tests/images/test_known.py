@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from clipmerge.errors import DataError, UsageError
+from clipmerge.images import known as module
 from clipmerge.images.dataset import load_images
-from clipmerge.images.hub_dataset import parse_dataset
+from clipmerge.images.dataset_id import parse_dataset
 from clipmerge.images.known import class_list, class_lists, find_known, known_sets
 from clipmerge.images.prompts import TEMPLATE_SETS, check_templates
 from clipmerge.images.retrieval import load_captions
+from clipmerge.images.store import Held, Labelled
 from tests.support.benchmark_sets import retrieval_set, webdataset
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, serving, upload
@@ -124,6 +127,8 @@ def test_data_list_and_show() -> None:
     assert (len(shown["class_names"]), len(shown["templates"]), shown["zeroshot"]["ViT-B-32"]) == (200, 80, 31.37)
     assert "two pixels" in " ".join(clipmerge("data", "show", "objectnet").out.split())
     assert clipmerge("data", "show", "simple").out == "a photo of a {}.\n"
+    simple = clipmerge("data", "show", "simple", "--format", "json").json
+    assert simple == {"name": "simple", "templates": ["a photo of a {}."]}
     assert "captions" in clipmerge("data", "show", "flickr8k").out
     assert "Did you mean 'imagenet'?" in refused(clipmerge("data", "show", "imagnet"), 2)
     refused(clipmerge("data", "--format", "json", "list"), 2)
@@ -132,3 +137,37 @@ def test_data_list_and_show() -> None:
 def test_class_names_by_name(pair: tuple[Path, Path], images: Path) -> None:
     line = refused(clipmerge("evaluate", pair[0], "--data", images, "--classes", "objectnet"))
     assert "has 113 class names" in line
+
+
+KNOWN = {"title": "Birds", "source": "hf://datasets/acme/birds", "texts": "here", "templates": ["a {}."]}
+
+
+def test_a_file_of_sets_with_a_fault_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HERE", tmp_path)
+    (tmp_path / "sets").mkdir()
+    for content, told in (
+        (
+            {"birds": {**KNOWN, "templates": "no-such"}},
+            r"x\.yaml: data set 'birds': templates: .*no template set",
+        ),
+        ({"birds": {**KNOWN, "kind": "song"}}, r"x\.yaml: data set 'birds': kind: Input should be"),
+    ):
+        (tmp_path / "sets" / "x.yaml").write_text(yaml.safe_dump(content))
+        with pytest.raises(DataError, match=told):
+            known_sets.__wrapped__()
+    for name in ("x", "y"):
+        (tmp_path / "sets" / f"{name}.yaml").write_text(yaml.safe_dump({"birds": KNOWN}))
+    with pytest.raises(DataError, match=r"y\.yaml: a data set 'birds' stands in another file too"):
+        known_sets.__wrapped__()
+
+
+def test_a_label_without_a_name_is_refused() -> None:
+    known = known_sets()["fusionbench-eurosat"]
+    labels = list(range(len(known.class_names)))
+    assert known.describe(Labelled(Held((), ()), tuple(labels), ())).classes == known.class_names
+    with pytest.raises(DataError, match=f"label {len(labels)} has no name; {len(labels)} classes are known"):
+        known.describe(Labelled(Held((), ()), (*labels, len(labels)), ()))
+
+
+def test_a_named_set_is_written_as_its_address() -> None:
+    assert str(find_known("cifar10")) == known_sets()["cifar10"].address()

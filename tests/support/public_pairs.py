@@ -243,6 +243,9 @@ class _Handler(SimpleHTTPRequestHandler):
             return
         content = file.read_bytes()
         begin = int(wanted.removeprefix("bytes=").partition("-")[0]) if wanted else 0
+        if begin > len(content):
+            self.send_error(416)
+            return
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(content) - begin))
         self.end_headers()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from clipmerge.errors import CheckpointError, HubError
+from clipmerge.evaluation.suites import release as module
 from clipmerge.evaluation.suites.release import MIRROR, fetch_release, place_of, size_of
 from clipmerge.evaluation.suites.suite import Release
 from clipmerge.progress import Silent
@@ -102,3 +103,20 @@ def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.Monke
 
 def test_the_size_is_asked_for(server: Releases) -> None:
     assert size_of(release()) == len(CONTENT)
+
+
+def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
+    place = place_of(release())
+    place.parent.mkdir(parents=True)
+    (part := place.with_name(f"{place.name}.part")).write_bytes(CONTENT + b"more")
+    with pytest.raises(HubError):
+        fetch_release(release(), Silent())
+    assert not part.exists()
+    assert fetch_release(release(), Silent()).path.read_bytes() == CONTENT
+
+
+def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LARGEST_RELEASE", 1 << 20)
+    with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the file\?"):
+        fetch_release(release(), Silent())
+    assert not place_of(release()).exists()

@@ -1,0 +1,37 @@
+"""Files and names that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clipmerge.files.reading import Unreadable, read_bytes
+from clipmerge.files.side_files import inside, lies_in, side_file_bytes
+
+
+def test_a_name_with_a_zero_byte_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(Unreadable, match="null"):
+        read_bytes(tmp_path / "a\0b", 10)
+    assert inside(tmp_path, "a\0b") is None
+    assert not lies_in(tmp_path, tmp_path / "a\0b")
+
+
+def test_a_link_to_nothing_lies_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "circle").symlink_to("circle")
+    assert not lies_in(tmp_path, tmp_path / "link")
+    assert not lies_in(tmp_path, tmp_path / "circle")
+
+
+def test_what_is_no_json_keeps_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b'{"a": /home/me')
+    assert side_file_bytes(tmp_path / "x.json", "x.json") == b'{"a": /home/me'
+
+
+def test_half_a_surrogate_pair_survives_the_loss_of_a_path(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"token": "\\ud800", "name_or_path": "/home/me/model"}')
+    left = side_file_bytes(tmp_path / "x.json", "x.json")
+    assert b"/home/me" not in left
+    assert json.loads(left) == {"token": "\ud800"}
