@@ -89,7 +89,7 @@ def share(values: list[bool]) -> float:
     return sum(values) / len(values)
 
 
-@pytest.mark.parametrize("recipe", ["straggler-outlier", "wise-ft"])
+@pytest.mark.parametrize("recipe", [pytest.param("straggler-outlier", marks=pytest.mark.slow), "wise-ft"])
 def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, tmp_path: Path, recipe: str) -> None:
     sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
     run = prepare(request_for(far, recipe, photos, *sets))

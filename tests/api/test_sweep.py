@@ -85,7 +85,7 @@ def test_every_point_is_what_evaluate_says_of_the_merged_folder(
     assert list(mine["checkpoint"]["files"]) == ["model.safetensors"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_weights_are_those_that_merge_writes_bit_for_bit(
     far: Inputs, tmp_path: Path, dtype: str, calibration: Path
 ) -> None:
@@ -124,6 +124,7 @@ def cast(pair: Inputs, dtype: str, folder: Path) -> Inputs:
     return copies
 
 
+@pytest.mark.slow
 def test_several_are_swept_around_the_curve_to_their_average(
     family: list[Path], images: Path, shifted: Path, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def _tensor(output: object) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output  # type: ignore[attr-defined,no-any-return]
 
 
+@pytest.mark.slow
 def test_free_fine_tuning_lowers_the_goal_and_leaves_the_box(
     laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +135,7 @@ def test_matched_layers_are_others_of_nearly_the_same_length() -> None:
             assert abs(chosen - int(other.partition(".")[2])) <= 5
 
 
+@pytest.mark.slow
 def test_claims_are_examined_once_and_written_out(
     evaluated: tuple[TrainedPair, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -256,6 +256,7 @@ def test_auto_against_a_rival_by_hand() -> None:
     assert report.against(pairs[:1])[2].splitlines()[2].startswith("| `tpgm` | +8.0 [")
 
 
+@pytest.mark.slow
 def test_the_shipped_page_is_what_the_shipped_files_make(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     report.write_page(docs=tmp_path / "docs")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import socket, sys
 def refuse(*arguments, **options):
@@ -24,6 +26,7 @@ def started(*arguments: object, **environment: str) -> subprocess.CompletedProce
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
 
 
+@pytest.mark.slow
 def test_a_local_merge_opens_no_connection(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
     merged = started("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
     assert merged.returncode == 0, merged.stderr

@@ -58,6 +58,7 @@ def test_a_file_of_the_same_size_and_other_content_is_none(images: Path, other: 
     assert overlap_of(other, images) == 0
 
 
+@pytest.mark.slow
 def test_digits_overlap_with_digits_and_with_a_folder_that_holds_one(other: Path) -> None:
     assert overlap_of("digits", "digits") >= 1790  # of 1797, a few are alike
     assert overlap_of("digits", other) == 0
