@@ -15,12 +15,12 @@ from clipmerge.measures._statistics import statistic
 from clipmerge.measures.learned_coefficients import course_of, learned_coefficients, measured
 from clipmerge.methods._stragglers import find_stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
-from clipmerge.plugins import Count, Density, Share, options_of, plugin_options
+from clipmerge.plugins import Count, Density, Points, Share, options_of, plugin_options
 
 Rule = Literal["share", "outlier", "flattest", "random"]
 
 
-@options_of(learned_coefficients)
+@options_of(learned_coefficients, without=("max_loss",))
 def learned_sparse(
     objective: Objective,
     *,
@@ -28,6 +28,7 @@ def learned_sparse(
     share: Share = 0.15,
     density: Density = 0.5,
     draw: Count = 1,
+    max_loss: Points = 2.5,
     **options: Any,
 ) -> Measurements:
     """Learn coefficients; straggler layers keep only a share of them, and all their other weights stay zero-shot.
@@ -45,6 +46,7 @@ def learned_sparse(
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
         draw: Number of the random set, for ``rule: random``.
+        max_loss: As in `learned_coefficients`; smaller, because a few hundred images tell a loss only roughly.
         **options: Options of `learned_coefficients`.
 
     Returns:
@@ -58,7 +60,7 @@ def learned_sparse(
         Inspired by Abdollahpoorrostam 2024, arXiv:2410.16476; straight-through: Bengio et al. 2013, arXiv:1308.3432.
         The definitions are ours.
     """
-    settings = {**plugin_options("measures", "learned-coefficients"), **options}
+    settings = {**plugin_options("measures", "learned-coefficients"), **options, "max_loss": max_loss}
     finder = _Finder(objective, rule, share, draw)
     coefficients = Coefficients(objective, settings.pop("granularity"), settings.pop("start"))
     course = replace(course_of(**settings), thin=lambda: (finder.parameters(), density))
