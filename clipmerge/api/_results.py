@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
     from clipmerge.publish.push import Published
 
 
-class _Tabular:
+class _Tabular(ABC):
     """A result that is a table."""
 
     _index = "name"
 
+    @abstractmethod
     def _rows(self) -> Rows:
-        raise NotImplementedError
+        """The table's rows."""
 
+    @abstractmethod
     def _caption(self) -> str:
-        raise NotImplementedError
+        """The result in a few words."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._caption()})"

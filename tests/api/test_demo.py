@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,3 +82,15 @@ def test_it_is_trained_once(demo: dict[str, str]) -> None:
     again = run_demo(Path(demo["folder"]), progress=Notes())
     assert any("trained earlier" in text for text in Notes.said)
     assert again["accuracy"] == demo["accuracy"]
+
+
+def test_the_command_prints_the_table_and_a_merge_to_run(demo: dict[str, Any]) -> None:
+    ended = clipmerge("demo", "--output", demo["folder"])
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    heads, *rows = lines[: 1 + len(demo["accuracy"])]
+    assert heads.split() == ["accuracy,", "%", "clean", "noise", "inversion", "rotation", "blur", "mean", "shifted"]
+    for row, (model, accuracy) in zip(rows, demo["accuracy"].items(), strict=True):
+        cells = [accuracy["clean"], *(accuracy[name] for name in heads.split()[3:-2]), shifted(accuracy)]
+        assert row.split() == [model, *(f"{100 * value:.1f}" for value in cells)]
+    assert lines[-1].strip() == demo["command"]

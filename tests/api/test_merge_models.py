@@ -11,8 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CLIPModel
+from transformers.utils import logging
 
 import clipmerge
+from clipmerge.api._in_memory import InMemorySource, _origin, with_state_key
+from clipmerge.errors import UsageError
 from clipmerge.progress import Silent
 from tests.support import tiny_open_clip
 from tests.support.tiny_families import TINY, perturb
@@ -226,3 +230,25 @@ def test_inputs_stay_as_they_are_and_are_not_shared() -> None:
     assert theta_0["w"].tolist() == [0, 0]
     assert theta_1["w"].tolist() == [1, 1]
     assert theta_0["n"] == theta_1["n"] == 3
+
+
+def test_a_state_key_is_for_files_alone(tmp_path: Path) -> None:
+    assert with_state_key(["a.pt"], "ema") == ("a.pt#ema",)
+    with pytest.raises(UsageError, match="--state-key: a model in memory has no parts"):
+        with_state_key([InMemorySource(tmp_path, "CLIPModel in memory")], "ema")
+
+
+@pytest.mark.parametrize("name", ["", "acme/never-downloaded", "a model, made by hand"])
+def test_a_model_from_nowhere_has_no_folder_of_origin(name: str) -> None:
+    assert _origin(name) is None
+
+
+def test_saving_a_model_shows_no_bar_and_leaves_the_setting(pair: Folders) -> None:
+    model = CLIPModel.from_pretrained(pair[0])
+    before = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    try:
+        clipmerge.inspect(model, progress=Silent())
+        assert logging.is_progress_bar_enabled()
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()

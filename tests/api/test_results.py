@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import clipmerge
+from clipmerge.api._results import MergeResult
 from clipmerge.progress import Silent
 from tests.support.tiny_clip import save_images
 
@@ -105,3 +106,22 @@ def test_a_plan_is_saved_and_loaded_with_its_tensors(pair: Folders, images: Path
         clipmerge.Plan.load(tmp_path / "plan.json")
     with pytest.raises(clipmerge.PlanError, match="cannot be read"):
         clipmerge.Plan.load(tmp_path / "none.json")
+
+
+def test_a_process_that_wrote_nothing_has_an_empty_table(results: dict[str, Any]) -> None:
+    other = MergeResult(Path("out"), results["plan"], None)
+    assert other.to_frame().empty
+    assert repr(other).startswith("MergeResult(")
+
+
+def test_a_bench_is_a_table_with_a_row_per_point() -> None:
+    curve = [{"alpha": alpha, "accuracy": {"test": alpha / 2, "snow": 0.5}, "gain": None} for alpha in (0.0, 0.5)]
+    recipe = {"name": "lines", "accuracy": {"test": 0.4, "snow": 0.6}, "gain": 0.05}
+    pairs = [{"name": name, "sweep": {"curve": curve, "recipes": [recipe]}} for name in ("cars", "signs")]
+    result = clipmerge.BenchResult(None, {"suite": "mine", "pairs": pairs})
+    assert repr(result) == "BenchResult(mine, 2 pairs)"
+    frame = result.to_frame()
+    assert list(frame.index) == ["alpha 0", "alpha 0.5", "lines"] * 2
+    assert list(frame["pair"]) == ["cars"] * 3 + ["signs"] * 3
+    assert list(frame["snow"]) == [0.5, 0.5, 0.6] * 2
+    assert frame["gain"].iloc[2] == 0.05

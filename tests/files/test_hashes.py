@@ -8,12 +8,15 @@ import mmap
 import os
 import pwd
 import random
+import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clipmerge.files import hashes
 from clipmerge.files.cache import user_cache
 from clipmerge.files.hashes import SETTLED_NS, remembered_sha256, sha256_of
 
@@ -138,3 +141,11 @@ def test_without_a_cache_it_only_takes_longer(
     else:
         cache.parent.parent.write_text("not a folder", encoding="ascii")
     assert {remembered(file) for _ in range(2)} == {sha256(CONTENT)}
+
+
+def test_hashing_that_was_stopped_ends(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hashes, "_abandoned", threading.Event())
+    assert sha256_of(file) == sha256(CONTENT)
+    hashes.abandon()
+    with pytest.raises(CancelledError):
+        sha256_of(file)

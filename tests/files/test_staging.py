@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -261,3 +262,20 @@ def test_a_parent_that_is_renamed_meanwhile_keeps_no_stage(tmp_path: Path) -> No
     ):
         renamed()
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_folder_is_staged_in_any_thread(tmp_path: Path) -> None:
+    """Signals reach the main thread only; nothing has to wait in another one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write, tmp_path / "out", "new").result()
+    assert content(tmp_path) == ["out", "out/clipmerge.json"]
+
+
+def test_without_file_locks_a_folder_is_staged_but_none_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = stale(tmp_path / "out")
+    monkeypatch.setattr(staging, "fcntl", None)  # as on Windows
+    write(tmp_path / "out", "new")
+    assert (tmp_path / "out" / "clipmerge.json").read_text() == "new"
+    assert left.exists()

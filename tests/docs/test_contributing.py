@@ -1,0 +1,74 @@
+"""The files that CONTRIBUTING shows: each works where its package looks for it, and nothing else is touched."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipmerge import merge_state_dicts
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.plugins import load_plugin, plugin_names
+from tests.support.command import clipmerge
+from tests.support.small_objective import make_batches, objective_for, save_ends
+
+PAGE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+SHOWN = re.compile(r"`(?:clipmerge/)?(?P<folder>\w+)/(?P<name>[\w-]+\.\w+)`[^`]*```\w+\n(?P<content>.*?)```", re.DOTALL)
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Path]]:
+    """The files by name, each found beside those of its package."""
+    written = {}
+    for shown in SHOWN.finditer(PAGE):
+        written[shown["name"]] = file = tmp_path / shown["folder"] / shown["name"]
+        file.parent.mkdir()
+        file.write_text(shown["content"])
+        if file.suffix == ".py":
+            package = importlib.import_module(f"clipmerge.{shown['folder']}")
+            monkeypatch.setattr(package, "__path__", [*package.__path__, str(file.parent)])
+    for cached in (plugin_names, load_plugin):
+        cached.cache_clear()
+    importlib.invalidate_caches()
+    yield written
+    monkeypatch.undo()
+    for file in written.values():
+        sys.modules.pop(f"clipmerge.{file.parent.name}.{file.stem}", None)
+    for cached in (plugin_names, load_plugin):
+        cached.cache_clear()
+
+
+def test_four_files_are_shown(files: dict[str, Path]) -> None:
+    assert set(files) == {"vision_only.py", "vision-only.yaml", "tilt.py", "positive.py"}
+    assert load_recipe(str(files["vision-only.yaml"])).method["name"] == "vision-only"
+
+
+def test_the_method_merges_one_tower(files: dict[str, Path], pair: tuple[Path, Path]) -> None:
+    ended = clipmerge("merge", *pair, "--recipe", files["vision-only.yaml"], "--dry-run", "--format", "json")
+    assert ended.code == 0, ended.err
+    alphas = {name: layer["alpha"] for name, layer in ended.json["layers"].items()}
+    assert {alpha for name, alpha in alphas.items() if name.startswith("vision.")} == {0.5}
+    assert {alpha for name, alpha in alphas.items() if not name.startswith("vision.")} == {0.0}
+
+
+def test_the_mask_keeps_what_grows(files: dict[str, Path]) -> None:
+    ends = ({"a": torch.tensor([[1.0, 2.0, 3.0]])}, {"a": torch.tensor([[2.0, 1.0, 3.5]])})
+    merged = merge_state_dicts(*ends, alpha=1, mask="positive")
+    assert torch.equal(merged["a"], torch.tensor([[2.0, 2.0, 3.5]]))
+
+
+def test_the_measure_is_the_slope_of_the_loss(files: dict[str, Path], tmp_path: Path) -> None:
+    objective = objective_for(save_ends(tmp_path / "ends"), make_batches((4, 3)))
+    (tilt,) = load_plugin("measures", "tilt")(objective, at=0.5).statistics
+    step = 1e-2
+    rises = []
+    for alpha in (0.5 - step, 0.5 + step):
+        objective.move_to(alpha)
+        losses = objective.losses()
+        rises.append(sum(losses[number] * size for number, size in ((0, 4), (1, 3))) / 7)
+    assert sum(tilt.values.values()) == pytest.approx((rises[1] - rises[0]) / (2 * step), rel=1e-2, abs=1e-5)
