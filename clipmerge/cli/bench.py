@@ -50,7 +50,7 @@ def bench_command(
         typer.Option("--check/--no-check", help="Stop if zero-shot accuracy is not the published figure."),
     ] = True,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tell what is downloaded and how long it takes; run nothing.")
+        bool, typer.Option("--dry-run", help="Print the downloads and the time they take; run nothing.")
     ] = False,
     overwrite: Overwrite = False,
     fmt: Output = Format.human,
