@@ -24,6 +24,8 @@ _PERSONAL = ("recipe", "data", "classes", "max_loss", "strict", "verbose")
 _OTHERS = ("DEBUG", "BROWSER", "HUB_TIMEOUT")
 _PREFIX = "CLIPMERGE_"
 _MOST_BYTES = 64 << 10
+# The time that Python's reader takes for a name grows with the square of the dots in it, or faster.
+_MOST_DOTS = 1000
 _SWITCHES = ("strict", "verbose")
 
 
@@ -130,6 +132,8 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
             text = opened.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
             raise UsageError(f"{file}: is larger than {_MOST_BYTES >> 10} KiB; it holds a few defaults of flags")
+        if text.count(b".") > _MOST_DOTS:
+            raise UsageError(f"{file}: has more than {_MOST_DOTS} dots; it holds a few defaults of flags")
         settings = tomllib.loads(text.decode())
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{file}: cannot be read ({' '.join(str(error).split())[:100]})") from None

@@ -112,6 +112,12 @@ def test_other_variables_of_ours_are_no_settings() -> None:
     assert (found.values, found.unknown) == ({}, [])
 
 
+def test_names_of_very_many_dots_are_one_line(pair: Folders, elsewhere: Path) -> None:
+    (elsewhere / "clipmerge.toml").write_text("a" + ".a" * 1001 + " = 1")
+    line = refused(clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run"), 2)
+    assert "clipmerge.toml: has more than 1000 dots; it holds a few defaults of flags" in line
+
+
 def test_brackets_without_end_are_one_line(pair: Folders, elsewhere: Path) -> None:
     for text in ("images = " + "[" * 30_000, "images = " + "{a=" * 10_000):
         (elsewhere / "clipmerge.toml").write_text(text)
