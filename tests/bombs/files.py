@@ -158,6 +158,40 @@ def card_of_aliases(path: Path) -> None:
     path.write_text("---\n" + "\n".join(lines) + "\n---\n")
 
 
+@bomb("vocabularies", "vocab.txt")
+def vocabularies_of_40_million_words(path: Path) -> None:
+    path.write_bytes(b"ab\n" * (20 * MIB) + b"\0" + b"cd\n" * (20 * MIB))
+
+
+@bomb("defaults", "clipmerge.toml")
+def defaults_of_brackets(path: Path) -> None:
+    path.write_text("images = " + "[" * 60_000)
+
+
+@bomb("defaults", "clipmerge.toml")
+def defaults_of_dots(path: Path) -> None:
+    path.write_text(".".join(["a"] * 30_000) + " = 1")
+
+
+@bomb("texts_of_a_set", "texts")
+def templates_of_8_million_classes(path: Path) -> None:
+    path.write_bytes(b"cat\ndog\n\0" + b"{c}" * (5 * MIB))
+
+
+@bomb("report", "clipmerge.json")
+def report_of_10_000_layers(path: Path) -> None:
+    layers = {f"vision.{number}.mlp": {"alpha": 0.5} for number in range(9_990)}
+    values = {name: {f"s{at}": float(at * len(name) % 7) for at in range(8)} for name in layers}
+    path.write_text(json.dumps(RECORD | {"layers": layers, "measurements": values}))
+
+
+@bomb("image", "x.png")
+def line_of_65_000_pixels(path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (65_000, 1)).save(path)
+
+
 @bomb("names_of_places", "name")
 def range_of_18_digits(path: Path) -> None:
     path.write_text("x-{0..999999999999999999}-{0..999999999999999999}.tar")

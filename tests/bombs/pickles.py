@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,29 @@ def list_of_a_million_members(path: Path) -> None:
     )
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, len(entries), 30, 0)
     path.write_bytes(b"PK\3\4" + bytes(26) + entries + end)
+
+
+def _text(content: str) -> bytes:
+    return b"X" + struct.pack("<I", len(content)) + content.encode()
+
+
+@bomb("pickle", "x.pt")
+def pickle_with_a_wrong_checksum(path: Path) -> None:
+    """Python's zipfile does not read it, and torch does: a bytearray of a gigabyte."""
+    pickle = b"\x80\x02}" + _text("a") + b"c__builtin__\nbytearray\nJ\0\0\0\x40\x85Rs."
+    _with_pickle(path, pickle)
+    path.write_bytes(path.read_bytes().replace(struct.pack("<I", zlib.crc32(pickle)), b"1234"))
+
+
+@bomb("pickle", "x.pt")
+def pickle_of_codecs(path: Path) -> None:
+    """A text of ten letters, doubled thirty times."""
+    call = b"c_codecs\nencode\n"
+    begun = call * 30 + call + _text("a" * 10) + _text("latin1") + b"\x86R"
+    _with_pickle(path, b"\x80\x02}" + _text("a") + begun + (_text("hex") + b"\x86R") * 30 + b"s.")
+
+
+@bomb("pickle", "x.pt")
+def pickle_of_keys_of_equal_hashes(path: Path) -> None:
+    keys = (b"\x8a\x0c" + (number * (2**61 - 1)).to_bytes(12, "little") + b"N" for number in range(1, 300_000))
+    _with_pickle(path, b"\x80\x02}(" + b"".join(keys) + b"u.")
