@@ -33,20 +33,20 @@ CASES = {
     "auto-vision": [*_LEARNING, "--towers", "vision"],
     "auto-both": [*_LEARNING],
     "memory-vision-16": ["--only", "auto", "--alone", "--towers", "vision", "--batch", "16"],
-    "memory-vision-64": ["--only", "auto", "--alone", "--towers", "vision", "--batch", "64"],
+    "memory-vision-32": ["--only", "auto", "--alone", "--towers", "vision", "--batch", "32"],
     "memory-both-16": ["--only", "auto", "--alone", "--batch", "16"],
-    "memory-both-64": ["--only", "auto", "--alone", "--batch", "64"],
+    "memory-both-32": ["--only", "auto", "--alone", "--batch", "32"],
     # as on a machine whose memory holds no block's activations twice, so that they are computed again
+    "memory-l14-4": ["--only", "first-step", "--alone", "--size", "l14", "--batch", "4", "--memory", "1"],
     "memory-l14-8": ["--only", "first-step", "--alone", "--size", "l14", "--batch", "8", "--memory", "1"],
-    "memory-l14-16": ["--only", "first-step", "--alone", "--size", "l14", "--batch", "16", "--memory", "1"],
 }
 
 
 # Cases of the same measure with fewer and more images per step.
 _PEAKS = {
-    "ViT-B/32, vision": ("memory-vision-16", "memory-vision-64"),
-    "ViT-B/32, both": ("memory-both-16", "memory-both-64"),
-    "ViT-L/14, both, activations computed twice": ("memory-l14-8", "memory-l14-16"),
+    "ViT-B/32, vision": ("memory-vision-16", "memory-vision-32"),
+    "ViT-B/32, both": ("memory-both-16", "memory-both-32"),
+    "ViT-L/14, both, activations computed twice": ("memory-l14-4", "memory-l14-8"),
 }
 
 

@@ -68,7 +68,7 @@ def _saved(objective: Objective, pixels: Tensor, precision: Precision) -> int:
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # with its graph, an operation that saves its own output would never be freed
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), passes(pixels.device, precision):
         graph = objective.embed(pixels)  # alive until all is counted, or its memory would be used again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any
 
@@ -105,6 +106,16 @@ def test_activations_are_held_where_they_fit(objective: Objective, monkeypatch: 
     with activations.Activations(objective, "float32").bounded(10):
         assert "forward" in vars(block)
     assert "forward" not in vars(block)
+
+
+def test_counting_activations_leaves_none_behind(objective: Objective) -> None:
+    def alive() -> int:
+        gc.collect()
+        return sum(type(each) is Tensor for each in gc.get_objects())
+
+    before = alive()
+    activations.Activations(objective, "bfloat16")
+    assert alive() == before
 
 
 def test_both_ends_stay_in_their_files(objective: Objective) -> None:
