@@ -34,10 +34,16 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     family = family_of(checkpoint.config, checkpoint.entries)
     keys = {name: key for key, name in family.canonical_names(checkpoint.entries).items()}
     layers = family.layers_of(name for name in keys if family.knows(name))
-    if checkpoint.config is None or tower_of(layers.values()) != "full":
+    tower = tower_of(layers.values())
+    if tower != "full":
         raise CheckpointError(
-            f"{checkpoint.source}: evaluating needs a full CLIP with {family.config} beside it; a single tower has "
-            "no zero-shot classes"
+            f"{checkpoint.source}: holds the {tower} tower only, which has no zero-shot classes; `clipmerge sweep` "
+            "with the model that it was fine-tuned from evaluates it as alpha 1"
+        )
+    if checkpoint.config is None:
+        raise CheckpointError(
+            f"{checkpoint.source}: no {family.config} beside it says how to build the model; copy that of the model "
+            "that it was fine-tuned from, or use `clipmerge sweep` with that model, which evaluates it as alpha 1"
         )
     with no_larger_than(checkpoint.source, checkpoint.entries.values()):
         model = model_for(family, checkpoint.config, checkpoint.folder)

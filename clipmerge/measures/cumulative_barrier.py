@@ -60,6 +60,6 @@ def _added(
         signed=True,
         additive=True,
         unit="nats",
-        title=name.replace("_", " "),
+        title=f"barrier added {name.replace('_', ' the ')} layer",
         about=f"what this layer adds to the barrier when {moving} go to fine-tuned together.",
     )

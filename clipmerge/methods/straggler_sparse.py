@@ -40,9 +40,11 @@ def straggler_sparse(task: Task, *, alpha: Share = 1.0) -> Decision:
         layers[layer] = layers[layer].model_copy(update={"reason": reason})
     entries = sum(task.sizes[layer] for layer in stragglers)
     dropped = sum(task.sizes[layer] * known["at_zero"][layer] for layer in stragglers) / max(1, entries)
-    summary = f"{len(stragglers)} stragglers of {len(shares)} layers, {dropped:.0%} of their weights back at zero-shot"
+    many = len(stragglers) != 1
+    found = f"{len(stragglers)} straggler{'s' * many} of {len(shares)} layers"
+    summary = f"{found}, {dropped:.0%} of {'their' if many else 'its'} weights back at zero-shot"
     none = "no straggler layers found"
-    finding = f"{len(stragglers)} stragglers of {len(shares)} layers" if stragglers else none
+    finding = found if stragglers else none
     return replace(
         decision,
         layers=layers,

@@ -45,12 +45,12 @@ def straggler_top(
         the largest interpolation instability. Its definitions are not public.
     """
     task.need_one_finetuned("straggler-top")
-    known = {each.name: each.values for each in task.need_measurements("straggler-top").statistics}
+    known = {each.name: each for each in task.need_measurements("straggler-top").statistics}
     if statistic not in known:
         raise RecipeError(
             f"method straggler-top: the measure has no statistic '{statistic}' (statistics: {', '.join(known)})"
         )
-    values = known[statistic]
+    values, title = known[statistic].values, known[statistic].title or statistic
     chosen = set(sorted(values, key=values.__getitem__, reverse=True)[:count])
     layers = {layer: LayerPlan(alpha=alpha, reason="base alpha") for layer in task.layers}
     for layer in chosen:
@@ -59,9 +59,9 @@ def straggler_top(
             density=density if "density" in plugin_options("masks", mask) else 1.0,
             mask=mask,
             mask_options=mask_options or {},
-            reason=f"straggler: {statistic} {values[layer]:.3g}, one of the {len(chosen)} largest",
+            reason=f"straggler: {title} {values[layer]:.3g}, one of the {len(chosen)} largest",
         )
-    finding = f"the {len(chosen)} layers with the largest {statistic} are the stragglers"
+    finding = f"the {len(chosen)} layers with the largest {title} are the stragglers"
     return Decision(
         layers,
         f"{finding}; they get alpha {straggler_alpha:g} and the {mask} mask, the rest alpha {alpha:g}",

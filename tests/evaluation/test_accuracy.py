@@ -51,8 +51,14 @@ def test_two_sources_of_one_name_are_refused(pair: tuple[Path, Path], images: Pa
 def test_a_bare_file_without_config_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((pair[0] / "model.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"config\.json"):
+    with pytest.raises(CheckpointError, match=r"no config\.json beside it says .* evaluates it as alpha 1"):
         evaluate_sources(str(bare), {"a": str(images)}, templates=("{}",), progress=Silent())
+
+
+def test_a_single_tower_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    CLIPModel.from_pretrained(pair[1]).vision_model.save_pretrained(tmp_path / "tower")
+    with pytest.raises(CheckpointError, match=r"holds the vision tower only, which has no zero-shot classes"):
+        evaluate_sources(str(tmp_path / "tower"), {"a": str(images)}, templates=("{}",), progress=Silent())
 
 
 def test_a_source_without_a_name_is_called_after_its_folder() -> None:

@@ -56,7 +56,7 @@ CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
 }
 #: Claims beside these, which need not be made.
 MORE: dict[str, Callable[[Plan, re.Match[str]], bool]] = {
-    r"(\d+) stragglers of \d+ layers": lambda plan, m: len(plan.stragglers) == int(m[1]),
+    r"(\d+) stragglers? of \d+ layers": lambda plan, m: len(plan.stragglers) == int(m[1]),
     r"(\d+) straggler layers? found": lambda plan, m: len(plan.stragglers) == int(m[1]),
     r"no straggler layers found": lambda plan, m: not plan.stragglers and plan.straggler_statistic is not None,
     r"(\d+) of \d+ layers have a mask": lambda plan, m: (
