@@ -201,10 +201,11 @@ def _front_matter(
 
 
 def _repeatable(record: MergeRecord) -> str:
-    """Return the command with revisions filled in and without the push."""
+    """Return the command of a public record, with revisions filled in and without the push."""
     checkpoints = [checkpoint for _, checkpoint in record.checkpoints]
-    named = " ".join(shlex.quote(checkpoint.source) for checkpoint in checkpoints)
-    command = record.command or f"clipmerge merge {named} --recipe {record.recipe.name} --output merged"
+    sources = [checkpoint.source for checkpoint in checkpoints]
+    default = ["clipmerge", "merge", *sources, "--recipe", record.recipe.name, "--output", "merged"]
+    words = iter(shlex.split(record.command) if record.command else default)
     pinned = {
         checkpoint.source: f"{checkpoint.source.partition('@')[0]}@{checkpoint.revision}"
         for checkpoint in checkpoints
@@ -213,10 +214,6 @@ def _repeatable(record: MergeRecord) -> str:
     images = record.calibration
     if images and images.revision and hub_dataset_of(images.source):
         pinned[images.source] = parse_dataset(images.source).at(images.revision)
-    try:
-        words = iter(shlex.split(command))
-    except ValueError:  # invalid shell quoting: show it unchanged
-        return command
     kept = []
     for word in words:
         flag, equals, value = word.partition("=")

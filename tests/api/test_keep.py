@@ -231,3 +231,17 @@ def test_a_plan_keeps_them_until_it_is_edited(models: Folders, others: dict[str,
     assert edited.record is not None
     assert edited.record.kept == ()
     assert any("not known" in warning for warning in edited.record.warnings)
+
+
+def test_evaluate_prints_a_row_per_task_and_measure(models: Folders, others: dict[str, Path]) -> None:
+    keep = [word for name, source in others.items() for word in ("--keep", f"{name}={source}")]
+    record = clipmerge("evaluate", models[0], *keep, "--format", "json").json
+    printed = clipmerge("evaluate", models[0], *keep).out
+    colours, captions = (next(each for each in record["kept"] if each["name"] == name) for name in others)
+    rows = {line.rpartition("  ")[0].strip(): line.split()[-1] for line in printed.splitlines()}
+    expected = f"{colours['score']['accuracy']['value']:.1%}"
+    assert any(row.startswith("colours") and value == expected for row, value in rows.items()), printed
+    for way in ("image to text", "text to image"):
+        value = captions["score"]["recall"][way.replace(" ", "_")]["5"]
+        row = next(line for line in printed.splitlines() if line.startswith(f"captions, {way} R@5"))
+        assert row.split()[-1] == f"{value:.1%}"

@@ -12,6 +12,8 @@ import pytest
 
 import clipmerge as api
 from clipmerge.checkpoint import opening
+from clipmerge.errors import PlanError
+from clipmerge.progress import Silent
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import save_images
 
@@ -163,3 +165,20 @@ def test_a_sweep_opens_each_checkpoint_once_for_any_number_of_recipes(
     made = clipmerge("sweep", *pair, *sources, *recipes, "-o", tmp_path / "out")
     assert made.code == 0, made.err
     assert openings == [str(pair[0]), str(pair[1])]
+
+
+def test_a_push_needs_an_output(pair: Folders) -> None:
+    asked = clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run", "--push", "acme/robust")
+    assert "--push needs --output: a dry run writes nothing to push" in refused(asked, code=2)
+
+
+def test_a_plan_is_for_as_many_checkpoints_as_it_was_made_of(pair: Folders, tmp_path: Path) -> None:
+    plan = api.plan(*pair, "wise-ft", progress=Silent())
+    with pytest.raises(PlanError, match="is for 1 fine-tuned checkpoints, but 2 were given"):
+        api.apply(plan, output=tmp_path / "out", zeroshot=pair[0], finetuned=[pair[1], pair[1]], progress=Silent())
+
+
+def test_weights_beyond_every_float_are_refused_by_name(pair: Folders, tmp_path: Path) -> None:
+    asked = clipmerge("merge", *pair, "--recipe", "wise-ft", "--alpha", "1e39", "--output", tmp_path / "out")
+    assert "overflow" in refused(asked)
+    assert not (tmp_path / "out").exists()

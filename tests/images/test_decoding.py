@@ -188,3 +188,13 @@ def test_images_in_folders_do_without_the_datasets_library(tmp_path: Path) -> No
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+
+
+def test_what_a_palette_hides_is_shown_in_its_own_colour() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    held = io.BytesIO()
+    image.save(held, "PNG", transparency=1)
+    decoded = decode("x", {"bytes": held.getvalue(), "path": None})
+    assert (decoded.mode, decoded.getpixel((0, 0)), decoded.getpixel((1, 0))) == ("RGB", (255, 0, 0), (0, 0, 255))

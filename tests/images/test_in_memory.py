@@ -14,7 +14,9 @@ from clipmerge.errors import DataError
 from clipmerge.images import Columns
 from clipmerge.images.batches import read_batches
 from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.decoding import decode
 from clipmerge.images.store import Pixels
+from tests.support.image_files import png
 
 
 def pixels_of(images: LabelledImages) -> list[bytes]:
@@ -159,3 +161,22 @@ def test_what_cannot_be_used_is_refused(which: str) -> None:
     data, message = REFUSED[which]
     with pytest.raises(DataError, match=message):
         list(read_batches(load_images(data, ["a", "b"]), 2, lambda images: torch.zeros(len(images))))
+
+
+def test_a_datasets_column_of_bytes_is_decoded() -> None:
+    import datasets
+
+    rows = {"image": [png(number) for number in (0, 1)], "label": ["cat", "dog"]}
+    loaded = load_images(datasets.Dataset.from_dict(rows))
+    assert loaded.class_names == ("cat", "dog")
+    expected = [decode("x", {"bytes": content, "path": None}).tobytes() for content in rows["image"]]
+    assert pixels_of(loaded) == expected
+
+
+def test_grey_values_with_a_channel_are_a_grey_image() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    one, other = (
+        load_images(Pairs([(values, 0), (values, 1)], classes=["a", "b"])) for values in (grey, grey[:, :, None])
+    )
+    assert pixels_of(one) == pixels_of(other)
+    assert one.image(0).getpixel((3, 0)) == (3, 3, 3)

@@ -306,3 +306,22 @@ def test_prompts_are_bounded_before_they_are_written(
 ) -> None:
     with pytest.raises(DataError, match=told):
         class_prompts(names, templates)
+
+
+def test_folders_and_links_in_a_tar_are_no_images(tmp_path: Path) -> None:
+    tar = save_tar(tmp_path / "x.tar", {"a.png": png(0), "a.cls": b"0", "b.png": png(1), "b.cls": b"1"})
+    with tarfile.open(tar, "a") as archive:
+        for name, kind in (("c.png", tarfile.DIRTYPE), ("d.png", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\ndog\n")
+    assert load_images(str(tar), classes).labels == (0, 1)
+
+
+@pytest.mark.parametrize("label", [b"[3]", b'"cat"', b'{"label": true}'])
+def test_a_label_in_json_is_a_number_or_a_text_under_a_name(tmp_path: Path, label: bytes) -> None:
+    tar = save_tar(tmp_path / "x.tar", {"a.png": png(0), "a.json": label})
+    with pytest.raises(DataError, match=r"has no \.cls, \.json or \.txt with a label"):
+        load_images(str(tar))

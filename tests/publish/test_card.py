@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.publish import card, public
+from clipmerge.publish.evaluations import hub_dataset_of
 from clipmerge.report.path_picture import path_png
 from tests.support.merged_output import RECORD, save_output
 
@@ -176,3 +177,23 @@ def test_a_recipe_cannot_leave_its_block_of_code() -> None:
     recipe = RECORD["recipe"] | {"name": "x\n```\n<script>"}
     text = model_card(RECORD | {"recipe": recipe}, repo_id="acme/robust")
     assert re.search(r"^````yaml\n(.*\n)*?````$", text, re.MULTILINE)
+
+
+def test_a_command_that_no_shell_reads_names_nothing() -> None:
+    """The record of a merge by the API holds any text."""
+    broken = RECORD | {"command": "clipmerge merge '/home/me/base tuned"}
+    assert "/home/me" not in model_card(public_record(broken), repo_id="acme/robust")
+    assert public_record(broken)["command"] == ""
+
+
+def test_without_a_command_the_card_words_one_that_a_shell_reads() -> None:
+    recipe = RECORD["recipe"] | {"name": "what's mine"}
+    text = model_card(RECORD | {"command": "", "recipe": recipe}, repo_id="acme/robust")
+    (line,) = [line for line in text.splitlines() if line.startswith("clipmerge merge ")]
+    assert shlex.split(line)[-4:] == ["--recipe", "what's mine", "--output", "merged"]
+
+
+@pytest.mark.parametrize("source", ["hf://datasets/acme", "hf://datasets/a/b/c/d:x", "hf://models/a/b", "", None])
+def test_what_is_no_data_set_of_the_hub_has_no_id(source: str | None) -> None:
+    assert hub_dataset_of(source) is None
+    assert hub_dataset_of("hf://datasets/acme/cars@v1:test") == "acme/cars"
