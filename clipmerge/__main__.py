@@ -32,9 +32,12 @@ def run() -> None:
 
 def _stop_at_once() -> None:
     """Stop hashing, which is no longer needed, and let a second Ctrl-C end the process silently."""
-    from clipmerge.files.hashes import abandon
+    import sys
 
-    abandon()
+    # not imported here: a signal may have stopped the import of numpy, which cannot be begun twice
+    abandon = getattr(sys.modules.get("clipmerge.files.hashes"), "abandon", None)
+    if abandon is not None:
+        abandon()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
