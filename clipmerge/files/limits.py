@@ -15,8 +15,10 @@ LARGEST_JSON = 64 * MIB
 MOST_VALUES = 2_500_000
 #: Values in a plan or a record, some of which become objects; those of a large CLIP have some 20,000.
 MOST_RECORD_VALUES = 250_000
-#: Layers in a plan or a record; those of a large CLIP are some 100.
-MOST_LAYERS = 10_000
+#: Layers in a plan or a record; those of a large CLIP are some 100. A page draws a bar for each measured number.
+MOST_LAYERS = 1000
+#: Measured numbers in a record: layers times statistics; a large CLIP has some 1000.
+MOST_MEASURED = 10_000
 #: Digits of a whole number in JSON or YAML; longer ones take quadratic time. Tokenizers write one of 31.
 MOST_DIGITS = 100
 #: Bytes of a text file: class names, a list, a data set's card.

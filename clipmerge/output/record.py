@@ -19,7 +19,7 @@ from clipmerge.files.staging import RECORD
 from clipmerge.planning.bought import Bought, ShareOfImages
 from clipmerge.planning.choices import OutputDtype
 from clipmerge.planning.distribution import histograms, zeroshot_shares
-from clipmerge.planning.frozen import FewLayers, Frozen, Plain
+from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.kept import Kept
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import READINGS_0_1_0, Check, HeldBackChoice, LossPath, StatisticAbout
@@ -135,7 +135,7 @@ class MergeRecord(Frozen):
     stragglers: tuple[str, ...] = ()
     straggler_statistic: str | None = None
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
-    measurements: dict[str, dict[str, float]] = Field(default_factory=dict)
+    measurements: Annotated[dict[str, dict[str, float]], LittleMeasured] = Field(default_factory=dict)
     statistics: dict[str, StatisticAbout] = Field(default_factory=dict)
     path: LossPath | None = None
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)

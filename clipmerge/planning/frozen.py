@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
-from clipmerge.files.limits import MOST_LAYERS
+from clipmerge.files.limits import MOST_LAYERS, MOST_MEASURED
 
 _DEEPEST, _LARGEST = 20, 2**63
 
@@ -38,7 +38,16 @@ def _few(value: Any) -> Any:
     return value
 
 
+def _little_measured(value: Any) -> Any:
+    rows = value.values() if isinstance(value, dict) else ()
+    if sum(len(row) for row in rows if isinstance(row, dict)) > MOST_MEASURED:
+        raise ValueError(f"more than {MOST_MEASURED} numbers")
+    return value
+
+
 #: A value of any JSON type, within limits.
 Plain = Annotated[Any, AfterValidator(_plain)]
 #: Refuses more layers than any model has, before an object is made of each.
 FewLayers = BeforeValidator(_few)
+#: Refuses more measured numbers than any model has, each of which a page would draw.
+LittleMeasured = BeforeValidator(_little_measured)

@@ -22,6 +22,8 @@ from clipmerge.report.path_picture import path_figure
 _WIDTH, _HEIGHT, _PER_LAYER, _FRAME = 4.6, 2.9, 0.165, 0.62
 # Bars of one picture, at most: as many fit on a printed page.
 _MOST_BARS = 56
+# Pictures of one kind at most: a record from a stranger may name a tower for every two layers.
+_MOST_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Pictur
         towers: Titles of the towers, by name.
     """
     pictures = []
-    for tower, counts in record.coefficients.items():
+    for tower, counts in itertools.islice(record.coefficients.items(), _MOST_PARTS):
         if sum(counts) > 1:  # a scalar has no spread
             figure = _histogram(counts)
             title = f"{towers.get(tower, tower)}: coefficients"
@@ -95,7 +97,7 @@ def layer_pictures(record: MergeRecord, columns: Sequence[Column], towers: dict[
     """
     pictures = []
     for column in columns:
-        for number, (tower, layers) in enumerate(_parts(record, column)):
+        for number, (tower, layers) in enumerate(itertools.islice(_parts(record, column), _MOST_PARTS)):
             title = f"{towers.get(tower, tower)}: {column.title}"
             label = f"{title} of each layer; the table below holds every number."
             svg = drawing.markup(_bars(record, column, layers), f"{column.key}-{tower}-{number}", label)

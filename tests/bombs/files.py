@@ -179,10 +179,17 @@ def templates_of_8_million_classes(path: Path) -> None:
 
 
 @bomb("report", "clipmerge.json")
-def report_of_10_000_layers(path: Path) -> None:
-    layers = {f"vision.{number}.mlp": {"alpha": 0.5} for number in range(9_990)}
-    values = {name: {f"s{at}": float(at * len(name) % 7) for at in range(8)} for name in layers}
-    path.write_text(json.dumps(RECORD | {"layers": layers, "measurements": values}))
+def report_of_1000_layers(path: Path) -> None:
+    layers = {f"t{number // 2}.{number}.mlp": {"alpha": number / 999} for number in range(999)}
+    values = {name: {f"s{at}": float(at * len(name) % 7) for at in range(10)} for name in layers}
+    counts = {f"t{number}": [1] * 40 for number in range(5000)}
+    path.write_text(json.dumps(RECORD | {"layers": layers, "measurements": values, "coefficients": counts}))
+
+
+@bomb("report", "clipmerge.json")
+def report_of_5000_statistics(path: Path) -> None:
+    values = {name: {f"s{at}": float(at % 7) for at in range(4999)} for name in RECORD["layers"]}
+    path.write_text(json.dumps(RECORD | {"measurements": values}))
 
 
 @bomb("image", "x.png")

@@ -207,7 +207,7 @@ def test_the_recipe_of_a_record_merges_the_same_again(tmp_path: Path) -> None:
 
 
 def test_a_record_of_very_many_values_is_refused(tmp_path: Path) -> None:
-    for count, told in {130_000: "more than 250000 values", 10_001: "layers: .*more than 10000 layers"}.items():
+    for count, told in {130_000: "more than 250000 values", 1001: "layers: .*more than 1000 layers"}.items():
         layers = {f"v.{number}": {"alpha": 0.5} for number in range(count)}
         with pytest.raises(OutputError, match=rf"x: not a clipmerge record \({told}\)"):
             parse_record(json.dumps(RECORD | {"layers": layers}), "x")
