@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import start
-from tests.support.counted import counted
 from tests.support.lose_a_process import LOST
 
 pytestmark = pytest.mark.slow
@@ -33,7 +32,7 @@ def run(
     result = subprocess.run(
         [*starter, "-m", module, *map(str, arguments)],
         cwd=ROOT,
-        env={**counted(), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

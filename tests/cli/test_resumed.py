@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.command import clipmerge, start
-from tests.support.counted import counted
 from tests.support.learn_and_save import HOLDS
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
 from tests.support.tiny_clip import save_images, save_pair
@@ -215,7 +214,7 @@ def test_several_processes_go_on_from_the_main_ones_state(
     def run(steps: int, output: str = "out") -> subprocess.CompletedProcess[str]:
         starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
         merge = ["merge", *pair, *flags, "--device", "cpu", "--output", tmp_path / output]
-        environment = {**counted(), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [*starter, "tests.support.learn_and_save", *map(str, [steps, *merge])]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
