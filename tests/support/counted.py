@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 def counted() -> dict[str, str]:
     """The environment of a process whose lines are counted as this one's are.
 
-    Not for a process that is interrupted, by a test or by a launcher that stops the others when one fails: coverage takes
-    a lock on every call, for which the handler would wait.
+    Not for a process that is interrupted, by a test or by a launcher that stops the others when one fails: coverage
+    takes a lock on every call, for which the handler would wait.
     """
     coverage = sys.modules.get("coverage")
     running = coverage.Coverage.current() if coverage else None
