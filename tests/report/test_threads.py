@@ -1,0 +1,39 @@
+"""A page is the same for any number of threads, but for the hash of weights that were learned."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_clip import save_images, save_pair
+
+FEW = ("--set", "measure.steps=6", "--set", "measure.batch=8", "--set", "measure.copies=4")
+
+
+def page(folder: Path, threads: int, *arguments: object) -> str:
+    """Run a merge with a number of threads; its page without times and without the hash of the merged weights."""
+    variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    variables |= {"MKL_DYNAMIC": "FALSE", "XDG_CACHE_HOME": str(folder / "cache")}
+    variables |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    folder.mkdir()
+    command = [sys.executable, "-m", "clipmerge", "merge", *map(str, arguments), "--output", "out"]
+    run = subprocess.run(
+        command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    text = (folder / "out" / "report.html").read_text(encoding="utf-8")
+    merged = r'(<th scope="row">merged</th>.*<td class="hash">)[0-9a-f]{64}'
+    return re.sub(r"\b[\d.]+ s\b", "", re.sub(merged, r"\1", text))
+
+
+@pytest.mark.slow
+def test_the_report_of_a_learned_merge_is_the_same_for_any_number_of_threads(tmp_path: Path) -> None:
+    """The coefficients may differ in their last bits, so only the hash of the weights does."""
+    pair, images = save_pair(tmp_path, change=0.2), save_images(tmp_path / "images", each=40)
+    arguments = (*pair, "--recipe", "auto", "--data", images, *FEW)
+    assert page(tmp_path / "one", 1, *arguments) == page(tmp_path / "four", 4, *arguments)
