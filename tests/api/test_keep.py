@@ -195,7 +195,8 @@ def test_a_sweep_has_them_at_every_point(models: Folders, others: dict[str, Path
     assert "captions: image to text R@5" in page
     said = [line.split() for line in ended.out.splitlines()]
     assert ["other", "tasks,", "%", "colours"] in said
-    assert ["captions,", "%", "R@1", "R@5", "R@10", "R@1", "R@5", "R@10"] in said  # to text, and to image
+    (heads,) = [line for line in ended.out.splitlines() if line.startswith("captions, %")]
+    assert heads.count("R@") == 6  # at three ranks to text, and to image
     assert max(map(len, ended.out.splitlines()[-20:-2])) <= 80
 
 
