@@ -177,6 +177,15 @@ def takes_several(package: str, name: str) -> bool:
     return bool(getattr(import_module(load_plugin(package, name).__module__), "SEVERAL", False))
 
 
+def learns_from_unlabelled(measure: str) -> bool:
+    """Whether a measure's file says ``UNLABELLED = True``: it can learn from unlabelled images too.
+
+    Args:
+        measure: Recipe name.
+    """
+    return bool(getattr(import_module(load_plugin("measures", measure).__module__), "UNLABELLED", False))
+
+
 def options_of(other: Callable[..., Any], *, without: tuple[str, ...] = ()) -> Callable[[_Plugin], _Plugin]:
     """Give a plugin with ``**options`` the options of another one, with defaults and ranges.
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Inputs
@@ -42,6 +42,8 @@ class Calibration:
         images_at_once: Images computed at once; ``None`` for a whole batch.
         held_back: Share of the images held back from the decision to measure the effect of the merge, see
             `docs/verdict.md`; 0 to decide on all images and measure no effect.
+        unlabelled: Images of where the model will be used, whose labels are not read, for recipes that learn; a source
+            like ``source``, or ``None``.
     """
 
     source: Any = None
@@ -53,6 +55,7 @@ class Calibration:
     columns: Columns = field(default_factory=Columns)
     images_at_once: int | None = None
     held_back: float = SHARE
+    unlabelled: Any = None
 
     @property
     def holds_back(self) -> bool:
@@ -158,11 +161,12 @@ class SweepRequest:
     def merge_request(self, recipe: Recipe) -> MergeRequest:
         """The request of a merge with one of the recipes."""
         finetuned = (self.finetuned, *self.further)
+        fits = self.calibration.unlabelled is None or recipe.learns_from_unlabelled
         return MergeRequest(
             self.zeroshot,
             finetuned,
             recipe,
-            self.calibration,
+            self.calibration if fits else replace(self.calibration, unlabelled=None),
             self.seed,
             self.dtype,
             command=self.command,

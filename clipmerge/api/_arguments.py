@@ -13,6 +13,7 @@ from clipmerge.api._in_memory import CheckpointLike as CheckpointLike
 from clipmerge.api._in_memory import source_of as source_of
 from clipmerge.api._in_memory import with_state_key
 from clipmerge.api._other_tasks import tasks_named
+from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import is_there
@@ -61,6 +62,9 @@ class MergeOptions(ImageOptions, total=False):
             ``hf://datasets/org/name:split``, ``digits``; a `datasets.Dataset`; a torch ``Dataset`` or ``DataLoader``
             of (image, label) pairs; or a `Calibration`, which replaces ``images`` and the options of `ImageOptions`.
         images: Images sampled, class-balanced.
+        unlabelled: Images of where the model will be used, for a recipe that learns; labels are neither needed nor
+            read. A folder with images at any depth, or any other form of ``data``; in memory also a list of PIL
+            images. At most ``images`` of them are sampled.
         state_key: Where in the files of FINETUNED the weights are, such as ``ema``; the same as ``FILE#ema``.
         keep: Images of tasks that the models were not fine-tuned for, by name: with classes, or with captions; see
             `docs/keep.md`.
@@ -78,6 +82,7 @@ class MergeOptions(ImageOptions, total=False):
 
     data: Any
     images: int
+    unlabelled: Any
     state_key: str | None
     keep: Mapping[str, Any] | Sequence[str] | None
     set: Mapping[str, Any] | Sequence[str] | None
@@ -118,6 +123,7 @@ def calibration_from(
     classes: str | os.PathLike[str] | Sequence[str] | None = None,
     template: str | Sequence[str] | None = None,
     images: int = 1024,
+    unlabelled: Any = None,
     batch_size: int | None = None,
     images_at_once: int | None = None,
     device: str = "auto",
@@ -131,6 +137,7 @@ def calibration_from(
         classes: See `ImageOptions`.
         template: See `ImageOptions`.
         images: See `MergeOptions`.
+        unlabelled: See `MergeOptions`.
         batch_size: See `ImageOptions`.
         images_at_once: See `ImageOptions`.
         device: See `ImageOptions`.
@@ -150,6 +157,7 @@ def calibration_from(
         images_at_once=images_at_once,
         device=cast(Device, choice("--device", device, get_args(Device))),
         columns=Columns(image_column, label_column),
+        unlabelled=None if unlabelled is None else source_of(unlabelled),
     )
     if not isinstance(data, Calibration):
         return made
@@ -166,6 +174,7 @@ def merge_request(
     *,
     data: Any = None,
     images: int = 1024,
+    unlabelled: Any = None,
     state_key: str | None = None,
     keep: Mapping[str, Any] | Sequence[str] | None = None,
     set: Mapping[str, Any] | Sequence[str] | None = None,
@@ -186,6 +195,7 @@ def merge_request(
         recipe: Name, path, mapping like a recipe file, or `Recipe`.
         data: See `MergeOptions`.
         images: See `MergeOptions`.
+        unlabelled: See `MergeOptions`.
         state_key: See `MergeOptions`.
         keep: See `MergeOptions`.
         set: See `MergeOptions`.
@@ -206,7 +216,7 @@ def merge_request(
         RecipeError: If the recipe is invalid.
     """
     require_places((zeroshot, *finetuned))
-    calibration = calibration_from(data, images=images, **options)
+    calibration = calibration_from(data, images=images, unlabelled=unlabelled, **options)
     request = MergeRequest(
         zeroshot=zeroshot,
         finetuned=with_state_key(finetuned, state_key),
@@ -228,9 +238,10 @@ def check_request(request: MergeRequest) -> None:
     """Refuse contradictory options, before anything is opened.
 
     Raises:
-        UsageError: If a recipe that measures has no images to measure on.
+        UsageError: If a recipe that measures has no images to measure on, or cannot use the unlabelled images.
     """
     _check_verdict(request)
+    check_unlabelled(request.calibration, request.recipe)
     if request.calibration.device in ("cuda", "mps"):  # otherwise torch need not be imported
         require_device(request.calibration.device)
     source = request.calibration.source
@@ -351,7 +362,8 @@ def check_apart(output: Path | None, request: MergeRequest, recipe: RecipeLike, 
     from clipmerge.output.checks import check_output
 
     if output is not None:
-        images = (request.calibration.source, request.calibration.classes, *request.keep.values())
+        given = request.calibration
+        images = (given.source, given.unlabelled, given.classes, *request.keep.values())
         read = files_read(*recipe_files(recipe), *images)
         check_output(output, overwrite=overwrite, inputs=local_inputs(*request.sources), read=read)
 

@@ -42,6 +42,7 @@ def command_of(
 _FLAGS = (
     "state_key",
     "data",
+    "unlabelled",
     "classes",
     "template",
     "set",

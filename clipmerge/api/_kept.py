@@ -105,7 +105,7 @@ class Kept:
     def _file(self, request: SweepRequest, recipe: Recipe) -> Path | None:
         """The file of a recipe's plan; ``None`` where images may change without their name changing."""
         asked = request.calibration
-        if recipe.needs_data and not str(asked.source).startswith("hf://"):
+        if recipe.needs_data and (asked.unlabelled is not None or not str(asked.source).startswith("hf://")):
             return None
         settings = [recipe.model_dump(mode="json"), request.seed, asked.images, asked.held_back, asked.templates]
         images = [str(asked.source), str(asked.classes), asked.batch_size] if recipe.needs_data else []

@@ -7,6 +7,7 @@ from typing import Any
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import wanted_back
 from clipmerge.images.overlap import check_overlap
+from clipmerge.images.unlabelled import load_unlabelled
 from clipmerge.progress import Progress
 from clipmerge.request import SweepRequest
 
@@ -42,7 +43,7 @@ def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages]) -> l
         loaded: Images by name.
 
     Raises:
-        UsageError: If an OOD source shares images with the calibration source.
+        UsageError: If an OOD source shares images with the calibration source, or any source with the unlabelled one.
     """
     if not request.checks_overlap:
         return []
@@ -50,6 +51,7 @@ def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages]) -> l
         _calibration_images(request),
         {name: loaded[name] for name in request.id_sources},
         {name: loaded[name] for name in request.ood_sources},
+        _unlabelled_images(request),
     )
 
 
@@ -61,3 +63,12 @@ def _calibration_images(request: SweepRequest) -> LabelledImages | None:
     most = asked.images + wanted_back(asked.images, asked.held_back)
     images = load_images(asked.source, asked.classes, columns=asked.columns, most=most, seed=request.seed)
     return images.sample(most, request.seed) if images.revision else images
+
+
+def _unlabelled_images(request: SweepRequest) -> LabelledImages | None:
+    """All unlabelled images; for a source on the Hub, only the images that recipes will learn from."""
+    asked = request.calibration
+    if asked.unlabelled is None:
+        return None
+    images = load_unlabelled(asked.unlabelled, asked.columns, most=asked.images, seed=request.seed)
+    return images.sample(asked.images, request.seed) if images.revision else images

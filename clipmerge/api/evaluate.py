@@ -21,7 +21,7 @@ from clipmerge.progress import Logged, Progress
 from clipmerge.request import Calibration
 
 
-@with_options(calibration_from, leave_out=("images",))
+@with_options(calibration_from, leave_out=("images", "unlabelled"))
 def evaluate(
     checkpoint: CheckpointLike,
     data: Mapping[str, Any] | None = None,

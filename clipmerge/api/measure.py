@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from clipmerge.api._unlabelled import record_of, unlabelled_images
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.resume import Saved, state_file
+from clipmerge.calibration.shares import Shares
 from clipmerge.distributed import accelerator_for, together
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import load_images
@@ -46,7 +48,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     objective, images, record = objective_for(run, request)
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     objective.wants_gradients = ranks_by_gradients(request.recipe)
-    objective.keep = _saved(objective, images, request, run.progress)
+    objective.keep = _saved(objective, images, request, record.get("unlabelled"), run.progress)
     with freed_memory_kept(), objective.keep.underway():
         measurements: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(
             objective, **options
@@ -109,10 +111,21 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         progress=Pace(run.progress, cost_sentence(len(images), accelerator.device)).advance,
     )
     requested = calibration.images if run.held_back else None
-    return objective, images, _record(images, requested, batch_size, templates, request.seed)
+    record = _record(images, requested, batch_size, templates, request.seed)
+    unlabelled = unlabelled_images(request, [images, run.held_back], run.progress)
+    if unlabelled is not None:
+        objective.unlabelled = Shares(read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator)
+        record["unlabelled"] = record_of(unlabelled)
+    return objective, images, record
 
 
-def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, progress: Progress) -> Saved:
+def _saved(
+    objective: Objective,
+    images: LabelledImages,
+    request: MergeRequest,
+    unlabelled: dict[str, Any] | None,
+    progress: Progress,
+) -> Saved:
     """Storage for the state of learning, named by everything that determines the result."""
     settings = [
         request.recipe.measure,
@@ -122,6 +135,7 @@ def _saved(objective: Objective, images: LabelledImages, request: MergeRequest, 
         images.class_names,
         objective.prompts.templates,
         objective.accelerator.device.type,
+        unlabelled and [unlabelled["images"], unlabelled["sha256"]],
     ]
 
     def find() -> Path:  # called in the main process, which has the first batch

@@ -39,6 +39,7 @@ from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_images import load_source, overlap_notes
 from clipmerge.api._sweep_record import PlannedRecipe, checkpoint_row, loss_notes, recipe_row, record_of, row_of
 from clipmerge.api._sweep_tasks import add_kept
+from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.errors import UsageError, VerdictError
@@ -175,6 +176,7 @@ def check_sweep(request: SweepRequest) -> None:
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
         raise UsageError("--alphas: a curve needs at least two different values, in ascending order")
     _check_names([recipe.name for recipe in request.recipes], request.points)
+    check_unlabelled(request.calibration, *request.recipes)
     for recipe in request.recipes:
         check_request(request.merge_request(recipe))
 
@@ -304,8 +306,9 @@ def write_sweep(
     from clipmerge.report.sweep_picture import curve_files, curve_markup
     from clipmerge.report.sweep_table import sweep_csv
 
+    given = request.calibration
     images = files_read(
-        *request.sources.values(), *request.keep.values(), request.calibration.source, request.calibration.classes
+        *request.sources.values(), *request.keep.values(), given.source, given.unlabelled, given.classes
     )
     inputs = local_inputs(*request.checkpoints)
     check_output(output, overwrite=overwrite, inputs=inputs, read=[*images, *read], record=SWEEP_RECORD)

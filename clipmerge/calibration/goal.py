@@ -1,4 +1,7 @@
-"""The goal of learning: calibration loss of fresh views plus divergence from a teacher on changed copies."""
+"""The goal of learning: calibration loss of fresh views plus divergence from a teacher on changed copies.
+
+With unlabelled images, half of the changed copies are replaced by them, unchanged.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,10 @@ class Goal:
             return 0
         return images if self.copies is None else min(images, self.copies)
 
+    def unlabelled(self, images: int) -> int:
+        """Number of unlabelled images among the changed copies if there are any: half of them, rounded down."""
+        return self.copied(images) // 2
+
     def seen(self, images: int) -> int:
         """Number of pictures in the goal for a number of images: views and changed copies."""
         return images + self.copied(images)
@@ -94,7 +101,7 @@ def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False)
     pixels = viewed(batch.pixels, step.seed + 1, goal.views)[step.own]
     copied = goal.copied(len(batch))
     if copied:
-        pixels = torch.cat([pixels, augmented(batch.pixels[:copied], step.seed, goal.changes)[step.own]])
+        pixels = torch.cat([pixels, copies_of(step, goal, batch.pixels)])
     with passes(batch.pixels.device, goal.precision):
         classes = objective.class_features(step.classes, step.templates, kept=kept)
         features = objective.embed(pixels)
@@ -110,6 +117,24 @@ def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False)
     right = (logits.detach().argmax(1) == labels).double().mean() * own
     seen = Losses(float(calibration.detach()), float(divergence.detach()), float(right))
     return calibration + goal.divergence_weight * divergence, seen
+
+
+def copies_of(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
+    """Make the images of the divergence: changed copies of the step's images, then unlabelled images, unchanged.
+
+    Args:
+        step: The step.
+        goal: The goal with its changes.
+        pixels: The step's images, (images, 3, height, width).
+
+    Returns:
+        This process's share of them, (copies, 3, height, width).
+    """
+    copied, unlabelled = goal.copied(len(step)), step.unlabelled
+    if not unlabelled:
+        return augmented(pixels[:copied], step.seed, goal.changes)[step.own]
+    changed = augmented(pixels[: copied - len(unlabelled)], step.seed, goal.changes)
+    return torch.cat([changed, unlabelled.pixels])[step.own]
 
 
 def _divergence(objective: Objective, step: Step, goal: Goal, features: Tensor, classes: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, Losses, descend
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Objective
-from clipmerge.calibration.steps import Step, dealt, lay_out
+from clipmerge.calibration.steps import Step, dealt, lay_out, with_unlabelled
 from clipmerge.calibration.teacher import asked
 from clipmerge.planning.measurements import HeldBackChoice, LossPath
 
@@ -124,7 +124,8 @@ class _Run:
         if not self._objective.text_changes:
             self._objective.prompt_features()  # computed once for all steps, so in float32
         layout = lay_out(self._objective, self._course.steps, batch=self._course.batch, share=self._course.held_back)
-        steps = self._dealt(layout.steps[begin or 0 :], self._course.goal)
+        drawn = with_unlabelled(self._objective, layout.steps, self._course.goal.unlabelled)
+        steps = self._dealt(drawn[begin or 0 :], self._course.goal)
         looks = self._dealt(layout.held, self._whole)
         walks = begin is None and (bool(looks) or not self._coefficients.started)
         tried = (looks or steps[:TRIED]) if walks else []

@@ -48,9 +48,11 @@ class Objective:
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
         keep: Saved state of measures that learn; ``None`` to save nothing.
+        unlabelled: Images without labels for measures that learn, shared among the processes; ``None`` for none.
     """
 
     wants_gradients: bool = False
+    unlabelled: Shares | None = None
     keep: Saved | None = None
 
     def __init__(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -15,10 +16,14 @@ from clipmerge.images.batches import Batch
 #: Most prompts embedded per step; if there are more, a step draws templates, and then classes. Looks at the held-back
 #: images are rare, so they embed more.
 PROMPTS_A_STEP, PROMPTS_A_LOOK = 256, 1024
+# Number of different seeds.
+_SEEDS = 2**63 - 1
 # Held-back images are repeated in fresh changes up to about this number, but at most `_ROUNDS` times.
 _LOOKS, _ROUNDS = 400, 4
 # Seeds of the held-back changes start here, above those of all steps.
 _HELD_SEEDS = 2**40
+# The seed of the order of unlabelled images, likewise.
+_UNLABELLED_SEEDS = 2**41
 
 
 class Pool:
@@ -50,6 +55,28 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Some images of a pool.
+
+    Attributes:
+        pool: The images.
+        positions: Positions in the pool.
+    """
+
+    pool: Pool
+    positions: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.positions)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The images, (images, 3, height, width), copied on every access."""
+        return self.pool.take(self.positions, 0).pixels
+
+
+@dataclass(frozen=True)
 class Step:
     """Input of one evaluation of the goal.
 
@@ -62,6 +89,7 @@ class Step:
         templates: Indices of the templates used; ``None`` for all.
         features: The zero-shot model's features of the changed images, (images, projection_dim), if needed.
         target: The teacher's log probabilities of the classes for the changed images, (images, classes).
+        unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for none.
         share: This process's number and that of the processes which share the step's images; (0, 1) to take all.
     """
 
@@ -73,6 +101,7 @@ class Step:
     templates: Tensor | None = None
     features: Tensor | None = None
     target: Tensor | None = None
+    unlabelled: Drawn | None = None
     share: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
@@ -137,6 +166,24 @@ def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share
     return Layout(tuple(chosen), tuple(held))
 
 
+def with_unlabelled(objective: Objective, steps: Sequence[Step], count: Callable[[int], int]) -> list[Step]:
+    """Draw unlabelled images for every step: every image once, in random order, before any is repeated.
+
+    Args:
+        objective: Has the unlabelled images, the same in every process.
+        steps: The steps.
+        count: Number of unlabelled images for a number of images in a step.
+
+    Returns:
+        The steps with their images; the steps unchanged if there are no unlabelled images.
+    """
+    if objective.unlabelled is None:
+        return list(steps)
+    pool = Pool(objective.unlabelled.every_batch())
+    order = _endless(range(len(pool)), objective.seed + _UNLABELLED_SEEDS)
+    return [replace(step, unlabelled=Drawn(pool, tuple(islice(order, count(len(step)))))) for step in steps]
+
+
 def dealt(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step]:
     """Share the images of every step among the processes; a step with too few is taken whole by each of them.
 
@@ -161,8 +208,15 @@ def _runs(positions: Sequence[int], size: int, seed: int) -> Iterator[tuple[int,
         del left[:size]
 
 
+def _endless(positions: Sequence[int], seed: int) -> Iterator[int]:
+    """The positions in one random order after another, without end."""
+    generator = torch.Generator().manual_seed(seed % _SEEDS)
+    while True:
+        yield from (positions[place] for place in torch.randperm(len(positions), generator=generator).tolist())
+
+
 def _step(objective: Objective, pool: Pool, number: int, seed: int, positions: tuple[int, ...]) -> Step:
-    seed %= 2**63 - 1
+    seed %= _SEEDS
     return Step(
         number, seed, pool, positions, *_drawn_prompts(objective, _classes(pool, positions), seed, PROMPTS_A_STEP)
     )

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from clipmerge.calibration.augmentation import augmented
-from clipmerge.calibration.goal import Goal
+from clipmerge.calibration.goal import Goal, copies_of
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.models.precision import passes
@@ -40,7 +39,7 @@ def asked(objective: Objective, steps: Sequence[Step], goal: Goal, *, kept: bool
 
 def _answered(objective: Objective, step: Step, goal: Goal, share: float, *, kept: bool) -> Step:
     """Add one model's answer to a step: features, or its share of the teacher's probabilities."""
-    pixels = augmented(step.batch.pixels[: goal.copied(len(step))], step.seed, goal.changes)[step.own]
+    pixels = copies_of(step, goal, step.batch.pixels)
     with passes(pixels.device, goal.precision):
         features = objective.embed(pixels)
         classes = objective.class_features(step.classes, step.templates, kept=kept)

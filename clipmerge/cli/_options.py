@@ -46,6 +46,10 @@ Data = Annotated[
         help="Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name of `data list`."
     ),
 ]
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(help="Images of where the model will be used, for a recipe that learns; labels are not read."),
+]
 Classes = Annotated[Path | None, typer.Option(help="Class names: one per line in their order, JSON, or a list's name.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the images, if not found.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the labels, if not found.")]
@@ -152,6 +156,7 @@ def merge_flags(
     recipe: RecipeName,
     state_key: StateKey = None,
     data: Data = None,
+    unlabelled: Unlabelled = None,
     keep: Keep = None,
     classes: Classes = None,
     template: Templates = None,

@@ -24,6 +24,7 @@ from clipmerge.cli._options import (
     Seed,
     StateKey,
     Strict,
+    Unlabelled,
     Verbose,
     ZeroShot,
     command_line,
@@ -116,6 +117,7 @@ def sweep_command(
     alphas: Annotated[str, typer.Option(help="Points of the curve; 0 = zero-shot, 1 = fine-tuned.")] = "0,0.1,...,1",
     state_key: StateKey = None,
     data: Data = None,
+    unlabelled: Unlabelled = None,
     keep: Keep = None,
     images: Images = 1024,
     assignments: Annotated[
@@ -151,6 +153,7 @@ def sweep_command(
         points=named_sources("--point", point or ()),
         state_key=state_key,
         data=data,
+        unlabelled=unlabelled,
         keep=keep,
         images=images,
         set=assignments,

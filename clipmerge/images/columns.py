@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import DataError, did_you_mean, shorten
@@ -27,18 +27,21 @@ class Columns:
     Attributes:
         image: Column of a table, or ending of a tar's files.
         label: The same; ``json.KEY`` for a key of a tar's JSON files.
+        labelled: Whether labels are read. Without them every image has the label 0, and ``image`` is used only where
+            there is such a column.
     """
 
     image: str | None = None
     label: str | None = None
+    labelled: bool = True
 
 
 @dataclass(frozen=True)
 class Found:
-    """A table's columns: ``names`` of the classes where the table has them."""
+    """A table's columns: no ``label`` if none is read, and ``names`` of the classes where the table has them."""
 
     image: str
-    label: str
+    label: str | None
     names: tuple[str, ...] | None
 
 
@@ -60,6 +63,8 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
         DataError: If a column is missing, of the wrong type, or there are several to choose from.
     """
     features = _features(schema)
+    if not asked.labelled:
+        asked = replace(asked, image=asked.image if asked.image in features else None, label=None)
     for flag, name in (("--image-column", asked.image), ("--label-column", asked.label)):
         if name is not None and name not in features:
             hint = did_you_mean(name, features)
@@ -67,6 +72,8 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
     image = asked.image or _image_column(where, schema, features)
     if not _holds_images(schema.field(image).type):
         raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
+    if not asked.labelled:
+        return Found(image, None, None)
     label = asked.label or _label_column(where, schema, features, image)
     if not _holds_labels(schema.field(label).type):
         hint = "" if asked.label else "; name another with --label-column"

@@ -177,7 +177,7 @@ def load_images(
 
         opened = load_hub_dataset(source, columns or Columns(), whole=whole, most=most, seed=seed)
     else:
-        opened = _load_tables(source, columns or Columns()) or load_folder(source, path)
+        opened = load_tables(source, columns or Columns()) or load_folder(source, path)
     return _named(source, opened, classes, whole=whole)
 
 
@@ -203,8 +203,19 @@ def _named(source: str, opened: Labelled, classes: ClassNames, *, whole: bool) -
     return images
 
 
-def _load_tables(source: str, columns: Columns) -> Labelled | None:
-    """Open Parquet or tar files; ``None`` where the source is neither."""
+def load_tables(source: str, columns: Columns) -> Labelled | None:
+    """Open Parquet or tar files on this machine.
+
+    Args:
+        source: The source as the user wrote it.
+        columns: The columns that the user named.
+
+    Returns:
+        The source, opened; ``None`` where it is neither.
+
+    Raises:
+        DataError: If a file is damaged, or has no images or labels.
+    """
     if parquet := expand(source, ".parquet"):
         from clipmerge.images.parquet import load_parquet
 

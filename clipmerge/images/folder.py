@@ -1,4 +1,4 @@
-"""Images in folders: one subfolder per class."""
+"""Images in folders: one subfolder per class, or at any depth if they have no labels."""
 
 from __future__ import annotations
 
@@ -63,6 +63,36 @@ def load_folder(source: str, folder: Path) -> Labelled:
         if len(paths) > MOST_IMAGES:
             raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
     return Labelled(Files(tuple(paths)), tuple(labels), tuple(subfolder.name for subfolder in folders))
+
+
+def load_flat(source: str, folder: Path) -> Labelled:
+    """List the images of a folder and of all folders inside it, without opening any; they have no labels.
+
+    Args:
+        source: The source as the user wrote it, for messages.
+        folder: Where it is.
+
+    Returns:
+        The source, in the order of the paths; every image has the label 0.
+
+    Raises:
+        DataError: If there is no such folder, or it holds too many images.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            f"{source}: no such folder; --unlabelled takes a folder with images at any depth, Parquet or tar files, or "
+            "hf://datasets/ORG/NAME:SPLIT"
+        )
+    paths: list[str] = []
+    waiting = [folder]
+    while waiting:
+        listed = _listed(source, folder, waiting.pop())
+        # a link to a folder inside the source leads to images that are listed at their own place
+        waiting += [Path(entry.path) for entry in listed if entry.is_dir(follow_symlinks=False)]
+        paths += [entry.path for entry in listed if _is_image(entry)]
+        if len(paths) > MOST_IMAGES:
+            raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
+    return Labelled(Files(tuple(sorted(paths))), (0,) * len(paths), ("0",), named=False)
 
 
 def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:

@@ -50,7 +50,7 @@ class HubShards:
             DataError: If a shard cannot be used.
             HubError: If the Hub refuses or cannot be reached.
         """
-        self.described.require_classes(self.source)
+        self._require_classes(asked)
         return load_tars(self.source, Local(), self.paths(self.files), asked, self.described)
 
     def load_some(self, asked: Columns, count: int, seed: int) -> Labelled:
@@ -67,14 +67,14 @@ class HubShards:
             DataError: If a shard cannot be used.
             HubError: If the Hub refuses or cannot be reached.
         """
-        self.described.require_classes(self.source)
+        classes = self._require_classes(asked)
         notes: tuple[str, ...] = ()
         taken: dict[int, Shard] = {}
         for number in shard_order(len(self.files), seed):
             (path,) = self.paths([self.files[number]])
             taken[number] = read_shard(Local(), path, asked)
             labels = numbers_of(list(taken.values()))
-            if holds_a_balanced_sample(labels, count, len(self.described.class_names or ())):
+            if holds_a_balanced_sample(labels, count, classes):
                 break
             if len(taken) == _PATIENCE and len(self.files) > _PATIENCE:
                 notes = (
@@ -83,6 +83,13 @@ class HubShards:
                 )
         opened = joined(self.source, Local(), [taken[number] for number in sorted(taken)], self.described)
         return replace(opened, notes=(*notes, *opened.notes))
+
+    def _require_classes(self, asked: Columns) -> int:
+        """Number of classes known by name; 0 if no labels are read."""
+        if not asked.labelled:
+            return 0
+        self.described.require_classes(self.source)
+        return len(self.described.class_names or ())
 
     def paths(self, files: Iterable[str]) -> list[str]:
         """Download shards into the Hub cache; their paths there.

@@ -39,9 +39,10 @@ def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, 
     if hasattr(data, "features") and hasattr(data, "cast_column"):
         return f"{kind} in memory", _open_table(data, columns)
     if hasattr(data, "batch_size") and hasattr(data, "dataset"):
-        return f"{kind} in memory", _open_loader(f"{kind} in memory", data, most)
+        return f"{kind} in memory", _open_loader(f"{kind} in memory", data, most, labelled=columns.labelled)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping):
-        return f"{kind} in memory", _open_pairs(f"{kind} in memory", data)
+        pairs = data if columns.labelled else _Alone(data)
+        return f"{kind} in memory", _open_pairs(f"{kind} in memory", pairs)
     raise DataError(
         f"data: {kind} holds no labelled images; give a path, a datasets.Dataset (one split), or torch's Dataset or "
         "DataLoader"
@@ -82,7 +83,8 @@ def _open_table(data: Any, columns: Columns) -> Labelled:
     chosen = find_columns(called, table.features.arrow_schema, columns)
     if isinstance(table.features[chosen.image], datasets.Image):
         table = table.cast_column(chosen.image, datasets.Image(decode=False))
-    labels, classes, named = number_classes(called, list(table[chosen.label]), chosen.names)
+    given = [0] * len(table) if chosen.label is None else list(table[chosen.label])
+    labels, classes, named = number_classes(called, given, chosen.names)
     return Labelled(_Rows(table, chosen.image, called), labels, classes, named)
 
 
@@ -101,6 +103,27 @@ class _Pairs:
     def name(self, position: int) -> str:
         """Data set and position."""
         return f"{self.called}, image {position}"
+
+
+class _Alone:
+    """The items of a data set without labels: images, or tuples that begin with an image."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self.targets = [0] * len(data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, at: int) -> tuple[Any, int]:
+        return _picture(self._data[at]), 0
+
+
+def _picture(item: Any) -> Any:
+    """The image, or the images, of an item or a batch that may also have labels."""
+    if isinstance(item, Mapping):
+        return next((item[name] for name in _IMAGES if name in item), None)
+    return item[0] if isinstance(item, (tuple, list)) else item
 
 
 def _open_pairs(called: str, data: Any) -> Labelled:
@@ -168,11 +191,11 @@ def _png(name: str, image: Any) -> bytes:
     return file.getvalue()
 
 
-def _open_loader(called: str, loader: Any, most: int | None) -> Labelled:
+def _open_loader(called: str, loader: Any, most: int | None, *, labelled: bool) -> Labelled:
     pixels: list[Any] = []
     labels: list[int | str] = []
     for batch in loader:
-        images, targets = _parts(called, batch)
+        images, targets = _parts(called, batch) if labelled else _without_labels(called, batch)
         pixels += list(images)
         labels += [_label(label) for label in targets]
         if most is not None and len(labels) >= most:
@@ -186,6 +209,13 @@ def _open_loader(called: str, loader: Any, most: int | None) -> Labelled:
     else:
         store = Pixels(pixels.__getitem__, tuple(range(len(pixels))), called)
     return Labelled(store, indices, classes, named, notes=notes if seen < len(classes) else ())
+
+
+def _without_labels(called: str, batch: Any) -> tuple[Any, list[int]]:
+    images = _picture(batch)
+    if images is None:
+        raise DataError(f"{called}: its batches neither are images nor hold 'pixel_values'")
+    return images, [0] * len(images)
 
 
 def _parts(called: str, batch: Any) -> tuple[Any, Any]:

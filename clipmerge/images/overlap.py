@@ -135,24 +135,34 @@ def _sha256(path: str) -> str:
 
 
 def check_overlap(
-    calibration: LabelledImages | None, ids: dict[str, LabelledImages], oods: dict[str, LabelledImages]
+    calibration: LabelledImages | None,
+    ids: dict[str, LabelledImages],
+    oods: dict[str, LabelledImages],
+    unlabelled: LabelledImages | None = None,
 ) -> list[str]:
     """Refuse OOD images that recipes are calibrated on; note any other image that is used twice.
+
+    Images that are also among the unlabelled ones are refused in any case.
 
     Args:
         calibration: Images that recipes measure on, if any do.
         ids: ID images by name.
         oods: OOD images by name.
+        unlabelled: Images without labels that recipes learn from, if any do.
 
     Returns:
         Notes, one line each.
 
     Raises:
-        UsageError: If an OOD source shares an image with the calibration source.
+        UsageError: If an OOD source shares an image with the calibration source, or any source with the unlabelled one.
         DataError: If an image has to be read and cannot be.
     """
     id_prints = {name: Fingerprints(images) for name, images in ids.items()}
     ood_prints = {name: Fingerprints(images) for name, images in oods.items()}
+    if unlabelled is not None:
+        judged = {f"--id {name}": prints for name, prints in id_prints.items()}
+        judged |= {f"--ood {name}": prints for name, prints in ood_prints.items()}
+        refuse_shared(unlabelled, judged)
     notes = []
     if calibration is not None:
         theirs = Fingerprints(calibration)
@@ -161,6 +171,28 @@ def check_overlap(
         flatters = ", which flatters recipes that measure"
         notes += _notes(id_prints, {"the calibration source": theirs}, flatters)
     return notes + _notes(ood_prints, {f"--id {name}": prints for name, prints in id_prints.items()})
+
+
+def refuse_shared(unlabelled: LabelledImages, others: dict[str, Fingerprints]) -> None:
+    """Refuse unlabelled images that are also used otherwise.
+
+    Args:
+        unlabelled: The unlabelled images.
+        others: Other sources, by the flag and name that they were given with.
+
+    Raises:
+        UsageError: If a source shares an image with the unlabelled one.
+        DataError: If an image has to be read and cannot be.
+    """
+    ours = Fingerprints(unlabelled)
+    for name, theirs in others.items():
+        overlap = find_overlap(ours, theirs)
+        if overlap:
+            flag = name.partition(" ")[0]
+            raise UsageError(
+                f"--unlabelled {unlabelled.source}: {_how_many(overlap)} also in {name} ({overlap.first}); a model is "
+                f"not judged on images that it learned from, so give other images to --unlabelled or {flag}"
+            )
 
 
 def _refuse(name: str, calibration: str, overlap: Overlap | None) -> None:

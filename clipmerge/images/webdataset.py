@@ -96,7 +96,8 @@ def load_tars(
         DataError: If an archive is damaged, or a sample has no image or no label.
     """
     described = described or Description()
-    described.require_classes(source)
+    if asked.labelled:
+        described.require_classes(source)
     shards: list[Shard] = []
     for archive in archives:
         shards.append(read_shard(place, archive, asked))
@@ -119,9 +120,10 @@ def read_shard(place: Place, archive: str, asked: Columns) -> Shard:
     with place.reading(archive), place.open(archive) as file:
         for key, endings in _samples(file):
             where = f"{place.called(archive)}, {key}"
-            image = _image_ending(where, list(endings), asked.image)
+            named = asked.image if asked.labelled or (asked.image or "").lower() in endings else None
+            image = _image_ending(where, list(endings), named)
             shard.members.append((archive, f"{key}.{image}", endings[image]))
-            shard.labels.append(_label(where, file, endings, asked.label))
+            shard.labels.append(_label(where, file, endings, asked.label) if asked.labelled else 0)
             _check_count(place.called(archive), [shard])
     return shard
 

@@ -13,6 +13,9 @@ from clipmerge.models.precision import Precision
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Augmentation, Count, NonNegative, PartialShare, Points, Positive, Share
 
+#: It can learn from unlabelled images too.
+UNLABELLED = True
+
 
 def learned_coefficients(
     objective: Objective,

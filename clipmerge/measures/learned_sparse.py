@@ -17,6 +17,8 @@ from clipmerge.methods._stragglers import find_stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Count, Density, Points, Share, options_of, plugin_options
 
+#: It can learn from unlabelled images too.
+UNLABELLED = True
 Rule = Literal["share", "outlier", "flattest", "random"]
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from clipmerge.planning.frozen import Frozen
 
 
@@ -20,6 +24,28 @@ class TensorsRecord(Frozen):
     sha256: str
 
 
+class UnlabelledRecord(Frozen):
+    """The unlabelled images that a measure learned from as well.
+
+    Attributes:
+        source: The source as the user wrote it.
+        revision: The commit that a data set of the Hub resolved to.
+        images: Number of images drawn.
+        sha256: Hash over the hashes of the images, in the order drawn.
+    """
+
+    source: str
+    revision: str | None = None
+    images: int
+    sha256: str
+
+    @property
+    def sentence(self) -> str:
+        """The fact in one sentence."""
+        count = "1 unlabelled image" if self.images == 1 else f"{self.images} unlabelled images"
+        return f"It also learned from {count} of {self.source}."
+
+
 class CalibrationRecord(Frozen):
     """The images used for measuring.
 
@@ -32,6 +58,7 @@ class CalibrationRecord(Frozen):
         batch_size: Images per batch.
         templates: Prompt templates.
         seed: Seed of the draw.
+        unlabelled: Images without labels that were used as well; absent from the JSON if there were none.
     """
 
     source: str
@@ -42,6 +69,14 @@ class CalibrationRecord(Frozen):
     batch_size: int
     templates: tuple[str, ...]
     seed: int
+    unlabelled: UnlabelledRecord | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        if self.unlabelled is None:
+            data.pop("unlabelled", None)
+        return data
 
 
 class HeadRecord(Frozen):

@@ -19,7 +19,15 @@ from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.reading import Unreadable, read_text, told_size
 from clipmerge.planning.choices import Missing
 from clipmerge.planning.frozen import Plain
-from clipmerge.plugins import Alpha, Density, check_options, plainly, plugin_names, plugin_options
+from clipmerge.plugins import (
+    Alpha,
+    Density,
+    check_options,
+    learns_from_unlabelled,
+    plainly,
+    plugin_names,
+    plugin_options,
+)
 
 _SECTIONS = {"measure": "measures", "method": "methods"}
 
@@ -64,6 +72,11 @@ class Recipe(BaseModel):
     def needs_data(self) -> bool:
         """Whether the recipe measures and therefore needs labelled images."""
         return self.measure is not None
+
+    @property
+    def learns_from_unlabelled(self) -> bool:
+        """Whether the recipe has a measure that can learn from unlabelled images too."""
+        return self.measure is not None and learns_from_unlabelled(str(self.measure["name"]))
 
     def to_yaml(self) -> str:
         """Write it as a recipe file, without empty top-level keys."""

@@ -152,8 +152,9 @@ def body_of(card: str) -> str:
 def _local_names(record: MergeRecord) -> list[str]:
     """List the checkpoints and images that are not on the Hub, which a reader would need."""
     names = [checkpoint.source for _, checkpoint in record.checkpoints if checkpoint.revision is None]
-    images = record.calibration.source if record.calibration else None
-    return [*names, images] if images and images != "digits" and hub_dataset_of(images) is None else names
+    images = [record.calibration, record.calibration.unlabelled] if record.calibration else []
+    sources = [each.source for each in images if each]
+    return [*names, *(each for each in sources if each != "digits" and hub_dataset_of(each) is None)]
 
 
 def _digest(sha256: str | None) -> str:
@@ -211,9 +212,9 @@ def _repeatable(record: MergeRecord) -> str:
         for checkpoint in checkpoints
         if checkpoint.revision
     }
-    images = record.calibration
-    if images and images.revision and hub_dataset_of(images.source):
-        pinned[images.source] = parse_dataset(images.source).at(images.revision)
+    for images in [record.calibration, record.calibration.unlabelled] if record.calibration else []:
+        if images and images.revision and hub_dataset_of(images.source):
+            pinned[images.source] = parse_dataset(images.source).at(images.revision)
     kept = []
     for word in words:
         flag, equals, value = word.partition("=")

@@ -18,7 +18,7 @@ from clipmerge.files.side_files import NOT_COPIED
 from clipmerge.output.record import DataSource, MergeRecord
 from clipmerge.planning.bought import Bought
 from clipmerge.planning.kept import Kept
-from clipmerge.planning.provenance import CalibrationRecord
+from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.publish.evaluations import hub_dataset_of
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
@@ -43,9 +43,10 @@ def public_record(record: MergeRecord) -> MergeRecord:
     return MergeRecord.model_validate(data)
 
 
-def data_sources(record: MergeRecord) -> list[CalibrationRecord | Bought | Kept | DataSource]:
+def data_sources(record: MergeRecord) -> list[CalibrationRecord | UnlabelledRecord | Bought | Kept | DataSource]:
     """List the sources of images: of the decision and the verdict, then of published accuracies."""
-    measured_on = [each for each in (record.calibration, record.bought) if each]
+    unlabelled = record.calibration and record.calibration.unlabelled
+    measured_on = [each for each in (record.calibration, unlabelled, record.bought) if each]
     return [*measured_on, *record.kept, *(record.sources or {}).values()]
 
 

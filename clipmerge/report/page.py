@@ -195,6 +195,7 @@ def _command(record: MergeRecord) -> str:
     images = record.calibration
     if images:
         words += ["--data", images.source, "--images", str(images.requested or images.images)]
+        words += ["--unlabelled", images.unlabelled.source] if images.unlabelled else []
         words += ["--batch-size", str(images.batch_size), "--seed", str(images.seed)]
         words += [] if images.requested else ["--no-verdict"]  # no images were held back
     return shlex.join([*words, "--output", "merged"])

@@ -50,10 +50,16 @@ def _compared(row: dict[str, Any]) -> str:
 def gain_notes(record: dict[str, Any]) -> list[str]:
     """One line for each recipe or checkpoint without a gain or an interval, with the reason.
 
+    Recipes that also learned from unlabelled images come first, because only they had these.
+
     Args:
         record: Result of `clipmerge.api.sweep.sweep`.
     """
-    notes = []
+    notes = [
+        f"{row['name']}: learned also from {given['images']} unlabelled images of {given['source']}."
+        for row in record["recipes"]
+        if (given := (row.get("calibration") or {}).get("unlabelled"))
+    ]
     for row in (*record["recipes"], *record.get("points", [])):
         if row["alpha"] is not None:
             notes.append(f"{row['name']}: the same weights as alpha {row['alpha']:g}, a point of the curve.")

@@ -96,12 +96,14 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], width
             reason.truncate(right, overflow="ellipsis")
         head = Text(f"{_printable(row.head)}\n{_printable(row.note)}", "bold yellow" * ("straggler" in row.note))
         table.add_row(head, Text(line + "\n").append_text(reason))
-    verdict = Text(_printable(record.headline))
+    unlabelled = record.calibration and record.calibration.unlabelled
+    learned_from = [Text(_printable(unlabelled.sentence))] if unlabelled else []
     return Group(
         *_bought_lines(record),
         *_kept_lines(record),
         Text(),
-        verdict,
+        Text(_printable(record.headline)),
+        *learned_from,
         Text(),
         table,
         Text(),

@@ -208,12 +208,15 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("unlabelled", [False, True], ids=["labelled", "unlabelled"])
 def test_several_processes_go_on_from_the_main_ones_state(
-    pair: Folders, flags: list[object], tmp_path: Path, cache: Path
+    pair: Folders, flags: list[object], tmp_path: Path, cache: Path, unlabelled: bool
 ) -> None:
+    given = ["--unlabelled", save_images(tmp_path / "elsewhere", each=3, seed=9)] if unlabelled else []
+
     def run(steps: int, output: str = "out") -> subprocess.CompletedProcess[str]:
         starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-        merge = ["merge", *pair, *flags, "--device", "cpu", "--output", tmp_path / output]
+        merge = ["merge", *pair, *flags, *given, "--device", "cpu", "--output", tmp_path / output]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [*starter, "tests.support.learn_and_save", *map(str, [steps, *merge])]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)

@@ -1,0 +1,113 @@
+"""Unlabelled images of where the model will be used, for recipes that learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipmerge.errors import UsageError
+
+if TYPE_CHECKING:
+    from clipmerge.images.dataset import LabelledImages
+    from clipmerge.planning.recipe import Recipe
+    from clipmerge.progress import Progress
+    from clipmerge.request import Calibration, MergeRequest
+
+
+def check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
+    """Refuse unlabelled images that no recipe can use, before anything is opened.
+
+    Args:
+        calibration: The images.
+        *recipes: The recipes; one that uses the images is enough.
+
+    Raises:
+        UsageError: If no recipe learns from them, or they are the labelled images.
+    """
+    source = calibration.unlabelled
+    if source is None:
+        return
+    named = f"--unlabelled {source}" if isinstance(source, str) else "unlabelled"
+    problems = [_problem(recipe) for recipe in recipes] or ["no recipe is given"]
+    if all(problems):
+        raise UsageError(f"{named}: {problems[0]}; leave out --unlabelled, or choose a recipe that does, such as auto")
+    if source is calibration.source or _same_place(source, calibration.source):
+        raise UsageError(
+            f"{named}: these are the images of --data; give images of where the model will be used, or leave it out"
+        )
+
+
+def _problem(recipe: Recipe) -> str:
+    """Why a recipe cannot learn from unlabelled images; empty if it can."""
+    if not recipe.learns_from_unlabelled:
+        return f"recipe '{recipe.name}' does not learn from unlabelled images"
+    options = recipe.measure or {}
+    if options["robustness"] == 0:
+        return f"recipe '{recipe.name}' has measure.robustness 0, so it has no use for unlabelled images"
+    if min(options["copies"], options["batch"]) < 2:
+        return f"recipe '{recipe.name}' has a single copy per step, of which half cannot be unlabelled images"
+    return ""
+
+
+def _same_place(one: Any, other: Any) -> bool:
+    if not (isinstance(one, str) and isinstance(other, str)):
+        return False
+    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
+
+
+def unlabelled_images(
+    request: MergeRequest, labelled: Sequence[LabelledImages | None], progress: Progress
+) -> LabelledImages | None:
+    """Sample the unlabelled images.
+
+    Args:
+        request: The request.
+        labelled: The labelled images that are used, including those that the decision does not see.
+        progress: Receiver of progress reports.
+
+    Returns:
+        The sample; ``None`` if none are asked for.
+
+    Raises:
+        UsageError: If one of them is also among the labelled images.
+        DataError, HubError: If they cannot be read.
+    """
+    asked = request.calibration
+    if asked.unlabelled is None:
+        return None
+    from clipmerge.images.unlabelled import load_unlabelled
+
+    images = load_unlabelled(asked.unlabelled, asked.columns, most=asked.images, seed=request.seed)
+    for note in images.notes:
+        progress.say(note)
+    sample = images.sample(asked.images, request.seed)
+    _refuse_labelled(sample, [each for each in labelled if each is not None])
+    return sample
+
+
+def _refuse_labelled(sample: LabelledImages, labelled: Iterable[LabelledImages]) -> None:
+    """Refuse images that are also among the labelled ones; preprocessed images cannot be compared."""
+    from clipmerge.images.overlap import Fingerprints, refuse_shared
+    from clipmerge.images.store import Pixels
+
+    if not isinstance(sample.store, Pixels):
+        comparable = [each for each in labelled if not isinstance(each.store, Pixels)]
+        for images in comparable:
+            refuse_shared(sample, {f"--data {images.source}": Fingerprints(images)})
+
+
+def record_of(images: LabelledImages) -> dict[str, Any]:
+    """Describe the images for the record.
+
+    Args:
+        images: The sample.
+    """
+    from clipmerge.images.unlabelled import content_digest
+
+    return {
+        "source": images.source,
+        "revision": images.revision,
+        "images": len(images),
+        "sha256": content_digest(images),
+    }

@@ -1,0 +1,98 @@
+"""Find images without labels, from the same sources as labelled ones, and identify them by their content."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clipmerge.errors import DataError
+from clipmerge.files.hashes import sha256_of
+from clipmerge.files.paths import local_path
+from clipmerge.images import Columns, Labelled
+from clipmerge.images.dataset import LabelledImages, load_tables
+from clipmerge.images.decoding import unreadable
+from clipmerge.images.digits import load_digits
+from clipmerge.images.folder import load_flat
+from clipmerge.images.in_memory import open_in_memory
+from clipmerge.images.known import Named, find_known
+from clipmerge.images.store import Pixels
+
+# The single class that all of them are given.
+_CLASS = "unlabelled"
+
+
+def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, seed: int = 0) -> LabelledImages:
+    """Find images whose labels are neither needed nor read.
+
+    Args:
+        source: A folder with images at any depth, or any other source of `clipmerge.images.dataset.load_images`. In
+            memory also a list of `PIL.Image`, or a torch ``Dataset`` or ``DataLoader`` of images alone.
+        columns: The columns that the user named; the image column is used where there is one of that name.
+        most: Images that a sample will take.
+        seed: Seed of the sample.
+
+    Returns:
+        The images, not decoded yet, all of one class.
+
+    Raises:
+        DataError: If there is nothing there, or it cannot be used.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    unlabelled = replace(columns or Columns(), label=None, labelled=False)
+    if isinstance(source, str):
+        called, opened = _opened(source, unlabelled, most, seed)
+    elif isinstance(source, Named):
+        called, opened = _opened(source.address, unlabelled, most, seed)
+    else:
+        called, opened = open_in_memory(source, unlabelled, most)
+    if not opened.labels:
+        raise DataError(f"{called}: holds no images; give images of where the model will be used to --unlabelled")
+    return LabelledImages(called, opened.store, (0,) * len(opened.labels), (_CLASS,), opened.revision, opened.notes)
+
+
+def _opened(source: str, columns: Columns, most: int, seed: int) -> tuple[str, Labelled]:
+    """Open a source by its name; returns its address too."""
+    if not source.strip():  # as a path it would be the working directory
+        raise DataError(f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT")
+    path, named = local_path(source), find_known(source)
+    address = named.address if named else source
+    if address == "digits" and not path.is_dir():
+        return address, load_digits()
+    if address.startswith("hf://"):
+        from clipmerge.images.hub_dataset import load_hub_dataset
+
+        return address, load_hub_dataset(address, columns, whole=False, most=most, seed=seed)
+    return address, load_tables(source, columns) or load_flat(source, path)
+
+
+def content_digest(images: LabelledImages) -> str:
+    """Identify images by their content and order, wherever they are.
+
+    Args:
+        images: The images; those that are not files are in memory, as in every sample.
+
+    Returns:
+        The sha256 over the sha256 of each image: of its encoded bytes, or of its pixels if it is preprocessed.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+    whole = hashlib.sha256()
+    for place in range(len(images)):
+        whole.update(_digest(images, place).encode())
+    return whole.hexdigest()
+
+
+def _digest(images: LabelledImages, place: int) -> str:
+    if isinstance(images.store, Pixels):
+        return hashlib.sha256(images.store.batch([place]).numpy().tobytes()).hexdigest()
+    (image,) = images.store.read([place])
+    if image["bytes"] is not None:
+        return hashlib.sha256(image["bytes"]).hexdigest()
+    path = str(image["path"])
+    try:
+        return sha256_of(Path(path))
+    except OSError as error:
+        raise unreadable(path, error) from None

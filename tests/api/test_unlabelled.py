@@ -1,0 +1,183 @@
+"""`--unlabelled` from the command to the card: used, recorded, published without local paths, and refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipmerge.api._arguments import merge_request
+from clipmerge.api._sweep_images import load_source, overlap_notes
+from clipmerge.api.sweep import check_sweep, sweep
+from clipmerge.errors import UsageError
+from clipmerge.output.record import MergeRecord
+from clipmerge.planning.provenance import CalibrationRecord
+from clipmerge.planning.recipe import load_recipe
+from clipmerge.progress import Silent
+from clipmerge.publish.card import model_card
+from clipmerge.publish.public import public_record
+from clipmerge.report.page import html_page
+from clipmerge.report.sweep_headline import gain_notes
+from clipmerge.request import Calibration, SweepRequest
+from tests.support.command import clipmerge, refused
+from tests.support.merged_output import RECORD
+from tests.support.stopped_learning import GOES_ON, Stopping, save_every_step
+from tests.support.tiny_clip import save_images
+
+Pair = tuple[Path, Path]
+QUICK = ("--batch-size", 8, "--set", "measure.steps=3", "--set", "measure.batch=8", "--no-verdict")
+GIVEN = {"source": "/home/me/secret/camera", "revision": None, "images": 12, "sha256": "ab" * 32}
+
+
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A flat folder of 12 images."""
+    folder = tmp_path_factory.mktemp("camera") / "flat"
+    folder.mkdir()
+    for number, file in enumerate(sorted(save_images(folder.parent / "classes", each=4, seed=7).rglob("*.png"))):
+        shutil.copyfile(file, folder / f"{number}.png")
+    return folder
+
+
+def with_unlabelled(given: dict[str, Any]) -> MergeRecord:
+    record = copy.deepcopy(RECORD)
+    record["calibration"]["unlabelled"] = given
+    record["command"] += f" --unlabelled {given['source']}"
+    return MergeRecord.model_validate(record)
+
+
+def test_a_merge_learns_from_a_flat_folder_and_says_so(
+    pair: Pair, images: Path, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    merge = ["merge", *pair, "--recipe", "auto", "--data", images, *QUICK, "--images", 20]
+    found = clipmerge(*merge, "--unlabelled", camera, "--output", tmp_path / "out")
+    assert found.code == 0, found.err
+    record = json.loads((tmp_path / "out" / "clipmerge.json").read_text())
+    given = record["calibration"]["unlabelled"]
+    assert (given["source"], given["images"], len(given["sha256"])) == (str(camera), 12, 64)
+    plan = tmp_path / "out" / "plan" / "plan.json"
+    assert json.loads(plan.read_text())["calibration"]["unlabelled"] == given
+    assert "also learned from 12 unlabelled images" in found.out.replace("\n", " ")
+    assert f"It also learned from 12 unlabelled images of {camera}." in (tmp_path / "out" / "report.html").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "It also learned from 12 unlabelled images of flat." in card
+    assert str(camera) not in card
+    clipmerge("apply", plan, "--output", tmp_path / "applied")
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "applied")]
+    assert weights[0] == weights[1]
+    assert clipmerge(*merge, "--output", tmp_path / "without").code == 0
+    assert (tmp_path / "without" / "model.safetensors").read_bytes() != weights[0]
+    assert "unlabelled" not in (tmp_path / "without" / "plan" / "plan.json").read_text()
+
+
+def test_learning_resumes_only_with_the_same_unlabelled_images(
+    pair: Pair, images: Path, camera: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_every_step(monkeypatch)
+    other = Path(shutil.copytree(camera, tmp_path / "other"))
+
+    def goes_on(*flags: object) -> bool:
+        Stopping(monkeypatch)(1)
+        found = clipmerge("merge", *pair, "--recipe", "auto", "--data", images, *QUICK, "--dry-run", *flags)
+        assert found.code == 130, found.err
+        return GOES_ON.format(1, 3) in found.err
+
+    assert not goes_on("--unlabelled", other)
+    assert not goes_on()
+    assert goes_on("--unlabelled", other)
+    shutil.copyfile(other / "1.png", other / "0.png")
+    assert not goes_on("--unlabelled", other)
+
+
+def test_what_cannot_be_used_is_refused(pair: Pair, images: Path, camera: Path, tmp_path: Path) -> None:
+    given = ("--unlabelled", camera)
+    for recipe, flags, said in (
+        ("wise-ft", given, "recipe 'wise-ft' does not learn from unlabelled images; leave out --unlabelled"),
+        ("tpgm", given, "recipe 'tpgm' does not learn"),
+        ("auto", (*given, "--set", "measure.robustness=0"), "has measure.robustness 0"),
+        ("auto", (*given, "--set", "measure.copies=1"), "has a single copy per step"),
+        ("auto", ("--unlabelled", images), "these are the images of --data"),
+    ):
+        found = clipmerge("merge", *pair, "--recipe", recipe, "--data", images, "--dry-run", *flags)
+        refused(found, code=2)
+        assert said in found.err
+    mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
+    shutil.copyfile(images / "cat" / "3.png", mixed / "x.png")
+    found = clipmerge("merge", *pair, "--recipe", "auto", "--data", images, "--dry-run", "--unlabelled", mixed)
+    refused(found, code=2)
+    assert f"--unlabelled {mixed}: 1 image is also in --data {images}" in found.err
+
+
+def sweep_of(pair: Pair, near: Path, far: Path, unlabelled: Path, *recipes: str) -> SweepRequest:
+    return SweepRequest(
+        str(pair[0]),
+        str(pair[1]),
+        {"near": str(near)},
+        {"far": str(far)},
+        recipes=tuple(map(load_recipe, recipes)),
+        calibration=Calibration(source=str(near), unlabelled=str(unlabelled)),
+    )
+
+
+@pytest.mark.parametrize("flag", ["--id near", "--ood far"])
+def test_a_sweep_refuses_to_judge_on_unlabelled_images(
+    pair: Pair, images: Path, camera: Path, tmp_path: Path, flag: str
+) -> None:
+    far = save_images(tmp_path / "far", each=2, seed=5)
+    mixed = Path(shutil.copytree(camera, tmp_path / "mixed"))
+    shutil.copyfile((images if flag == "--id near" else far) / "dog" / "1.png", mixed / "x.png")
+    request = sweep_of(pair, images, far, mixed, "auto")
+    loaded = {name: load_source(source, request, Silent()) for name, source in request.sources.items()}
+    with pytest.raises(UsageError, match=f"--unlabelled {mixed}: 1 image is also in {flag} .*a model is not judged"):
+        overlap_notes(request, loaded)
+    assert overlap_notes(sweep_of(pair, images, far, camera, "auto"), loaded)  # images of --data in --id are noted
+
+
+def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Pair, images: Path, camera: Path) -> None:
+    request = sweep_of(pair, images, images, camera, "auto", "lines")
+    check_sweep(request)
+    given = [request.merge_request(recipe).calibration.unlabelled for recipe in request.recipes]
+    assert given == [str(camera), None]
+    with pytest.raises(UsageError, match="recipe 'lines' does not learn"):
+        check_sweep(sweep_of(pair, images, images, camera, "lines"))
+    with pytest.raises(UsageError, match="no recipe is given"):
+        sweep(*map(str, pair), id={"near": str(images)}, ood={"far": "x"}, unlabelled=str(camera))
+    row = {"name": "auto", "alpha": None, "calibration": {"unlabelled": GIVEN}}
+    said = gain_notes({"recipes": [row, {**row, "name": "lines", "calibration": None}]})
+    assert said == ["auto: learned also from 12 unlabelled images of /home/me/secret/camera."]
+
+
+def test_python_takes_images_in_memory(pair: Pair, images: Path) -> None:
+    pictures = [object()]
+    request = merge_request(str(pair[0]), [str(pair[1])], "auto", data=str(images), unlabelled=pictures)
+    assert request.calibration.unlabelled is pictures
+
+
+def test_a_local_source_is_published_by_its_last_part_and_one_of_the_hub_is_pinned() -> None:
+    record = with_unlabelled(GIVEN)
+    for text in (model_card(record, repo_id="me/merged"), json.dumps(public_record(record).as_json())):
+        assert "/home" not in text
+        assert "camera" in text
+    assert "bring your own: cars, camera." in model_card(record, repo_id=None)
+    page = html_page(record)
+    assert "It also learned from 12 unlabelled images of /home/me/secret/camera." in page
+    assert "--unlabelled /home/me/secret/camera" in page
+    assert "/home" not in html_page(public_record(record))
+    hub = with_unlabelled(GIVEN | {"source": "hf://datasets/acme/camera:train", "revision": "a" * 40})
+    card = model_card(hub, repo_id=None)
+    assert "--unlabelled hf://datasets/acme/camera@" + "a" * 40 + ":train" in card
+    assert "- acme/camera\n" in card
+
+
+def test_records_without_unlabelled_images_stay_as_they_were() -> None:
+    text = json.dumps(RECORD["calibration"] | {"revision": None, "requested": None}, sort_keys=True)
+    record = CalibrationRecord.model_validate_json(text)
+    assert json.dumps(record.model_dump(mode="json"), sort_keys=True) == text
+    assert "unlabelled" not in html_page(MergeRecord.model_validate(RECORD))
+    assert "unlabelled" not in model_card(MergeRecord.model_validate(RECORD), repo_id=None)

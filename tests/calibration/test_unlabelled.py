@@ -1,0 +1,151 @@
+"""The goal with unlabelled images against a slow one in float64; their order, their shares, and resumed learning."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipmerge.calibration.augmentation import augmented
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.goal import Goal, copies_of, descend
+from clipmerge.calibration.learning import Course, Learned, learn
+from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.resume import Saved
+from clipmerge.calibration.shares import Shares
+from clipmerge.calibration.steps import Step, lay_out, with_unlabelled
+from clipmerge.calibration.teacher import asked
+from clipmerge.images.batches import Batch
+from tests.calibration.test_learning import SlowLearner
+from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
+
+SIZES, ELSEWHERE = (5, 5, 4), (4, 3)
+STILL = Goal(0.7, changes=(), copies=5)
+CHANGED = Goal(0.7, views=1.0, copies=5)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+def objective_with(ends: Ends, *, seed: int = 0, sizes: tuple[int, ...] = ELSEWHERE) -> Objective:
+    """An objective with unlabelled images; their labels are beyond all classes, so that using one fails."""
+    objective = objective_for(ends, make_batches(SIZES), seed=seed)
+    pool = [Batch(b.number, b.pixels, torch.full_like(b.labels, 10**6)) for b in make_batches(sizes, seed=9)]
+    objective.unlabelled = Shares(pool, objective.accelerator) if pool else None
+    return objective
+
+
+def steps_of(objective: Objective, goal: Goal, count: int) -> list[Step]:
+    return with_unlabelled(objective, lay_out(objective, count).steps, goal.unlabelled)
+
+
+def drawn(steps: list[Step]) -> list[tuple[int, ...]]:
+    return [step.unlabelled.positions for step in steps if step.unlabelled is not None]
+
+
+def learned(objective: Objective, goal: Goal, steps: int = 4, start: float = 0.3) -> tuple[dict[str, Tensor], Learned]:
+    coefficients = Coefficients(objective, "entry", start)
+    result = learn(objective, coefficients, Course(goal, steps, 0.05))
+    return coefficients.by_parameter(), result
+
+
+def test_learning_minimises_the_goal_with_unlabelled_images(ends: Ends) -> None:
+    objective = objective_with(ends)
+    first = steps_of(objective, STILL, 1)[0]
+    everywhere = torch.cat([batch.pixels for batch in make_batches(ELSEWHERE, seed=9)])
+    places = list(drawn([first])[0])
+    assert len(places) == 2  # half of five copies, rounded down
+    mixed = torch.cat([first.batch.pixels[:3], everywhere[places]])
+    slow = SlowLearner(ends, objective, "layer")
+    at = {key: torch.tensor(0.3, dtype=torch.float64) for key in objective.layers}
+    loss, _ = slow.goal(at, first.batch, 0.7)
+    _, divergence = slow.goal(at, Batch(0, mixed, torch.zeros(5, dtype=torch.int64)), 0.7)
+    seen = learned(objective, STILL, steps=1)[1].trace[0]
+    assert seen.calibration == pytest.approx(loss.item(), rel=1e-5)
+    assert seen.divergence == pytest.approx(divergence.item(), rel=1e-4)
+    without = learned(objective_with(ends, sizes=()), STILL, steps=1)[1].trace[0]
+    assert without.calibration == seen.calibration
+    assert without.divergence != pytest.approx(seen.divergence, rel=1e-2)
+
+
+def test_half_of_the_copies_are_changed_and_half_are_not(ends: Ends) -> None:
+    objective = objective_with(ends)
+    step = steps_of(objective, CHANGED, 3)[2]
+    assert step.unlabelled is not None
+    copies = copies_of(step, CHANGED, step.batch.pixels)
+    assert torch.equal(copies[:3], augmented(step.batch.pixels[:3], step.seed, CHANGED.changes))
+    assert torch.equal(copies[3:], step.unlabelled.pixels)
+    parts = [copies_of(replace(step, share=(rank, 2)), CHANGED, step.batch.pixels) for rank in range(2)]
+    assert torch.equal(torch.stack(list(parts[0][:2]) + list(parts[1])), copies[[0, 2, 1, 3]])
+    plain = replace(step, unlabelled=None)
+    whole = augmented(step.batch.pixels, step.seed, CHANGED.changes)
+    assert torch.equal(copies_of(plain, CHANGED, step.batch.pixels), whole)
+
+
+def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
+    order = [place for places in drawn(steps_of(objective_with(ends), STILL, 7)) for place in places]
+    assert len(order) == 14
+    assert Counter(order[:7]) == Counter(order[7:]) == Counter(range(7))
+    assert order[:7] != order[7:]
+    again = [place for places in drawn(steps_of(objective_with(ends), STILL, 7)) for place in places]
+    other = [place for places in drawn(steps_of(objective_with(ends, seed=1), STILL, 7)) for place in places]
+    assert again == order != other
+
+
+def test_images_held_back_are_looked_at_as_before(ends: Ends) -> None:
+    goal = replace(CHANGED, copies=None)
+    layouts = [lay_out(objective_with(ends, sizes=sizes), 2, share=0.3) for sizes in (ELSEWHERE, ())]
+    assert all(step.unlabelled is None for layout in layouts for step in layout.held)
+    looks = [[copies_of(step, goal, step.batch.pixels) for step in layout.held] for layout in layouts]
+    assert all(torch.equal(one, other) for one, other in zip(*looks, strict=True))
+
+
+@pytest.mark.parametrize("divergence", ["predictions", "features"])
+def test_the_shares_of_a_step_add_up_to_it(ends: Ends, divergence: str) -> None:
+    goal = replace(CHANGED, divergence=divergence)  # type: ignore[arg-type]
+    objective = objective_with(ends)
+    laid_out = steps_of(objective, goal, 1)
+    shares = [laid_out[0], *(replace(laid_out[0], share=(rank, 2)) for rank in range(2))]
+    answered = asked(objective, shares, goal, kept=False)
+    coefficients = Coefficients(objective, "layer", 0.3)
+    coefficients.place()
+    losses, gradients = [], []
+    for step in answered:
+        with coefficients.collected():
+            losses.append(descend(objective, step, goal).divergence)
+        gradients.append(
+            {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
+        )
+        coefficients.drop_gradients()
+    assert losses[1] + losses[2] == pytest.approx(losses[0], rel=1e-4)
+    for key, whole in gradients[0].items():
+        assert torch.allclose(gradients[1][key] + gradients[2][key], whole, rtol=1e-3, atol=1e-5), key
+
+
+def test_resumed_learning_ends_like_an_undisturbed_run(
+    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_every_step(monkeypatch)
+    expected, whole = learned(objective_with(ends), CHANGED)
+    said: list[str] = []
+
+    def run() -> tuple[dict[str, Tensor], Learned]:
+        objective = objective_with(ends)
+        objective.keep = Saved(lambda: tmp_path / "state.safetensors", objective.accelerator, said.append)
+        with objective.keep.underway():
+            return learned(objective, CHANGED)
+
+    Stopping(monkeypatch)(2)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    found, resumed = run()
+    assert said == [SAVED.format(2, 4), GOES_ON.format(2, 4)]
+    assert resumed.trace == whole.trace
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())

@@ -1,0 +1,112 @@
+"""Images without labels: the same images from every kind of source, and nothing but images."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from clipmerge.errors import DataError
+from clipmerge.images import Columns
+from clipmerge.images.unlabelled import content_digest, load_unlabelled
+
+COUNT = 6
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((9, 8, 3), 20 * number, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def nested(tmp_path: Path) -> Path:
+    """Images at three depths, beside files that are none."""
+    for number, name in enumerate(("0.png", "1.PNG", "a/2.png", "a/b/3.png", "a/b/4.png", "c/5.png")):
+        file = tmp_path / "nested" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(number))
+    (tmp_path / "nested" / "notes.txt").write_text("not an image")
+    (tmp_path / "nested" / ".hidden.png").write_bytes(b"")
+    return tmp_path / "nested"
+
+
+def colours(source: object, **asked: str) -> list[int]:
+    images = load_unlabelled(source, Columns(**asked), most=100)
+    assert set(images.labels) <= {0}
+    return sorted(round(float(np.asarray(images.image(place)).mean()) / 20) for place in range(len(images)))
+
+
+def test_a_folder_has_images_at_any_depth(nested: Path) -> None:
+    assert colours(str(nested)) == list(range(COUNT))
+    assert colours(str(nested), image="picture", label="class") == list(range(COUNT))
+
+
+def test_links_out_of_the_folder_are_refused_and_circles_are_not_followed(nested: Path, tmp_path: Path) -> None:
+    (nested / "a" / "again").symlink_to(nested / "a")
+    assert colours(str(nested)) == list(range(COUNT))
+    (tmp_path / "private.png").write_bytes(png(0))
+    (nested / "a" / "b" / "out.png").symlink_to(tmp_path / "private.png")
+    with pytest.raises(DataError, match=r"out\.png are links out of it"):
+        load_unlabelled(str(nested), most=100)
+
+
+def test_parquet_needs_no_label_and_reads_none(tmp_path: Path) -> None:
+    pixels = [{"bytes": png(number), "path": None} for number in range(COUNT)]
+    for name, columns in (("alone", {}), ("label", {"label": [None] * COUNT}), ("list", {"label": [[1]] * COUNT})):
+        pyarrow.parquet.write_table(pyarrow.table({"image": pixels, **columns}), tmp_path / f"{name}.parquet")
+        assert colours(str(tmp_path / f"{name}.parquet")) == list(range(COUNT))
+    assert colours(str(tmp_path / "label.parquet"), image="elsewhere") == list(range(COUNT))
+
+
+def test_tars_need_no_label(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(COUNT):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(png(number))
+            archive.addfile(member, io.BytesIO(png(number)))
+    assert colours(str(tmp_path / "a.tar")) == list(range(COUNT))
+    assert colours(str(tmp_path / "a.tar"), image="jpg", label="cls") == list(range(COUNT))
+
+
+def test_images_in_memory_may_come_alone_or_with_labels() -> None:
+    pictures = [Image.open(io.BytesIO(png(number))) for number in range(COUNT)]
+    assert colours(pictures) == list(range(COUNT))
+    assert colours([(picture, "no label is read") for picture in pictures]) == list(range(COUNT))
+    floats = torch.rand(COUNT, 3, 8, 8)
+    loader = torch.utils.data.DataLoader(floats, batch_size=4)  # type: ignore[arg-type]
+    images = load_unlabelled(loader, most=5)
+    assert torch.equal(images.store.batch(range(5)), floats[:5])  # type: ignore[attr-defined]
+
+
+def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty" / "inner").mkdir(parents=True)
+    for source, said in (
+        (str(tmp_path / "empty"), "empty: holds no images; give images of where the model will be used"),
+        (str(tmp_path / "nowhere"), "nowhere: no such folder; --unlabelled takes a folder with images at any depth"),
+        ([], "list in memory: holds no images"),
+        (" ", "' ': names no images"),
+    ):
+        with pytest.raises(DataError, match=said):
+            load_unlabelled(source, most=100)
+
+
+def test_the_digest_is_of_content_and_order(nested: Path, tmp_path: Path) -> None:
+    images = load_unlabelled(str(nested), most=100)
+    digest = hashlib.sha256()
+    for path in images.paths:
+        digest.update(hashlib.sha256(Path(path).read_bytes()).hexdigest().encode())
+    assert content_digest(images) == digest.hexdigest()
+    moved = nested.rename(tmp_path / "moved")
+    assert content_digest(load_unlabelled(str(moved), most=100)) == digest.hexdigest()
+    assert content_digest(load_unlabelled(str(moved), most=100).subset([1, 0, 2, 3, 4, 5])) != digest.hexdigest()
+    (moved / "0.png").write_bytes(png(9))
+    assert content_digest(load_unlabelled(str(moved), most=100)) != digest.hexdigest()
