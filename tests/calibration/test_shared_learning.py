@@ -115,7 +115,7 @@ def test_counting_activations_leaves_none_behind(objective: Objective) -> None:
 
     before = alive()
     activations.Activations(objective, "bfloat16")
-    assert alive() == before
+    assert alive() <= before
 
 
 def test_both_ends_stay_in_their_files(objective: Objective) -> None:

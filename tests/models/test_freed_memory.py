@@ -30,10 +30,9 @@ def resident_mb() -> float:
 
 
 def test_memory_is_used_again_inside_alone() -> None:
-    pages = 4 * ENTRIES // resource.getpagesize()
     with freed_memory_kept():
-        assert new_pages() < pages / 10
-    assert new_pages() > pages / 2
+        inside = new_pages()
+    assert inside < new_pages() / 4  # few even outside, where the system gives huge pages to all
 
 
 def test_memory_goes_back_at_the_end() -> None:
