@@ -86,13 +86,13 @@ def densities_png(pairs: Sequence[Resampled]) -> bytes:
                 linewidth=1.2,
                 label=f"{kind} layers",
             )
-        axes.set_title(f"{pair.record['regime']} {pair.record['seed']}")
+        axes.set_title(f"{pair.record['regime']} {pair.record['seed']} (tuning pair, 2 million parameters)", fontsize=10)
         axes.set_xlabel("density: share of the layers' change that is kept")
         axes.set_xticks([0.1, 0.3, 0.5, 0.7])
         axes.grid(axis="y", color="#eceff2")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("gain at equal ID accuracy, OOD points")
-    panels[0].legend(fontsize=8, loc="best")
+    figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(_COLOURS))
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
