@@ -86,7 +86,9 @@ def densities_png(pairs: Sequence[Resampled]) -> bytes:
                 linewidth=1.2,
                 label=f"{kind} layers",
             )
-        axes.set_title(f"{pair.record['regime']} {pair.record['seed']} (tuning pair, 2 million parameters)", fontsize=10)
+        axes.set_title(
+            f"{pair.record['regime']} {pair.record['seed']} (tuning pair, 2 million parameters)", fontsize=10
+        )
         axes.set_xlabel("density: share of the layers' change that is kept")
         axes.set_xticks([0.1, 0.3, 0.5, 0.7])
         axes.grid(axis="y", color="#eceff2")

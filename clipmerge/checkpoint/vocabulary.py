@@ -65,6 +65,8 @@ def _of_lines(text: str) -> dict[str, int]:
 
 
 def _numbers(words: Any) -> dict[str, int]:
+    if not isinstance(words, dict):
+        raise TypeError("a vocabulary is a table of words and numbers")
     return {str(word): int(number) for word, number in words.items()}
 
 

@@ -253,7 +253,7 @@ def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(tmp_path: Path,
                 assert objective.gradient_of(name).dtype == torch.float32
                 if gradient.norm() > 0.05:
                     cosine = torch.cosine_similarity(gradient.flatten(), objective.gradient_of(name).flatten(), dim=0)
-                    assert float(cosine) > 0.97, name
+                    assert float(cosine) > 0.95, name
             objective.path.clear_gradients()
 
 

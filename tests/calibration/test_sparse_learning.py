@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -182,4 +183,4 @@ def test_a_merge_writes_zero_shot_bytes_where_a_straggler_dropped(
     for layer in record["stragglers"]:
         assert record["layers"][layer]["reason"].startswith("straggler with ")
         assert record["measurements"][layer]["at_zero"] >= 0.5
-    assert "of their weights back at zero-shot" in record["verdict"]
+    assert re.search(r"50% of (its|their) weights back at zero-shot", record["verdict"])

@@ -42,3 +42,10 @@ def test_a_vocabulary_that_cannot_be_read_is_no_evidence(tmp_path: Path, kind: s
     other = write(tmp_path / "other", kind, WORDS[::-1])
     (other / kind).write_bytes(b"\xff{")
     assert vocabulary_difference(one, other) == ""
+
+
+def test_a_list_where_a_table_belongs_is_no_evidence(tmp_path: Path) -> None:
+    one = write(tmp_path / "one", "vocab.json", WORDS)
+    other = write(tmp_path / "other", "vocab.json", WORDS[::-1])
+    (other / "vocab.json").write_text("[]", encoding="utf-8")
+    assert vocabulary_difference(one, other) == ""
