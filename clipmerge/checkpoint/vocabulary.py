@@ -43,7 +43,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
             continue
         try:
             return read(read_text(file, LARGEST_JSON, encoding="utf-8"))
-        except (Unreadable, UnicodeError, LookupError, TypeError, ValueError):
+        except (Unreadable, UnicodeError, LookupError, TypeError, ValueError, OverflowError):
             return {}
     return {}
 

@@ -44,8 +44,9 @@ def test_a_vocabulary_that_cannot_be_read_is_no_evidence(tmp_path: Path, kind: s
     assert vocabulary_difference(one, other) == ""
 
 
-def test_a_list_where_a_table_belongs_is_no_evidence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["[]", '{"a": 1e999}', '{"a": null}'])
+def test_a_vocabulary_of_another_shape_is_no_evidence(tmp_path: Path, text: str) -> None:
     one = write(tmp_path / "one", "vocab.json", WORDS)
     other = write(tmp_path / "other", "vocab.json", WORDS[::-1])
-    (other / "vocab.json").write_text("[]", encoding="utf-8")
+    (other / "vocab.json").write_text(text, encoding="utf-8")
     assert vocabulary_difference(one, other) == ""
