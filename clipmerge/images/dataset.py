@@ -13,7 +13,7 @@ from clipmerge.images.class_names import ClassNames, names_of
 from clipmerge.images.decoding import decode, extent
 from clipmerge.images.description import describe_folder
 from clipmerge.images.digits import load_digits
-from clipmerge.images.folder import Files, load_folder
+from clipmerge.images.folder import Files, load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
 from clipmerge.images.known import Named, find_known
 from clipmerge.images.places import Local, expand
@@ -161,24 +161,56 @@ def load_images(
         DataError: If there is nothing there, a class is empty, or the class names do not fit.
         HubError: If the Hub refuses or cannot be reached.
     """
+    if isinstance(source, str):
+        source = find_source(source)
     if isinstance(source, Named):
         return _load_known(source, classes, columns or Columns(), whole=whole, most=most, seed=seed)
     if not isinstance(source, str):
         return _named(*open_in_memory(source, columns or Columns(), most), classes, whole=whole)
+    opened = open_source(source, columns or Columns(), whole=whole, most=most, seed=seed)
+    return _named(source, opened, classes, whole=whole)
+
+
+def find_source(source: str) -> Named | str:
+    """Look up the short name of a public data set.
+
+    Args:
+        source: The source as the user wrote it.
+
+    Returns:
+        The data set; the source unchanged if it is no such name.
+
+    Raises:
+        DataError: If it is blank.
+    """
     if not source.strip():  # as a path it would be the working directory
         raise DataError(f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT")
-    path, named = local_path(source), find_known(source)
-    if named is not None:
-        return load_images(named, classes, columns=columns, whole=whole, most=most, seed=seed)
+    return find_known(source) or source
+
+
+def open_source(source: str, columns: Columns, *, whole: bool = False, most: int | None, seed: int) -> Labelled:
+    """Open a folder, files, a data set on the Hub, or ``digits``.
+
+    Args:
+        source: The source, without short names.
+        columns: The columns that the user named. Without labels, a folder's images may be at any depth.
+        whole: See `load_images`.
+        most: See `load_images`.
+        seed: See `load_images`.
+
+    Raises:
+        DataError: If there is nothing there, or it cannot be used.
+        HubError: If the Hub refuses or cannot be reached.
+    """
+    path = local_path(source)
     if source == "digits" and not path.is_dir():
-        opened = load_digits()
-    elif source.startswith("hf://"):
+        return load_digits()
+    if source.startswith("hf://"):
         from clipmerge.images.hub_dataset import load_hub_dataset
 
-        opened = load_hub_dataset(source, columns or Columns(), whole=whole, most=most, seed=seed)
-    else:
-        opened = load_tables(source, columns or Columns()) or load_folder(source, path)
-    return _named(source, opened, classes, whole=whole)
+        return load_hub_dataset(source, columns, whole=whole, most=most, seed=seed)
+    load = load_folder if columns.labelled else load_flat
+    return _load_tables(source, columns) or load(source, path)
 
 
 def _load_known(
@@ -203,19 +235,8 @@ def _named(source: str, opened: Labelled, classes: ClassNames, *, whole: bool) -
     return images
 
 
-def load_tables(source: str, columns: Columns) -> Labelled | None:
-    """Open Parquet or tar files on this machine.
-
-    Args:
-        source: The source as the user wrote it.
-        columns: The columns that the user named.
-
-    Returns:
-        The source, opened; ``None`` where it is neither.
-
-    Raises:
-        DataError: If a file is damaged, or has no images or labels.
-    """
+def _load_tables(source: str, columns: Columns) -> Labelled | None:
+    """Open Parquet or tar files; ``None`` where the source is neither."""
     if parquet := expand(source, ".parquet"):
         from clipmerge.images.parquet import load_parquet
 

@@ -9,14 +9,11 @@ from typing import Any
 
 from clipmerge.errors import DataError
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.paths import local_path
-from clipmerge.images import Columns, Labelled
-from clipmerge.images.dataset import LabelledImages, load_tables
+from clipmerge.images import Columns
+from clipmerge.images.dataset import LabelledImages, find_source, open_source
 from clipmerge.images.decoding import unreadable
-from clipmerge.images.digits import load_digits
-from clipmerge.images.folder import load_flat
 from clipmerge.images.in_memory import open_in_memory
-from clipmerge.images.known import Named, find_known
+from clipmerge.images.known import Named
 from clipmerge.images.store import Pixels
 
 # The single class that all of them are given.
@@ -42,29 +39,15 @@ def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, s
     """
     unlabelled = replace(columns or Columns(), label=None, labelled=False)
     if isinstance(source, str):
-        called, opened = _opened(source, unlabelled, most, seed)
-    elif isinstance(source, Named):
-        called, opened = _opened(source.address, unlabelled, most, seed)
+        source = find_source(source)
+    called = source.address if isinstance(source, Named) else source
+    if isinstance(called, str):
+        opened = open_source(called, unlabelled, most=most, seed=seed)
     else:
         called, opened = open_in_memory(source, unlabelled, most)
     if not opened.labels:
         raise DataError(f"{called}: holds no images; give images of where the model will be used to --unlabelled")
     return LabelledImages(called, opened.store, (0,) * len(opened.labels), (_CLASS,), opened.revision, opened.notes)
-
-
-def _opened(source: str, columns: Columns, most: int, seed: int) -> tuple[str, Labelled]:
-    """Open a source by its name; returns its address too."""
-    if not source.strip():  # as a path it would be the working directory
-        raise DataError(f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT")
-    path, named = local_path(source), find_known(source)
-    address = named.address if named else source
-    if address == "digits" and not path.is_dir():
-        return address, load_digits()
-    if address.startswith("hf://"):
-        from clipmerge.images.hub_dataset import load_hub_dataset
-
-        return address, load_hub_dataset(address, columns, whole=False, most=most, seed=seed)
-    return address, load_tables(source, columns) or load_flat(source, path)
 
 
 def content_digest(images: LabelledImages) -> str:
