@@ -180,7 +180,7 @@ def with_unlabelled(objective: Objective, steps: Sequence[Step], count: Callable
     if objective.unlabelled is None:
         return list(steps)
     pool = Pool(objective.unlabelled.every_batch())
-    order = _endless(range(len(pool)), objective.seed + _UNLABELLED_SEEDS)
+    order = _endless(range(len(pool)), (objective.seed + _UNLABELLED_SEEDS) % _SEEDS)
     return [replace(step, unlabelled=Drawn(pool, tuple(islice(order, count(len(step)))))) for step in steps]
 
 
@@ -199,18 +199,14 @@ def dealt(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step
 
 def _runs(positions: Sequence[int], size: int, seed: int) -> Iterator[tuple[int, ...]]:
     """Endless runs of ``size`` positions, from one random order after another."""
-    generator = torch.Generator().manual_seed(seed)
-    left: list[int] = []
+    order = _endless(positions, seed)
     while True:
-        while len(left) < size:
-            left += torch.randperm(len(positions), generator=generator).tolist()
-        yield tuple(positions[place] for place in left[:size])
-        del left[:size]
+        yield tuple(islice(order, size))
 
 
 def _endless(positions: Sequence[int], seed: int) -> Iterator[int]:
     """The positions in one random order after another, without end."""
-    generator = torch.Generator().manual_seed(seed % _SEEDS)
+    generator = torch.Generator().manual_seed(seed)
     while True:
         yield from (positions[place] for place in torch.randperm(len(positions), generator=generator).tolist())
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from clipmerge.files.limits import MOST_FOOTER_PARTS
 
-_TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
+_TRUE, _FALSE, _BYTE, _DOUBLE, BINARY, _LIST, _SET, _MAP, STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 I32, I64 = 5, 6
 _NUMBERS = (4, I32, I64)
 _DEEPEST = 64
@@ -24,7 +24,6 @@ _DEEPEST = 64
 Fields = dict[tuple[int, int], Any]
 # Type of the elements of a list, and what structures in it hold, by field.
 Shape = Mapping[int, tuple[int, "Shape"]]
-STRUCT, BINARY = _STRUCT, _BINARY
 
 
 class Damaged(ValueError):
@@ -69,7 +68,7 @@ class Compact:
     def _value(self, kind: int, depth: int, expected: tuple[int, Shape] | None = None) -> Any:
         if kind in _NUMBERS:
             return self._number()
-        if kind == _STRUCT:
+        if kind == STRUCT:
             return self.struct(expected and expected[1], depth + 1)
         if kind in (_LIST, _SET):
             return self._items(depth, expected if kind == _LIST else None)
@@ -79,7 +78,7 @@ class Compact:
     def _skip(self, kind: int, depth: int) -> None:
         if kind == _MAP:
             self._pairs(depth)
-        elif kind == _BINARY:
+        elif kind == BINARY:
             self._count()
             length = self._varint()
             self.position += length

@@ -210,10 +210,8 @@ def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
     try:
         with _unasked():
-            with (
-                contextlib.suppress(*_CANNOT_BUILD),
-                torch.device("meta"),
-            ):  # takes no memory, and shows how large it is
+            # without memory first, which shows how large it is
+            with contextlib.suppress(*_CANNOT_BUILD), torch.device("meta"):
                 kind(**deepcopy(settings))
             return kind(**settings).float().eval()
     except _CANNOT_BUILD as error:
