@@ -48,7 +48,7 @@ def learned_sparse(
         share: Share of the blocks' sharpness that stragglers hold.
         density: Share of a straggler parameter's coefficients that is kept.
         draw: Number of the random set, for ``rule: random``.
-        max_loss: As in `learned_coefficients`; smaller, because a few hundred images tell a loss only roughly.
+        max_loss: As in `learned_coefficients`, but lower: a few hundred images measure a loss only roughly.
         **options: Options of `learned_coefficients`.
 
     Returns:
