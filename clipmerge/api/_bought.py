@@ -47,7 +47,7 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
     if run.plan is not None:
         run.plan = run.plan.model_copy(update={"bought": bought})
     for warning in bought.warnings:
-        _warn(run, warning)
+        _warn(run, warning, aloud=not getattr(run.progress, "shows_verdict", False))
 
 
 def _warn_unmeasured(run: Run, request: MergeRequest, problem: str) -> None:
@@ -57,8 +57,9 @@ def _warn_unmeasured(run: Run, request: MergeRequest, problem: str) -> None:
     _warn(run, text)
 
 
-def _warn(run: Run, text: str) -> None:
-    run.progress.say(text)
+def _warn(run: Run, text: str, *, aloud: bool = True) -> None:
+    if aloud:
+        run.progress.say(text)
     if run.plan is not None:
         run.plan = run.plan.model_copy(update={"warnings": (*run.plan.warnings, text)})
 

@@ -173,6 +173,11 @@ class Terminal:
         self._err.print(f"note: {text}", markup=False)
 
     @property
+    def shows_verdict(self) -> bool:
+        """Whether the summary of a merge goes to this terminal: it holds the warnings of its verdict."""
+        return self.format is Format.human and sys.stdout.isatty()
+
+    @property
     def width(self) -> int:
         """Columns of standard output; 80 where it is no terminal."""
         return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80

@@ -49,26 +49,29 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
     """Change of the losses from the first tenth of learning to the last."""
     parts = []
-    for name, label in (("calibration", "loss"), ("divergence", "divergence from the teacher")):
+    for name, label in (("calibration", "loss"), ("divergence", "divergence from the teacher's predictions")):
         values = trace[name]
         length = max(1, len(values) // 10)
         first, last = sum(values[:length]) / length, sum(values[-length:]) / length
         if any(values):
-            parts.append(f"{label} {first:.3f} to {last:.3f}")
+            parts.append(f"{label} from {first:.3f} to {last:.3f}")
     return ", ".join(parts) + " nats while learning"
 
 
 def _chosen(choice: HeldBackChoice) -> str:
     """Describe the choice of the held-back images, and its gain over the straight path."""
     images = f"{choice.images} images held back"
-    accuracy = f"accuracy there {choice.right:.1%}, fine-tuned {choice.finetuned_right:.1%}"
+    accuracy = f"{choice.right:.1%} of them are recognised there, {choice.finetuned_right:.1%} by the fine-tuned model"
     if choice.alpha is not None:
-        return f"{images}: nothing that was learned beats alpha {choice.alpha:g} of the straight path ({accuracy})"
+        return f"{images}: nothing that was learned beats alpha {choice.alpha:g} of the straight path; {accuracy}"
     way = "all of what was learned" if choice.part == 1 else f"{choice.part:.0%} of the way to what was learned"
     if choice.part == 0:
         way = "one coefficient for all that the mask keeps"
     if choice.beyond:
         way += f", and from there {choice.beyond:.0%} of the way to fine-tuned to keep the accuracy"
-    path = f"{choice.path_goal:.3f} at the best alpha {choice.path_alpha:g} of the straight path"
-    worse = "" if choice.goal < choice.path_goal else "which a sparse mask does not beat: "
-    return f"{images} chose {way}: {worse}goal {choice.goal:.3f}, {path} ({accuracy})"
+    path = f"alpha {choice.path_alpha:g}, the best of the straight path, has {choice.path_goal:.3f}"
+    worse = "" if choice.goal < choice.path_goal else ", which a sparse mask does not beat"
+    return (
+        f"{images} chose {way}; {accuracy}, and the goal (loss plus weighted divergence) is {choice.goal:.3f}, "
+        f"where {path}{worse}"
+    )

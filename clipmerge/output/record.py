@@ -188,6 +188,14 @@ class MergeRecord(Frozen):
         return self.straggler_statistic is not None or bool(self.found_stragglers)
 
     @property
+    def teacher(self) -> str:
+        """The model that learned coefficients stay close to; empty if nothing restrained them."""
+        if not any(self.trace.get("divergence", ())):
+            return ""
+        blended = (self.recipe.measure or {}).get("blend")
+        return "the zero-shot model blended with the fine-tuned one" if blended else "the zero-shot model"
+
+    @property
     def headline(self) -> str:
         """The verdict as a sentence, or the number of layers and the recipe if there is none."""
         text = self.verdict.strip() or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}"

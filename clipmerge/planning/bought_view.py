@@ -6,11 +6,25 @@ from dataclasses import dataclass
 
 from clipmerge.planning.bought import Bought, Estimate, ModelAccuracy
 
-#: Text shown if nothing was measured.
+#: Text shown if there were no images.
 UNMEASURED = (
     "Nothing was measured on images, so the effect of this merge is not known; give labelled images of your task with "
     "--data to measure it."
 )
+#: Text shown if the decision saw all images, or was edited since.
+UNVERIFIED = (
+    "The effect of this merge was not measured on images that the decision did not see, so it is not known; "
+    "`clipmerge evaluate` measures it on images of yours."
+)
+
+
+def unmeasured(*, with_images: bool) -> str:
+    """Say why a merge has no measured effect.
+
+    Args:
+        with_images: Whether the decision had images.
+    """
+    return UNVERIFIED if with_images else UNMEASURED
 
 
 @dataclass(frozen=True)
@@ -73,15 +87,9 @@ def _facts(bought: Bought) -> str:
         f"Measured on {bought.images} images that the decision did not see; on {_percent(bought.agreement)}% of them "
         "the merged and the zero-shot model agree."
     )
-    rare = [
-        f"{count} of {bought.classes} classes {have}"
-        for count, have in (
-            (bought.classes_without_images, "have no image among them"),
-            (bought.classes_with_one_image, "have one image"),
-        )
-        if count
-    ]
-    return " ".join([facts, *([f"{' and '.join(rare)}."] if rare else [])])
+    counts = ((bought.classes_without_images, "no image"), (bought.classes_with_one_image, "one image"))
+    rare = [f"{count} {'has' if count == 1 else 'have'} {number}" for count, number in counts if count]
+    return " ".join([facts, *([f"Of {bought.classes} classes, {' and '.join(rare)} among them."] if rare else [])])
 
 
 def _row(name: str, accuracy: ModelAccuracy) -> Row:

@@ -128,22 +128,22 @@ def columns_of(record: MergeRecord) -> list[Column]:
 def _zeroshot_share(shares: Mapping[str, float | None]) -> list[Column]:
     """The share of each layer that stays zero-shot, where coefficients were learned."""
     known = {layer: share for layer, share in shares.items() if share is not None}
-    if not known:
+    if not any(known.values()):  # a column of noughts
         return []
-    about = "share of the layer's entries whose coefficient is 0: the zero-shot model's, bit for bit."
+    about = "share of the layer's weights whose coefficient is 0: the zero-shot model's, bit for bit."
     title, term = "at zero-shot", "At zero-shot"
     scale = Scale.of(known.values(), at_least=0.05)
     return [Column("zeroshot_share", title, "share", term, about, known, 3, scale, kind="setting")]
 
 
 def _remaining(record: MergeRecord) -> str:
-    """What becomes of the entries that a mask does not keep."""
+    """What becomes of the weights that a mask does not keep."""
     masks = {entry.mask for entry in record.layers.values() if entry.mask}
     if masks == {"weights-random"}:
         return "the mask sets the remaining weights to zero."
     if "weights-random" in masks:
-        return "the mask returns the remaining entries to zero-shot, and weights-random sets them to zero."
-    return "the mask returns the remaining entries to zero-shot."
+        return "the mask returns the remaining weights to zero-shot, and weights-random sets them to zero."
+    return "the mask returns the remaining weights to zero-shot."
 
 
 def _settings(record: MergeRecord) -> list[Column]:
@@ -156,7 +156,7 @@ def _settings(record: MergeRecord) -> list[Column]:
             "alpha",
             "coefficient",
             "Coefficient alpha (0 = zero-shot, 1 = fine-tuned)",
-            "how far the layer moves along its task vector.",
+            "how far the layer goes from its zero-shot to its fine-tuned weights.",
             alphas,
             setting_decimals(alphas.values()),
             Scale.of(alphas.values(), at_least=1.0),
@@ -166,7 +166,7 @@ def _settings(record: MergeRecord) -> list[Column]:
             "density",
             "density",
             "share kept",
-            "Density (share of the task vector kept)",
+            "Density (share of the change kept)",
             _remaining(record),
             densities,
             setting_decimals(densities.values()),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.distribution import TOP
@@ -33,7 +33,7 @@ class Picture:
     Attributes:
         title: Heading above it.
         svg: The ``svg`` element.
-        caption: Description of the picture in one sentence.
+        caption: Description of the picture; empty if it is that of the picture before.
     """
 
     title: str
@@ -49,17 +49,19 @@ def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Pictur
         towers: Titles of the towers, by name.
     """
     pictures = []
-    for tower, counts in itertools.islice(record.coefficients.items(), _MOST_PARTS):
-        if sum(counts) > 1:  # a scalar has no spread
-            figure = _histogram(counts)
-            title = f"{towers.get(tower, tower)}: coefficients"
-            caption = f"Share of the {sum(counts):,} entries with each coefficient."
-            pictures.append(Picture(title, drawing.markup(figure, f"coefficients-{tower}", title), caption))
+    spread = {tower: counts for tower, counts in record.coefficients.items() if sum(counts) > 1}  # a scalar has none
+    for tower, counts in itertools.islice(spread.items(), _MOST_PARTS):
+        title = f"{towers.get(tower, tower)}: coefficients"
+        figure = _histogram(counts, list(spread.values()))
+        caption = f"How far the {sum(counts):,} weights of this tower go."
+        pictures.append(Picture(title, drawing.markup(figure, f"coefficients-{tower}", title), caption))
     if record.trace and any(any(values) for values in record.trace.values()):
         title = "Losses while learning"
         caption = (
             "Each step sees other images and other changes of them, so the lines jump; thick lines are running means."
         )
+        if record.teacher:
+            caption += f" The teacher is {record.teacher}; the divergence is that of the predictions on changed images."
         pictures.append(Picture(title, drawing.markup(_trace(record.trace), "trace", title), caption))
     return pictures
 
@@ -101,7 +103,7 @@ def layer_pictures(record: MergeRecord, columns: Sequence[Column], towers: dict[
             title = f"{towers.get(tower, tower)}: {column.title}"
             label = f"{title} of each layer; the table below holds every number."
             svg = drawing.markup(_bars(record, column, layers), f"{column.key}-{tower}-{number}", label)
-            pictures.append(Picture(title, svg, column.about))
+            pictures.append(Picture(title, svg, "" if number else column.about))  # once for all towers
     return pictures
 
 
@@ -116,16 +118,20 @@ def _parts(record: MergeRecord, column: Column) -> Iterator[tuple[str, list[str]
             yield from ((tower, members[start : start + size]) for start in range(0, len(members), size))
 
 
-def _histogram(counts: Sequence[int]) -> Figure:
+def _histogram(counts: Sequence[int], towers: Sequence[Sequence[int]]) -> Figure:
+    """Shares by coefficient, on axes that suit all towers, so that they can be compared."""
     figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
-    total, width = sum(counts), TOP / len(counts)
-    last = max((place for place, count in enumerate(counts) if count), default=0)
+    width = TOP / len(counts)
+    shares = [[count / sum(tower) for count in tower] for tower in towers]
+    last = max(place for tower in shares for place, share in enumerate(tower) if share)
     places = [(place + 0.5) * width for place in range(len(counts))]
-    axes.bar(places, [count / total for count in counts], width=0.9 * width, color=SET)
+    axes.bar(places, [count / sum(counts) for count in counts], width=0.9 * width, color=SET)
     axes.set_xlim(-0.01, max(1.0, (last + 1) * width) + 0.01)
+    axes.set_ylim(0.0, 1.04 * max(share for tower in shares for share in tower))
     axes.set_xlabel("coefficient (0 = zero-shot, 1 = fine-tuned)")
-    axes.set_ylabel("share of the entries")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_ylabel("share of the weights")
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     axes.grid(visible=False, axis="x")
     return figure
 

@@ -8,7 +8,7 @@ them. What was not measured or looked for has no section.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from markupsafe import Markup
 
 from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.bought_view import UNMEASURED, bought_view
+from clipmerge.planning.bought_view import bought_view, unmeasured
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.kept import kept_section
 from clipmerge.report.layer_table import layer_table
 from clipmerge.report.loss_path import barrier_of, path_points
 from clipmerge.report.numbers import is_number, ranged
 from clipmerge.report.palette import DARK_MARKS, MARKS
+from clipmerge.report.prose import flags, sentence, with_minus_signs, words
 
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
 
@@ -58,7 +59,7 @@ def html_page(record: MergeRecord) -> str:
         "recipe_name": record.recipe.name,
         "verdict": record.headline,
         "bought": bought_view(record.bought) if record.bought else None,
-        "unmeasured": UNMEASURED,
+        "unmeasured": unmeasured(with_images=record.calibration is not None),
         **kept_section(record.kept),
         "warnings": record.warnings,
         "models": record.checkpoints,
@@ -79,7 +80,16 @@ def html_page(record: MergeRecord) -> str:
         "dark_marks": DARK_MARKS,
     }
     template = Path(__file__).parent / "templates" / "report.html.j2"
-    return render(template, values, html=True, filters={"minus": _with_minus_signs, "drawn": Markup, "ranged": ranged})
+    filters: dict[str, Callable[..., Any]] = {
+        "minus": _with_minus_signs,
+        "prose": with_minus_signs,
+        "drawn": Markup,
+        "ranged": ranged,
+        "sentence": sentence,
+        "flags": flags,
+        "words": words,
+    }
+    return render(template, values, html=True, filters=filters)
 
 
 def _pictures(record: MergeRecord) -> list[Any]:
@@ -136,7 +146,7 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
     name = "mean of a layer's learned coefficients" if learned else "coefficient alpha"
     facts.append((name, _with_minus_signs(columns[0].span(learned or tuple(layers)))))
     if record.coefficients:
-        facts.append(("learned coefficients", f"{sum(map(sum, record.coefficients.values())):,}"))
+        facts.append(("weights with a learned coefficient", f"{sum(map(sum, record.coefficients.values())):,}"))
     facts += _kept(record)
     barrier = barrier_of(path_points(record.path))
     if barrier:

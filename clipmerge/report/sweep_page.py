@@ -11,8 +11,9 @@ from clipmerge.files.templates import render
 from clipmerge.report.kept import sweep_kept_section
 from clipmerge.report.numbers import ranged
 from clipmerge.report.palette import DARK_MARKS, MARKS
+from clipmerge.report.prose import flags, sentence, with_minus_signs, words
 from clipmerge.report.sweep_headline import gain_notes, headline
-from clipmerge.report.sweep_table import heads_of, sweep_columns
+from clipmerge.report.sweep_table import heads_of, marks_of, sweep_columns
 
 
 def sweep_page(record: dict[str, Any], picture: str) -> str:
@@ -41,9 +42,10 @@ def sweep_page(record: dict[str, Any], picture: str) -> str:
             ],
             "headline": headline(record),
             "gain_notes": gain_notes(record),
+            "names": [row["name"] for row in marks_of(record)],
             **sweep_kept_section(record),
             "level": f"{100 * record['bootstrap']['level']:.0f}%",
         },
         html=True,
-        filters={"ranged": ranged},
+        filters={"ranged": ranged, "sentence": sentence, "flags": flags, "words": words, "prose": with_minus_signs},
     )

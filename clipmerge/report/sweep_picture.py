@@ -248,7 +248,7 @@ _Offset = tuple[float, float, _Side, _Level]
 
 def _offsets() -> Iterator[_Offset]:
     """Positions for a label around its point, nearest first."""
-    for away in (8, 14, 24, 38, 54):
+    for away in (8, 14, 24, 38, 54, 72, 92):
         yield away, 0, "left", "center"
         yield -away, 0, "right", "center"
         level: _Level

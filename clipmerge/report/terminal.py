@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.bought_view import UNMEASURED, bought_view
+from clipmerge.planning.bought_view import bought_view, unmeasured
 from clipmerge.planning.kept_view import EXPLANATION, HEADS, kept_rows
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.loss_path import loss_at, path_points
@@ -114,7 +114,7 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], width
 def _bought_lines(record: MergeRecord) -> list[Text]:
     """The measured effect of the merge, which users look for first."""
     if record.bought is None:
-        return [Text(UNMEASURED, style="dim")]
+        return [Text(unmeasured(with_images=record.calibration is not None), style="dim")]
     view = bought_view(record.bought)
     warnings = [Text(_printable(f"Warning: {warning}"), style="bold yellow") for warning in view.warnings]
     return [
@@ -164,6 +164,8 @@ def _row_reason(record: MergeRecord, layers: tuple[str, ...]) -> str:
 
 def _footnotes(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> list[Text]:
     notes = []
+    if record.teacher:
+        notes.append(Text(f"the teacher, whose predictions learning stays close to: {record.teacher}"))
     points = path_points(record.path)
     losses = [(alpha, loss_at(points, alpha)) for alpha in (0.0, 0.5, 1.0)]
     if all(loss is not None for _, loss in losses):

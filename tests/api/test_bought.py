@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.probe import CORRUPTIONS, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import sample_and_hold_back
-from clipmerge.planning.bought_view import UNMEASURED
+from clipmerge.planning.bought_view import UNMEASURED, UNVERIFIED
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
@@ -89,6 +91,11 @@ def share(values: list[bool]) -> float:
     return sum(values) / len(values)
 
 
+def text_of(page: Path) -> str:
+    """The words of a page."""
+    return unescape(re.sub(r"<[^>]+>", "", page.read_text()))
+
+
 @pytest.mark.parametrize("recipe", [pytest.param("straggler-outlier", marks=pytest.mark.slow), "wise-ft"])
 def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, tmp_path: Path, recipe: str) -> None:
     sets = ["overrides=[{layers: vision.*, alpha: 0.6}]"]
@@ -154,15 +161,18 @@ def test_without_a_verdict_the_decision_sees_every_image(pair: Inputs, photos: P
     assert ended.json["calibration"]["images"] == 120
     assert "bought" not in ended.json["seconds"]
     # the report's command does the same
-    assert "--images 120" in (tmp_path / "out" / "report.html").read_text()
-    assert "--no-verdict" in (tmp_path / "out" / "report.html").read_text()
+    said = text_of(tmp_path / "out" / "report.html")
+    assert "--images 120" in said
+    assert "--no-verdict" in said
+    assert UNVERIFIED in said
+    assert UNMEASURED not in said  # there were images
 
 
 def test_nothing_is_claimed_where_nothing_was_measured(pair: Inputs, tmp_path: Path) -> None:
     ended = clipmerge("merge", *pair, "--recipe", "wise-ft", "--output", tmp_path / "out")
     assert ended.code == 0, ended.err
     assert " ".join(ended.out.split()).startswith(UNMEASURED)
-    assert UNMEASURED in (tmp_path / "out" / "report.html").read_text()
+    assert UNMEASURED in text_of(tmp_path / "out" / "report.html")
     assert json.loads((tmp_path / "out" / "clipmerge.json").read_text())["bought"] is None
     assert "What the merge bought" not in (tmp_path / "out" / "README.md").read_text()
 
@@ -180,9 +190,9 @@ def test_a_loss_is_a_warning_everywhere(losing: Inputs, photos: Path, tmp_path: 
     assert warning in record["warnings"]
     for text in (ended.out, ended.err):
         assert warning in " ".join(text.split())
-    report = (tmp_path / "out" / "report.html").read_text()
-    assert warning.replace("'", "&#39;") in report
-    assert bought["verdict"].replace("'", "&#39;") in report
+    said = text_of(tmp_path / "out" / "report.html")
+    assert f"{warning[:1].upper()}{warning[1:]}." in said  # as a sentence
+    assert bought["verdict"] in said
     card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")  # Markdown's escapes
     assert warning.replace("your images", "the target images") in card
     assert bought["verdict"].replace("your images", "the target images") in card
@@ -305,7 +315,7 @@ def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(losing: Inputs, photos
     assert lost > 3  # or this says nothing
     (warning,) = (text for text in ended.json["warnings"] if "--max-loss" in text)
     assert warning.startswith(f"recipe wise-ft loses {lost:.1f} points of the fine-tuned model's ID accuracy")
-    assert warning.replace("'", "&#39;") in (tmp_path / "sweep" / "sweep.html").read_text()
+    assert f"R{warning[1:]}." in text_of(tmp_path / "sweep" / "sweep.html")
     assert warning in " ".join(ended.err.split())
     allowed = clipmerge("sweep", *losing, *flags, "--max-loss", 60, "-o", tmp_path / "a", "--format", "json")
     assert not [text for text in allowed.json["warnings"] if "--max-loss" in text]

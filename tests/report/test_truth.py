@@ -108,7 +108,8 @@ def test_no_page_card_or_terminal_contradicts_the_record(
     # advice needs a measurement
     for text in (said, card, terminal):
         assert ("Use it." in text) == judged
-    assert ("Nothing was measured on images" in said) == (not judged)
+    assert ("so the effect of this merge is not known" in said or "so it is not known" in said) == (not judged)
+    assert ("Nothing was measured on images" in said) == (not judged and record.calibration is None)
     for name, entry in record.layers.items():
         assert re.search(rf"\| {re.escape(name)} \| {entry.alpha:.4g}(?: \(|\s)", card), name
     assert record.headline[:60] in card.replace("\\", "")

@@ -12,7 +12,13 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.report import terminal
 
 SHARE = {"signed": True, "additive": True, "unit": "nats"}
+CHANGE = {
+    "title": "relative change",
+    "symbol": "‖τ_l‖ / ‖θ_0,l‖",
+    "about": "length of the layer's change by fine-tuning divided by the length of its zero-shot weights.",
+}
 STATISTICS = {
+    "change": CHANGE,
     "barrier": {**SHARE, "title": "barrier share", "symbol": "B_l", "about": "the layer's part of the barrier."},
     "loss_drop": {**SHARE, "title": "loss-drop share", "symbol": "G_l", "about": "the layer's part of the drop."},
 }
@@ -37,9 +43,7 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
             "alpha": 0.2 if flagged else 0.5,
             "density": 0.5 if flagged else 1.0,
             "mask": "saliency" if flagged else None,
-            "reason": "straggler (z 4.1, flagged in 97% of resamples): 0.4 x alpha, the salient half kept"
-            if flagged
-            else "base alpha",
+            "reason": "straggler: barrier z 4.1, in 97% of the resamples" if flagged else "base alpha",
             "parameters": 12,
             "size": 1 if name == "logit_scale" else 4_198_400,
             "change": 0.004 + 0.0009 * block * (3 if flagged else 1),
@@ -57,9 +61,9 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
         "output": "merged",
         "files": {"model.safetensors": "ab" * 32, "config.json": "cd" * 32},
         "recipe": {
-            "name": "straggler-sparse",
+            "name": "straggler-outlier",
             "measure": {"name": "path-barrier", "nodes": 3},
-            "method": {"name": "straggler-sparse", "alpha": 0.5, "shrink": 0.4, "density": 0.5},
+            "method": {"name": "straggler-outlier", "alpha": 0.5, "straggler_alpha": 0.2, "density": 0.5},
             "overrides": [{"layers": "logit_scale", "alpha": 0.5, "density": None}],
             "missing": "error",
         },
@@ -74,8 +78,7 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
         "layers": layers,
         "stragglers": list(stragglers),
         "straggler_scores": scores,
-        "verdict": f"{len(stragglers)} straggler layers found: {', '.join(stragglers)}. "
-        "They move less far and keep the salient half of their change.",
+        "verdict": _verdict(stragglers),
         "measurements": measured,
         "statistics": STATISTICS,
         "straggler_statistic": "barrier",
@@ -84,22 +87,37 @@ def example(vision: int = 24, text: int = 12, stragglers: tuple[str, ...] = ("vi
             "barrier": {"sum_of_layers": -1.38171, "measured": -1.38143},
             "loss_drop": {"sum_of_layers": -3.18966, "measured": -3.18992},
         },
-        "calibration": {"source": "val/", "images": 1024, "classes": 10, "batch_size": 128, "seed": 0}
+        "calibration": {"source": "val/", "images": 819, "requested": 1024, "classes": 10, "batch_size": 128, "seed": 0}
         | {"templates": ["a photo of a {}."]},
-        "warnings": ["1,024 images were asked for, 1,000 are there: all were used."],
+        "warnings": ["the fine-tuned checkpoint lacks logit_bias: the zero-shot model's is kept"],
         "seconds": {"read": 0.1, "measure": 12.0, "apply": 3.0},
     }
+
+
+def _verdict(stragglers: tuple[str, ...]) -> str:
+    if not stragglers:
+        return (
+            "no straggler layers found: vision.3.mlp stands out most in barrier, with z 1.3, and a straggler exceeds "
+            "5.7, 3 times as far as the lowest layer (z -1.9); every layer gets alpha 0.5"
+        )
+    word = "layer" if len(stragglers) == 1 else "layers"
+    named = ", ".join(stragglers[:3]) + f" and {len(stragglers) - 3} more" * (len(stragglers) > 3)
+    return (
+        f"{len(stragglers)} straggler {word} found by barrier: {named}; they get alpha 0.2 and the saliency mask, "
+        "the rest alpha 0.5"
+    )
 
 
 def data_free() -> dict[str, Any]:
     """A record as `wise-ft` writes it: one alpha everywhere and not one statistic."""
     record = example(12, 12, ())
     for layer in record["layers"].values():
-        layer["reason"] = "the recipe's alpha"
+        layer |= {"reason": "one alpha for all layers", "change": None}
     record["recipe"] = {"name": "wise-ft", "measure": None, "method": {"name": "wise-ft", "alpha": 0.5}}
     record |= {"statistics": {}, "straggler_statistic": None}
     record |= {"measurements": {}, "path": None, "checks": {}, "calibration": None, "straggler_scores": {}}
-    return record | {"warnings": [], "verdict": "Every layer moves half way from zero-shot to fine-tuned."}
+    verdict = "every layer goes 0.5 of the way from zero-shot to the fine-tuned model"
+    return record | {"warnings": [], "verdict": verdict}
 
 
 def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -111,22 +129,48 @@ def learned(vision: int = 12, text: int = 12, stragglers: tuple[str, ...] = ()) 
         layer |= {"mask": None, "zeroshot_share": 0.5 if sparse else 0.004 * (index % 3)}
         layer["reason"] = "straggler with 12% of the sharpness; learned" if sparse else "learned"
     record["layers"]["logit_scale"] |= {"alpha": 0.0, "alpha_range": None, "zeroshot_share": None}
-    record["layers"]["logit_scale"]["reason"] = "fine-tuning did not change it"
-    record["recipe"] |= {"name": "auto", "measure": {"name": "learned-coefficients", "steps": 120}}
+    record["layers"]["logit_scale"] |= {"reason": "fine-tuning did not change it", "change": None}
+    record["recipe"] |= {"name": "straggler-sparse" if stragglers else "auto", "overrides": []}
+    record["recipe"] |= {"measure": {"name": "learned-coefficients", "steps": 120, "blend": 0.0}}
     record["recipe"]["method"] = {"name": "straggler-sparse" if stragglers else "learned", "alpha": 1.0}
     steps = range(120)
     record["trace"] = {
         "calibration": [0.9 * math.exp(-n / 40) + 0.1 + 0.05 * math.sin(5 * n) for n in steps],
         "divergence": [0.5 * math.exp(-n / 70) + 0.1 + 0.03 * math.cos(7 * n) for n in steps],
     }
-    bell = [int(2e6 * math.exp(-(((n - 6) / 3) ** 2))) for n in range(20)] + [0] * 20
-    record["coefficients"] = {"vision": bell, "text": bell[19::-1] + [1000] * 3 + [0] * 17}
+    bell = [math.exp(-(((n - 6) / 3) ** 2)) for n in range(20)] + [0.0] * 20
+    record["coefficients"] = {
+        "vision": _counts(bell, _size(record, "vision")),
+        "text": _counts([*bell[19::-1], *[0.001] * 3, *[0.0] * 17], _size(record, "text")),
+    }
     alphas = [n / 10 for n in range(11)]
     record["path"] = {"alphas": alphas, "losses": [1.4 - 2.2 * a + 1.3 * a * a for a in alphas]}
-    record |= {"straggler_statistic": "sharpness" if stragglers else None, "checks": {}, "statistics": {}}
+    record |= {
+        "straggler_statistic": "sharpness" if stragglers else None,
+        "checks": {},
+        "statistics": {"change": CHANGE},
+    }
     record |= {"straggler_scores": {}, "measurements": {name: {"at_zero": 0.0} for name in record["layers"]}}
-    record["verdict"] = "149,620,736 learned coefficients; loss 0.999 to 0.145, divergence from the teacher 0.6 to 0.2"
+    learned = sum(map(sum, record["coefficients"].values()))
+    found = f"{len(stragglers)} stragglers of 55 layers, 50% of their weights back at zero-shot; " if stragglers else ""
+    record["verdict"] = (
+        f"{found}{learned:,} learned coefficients; loss from 0.852 to 0.152, divergence from the teacher's predictions "
+        "from 0.562 to 0.195 nats while learning; 204 images held back chose 70% of the way to what was learned; 95.1% "
+        "of them are recognised there, 95.6% by the fine-tuned model, and the goal (loss plus weighted divergence) is "
+        "0.321, where alpha 0.6, the best of the straight path, has 0.402"
+    )
     return record | {"bought": bought()}
+
+
+def _size(record: dict[str, Any], tower: str) -> int:
+    return sum(layer["size"] for name, layer in record["layers"].items() if name.startswith(tower))
+
+
+def _counts(shape: list[float], size: int) -> list[int]:
+    """Counts of this shape that add up to the size of a tower."""
+    counts = [int(size * share / sum(shape)) for share in shape]
+    counts[counts.index(max(counts))] += size - sum(counts)
+    return counts
 
 
 def bought() -> dict[str, Any]:
@@ -136,7 +180,7 @@ def bought() -> dict[str, Any]:
         return {"value": value, "interval": [max(0.0, value - 0.04), min(1.0, value + 0.03)]}
 
     def model(clean: float, corrupted: float) -> dict[str, Any]:
-        names = ("brightness", "contrast", "defocus", "fog", "noise", "pixelate", "saturation")
+        names = ("noise", "blur", "contrast", "jpeg", "pixelate", "brightness", "rotation")
         each = {name: estimate(corrupted + 0.02 * (n - 3)) for n, name in enumerate(names)}
         return {"clean": estimate(clean), "corrupted": estimate(corrupted), "corruptions": each}
 

@@ -54,7 +54,7 @@ SWEEP: dict[str, Any] = {
     "recipes": [
         sweep_recipe("lines", 0.9, 0.5, None, alpha=0.5),
         sweep_recipe("monosoup", 0.8, 0.6, 0.078),
-        sweep_recipe("beyond", 0.99, 0.4, None),
+        sweep_recipe("beyond", 0.35, 0.4, None),
     ],
 }
 

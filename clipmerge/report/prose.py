@@ -1,0 +1,64 @@
+"""Prose on a page: whole sentences, signs, and flags and commands that break between words only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from markupsafe import Markup, escape
+
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+_NEGATIVE = re.compile(r"(?<![\w.-])-(?=\d)")
+# a layer, a file or an option, which is written as it is
+_NAME = re.compile(r"[./_:=-]")
+
+
+def sentence(text: str, names: Collection[str] = ()) -> str:
+    """Begin with a capital letter, unless with a name, and end with a full stop.
+
+    Args:
+        text: A sentence, or the start of one.
+        names: Words that are written as they are.
+
+    Example:
+        >>> sentence("the merged model loses 3.3 points"), sentence("auto loses 5.0 points", ["auto"])
+        ('The merged model loses 3.3 points.', 'auto loses 5.0 points.')
+        >>> sentence("vision.3.mlp has no images"), sentence("")
+        ('vision.3.mlp has no images.', '')
+    """
+    text = text.strip()
+    if not text:
+        return ""
+    first = text.split()[0]
+    begin = text[0] if first in names or _NAME.search(first.rstrip(".:,;")) else text[0].upper()
+    return begin + text[1:] + ("" if text[-1] in ".!?:" else ".")
+
+
+def with_minus_signs(text: str) -> str:
+    """Put minus signs in front of negative numbers.
+
+    Example:
+        >>> with_minus_signs("zero-shot: -9.5 to +3.0") == "zero-shot: \N{MINUS SIGN}9.5 to +3.0"
+        True
+    """
+    return _NEGATIVE.sub("\N{MINUS SIGN}", text)
+
+
+def flags(text: str) -> Markup:
+    """Mark flags of the command line, which a narrow page must not break.
+
+    Example:
+        >>> flags("more than the 3 of --max-loss")
+        Markup('more than the 3 of <code class="flag">--max-loss</code>')
+    """
+    return Markup(_FLAG.sub(lambda found: f'<code class="flag">{found[0]}</code>', str(escape(text))))
+
+
+def words(command: str) -> Markup:
+    """Mark the words of a command, so that a narrow page breaks it between them and not at a hyphen.
+
+    Example:
+        >>> words("clipmerge env")
+        Markup('<span>clipmerge</span> <span>env</span>')
+    """
+    return Markup(" ").join(Markup("<span>{}</span>").format(word) for word in command.split(" "))
