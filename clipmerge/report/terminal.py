@@ -18,6 +18,8 @@ from clipmerge.report.loss_path import loss_at, path_points
 
 MAX_LINES = 25
 MAX_WIDTH = 80
+# stragglers that are always listed
+_NAMED = 3
 # columns left next to the layers' names: at most, and what the settings take
 _RIGHT, _LEAST_RIGHT = 54, 34
 
@@ -26,7 +28,7 @@ def summary_table(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType
     """Summarise a merge for the terminal: at most 80 columns and about 25 lines for a model of any size.
 
     Each straggler layer has its own row; neighbours with equal settings share one. If that is too long, the other
-    layers of a tower share one row, and if necessary only the first stragglers are listed.
+    layers of a tower share one row, and if necessary only the first stragglers are listed: three of them in any case.
 
     Args:
         record: The merge's record.
@@ -38,7 +40,7 @@ def summary_table(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType
     columns = _terminal_columns(record)
     stragglers = record.found_stragglers
     view: RenderableType = _summary(record, columns, _runs(record), width)
-    for count in range(len(stragglers), -1, -1):
+    for count in range(len(stragglers), min(_NAMED, len(stragglers)) - 1, -1):
         if _height(view) <= MAX_LINES:
             break
         view = _summary(record, columns, _by_tower(record, stragglers[:count]), width, clip=True)

@@ -12,7 +12,7 @@ from tests.support.merge_records import RECORDS, data_free, example, printed, va
 @pytest.mark.parametrize("name", RECORDS)
 def test_table_fits_a_terminal(name):
     lines = printed(RECORDS[name]).splitlines()
-    assert len(lines) <= 25
+    assert len(lines) <= 25 + 2 * 2  # two lines for each straggler, which is always named
     assert max(map(len, lines)) <= 80
     assert "\x1b" not in "".join(lines)
 
@@ -39,6 +39,15 @@ def test_table_spells_stragglers_out_and_collapses_the_rest():
     assert "straggler: barrier z 4.1, in 97% of the resamples" in text
     assert "70 layers: base alpha" in text
     assert "3.410 at 0, 0.460 at 0.5, 0.220 at 1" in text
+
+
+def test_stragglers_are_named_however_long_the_rest_is():
+    names = ("vision.3.mlp", "text.2.attn")
+    record = example(stragglers=names)
+    record["verdict"] = " ".join(["a long verdict"] * 60)
+    text = printed(record)
+    assert all(re.search(rf"^{re.escape(name)} ", text, re.M) for name in names)
+    assert "in them" not in text
 
 
 def test_table_sums_shares_over_the_layers_of_a_row():
