@@ -8,6 +8,7 @@ from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.held_back import MOST
 from clipmerge.images.prompts import templates_for
 from clipmerge.images.store import Pixels
+from clipmerge.planning.bought_view import STALE
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
@@ -138,6 +139,5 @@ def without_stale(plan: Plan) -> Plan:
     if all(each.plan == plan.digest for each in (plan.bought, *plan.kept) if each is not None):
         return plan
     stale = set(plan.bought.warnings) if plan.bought else set()
-    note = "the plan was edited after it was measured, so the effect of this merge is not known"
     warnings = tuple(warning for warning in plan.warnings if warning not in stale)
-    return plan.model_copy(update={"bought": None, "kept": (), "warnings": (*warnings, note)})
+    return plan.model_copy(update={"bought": None, "kept": (), "warnings": (*warnings, STALE)})

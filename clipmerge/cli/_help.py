@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 _WIDTH = 50
 #: Examples under the help of each command: words after ``clipmerge``, and what they do.
@@ -48,6 +49,44 @@ _EXAMPLES = {
         ("recipes copy auto mine.yaml", "a copy to edit; run it with --recipe mine.yaml"),
     ),
 }
+#: What the value of a flag is, for usage and help; without it they would show a type of Python.
+_VALUES = {
+    "SOURCE": ("data", "unlabelled"),
+    "NAME=SOURCE": ("keep", "id", "ood"),
+    "NAME=CHECKPOINT": ("point",),
+    "KEY=VALUE": ("set",),
+    "RECIPE": ("recipe",),
+    "PROMPT": ("template",),
+    "FILE": ("classes", "evaluation"),
+    "PATH": ("output",),
+    "NUMBER": ("alpha", "max-loss", "seed"),
+    "COUNT": ("images", "batch-size", "images-at-once", "limit"),
+    "KEY": ("state-key",),
+    "NAME": ("image-column", "label-column"),
+    "LIST": ("alphas",),
+    "SIZE": ("max-shard-size",),
+    "ORG/NAME": ("push",),
+    "LICENCE": ("license",),
+    "BRANCH": ("revision",),
+    "TEXT": ("message",),
+    "LIBRARY": ("to",),
+}
+_VALUE_OF = {f"--{flag}": value for value, flags in _VALUES.items() for flag in flags}
+
+
+def name_values(command: Any) -> None:
+    """Give the arguments and the flags of a command names for their values, unless they have some.
+
+    Args:
+        command: A command, or a group of commands.
+    """
+    for each in getattr(command, "commands", {}).values():
+        name_values(each)
+    for parameter in command.params:
+        if parameter.metavar is None and parameter.param_type_name == "argument":
+            parameter.metavar = str(parameter.name).upper()
+        elif parameter.metavar is None and parameter.opts:
+            parameter.metavar = _VALUE_OF.get(next(iter(parameter.opts)))
 
 
 def examples(command: str) -> str:

@@ -25,7 +25,7 @@ StateKey = Annotated[
 ]
 Keep = Annotated[
     list[str] | None,
-    typer.Option("--keep", help="NAME=SOURCE: images of another task, or with captions; may be repeated."),
+    typer.Option("--keep", help="Images of another task, or with captions; may be repeated."),
 ]
 RecipeName = Annotated[
     str,
@@ -59,7 +59,7 @@ Templates = Annotated[
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", help="KEY=VALUE in the recipe, such as method.alpha=0.4; may be repeated."),
+    typer.Option("--set", help="In the recipe, such as method.alpha=0.4; may be repeated."),
 ]
 Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per batch; by default at most 128.")]

@@ -26,7 +26,7 @@ from clipmerge.cli._ending import (
     preparing,
     printing,
 )
-from clipmerge.cli._help import examples
+from clipmerge.cli._help import examples, name_values
 from clipmerge.errors import UsageError
 
 #: Every command in the order of ``--help``, with the first line of its own help.
@@ -73,7 +73,9 @@ def _imported(name: str) -> Any:
         one.add_typer(getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_app"), name=name)
     else:
         one.command(name, epilog=examples(name))(_function(name))
-    return get_group(one).commands[name]
+    command = get_group(one).commands[name]
+    name_values(command)
+    return command
 
 
 def _function(name: str) -> Callable[..., None]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
+from clipmerge.cli._defaults import config_home, read_defaults
 from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._options import Output
 from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.errors import UsageError
 
 
 @reporting_errors
@@ -15,8 +19,17 @@ def env_command(fmt: Output = Format.human) -> None:
     terminal = Terminal(fmt)
     from clipmerge.api.env import env
 
-    record = env()
+    record = env() | {"defaults": _defaults()}
     terminal.result(record, lambda: _lines(record))
+
+
+def _defaults() -> dict[str, str]:
+    """The defaults of flags that files and variables set here, or what is wrong with them."""
+    try:
+        found = read_defaults(os.environ, folder=Path(), home=config_home())
+    except UsageError as error:
+        return {"unusable": str(error)}
+    return {f"--{name.replace('_', '-')}": f"{value} ({found.origins[name]})" for name, value in found.values.items()}
 
 
 def _lines(record: dict[str, Any]) -> str:

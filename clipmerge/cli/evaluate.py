@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 def evaluate_command(
     checkpoint: Annotated[str, typer.Argument(help="Folder, .safetensors file or org/name[@revision].")],
     shared: dict[str, Any],
-    data: Annotated[list[str] | None, typer.Option(help="NAME=SOURCE; may be repeated.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=SOURCE", help="Labelled images; may be repeated.")
+    ] = None,
     keep: Keep = None,
     state_key: StateKey = None,
     fmt: Output = Format.human,

@@ -95,10 +95,8 @@ def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
 def sweep_command(
     zeroshot: ZeroShot,
     finetuned: FineTuned,
-    id_data: Annotated[
-        list[str], typer.Option("--id", help="NAME=SOURCE: images like the training data; may be repeated.")
-    ],
-    ood_data: Annotated[list[str], typer.Option("--ood", help="NAME=SOURCE: images unlike it; may be repeated.")],
+    id_data: Annotated[list[str], typer.Option("--id", help="Images like the training data; may be repeated.")],
+    ood_data: Annotated[list[str], typer.Option("--ood", help="Images unlike it; may be repeated.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     shared: dict[str, Any],
     recipe: Annotated[
@@ -112,7 +110,7 @@ def sweep_command(
     ] = None,
     point: Annotated[
         list[str] | None,
-        typer.Option("--point", help="NAME=CHECKPOINT: a checkpoint to place beside the curve; may be repeated."),
+        typer.Option("--point", help="A checkpoint to place beside the curve; may be repeated."),
     ] = None,
     alphas: Annotated[str, typer.Option(help="Points of the curve; 0 = zero-shot, 1 = fine-tuned.")] = "0,0.1,...,1",
     state_key: StateKey = None,
@@ -120,9 +118,7 @@ def sweep_command(
     unlabelled: Unlabelled = None,
     keep: Keep = None,
     images: Images = 1024,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE in every recipe; may be repeated.")
-    ] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="In every recipe; may be repeated.")] = None,
     seed: Seed = 0,
     dtype: DtypeName = "keep",
     verdict: Annotated[

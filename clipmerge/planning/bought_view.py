@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from clipmerge.planning.bought import Bought, Estimate, ModelAccuracy
@@ -11,19 +12,28 @@ UNMEASURED = (
     "Nothing was measured on images, so the effect of this merge is not known; give labelled images of your task with "
     "--data to measure it."
 )
-#: Text shown if the decision saw all images, or was edited since.
+#: Text shown if the decision saw all images.
 UNVERIFIED = (
     "The effect of this merge was not measured on images that the decision did not see, so it is not known; "
     "`clipmerge evaluate` measures it on images of yours."
 )
+#: Warning of a plan that was edited after its effect was measured.
+STALE = "the plan was edited after it was measured, so the effect of this merge is not known"
+#: Text shown in that case.
+UNKNOWN_SINCE = (
+    "The plan was edited after it was measured, so its effect is not known; `clipmerge evaluate` measures it again."
+)
 
 
-def unmeasured(*, with_images: bool) -> str:
+def unmeasured(*, with_images: bool, warnings: Collection[str] = ()) -> str:
     """Say why a merge has no measured effect.
 
     Args:
         with_images: Whether the decision had images.
+        warnings: The warnings of the merge.
     """
+    if STALE in warnings:
+        return UNKNOWN_SINCE
     return UNVERIFIED if with_images else UNMEASURED
 
 

@@ -88,7 +88,8 @@ def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[
         towers: Titles of the towers, by name.
     """
     shown = tuple(column for column in columns if not _is_equal(column, record)) or tuple(columns[:1])
-    left_out = [column for column in columns if column not in shown]
+    masks = any(entry.mask for entry in record.layers.values())
+    left_out = [column for column in columns if column not in shown and (masks or column.key != "density")]
     reasons = Counter(entry.reason for entry in record.layers.values())
     return LayerTable(
         columns=shown,
@@ -97,7 +98,7 @@ def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[
         reason=next(iter(reasons)) if len(reasons) == 1 else "",
         usual_reason=reasons.most_common(1)[0][0],
         has_usual=len(reasons) > 1 and 2 * reasons.most_common(1)[0][1] > len(record.layers),
-        has_masks=any(entry.mask for entry in record.layers.values()),
+        has_masks=masks,
     )
 
 

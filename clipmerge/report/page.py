@@ -59,7 +59,7 @@ def html_page(record: MergeRecord) -> str:
         "recipe_name": record.recipe.name,
         "verdict": record.headline,
         "bought": bought_view(record.bought) if record.bought else None,
-        "unmeasured": unmeasured(with_images=record.calibration is not None),
+        "unmeasured": unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
         **kept_section(record.kept),
         "warnings": record.warnings,
         "models": record.checkpoints,

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from markupsafe import Markup, escape
 
+_COMMAND = re.compile(r"`([^`]+)`")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _NEGATIVE = re.compile(r"(?<![\w.-])-(?=\d)")
 # a layer, a file or an option, which is written as it is
@@ -45,13 +46,14 @@ def with_minus_signs(text: str) -> str:
 
 
 def flags(text: str) -> Markup:
-    """Mark flags of the command line, which a narrow page must not break.
+    """Mark commands between backticks, and flags of the command line, which a narrow page must not break.
 
     Example:
-        >>> flags("more than the 3 of --max-loss")
-        Markup('more than the 3 of <code class="flag">--max-loss</code>')
+        >>> flags("`clipmerge env`: more than the 3 of --max-loss")
+        Markup('<code>clipmerge env</code>: more than the 3 of <code class="flag">--max-loss</code>')
     """
-    return Markup(_FLAG.sub(lambda found: f'<code class="flag">{found[0]}</code>', str(escape(text))))
+    marked = _COMMAND.sub(r"<code>\1</code>", str(escape(text)))
+    return Markup(_FLAG.sub(lambda found: f'<code class="flag">{found[0]}</code>', marked))
 
 
 def words(command: str) -> Markup:

@@ -307,5 +307,5 @@ def _along(axes: Axes) -> list[NDArray[np.float64]]:
         for start, stop in itertools.pairwise(axes.transData.transform(line.get_xydata())):
             for share in np.linspace(0, 1, 2 + int(np.abs(stop - start).max() // 6)):
                 centre = start + share * (stop - start)
-                boxes.append(np.concatenate([centre - 2, centre + 2]))
+                boxes.append(np.concatenate([centre - 3.5, centre + 3.5]))
     return boxes

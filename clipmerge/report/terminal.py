@@ -116,7 +116,7 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], width
 def _bought_lines(record: MergeRecord) -> list[Text]:
     """The measured effect of the merge, which users look for first."""
     if record.bought is None:
-        return [Text(unmeasured(with_images=record.calibration is not None), style="dim")]
+        return [Text(unmeasured(with_images=record.calibration is not None, warnings=record.warnings), style="dim")]
     view = bought_view(record.bought)
     warnings = [Text(_printable(f"Warning: {warning}"), style="bold yellow") for warning in view.warnings]
     return [

@@ -23,7 +23,7 @@ from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.probe import CORRUPTIONS, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import sample_and_hold_back
-from clipmerge.planning.bought_view import UNMEASURED, UNVERIFIED
+from clipmerge.planning.bought_view import UNKNOWN_SINCE, UNMEASURED, UNVERIFIED
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
@@ -164,7 +164,7 @@ def test_without_a_verdict_the_decision_sees_every_image(pair: Inputs, photos: P
     said = text_of(tmp_path / "out" / "report.html")
     assert "--images 120" in said
     assert "--no-verdict" in said
-    assert UNVERIFIED in said
+    assert UNVERIFIED.replace("`", "") in said
     assert UNMEASURED not in said  # there were images
 
 
@@ -275,6 +275,9 @@ def test_a_plan_keeps_it_for_apply_until_it_is_edited(losing: Inputs, photos: Pa
     assert edited.json["bought"] is None
     warnings = [text for text in edited.json["warnings"] if "bought" in text or "edited" in text or "loses" in text]
     assert warnings == ["the plan was edited after it was measured, so the effect of this merge is not known"]
+    said = text_of(tmp_path / "edited" / "report.html")
+    assert UNKNOWN_SINCE in said.replace("clipmerge evaluate", "`clipmerge evaluate`")
+    assert UNMEASURED not in said  # apply takes no images
 
 
 def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Path], photos: Path) -> None:

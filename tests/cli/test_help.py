@@ -102,6 +102,25 @@ def test_a_device_that_is_not_there_is_an_error_even_where_none_is_needed(pair: 
     assert "--device mps: torch finds no such device" in refused(outcome, code=2)
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("data", "recipes")])
+def test_help_names_no_type_of_python(command: str) -> None:
+    text = clipmerge(command, "--help").out
+    options = text.partition("Options:")[2]
+    assert not re.search(r"<(?:str|int|float|path|list)\b", options), options
+    assert "Usage: clipmerge" in text
+    assert not re.search(r"\{[a-z_]+\}", text.splitlines()[0])
+
+
+def test_env_names_the_defaults_in_force(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPMERGE_SEED", "7")
+    (tmp_path / "clipmerge.toml").write_text("images = 40\n")
+    found = clipmerge("env", "--format", "json").json["defaults"]
+    assert found == {"--images": "40 (clipmerge.toml)", "--seed": "7 (CLIPMERGE_SEED)"}
+    (tmp_path / "clipmerge.toml").write_text("imagse = 40\n")
+    assert "'imagse' cannot be set there" in clipmerge("env", "--format", "json").json["defaults"]["unusable"]
+
+
 def test_env_says_what_a_bug_report_needs_and_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     record = clipmerge("env", "--format", "json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +17,13 @@ from clipmerge.planning.plan import EDITED, Plan, read_plan
 from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.planning.verdict import verdict_on
 from clipmerge.request import Calibration, MergeRequest
+from tests.support.claims import check_verdict
 
-N = r"(-?\d[\d.]*(?:e[+-]?\d+)?)"
 FREE = ("wise-ft", "lines", "monosoup")
 #: Recipes by name, with settings that make them quick.
 MEASURED = {"wise-ft-id": [], "auto": ["measure.steps=2"], "straggler-sparse": ["measure.steps=2"]}
 STRAGGLERS = ("straggler-outlier", "straggler-shrink", "random-matched")
 LOOSE = ["method.threshold=1", "method.mirror=0", "method.stability=0.3", "method.bootstraps=20"]
-Alphas = list[float]
-
-
-def near(one: float, other: str) -> bool:
-    return f"{one:g}" == f"{float(other):g}"
-
-
-def spans(alphas: Alphas, low: str, high: str) -> bool:
-    return near(min(alphas), low) and near(max(alphas), high)
-
-
-#: What a verdict may claim about the settings, and whether that is so: every verdict must make one of these claims.
-CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
-    rf"every layer goes {N} of the way": lambda alphas, _, m: spans(alphas, m[1], m[1]),
-    r"every layer stays zero-shot": lambda alphas, _, m: spans(alphas, "0", "0"),
-    rf"the layers go {N} to {N} of the way": lambda alphas, _, m: spans(alphas, m[1], m[2]),
-    rf"the coefficients go {N} to {N} of the way": lambda alphas, plan, m: spans(
-        [end for entry in plan.layers.values() for end in entry.alpha_range or [entry.alpha]] + alphas, m[1], m[2]
-    ),
-    r"([\d,]+) learned coefficients": lambda alphas, plan, m: any(e.alpha_range for e in plan.layers.values()),
-    rf"every layer gets alpha {N}": lambda alphas, _, m: spans(alphas, m[1], m[1]),
-    rf"they get alpha {N}(?: and the [\w-]+ mask)?, the rest alpha {N}": lambda alphas, _, m: (
-        {f"{alpha:g}" for alpha in alphas} == {f"{float(m[1]):g}", f"{float(m[2]):g}"}
-    ),
-    rf"the coefficient grows with depth from {N} to {N}": lambda alphas, _, m: spans(alphas, m[1], m[2]),
-    r"every matrix keeps its strong directions": lambda alphas, plan, m: (
-        set(alphas) == {1.0} and "spectral" in {entry.mask for entry in plan.layers.values()}
-    ),
-}
-#: Claims beside these, which need not be made.
-MORE: dict[str, Callable[[Plan, re.Match[str]], bool]] = {
-    r"(\d+) stragglers? of \d+ layers": lambda plan, m: len(plan.stragglers) == int(m[1]),
-    r"(\d+) straggler layers? found": lambda plan, m: len(plan.stragglers) == int(m[1]),
-    r"no straggler layers found": lambda plan, m: not plan.stragglers and plan.straggler_statistic is not None,
-    r"(\d+) of \d+ layers have a mask": lambda plan, m: (
-        sum(entry.mask is not None for entry in plan.layers.values()) == int(m[1])
-    ),
-    r"(\d+) of them that the plan does not name": lambda plan, m: int(m[1]) > 0,
-    r"and the ([\w-]+) mask": lambda plan, m: m[1] in {entry.mask for entry in plan.layers.values()},
-}
-
-
-def check(plan: Plan, layers: dict[str, Any]) -> None:
-    alphas = [plan.layers[name].alpha if name in plan.layers else 0.0 for name in layers]
-    claims = [(claim(alphas, plan, m), m[0]) for p, claim in CLAIMS.items() for m in re.finditer(p, plan.verdict)]
-    assert claims, plan.verdict
-    claims += [(claim(plan, m), m[0]) for p, claim in MORE.items() for m in re.finditer(p, plan.verdict)]
-    assert all(true for true, _ in claims), (plan.verdict, [text for true, text in claims if not true], alphas)
-    assert plan.straggler_statistic is not None or "straggler" not in plan.verdict
-    for name, entry in plan.layers.items():
-        assert entry.alpha_range or not entry.reason.startswith(("learned", "straggler with")), (name, entry)
-        assert entry.alpha == 0 or entry.reason != "fine-tuning did not change it", (name, entry)
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +68,11 @@ def test_no_verdict_contradicts_its_plan(
     run = prepare(request, known=measured)
     assert run.plan is not None
     layers = Task(run.inputs).layers
-    check(run.plan, layers)
+    check_verdict(run.plan, layers)
     file = tmp_path / "plan.json"
     file.write_text(edited(run.plan, edits).to_json())
     plan = read_plan(file).checked(layers)
-    check(plan, layers)
+    check_verdict(plan, layers)
     for name, entry in plan.layers.items():
         edited_settings = entry.model_copy(update={"reason": ""}) != run.plan.layers[name].model_copy(
             update={"reason": ""}

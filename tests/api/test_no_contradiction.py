@@ -1,0 +1,132 @@
+"""Plans are decided, edited by hand and applied: no verdict, headline or table contradicts the plan or the weights."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from clipmerge.api.plan import Known, prepare, write_plan
+from clipmerge.cli._options import with_alpha
+from clipmerge.methods import Task
+from clipmerge.output.record import read_output
+from clipmerge.planning.bought_view import UNKNOWN_SINCE
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.recipe import Override, load_recipe
+from clipmerge.request import Calibration, MergeRequest
+from tests.support.claims import check_bought, check_terminal, check_verdict, check_weights, text_of
+from tests.support.command import clipmerge
+
+#: Recipes by name, with settings that make them quick.
+QUICK = {
+    "wise-ft": [],
+    "lines": [],
+    "auto": ["measure.steps=2"],
+    "straggler-sparse": ["measure.steps=2"],
+    "straggler-outlier": ["measure.nodes=2", "method.threshold=1", "method.mirror=0", "method.stability=0.3"],
+}
+TAKES_ALPHA = ("wise-ft", "auto", "straggler-sparse", "straggler-outlier")
+shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
+overrides = st.builds(Override, layers=st.sampled_from(["text.*", "*.mlp", "logit_scale", "*"]), alpha=shares)
+#: The place of a layer, and what a hand does to it: another alpha, another mask, or out with it.
+edits = st.lists(st.tuples(st.integers(0, 99), shares | st.sampled_from(["mask", "out"])), max_size=2)
+
+
+@pytest.fixture(scope="module")
+def known() -> Known:
+    """Shared by all merges of this file, which differ only in the recipe."""
+    return Known()
+
+
+@pytest.mark.parametrize("method", QUICK)
+@settings(
+    max_examples=4,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(alpha=st.none() | shares, overrides=st.lists(overrides, max_size=1), edits=edits, judged=st.booleans())
+def test_what_is_written_is_what_the_plan_says(
+    pair: tuple[Path, Path],
+    images: Path,
+    known: Known,
+    tmp_path: Path,
+    method: str,
+    alpha: float | None,
+    overrides: list[Override],
+    edits: list[tuple[int, Any]],
+    judged: bool,
+) -> None:
+    shutil.rmtree(tmp_path)
+    tmp_path.mkdir()
+    flags = with_alpha({"alpha": alpha if method in TAKES_ALPHA else None, "set": QUICK[method]})
+    recipe = load_recipe(method, flags["set"]).model_copy(update={"overrides": tuple(overrides)})
+    calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
+    known = Known() if judged and recipe.measure else known  # images are held back where a measurement is taken
+    run = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), recipe, calibration), known=known, judged=judged)
+    write_plan(run, tmp_path / "plan.json")
+    edited = edit(tmp_path / "plan.json", edits)
+    layers = Task(run.inputs).layers
+    plan = Plan.load(tmp_path / "plan.json").checked(layers)
+    check_verdict(plan, layers)
+    ended = clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out")
+    assert ended.code == 0, ended.err
+    record = read_output(tmp_path / "out")
+
+    # the record holds the plan as it was edited, and the weights went as far
+    for name in layers:
+        wanted = edited["layers"].get(name, {"alpha": 0.0, "density": 1.0, "mask": None, "alpha_range": None})
+        written = record.layers[name].model_dump(mode="json")
+        assert {key: written[key] for key in ("alpha", "density", "mask", "alpha_range")} == {
+            key: wanted[key] for key in ("alpha", "density", "mask", "alpha_range")
+        }
+    check_weights({name: entry.model_dump() for name, entry in record.layers.items()}, versions(run, layers, tmp_path))
+
+    # so do the page, the card and the terminal, now and when the report is asked for again
+    page = text_of((tmp_path / "out" / "report.html").read_text())
+    card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")
+    again = clipmerge("report", tmp_path / "out").out
+    for said in (page, card, " ".join(ended.out.split()), " ".join(again.split())):
+        check_bought(said, record)
+        assert record.headline in said
+    check_terminal(ended.out, record)
+    check_terminal(again, record)
+    for name, entry in record.layers.items():
+        assert re.search(rf"\| {re.escape(name)} \| {entry.alpha:.4g}(?: \(|\s)", card), name
+    changed = judged and Plan.load(tmp_path / "plan.json").digest != run.decided.digest
+    assert (UNKNOWN_SINCE in " ".join(ended.out.split())) == changed
+    assert (record.bought is not None) == (judged and not changed)
+
+
+def edit(file: Path, edits: list[tuple[int, Any]]) -> dict[str, Any]:
+    """Edit the JSON of a plan as a hand would, and return it."""
+    plan: dict[str, Any] = json.loads(file.read_text())
+    for place, change in edits:
+        name = list(plan["layers"])[place % len(plan["layers"])]
+        if change == "out":
+            del plan["layers"][name]
+            continue
+        plain = {"alpha_range": None, "parameters": {}}
+        masked = {**plain, "mask": "magnitude", "density": 0.5, "mask_options": {}}
+        plan["layers"][name] |= masked if change == "mask" else {**plain, "alpha": change}
+    file.write_text(json.dumps(plan, indent=2))
+    return plan
+
+
+def versions(run: Any, layers: dict[str, tuple[str, ...]], folder: Path) -> dict[str, list[Any]]:
+    """Zero-shot, fine-tuned and merged version of each layer's tensors, read by another library."""
+    inputs = run.inputs
+    zeroshot = load_file(Path(inputs.zeroshot.source) / "model.safetensors")
+    finetuned = load_file(Path(inputs.finetuned[0].source) / "model.safetensors")
+    merged = load_file(folder / "out" / "model.safetensors")
+    keys = inputs.zeroshot_keys
+    return {
+        layer: [(zeroshot[keys[name]], finetuned[keys[name]], merged[keys[name]]) for name in names]
+        for layer, names in layers.items()
+    }

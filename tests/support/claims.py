@@ -1,0 +1,171 @@
+"""What a merge's sentences and tables may claim, each checked against its plan, its record and its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from html import unescape
+from typing import Any
+
+from torch import Tensor
+
+from clipmerge.output.record import MergeRecord
+from clipmerge.planning.plan import Plan
+
+N = r"(-?\d[\d.]*(?:e[+-]?\d+)?)"
+Alphas = list[float]
+
+
+def near(one: float, other: str) -> bool:
+    return f"{one:g}" == f"{float(other):g}"
+
+
+def spans(alphas: Alphas, low: str, high: str) -> bool:
+    return near(min(alphas), low) and near(max(alphas), high)
+
+
+#: What a verdict may claim about the settings, and whether that is so: every verdict must make one of these claims.
+CLAIMS: dict[str, Callable[[Alphas, Plan, re.Match[str]], bool]] = {
+    rf"every layer goes {N} of the way": lambda alphas, _, m: spans(alphas, m[1], m[1]),
+    r"every layer stays zero-shot": lambda alphas, _, m: spans(alphas, "0", "0"),
+    rf"the layers go {N} to {N} of the way": lambda alphas, _, m: spans(alphas, m[1], m[2]),
+    rf"the coefficients go {N} to {N} of the way": lambda alphas, plan, m: spans(
+        [end for entry in plan.layers.values() for end in entry.alpha_range or [entry.alpha]] + alphas, m[1], m[2]
+    ),
+    r"([\d,]+) learned coefficients": lambda alphas, plan, m: any(e.alpha_range for e in plan.layers.values()),
+    rf"every layer gets alpha {N}": lambda alphas, _, m: spans(alphas, m[1], m[1]),
+    rf"they get alpha {N}(?: and the [\w-]+ mask)?, the rest alpha {N}": lambda alphas, _, m: (
+        {f"{alpha:g}" for alpha in alphas} == {f"{float(m[1]):g}", f"{float(m[2]):g}"}
+    ),
+    rf"the coefficient grows with depth from {N} to {N}": lambda alphas, _, m: spans(alphas, m[1], m[2]),
+    r"every matrix keeps its strong directions": lambda alphas, plan, m: (
+        set(alphas) == {1.0} and "spectral" in {entry.mask for entry in plan.layers.values()}
+    ),
+}
+#: Claims beside these, which need not be made.
+MORE: dict[str, Callable[[Plan, re.Match[str]], bool]] = {
+    r"(\d+) stragglers? of \d+ layers": lambda plan, m: len(plan.stragglers) == int(m[1]),
+    r"(\d+) straggler layers? found": lambda plan, m: len(plan.stragglers) == int(m[1]),
+    r"no straggler layers found": lambda plan, m: not plan.stragglers and plan.straggler_statistic is not None,
+    r"(\d+) of \d+ layers have a mask": lambda plan, m: (
+        sum(entry.mask is not None for entry in plan.layers.values()) == int(m[1])
+    ),
+    r"(\d+) of them that the plan does not name": lambda plan, m: int(m[1]) > 0,
+    r"and the ([\w-]+) mask": lambda plan, m: m[1] in {entry.mask for entry in plan.layers.values()},
+}
+
+
+def check_verdict(plan: Plan, layers: Mapping[str, Any]) -> None:
+    """Check every claim of a plan's verdict, and the reasons of its layers.
+
+    Args:
+        plan: The plan.
+        layers: Anything by layer, for all layers of the model.
+    """
+    alphas = [plan.layers[name].alpha if name in plan.layers else 0.0 for name in layers]
+    claims = [(claim(alphas, plan, m), m[0]) for p, claim in CLAIMS.items() for m in re.finditer(p, plan.verdict)]
+    assert claims, plan.verdict
+    claims += [(claim(plan, m), m[0]) for p, claim in MORE.items() for m in re.finditer(p, plan.verdict)]
+    assert all(true for true, _ in claims), (plan.verdict, [text for true, text in claims if not true], alphas)
+    assert plan.straggler_statistic is not None or "straggler" not in plan.verdict
+    for name, entry in plan.layers.items():
+        assert entry.alpha_range or not entry.reason.startswith(("learned", "straggler with")), (name, entry)
+        assert entry.alpha == 0 or entry.reason != "fine-tuning did not change it", (name, entry)
+
+
+def text_of(page: str) -> str:
+    """The words of a page, in one line."""
+    words = re.sub(r"<style>.*?</style>|<(?:svg|script).*?</(?:svg|script)>", " ", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", "", words.replace("\n", " "))).replace("\N{MINUS SIGN}", "-").split())
+
+
+def check_weights(settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
+    """Check that the weights went as far as the settings say.
+
+    Args:
+        settings: The settings of the layers without a mask, as in a record.
+        tensors: By layer, the three versions of each of its tensors: zero-shot, fine-tuned, merged.
+    """
+    for layer, entry in settings.items():
+        if entry["mask"]:
+            continue
+        low, high = entry["alpha_range"] or (entry["alpha"], entry["alpha"])
+        for theta_0, theta_1, merged in tensors[layer]:
+            _check_between(layer, theta_0.double(), theta_1.double(), merged.double(), low, high)
+
+
+def _check_between(layer: str, theta_0: Tensor, theta_1: Tensor, merged: Tensor, low: float, high: float) -> None:
+    ends = [theta_0 + end * (theta_1 - theta_0) for end in (low, high)]
+    slack = 1e-6 * (1 + theta_0.abs().max() + theta_1.abs().max())
+    assert bool((merged >= ends[0].minimum(ends[1]) - slack).all()), (layer, low, high)
+    assert bool((merged <= ends[0].maximum(ends[1]) + slack).all()), (layer, low, high)
+
+
+def terminal_rows(text: str, layers: list[str]) -> Iterator[tuple[list[str], str, str]]:
+    """The rows of the table on a terminal: layers, and the smallest and the largest alpha as printed.
+
+    Args:
+        text: What was printed.
+        layers: All layers, in their order.
+    """
+    lines = text.splitlines()
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+        found = re.match(r"(all \d+ layers|\w+: \d+ (?:other )?layers|[\w.]+) +(-?[\d.]+)(?: to (-?[\d.]+))?  ", line)
+        if not found:
+            continue
+        head, low, high = found.groups()
+        tower = head.partition(":")[0]
+        if head.startswith("all "):
+            members = layers
+        elif ":" in head:
+            members = [layer for layer in layers if layer.partition(".")[0] == tower]
+        elif head in layers:
+            last = re.match(r"… (\S+)", below)
+            members = layers[layers.index(head) : layers.index(last[1] if last else head) + 1]
+        else:
+            continue
+        yield members, low, high or low
+
+
+def check_terminal(text: str, record: MergeRecord) -> None:
+    """Check the alphas and the sentence that a terminal shows.
+
+    Args:
+        text: What was printed.
+        record: The record.
+    """
+    stragglers = set(record.found_stragglers)
+    covered: list[str] = []
+    for members, low, high in terminal_rows(text, list(record.layers)):
+        shown = [each for each in members if len(members) == 1 or each not in stragglers or each not in covered]
+        alphas = [record.layers[layer].alpha for layer in shown]
+        assert abs(min(alphas) - float(low)) <= 0.0051, (members, low, alphas)
+        assert abs(max(alphas) - float(high)) <= 0.0051, (members, high, alphas)
+        covered += members
+    assert set(covered) == set(record.layers)
+    assert record.headline in " ".join(text.split())
+
+
+def check_bought(said: str, record: MergeRecord) -> None:
+    """Check the sentence about what a merge bought: its numbers, and that only a measured merge is advised.
+
+    Args:
+        said: Words of a page, a card or a terminal.
+        record: The record.
+    """
+    advice = ("Use it.", "Prefer the fine-tuned", "Prefer the zero-shot", "Either will do", "Too few images to tell")
+    if record.bought is None:
+        assert not [each for each in advice if each in said]
+        return
+    main = rf"{N}% \[{N}, {N}\] against the fine-tuned model's {N}; under corruptions {N} "
+    found = re.search(main + rf"\(zero-shot {N}, fine-tuned {N}\)", said)
+    assert found, said
+    bought = record.bought
+    merged, finetuned, zeroshot = bought.merged, bought.finetuned[bought.reference], bought.zeroshot
+    values = [merged.clean.value, *merged.clean.interval, finetuned.clean.value]
+    values += [merged.corrupted.value, zeroshot.corrupted.value, finetuned.corrupted.value]
+    assert list(found.groups()) == [f"{100 * value:.1f}" for value in values]
+    told = {"use": 0, "prefer-finetuned": 1, "prefer-zeroshot": 2, "either": 3, "too-few-images": 4}
+    assert [each for each in advice if each in said] == [advice[told[bought.recommendation]]]
+    lost = finetuned.clean.value - merged.clean.value
+    assert ("more than the 3 of --max-loss" in said) == (lost > 0.03 + 1e-9)
