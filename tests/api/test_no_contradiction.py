@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -47,10 +47,12 @@ def known() -> Known:
 
 @pytest.mark.parametrize("method", QUICK)
 @settings(
-    max_examples=4,
-    phases=[Phase.generate],
+    max_examples=5,
+    phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+@example(alpha=None, overrides=[], edits=[(3, 0.1), (12, "mask"), (16, "out")], judged=True)
+@example(alpha=0.5, overrides=[Override(layers="text.*", alpha=0.0)], edits=[], judged=True)
 @given(alpha=st.none() | shares, overrides=st.lists(overrides, max_size=1), edits=edits, judged=st.booleans())
 def test_what_is_written_is_what_the_plan_says(
     pair: tuple[Path, Path],

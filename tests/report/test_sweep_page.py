@@ -22,6 +22,7 @@ from clipmerge.report.sweep_headline import gain_notes, headline, signed
 from clipmerge.report.sweep_page import sweep_page
 from clipmerge.report.sweep_picture import curve_markup
 from clipmerge.report.sweep_table import heads_of, shortened, sweep_columns, sweep_csv
+from tests.support.claims import text_of
 from tests.support.sweep_records import LONG, with_recipes, with_sources
 from tests.support.sweep_records import SWEEP as RECORD
 from tests.support.sweep_records import sweep_row as row
@@ -152,6 +153,28 @@ def test_no_headline_contradicts_the_table(
                 low <= 0 <= high,
             )
     assert ("points [" in said) == any(each["gain_interval"] for each in recipes)
+    check_page_and_table(record, said)
+
+
+def check_page_and_table(points: dict[str, Any], said: str) -> None:
+    """Check that the page, the CSV and the terminal repeat the headline and the numbers of the points."""
+    record = {**copy.deepcopy(RECORD), **points}
+    for each in (*record["curve"], *record["recipes"]):
+        each["accuracy"] = {"val": each["id"], "sketch": each["ood"], "noise": each["ood"]}
+        each |= {} if "verdict" in each else {"verdict": "", "calibration": None}
+    text, shown = sweep_page(record, ""), terminal(record, 120)
+    assert said in text_of(text)
+    assert said in " ".join(shown.split())
+    lines = list(csv.DictReader(io.StringIO(sweep_csv(record))))
+    rows = [cells for cells in Page(text).rows if cells and cells[0].startswith(("alpha ", "r"))]
+    for cells, each, line in zip(rows, [*record["curve"], *record["recipes"]], lines, strict=True):
+        assert cells[1] == f"{100 * each['id']:.1f}"
+        assert cells[2].startswith(f"{100 * each['ood']:.1f} [")
+        gain = "" if "name" not in each else "–" if each["gain"] is None else signed(each["gain"])  # noqa: RUF001
+        assert cells[3].partition(" ")[0] == gain
+        assert ("[" in cells[3]) == (each["gain_interval"] is not None)
+        assert (line["gain"] == "") == (each["gain"] is None)
+        assert (line["gain_low"] == "") == (each["gain_interval"] is None)
 
 
 def test_checkpoints_that_were_placed_stand_beside_the_recipes() -> None:
