@@ -24,7 +24,10 @@ from packaging.utils import canonicalize_name
 ALLOWED = (
     *("Apache", "BSD", "MIT", "ISC", "PSF", "Python Software Foundation", "HPND", "MPL", "Mozilla Public", "Zlib"),
     *("Unlicense", "CC0", "0BSD", "LGPL", "Lesser General Public", "Historical Permission", "NVIDIA", "Matplotlib"),
+    *("BSL", "Boost", "CNRI", "LLVM"),
 )
+#: Words that no part may hold, whatever else it names; NVIDIA's own are allowed by name.
+REFUSED = re.compile(r"\bA?GPL|Affero|(?<!Lesser )General Public|commercial|(?<!NVIDIA.)proprietary", re.IGNORECASE)
 #: Licences looked up by hand, of packages whose metadata name none.
 BY_HAND: dict[str, str] = {}
 
@@ -76,8 +79,22 @@ def licence(distribution: metadata.Distribution) -> str:
 def refused(distributions: dict[str, metadata.Distribution]) -> dict[str, str]:
     """Return the packages whose licence is not allowed, with that licence."""
     found = {name: licence(distribution) for name, distribution in distributions.items()}
-    allowed = re.compile("|".join(map(re.escape, ALLOWED)), re.IGNORECASE)
-    return {name: text for name, text in found.items() if not allowed.search(text)}
+    return {name: text for name, text in found.items() if not is_allowed(text)}
+
+
+def is_allowed(text: str) -> bool:
+    """Whether a licence, or one of those joined by OR, is allowed, with all that AND joins to it.
+
+    Example:
+        >>> is_allowed("MIT AND BSD-3-Clause"), is_allowed("MIT AND GPL-3.0-only"), is_allowed("Use is not permitted")
+        (True, False, False)
+    """
+    return any(all(map(_is_allowed, re.split(r"\bAND\b|, ", either))) for either in re.split(r"\bOR\b", text))
+
+
+def _is_allowed(part: str) -> bool:
+    named = re.search(rf"\b(?:{'|'.join(map(re.escape, ALLOWED))})(?![a-z])", part)
+    return named is not None and not REFUSED.search(part)
 
 
 def bill_of_materials(root: str, distributions: dict[str, metadata.Distribution]) -> dict[str, object]:

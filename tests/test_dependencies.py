@@ -47,3 +47,29 @@ def test_a_licence_that_is_not_in_the_list_is_refused(monkeypatch: pytest.Monkey
     assert dependencies.refused(packages) == {}
     monkeypatch.setitem(dependencies.BY_HAND, "pytest", "Commercial")
     assert dependencies.refused(packages) == {"pytest": "Commercial"}
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        *(("MIT", True), ("MIT License", True), ("BSD", True), ("ISC License (ISCL)", True), ("MPL-2.0 AND MIT", True)),
+        *(("Apache-2.0 AND Apache-2.0 WITH LLVM-exception AND BSL-1.0", True), ("GPL-3.0-only OR MIT", True)),
+        *(("GNU Lesser General Public License v3 (LGPLv3)", True), ("LicenseRef-NVIDIA-Proprietary", True)),
+        *(("", False), ("Commercial", False), ("MIT AND GPL-3.0-only", False), ("Use is not permitted", False)),
+        *(("Miscellaneous", False), ("GNU Affero General Public License v3", False), ("AGPL-3.0", False)),
+        *(("MIT, for non-commercial use", False), ("MIT License, GNU General Public License v2 (GPLv2)", False)),
+    ],
+)
+def test_a_licence_is_allowed_by_its_name_and_with_all_that_joins_it(text: str, allowed: bool) -> None:
+    assert dependencies.is_allowed(text) is allowed
+
+
+def test_a_bad_licence_fails_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `.ci/run` runs it, which ends with the first command that fails."""
+    packages = {"pytest": metadata.distribution("pytest")}
+    monkeypatch.setattr(dependencies, "needed", lambda *_: packages)
+    monkeypatch.setattr(sys, "argv", ["dependencies.py", "licences"])
+    assert dependencies.main() == 0
+    monkeypatch.setitem(dependencies.BY_HAND, "pytest", "MIT AND GPL-3.0-only")
+    assert dependencies.main() == 1
+    assert "pytest: licence 'MIT AND GPL-3.0-only' is not in the list" in capsys.readouterr().out
