@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from clipmerge.errors import CheckpointError, DataError
 from clipmerge.models.filling import fill
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
+from clipmerge.models.prepared import preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,7 @@ class HeadedTower:
             raise CheckpointError(f"{folder}: the head has shape {shape}, the tower {settings['embed_dim']} features")
         self.classes = shape[0]
         self.module = nn.ModuleDict({"visual": model.visual, "head": nn.Linear(shape[1], shape[0])}).eval()
+        self._folder = folder
         self._transform = transform_for(config, folder, model.visual.image_size)
         named = {f"visual.{name}": parameter for name, parameter in model.visual.named_parameters()}
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
@@ -79,7 +81,8 @@ class HeadedTower:
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess as open_clip does: RGB images -> (batch, 3, height, width), float32."""
-        return torch.stack([self._transform(image) for image in images])
+        with preparing(self._folder, "images"):
+            return torch.stack([self._transform(image) for image in images])
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Score images.

@@ -17,6 +17,7 @@ from clipmerge.files.side_files import read_side_json
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.filling import fill
+from clipmerge.models.prepared import check_words, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,6 +58,7 @@ class OpenClip:
         model_cfg: dict[str, Any] = config.get("model_cfg", config)
         self.module = build_module(library, model_cfg)
         freeze_batch_norms(self.module)
+        self._folder = folder
         self._transform = transform_for(config, folder, self.module.visual.image_size)
         self._tokenize = _tokenizer(library, model_cfg, folder)
         named = dict(self.module.named_parameters())
@@ -85,7 +87,8 @@ class OpenClip:
         Returns:
             (batch, 3, height, width), float32.
         """
-        return torch.stack([self._transform(image) for image in images])
+        with preparing(self._folder, "images"):
+            return torch.stack([self._transform(image) for image in images])
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
         """Tokenise prompts, padded and cut to the text tower's length.
@@ -96,7 +99,10 @@ class OpenClip:
         Returns:
             ``input_ids``: (prompts, length) int64.
         """
-        return {"input_ids": self._tokenize(prompts)}
+        with preparing(self._folder, "prompts"):
+            ids = torch.as_tensor(self._tokenize(prompts))
+            check_words(self._folder, ids, self.module)
+            return {"input_ids": ids}
 
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Embed images.
@@ -240,13 +246,17 @@ def transform_for(config: dict[str, Any], folder: Path, image_size: Any) -> Call
         config: Parsed ``open_clip_config.json``.
         folder: Folder with ``preprocess_cfg`` where ``config`` has none.
         image_size: Side of the tower's images, in pixels.
+
+    Raises:
+        CheckpointError: If open_clip knows no such preprocessing.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     stated = config.get("preprocess_cfg") or _read_config(folder).get("preprocess_cfg") or {}
-    settings = merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), stated), {"size": image_size})
-    transform: Callable[[Image], Tensor] = image_transform_v2(PreprocessCfg(**settings), is_train=False)
-    return transform
+    with preparing(folder, "images"):
+        settings = merge_preprocess_dict(merge_preprocess_dict(PreprocessCfg(), stated), {"size": image_size})
+        transform: Callable[[Image], Tensor] = image_transform_v2(PreprocessCfg(**settings), is_train=False)
+        return transform
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,14 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clipmerge.errors import CheckpointError
+from clipmerge.errors import CheckpointError, ClipmergeError
 from clipmerge.families import Family
 from clipmerge.files.limits import LARGEST_SIDE
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.filling import fill
 from clipmerge.models.patches import pack, unpack
+from clipmerge.models.prepared import check_words, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from clipmerge.models import Prefix, Tower
 
+_KERNELS = re.compile(r"_implementation|^(torch_)?dtype$|^quantization_config$|^compression_config$")
 _UNINITIALISED = ("position_ids", "token_type_ids", "running_mean", "running_var", "num_batches_tracked")
 
 
@@ -45,10 +48,11 @@ class TransformersClip:
             folder: Folder with the processor and the tokenizer.
 
         Raises:
-            CheckpointError: If the folder has no processor.
+            CheckpointError: If the folder has no processor, or transformers cannot build the model.
         """
+        self._folder = folder
         self.processor = _load_processor(folder)
-        self.module = _without_weights(getattr(transformers, family.model_class), config)
+        self.module = _built(folder, getattr(transformers, family.model_class), config)
         freeze_batch_norms(self.module)
         self._reads_padding = family.reads_padding
         named = dict(self.module.named_parameters())
@@ -75,10 +79,11 @@ class TransformersClip:
         Returns:
             (batch, 3, height, width), float32; for SigLIP 2 (batch, patches, entries), see `clipmerge.models.patches`.
         """
-        processed = self.processor.image_processor(images, return_tensors="pt")
-        if "spatial_shapes" in processed:
-            return pack(processed)
-        return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
+        with preparing(self._folder, "images"):
+            processed = self.processor.image_processor(images, return_tensors="pt")
+            if "spatial_shapes" in processed:
+                return pack(processed)
+            return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
         """Tokenise prompts, cut at the text tower's length.
@@ -89,14 +94,16 @@ class TransformersClip:
         Returns:
             ``input_ids`` and, unless the family reads padding as text, ``attention_mask``: (prompts, length) int64.
         """
-        encoded = self.processor.tokenizer(
-            prompts,
-            padding="max_length" if self._reads_padding else True,
-            truncation=True,
-            max_length=self._text_length(),
-            return_tensors="pt",
-        )
-        return {key: encoded[key] for key in ("input_ids", "attention_mask")[: 1 if self._reads_padding else 2]}
+        with preparing(self._folder, "prompts"):
+            encoded = self.processor.tokenizer(
+                prompts,
+                padding="max_length" if self._reads_padding else True,
+                truncation=True,
+                max_length=self._text_length(),
+                return_tensors="pt",
+            )
+            check_words(self._folder, encoded["input_ids"], self.module)
+            return {key: encoded[key] for key in ("input_ids", "attention_mask")[: 1 if self._reads_padding else 2]}
 
     def _text_length(self) -> int:
         """Number of tokens with positions in the text tower; RoBERTa's positions start after the padding's."""
@@ -170,13 +177,32 @@ class TransformersClip:
 build = TransformersClip
 
 
+def _built(folder: Path, model_class: Any, config: dict[str, Any]) -> Any:
+    """Build the model of a configuration from anybody."""
+    try:
+        return _without_weights(model_class, _plain(config))
+    except (MemoryError, ClipmergeError):
+        raise
+    except Exception as error:  # an odd configuration can make it raise anything
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
+        raise CheckpointError(
+            f"{folder}: transformers cannot build the model of its configuration ({reason}); correct it"
+        ) from None
+
+
+def _plain(config: Any) -> Any:
+    """Copy a configuration without the storage of weights, and without kernels, whose code would be fetched and run."""
+    if not isinstance(config, dict):
+        return config
+    return {key: _plain(value) for key, value in config.items() if not _KERNELS.search(key)}
+
+
 def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
     """Build a model with uninitialised weights, float32, in eval mode, with correct position buffers."""
-    settings = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
     with torch.device("meta"):
-        module = model_class(model_class.config_class.from_dict(settings))
+        module = model_class(model_class.config_class.from_dict(config))
     if not all(name.endswith(_UNINITIALISED) for name, _ in module.named_buffers()):
-        return model_class(model_class.config_class.from_dict(settings)).float().eval()
+        return model_class(model_class.config_class.from_dict(config)).float().eval()
     module = module.to_empty(device="cpu").float().eval()
     for name, buffer in module.named_buffers():
         if name.endswith("position_ids"):

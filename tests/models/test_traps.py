@@ -123,6 +123,12 @@ def test_a_processor_makes_no_huge_images(pair: tuple[Path, Path], tmp_path: Pat
         ("*processor_config.json", "null"),
         ("*processor_config.json", '{"image_processor": {"image_processor_type": "CLIPImageProcessor", "size": "x"}}'),
         ("*processor_config.json", '{"processor_class": "../x", "image_processor_type": 5}'),
+        (
+            "*processor_config.json",
+            '{"processor_class": "CLIPProcessor", "image_processor": {"image_processor_type": "CLIPImageProcessor", '
+            '"size": {"shortest_edge": -3}}}',
+        ),
+        ("tokenizer_config.json", '{"tokenizer_class": "CLIPTokenizer", "pad_token": null}'),
     ],
 )
 def test_a_damaged_processor_is_one_line(
@@ -132,6 +138,62 @@ def test_a_damaged_processor_is_one_line(
     for file in folder.glob(name):
         file.write_text(text)
     refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "told"),
+    [
+        ("vision_config", {"hidden_act": "exec"}, "cannot build the model of its configuration ('exec')"),
+        ("vision_config", {"patch_size": 0}, "cannot build the model of its configuration (integer division"),
+        ("vision_config", {"image_size": 10**9, "patch_size": 1}, "its configuration"),
+    ],
+)
+def test_a_configuration_that_describes_no_model_is_one_line(
+    pair: tuple[Path, Path], images: Path, tmp_path: Path, section: str, values: dict[str, Any], told: str
+) -> None:
+    folder = Path(shutil.copytree(pair[0], tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {section: config[section] | values}))
+    assert told in refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
+
+
+def test_no_kernel_that_a_configuration_names_is_fetched(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """transformers would download it from the Hub and run it."""
+    folder = Path(shutil.copytree(pair[0], tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    strange = {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"}
+    inner = {name: config[name] | strange for name in ("text_config", "vision_config")}
+    (folder / "config.json").write_text(json.dumps(config | strange | inner))
+    model = load_model(open_checkpoint(str(folder)))
+    assert "evil" not in str(model.module.config.to_dict())
+    assert model.module.config._attn_implementation in ("sdpa", "eager")
+
+
+@pytest.mark.parametrize(
+    "stated", [{"mean": "x"}, {"mean": [1, 2, 3, 4]}, {"std": [0, 0, 0]}, {"interpolation": "x"}, {"mode": "XYZ"}, 5]
+)
+def test_preprocessing_that_open_clip_does_not_know_is_one_line(images: Path, tmp_path: Path, stated: Any) -> None:
+    folder = open_clip_with(tmp_path / "oc")
+    changed(folder / "open_clip_config.json", preprocess_cfg=stated)
+    line = refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
+    assert "its images cannot be prepared (" in line
+
+
+def test_words_that_the_text_tower_does_not_know(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pair[0], tmp_path / "model"))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {
+        word: 10**6 if number == max(words.values()) else number for word, number in words.items()
+    }
+    for token in tokenizer["added_tokens"]:
+        token["id"] = tokenizer["model"]["vocab"].get(token["content"], token["id"])
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    line = refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
+    assert "its tokenizer has token 1000000, but its text tower knows" in line
+    bad = open_clip_with(tmp_path / "oc")
+    shutil.copy(folder / "tokenizer.json", bad / "tokenizer.json")
+    assert "its tokenizer has token 1000000, but" in refused(clipmerge("evaluate", bad, "--data", f"val={images}"))
 
 
 def test_a_long_caption_is_cut_before_it_is_put_into_words(pair: tuple[Path, Path]) -> None:

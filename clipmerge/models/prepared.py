@@ -1,0 +1,56 @@
+"""Images and prompts as a checkpoint's own processor prepares them, which its files may keep from working."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from clipmerge.errors import CheckpointError, ClipmergeError
+
+_WORDS = ("token_embedding", "word_embeddings")
+
+
+@contextmanager
+def preparing(folder: Path, what: str) -> Iterator[None]:
+    """Blame the files of a processor that can be loaded, but fails as soon as it is used.
+
+    Args:
+        folder: Folder of the files.
+        what: ``images`` or ``prompts``.
+
+    Raises:
+        CheckpointError: If the library that prepares them raises anything but a lack of memory.
+    """
+    try:
+        yield
+    except (MemoryError, ClipmergeError):
+        raise
+    except Exception as error:  # an odd configuration can make it raise anything
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
+        raise CheckpointError(
+            f"{folder}: its {what} cannot be prepared ({reason}); copy the base model's processor and tokenizer files "
+            "into it"
+        ) from None
+
+
+def check_words(folder: Path, ids: Tensor, module: nn.Module) -> None:
+    """Check that a text tower knows the words of a tokenizer, before it looks them up.
+
+    Args:
+        folder: Folder of the tokenizer.
+        ids: Its tokens, any shape, int64.
+        module: The model.
+
+    Raises:
+        CheckpointError: If a token is not among them.
+    """
+    tables = [each for name, each in module.named_modules() if name.endswith(_WORDS) and isinstance(each, nn.Embedding)]
+    known = min((table.num_embeddings for table in tables), default=None)
+    if known is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
+        raise CheckpointError(
+            f"{folder}: its tokenizer has token {int(ids.max())}, but its text tower knows {known}; copy the base "
+            "model's tokenizer files into it"
+        )
