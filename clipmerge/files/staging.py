@@ -227,7 +227,7 @@ def _parents(folder: Path) -> Iterator[None]:
 
 def _stage_prefix(target: Path) -> str:
     # the hash distinguishes outputs with long names or common beginnings
-    return f".{target.name[:40]}-{hashlib.sha256(target.name.encode()).hexdigest()[:8]}.clipmerge-"
+    return f".{target.name[:40]}-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}.clipmerge-"
 
 
 def _clear_stale(target: Path) -> None:

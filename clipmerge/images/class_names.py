@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from clipmerge.errors import DataError, shorten
+from clipmerge.errors import DataError, is_utf8, shorten
 from clipmerge.files.reading import Unreadable, parse_json, read_text
 from clipmerge.images.store import Labelled
 
@@ -45,7 +45,7 @@ def names_of(source: str, opened: Labelled, classes: ClassNames) -> tuple[tuple[
         )
     names = tuple(name if opened.verbatim else name.replace("_", " ") for name in opened.classes)
     for name in names:
-        if not _is_utf8(name):
+        if not is_utf8(name):
             raise DataError(
                 f"{source}: class {name!a} has a name that is not UTF-8; rename it, or pass names with --classes"
             )
@@ -62,14 +62,6 @@ def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
         return ()
     names_shown = shorten(map(repr, shared))
     return (f"{source}: names more than one class {names_shown}; a model takes the first of them for all",)
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a file's name in another encoding, or a lone surrogate in JSON
-        return False
-    return True
 
 
 def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:
@@ -125,6 +117,6 @@ def _parsed_names(path: Path) -> Any:
 
 def _checked_names(path: str, names: list[Any]) -> tuple[str, ...]:
     for name in names:
-        if not (isinstance(name, str) and name.strip() and _is_utf8(name)):
+        if not (isinstance(name, str) and name.strip() and is_utf8(name)):
             raise DataError(f"{path}: {json.dumps(name)[:60]} is not a class name; write a text for each class")
     return tuple(names)

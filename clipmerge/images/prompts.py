@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from clipmerge.errors import DataError, UsageError, did_you_mean
+from clipmerge.errors import DataError, UsageError, did_you_mean, is_utf8
 from clipmerge.files.limits import LONGEST_PROMPT, MOST_PROMPTS
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -63,7 +63,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
         The templates, sets written out; empty where none was named, which means each source's own, or the default.
 
     Raises:
-        UsageError: If one has no ``{}`` and is not the name of a set.
+        UsageError: If one has no ``{}`` and is not the name of a set, or is not UTF-8.
     """
     return tuple(template for given in templates for template in _spelled_out(given))
 
@@ -97,6 +97,8 @@ def own_templates(asked: Sequence[str], sources: Mapping[str, WithTemplates]) ->
 
 def _spelled_out(given: str) -> tuple[str, ...]:
     template = given.replace("{c}", "{}")
+    if not is_utf8(given):
+        raise UsageError(f"--template {given!a}: is not UTF-8, which tokenizers need; write it in UTF-8")
     if "{}" in template:
         return (template,)
     names = TEMPLATE_SETS.names()

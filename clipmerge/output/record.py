@@ -42,6 +42,15 @@ def _whole_recipe(value: Any) -> Any:
     return {"name": "unnamed recipe", "method": {}, **value} if isinstance(value, dict) else value
 
 
+def _as_utf8(value: Any) -> Any:
+    """Escape the bytes of names that are not UTF-8, which Python holds as halves of surrogate pairs."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _as_utf8(item) for key, item in value.items()}
+    return [_as_utf8(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 class LayerRecord(Frozen):
     """The settings and the size of one layer.
 
@@ -207,8 +216,8 @@ class MergeRecord(Frozen):
         return {key: value for key, value in data.items() if value is not None or key not in PUBLISHED}
 
     def to_text(self) -> str:
-        """Return the text of ``clipmerge.json``."""
-        return json.dumps(self.as_json(), indent=2) + "\n"
+        """Return the text of ``clipmerge.json``; in a path that is not UTF-8, the bytes that are not are escaped."""
+        return json.dumps(_as_utf8(self.as_json()), indent=2) + "\n"
 
 
 def merge_record(

@@ -76,6 +76,18 @@ def test_a_path_that_is_not_utf8(copies: tuple[Path, Path]) -> None:
         assert is_plain(outcome.out + outcome.err)
 
 
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")
+def test_an_output_whose_name_is_not_utf8(copies: tuple[Path, Path], tmp_path: Path) -> None:
+    output = tmp_path / os.fsdecode(b"out\xff")
+    for flags in ((), ("--overwrite",)):
+        outcome = clipmerge("merge", *copies, "--recipe", "wise-ft", "--output", output, *flags)
+        assert outcome.code == 0, outcome.err
+    assert "\\udcff" in (output / "clipmerge.json").read_text()
+    outcome = clipmerge("report", output)
+    assert outcome.code == 0, outcome.err
+    assert is_plain(outcome.out + outcome.err)
+
+
 def test_a_working_folder_that_is_gone(pair: tuple[Path, Path], tmp_path: Path) -> None:
     script = f"cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m clipmerge inspect model"
     (tmp_path / "x").mkdir()

@@ -95,6 +95,8 @@ def test_prompts_are_class_by_class() -> None:
     assert check_templates([]) == ()
     with pytest.raises(UsageError, match=r"--template 'x': has no \{\}"):
         check_templates(["x {}", "x"])
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        check_templates(["x {} \udcff"])
 
 
 @settings(max_examples=60, deadline=None)
