@@ -74,13 +74,14 @@ def read_description(find: Callable[[str], Path | None]) -> Description:
     Raises:
         DataError: If a text cannot be read, or a template has no ``{c}``.
     """
-    names, templates = _lines(find(CLASS_NAMES)), _lines(find(TEMPLATES))
-    kinds, shards = _lines(find(KIND)), _lines(find(SHARDS))
+    names, kinds = _lines(find(CLASS_NAMES)), _lines(find(KIND))
+    templates, numbers = find(TEMPLATES), find(SHARDS)  # once, not for every line
+    shards = _lines(numbers)
     return Description(
         class_names=tuple(names) or None,
-        templates=tuple(_template(find(TEMPLATES), line) for line in templates),
+        templates=tuple(_template(templates, line) for line in _lines(templates)),
         kind=kinds[0].lower() if kinds else _CLASSIFICATION,
-        shards=_count(find(SHARDS), shards[0]) if shards else None,
+        shards=_count(numbers, shards[0]) if shards else None,
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.support.merged_output import RECORD
 from tests.support.raw_safetensors import entry, raw_file
@@ -124,17 +126,24 @@ def lora(data: bytes, folder: Path) -> object:
 
 
 def report(data: bytes, folder: Path) -> object:
-    """A record, as a page and in the terminal."""
+    """A record, as a page and in the terminal; drawing takes 25 times as long, so one page in eight has pictures."""
     from rich.console import Console
 
     from clipmerge.output.record import parse_record
-    from clipmerge.report.page import html_page
+    from clipmerge.report import page
     from clipmerge.report.terminal import summary_table
 
     record = parse_record(data.decode("utf-8", "replace"), "x")
     with (folder / "said").open("w", encoding="utf-8", errors="backslashreplace") as said:
         Console(file=said, width=100).print(summary_table(record))
-    return html_page(record)
+    if zlib.crc32(data) % 8 == 0:
+        return page.html_page(record)
+    with patch.multiple(page, _pictures=_none, _layer_pictures=_none):
+        return page.html_page(record)
+
+
+def _none(*_arguments: object) -> list[object]:
+    return []
 
 
 #: By name, and valid files to begin with.
