@@ -261,21 +261,12 @@ def _write_documents(folder: Path, record: MergeRecord) -> None:
     """Write the report, the picture, the card and the record."""
     from clipmerge.files.staging import RECORD
     from clipmerge.publish.card import PICTURE, model_card
-    from clipmerge.report.page import html_page
+    from clipmerge.report.page import card_picture, html_page
 
     (folder / "report.html").write_text(html_page(record), encoding="utf-8", errors=_NAMES)
-    picture = _path_picture(record)
+    picture = card_picture(record)
     if picture is not None:
         (folder / PICTURE).write_bytes(picture)
     card = model_card(record, repo_id=None, picture=picture is not None)
     (folder / "README.md").write_text(card, encoding="utf-8", errors=_NAMES)
     (folder / RECORD).write_text(record.to_text(), encoding="utf-8")
-
-
-def _path_picture(record: MergeRecord) -> bytes | None:
-    """Draw the path if it was measured: importing matplotlib takes longer than a small merge."""
-    if record.path is None:
-        return None
-    from clipmerge.report.path_picture import path_png
-
-    return path_png(record.path)

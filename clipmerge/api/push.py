@@ -52,7 +52,7 @@ def push(
         HubError: If the Hub refuses or fails; the message says what was published and how to go on.
     """
     from clipmerge.publish import push as publishing
-    from clipmerge.report.page import html_page
+    from clipmerge.report.page import card_picture, html_page
 
     options: dict[str, Any] = {
         "private": private,
@@ -65,7 +65,7 @@ def push(
     }
     reports = progress or Logged()
     reports.stage("publish")
-    published = publishing.push(Path(folder), repo_id, **options, page=html_page)
+    published = publishing.push(Path(folder), repo_id, **options, page=html_page, picture=card_picture)
     if published.left_behind:
         reports.say(f"{shorten(published.left_behind)} not pushed from {folder}: not written by the merge")
     return published

@@ -37,10 +37,12 @@ SIDE_FILES = frozenset(
 )
 #: Follows the names of such files in a note; notes are published without these names.
 NOT_COPIED = "not copied: "
-# Absolute paths, of which a token of a vocabulary has no second slash; alone, or within a text.
-_ABSOLUTE = re.compile(r"~[\w.\-]*/|/[^/\s]+/|[A-Za-z]:[\\/]|\\\\|file:")
-_WITHIN = re.compile(rf"(?:^|[\s\"'=(,;])(?:{_ABSOLUTE.pattern})")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+#: Where a path may begin in a text, and how those on somebody's machine begin; `/x` alone may be a token.
+PATH_STARTS = r"(?:(?<=[\s\"'`=(,;:])|^)"
+MACHINE_PATH = r"~[\w.\-]*[\\/]|[A-Za-z]:[\\/]|\\\\|\.\.?[\\/](?=\w)|\$\{?[A-Za-z_]\w*\}?[\\/]|%\w+%[\\/]"
+_WITHIN = re.compile(rf"{PATH_STARTS}(?:{MACHINE_PATH}|/[^/\s][^/\n]*/|file:)")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
+_SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 # Files in which any text may be a word, and a field in which any text may be code.
 _WORDS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"})
 _PROGRAM = "chat_template"
@@ -54,6 +56,14 @@ _PLACES = frozenset(
         *("auto_map", "custom_pipelines"),
     }
 )
+# Fields with secrets; of a vocabulary, words with numbers.
+_SECRETS = frozenset(
+    {"token", "use_auth_token", "hub_token", "hf_token", "api_key", "access_token", "password", "secret"}
+)
+
+
+class NotJsonError(CheckpointError):
+    """A file with the name of a JSON file cannot be read as JSON, so that nobody knows what it holds."""
 
 
 def inside(folder: Path, name: str) -> Path | None:
@@ -118,7 +128,7 @@ def copy_side_file(source: Path, target: Path) -> None:
         target: Path of the copy.
 
     Raises:
-        CheckpointError: If it cannot be read.
+        CheckpointError: If it cannot be read, or is not JSON in spite of its name.
         OSError: If it cannot be written.
     """
     target.write_bytes(side_file_bytes(source, target.name, kept=_NEEDED))
@@ -134,12 +144,21 @@ def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> by
 
     Raises:
         CheckpointError: If it cannot be read.
+        NotJsonError: If it is not JSON in spite of its name.
     """
     try:
         content = read_bytes(source, LARGEST_SIDE_FILE)
     except Unreadable as error:
         raise CheckpointError(f"{source}: cannot be read ({error})") from None
-    return _without_places(content, kept, words=name in _WORDS) if name.endswith(".json") else content
+    try:
+        return _without_places(content, kept, words=name in _WORDS) if name.endswith(".json") else content
+    except ValueError as error:  # it could hold anything, and no loader reads it
+        raise NotJsonError(f"{source}: cannot be read as JSON ({error}); mend or remove it") from None
+
+
+def holds_a_secret(content: bytes) -> bool:
+    """Whether a file holds a token of the Hub or a private key, whatever its format."""
+    return _SECRET.search(content) is not None
 
 
 def _without_places(content: bytes, kept: Container[str], *, words: bool) -> bytes:
@@ -153,10 +172,7 @@ def _without_places(content: bytes, kept: Container[str], *, words: bool) -> byt
             repeated.append(data)  # a value that nobody reads could hold anything
         return data
 
-    try:
-        data = parse_json(content.decode("utf-8-sig"), pairs=built, halves=True)
-    except ValueError:  # not JSON in spite of its name; loaders will report it
-        return content
+    data = parse_json(content.decode("utf-8-sig"), pairs=built, halves=True)
     cleaned = without_places(data, kept, words=words)
     if cleaned == data and not repeated:
         return content
@@ -181,7 +197,7 @@ def without_places(data: Any, kept: Container[str] = (), *, words: bool = False)
         {'text_config': {'vocab_size': 3}}
     """
     if isinstance(data, dict):
-        names = (key for key in data if key not in _PLACES and (words or not _is_private(key)))
+        names = (key for key in data if not _is_named_so(key, data[key]) and (words or not _is_private(key)))
         return {
             key: without_places(data[key], kept, words=words)
             for key in names
@@ -190,6 +206,11 @@ def without_places(data: Any, kept: Container[str] = (), *, words: bool = False)
     if isinstance(data, list):
         return [without_places(value, kept, words=words) for value in data if words or not _is_private(value)]
     return data
+
+
+def _is_named_so(key: str, value: Any) -> bool:
+    """Whether a field is known by its name to hold a path or a secret."""
+    return key in _PLACES or (key in _SECRETS and isinstance(value, str))
 
 
 def _is_private(value: Any) -> bool:

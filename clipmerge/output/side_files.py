@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.reading import Unreadable, parse_json
 from clipmerge.files.safetensors import DTYPES
-from clipmerge.files.side_files import NOT_COPIED, SIDE_FILES, VOCABULARIES, copy_side_file, inside, side_file_bytes
+from clipmerge.files.side_files import (
+    NOT_COPIED,
+    SIDE_FILES,
+    VOCABULARIES,
+    NotJsonError,
+    copy_side_file,
+    inside,
+    side_file_bytes,
+)
 from clipmerge.output.layout_files import write_layout_files
 
 _TEXTS = (".json", ".txt", ".model", ".jinja")
@@ -56,12 +65,23 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
             if any(name in lent for name in names):
                 chosen |= lent
                 notes.append(f"the fine-tuned checkpoint has no {part}; the zero-shot one's was copied")
-    for name, path in chosen.items():
-        if name == "config.json":
-            (folder / name).write_text(_config_text(path, form, dtype), encoding="utf-8")
-        else:
-            copy_side_file(path, folder / name)
-    return {name: sha256_of(folder / name) for name in sorted(chosen)}, notes + _left_behind(form)
+    written, left = _copied(folder, chosen, form, dtype)
+    return {name: sha256_of(folder / name) for name in written}, [*notes, *left, *_left_behind(form)]
+
+
+def _copied(folder: Path, chosen: Mapping[str, Path], form: Checkpoint, dtype: str) -> tuple[list[str], list[str]]:
+    """Copy files by name; names of the copies, and notes on those that were left behind."""
+    written, left = [], []
+    for name, path in sorted(chosen.items()):
+        try:
+            if name == "config.json":
+                (folder / name).write_text(_config_text(path, form, dtype), encoding="utf-8")
+            else:
+                copy_side_file(path, folder / name)
+            written.append(name)
+        except NotJsonError:
+            left.append(f"{form.source}: {name} {NOT_COPIED}it cannot be read as JSON")
+    return written, left
 
 
 def _converted_files(

@@ -89,7 +89,8 @@ def published_texts(
     repo_id: str,
     license: str | None = None,
     page: Callable[[MergeRecord], str] | None = None,
-) -> dict[str, str]:
+    picture: Callable[[MergeRecord], bytes | None] | None = None,
+) -> dict[str, bytes]:
     """Make the files of an output whose published form differs from that in its folder.
 
     Args:
@@ -98,22 +99,22 @@ def published_texts(
         repo_id: Repository it is published in.
         license: The Hub's name of its licence, if known.
         page: Makes the report of a record; without it no report is published.
+        picture: Draws the path of a record; without it no picture is published.
 
     Returns:
-        Texts by file name: the card with ``repo_id``, the record and the report without local paths, and results on
-        the Hub's datasets in the Hub's own form.
+        Contents by file name: the card with ``repo_id``, the record and the report without local paths, the picture,
+        and results on the Hub's datasets in the Hub's own form. No report or picture is made that the folder lacks.
     """
-    card = model_card(record, repo_id=repo_id, license=license, picture=(folder / PICTURE).is_file())
+    shown = public_record(record)
+    drawn = picture(shown) if picture is not None and (folder / PICTURE).is_file() else None
+    card = model_card(record, repo_id=repo_id, license=license, picture=drawn is not None)
     # identifies the card as clipmerge's own in a later push
-    shown = public_record(record).model_copy(update={"card": blob_id(card.encode())})
-    texts = {
-        "README.md": card,
-        RECORD: shown.to_text(),
-        **eval_result_files(record),
-    }
+    shown = shown.model_copy(update={"card": blob_id(card.encode())})
+    texts = {"README.md": card, RECORD: shown.to_text(), **eval_result_files(shown)}
     if page is not None and (folder / REPORT).is_file():
         texts[REPORT] = page(shown)
-    return texts
+    contents = {name: text.encode() for name, text in texts.items()}
+    return contents if drawn is None else contents | {PICTURE: drawn}
 
 
 def _for_readers(bought: BoughtView) -> BoughtView:

@@ -14,7 +14,8 @@ from pathlib import PurePath, PureWindowsPath
 from typing import Any
 
 from clipmerge.errors import printable
-from clipmerge.files.side_files import NOT_COPIED
+from clipmerge.files.side_files import MACHINE_PATH, NOT_COPIED, PATH_STARTS
+from clipmerge.hub.ids import parse_hub_id
 from clipmerge.output.record import DataSource, MergeRecord
 from clipmerge.planning.bought import Bought
 from clipmerge.planning.kept import Kept
@@ -22,7 +23,8 @@ from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.publish.evaluations import hub_dataset_of
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
-_ABSOLUTE_PATH = re.compile(r"(?<![\w:/.~])~?/(?:[^\s/'\"`]+/)*([^\s/'\"`]+)/?")
+# A path may hold blanks and quotes, so it ends nobody knows where: everything up to the last slash goes.
+_MACHINE_PATH = re.compile(rf"{PATH_STARTS}(?:{MACHINE_PATH}|/(?=[^/\s])|file:/)(?:.*[\\/])?", re.DOTALL)
 # Sign of a remaining path after all known paths are removed: a slash or a backslash between two names.
 _SOME_PATH = re.compile(r"~?[\w.\-]*[/\\]+[\w.\-]+")
 _NOT_COPIED_NOTE = "some files beside the weights were not copied"
@@ -36,7 +38,7 @@ def public_record(record: MergeRecord) -> MergeRecord:
         record: The record.
     """
     clean = _cleaner(record)
-    data = _map_text(record.as_json(), clean)
+    data = _map_text(record.as_json(), lambda text: _MACHINE_PATH.sub("", clean(text).rstrip("/")))
     data["command"] = _public_command(record)
     data["warnings"] = list(dict.fromkeys(_public_note(clean(note), record) for note in record.warnings))
     data["output"] = last_part(record.output) if record.output else None
@@ -53,9 +55,9 @@ def data_sources(record: MergeRecord) -> list[CalibrationRecord | UnlabelledReco
 def local_sources(record: MergeRecord) -> list[str]:
     """List the sources that are paths instead of names or Hub ids, longest first."""
     images = data_sources(record)
-    sources = [each.source for _, each in record.checkpoints if not each.revision]
-    sources += [each.source for each in images if each.source and not each.revision]
-    local = {source for source in (*sources, record.output or "") if source and hub_dataset_of(source) is None}
+    sources = [each.source for _, each in record.checkpoints if not (each.revision and parse_hub_id(each.source))]
+    sources += [each.source for each in images if each.source and hub_dataset_of(each.source) is None]
+    local = {source for source in (*sources, record.output or "") if source}
     return sorted((path for path in local if path != last_part(path)), key=len, reverse=True)
 
 
@@ -71,6 +73,7 @@ def last_part(path: str) -> str:
 
 
 def _cleaner(record: MergeRecord) -> Callable[[str], str]:
+    """Shorten the paths that the record's own fields hold, wherever they stand, and remove tokens."""
     known = local_sources(record)
 
     def clean(text: str) -> str:
@@ -79,17 +82,17 @@ def _cleaner(record: MergeRecord) -> Callable[[str], str]:
                 text = text.replace(path.rstrip("/"), last_part(path))
             else:
                 text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", last_part(path).replace("\\", r"\\"), text)
-        return _ABSOLUTE_PATH.sub(r"\1", _TOKEN.sub("hf_...", text))
+        return _TOKEN.sub("hf_...", text)
 
     return clean
 
 
 def _map_text(value: Any, change: Callable[[str], str]) -> Any:
-    """Apply ``change`` to every string value in nested dicts and lists, but not to keys."""
+    """Apply ``change`` to every string in nested dicts and lists, names of fields included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):
-        return {key: _map_text(item, change) for key, item in value.items()}
+        return {change(key): _map_text(item, change) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_map_text(item, change) for item in value]
     return value
@@ -98,8 +101,8 @@ def _map_text(value: Any, change: Callable[[str], str]) -> Any:
 def _public_names(record: MergeRecord) -> set[str]:
     """Words with a slash that are not paths: ids of models and data sets on the Hub."""
     images = data_sources(record)
-    checkpoints = {each.source for _, each in record.checkpoints if each.revision}
-    data = {each.source for each in images if each.source and (each.revision or hub_dataset_of(each.source))}
+    checkpoints = {each.source for _, each in record.checkpoints if each.revision and parse_hub_id(each.source)}
+    data = {each.source for each in images if each.source and hub_dataset_of(each.source)}
     return checkpoints | data
 
 
@@ -130,4 +133,4 @@ def _public_note(note: str, record: MergeRecord) -> str:
     for name in sorted(_public_names(record), key=len, reverse=True):
         rest = rest.replace(name, "")
     rest = re.sub(r"https?://\S+|hf://\S+", "", rest)
-    return printable(_LEFT_OUT if _SOME_PATH.search(rest) else note)
+    return printable(_LEFT_OUT if _SOME_PATH.search(rest) or _MACHINE_PATH.search(rest) else note)

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import HubError, OutputError, UsageError, noting, shorten
 from clipmerge.files.hashes import sha256_of
-from clipmerge.files.side_files import SIDE_FILES, inside, side_file_bytes
+from clipmerge.files.side_files import SIDE_FILES, holds_a_secret, inside, side_file_bytes
 from clipmerge.files.staging import PLAN_FOLDER, RECORD
 from clipmerge.hub.download import connect, patiently, timeout_seconds
 from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
@@ -39,8 +39,8 @@ from clipmerge.publish.repository import (
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-# Files written by a merge in addition to the weights and the files that loaders read.
-_WRITTEN = frozenset({CARD, RECORD, PICTURE, "model.safetensors.index.json"})
+# Files of which not those in the folder are published, but new ones, made from the public record.
+_MADE = frozenset({CARD, RECORD, PICTURE})
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def push(
     evaluations: Iterable[Path] = (),
     endpoint: str | None = None,
     page: Callable[[MergeRecord], str] | None = None,
+    picture: Callable[[MergeRecord], bytes | None] | None = None,
 ) -> Published:
     """Publish a merged model's folder; the folder itself is not changed.
 
@@ -92,6 +93,7 @@ def push(
             same weights in the repository are kept.
         endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
         page: Makes the report of the published record; without it no report is published.
+        picture: Draws the path of the published record; without it no picture is published.
 
     Returns:
         The page, the commit, and whether anything was created or changed.
@@ -110,10 +112,11 @@ def push(
     target = find_repository(api, asked)
     if target and not asked.evaluations:
         record = _with_held_results(record, target.record)
-    texts = published_texts(asked.folder, record, repo_id=repo_id, license=licence, page=page)
+    makers: dict[str, Any] = {"page": page, "picture": picture}
+    texts = published_texts(asked.folder, record, repo_id=repo_id, license=licence, **makers)
     additions = _additions(asked, record, texts)
     if target:
-        check_card(asked, target, texts[CARD].encode())
+        check_card(asked, target, texts[CARD])
     left = _left_behind(asked.folder, additions)
     with noting(f"whether {repo_id} was published is not known: `{asked.command}` checks that and continues"):
         return replace(_sent(api, asked, target, additions), left_behind=left)
@@ -216,18 +219,19 @@ def _licence_of(api: HfApi, asked: Push, hub_id: HubId) -> str | None:
     return str(licence) if licence else None
 
 
-def _additions(asked: Push, record: MergeRecord, texts: dict[str, str]) -> list[CommitOperationAdd]:
+def _additions(asked: Push, record: MergeRecord, texts: dict[str, bytes]) -> list[CommitOperationAdd]:
     """List all files to publish; large ones are checked against the hashes in the record."""
     from huggingface_hub import CommitOperationAdd
 
-    content: dict[str, str | bytes] = {name: text.encode() for name, text in texts.items()}
+    content: dict[str, str | bytes] = {**texts}
     hashes = {name: sha for name, sha in record.files.items() if sha and name not in texts}
     for name, path in _published_files(asked.folder, record).items():
         if name in SIDE_FILES and name not in content:
             data = side_file_bytes(path, name)
-            if (
-                data != path.read_bytes()
-            ):  # the published form, without paths, has another hash than the file in the folder
+            if holds_a_secret(data):
+                raise OutputError(f"{path}: holds a token or a private key. {NOTHING} Remove it there.")
+            # the published form, without paths, has another hash than the file in the folder
+            if data != path.read_bytes():
                 _check_hash(asked, name, path, hashes.pop(name, None))
             content[name] = data
         content.setdefault(name, str(path))
@@ -243,17 +247,17 @@ def _additions(asked: Push, record: MergeRecord, texts: dict[str, str]) -> list[
 
 
 def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
-    """Find the files of an output: those named in the record, read by loaders, or written by clipmerge.
+    """Find the files of an output that are published as they are: weights named in the record, and side files.
 
     Only regular files in the folder itself: nobody asked to publish anything else in it.
     """
     # a record may come from a stranger, and name anything that lies beside it
-    wanted = SIDE_FILES | _WRITTEN | {name for name in record.files if _is_weights(name)}
+    wanted = SIDE_FILES | _MADE | {name for name in record.files if _is_weights(name)}
     paths = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}
     links = [name for name, path in paths.items() if path is None]
     if links:
         raise OutputError(f"{folder}: {shorten(links)} not a file of this folder. {NOTHING} Put the file itself there.")
-    return {name: path for name, path in paths.items() if path is not None}
+    return {name: path for name, path in paths.items() if path is not None and name not in _MADE}
 
 
 def _left_behind(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple[str, ...]:

@@ -92,6 +92,22 @@ def html_page(record: MergeRecord) -> str:
     return render(template, values, html=True, filters=filters)
 
 
+def card_picture(record: MergeRecord) -> bytes | None:
+    """Draw the loss on the path for the model card.
+
+    Args:
+        record: The merge's record.
+
+    Returns:
+        A PNG, or ``None`` if no path was measured.
+    """
+    if record.path is None:
+        return None
+    from clipmerge.report.path_picture import path_png
+
+    return path_png(record.path)
+
+
 def _pictures(record: MergeRecord) -> list[Any]:
     """What was learned and measured on the whole model; matplotlib takes longer to import than a small merge takes."""
     if not (record.path or record.trace or record.coefficients):

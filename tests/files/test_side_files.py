@@ -12,6 +12,7 @@ import pytest
 from clipmerge.errors import CheckpointError
 from clipmerge.files.side_files import (
     SIDE_FILES,
+    NotJsonError,
     copy_side_file,
     inside,
     read_side_json,
@@ -124,6 +125,11 @@ def test_places_on_the_machine_go_and_everything_else_keeps_its_bytes(tmp_path: 
         '{"a": 1, "/home/me/x": 2}',
         '{"a": 1, "token": "hf_abcdefghijklmnopqrstuvwxyz"}',
         '{"a": 1, "auto_map": {"AutoModel": "evil/home--me.X"}}',
+        '{"a": 1, "b": "/my own home/x"}',
+        '{"a": 1, "b": "../home/x"}',
+        '{"a": 1, "b": "see:/srv/home"}',
+        '{"a": 1, "b": "$HOME/home/x", "c": "%USERPROFILE%\\\\home", "d": "~\\\\home"}',
+        '{"a": 1, "use_auth_token": "home", "password": "home"}',
     ],
 )
 def test_no_way_to_write_a_path_a_token_or_code_is_copied(tmp_path: Path, text: str) -> None:
@@ -131,6 +137,24 @@ def test_no_way_to_write_a_path_a_token_or_code_is_copied(tmp_path: Path, text: 
     published = side_file_bytes(tmp_path / "tokenizer_config.json", "tokenizer_config.json").decode()
     assert json.loads(published)["a"] == 1
     assert not any(private in published for private in ("home", "hf_", "evil"))
+
+
+def test_a_word_may_be_called_like_a_secret(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text('{"token": 5, "password": 6}')
+    assert side_file_bytes(tmp_path / "vocab.json", "vocab.json") == b'{"token": 5, "password": 6}'
+
+
+@pytest.mark.parametrize("text", ["export KEY=/home/me", '{"a": "/home/me/x"', '{"_name_or_path": "/home/me/x"}}', ""])
+def test_a_file_that_is_no_json_in_spite_of_its_name_is_left_behind(copies: tuple[Path, Path], text: str) -> None:
+    zeroshot, finetuned = copies
+    (finetuned / "generation_config.json").write_text(text)
+    with pytest.raises(NotJsonError, match=r"generation_config.json: cannot be read as JSON \("):
+        side_file_bytes(finetuned / "generation_config.json", "generation_config.json")
+    output = finetuned.parent / "out"
+    done = clipmerge("merge", zeroshot, finetuned, "--recipe", "wise-ft", "--output", output)
+    assert done.code == 0, done.err
+    assert "generation_config.json not copied: it cannot be read as JSON" in done.err
+    assert not (output / "generation_config.json").exists()
 
 
 def test_words_that_look_like_paths_stay_words(tmp_path: Path) -> None:

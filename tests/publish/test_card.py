@@ -162,6 +162,49 @@ def test_paths_and_tokens_that_no_field_names_do_not_leave_it() -> None:
     assert "secret" not in model_card(held, repo_id="acme/robust")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/home/my secret/runs",
+        "~/my secret/runs",
+        "C:\\Users\\secret\\runs",
+        "file:///secret/runs",
+        "../secret/runs",
+        "\\\\host\\secret\\runs",
+        "$HOME/secret/runs",
+        "%USERPROFILE%\\secret\\runs",
+        "/a\nsecret/runs",
+        "/it's secret/runs",
+    ],
+)
+def test_no_way_to_write_a_path_leaves_it_in_any_text(path: str) -> None:
+    """In the recipe, prompts, reasons and names of results, of which none is known to be a path."""
+    recipe = RECORD["recipe"] | {"name": f"from {path}"}
+    calibration = RECORD["calibration"] | {"templates": [f"{{}} ({path}", path]}
+    layers = {name: layer | {"reason": f"like {path}, and {path}"} for name, layer in RECORD["layers"].items()}
+    about = {"change": {"title": path, "unit": f"see:{path}"}}
+    held = RECORD | {
+        "recipe": recipe,
+        "calibration": calibration,
+        "layers": layers,
+        "statistics": about,
+        "verdict": path,
+    }
+    held |= {"accuracy": {path: 0.5}, "sources": {path: {"source": path}}, "images": {path: 4}, "warnings": [path]}
+    text = json.dumps(public_record(held)) + model_card(held, repo_id="acme/robust")
+    assert "secret" not in text
+    assert "runs" in text
+
+
+def test_a_path_does_not_become_public_by_a_revision() -> None:
+    """The record of a stranger, or of a model in the Hub's cache, may give a folder one."""
+    held = {"source": "/home/my secret/base", "revision": "a" * 40, "files": {}}
+    calibration = RECORD["calibration"] | {"source": "../secret/val", "revision": "a" * 40}
+    command = "clipmerge merge '/home/my secret/base' x --data ../secret/val -o y"
+    record = RECORD | {"zeroshot": held, "finetuned": [held], "calibration": calibration, "command": command}
+    assert "secret" not in json.dumps(public_record(record)) + model_card(record, repo_id="acme/robust")
+
+
 def test_names_from_strangers_are_text_in_the_card() -> None:
     evil = "<img src=x onerror=alert(1)>|`a`[b](javascript:c)"
     layer = RECORD["layers"]["vision.0.attn"] | {"reason": evil}

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.errors import CheckpointError
 from clipmerge.files import side_files
-from clipmerge.files.side_files import copy_side_file
-from tests.support.command import clipmerge
-from tests.support.hub_double import FakeHub, serving
+from clipmerge.files.side_files import SIDE_FILES, copy_side_file
+from tests.support.command import clipmerge, refused, start
+from tests.support.hub_double import FakeHub, environment, serving
+from tests.support.merged_output import save_output
 
 # Stands in every name, path and content that is nobody's business.
 SECRET = "Zq9Secret"
@@ -80,6 +81,87 @@ def test_no_byte_of_the_traps_arrives(
     pushed = clipmerge("push", "out", "alice/again", "--message", "Merge")
     assert pushed.code == 0, pushed.err
     assert arrived(hub, tmp_path, "alice/again") == []
+
+
+def add_every_side_file(folder: Path) -> None:
+    """Put paths and tokens into each file that is copied, existing or not, and a file that is no JSON among them."""
+    trap = PLACES | {
+        "use_auth_token": SECRET,
+        "hub_key": f"hf_{SECRET}{SECRET}",
+        f"/home/{SECRET}/": 1,
+        "dir": f"../{SECRET}/x",
+    }
+    trap |= {
+        "seen": f"read from /my own/{SECRET} dir/x",
+        "windows": f"D:\\my own\\{SECRET}",
+        "shell": f"$HOME/{SECRET}",
+    }
+    whole = {"open_clip_config.json": {"model_cfg": trap}, "chat_template.json": {"chat_template": "x"} | trap}
+    whole |= {"tokenizer.json": {}, "vocab.json": {}}
+    whole["special_tokens_map.json"] = {key: value for key, value in trap.items() if key != "inner"}
+    for name in sorted(SIDE_FILES - {"added_tokens.json"}):
+        file = folder / name
+        if not name.endswith(".json") or not whole.get(name, trap):
+            continue
+        held = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(held | whole.get(name, trap)))
+    (folder / "video_preprocessor_config.json").write_text(f"{{'path': '/home/{SECRET}'}}")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(trap))
+    (folder / "adapter_config.json").write_text(json.dumps(trap))
+
+
+RECIPE = f"""
+# tuned by {SECRET} on /home/{SECRET}/x, hf_{SECRET}{SECRET}
+name: "as in /home/my {SECRET} runs/third"
+method: {{name: wise-ft, alpha: 0.5}}
+overrides:
+- {{layers: "vision.*", density: 0.5}}  # {SECRET}
+"""
+
+
+def test_no_byte_of_traps_in_side_files_recipe_command_and_results_arrives(
+    hub: FakeHub, pair: tuple[Path, Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / ODD
+    home.mkdir()
+    zeroshot, finetuned = (Path(shutil.copytree(folder, home / folder.name)) for folder in pair)
+    add_every_side_file(zeroshot)
+    add_every_side_file(finetuned)
+    photos = Path(shutil.copytree(images, home / "photos"))
+    (photos / "bird").rename(photos / f"{SECRET} bird")
+    (home / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.chdir(home)
+    flags = ("-r", home / "recipe.yaml", "--data", photos, "--template", "a {}", "--template", f"{{}} in ~/{SECRET}/x")
+    merged = clipmerge("merge", zeroshot, finetuned, *flags, "--set", f"name=hf_{SECRET}{SECRET} x", "-o", home / "out")
+    assert merged.code == 0, merged.err
+    measured = clipmerge("evaluate", "out", "--data", f"mine={photos}", "--format", "json")
+    assert measured.code == 0, measured.err
+    (home / "measured.json").write_text(measured.out)
+    out = home / "out"
+    for name in ("README.md", ".gitattributes", "report.html", "path.png", "model.safetensors.index.json", "config.py"):
+        (out / name).write_text(f"{SECRET} & hf_{SECRET}{SECRET}")
+    (out / "notes").mkdir()
+    (out / "notes" / "x.json").write_text(SECRET)
+    pushing = ("push", out, "alice/robust", "--evaluation", home / "measured.json")
+    with start(*pushing, env=environment(hub, tmp_path) | {"HF_HUB_OFFLINE": "0"}) as pushed:
+        said, told = pushed.communicate()
+    assert pushed.returncode == 0, told
+    assert "alice/robust" in said
+    assert arrived(hub, tmp_path, "alice/robust") == []
+    assert {"README.md", "clipmerge.json", "report.html", "model.safetensors"} <= set(hub.files("alice/robust"))
+    assert not {"path.png", "config.py", "model.safetensors.index.json"} & set(hub.files("alice/robust"))
+
+
+@pytest.mark.parametrize("secret", [f"hf_{SECRET * 4}", "-----BEGIN OPENSSH PRIVATE KEY-----"])
+def test_a_secret_in_a_file_that_would_be_published_is_refused(
+    hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path, secret: str
+) -> None:
+    output = save_output(pair[1], tmp_path / "merged")
+    (output / "LICENSE").write_text(f"mine\n{secret}\n")
+    line = refused(clipmerge("push", output, "alice/robust"))
+    assert "LICENSE: holds a token or a private key. Nothing was published." in line
+    assert hub.repos == {}
 
 
 def arrived(hub: FakeHub, folder: Path, repo_id: str) -> list[str]:
