@@ -179,7 +179,7 @@ def _kept(record: MergeRecord) -> list[tuple[str, str]]:
     facts = []
     if any(entry.mask for entry in layers):
         kept = sum((entry.size or 0) * entry.density for entry in layers) / size
-        facts.append(("of the task vector kept by masks", f"{100 * kept:.3g}%"))
+        facts.append(("of the change kept by masks", f"{100 * kept:.3g}%"))
     if any(entry.zeroshot_share for entry in layers):
         back = sum((entry.size or 0) * (entry.zeroshot_share or 0.0) for entry in layers) / size
         facts.append(("of the weights at zero-shot", f"{100 * back:.3g}%"))

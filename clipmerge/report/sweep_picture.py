@@ -34,6 +34,10 @@ _INCHES, _NARROW, _DOTS = (8.0, 5.6), (4.6, 5.0), 160
 _NAME, _SOURCES = 36, 40
 # A label further away than so many points is joined to its mark.
 _FAR = 22
+# Points across a mark, and by how much a mark grows for each that covers it.
+_MARK, _GROWTH = 10.0, 5.0
+# Where recipes are drawn, above the ends of the curve.
+_ON_TOP = 4
 # Label a mark that several recipes share with at most this many names.
 _SHARING = 4
 
@@ -109,6 +113,7 @@ def _draw(record: dict[str, Any], inches: tuple[float, float] = _INCHES, *, titl
     labels = [*marks, *_draw_curve(axes, record["curve"], ends_of(record))]
     _add_legend(figure, axes, [name for _, _, name, *_ in marks])
     figure.draw_without_rendering()
+    _uncover(axes, record["curve"])
     _write_labels(axes, labels)
     return figure
 
@@ -150,13 +155,16 @@ _Label = tuple[float, float, str, str, float]
 def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str]) -> list[_Label]:
     across, up = ([100 * row[axis] for row in curve] for axis in ("id", "ood"))
     axes.plot(across, up, "-o", color=CURVE, linewidth=2, markersize=5, markerfacecolor=CARD, label="WiSE-FT by alpha")
+    # its points again, above the marks, so that a mark on the curve is seen to be there
+    axes.plot(across, up, "o", color=CURVE, markersize=5, markerfacecolor=CARD, zorder=4.5)
     for row in curve:
         _draw_intervals(axes, row, CURVE, 0.3)
     labels = []
     for row, x, y in zip(curve, across, up, strict=True):
         end = ends.get(row["alpha"])
         if end:
-            axes.plot([x], [y], "o", color=CURVE, markersize=10, zorder=3)
+            axes.plot([x], [y], "o", color=CURVE, markersize=_MARK, zorder=3)
+            axes.plot([x], [y], "o", color=CURVE, markersize=5, zorder=4.6)
         text = f"{end} (alpha {row['alpha']:g})" if end else f"{row['alpha']:g}"
         labels.append((x, y, text, INK if end else CURVE, 10.0 if end else 8.5))
     # ends first: in a crowd, later labels give way
@@ -186,7 +194,15 @@ def _draw_marks(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
             names = [*names[: _SHARING - 1], f"and {len(names) - _SHARING + 1} more"]
         _draw_intervals(axes, rows[0], colour, 0.5)
         axes.plot(
-            [x], [y], marker, color=colour, markersize=10, markeredgecolor=CARD, zorder=4, label=str(number), ls=""
+            [x],
+            [y],
+            marker,
+            color=colour,
+            markersize=_MARK,
+            markeredgecolor=CARD,
+            zorder=_ON_TOP,
+            label=str(number),
+            ls="",
         )
         labels.append((x, y, "\n".join(names), colour, 10.0))
     return labels
@@ -207,6 +223,25 @@ def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
         legend.remove()
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + (top - bottom) / _DOTS)
+
+
+def _uncover(axes: Axes, curve: Sequence[Any]) -> None:
+    """Let marks that others cover, or a point of the curve, grow below them until they are seen around them.
+
+    Args:
+        axes: The axes.
+        curve: The points of the curve, which are drawn above all marks.
+    """
+    marks = [line for line in axes.get_lines() if line.get_markersize() == _MARK]
+    marks.sort(key=lambda line: line.get_zorder())  # in the order in which they are drawn
+    places = [axes.transData.transform(np.asarray(line.get_xydata())[0]) for line in marks]
+    points = [axes.transData.transform((100 * row["id"], 100 * row["ood"])) for row in curve]
+    near = 0.8 * _MARK * axes.figure.dpi / 72
+    for number, (line, place) in enumerate(zip(marks, places, strict=True)):
+        is_end = line.get_zorder() < _ON_TOP
+        above = sum(float(np.abs(place - other).max()) < near for other in places[number + 1 :])
+        on_curve = not is_end and any(float(np.abs(place - point).max()) < near / 2 for point in points)
+        line.set_markersize(_MARK + _GROWTH * (above + on_curve))
 
 
 def _write_labels(axes: Axes, labels: list[_Label]) -> None:
@@ -233,6 +268,8 @@ def _write_labels(axes: Axes, labels: list[_Label]) -> None:
         taken.append(_extents(note))
         if math.hypot(*note.get_position()) > _FAR:
             _lead(axes, note, colour)
+            start = axes.transData.transform((x, y))
+            taken += _between(start, start + np.array(note.get_position()) * axes.figure.dpi / 72)
 
 
 def _lead(axes: Axes, note: Annotation, colour: str) -> None:
@@ -305,7 +342,12 @@ def _along(axes: Axes) -> list[NDArray[np.float64]]:
     boxes = []
     for line in axes.get_lines():
         for start, stop in itertools.pairwise(axes.transData.transform(line.get_xydata())):
-            for share in np.linspace(0, 1, 2 + int(np.abs(stop - start).max() // 6)):
-                centre = start + share * (stop - start)
-                boxes.append(np.concatenate([centre - 3.5, centre + 3.5]))
+            boxes += _between(start, stop)
     return boxes
+
+
+def _between(start: NDArray[np.float64], stop: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Small boxes along one line, in dots."""
+    shares = np.linspace(0, 1, 2 + int(np.abs(stop - start).max() // 6))
+    centres = [start + share * (stop - start) for share in shares]
+    return [np.concatenate([centre - 3.5, centre + 3.5]) for centre in centres]
