@@ -150,6 +150,10 @@ def _remote(pinned: HubId) -> Remote:
     return Remote(system, f"datasets/{pinned.repo_id}@{pinned.revision}")
 
 
+#: Names of folders and files that the Hub takes for another split's.
+_ALSO = {"val": "validation", "valid": "validation", "dev": "validation"}
+
+
 def _files_of_split(source: str, dataset: DatasetId, pinned: HubId, resolved: Resolved) -> tuple[str, list[str]]:
     """Choose the split asked for, and list its files."""
     usable = [file for file in resolved.files if file.endswith((".parquet", ".tar"))]
@@ -161,11 +165,12 @@ def _files_of_split(source: str, dataset: DatasetId, pinned: HubId, resolved: Re
         _check_complete(source, splits.get(dataset.split or "", []))
     if dataset.split is None and len(names) == 1:
         return names[0], splits[names[0]]
-    if dataset.split not in splits:
+    wanted = _ALSO.get(dataset.split or "", dataset.split) if dataset.split not in splits else dataset.split
+    if wanted not in splits:
         hint = did_you_mean(dataset.split or "", names)
         what = f"no split '{dataset.split}'" if dataset.split else "which split?"
         raise DataError(f"{source}: {what} (splits: {shorten(names, 12)}); write it after a colon.{hint}")
-    return dataset.split, splits[dataset.split]
+    return wanted, splits[wanted]
 
 
 def _not_readable(source: str, dataset: DatasetId, resolved: Resolved) -> str:

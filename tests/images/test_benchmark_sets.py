@@ -54,6 +54,15 @@ def test_names_and_templates_come_with_the_set(hub: FakeHub, repository: str) ->
     assert sorted(fetched(hub)) == sorted(f"test/{number}.tar" for number in range(12))
 
 
+@pytest.mark.parametrize("written", ["val", "validation"])
+def test_a_split_may_be_written_like_its_folder(hub: FakeHub, tmp_path: Path, written: str) -> None:
+    """The Hub's library takes the folder ``val`` for the split ``validation``."""
+    files = webdataset(tmp_path / "tars", [[0, 1, 2, 3]] * 5, NAMES, split="val")
+    upload(hub, "clip-benchmark/wds_insects", files, kind="dataset")
+    found = load_images(f"hf://datasets/clip-benchmark/wds_insects:{written}", whole=True)
+    assert (len(found), found.class_names, len(found.templates)) == (20, NAMES, len(TEMPLATES))
+
+
 def test_a_sample_fetches_only_the_shards_that_it_needs(hub: FakeHub, repository: str) -> None:
     sample = load_images(f"{V2}:test", most=16, seed=3).sample(16, seed=3)
     assert Counter(sample.labels) == {0: 4, 1: 4, 2: 4, 3: 4}
