@@ -80,24 +80,27 @@ def weight_bytes(config: dict[str, Any]) -> int:
 
 
 def make_pair(folder: Path, config: dict[str, Any], *, sharded: bool) -> tuple[Path, Path]:
-    """Write ``zeroshot`` and ``finetuned`` unless they are there already; different random weights, one config."""
+    """Write ``zeroshot`` and ``finetuned`` unless they are there already: random weights, and those moved by 5%."""
     paths = (folder / "zeroshot", folder / "finetuned")
-    for seed, path in enumerate(paths):
+    for moved, path in zip((0.0, 0.05), paths, strict=True):
         if not (path / "config.json").exists():
             path.mkdir(parents=True, exist_ok=True)
-            _write(path, config, seed, sharded=sharded)
+            _write(path, config, moved, sharded=sharded)
             # last, so that a half-written folder is written again
             (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return paths
 
 
-def _write(path: Path, config: dict[str, Any], seed: int, *, sharded: bool) -> None:
-    rng = np.random.default_rng(seed)
+def _write(path: Path, config: dict[str, Any], moved: float, *, sharded: bool) -> None:
+    rng, steps = np.random.default_rng(0), np.random.default_rng(1)
     shards = list(_shards(clip_shapes(config), SHARD_BYTES if sharded else None))
     weight_map = {}
     for number, shapes in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors" if sharded else "model.safetensors"
         tensors = {key: _random(rng, shape) for key, shape in shapes.items()}
+        if moved:
+            for values in tensors.values():
+                values += np.float32(moved) * _random(steps, values.shape)
         save_file(tensors, path / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shapes, name)
     if sharded:

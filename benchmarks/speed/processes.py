@@ -55,7 +55,8 @@ def run(
     """
     begin, cpu_before = time.perf_counter(), _children_cpu()
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a pipe nobody reads would fill and stop them
-        variables = os.environ | (environment or {})
+        # an installed program has its bytecode; where it may not be written, every run would compile every module
+        variables = os.environ | {"PYTHONDONTWRITEBYTECODE": ""} | (environment or {})
         process = subprocess.Popen(command, stdout=out, stderr=err, env=variables, cwd=folder)
         private = resident = 0.0
         while process.poll() is None:
