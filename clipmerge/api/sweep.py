@@ -42,7 +42,7 @@ from clipmerge.api._sweep_tasks import add_kept
 from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
-from clipmerge.errors import UsageError, VerdictError
+from clipmerge.errors import UsageError, VerdictError, is_utf8
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import standings
@@ -182,6 +182,9 @@ def check_sweep(request: SweepRequest) -> None:
 
 
 def _check_names(recipes: list[str], points: Mapping[str, str]) -> None:
+    for name in points:
+        if not is_utf8(name):
+            raise UsageError(f"--point {name!a}: its name is not UTF-8; write NAME=CHECKPOINT with another name")
     for name in recipes:
         if recipes.count(name) > 1:
             raise UsageError(f"two recipes are named '{name}'; give one of them another `name:` in its file")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clipmerge.errors import RecipeError, did_you_mean, shorten
+from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
 from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.reading import Unreadable, read_text, told_size
 from clipmerge.planning.choices import Missing
@@ -154,7 +154,7 @@ def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[s
     data = _from_yaml(f"{name}:", text)
     if not isinstance(data, dict):
         raise RecipeError(f"{name}: is not a recipe; see `clipmerge recipes show straggler-sparse` for one")
-    return name, {"name": path.stem, **data}
+    return name, {"name": printable(path.stem), **data}
 
 
 def _assignments(given: Mapping[str, Any] | Sequence[str] | None) -> list[tuple[str, Any]]:

@@ -88,12 +88,20 @@ def test_an_output_whose_name_is_not_utf8(copies: tuple[Path, Path], tmp_path: P
     assert is_plain(outcome.out + outcome.err)
 
 
-def test_a_working_folder_that_is_gone(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    script = f"cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m clipmerge inspect model"
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("inspect model", "error: "),
+        ("merge {0} {1} --recipe wise-ft --output out", "error: the working folder is gone or cannot be read ("),
+    ],
+)
+def test_a_working_folder_that_is_gone(pair: tuple[Path, Path], tmp_path: Path, command: str, told: str) -> None:
+    command = command.format(*pair)
+    script = f"cd {tmp_path}/x && rmdir {tmp_path}/x && exec {sys.executable} -m clipmerge {command}"
     (tmp_path / "x").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
     ended = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False, env=environment)
     lines = ended.stderr.strip().splitlines()
     assert ended.returncode == 1
-    assert lines[-1].startswith("error: ")
+    assert lines[-1].startswith(told)
     assert not any("DEBUG" in line or "unexpectedly" in line for line in lines)

