@@ -176,6 +176,19 @@ def test_a_mark_that_many_share_names_a_few() -> None:
     assert "r0\nr1\nr2\nand 6 more" in texts
 
 
+def test_no_mark_hides_another() -> None:
+    """Three recipes almost in one place, one on the curve, and one alone."""
+    crowd = [recipe("low", 0.8, 0.6, 0.0), recipe("mid", 0.801, 0.601, 0.0), recipe("top", 0.802, 0.6, 0.0)]
+    recipes = [*crowd, recipe("on", 0.9, 0.5, None), recipe("alone", 0.5, 0.4, None)]
+    figure = _draw({**RECORD, "recipes": recipes})
+    sizes = [line.get_markersize() for line in figure.axes[0].get_lines() if line.get_label() in map(str, range(5))]
+    assert sizes[0] > sizes[1] > sizes[2] == sizes[4]
+    assert sizes[3] > sizes[4]
+    shown = pixels_of(curve_png({**RECORD, "recipes": recipes}))
+    alone = pixels_of(curve_png({**RECORD, "recipes": recipes[:1]}))
+    assert near(shown, MARKS[0]) > near(alone, MARKS[0]) / 2  # below two others
+
+
 def test_the_picture_has_intervals_in_both_directions() -> None:
     axes = _draw(RECORD).axes[0]
     ends = {tuple(line.get_xdata()) for line in axes.get_lines() if len(line.get_xdata()) == 2}
