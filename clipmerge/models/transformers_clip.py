@@ -125,7 +125,12 @@ class TransformersClip:
         """
         with starting_at(self.module.vision_model, prefix):
             inputs = {"pixel_values": pixels} if pixels.ndim == 4 else unpack(pixels)
-            output = self.module.get_image_features(**inputs)
+            try:
+                output = self.module.get_image_features(**inputs)
+            except ValueError as error:  # images of another size than the model's
+                raise CheckpointError(
+                    f"{self._folder}: its image processor does not fit its model ({error}); copy the base model's files"
+                ) from None
         return normalize(output.pooler_output, dim=-1)
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:

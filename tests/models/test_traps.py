@@ -179,6 +179,14 @@ def test_preprocessing_that_open_clip_does_not_know_is_one_line(images: Path, tm
     assert "its images cannot be prepared (" in line
 
 
+def test_images_of_another_size_than_the_models(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pair[0], tmp_path / "model"))
+    (file,) = [path for path in folder.glob("*processor_config.json") if "crop_size" in path.read_text()]
+    file.write_text(file.read_text().replace('"do_center_crop": true', '"do_center_crop": false'))
+    line = refused(clipmerge("evaluate", folder, "--data", f"val={images}"))
+    assert "its image processor does not fit its model (Input image size" in line
+
+
 def test_words_that_the_text_tower_does_not_know(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pair[0], tmp_path / "model"))
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
