@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import inspect
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -41,6 +42,35 @@ STEPS = 7
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
     return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+Whole = Callable[..., tuple[dict[str, Tensor], list[Losses]]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ends: Ends, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The result of an uninterrupted run with some options, learned once."""
+    found: dict[str, tuple[dict[str, Tensor], list[Losses]]] = {}
+
+    def run(**options: Any) -> tuple[dict[str, Tensor], list[Losses]]:
+        key = repr(sorted(options.items()))
+        if key not in found:
+            found[key] = Learning(ends, tmp_path_factory.mktemp("whole") / "state.safetensors", **options).run()
+        return found[key]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def saved(ends: Ends, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state that a run interrupted after three steps saves; read only."""
+    file = tmp_path_factory.mktemp("saved") / "state.safetensors"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        save_every_step(monkeypatch)
+        Stopping(monkeypatch)(3)
+        with pytest.raises(KeyboardInterrupt):
+            Learning(ends, file).run()
+    return file
 
 
 @pytest.fixture
@@ -117,9 +147,9 @@ def same(one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Ten
 )
 @pytest.mark.usefixtures("often")
 def test_going_on_gives_what_an_undisturbed_run_gives(
-    ends: Ends, tmp_path: Path, stop_after: Stopping, options: dict[str, Any], step: int
+    ends: Ends, undisturbed: Whole, tmp_path: Path, stop_after: Stopping, options: dict[str, Any], step: int
 ) -> None:
-    whole = Learning(ends, tmp_path / "other.safetensors", **options).run()
+    whole = undisturbed(**options)
     stopped = Learning(ends, tmp_path / "state.safetensors", **options)
     stop_after(step)
     with pytest.raises(KeyboardInterrupt):
@@ -132,8 +162,10 @@ def test_going_on_gives_what_an_undisturbed_run_gives(
 
 
 @pytest.mark.usefixtures("often")
-def test_it_can_be_stopped_again_and_again(ends: Ends, tmp_path: Path, stop_after: Stopping) -> None:
-    whole = Learning(ends, tmp_path / "other.safetensors").run()
+def test_it_can_be_stopped_again_and_again(
+    ends: Ends, undisturbed: Whole, tmp_path: Path, stop_after: Stopping
+) -> None:
+    whole = undisturbed()
     stopped = Learning(ends, tmp_path / "state.safetensors")
     for _ in range(3):
         stop_after(2)
@@ -158,9 +190,9 @@ def test_radii_go_on_too(ends: Ends, tmp_path: Path, stop_after: Stopping) -> No
 
 
 def test_an_interruption_saves_what_was_learned_since_the_last_save(
-    ends: Ends, tmp_path: Path, stop_after: Stopping
+    ends: Ends, undisturbed: Whole, tmp_path: Path, stop_after: Stopping
 ) -> None:
-    whole = Learning(ends, tmp_path / "other.safetensors").run()
+    whole = undisturbed()
     stopped = Learning(ends, tmp_path / "state.safetensors")
     stop_after(3)  # long before the first save is due
     with pytest.raises(KeyboardInterrupt):
@@ -250,22 +282,27 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("how", BROKEN)
 @pytest.mark.usefixtures("often")
 def test_what_is_broken_or_does_not_fit_is_told_and_removed(
-    ends: Ends, tmp_path: Path, stop_after: Stopping, monkeypatch: pytest.MonkeyPatch, how: str
+    ends: Ends, undisturbed: Whole, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     run = Learning(ends, tmp_path / "state.safetensors")
-    stop_after(3)
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
+    shutil.copyfile(saved, run.file)
     damage, told = BROKEN[how]
     damage(run.file)
     monkeypatch.setattr(resumption, "SECONDS", 99)  # so that nothing takes its place
     found = run.run()
-    assert run.said[0] == SAVED.format(3, STEPS)
-    assert told in run.said[1]
-    assert run.said[1].endswith("; learning starts over")
-    assert len(run.said) == 2
+    assert told in run.said[0]
+    assert run.said[0].endswith("; learning starts over")
+    assert len(run.said) == 1
     assert how == "a folder" or not run.file.exists()
-    assert same(found, Learning(ends, tmp_path / "other.safetensors").run())
+    assert same(found, undisturbed())
+
+
+@pytest.mark.usefixtures("often")
+def test_a_state_in_a_copied_file_goes_on(ends: Ends, undisturbed: Whole, saved: Path, tmp_path: Path) -> None:
+    run = Learning(ends, tmp_path / "state.safetensors")
+    shutil.copyfile(saved, run.file)
+    assert same(run.run(), undisturbed())
+    assert run.said == [GOES_ON.format(3, STEPS)]
 
 
 @pytest.mark.parametrize(
@@ -277,11 +314,11 @@ def test_a_state_is_of_the_code_that_learned_it(part: Any) -> None:
 
 
 @pytest.mark.usefixtures("often")
-def test_a_cache_that_cannot_be_written_is_told_once(ends: Ends, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_told_once(ends: Ends, undisturbed: Whole, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = Learning(ends, tmp_path / "file" / "learning" / "state.safetensors")
     found = run.run()
-    assert same(found, Learning(ends, tmp_path / "state.safetensors").run())
+    assert same(found, undisturbed())
     told = [line for line in run.said if "the state of learning cannot be saved (" in line]
     assert len(told) == 1
     assert told[0].endswith("; learning continues without saving")
@@ -289,9 +326,9 @@ def test_a_cache_that_cannot_be_written_is_told_once(ends: Ends, tmp_path: Path)
 
 @pytest.mark.usefixtures("often")
 def test_a_full_disk_is_told_once_and_keeps_what_was_saved(
-    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Stopping
+    ends: Ends, undisturbed: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: Stopping
 ) -> None:
-    whole = Learning(ends, tmp_path / "other.safetensors").run()
+    whole = undisturbed()
     run, real = Learning(ends, tmp_path / "state.safetensors"), resumption._write
 
     def write(file: Any, state: Mapping[str, Tensor]) -> None:
@@ -342,7 +379,7 @@ def test_what_is_old_goes_when_something_new_is_written(ends: Ends, tmp_path: Pa
 
 
 def test_a_signal_within_a_step_waits_for_its_end_and_saves_it(
-    ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ends: Ends, undisturbed: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = Descent.step, iter(range(99))
 
@@ -351,7 +388,7 @@ def test_a_signal_within_a_step_waits_for_its_end_and_saves_it(
             signal.raise_signal(signal.SIGINT)
         real(descent, *ceiling)
 
-    whole = Learning(ends, tmp_path / "other.safetensors").run()
+    whole = undisturbed()
     monkeypatch.setattr(Descent, "step", step)
     stopped = Learning(ends, tmp_path / "state.safetensors")
     with pytest.raises(KeyboardInterrupt):

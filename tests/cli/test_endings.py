@@ -138,7 +138,9 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 @needs_full
-@pytest.mark.parametrize("fmt", list(Format))
+@pytest.mark.parametrize(
+    "fmt", [Format.json, *(pytest.param(fmt, marks=pytest.mark.slow) for fmt in ("human", "quiet"))]
+)
 def test_a_full_stdout_says_that_the_output_is_there(pair: Folders, tmp_path: Path, fmt: Format) -> None:
     out = tmp_path / "out"
     with Path("/dev/full").open("w") as full:
@@ -173,7 +175,10 @@ def test_what_waits_in_a_buffer_is_tried_once() -> None:
     assert (ended.returncode, ended.stderr) == (1, line)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:surrogateescape"])
+@pytest.mark.parametrize(
+    "encoding",
+    ["ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("latin-1", "ascii:surrogateescape"))],
+)
 def test_no_encoding_makes_printing_fail(pair: Folders, tmp_path: Path, encoding: str) -> None:
     out = tmp_path / "日本é"
     ended = run(
@@ -208,7 +213,7 @@ MODULES = (
     [
         ("signal", signal.SIGINT, 130, "interrupted"),  # before SIGTERM can be taken over
         *((module, signal.SIGINT, 130, "interrupted") for module in MODULES),
-        *((module, signal.SIGTERM, 143, ENDED) for module in MODULES),
+        *(pytest.param(module, signal.SIGTERM, 143, ENDED, marks=pytest.mark.slow) for module in MODULES),
     ],
 )
 def test_a_signal_while_modules_are_imported_is_one_line(
@@ -226,7 +231,7 @@ def test_a_signal_while_modules_are_imported_is_one_line(
         "run()"
     )
     command = [sys.executable, "-c", code, "merge", "a", "b", "-r", "wise-ft", "-o", tmp_path / "out"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == end
     assert (ended.stdout, ended.stderr) == ("", f"error: {how}; nothing was left behind\n")
 
@@ -239,7 +244,7 @@ def test_a_signal_after_the_command_says_what_stands(
         f"import signal\nfrom clipmerge import __main__\ntry: __main__.run()\nfinally: signal.raise_signal({number:d})"
     )
     command = [sys.executable, "-c", code, "merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == end
     assert ended.stderr.endswith(f"error: {how}; {tmp_path / 'out'} is complete\n")
     assert (tmp_path / "out" / "clipmerge.json").is_file()
@@ -251,7 +256,7 @@ def test_a_signal_while_python_ends_changes_nothing(pair: Folders, tmp_path: Pat
     late = f"import atexit, signal\natexit.register(signal.raise_signal, {number:d})"
     code = f"{late}\nfrom clipmerge.__main__ import run\nrun()"
     command = [sys.executable, "-c", code, "merge", *pair, "-r", "wise-ft", "-o", tmp_path / "out"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    ended = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert (tmp_path / "out" / "clipmerge.json").is_file()
 
@@ -296,15 +301,17 @@ def test_ctrl_c_at_any_moment_of_starting_is_one_line(tmp_path: Path) -> None:
         ]
 
 
-def test_ctrl_c_stays_ignored_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stays_ignored_where_it_was(number: int) -> None:
     code = (
         "import signal\n"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"signal.signal({number:d}, signal.SIG_IGN)\n"
         "from clipmerge.__main__ import run\n"
         "try: run()\n"
-        "finally: assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN"
+        f"finally: assert signal.getsignal({number:d}) == signal.SIG_IGN"
     )
-    ended = subprocess.run([sys.executable, "-c", code, "recipes", "list"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code, "recipes", "list"]
+    ended = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False, timeout=60)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 

@@ -350,7 +350,13 @@ def test_a_plan_with_an_impossible_combination_is_refused(
         read_plan(file).checked({"a": ()})
 
 
-@pytest.mark.parametrize("recipe", ["task-arithmetic", *RULES])
+FAST = ("task-arithmetic", "della")  # without a rule, and with one that draws
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(rule, marks=() if rule in FAST else pytest.mark.slow) for rule in ("task-arithmetic", *RULES)],
+)
 def test_the_command_writes_the_same_bytes_each_time_and_by_way_of_a_plan(
     family: list[Path], tmp_path: Path, recipe: str
 ) -> None:

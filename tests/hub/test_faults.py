@@ -206,7 +206,15 @@ def published(hub: FakeHub) -> set[str] | None:
     return set(hub.files("alice/robust")) if ("model", "alice/robust") in hub.repos else None
 
 
-@pytest.mark.parametrize("row", [*PUSH, *READ], ids=str)
+def by_request(rows: list[Row]) -> Iterator[Any]:
+    """The rows; all but the first fault of each command's request are slow, because they are many."""
+    seen = set()
+    for row in rows:
+        yield pytest.param(row, id=str(row), marks=pytest.mark.slow if (row.command, row.where) in seen else ())
+        seen.add((row.command, row.where))
+
+
+@pytest.mark.parametrize("row", list(by_request([*PUSH, *READ])))
 def test_a_lasting_fault(bench: Bench, monkeypatch: pytest.MonkeyPatch, row: Row) -> None:
     monkeypatch.setenv("CLIPMERGE_HUB_TIMEOUT", str(TIMEOUT))
     bench.hub.fail(*WHERE[row.where], times=999, **row.fault)

@@ -42,7 +42,7 @@ def light(*arguments: object) -> list[str]:
     return heavy
 
 
-@pytest.mark.parametrize("recipe", ["wise-ft", "lines"])
+@pytest.mark.parametrize("recipe", [pytest.param("wise-ft", marks=pytest.mark.slow), "lines"])
 def test_a_data_free_merge_imports_nothing_heavy(pair: Folders, tmp_path: Path, recipe: str) -> None:
     output = tmp_path / "out"
     assert light("merge", *pair, "--recipe", recipe, "--output", output, "--format", "json") == []

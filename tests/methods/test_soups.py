@@ -254,7 +254,10 @@ def test_measures_of_one_path_refuse_several_before_they_look_for_images(family:
         prepare(request)
 
 
-@pytest.mark.parametrize("recipe", ["uniform-soup", "model-stock", "greedy-soup", "wise-ft-id"])
+@pytest.mark.parametrize(
+    "recipe",
+    ["model-stock", "greedy-soup", *(pytest.param(r, marks=pytest.mark.slow) for r in ("uniform-soup", "wise-ft-id"))],
+)
 def test_the_command_merges_several_to_the_same_bytes_each_time(
     far: list[Path], images: Path, tmp_path: Path, recipe: str
 ) -> None:

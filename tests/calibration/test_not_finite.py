@@ -1,0 +1,86 @@
+"""Losses that are no number are refused where they appear, with the place on the path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.mixtures import try_mixture
+from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.slopes import Slopes
+from clipmerge.errors import MeasureError
+from clipmerge.measures.path_barrier import path_barrier
+from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+@pytest.fixture
+def spoiled(ends: Ends) -> Objective:
+    """An objective whose images are not numbers, so that no loss is one."""
+    batches = make_batches((2,))
+    batches[0].pixels.fill_(float("nan"))
+    return objective_for(ends, batches)
+
+
+def test_a_path_names_the_point(spoiled: Objective) -> None:
+    with pytest.raises(
+        MeasureError, match=r"the calibration loss at alpha 0\.5 is nan; check that the checkpoints work"
+    ):
+        path_barrier(spoiled)
+
+
+def test_slopes_name_the_batch(spoiled: Objective) -> None:
+    with pytest.raises(MeasureError, match=r"the loss of calibration batch 0 is nan; check the checkpoints"):
+        Slopes(spoiled).at(0.5)
+
+
+def test_a_mixture_names_its_weights(spoiled: Objective) -> None:
+    with pytest.raises(MeasureError, match=r"the calibration loss at weights 0\.5 is nan"):
+        try_mixture(spoiled, (0.5,))
+
+
+def test_coefficients_without_gradients_are_not_added_up(ends: Ends) -> None:
+    """A backward pass that reaches no weight of a tower leaves its coefficients without a gradient."""
+    coefficients = Coefficients(objective_for(ends, make_batches((2,))), "layer", 0.5)
+    coefficients.add_up()
+    assert {value.grad for value in coefficients.values.values()} == {None}
+
+
+def test_a_density_of_one_drops_nothing(ends: Ends) -> None:
+    objective = objective_for(ends, make_batches((2,)))
+    coefficients = Coefficients(objective, "entry", 0.5)
+    coefficients.make_sparse(objective.layers["vision.0.mlp"], 1.0)
+    assert all(bool((value == 0.5).all()) for value in coefficients.by_parameter().values())
+    coefficients.make_sparse(objective.layers["vision.0.mlp"], 0.5)
+    dropped = {name for name, value in coefficients.by_parameter().items() if bool((value == 0).any())}
+    assert dropped == {name for name in objective.layers["vision.0.mlp"] if objective.theta_0[name].numel() > 1}
+
+
+def test_a_file_that_is_gone_is_known_by_its_name(tmp_path: Path) -> None:
+    from clipmerge.calibration.resume import _file
+
+    (tmp_path / "x").write_bytes(b"abc")
+    assert _file(tmp_path / "x")[1] == 3
+    assert _file(tmp_path / "gone") == [str(tmp_path / "gone")]
+
+
+def test_what_lies_in_memory_alone_is_copied(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends with other storage at each reading, as those of an adapter, are held, and move like mapped ones."""
+    from clipmerge.checkpoint import Inputs
+
+    mapped = objective_for(ends, make_batches((2,)))
+    for end in ("theta_0", "theta_1"):
+        read = getattr(Inputs, end)
+        monkeypatch.setattr(Inputs, end, lambda *given, read=read, **named: read(*given, **named).clone())
+    held = objective_for(ends, make_batches((2,)))
+    for objective in (mapped, held):
+        objective.move_to(0.3)
+    assert all(torch.equal(value, mapped.parameters[name]) for name, value in held.parameters.items())
+    assert all(torch.equal(held.theta_0[name], mapped.theta_0[name]) for name in mapped.theta_0)

@@ -1,0 +1,124 @@
+"""Checkpoints whose faults are rare: too much of something, two keys of one parameter, files that cannot be opened."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from clipmerge.checkpoint import adapter_config, align_checkpoints, open_checkpoint, pickles
+from clipmerge.checkpoint.preview import preview_checkpoint
+from clipmerge.errors import CheckpointError
+from clipmerge.families import known_keys
+from clipmerge.families.clip import FAMILY as CLIP
+from clipmerge.files.safetensors import read_header
+from tests.support.hub_double import serving, upload
+from tests.support.lora_adapters import configure, save_adapter
+
+Folders = tuple[Path, Path]
+KEY = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Every further file that this process opens is one too many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def adapter(pair: Folders, tmp_path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return save_adapter(pair[0], tmp_path / "adapter", use_dora=True)
+
+
+def refuse(adapter: Path, base: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(str(adapter), base=open_checkpoint(str(base)))
+
+
+def with_tensor(adapter: Path, ending: str, tensor: torch.Tensor) -> Path:
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in tensors if "layers.0.self_attn.q_proj" in key and key.endswith(ending))
+    save_file({**tensors, key: tensor}, file)
+    return adapter
+
+
+def test_lengths_of_another_number_are_refused(pair: Folders, adapter: Path) -> None:
+    changed = with_tensor(adapter, "lora_magnitude_vector", torch.ones(31))
+    refuse(changed, pair[0], r"lora_magnitude_vector.* is \(31,\), the base's .*q_proj\.weight \(32, 32\)")
+
+
+@pytest.mark.parametrize("ending", ["lora_A.weight", "lora_B.weight"])
+def test_a_factor_that_is_no_matrix_is_refused(pair: Folders, adapter: Path, ending: str) -> None:
+    refuse(with_tensor(adapter, ending, torch.ones(4)), pair[0], r"the LoRA of .*q_proj\.weight is")
+
+
+def test_many_patterns_are_refused(pair: Folders, adapter: Path) -> None:
+    most = adapter_config.MOST_PATTERNS
+    changed = configure(adapter, rank_pattern={f"layer{number}": 4 for number in range(most + 1)})
+    refuse(changed, pair[0], rf"{most + 1} patterns, more than {most}")
+
+
+def test_a_pickle_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "x.pt")
+    monkeypatch.setattr(pickles, "LARGEST_PICKLE", 50)
+    with pytest.raises(CheckpointError, match=r"x\.pt: its pickle is larger than"):
+        open_checkpoint(str(tmp_path / "x.pt"))
+
+
+def test_two_keys_of_one_parameter_are_refused(pair: Folders, tmp_path: Path) -> None:
+    double = Path(shutil.copytree(pair[1], tmp_path / "double"))
+    tensors = load_file(double / "model.safetensors")
+    tensors["clip." + KEY] = tensors[KEY].clone()
+    save_file(tensors, double / "model.safetensors", metadata={"format": "pt"})
+    keys = list(tensors)
+    try:
+        CLIP.canonical_names(keys)
+    except CheckpointError:
+        assert known_keys(CLIP, keys) == 0
+    with pytest.raises(CheckpointError, match=r"double"):
+        align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(double))])
+
+
+def test_files_that_cannot_be_opened_any_more_are_named(pair: Folders, tmp_path: Path) -> None:
+    opened, hashed = (open_checkpoint(str(folder)) for folder in pair)
+    torch.save({KEY: torch.zeros(2)}, tmp_path / "x.pt")
+    with no_more_files():
+        with pytest.raises(
+            CheckpointError, match=r"model\.safetensors: cannot be read any more \(.*Too many open files"
+        ):
+            opened.tensor(KEY)
+        with pytest.raises(CheckpointError, match=r"cannot be read any more \(.*Too many open files"):
+            _ = hashed.hashes
+        with pytest.raises(CheckpointError, match=r"cannot be read \(Too many open files\)"):
+            read_header(pair[0] / "model.safetensors")
+        with pytest.raises(CheckpointError, match=r"x\.pt"):
+            open_checkpoint(str(tmp_path / "x.pt"))
+    assert opened.tensor(KEY).shape == (32, 32)
+    assert len(hashed.hashes) == 1
+
+
+def test_offline_nothing_is_previewed(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path, monkeypatch) as hub:
+        sha = upload(hub, "acme/base", {path.name: path.read_bytes() for path in pair[0].iterdir()})
+        shown = preview_checkpoint(f"acme/base@{sha}")
+        assert shown is not None
+        opened = open_checkpoint(f"acme/base@{sha}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert preview_checkpoint(f"acme/base@{sha}") is None
+        assert shown.entries.keys() == opened.entries.keys()
