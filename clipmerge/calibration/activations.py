@@ -82,5 +82,5 @@ def memory(device: torch.device) -> int:
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on Windows
+    except (AttributeError, ValueError, OSError):  # pragma: no cover - Windows, which has no sysconf
         return _USUAL

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -163,10 +163,9 @@ class Coefficients:
     @torch.no_grad()
     def _add_slope(self, name: str, parameter: Tensor) -> None:
         """Add a weight's part to the gradient of its coefficient, and drop the weight's gradient."""
-        if parameter.grad is None:
-            return
         value = self.values[self._key[name]]
-        slope = parameter.grad.mul_(self._objective.task_vector[name]).sum_to_size(value.shape)
+        gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
+        slope = gradient.mul_(self._objective.task_vector[name]).sum_to_size(value.shape)
         value.grad = slope if value.grad is None else value.grad + slope
         parameter.grad = None
 

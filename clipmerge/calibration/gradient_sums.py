@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -49,9 +50,7 @@ class GradientSums:
         task_vector = self._path.task_vector[name].flatten()
 
         def hook(parameter: Tensor) -> None:
-            gradient = parameter.grad
-            if gradient is None:
-                return
+            gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
             self._slopes[self._layers[name]] += float(torch.dot(gradient.flatten(), task_vector))
             self.totals[name].add_(gradient, alpha=self.part)
             parameter.grad = None

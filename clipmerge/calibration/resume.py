@@ -165,16 +165,12 @@ class Saved:
             if self._exists:
                 self.say(f"the learning is saved{steps}; the same command resumes there")
             raise
-        self._find = _not_again  # frees the model and the images that the function refers to
+        del self._find  # frees the model and the images that the function refers to
 
     def remove(self) -> None:
         """Remove the file once its result is stored elsewhere."""
         if self._exists and self._accelerator.is_main_process:
             self._remove()
-
-
-def _not_again() -> Path:
-    raise AssertionError("the file is found while there is something to save")
 
 
 def _fits(held: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:

@@ -217,7 +217,7 @@ def _draw(sizes: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor
     sizes = sizes.double()
     certain = torch.zeros(len(sizes), dtype=torch.bool)
     chances = torch.zeros_like(sizes)
-    for _ in range(len(sizes)):
+    while True:  # each turn but the last makes a further place certain
         left = sizes.where(~certain, 0.0)
         chances = (left * max(0, count - int(certain.sum())) / left.sum().clamp_min(1e-300)).where(~certain, 1.0)
         above = (chances >= 1) & ~certain

@@ -11,7 +11,6 @@ from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._options import MaxShardSize, NoHash, Output, Overwrite, Verbose, command_line
 from clipmerge.cli._summary import show_merge
 from clipmerge.cli._terminal import Format, Terminal
-from clipmerge.distributed import is_main_process
 
 
 @reporting_errors
@@ -37,5 +36,4 @@ def apply_command(
         progress=terminal,
         command=command_line(),
     )
-    if is_main_process():
-        show_merge(terminal, result.record, f"Wrote {output} (report: {output / 'report.html'})")
+    show_merge(terminal, result.record, f"Wrote {output} (report: {output / 'report.html'})")

@@ -20,7 +20,7 @@ def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) ->
         file: Name of the configuration, for the message.
 
     Raises:
-        CheckpointError: If a tensor is missing, unexpected, or has another shape; the message names the first.
+        CheckpointError: If a tensor is missing, or has another shape; the message names the first.
     """
     for side in (
         "vision",
@@ -42,8 +42,6 @@ def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) ->
                 f"{file} requires {name} of shape {shape} (with defaults for missing settings), but the weights have "
                 f"{'no such tensor' if has is None else f'the shape {has}'}"
             )
-    if extra := sorted(shapes.keys() - expected.keys()):
-        raise CheckpointError(f"the weights have {extra[0]}, but {file} does not; they belong to two models")
 
 
 def _expected(config: dict[str, Any]) -> dict[str, Shape]:

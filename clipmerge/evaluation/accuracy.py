@@ -60,7 +60,7 @@ def zero_shot_accuracy(
     device: Device = "auto",
     batch_size: int | None = None,
     images_at_once: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress,
 ) -> float:
     """Share of images whose best-matching class prompt is the right one.
 
@@ -88,8 +88,7 @@ def zero_shot_accuracy(
         best = answers(model, batch.pixels.to(accelerator.device), classes, images_at_once)
         right += int((best == batch.labels).sum())
         seen += len(batch)
-        if progress:
-            progress.advance(seen, len(images))
+        progress.advance(seen, len(images))
     with together():
         total = accelerator.reduce(torch.tensor(right, device=accelerator.device), "sum")
     return float(total) / len(images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.checkpoint.compare import is_incidental
@@ -39,8 +39,8 @@ class Point:
             model.become(self.placed)
         elif self.plan is not None:
             model.follow(self.plan, self.tensors)
-        elif self.alpha is not None:
-            model.interpolate(self.alpha)
+        else:
+            model.interpolate(cast(float, self.alpha))
 
 
 @dataclass

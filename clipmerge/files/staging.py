@@ -19,7 +19,7 @@ from clipmerge.errors import OutputError
 
 try:
     import fcntl
-except ImportError:  # Windows: stale stages are left for the user to delete
+except ImportError:  # pragma: no cover - Windows, where stale stages are left for the user to delete
     fcntl = None  # type: ignore[assignment]
 
 #: The record in every output folder, which identifies it.
@@ -171,7 +171,7 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[int | None]:
     """Hold a folder by its descriptor instead of its path, because it or a parent may be renamed."""
-    if os.name == "nt":
+    if os.name == "nt":  # pragma: no cover - Windows
         yield None
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -183,7 +183,7 @@ def _opened(folder: Path) -> Iterator[int | None]:
 
 def _remove(stage: Path, parent: int | None, left: list[Path]) -> None:
     with undisturbed():  # users press Ctrl-C twice, and the message promises that nothing was left behind
-        if parent is None:
+        if parent is None:  # pragma: no cover - Windows
             shutil.rmtree(stage, ignore_errors=True)
         else:
             shutil.rmtree(stage.name, ignore_errors=True, dir_fd=parent)

@@ -21,7 +21,7 @@ from clipmerge.files.safetensors import Array
 
 try:
     import fcntl
-except ImportError:  # Windows, where direct writing is not used
+except ImportError:  # pragma: no cover - Windows, where direct writing is not used
     fcntl = None  # type: ignore[assignment]
 
 # Direct writes, which bypass the page cache, must be aligned to the disk's blocks; no disk has larger blocks than this.

@@ -173,14 +173,6 @@ class _Backend(_httpcore.NetworkBackend):  # type: ignore[misc]
         """Connect."""
         return _Stream(self._backend.connect_tcp(*arguments, **options))
 
-    def connect_unix_socket(self, *arguments: Any, **options: Any) -> _Stream:
-        """Connect."""
-        return _Stream(self._backend.connect_unix_socket(*arguments, **options))
-
-    def sleep(self, seconds: float) -> None:
-        """Wait."""
-        self._backend.sleep(seconds)
-
 
 def check_listing(where: str, names: Iterable[str], most: int) -> None:
     """Refuse a listing that is too long, or whose names lead out of a folder.

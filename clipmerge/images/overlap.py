@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from clipmerge.errors import UsageError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.decoding import unreadable
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Fingerprints:
         """Files by device and inode, so hard and symbolic links lead to the same file."""
         paths = {}
         for path in self.images.paths:
-            status = _status(path)
+            status = _read(path, Path.stat)
             paths[status.st_dev, status.st_ino] = path
         return paths
 
@@ -54,13 +57,13 @@ class Fingerprints:
         """Files by size in bytes: only files of the same size can have equal content."""
         paths: dict[int, list[str]] = {}
         for path in self.images.paths:
-            paths.setdefault(_status(path).st_size, []).append(path)
+            paths.setdefault(_read(path, Path.stat).st_size, []).append(path)
         return paths
 
     def with_content(self, size: int, digest: str) -> str | None:
         """The file of that size and hash, if there is one."""
         if size not in self._hashes:
-            self._hashes[size] = {_sha256(path): path for path in self.by_size.get(size, [])}
+            self._hashes[size] = {_read(path, sha256_of): path for path in self.by_size.get(size, [])}
         return self._hashes[size].get(digest)
 
     @cached_property
@@ -110,26 +113,20 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
 
 
 def _same_file(path: str, ours: Fingerprints, theirs: Fingerprints) -> str | None:
-    status = _status(path)
+    status = _read(path, Path.stat)
     same = theirs.files.get((status.st_dev, status.st_ino))
     if same is not None:
         return f"{path} is {'in both' if same == path else same}"
     if status.st_size not in theirs.by_size:
         return None
-    other = theirs.with_content(status.st_size, _sha256(path))
+    other = theirs.with_content(status.st_size, _read(path, sha256_of))
     return other and f"{path} has the content of {other}"
 
 
-def _status(path: str) -> os.stat_result:
+def _read(path: str, read: Callable[[Path], T]) -> T:
+    """Look at a file; one that cannot be, such as a link to nowhere, which is listed like any file, is named."""
     try:
-        return Path(path).stat()
-    except OSError as error:  # a link to nowhere is listed like any file
-        raise unreadable(path, error) from None
-
-
-def _sha256(path: str) -> str:
-    try:
-        return sha256_of(Path(path))
+        return read(Path(path))
     except OSError as error:
         raise unreadable(path, error) from None
 

@@ -89,23 +89,23 @@ def request(pair: Folders, images: str, recipe: str) -> SweepRequest:
 def test_plans_are_kept_where_images_have_a_commit(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = api.plan(*pair, "ties", **QUIET)
+    plan = api.plan(*pair, "wise-ft", **QUIET)
     for cache in (
         tmp_path,
         tmp_path / "file" / "cache",
     ):  # the second cannot be written, which costs only the resumption
         (tmp_path / "file").touch()
         kept = Kept(cache)
-        free = request(pair, "hf://datasets/acme/cars@1:test", "ties")
-        assert kept.plan(free, load_recipe("ties")) is None
-        kept.keep_plan(free, load_recipe("ties"), plan, PlanTensors())
-        found = kept.plan(free, load_recipe("ties"))
+        free = request(pair, "hf://datasets/acme/cars@1:test", "wise-ft")
+        assert kept.plan(free, load_recipe("wise-ft")) is None
+        kept.keep_plan(free, load_recipe("wise-ft"), plan, PlanTensors())
+        found = kept.plan(free, load_recipe("wise-ft"))
         assert (found is not None) is (cache == tmp_path)
         assert found is None or found[0].digest == plan.digest
     kept = Kept(tmp_path)
     for file in (tmp_path / "plans").iterdir():
         file.write_text("{")
-    assert kept.plan(free, load_recipe("ties")) is None
+    assert kept.plan(free, load_recipe("wise-ft")) is None
     local = request(pair, "some folder", "straggler-outlier")
     kept.keep_plan(local, load_recipe("straggler-outlier"), plan, PlanTensors())
     assert kept.plan(local, load_recipe("straggler-outlier")) is None

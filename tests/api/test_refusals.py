@@ -92,7 +92,7 @@ def test_tasks_that_cannot_be_measured_are_a_warning(pair: Folders, images: Path
 
 
 def test_two_names_of_one_point_are_refused(pair: Folders, images: Path) -> None:
-    sources: dict[str, Any] = {"id": {"val": str(images)}, "ood": {}, **QUIET}
+    sources: dict[str, Any] = {"id": {"val": str(images)}, "ood": {"far": str(images)}, **QUIET}
     with pytest.raises(UsageError, match=r"--point wise-ft: a recipe has this name"):
         api.sweep(*pair, recipes=["wise-ft"], points={"wise-ft": str(pair[1])}, **sources)
 

@@ -159,6 +159,14 @@ def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends:
     assert stragglers(flat, objective)
     assert not set(stragglers(sharp, objective)) & set(stragglers(flat, objective))
     assert stragglers(outlier, objective) == []
+    drawn = [
+        learned_sparse(objective_for(ends, make_batches(SIZES)), steps=2, rule="random", share=0.2, draw=draw)
+        for draw in (0, 0, 1, 2, 3)
+    ]
+    chosen = [stragglers(each, objective) for each in drawn]
+    assert all(chosen)
+    assert chosen[0] == chosen[1]
+    assert len(set(map(tuple, chosen))) > 1
 
 
 def test_a_merge_writes_zero_shot_bytes_where_a_straggler_dropped(

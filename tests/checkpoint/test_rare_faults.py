@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import warnings
@@ -82,16 +83,16 @@ def test_a_pickle_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pyte
 
 
 def test_two_keys_of_one_parameter_are_refused(pair: Folders, tmp_path: Path) -> None:
+    """A tower's own spelling beside that of the whole model."""
     double = Path(shutil.copytree(pair[1], tmp_path / "double"))
     tensors = load_file(double / "model.safetensors")
-    tensors["clip." + KEY] = tensors[KEY].clone()
-    save_file(tensors, double / "model.safetensors", metadata={"format": "pt"})
-    keys = list(tensors)
-    try:
-        CLIP.canonical_names(keys)
-    except CheckpointError:
-        assert known_keys(CLIP, keys) == 0
-    with pytest.raises(CheckpointError, match=r"double"):
+    own = KEY.removeprefix("vision_model.")
+    vision = {key: value for key, value in tensors.items() if key.startswith("vision_model.")}
+    save_file({**vision, own: tensors[KEY].clone()}, double / "model.safetensors", metadata={"format": "pt"})
+    (double / "config.json").write_text(json.dumps(json.loads((pair[1] / "config.json").read_text())["vision_config"]))
+    assert known_keys(CLIP, [*vision, own]) == 0
+    assert known_keys(CLIP, vision) == len(vision)
+    with pytest.raises(CheckpointError, match=rf"double: keys '.*{own}' and '.*{own}' are the same parameter"):
         align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(double))])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import open_clip
@@ -11,6 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from clipmerge.errors import CheckpointError, DataError
+from clipmerge.families.open_clip import FAMILY
+from clipmerge.models.headed_tower import HeadedTower
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_open_clip import load, model_config, save_open_clip_pair
 
@@ -126,3 +130,32 @@ def test_what_is_learned_leaves_the_head_fine_tuned(base: Path, images: Path, tm
     assert outcome.code == 0, outcome.err
     head = outcome.json["layers"]["head"]
     assert (head["alpha"], head["reason"]) == (1, "a classifier's head takes no part in measuring: fine-tuned")
+
+
+def test_a_zero_shot_side_that_does_not_fit_the_head_is_refused(base: Path, tmp_path: Path) -> None:
+    theta_1 = torch.load(base.parent / "classifier.pt", weights_only=True)  # noqa: TID251
+    torch.save(theta_1 | {WEIGHT: torch.zeros(3, 8)}, tmp_path / "narrow.pt")
+    flags = ("--recipe", "wise-ft", "--classes", base.parent / "classes.txt", "--output", tmp_path / "out")
+    line = refused(clipmerge("merge", base, tmp_path / "narrow.pt", *flags))
+    assert "its head takes 8 features, but the zero-shot model's embeddings have 16" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_that_does_not_fit_its_tower_or_its_classes_is_refused(base: Path, tmp_path: Path) -> None:
+    config = json.loads((base / "open_clip_config.json").read_text())
+    with pytest.raises(CheckpointError, match=r"the head has shape \(3, 8\), the tower 16 features"):
+        HeadedTower(FAMILY, config, base, (3, 8))
+    tower = HeadedTower(FAMILY, config, base, (3, 16))
+    assert [rows.tolist() for rows in tower.rows_for("here", 3, ())] == [[0], [1], [2]]
+    assert [rows.tolist() for rows in tower.rows_for("here", 2, [(2, 0), (1,)])] == [[2, 0], [1]]
+    for classes, rows in ((2, ()), (2, [(0,), (3,)])):
+        with pytest.raises(DataError, match=r"here: has 2 classes, and the model's head 3; their correspondence"):
+            tower.rows_for("here", classes, rows)
+
+
+def test_a_head_needs_the_configuration_beside_it(base: Path, images: Path, tmp_path: Path) -> None:
+    for name in ("zeroshot", "finetuned"):
+        torch.save(torch.load(base.parent / "classifier.pt", weights_only=True), tmp_path / f"{name}.pt")  # noqa: TID251
+    flags = ("--id", f"test={images}", "--ood", f"far={images}", "--alphas", "0,1", "--output", tmp_path / "out")
+    line = refused(clipmerge("sweep", tmp_path / "zeroshot.pt", tmp_path / "finetuned.pt", *flags))
+    assert "evaluating a head needs open_clip_config.json beside the weights" in line

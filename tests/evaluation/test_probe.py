@@ -90,6 +90,19 @@ def test_rotation_turns_the_centre_and_fills_the_corners_with_the_borders_colour
     assert abs(angle) == pytest.approx(40, abs=3)
 
 
+def test_rotation_fills_with_the_mean_of_all_four_sides() -> None:
+    width, height = 60, 40
+    sides = {(0, 0, width, 1): (240, 0, 0), (0, height - 1, width, height): (0, 200, 0)}
+    sides |= {(0, 1, 1, height - 1): (0, 0, 160), (width - 1, 1, width, height - 1): (80, 80, 0)}
+    image = Image.new("RGB", (width, height))
+    for place, colour in sides.items():
+        image.paste(colour, place)
+    border = [image.getpixel((x, y)) for x in range(width) for y in (0, height - 1)]
+    border += [image.getpixel((x, y)) for y in range(height) for x in (0, width - 1)]
+    turned = np.asarray(corrupted(image, "rotation", 0), dtype=int)
+    assert turned[0, 0] == pytest.approx(np.mean(border, axis=0), abs=1)
+
+
 def test_pixelating_leaves_few_colours_and_jpeg_what_pillow_writes(photo: Image.Image) -> None:
     pixels = np.asarray(corrupted(photo, "pixelate", 0))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) <= 26 * 32

@@ -218,3 +218,8 @@ def test_what_is_no_json_object_is_refused_in_one_line(tmp_path: Path, text: str
     (tmp_path / "config.json").write_text(text, errors="surrogateescape")
     with pytest.raises(CheckpointError, match=r"config.json: (cannot be read as JSON \(|is not a JSON object)"):
         read_side_json(tmp_path, "config.json")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "nothing"])
+def test_a_name_that_no_file_can_have_is_no_file(tmp_path: Path, name: str) -> None:
+    assert inside(tmp_path, name) is None

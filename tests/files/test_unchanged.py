@@ -17,6 +17,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.files.unchanged import require_unchanged, watch
 from clipmerge.output import folder as output_folder
 from tests.support.command import clipmerge, refused
+from tests.support.counted import counted
 
 
 @pytest.fixture
@@ -83,7 +84,8 @@ def test_an_input_that_is_cut_short_is_said_and_ends_no_process(tmp_path: Path, 
     file = tmp_path / f"x{suffix}"
     held = {"a.weight": torch.ones(1 << 20), "b.weight": torch.ones(1 << 10)}
     (save_file if suffix == ".safetensors" else torch.save)(held, file)
-    run = subprocess.run([sys.executable, "-c", SCRIPT, file, "not"], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", SCRIPT, file, "not"]
+    run = subprocess.run(command, env=counted(), capture_output=True, text=True, check=False)
     assert run.returncode == 1, run.returncode
     assert run.stderr.strip().splitlines() == [
         f"error: {file}: changed while it was read, or could not be read to its end; run again when nothing writes it"

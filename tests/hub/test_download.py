@@ -332,3 +332,20 @@ def test_offline_with_a_shard_missing(hub: FakeHub, monkeypatch: pytest.MonkeyPa
     (found.folder / weight_map["b"]).unlink()
     with pytest.raises(HubError, match=r"model-00002-of-00002\.safetensors missing from"):
         fetch(HubId("alice/sharded"), endpoint=hub.url)
+
+
+def test_an_index_of_something_else_than_shards_is_refused(hub: FakeHub) -> None:
+    for number, index in enumerate(
+        (b"{", b"[]", b'{"weight_map": {"a": "../x.safetensors"}}', b'{"weight_map": {"a": 1}}')
+    ):
+        repo = HubId(f"alice/shards{number}")
+        part = "model-00001-of-00001.safetensors"
+        upload(hub, repo.repo_id, {part: b"x", "model.safetensors.index.json": index, "config.json": b"{}"})
+        with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json: not an index of shards"):
+            fetch(repo, endpoint=hub.url)
+
+
+def test_the_tensors_of_a_pickle_are_not_listed_from_afar(hub: FakeHub) -> None:
+    sha = upload(hub, "alice/pickled", {"pytorch_model.bin": b"x", "config.json": b"{}"})
+    with pytest.raises(CheckpointError, match=r"cannot list the tensors of a PyTorch pickle without downloading it"):
+        remote_metadata(HubId("alice/pickled"), sha, endpoint=hub.url)

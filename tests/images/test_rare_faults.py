@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,17 +50,33 @@ def tar(tmp_path: Path) -> Path:
     return save_tar(tmp_path / "x.tar", {"a.png": png(0), "a.txt": b"a", "b.png": png(1), "b.txt": b"b"})
 
 
-# the footer's number of rows (field 3, i64, 9 rows), and behind it field 4, the list of row groups
+# in the footer: 9 rows of the file (i64, before the list of row groups), and of its row group (i64, before a place)
 ROWS, MORE_ROWS = b"\x16\x12\x19", b"\x16\x14\x19"
+GROUP, LARGER_GROUP = b"\x16\x12\x26", b"\x16\x14\x26"
 
 
-def test_rows_that_its_groups_do_not_hold(table: Path) -> None:
+def with_footer(table: Path, *changes: tuple[bytes, bytes]) -> str:
     data = table.read_bytes()
     begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    assert data.count(ROWS, begin) == 1
-    table.write_bytes(data[:begin] + data[begin:].replace(ROWS, MORE_ROWS))
+    footer = data[begin:]
+    for before, after in changes:
+        assert before in footer
+        footer = footer.replace(before, after, 1)
+    table.write_bytes(data[:begin] + footer)
+    return str(table)
+
+
+def test_a_footer_that_tells_of_more_rows_than_there_are(table: Path) -> None:
+    file = with_footer(table, (ROWS, MORE_ROWS))
     with pytest.raises(DataError, match=r"its row groups do not add up to its number of rows"):
-        load_images(str(table))
+        load_images(file)
+    file = with_footer(table, (GROUP, LARGER_GROUP))
+    with pytest.raises(DataError, match=r"it has fewer labels than its footer says"):
+        load_images(file)
+    found = load_unlabelled(file, most=99)
+    assert found.image(8).tobytes() == Image.open(io.BytesIO(png(8))).tobytes()
+    with pytest.raises(DataError, match=r"it has fewer rows than its footer says"):
+        found.image(9)
 
 
 def test_an_image_that_is_too_large(table: Path, tar: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,3 +206,15 @@ def test_which_sources_have_captions(hub: FakeHub, table: Path, tar: Path, tmp_p
         load_captions(f"{CARS}:test")
     with pytest.raises(DataError, match=r"empty\.tar: holds no images"):
         load_captions(str(save_tar(tmp_path / "empty.tar", {})))
+
+
+def test_long_names_in_an_archive(tmp_path: Path) -> None:
+    """In POSIX's own format a long name stands in a header of its own before the file."""
+    name = "folder/" * 30 + "é"
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for ending, data in (("png", png(0)), ("cls", b"1"), ("txt", b"a cat")):
+            member = tarfile.TarInfo(f"{name}.{ending}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    found = load_unlabelled(str(tmp_path / "x.tar"), most=10)
+    assert found.image(0).tobytes() == Image.open(io.BytesIO(png(0))).tobytes()

@@ -110,3 +110,27 @@ def test_the_digest_is_of_content_and_order(nested: Path, tmp_path: Path) -> Non
     assert content_digest(load_unlabelled(str(moved), most=100).subset([1, 0, 2, 3, 4, 5])) != digest.hexdigest()
     (moved / "0.png").write_bytes(png(9))
     assert content_digest(load_unlabelled(str(moved), most=100)) != digest.hexdigest()
+
+
+def test_the_digest_is_of_bytes_or_pixels_where_there_are_no_files(tmp_path: Path) -> None:
+    pixels = [{"bytes": png(number), "path": None} for number in range(3)]
+    pyarrow.parquet.write_table(pyarrow.table({"image": pixels}), tmp_path / "x.parquet")
+    sample = load_unlabelled(str(tmp_path / "x.parquet"), most=3).sample(3, 0)
+    order = [round(float(np.asarray(sample.image(place)).mean()) / 20) for place in range(3)]
+    assert sorted(order) == [0, 1, 2]
+    digest = hashlib.sha256()
+    for number in order:
+        digest.update(hashlib.sha256(png(number)).hexdigest().encode())
+    assert content_digest(sample) == digest.hexdigest()
+    ready = [torch.full((3, 4, 4), float(number)) for number in range(3)]
+    digest = hashlib.sha256()
+    for image in ready:
+        digest.update(hashlib.sha256(image[None].numpy().tobytes()).hexdigest().encode())
+    assert content_digest(load_unlabelled(ready, most=3)) == digest.hexdigest()
+
+
+def test_a_file_that_has_gone_is_named(nested: Path) -> None:
+    images = load_unlabelled(str(nested), most=100)
+    (nested / "0.png").unlink()
+    with pytest.raises(DataError, match=r"0\.png: cannot be read as an image"):
+        content_digest(images)

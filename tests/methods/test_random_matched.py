@@ -102,3 +102,18 @@ def test_the_mask_needs_gradients_here_too(pair: tuple[Path, Path]) -> None:
     with pytest.raises(RecipeError, match="the saliency mask needs gradients"):
         decide(task, "random-matched")
     assert decide(task, "random-matched", mask="magnitude").scores == {}
+
+
+def test_more_stragglers_than_other_layers_are_refused(pair: tuple[Path, Path]) -> None:
+    """Only layers that fine-tuning moved can stand in."""
+    task = task_with((pair[0], pair[0]), seed=0)
+    with pytest.raises(
+        RecipeError, match=r"random-matched: 2 stragglers and only 0 other layers that fine-tuning moved"
+    ):
+        decide(task, "random-matched")
+
+
+def test_another_measure_makes_no_layer_sparse(pair: tuple[Path, Path]) -> None:
+    told = r"method straggler-sparse: made-up makes no layer sparse; measure with learned-sparse, or use the method"
+    with pytest.raises(RecipeError, match=told):
+        load_plugin("methods", "straggler-sparse")(task_with(pair))

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.families.clip import FAMILY as CLIP
-from tests.support.command import clipmerge
+from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit, rename_keys, shard
 
 Folders = tuple[Path, Path]
@@ -263,3 +263,25 @@ def test_a_head_of_one_side_is_dropped_or_kept(copies: Folders, missing: str) ->
     assert ("classifier.weight" in load_file(output / "model.safetensors")) is (missing == "keep-finetuned")
     if missing == "keep-zeroshot":
         works(output)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_config_without_a_dtype_gets_one_where_loaders_need_it(copies: Folders, dtype: str) -> None:
+    for folder in copies:
+        config = json.loads((folder / "config.json").read_text())
+        for section in (config, config["vision_config"], config["text_config"]):
+            section.pop("dtype", None)
+            section.pop("torch_dtype", None)
+        (folder / "config.json").write_text(json.dumps(config))
+    written = json.loads((merge(*copies, flags=("--dtype", dtype)) / "config.json").read_text())
+    assert written.get("dtype") == (dtype if dtype == "bfloat16" else None)
+
+
+def test_integers_that_differ_between_fine_tuned_checkpoints_are_refused(family: list[Path], tmp_path: Path) -> None:
+    folders = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in family]
+    for number, folder in enumerate(folders):
+        edit(folder, **{"text_model.embeddings.position_ids": torch.arange(32)[None] + (number == 2)})
+    for recipe in ("ties", "wise-ft"):
+        line = refused(clipmerge("merge", *folders, "--recipe", recipe, "--output", tmp_path / "out"))
+        assert f"{folders[2]}: integer tensor text_model.embeddings.position_ids differs from the zero-shot one" in line
+        assert not (tmp_path / "out").exists()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from clipmerge.planning.frozen import Plain
+from clipmerge.files.limits import MOST_MEASURED
+from clipmerge.planning.frozen import LittleMeasured, Plain
 
 plain: TypeAdapter[Any] = TypeAdapter(Plain)
 
@@ -26,3 +27,11 @@ def test_deep_nesting_is_refused() -> None:
     assert plain.validate_python(deep) == deep
     with pytest.raises(ValidationError, match="nested too deeply"):
         plain.validate_python([deep])
+
+
+def test_more_numbers_than_a_model_has_are_refused() -> None:
+    measured: TypeAdapter[Any] = TypeAdapter(Annotated[dict[str, dict[str, float]], LittleMeasured])
+    row = {str(number): 0.0 for number in range(MOST_MEASURED // 2)}
+    assert len(measured.validate_python({"a": row, "b": row})) == 2
+    with pytest.raises(ValidationError, match=f"more than {MOST_MEASURED} numbers"):
+        measured.validate_python({"a": row, "b": row, "c": {"x": 1.0}})

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report.loss_path import barrier_of
+from clipmerge.report.merge_pictures import path_picture
 from clipmerge.report.numbers import Scale
 from clipmerge.report.path_picture import path_figure
+from tests.support.merge_records import example
 
 
 def test_loss_chart_keeps_order_and_scale():
@@ -24,6 +27,18 @@ def test_loss_chart_keeps_order_and_scale():
 @pytest.mark.parametrize("path", [None, LossPath(alphas=(0.5,), losses=(1.0,)), LossPath(alphas=(), losses=())])
 def test_no_loss_chart_without_two_points(path):
     assert path_figure(path) is None
+
+
+def test_without_the_middle_no_barrier_is_drawn():
+    path = LossPath(alphas=(0.0, 0.3, 1.0), losses=(3.0, 1.0, 1.0))
+    figure = path_figure(path)
+    assert figure is not None
+    assert len(figure.axes[0].get_lines()) == 2
+    record = MergeRecord.model_validate(example() | {"path": path.model_dump()})
+    picture = path_picture(record)
+    assert picture is not None
+    assert "alpha 0.3: 1.000 nats" in picture.svg
+    assert "barrier" not in picture.caption
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image
 
 from clipmerge.report.palette import MARKS
@@ -203,3 +205,11 @@ def test_svg_and_pdf_are_the_same_again_and_whole() -> None:
     assert ElementTree.fromstring(first["curve.svg"]).tag.endswith("svg")
     assert first["curve.pdf"].startswith(b"%PDF")
     assert first["curve.pdf"].rstrip().endswith(b"%%EOF")
+
+
+def test_a_damaged_font_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    usual = _families("見出し")
+    broken = font_manager.FontEntry(fname=str(tmp_path / "broken.ttf"), name="AAA Broken")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [broken, *font_manager.fontManager.ttflist])
+    assert _families("見出し") == usual

@@ -1,0 +1,63 @@
+"""Everything from the Hub's cache, offline: each command tells of the commit that it uses unchecked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from clipmerge.images.dataset import load_images
+from tests.support.command import clipmerge
+from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.image_files import save_hub_parquet
+
+Folders = tuple[Path, Path]
+CARS = "hf://datasets/acme/cars"
+
+
+@pytest.fixture
+def hub(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving(tmp_path, monkeypatch) as server:
+        for name, folder in zip(("acme/base", "acme/tuned"), pair, strict=True):
+            upload(server, name, {path.name: path.read_bytes() for path in folder.iterdir()})
+        files = {
+            f"{split}.parquet": save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 8, first=at).read_bytes()
+            for split, at in (("test", 0), ("train", 100), ("validation", 200))
+        }
+        upload(server, "acme/cars", files, kind="dataset")
+        yield server
+
+
+def test_every_command_tells_what_it_takes_unchecked(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = tmp_path / "plan.json"
+    models = ("acme/base", "acme/tuned")
+    assert clipmerge("plan", *models, "-r", "wise-ft", "-o", plan).code == 0
+    for split in ("test", "train", "validation"):
+        load_images(f"{CARS}:{split}", whole=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    before = len(hub.log)
+    note = "HF_HUB_OFFLINE is set: hf://datasets/acme/cars is the cached commit"
+
+    def notes(*command: object) -> int:
+        ended = clipmerge(*command)
+        assert ended.code == 0, ended.err
+        return " ".join(ended.err.split()).count(note)
+
+    out = ("--images", "12", "-o")
+    assert notes("evaluate", "acme/tuned", "--data", f"test={CARS}:test") == 1
+    assert notes("merge", *models, "-r", "wise-ft", "--data", f"{CARS}:train", *out, tmp_path / "data-free") == 1
+    learns = ("-r", "auto", "--set", "measure.steps=2", "--data", f"{CARS}:train")
+    assert notes("merge", *models, *learns, "--unlabelled", f"{CARS}:validation", *out, tmp_path / "learned") == 2
+    assert notes("merge", *models, "-r", "wise-ft", "--keep", f"cars={CARS}:test", "-o", tmp_path / "kept") == 1
+    ended = clipmerge("apply", plan, "--output", tmp_path / "applied")
+    assert ended.code == 0, ended.err
+    assert "HF_HUB_OFFLINE is set" in ended.err or json.loads(plan.read_text())["zeroshot"]["revision"] in ended.err
+    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "data-free", "kept")]
+    assert same[0] == same[1] == same[2]
+    assert len(hub.log) == before
