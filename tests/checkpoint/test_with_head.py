@@ -125,7 +125,18 @@ def test_another_number_of_classes_is_refused(base: Path, tmp_path: Path) -> Non
 
 
 def test_what_is_learned_leaves_the_head_fine_tuned(base: Path, images: Path, tmp_path: Path) -> None:
-    inputs = (base, base.parent / "classifier.pt", "--recipe", "auto", "--data", images, "--images", 6)
+    inputs = (
+        base,
+        base.parent / "classifier.pt",
+        "--recipe",
+        "auto",
+        "--set",
+        "measure.steps=2",
+        "--data",
+        images,
+        "--images",
+        6,
+    )
     outcome = clipmerge("merge", *inputs, "--dry-run", "--format", "json")
     assert outcome.code == 0, outcome.err
     head = outcome.json["layers"]["head"]

@@ -42,7 +42,14 @@ overrides = st.builds(
 edits = st.lists(st.tuples(st.integers(0, 99), st.none() | shares | st.just("mask")), max_size=3)
 
 
-@pytest.mark.parametrize("method", [*FREE, *MEASURED, *STRAGGLERS])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *FREE,
+        *MEASURED,
+        *(pytest.param(name, marks=() if name == "straggler-outlier" else pytest.mark.slow) for name in STRAGGLERS),
+    ],
+)
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     overrides=st.lists(overrides, max_size=2).map(tuple),
