@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,11 +52,10 @@ def test_every_command_tells_what_it_takes_unchecked(
     assert notes("evaluate", "acme/tuned", "--data", f"test={CARS}:test") == 1
     assert notes("merge", *models, "-r", "wise-ft", "--data", f"{CARS}:train", *out, tmp_path / "data-free") == 1
     learns = ("-r", "auto", "--set", "measure.steps=2", "--data", f"{CARS}:train")
-    assert notes("merge", *models, *learns, "--unlabelled", f"{CARS}:validation", *out, tmp_path / "learned") == 2
+    # both of its sources are at this commit, and the same line is said once
+    assert notes("merge", *models, *learns, "--unlabelled", f"{CARS}:validation", *out, tmp_path / "learned") == 1
     assert notes("merge", *models, "-r", "wise-ft", "--keep", f"cars={CARS}:test", "-o", tmp_path / "kept") == 1
-    ended = clipmerge("apply", plan, "--output", tmp_path / "applied")
-    assert ended.code == 0, ended.err
-    assert "HF_HUB_OFFLINE is set" in ended.err or json.loads(plan.read_text())["zeroshot"]["revision"] in ended.err
+    assert notes("apply", plan, "--output", tmp_path / "applied") == 0  # a plan names the commits of its models
     same = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("applied", "data-free", "kept")]
     assert same[0] == same[1] == same[2]
     assert len(hub.log) == before
