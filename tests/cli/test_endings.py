@@ -139,7 +139,7 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 @needs_full
 @pytest.mark.parametrize(
-    "fmt", [Format.json, *(pytest.param(fmt, marks=pytest.mark.slow) for fmt in ("human", "quiet"))]
+    "fmt", [Format.json, *(pytest.param(fmt, marks=pytest.mark.slow) for fmt in (Format.human, Format.quiet))]
 )
 def test_a_full_stdout_says_that_the_output_is_there(pair: Folders, tmp_path: Path, fmt: Format) -> None:
     out = tmp_path / "out"
