@@ -10,6 +10,10 @@ from typing import Protocol
 _LOG = logging.getLogger("clipmerge")
 # The pace is known after so many seconds with so many reports, or after more seconds with the fewest.
 _GLANCE, _MANY, _LONG_GLANCE, _FEWEST = 1.0, 24, 15.0, 3
+# An estimate is corrected if the work takes so many times as long, and so many seconds more or less.
+_OFF, _FAR = 1.5, 60.0
+# Work of fewer seconds is not stated before it starts.
+_LONG = 2.0
 
 
 class Progress(Protocol):
@@ -76,7 +80,7 @@ class ByteCount:
 
 
 class Pace:
-    """Forwards progress, and states the cost of the work once its pace is known."""
+    """Forwards progress, and states the cost of the work: before it starts, or once its pace is known."""
 
     def __init__(self, progress: Progress, cost: Callable[[float, str], str] | None) -> None:
         """Start before the work.
@@ -86,7 +90,8 @@ class Pace:
             cost: Makes a sentence from the amount of work and its estimated time; ``None`` for no sentence.
         """
         self._progress = progress
-        self._cost = cost
+        self._sentence = self._cost = cost
+        self._stated: float | None = None
         self._reports: list[tuple[float, float]] = []
 
     def stage(self, name: str) -> None:
@@ -96,6 +101,21 @@ class Pace:
     def say(self, text: str) -> None:
         """Forward the call."""
         self._progress.say(text)
+
+    def begin(self, work: float, seconds: float) -> None:
+        """State the cost before the work starts, unless it is short; a second call adds work that was found later.
+
+        Args:
+            work: The work, in the unit of the sentence.
+            seconds: Its estimated time.
+        """
+        if self._sentence is None or seconds < _LONG:
+            return
+        if self._stated is None:
+            self._progress.say(self._sentence(work, told(seconds)))
+        else:
+            self._progress.say(f"more work is needed than was stated: about {told(seconds)} more")
+        self._stated = (self._stated or 0.0) + seconds
 
     def advance(self, done: float, total: float) -> None:
         """Forward the call; the first report is warm-up, and later ones count only after some time has passed."""
@@ -109,7 +129,10 @@ class Pace:
         if self._cost is None or count < _FEWEST or passed < (_GLANCE if count >= _MANY else _LONG_GLANCE):
             return
         seconds = self._pace() * (total - self._reports[0][1])
-        self._progress.say(self._cost(total, f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"))
+        if self._stated is None:
+            self._progress.say(self._cost(total, told(seconds)))
+        elif abs(seconds - self._stated) > _FAR and not 1 / _OFF <= seconds / self._stated <= _OFF:
+            self._progress.say(f"at the pace so far, this takes about {told(seconds)}")
         self._cost = None
 
     def _pace(self) -> float:
@@ -117,3 +140,15 @@ class Pace:
         pairs = zip(self._reports, self._reports[1:], strict=False)
         waits = sorted((end - begin, done - before) for (begin, before), (end, done) in pairs)[:-1]
         return sum(seconds for seconds, _ in waits) / max(sum(work for _, work in waits), 1.0)
+
+
+def told(seconds: float) -> str:
+    """Write a time for people.
+
+    Example:
+        >>> told(75), told(600), told(20000)
+        ('75 s', '10 min', '5.6 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"

@@ -64,3 +64,41 @@ def test_stages_and_notes_pass_through() -> None:
     pace.stage("measuring")
     pace.say("a note")
     assert (said.stages, said.notes) == (["measuring"], ["a note"])
+
+
+def begun(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
+    """Work that is stated first, and of which a hundredth takes 20 seconds."""
+    now, said = [100.0], Said()
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    pace = Pace(said, lambda work, seconds: f"{work:g} units: about {seconds}")
+    pace.begin(1000, seconds)
+    for number in range(1, 5):
+        now[0] += 20.0
+        pace.advance(10 * number, 1000)
+    return said.notes
+
+
+def test_work_is_stated_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert begun(monkeypatch, 1900.0) == ["1000 units: about 32 min"]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(600.0, "10 min"), (20000.0, "5.6 h")])
+def test_a_statement_that_was_far_off_is_corrected(monkeypatch: pytest.MonkeyPatch, seconds: float, told: str) -> None:
+    assert begun(monkeypatch, seconds) == [
+        f"1000 units: about {told}",
+        "at the pace so far, this takes about 33 min",
+    ]
+
+
+def test_further_work_is_told_as_such() -> None:
+    said = Said()
+    pace = Pace(said, lambda work, seconds: f"{work:g} units: about {seconds}")
+    pace.begin(1000, 50.0)
+    pace.begin(500, 25.0)
+    assert said.notes == ["1000 units: about 50 s", "more work is needed than was stated: about 25 s more"]
+
+
+def test_no_cost_is_stated_where_there_is_no_sentence() -> None:
+    said = Said()
+    Pace(said, None).begin(1000, 50.0)
+    assert said.notes == []

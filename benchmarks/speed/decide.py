@@ -56,7 +56,7 @@ from tests.support.tiny_clip import END, START, vocabulary
 # Size of a change beside the mean size of a parameter's entries: the path stays gentle, as fine-tuning's is.
 _CHANGE = 0.1
 # Images of plain transformers whose activations are held at once.
-_AT_ONCE = {"b32": 128, "l14": 8}
+_AT_ONCE = {"b32": 64, "l14": 8}
 
 
 def processor() -> CLIPProcessor:
@@ -117,17 +117,20 @@ def objective_for(paths: tuple[Path, Path], options: argparse.Namespace, told: T
         for number, start in enumerate(starts)
     ]
     accelerator = Accelerator(cpu=True)
+    prompts = prompts_for(options.classes, options.templates, options.words)
+    pace = Pace(told or Told(), cost_sentence(options.images, len(prompts), torch.device("cpu")))
     pair = align_checkpoints(open_checkpoint(str(paths[0])), [open_checkpoint(str(paths[1]))])
     assert pair.zeroshot.config is not None
     return Objective(
         model_for(pair.family, pair.zeroshot.config, paths[0]),
         pair,
         batches[accelerator.process_index :: accelerator.num_processes],
-        prompts_for(options.classes, options.templates, options.words),
+        prompts,
         templates=options.templates,
         accelerator=accelerator,
         images_at_once=options.images_at_once,
-        progress=Pace(told or Told(), cost_sentence(options.images, torch.device("cpu"))).advance,
+        progress=pace.advance,
+        cost=pace.begin,
     )
 
 

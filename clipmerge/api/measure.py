@@ -98,17 +98,20 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     run.is_main = accelerator.is_main_process
     model = build_model(run.inputs)
     share = (accelerator.process_index, accelerator.num_processes)
+    prompts = class_prompts(images.class_names, templates)
+    pace = Pace(run.progress, cost_sentence(len(images), len(prompts), accelerator.device))
     batches = list(read_batches(images, batch_size, model.pixels, share=share))
     objective = Objective(
         model,
         run.inputs,
         batches,
-        class_prompts(images.class_names, templates),
+        prompts,
         templates=len(templates),
         accelerator=accelerator,
         seed=request.seed,
         images_at_once=calibration.images_at_once,
-        progress=Pace(run.progress, cost_sentence(len(images), accelerator.device)).advance,
+        progress=pace.advance,
+        cost=pace.begin if accelerator.device.type == "cpu" else None,
     )
     requested = calibration.images if run.held_back else None
     record = _record(images, requested, batch_size, templates, request.seed)
@@ -186,11 +189,12 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
 
 
-def cost_sentence(images: int, device: torch.device) -> Callable[[float, str], str] | None:
+def cost_sentence(images: int, prompts: int, device: torch.device) -> Callable[[float, str], str] | None:
     """Message about the cost on a CPU; elsewhere the cost is small.
 
     Args:
         images: Number of calibration images.
+        prompts: Number of class prompts.
         device: Device of the model.
 
     Returns:
@@ -199,6 +203,6 @@ def cost_sentence(images: int, device: torch.device) -> Callable[[float, str], s
     if device.type != "cpu":  # pragma: no cover - needs a GPU
         return None
     return lambda work, time: (
-        f"measuring {images} images on the CPU, {work / max(images, 1):.0f} forward passes: about {time} "
-        "(fewer --images cost less)"
+        f"measuring {images} images and {prompts} prompts on the CPU, {work / max(images, 1):.0f} forward passes: "
+        f"about {time} (fewer --images cost less)"
     )

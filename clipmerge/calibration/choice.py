@@ -74,13 +74,22 @@ def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
     """Whether embedding all prompts once, while the weights stay, costs no more than the steps' own prompts."""
+    return objective.prompts.count <= own_prompts(objective, steps)
+
+
+def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
+    """Count the prompts of steps, each with its own classes and templates."""
     classes, templates = objective.prompts.classes, objective.prompts.templates
-    own = sum(
+    return sum(
         (classes if step.classes is None else len(step.classes))
         * (templates if step.templates is None else len(step.templates))
         for step in steps
     )
-    return classes * templates <= own
+
+
+def prompts_at(objective: Objective, steps: Sequence[Step]) -> int:
+    """Count the prompts that are embedded for all steps while the weights stay; see `embeds_less_at_once`."""
+    return min(objective.prompts.count, own_prompts(objective, steps))
 
 
 def choose(

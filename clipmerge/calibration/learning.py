@@ -9,7 +9,17 @@ from dataclasses import astuple, dataclass, fields, replace
 import torch
 
 from clipmerge.calibration.activations import Activations
-from clipmerge.calibration.choice import CANDIDATES, UNDER_A_MASK, Candidate, Seen, choose, embeds_less_at_once, look
+from clipmerge.calibration.choice import (
+    CANDIDATES,
+    UNDER_A_MASK,
+    Candidate,
+    Seen,
+    choose,
+    embeds_less_at_once,
+    look,
+    own_prompts,
+    prompts_at,
+)
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, Losses, descend
@@ -121,8 +131,6 @@ class _Run:
     def learned(self) -> Learned:
         """Learn, or resume learning, and choose."""
         begin = self._restored()
-        if not self._objective.text_changes:
-            self._objective.prompt_features()  # computed once for all steps, so in float32
         layout = lay_out(self._objective, self._course.steps, batch=self._course.batch, share=self._course.held_back)
         drawn = with_unlabelled(self._objective, layout.steps, self._course.goal.unlabelled)
         steps = self._dealt(drawn[begin or 0 :], self._course.goal)
@@ -130,6 +138,8 @@ class _Run:
         walks = begin is None and (bool(looks) or not self._coefficients.started)
         tried = (looks or steps[:TRIED]) if walks else []
         self._announce(steps, looks, tried)
+        if not self._objective.text_changes:
+            self._objective.prompt_features()  # computed once for all steps, so in float32
         looks, steps = self._asked(looks, self._whole), self._asked(steps, self._course.goal)
         if walks:
             self._walk(looks or steps[:TRIED], self._whole if looks else self._course.goal)
@@ -160,9 +170,23 @@ class _Run:
         work += sum(FORWARD * len(whole.teachers) * whole.copied(len(step)) * step.part for step in looks)
         work += sum(FORWARD * len(self._candidates) * whole.seen(len(step)) * step.part for step in looks)
         work += sum(FORWARD * len(ALPHAS) * (whole if looks else goal).seen(len(step)) * step.part for step in tried)
-        self._objective.announce_work(work)
         if self._course.thin:
-            self._objective.announce(gradient=1)
+            work += GRADIENT * sum(len(batch) for batch in self._objective.batches)
+        prompts = self._prompts(steps, looks, tried)
+        self._objective.announce_work(work, prompts=prompts, precision=goal.precision)
+
+    def _prompts(self, steps: Sequence[Step], looks: Sequence[Step], tried: Sequence[Step]) -> float:
+        """Forward passes of prompts; all of them once if the text tower does not change."""
+        objective, thinned = self._objective, 0.0
+        if not objective.text_changes:
+            return objective.prompt_passes(forward=1)
+        if self._course.thin:
+            with objective.fewer_prompts():
+                thinned = objective.prompt_passes(gradient=1)
+        asked_once = len(self._course.goal.teachers) * prompts_at(objective, steps)
+        seen = (len(self._whole.teachers) + len(self._candidates)) * prompts_at(objective, looks)
+        walked = len(ALPHAS) * prompts_at(objective, tried)
+        return asked_once + GRADIENT * own_prompts(objective, steps) + seen + walked + thinned
 
     def _asked(self, steps: list[Step], goal: Goal) -> list[Step]:
         return asked(self._objective, steps, goal, kept=embeds_less_at_once(self._objective, steps))

@@ -48,6 +48,11 @@ class CalibrationLoss:
         self._prompt_features: tuple[int, Tensor] | None = None
         self._hidden: dict[str, tuple[tuple[int, int], tuple[Tensor, ...] | None]] = {}
 
+    @property
+    def has_prompt_features(self) -> bool:
+        """Whether `prompt_features` has them already."""
+        return self._prompt_features is not None and self._prompt_features[0] == self._path.text_moves
+
     def prompt_features(self) -> Tensor:
         """Embed the class prompts at theta(alpha), as set by `PathWeights.move_to`, not at perturbed weights.
 

@@ -31,7 +31,8 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
         MeasureError: If the loss is not finite.
     """
     inputs = objective.inputs
-    objective.forget(text=True)
+    # a further checkpoint may change a text tower that the first one does not
+    objective.forget(text=objective.text_changes or objective.checkpoints > 1)
     for name, parameter in objective.parameters.items():
         if inputs.merges(name):
             finetuned = [inputs.theta_1(name, which=which) for which in range(objective.checkpoints)]

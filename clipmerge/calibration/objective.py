@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import Saved
 from clipmerge.calibration.shares import Shares
+from clipmerge.calibration.tower_cost import TowerCost, seconds_per_pass, tower_cost
 from clipmerge.calibration.work import FORWARD as FORWARD
 from clipmerge.calibration.work import GRADIENT as GRADIENT
 from clipmerge.calibration.work import HESSIAN as HESSIAN
@@ -30,6 +32,7 @@ from clipmerge.checkpoint import Inputs
 from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.models import ImageTextModel
+from clipmerge.models.precision import Precision
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE
 
 #: Prompts that measures take back through the text tower; where there are more, templates are drawn.
@@ -68,6 +71,7 @@ class Objective:
         images_at_once: int | None = None,
         prompts_at_once: int = PROMPTS_AT_ONCE,
         progress: Callable[[float, float], None] | None = None,
+        cost: Callable[[float, float], None] | None = None,
     ) -> None:
         """Load the weights of both ends and place everything on the accelerator's device.
 
@@ -83,6 +87,7 @@ class Objective:
                 ``None`` for a whole batch.
             prompts_at_once: Prompts whose activations are held at once, with the same gradient.
             progress: Called with work done and work announced, in images x forward passes.
+            cost: Called with work that is announced, prompts included, and its estimated seconds, before it starts.
 
         Raises:
             CheckpointError: If a weight is not finite.
@@ -97,6 +102,7 @@ class Objective:
         self.criterion = CalibrationLoss(model, self.path, embedder)
         self.shares = Shares(batches, accelerator)
         self._images_at_once = images_at_once
+        self._cost = cost
 
     # The checkpoints and the weights on the path
 
@@ -252,14 +258,58 @@ class Objective:
 
     # Passes over this process's batches, and their work
 
-    def announce(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> None:
-        """Announce passes over the data, so that progress and the time left can be shown."""
-        passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
-        self.announce_work(passes * sum(len(batch) for batch in self.batches))
+    @cached_property
+    def tower_cost(self) -> TowerCost:
+        """The work of a prompt beside that of an image."""
+        return tower_cost(self.criterion, self.shares)
 
-    def announce_work(self, work: float) -> None:
-        """Announce work to come, in images x forward passes."""
+    def announce(
+        self, *, forward: float = 0, gradient: float = 0, hessian: float = 0, prompts: float | None = None
+    ) -> None:
+        """Announce all passes over the data before they start, so that their cost, progress and time can be shown.
+
+        Args:
+            forward: Forward passes.
+            gradient: Gradient passes, as by `gradients`.
+            hessian: Products with the Hessian, each of all batches.
+            prompts: Forward passes of single prompts; ``None`` to count those of the passes above, each at weights of
+                its own.
+        """
+        passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
+        count = self.prompt_passes(forward=forward, gradient=gradient, hessian=hessian) if prompts is None else prompts
+        self.announce_work(passes * sum(len(batch) for batch in self.batches), prompts=count)
+
+    def announce_work(self, work: float, *, prompts: float = 0, precision: Precision = "float32") -> None:
+        """Announce work to come before it starts, and state its cost.
+
+        Args:
+            work: Work in images x forward passes.
+            prompts: Forward passes of single prompts that are not part of it.
+            precision: Of the passes.
+        """
         self.work.announce(work)
+        if self._cost:
+            total = work + prompts * self.tower_cost.prompt
+            self._cost(total, total * seconds_per_pass(self.criterion, self.shares, precision))
+
+    def prompt_passes(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> float:
+        """Count forward passes of single prompts in passes over this process's data, each at weights of its own.
+
+        All prompts once if the text tower does not change, and nothing if they were embedded before.
+        """
+        count, batches = self.prompts.count, len(self.batches)
+        if not self.text_changes:
+            return 0 if self.criterion.has_prompt_features else count
+        back = GRADIENT - FORWARD + self.prompts.are_many * FORWARD  # piece by piece, each runs again
+        return count * (forward + gradient * (1 + back * batches) + hessian * HESSIAN * batches)
+
+    def prompts_of_layers(self, passes: float) -> float:
+        """Count forward passes of single prompts while one layer moves at a time.
+
+        Args:
+            passes: Forward passes of all prompts for every layer of the text tower; other layers need none.
+        """
+        return passes * self.prompts.count * sum(layer.startswith("text.") for layer in self.layers)
 
     def tick(self, cost: float) -> None:
         """Report work done, in images x forward passes."""

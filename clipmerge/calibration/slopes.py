@@ -19,7 +19,6 @@ from clipmerge.calibration.activations import Activations
 from clipmerge.calibration.gradient_sums import GradientSums
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
 from clipmerge.calibration.tangents import Tangents
-from clipmerge.calibration.tower_cost import tower_cost
 from clipmerge.errors import MeasureError
 
 # The batches' own prompts may cost this share of a gradient pass over all images and prompts.
@@ -59,7 +58,7 @@ class Slopes:
             gradients: Whether `at` also adds up the mean gradient.
         """
         self._objective = objective
-        cost = tower_cost(objective)
+        cost = objective.tower_cost
         self._tangents = Tangents(objective.path, objective.module, cost.called)
         self._sums = GradientSums(objective.path) if gradients else None
         self._images_at_once = Activations(objective, "float32").images

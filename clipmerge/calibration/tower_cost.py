@@ -1,17 +1,21 @@
-"""The work of a prompt beside that of an image, counted in one forward pass of each."""
+"""The work of a prompt beside that of an image, counted in one forward pass of each, and the time of a pass."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clipmerge.calibration.loss import CalibrationLoss
+from clipmerge.calibration.shares import Shares
 from clipmerge.calibration.tangents import calls_of
+from clipmerge.models.precision import Precision, passes
 
-if TYPE_CHECKING:
-    from clipmerge.calibration.objective import Objective
+# The time of a pass is taken of so many images at most, and of fewer where these would take so many seconds.
+_TIMED, _SECONDS = 8, 1.0
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,12 @@ class TowerCost:
 
 
 @torch.no_grad()
-def tower_cost(objective: Objective) -> TowerCost:
+def tower_cost(criterion: CalibrationLoss, shares: Shares) -> TowerCost:
     """Send one image and one prompt through the model, and count multiplications in its matrices.
 
     Args:
-        objective: Calibration loss.
+        criterion: Calibration loss.
+        shares: Its images.
     """
     called: set[torch.nn.Module] = set()
     work = {"image": 0.0, "prompt": 0.0}
@@ -43,11 +48,35 @@ def tower_cost(objective: Objective) -> TowerCost:
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and isinstance(output, Tensor):
             work[now] += output.numel() * (module.weight.numel() // module.weight.shape[0])
 
-    with calls_of(objective.module, seen):
-        for batch in objective.batches[:1]:
-            objective.embed(batch.pixels[:1])
+    with calls_of(criterion.model.module, seen):
+        for batch in shares.batches[:1]:
+            criterion.embed(batch.pixels[:1])
         now = "prompt"
-        objective.prompts.features(places=torch.zeros(1, dtype=torch.int64, device=objective.accelerator.device))
+        criterion.prompts.features(places=torch.zeros(1, dtype=torch.int64, device=shares.accelerator.device))
     # a process without a batch cannot tell
-    prompt = max(objective.gather([work["prompt"] / work["image"] if work["image"] else 0.0]))
+    prompt = max(shares.gather([work["prompt"] / work["image"] if work["image"] else 0.0]))
     return TowerCost(called, prompt or 1.0)
+
+
+@torch.no_grad()
+def seconds_per_pass(criterion: CalibrationLoss, shares: Shares, precision: Precision) -> float:
+    """Time a forward pass per image, after one image to warm up.
+
+    Args:
+        criterion: Calibration loss.
+        shares: Its images.
+        precision: Of the passes.
+
+    Returns:
+        Seconds; 0 in a process without images.
+    """
+    if not shares.batches:
+        return 0.0
+    pixels, seconds = shares.batches[0].pixels, 0.0
+    with passes(pixels.device, precision):
+        for turn in range(2):
+            count = 1 if turn == 0 else max(1, min(_TIMED, len(pixels), int(_SECONDS / max(seconds, 1e-6))))
+            begin = time.perf_counter()
+            criterion.embed(pixels[:count])
+            seconds = (time.perf_counter() - begin) / count
+    return seconds

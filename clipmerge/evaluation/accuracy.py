@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.size import no_larger_than
 from clipmerge.models.zero_shot import class_embeddings
+from clipmerge.progress import Pace
 
 if TYPE_CHECKING:
     from clipmerge.images import Columns
@@ -81,7 +82,8 @@ def zero_shot_accuracy(
     """
     accelerator = accelerator_for(device)
     model.module.to(accelerator.device)
-    classes = class_embeddings(model, images.class_names, templates, accelerator.device)
+    say = progress.say if progress else None
+    classes = class_embeddings(model, images.class_names, templates, accelerator.device, say)
     share = (accelerator.process_index, accelerator.num_processes)
     right, seen = 0, 0
     for batch in read_batches(images, batch_size_for(len(images), batch_size), model.pixels, share=share):
@@ -92,6 +94,10 @@ def zero_shot_accuracy(
     with together():
         total = accelerator.reduce(torch.tensor(right, device=accelerator.device), "sum")
     return float(total) / len(images)
+
+
+def _cost(name: str) -> Callable[[float, str], str]:
+    return lambda images, time: f"classifying {images:,.0f} images of {name} on the CPU: about {time}"
 
 
 def answers(
@@ -149,6 +155,7 @@ def evaluate_sources(
     if checkpoint.note:
         progress.say(checkpoint.note)
     model = load_model(checkpoint)
+    on_cpu = accelerator_for(device).device.type == "cpu"
     accuracy = {}
     for name, images in loaded.items():
         progress.stage(f"evaluating {name}")
@@ -161,7 +168,7 @@ def evaluate_sources(
             device=device,
             batch_size=batch_size,
             images_at_once=images_at_once,
-            progress=progress,
+            progress=Pace(progress, _cost(name) if on_cpu else None),
         )
     return {
         "checkpoint": checkpoint.provenance(),

@@ -28,6 +28,7 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.freed_memory import freed_memory_kept
 from clipmerge.models.headed_tower import HeadedTower, grouped
 from clipmerge.models.zero_shot import class_embeddings
+from clipmerge.progress import Pace
 
 if TYPE_CHECKING:
     from clipmerge.planning.choices import OutputDtype
@@ -99,6 +100,8 @@ class Scorer:
         self._classes: dict[tuple[int, _ClassPrompts], Tensor] = {}
         self._answerers: dict[tuple[int, str, _ClassPrompts], Answerer] = {}
         self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
+        # prompts whose cost the user has been told
+        self._told: set[_ClassPrompts] = set()
 
     def score(
         self,
@@ -113,7 +116,9 @@ class Scorer:
         Returns:
             correct[source]: whether each image was recognised, shape (points, images), in every process.
         """
-        given = self.answer(moves, sources, progress, keys=keys)
+        on_cpu = self._accelerator.device.type == "cpu"
+        pace = Pace(progress, _cost(len(moves), sources) if on_cpu else None)
+        given = self.answer(moves, sources, pace, keys=keys)
         return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
 
     @torch.inference_mode()
@@ -152,7 +157,7 @@ class Scorer:
                 if parts:
                     move(self._moving)
                 for part in parts:
-                    best = self._answers(number, part.batch, sources[part.source])
+                    best = self._answers(number, part.batch, sources[part.source], progress)
                     outcomes.append((part.source, number, part.start, best))
                     done += len(best)
                     progress.advance(done, total)
@@ -198,7 +203,7 @@ class Scorer:
             for batch in read_batches(images, size, self._model.pixels, share=share, skipped=skipped):
                 yield _SourceBatch(name, batch.number * size, batch)
 
-    def _answers(self, number: int, batch: Batch, images: LabelledImages) -> list[int]:
+    def _answers(self, number: int, batch: Batch, images: LabelledImages, progress: Progress) -> list[int]:
         device, model = self._accelerator.device, self._model
         pixels = batch.pixels.to(device)
         if isinstance(model, HeadedTower):
@@ -206,26 +211,37 @@ class Scorer:
             pieces = torch.split(pixels, self._images_at_once or len(pixels))
             found = torch.cat([grouped(model.logits(piece), rows).argmax(dim=1) for piece in pieces])
         else:
-            found = self._answerer(model, number, images).answer(pixels)
+            found = self._answerer(model, number, images, progress).answer(pixels)
         best: list[int] = found.tolist()
         return best
 
-    def _answerer(self, model: ImageTextModel, number: int, images: LabelledImages) -> Answerer:
+    def _answerer(self, model: ImageTextModel, number: int, images: LabelledImages, progress: Progress) -> Answerer:
         prompts = (images.class_names, templates_for(self._templates, images.templates))
         key = (number, images.source, prompts)
         if key not in self._answerers:
-            classes = self._class_embeddings(model, number, prompts)
+            classes = self._class_embeddings(model, number, prompts, progress)
             self._answerers[key] = Answerer(model, classes, self._images_at_once)
         return self._answerers[key]
 
-    def _class_embeddings(self, model: ImageTextModel, number: int, prompts: _ClassPrompts) -> Tensor:
+    def _class_embeddings(
+        self, model: ImageTextModel, number: int, prompts: _ClassPrompts, progress: Progress
+    ) -> Tensor:
         if (number, prompts) not in self._classes:
             version = self._moving.text_version
             if self._last.get(prompts, (None,))[0] != version:
-                embedded = class_embeddings(model, *prompts, self._accelerator.device)
+                say = None if prompts in self._told else progress.say
+                self._told.add(prompts)
+                embedded = class_embeddings(model, *prompts, self._accelerator.device, say)
                 self._last[prompts] = (version, embedded)
             self._classes[number, prompts] = self._last[prompts][1]
         return self._classes[number, prompts]
+
+
+def _cost(points: int, sources: dict[str, LabelledImages]) -> Callable[[float, str], str]:
+    images = sum(map(len, sources.values()))
+    return lambda passes, time: (
+        f"classifying {images:,} images by {points} models on the CPU, {passes:,.0f} forward passes: about {time}"
+    )
 
 
 def loads(batches: Iterable[_SourceBatch], held: int) -> Iterator[list[_SourceBatch]]:

@@ -6,11 +6,13 @@ import torch
 
 from clipmerge.calibration.objective import FORWARD, Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
+from clipmerge.measures._few_prompts import with_few_prompts
 from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
 
 
+@with_few_prompts
 def average_case(
     objective: Objective, *, rho: Positive = 0.05, draws: Count = 4, adaptive: bool = True, at: Alpha = 0.5
 ) -> Measurements:
@@ -29,7 +31,9 @@ def average_case(
     Source:
         Andriushchenko et al. 2023, arXiv:2302.07011, section 2.
     """
-    objective.announce(forward=1 + draws * len(objective.layers))
+    prompts = objective.prompt_passes(forward=1)
+    prompts += objective.prompts_of_layers(draws * len(objective.batches))
+    objective.announce(forward=1 + draws * len(objective.layers), prompts=prompts)
     objective.move_to(at)
     base = objective.losses()
     rises = {

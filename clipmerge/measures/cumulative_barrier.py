@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.one_set import instabilities
+from clipmerge.measures._few_prompts import with_few_prompts
 from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Count
 
 
+@with_few_prompts
 def cumulative_barrier(objective: Objective, *, points: Count = 3) -> Measurements:
     """Compute the barrier of the first k and of the last k layers for every k, and what each layer adds to it.
 

@@ -7,11 +7,13 @@ from typing import Literal
 import torch
 
 from clipmerge.calibration.objective import Objective
+from clipmerge.measures._few_prompts import with_few_prompts
 from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Positive
 
 
+@with_few_prompts
 def first_order(
     objective: Objective,
     *,
@@ -44,15 +46,14 @@ def first_order(
     objective.move_to(at)
     found: dict[int, list[float]] = {}
     order = 2 if norm == "l2" else 1
-    with objective.fewer_prompts() as notes:
-        for batch, _ in objective.gradients():
-            norms = []
-            for names in objective.layers.values():
-                parts = [_weighted_gradient(objective, name, adaptive) for name in names]
-                norms.append(
-                    torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p, order) for p in parts]), order)
-                )
-            found[batch.number] = (rho * torch.stack(norms)).tolist()
+    for batch, _ in objective.gradients():
+        norms = []
+        for names in objective.layers.values():
+            parts = [_weighted_gradient(objective, name, adaptive) for name in names]
+            norms.append(
+                torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p, order) for p in parts]), order)
+            )
+        found[batch.number] = (rho * torch.stack(norms)).tolist()
     rises = by_layer(objective, found)
     roots = {
         layer: sum(objective.parameters[name].numel() for name in names) ** 0.5
@@ -74,9 +75,7 @@ def first_order(
         title="scaled first-order sharpness",
         about="the same with a radius of rho times the square root of the layer's size.",
     )
-    return Measurements(
-        measure="first-order", statistics=(constant, scaled), batch_sizes=objective.batch_sizes, notes=notes
-    )
+    return Measurements(measure="first-order", statistics=(constant, scaled), batch_sizes=objective.batch_sizes)
 
 
 def _weighted_gradient(objective: Objective, name: str, adaptive: bool) -> torch.Tensor:

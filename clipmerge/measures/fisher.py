@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.calibration.objective import Batch, Loss, Objective
+from clipmerge.measures._few_prompts import with_few_prompts
 from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
@@ -16,6 +17,7 @@ from clipmerge.plugins import Count
 _ENDS = {"fisher_zeroshot": (0.0, "zero-shot"), "fisher_finetuned": (1.0, "fine-tuned")}
 
 
+@with_few_prompts
 def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", "data"] = "model") -> Measurements:
     """Estimate the mean over images of the squared gradient of log p(label | image), entry by entry.
 

@@ -6,11 +6,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipmerge.calibration.objective import HESSIAN, Batch, Objective
+from clipmerge.measures._few_prompts import with_few_prompts
 from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count
 
 
+@with_few_prompts
 def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = False, at: Alpha = 0.5) -> Measurements:
     """Estimate tr(C_l H_ll C_l) for every layer l at once, C = diag |theta| when adaptive, else the identity.
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.one_set import instabilities
+from clipmerge.measures._few_prompts import with_few_prompts
 from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count
 
 
+@with_few_prompts
 def layer_instability(objective: Objective, *, points: Count = 3) -> Measurements:
     """Compute max over alpha of L_l(alpha) - (L_l(0) + L_l(1)) / 2, where layer l alone moves from fine-tuned.
 
@@ -25,7 +27,8 @@ def layer_instability(objective: Objective, *, points: Count = 3) -> Measurement
         Our reading of Abdollahpoorrostam 2024, arXiv:2410.16476, whose definition is not public; layer-wise barriers:
         Adilova et al. 2023, arXiv:2307.06966.
     """
-    objective.announce(forward=1 + (points + 1) * len(objective.layers))
+    prompts = objective.prompt_passes(forward=1) + objective.prompts_of_layers(points + 1)
+    objective.announce(forward=1 + (points + 1) * len(objective.layers), prompts=prompts)
     objective.move_to(1.0)
     finetuned = objective.losses()
     found = [instabilities(objective, [layer], points, finetuned) for layer in objective.layers]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.slopes import Slopes
 from clipmerge.errors import MeasureError
 from clipmerge.measures._statistics import statistic
@@ -84,8 +84,9 @@ def path_barrier(
 
 def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool, gradients: bool) -> Measurements:
     slopes = Slopes(objective, exact=exact, gradients=gradients)
-    objective.announce(forward=1)
-    objective.announce_work(2 * nodes * slopes.work)
+    middle_work = FORWARD * sum(len(batch) for batch in objective.batches)
+    prompts = objective.prompt_passes(forward=1)
+    objective.announce_work(middle_work + 2 * nodes * slopes.work, prompts=prompts)
     objective.move_to(0.5)
     middle = _finite(objective.mean(objective.by_batch(objective.losses())), 0.5)
     notes: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
+from clipmerge.measures._few_prompts import with_few_prompts
 from clipmerge.measures._statistics import by_layer, statistic
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
@@ -16,6 +17,7 @@ from clipmerge.plugins import Alpha, Count, Positive
 Norm = Literal["l2", "linf"]
 
 
+@with_few_prompts
 def worst_case(
     objective: Objective,
     *,
@@ -50,7 +52,9 @@ def worst_case(
     """
     one_step = steps == 1
     cost = FORWARD * len(objective.layers) if one_step else GRADIENT * steps * len(objective.layers)
-    objective.announce(gradient=1, forward=cost / FORWARD)
+    prompts = objective.prompt_passes(gradient=1)
+    prompts += objective.prompts_of_layers(cost / len(objective.layers) * len(objective.batches))
+    objective.announce(gradient=1, forward=cost / FORWARD, prompts=prompts)
     objective.move_to(at)
     found: dict[int, list[float]] = {}
     for batch, base in objective.gradients():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,9 +14,12 @@ from torch.nn.functional import normalize
 from clipmerge.errors import DataError
 from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel
+from clipmerge.progress import told
 
 #: Prompts embedded at once; more are embedded piece by piece.
 PROMPTS_AT_ONCE = 512
+# Where all prompts take more seconds than this, it is said before they are embedded.
+_LONG = 10.0
 
 
 def averaged(features: Tensor, templates: int) -> Tensor:
@@ -60,7 +64,11 @@ def _rows(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
 
 
 def class_embeddings(
-    model: ImageTextModel, class_names: tuple[str, ...], templates: tuple[str, ...], device: Any
+    model: ImageTextModel,
+    class_names: tuple[str, ...],
+    templates: tuple[str, ...],
+    device: Any,
+    say: Callable[[str], None] | None = None,
 ) -> torch.Tensor:
     """Embed classes: unit prompt features, averaged over templates and normalised again.
 
@@ -69,6 +77,7 @@ def class_embeddings(
         class_names: Names of the classes.
         templates: Prompt templates.
         device: Device of the model.
+        say: Gets a note about the time, after the first of many pieces.
 
     Returns:
         (classes, projection_dim).
@@ -80,5 +89,14 @@ def class_embeddings(
     starts = range(0, len(prompts), PROMPTS_AT_ONCE)
     tokens = [model.tokens(prompts[start : start + PROMPTS_AT_ONCE]) for start in starts]
     refuse_one_prompt(tokens, len(templates))
-    pieces = [model.text_features({key: value.to(device) for key, value in piece.items()}) for piece in tokens]
+    pieces: list[Tensor] = []
+    begin = time.perf_counter()
+    for piece in tokens:
+        pieces.append(model.text_features({key: value.to(device) for key, value in piece.items()}))
+        seconds = (time.perf_counter() - begin) * (len(tokens) - 1)
+        if say and len(pieces) == 1 and seconds > _LONG:
+            say(
+                f"embedding {len(prompts)} prompts ({len(class_names)} classes in {len(templates)} templates): about "
+                f"{told(seconds)} for each model whose text tower differs (fewer --template cost less)"
+            )
     return averaged(torch.cat(pieces), len(templates))

@@ -1,0 +1,132 @@
+"""Every measure states its cost, prompts included, before it starts, and takes a bounded number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipmerge.calibration.objective import PROMPTS_A_GRADIENT, Objective
+from clipmerge.models.transformers_clip import TransformersClip
+from clipmerge.plugins import plugin_names
+from tests.support.measure_everything import SIZES, measured
+from tests.support.small_objective import TEMPLATES, Ends, make_batches, objective_for, save_ends
+
+MEASURES = plugin_names("measures")
+# These only go forward, once for each point, so they take all prompts.
+FORWARD_ONLY = ("gram", "path-accuracy", "soup-accuracy")
+PASSES = ("image_features", "text_features")
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+class Watched:
+    """The inputs of all forward passes, and the statements of cost, each with the passes before it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.passes: list[tuple[str, int]] = []
+        self.stated: list[tuple[float, float]] = []
+        self.before: list[list[tuple[str, int]]] = []
+        for name in PASSES:
+            patch.setattr(TransformersClip, name, self._counted(name))
+
+    def _counted(self, name: str) -> object:
+        forward = getattr(TransformersClip, name)
+
+        def counted(model: TransformersClip, inputs: dict[str, Tensor] | Tensor, *rest: object) -> Tensor:
+            rows = inputs if isinstance(inputs, Tensor) else inputs["input_ids"]
+            self.passes.append((name, len(rows)))
+            result: Tensor = forward(model, inputs, *rest)
+            return result
+
+        return counted
+
+    def state(self, work: float, seconds: float) -> None:
+        self.stated.append((work, seconds))
+        self.before.append(self.passes[:])
+
+    def objective(self, ends: Ends, templates: tuple[str, ...]) -> Objective:
+        return objective_for(ends, make_batches(SIZES), templates=templates, cost=self.state)
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield Watched(patch)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_the_cost_is_stated_before_the_work(ends: Ends, watched: Watched, name: str) -> None:
+    measured(name, watched.objective(ends, TEMPLATES))
+    work, seconds = watched.stated[0]  # a path that bends may need more
+    assert work > 0
+    assert seconds > 0
+    before = watched.before[0]
+    assert max(count for which, count in before if which == "text_features") == 1
+    images = sum(count for which, count in before if which == "image_features")
+    assert images <= 1 + 1 + max(SIZES) + 1 + 2  # one to count the work, one to warm up, the timed ones, two to size
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("moves", ["both", "vision"])
+def test_prompts_are_part_of_the_cost(tmp_path: Path, watched: Watched, name: str, moves: str) -> None:
+    ends = save_ends(tmp_path, moves=("",) if moves == "both" else ("vision_", "visual_"))
+    stated = []
+    for templates in (TEMPLATES[:1], TEMPLATES):
+        watched.stated.clear()
+        measured(name, watched.objective(ends, templates))
+        stated.append(watched.stated[0][0])
+    assert stated[1] > stated[0]
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_path_of_many_prompts_is_bounded(ends: Ends, watched: Watched, name: str) -> None:
+    """40 templates of 30 classes, of which at most 1024 prompts are taken back through the text tower."""
+    templates = tuple(f"{{}} number {number}" for number in range(40))
+    classes = tuple(f"kind {number}" for number in range(30))
+    objective = objective_for(
+        ends, make_batches(SIZES), templates=templates, classes=classes, prompts_at_once=64, cost=watched.state
+    )
+    notes = measured(name, objective).notes
+    most = max(count for which, count in watched.passes if which == "text_features")
+    assert most <= 64
+    drawn = any("templates, drawn at random" in note for note in notes)
+    assert drawn == (name not in (*FORWARD_ONLY, "learned-coefficients", "projection-radii"))
+    assert objective.prompts.count == len(templates) * len(classes) > PROMPTS_A_GRADIENT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["path-barrier", "first-order", "learned-coefficients", "learned-sparse"])
+@pytest.mark.parametrize("moves", ["both", "vision"])
+def test_a_thousand_classes_in_eighty_templates(tmp_path: Path, watched: Watched, name: str, moves: str) -> None:
+    ends = save_ends(tmp_path, moves=("",) if moves == "both" else ("vision_", "visual_"))
+    classes = tuple(f"kind {number}" for number in range(1000))
+    objective = objective_for(
+        ends,
+        make_batches(SIZES),
+        templates=tuple(f"{{}} number {number}" for number in range(80)),
+        classes=classes,
+        cost=watched.state,
+    )
+    measured(name, objective)
+    assert sum(count for which, count in watched.before[0] if which == "text_features") == 1
+    assert max(count for which, count in watched.passes if which == "text_features") <= 512
+    embedded = sum(count for which, count in watched.passes if which == "text_features")
+    assert (embedded < 80_000) == (moves == "both" or name in ("path-barrier", "first-order"))
+
+
+def test_the_pace_is_that_of_the_precision(ends: Ends, watched: Watched) -> None:
+    from clipmerge.calibration.tower_cost import seconds_per_pass
+
+    objective = watched.objective(ends, TEMPLATES[:1])
+    seen: list[torch.dtype] = []
+    objective.module.visual_projection.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
+    for precision in ("float32", "bfloat16"):
+        assert seconds_per_pass(objective.criterion, objective.shares, precision) > 0  # type: ignore[arg-type]
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
