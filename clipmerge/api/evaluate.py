@@ -50,6 +50,8 @@ def evaluate(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
     """
     wanted = calibration_from(None, **options)
+    if data is not None and not isinstance(data, Mapping):
+        raise UsageError('evaluate takes its images by name: data={"val": SOURCE}')
     sources = {name: source_of(each) for name, each in (data or {}).items()}
     named, reports = tasks_named(keep), progress or Logged()
     if not sources and not named:

@@ -67,6 +67,9 @@ def merge_models(
     Example:
         >>> robust = merge_models(zeroshot, finetuned, "wise-ft")  # doctest: +SKIP
     """
+    for model in (zeroshot, *several(finetuned)):
+        if not isinstance(model, torch.nn.Module):
+            raise UsageError(f"{type(model).__name__} is not a model; give torch modules here, and paths to merge()")
     models = [unwrapped(model) for model in several(finetuned)]  # type: ignore[arg-type]
     with as_sources(zeroshot, models, processor) as (base, others):
         run = prepare(merge_request(base, others, recipe, **options), progress or Logged())

@@ -141,6 +141,8 @@ def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[s
         return recipe.name, recipe.model_dump(mode="json")
     if isinstance(recipe, Mapping):
         return "recipe", {"name": "custom", **copy.deepcopy(dict(recipe))}
+    if not isinstance(recipe, (str, os.PathLike)):
+        raise RecipeError(f"{type(recipe).__name__} is not a recipe; give a name, a YAML file, a dict or a Recipe")
     name = os.fspath(recipe)
     path = Path(name)
     # in a stranger's folder, a file may be called like a recipe

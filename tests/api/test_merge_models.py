@@ -252,3 +252,16 @@ def test_saving_a_model_shows_no_bar_and_leaves_the_setting(pair: Folders) -> No
         assert logging.is_progress_bar_enabled()
     finally:
         (logging.enable_progress_bar if before else logging.disable_progress_bar)()
+
+
+def test_arguments_of_another_type_are_refused_in_one_line(pair: Folders) -> None:
+    model = CLIPModel.from_pretrained(pair[0])
+    recipe: Any = 3
+    with pytest.raises(clipmerge.ClipmergeError, match=r"^int is not a recipe; give a name, a YAML file"):
+        clipmerge.merge_models(model, model, recipe)
+    finetuned: Any = "finetuned"
+    with pytest.raises(UsageError, match=r"^str is not a model; give torch modules here, and paths to merge\(\)$"):
+        clipmerge.merge_models(model, finetuned, "wise-ft")
+    data: Any = 5
+    with pytest.raises(UsageError, match=r'^evaluate takes its images by name: data=\{"val": SOURCE\}$'):
+        clipmerge.evaluate(pair[0], data)
