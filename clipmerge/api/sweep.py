@@ -42,7 +42,7 @@ from clipmerge.api._sweep_tasks import add_kept
 from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
-from clipmerge.errors import UsageError, VerdictError, is_utf8
+from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import standings
@@ -171,7 +171,7 @@ def check_sweep(request: SweepRequest) -> None:
         raise UsageError(f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name once")
     if not request.id_sources or not request.ood_sources:
         raise UsageError("a sweep needs at least one --id and one --ood source")
-    for name in request.sources:
+    for name in (*request.sources, *request.points):
         check_source_name(name)
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
         raise UsageError("--alphas: a curve needs at least two different values, in ascending order")
@@ -182,9 +182,6 @@ def check_sweep(request: SweepRequest) -> None:
 
 
 def _check_names(recipes: list[str], points: Mapping[str, str]) -> None:
-    for name in points:
-        if not is_utf8(name):
-            raise UsageError(f"--point {name!a}: its name is not UTF-8; write NAME=CHECKPOINT with another name")
     for name in recipes:
         if recipes.count(name) > 1:
             raise UsageError(f"two recipes are named '{name}'; give one of them another `name:` in its file")

@@ -66,7 +66,7 @@ def test_a_point_whose_name_is_not_utf8_is_refused(pair: tuple[Path, Path], imag
     words = ("--id", f"a={images}", "--ood", f"b={images}", "--point", f"x\udcff={pair[0]}", "-o", tmp_path / "out")
     ended = clipmerge("sweep", *pair, *words)
     assert ended.code == 2
-    assert r"--point 'x\udcff': its name is not UTF-8" in ended.err
+    assert r"a source cannot be named 'x\udcff', which is not UTF-8" in ended.err
 
 
 @pytest.mark.parametrize(

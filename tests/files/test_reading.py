@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clipmerge.files.reading import Unreadable, read_bytes
-from clipmerge.files.side_files import inside, lies_in, side_file_bytes
+from clipmerge.files.side_files import NotJsonError, inside, lies_in, side_file_bytes
 
 
 def test_a_name_with_a_zero_byte_is_no_file(tmp_path: Path) -> None:
@@ -25,13 +25,14 @@ def test_a_link_to_nothing_lies_nowhere(tmp_path: Path) -> None:
     assert not lies_in(tmp_path, tmp_path / "circle")
 
 
-def test_what_is_no_json_keeps_its_bytes(tmp_path: Path) -> None:
+def test_what_is_no_json_is_not_passed_on(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b'{"a": /home/me')
-    assert side_file_bytes(tmp_path / "x.json", "x.json") == b'{"a": /home/me'
+    with pytest.raises(NotJsonError, match="cannot be read as JSON"):
+        side_file_bytes(tmp_path / "x.json", "x.json")
 
 
 def test_half_a_surrogate_pair_survives_the_loss_of_a_path(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text('{"token": "\\ud800", "name_or_path": "/home/me/model"}')
+    (tmp_path / "x.json").write_text('{"word": "\\ud800", "name_or_path": "/home/me/model"}')
     left = side_file_bytes(tmp_path / "x.json", "x.json")
     assert b"/home/me" not in left
-    assert json.loads(left) == {"token": "\ud800"}
+    assert json.loads(left) == {"word": "\ud800"}
