@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.merging.formula import weighted_change
+from clipmerge.merging.numpy_chunks import can_copy
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.planning.layer_plan import LayerPlan
@@ -120,3 +121,11 @@ def test_a_narrow_result_is_stored_as_its_bits(pair: Folders) -> None:
         stored = np.concatenate(list(tensor.chunks(np.empty)))
         assert stored.dtype == np.uint16
         assert torch.equal(torch.from_numpy(stored).view(torch.bfloat16).view(tensor.shape), tensor.tensor())
+
+
+def test_numpy_copies_only_where_it_can_compare_every_tensor() -> None:
+    """A bfloat16 among float32 would be compared as the integers that store it."""
+    assert can_copy(["F32", "F32", "F64"])
+    assert can_copy(["I64", "BOOL"])
+    assert not can_copy(["F32", "BF16"])
+    assert not can_copy(["F16"])
