@@ -14,8 +14,9 @@ from clipmerge.calibration.shares import Shares
 from clipmerge.calibration.tangents import calls_of
 from clipmerge.models.precision import Precision, passes
 
-# The time of a pass is taken of so many images at most, and of fewer where these would take so many seconds.
-_TIMED, _SECONDS = 8, 1.0
+# The time of a pass is taken of so many images at most, and of fewer where these would take so many seconds: with a
+# small model, few images take as long as many.
+_TIMED, _SECONDS = 64, 0.7
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def tower_cost(criterion: CalibrationLoss, shares: Shares) -> TowerCost:
 
 @torch.no_grad()
 def seconds_per_pass(criterion: CalibrationLoss, shares: Shares, precision: Precision) -> float:
-    """Time a forward pass per image, after one image to warm up.
+    """Time a forward pass per image, after one image to warm up, and as many as are timed, whose first pass is slow.
 
     Args:
         criterion: Calibration loss.
@@ -74,7 +75,7 @@ def seconds_per_pass(criterion: CalibrationLoss, shares: Shares, precision: Prec
         return 0.0
     pixels, seconds = shares.batches[0].pixels, 0.0
     with passes(pixels.device, precision):
-        for turn in range(2):
+        for turn in range(3):
             count = 1 if turn == 0 else max(1, min(_TIMED, len(pixels), int(_SECONDS / max(seconds, 1e-6))))
             begin = time.perf_counter()
             criterion.embed(pixels[:count])
