@@ -92,7 +92,8 @@ def hold_back(
     for layer in stragglers.names:
         layers[layer] = straggler.model_copy(update={"reason": _reason(stragglers, layer, statistic)})
     edit = f"alpha {straggler_alpha:g}" + (f" and the {mask} mask" if mask else "")
-    rest = f"they get {edit}, the rest alpha {alpha:g}" if stragglers.names else f"every layer gets alpha {alpha:g}"
+    they_get = "it gets" if len(stragglers.names) == 1 else "they get"
+    rest = f"{they_get} {edit}, the rest alpha {alpha:g}" if stragglers.names else f"every layer gets alpha {alpha:g}"
     return Decision(
         layers,
         f"{stragglers.verdict}; {rest}",

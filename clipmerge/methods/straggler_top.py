@@ -61,11 +61,12 @@ def straggler_top(
             mask_options=mask_options or {},
             reason=f"straggler: {title} {values[layer]:.3g}, one of the {len(chosen)} largest",
         )
-    finding = f"the {len(chosen)} layers with the largest {title} are the stragglers"
+    several = f"{len(chosen)} layers with the largest {title} are the stragglers; they get"
+    found = several if len(chosen) > 1 else f"layer with the largest {title} is the straggler; it gets"
     return Decision(
         layers,
-        f"{finding}; they get alpha {straggler_alpha:g} and the {mask} mask, the rest alpha {alpha:g}",
-        finding=finding,
+        f"the {found} alpha {straggler_alpha:g} and the {mask} mask, the rest alpha {alpha:g}",
+        finding=f"the {found.partition(';')[0]}",
         stragglers=tuple(layer for layer in task.layers if layer in chosen),
         straggler_statistic=statistic,
         straggler_scores={layer: {statistic: value} for layer, value in values.items()},

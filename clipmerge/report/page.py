@@ -157,7 +157,8 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
     layers = record.layers
     facts = [("layers", f"{len(layers)}")]
     if record.looked_for_stragglers:
-        facts.append(("straggler layers", f"{len(record.found_stragglers) or 'none'}"))
+        found = len(record.found_stragglers)
+        facts.append(("straggler layers" if found != 1 else "straggler layer", f"{found or 'none'}"))
     learned = tuple(layer for layer, entry in layers.items() if entry.alpha_range)
     name = "mean of a layer's learned coefficients" if learned else "coefficient alpha"
     facts.append((name, _with_minus_signs(columns[0].span(learned or tuple(layers)))))

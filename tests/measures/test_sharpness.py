@@ -138,6 +138,16 @@ def test_one_step_tends_to_first_order(objective: Objective) -> None:
         assert values["worst_case"] == pytest.approx(first.layers[layer]["first_order"], rel=0.1, abs=1e-5)
 
 
+def test_a_step_of_apgd_is_announced_as_a_gradient_of_every_layer(ends: Ends) -> None:
+    totals: list[float] = []
+    announced = {}
+    for steps in (2, 4):
+        objective = objective_for(ends, make_batches((2, 1)), progress=lambda _, total: totals.append(total))
+        worst_case(objective, rho=0.1, steps=steps, at=0.5)
+        announced[steps] = totals[-1]
+    assert announced[4] - announced[2] == 2 * 3 * len(objective.layers) * 3  # steps, cost of a gradient, images
+
+
 def test_apgd_finds_the_worst_logit_scale(ends: Ends, reference: Reference) -> None:
     """A layer of one entry: its ball is an interval, searched point by point."""
     batches = make_batches(SIZES[1:])

@@ -109,7 +109,7 @@ def test_no_page_card_or_terminal_contradicts_the_record(
     # stragglers are spoken of where somebody looked, and counted right
     assert ("straggler" in said.lower()) == looked
     count = len(record.found_stragglers)
-    assert (f"straggler layers {count or 'none'} " in said) == looked
+    assert (f"straggler layer{'s' * (count != 1)} {count or 'none'} " in said) == looked
     # advice needs a measurement
     for text in (said, card, terminal):
         assert ("Use it." in text) == judged

@@ -101,9 +101,10 @@ def _verdict(stragglers: tuple[str, ...]) -> str:
             "5.7, 3 times as far as the lowest layer (z -1.9); every layer gets alpha 0.5"
         )
     word = "layer" if len(stragglers) == 1 else "layers"
+    they_get = "it gets" if len(stragglers) == 1 else "they get"
     named = ", ".join(stragglers[:3]) + f" and {len(stragglers) - 3} more" * (len(stragglers) > 3)
     return (
-        f"{len(stragglers)} straggler {word} found by barrier: {named}; they get alpha 0.2 and the saliency mask, "
+        f"{len(stragglers)} straggler {word} found by barrier: {named}; {they_get} alpha 0.2 and the saliency mask, "
         "the rest alpha 0.5"
     )
 
