@@ -54,6 +54,7 @@ def commands(options: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    clock = "cpu_seconds" if options.threads == 1 else "seconds"
     for name, arguments in commands(options, folder).items():
         if name not in options.only:
             continue
@@ -64,9 +65,9 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             outcome, _ = run(command, {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(options.threads)}, checkout)
             found[f"{name}_{kind}"] = asdict(outcome)
             print(name, kind, outcome, flush=True)
-        clock = "cpu_seconds" if options.threads == 1 else "seconds"
         found[f"{name}_ratio"] = found[f"{name}_theirs"][clock] / found[f"{name}_ours"][clock]
-    return found
+    theirs, ours = (sum(found[f"{name}_{kind}"][clock] for name in options.only) for kind in ("theirs", "ours"))
+    return {**found, "ratio": theirs / ours}
 
 
 def main() -> None:

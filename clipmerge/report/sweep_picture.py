@@ -249,7 +249,10 @@ def _write_labels(axes: Axes, labels: list[_Label]) -> None:
 
     Recipes and ends always get a label; an alpha between the ends only if there is room.
     """
-    taken = [_around(axes, x, y) for x, y, *_ in labels] + _along(axes)
+    drawn = [(np.asarray(line.get_xydata()), line.get_markersize()) for line in axes.get_lines()]
+    # a mark that grew reaches 0.75 of its growth further: the diamond is the widest
+    grown = {(float(at[0, 0]), float(at[0, 1])): 0.75 * max(0.0, size - _MARK) for at, size in drawn if len(at) == 1}
+    taken = [_around(axes, x, y, 6 + grown.get((x, y), 0.0)) for x, y, *_ in labels] + _along(axes)
     for x, y, text, colour, size in labels:
         note = axes.annotate(
             text,
@@ -331,7 +334,7 @@ def _shared(box: NDArray[np.float64], others: NDArray[np.float64]) -> float:
     return float(np.clip(high - low, 0, None).prod(axis=1).sum())
 
 
-def _around(axes: Axes, x: float, y: float, points: float = 6) -> NDArray[np.float64]:
+def _around(axes: Axes, x: float, y: float, points: float) -> NDArray[np.float64]:
     centre = axes.transData.transform((x, y))
     half = points * axes.figure.dpi / 72
     return np.concatenate([centre - half, centre + half])
