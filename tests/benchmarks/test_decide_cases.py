@@ -18,7 +18,7 @@ def test_the_page_has_the_table_of_the_results() -> None:
 
 def test_every_result_is_of_a_case() -> None:
     names = {path.stem for path in RESULTS.glob("*.json")}
-    assert names - {"shared", "against-sweep", "against-auto"} <= set(CASES)
+    assert names - {"shared", "against"} <= set(CASES)
 
 
 def test_a_row_has_the_figures_of_its_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
