@@ -103,6 +103,7 @@ class Objective:
         self.shares = Shares(batches, accelerator)
         self._images_at_once = images_at_once
         self._cost = cost
+        self._seconds: dict[Precision, float] = {}
 
     # The checkpoints and the weights on the path
 
@@ -290,7 +291,9 @@ class Objective:
         self.work.announce(work)
         if self._cost:
             total = work + prompts * self.tower_cost.prompt
-            self._cost(total, total * seconds_per_pass(self.criterion, self.shares, precision))
+            if precision not in self._seconds:  # more work may be found at every turn of a path
+                self._seconds[precision] = seconds_per_pass(self.criterion, self.shares, precision)
+            self._cost(total, total * self._seconds[precision])
 
     def prompt_passes(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> float:
         """Count forward passes of single prompts in passes over this process's data, each at weights of its own.

@@ -20,6 +20,7 @@ from clipmerge.cli._options import (
     command_line,
 )
 from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.progress import told
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -148,7 +149,7 @@ def _time(cost: dict[str, Any]) -> str:
         return "How long it takes is not known: a source does not tell its number of images (--limit N sets one)."
     speed = cost["flops_per_second"] / 1e12
     return (
-        f"{cost['forward_passes']:,} forward passes: about {told_time(cost['seconds'])} on this machine, at "
+        f"{cost['forward_passes']:,} forward passes: about {told(cost['seconds'])} on this machine, at "
         f"{speed:.2g} TFLOP/s (0.4 of the speed of a matrix product). Recipes that learn take extra time, stated when "
         "they begin."
     )
@@ -165,15 +166,3 @@ def told_bytes(count: int) -> str:
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
     return f"{value:.1f} {units[0]}"
-
-
-def told_time(seconds: float) -> str:
-    """Write a time for people.
-
-    Example:
-        >>> told_time(42.0), told_time(600.0), told_time(7200.0)
-        ('42 s', '10 min', '2.0 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -82,8 +82,7 @@ def zero_shot_accuracy(
     """
     accelerator = accelerator_for(device)
     model.module.to(accelerator.device)
-    say = progress.say if progress else None
-    classes = class_embeddings(model, images.class_names, templates, accelerator.device, say)
+    classes = class_embeddings(model, images.class_names, templates, accelerator.device, progress.say)
     share = (accelerator.process_index, accelerator.num_processes)
     right, seen = 0, 0
     for batch in read_batches(images, batch_size_for(len(images), batch_size), model.pixels, share=share):

@@ -61,12 +61,13 @@ def straggler_top(
             mask_options=mask_options or {},
             reason=f"straggler: {title} {values[layer]:.3g}, one of the {len(chosen)} largest",
         )
-    several = f"{len(chosen)} layers with the largest {title} are the stragglers; they get"
-    found = several if len(chosen) > 1 else f"layer with the largest {title} is the straggler; it gets"
+    finding, they_get = f"the {len(chosen)} layers with the largest {title} are the stragglers", "they get"
+    if len(chosen) == 1:
+        finding, they_get = f"the layer with the largest {title} is the straggler", "it gets"
     return Decision(
         layers,
-        f"the {found} alpha {straggler_alpha:g} and the {mask} mask, the rest alpha {alpha:g}",
-        finding=f"the {found.partition(';')[0]}",
+        f"{finding}; {they_get} alpha {straggler_alpha:g} and the {mask} mask, the rest alpha {alpha:g}",
+        finding=finding,
         stragglers=tuple(layer for layer in task.layers if layer in chosen),
         straggler_statistic=statistic,
         straggler_scores={layer: {statistic: value} for layer, value in values.items()},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,15 +14,14 @@ _WORDS = ("token_embedding", "word_embeddings")
 
 
 @contextmanager
-def preparing(folder: Path, what: str) -> Iterator[None]:
-    """Blame the files of a processor that can be loaded, but fails as soon as it is used.
+def blaming(line: Callable[[str], str]) -> Iterator[None]:
+    """Blame the files of a checkpoint for whatever a library raises that works with them.
 
     Args:
-        folder: Folder of the files.
-        what: ``images`` or ``prompts``.
+        line: Makes the error's line from the reason.
 
     Raises:
-        CheckpointError: If the library that prepares them raises anything but a lack of memory.
+        CheckpointError: If anything is raised but a lack of memory, or an error of clipmerge's own.
     """
     try:
         yield
@@ -30,10 +29,22 @@ def preparing(folder: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # an odd configuration can make it raise anything
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
-        raise CheckpointError(
+        raise CheckpointError(line(reason)) from None
+
+
+def preparing(folder: Path, what: str) -> AbstractContextManager[None]:
+    """Blame the files of a processor that can be loaded, but fails as soon as it is used; see `blaming`.
+
+    Args:
+        folder: Folder of the files.
+        what: ``images`` or ``prompts``.
+    """
+    return blaming(
+        lambda reason: (
             f"{folder}: its {what} cannot be prepared ({reason}); copy the base model's processor and tokenizer files "
             "into it"
-        ) from None
+        )
+    )
 
 
 def check_words(folder: Path, ids: Tensor, module: nn.Module) -> None:

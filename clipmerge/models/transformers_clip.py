@@ -11,14 +11,14 @@ import transformers
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from clipmerge.errors import CheckpointError, ClipmergeError
+from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
 from clipmerge.files.limits import LARGEST_SIDE
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.filling import fill
 from clipmerge.models.patches import pack, unpack
-from clipmerge.models.prepared import check_words, preparing
+from clipmerge.models.prepared import blaming, check_words, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,15 +184,10 @@ build = TransformersClip
 
 def _built(folder: Path, model_class: Any, config: dict[str, Any]) -> Any:
     """Build the model of a configuration from anybody."""
-    try:
+    with blaming(
+        lambda reason: f"{folder}: transformers cannot build the model of its configuration ({reason}); correct it"
+    ):
         return _without_weights(model_class, _plain(config))
-    except (MemoryError, ClipmergeError):
-        raise
-    except Exception as error:  # an odd configuration can make it raise anything
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
-        raise CheckpointError(
-            f"{folder}: transformers cannot build the model of its configuration ({reason}); correct it"
-        ) from None
 
 
 def _plain(config: Any) -> Any:

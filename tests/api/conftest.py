@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from clipmerge.evaluation.scorer import Scorer
 from tests.support.tiny_clip import save_images, save_pair
 
 
@@ -23,3 +25,17 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_images(tmp_path_factory.mktemp("calibration"), each=6, seed=6)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Points whose batches went through the model, one number per batch."""
+    asked: list[int] = []
+    real = Scorer._answers
+
+    def counted(self: Scorer, number: int, *rest: Any) -> list[int]:
+        asked.append(number)
+        return real(self, number, *rest)
+
+    monkeypatch.setattr(Scorer, "_answers", counted)
+    return asked

@@ -6,11 +6,9 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.suites import release
 from clipmerge.evaluation.suites.suite import suite_names
 from tests.support.command import clipmerge, refused, start
@@ -33,20 +31,6 @@ def releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Releas
     with serving_files(tmp_path / "releases") as server:
         monkeypatch.setenv(release.MIRROR, server.url)
         yield server
-
-
-@pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Points whose batches went through the model, one number per batch."""
-    asked: list[int] = []
-    real = Scorer._answers
-
-    def counted(self: Scorer, number: int, *rest: Any) -> list[int]:
-        asked.append(number)
-        return real(self, number, *rest)
-
-    monkeypatch.setattr(Scorer, "_answers", counted)
-    return asked
 
 
 def test_bench_list_names_every_suite() -> None:

@@ -12,7 +12,6 @@ import clipmerge as api
 from clipmerge.api._kept import Kept, key_of
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.evaluation.points import Point
-from clipmerge.evaluation.scorer import Scorer
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Silent
@@ -39,21 +38,7 @@ def suite(pair: Folders, images: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return file
 
 
-@pytest.fixture
-def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Points whose images went through the model, one number per batch."""
-    asked: list[int] = []
-    real = Scorer._answers
-
-    def counted(self: Scorer, number: int, *rest: Any) -> list[int]:
-        asked.append(number)
-        return real(self, number, *rest)
-
-    monkeypatch.setattr(Scorer, "_answers", counted)
-    return asked
-
-
-def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Path, batches: list[int]) -> None:
+def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Path, answers: list[int]) -> None:
     command = ("bench", suite, "--recipe", "wise-ft", "--output", tmp_path / "out")
     ended = clipmerge(*command)
     assert ended.code == 0, ended.err
@@ -64,10 +49,10 @@ def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Pa
     forth, back = ([row["accuracy"] for row in each["sweep"]["curve"]] for each in record["pairs"])
     assert forth == back[::-1]
     # images in a folder may change without its name changing, so no answer is kept
-    assert batches
-    batches.clear()
+    assert answers
+    answers.clear()
     assert clipmerge(*command, "--overwrite").code == 0
-    assert batches
+    assert answers
     # without an output there is a record all the same
     result = api.bench(suite, recipes=["wise-ft"], alphas=(0, 1), check=False, seed=3, **QUIET)
     assert result.path is None

@@ -19,19 +19,10 @@ from clipmerge.progress import Silent
 from clipmerge.request import Calibration
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import save_images
+from tests.support.told import Told
 
 Folders = tuple[Path, Path]
 QUIET: dict[str, Any] = {"progress": Silent()}
-
-
-class Told(Silent):
-    """Keeps the lines that it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

@@ -14,18 +14,11 @@ from clipmerge.evaluation.suites.release import MIRROR, fetch_release, place_of,
 from clipmerge.evaluation.suites.suite import Release
 from clipmerge.progress import Silent
 from tests.support.public_pairs import Releases, serving_files
+from tests.support.told import Told
 
 CONTENT = bytes(range(256)) * 9000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 FILE = "acme/soups/releases/download/v1/model_0.pt"
-
-
-class Told(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

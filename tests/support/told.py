@@ -1,0 +1,15 @@
+"""A listener that keeps what it is told."""
+
+from __future__ import annotations
+
+from clipmerge.progress import Silent
+
+
+class Told(Silent):
+    """Keeps the lines that it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
