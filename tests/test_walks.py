@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import CO_VARARGS, CO_VARKEYWORDS
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,7 +39,9 @@ def walked(is_it: Callable[[Any], bool]) -> Iterator[list[str]]:
         if event not in ("call", "return") or not module.startswith(PACKAGE) or module.removeprefix(PACKAGE) in rooms:
             return
         code = frame.f_code
-        taken = [frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]]
+        starred = bool(code.co_flags & CO_VARARGS) + bool(code.co_flags & CO_VARKEYWORDS)
+        named = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + starred]
+        taken = [frame.f_locals.get(name) for name in named]
         if any(holds(each, is_it) for each in (taken if event == "call" else [value])):
             rooms.append(module.removeprefix(PACKAGE))
 
