@@ -10,8 +10,10 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("clipmerge", "benchmarks", "scripts", "tests")
+FOLDERS = ("clipmerge", "benchmarks", "examples", "scripts", "tests")
 FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
+#: Code of other kinds, which is to be read too: templates and stubs.
+ALSO_READ = sorted(file for ending in ("j2", "css", "pyi") for file in (ROOT / "clipmerge").rglob(f"*.{ending}"))
 
 
 def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -20,6 +22,11 @@ def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     docstring = function.body[0] if documented else None
     taken = 0 if docstring is None else (docstring.end_lineno or 0) - docstring.lineno + 1
     return (function.end_lineno or 0) - function.lineno + 1 - taken
+
+
+def test_there_are_files_of_each_kind() -> None:
+    assert {file.relative_to(ROOT).parts[0] for file in FILES} == set(FOLDERS)
+    assert {file.suffix for file in ALSO_READ} == {".j2", ".pyi"}
 
 
 def test_the_package_has_few_entries() -> None:
@@ -31,7 +38,7 @@ def test_the_package_has_few_entries() -> None:
 def test_files_are_short(folder: str) -> None:
     long = {
         str(file.relative_to(ROOT)): count
-        for file in FILES
+        for file in (*FILES, *ALSO_READ)
         if file.is_relative_to(ROOT / folder) and (count := len(file.read_text(encoding="utf-8").splitlines())) > 400
     }
     assert long == {}
