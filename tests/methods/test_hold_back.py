@@ -10,24 +10,33 @@ import pytest
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Task
-from clipmerge.plugins import check_options, plugin_names, plugin_options
+from clipmerge.plugins import check_options, load_plugin, plugin_names, plugin_options
 from tests.methods.test_random_matched import STRAGGLERS, decide, task_with
 
 METHODS = ("straggler-outlier", "straggler-shrink", "random-matched")
+UNKNOWN = r"statistic 'barier' is not measured by made-up \(barrier\)"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_errors_name_the_method_that_was_asked_for(pair: tuple[Path, Path], method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "unknown"),
+    [
+        *((method, UNKNOWN) for method in METHODS),
+        ("straggler-top", r"the measure has no statistic 'barier' \(statistics: barrier\)"),
+        ("straggler-sparse", None),
+    ],
+)
+def test_errors_name_the_method_that_was_asked_for(pair: tuple[Path, Path], method: str, unknown: str | None) -> None:
     task = task_with(pair)
     zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in pair)
     several = Task(align_checkpoints(zeroshot, [finetuned, finetuned]), task.measurements)
     for wrong, options, reason in (
         (several, {}, "takes one fine-tuned checkpoint"),
         (dataclasses.replace(task, measurements=None), {}, "needs a `measure:`"),
-        (task, {"statistic": "barier"}, r"statistic 'barier' is not measured by made-up \(barrier\)"),
+        (task, {"statistic": "barier"}, unknown),
     ):
-        with pytest.raises(RecipeError, match=rf"^method {method}: {reason}"):
-            decide(wrong, method, **options)
+        if reason is not None:
+            with pytest.raises(RecipeError, match=rf"^method {method}: {reason}"):
+                load_plugin("methods", method)(wrong, **options)
 
 
 @pytest.mark.parametrize("method", ["straggler-outlier", "random-matched"])
