@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+TESTS = Path(__file__).parent
+#: Folders of tests of pictures and of pages with pictures.
+DRAWN = ("benchmarks", "docs", "publish", "report")
+
 # the same examples in every run, none kept on the disk; `--hypothesis-profile default` looks further
 # however busy the machine is: slowness is no fault
 settings.register_profile(
@@ -64,6 +68,19 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedPair, Pa
     from tests.support.tiny_shift import evaluated_pair
 
     return evaluated_pair(tmp_path_factory.mktemp("evaluated"))
+
+
+@pytest.fixture(autouse=True)
+def frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not draw, except in slow tests and those of pictures, which lie in folders of their own or are marked."""
+    path, marks = request.node.path, ("draws", "slow")
+    drawn = not path.is_relative_to(TESTS) or path.relative_to(TESTS).parts[0] in DRAWN
+    if not drawn and not any(map(request.node.get_closest_marker, marks)):
+        from matplotlib.figure import Figure
+
+        from tests.support.pictures import save_frame
+
+        monkeypatch.setattr(Figure, "savefig", save_frame)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ from tests.support.command import clipmerge as command
 Folders = tuple[Path, Path]
 QUIET: dict[str, Any] = {"progress": Silent()}
 TIMED = ("seconds", "command", "output")
+pytestmark = pytest.mark.draws
 
 
 def contents(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tests.support.raw_safetensors import edit
 from tests.support.tiny_clip import layer_of, save_pair
 
 Folders = tuple[Path, Path]
+pytestmark = pytest.mark.draws
 # flags what stands out at all, so that masks have something to do
 STRAGGLER = "vision.1.mlp"
 FLAG_MANY = ("--set", "method.threshold=0.5", "--set", "method.stability=0")
