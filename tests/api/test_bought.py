@@ -123,11 +123,15 @@ def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, 
 
     per_image = {24: 7, 120: 4}[len(held)]
     assert bought.corruptions_per_image == per_image
+    places = {
+        corruption: [at for at in range(len(held)) if (number - at * per_image) % 7 < per_image]
+        for number, corruption in enumerate(CORRUPTIONS)
+    }
+    spoiled = {name: [corrupted(scaled[at], name, at) for at in met] for name, met in places.items()}
     for name, folder in models.items():
         by_image = np.zeros(len(held))
-        for number, corruption in enumerate(CORRUPTIONS):
-            met = [at for at in range(len(held)) if (number - at * per_image) % 7 < per_image]
-            seen = predictions(folder, [corrupted(scaled[at], corruption, at) for at in met])
+        for corruption, met in places.items():
+            seen = predictions(folder, spoiled[corruption])
             right = [a == held.labels[at] for a, at in zip(seen, met, strict=True)]
             assert measured[name].corruptions[corruption].value == pytest.approx(share(right))
             by_image[met] += right

@@ -23,6 +23,8 @@ from tests.support.tiny_families import TINY, perturb
 
 Folders = tuple[Path, Path]
 QUIET: dict[str, Any] = {"progress": Silent()}
+#: Settings with which a measure and a method are quick.
+QUICK: dict[str, Any] = {"set": {"measure.nodes": 1, "measure.tolerance": 100, "method.bootstraps": 5}}
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -67,7 +69,7 @@ def test_models_are_measured_on_data_in_memory_like_files(pair: Folders, images:
 
     zeroshot, finetuned = (CLIPModel.from_pretrained(folder) for folder in pair)
     processor = CLIPProcessor.from_pretrained(pair[0])
-    expected = merged_by_files(pair, "straggler-outlier", tmp_path / "out", data=images, batch_size=5)
+    expected = merged_by_files(pair, "straggler-outlier", tmp_path / "out", data=images, batch_size=5, **QUICK)
 
     def pixels(image: Any) -> Tensor:
         return processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
@@ -78,7 +80,8 @@ def test_models_are_measured_on_data_in_memory_like_files(pair: Folders, images:
         "loader": DataLoader(ImageFolder(images, transform=pixels), batch_size=7),
     }
     for name, data in sources.items():
-        merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-outlier", data=data, batch_size=5, **QUIET)
+        options = {"data": data, "batch_size": 5, **QUICK, **QUIET}
+        merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-outlier", **options)
         assert same(merged.state_dict(), expected), name
 
 
@@ -91,15 +94,15 @@ def test_a_model_that_was_not_loaded_needs_its_processor(pair: Folders, images: 
     with pytest.raises(clipmerge.CheckpointError, match="processor cannot be loaded"):
         clipmerge.merge_models(*models, "straggler-outlier", data=images, **QUIET)
     processor = CLIPProcessor.from_pretrained(pair[0])
-    clipmerge.merge_models(*models, "straggler-outlier", data=images, processor=processor, **QUIET)
+    clipmerge.merge_models(*models, "straggler-outlier", data=images, processor=processor, **QUICK, **QUIET)
 
 
 def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_path: Path) -> None:
     config = tiny_open_clip.model_config(**tiny_open_clip.ARCHITECTURES["vit"])
     folders = tiny_open_clip.save_open_clip_pair(tmp_path, config)
     zeroshot, finetuned = map(tiny_open_clip.load, folders)
-    expected = merged_by_files(folders, "straggler-outlier", tmp_path / "out", data=images, batch_size=10)
-    options: dict[str, Any] = {"data": images, "batch_size": 10, **QUIET}
+    expected = merged_by_files(folders, "straggler-outlier", tmp_path / "out", data=images, batch_size=10, **QUICK)
+    options: dict[str, Any] = {"data": images, "batch_size": 10, **QUICK, **QUIET}
     merged = clipmerge.merge_models(zeroshot, finetuned, "straggler-outlier", processor=folders[0], **options)
     assert same({name: merged.state_dict()[name] for name in expected}, expected)
     plain = clipmerge.merge_models(zeroshot, finetuned, "wise-ft", **QUIET)

@@ -35,6 +35,12 @@ from tests.support.command import clipmerge
 
 TEMPLATE = ("a photo of a {}.",)
 Inputs = tuple[Path, Path]
+#: Quick settings of path-barrier and the rule for stragglers; the path of `far` would take many points.
+QUICK = ["measure.nodes=1", "measure.tolerance=100", "method.bootstraps=5"]
+
+
+def quick(recipe: str) -> list[str]:
+    return QUICK if recipe.startswith("straggler") else []
 
 
 def request_for(pair: Inputs, images: Path, shifted: Path, *recipes: str, **changes: Any) -> SweepRequest:
@@ -44,7 +50,7 @@ def request_for(pair: Inputs, images: Path, shifted: Path, *recipes: str, **chan
         str(pair[1]),
         {"val": str(images)},
         {"shifted": str(shifted)},
-        tuple(load_recipe(name) for name in recipes),
+        tuple(load_recipe(name, quick(name)) for name in recipes),
         **given,
     )
 
@@ -52,8 +58,10 @@ def request_for(pair: Inputs, images: Path, shifted: Path, *recipes: str, **chan
 def written_accuracy(pair: Inputs, recipe: str, sets: list[str], sources: list[str], folder: Path) -> dict[str, float]:
     """Accuracies by `evaluate` of the folder written by `merge`."""
     data = next((text.partition("=")[2] for text in sources if text.startswith("calibration=")), None)
-    request = MergeRequest(str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=data))
-    write_merge(prepare(request), folder)
+    request = MergeRequest(
+        str(pair[0]), (str(pair[1]),), load_recipe(recipe, [*quick(recipe), *sets]), Calibration(source=data)
+    )
+    write_merge(prepare(request, judged=False), folder)
     measured = [text for text in sources if not text.startswith("calibration=")]
     record = evaluate_sources(str(folder), named_sources("--data", measured), templates=TEMPLATE, progress=Silent())
     accuracy: dict[str, float] = record["accuracy"]
@@ -96,11 +104,11 @@ def test_weights_are_those_that_merge_writes_bit_for_bit(
     for recipe, alpha in order if dtype == "bfloat16" else [*order, ("straggler-outlier", None), ("wise-ft", 0.35)]:
         sets = [] if alpha is None else [f"method.alpha={alpha}"]
         if recipe == "straggler-outlier":
-            sets = ["overrides=[{layers: vision.*, alpha: 0.6, density: 0.3}]"]
+            sets = [*QUICK, "overrides=[{layers: vision.*, alpha: 0.6, density: 0.3}]"]
         request = MergeRequest(
             str(pair[0]), (str(pair[1]),), load_recipe(recipe, sets), Calibration(source=str(calibration))
         )
-        run = prepare(request)
+        run = prepare(request, judged=False)
         folder = tmp_path / f"{recipe}-{alpha}"
         write_merge(run, folder)
         written = load_file(folder / "model.safetensors")
@@ -145,7 +153,7 @@ def test_several_are_swept_around_the_curve_to_their_average(
         calibration = Calibration(source=str(images))
         request = MergeRequest(sources[0], tuple(sources[1:]), load_recipe(name, sets), calibration)
         folder = tmp_path / f"{name}{sets}"
-        write_merge(prepare(request), folder)
+        write_merge(prepare(request, judged=False), folder)
         measured = evaluate_sources(
             str(folder), {"val": str(images), "shifted": str(shifted)}, templates=TEMPLATE, progress=Silent()
         )

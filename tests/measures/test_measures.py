@@ -31,6 +31,9 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
     return save_ends(tmp_path_factory.mktemp("ends"))
 
 
+Alone = dict[str, tuple[Measurements, tuple[float, float]]]
+
+
 @pytest.fixture(scope="module")
 def objective(ends: Ends) -> Objective:
     return objective_for(ends, make_batches(SIZES))
@@ -38,12 +41,13 @@ def objective(ends: Ends) -> Objective:
 
 @pytest.fixture(scope="module")
 def found(objective: Objective) -> dict[str, Measurements]:
+    """Every measure on one objective, each after those before it."""
     return {name: measured(name, objective) for name in MEASURES}
 
 
 @pytest.fixture(scope="module")
-def again(ends: Ends) -> dict[str, tuple[Measurements, tuple[float, float]]]:
-    """Every measure on an objective of its own, and the last work that it told: done and announced."""
+def alone(ends: Ends) -> Alone:
+    """Every measure on an objective of its own, and the last work that it reported: done and announced."""
     found = {}
     for name in MEASURES:
         told: list[tuple[float, float]] = []
@@ -86,30 +90,39 @@ def test_batches_average_to_the_layers_value(found: dict[str, Measurements], nam
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_measuring_again_gives_the_same_numbers(
-    found: dict[str, Measurements],
-    again: dict[str, tuple[Measurements, tuple[float, float]]],
-    objective: Objective,
-    name: str,
+def test_measuring_again_gives_the_same_numbers(found: dict[str, Measurements], alone: Alone, name: str) -> None:
+    """On an objective of its own, and on one that other measures used before."""
+    assert alone[name][0].layers == found[name].layers
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if place else ()) for place, name in enumerate(MEASURES)]
+)
+def test_measuring_after_all_the_others_gives_the_same_numbers(
+    found: dict[str, Measurements], objective: Objective, name: str
 ) -> None:
-    assert measured(name, objective).layers == found[name].layers  # after all the others
-    assert again[name][0].layers == found[name].layers  # on an objective of its own
+    assert measured(name, objective).layers == found[name].layers
 
 
 # where learning starts, and so what learned-sparse measures there, depends on all images
 @pytest.mark.parametrize("name", [name for name in MEASURES if name != "learned-sparse"])
 def test_batches_do_not_depend_on_one_another(found: dict[str, Measurements], ends: Ends, name: str) -> None:
     last = make_batches(SIZES)[-1:]
-    alone = measured(name, objective_for(ends, last))
-    for statistic in alone.statistics:
+    single = measured(name, objective_for(ends, last))
+    for statistic in single.statistics:
         for layer, values in statistic.batches.items():
             expected = found[name][statistic.name].batches[layer][-1]
             assert values[0] == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    """Ends whose text towers are the same."""
+    return save_ends(tmp_path_factory.mktemp("frozen"), moves=("vision_", "visual_"))
+
+
 @pytest.mark.parametrize("name", MEASURES)
-def test_a_frozen_text_tower_is_left_out(tmp_path: Path, name: str) -> None:
-    frozen = save_ends(tmp_path, moves=("vision_", "visual_"))
+def test_a_frozen_text_tower_is_left_out(frozen: Ends, name: str) -> None:
     record = measured(name, objective_for(frozen, make_batches((2, 1))))
     assert all(layer.startswith("vision.") for layer in record.layers)
 
@@ -121,10 +134,8 @@ def test_the_seed_changes_what_is_drawn(found: dict[str, Measurements], ends: En
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_the_work_done_is_the_work_announced(
-    again: dict[str, tuple[Measurements, tuple[float, float]]], name: str
-) -> None:
-    _, (done, total) = again[name]
+def test_the_work_done_is_the_work_announced(alone: Alone, name: str) -> None:
+    _, (done, total) = alone[name]
     assert done == pytest.approx(total)
 
 

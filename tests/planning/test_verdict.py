@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipmerge.api.plan import prepare
+from clipmerge.api.plan import Known, prepare
 from clipmerge.methods import Task
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.plan import EDITED, Plan, read_plan
@@ -27,9 +27,9 @@ LOOSE = ["method.threshold=1", "method.mirror=0", "method.stability=0.3", "metho
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, Any]:
-    """Shared by all merges of this file, which differ only in the recipe."""
-    return {}
+def known() -> Known:
+    """Shared by all merges of this file, which differ only in the recipe: each measure runs once."""
+    return Known()
 
 
 shares = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5])
@@ -59,7 +59,7 @@ edits = st.lists(st.tuples(st.integers(0, 99), st.none() | shares | st.just("mas
 def test_no_verdict_contradicts_its_plan(
     pair: tuple[Path, Path],
     images: Path,
-    measured: dict[str, Any],
+    known: Known,
     tmp_path: Path,
     method: str,
     overrides: tuple[Override, ...],
@@ -72,7 +72,7 @@ def test_no_verdict_contradicts_its_plan(
     recipe = recipe.model_copy(update={"overrides": overrides})
     calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
     request = MergeRequest(str(pair[0]), (str(pair[1]),), recipe, calibration if recipe.needs_data else Calibration())
-    run = prepare(request, known=measured)
+    run = prepare(request, known=known)
     assert run.plan is not None
     layers = Task(run.inputs).layers
     check_verdict(run.plan, layers)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from clipmerge.report.palette import MARKS
 from clipmerge.report.sweep_picture import _draw, _families, curve_files
+from clipmerge.report.sweep_picture import curve_png as titled_png
 from tests.support.sweep_records import LONG, with_recipes, with_sources
 from tests.support.sweep_records import SWEEP as RECORD
 from tests.support.sweep_records import sweep_recipe as recipe
@@ -26,7 +27,8 @@ from tests.support.sweep_records import sweep_row as row
 
 
 def curve_png(record: dict[str, Any]) -> bytes:
-    return curve_files(record)["curve.png"]
+    """The PNG alone, which is that of `curve_files`."""
+    return titled_png(record, "")
 
 
 def pixels_of(png: bytes) -> np.ndarray:
@@ -105,8 +107,8 @@ def blobs(pixels: np.ndarray, colour: str, half: int = 3) -> list[tuple[int, int
 def test_odd_records_are_drawn(case: str) -> None:
     record = copy.deepcopy(RECORD)
     if case == "crowded":
-        record["curve"] = [row(0.9 + n / 10_000, 0.5 - n / 10_000, alpha=n / 50) for n in range(51)]
-        record["recipes"] = [recipe(f"recipe-{n}", 0.9 + n / 5_000, 0.5, 0.0) for n in range(12)]
+        record["curve"] = [row(0.9 + n / 10_000, 0.5 - n / 10_000, alpha=n / 30) for n in range(31)]
+        record["recipes"] = [recipe(f"recipe-{n}", 0.9 + n / 5_000, 0.5, 0.0) for n in range(8)]
     elif case == "one place":
         record["curve"] = [row(0.5, 0.5, alpha=alpha) for alpha in (0.0, 1.0)]
         record["recipes"] = [recipe("x", 0.5, 0.5, 0.0)]
@@ -116,7 +118,7 @@ def test_odd_records_are_drawn(case: str) -> None:
         record["recipes"][1]["name"] = "_$x^{$ </script> \\frac"
     else:
         record = with_sources(9)
-    assert len(curve_png(record)) > 10_000
+    assert len(curve_files(record)["curve.png"]) > 10_000
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_the_names_of_sources_are_not_cut_off() -> None:
 
 @pytest.mark.parametrize("name", ["混合レシピ", "🚀 rocket", "two\nlines"])
 def test_names_in_any_script_are_drawn_without_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    assert len(curve_png(with_recipes(name))) > 10_000  # a warning is an error here
+    assert len(curve_files(with_recipes(name))["curve.png"]) > 10_000  # a warning is an error here
     assert caplog.text == ""
 
 
@@ -201,6 +203,7 @@ def test_the_picture_has_intervals_in_both_directions() -> None:
 
 def test_svg_and_pdf_are_the_same_again_and_whole() -> None:
     first, again = curve_files(RECORD), curve_files(copy.deepcopy(RECORD))
+    assert first["curve.png"] == curve_png(RECORD)
     assert first == again
     assert ElementTree.fromstring(first["curve.svg"]).tag.endswith("svg")
     assert first["curve.pdf"].startswith(b"%PDF")
