@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -155,3 +156,35 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError), output_file(tmp_path / "file", 5):
         pass
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_file_in_no_folder_is_an_error_however_it_would_be_written(tmp_path: Path) -> None:
+    for size in (5, 20 * BLOCK):
+        with pytest.raises(FileNotFoundError), output_file(tmp_path / "no" / "file", size, pacing=SMALL):
+            pass
+
+
+def test_a_disk_without_room_is_an_error_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with (
+        pytest.raises(OSError, match=os.strerror(errno.ENOSPC)),
+        output_file(tmp_path / "large", 11, pacing=SMALL),
+    ):
+        pass
+    write(tmp_path / "small", content(10))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_reserve_room_is_fine_and_a_full_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    if code == errno.EOPNOTSUPP:  # many file systems cannot
+        write(tmp_path / "file", content(BLOCK))
+        return
+    with pytest.raises(OSError, match=os.strerror(code)), output_file(tmp_path / "file", BLOCK, pacing=SMALL):
+        pass
