@@ -75,10 +75,13 @@ def predictions(folder: Path, images: list[Image.Image]) -> list[int]:
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     prompts = [f"a photo of a {name}." for name in ("bird", "cat", "dog")]
     found = []
-    for image in images:
-        with torch.no_grad():
-            inputs = processor(text=prompts, images=[image], return_tensors="pt", padding=True)
-            found.append(int(model(**inputs).logits_per_image[0].argmax()))
+    with torch.no_grad():
+        tokens = processor.tokenizer(prompts, return_tensors="pt", padding=True)
+        texts = model.text_projection(model.text_model(**tokens).pooler_output)
+        texts = texts / texts.norm(dim=-1, keepdim=True)
+        for image in images:
+            pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+            found.append(int((model.visual_projection(model.vision_model(pixels).pooler_output) @ texts.T).argmax()))
     return found
 
 
