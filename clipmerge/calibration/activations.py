@@ -1,22 +1,20 @@
-"""Memory that a step's activations take, and how to do with less."""
+"""Memory that activations take, and how many images' are held at once."""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from clipmerge.models.blocks import recomputing
 from clipmerge.models.precision import Precision, passes
 
 if TYPE_CHECKING:
     from clipmerge.calibration.objective import Objective
 
-# Share of the device's memory that activations may take before they are computed twice instead of held.
+# Share of the device's memory that activations may take; more images go through the model in pieces.
 _SHARE = 0.25
 # Where the system does not tell how much memory there is.
 _USUAL = 16 << 30
@@ -32,25 +30,12 @@ class Activations:
             objective: Its model gets the images.
             precision: Of the forward passes.
         """
-        self._module = objective.module
         self._room = _SHARE * memory(objective.accelerator.device)
         self._each = _bytes_per_image(objective, precision)
 
-    def bounded(self, images: float) -> AbstractContextManager[None]:
-        """Hold the activations of so many images if they fit, and only those between blocks if they do not.
-
-        Args:
-            images: How many go through the model at once.
-
-        Returns:
-            A context for forward and backward passes, whose results are the same either way.
-        """
-        return nullcontext() if images * self._each <= self._room else recomputing(self._module)
-
-    @property
-    def images(self) -> int | None:
-        """How many images' activations fit, each beside as much again; at least one, and ``None`` if nobody knows."""
-        return max(1, int(self._room / (2 * self._each))) if self._each else None
+    def images(self, times: int = 1) -> int | None:
+        """How many images' activations fit this many times; at least one, and ``None`` if nobody knows."""
+        return max(1, int(self._room / (times * self._each))) if self._each else None
 
 
 def _bytes_per_image(objective: Objective, precision: Precision) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.path import runs_of
 from clipmerge.planning.tensors import rows_shape
 
 #: The full way from the start to the coefficients, and no further.
@@ -56,6 +57,8 @@ class Coefficients:
         }
         self._kept: dict[str, int] = {}
         self._moved = UNMOVED
+        # whether weights have given their memory to gradients
+        self._lent = False
         self.start = start or 0.0
         self.values: dict[str, Tensor] = {}
         for name, key in self._key.items():
@@ -130,17 +133,26 @@ class Coefficients:
         """Set the model's weights to theta_0 + c * task_vector."""
         objective = self._objective
         for name, key in self._key.items():
-            theta_0, task_vector = objective.theta_0[name], objective.task_vector[name]
-            torch.addcmul(theta_0, task_vector, self.placed(key), out=objective.parameters[name].data)
+            weights, placed = objective.parameters[name].data, self.placed(key)
+            for rows in runs_of(weights):
+                theta_0 = objective.path.theta_0.part(name, rows)
+                task_vector = objective.path.task_vector.part(name, rows)
+                torch.addcmul(theta_0, task_vector, _rows(placed, rows), out=_rows(weights, rows))
+        self._lent = False
         objective.forget(text=objective.text_changes)
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Turn gradients of weights into those of coefficients during a backward pass, and drop the former.
+        """Turn gradients of weights into those of coefficients during one backward pass, and drop the former.
 
-        A coefficient that the pass does not reach has no gradient.
+        A weight that has its gradient is not needed again before the next `place`: where every entry has its own
+        coefficient, their gradients take the weights' memory, and the weights are gone. `place` sets them again, and so
+        does this where it was not called in between. Gradients that weights have before are part of the sum. A
+        coefficient that no pass reaches has no gradient.
         """
         self.drop_gradients()
+        if self._lent:
+            self.place()
         with ExitStack() as hooks:
             for name in self._key:
                 parameter = self._objective.parameters[name]
@@ -165,9 +177,17 @@ class Coefficients:
         """Add a weight's part to the gradient of its coefficient, and drop the weight's gradient."""
         value = self.values[self._key[name]]
         gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
-        slope = gradient.mul_(self._objective.task_vector[name]).sum_to_size(value.shape)
-        value.grad = slope if value.grad is None else value.grad + slope
+        for rows in runs_of(gradient):
+            _rows(gradient, rows).mul_(self._objective.path.task_vector.part(name, rows))
+        slope = gradient.sum_to_size(value.shape)
         parameter.grad = None
+        if value.grad is not None:
+            value.grad += slope
+        elif value.shape == parameter.shape:
+            value.grad = parameter.data.copy_(slope)
+            self._lent = True
+        else:
+            value.grad = slope
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used by `place`, by parameter, float32 on the CPU."""
@@ -177,6 +197,11 @@ class Coefficients:
     def sparse(self) -> tuple[str, ...]:
         """Parameters and layers with dropped coefficients."""
         return tuple(self._kept)
+
+
+def _rows(values: Tensor, rows: slice | None) -> Tensor:
+    """Some rows of a tensor, as a view of it; all of a number that holds for every row."""
+    return values if rows is None or not values.ndim else values[rows]
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

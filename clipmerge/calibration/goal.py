@@ -6,7 +6,9 @@ With unlabelled images, half of the changed copies are replaced by them, unchang
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import astuple, dataclass, fields
 from typing import Literal
 
 import torch
@@ -17,7 +19,7 @@ from clipmerge.calibration.augmentation import KINDS, augmented, viewed
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.errors import MeasureError
-from clipmerge.models.precision import Precision, passes
+from clipmerge.models.precision import Precision, casts_repeated, passes
 from clipmerge.plugins import Augmentation
 
 Divergence = Literal["predictions", "features"]
@@ -85,6 +87,68 @@ class Losses:
     right: float = 0.0
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures that a process sends through the model in a step, or a piece of them.
+
+    Attributes:
+        pixels: Views first and changed copies after them, (views + copies, 3, height, width).
+        labels: Of the views, among the classes of the step.
+        target: The teacher's log probabilities for the copies, if needed.
+        features: The zero-shot model's features of the copies, if needed.
+        images: Views of the whole step.
+        copied: Changed copies of the whole step.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    target: Tensor | None
+    features: Tensor | None
+    images: int
+    copied: int
+
+    def pieces(self, at_once: int | None) -> Iterator[Pictures]:
+        """Cut into pieces with their part of the views and of the copies each.
+
+        Args:
+            at_once: Pictures in a piece, or one more, at least one; ``None`` for one piece.
+        """
+        count = math.ceil(len(self.pixels) / at_once) if at_once else 1
+        count = min(count, max(len(self.labels), len(self.pixels) - len(self.labels)))  # or pieces would be empty
+        if count <= 1:
+            yield self
+            return
+        views = self.pixels[: len(self.labels)].tensor_split(count)
+        copies = self.pixels[len(self.labels) :].tensor_split(count)
+        labels = self.labels.tensor_split(count)
+        target, features = (_split(each, count) for each in (self.target, self.features))
+        for place, pixels in enumerate(zip(views, copies, strict=True)):
+            answers = target[place], features[place]
+            yield Pictures(torch.cat(pixels), labels[place], *answers, self.images, self.copied)
+
+
+def _split(values: Tensor | None, count: int) -> Sequence[Tensor | None]:
+    return [None] * count if values is None else values.tensor_split(count)
+
+
+def pictures_of(step: Step, goal: Goal) -> Pictures:
+    """Make this process's pictures of a step.
+
+    Args:
+        step: Images, classes and seed of the step.
+        goal: The goal with its changes.
+    """
+    batch = step.batch
+    pixels = viewed(batch.pixels, step.seed + 1, goal.views)[step.own]
+    copied = goal.copied(len(batch))
+    if copied:
+        pixels = torch.cat([pixels, copies_of(step, goal, batch.pixels)])
+    labels = batch.labels[step.own]
+    if step.classes is not None:
+        labels = torch.searchsorted(step.classes.to(labels.device), labels)
+    return Pictures(pixels, labels, step.target, step.features, len(batch), copied)
+
+
 def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False) -> tuple[Tensor, Losses]:
     """Compute the goal at the current weights.
 
@@ -97,25 +161,34 @@ def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False)
     Returns:
         The goal, a scalar, and its parts; of this process's share of the images, so that all processes' add up.
     """
-    batch = step.batch
-    pixels = viewed(batch.pixels, step.seed + 1, goal.views)[step.own]
-    copied = goal.copied(len(batch))
-    if copied:
-        pixels = torch.cat([pixels, copies_of(step, goal, batch.pixels)])
-    with passes(batch.pixels.device, goal.precision):
-        classes = objective.class_features(step.classes, step.templates, kept=kept)
-        features = objective.embed(pixels)
-    classes, features = classes.float(), features.float()
-    labels = batch.labels[step.own]
-    if step.classes is not None:
-        labels = torch.searchsorted(step.classes.to(labels.device), labels)
-    logits = objective.class_logits(features[: len(labels)], classes)
-    own = len(labels) / len(batch)
-    calibration = cross_entropy(logits, labels) * own
-    copies = features[len(labels) :]
-    divergence = _divergence(objective, step, goal, copies, classes) * (len(copies) / max(copied, 1))
-    right = (logits.detach().argmax(1) == labels).double().mean() * own
-    seen = Losses(float(calibration.detach()), float(divergence.detach()), float(right))
+    shown = pictures_of(step, goal)
+    return _goal_of(objective, goal, shown, _classes(objective, step, goal, shown.pixels.device, kept=kept))
+
+
+def _classes(objective: Objective, step: Step, goal: Goal, device: torch.device, *, kept: bool = False) -> Tensor:
+    with passes(device, goal.precision):
+        return objective.class_features(step.classes, step.templates, kept=kept).float()
+
+
+def _goal_of(objective: Objective, goal: Goal, shown: Pictures, classes: Tensor) -> tuple[Tensor, Losses]:
+    """The part of the goal that pictures contribute, and its parts: those of all pieces add up.
+
+    Args:
+        objective: Calibration loss.
+        goal: The goal to compute.
+        shown: The pictures.
+        classes: Features of the step's classes, (classes, projection_dim).
+    """
+    with passes(shown.pixels.device, goal.precision):
+        features = objective.embed(shown.pixels)
+    views, copies = features.float().tensor_split([len(shown.labels)])
+    logits = objective.class_logits(views, classes)
+    own = len(views) / shown.images
+    # a piece may have no views, of which there is no mean
+    calibration = cross_entropy(logits, shown.labels) * own if len(views) else logits.sum()
+    divergence = _divergence(objective, shown, goal, copies, classes) * (len(copies) / max(shown.copied, 1))
+    right = float((logits.detach().argmax(1) == shown.labels).double().mean() * own) if len(views) else 0.0
+    seen = Losses(float(calibration.detach()), float(divergence.detach()), right)
     return calibration + goal.divergence_weight * divergence, seen
 
 
@@ -137,22 +210,36 @@ def copies_of(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
     return torch.cat([changed, unlabelled.pixels])[step.own]
 
 
-def _divergence(objective: Objective, step: Step, goal: Goal, features: Tensor, classes: Tensor) -> Tensor:
-    if goal.divergence == "features" and step.features is not None:
-        return 1 - (features * step.features).sum(-1).mean()
-    if step.target is None:
+def _divergence(objective: Objective, shown: Pictures, goal: Goal, copies: Tensor, classes: Tensor) -> Tensor:
+    if not len(copies):
         return torch.zeros((), device=classes.device)
-    own = objective.class_logits(features, classes).log_softmax(-1)
-    return kl_div(own, step.target, reduction="batchmean", log_target=True)
+    if goal.divergence == "features" and shown.features is not None:
+        return 1 - (copies * shown.features).sum(-1).mean()
+    if shown.target is None:
+        return torch.zeros((), device=classes.device)
+    own = objective.class_logits(copies, classes).log_softmax(-1)
+    return kl_div(own, shown.target, reduction="batchmean", log_target=True)
 
 
-def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
+def descend(
+    objective: Objective,
+    step: Step,
+    goal: Goal,
+    *,
+    at_once: int | None = None,
+    last: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Losses:
     """Compute the goal's gradient at the current weights in ``parameter.grad``.
+
+    Gradients of pieces of the pictures add up. The class features are computed once, and go back through the text tower
+    once, together with the last piece.
 
     Args:
         objective: Calibration loss.
         step: Images, classes and seed of the step.
         goal: The goal to compute.
+        at_once: Pictures whose activations are held at once; ``None`` for all.
+        last: Makes a context for the last backward pass, after which ``parameter.grad`` has the sum.
 
     Returns:
         The parts of the goal; where processes share the step, of all of them, and the gradient of this one's images.
@@ -160,12 +247,38 @@ def descend(objective: Objective, step: Step, goal: Goal) -> Losses:
     Raises:
         MeasureError: If a loss is not finite.
     """
-    loss, seen = goal_at(objective, step, goal)
-    loss.backward()  # type: ignore[no-untyped-call]
+    with casts_repeated():
+        parts = _taken_back(objective, step, goal, at_once, last)
     if step.share[1] > 1:
-        parts = torch.tensor(astuple(seen), dtype=torch.float64)
         objective.add_up(parts)
-        seen = Losses(*parts.tolist())
+    seen = Losses(*parts.tolist())
     if not math.isfinite(seen.calibration + seen.divergence):
         raise MeasureError(f"the loss of calibration batch {step.number} is not finite; check the checkpoints")
     return seen
+
+
+def _taken_back(
+    objective: Objective,
+    step: Step,
+    goal: Goal,
+    at_once: int | None,
+    last: Callable[[], AbstractContextManager[None]],
+) -> Tensor:
+    """Take all pieces back, and return the sums of their losses, float64."""
+    shown = pictures_of(step, goal)
+    classes = _classes(objective, step, goal, shown.pixels.device)
+    leaf = classes.detach().requires_grad_(classes.requires_grad)
+    sums = torch.zeros(len(fields(Losses)), dtype=torch.float64)
+    pieces = shown.pieces(at_once)
+    piece = next(pieces)
+    for following in pieces:
+        loss, seen = _goal_of(objective, goal, piece, leaf)
+        loss.backward()  # type: ignore[no-untyped-call]
+        sums += torch.tensor(astuple(seen), dtype=torch.float64)
+        piece = following
+    loss, seen = _goal_of(objective, goal, piece, classes)
+    # one pass for both: a weight that both towers share gets its whole gradient in it
+    roots, gradients = ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])
+    with last():
+        torch.autograd.backward(roots, gradients)
+    return sums + torch.tensor(astuple(seen), dtype=torch.float64)

@@ -216,11 +216,11 @@ class _Run:
     def _descend(self, steps: Sequence[Step]) -> None:
         objective, coefficients, goal = self._objective, self._coefficients, self._course.goal
         ceiling = self._course.ceiling_from(coefficients.start)
-        activations = Activations(objective, goal.precision)
+        at_once = Activations(objective, goal.precision).images()
         for step in steps:
             coefficients.place()
-            with activations.bounded(goal.seen(len(step)) * step.part), coefficients.collected():
-                self._trace[step.number] = torch.tensor(astuple(descend(objective, step, goal)))
+            losses = descend(objective, step, goal, at_once=at_once, last=coefficients.collected)
+            self._trace[step.number] = torch.tensor(astuple(losses))
             if step.part < 1:
                 coefficients.add_up()
             with self._keep.changing(self._state) if self._keep else nullcontext():

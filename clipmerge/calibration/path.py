@@ -15,25 +15,34 @@ from clipmerge.errors import MeasureError
 from clipmerge.files.finite import require_finite
 from clipmerge.models import ImageTextModel
 
+# Entries of a tensor that are read at a time where not all of it is needed at once.
+_ENTRIES = 1 << 20
+
 
 class Ends(Mapping[str, Tensor]):
     """Tensors by name, each held in memory or read from mapped files whenever it is asked for."""
 
     def __init__(self) -> None:
         """Hold nothing."""
-        self._sources: dict[str, Tensor | Callable[[], Tensor]] = {}
+        self._sources: dict[str, Tensor | Callable[[slice | None], Tensor]] = {}
 
     def hold(self, name: str, tensor: Tensor) -> None:
         """Keep a tensor in memory."""
         self._sources[name] = tensor
 
-    def read(self, name: str, read: Callable[[], Tensor]) -> None:
-        """Ask for a tensor whenever it is needed."""
+    def read(self, name: str, read: Callable[[slice | None], Tensor]) -> None:
+        """Ask for a tensor, or for some of its rows, whenever they are needed."""
         self._sources[name] = read
 
     def __getitem__(self, name: str) -> Tensor:
+        return self.part(name, None)
+
+    def part(self, name: str, rows: slice | None) -> Tensor:
+        """Some rows of a tensor; ``None`` for all of it."""
         source = self._sources[name]
-        return source if isinstance(source, Tensor) else source()
+        if not isinstance(source, Tensor):
+            return source(rows)
+        return source if rows is None else source[rows]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -54,11 +63,29 @@ def _is_mapped(name: str, parameter: Parameter, inputs: Inputs) -> bool:
     return same and all(end(name).shape == parameter.shape for end in ends)
 
 
-def _read(inputs: Inputs, name: str, *, change: bool) -> Tensor:
+def runs_of(tensor: Tensor) -> list[slice | None]:
+    """Runs of a tensor's rows, of about a million entries each; all of it at once if there are no more.
+
+    Large buffers would not fit between what a backward pass still holds, and take new memory.
+
+    Example:
+        >>> runs_of(torch.empty(3, 1 << 19)), runs_of(torch.empty(3, 4))
+        ([slice(0, 2, None), slice(2, 4, None)], [None])
+    """
+    if tensor.numel() <= _ENTRIES or not tensor.ndim:
+        return [None]
+    step = max(1, _ENTRIES * len(tensor) // tensor.numel())
+    return [slice(start, start + step) for start in range(0, len(tensor), step)]
+
+
+def _read(inputs: Inputs, name: str, rows: slice | None = None, *, change: bool) -> Tensor:
     """Read theta_0, or theta_1 - theta_0, into memory of its own, float32, and give the files' pages back."""
-    value = inputs.theta_0(name).to(torch.float32, copy=True)
+    chosen = slice(None) if rows is None else rows
+    theta_0 = inputs.theta_0(name)
+    value = (theta_0[chosen] if theta_0.ndim else theta_0).to(torch.float32, copy=True)
     if change:
-        value = inputs.theta_1(name).float() - value
+        theta_1 = inputs.theta_1(name)
+        value = (theta_1[chosen] if theta_1.ndim else theta_1).float() - value
     inputs.release(name)
     return value
 

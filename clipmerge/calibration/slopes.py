@@ -61,7 +61,8 @@ class Slopes:
         cost = objective.tower_cost
         self._tangents = Tangents(objective.path, objective.module, cost.called)
         self._sums = GradientSums(objective.path) if gradients else None
-        self._images_at_once = Activations(objective, "float32").images
+        # tangents take as much again
+        self._images_at_once = Activations(objective, "float32").images(2)
         self._generator = torch.Generator().manual_seed(objective.seed)
         self.drawn, self._text_work = 0, 0.0
         if objective.text_changes:

@@ -60,21 +60,6 @@ def run_twice(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def recomputing(model: torch.nn.Module) -> Iterator[None]:
-    """Hold only what enters each block of a model's towers for the backward pass, which computes the rest again."""
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
-    outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-    blocks = [block for name in outermost for block in lists[name]]
-    for block in blocks:
-        block.forward = partial(run_twice, block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-@contextmanager
 def starting_at(tower: torch.nn.Module, prefix: Prefix | None) -> Iterator[None]:
     """Let a tower start at a block with the given hidden states, regardless of its embeddings."""
     place = block_list(tower)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from clipmerge.models.attention import ProductAttention
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+# Views that a linear map takes of its weight, and the cast of a weight under autocast, by autograd's names.
+_VIEWS, _CAST = ("TBackward0", "TransposeBackward0"), "ToCopyBackward0"
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -38,3 +43,33 @@ def passes(device: torch.device, precision: Precision) -> Iterator[None]:
     # no cache: the weights move in place, so weights that were cast before are out of date
     with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), ProductAttention():
         yield
+
+
+@contextmanager
+def casts_repeated() -> Iterator[None]:
+    """Let the backward pass of what runs inside cast weights to bfloat16 again, so that no cast is held until then.
+
+    The weights must be as they were in the forward pass until they have their gradients. The results are the same.
+    """
+    with saved_tensors_hooks(_without_cast, _cast_again):
+        yield
+
+
+def _without_cast(tensor: Tensor) -> Tensor | tuple[Tensor, torch.dtype, Sequence[int], Sequence[int]]:
+    """The weight that a saved tensor is a cast of, with what makes it again; other tensors without their graph."""
+    node = tensor.grad_fn
+    while node is not None and node.name() in _VIEWS:
+        node = node.next_functions[0][0]
+    if node is None or node.name() != _CAST:
+        return tensor.detach()
+    weight = getattr(node.next_functions[0][0], "variable", None)
+    if weight is None or weight.numel() != tensor.numel() or not weight.is_contiguous():
+        return tensor.detach()
+    return weight, tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _cast_again(held: Tensor | tuple[Tensor, torch.dtype, Sequence[int], Sequence[int]]) -> Tensor:
+    if isinstance(held, Tensor):
+        return held
+    weight, dtype, shape, stride = held
+    return weight.detach().to(dtype).as_strided(shape, stride)

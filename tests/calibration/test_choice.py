@@ -12,6 +12,7 @@ import torch
 from clipmerge.calibration.augmentation import augmented, viewed
 from clipmerge.calibration.choice import CANDIDATES, Candidate, Seen, choose, look
 from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, descend
 from clipmerge.calibration.learning import ALPHAS, Course, learn, prepare
 from clipmerge.calibration.objective import Objective
@@ -100,17 +101,16 @@ def changed(objective: Objective, coefficients: Coefficients) -> dict[str, torch
 def test_a_learning_that_makes_it_worse_gives_the_straight_path(
     ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clipmerge.calibration import learning
+    # steps in the wrong direction: whatever is learned, the path is better
+    real = Descent.step
 
-    # a step in the wrong direction: whatever is learned, the path is better
-    def away(objective: Objective, step: Any, goal: Goal) -> Any:
-        seen = descend(objective, step, goal)
-        for name in objective.task_vector:
-            grad = objective.parameters[name].grad
-            objective.parameters[name].grad = None if grad is None else -grad
-        return seen
+    def away(descent: Descent, ceiling: float) -> None:
+        for value in descent.state.values():
+            if value.grad is not None:
+                value.grad.neg_()
+        real(descent, ceiling)
 
-    monkeypatch.setattr(learning, "descend", away)
+    monkeypatch.setattr(Descent, "step", away)
     objective = objective_for(ends, make_batches(SIZES))
     found = learned_coefficients(objective, steps=6, rate=0.3, held_back=0.3)
     assert found.choice is not None

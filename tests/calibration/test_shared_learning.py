@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from clipmerge.calibration import activations
+from clipmerge.calibration import activations, path
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, Losses, descend
-from clipmerge.calibration.learning import prepare
+from clipmerge.calibration.learning import Course, learn, prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import Ends
 from clipmerge.calibration.steps import Step
-from clipmerge.models.blocks import recomputing
 from tests.support.small_objective import Ends as Paths
 from tests.support.small_objective import make_batches, objective_for, save_ends
 
@@ -87,25 +86,91 @@ def test_gradients_collected_on_the_way_are_those_collected_at_the_end(objective
     assert all(value.grad is None for value in coefficients.values.values())
 
 
-def test_blocks_that_run_twice_leave_the_same_gradients(objective: Objective) -> None:
+def test_where_entries_have_coefficients_their_gradients_take_the_weights_memory(objective: Objective) -> None:
     coefficients = Coefficients(objective, "entry", 0.3)
     step = prepare(objective, GOAL, 1)[0]
     coefficients.place()
-    _, expected = descended(objective, coefficients, step)
-    with recomputing(objective.module):
-        _, again = descended(objective, coefficients, step)
-    for key, value in again.items():
-        assert torch.equal(value, expected[key]), key
+    weights = {name: objective.parameters[name].detach().clone() for name in objective.task_vector}
+    _, once = descended(objective, coefficients, step)
+    for name in objective.task_vector:
+        gradient = coefficients.values[name].grad
+        assert gradient is None or gradient.data_ptr() == objective.parameters[name].data_ptr(), name
+    # the weights are set again, even where nobody asks for it
+    _, again = descended(objective, coefficients, step)
+    assert all(torch.equal(again[key], value) for key, value in once.items())
+    coefficients.place()
+    assert all(torch.equal(objective.parameters[name], value) for name, value in weights.items())
 
 
-def test_activations_are_held_where_they_fit(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
-    block = objective.module.vision_model.encoder.layers[0]
-    with activations.Activations(objective, "float32").bounded(10):
-        assert "forward" not in vars(block)
+PIECES = {
+    "copies": GOAL,
+    "as many copies": Goal(0.7, views=1.0),
+    "no copies": Goal(0.0, views=1.0),
+    "features": Goal(0.7, divergence="features", copies=2),
+}
+
+
+@pytest.mark.parametrize("goal", PIECES.values(), ids=list(PIECES))
+@pytest.mark.parametrize("granularity", ["entry", "layer"])
+@pytest.mark.parametrize("at_once", [5, 3, 1])
+def test_the_pieces_of_a_step_add_up_to_it(
+    objective: Objective, goal: Goal, granularity: Any, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coefficients = Coefficients(objective, granularity, 0.3)
+    step = prepare(objective, goal, 1)[0]
+
+    def learned(at_once: int | None) -> tuple[Losses, dict[str, Tensor]]:
+        coefficients.place()
+        losses = descend(objective, step, goal, at_once=at_once, last=coefficients.collected)
+        return losses, {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
+
+    whole, expected = learned(None)
+    sent, embed, text = [], objective.criterion.embed, objective.criterion.model.text_features
+    monkeypatch.setattr(objective.criterion, "embed", lambda pixels: sent.append(len(pixels)) or embed(pixels))
+    monkeypatch.setattr(
+        objective.criterion.model, "text_features", lambda *arguments: sent.append(0) or text(*arguments)
+    )
+    losses, found = learned(at_once)
+    assert sent.count(0) == 1  # classes are embedded once
+    assert sum(sent) == goal.seen(len(step))
+    assert 0 < max(sent) <= at_once + 1
+    assert astuple(losses) == pytest.approx(astuple(whole), rel=1e-5)
+    assert found.keys() == expected.keys()
+    off = sum(float((found[key] - value).square().sum()) for key, value in expected.items())
+    assert off < 1e-10 * sum(float(value.square().sum()) for value in expected.values())
+    for key, value in expected.items():
+        if not key.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
+            assert torch.allclose(found[key], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()) + 1e-9), key
+    assert all(objective.parameters[name].grad is None for name in objective.task_vector)
+
+
+def test_as_many_images_go_at_once_as_fit(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = activations._bytes_per_image(objective, "float32")
+    monkeypatch.setattr(activations, "memory", lambda _device: 4 * (10 * each + 1))
+    room = activations.Activations(objective, "float32")
+    assert (room.images(), room.images(2)) == (10, 5)
     monkeypatch.setattr(activations, "memory", lambda _device: 1000)
-    with activations.Activations(objective, "float32").bounded(10):
-        assert "forward" in vars(block)
-    assert "forward" not in vars(block)
+    assert activations.Activations(objective, "float32").images() == 1
+
+
+def test_learning_takes_pieces_where_memory_is_short(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    def coefficients(memory: int) -> dict[str, Tensor]:
+        monkeypatch.setattr(activations, "memory", lambda _device: memory)
+        found = Coefficients(objective, "entry", 0.5)
+        learn(objective, found, Course(GOAL, steps=3, rate=0.02))
+        return found.by_parameter()
+
+    embed, sent = objective.criterion.embed, list[int]()
+    monkeypatch.setattr(objective.criterion, "embed", lambda pixels: sent.append(len(pixels)) or embed(pixels))
+    whole = coefficients(1 << 40)
+    assert sent.count(GOAL.seen(SIZES[0])) == 3
+    sent.clear()
+    pieces = coefficients(1)
+    assert sent.count(2) == 1 + 3 * 3  # when images are measured, and three views with a copy in each step
+    assert GOAL.seen(SIZES[0]) not in sent
+    for name, value in whole.items():
+        if not name.endswith("k_proj.bias"):
+            assert float((pieces[name] - value).abs().max()) < 1e-4, name
 
 
 def test_counting_activations_leaves_none_behind(objective: Objective) -> None:
@@ -125,6 +190,28 @@ def test_both_ends_stay_in_their_files(objective: Objective) -> None:
             assert value.data_ptr() != ends[name].data_ptr(), "held in memory"
             theta_0, theta_1 = objective.inputs.theta_0(name), objective.inputs.theta_1(name)
             assert torch.equal(value, theta_1 - theta_0 if change else theta_0)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "channel", "entry"])
+def test_large_weights_are_taken_in_runs(
+    objective: Objective, granularity: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coefficients = Coefficients(objective, granularity, 0.3)
+    generator = torch.Generator().manual_seed(0)
+    for value in coefficients.values.values():
+        value.copy_(torch.rand(value.shape, generator=generator))
+    step = prepare(objective, GOAL, 1)[0]
+
+    def taken() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        coefficients.place()
+        weights = {name: objective.parameters[name].detach().clone() for name in objective.task_vector}
+        return weights, descended(objective, coefficients, step)[1]
+
+    whole = taken()
+    monkeypatch.setattr(path, "_ENTRIES", 200)
+    assert max(len(path.runs_of(objective.parameters[name])) for name in objective.task_vector) > 3
+    for expected, found in zip(whole, taken(), strict=True):
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 def test_first_moments_of_large_tensors_take_two_bytes() -> None:

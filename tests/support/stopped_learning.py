@@ -28,10 +28,10 @@ class Stopping:
     def __call__(self, steps: int) -> None:
         real, taken = learning.descend, iter(range(steps))
 
-        def descend(*arguments: Any) -> Losses:
+        def descend(*arguments: Any, **options: Any) -> Losses:
             if next(taken, None) is None:
                 self.monkeypatch.setattr(learning, "descend", real)
                 raise KeyboardInterrupt
-            return real(*arguments)
+            return real(*arguments, **options)
 
         self.monkeypatch.setattr(learning, "descend", descend)
