@@ -165,21 +165,27 @@ class Plain:
 
 def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any]]:
     """What is compared, by name."""
-    few = {"start": 0.5, "held_back": 0.0, "batch": options.batch, "copies": options.batch}
+    few = {
+        "start": 0.5,
+        "held_back": 0.0,
+        "batch": options.batch,
+        "copies": options.batch,
+        "precision": options.precision,
+    }
     return {
         "path-barrier": lambda objective: path_barrier(objective, nodes=options.nodes, tolerance=1e9),
         "path-point": lambda objective: Slopes(objective).at(0.5),
         "first-order": first_order,
         "auto": lambda objective: learned_coefficients(objective, steps=options.steps, **few),
         "first-step": lambda objective: learned_coefficients(objective, steps=1, **few),
-        "look": lambda objective: _look(objective, options.batch),
+        "look": lambda objective: _look(objective, options),
         "straggler-sparse": lambda objective: learned_sparse(objective, steps=options.steps, **few),
     }
 
 
-def _look(objective: Objective, images: int) -> None:
-    goal = Goal(0.5, views=1.0, precision="auto")
-    look(objective, prepare(objective, replace(goal, divergence_weight=0.0), 1, batch=images), goal)
+def _look(objective: Objective, options: argparse.Namespace) -> None:
+    goal = Goal(0.5, views=1.0, precision=options.precision)
+    look(objective, prepare(objective, replace(goal, divergence_weight=0.0), 1, batch=options.batch), goal)
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:
@@ -214,7 +220,7 @@ def timed(function: Callable[[], Any]) -> dict[str, float]:
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time every measure that is asked for, between two joint gradient passes unless it is alone."""
     both = options.towers == "both"
-    paths = save_pair(folder, options.size, both=both)
+    paths = save_pair(folder, options.size, both=both)  # they are there
     told = Told()
     idle = memory_mb("self")["RssAnon"]
     objective = objective_for(paths, options, told)
@@ -269,6 +275,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=3, help="points of the path barrier on each half of the path")
     parser.add_argument("--steps", type=int, default=2, help="steps of learning")
     parser.add_argument("--batch", type=int, default=64, help="images of a step, and changed copies")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of learning")
     parser.add_argument("--images-at-once", type=int, help="as for `merge`")
     parser.add_argument("--memory", type=int, metavar="GB", help="take the machine's memory for this much")
     parser.add_argument("--alone", action="store_true", help="without plain transformers")
@@ -279,8 +286,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.memory:
         activations.memory = lambda _device: options.memory << 30  # type: ignore[assignment]
-    with tempfile.TemporaryDirectory() as temporary, freed_memory_kept():
-        found = compare(options, options.folder or Path(temporary))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        save_pair(folder, options.size, both=options.towers == "both")
+        gc.collect()  # so that what they took is not kept
+        with freed_memory_kept():
+            found = compare(options, folder)
     settings = {key: value for key, value in vars(options).items() if key not in ("json", "folder", "coefficients")}
     if os.environ.get("RANK", "0") == "0":
         write_results(options.json, {"settings": settings, **found})

@@ -25,6 +25,9 @@ BEGIN, END = "<!-- table: python -m benchmarks.speed.decide_cases -->\n", "<!-- 
 _STEPS, _LOOKS, _HELD = 200, 25, 205
 _MANY = ["--classes", "1000", "--templates", "80"]
 _LEARNING = ["--only", "first-step,auto,look", "--alone", "--steps", "3"]
+_FIRST = ["--only", "first-step", "--alone"]
+_MEMORY = ["--only", "auto", "--alone", "--precision", "float32"]
+_BFLOAT16 = [*_FIRST, "--precision", "bfloat16", "--images", "16"]
 #: Arguments of `benchmarks.speed.decide` by case.
 CASES = {
     "path-64": ["--only", "path-barrier"],
@@ -32,21 +35,25 @@ CASES = {
     "path-1000-classes": ["--only", "path-barrier", "--alone", "--nodes", "1", *_MANY],
     "auto-vision": [*_LEARNING, "--towers", "vision"],
     "auto-both": [*_LEARNING],
-    "memory-vision-16": ["--only", "auto", "--alone", "--towers", "vision", "--batch", "16"],
-    "memory-vision-32": ["--only", "auto", "--alone", "--towers", "vision", "--batch", "32"],
-    "memory-both-16": ["--only", "auto", "--alone", "--batch", "16"],
-    "memory-both-32": ["--only", "auto", "--alone", "--batch", "32"],
-    # as on a machine whose memory holds no block's activations twice, so that they are computed again
-    "memory-l14-4": ["--only", "first-step", "--alone", "--size", "l14", "--batch", "4", "--memory", "1"],
-    "memory-l14-8": ["--only", "first-step", "--alone", "--size", "l14", "--batch", "8", "--memory", "1"],
+    "memory-vision-8": [*_MEMORY, "--towers", "vision", "--batch", "8"],
+    "memory-vision-16": [*_MEMORY, "--towers", "vision", "--batch", "16"],
+    "memory-both-8": [*_MEMORY, "--batch", "8"],
+    "memory-both-16": [*_MEMORY, "--batch", "16"],
+    "memory-both-prompts": [*_MEMORY, "--batch", "8", "--classes", "200"],
+    # few images: most processors without bfloat16 take ten times as long to multiply in it
+    "memory-bf16-4": [*_BFLOAT16, "--batch", "4"],
+    "memory-bf16-8": [*_BFLOAT16, "--batch", "8"],
+    "memory-bf16-prompts": [*_BFLOAT16, "--batch", "4", "--classes", "200"],
+    # the recipe's step, in pieces as on a machine of 16 GB
+    "memory-l14-64": [*_FIRST, "--size", "l14", "--batch", "64", "--memory", "16", "--precision", "float32"],
 }
 
 
-# Cases of the same measure with fewer and more images per step. An L/14 with so few peaks where no image counts: at the
-# end of a backward pass, when the gradients of all coefficients are there.
+# Cases of the same measure with fewer and more images per step, and with more prompts.
 _PEAKS = {
-    "ViT-B/32, vision": ("memory-vision-16", "memory-vision-32"),
-    "ViT-B/32, both": ("memory-both-16", "memory-both-32"),
+    "ViT-B/32, vision, float32": ("memory-vision-8", "memory-vision-16"),
+    "ViT-B/32, both, float32": ("memory-both-8", "memory-both-16", "memory-both-prompts"),
+    "ViT-B/32, both, bfloat16": ("memory-bf16-4", "memory-bf16-8", "memory-bf16-prompts"),
 }
 
 
@@ -79,18 +86,20 @@ def _rows_of(name: str, found: dict[str, Any]) -> list[str]:
 
 def _step(measure: str, settings: dict[str, Any]) -> str:
     images = f"{settings['batch']} + {settings['batch']} images"
+    precision = settings.get("precision", "auto")
+    images += "" if precision == "auto" else f", {precision}"
     return f"{settings['steps']} steps of {images}" if measure == "auto" else images
 
 
 def totals() -> list[str]:
-    """A whole `auto` put together from its pieces, and the line through the peaks of two batch sizes."""
+    """A whole `auto` put together from its pieces, and the lines through the peaks of different sizes."""
     lines = []
     for towers in ("vision", "both"):
         pieces = _result(f"auto-{towers}")
         lines += [_whole(towers, pieces)] if pieces else []
     for what, sizes in _PEAKS.items():
-        small, large = map(_result, sizes)
-        lines += [_line(what, small, large)] if small and large else []
+        found = [_result(name) for name in sizes]
+        lines += [_line(what, *(each for each in found if each))] if all(found) else []
     return lines
 
 
@@ -107,16 +116,23 @@ def _whole(towers: str, found: dict[str, Any]) -> str:
     )
 
 
-def _line(what: str, small: dict[str, Any], large: dict[str, Any]) -> str:
-    sizes = [2 * found["settings"]["batch"] for found in (small, large)]
-    # without what Python and its libraries took before the model was there
-    peaks = [found[found["settings"]["only"]]["private_mb"] - found["idle_mb"] for found in (small, large)]
-    each = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
-    fixed = peaks[0] - each * sizes[0]
-    return (
-        f"- Memory of `auto`, {what}: {each:.0f} MB for each image of a step, and {fixed:.0f} MB beside them, "
-        f"{fixed / small['weights_mb']:.1f} x the weights: {(fixed + 128 * each) / 1e3:.1f} GB for 64 + 64 images."
-    )
+def _line(what: str, small: dict[str, Any], large: dict[str, Any], prompts: dict[str, Any] | None = None) -> str:
+    """The peak as so much for each image and each prompt, and the rest; prompts count if they go back."""
+    few, more = (2 * found["settings"]["batch"] for found in (small, large))
+    image = (_peak(large) - _peak(small)) / (more - few)
+    rest, said = _peak(small) - image * few, f"{image:.0f} MB for each image of a step"
+    if prompts:
+        count, extra = small["settings"]["classes"], prompts["settings"]["classes"] - small["settings"]["classes"]
+        prompt = (_peak(prompts) - _peak(small)) / extra
+        rest -= prompt * count
+        said += f", {prompt:.1f} MB for each prompt of {small['tokens']} tokens"
+    ratio = rest / small["weights_mb"]
+    return f"- Memory of `auto`, {what}: {said}, and {rest:.0f} MB beside them, {ratio:.1f} x the weights."
+
+
+def _peak(found: dict[str, Any]) -> float:
+    """The highest private memory, without what Python and its libraries took before the model was there, in MB."""
+    return float(found[found["settings"]["only"]]["private_mb"] - found["idle_mb"])
 
 
 def _result(name: str) -> dict[str, Any] | None:
