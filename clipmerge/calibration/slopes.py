@@ -59,10 +59,10 @@ class Slopes:
         """
         self._objective = objective
         cost = objective.tower_cost
-        self._tangents = Tangents(objective.path, objective.module, cost.called)
-        self._sums = GradientSums(objective.path) if gradients else None
         # tangents take as much again
         self._images_at_once = Activations(objective, "float32").images(2)
+        self._tangents = Tangents(objective.path, objective.module, cost, objective.most_at_once(self._images_at_once))
+        self._sums = GradientSums(objective.path) if gradients else None
         self._generator = torch.Generator().manual_seed(objective.seed)
         self.drawn, self._text_work = 0, 0.0
         if objective.text_changes:

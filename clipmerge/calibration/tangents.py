@@ -4,6 +4,9 @@ A linear map, a convolution, an embedding, and the scale and shift of a normalis
 So task_vector . gradient is the gradient of such a map's output times its *tangent*: the same map of the same input
 with the task vector for weights. The tangent costs as much as the gradient of the weights would, once for any number
 of backward passes through the same forward pass, and no gradient as large as the model is ever written.
+
+Beside the product of matrices, a tangent is written and read, and so is a gradient. Images go backward once, so where
+a map's output for the images of one pass is larger than its weights, their gradient is the cheaper of the two.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, layer_norm, linear
 
 from clipmerge.calibration.path import PathWeights
+from clipmerge.calibration.tower_cost import TowerCost
 
 # An exact type, and what it computes with these weights; subclasses may compute something else.
 _MAPS: dict[type, Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]] = {
@@ -48,25 +52,28 @@ class _Map:
 class Tangents:
     """Slopes of all layers, added up over backward passes.
 
-    Parameters of other modules (a class token, a logit scale, a fused attention) get their gradients as always, and
-    these are multiplied by the task vector.
+    Parameters of other modules (a class token, a logit scale, a fused attention, maps that are smaller than their
+    output) get their gradients as always, and these are multiplied by the task vector.
     """
 
-    def __init__(self, path: PathWeights, module: torch.nn.Module, called: set[torch.nn.Module]) -> None:
-        """Find the modules whose tangents are known.
+    def __init__(self, path: PathWeights, module: torch.nn.Module, cost: TowerCost, images: int) -> None:
+        """Find the modules whose tangents are known, and cheaper than gradients.
 
         Args:
             path: The weights.
             module: The model.
-            called: Modules of it that a forward pass calls: the weights of others may be used behind their backs.
+            cost: Which modules a forward pass calls: the weights of others may be used behind their backs.
+            images: How many go through the model at once.
         """
         self._path = path
         self._layers = {name: place for place, names in enumerate(path.layers.values()) for name in names}
         names = {id(parameter): name for name, parameter in path.parameters.items() if name in path.task_vector}
-        found = (self._map(each, names) for each in module.modules() if each in called and type(each) in _MAPS)
+        known = [each for each in module.modules() if each in cost.called and type(each) in _MAPS]
+        found = (self._map(each, names) for each in known if not _is_wide(each, cost.per_image.get(each, 0) * images))
         self._maps = [each for each in found if each is not None]
         mapped = {name for each in self._maps for name in each.names}
-        self._others = [name for name in path.task_vector if name not in mapped]
+        # read once: a path of mapped files reads its ends whenever it is asked
+        self._others = {name: change for name, change in path.task_vector.items() if name not in mapped}
         self._sums = self._zeros()
 
     def _map(self, module: torch.nn.Module, names: dict[int, str]) -> _Map | None:
@@ -119,25 +126,15 @@ class Tangents:
     def take(self) -> Tensor:
         """The slopes since they were last taken: one per layer, in nats, float64 on the CPU."""
         sums, self._sums = self._sums.cpu().double(), self._zeros()
-        for name in self._others:
+        for name, change in self._others.items():
             gradient = self._path.parameters[name].grad
             if gradient is not None:
-                slope = torch.dot(gradient.reshape(-1), self._path.task_vector[name].reshape(-1))
+                slope = torch.dot(gradient.reshape(-1), change.reshape(-1))
                 sums[self._layers[name]] += float(slope)
                 self._path.parameters[name].grad = None
         return sums
 
 
-@contextmanager
-def calls_of(module: torch.nn.Module, seen: Callable[[torch.nn.Module, Any], None]) -> Iterator[None]:
-    """Tell every call of a module without children.
-
-    Args:
-        module: The model.
-        seen: Called with such a module and its output.
-    """
-    with ExitStack() as hooks:
-        for each in module.modules():
-            if not list(each.children()):
-                hooks.callback(each.register_forward_hook(lambda m, _given, output: seen(m, output)).remove)
-        yield
+def _is_wide(module: torch.nn.Module, outputs: int) -> bool:
+    """Whether a module writes more entries than it has weights."""
+    return outputs > sum(parameter.numel() for parameter in module.parameters())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,6 @@ from torch import Tensor
 
 from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.shares import Shares
-from clipmerge.calibration.tangents import calls_of
 from clipmerge.models.precision import Precision, passes
 
 # The time of a pass is taken of so many images at most, and of fewer where these would take so many seconds: with a
@@ -25,11 +26,28 @@ class TowerCost:
 
     Attributes:
         called: Modules without children that are called for an image or a prompt.
+        per_image: Entries of the output of those that are called for an image, for one image.
         prompt: Work of a prompt, in forward passes of an image; the same in every process.
     """
 
     called: set[torch.nn.Module]
+    per_image: dict[torch.nn.Module, int]
     prompt: float
+
+
+@contextmanager
+def _calls_of(module: torch.nn.Module, seen: Callable[[torch.nn.Module, Any], None]) -> Iterator[None]:
+    """Tell every call of a module without children.
+
+    Args:
+        module: The model.
+        seen: Called with such a module and its output.
+    """
+    with ExitStack() as hooks:
+        for each in module.modules():
+            if not list(each.children()):
+                hooks.callback(each.register_forward_hook(lambda m, _given, output: seen(m, output)).remove)
+        yield
 
 
 @torch.no_grad()
@@ -41,22 +59,25 @@ def tower_cost(criterion: CalibrationLoss, shares: Shares) -> TowerCost:
         shares: Its images.
     """
     called: set[torch.nn.Module] = set()
+    per_image: dict[torch.nn.Module, int] = {}
     work = {"image": 0.0, "prompt": 0.0}
     now = "image"
 
     def seen(module: torch.nn.Module, output: Any) -> None:
         called.add(module)
+        if now == "image" and isinstance(output, Tensor):
+            per_image[module] = output.numel()
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and isinstance(output, Tensor):
             work[now] += output.numel() * (module.weight.numel() // module.weight.shape[0])
 
-    with calls_of(criterion.model.module, seen):
+    with _calls_of(criterion.model.module, seen):
         for batch in shares.batches[:1]:
             criterion.embed(batch.pixels[:1])
         now = "prompt"
         criterion.prompts.features(places=torch.zeros(1, dtype=torch.int64, device=shares.accelerator.device))
     # a process without a batch cannot tell
     prompt = max(shares.gather([work["prompt"] / work["image"] if work["image"] else 0.0]))
-    return TowerCost(called, prompt or 1.0)
+    return TowerCost(called, per_image, prompt or 1.0)
 
 
 @torch.no_grad()
