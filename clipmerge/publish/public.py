@@ -74,17 +74,23 @@ def last_part(path: str) -> str:
 
 def _cleaner(record: MergeRecord) -> Callable[[str], str]:
     """Shorten the paths that the record's own fields hold, wherever they stand, and remove tokens."""
-    known = local_sources(record)
+    shorten = [_shortener(path) for path in local_sources(record)]
 
     def clean(text: str) -> str:
-        for path in known:
-            if PurePath(path).is_absolute() or path.startswith("~"):  # regardless of quotes and other text around it
-                text = text.replace(path.rstrip("/"), last_part(path))
-            else:
-                text = re.sub(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])", last_part(path).replace("\\", r"\\"), text)
+        for each in shorten:
+            text = each(text)
         return _TOKEN.sub("hf_...", text)
 
     return clean
+
+
+def _shortener(path: str) -> Callable[[str], str]:
+    """Replace a path by its last part: a relative one, which may be a word of a text, only where it stands alone."""
+    name = last_part(path)
+    if PurePath(path).is_absolute() or path.startswith("~"):  # regardless of quotes and other text around it
+        return lambda text: text.replace(path.rstrip("/"), name)
+    alone = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w./-])")
+    return lambda text: alone.sub(name.replace("\\", r"\\"), text)
 
 
 def _map_text(value: Any, change: Callable[[str], str]) -> Any:
