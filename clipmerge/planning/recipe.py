@@ -41,7 +41,7 @@ class Override(BaseModel):
         density: Share of the task vector kept; ``None`` leaves the method's.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     layers: str
     alpha: Alpha | None = None
@@ -60,7 +60,7 @@ class Recipe(BaseModel):
             or of the fine-tuned checkpoint.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     name: Annotated[str, Field(min_length=1)]
     measure: dict[str, Plain] | None = None
