@@ -61,7 +61,9 @@ class Slopes:
         cost = objective.tower_cost
         # tangents take as much again
         self._images_at_once = Activations(objective, "float32").images(2)
-        self._tangents = Tangents(objective.path, objective.module, cost, objective.most_at_once(self._images_at_once))
+        # images go backward once, where the gradient of a wide map's weights is less to write than its tangent
+        wide = cost.wide(objective.most_at_once(self._images_at_once))
+        self._tangents = Tangents(objective.path, objective.module, cost.called - wide)
         self._sums = GradientSums(objective.path) if gradients else None
         self._generator = torch.Generator().manual_seed(objective.seed)
         self.drawn, self._text_work = 0, 0.0

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn.functional import embedding, layer_norm, linear
 
 from clipmerge.calibration.path import PathWeights
-from clipmerge.calibration.tower_cost import TowerCost
 
 # An exact type, and what it computes with these weights; subclasses may compute something else.
 _MAPS: dict[type, Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]] = {
@@ -56,20 +55,19 @@ class Tangents:
     output) get their gradients as always, and these are multiplied by the task vector.
     """
 
-    def __init__(self, path: PathWeights, module: torch.nn.Module, cost: TowerCost, images: int) -> None:
-        """Find the modules whose tangents are known, and cheaper than gradients.
+    def __init__(self, path: PathWeights, module: torch.nn.Module, taken: set[torch.nn.Module]) -> None:
+        """Find the modules whose tangents are known.
 
         Args:
             path: The weights.
             module: The model.
-            cost: Which modules a forward pass calls: the weights of others may be used behind their backs.
-            images: How many go through the model at once.
+            taken: Modules of it to take tangents of, if they are known. A forward pass must call them: the weights of
+                others may be used behind their backs.
         """
         self._path = path
         self._layers = {name: place for place, names in enumerate(path.layers.values()) for name in names}
         names = {id(parameter): name for name, parameter in path.parameters.items() if name in path.task_vector}
-        known = [each for each in module.modules() if each in cost.called and type(each) in _MAPS]
-        found = (self._map(each, names) for each in known if not _is_wide(each, cost.per_image.get(each, 0) * images))
+        found = (self._map(each, names) for each in module.modules() if each in taken and type(each) in _MAPS)
         self._maps = [each for each in found if each is not None]
         mapped = {name for each in self._maps for name in each.names}
         # read once: a path of mapped files reads its ends whenever it is asked
@@ -133,8 +131,3 @@ class Tangents:
                 sums[self._layers[name]] += float(slope)
                 self._path.parameters[name].grad = None
         return sums
-
-
-def _is_wide(module: torch.nn.Module, outputs: int) -> bool:
-    """Whether a module writes more entries than it has weights."""
-    return outputs > sum(parameter.numel() for parameter in module.parameters())

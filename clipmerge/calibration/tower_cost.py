@@ -34,6 +34,14 @@ class TowerCost:
     per_image: dict[torch.nn.Module, int]
     prompt: float
 
+    def wide(self, images: int) -> set[torch.nn.Module]:
+        """Modules that write more entries for so many images at once than they have weights."""
+        return {
+            module
+            for module, entries in self.per_image.items()
+            if entries * images > sum(parameter.numel() for parameter in module.parameters())
+        }
+
 
 @contextmanager
 def _calls_of(module: torch.nn.Module, seen: Callable[[torch.nn.Module, Any], None]) -> Iterator[None]:
