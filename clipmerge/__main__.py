@@ -17,7 +17,7 @@ def run() -> None:
         signal.signal(signal.SIGINT, end_at_once)
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, end_at_once)
-    import atexit  # compiled in; what is registered first runs last
+    import atexit  # a built-in module; functions registered first run last
 
     atexit.register(_over)
     from clipmerge.cli.app import main
@@ -42,7 +42,7 @@ def _stop_at_once() -> None:
 
 
 def _over() -> None:
-    """Ignore signals from now on: the command is done, and Python gives up its handlers before it has ended."""
+    """Ignore signals from now on: the command is done, and Python drops its handlers before the process ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is end_at_once:
             signal.signal(number, signal.SIG_IGN)

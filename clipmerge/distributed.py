@@ -60,7 +60,7 @@ def termination() -> Iterator[None]:
 
 
 def instead_of(error: Exception, stopped: BaseException) -> BaseException:
-    """The exception of a signal where compiled code has turned it into an error of its own, with the error's notes.
+    """Return the signal's exception, with the error's notes, if compiled code turned it into an error of its own.
 
     Args:
         error: The error that arrived.

@@ -91,7 +91,7 @@ def printable(text: str, *, limit: int = 10_000) -> str:
 
     Args:
         text: The text.
-        limit: Most characters kept; the middle of a longer text is left out.
+        limit: Maximum number of characters kept; the middle of a longer text is left out.
 
     Example:
         >>> printable("a\x1b[31mb\nc")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
-#: Most bytes held together by the tensors in progress and the one in use; a larger tensor is computed alone. The
+#: Limit on the total bytes of the tensors in progress and the one in use; a larger tensor is computed alone. The
 #: computation needs a few times as much.
 HELD_BYTES = 64 << 20
 
@@ -33,8 +33,8 @@ def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int
     Close the iterator (`contextlib.closing`) if it may not be exhausted: torch is limited to one thread until then.
 
     Args:
-        jobs: Bytes of a job's tensor, and the job; started in order, shortly before their results are needed.
-        held_bytes: Most bytes held together by the jobs in progress and the result in use.
+        jobs: Pairs of the bytes of a job's tensor and the job; started in order, shortly before results are needed.
+        held_bytes: Limit on the total bytes of the jobs in progress and the result in use.
 
     Yields:
         Their results, in order; the first exception ends the iteration.

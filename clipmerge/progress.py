@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 _LOG = logging.getLogger("clipmerge")
-# The pace is known after so many seconds with so many reports, or after more seconds with the fewest.
+# The pace counts as known after `_GLANCE` seconds with `_MANY` reports, or after `_LONG_GLANCE` seconds with `_FEWEST`.
 _GLANCE, _MANY, _LONG_GLANCE, _FEWEST = 1.0, 24, 15.0, 3
-# An estimate is corrected if the work takes so many times as long, and so many seconds more or less.
+# An estimate is corrected if it is wrong by this factor and also by this many seconds.
 _OFF, _FAR = 1.5, 60.0
-# Work of fewer seconds is not stated before it starts.
+# The cost of work that takes fewer seconds is not stated before it starts.
 _LONG = 2.0
 
 

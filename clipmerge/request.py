@@ -21,7 +21,7 @@ from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.progress import Progress
 
-if TYPE_CHECKING:  # a merge without images imports none of what reads them
+if TYPE_CHECKING:  # a merge without images imports no module that reads images
     from clipmerge.images.class_names import ClassNames
     from clipmerge.images.dataset import LabelledImages
 
@@ -42,8 +42,8 @@ class Calibration:
         images_at_once: Images computed at once; ``None`` for a whole batch.
         held_back: Share of the images held back from the decision to measure the effect of the merge, see
             `docs/verdict.md`; 0 to decide on all images and measure no effect.
-        unlabelled: Images of where the model will be used, whose labels are not read, for recipes that learn; a source
-            like ``source``, or ``None``.
+        unlabelled: Images from where the model will be used, for recipes that learn; their labels are not read. A
+            source like ``source``, or ``None``.
     """
 
     source: Any = None
@@ -77,7 +77,7 @@ class MergeRequest:
         command: Command that repeats the merge, for the record.
         hashed: Whether to hash the weights of inputs and output.
         max_loss: Loss of accuracy against the fine-tuned model, in points, beyond which there is a warning.
-        strict: Whether such a loss is an error, and a checkpoint that did not start from the zero-shot one.
+        strict: Whether such a loss, or a checkpoint that did not start from the zero-shot one, is an error.
         keep: Sources of tasks that the models were not fine-tuned for, by name.
     """
 
@@ -122,9 +122,9 @@ class SweepRequest:
         command: Command that repeats the sweep, for the record.
         hashed: Whether to hash the checkpoints' weights for the record.
         max_loss: Loss of ID accuracy against the fine-tuned model, in points, beyond which there is a warning.
-        strict: Whether such a loss is an error, and a checkpoint that did not start from the zero-shot one.
+        strict: Whether such a loss, or a checkpoint that did not start from the zero-shot one, is an error.
         keep: Sources of tasks that the models were not fine-tuned for, by name.
-        points: Sources of checkpoints to place beside the curve as they are, by name.
+        points: Sources of checkpoints to show beside the curve as they are, by name.
         limit: Images sampled from each source, class-balanced; ``None`` for all images.
         checks_overlap: Whether sources are searched for images that they share.
     """

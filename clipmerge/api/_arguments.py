@@ -62,9 +62,9 @@ class MergeOptions(ImageOptions, total=False):
             ``hf://datasets/org/name:split``, ``digits``; a `datasets.Dataset`; a torch ``Dataset`` or ``DataLoader``
             of (image, label) pairs; or a `Calibration`, which replaces ``images`` and the options of `ImageOptions`.
         images: Images sampled, class-balanced.
-        unlabelled: Images of where the model will be used, for a recipe that learns; labels are neither needed nor
-            read. A folder with images at any depth, or any other form of ``data``; in memory also a list of PIL
-            images. At most ``images`` of them are sampled.
+        unlabelled: Images from where the model will be used, for a recipe that learns; labels are neither needed nor
+            read. A folder with images at any depth, or any other form of ``data``; in memory also a list of PIL images.
+            At most ``images`` of them are sampled.
         state_key: Where in the files of FINETUNED the weights are, such as ``ema``; the same as ``FILE#ema``.
         keep: Images of tasks that the models were not fine-tuned for, by name: with classes, or with captions; see
             `docs/keep.md`.
@@ -72,8 +72,8 @@ class MergeOptions(ImageOptions, total=False):
         verdict: Whether to hold back a fifth of the images (`Calibration.held_back`) from the decision, and measure on
             them what the merge bought; see `docs/verdict.md`.
         max_loss: Points of accuracy on those images that may be lost against the fine-tuned model without a warning.
-        strict: Whether a larger loss is a `VerdictError`, and a fine-tuned checkpoint that did not start from the
-            zero-shot one a `CheckpointError`, so that nothing is written.
+        strict: Whether to write nothing and raise an error: a `VerdictError` for a larger loss, a `CheckpointError` for
+            a fine-tuned checkpoint that did not start from the zero-shot one.
         seed: Seed of the sample, the bootstrap and random masks.
         dtype: ``keep``, ``float32``, ``bfloat16`` or ``float16``.
         hash: Whether to record the sha256 of weights.

@@ -23,7 +23,7 @@ from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors
 from clipmerge.request import SweepRequest
 
-# The code that decides which class an image is given: it changes between releases that have the same version.
+# The code that decides which class an image gets: it may change between commits that have the same version.
 _CODE = ("models/**/*.py", "evaluation/**/*.py", "merging/**/*.py", "images/*.py")
 
 
@@ -39,7 +39,7 @@ class Kept:
 
     @classmethod
     def of(cls, request: SweepRequest, inputs: Inputs) -> Kept | None:
-        """Find the place of what is kept for two checkpoints.
+        """Find where answers and plans for two checkpoints are kept.
 
         Args:
             request: The sweep.
@@ -61,7 +61,7 @@ class Kept:
         return None
 
     def answered(self, request: SweepRequest, loaded: Mapping[str, LabelledImages]) -> Answered:
-        """Answers on some sources.
+        """The kept answers for some sources.
 
         Args:
             request: The sweep.
@@ -71,7 +71,7 @@ class Kept:
         return Answered(self.folder, {name: text for name, text in described.items() if text is not None})
 
     def plan(self, request: SweepRequest, recipe: Recipe) -> tuple[Plan, PlanTensors] | None:
-        """Read the plan that an earlier run made of a recipe.
+        """Read the plan that an earlier run made for a recipe.
 
         Args:
             request: The sweep.
@@ -103,7 +103,7 @@ class Kept:
                 write_plan_files(file, plan.with_tensors(tensors.to_file()))
 
     def _file(self, request: SweepRequest, recipe: Recipe) -> Path | None:
-        """The file of a recipe's plan; ``None`` where images may change without their name changing."""
+        """The file of a recipe's plan; ``None`` if images may change while their name stays."""
         asked = request.calibration
         if recipe.needs_data and (asked.unlabelled is not None or not str(asked.source).startswith("hf://")):
             return None
@@ -130,7 +130,7 @@ def key_of(point: Point) -> str:
 
 
 def _described(request: SweepRequest, images: LabelledImages) -> str | None:
-    """Everything that the answers on a source depend on; ``None`` where its images are not known to stay the same."""
+    """Everything that the answers on a source depend on; ``None`` if its images may change."""
     if images.revision is None:
         return None
     asked = request.calibration

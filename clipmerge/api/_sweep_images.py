@@ -21,7 +21,7 @@ def load_source(source: Any, request: SweepRequest, progress: Progress) -> Label
         progress: Receiver of progress reports.
 
     Raises:
-        DataError: If there is nothing there, or it cannot be used.
+        DataError: If there are no images, or they cannot be used.
         HubError: If the Hub refuses or cannot be reached.
     """
     asked, limit = request.calibration, request.limit

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedRecipe:
-    """A recipe, decided.
+    """A recipe with its decided plan.
 
     Attributes:
         recipe: The recipe.
@@ -80,13 +80,13 @@ def recipe_row(planned: PlannedRecipe, point: Point, row: dict[str, Any]) -> dic
 
 
 def checkpoint_row(name: str, number: int, placed: Inputs, row: dict[str, Any], *, hashed: bool) -> dict[str, Any]:
-    """Give the row of a checkpoint that was placed as it is.
+    """Make the row of a checkpoint shown beside the curve as it is.
 
     Args:
-        name: What it is called.
-        number: Number of its point.
+        name: Its name in the sweep.
+        number: The index of its point.
         placed: The zero-shot checkpoint, aligned with it.
-        row: That point's numbers.
+        row: The numbers of that point.
         hashed: Whether to give the sha256 of its weights.
     """
     provenance = placed.finetuned[0].provenance(hashed=hashed)

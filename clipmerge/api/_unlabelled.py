@@ -67,7 +67,7 @@ def unlabelled_images(
         progress: Receiver of progress reports.
 
     Returns:
-        The sample; ``None`` if none are asked for.
+        The sample; ``None`` if the request has no unlabelled images.
 
     Raises:
         UsageError: If one of them is also among the labelled images.

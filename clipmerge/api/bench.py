@@ -1,4 +1,4 @@
-"""`clipmerge bench`: published pairs and data sets by name, published figures beside ours; see `docs/bench.md`."""
+"""`clipmerge bench`: evaluate published pairs and data sets by name; see `docs/bench.md`."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress
 from clipmerge.request import SweepRequest
 
-#: The record that the output folder holds, and by which one is known.
+#: The record in the output folder of a bench, which identifies it.
 BENCH_RECORD = "bench.json"
-# Standard errors by which the accuracy on a sample may differ from that on all images.
+# Number of standard errors by which the accuracy on a sample may differ from that on all images.
 _ERRORS = 3.0
 
 
 @dataclass(frozen=True)
 class _Options:
-    """What the user asked for beside the suite."""
+    """The user's choices, apart from the suite."""
 
     recipes: tuple[RecipeLike, ...]
     alphas: tuple[float, ...]
@@ -60,7 +60,7 @@ class _Check:
     outcomes: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, found: dict[str, float]) -> None:
-        """Compare, and stop where that is wanted.
+        """Compare, and raise an error unless checks are off.
 
         Raises:
             MeasureError: If an accuracy is not the published one.
@@ -113,7 +113,7 @@ def bench(
     progress: Progress | None = None,
     command: str | None = None,
 ) -> BenchResult:
-    """Evaluate a suite's pairs at every alpha and under recipes, published figures beside ours.
+    """Evaluate a suite's pairs at every alpha and with recipes, and show the published figures next to ours.
 
     Zero-shot accuracy on the ID images is compared with the published figure first. Answers and plans are kept in the
     user's cache, so an interrupted call resumes when it is repeated.
@@ -122,7 +122,7 @@ def bench(
         suite: Name of a suite, or a YAML file.
         output: Folder to write; ``None`` to write nothing.
         limit: Images sampled from each source; ``None`` for all.
-        recipes: Recipes, each as `merge` takes it; ``None`` for the suite's.
+        recipes: Recipes, each in a form that `merge` accepts; ``None`` for the suite's.
         alphas: Points of the curve, ascending; ``None`` for the suite's.
         check: Whether a zero-shot accuracy that is not the published one is an error.
         images: Images that recipes measure on.
@@ -130,9 +130,9 @@ def bench(
         batch_size: As in `ImageOptions`.
         images_at_once: As in `ImageOptions`.
         device: As in `ImageOptions`.
-        overwrite: Whether an earlier output there may be replaced.
-        progress: Where to report; by default Python's logger ``clipmerge``.
-        command: How to run this again, for the record; by default spelled out from the arguments.
+        overwrite: Whether an earlier output may be replaced.
+        progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
+        command: Command that repeats the call, for the record; by default derived from the arguments.
 
     Returns:
         The record, and the folder that was written.
@@ -176,14 +176,14 @@ def bench_cost(
     alphas: Sequence[float] | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Tell what a suite downloads, and how long its evaluation takes on this machine.
+    """Estimate how much a suite downloads, and how long its evaluation takes on this machine.
 
     Args:
         suite: As in `bench`.
-        limit: As there.
-        recipes: As there.
-        alphas: As there.
-        device: As there.
+        limit: As in `bench`.
+        recipes: As in `bench`.
+        alphas: As in `bench`.
+        device: As in `bench`.
 
     Returns:
         JSON-ready, see `clipmerge.evaluation.suites.cost.cost_of`.
@@ -224,12 +224,12 @@ def _request(pair: Pair, zeroshot: str, finetuned: str, asked: _Options) -> Swee
         seed=asked.seed,
         command=asked.command,
         limit=asked.limit,
-        checks_overlap=False,  # the splits of public sets
+        checks_overlap=False,  # splits of public data sets
     )
 
 
 def _named(source: str | None) -> Any:
-    """A known data set, even where a folder here has the same name; or another source as it is."""
+    """Find a known data set, even if a local folder has its name; return any other source unchanged."""
     return source and (find_known(source, on_disk=False) or source)
 
 
@@ -259,7 +259,7 @@ def _run(suite: Suite, pair: Pair, asked: _Options, progress: Progress) -> dict[
 
 
 def _release(checkpoint: str | Release, progress: Progress) -> Fetched | None:
-    """Bring a release file here, with a configuration beside it; ``None`` for a checkpoint that goes by its name."""
+    """Download a release file, and write its configuration beside it; ``None`` for a checkpoint given by name."""
     if not isinstance(checkpoint, Release):
         return None
     fetched = fetch_release(checkpoint, progress)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("clipmerge")
 _FOLDER = "merged"
-# What stands in a request for models that have no place yet.
+# Placeholder in a request for models that are not on disk yet.
 _ZEROSHOT, _TRAINED = "in-memory/zeroshot", "in-memory/trained"
 
 
@@ -37,7 +37,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     raised, so that no training is lost. The model in memory is merged as it is at the end, which with
     ``load_best_model_at_end`` is the best one, and is not changed.
 
-    The accuracies of what the merge bought are added to the trainer's ``log_history``, which ends up in
+    The accuracies before and after the merge are added to the trainer's ``log_history``, which ends up in
     ``trainer_state.json``.
 
     Attributes:
@@ -67,16 +67,16 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         """Keep the settings.
 
         Args:
-            zeroshot: Checkpoint that training starts from: a folder, a file, ``org/name[@revision]``, or another model
-                in memory than the one that is trained.
-            recipe: As `merge` takes it.
+            zeroshot: Checkpoint that training starts from: a folder, a file, ``org/name[@revision]``, or a model in
+                memory other than the one being trained.
+            recipe: In a form that `merge` accepts.
             output: Folder to write; by default ``merged`` in the trainer's output folder.
             overwrite: Whether an earlier output may be replaced.
             push_to: ``org/name`` on the Hub to publish the output to.
             private: Whether the repository is created private.
-            license: The licence, where the sources' differ.
+            license: The licence, if the sources' differ.
             processor: Processor of the models; by default the trainer's, or the one beside the zero-shot checkpoint.
-            progress: Where to report; by default Python's logger ``clipmerge``.
+            progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
             **options: See `MergeOptions`; ``data`` are the images that the recipe measures on.
 
         Raises:
@@ -167,7 +167,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _clip_in(model: Module) -> Module:
-    """The model of transformers or open_clip that is trained: the whole, or the first such part of it."""
+    """The model of transformers or open_clip that is trained: the module itself, or the first such part of it."""
     model = unwrapped(model)
     if hasattr(model, "merge_and_unload"):  # peft's
         adapted: Any = copy.deepcopy(model)
@@ -177,8 +177,8 @@ def _clip_in(model: Module) -> Module:
         if is_transformers or (hasattr(part, "visual") and hasattr(part, "encode_text")):
             return part
     raise UsageError(
-        f"RobustMergeCallback: {type(model).__name__} is no model of transformers or open_clip, and holds none; save "
-        "its state dict, and merge it with `clipmerge merge`"
+        f"RobustMergeCallback: {type(model).__name__} is not a model of transformers or open_clip, and does not "
+        "contain one; save its state dict, and merge it with `clipmerge merge`"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, devices, folders, and settings in force. Nothing secret is in it."""
+"""What a bug report needs: versions, devices, folders, and settings in force. It contains no secrets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = (
     "open_clip_torch",
     "peft",
 )
-# Variables that change what happens; tokens are told by their presence alone.
+# Variables that change the behaviour; of tokens, only their presence is shown.
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE")
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 

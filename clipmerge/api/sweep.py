@@ -89,7 +89,7 @@ def sweep(
         ood: Images unlike those of the fine-tuning, by name.
         recipes: Recipes; see `merge`.
         alphas: Points of the curve, ascending; 0 = zero-shot, 1 = fine-tuned.
-        points: Checkpoints to place beside the curve as they are, by name: a folder, a file or ORG/NAME.
+        points: Checkpoints to show beside the curve as they are, by name: a folder, a file or ORG/NAME.
         output: Folder to write; ``None`` to write nothing.
         overwrite: Whether an earlier sweep there may be replaced.
         processor: For models in memory: their processor, or the model's open_clip name.
@@ -338,7 +338,7 @@ def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
 
 
 def _open_points(request: SweepRequest, known: Known) -> dict[str, Inputs]:
-    """The zero-shot checkpoint aligned with each that is placed as it is, by name."""
+    """The zero-shot checkpoint aligned with each of those shown as they are, by name."""
     base = known.checkpoints[0]
     placed = {}
     for name, source in request.points.items():
@@ -370,7 +370,7 @@ def _plan_points(
 
 
 def _nothing() -> None:
-    """Nothing to clear away: the plan was read."""
+    """Remove nothing: the plan was read from the cache."""
 
 
 def _score(

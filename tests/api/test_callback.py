@@ -161,7 +161,9 @@ def test_what_can_be_known_is_said_before_training(pair: Folders, images: Path, 
         with pytest.raises(error, match=told):
             trainer_for(model, tmp_path / "run", callback).train()
     other = torch.nn.Linear(2, 2)
-    with pytest.raises(UsageError, match="Linear is no model of transformers or open_clip, and holds none"):
+    with pytest.raises(
+        UsageError, match="Linear is not a model of transformers or open_clip, and does not contain one"
+    ):
         RobustMergeCallback(pair[0], "wise-ft").on_train_begin(None, None, None, model=other)
 
 
