@@ -1,4 +1,4 @@
-"""Memory that activations take, and how many images' are held at once."""
+"""Memory that activations take, and the number of images whose activations fit into it at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Share of the device's memory that activations may take; more images go through the model in pieces.
 _SHARE = 0.25
-# Where the system does not tell how much memory there is.
+# Assumed if the system does not report how much memory it has.
 _USUAL = 16 << 30
 
 
@@ -34,12 +34,12 @@ class Activations:
         self._each = _bytes_per_image(objective, precision)
 
     def images(self, times: int = 1) -> int | None:
-        """How many images' activations fit this many times; at least one, and ``None`` if nobody knows."""
+        """How many images' activations fit this many times; at least one, and ``None`` if it is unknown."""
         return max(1, int(self._room / (times * self._each))) if self._each else None
 
 
 def _bytes_per_image(objective: Objective, precision: Precision) -> int:
-    """What one more image adds to what the backward pass needs: the weights that it needs too are not counted."""
+    """Bytes kept for the backward pass per additional image; weights, which it needs too, are not counted."""
     if not objective.batches:
         return 0
     pixels = objective.batches[0].pixels[:1]
@@ -56,7 +56,7 @@ def _saved(objective: Objective, pixels: Tensor, precision: Precision) -> int:
         return tensor.detach()  # with its graph, an operation that saves its own output would never be freed
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), passes(pixels.device, precision):
-        graph = objective.embed(pixels)  # alive until all is counted, or its memory would be used again
+        graph = objective.embed(pixels)  # kept alive until all is counted, or its memory would be reused
     del graph
     return sum(sizes.values())
 

@@ -118,7 +118,7 @@ class Coefficients:
         return moved.where(_largest(value, self._kept[key]), 0.0) if key in self._kept else moved
 
     def move(self, part: float, beyond: float = 0.0) -> None:
-        """Go a part of the way from the start to the coefficients, and from there towards the fine-tuned model.
+        """Go part of the way from the start to the coefficients, and from there towards the fine-tuned model.
 
         Dropped coefficients stay dropped. Moves do not add up: each `move` starts from the learned coefficients.
 
@@ -200,12 +200,12 @@ class Coefficients:
 
 
 def _rows(values: Tensor, rows: slice | None) -> Tensor:
-    """Some rows of a tensor, as a view of it; all of a number that holds for every row."""
+    """Some rows of a tensor, as a view of it; a scalar, which applies to every row, is returned whole."""
     return values if rows is None or not values.ndim else values[rows]
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    """Mark exactly ``count`` largest entries; of equal entries the first ones.
+    """Mark exactly ``count`` largest entries; among equal entries, the first ones.
 
     Args:
         scores: Any shape.

@@ -11,7 +11,7 @@ from torch import Tensor
 # Adam's decay rates of the gradient and its square, and the constant that keeps a quotient finite.
 _MEMORY, _LONG_MEMORY, _TINY = 0.9, 0.999, 1e-8
 
-# Tensors of so many entries keep their first moment in bfloat16.
+# Tensors with at least this many entries keep their first moment in bfloat16.
 _MANY = 1 << 16
 
 

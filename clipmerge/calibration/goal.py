@@ -36,7 +36,7 @@ class Goal:
             cosine to the zero-shot model's image features.
         views: Strength of the small changes to the images of the calibration loss; 0 for unchanged images.
         blend: Share of the fine-tuned model's predictions in the teacher's; the rest is the zero-shot model's.
-        copies: Most images per step with a changed copy; ``None`` for all.
+        copies: Maximum number of images per step with a changed copy; ``None`` for all.
         precision: Precision of the forward passes.
     """
 
@@ -108,10 +108,10 @@ class Pictures:
     copied: int
 
     def pieces(self, at_once: int | None) -> Iterator[Pictures]:
-        """Cut into pieces with their part of the views and of the copies each.
+        """Split into pieces, each with its part of the views and of the copies.
 
         Args:
-            at_once: Pictures in a piece, or one more, at least one; ``None`` for one piece.
+            at_once: Pictures per piece, sometimes one more; at least one. ``None`` for one piece.
         """
         count = math.ceil(len(self.pixels) / at_once) if at_once else 1
         count = min(count, max(len(self.labels), len(self.pixels) - len(self.labels)))  # or pieces would be empty
@@ -159,7 +159,7 @@ def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False)
         kept: See `Objective.class_features`.
 
     Returns:
-        The goal, a scalar, and its parts; of this process's share of the images, so that all processes' add up.
+        The goal, a scalar, and its parts, for this process's share of the images; those of all processes add up.
     """
     shown = pictures_of(step, goal)
     return _goal_of(objective, goal, shown, _classes(objective, step, goal, shown.pixels.device, kept=kept))
@@ -184,7 +184,7 @@ def _goal_of(objective: Objective, goal: Goal, shown: Pictures, classes: Tensor)
     views, copies = features.float().tensor_split([len(shown.labels)])
     logits = objective.class_logits(views, classes)
     own = len(views) / shown.images
-    # a piece may have no views, of which there is no mean
+    # a piece may have no views, whose mean would not be finite
     calibration = cross_entropy(logits, shown.labels) * own if len(views) else logits.sum()
     divergence = _divergence(objective, shown, goal, copies, classes) * (len(copies) / max(shown.copied, 1))
     right = float((logits.detach().argmax(1) == shown.labels).double().mean() * own) if len(views) else 0.0
@@ -242,7 +242,8 @@ def descend(
         last: Makes a context for the last backward pass, after which ``parameter.grad`` has the sum.
 
     Returns:
-        The parts of the goal; where processes share the step, of all of them, and the gradient of this one's images.
+        The parts of the goal. If processes share the step, the parts are those of all processes, and the gradient that
+        of this process's images.
 
     Raises:
         MeasureError: If a loss is not finite.
@@ -264,7 +265,7 @@ def _taken_back(
     at_once: int | None,
     last: Callable[[], AbstractContextManager[None]],
 ) -> Tensor:
-    """Take all pieces back, and return the sums of their losses, float64."""
+    """Backpropagate through all pieces, and return the sums of their losses, float64."""
     shown = pictures_of(step, goal)
     classes = _classes(objective, step, goal, shown.pixels.device)
     leaf = classes.detach().requires_grad_(classes.requires_grad)

@@ -1,4 +1,4 @@
-"""Gradients added up over backward passes, parameter by parameter, each dropped as soon as it is there."""
+"""Gradients added up over backward passes, parameter by parameter, each dropped as soon as it is added."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class GradientSums:
     """A weighted sum of gradients, and the slopes of all layers along the task vector.
 
     Attributes:
-        part: Weight of the gradients to come.
+        part: Weight of the gradients that are added next.
         totals: The sums by parameter; float64 where there is one, so that masks rank the same entries for any number
             of processes.
     """

@@ -43,7 +43,7 @@ class Course:
         rate: Adam's step size in coefficients, one for all or by name.
         thin: Called at the weights where learning starts; returns the parameters to make sparse and their density.
             ``None`` keeps everything.
-        batch: Most images per step; ``None`` for the size of a calibration batch.
+        batch: Maximum number of images per step; ``None`` for the size of a calibration batch.
         held_back: Share of the images that learning does not see and that judge the result.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
         ceiling: Largest coefficient; ``None`` for twice the coefficient where learning starts, at least 1.
@@ -59,7 +59,7 @@ class Course:
     ceiling: float | None = 1.0
 
     def ceiling_from(self, start: float) -> float:
-        """Largest coefficient, for a start: as far above it as zero-shot is below, but fine-tuned at least."""
+        """Default ceiling: as far above the start as zero-shot (0) is below it, but at least fine-tuned (1)."""
         return max(1.0, 2 * start) if self.ceiling is None else self.ceiling
 
 
@@ -107,7 +107,7 @@ def prepare(objective: Objective, goal: Goal, steps: int, *, batch: int | None =
         objective: Calibration loss; left at the teacher's weights.
         goal: The goal to minimise.
         steps: Number of steps.
-        batch: Most images per step; ``None`` for the size of a calibration batch.
+        batch: Maximum number of images per step; ``None`` for the size of a calibration batch.
     """
     layout = lay_out(objective, steps, batch=batch)
     return asked(objective, layout.steps, goal, kept=embeds_less_at_once(objective, layout.steps))

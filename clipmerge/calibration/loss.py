@@ -68,7 +68,7 @@ class CalibrationLoss:
 
     @contextmanager
     def fewer_prompts(self, most: int, seed: int) -> Iterator[tuple[str, ...]]:
-        """Use fewer templates inside where classes and templates make many prompts; see `Prompts.drawn`.
+        """In this context, use fewer templates if classes and templates make many prompts; see `Prompts.drawn`.
 
         Yields:
             A note that says so, if there are fewer.

@@ -35,7 +35,7 @@ from clipmerge.models import ImageTextModel
 from clipmerge.models.precision import Precision
 from clipmerge.models.zero_shot import PROMPTS_AT_ONCE
 
-#: Prompts that measures take back through the text tower; where there are more, templates are drawn.
+#: Number of prompts that measures backpropagate through the text tower; if there are more, templates are drawn.
 PROMPTS_A_GRADIENT = 1024
 
 
@@ -166,10 +166,10 @@ class Objective:
         return self.criterion.prompts
 
     def fewer_prompts(self) -> AbstractContextManager[tuple[str, ...]]:
-        """Use at most `PROMPTS_A_GRADIENT` prompts inside, if one template of each class is no more.
+        """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if that is more.
 
         Returns:
-            A context whose value are notes for the result.
+            A context whose value is the notes for the result.
         """
         return self.criterion.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
 
@@ -273,8 +273,8 @@ class Objective:
             forward: Forward passes.
             gradient: Gradient passes, as by `gradients`.
             hessian: Products with the Hessian, each of all batches.
-            prompts: Forward passes of single prompts; ``None`` to count those of the passes above, each at weights of
-                its own.
+            prompts: Forward passes of single prompts; ``None`` to count those in the passes above, each at its own
+                weights.
         """
         passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
         count = self.prompt_passes(forward=forward, gradient=gradient, hessian=hessian) if prompts is None else prompts
@@ -286,7 +286,7 @@ class Objective:
         Args:
             work: Work in images x forward passes.
             prompts: Forward passes of single prompts that are not part of it.
-            precision: Of the passes.
+            precision: Precision of the passes.
         """
         self.work.announce(work)
         if self._cost:
@@ -296,9 +296,9 @@ class Objective:
             self._cost(total, total * self._seconds[precision])
 
     def prompt_passes(self, *, forward: float = 0, gradient: float = 0, hessian: float = 0) -> float:
-        """Count forward passes of single prompts in passes over this process's data, each at weights of its own.
+        """Count forward passes of single prompts in passes over this process's data, each pass at its own weights.
 
-        All prompts once if the text tower does not change, and nothing if they were embedded before.
+        If the text tower does not change, all prompts count once, or not at all if they were embedded before.
         """
         count, batches = self.prompts.count, len(self.batches)
         if not self.text_changes:

@@ -15,12 +15,12 @@ from clipmerge.errors import MeasureError
 from clipmerge.files.finite import require_finite
 from clipmerge.models import ImageTextModel
 
-# Entries of a tensor that are read at a time where not all of it is needed at once.
+# Entries of a tensor that are read at a time if it is not needed whole.
 _ENTRIES = 1 << 20
 
 
 class Ends(Mapping[str, Tensor]):
-    """Tensors by name, each held in memory or read from mapped files whenever it is asked for."""
+    """Tensors by name, each held in memory or read from mapped files on every access."""
 
     def __init__(self) -> None:
         """Hold nothing."""
@@ -31,7 +31,7 @@ class Ends(Mapping[str, Tensor]):
         self._sources[name] = tensor
 
     def read(self, name: str, read: Callable[[slice | None], Tensor]) -> None:
-        """Ask for a tensor, or for some of its rows, whenever they are needed."""
+        """Read a tensor, or some of its rows, on every access."""
         self._sources[name] = read
 
     def __getitem__(self, name: str) -> Tensor:
@@ -79,7 +79,7 @@ def runs_of(tensor: Tensor) -> list[slice | None]:
 
 
 def _read(inputs: Inputs, name: str, rows: slice | None = None, *, change: bool) -> Tensor:
-    """Read theta_0, or theta_1 - theta_0, into memory of its own, float32, and give the files' pages back."""
+    """Read theta_0, or theta_1 - theta_0, into memory of its own, float32, and release the files' pages."""
     chosen = slice(None) if rows is None else rows
     theta_0 = inputs.theta_0(name)
     value = (theta_0[chosen] if theta_0.ndim else theta_0).to(torch.float32, copy=True)

@@ -61,14 +61,14 @@ class Prompts:
         return self.templates * self.classes
 
     def drawn(self, most: int, seed: int) -> Prompts:
-        """Draw templates, the same for all classes, so that there are no more prompts than ``most``; at least one.
+        """Draw templates, the same for all classes, so that at most ``most`` prompts remain; at least one template.
 
         Args:
-            most: Prompts.
-            seed: Of the draw.
+            most: Maximum number of prompts.
+            seed: Seed of the draw.
 
         Returns:
-            These prompts if they are no more already.
+            The drawn prompts; these prompts themselves if there are few enough.
         """
         if self.count <= most or self.templates == 1:
             return self
@@ -82,7 +82,7 @@ class Prompts:
 
     @property
     def are_many(self) -> bool:
-        """Whether they are embedded piece by piece."""
+        """Whether there are so many prompts that they are embedded piece by piece."""
         return self.count > self.at_once
 
     def features(self, prefix: Prefix | None = None, places: Tensor | None = None) -> Tensor:

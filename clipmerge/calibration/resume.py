@@ -45,7 +45,7 @@ _NAMES = {getattr(torch, name): stored for stored, (name, _) in DTYPES.items()}
 
 
 class Saved:
-    """The state of one learning, in one file that only the main process reads and writes."""
+    """The state of one run of learning, in one file that only the main process reads and writes."""
 
     def __init__(self, find: Callable[[], Path], accelerator: Accelerator, say: Callable[[str], None]) -> None:
         """Store the arguments; nothing is read or written.
@@ -186,7 +186,7 @@ def _reason(error: Exception) -> str:
 
 
 def _write_whole(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write the file beside its place, sync it, and rename it; remove old files of other runs."""
+    """Write to a temporary file in the same folder, sync it, and rename it; remove old files of other runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear(path.parent)
     handle, name = tempfile.mkstemp(prefix=f"{path.stem[:16]}-", suffix=_HALF, dir=path.parent)

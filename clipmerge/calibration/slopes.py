@@ -21,19 +21,19 @@ from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
 from clipmerge.calibration.tangents import Tangents
 from clipmerge.errors import MeasureError
 
-# The batches' own prompts may cost this share of a gradient pass over all images and prompts.
+# The backward passes of single batches through prompts may cost at most this share of a gradient pass over everything.
 _SHARE = 0.15
-#: Prompts that are never left to chance.
+#: At least this many prompts are drawn; if there are no more, all of them are taken.
 FEWEST = 16
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was seen at one point.
+    """The slopes and the loss at one point.
 
     Attributes:
-        slopes: Of each batch and layer, in nats per unit of alpha: (batches, layers).
-        loss: Mean over images, in nats.
+        slopes: Slope of each batch and layer, in nats per unit of alpha: (batches, layers).
+        loss: Mean loss over images, in nats.
     """
 
     slopes: np.ndarray
@@ -44,22 +44,22 @@ class Slopes:
     """Slopes of all layers at one point of the path after another.
 
     Attributes:
-        drawn: Prompts from which the text layers' differences between batches are taken; all of them if it is their
-            number, and 0 where the text tower does not change.
+        drawn: Number of prompts from which the text layers' differences between batches are computed, at most all of
+            them; 0 if the text tower does not change.
         work: Work of one point for this process, in images x forward passes.
     """
 
     def __init__(self, objective: Objective, *, exact: bool = False, gradients: bool = False) -> None:
-        """Look at the model once.
+        """Decide from the model's cost how slopes are computed.
 
         Args:
             objective: Calibration loss.
-            exact: Whether all prompts are taken whatever they cost.
+            exact: Whether to use all prompts, whatever they cost.
             gradients: Whether `at` also adds up the mean gradient.
         """
         self._objective = objective
         cost = objective.tower_cost
-        # tangents take as much again
+        # tangents take as much memory again
         self._images_at_once = Activations(objective, "float32").images(2)
         # images go backward once, where the gradient of a wide map's weights is less to write than its tangent
         wide = cost.wide(objective.most_at_once(self._images_at_once))
@@ -76,7 +76,7 @@ class Slopes:
 
     @property
     def _at_once(self) -> bool:
-        """Whether each batch is taken back through all prompts, so that their mean needs no pass of its own."""
+        """Whether each batch is backpropagated through all prompts, so that their mean needs no separate pass."""
         return self._sums is None and self.drawn == self._objective.prompts.count
 
     @property
@@ -147,10 +147,10 @@ class Slopes:
         return (self._sums or self._tangents).take().tolist(), loss
 
     def _own(self, prompts: int, *, shared: bool) -> Tensor:
-        """The prompts that this process takes. Where they are not shared, the main process takes them all.
+        """The prompts that this process computes. If they are not shared, the main process computes all of them.
 
-        A mean gradient is rounded by the prompts that are taken together, and masks rank entries by it: it must not
-        depend on the number of processes.
+        The rounding of a mean gradient depends on which prompts are computed together, and masks rank entries by it, so
+        it must not depend on the number of processes.
         """
         accelerator = self._objective.accelerator
         if shared:
@@ -158,7 +158,7 @@ class Slopes:
         return torch.arange(prompts if accelerator.is_main_process else 0)
 
     def _differences(self, differences: Tensor) -> Tensor:
-        """Slopes of what the batches' gradients differ from their mean by, of all prompts or of some."""
+        """Slopes of the differences between the batches' gradients and their mean, from all prompts or from some."""
         if self.drawn == self._objective.prompts.count:
             return self._pulled(None, None, differences)
         sizes = differences.square().sum((0, 2)).sqrt().cpu()
@@ -169,10 +169,10 @@ class Slopes:
         """Slopes of <features, cotangent> for each cotangent, added up over processes, which share the prompts.
 
         Args:
-            features: Of all prompts; with a graph where it is kept.
-            places: Prompts; ``None`` for all.
+            features: Features of all prompts; with a graph if it is kept.
+            places: Indices of the prompts; ``None`` for all.
             cotangents: (cotangents, places, projection_dim).
-            part: Their weight in `gradients`.
+            part: Weight of their gradient in `gradients`.
 
         Returns:
             (cotangents, layers), float64 on the CPU.
@@ -198,7 +198,7 @@ def _back(recorder: Tangents | GradientSums, embedded: Tensor, cotangent: Tensor
 
 
 def _affordable(images: int, prompts: int, batches: int, cost: float) -> int:
-    """How many prompts the batches' differences are taken from; all where they cost little beside the images."""
+    """How many prompts the batches' differences are computed from; all if they cost little beside the images."""
     allowed = _SHARE * GRADIENT * (images + cost * prompts)
     if prompts <= FEWEST or FORWARD * (batches - 1) * cost * prompts <= allowed:
         return prompts
@@ -206,20 +206,20 @@ def _affordable(images: int, prompts: int, batches: int, cost: float) -> int:
 
 
 def _draw(sizes: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw places systematically, each with a chance proportional to its size and at most 1.
+    """Draw places by systematic sampling, each with a probability proportional to its size, at most 1.
 
     Args:
-        sizes: Not negative, (places,).
-        count: How many, at most.
-        generator: Draws one number.
+        sizes: Size of each place, not negative, (places,).
+        count: Maximum number of places to draw.
+        generator: Draws one random number.
 
     Returns:
-        Places, ascending, and their chances.
+        The drawn places, ascending, and their probabilities.
     """
     sizes = sizes.double()
     certain = torch.zeros(len(sizes), dtype=torch.bool)
     chances = torch.zeros_like(sizes)
-    while True:  # each turn but the last makes a further place certain
+    while True:  # each iteration but the last makes another place certain
         left = sizes.where(~certain, 0.0)
         chances = (left * max(0, count - int(certain.sum())) / left.sum().clamp_min(1e-300)).where(~certain, 1.0)
         above = (chances >= 1) & ~certain

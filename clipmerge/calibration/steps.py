@@ -13,12 +13,12 @@ from clipmerge.calibration.held_back import held_back
 from clipmerge.calibration.objective import Objective
 from clipmerge.images.batches import Batch
 
-#: Most prompts embedded per step; if there are more, a step draws templates, and then classes. Looks at the held-back
-#: images are rare, so they embed more.
+#: Maximum number of prompts embedded per step; if there are more, a step draws templates, and then classes. Evaluations
+#: on the held-back images are rare, so they embed more.
 PROMPTS_A_STEP, PROMPTS_A_LOOK = 256, 1024
 # Number of different seeds.
 _SEEDS = 2**63 - 1
-# Held-back images are repeated in fresh changes up to about this number, but at most `_ROUNDS` times.
+# Held-back images are repeated, with fresh changes each time, up to about this number, but at most `_ROUNDS` times.
 _LOOKS, _ROUNDS = 400, 4
 # Seeds of the held-back changes start here, above those of all steps.
 _HELD_SEEDS = 2**40
@@ -126,7 +126,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Layout:
-    """All steps, and the looks at the images held back from them.
+    """All steps, and the evaluations ("looks") on the images held back from them.
 
     Attributes:
         steps: The steps, in order.
@@ -148,7 +148,7 @@ def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share
     Args:
         objective: Calibration loss with the calibration images, the same in every process.
         steps: Number of steps.
-        batch: Most images per step; ``None`` for the size of the first calibration batch.
+        batch: Maximum number of images per step; ``None`` for the size of the first calibration batch.
         share: Share of the images that is held back.
     """
     batches = objective.every_batch()

@@ -35,7 +35,7 @@ _MAPS: dict[type, Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]] = {
 
 @dataclass(frozen=True)
 class _Map:
-    """A module that is linear in its weights, and the changes of these."""
+    """A module that is linear in its weights, and the task vector of its weights."""
 
     module: torch.nn.Module
     layer: int
@@ -61,8 +61,8 @@ class Tangents:
         Args:
             path: The weights.
             module: The model.
-            taken: Modules of it to take tangents of, if they are known. A forward pass must call them: the weights of
-                others may be used behind their backs.
+            taken: Modules of the model whose tangents to take, if they are known. A forward pass must call them: the
+                weights of other modules may be used without calling the module.
         """
         self._path = path
         self._layers = {name: place for place, names in enumerate(path.layers.values()) for name in names}
@@ -70,7 +70,7 @@ class Tangents:
         found = (self._map(each, names) for each in module.modules() if each in taken and type(each) in _MAPS)
         self._maps = [each for each in found if each is not None]
         mapped = {name for each in self._maps for name in each.names}
-        # read once: a path of mapped files reads its ends whenever it is asked
+        # read once: a path over mapped files reads them on every access
         self._others = {name: change for name, change in path.task_vector.items() if name not in mapped}
         self._sums = self._zeros()
 
@@ -106,7 +106,7 @@ class Tangents:
         def hook(_module: Any, given: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if not torch.is_grad_enabled():
                 return None
-            # nothing below the lowest map asks for a gradient; a copy, as what comes next may write in place
+            # no input below the lowest map requires a gradient; copied because the next operation may write in place
             reached = output if output.requires_grad else output.requires_grad_().clone()
             with torch.no_grad():
                 tangent = mapped.tangent(given[0].detach())
@@ -118,7 +118,7 @@ class Tangents:
         return hook
 
     def _add(self, layer: int, gradient: Tensor, tangent: Tensor) -> None:
-        # a map that does not read the batch, as of positions, has one output for all of it
+        # a map that does not depend on the batch, such as position embeddings, has one output for all of it
         self._sums[layer] += torch.dot(gradient.reshape(-1), tangent.reshape(-1))
 
     def take(self) -> Tensor:

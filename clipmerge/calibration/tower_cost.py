@@ -15,8 +15,8 @@ from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.shares import Shares
 from clipmerge.models.precision import Precision, passes
 
-# The time of a pass is taken of so many images at most, and of fewer where these would take so many seconds: with a
-# small model, few images take as long as many.
+# A pass is timed with at most this many images, and with fewer if those would take this many seconds: with a small
+# model, few images take as long as many.
 _TIMED, _SECONDS = 64, 0.7
 
 
@@ -35,7 +35,7 @@ class TowerCost:
     prompt: float
 
     def wide(self, images: int) -> set[torch.nn.Module]:
-        """Modules that write more entries for so many images at once than they have weights."""
+        """Modules whose output for this many images at once has more entries than their weights."""
         return {
             module
             for module, entries in self.per_image.items()
@@ -45,7 +45,7 @@ class TowerCost:
 
 @contextmanager
 def _calls_of(module: torch.nn.Module, seen: Callable[[torch.nn.Module, Any], None]) -> Iterator[None]:
-    """Tell every call of a module without children.
+    """Report every call of a module without children.
 
     Args:
         module: The model.
@@ -83,19 +83,19 @@ def tower_cost(criterion: CalibrationLoss, shares: Shares) -> TowerCost:
             criterion.embed(batch.pixels[:1])
         now = "prompt"
         criterion.prompts.features(places=torch.zeros(1, dtype=torch.int64, device=shares.accelerator.device))
-    # a process without a batch cannot tell
+    # a process without a batch cannot measure it
     prompt = max(shares.gather([work["prompt"] / work["image"] if work["image"] else 0.0]))
     return TowerCost(called, per_image, prompt or 1.0)
 
 
 @torch.no_grad()
 def seconds_per_pass(criterion: CalibrationLoss, shares: Shares, precision: Precision) -> float:
-    """Time a forward pass per image, after one image to warm up, and as many as are timed, whose first pass is slow.
+    """Time a forward pass per image, after two warm-up passes: of one image, and of as many as are timed.
 
     Args:
         criterion: Calibration loss.
         shares: Its images.
-        precision: Of the passes.
+        precision: Precision of the passes.
 
     Returns:
         Seconds; 0 in a process without images.

@@ -51,8 +51,8 @@ def learned_coefficients(
         granularity: Unit that has its own coefficient.
         robustness: Weight of the divergence, which controls the trade-off; 0 learns for the calibration images alone.
         steps: Number of steps.
-        batch: Most images per step.
-        copies: Most images per step with a changed copy, on which the divergence is computed.
+        batch: Maximum number of images per step.
+        copies: Maximum number of images per step with a changed copy, on which the divergence is computed.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: Initial coefficient; ``None`` for the best alpha of the straight path under the same goal.
         ceiling: Largest coefficient; ``None`` for twice the start, at least 1. Where learning starts near the
