@@ -25,27 +25,30 @@ from clipmerge.checkpoint.vocabulary import vocabulary_difference
 from clipmerge.files.safetensors import Array
 from clipmerge.layers import HEAD
 
-#: Entries of a matrix that are read: 64 KB in float32. The benchmark's verdicts are the same with half of them.
+#: Entries of a matrix that are read: 64 KB in float32. The verdicts in `benchmarks/ancestry` are the same with half of
+#: them.
 SAMPLE = 1 << 14
 # Median cosine of a tower's matrices below which it did not come from the other checkpoint's. Models trained apart
 # stay within 0.01 of 0; the furthest fine-tuning of `benchmarks/ancestry` stays above 0.3.
 _UNRELATED = 0.05
 # The cosine of a smaller matrix is not informative: its random spread is one over the root of its number of entries.
 _LEAST = 256
-# Elements that tell of nearly every tensor that it holds more than one number.
+# Number of elements that suffice, for nearly every tensor, to see that it holds more than one number.
 _FEW = 8
 # Rows of embeddings without gradient: least number, and tolerance for being parallel (1 - cosine) by one factor.
 _ROWS, _BLOCKS, _LEAST_ROWS, _PARALLEL, _SAME_FACTOR = 256, 16, 16, 1e-9, 2e-5
-# Slope of the loss of length on the squared movement above which it is a change seen backwards: `benchmarks/ancestry`
-# has at most 0.1 forwards, and the rest to 1 backwards. It has to exceed 0.5, the middle, by so many standard errors,
-# and the matrices have to have moved by so much of their length.
+# If the slope of the loss of length on the squared movement is above this, the pair is swapped: in
+# `benchmarks/ancestry` it is at most 0.1 for pairs in the right order, and 1 minus that for swapped ones. It must also
+# exceed 0.5, the middle, by this many standard errors, and the matrices must have moved by this share of their length.
 _SHRUNK, _SURE, _LEAST_SHRUNK = 0.75, 2.0, 0.025
-# Cosine of the change with the weights, beyond that of a change at right angles seen backwards, above which something
-# pulls the weights straight back, as an L2 penalty in Adam does (0.5; elsewhere 0.1): then shrinking says nothing.
+# If the cosine of the change with the weights exceeds that of a swapped change at right angles by more than this,
+# something pulls the weights straight back, as an L2 penalty in Adam does (0.5; elsewhere 0.1). Shrinking is then no
+# evidence.
 _PULLED = 0.2
-# Median cosine between the change and the weights beyond which they grew along themselves, as no gradient has it.
+# If the median cosine between the change and the weights is above this, they grew along themselves, which no gradient
+# causes.
 _LONGER = 0.25
-# Entries of a matrix that are compared with what half precision can hold, and matrices that have to hold it.
+# Number of entries per matrix that are tested for values in half precision, and minimum number of matrices.
 _HALF_SAMPLE, _LEAST_HALF = 4096, 6
 
 
@@ -156,7 +159,7 @@ def _matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
         theta_0, theta_1 = _samples(inputs, which, name, 0, SAMPLE)
         tau = theta_1 - theta_0
         ours, theirs, product = _dot(theta_0, theta_0), _dot(theta_1, theta_1), _dot(tau, theta_0)
-        if not (0 < ours < math.inf and 0 < theirs < math.inf):  # an empty or a broken matrix tells nothing
+        if not (0 < ours < math.inf and 0 < theirs < math.inf):  # an empty or a broken matrix is no evidence
             continue
         yield _Matrix(
             tower,
@@ -219,7 +222,7 @@ def _shrunk(matrices: list[_Matrix]) -> Iterator[str]:
             "checkpoint; training lengthens what it moves"
         )
     if median(each.along / each.moved for each in moved) > _LONGER:
-        yield "its blocks' matrices are longer along themselves, as weight decay leaves them, seen backwards"
+        yield "its blocks' matrices are longer along themselves, which is what weight decay looks like backwards"
 
 
 def _released(inputs: Inputs, which: int) -> Iterator[str]:
@@ -263,7 +266,7 @@ def _decay(inputs: Inputs, which: int) -> tuple[float, int]:
     """Find embeddings that no gradient reached, in a text tower that was trained.
 
     Returns:
-        The factor that weight decay left, 1 for none; and how many rows say so, 0 for too few.
+        The factor left by weight decay (1 without any), and the number of rows that show it (0 if too few do).
     """
     factors: list[float] = []
     trained = False
@@ -296,7 +299,7 @@ def _rows(inputs: Inputs, which: int, name: str, shape: tuple[int, ...]) -> tupl
 
 
 def _shared(inputs: Inputs, which: int) -> Iterator[str]:
-    """Names of the floats of one shape that both checkpoints hold; a head that was built anew is left out."""
+    """Names of the float tensors with the same shape in both checkpoints, without a head that was built anew."""
     ours, theirs = inputs.zeroshot, inputs.finetuned[which]
     for name, key in inputs.zeroshot_keys.items():
         other = inputs.finetuned_keys[which].get(name)

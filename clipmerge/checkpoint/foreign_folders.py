@@ -1,4 +1,4 @@
-"""Folders that hold a CLIP in another program's way: one that can be opened, and those that must be converted first."""
+"""Folders with a CLIP in another program's layout: one can be opened, the others must be converted first."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SHARDS = ".metadata"
 
 
 def sentence_transformer_module(folder: Path) -> Path | None:
-    """Find the folder of the CLIP in a folder of sentence-transformers, such as ``0_CLIPModel``.
+    """Find the CLIP inside a folder written by sentence-transformers, such as ``0_CLIPModel``.
 
     Args:
         folder: A folder without weights of its own.
 
     Returns:
-        The first module's folder that holds a configuration; ``None`` where it is no such folder.
+        The first module's folder that holds a configuration; ``None`` if it is not such a folder.
     """
     try:
         listed = read_json(folder / _MODULES)
@@ -41,8 +41,8 @@ def conversion_command(folder: Path) -> tuple[str, str] | None:
         folder: A folder without weights that can be opened.
 
     Returns:
-        What the folder is, and the command that makes one file or folder of weights; ``None`` where it is neither
-        DeepSpeed's nor torch.distributed.checkpoint's.
+        A clause that describes the folder, and the command that makes one file or folder of weights from it; ``None``
+        if it is neither DeepSpeed's nor torch.distributed.checkpoint's.
     """
     for place in (folder, folder.parent):
         if (place / _CONSOLIDATE).is_file() and (place == folder or any(folder.glob("*_model_states.pt"))):

@@ -21,8 +21,8 @@ def shrinkage(matrices: Iterable[tuple[str, float, float]]) -> tuple[float, floa
     Both are divided by the movement, which is what their scatter is proportional to.
 
     Args:
-        matrices: Of each matrix its block; ||tau|| / ||theta_0||, above 0; and tau's part along theta_0, in lengths of
-            theta_0. Matrices of one block follow each other.
+        matrices: For each matrix: its block; ||tau|| / ||theta_0||, above 0; and tau's part along theta_0, in lengths
+            of theta_0. Matrices of one block follow each other.
 
     Returns:
         The slope and its standard error: a slope of 0 or less where theta_1 started from theta_0, of 1 or more where

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from clipmerge.hub.ids import HubId
 
 ADAPTER = "adapter_model.safetensors"
-# Entries of a folder among which a mistyped name is looked for.
+# Maximum number of a folder's entries that are searched for a name like a mistyped one.
 _LOOKED_AT = 1000
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 # names of weight files before safetensors; other pickles in a folder may hold anything
@@ -224,7 +224,7 @@ def _checkpoint(
     if not entries:
         raise CheckpointError(f"{files[0]}: holds no tensors")
     folder = files[0].parent
-    if not _is_adapter(files[0]):  # whose own reader knows every tensor it may have
+    if not _is_adapter(files[0]):  # an adapter, whose reader knows every tensor it may have
         entries, tensors, told = _unwrapped(files[0], entries, tensors, part)
         note = "; ".join(filter(None, (note, told))) or None
     facts: dict[str, Any] = {"source": source, "revision": revision, "folder": folder, "files": files}
@@ -239,7 +239,7 @@ def _checkpoint(
 def _unwrapped(
     file: Path, entries: dict[str, TensorEntry], tensors: dict[str, Tensor], part: str | None
 ) -> tuple[dict[str, TensorEntry], dict[str, Tensor], str | None]:
-    """The tensors of the CLIP in a file, by its own keys, and a note where the file holds more than it."""
+    """The tensors of the CLIP in a file, by its own keys, and a note if the file holds more than the CLIP."""
     try:
         found = unwrap(entries, part)
     except CheckpointError as error:

@@ -27,16 +27,17 @@ from clipmerge.files.reading import open_regular, told_size
 
 ZIP_START = b"PK\x03\x04"
 _END, _END64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
-# The operations GLOBAL and INST, which have a name behind them.
+# The operations GLOBAL and INST, which are followed by a name.
 _CALLS = (b"c", b"i")
-# Bytes of what ends a zip: the end itself, and for large files a locator and an end of 64 bits before it.
+# Sizes of a zip's end records: the end of the central directory and, before it in large files, the zip64 locator and
+# end.
 _END_BYTES, _LOCATOR_BYTES, _END64_BYTES = 22, 20, 56
-# What else torch calls: by these, a few bytes become gigabytes, or equal hashes.
+# Other functions that torch would call, which turn a few bytes into gigabytes, or into equal hashes.
 _REFUSED = {
     "bytearray": "makes a bytearray, which weights do not need",
     "complex": "makes complex numbers, which weights do not need",
 }
-# Codecs by which `_codecs.encode` makes texts larger, or takes long; without what stands between letters and digits.
+# Codecs with which `_codecs.encode` makes texts larger or takes long; names without punctuation.
 _CODECS = re.compile(r"(hex|base64|uu|quopri|quotedprintable|zlib|zip|bz2|punycode|idna|(raw)?unicodeescape)(codec)?")
 
 
@@ -83,7 +84,7 @@ def _check_archive(file: Path, content: IO[bytes]) -> None:
 def _check_stored(file: Path, member: zipfile.ZipInfo) -> None:
     if member.compress_type != zipfile.ZIP_STORED:
         raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
-    if member.file_size != member.compress_size:  # torch makes room for as much as is stated
+    if member.file_size != member.compress_size:  # torch allocates as much as is stated
         raise CheckpointError(f"{file}: a member is not as large as its list of members states; copy it again")
 
 
@@ -135,7 +136,7 @@ def _check_calls(file: Path, content: IO[bytes]) -> bool:
         content.seek(after)
         if content.read(1) not in _CALLS:
             return False
-        reason = "calls something whose name is not ASCII"  # torch would read on
+        reason = "calls something whose name is not ASCII"  # torch would continue reading
     raise CheckpointError(
         f"{file}: its pickle {reason}; save the state_dict alone: torch.save(model.state_dict(), FILE)"
     )
@@ -169,6 +170,6 @@ class _Seen:
             self._encodes |= argument in ("_codecs encode", "_codecs")
             if _CODECS.fullmatch(re.sub(r"[\W_]", "", argument).lower()):
                 self._codec = argument
-        if self._large > MOST_LARGE_NUMBERS:  # chosen ones have equal hashes, as keys that take quadratic time
+        if self._large > MOST_LARGE_NUMBERS:  # chosen ones have equal hashes: a dict takes quadratic time
             return f"holds more than {MOST_LARGE_NUMBERS} numbers of more than 32 bits"
         return f"calls the codec {self._codec}, which weights do not need" if self._encodes and self._codec else ""

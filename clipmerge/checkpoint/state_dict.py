@@ -38,7 +38,7 @@ _PARALLEL = ("module.", "_orig_mod.")
 # Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
 _ENCODERS = ("image_encoder.model.", "model.", "")
 _HEAD = "classification_head."
-# What else training keeps: tensors that are no weights.
+# Other tensors that training saves, which are not weights.
 _TRAINING = re.compile(r"optim|sched|scaler|callback|loop|rng|loss|metric", re.IGNORECASE)
 _ZIP_START = b"PK\x03\x04"
 # Functions called by pickles of tensors and plain containers.
@@ -195,7 +195,7 @@ def _add_calls(content: IO[bytes], names: list[str]) -> None:
 
 
 def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
-    """The model's own weights, under which names they lay, and other places where weights lie."""
+    """The model's own weights, the names under which they were found, and other places that hold weights."""
     path: list[str] = []
     others: list[str] = []
     seen: set[int] = set()
@@ -243,7 +243,7 @@ def _at(file: Path, loaded: Any, state_key: str) -> Any:
 
 
 def _other_weights(loaded: Mapping[Any, Any], taken: str) -> list[str]:
-    """Names beside the one that was taken under which a model's weights lie, such as a moving average's."""
+    """Other names, beside the one that was taken, that hold a model's weights, such as a moving average's."""
     found = []
     for name, value in loaded.items():
         if str(name) == taken or not isinstance(value, Mapping) or _TRAINING.search(str(name)):

@@ -10,7 +10,7 @@ from clipmerge.files.limits import LARGEST_JSON, MOST_VALUES
 from clipmerge.files.reading import Unreadable, parse_json, read_text
 from clipmerge.files.side_files import inside
 
-# Share of words with another number from which two vocabularies are not one: a few added tokens make no difference.
+# If this share of words has another number, two vocabularies differ; a few added tokens do not count.
 _OTHER = 0.01
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from clipmerge.errors import CheckpointError, shorten
 
-# The start of a tower, wherever it stands in a key.
+# Where a tower's part of a key begins, whatever comes before it.
 _TOWER = re.compile(r"(?:^|\.)(?=(?:vision_model|text_model|visual)\.)")
 # Attributes that hold an average of the weights or a frozen copy, by usual names.
 _COPY = re.compile(r"ema|teacher|momentum|average|shadow|target|swa", re.IGNORECASE)
@@ -27,7 +27,7 @@ class Unwrapped:
 
     Attributes:
         keys: Keys in the file by the CLIP's own names.
-        note: What was taken and what was left; ``None`` where the file holds a CLIP and nothing else.
+        note: What was taken and what was left out; ``None`` if the file holds a CLIP and nothing else.
     """
 
     keys: dict[str, str]
@@ -39,10 +39,10 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
 
     Args:
         keys: Keys as they stand in the file.
-        part: The attribute to take, where several hold the same parameters; ``None`` for the first.
+        part: The attribute to take, if several hold the same parameters; ``None`` for the first.
 
     Returns:
-        Its keys. Where one prefix stands before all of them, it stays: families know how to pass over it.
+        Its keys. A prefix that all of them share is kept, because families know how to skip it.
 
     Raises:
         CheckpointError: If nothing lies under ``part``.
@@ -84,14 +84,14 @@ def _under(keys: list[str], prefix: str) -> Unwrapped:
 
 
 def _prefixes(keys: list[str]) -> list[str]:
-    """What stands before the towers, the commonest first, then the first in the file; averages and copies last."""
+    """Prefixes of the towers, the most common first, ties in the file's order; averages and copies last."""
     found = (match for match in map(_TOWER.search, keys) if match)
     commonest = [prefix for prefix, _ in Counter(match.string[: match.end()] for match in found).most_common()]
     return sorted(commonest, key=lambda prefix: bool(_COPY.search(prefix)))
 
 
 def _owned(keys: list[str], prefix: str, prefixes: list[str]) -> list[str]:
-    """Keys behind a prefix, and behind no longer one."""
+    """Keys with this prefix, and with no longer one."""
     longer = tuple(other for other in prefixes if len(other) > len(prefix) and other.startswith(prefix))
     return [key for key in keys if key.startswith(prefix) and not (longer and key.startswith(longer))]
 
@@ -106,5 +106,5 @@ def _note(taken: list[str], copies: list[str], outside: list[str]) -> str:
             f"{shorten(copy[:-1] for copy in copies)} holds the same parameters (--state-key {other} takes it)"
         )
     if outside:
-        notes.append(f"{len(outside)} tensors beside it are no part of a CLIP and left out: {shorten(outside, 3)}")
+        notes.append(f"{len(outside)} tensors beside it are not part of a CLIP and are left out: {shorten(outside, 3)}")
     return "; ".join(notes)

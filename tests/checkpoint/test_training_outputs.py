@@ -66,7 +66,7 @@ def test_a_module_with_a_clip_and_a_head_of_its_own(
         torch.save({"epoch": 3, "pytorch-lightning_version": "2.5.0", "state_dict": state, "loops": {}}, file)
     told = check_merge(pair, file, expected, tmp_path / "out")
     assert "the CLIP is what lies under" in told
-    assert "2 tensors beside it are no part of a CLIP and left out: " in told
+    assert "2 tensors beside it are not part of a CLIP and are left out: " in told
     assert "head.weight" in told
 
 
