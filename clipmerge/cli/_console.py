@@ -21,7 +21,7 @@ class SafeConsole(Console):
 
 
 def parts_of(renderable: RenderableType) -> Sequence[RenderableType]:
-    """The parts of a group; anything else is its own only part."""
+    """The parts of a group; for anything else, the thing itself."""
     return renderable.renderables if isinstance(renderable, Group) else [renderable]
 
 
@@ -29,7 +29,7 @@ def plain(console: Console, parts: Sequence[RenderableType]) -> str:
     """Render for a file or a pipe: one line per paragraph, and no blanks at the end of a line.
 
     Args:
-        console: A console that is no terminal.
+        console: A console that is not a terminal.
         parts: Paragraphs and tables.
 
     Returns:

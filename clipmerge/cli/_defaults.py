@@ -1,4 +1,4 @@
-"""Defaults of flags from the environment and from files; nothing that publishes, overwrites or says where to write.
+"""Defaults of flags from the environment and from files; not of flags that publish, overwrite or say where to write.
 
 A flag on the command line wins, then ``CLIPMERGE_FLAG`` in the environment, then ``clipmerge.toml`` in the working
 folder, then ``clipmerge/clipmerge.toml`` in the user's configuration. The file in the working folder may come from a
@@ -24,13 +24,13 @@ _PERSONAL = ("recipe", "data", "classes", "max_loss", "strict", "verbose")
 _OTHERS = ("DEBUG", "BROWSER", "HUB_TIMEOUT")
 _PREFIX = "CLIPMERGE_"
 _MOST_BYTES = 64 << 10
-# The time that Python's reader takes for a name grows with the square of the dots in it, or faster.
+# Python's TOML reader takes time that grows with the square of the number of dots in a name, or faster.
 _MOST_DOTS = 1000
 _SWITCHES = ("strict", "verbose")
 
 
 class Defaults:
-    """Values of flags that were not given, and where they are from.
+    """Values of flags that were not given, and where each comes from.
 
     Attributes:
         values: Value by parameter.
@@ -49,7 +49,7 @@ class Defaults:
         self.values[name], self.origins[name] = value, origin
 
     def words(self, given: Sequence[str]) -> list[str]:
-        """The words that say on a command line what the defaults say.
+        """The defaults as words of a command line.
 
         Args:
             given: The words of the command line; their flags win.
@@ -66,14 +66,14 @@ class Defaults:
 
     @property
     def note(self) -> str:
-        """What is in force and where it is from; empty if nothing is."""
+        """The defaults in force and where each comes from; empty if there are none."""
         parts = [f"--{name.replace('_', '-')} {value} ({self.origins[name]})" for name, value in self.values.items()]
         known = [_PREFIX + name.upper() for name in (*_ANYWHERE, *_PERSONAL)]
         wrong = [f"{name} sets nothing.{did_you_mean(name, known)}" for name in self.unknown]
         return "; ".join([*([f"defaults in force: {', '.join(parts)}"] if parts else []), *wrong])
 
 
-#: Those of the command that is running.
+#: The defaults of the running command.
 applied = Defaults()
 
 
@@ -105,7 +105,7 @@ def read_defaults(environment: Mapping[str, str], *, folder: Path, home: Path | 
 
 
 def config_home() -> Path | None:
-    """The user's configuration folder; ``None`` for a user without a home."""
+    """The user's configuration folder; ``None`` for a user without a home folder."""
     from clipmerge.files.cache import user_config
 
     try:

@@ -15,7 +15,7 @@ def end_at_once(number: int, _frame: object) -> None:
 
     `clipmerge.cli._ending` recognises this function, and lets signals raise while a command runs.
     """
-    if os.environ.get("RANK", "0") == "0":  # of several processes, the main one speaks
+    if os.environ.get("RANK", "0") == "0":  # of several processes, only the main one prints
         line = f"error: {_HOW[number]}; {'; '.join(standing) or 'nothing was left behind'}\n"
         os.write(2, line.encode("utf-8", "backslashreplace"))
     os._exit(128 + number)

@@ -37,7 +37,7 @@ class Unprintable(Exception):
 
 
 def preparing(function: Callable[P, R]) -> Callable[P, R]:
-    """Like `reporting_errors`, for what comes before a command: once it is over, nothing has been done yet."""
+    """Like `reporting_errors`, for a function that runs before a command: when it ends, nothing has been done yet."""
     return reporting_errors(function, done=())
 
 
@@ -48,7 +48,7 @@ def reporting_errors(command: Callable[P, R], *, done: Iterable[str] = ("the com
 
     Args:
         command: The command.
-        done: Said by a signal that comes after it, if it has left nothing in place.
+        done: Printed if a signal arrives after the command, if the command wrote no output.
     """
 
     @functools.wraps(command)
@@ -223,7 +223,7 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def _wrapped(line: str) -> str:
-    """A line broken between words where a terminal would break it anywhere; elsewhere it stays one line."""
+    """Break a line between words on a terminal, which would break it anywhere; elsewhere leave it as one line."""
     if not sys.stderr.isatty():
         return line
     import shutil

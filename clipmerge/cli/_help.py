@@ -45,11 +45,11 @@ _EXAMPLES = {
     "env": (("env", "to be pasted into a bug report"),),
     "demo": (("demo --output demo", "train, break, merge and compare a small CLIP"),),
     "recipes": (
-        ("recipes show auto", "the file, with a comment at every option"),
+        ("recipes show auto", "the file, with a comment on every option"),
         ("recipes copy auto mine.yaml", "a copy to edit; run it with --recipe mine.yaml"),
     ),
 }
-#: What the value of a flag is, for usage and help; without it they would show a type of Python.
+#: Names of flags' values in usage and help, which would otherwise show a Python type.
 _VALUES = {
     "SOURCE": ("data", "unlabelled"),
     "NAME=SOURCE": ("keep", "id", "ood"),
@@ -102,7 +102,7 @@ def examples(command: str) -> str:
     for words, what in _EXAMPLES.get(command, ()):
         lines += [f"  # {what}", *_folded(f"clipmerge {words}")]
     if command in ("merge", "plan", "sweep"):
-        lines += ["", "\b", "Recipes, of which `clipmerge recipes` says what each does:"]
+        lines += ["", "\b", "Recipes (`clipmerge recipes` says what each one does):"]
         lines += [f"  {line}" for line in _in_lines([f"{name}," for name in shipped_recipes()])]
         lines[-1] = lines[-1].rstrip(",")
     return "\n".join(lines)

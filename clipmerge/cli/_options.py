@@ -43,12 +43,12 @@ OneAlpha = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name of `data list`."
+        help="Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name from `data list`."
     ),
 ]
 Unlabelled = Annotated[
     str | None,
-    typer.Option(help="Images of where the model will be used, for a recipe that learns; labels are not read."),
+    typer.Option(help="Images from where the model will be used, for a recipe that learns; labels are not read."),
 ]
 Classes = Annotated[Path | None, typer.Option(help="Class names: one per line in their order, JSON, or a list's name.")]
 ImageColumn = Annotated[str | None, typer.Option(help="Column (or tar ending) of the images, if not found.")]
@@ -59,17 +59,17 @@ Templates = Annotated[
 ]
 Assignments = Annotated[
     list[str] | None,
-    typer.Option("--set", help="In the recipe, such as method.alpha=0.4; may be repeated."),
+    typer.Option("--set", help="Change the recipe, such as method.alpha=0.4; may be repeated."),
 ]
 Images = Annotated[int, typer.Option(min=1, help="Images to measure on, class-balanced.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per batch; by default at most 128.")]
 ImagesAtOnce = Annotated[
     int | None,
-    typer.Option(min=1, help="Images computed at once: fewer need less memory, in the same batches."),
+    typer.Option(min=1, help="Images computed at once; fewer need less memory and leave the batches as they are."),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the sample, the bootstrap and random masks.")]
 DeviceName = Annotated[Device, typer.Option("--device", help="Where to measure.")]
-DtypeName = Annotated[OutputDtype, typer.Option("--dtype", help="Of the merged weights.")]
+DtypeName = Annotated[OutputDtype, typer.Option("--dtype", help="Dtype of the merged weights.")]
 Verdict = Annotated[
     bool,
     typer.Option("--verdict/--no-verdict", help="Hold back a fifth of the images and measure what the merge bought."),
@@ -84,7 +84,10 @@ Strict = Annotated[
 ]
 MaxShardSize = Annotated[
     str | None,
-    typer.Option("--max-shard-size", help="Such as 200MB or 5GB; by default sharded like the fine-tuned checkpoint."),
+    typer.Option(
+        "--max-shard-size",
+        help="Largest shard, such as 200MB or 5GB; by default sharded like the fine-tuned checkpoint.",
+    ),
 ]
 NoHash = Annotated[bool, typer.Option("--no-hash", help="Do not hash the weights: faster if they are large.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output of the same command.")]
@@ -94,15 +97,15 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print each stage
 
 
 def list_by_default(context: typer.Context, listing: Callable[..., None], fmt: Format) -> None:
-    """List what a group of commands is about, if no command of the group was given.
+    """Run a group's listing command, if no command of the group was given.
 
     Args:
-        context: Of the group.
+        context: Context of the group.
         listing: The group's command that lists; takes ``fmt``.
         fmt: Format of standard output.
 
     Raises:
-        UsageError: If a command was given, which has a format of its own.
+        UsageError: If a command was given: ``--format`` must then follow it.
     """
     if context.invoked_subcommand is None:
         listing(fmt=fmt)
@@ -112,7 +115,7 @@ def list_by_default(context: typer.Context, listing: Callable[..., None], fmt: F
 
 
 def command_line() -> str:
-    """The running command line, to be run again."""
+    """The running command line as text, to repeat it."""
     import shlex
 
     return shlex.join(["clipmerge", *sys.argv[1:], *applied.words(sys.argv[1:])])
@@ -148,7 +151,7 @@ def image_flags(
     image_column: ImageColumn = None,
     label_column: LabelColumn = None,
 ) -> None:
-    """The flags of every command that looks at images."""
+    """The flags of every command that uses images."""
 
 
 def merge_flags(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress as RichProgress
 
-#: Seconds between two lines of progress where no bar is shown.
+#: Seconds between two lines of progress if no bar is shown.
 LINE_SECONDS = 10.0
 _STAGES = {
     "inspect": "comparing",
@@ -68,7 +68,7 @@ def waiting_threads_sleep() -> None:
 
 
 def told(seconds: float) -> str:
-    """A time for people.
+    """Format a time for people.
 
     Example:
         >>> told(0.2), told(75), told(4000)
@@ -174,12 +174,12 @@ class Terminal:
 
     @property
     def shows_verdict(self) -> bool:
-        """Whether the summary of a merge goes to this terminal: it holds the warnings of its verdict."""
+        """Whether the summary of a merge, which includes the warnings of its verdict, goes to this terminal."""
         return self.format is Format.human and sys.stdout.isatty()
 
     @property
     def width(self) -> int:
-        """Columns of standard output; 80 where it is no terminal."""
+        """Columns of standard output; 80 if it is not a terminal."""
         return shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
 
     def close(self) -> None:

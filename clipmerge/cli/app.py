@@ -46,14 +46,14 @@ COMMANDS = {
     "recipes": "List, show and copy the recipes.",
     "data": "Public data sets, class names and prompt templates by name.",
 }
-# Commands whose flags may have defaults of the user's, and the flags of which that is not so.
+# Commands whose flags may have defaults set by the user, and their flags that may not.
 _DEFAULTS: dict[str, set[str]] = {
     "merge": set(),
     "plan": set(),
-    "evaluate": {"data"},  # named sources, of which there is no one default
-    "sweep": {"recipe"},  # those that are to be compared
+    "evaluate": {"data"},  # named sources, which have no single default
+    "sweep": {"recipe"},  # the recipes to be compared
 }
-# Commands that have commands of their own.
+# Commands that have subcommands.
 _GROUPS = ("recipes", "data")
 
 
@@ -67,7 +67,7 @@ class _Commands(TyperGroup):
 
 
 def _imported(name: str) -> Any:
-    """A command or a group of commands, as typer makes it of its file."""
+    """Make a command or a group of commands from its file with typer."""
     one = typer.Typer(rich_markup_mode=None)
     if name in _GROUPS:
         one.add_typer(getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_app"), name=name)

@@ -59,7 +59,7 @@ def bench_command(
 ) -> None:
     """Reproduce published results by name.
 
-    Pairs and data sets by name, the published figures beside ours.
+    Pairs and data sets are given by name; the published figures are shown next to ours.
     """
     terminal = Terminal(fmt, verbose=verbose)
     if suite == _LIST:
@@ -146,7 +146,7 @@ def _cost(cost: dict[str, Any]) -> RenderableType:
 
 def _time(cost: dict[str, Any]) -> str:
     if cost["seconds"] is None:
-        return "How long it takes is not known: a source does not tell its number of images (--limit N sets one)."
+        return "The time is unknown: a source does not state its number of images (--limit N sets one)."
     speed = cost["flops_per_second"] / 1e12
     return (
         f"{cost['forward_passes']:,} forward passes: about {told(cost['seconds'])} on this machine, at "

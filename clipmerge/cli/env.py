@@ -24,7 +24,7 @@ def env_command(fmt: Output = Format.human) -> None:
 
 
 def _defaults() -> dict[str, str]:
-    """The defaults of flags that files and variables set here, or what is wrong with them."""
+    """The defaults of flags set by files and variables here, or the error in them."""
     try:
         found = read_defaults(os.environ, folder=Path(), home=config_home())
     except UsageError as error:

@@ -21,7 +21,7 @@ from clipmerge.errors import OutputError
 recipes_app = typer.Typer(
     help="List, show and copy the recipes.", invoke_without_command=True, epilog=examples("recipes")
 )
-# Columns from which a sentence is not wrapped: no terminal's, so that a pipe gets a line per recipe.
+# A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one line per recipe.
 _WIDEST = 10_000
 _Name = Annotated[str, typer.Argument(help="Name of a recipe.", autocompletion=complete_recipe)]
 

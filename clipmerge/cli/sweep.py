@@ -96,7 +96,7 @@ def sweep_command(
     zeroshot: ZeroShot,
     finetuned: FineTuned,
     id_data: Annotated[list[str], typer.Option("--id", help="Images like the training data; may be repeated.")],
-    ood_data: Annotated[list[str], typer.Option("--ood", help="Images unlike it; may be repeated.")],
+    ood_data: Annotated[list[str], typer.Option("--ood", help="Images unlike the training data; may be repeated.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     shared: dict[str, Any],
     recipe: Annotated[
@@ -110,7 +110,7 @@ def sweep_command(
     ] = None,
     point: Annotated[
         list[str] | None,
-        typer.Option("--point", help="A checkpoint to place beside the curve; may be repeated."),
+        typer.Option("--point", help="A checkpoint to show beside the curve; may be repeated."),
     ] = None,
     alphas: Annotated[str, typer.Option(help="Points of the curve; 0 = zero-shot, 1 = fine-tuned.")] = "0,0.1,...,1",
     state_key: StateKey = None,
@@ -118,7 +118,9 @@ def sweep_command(
     unlabelled: Unlabelled = None,
     keep: Keep = None,
     images: Images = 1024,
-    assignments: Annotated[list[str] | None, typer.Option("--set", help="In every recipe; may be repeated.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Change every recipe; may be repeated.")
+    ] = None,
     seed: Seed = 0,
     dtype: DtypeName = "keep",
     verdict: Annotated[
@@ -170,10 +172,10 @@ def sweep_command(
 
 
 class SweepTable:
-    """A sweep on a terminal: as many columns and intervals as fit its width."""
+    """A sweep's table on a terminal: as many columns and intervals as fit its width."""
 
     def __init__(self, record: dict[str, Any], *, page: str = "sweep.html") -> None:
-        """Take the record.
+        """Store the record.
 
         Args:
             record: Result of `clipmerge.api.sweep.sweep`.
@@ -241,7 +243,7 @@ class SweepTable:
 def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
     """Scores on tasks that the model was not fine-tuned for, one row per point as in the table of accuracies.
 
-    Accuracies share a table; each set of images with captions has its own, for it has six numbers.
+    Accuracies share a table; each set of images with captions has its own table, because it has six numbers.
     """
     from rich.table import Table
     from rich.text import Text

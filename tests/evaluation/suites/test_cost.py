@@ -86,7 +86,7 @@ def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, 
     cost = bench_cost(file)
     assert (cost["forward_passes"], cost["seconds"]) == (None, None)
     told = clipmerge("bench", file, "--dry-run")
-    assert "How long it takes is not known: a source does not tell its number of images" in told.out
+    assert "The time is unknown: a source does not state its number of images" in told.out
     assert not hub.requests("GET", r"/resolve/.*\.(safetensors|parquet)")
 
 
