@@ -1,4 +1,4 @@
-"""Answers that an evaluation has given so far, in files, so that one that was stopped goes on.
+"""Answers that an evaluation has given so far, in files, so that an interrupted evaluation can resume.
 
 There is one file per batch of a source, and in it one tensor per point: the class that each image was given.
 """
@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers in a folder, whose name stands for everything that all of them depend on.
+    """Answers in a folder, whose name is a hash of everything that all of them depend on.
 
     Attributes:
         folder: The folder.
-        sources: For each source a text that tells its images and how they are put to the model; a source without one
-            is answered anew.
+        sources: For each source a text that identifies its images and how they are given to the model; a source without
+            one is evaluated again.
     """
 
     folder: Path
     sources: Mapping[str, str]
 
     def known(self, source: str, start: int, size: int, points: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """Answers to one batch.
+        """Read the answers to one batch.
 
         Args:
             source: Name of the source.
@@ -73,7 +73,7 @@ class Answered:
             return {}
         try:
             return dict(load(file.read_bytes()))
-        except (OSError, SafetensorError):  # not there, or cut short by a crash of the machine
+        except (OSError, SafetensorError):  # missing, or truncated by a crash of the machine
             return {}
 
     def _file(self, source: str, start: int) -> Path | None:

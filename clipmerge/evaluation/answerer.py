@@ -1,4 +1,4 @@
-"""Classify images in bfloat16 where that gives float32's answers, and in float32 where it might not.
+"""Classify images in bfloat16 if that gives float32's answers, and in float32 if it might not.
 
 Some images of each point are classified in both precisions. They show how far bfloat16 moves the lead of the best class
 over the others; an image whose lead is not several times larger is classified again, in float32.
@@ -14,7 +14,7 @@ from clipmerge.models.precision import multiplies_bfloat16, passes
 
 #: Images that are classified in both precisions first.
 COMPARED = 16
-# A lead is trusted if it is so many times larger than the largest error of a lead among those.
+# A lead is trusted if it is this many times larger than the largest error of a lead among those.
 _SAFETY = 4.0
 # If more than this share of the images has to be classified again, bfloat16 saves nothing.
 _MOST_AGAIN = 0.6
@@ -24,10 +24,10 @@ class Answerer:
     """A model at one point, and the classes of one source."""
 
     def __init__(self, model: ImageTextModel, classes: Tensor, images_at_once: int | None = None) -> None:
-        """Compare nothing yet.
+        """Start without comparisons.
 
         Args:
-            model: The model; its weights are those of the point whenever images are given.
+            model: The model; its weights must be those of the point whenever `answer` is called.
             classes: As `class_embeddings` returns them, on the model's device.
             images_at_once: Images that go through the model at once; ``None`` for all that are given.
         """

@@ -20,8 +20,8 @@ _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 def wilson(share: float, images: int) -> tuple[float, float]:
     """Wilson's score interval of a share of images.
 
-    It is also valid, if wider than necessary, for the mean of one number in [0, 1] per image, whose variance is at
-    most that of a yes or no with the same mean.
+    It is also valid, if wider than necessary, for the mean of one number in [0, 1] per image, whose variance is at most
+    that of a binary outcome with the same mean.
 
     Args:
         share: In [0, 1].

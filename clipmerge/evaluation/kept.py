@@ -59,8 +59,8 @@ def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Task:
     """Find the images of a task, which keep their own class names and templates.
 
     Args:
-        source: Images with classes, as `load_images` takes them, or with captions, as `load_captions` takes them.
-        most: Images at most, sampled; ``None`` for all.
+        source: Images with classes, in a form that `load_images` accepts, or with captions, for `load_captions`.
+        most: Maximum number of images, sampled; ``None`` for all.
         seed: Seed of the sample.
 
     Raises:
@@ -109,7 +109,7 @@ def measure_kept(
 
 
 def facts_of(name: str, task: Task) -> dict[str, Any]:
-    """Describe a task as a `Kept` record does.
+    """Describe a task for a `Kept` record.
 
     Args:
         name: Its name.
@@ -166,7 +166,7 @@ def score_tasks(
 
 
 def accuracy_score(accuracy: float, images: int) -> Score:
-    """Make the score of an accuracy, with its interval.
+    """Make a score from an accuracy, with its interval.
 
     Args:
         accuracy: Share of the images, from 0 to 1.
@@ -184,7 +184,7 @@ def _recalls(
     place: Place,
     progress: Progress,
 ) -> list[Score]:
-    """Recall at every point; images are decoded once per point, captions embedded where the text tower changed."""
+    """Recall at every point; images are decoded once per point, captions embedded only if the text tower changed."""
     texts: Tensor | None = None
     version = -1
     scores = []

@@ -48,7 +48,7 @@ class MovingModel:
         self.model = model
         self.text_version = 0
         self._pair = inputs
-        # parameters that all ends share, and of these the ones that interpolation has set already
+        # parameters that are equal in all checkpoints, and those of them that interpolation has already set
         self._shared: set[str] = set()
         self._set_already: set[str] = set()
         self._dtype = None if dtype == "keep" else getattr(torch, dtype)
@@ -95,7 +95,7 @@ class MovingModel:
 
     @torch.no_grad()
     def become_finetuned(self, which: int) -> None:
-        """Set the weights to one fine-tuned checkpoint's; weights that it lacks are zero-shot's.
+        """Set the weights to one fine-tuned checkpoint's; weights that it lacks come from zero-shot.
 
         Args:
             which: Its index among the fine-tuned checkpoints.
@@ -105,7 +105,7 @@ class MovingModel:
 
     @torch.no_grad()
     def become(self, other: Inputs) -> None:
-        """Set the weights to those of a checkpoint that is not on the path, and to zero-shot's where it has none.
+        """Set the weights to those of a checkpoint that is not on the path; weights that it lacks come from zero-shot.
 
         Args:
             other: The same zero-shot checkpoint, aligned with that one.

@@ -33,11 +33,11 @@ NOISE = 0.06
 BLUR = 1 / 64
 #: Share of the contrast that is kept.
 CONTRAST = 0.3
-#: JPEG quality, of 100.
+#: JPEG quality, at most 100.
 JPEG = 10
 #: Share of the pixels along each side that pixelating keeps.
 PIXELATE = 0.4
-#: Added to an image's brightness, of 1.
+#: Added to an image's brightness, where 1 is white.
 BRIGHTNESS = 0.3
 #: Degrees of rotation, in a random direction.
 ROTATION = 40.0
@@ -171,7 +171,7 @@ class Probe:
 
 
 def probe(images: LabelledImages, side: int) -> Probe:
-    """Corrupt images: each in all ways, or, if there are many images, each in some ways, in turn.
+    """Corrupt images: each with all corruptions or, if there are many images, each with some of them, in turn.
 
     Args:
         images: The images, in a random order.

@@ -21,13 +21,13 @@ def recall_of(images: Tensor, texts: Tensor, owners: Tensor, *, ranks: Sequence[
 
     An image is found by a caption if it is among the K images that match the caption best; a caption is found by an
     image if one of the image's own captions is among the K captions that match the image best. Of equal scores, the
-    first counts as the better, so that a model that gives everything the same score is at chance.
+    first counts as better, so that a model that scores everything equally is at chance level.
 
     Args:
         images: (images, width), unit length.
         texts: (captions, width), unit length.
         owners: (captions,), the image of each caption; every image has one or more.
-        ranks: The K.
+        ranks: The values of K.
 
     Returns:
         Both directions.

@@ -86,7 +86,7 @@ class Scorer:
             images_at_once: Images that go through the model at once; ``None`` for a batch.
             dtype: Dtype that the points are rounded to.
             held: Bytes of preprocessed images held at once.
-            answered: Answers of an earlier run that was stopped; those of this run are kept there.
+            answered: Answers of an earlier, interrupted run; those of this run are added.
         """
         self._model = model
         self._moving = MovingModel(model, inputs, accelerator.device, dtype=dtype)
@@ -100,7 +100,7 @@ class Scorer:
         self._classes: dict[tuple[int, _ClassPrompts], Tensor] = {}
         self._answerers: dict[tuple[int, str, _ClassPrompts], Answerer] = {}
         self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
-        # prompts whose cost the user has been told
+        # number of prompts whose cost has been reported
         self._told: set[_ClassPrompts] = set()
 
     def score(
@@ -137,7 +137,7 @@ class Scorer:
             moves: Functions that move the model to each point.
             sources: Images by name; all are used.
             progress: Receiver of progress reports.
-            keys: A text for each point, by which its answers are found again.
+            keys: A text for each point, under which its answers are kept.
 
         Returns:
             answers[source]: class indices, shape (points, images), in every process.
@@ -171,7 +171,7 @@ class Scorer:
         return given
 
     def _known(self, sources: dict[str, LabelledImages], keys: Sequence[str]) -> list[_Outcome]:
-        """Answers of an earlier run, to this process's share of the batches."""
+        """Answers of an earlier run for this process's share of the batches."""
         if self._answered is None:
             return []
         outcomes: list[_Outcome] = []
@@ -259,7 +259,7 @@ def loads(batches: Iterable[_SourceBatch], held: int) -> Iterator[list[_SourceBa
 
 
 def write_correct(path: Path, correct: dict[str, Correct]) -> None:
-    """Write which images were recognised: one tensor per source, shape (points, images), bool.
+    """Write whether each image was recognised: one tensor per source, shape (points, images), bool.
 
     Args:
         path: The safetensors file.

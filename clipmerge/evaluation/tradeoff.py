@@ -1,12 +1,11 @@
 """Compare points with a curve of ID and OOD accuracy: the gain at equal ID accuracy, and its interval.
 
 The curve connects its points by straight lines, in order of alpha. Its height at an ID accuracy x is the best mean
-OOD accuracy on the curve at x: the highest of all segments over x. Beyond the highest ID accuracy of its points it is
-that of the most accurate point, so that a merge more accurate than every alpha is compared with the alpha that comes
-closest, which understates its gain. Below the lowest it has no height. A point's gain at equal ID accuracy is its mean
-OOD accuracy minus that height: its gain over the best alpha of WiSE-FT with the same ID accuracy, even if OOD labels
-chose that alpha. The curve's own points have no gain.
-Accuracies that differ only by rounding count as equal.
+OOD accuracy on the curve at x: the highest of all segments at x. Above the highest ID accuracy of its points it is that
+of the most accurate point, so that a merge more accurate than every alpha is compared with the most accurate alpha,
+which understates its gain. Below the lowest ID accuracy it has no height. A point's gain at equal ID accuracy is its
+mean OOD accuracy minus that height: its gain over the best alpha of WiSE-FT with the same ID accuracy, even if OOD
+labels chose that alpha. The curve's own points have no gain. Accuracies that differ only by rounding count as equal.
 """
 
 from __future__ import annotations
@@ -96,8 +95,8 @@ class Standing:
         ood_interval: Interval of the mean OOD accuracy.
         gain: Gain at equal ID accuracy; ``None`` below the curve's range and for the curve's own points.
         gain_interval: Interval of the gain; ``None`` also if too many resampled curves do not reach the point.
-        gain_note: Why the gain, or its interval, is missing, or what it is compared with where no alpha is as
-            accurate; else empty.
+        gain_note: Why the gain or its interval is missing, or what the gain is compared with if no alpha is as
+            accurate; otherwise empty.
     """
 
     id_accuracy: float
@@ -160,7 +159,7 @@ def standings(
 
 
 def _note(gain: float, drawn: Floats, *, beyond: bool) -> str:
-    """Why a point off the curve has no gain, or the gain no interval, or what the gain is compared with."""
+    """Why a point off the curve has no gain or no interval, or what its gain is compared with."""
     if np.isnan(gain):
         return "no point of the curve has so low an ID accuracy"
     share = float((~np.isnan(drawn)).mean())

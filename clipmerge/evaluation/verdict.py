@@ -108,7 +108,7 @@ def _cost(images: int, tested: Probe) -> Callable[[float, str], str]:
 
 
 def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
-    """List the moves to the models that are compared: zero-shot, each fine-tuned one, merged.
+    """List the functions that move the model to each model compared: zero-shot, each fine-tuned one, merged.
 
     Args:
         plan: The coefficients and masks of the layers.

@@ -21,7 +21,7 @@ WEIGHT, BIAS = "classification_head.weight", "classification_head.bias"
 
 
 def lacks_zeroshot_head(inputs: Inputs) -> bool:
-    """Whether the fine-tuned checkpoints have a head on the model's embeddings, and the zero-shot one has none."""
+    """Whether the fine-tuned checkpoints have a head on the model's embeddings that the zero-shot one lacks."""
     return inputs.keeps_head and all(WEIGHT in keys for keys in inputs.finetuned_keys)
 
 

@@ -119,7 +119,7 @@ def test_killed_half_way_it_resumes(hub: FakeHub, tmp_path: Path, answers: list[
 def test_imagenet_with_heads(hub: FakeHub, releases: Releases, tmp_path: Path) -> None:
     upload_imagenets(hub, tmp_path, save_soups(tmp_path / "releases"))
     releases.cut_after = 100_000
-    assert "What has come is kept" in refused(clipmerge("bench", "imagenet-b32", "--limit", "64", *QUICK))
+    assert "The part received is kept" in refused(clipmerge("bench", "imagenet-b32", "--limit", "64", *QUICK))
     ended = clipmerge("bench", "imagenet-b32", "--limit", "64", *QUICK)
     assert ended.code == 0, ended.err
     assert ended.err.count("no hash is published") == 2

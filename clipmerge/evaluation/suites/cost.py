@@ -28,9 +28,9 @@ class Download:
 
     Attributes:
         what: Address or name.
-        bytes: Its size at most; ``None`` if nobody tells.
+        bytes: Its maximum size; ``None`` if it is unknown.
         cached: Whether it is on this machine already.
-        images: Images in it, where it is a split and their number is known.
+        images: Number of its images, if it is a split and the number is known.
         problem: Why its size is not known.
     """
 
@@ -46,7 +46,7 @@ def cost_of(suite: Suite, *, recipes: int, alphas: int, limit: int | None, devic
 
     Args:
         suite: The suite.
-        recipes: Number of recipes; each is at most one further point.
+        recipes: Number of recipes; each adds at most one point.
         alphas: Number of points of the curve.
         limit: Images taken from each source; ``None`` for all.
         device: Where it would run: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -75,7 +75,7 @@ def cost_of(suite: Suite, *, recipes: int, alphas: int, limit: int | None, devic
 
 
 def flops_per_second(device: str) -> float:
-    """Measure how many floating-point operations a second a large matrix product reaches.
+    """Measure how many floating-point operations per second a large matrix product reaches.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -101,7 +101,7 @@ def _name(checkpoint: str | Release) -> str:
 def _checkpoint(checkpoint: str | Release) -> Download:
     if isinstance(checkpoint, Release):
         size = checkpoint.size or size_of(checkpoint)
-        problem = None if size else "the server does not tell its size, or cannot be reached"
+        problem = None if size else "the server does not state its size, or cannot be reached"
         return Download(checkpoint.url, size, place_of(checkpoint).is_file(), problem=problem)
     hub_id = parse_hub_id(checkpoint)
     if hub_id is None:
@@ -136,7 +136,7 @@ def _split(source: str) -> Download:
 
 
 def _told(split: Split) -> int | None:
-    """Number of images that the card of a data set tells for a split."""
+    """Number of images of a split, from the data set's card."""
     info = front_matter_of(split).get("dataset_info")
     for config in info if isinstance(info, list) else [info]:
         splits = config.get("splits") if isinstance(config, dict) else None
@@ -157,7 +157,7 @@ def _times(count: int | None, points: int) -> int | None:
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
-    """The sum; ``None`` if one of the values is not known."""
+    """The sum; ``None`` if a value is unknown."""
     total = 0
     for value in values:
         if value is None:

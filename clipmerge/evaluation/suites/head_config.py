@@ -1,4 +1,4 @@
-"""The configuration of a release file, which states none: read off the shapes of its tensors.
+"""The configuration of a release file, which contains none: derived from the shapes of its tensors.
 
 Model soups and WiSE-FT save OpenAI's CLIP without its text tower and with a classification head; the architecture of
 the vision tower follows from the shapes. OpenAI's models use QuickGELU and heads of 64 channels.

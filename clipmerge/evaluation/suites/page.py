@@ -1,4 +1,4 @@
-"""The page of a suite that was run, in Markdown: published figures beside its own."""
+"""The Markdown page of a suite that was run, with published figures next to its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def bench_page(record: Mapping[str, Any]) -> str:
     """Make the page.
 
     Args:
-        record: As `clipmerge.api.bench.bench` returns it.
+        record: The record from `clipmerge.api.bench.bench`.
 
     Returns:
         Markdown; the pictures lie beside it.
@@ -83,5 +83,5 @@ def _pair(record: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cell(text: object) -> str:
-    """A text that can stand in a table of Markdown."""
+    """Escape a text for a Markdown table."""
     return " ".join(str(text).replace("|", "\\|").split())

@@ -25,7 +25,7 @@ from clipmerge.files.limits import LARGEST_RELEASE
 from clipmerge.hub.download import timeout_seconds
 from clipmerge.progress import Progress
 
-#: Environment variable: a server to ask in place of https://github.com, such as a mirror.
+#: Environment variable with the server to use instead of https://github.com, such as a mirror.
 MIRROR = "CLIPMERGE_GITHUB"
 _GITHUB = "https://github.com"
 _PIECE = 1 << 20
@@ -61,24 +61,24 @@ def place_of(release: Release) -> Path:
 
 
 def fetch_release(release: Release, progress: Progress) -> Fetched:
-    """Bring a release file onto this machine, unless it is there.
+    """Download a release file, unless it is on this machine already.
 
     Args:
         release: The file.
-        progress: Where to report.
+        progress: Receiver of progress reports.
 
     Returns:
         The file and its hash.
 
     Raises:
-        HubError: If it cannot be downloaded; what has come is kept for the next try.
-        CheckpointError: If it has another size or hash than it should.
+        HubError: If it cannot be downloaded; the part received is kept for the next try.
+        CheckpointError: If its size or hash is not the expected one.
     """
     from filelock import FileLock
 
     path = place_of(release)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock")):  # several processes of one run ask for the same file
+    with FileLock(path.with_name(f"{path.name}.lock")):  # several processes of one run may need the same file
         return _checked(release, path, progress)
 
 
@@ -103,7 +103,7 @@ def _checked(release: Release, path: Path, progress: Progress) -> Fetched:
 
 
 def size_of(release: Release) -> int | None:
-    """Bytes of a release file, asked of the server; ``None`` if it does not say.
+    """Size of a release file in bytes, according to the server; ``None`` if it does not say.
 
     Args:
         release: The file.
@@ -143,14 +143,14 @@ def _download(release: Release, path: Path, progress: Progress) -> None:
                 _receive(release, answer, file, have if goes_on else 0, progress)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-            part.unlink()  # the part is no beginning of the file that is there now
+            part.unlink()  # the part is not the beginning of the file on the server now
         raise HubError(
             f"downloading {release.url}: the server refused (HTTP {error.code}). Check the address."
         ) from None
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())[:160] or type(error).__name__
         raise HubError(
-            f"downloading {release.url}: {reason}. What has come is kept: check the connection and run again. "
+            f"downloading {release.url}: {reason}. The part received is kept: check the connection and run again. "
             f"{MIRROR} names a mirror."
         ) from None
     part.replace(path)
@@ -164,7 +164,8 @@ def _receive(release: Release, answer: Any, file: IO[bytes], begin: int, progres
         file.write(piece)
         done += len(piece)
         if done > LARGEST_RELEASE:
-            raise HubError(f"downloading {release.url}: it is larger than {LARGEST_RELEASE >> 30} GiB. Is it the file?")
+            limit = f"{LARGEST_RELEASE >> 30} GiB"
+            raise HubError(f"downloading {release.url}: it is larger than {limit}. Is it the right file?")
         progress.advance(done, total or max(done, release.size or 0))
     if total is not None and done < total:
         raise OSError(f"the connection broke after {done} of {total} bytes")

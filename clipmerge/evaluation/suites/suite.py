@@ -16,7 +16,7 @@ from clipmerge.planning.frozen import Frozen
 
 _FILES = Path(__file__).parent / "files"
 _SUFFIXES = (".yaml", ".yml")
-# Keys that hold for every pair which does not have its own.
+# Keys that apply to every pair without its own.
 _OF_PAIRS = ("zeroshot", "finetuned", "id", "ood", "data", "published")
 Percent = Annotated[float, Field(ge=0, le=100)]
 
@@ -26,8 +26,8 @@ class Release(Frozen):
 
     Attributes:
         url: The address.
-        sha256: Its hash, where it is published.
-        size: Its bytes, where they are published.
+        sha256: Its hash, if published.
+        size: Its size in bytes, if published.
     """
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+/[\w.-]+$")]
@@ -44,8 +44,8 @@ class Published(Frozen):
     """Figures that somebody published.
 
     Attributes:
-        point: The model that they are of.
-        source: Where they stand.
+        point: The model that they describe.
+        source: Where they were published.
         accuracy: Accuracy in per cent, by source of images.
         alpha: The point of the curve that is the same model; ``None`` for a model that is not on it.
     """
@@ -97,7 +97,7 @@ class Suite(Frozen):
         model: The architecture.
         gflops: Billions of floating-point operations of one forward pass of one image.
         pairs: Its pairs.
-        recipes: Recipes to place beside the curve.
+        recipes: Recipes to compare with the curve.
         alphas: Points of the curve.
         tolerance: Points by which zero-shot accuracy may differ from the published figure.
         notes: Conventions and reservations, one line each.
@@ -127,7 +127,7 @@ def load_suite(name: str) -> Suite:
 
     Raises:
         UsageError: If there is no such suite.
-        RecipeError: If a file cannot be read, or says something unknown.
+        RecipeError: If a file cannot be read, or has an unknown key.
     """
     path = Path(name)
     if path.suffix in _SUFFIXES:
@@ -160,7 +160,7 @@ def _suite(file: Path, name: str, suffix: str) -> Suite:
 
 def _parsed(text: str) -> Any:
     if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-        raise Unreadable("an alias (*name) in it could stand for very much")
+        raise Unreadable("an alias (*name) in it could expand to very much")
     return yaml.safe_load(text)
 
 

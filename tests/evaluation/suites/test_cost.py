@@ -114,14 +114,14 @@ def test_what_cannot_be_looked_up_is_told(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "releases" / FILE).unlink()
     cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), limit=4)
     problems = {what: each["problem"] for what, each in by_name(cost).items()}
-    assert problems[URL] == "the server does not tell its size, or cannot be reached"
+    assert problems[URL] == "the server does not state its size, or cannot be reached"
     assert "acme/base: not on the Hub" in str(problems["acme/base"])
     assert "hf://datasets/acme/nothing: not on the Hub" in str(problems["hf://datasets/acme/nothing:test"])
     assert cost["bytes"] is None
     told = clipmerge("bench", suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), "--dry-run")
     assert told.code == 0, told.err
     assert "In all not known." in told.out
-    assert "the server does not tell its size" in " ".join(told.out.split())
+    assert "the server does not state its size" in " ".join(told.out.split())
 
 
 @pytest.mark.parametrize("shape", [(), (4, 3, 8, 0), (8, 3)])

@@ -48,7 +48,7 @@ def test_a_file_is_fetched_once(server: Releases) -> None:
 
 def test_a_broken_download_goes_on(server: Releases) -> None:
     server.cut_after = 1_000_000
-    with pytest.raises(HubError, match=r"broke after 1000000 of 2304000 bytes\. What has come is kept"):
+    with pytest.raises(HubError, match=r"broke after 1000000 of 2304000 bytes\. The part received is kept"):
         fetch_release(release(sha256=DIGEST), Silent())
     assert not place_of(release()).exists()
     assert fetch_release(release(sha256=DIGEST), Silent()).path.read_bytes() == CONTENT
@@ -110,6 +110,6 @@ def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
 
 def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGEST_RELEASE", 1 << 20)
-    with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the file\?"):
+    with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the right file\?"):
         fetch_release(release(), Silent())
     assert not place_of(release()).exists()
