@@ -153,7 +153,7 @@ def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> by
     try:
         return _without_places(content, kept, words=name in _WORDS) if name.endswith(".json") else content
     except ValueError as error:  # it could hold anything, and no loader reads it
-        raise NotJsonError(f"{source}: cannot be read as JSON ({error}); mend or remove it") from None
+        raise NotJsonError(f"{source}: cannot be read as JSON ({error}); repair or remove it") from None
 
 
 def holds_a_secret(content: bytes) -> bool:

@@ -24,7 +24,7 @@ class Batch:
     """One batch of preprocessed images.
 
     Attributes:
-        number: Its place among all processes' batches.
+        number: Its index among the batches of all processes.
         pixels: (batch, 3, height, width), float32.
         labels: (batch,), class indices, int64.
     """
@@ -42,7 +42,7 @@ class Batch:
         return Batch(self.number, self.pixels.to(device), self.labels.to(device))
 
     def pieces(self, size: int | None) -> list[Batch]:
-        """Cut the batch into runs of at most ``size`` images; ``None`` leaves it whole."""
+        """Split the batch into pieces of at most ``size`` images; ``None`` leaves it whole."""
         if size is None or size >= len(self):
             return [self]
         import torch

@@ -14,7 +14,7 @@ _CAPTIONS = ".txt"
 
 
 def captioned_files(folder: Path) -> list[Path]:
-    """List the images of a folder that have a text beside them, by name; empty where it is no such folder."""
+    """List the images of a folder that have a text beside them, by name; empty if it is not such a folder."""
     if not folder.is_dir():
         return []
     listed = sorted(path for path in folder.iterdir() if is_image_name(path.name) and not path.name.startswith("."))

@@ -61,7 +61,7 @@ def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
     if not shared:
         return ()
     names_shown = shorten(map(repr, shared))
-    return (f"{source}: names more than one class {names_shown}; a model takes the first of them for all",)
+    return (f"{source}: gives several classes the same name {names_shown}; a model always predicts the first of them",)
 
 
 def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from clipmerge.files.reading import parse_json
 if TYPE_CHECKING:
     import pyarrow
 
-#: More classes than any classifier from prompts has. A larger number is an id; names up to it would fill memory.
+#: More classes than any classifier from prompts has. A larger label is an id, and names for all smaller numbers would
+#: fill memory.
 _MOST_CLASSES = 1_000_000
-#: Usual names of label columns, for tables whose types do not tell; the first one present is used.
+#: Usual names of label columns, for tables whose types do not show it; the first one present is used.
 LABEL_NAMES = ("label", "labels", "class", "cls", "target", "class_name", "category")
 _IMAGE_NAMES = ("image", "img", "jpg", "png", "webp", "picture")
 
@@ -27,8 +28,8 @@ class Columns:
     Attributes:
         image: Column of a table, or ending of a tar's files.
         label: The same; ``json.KEY`` for a key of a tar's JSON files.
-        labelled: Whether labels are read. Without them every image has the label 0, and ``image`` is used only where
-            there is such a column.
+        labelled: Whether labels are read. If not, every image has the label 0, and ``image`` is used only if there is
+            such a column.
     """
 
     image: str | None = None
@@ -38,7 +39,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Found:
-    """A table's columns: no ``label`` if none is read, and ``names`` of the classes where the table has them."""
+    """A table's columns: no ``label`` if none is read, and the ``names`` of the classes if the table has them."""
 
     image: str
     label: str | None
@@ -164,7 +165,7 @@ def number_classes(
     Args:
         where: The source, for messages.
         labels: One number or text per image; ``None`` or a negative number for an image without a label.
-        names: Class names by number, where the source has them: all are classes, also those without an image.
+        names: Class names by number, if the source has them; names without an image are classes too.
 
     Returns:
         Class index of each image; the classes (texts in sorted order, numbers from 0 as text); whether they have
@@ -187,8 +188,8 @@ def number_classes(
     if names is None:
         if max(numbers) >= _MOST_CLASSES:
             raise DataError(
-                f"{where}: a label is {max(numbers)}, of {len(labels)} images; are they ids? Name the column of the "
-                "labels with --label-column"
+                f"{where}: a label is {max(numbers)}, but there are {len(labels)} images; are the labels ids? Name the "
+                "column of the labels with --label-column"
             )
         return numbers, tuple(map(str, range(max(numbers) + 1))), False
     if max(numbers) >= len(names):

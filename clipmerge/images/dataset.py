@@ -1,4 +1,4 @@
-"""Find labelled images and their class names; images are decoded only when asked for."""
+"""Find labelled images and their class names; images are decoded only on demand."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class LabelledImages:
 
     Attributes:
         source: The source as the user wrote it.
-        store: The encoded images; decoded one by one, when asked for.
+        store: The encoded images; decoded one by one, on demand.
         labels: Class index of each image.
         class_names: Name of each class, as it goes into the prompts.
         revision: Commit of a dataset on the Hub, else ``None``.
         notes: Notes for the user.
-        templates: The source's own prompt templates; empty where it has none.
-        imagenet_rows: For each class its rows in a head of ImageNet's 1000 classes; empty where that is not known.
+        templates: The source's own prompt templates; empty if it has none.
+        imagenet_rows: For each class its rows in a head of ImageNet's 1000 classes; empty if they are not known.
     """
 
     source: str
@@ -54,7 +54,7 @@ class LabelledImages:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """File of each image; empty where images are not files."""
+        """File of each image; empty if images are not files."""
         return self.store.paths if isinstance(self.store, Files) else ()
 
     def image(self, index: int) -> Image:
@@ -94,11 +94,11 @@ class LabelledImages:
         """Sample images with classes as balanced as possible, shuffled, and read as few blocks as possible.
 
         Args:
-            count: Images wanted; all when there are fewer.
+            count: Images wanted; all if there are fewer.
             seed: Seed; the same seed and images give the same sample.
 
         Returns:
-            The sample; it is in memory where images are read in blocks.
+            The sample; it is in memory if images are read in blocks.
 
         Raises:
             DataError, HubError: If images cannot be read.
@@ -114,7 +114,7 @@ class LabelledImages:
             positions: Their positions, in the order wanted.
 
         Returns:
-            The images; they are in memory where images are read in blocks.
+            The images; they are in memory if images are read in blocks.
 
         Raises:
             DataError, HubError: If images cannot be read.
@@ -149,7 +149,7 @@ def load_images(
             the source's own are used, with spaces for underscores.
         columns: The columns that the user named, for sources that have columns.
         whole: Whether all images will be read to compute an accuracy: a dataset on the Hub is then kept in the
-            cache, and a single class is refused, because every image of it would be right.
+            cache, and a single class is refused, because every image would be classified correctly.
         most: Images that a sample will take; ``None`` for all. No more are taken from a ``DataLoader``, which cannot
             be sampled, and of tar files on the Hub only those that the sample needs are downloaded.
         seed: Seed of the sample.
@@ -158,7 +158,7 @@ def load_images(
         The images, not decoded yet.
 
     Raises:
-        DataError: If there is nothing there, a class is empty, or the class names do not fit.
+        DataError: If there are no images, a class is empty, or the class names do not fit.
         HubError: If the Hub refuses or cannot be reached.
     """
     if isinstance(source, str):
@@ -178,7 +178,7 @@ def find_source(source: str) -> Named | str:
         source: The source as the user wrote it.
 
     Returns:
-        The data set; the source unchanged if it is no such name.
+        The data set; the source unchanged if it is not such a name.
 
     Raises:
         DataError: If it is blank.
@@ -199,7 +199,7 @@ def open_source(source: str, columns: Columns, *, whole: bool = False, most: int
         seed: See `load_images`.
 
     Raises:
-        DataError: If there is nothing there, or it cannot be used.
+        DataError: If there are no images, or they cannot be used.
         HubError: If the Hub refuses or cannot be reached.
     """
     path = local_path(source)
@@ -236,7 +236,7 @@ def _named(source: str, opened: Labelled, classes: ClassNames, *, whole: bool) -
 
 
 def _load_tables(source: str, columns: Columns) -> Labelled | None:
-    """Open Parquet or tar files; ``None`` where the source is neither."""
+    """Open Parquet or tar files; ``None`` if the source is neither."""
     if parquet := expand(source, ".parquet"):
         from clipmerge.images.parquet import load_parquet
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS) or are slow.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-# Bytes that are looked at where only the header is read.
+# Bytes that are inspected if only the header is read.
 _HEAD = 4 << 20
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
@@ -85,12 +85,12 @@ def unreadable(name: str, error: Exception) -> DataError:
         error: The exception.
     """
     reason = str(error).split(" <")[0] or type(error).__name__
-    return DataError(f"{name}: cannot be read as an image ({reason}); mend or remove it")
+    return DataError(f"{name}: cannot be read as an image ({reason}); repair or remove it")
 
 
 @contextmanager
 def _opened(encoded: Encoded, *, whole: bool = False) -> Iterator[Image]:
-    """Open an image, and refuse one that would take too much memory, or time; ``whole`` if it is to be decoded."""
+    """Open an image, and refuse one that would take too much memory or time; ``whole`` if it will be decoded."""
     from PIL import Image
 
     with _file(encoded) as file:
@@ -125,10 +125,10 @@ def _file(encoded: Encoded) -> IO[bytes]:
 
 
 def _eight_bits(name: str, image: Image, encoded: Encoded) -> Image:
-    """Scale a grey image of more than eight bits by its value for white."""
+    """Scale a grey image of more than eight bits to eight, by its value for white."""
     from PIL import Image as Pillow
 
-    with _opened(encoded) as header:  # an image that was turned upright has lost its format
+    with _opened(encoded) as header:  # an image that was rotated upright has lost its format
         white, tags = _white(header), getattr(header, "tag_v2", {})
     if white is None:
         raise _unknown_range(name)
@@ -136,7 +136,7 @@ def _eight_bits(name: str, image: Image, encoded: Encoded) -> Image:
     shares /= white  # in place, like all that follows: copies of an image of many pixels would fill memory
     if not (shares.min() >= 0 and shares.max() <= 1):  # false for NaN too
         raise _unknown_range(name)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only 8-bit ones
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only 8-bit images
         np.subtract(1, shares, out=shares)
     shares *= 255
     return Pillow.fromarray(np.rint(shares, out=shares).astype(np.uint8))

@@ -1,7 +1,8 @@
 """The texts beside the shards of a data set: class names, prompt templates, the kind of set, and the number of shards.
 
-CLIP_benchmark writes them so: ``classnames.txt`` (line i names class i), ``zeroshot_classification_templates.txt``
-(``{c}`` stands for the class) and ``dataset_type.txt`` at the root, ``nshards.txt`` in the folder of each split.
+CLIP_benchmark writes them as follows: ``classnames.txt`` (line i names class i),
+``zeroshot_classification_templates.txt`` (``{c}`` stands for the class) and ``dataset_type.txt`` at the root,
+``nshards.txt`` in the folder of each split.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""An encoded image, looked at before Pillow is: how many parts a decoder would have to go through.
+"""Inspect an encoded image before Pillow reads it: how many parts would a decoder have to go through?
 
 An image of few pixels may consist of millions of empty segments, and one of some hundred kilobytes may be drawn over
-thousands of times. Only what would take long is refused; whatever else is wrong, Pillow says.
+thousands of times. Only what would take long is refused here; Pillow reports all other faults.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from clipmerge.files.limits import LARGEST_RUNS, MOST_PARTS, MOST_PIXELS, MOST_S
 from clipmerge.files.reading import told_size
 
 _SCAN, _FILL = b"\xff\xda", re.compile(rb"\xff+")
-# Markers of JPEG that no segment follows, and those behind which the picture itself lies.
+# JPEG markers without a segment, and those that the image data follow.
 _ALONE, _PICTURE = (0x00, 0x01, *range(0xD0, 0xD9)), (0xD9, 0xDA)
 _RUN_LENGTHS = (1, 2)  # compression of BMP
 # Tags of TIFF, compressions of TIFF that are JPEG, and bytes of a number by its type.
@@ -22,14 +22,14 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 
 
 class TooManyParts(ValueError):
-    """Why an image would take long to decode; goes behind its name."""
+    """Why an image would take long to decode; written after its name."""
 
 
 def check_encoded(data: bytes, size: int) -> None:
     """Refuse an image that would keep its decoder busy for long.
 
     Args:
-        data: The file, or its beginning where only the header is to be read.
+        data: The file, or its beginning if only the header will be read.
         size: Bytes of the whole file.
 
     Raises:
@@ -100,14 +100,14 @@ def _check_blocks(data: bytes) -> None:
 
 
 def check_tags(data: bytes, size: int) -> dict[int, int]:
-    """Refuse a TIFF, or what a camera wrote, whose tags are larger together than the file: all may be the same bytes.
+    """Refuse a TIFF, or Exif metadata, whose tags together are larger than the file: they may share the same bytes.
 
     Args:
-        data: The file, or its beginning, or metadata in the same form, which begin with the order of bytes.
+        data: The file, its beginning, or metadata in the same format, which begin with the byte order.
         size: Bytes of the whole.
 
     Returns:
-        Whole numbers by tag, those of one number in the first list of tags.
+        Integers by tag, for tags with a single number in the first list of tags.
 
     Raises:
         TooManyParts: If they are larger.
@@ -127,7 +127,7 @@ def check_tags(data: bytes, size: int) -> dict[int, int]:
         length = count * _SIZES.get(kind, 0)
         held += length if length > pointer else 0
         if held > size:
-            raise TooManyParts("its tags are larger together than the file; save it again")
+            raise TooManyParts("its tags together are larger than the file; save it again")
         if count == 1 and kind in (3, 4):
             numbers.setdefault(tag, number(position + 4 + pointer, _SIZES[kind]))
         position += entry

@@ -23,7 +23,7 @@ class Files:
     blocks: tuple[int, ...] = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
-        """Give the files' paths; they are read when they are decoded."""
+        """Return the files' paths; the files are read when they are decoded."""
         return [{"bytes": None, "path": self.paths[position]} for position in positions]
 
     def name(self, position: int) -> str:
@@ -87,7 +87,7 @@ def load_flat(source: str, folder: Path) -> Labelled:
     waiting = [folder]
     while waiting:
         listed = _listed(source, folder, waiting.pop())
-        # a link to a folder inside the source leads to images that are listed at their own place
+        # a link to a folder inside the source leads to images that are listed in that folder
         waiting += [Path(entry.path) for entry in listed if entry.is_dir(follow_symlinks=False)]
         paths += [entry.path for entry in listed if _is_image(entry)]
         if len(paths) > MOST_IMAGES:
@@ -114,7 +114,7 @@ def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file's name ends like an image's."""
+    """Whether a file has the ending of an image."""
     return Path(name).suffix.lower() in _IMAGE_SUFFIXES
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 #: Share of the sampled images that is held back.
 SHARE = 0.2
-#: Most images held back: more would cost time and narrow the intervals very little.
+#: Maximum number of images held back: more would cost time and narrow the intervals very little.
 MOST = 256
 
 
@@ -84,6 +84,7 @@ def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[
     for order, at in enumerate(balanced_sample(labels, len(labels), seed)):
         label = labels[at]
         seen[label] += 1
-        # the k-th of n images has its turn at (k - 1/2) / n; the last image of each class comes after all others
+        # the k-th of a class's n images is picked at time (k - 1/2) / n; the last image of each class comes after all
+        # others
         turns.append((seen[label] == sizes[label], (seen[label] - 0.5) / sizes[label], order, at))
     return [at for *_, at in sorted(turns)[:count]]

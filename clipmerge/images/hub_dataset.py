@@ -41,7 +41,7 @@ _SHARDED = re.compile(r"(?:.*/)?(?P<split>\w+(?:\.\w+)*)-\d+-of-\d+\.\w+")
 
 @dataclass(frozen=True)
 class Split:
-    """One split of a data set on the Hub, at the commit that its revision stands for now.
+    """One split of a data set on the Hub, at the commit to which its revision points now.
 
     Attributes:
         source: The source as the user wrote it.
@@ -66,7 +66,7 @@ class Split:
 
     @property
     def cached(self) -> bool:
-        """Whether to do with the files that are in the cache."""
+        """Whether to use only files in the cache."""
         return self.resolved.note is not None
 
     def shards(self) -> HubShards:
@@ -100,13 +100,13 @@ def open_split(source: str) -> Split:
 
 
 def load_hub_dataset(source: str, asked: Columns, *, whole: bool, most: int | None = None, seed: int = 0) -> Labelled:
-    """Open one split of a dataset on the Hub, at the commit that its revision stands for now.
+    """Open one split of a dataset on the Hub, at the commit to which its revision points now.
 
     Args:
         source: The source as the user wrote it.
         asked: The columns that the user named.
         whole: Whether all images will be read: the files are then downloaded into the Hub cache.
-        most: Images that a sample will take at most, if not all: only the tar files that it needs are downloaded.
+        most: Maximum size of the sample, ``None`` for all images: only the tar files that it needs are downloaded.
         seed: Seed of the sample.
 
     Returns:
@@ -150,7 +150,7 @@ def _remote(pinned: HubId) -> Remote:
     return Remote(system, f"datasets/{pinned.repo_id}@{pinned.revision}")
 
 
-#: Names of folders and files that the Hub takes for another split's.
+#: Names of folders and files that the Hub assigns to another split.
 _ALSO = {"val": "validation", "valid": "validation", "dev": "validation"}
 
 
@@ -279,7 +279,7 @@ def _matches(file: str, globs: Iterable[str]) -> bool:
 
 
 def _by_folder(source: str, dataset: DatasetId, usable: list[str]) -> dict[str, list[str]]:
-    """Derive splits from file names; if each configuration has a folder, within the one asked for."""
+    """Derive splits from file names; if each configuration has a folder, only from the one asked for."""
     if dataset.config is not None:
         inside = [file for file in usable if file.startswith(f"{dataset.config}/")]
         if not inside:

@@ -18,7 +18,7 @@ from clipmerge.images.sampling import holds_a_balanced_sample
 from clipmerge.images.store import Labelled
 from clipmerge.images.webdataset import Shard, joined, load_tars, numbers_of, read_shard
 
-# Number of shards after which the user is told that classes are missing, because they seem to come in order.
+# Number of shards after which a note says that classes are still missing, because they seem to come in order.
 _PATIENCE = 4
 
 
@@ -130,7 +130,7 @@ def find_shards(source: str, pinned: HubId, listed: Sequence[str], files: Sequen
 
 
 def shard_order(count: int, seed: int) -> list[int]:
-    """Order of the shards for a sample.
+    """Draw the order of the shards for a sample.
 
     Args:
         count: Number of shards.

@@ -22,12 +22,11 @@ def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, 
 
     Args:
         data: A `datasets.Dataset`, whose columns are found like those of a Parquet file. A torch ``Dataset`` of
-            (image, label) pairs: an image is a `PIL.Image`, a uint8 array or tensor, or, where the data set's
-            transform has preprocessed it, a float tensor (3, height, width), which is used unchanged. A torch
-            ``DataLoader`` of (images, labels) or {"pixel_values": ..., "labels": ...}: its images are used in its
-            order.
+            (image, label) pairs: an image is a `PIL.Image`, a uint8 array or tensor, or, if the data set's transform
+            has preprocessed it, a float tensor (3, height, width), which is used unchanged. A torch ``DataLoader`` of
+            (images, labels) or {"pixel_values": ..., "labels": ...}: its images are used in its order.
         columns: The columns that the user named.
-        most: Most images taken from a ``DataLoader``; ``None`` for all.
+        most: Maximum number of images taken from a ``DataLoader``; ``None`` for all.
 
     Returns:
         Name of the source in messages, and the images.
@@ -51,7 +50,7 @@ def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The image column of a `datasets.Dataset`, as encoded there."""
+    """The image column of a `datasets.Dataset`, with the images as they are encoded there."""
 
     table: Any
     column: str
@@ -78,7 +77,7 @@ def _open_table(data: Any, columns: Columns) -> Labelled:
 
     called = f"{type(data).__name__} in memory"
     if not hasattr(data, "num_rows") or data.features is None:
-        raise DataError(f"{called}: it is a stream, from which no sample can be drawn; load the whole split")
+        raise DataError(f"{called}: is a stream, from which no sample can be drawn; load the whole split")
     table = data.with_format(None)
     chosen = find_columns(called, table.features.arrow_schema, columns)
     if isinstance(table.features[chosen.image], datasets.Image):
@@ -214,7 +213,7 @@ def _open_loader(called: str, loader: Any, most: int | None, *, labelled: bool) 
 def _without_labels(called: str, batch: Any) -> tuple[Any, list[int]]:
     images = _picture(batch)
     if images is None:
-        raise DataError(f"{called}: its batches neither are images nor hold 'pixel_values'")
+        raise DataError(f"{called}: its batches are not images and do not hold 'pixel_values'")
     return images, [0] * len(images)
 
 
@@ -226,5 +225,5 @@ def _parts(called: str, batch: Any) -> tuple[Any, Any]:
     else:
         images, labels = itertools.islice(itertools.chain(batch, (None, None)), 2)
     if images is None or labels is None:
-        raise DataError(f"{called}: its batches are neither (images, labels) nor hold 'pixel_values' and 'labels'")
+        raise DataError(f"{called}: its batches are not (images, labels) and do not hold 'pixel_values' and 'labels'")
     return images, labels

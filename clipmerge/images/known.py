@@ -39,10 +39,10 @@ class KnownSet(Frozen):
         splits: All splits.
         kind: Whether its images have classes or captions.
         images: Number of images by split, if known.
-        texts: Whether class names and templates come from the ``repository``, or only from ``here``.
+        texts: Where class names and templates come from: ``repository``, or only ``here``.
         classes: The list of class names in ``classes/``, if there is one.
         templates: The set of templates, or templates; empty if only the repository has them.
-        rows: For each class its indices among ImageNet's 1000; ``all`` for these in their order.
+        rows: For each class its indices among ImageNet's 1000; ``all`` for all of them in order.
         note: A convention that users should know.
         zeroshot: Published zero-shot accuracy of OpenAI's CLIP in per cent, by architecture.
         recall: The same for retrieval: recall at 5 in per cent.
@@ -101,7 +101,7 @@ class KnownSet(Frozen):
         return f"{self.source}{'@' + revision if revision else ''}:{config}{part}"
 
     def describe(self, opened: Labelled) -> Labelled:
-        """Give the opened set the class names and templates that are known here, if they are used.
+        """Replace the opened set's class names and templates by those known here, if these are used.
 
         Args:
             opened: The set with the repository's texts.
@@ -134,7 +134,7 @@ def find_known(source: str, *, on_disk: bool = True) -> Named | None:
 
     Args:
         source: The source as the user wrote it.
-        on_disk: Whether a path of that name that exists is preferred.
+        on_disk: Whether an existing path of that name takes precedence.
 
     Returns:
         The set, or ``None`` if the source is not a name.
@@ -163,7 +163,7 @@ def known_sets() -> dict[str, KnownSet]:
     for file in sorted((_HERE / "sets").glob("*.yaml")):
         for name, data in yaml.safe_load(file.read_text(encoding="utf-8")).items():
             if name in found:
-                raise DataError(f"{file}: a data set '{name}' stands in another file too; rename one of them")
+                raise DataError(f"{file}: a data set '{name}' is also in another file; rename one of them")
             found[name] = _validated(file, name, data)
     return found
 

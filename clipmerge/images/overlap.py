@@ -34,7 +34,7 @@ class Fingerprints:
     """Fingerprints of the images of one source, read on demand."""
 
     def __init__(self, images: LabelledImages) -> None:
-        """Take the images.
+        """Store the images.
 
         Args:
             images: Any source; images that are not files are compared by their pixels.
@@ -124,7 +124,7 @@ def _same_file(path: str, ours: Fingerprints, theirs: Fingerprints) -> str | Non
 
 
 def _read(path: str, read: Callable[[Path], T]) -> T:
-    """Look at a file; one that cannot be, such as a link to nowhere, which is listed like any file, is named."""
+    """Read a file; one that cannot be read, such as a dead link (listed like any file), is named in the error."""
     try:
         return read(Path(path))
     except OSError as error:
@@ -175,7 +175,7 @@ def refuse_shared(unlabelled: LabelledImages, others: dict[str, Fingerprints]) -
 
     Args:
         unlabelled: The unlabelled images.
-        others: Other sources, by the flag and name that they were given with.
+        others: Other sources, by their flag and name on the command line.
 
     Raises:
         UsageError: If a source shares an image with the unlabelled one.

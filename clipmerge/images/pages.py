@@ -1,8 +1,8 @@
 """Check Parquet's footers and page headers before pyarrow reads them: how large would their content become?
 
 A few kilobytes of Parquet can describe gigabytes: a footer of empty structures, a page of zeros. The footer states
-sizes too, but pyarrow relies on those in the page headers, so these are checked. The places of row groups and columns
-are read here as well: pyarrow ends the process when it is asked for a column whose description contradicts itself.
+sizes too, but pyarrow relies on those in the page headers, so these are checked. The positions of row groups and
+columns are read here as well: pyarrow ends the process when it reads a column whose description contradicts itself.
 
 Source:
     parquet.thrift of the Parquet format.
@@ -20,7 +20,7 @@ from clipmerge.files.reading import told_size
 from clipmerge.images.thrift import BINARY, I32, I64, STRUCT, Compact, Damaged, Fields, Shape, number, structs
 
 _MAGIC = b"PAR1"
-# Bytes first read from the end; pyarrow asks for as many.
+# Bytes first read from the end; pyarrow reads as many.
 _USUAL_TAIL = 64 << 10
 # Field numbers: of a page header, of the whole file, of a row group, of a column and of its metadata.
 _UNCOMPRESSED, _COMPRESSED = 2, 3
@@ -72,7 +72,7 @@ def read_footer(file: IO[bytes], *, most_parts: int = MOST_FOOTER_PARTS) -> Foot
 
     Args:
         file: The Parquet file, open.
-        most_parts: Most structures, numbers and texts in the footer.
+        most_parts: Maximum number of structures, numbers and texts in the footer.
 
     Returns:
         The footer.
@@ -125,7 +125,7 @@ def read_chunk(file: IO[bytes], chunk: Chunk) -> tuple[int, bytes]:
         Position of its first byte, and its bytes.
 
     Raises:
-        Damaged: If a page would become much larger than it is, or there is less than the footer says.
+        Damaged: If a page would become much larger than it is, or the column is shorter than the footer says.
     """
     begin, length = chunk.begin, chunk.length
     size = file.seek(0, io.SEEK_END)

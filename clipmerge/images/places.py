@@ -103,7 +103,7 @@ def expand(source: str, suffix: str) -> list[str]:
         suffix: ``.parquet`` or ``.tar``.
 
     Returns:
-        Paths; empty when the source names none of that kind.
+        Paths; empty if the source names no such files.
 
     Raises:
         DataError: If a file of a range is missing, or a folder holds several splits.
@@ -173,7 +173,7 @@ def _in_folder(source: str, folder: Path, suffix: str) -> list[str]:
 
 
 def local_inputs(*named: str | Path | None) -> list[Path]:
-    """Find the local inputs named by flags; an output that is replaced must not contain them.
+    """Find the local inputs named by flags; an output folder to be replaced must not contain them.
 
     Args:
         *named: Values of flags: paths, with or without ``{00..11}`` ranges; other values are left out.

@@ -13,7 +13,7 @@ DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 class TemplateSets:
-    """Template sets by name: a text file each, one template per line, ``#`` in front of remarks."""
+    """Template sets by name: one text file per set, one template per line, ``#`` in front of comments."""
 
     folder = Path(__file__).parent / "templates"
 
@@ -22,7 +22,7 @@ class TemplateSets:
         return tuple(sorted(file.stem for file in self.folder.glob("*.txt")))
 
     def about(self, name: str) -> str:
-        """The remark on a set's first line.
+        """The comment on a set's first line.
 
         Args:
             name: Name of the set.
@@ -50,7 +50,7 @@ class WithTemplates(Protocol):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The templates; empty where it has none."""
+        """The templates; empty if it has none."""
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
         templates: Texts with ``{}`` or ``{c}`` for the class name, or names of template sets.
 
     Returns:
-        The templates, sets written out; empty where none was named, which means each source's own, or the default.
+        The templates, with sets expanded; empty if none was named, which means each source's own, or the default.
 
     Raises:
         UsageError: If one has no ``{}`` and is not the name of a set, or is not UTF-8.
@@ -72,8 +72,8 @@ def templates_for(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     """Choose the templates for a source.
 
     Args:
-        asked: Those that the user named; they win.
-        own: Those that the source brings along.
+        asked: Templates named by the user; they take precedence.
+        own: Templates of the source.
 
     Returns:
         At least one template.
@@ -86,10 +86,10 @@ def templates_for(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
 
 
 def own_templates(asked: Sequence[str], sources: Mapping[str, WithTemplates]) -> dict[str, list[str]]:
-    """The templates of the sources that bring their own, where these are used; for records.
+    """The templates of the sources that are evaluated with their own; for records.
 
     Args:
-        asked: Those that the user named; with any, no source uses its own.
+        asked: Templates named by the user; if there are any, no source uses its own.
         sources: The sources by name.
     """
     return {} if asked else {name: list(images.templates) for name, images in sources.items() if images.templates}
@@ -111,14 +111,14 @@ def _spelled_out(given: str) -> tuple[str, ...]:
 
 
 def class_prompts(class_names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
-    """Write out the prompts, class by class: entry ``c * len(templates) + t``.
+    """Write the prompts, class by class: entry ``c * len(templates) + t``.
 
     Raises:
         DataError: If they are too many, or too long.
     """
     if len(class_names) * len(templates) > MOST_PROMPTS:
         raise DataError(
-            f"{len(class_names)} classes in {len(templates)} templates are more than {MOST_PROMPTS} prompts; give "
+            f"{len(class_names)} classes in {len(templates)} templates make more than {MOST_PROMPTS} prompts; give "
             "fewer with --template"
         )
     name = max(class_names, key=len, default="")

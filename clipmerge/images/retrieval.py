@@ -70,7 +70,7 @@ class CaptionedImages:
         """Sample images, with all their captions.
 
         Args:
-            count: Images wanted; all when there are fewer.
+            count: Images wanted; all if there are fewer.
             seed: Seed; the same seed and images give the same sample.
 
         Returns:
@@ -132,7 +132,7 @@ def has_captions(source: str) -> bool:
     """Whether a source is known, by its texts and without reading images, to hold captions instead of classes.
 
     Args:
-        source: As `load_captions` takes it.
+        source: In a form that `load_captions` accepts.
 
     Raises:
         DataError, HubError: If its texts cannot be read.

@@ -13,7 +13,7 @@ def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]
 
     Args:
         labels: Class index of each image.
-        count: Images wanted; all when there are fewer.
+        count: Images wanted; all if there are fewer.
         seed: Seed; the same seed and labels give the same sample.
 
     Returns:
@@ -78,7 +78,7 @@ def holds_a_balanced_sample(labels: Sequence[int | str], count: int, classes: in
     Args:
         labels: Label of each image.
         count: Images wanted.
-        classes: Number of classes, those without an image included; 0 if only those with one are known.
+        classes: Number of classes, including those without an image; 0 if only classes with an image are known.
 
     Example:
         >>> holds_a_balanced_sample([0, 0, 0, 1], 4, classes=2), holds_a_balanced_sample([0, 0, 1, 1], 4, classes=2)

@@ -20,7 +20,7 @@ class Encoded(TypedDict):
 
 
 class Store(Protocol):
-    """Encoded images, read when asked for."""
+    """Encoded images, read on demand."""
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from clipmerge.images.in_memory import open_in_memory
 from clipmerge.images.known import Named
 from clipmerge.images.store import Pixels
 
-# The single class that all of them are given.
+# The single class that all images get.
 _CLASS = "unlabelled"
 
 
@@ -26,7 +26,7 @@ def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, s
     Args:
         source: A folder with images at any depth, or any other source of `clipmerge.images.dataset.load_images`. In
             memory also a list of `PIL.Image`, or a torch ``Dataset`` or ``DataLoader`` of images alone.
-        columns: The columns that the user named; the image column is used where there is one of that name.
+        columns: The columns that the user named; the image column is used if there is one of that name.
         most: Images that a sample will take.
         seed: Seed of the sample.
 
@@ -34,7 +34,7 @@ def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, s
         The images, not decoded yet, all of one class.
 
     Raises:
-        DataError: If there is nothing there, or it cannot be used.
+        DataError: If there are no images, or they cannot be used.
         HubError: If the Hub refuses or cannot be reached.
     """
     unlabelled = replace(columns or Columns(), label=None, labelled=False)
@@ -46,12 +46,12 @@ def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, s
     else:
         called, opened = open_in_memory(source, unlabelled, most)
     if not opened.labels:
-        raise DataError(f"{called}: holds no images; give images of where the model will be used to --unlabelled")
+        raise DataError(f"{called}: holds no images; give --unlabelled images from where the model will be used")
     return LabelledImages(called, opened.store, (0,) * len(opened.labels), (_CLASS,), opened.revision, opened.notes)
 
 
 def content_digest(images: LabelledImages) -> str:
-    """Identify images by their content and order, wherever they are.
+    """Identify images by their content and order, independently of their place.
 
     Args:
         images: The images; those that are not files are in memory, as in every sample.

@@ -19,7 +19,7 @@ from clipmerge.images.store import Encoded, Labelled
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _LABELS = ("cls", "json", "txt")
-# Members that describe the next one (a long name, attributes) and are read whole for that.
+# Members that describe the next one (a long name, attributes) and are therefore read whole.
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _ABOUT_THE_NEXT = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
 _DIGITS = re.compile(rb"\d{%d}" % (MOST_DIGITS + 1))
@@ -178,7 +178,7 @@ def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:
             last = match["key"]
             endings[match["ending"].lower()] = _Member(info.offset_data, info.size)
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the walk takes a truncated header for the end
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the walk mistakes a truncated header for the end
             raise EOFError("it ends before its end mark")
     if endings:
         yield last, endings

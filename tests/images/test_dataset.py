@@ -145,7 +145,7 @@ def _first(content: bytes, name: str = "0.png") -> Callable[[Path], None]:
     return apply
 
 
-UNREADABLE = r"cannot be read as an image \(.*\); mend or remove it"
+UNREADABLE = r"cannot be read as an image \(.*\); repair or remove it"
 # what is done to a good folder, which path is given below it, and what is said
 IMAGES: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "empty class": (_empty_class, ".", "empty: this class folder holds no images; add some or remove the folder"),
@@ -185,11 +185,11 @@ def test_a_name_that_two_classes_have_is_noted(photos: Path, tmp_path: Path) -> 
     (photos / "cat").rename(photos / "a_b")
     (photos / "dog").rename(photos / "a b")
     assert load_images(str(photos)).notes == (
-        f"{photos}: names more than one class 'a b'; a model takes the first of them for all",
+        f"{photos}: gives several classes the same name 'a b'; a model always predicts the first of them",
     )
     (tmp_path / "same.txt").write_text("crane\ncrane\nbird\n")
     (note,) = load_images(str(photos), tmp_path / "same.txt").notes
-    assert note.startswith(f"{tmp_path / 'same.txt'}: names more than one class 'crane'")
+    assert note.startswith(f"{tmp_path / 'same.txt'}: gives several classes the same name 'crane'")
     (tmp_path / "names.json").write_text('{"a b": "cat", "a_b": "dog", "bird": "bird"}')
     named = load_images(str(photos), tmp_path / "names.json")
     assert (named.class_names, named.notes) == (("cat", "dog", "bird"), ())

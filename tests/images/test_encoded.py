@@ -80,10 +80,10 @@ BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
     "blocks": (lambda: b"GIF89a" + bytes(7) + b"!\xfe\0" * 150_000, "more than 100000 parts"),
     "junk": (lambda: b"GIF89a" + bytes(150_000), "more than 100000 parts"),
     "run lengths": (lambda: run_lengths(1_100_000), "run lengths of more than 2 MiB; save it as PNG"),
-    "tags": (lambda: metadata(2000, 10_000), "its tags are larger together than the file"),
+    "tags": (lambda: metadata(2000, 10_000), "its tags together are larger than the file"),
     "tags of a PNG": (
         lambda: behind_start("PNG", chunk(b"eXIf", metadata(2000, 10_000)), 1, 33),
-        "its tags are larger together",
+        "its tags together are larger",
     ),
 }
 

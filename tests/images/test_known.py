@@ -157,7 +157,7 @@ def test_a_file_of_sets_with_a_fault_is_named(tmp_path: Path, monkeypatch: pytes
             known_sets.__wrapped__()
     for name in ("x", "y"):
         (tmp_path / "sets" / f"{name}.yaml").write_text(yaml.safe_dump({"birds": KNOWN}))
-    with pytest.raises(DataError, match=r"y\.yaml: a data set 'birds' stands in another file too"):
+    with pytest.raises(DataError, match=r"y\.yaml: a data set 'birds' is also in another file"):
         known_sets.__wrapped__()
 
 

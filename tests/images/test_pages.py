@@ -58,7 +58,7 @@ def test_the_elements_of_a_list_are_of_the_type_expected() -> None:
     """Thrift's code reads what it expects, whatever the list says, and both would go on in different places."""
     listed = bytes([0x19, 0x10 | I32]) + varint(2 * 3) + b"\0"
     assert Compact(listed).struct() == {(1, 9): [3]}
-    with pytest.raises(Damaged, match="a list in its footer holds something else than it should"):
+    with pytest.raises(Damaged, match="a list in its footer does not hold what it should"):
         Compact(listed).struct({1: (STRUCT, {})})
 
 

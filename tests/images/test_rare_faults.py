@@ -123,7 +123,7 @@ def test_a_text_in_the_place_of_metadata_is_refused() -> None:
     note, file = PngInfo(), io.BytesIO()
     note.add_text("exif", "a text")
     Image.new("RGB", (4, 4), 7).save(file, "PNG", pnginfo=note)
-    with pytest.raises(DataError, match=r"x: cannot be read as an image \(.*\); mend or remove it"):
+    with pytest.raises(DataError, match=r"x: cannot be read as an image \(.*\); repair or remove it"):
         decode("x", {"bytes": file.getvalue(), "path": None})
 
 
@@ -192,7 +192,7 @@ def test_images_in_memory_under_a_name_or_none() -> None:
     named = load_unlabelled(Items({"image": picture} for _ in range(3)), most=10)
     assert len(named) == 3
     loader = torch.utils.data.DataLoader(Items({"text": torch.zeros(3)} for _ in range(4)), batch_size=2)
-    with pytest.raises(DataError, match=r"its batches neither are images nor hold 'pixel_values'"):
+    with pytest.raises(DataError, match=r"its batches are not images and do not hold 'pixel_values'"):
         load_unlabelled(loader, most=10)
 
 

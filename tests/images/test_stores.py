@@ -133,7 +133,8 @@ TABLES: dict[str, tuple[dict[str, Any], Columns, str]] = {
     "ids": (
         {"image": [png(0)] * 2, "label": [0, 10**9]},
         Columns(),
-        r"a label is 1000000000, of 2 images; are they ids\? Name the column of the labels with --label-column",
+        r"a label is 1000000000, but there are 2 images; are the labels ids\? Name the column of the labels with "
+        "--label-column",
     ),
     "decimal labels": (
         {"image": [png(0)], "label": [1.5]},
@@ -317,7 +318,11 @@ TARS: dict[str, tuple[dict[str, bytes], Columns, str]] = {
     "no such key": ({"k.png": b"", "k.json": b"{}"}, Columns(label="json.kind"), r"no \.json\.kind for --label-"),
     "json": ({"k.png": b"", "k.json": b"{"}, Columns(), r"k\.json: cannot be read as JSON"),
     "numbers": ({"k.png": b"", "k.cls": b"3"}, Columns(), r"numbers 0 to 3 without names.*--classes"),
-    "ids": ({"k.png": b"", "k.cls": b"123456789"}, Columns(), r"a label is 123456789, of 1 images; are they ids\?"),
+    "ids": (
+        {"k.png": b"", "k.cls": b"123456789"},
+        Columns(),
+        r"a label is 123456789, but there are 1 images; are the labels ids\?",
+    ),
     "empty": ({}, Columns(), r"holds no images"),
 }
 

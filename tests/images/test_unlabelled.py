@@ -90,7 +90,7 @@ def test_images_in_memory_may_come_alone_or_with_labels() -> None:
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty" / "inner").mkdir(parents=True)
     for source, said in (
-        (str(tmp_path / "empty"), "empty: holds no images; give images of where the model will be used"),
+        (str(tmp_path / "empty"), "empty: holds no images; give --unlabelled images from where the model will be used"),
         (str(tmp_path / "nowhere"), "nowhere: no such folder; --unlabelled takes a folder with images at any depth"),
         ([], "list in memory: holds no images"),
         (" ", "' ': names no images"),
