@@ -156,7 +156,7 @@ class Saved:
         """If the block is interrupted, save the state if it is whole, and tell the user where learning resumes."""
         try:
             yield
-        except (KeyboardInterrupt, Terminated):
+        except (KeyboardInterrupt, Terminated) as interrupted:
             state, steps = self._whole, ""
             if state is not None and not self._failed and self._accelerator.is_main_process:
                 self._write(state)
@@ -164,6 +164,7 @@ class Saved:
                 steps = f" after step {int(state['taken'])}{total}"
             if self._exists:
                 self.say(f"the learning is saved{steps}; the same command resumes there")
+                interrupted.add_note("no output was written")  # else the last line says that nothing was left behind
             raise
         del self._find  # frees the model and the images that the function refers to
 

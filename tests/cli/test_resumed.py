@@ -65,6 +65,7 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
     stopped = clipmerge("plan", *pair, *flags, "--output", tmp_path / "plan.json")
     assert stopped.code == 130
     assert notes(stopped.err) == [SAVED.format(2, 4)]
+    assert stopped.err.endswith("error: interrupted; no output was written\n")
     assert len(list(cache.iterdir())) == 1
     stop_after(1)
     merge = ["merge", *pair, *flags, "--output", tmp_path / "out"]
