@@ -1,4 +1,4 @@
-"""The user's folders: cache and configuration, where the system keeps them."""
+"""The user's cache folder and configuration folder, at the system's usual places."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def user_cache(name: str) -> Path:
     Raises:
         RuntimeError: If no variable names the cache and the user has no home.
     """
-    from platformdirs import user_cache_path  # a hundredth of a second that ``--help`` saves
+    from platformdirs import user_cache_path  # imported here because it takes 0.01 s, which ``--help`` saves
 
     return user_cache_path("clipmerge", appauthor=False) / name
 

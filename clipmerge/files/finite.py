@@ -17,8 +17,8 @@ def is_finite(values: Any) -> bool:
         values: An array or a tensor of any shape and float dtype.
     """
     with np.errstate(all="ignore"):
-        # NaN and Inf survive a sum, the cheapest pass there is; finite entries whose sum overflows are looked at one by
-        # one: only NaN and Inf differ from themselves by something other than zero
+        # NaN and Inf survive a sum, the cheapest pass there is. If the sum is not finite, entries are checked one by
+        # one, because finite ones may have overflowed: only for NaN and Inf is x - x not zero
         return math.isfinite(float(values.sum())) or bool((values - values == 0).all())
 
 

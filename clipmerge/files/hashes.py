@@ -18,7 +18,7 @@ from clipmerge.files.unchanged import guarded
 
 #: Bytes hashed at a time; a multiple of every system's mapping granularity.
 WINDOW = 32 << 20
-#: Files smaller than this are hashed faster than looked up.
+#: Smaller files are hashed faster than their hash is looked up.
 REMEMBERED_BYTES = 16 << 20
 #: A file that changes twice within one tick of the file system's clock keeps its times. So a hash is remembered only if
 #: the file has not changed for longer than any such tick, in nanoseconds; git does the same for its index.
@@ -34,8 +34,8 @@ def abandon() -> None:
 def sha256_of(path: Path, *, window_bytes: int = WINDOW) -> str:
     """Hash one file, a large mapped window at a time.
 
-    Windows are large because a thread waits for the interpreter between two of them, and the merging threads rarely
-    release it. They are mapped to avoid a copy.
+    Windows are large because between two of them a thread waits for the interpreter lock, which the merging threads
+    rarely release. They are mapped to avoid a copy.
 
     Args:
         path: The file.

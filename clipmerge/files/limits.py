@@ -1,7 +1,7 @@
 """All limits on the size, cost and time of files and answers from outside, in one place.
 
-Each limit is far above the needs of real checkpoints and data sets. Exceeding it is an error of one line that names it.
-docs/reliability.md lists them for users.
+Each limit is far above the needs of real checkpoints and data sets. Exceeding one is an error of one line that names
+the limit. docs/reliability.md lists them for users.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LARGEST_TEXT = 16 * MIB
 LARGEST_RECIPE = 64 << 10
 #: Bytes of a file that is copied beside the weights, such as a tokenizer.
 LARGEST_SIDE_FILE = 256 * MIB
-#: Bytes of the metadata in front of a data set's card.
+#: Bytes of the YAML metadata at the top of a data set's card.
 LARGEST_FRONT_MATTER = MIB
 
 # Checkpoints
@@ -37,28 +37,28 @@ LARGEST_HEADER = 16 * MIB
 MOST_TENSORS = 20_000
 #: Dimensions of a tensor; torch itself has no more.
 MOST_DIMENSIONS = 64
-#: Characters of a tensor's name, and of a function's that a pickle calls.
+#: Characters of a tensor's name, and of the name of a function called by a pickle.
 LONGEST_NAME = 1000
-#: Bytes of the pickle in a file that torch.save wrote; the tensors lie beside it.
+#: Bytes of the pickle in a file that torch.save wrote; the tensors are stored outside the pickle.
 LARGEST_PICKLE = 64 * MIB
 #: Operations of such a pickle, by which it makes its objects; a training checkpoint has some 200,000.
 MOST_OPERATIONS = 1_000_000
 #: Numbers of more than 32 bits in such a pickle; the state of Python's random numbers has some 300.
 MOST_LARGE_NUMBERS = 5000
-#: Bytes of the list of members in such a file.
+#: Bytes of the list of members (central directory) in such a file.
 LARGEST_DIRECTORY = 16 * MIB
 #: Largest ratio of the bytes spanned by all tensors to the bytes in the file; it is two if all weights are tied.
 MOST_SHARING = 8
 #: Patterns over module names in an adapter's configuration; and characters, groups, repeats and choices in one.
 MOST_PATTERNS, LONGEST_PATTERN, MOST_GROUPS, MOST_REPEATS, MOST_CHOICES = 1000, 500, 3, 2, 64
 
-#: A model that is built from a configuration has at most so many times the numbers of its weights, and so many more.
+#: A model built from a configuration has at most this many times as many numbers as its weight files, plus this many.
 MOST_TIMES_THE_WEIGHTS, MOST_SPARE_NUMBERS = 4, 1 << 24
-#: Pixels of one side of the images that a model takes, as its image processor says.
+#: Pixels of one side of a model's input images, according to its image processor.
 LARGEST_SIDE = 2048
 
 # Prompts
-#: Characters of a prompt; a text tower reads some hundred words. Captions are cut there.
+#: Characters of a prompt; a text tower reads some hundred words. Longer captions are cut.
 LONGEST_PROMPT = 2000
 #: Prompts of a data set: its classes times its templates.
 MOST_PROMPTS = 2_000_000
@@ -71,11 +71,11 @@ MOST_PIXELS = 1 << 26
 #: How many times one side of an image may be as long as the other: a processor makes the shorter one some hundred
 #: pixels long.
 MOST_STRETCHED = 30
-#: How often an image may be drawn over from one end to the other, as progressive JPEGs are; real ones have some ten.
+#: Number of scans over the whole image, as in progressive JPEGs; real ones have about ten.
 MOST_SCANS = 100
 #: Segments, chunks or blocks of an encoded image before its pixels.
 MOST_PARTS = 100_000
-#: Bytes of a BMP of run lengths, which are decoded one by one.
+#: Bytes of a run-length encoded BMP, whose runs are decoded one by one.
 LARGEST_RUNS = 2 * MIB
 #: Images of one source.
 MOST_IMAGES = 3_000_000
@@ -83,7 +83,7 @@ MOST_IMAGES = 3_000_000
 LARGEST_HELD = 512 * MIB
 #: Bytes of a label in a tar archive: a number, a name, a JSON object.
 LARGEST_LABEL = MIB
-#: Bytes of a header with a long name or with attributes in a tar archive.
+#: Bytes of a tar header with a long name or with attributes.
 LARGEST_TAR_HEADER = MIB
 #: Bytes of a decompressed page in Parquet, if that is more than `MOST_INFLATION` times the page.
 LARGEST_PAGE = 128 * MIB
@@ -101,5 +101,5 @@ LARGEST_ANSWER = 64 * MIB
 MOST_FILES = 100_000
 #: Bytes per second below which a download is stalled, averaged over the seconds of CLIPMERGE_HUB_TIMEOUT.
 SLOWEST_DOWNLOAD = 1024
-#: Bytes of a release file that a benchmark names; the largest has about 1.7 GB.
+#: Bytes of a release file named by a benchmark; the largest has about 1.7 GB.
 LARGEST_RELEASE = 16 << 30

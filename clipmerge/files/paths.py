@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# bytes of a file's name on every usual system
+# maximum bytes of a file's name on every usual system
 _LONGEST_NAME = 255
 
 
@@ -36,7 +36,7 @@ def local_path(source: str) -> Path:
 def split_part(source: str) -> tuple[str, str | None]:
     """Split a source such as ``last.pt#ema`` into the place and the name of a part of it.
 
-    A file or folder whose own name holds ``#`` is meant where there is one.
+    If a file or folder with ``#`` in its own name exists, it is meant.
 
     Args:
         source: As the user wrote it.
@@ -52,7 +52,7 @@ def split_part(source: str) -> tuple[str, str | None]:
 
 
 def is_there(source: str) -> bool:
-    """Whether a source lies in the working folder or at its path; a part of it that is named does not matter.
+    """Whether a source exists at its path or in the working folder; the name of a part is ignored.
 
     Args:
         source: As the user wrote it.

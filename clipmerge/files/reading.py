@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from clipmerge.files.limits import LARGEST_JSON, LARGEST_TEXT, MIB, MOST_DIGITS, MOST_VALUES
 
-# Half of a surrogate pair, or of a whole one.
+# Half of a surrogate pair, alone or in a whole pair.
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 PairsHook = Callable[[Iterable[tuple[str, Any]]], Any]
 
@@ -79,7 +79,7 @@ def read_json(path: Path, *, limit: int = LARGEST_JSON, pairs: PairsHook | None 
 
 
 def check_values(text: str, most: int = MOST_VALUES) -> None:
-    """Check how many values a JSON text holds at most, before it is parsed.
+    """Check the maximum number of values that a JSON text can hold, before it is parsed.
 
     Raises:
         Unreadable: If they are more than ``most``.

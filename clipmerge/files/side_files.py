@@ -24,7 +24,8 @@ TOKENIZER_FILES = (
     *VOCABULARIES,
     *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
-#: Files that transformers, tokenizers and open_clip read beside weights, and files that licences require to pass on.
+#: Files that transformers, tokenizers and open_clip read beside weights, and files that licences require to be passed
+#: on.
 SIDE_FILES = frozenset(
     {
         *("config.json", "open_clip_config.json", "generation_config.json"),
@@ -35,15 +36,15 @@ SIDE_FILES = frozenset(
         *(f"{name}{suffix}" for name in ("LICENSE", "LICENCE", "NOTICE", "COPYING") for suffix in ("", ".txt", ".md")),
     }
 )
-#: Follows the names of such files in a note; notes are published without these names.
+#: Text after the names of such files in a note; notes are published without the names.
 NOT_COPIED = "not copied: "
-#: Where a path may begin in a text, and how those on somebody's machine begin; `/x` alone may be a token.
+#: Where a path may begin in a text, and the beginnings of paths on somebody's machine; `/x` alone may be a token.
 PATH_STARTS = r"(?:(?<=[\s\"'`=(,;:])|^)"
 MACHINE_PATH = r"~[\w.\-]*[\\/]|[A-Za-z]:[\\/]|\\\\|\.\.?[\\/](?=\w)|\$\{?[A-Za-z_]\w*\}?[\\/]|%\w+%[\\/]"
 _WITHIN = re.compile(rf"{PATH_STARTS}(?:{MACHINE_PATH}|/[^/\s][^/\n]*/|file:)")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{12,}")
 _SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{30,}|-----BEGIN [A-Z ]*PRIVATE KEY-----")
-# Files in which any text may be a word, and a field in which any text may be code.
+# Files in which any text may be a word of a vocabulary, and a field in which any text may be code.
 _WORDS = frozenset({"tokenizer.json", "vocab.json", "added_tokens.json"})
 _PROGRAM = "chat_template"
 # OpenCLIP builds a text tower of transformers from this name, which may be a folder. It is copied but not published.
@@ -56,14 +57,14 @@ _PLACES = frozenset(
         *("auto_map", "custom_pipelines"),
     }
 )
-# Fields with secrets; of a vocabulary, words with numbers.
+# Fields with secrets; in a vocabulary, the same names are words with numbers.
 _SECRETS = frozenset(
     {"token", "use_auth_token", "hub_token", "hf_token", "api_key", "access_token", "password", "secret"}
 )
 
 
 class NotJsonError(CheckpointError):
-    """A file with the name of a JSON file cannot be read as JSON, so that nobody knows what it holds."""
+    """A file with the name of a JSON file cannot be read as JSON, so its content is unknown."""
 
 
 def inside(folder: Path, name: str) -> Path | None:
@@ -128,7 +129,7 @@ def copy_side_file(source: Path, target: Path) -> None:
         target: Path of the copy.
 
     Raises:
-        CheckpointError: If it cannot be read, or is not JSON in spite of its name.
+        CheckpointError: If it cannot be read, or has the name of a JSON file and is not JSON.
         OSError: If it cannot be written.
     """
     target.write_bytes(side_file_bytes(source, target.name, kept=_NEEDED))
@@ -144,7 +145,7 @@ def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> by
 
     Raises:
         CheckpointError: If it cannot be read.
-        NotJsonError: If it is not JSON in spite of its name.
+        NotJsonError: If it has the name of a JSON file and is not JSON.
     """
     try:
         content = read_bytes(source, LARGEST_SIDE_FILE)
@@ -152,7 +153,7 @@ def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> by
         raise CheckpointError(f"{source}: cannot be read ({error})") from None
     try:
         return _without_places(content, kept, words=name in _WORDS) if name.endswith(".json") else content
-    except ValueError as error:  # it could hold anything, and no loader reads it
+    except ValueError as error:  # it could hold anything, and loaders do not read it
         raise NotJsonError(f"{source}: cannot be read as JSON ({error}); repair or remove it") from None
 
 
@@ -185,7 +186,7 @@ def _without_places(content: bytes, kept: Container[str], *, words: bool) -> byt
 def without_places(data: Any, kept: Container[str] = (), *, words: bool = False) -> Any:
     """Copy a JSON value without paths on the machine that saved it, tokens of the Hub, and references to code.
 
-    Fields are known by their names, or by a text that holds an absolute path; fields in ``kept`` stay with any value.
+    Fields are recognised by their names, or by a text with an absolute path; fields in ``kept`` stay with any value.
 
     Args:
         data: The value.
@@ -209,7 +210,7 @@ def without_places(data: Any, kept: Container[str] = (), *, words: bool = False)
 
 
 def _is_named_so(key: str, value: Any) -> bool:
-    """Whether a field is known by its name to hold a path or a secret."""
+    """Whether a field's name says that it holds a path or a secret."""
     return key in _PLACES or (key in _SECRETS and isinstance(value, str))
 
 

@@ -1,4 +1,4 @@
-"""Stage output beside its place, sync it, then rename it, so that it is written completely or not at all."""
+"""Write output beside its place, sync it, then rename it, so that it is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def forget_completed() -> None:
     _checked.clear()
 
 
-# Identity of the output that existed when it was checked; nothing else is replaced.
+# Identity of the output that existed at the check; nothing else is replaced.
 _checked: dict[Path, _Identity] = {}
 
 
@@ -59,7 +59,7 @@ def remember_checked(*outputs: Path) -> None:
 
 
 def _identity(path: Path) -> _Identity:
-    """Identify a folder or file by its status and by the records in it, to recognise another one at its place."""
+    """Identify a folder or file by its status and the records in it, to notice if another one takes its place."""
     return tuple(_status(place) for place in (path, *(path / name for name in _MARKERS)))
 
 
@@ -163,7 +163,7 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield stage
         except OSError as error:
-            with contextlib.suppress(OSError):  # first, so that the message is true
+            with contextlib.suppress(OSError):  # clean up first, so that the message is true
                 cleanup.__exit__(type(error), error, error.__traceback__)
             raise explain(output, error, left=left) from None
 
@@ -262,7 +262,7 @@ def _move_in(folder: Path, aside: Path, target: Path, expected: _Identity, *, ov
 
 def _require_same(place: Path, expected: _Identity, shown: Path | None = None) -> None:
     if _identity(place) != expected:
-        happened = "appeared" if expected[0] is None else "was replaced or changed by somebody else"
+        happened = "appeared" if expected[0] is None else "was replaced or changed by another process"
         raise OutputError(f"{shown or place}: {happened} while this ran, and was left alone; choose another --output")
 
 

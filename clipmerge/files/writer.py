@@ -41,7 +41,7 @@ class Pacing:
         blocks: Number of blocks in memory.
         timed: Number of blocks after which the disk is judged.
         fast: Bytes per second of a fast disk, reached by the fastest block.
-        flush: Bytes written through the cache between two requests to flush it to disk.
+        flush: Bytes written through the page cache between two requests to flush it to disk.
     """
 
     block: int = 4 << 20
@@ -77,7 +77,7 @@ class OutputFile:
         """Return a buffer for the next elements, to compute them there and then `append` them.
 
         Args:
-            count: Number of elements to come.
+            count: Number of elements that follow.
             dtype: Their dtype.
 
         Returns:
@@ -184,7 +184,7 @@ def output_file(path: Path, size: int, *, hashed: bool = True, pacing: Pacing = 
         The file; call `finish` on it at the end.
 
     Raises:
-        OSError: If the disk is full or fails, immediately if that is known in advance.
+        OSError: If the disk is full or fails; at once if that is known in advance.
     """
     file, direct = _open(path, size, pacing)
     try:

@@ -195,7 +195,7 @@ def test_a_folder_that_came_to_the_place_after_the_check_is_left_alone(tmp_path:
             earlier(output, '{"theirs": 1}')
 
     with pytest.raises(
-        OutputError, match=r"out: was replaced or changed by somebody else while this ran, and was left"
+        OutputError, match=r"out: was replaced or changed by another process while this ran, and was left"
     ):
         replaced()
     assert (output / "clipmerge.json").read_text() == '{"theirs": 1}'
