@@ -1,4 +1,4 @@
-"""Measures that take prompts through the text tower again and again use fewer of them where there are many."""
+"""Measures that pass prompts through the text tower repeatedly use fewer of them if there are many."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def gram(objective: Objective) -> Measurements:
         objective: Calibration loss; left at theta_1.
 
     Returns:
-        No statistic; tensors ``gram_zeroshot`` and ``gram_finetuned`` of shape (inputs, inputs) by weight matrix.
+        No statistics; tensors ``gram_zeroshot`` and ``gram_finetuned`` of shape (inputs, inputs) by weight matrix.
 
     Source:
         RegMean, Jin et al. 2022, arXiv:2212.09849.

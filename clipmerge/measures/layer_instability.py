@@ -1,4 +1,4 @@
-"""Interpolation instability of every layer: the barrier on the way of this layer alone from zero-shot to fine-tuned."""
+"""Interpolation instability of every layer: the barrier when this layer alone moves from zero-shot to fine-tuned."""
 
 from __future__ import annotations
 

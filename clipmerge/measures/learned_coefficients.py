@@ -13,7 +13,7 @@ from clipmerge.models.precision import Precision
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Augmentation, Count, NonNegative, PartialShare, Points, Positive, Share
 
-#: It can learn from unlabelled images too.
+#: Whether it can also learn from unlabelled images.
 UNLABELLED = True
 
 
@@ -49,14 +49,15 @@ def learned_coefficients(
     Args:
         objective: Calibration loss; left at the chosen coefficients.
         granularity: Unit that has its own coefficient.
-        robustness: Weight of the divergence, which controls the trade-off; 0 learns for the calibration images alone.
+        robustness: Weight of the divergence, which controls the trade-off; 0 minimises the loss on the calibration
+            images alone.
         steps: Number of steps.
         batch: Maximum number of images per step.
         copies: Maximum number of images per step with a changed copy, on which the divergence is computed.
         rate: Adam's step size in coefficients; it falls to zero along a half cosine.
         start: Initial coefficient; ``None`` for the best alpha of the straight path under the same goal.
-        ceiling: Largest coefficient; ``None`` for twice the start, at least 1. Where learning starts near the
-            fine-tuned model, a ceiling of 1 would let coefficients only fall.
+        ceiling: Largest coefficient; ``None`` for twice the start, at least 1. If learning starts near the fine-tuned
+            model, coefficients could only fall with a ceiling of 1.
         views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images; 0 for none.
         held_back: Share of the images that learning does not see; 0 uses the learned coefficients unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.

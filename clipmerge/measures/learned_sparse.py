@@ -1,4 +1,4 @@
-"""Coefficients learned together with sparse masks for the straggler layers."""
+"""Learn coefficients together with sparse masks for the straggler layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clipmerge.methods._stragglers import find_stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Count, Density, Points, Share, options_of, plugin_options
 
-#: It can learn from unlabelled images too.
+#: Whether it can also learn from unlabelled images.
 UNLABELLED = True
 Rule = Literal["share", "outlier", "flattest", "random"]
 

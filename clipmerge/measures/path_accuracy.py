@@ -16,7 +16,7 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
 
     Args:
         objective: Calibration loss; left at the fine-tuned end.
-        steps: Number of steps that divide the path; each costs one forward pass.
+        steps: Number of equal steps along the path; each costs one forward pass.
 
     Returns:
         The loss along the path, and each point as a mixture; no statistics per layer.

@@ -13,7 +13,8 @@ from clipmerge.measures._statistics import statistic
 from clipmerge.planning.measurements import Check, LossPath, Measurements
 from clipmerge.plugins import Count, Positive
 
-# A sharply bent path needs more nodes; beyond this number the problem is numerical, and is reported.
+# A path along which the loss bends sharply needs more nodes; beyond this number the problem is numerical, and is
+# reported.
 _MOST_NODES = 24
 # Relative precision of a float32 loss: totals as small as this cannot be checked.
 _ROUNDING = 3e-6
@@ -61,7 +62,7 @@ def path_barrier(
         nodes: Quadrature points on each half of the path; each costs one gradient pass.
         tolerance: Accepted relative error of the sums.
         exact: Whether the text layers' values of each batch come from all prompts, whatever they cost; see
-            `clipmerge.calibration.slopes`. All other values, and all means over batches, do in any case.
+            `clipmerge.calibration.slopes`. All other values, and all means over batches, always do.
         gradients: Whether to keep the mean gradient along the path, for masks that rank entries by it; ``None`` if the
             recipe's method asks for one.
 

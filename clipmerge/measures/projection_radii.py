@@ -20,7 +20,7 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
 
     Args:
         objective: Calibration loss; left at the projected weights.
-        steps: Steps of one batch each.
+        steps: Number of steps, each with one batch.
         rate: Adam's step size, in the weights' own unit; it falls to zero along a half cosine.
 
     Returns:
@@ -33,7 +33,8 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
         TPGM, Tian et al. 2023, arXiv:2303.10720, applied once, after fine-tuning.
     """
     coefficients = Coefficients(objective, "parameter", 0.0)
-    # Adam's steps do not depend on the gradient's scale: a coefficient's rate / norm is a radius's rate
+    # Adam's steps do not depend on the gradient's scale, so a rate of rate / norm for a coefficient is `rate` for a
+    # radius
     rates = {name: rate / float(objective.task_vector[name].norm()) for name in coefficients.values}
     learned = learn(objective, coefficients, Course(Goal(0.0), steps, rates))
     return measured("projection-radii", objective, coefficients, learned)

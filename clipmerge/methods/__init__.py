@@ -60,7 +60,7 @@ class Task:
         return (1.0 / count,) * count
 
     def task_vectors(self, name: str) -> list[Tensor]:
-        """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, the parameter's shape.
+        """One parameter's theta_i - theta_0 for each fine-tuned checkpoint, float64, in the parameter's shape.
 
         Raises:
             CheckpointError: If a weight is NaN or infinite.
@@ -79,7 +79,7 @@ class Task:
 
         Args:
             method: The method's name.
-            instead: The other method, and how to ask for it.
+            instead: The end of the message: the other method, and how to choose it.
 
         Raises:
             RecipeError: If there is only one.
@@ -114,7 +114,7 @@ class Decision:
     Attributes:
         layers: The settings of each layer.
         verdict: The decision in one sentence. It is replaced if overrides or edits change the settings.
-        finding: The part of the verdict that remains true then: the measured result, without the settings.
+        finding: The part of the verdict that then remains true: the measured result, without the settings.
         weights: One factor per fine-tuned checkpoint.
         combine: The rule that replaces the weighted sum of task vectors, if any.
         stragglers: Layers found to be stragglers.

@@ -51,13 +51,13 @@ def hold_back(
         alpha: Coefficient of the layers that are not stragglers.
         straggler_alpha: Coefficient of the stragglers.
         density: Share of the stragglers' task vector that is kept, by masks that have a density.
-        mask: The mask that selects it; ``None`` keeps everything.
+        mask: The mask that selects this share; ``None`` keeps everything.
         mask_options: The mask's own options, such as ``{n: 2, m: 4}``.
         statistic: Statistic that identifies stragglers.
         threshold: Robust z-score above which a layer is flagged.
         mirror: Minimum distance above the others, as a multiple of the largest distance below them; 0 to disable.
-        stability: Share of the bootstraps that must flag it.
-        bootstraps: Resamples of the calibration batches.
+        stability: Share of the bootstrap resamples that must flag a layer.
+        bootstraps: Number of bootstrap resamples of the calibration batches.
 
     Returns:
         Two kinds of layers; only one kind if no straggler is found.

@@ -33,7 +33,7 @@ _FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Stragglers:
-    """The finding of the rule.
+    """The stragglers found, and every layer's scores.
 
     Attributes:
         names: The stragglers, network order.
@@ -68,8 +68,8 @@ def find_stragglers(
             their logarithms.
         threshold: Robust z-score above which a layer is flagged, one-sided.
         mirror: Minimum distance above the others, as a multiple of the largest distance below them; 0 to disable.
-        stability: Share of the bootstraps that must flag it.
-        bootstraps: Resamples of the calibration batches.
+        stability: Share of the bootstrap resamples that must flag a layer.
+        bootstraps: Number of bootstrap resamples of the calibration batches.
         seed: Seed of the resampling.
 
     Returns:

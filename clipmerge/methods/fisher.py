@@ -20,7 +20,8 @@ def fisher(task: Task, *, alpha: Share = 0.5, floor: NonNegative = 1e-3, normali
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Weight of the fine-tuned checkpoint; 0.5 lets the Fisher information alone decide.
-        floor: Smallest F, as a share of the mean over the parameter at both ends: below it alpha decides.
+        floor: Smallest F used, as a share of the mean over the parameter at both ends; if both F are below it, alpha
+            decides.
         normalise: Scale F_1 to the same sum over the model as F_0. A fine-tuned model is more confident, so its
             gradients are smaller everywhere, and without this nearly all entries would stay zero-shot.
 

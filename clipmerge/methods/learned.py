@@ -47,7 +47,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
 
 
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
-    """Change of the losses from the first tenth of learning to the last."""
+    """Describe the change of the losses from the first tenth of learning to the last."""
     parts = []
     for name, label in (("calibration", "loss"), ("divergence", "divergence from the teacher's predictions")):
         values = trace[name]

@@ -13,8 +13,8 @@ def model_stock(task: Task) -> Decision:
     """Go from zero-shot towards the average as far as the checkpoints agree, layer by layer; data-free.
 
     With K checkpoints and cos the mean cosine between two of their task vectors in a layer,
-    alpha = K cos / ((K - 1) cos + 1): the point of the plane through them that is closest to the centre they scatter
-    around. If the mean cosine is negative they do not agree at all, and the layer stays zero-shot.
+    alpha = K cos / ((K - 1) cos + 1): the point of the plane through all of them that is closest to the centre around
+    which they scatter. If the mean cosine is negative they do not agree at all, and the layer stays zero-shot.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.

@@ -20,8 +20,8 @@ def monosoup(task: Task, *, rank: Literal["effective", "energy"] = "effective", 
     """Weight the strong directions of each matrix's task vector by ``high``, the weak ones by ``low``.
 
     With singular values s of the task vector, of which the first k are principal, P = their share of s^2 and
-    r = (s_{k+1} / s_1)^2: low = r + (1 - r) sqrt(1 - P), high = 1 - low. A vector has one direction, so P = 1,
-    r = 0, and it is taken unchanged from the fine-tuned model. Data-free.
+    r = (s_{k+1} / s_1)^2: low = r + (1 - r) sqrt(1 - P), high = 1 - low. A vector has one direction, so P = 1 and
+    r = 0: it is taken unchanged from the fine-tuned model. Data-free.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.

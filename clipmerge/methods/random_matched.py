@@ -15,14 +15,14 @@ from clipmerge.plugins import Count, options_of
 
 @options_of(hold_back)
 def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
-    """Find stragglers, leave them alone, and edit instead of each a layer that moved about equally far.
+    """Find stragglers, leave them unchanged, and in place of each edit another layer that moved about equally far.
 
     If this works as well as straggler-outlier, the choice of layers does not matter.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        pool: Number of layers with the most similar norm of the task vector from which a stand-in is drawn; 1 takes
-            the most similar, a large number ignores the norm.
+        pool: A stand-in is drawn from this many layers with the most similar norm of the task vector; 1 takes the most
+            similar layer, a large number ignores the norm.
         **options: See `clipmerge.methods._hold_back.hold_back`.
 
     Returns:
@@ -32,7 +32,7 @@ def random_matched(task: Task, *, pool: Count = 3, **options: Any) -> Decision:
         RecipeError: If there are more stragglers than other layers.
 
     Source:
-        Ours: a falsifier.
+        Ours: a control that could falsify the claim.
     """
     decision = hold_back(task, "random-matched", **options)
     layers, norms = dict(decision.layers), _norms(task)

@@ -11,7 +11,7 @@ from clipmerge.parallel import one_thread
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.plugins import Share
 
-# Ridge, as a share of the mean: it keeps the system solvable, and inputs hardly excited by the images get alpha.
+# Ridge, as a share of the mean: it keeps the system solvable, and inputs that the images hardly excite get alpha.
 _RIDGE = 1e-6
 
 
@@ -26,10 +26,10 @@ def regmean(task: Task, *, alpha: Share = 0.5, off_diagonal: Share = 0.9) -> Dec
         task: The checkpoints, and the measurements if the recipe has a measure.
         alpha: Weight of the fine-tuned checkpoint, and coefficient of everything that is not a linear map.
         off_diagonal: Factor of the Gram matrices' off-diagonal entries; 1 is plain regression, smaller values shrink
-            it, 0 uses only the size of each input.
+            them, 0 uses only the size of each input.
 
     Returns:
-        One matrix per weight matrix, as score of the ``right-multiply`` mask.
+        One matrix per weight matrix, as the score of the ``right-multiply`` mask.
 
     Raises:
         RecipeError: If the inputs were not measured.

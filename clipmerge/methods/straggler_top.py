@@ -1,4 +1,4 @@
-"""Take the layers with the largest statistic for stragglers, and thin them."""
+"""Take the layers with the largest statistic as stragglers, and make them sparse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def straggler_top(
     mask: MaskName = "weights-random",
     mask_options: dict[str, Any] | None = None,
 ) -> Decision:
-    """Merge with one alpha, except in the layers with the largest statistic, whatever it is.
+    """Merge with one alpha, except in the layers with the largest statistic, even if it is not an outlier.
 
     Args:
         task: The checkpoints and the measurements.
@@ -30,8 +30,8 @@ def straggler_top(
         count: Number of stragglers.
         alpha: Coefficient of the other layers.
         straggler_alpha: Coefficient of the stragglers.
-        density: Share of the stragglers that is kept, by masks that have a density.
-        mask: The mask that selects it; ``weights-random`` zeroes weights, the others zero the task vector.
+        density: Share of the stragglers' task vector (or weights) that is kept, by masks that have a density.
+        mask: The mask that selects this share; ``weights-random`` zeroes weights, the others zero the task vector.
         mask_options: The mask's own options.
 
     Returns:

@@ -13,7 +13,8 @@ def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy
     """Interpolate all weights with the coefficient that is best on the calibration images.
 
     The best coefficient there is usually not the best under a shift: WiSE-FT reports about two points less
-    out-of-distribution accuracy than with alpha 0.5. A baseline, and a choice if only the target data matters.
+    out-of-distribution accuracy than with alpha 0.5. This method is a baseline, and the right choice if only the target
+    data matters.
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
@@ -33,8 +34,8 @@ def wise_ft_id(task: Task, *, criterion: Literal["accuracy", "loss"] = "accuracy
     measurements = task.need_measurements("wise-ft-id")
     if measurements.path is None or len(measurements.mixtures) != len(measurements.path.alphas):
         raise RecipeError(
-            f"method wise-ft-id: needs the accuracy along the path, which {measurements.measure} does not try; measure "
-            "with path-accuracy"
+            f"method wise-ft-id: needs the accuracy along the path, which {measurements.measure} does not measure; "
+            "measure with path-accuracy"
         )
     points = zip(measurements.path.alphas, measurements.mixtures, strict=True)
     considered = {alpha: mixture for alpha, mixture in points if alpha <= at_most}

@@ -181,7 +181,7 @@ def test_the_best_alpha_is_taken_and_of_equals_the_smallest(
 
 def test_methods_name_the_measure_that_they_need(far: list[Path]) -> None:
     other = Measurements(measure="first-order")
-    with pytest.raises(RecipeError, match="which first-order does not try; measure with path-accuracy"):
+    with pytest.raises(RecipeError, match="which first-order does not measure; measure with path-accuracy"):
         decide(task_of(far[:2], other), "wise-ft-id")
     with pytest.raises(RecipeError, match="which first-order does not do; measure with soup-accuracy"):
         decide(task_of(far, other), "greedy-soup")
