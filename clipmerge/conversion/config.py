@@ -1,4 +1,4 @@
-"""Translate ``open_clip_config.json`` to transformers' configuration and back, refusing settings without counterpart.
+"""Translate ``open_clip_config.json`` to transformers' configuration and back; refuse settings without a counterpart.
 
 The weights of two CLIPs may have the same shapes although the models compute different functions: QuickGELU or GELU,
 the number of heads, the pooling of the text. None of it is guessed.
@@ -148,7 +148,7 @@ def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
 
 
 def _check_model_cfg(model_cfg: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> None:
-    """Refuse settings with which OpenCLIP itself could not build a model, by name."""
+    """Refuse, by name, settings with which OpenCLIP itself could not build a model."""
     file = "open_clip_config.json: "
     require_whole(model_cfg, ["embed_dim"], file)
     for side, tower in (("vision", vision), ("text", text)):
@@ -261,7 +261,7 @@ def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
 
 
 def _check_config(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> None:
-    """Refuse settings with which transformers itself could not build a model, by name."""
+    """Refuse, by name, settings with which transformers itself could not build a model."""
     file = "config.json: "
     for section in ("vision_config", "vision_config_dict", "text_config", "text_config_dict"):
         require_section(config, section, file)

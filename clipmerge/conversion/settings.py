@@ -75,7 +75,7 @@ def require_heads(width: int, heads: int, what: str) -> None:
         CheckpointError: If the number is zero or does not divide the channels.
     """
     if heads < 1 or width % heads:
-        raise CheckpointError(f"{what} makes {heads} heads on {width} channels, which does not divide; correct it")
+        raise CheckpointError(f"{what} makes {heads} heads, which do not divide {width} channels; correct it")
 
 
 def short(value: Any) -> str:

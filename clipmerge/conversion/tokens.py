@@ -11,7 +11,7 @@ from typing import Any
 from clipmerge.errors import CheckpointError
 from clipmerge.files.side_files import read_side_json
 
-#: Files each of which is a tokenizer.
+#: Files that are a whole tokenizer each.
 TOKENIZER = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 START, END = "<|startoftext|>", "<|endoftext|>"
 # sha256 of CLIP's vocabulary, one token per line in the order of their ids
@@ -60,7 +60,7 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
         context_length: Number of tokens after which a text is cut.
 
     Raises:
-        CheckpointError: If open_clip_torch is not installed, or comes with another list than CLIP's.
+        CheckpointError: If open_clip_torch is not installed, or its list is not CLIP's.
     """
     from transformers import CLIPTokenizer
 
@@ -70,7 +70,7 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
     vocabulary = {word: index for index, word in enumerate(words)}
     if _digest(vocabulary) != _CLIP_VOCABULARY:
         raise CheckpointError(
-            "the installed open_clip_torch has another vocabulary than CLIP's; put the tokenizer's files beside the "
+            "the installed open_clip_torch has a vocabulary other than CLIP's; put the tokenizer's files beside the "
             "weights, or install another version of it"
         )
     tokenizer: Any = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=context_length)
@@ -78,7 +78,7 @@ def write_clip_tokenizer(folder: Path, context_length: int) -> None:
 
 
 def _merges() -> list[tuple[str, str]]:
-    """The merges in the list of the installed open_clip, which is not imported because that takes seconds."""
+    """The BPE merges in the list of the installed open_clip, which is not imported because that takes seconds."""
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         raise CheckpointError(

@@ -45,7 +45,7 @@ def merged(
     for start, out in _places(entry.size, STORED[entry.dtype], room, length):
         theta_0, finetuned = inputs.arrays(name, start, start + len(out))
         unchanged = copied_input(theta_0, finetuned, alpha, weights)
-        if unchanged is not None:  # NaN and Inf of the other inputs do not affect it
+        if unchanged is not None:  # NaN and Inf in the other inputs do not affect the result
             require_finite_inputs(inputs, name, theta_0, finetuned)
             np.copyto(out, unchanged)
         else:

@@ -93,7 +93,7 @@ def keep_first(score: Tensor, count: int, *, piece: int = PIECE) -> Tensor:
 
 
 def zero_others(values: Tensor, kept: Tensor) -> Tensor:
-    """Zero in place the entries that are not kept; multiplication would first convert the whole selection to numbers.
+    """Zero in place the entries that are not kept; a product would first convert the whole selection to numbers.
 
     Args:
         values: Any shape.
@@ -116,7 +116,7 @@ def _magnitudes(values: Array, piece: int) -> Iterator[tuple[int, Array]]:
 def _threshold(values: Array, count: int, piece: int) -> tuple[int, int]:
     """Find the ``count``-th largest magnitude, as bits, and the number of entries above it.
 
-    It is found digit by digit from the top, by counting digits among the numbers that agree so far: no value is moved,
+    It is found by radix selection, digit by digit from the top, among the numbers that agree so far: no value is moved,
     and no temporary of the tensor's length is made.
     """
     threshold = above = 0

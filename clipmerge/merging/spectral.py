@@ -1,4 +1,4 @@
-"""Singular values and directions of one matrix, sufficiently exact and equal for any number of threads."""
+"""Singular values and directions of one matrix, exact enough, and the same for any number of threads."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class Copied:
         return False
 
     def chunks(self, room: Room) -> Iterator[Array]:
-        """Copy with numpy if the dtype stays and numpy has it, else with torch."""
+        """Copy with numpy if the dtype does not change and numpy has it, else with torch."""
         dtype, *others = (checkpoint.entries[key].dtype for checkpoint, key in (self.held, *self.others))
         if dtype == self.dtype and numpy_chunks.can_copy([dtype, *others]):
             return numpy_chunks.copied(self.name, self.held, self.others, room, self.chunk)
@@ -107,7 +107,7 @@ class Merged:
         return masked or self.plan.combine is not None
 
     def chunks(self, room: Room) -> Iterator[Array]:
-        """Merge with numpy if only the formula is needed and the dtype stays, else with torch."""
+        """Merge with numpy if only the formula is needed and the dtype does not change, else with torch."""
         dtypes = {self.dtype, *(entry.dtype for entry in self.inputs.entries(self.name))}
         is_plain = not (self.is_whole or self.layer.alpha_range or is_variance(self.name))
         if is_plain and len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED:
@@ -185,7 +185,7 @@ def contents_of(tensors: Sequence[MergedTensor], room: Room) -> Generator[Iterab
 
 
 def _begun(tensor: MergedTensor) -> Iterable[Array]:
-    """A tensor's content, computed up to the first run, which is most of the work."""
+    """A tensor's content, computed as far as its first run, which is most of the work."""
     chunks = tensor.chunks(np.empty)
     return itertools.chain(list(itertools.islice(chunks, 1)), chunks)
 

@@ -70,7 +70,7 @@ def merged(
     for start, stop in runs(entry.size, length):
         theta_0, finetuned = inputs.theta_0(name, start, stop), []
         with one_thread():
-            if change is not None:  # it includes the fine-tuned checkpoints, which were checked
+            if change is not None:  # the change includes the fine-tuned checkpoints, which were checked
                 result = moved(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
                 finetuned = [inputs.theta_1(name, start, stop, which=i) for i in range(len(inputs.finetuned))]

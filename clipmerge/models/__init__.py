@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-# Number of a tower's block, and the hidden states that enter it.
+# Index of a tower's block, and the hidden states that enter it.
 Prefix = tuple[int, Tensor]
 Tower = Literal["vision", "text"]
 

@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-# Most scores of a head that are held for all images at once: those of 1024 tokens.
+# Maximum number of attention scores per head that are held for all images at once: those of 1024 tokens.
 _MOST = 1 << 20
 
 
 class ProductAttention(TorchFunctionMode):
-    """Replaces the fused attention inside, for bfloat16 on a CPU; other inputs go to PyTorch's."""
+    """Replaces fused attention in its context, for bfloat16 on a CPU; other inputs go to PyTorch's."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        """Compute one function of torch."""
+        """Compute one torch function, or pass it on."""
         named = kwargs or {}
         if func is scaled_dot_product_attention and _is_faster(*args[:2], **named):
             return _attended(*args, **named)
@@ -42,7 +42,7 @@ def _attended(
     scale: float | None = None,
     **_: Any,
 ) -> Tensor:
-    """As `scaled_dot_product_attention`, of which it takes the arguments."""
+    """Compute the same as `scaled_dot_product_attention`, from the same arguments."""
     scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()

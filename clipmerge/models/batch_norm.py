@@ -10,7 +10,7 @@ class FrozenBatchNorm(torch.nn.Module):
     """A batch norm in eval mode that is also differentiable in its running statistics."""
 
     def __init__(self, norm: torch.nn.BatchNorm2d) -> None:
-        """Copy the shape of a batch norm; `clipmerge.models.filling.fill` sets the values.
+        """Take the shapes from a batch norm; `clipmerge.models.filling.fill` sets the values.
 
         Args:
             norm: The batch norm to replace.

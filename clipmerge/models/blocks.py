@@ -30,7 +30,7 @@ class _Given(torch.nn.Module):
         return self.hidden
 
     def get_weight_dtype(self) -> torch.dtype:
-        """The dtype of the tower, which open_clip gets from its first block."""
+        """The dtype of the tower, which open_clip asks its first block for."""
         return self.hidden.dtype
 
 
@@ -48,7 +48,7 @@ def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
 
 
 def run_twice(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a function now, and again in the backward pass, so that its activations are not held in between.
+    """Run a function with activation checkpointing: it runs again in the backward pass, instead of keeping activations.
 
     Args:
         function: The function; in bfloat16 only inside `clipmerge.models.precision.passes`.

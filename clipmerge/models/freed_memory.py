@@ -1,4 +1,4 @@
-"""Memory that tensors give back is used again, instead of new pages of the system.
+"""Reuse memory that tensors have freed, instead of asking the system for new pages.
 
 The C library's allocator on Linux asks the system for every large tensor and returns it afterwards. The system then
 clears and maps each page again, which takes several times as long as an elementwise operation on the tensor.
@@ -19,7 +19,7 @@ _MMAP_MAX, _NONE, _USUAL_MMAPS = -4, 0, 65536
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Keep freed memory for further tensors inside, and return it to the system at the end; only with glibc."""
+    """In this context, keep freed memory for further tensors; return it to the system at the end. Only with glibc."""
     library = _glibc()
     if library is None:
         yield

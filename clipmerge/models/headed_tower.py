@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clipmerge.families import Family
 
 WEIGHT, BIAS = "classification_head.weight", "classification_head.bias"
-# a text tower that is built and not used
+# a text tower that is built but not used
 _NO_TEXT = {"context_length": 8, "vocab_size": 8, "width": 64, "heads": 1, "layers": 1}
 
 
@@ -38,7 +38,7 @@ class HeadedTower:
     """
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path, shape: tuple[int, ...]) -> None:
-        """Build the classifier without weights; `load` fills them in.
+        """Build the classifier without weights; `load` sets them.
 
         Args:
             family: OpenCLIP's.
@@ -68,14 +68,14 @@ class HeadedTower:
         return head
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Fill in every weight.
+        """Load every weight.
 
         Args:
-            read: Gives a tensor for a canonical parameter name.
-            source: Where the tensors come from, for errors.
+            read: Returns the tensor of a canonical parameter name.
+            source: Source of the tensors, for errors.
 
         Raises:
-            CheckpointError: If a parameter is not there, or has another shape.
+            CheckpointError: If a parameter is missing, or has another shape.
         """
         fill(self.parameters, read, source)
 
@@ -88,7 +88,7 @@ class HeadedTower:
         """Score images.
 
         Args:
-            pixels: As `pixels` returns them.
+            pixels: Result of `pixels`.
 
         Returns:
             (batch, classes of the head): the head on features of unit length.
@@ -102,7 +102,7 @@ class HeadedTower:
         Args:
             source: The source, for the message.
             classes: Number of its classes.
-            rows: The rows, where they are known; otherwise the classes have to be those of the head.
+            rows: The rows, if they are known; otherwise the classes must be those of the head.
 
         Returns:
             For each class a tensor of row indices.
@@ -124,7 +124,7 @@ def grouped(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
 
     Args:
         logits: (batch, rows of the head).
-        rows: As `HeadedTower.rows_for` returns them.
+        rows: Result of `HeadedTower.rows_for`.
 
     Returns:
         (batch, classes).

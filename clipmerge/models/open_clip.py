@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from clipmerge.models import Prefix, Tower
 
-# The options of tokenizers that change nothing but texts; others open files, or let code in the folder run.
+# Tokenizer options that only change how texts are read; others open files, or run code from the folder.
 _TOKENIZER_OPTIONS = frozenset({"clean", "strip_sep_token", "language", "additional_special_tokens", "reduction_mask"})
 # A name in timm's own list; with a prefix it would be a folder, or a repository on the Hub.
 _TIMM_NAME = re.compile(r"[\w.\-]+")
@@ -216,7 +216,7 @@ def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
         kind = library.CoCa if "multimodal_cfg" in settings else library.CustomTextCLIP
     try:
         with _unasked():
-            # without memory first, which shows how large it is
+            # first without memory, which shows how large the model is
             with contextlib.suppress(*_CANNOT_BUILD), torch.device("meta"):
                 kind(**deepcopy(settings))
             return kind(**settings).float().eval()
@@ -228,7 +228,7 @@ def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _unasked() -> Iterator[None]:
-    """Have transformers refuse code that a text tower's configuration names, instead of asking whether to run it."""
+    """Make transformers refuse code named in a text tower's configuration, instead of asking whether to run it."""
     from transformers import dynamic_module_utils
 
     seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
@@ -244,11 +244,11 @@ def transform_for(config: dict[str, Any], folder: Path, image_size: Any) -> Call
 
     Args:
         config: Parsed ``open_clip_config.json``.
-        folder: Folder with ``preprocess_cfg`` where ``config`` has none.
+        folder: Folder with ``preprocess_cfg``, if ``config`` has none.
         image_size: Side of the tower's images, in pixels.
 
     Raises:
-        CheckpointError: If open_clip knows no such preprocessing.
+        CheckpointError: If open_clip does not know such preprocessing.
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 

@@ -14,7 +14,7 @@ from clipmerge.models.attention import ProductAttention
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
-# Views that a linear map takes of its weight, and the cast of a weight under autocast, by autograd's names.
+# Names in autograd of the views that a linear map takes of its weight, and of a weight's cast under autocast.
 _VIEWS, _CAST = ("TBackward0", "TransposeBackward0"), "ToCopyBackward0"
 
 
@@ -30,7 +30,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def passes(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Compute the forward passes inside in this precision; weights and their gradients stay in float32.
+    """In this context, compute forward passes in this precision; weights and their gradients stay in float32.
 
     Args:
         device: Device of the passes.
@@ -40,23 +40,23 @@ def passes(device: torch.device, precision: Precision) -> Iterator[None]:
     if not enabled:
         yield
         return
-    # no cache: the weights move in place, so weights that were cast before are out of date
+    # no cache: weights move in place, so an earlier cast of them would be out of date
     with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), ProductAttention():
         yield
 
 
 @contextmanager
 def casts_repeated() -> Iterator[None]:
-    """Let the backward pass of what runs inside cast weights to bfloat16 again, so that no cast is held until then.
+    """Let the backward pass of this context cast weights to bfloat16 again, so that no cast is held until then.
 
-    The weights must be as they were in the forward pass until they have their gradients. The results are the same.
+    The weights must not change between the forward pass and their gradients. The results are the same.
     """
     with saved_tensors_hooks(_without_cast, _cast_again):
         yield
 
 
 def _without_cast(tensor: Tensor) -> Tensor | tuple[Tensor, torch.dtype, Sequence[int], Sequence[int]]:
-    """The weight that a saved tensor is a cast of, with what makes it again; other tensors without their graph."""
+    """For a cast of a weight, the weight and how to repeat the cast; for any other tensor, it without its graph."""
     node = tensor.grad_fn
     while node is not None and node.name() in _VIEWS:
         node = node.next_functions[0][0]

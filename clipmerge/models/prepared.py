@@ -1,4 +1,4 @@
-"""Images and prompts as a checkpoint's own processor prepares them, which its files may keep from working."""
+"""Images and prompts prepared by a checkpoint's own processor, which may fail because of its files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _WORDS = ("token_embedding", "word_embeddings")
 
 @contextmanager
 def blaming(line: Callable[[str], str]) -> Iterator[None]:
-    """Blame the files of a checkpoint for whatever a library raises that works with them.
+    """Attribute to a checkpoint's files whatever a library raises while it works with them.
 
     Args:
-        line: Makes the error's line from the reason.
+        line: Makes the error message from the reason.
 
     Raises:
-        CheckpointError: If anything is raised but a lack of memory, or an error of clipmerge's own.
+        CheckpointError: If anything is raised, except for lack of memory and clipmerge's own errors.
     """
     try:
         yield
@@ -33,7 +33,7 @@ def blaming(line: Callable[[str], str]) -> Iterator[None]:
 
 
 def preparing(folder: Path, what: str) -> AbstractContextManager[None]:
-    """Blame the files of a processor that can be loaded, but fails as soon as it is used; see `blaming`.
+    """Attribute failures to the files of a processor that loads, but fails when it is used; see `blaming`.
 
     Args:
         folder: Folder of the files.
@@ -48,7 +48,7 @@ def preparing(folder: Path, what: str) -> AbstractContextManager[None]:
 
 
 def check_words(folder: Path, ids: Tensor, module: nn.Module) -> None:
-    """Check that a text tower knows the words of a tokenizer, before it looks them up.
+    """Check that a text tower has embeddings for a tokenizer's tokens, before it looks them up.
 
     Args:
         folder: Folder of the tokenizer.
@@ -56,7 +56,7 @@ def check_words(folder: Path, ids: Tensor, module: nn.Module) -> None:
         module: The model.
 
     Raises:
-        CheckpointError: If a token is not among them.
+        CheckpointError: If a token has no embedding.
     """
     tables = [each for name, each in module.named_modules() if name.endswith(_WORDS) and isinstance(each, nn.Embedding)]
     known = min((table.num_embeddings for table in tables), default=None)

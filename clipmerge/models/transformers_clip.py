@@ -127,7 +127,7 @@ class TransformersClip:
             inputs = {"pixel_values": pixels} if pixels.ndim == 4 else unpack(pixels)
             try:
                 output = self.module.get_image_features(**inputs)
-            except ValueError as error:  # images of another size than the model's
+            except ValueError as error:  # images whose size is not the model's
                 raise CheckpointError(
                     f"{self._folder}: its image processor does not fit its model ({error}); copy the base model's files"
                 ) from None
@@ -183,7 +183,7 @@ build = TransformersClip
 
 
 def _built(folder: Path, model_class: Any, config: dict[str, Any]) -> Any:
-    """Build the model of a configuration from anybody."""
+    """Build a model from a configuration that may come from anybody."""
     with blaming(
         lambda reason: f"{folder}: transformers cannot build the model of its configuration ({reason}); correct it"
     ):
@@ -214,7 +214,7 @@ def _without_weights(model_class: Any, config: dict[str, Any]) -> Any:
 
 def _load_processor(folder: Path) -> Any:
     try:
-        # False: otherwise it asks whether to run code that lies in the folder, and a "y" in the input says yes
+        # False: otherwise it asks whether to run code from the folder, and a "y" on standard input would agree
         processor = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a damaged file can make it raise anything
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
@@ -231,7 +231,7 @@ def _load_processor(folder: Path) -> Any:
     sides = [side for size in sizes if size for name, side in dict(size).items() if "pixels" not in name]
     if any(isinstance(side, int | float) and side > LARGEST_SIDE for side in sides):
         raise CheckpointError(
-            f"{folder}: its image processor makes images of more than {LARGEST_SIDE} pixels a side; correct "
+            f"{folder}: its image processor makes images of more than {LARGEST_SIDE} pixels per side; correct "
             "preprocessor_config.json or processor_config.json"
         )
     return processor

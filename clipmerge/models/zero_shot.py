@@ -18,7 +18,7 @@ from clipmerge.progress import told
 
 #: Prompts embedded at once; more are embedded piece by piece.
 PROMPTS_AT_ONCE = 512
-# Where all prompts take more seconds than this, it is said before they are embedded.
+# If all prompts take more seconds than this, a note says so before they are embedded.
 _LONG = 10.0
 
 
@@ -55,7 +55,7 @@ def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) ->
 
 
 def _rows(tokens: Iterable[Mapping[str, Tensor]]) -> Iterator[bytes]:
-    """A hash of each prompt's ids, without padding, which differs between pieces."""
+    """A hash of each prompt's token ids; without padding, because its length differs between pieces."""
     for piece in tokens:
         masks = piece.get("attention_mask")
         for row, ids in enumerate(piece["input_ids"]):

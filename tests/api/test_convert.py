@@ -198,7 +198,10 @@ def test_a_setting_that_is_no_count_is_named(key: str, value: Any, theirs: Path,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_attention_heads": 3}, "vision_config.num_attention_heads makes 3 heads on 32 channels, which does not"),
+        (
+            {"num_attention_heads": 3},
+            "vision_config.num_attention_heads makes 3 heads, which do not divide 32 channels",
+        ),
         ({"layer_norm_eps": "small"}, "vision_config.layer_norm_eps is 'small', but a number from 0 on was expected"),
         ({"layer_norm_eps": float("nan")}, "vision_config.layer_norm_eps is nan"),
         ({"hidden_act": None}, "vision_config.hidden_act is None; expected a name"),
@@ -253,8 +256,8 @@ def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("vision_cfg", {"head_width": 64}, "vision_cfg.head_width makes 0 heads on 32 channels"),
-        ("text_cfg", {"heads": 5}, "text_cfg.heads makes 5 heads on 32 channels"),
+        ("vision_cfg", {"head_width": 64}, "vision_cfg.head_width makes 0 heads, which do not divide 32 channels"),
+        ("text_cfg", {"heads": 5}, "text_cfg.heads makes 5 heads, which do not divide 32 channels"),
         ("text_cfg", {"mlp_ratio": -1}, "text_cfg.mlp_ratio is -1, but a number above 0 was expected"),
         ("vision_cfg", {"norm_kwargs": {"eps": "x"}}, "vision_cfg.norm_kwargs.eps is 'x'"),
         ("text_cfg", {"pool_type": "eos", "eos_id": None}, "text_cfg.eos_id is null"),

@@ -199,7 +199,7 @@ def test_what_transformers_cannot_compute_is_refused_by_name(what: str) -> None:
         ({"vision_config": {"hidden_act": "gelu"}}, "the vision tower has gelu, the text tower quick_gelu"),
         ({"vision_config": {"hidden_act": "relu"}, "text_config": {"hidden_act": "relu"}}, "hidden_act relu"),
         ({"vision_config": {"num_channels": 1}}, "takes 1 channels"),
-        ({"vision_config": {"hidden_size": 32, "num_attention_heads": 5}}, "5 heads on 32 channels"),
+        ({"vision_config": {"hidden_size": 32, "num_attention_heads": 5}}, "5 heads, which do not divide 32 channels"),
     ],
 )
 def test_what_open_clip_cannot_compute_is_refused(changes: dict[str, Any], message: str) -> None:

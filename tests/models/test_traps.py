@@ -110,7 +110,7 @@ def test_a_processor_makes_no_huge_images(pair: tuple[Path, Path], tmp_path: Pat
     folder = Path(shutil.copytree(pair[0], tmp_path / "model"))
     (file,) = [path for path in folder.glob("*processor_config.json") if "crop_size" in path.read_text()]
     file.write_text(file.read_text().replace('"shortest_edge": 32', '"shortest_edge": 20000'))
-    with pytest.raises(CheckpointError, match="its image processor makes images of more than 2048 pixels a side"):
+    with pytest.raises(CheckpointError, match="its image processor makes images of more than 2048 pixels per side"):
         load_model(open_checkpoint(str(folder)))
 
 
