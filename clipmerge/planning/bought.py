@@ -84,7 +84,7 @@ class Bought(Frozen):
         max_loss: Loss of accuracy, in points, beyond which there is a warning.
         zeroshot: Accuracy of the zero-shot model.
         finetuned: Accuracy of each fine-tuned model, in the order given.
-        reference: Index of the most accurate fine-tuned model, which the merged model is compared with.
+        reference: Index of the most accurate fine-tuned model, with which the merged model is compared.
         merged: Accuracy of the merged model.
         over_finetuned: The merged model against that fine-tuned model.
         over_zeroshot: The merged model against the zero-shot model.

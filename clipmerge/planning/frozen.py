@@ -14,7 +14,8 @@ _DEEPEST, _LARGEST = 20, 2**63
 class Frozen(BaseModel):
     """A frozen model that refuses unknown keys, NaN and infinity."""
 
-    # built when first used: a class that others hold would be built again with each of them, 40 ms at every start
+    # built on first use: otherwise a class would be built again for each class with a field of its type, 40 ms at every
+    # start
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
 
@@ -48,7 +49,7 @@ def _little_measured(value: Any) -> Any:
 
 #: A value of any JSON type, within limits.
 Plain = Annotated[Any, AfterValidator(_plain)]
-#: Refuses more layers than any model has, before an object is made of each.
+#: Refuses more layers than any model has, before an object is made for each.
 FewLayers = BeforeValidator(_few)
-#: Refuses more measured numbers than any model has, each of which a page would draw.
+#: Refuses more measured numbers than any model has, because a page would draw all of them.
 LittleMeasured = BeforeValidator(_little_measured)

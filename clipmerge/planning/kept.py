@@ -1,4 +1,4 @@
-"""What fine-tuning broke elsewhere, and what the merge gives back: scores on tasks that it was not fine-tuned for."""
+"""Scores on tasks that a model was not fine-tuned for: what fine-tuning broke there, and what the merge restores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from clipmerge.planning.bought import Estimate, ShareOfImages
 from clipmerge.planning.frozen import Frozen
 
-#: The K of recall at K.
+#: Values of K in recall at K.
 RANKS = (1, 5, 10)
 
 
@@ -68,7 +68,7 @@ class Kept(Frozen):
 
 
 def measures_of(score: Score) -> dict[str, float]:
-    """List the numbers of a score by what they are called, from 0 to 1.
+    """List the numbers of a score by name, from 0 to 1.
 
     Example:
         >>> recall = Recall(image_to_text={"1": 0.5}, text_to_image={"1": 0.25})

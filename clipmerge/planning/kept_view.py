@@ -39,7 +39,7 @@ class KeptRow:
 
 #: Headings of the columns after the task.
 HEADS = ("measure", "zero-shot", "fine-tuned", "merged", "change", "back")
-#: What the last two columns are.
+#: Explanation of the last two columns.
 EXPLANATION = (
     "Tasks that the model was not fine-tuned for. In points: the change by fine-tuning against zero-shot, and what the "
     "merge gives back against fine-tuned."

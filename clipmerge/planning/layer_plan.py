@@ -16,8 +16,8 @@ class LayerPlan(Frozen):
 
     Attributes:
         alpha: Coefficient of the task vector: 0 = zero-shot, 1 = fine-tuned; the mean of learned coefficients.
-        alpha_range: Smallest and largest learned coefficient; the coefficients themselves, beside the plan, are used.
-            ``None`` if the whole layer has one alpha.
+        alpha_range: Smallest and largest learned coefficient; the merge uses the coefficients themselves, beside the
+            plan. ``None`` if the whole layer has one alpha.
         density: Share of the task vector kept, in (0, 1].
         mask: Rule that selects the entries to keep; ``None`` keeps all.
         mask_options: The mask's own options.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas
     from torch import Tensor
 
-#: The reason of a layer whose settings were edited after its reason was worded.
+#: The reason given for a layer whose settings were edited after its reason was written.
 EDITED = "edited by hand"
 
 
@@ -102,7 +102,7 @@ class Plan(Frozen):
     seed: int = 0
     warnings: tuple[str, ...] = ()
 
-    # kept by `Plan.load` and the API beside the numbers; part of neither the JSON nor the comparison of plans
+    # set by `Plan.load` and the API; neither part of the JSON nor of the comparison of plans
     _tensors: Mapping[str, Any] = PrivateAttr(default_factory=dict)
     _folder: Path | None = PrivateAttr(default=None)
 
@@ -271,7 +271,7 @@ class Plan(Frozen):
 
 
 def worded_for(entry: LayerPlan) -> str:
-    """Short hashes of a layer's settings and of its reason, by which settings changed under their reason are known."""
+    """Short hashes of a layer's settings and of its reason, which show whether settings changed under their reason."""
     settings = json.dumps(entry.model_dump(mode="json", exclude={"reason"}), sort_keys=True)
     return f"{_short_hash(settings)}-{_short_hash(entry.reason)}"
 
@@ -281,7 +281,7 @@ def _short_hash(text: str) -> str:
 
 
 def _is_outdated(worded: str | None, entry: LayerPlan) -> bool:
-    """Whether a reason is the one that was given for other settings."""
+    """Whether a reason was written for other settings."""
     settings, _, reason = (worded or worded_for(entry)).partition("-")
     now, _, reason_now = worded_for(entry).partition("-")
     return now != settings and reason_now == reason
@@ -342,7 +342,7 @@ def write_plan_files(path: Path, plan: Plan) -> Plan:
 
             file = folder / tensors_path(path).name
             save_file(dict(tensors), file)
-            file.chmod(0o666 & ~_umask())  # save_file makes it readable only for its owner
+            file.chmod(0o666 & ~_umask())  # save_file makes it readable only by its owner
             named = TensorsRecord(file=file.name, sha256=sha256_of(file))
             plan = plan.model_copy(update={"tensors": named})
         (folder / path.name).write_text(plan.to_json(), encoding="utf-8")

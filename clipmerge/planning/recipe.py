@@ -145,7 +145,7 @@ def _raw(recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe) -> tuple[s
         raise RecipeError(f"{type(recipe).__name__} is not a recipe; give a name, a YAML file, a dict or a Recipe")
     name = os.fspath(recipe)
     path = Path(name)
-    # in a stranger's folder, a file may be called like a recipe
+    # in a stranger's folder, a file may have the name of a recipe
     if name not in recipe_names() and (path.suffix in (".yaml", ".yml") or path.is_file()):
         try:
             text = read_text(path, LARGEST_RECIPE)
@@ -245,7 +245,7 @@ def _in_a_section(key: str, data: dict[str, Any]) -> str:
 
 
 def _rename_first_straggler_sparse(data: dict[str, Any]) -> None:
-    """Keep the meaning of recipes for the first version of straggler-sparse, which measured a path."""
+    """Keep the meaning of recipes written for the first version of straggler-sparse, which measured a path."""
     measure, method = data.get("measure"), data.get("method")
     if not isinstance(measure, dict) or not isinstance(method, dict) or method.get("name") != "straggler-sparse":
         return

@@ -61,7 +61,7 @@ def with_coefficients(
     """Store the mean and the range of its coefficients in each layer that has some.
 
     Args:
-        layers: Settings by layer, as the method decided them.
+        layers: Settings by layer, as decided by the method.
         coefficients: Coefficients by parameter.
         names: Parameter names by layer.
         shapes: Shapes by parameter.
@@ -144,7 +144,7 @@ def _check_shape(name: str, coefficient: Tensor, shape: tuple[int, ...]) -> None
 
 
 def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of coefficients with one number per row: (rows, 1, ...); () for a scalar."""
+    """Shape of coefficients with one number per row: (rows, 1, ...); () if the parameter is a scalar."""
     return tuple(length if place == 0 else 1 for place, length in enumerate(shape))
 
 

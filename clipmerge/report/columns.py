@@ -15,9 +15,9 @@ from clipmerge.planning.measurements import StatisticAbout
 from clipmerge.report.numbers import Scale, decimals_for, format_number, is_number, setting_decimals
 
 _SUBSCRIPT = re.compile(r"(\w)_([0-9a-z](?:,[0-9a-z])*)")
-# A longer symbol is put under the heading, and left out where there is little room.
+# A longer symbol is put under the heading, and left out if there is little room.
 _SHORT = 12
-# Statistics of what was learned, which the plan as it is applied replaces: overrides and edits come after them.
+# Statistics of learning, which the applied plan's own numbers replace, because overrides and edits come later.
 _LEARNED = ("at_zero", "at_one", "straggler")
 
 
@@ -57,7 +57,7 @@ class Column:
 
     @property
     def short_title(self) -> str:
-        """A heading of at most twelve characters, for a terminal."""
+        """Heading of at most twelve characters, for a terminal."""
         symbol = self.symbol if self.kind == "statistic" and len(self.symbol) <= _SHORT else ""
         return (symbol or self.key.replace("alpha_range", "alpha range"))[:_SHORT]
 
@@ -126,9 +126,9 @@ def columns_of(record: MergeRecord) -> list[Column]:
 
 
 def _zeroshot_share(shares: Mapping[str, float | None]) -> list[Column]:
-    """The share of each layer that stays zero-shot, where coefficients were learned."""
+    """The share of each layer that stays zero-shot, if coefficients were learned."""
     known = {layer: share for layer, share in shares.items() if share is not None}
-    if not any(known.values()):  # a column of noughts
+    if not any(known.values()):  # a column of zeros
         return []
     about = "share of the layer's weights whose coefficient is 0: the zero-shot model's, bit for bit."
     title, term = "at zero-shot", "At zero-shot"
@@ -137,7 +137,7 @@ def _zeroshot_share(shares: Mapping[str, float | None]) -> list[Column]:
 
 
 def _remaining(record: MergeRecord) -> str:
-    """What becomes of the weights that a mask does not keep."""
+    """Say what happens to the weights that a mask does not keep."""
     masks = {entry.mask for entry in record.layers.values() if entry.mask}
     if masks == {"weights-random"}:
         return "the mask sets the remaining weights to zero."

@@ -22,10 +22,10 @@ VARIABLES = {
     GRID: "--grid",
     CARD: "--card",
 }
-# metadata that matplotlib writes into a file and a page does not need
+# metadata that matplotlib writes into a file, not needed on a page
 _HEAD = re.compile(r"\A.*?(?=<svg)|<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", re.DOTALL)
 _COLOUR = re.compile(r"#[0-9a-f]{6}\b")
-# the family of a text: a page has its own
+# the font family of a text: a page has its own
 _FONT = re.compile(r"font-family: [^;\"]*; ?")
 _IDS = re.compile(r'(\bid="|(?:xlink:)?href="#|url\(#)')
 
@@ -84,7 +84,7 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "") -> str:
 
     Args:
         figure: The figure, drawn in the palette's colours.
-        name: Prefix of ids, different from that of any other figure of the page.
+        name: Prefix of ids, different from that of every other figure of the page.
         label: Description of the figure for those who cannot see it.
         style: A class for the style sheet.
 
@@ -93,7 +93,7 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "") -> str:
     """
     text = _FONT.sub("", _HEAD.sub("", svg(figure, text=True).decode()))
     box = re.search(r'viewBox="[^"]*"', text)
-    assert box is not None  # matplotlib always writes one
+    assert box is not None  # matplotlib always writes a viewBox
     text = text[text.index(">", text.index("<svg")) + 1 :]
     text = _IDS.sub(rf"\g<1>{name}-", text).replace("xlink:href", "href")
     text = _COLOUR.sub(lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], text)

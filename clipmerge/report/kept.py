@@ -11,7 +11,7 @@ from clipmerge.report.sweep_table import heads_of
 
 
 def kept_section(kept: Sequence[Kept]) -> dict[str, Any]:
-    """Values of the template ``kept``; the section is empty where nothing was measured.
+    """Values of the template ``kept``; the section is empty if nothing was measured.
 
     Args:
         kept: The tasks of a merge.

@@ -64,9 +64,9 @@ class LayerTable:
         columns: The columns in which layers differ; alpha if there are none.
         equal: The other columns, as a sentence; empty if there are none.
         towers: The rows.
-        reason: The one reason of all layers, which then has no column; empty if there are several.
+        reason: The reason shared by all layers, which then has no column; empty if there are several.
         usual_reason: The most frequent reason.
-        has_usual: Whether more than half of the layers have that reason, so that it is given once.
+        has_usual: Whether more than half of the layers have that reason, so that it is written only once.
         has_masks: Whether there is a column of masks.
     """
 

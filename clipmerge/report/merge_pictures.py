@@ -18,11 +18,11 @@ from clipmerge.report.numbers import is_number
 from clipmerge.report.palette import CURVE, INK, MARKS, SECOND, SET
 from clipmerge.report.path_picture import path_figure
 
-# Inches: as wide as a telephone, so that text stays readable there; a page puts several side by side.
+# In inches: as wide as a telephone, so that text stays readable there; a page puts several side by side.
 _WIDTH, _HEIGHT, _PER_LAYER, _FRAME = 4.6, 2.9, 0.165, 0.62
-# Bars of one picture, at most: as many fit on a printed page.
+# Maximum number of bars in one picture: as many as fit on a printed page.
 _MOST_BARS = 56
-# Pictures of one kind at most: a record from a stranger may name a tower for every two layers.
+# Maximum number of pictures of one kind: a record from a stranger may name a tower for every two layers.
 _MOST_PARTS = 8
 
 
@@ -33,7 +33,7 @@ class Picture:
     Attributes:
         title: Heading above it.
         svg: The ``svg`` element.
-        caption: Description of the picture; empty if it is that of the picture before.
+        caption: Description of the picture; empty if it is the same as the previous picture's.
     """
 
     title: str
@@ -58,7 +58,7 @@ def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Pictur
     if record.trace and any(any(values) for values in record.trace.values()):
         title = "Losses while learning"
         caption = (
-            "Each step sees other images and other changes of them, so the lines jump; thick lines are running means."
+            "Each step sees different images with different changes, so the lines jump; thick lines are running means."
         )
         if record.teacher:
             caption += f" The teacher is {record.teacher}; the divergence is that of the predictions on changed images."
@@ -67,7 +67,7 @@ def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Pictur
 
 
 def path_picture(record: MergeRecord) -> Picture | None:
-    """The loss along the straight path, if it was walked.
+    """The loss along the straight path, if it was measured.
 
     Args:
         record: The merge's record.
@@ -153,7 +153,7 @@ def _trace(trace: dict[str, tuple[float, ...]]) -> Figure:
 
 
 def _running_mean(values: Sequence[float]) -> list[float]:
-    """Mean over a tenth of the steps around each step."""
+    """Running mean over a tenth of the steps, centred on each step."""
     half = len(values) // 20
     windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
     return [sum(window) / len(window) for window in windows]

@@ -1,8 +1,8 @@
 """The report of a merge: one HTML page, from the record alone.
 
 First what the merge bought and whether to use it, then why: what was learned or measured, layer by layer. Nothing is
-measured or read here, and two equal merges give byte-identical pages: ``output``, ``seconds`` and the clock stay out of
-them. What was not measured or looked for has no section.
+measured or read here, and two equal merges give byte-identical pages, without ``output``, ``seconds`` and the time of
+day. There is no section for what was not measured or looked for.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from clipmerge.report.prose import flags, sentence, with_minus_signs, words
 
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
 
-# Different values of which bars are drawn, at least: a table tells two kinds of layers better.
+# Minimum number of different values for which bars are drawn: a table shows two kinds of layers better.
 _FEWEST = 4
 
 _TOWERS = {
@@ -109,7 +109,7 @@ def card_picture(record: MergeRecord) -> bytes | None:
 
 
 def _pictures(record: MergeRecord) -> list[Any]:
-    """What was learned and measured on the whole model; matplotlib takes longer to import than a small merge takes."""
+    """Pictures of the whole model's measurements; importing matplotlib takes longer than a small merge."""
     if not (record.path or record.trace or record.coefficients):
         return []
     from clipmerge.report.merge_pictures import learned_pictures, path_picture
@@ -119,7 +119,7 @@ def _pictures(record: MergeRecord) -> list[Any]:
 
 
 def _layer_pictures(record: MergeRecord, columns: Sequence[Column]) -> list[Any]:
-    """What differs between layers, where something was measured."""
+    """Pictures of what differs between layers, if something was measured."""
     drawn = _drawn(columns) if record.measurements else []
     if not drawn:
         return []
@@ -129,10 +129,10 @@ def _layer_pictures(record: MergeRecord, columns: Sequence[Column]) -> list[Any]
 
 
 def _drawn(columns: Sequence[Column]) -> list[Column]:
-    """The settings that differ by more than a bar shows, and the foremost statistic."""
+    """Settings whose values differ enough to be seen in bars, and the main statistic."""
 
     def differs(column: Column) -> bool:
-        # a scalar such as logit_scale, in no tower, is not a layer that others are compared with
+        # a scalar such as logit_scale, in no tower, is not compared with layers
         numbers = [value for layer, value in column.values.items() if "." in layer and is_number(value)]
         whole = 1.0 if column.kind == "setting" else column.scale.high - column.scale.low
         return len(set(numbers)) >= _FEWEST and max(numbers) - min(numbers) > 0.05 * whole
@@ -172,7 +172,7 @@ def _facts(record: MergeRecord, columns: list[Column]) -> list[tuple[str, str]]:
 
 
 def _kept(record: MergeRecord) -> list[tuple[str, str]]:
-    """How much of the change is kept, where something is known to be dropped."""
+    """How much of the change is kept, if something is known to be dropped."""
     layers = record.layers.values()
     size = sum(entry.size or 0 for entry in layers)
     if not size:

@@ -10,12 +10,12 @@ from markupsafe import Markup, escape
 _COMMAND = re.compile(r"`([^`]+)`")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _NEGATIVE = re.compile(r"(?<![\w.-])-(?=\d)")
-# a layer, a file or an option, which is written as it is
+# a layer, a file or an option, whose name is not capitalised
 _NAME = re.compile(r"[./_:=-]")
 
 
 def sentence(text: str, names: Collection[str] = ()) -> str:
-    """Begin with a capital letter, unless with a name, and end with a full stop.
+    """Begin with a capital letter, unless the first word is a name, and end with a full stop.
 
     Args:
         text: A sentence, or the start of one.

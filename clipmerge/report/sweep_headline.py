@@ -9,7 +9,7 @@ from typing import Any
 def headline(record: dict[str, Any]) -> str:
     """Compare the best recipe with the alpha curve, or say why that is not possible.
 
-    Only a recipe off the curve whose gain has an interval is said to gain or to lose.
+    The sentence says that a recipe gains or loses only if it is off the curve and its gain has an interval.
 
     Args:
         record: Result of `clipmerge.api.sweep.sweep`.
@@ -50,13 +50,13 @@ def _compared(row: dict[str, Any]) -> str:
 def gain_notes(record: dict[str, Any]) -> list[str]:
     """One line for each recipe or checkpoint without a gain or an interval, with the reason.
 
-    Recipes that also learned from unlabelled images come first, because only they had these.
+    Recipes that also learned from unlabelled images come first, because only they had such images.
 
     Args:
         record: Result of `clipmerge.api.sweep.sweep`.
     """
     notes = [
-        f"{row['name']}: learned also from {given['images']} unlabelled images of {given['source']}."
+        f"{row['name']}: also learned from {given['images']} unlabelled images of {given['source']}."
         for row in record["recipes"]
         if (given := (row.get("calibration") or {}).get("unlabelled"))
     ]

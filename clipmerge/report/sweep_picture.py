@@ -32,21 +32,21 @@ _SHAPES = ("D", "^", "s", "P", "v", "X", "<", "p", ">", "h")
 _INCHES, _NARROW, _DOTS = (8.0, 5.6), (4.6, 5.0), 160
 # Terminal cells, half as wide as high; letters have about that size too.
 _NAME, _SOURCES = 36, 40
-# A label further away than so many points is joined to its mark.
+# A label further away than this many points is joined to its mark.
 _FAR = 22
-# Points across a mark, and by how much a mark grows for each that covers it.
+# Width of a mark in points, and its growth in points for each mark that covers it.
 _MARK, _GROWTH = 10.0, 5.0
-# Where recipes are drawn, above the ends of the curve.
+# Drawing order of recipes, above the ends of the curve.
 _ON_TOP = 4
 # Label a mark that several recipes share with at most this many names.
 _SHARING = 4
 
 
 def curve_png(record: dict[str, Any], title: str) -> bytes:
-    """Draw the same under a title, for results that are not one sweep's.
+    """Draw the picture with a title, for results of more than one sweep.
 
     Args:
-        record: As `curve_files` takes it.
+        record: As in `curve_files`.
         title: One or two lines above the picture.
 
     Returns:
@@ -76,7 +76,7 @@ def curve_files(record: dict[str, Any]) -> dict[str, bytes]:
 
 
 def curve_markup(record: dict[str, Any]) -> str:
-    """Draw the same for a page: once for a wide window, once for a narrow one.
+    """Draw the picture for a page: once for a wide window, once for a narrow one.
 
     Args:
         record: Result of `clipmerge.api.sweep.sweep`.
@@ -85,8 +85,8 @@ def curve_markup(record: dict[str, Any]) -> str:
         Two ``svg`` elements, of the classes ``wide`` and ``narrow``.
     """
     label = (
-        "ID accuracy across, mean OOD accuracy up: the alpha curve from zero-shot to fine-tuned, and each recipe as a "
-        "mark. The table below holds every number."
+        "ID accuracy from left to right, mean OOD accuracy from bottom to top: the alpha curve from zero-shot to "
+        "fine-tuned, and each recipe as a mark. The table below holds every number."
     )
     with _fonts_for(record):
         wide = drawing.markup(_draw(record), "wide", label, style="wide")
@@ -95,7 +95,7 @@ def curve_markup(record: dict[str, Any]) -> str:
 
 @contextmanager
 def _fonts_for(record: dict[str, Any]) -> Iterator[None]:
-    """Have the fonts at hand that have the record's characters."""
+    """Use fonts that have the record's characters."""
     families = _families("".join([*record["id"], *record["ood"], *(row["name"] for row in marks_of(record))]))
     with matplotlib.rc_context({"font.family": families}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the user cannot do anything about it
@@ -155,7 +155,7 @@ _Label = tuple[float, float, str, str, float]
 def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str]) -> list[_Label]:
     across, up = ([100 * row[axis] for row in curve] for axis in ("id", "ood"))
     axes.plot(across, up, "-o", color=CURVE, linewidth=2, markersize=5, markerfacecolor=CARD, label="WiSE-FT by alpha")
-    # its points again, above the marks, so that a mark on the curve is seen to be there
+    # its points again, above the marks, so that a mark on the curve is seen to lie on it
     axes.plot(across, up, "o", color=CURVE, markersize=5, markerfacecolor=CARD, zorder=4.5)
     for row in curve:
         _draw_intervals(axes, row, CURVE, 0.3)
@@ -172,7 +172,7 @@ def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str])
 
 
 def _draw_intervals(axes: Axes, row: dict[str, Any], colour: str, alpha: float) -> None:
-    """Draw the intervals of a point, across and up."""
+    """Draw the intervals of a point, horizontally and vertically."""
     x, y = 100 * row["id"], 100 * row["ood"]
     low, high = (100 * end for end in row["ood_interval"])
     left, right = (100 * end for end in row["id_interval"])
@@ -226,7 +226,7 @@ def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
 
 
 def _uncover(axes: Axes, curve: Sequence[Any]) -> None:
-    """Let marks that others cover, or a point of the curve, grow below them until they are seen around them.
+    """Enlarge marks that are covered by others, or by a point of the curve, until they show around these.
 
     Args:
         axes: The axes.
@@ -245,12 +245,12 @@ def _uncover(axes: Axes, curve: Sequence[Any]) -> None:
 
 
 def _write_labels(axes: Axes, labels: list[_Label]) -> None:
-    """Write each label beside its point, where it covers the least.
+    """Write each label beside its point, at the position where it covers the least.
 
     Recipes and ends always get a label; an alpha between the ends only if there is room.
     """
     drawn = [(np.asarray(line.get_xydata()), line.get_markersize()) for line in axes.get_lines()]
-    # a mark that grew reaches 0.75 of its growth further: the diamond is the widest
+    # an enlarged mark reaches further by up to 0.75 of its growth, as the diamond, the widest mark, does
     grown = {(float(at[0, 0]), float(at[0, 1])): 0.75 * max(0.0, size - _MARK) for at, size in drawn if len(at) == 1}
     taken = [_around(axes, x, y, 6 + grown.get((x, y), 0.0)) for x, y, *_ in labels] + _along(axes)
     for x, y, text, colour, size in labels:
@@ -276,7 +276,7 @@ def _write_labels(axes: Axes, labels: list[_Label]) -> None:
 
 
 def _lead(axes: Axes, note: Annotation, colour: str) -> None:
-    """Join a label to its point where another point may be nearer."""
+    """Join a label to its point if another point may be nearer."""
     line = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
     axes.annotate("", note.xy, xytext=note.get_position(), textcoords="offset points", arrowprops=line, zorder=3.5)
 

@@ -43,7 +43,7 @@ def ends_of(record: dict[str, Any]) -> dict[float, str]:
 
 
 def marks_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows beside the curve: recipes, then other checkpoints."""
+    """The rows that are not points of the curve: recipes, then other checkpoints."""
     return [*record["recipes"], *record.get("points", [])]
 
 
@@ -63,7 +63,7 @@ class SweepColumn:
 
 
 def heads_of(record: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Heading of each row, and whether it is beside the curve.
+    """Heading of each row, and whether it is a recipe or a checkpoint instead of a point of the curve.
 
     Args:
         record: Result of `clipmerge.api.sweep.sweep`.

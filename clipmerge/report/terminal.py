@@ -20,7 +20,7 @@ MAX_LINES = 25
 MAX_WIDTH = 80
 # stragglers that are always listed
 _NAMED = 3
-# columns left next to the layers' names: at most, and what the settings take
+# columns beside the layers' names: at most, and as many as the settings need
 _RIGHT, _LEAST_RIGHT = 54, 34
 
 
@@ -28,11 +28,11 @@ def summary_table(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType
     """Summarise a merge for the terminal: at most 80 columns and about 25 lines for a model of any size.
 
     Each straggler layer has its own row; neighbours with equal settings share one. If that is too long, the other
-    layers of a tower share one row, and if necessary only the first stragglers are listed: three of them in any case.
+    layers of a tower share one row, and if necessary only the first stragglers are listed, always at least three.
 
     Args:
         record: The merge's record.
-        width: Columns of the terminal; of more than 80, 80 are used.
+        width: Columns of the terminal; at most 80 are used.
 
     Returns:
         Renderable for rich's ``Console.print``; as readable without colour.

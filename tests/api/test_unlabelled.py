@@ -150,7 +150,7 @@ def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Pair, images: Path, 
         sweep(*map(str, pair), id={"near": str(images)}, ood={"far": "x"}, unlabelled=str(camera))
     row = {"name": "auto", "alpha": None, "calibration": {"unlabelled": GIVEN}}
     said = gain_notes({"recipes": [row, {**row, "name": "lines", "calibration": None}]})
-    assert said == ["auto: learned also from 12 unlabelled images of /home/me/secret/camera."]
+    assert said == ["auto: also learned from 12 unlabelled images of /home/me/secret/camera."]
 
 
 def test_python_takes_images_in_memory(pair: Pair, images: Path) -> None:
