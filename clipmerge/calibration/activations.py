@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from clipmerge.calibration.memory import memory
 from clipmerge.models.precision import Precision, passes
 
 if TYPE_CHECKING:
@@ -59,13 +58,3 @@ def _saved(objective: Objective, pixels: Tensor, precision: Precision) -> int:
         graph = objective.embed(pixels)  # kept alive until all is counted, or its memory would be reused
     del graph
     return sum(sizes.values())
-
-
-def memory(device: torch.device) -> int:
-    """Bytes of memory that a device has."""
-    if device.type == "cuda":  # pragma: no cover - needs a GPU
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # pragma: no cover - Windows, which has no sysconf
-        return _USUAL
