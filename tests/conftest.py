@@ -18,6 +18,8 @@ os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TESTS = Path(__file__).parent
+#: The choice of `scripts/test` without `--all`.
+FAST = "not slow"
 #: Folders of tests of pictures and of pages with pictures.
 DRAWN = ("benchmarks", "docs", "publish", "report")
 
@@ -72,10 +74,12 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedPair, Pa
 
 @pytest.fixture(autouse=True)
 def frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not draw, except in slow tests and those of pictures, which lie in folders of their own or are marked."""
-    path, marks = request.node.path, ("draws", "slow")
+    """In a run of the fast tests draw only for tests of pictures, which lie in folders of their own or are marked."""
+    if request.config.option.markexpr != FAST:
+        return
+    path = request.node.path
     drawn = not path.is_relative_to(TESTS) or path.relative_to(TESTS).parts[0] in DRAWN
-    if not drawn and not any(map(request.node.get_closest_marker, marks)):
+    if not drawn and not request.node.get_closest_marker("draws"):
         from matplotlib.figure import Figure
 
         from tests.support.pictures import save_frame
