@@ -11,6 +11,7 @@ import torch
 from clipmerge.calibration import activations, slopes
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.slopes import Slopes
+from clipmerge.calibration.tower_cost import TowerCost
 from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
 from tests.support.tiny_clip import layer_of
 
@@ -66,6 +67,29 @@ def test_all_prompts_give_every_batchs_own_slopes(
     found = Slopes(objective_of(ends, prompts_at_once, images_at_once), exact=True, gradients=gradients)
     assert found.drawn == 2 * len(CLASSES)
     assert found.at(ALPHA).slopes == close_to(expected)
+
+
+@pytest.mark.parametrize("images", [0, 1, 4, 10**9])
+def test_maps_of_images_have_tangents_or_gradients(
+    ends: Ends, expected: np.ndarray, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    objective, wide = objective_of(ends), TowerCost.wide
+    monkeypatch.setattr(TowerCost, "wide", lambda cost, _images: wide(cost, images))
+    found = Slopes(objective, exact=True)
+    layers = {each.layer for each in found._tangents._maps}
+    vision = {place for place, layer in enumerate(objective.layers) if layer.startswith("vision.")}
+    assert vision & layers if images < 10**9 else not vision & layers
+    assert found.at(ALPHA).slopes == close_to(expected)
+
+
+def test_a_map_is_wide_if_it_writes_more_than_it_weighs(objective: Objective) -> None:
+    cost = objective.tower_cost
+    patches = next(each for each in cost.per_image if isinstance(each, torch.nn.Conv2d))
+    weights = sum(parameter.numel() for parameter in patches.parameters())
+    enough = weights // cost.per_image[patches] + 1
+    assert patches in cost.wide(enough)
+    assert patches not in cost.wide(enough - 1)
+    assert cost.per_image.keys() <= cost.called
 
 
 def test_the_loss_is_that_of_all_images(ends: Ends, objective: Objective) -> None:
