@@ -3,7 +3,7 @@
     python -m open_clip_train.main --model ViT-B-32 --pretrained openai --train-data ... --logs logs --name cars
     python examples/after_open_clip_train.py ViT-B-32 openai logs/cars/checkpoints/epoch_3.pt --data val --output merged
 
-Give the same MODEL and PRETRAINED as in training; "-" where MODEL has its weights with it (hf-hub:ORG/NAME or
+Give the same MODEL and PRETRAINED as in training; "-" if MODEL includes its weights (hf-hub:ORG/NAME or
 local-dir:FOLDER). The output loads as `open_clip.create_model("local-dir:merged")`.
 """
 
@@ -26,7 +26,7 @@ def base_of(model: str, pretrained: str) -> tuple[Any, str | None]:
         pretrained: Value of its ``--pretrained``.
 
     Returns:
-        The checkpoint or the model, and what describes a model in memory.
+        The checkpoint or the model, and the configuration of a model in memory.
     """
     for prefix, written in (("hf-hub:", "hf://"), ("local-dir:", "")):
         if model.startswith(prefix):

@@ -2,8 +2,8 @@
 
     python examples/after_plain_torch.py openai/clip-vit-base-patch32 --train train --data val --output merged
 
-TRAIN and VAL have one folder of images per class. The loop is the usual one; what clipmerge adds are the two marked
-places: a copy of the model from before training, and one call after it.
+TRAIN and VAL have one folder of images per class. The loop is the usual one; clipmerge adds only the two marked places:
+a copy of the model from before training, and one call after it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def batches(folder: Path, size: int, steps: int) -> Iterator[tuple[list[Image.Im
     Args:
         folder: One folder of images per class.
         size: Images per batch.
-        steps: Batches.
+        steps: Number of batches.
     """
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     files = [(file, number) for number, path in enumerate(classes) for file in sorted(path.iterdir())]

@@ -6,8 +6,8 @@
 
     python examples/after_sentence_transformers.py openai/clip-vit-base-patch32 finetuned --data val --output merged
 
-The output loads as `SentenceTransformer("merged")`. Folders of every version are read: until version 5 the CLIP lay in
-`0_CLIPModel`, and it does in the output then, too.
+The output loads as `SentenceTransformer("merged")`. Folders of every version are read: before version 5 the CLIP was in
+`0_CLIPModel`, and then it is there in the output too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import clipmerge
 
-#: Files by which sentence-transformers knows its folders.
+#: Files by which sentence-transformers recognises its folders.
 ITS_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 
 

@@ -26,9 +26,9 @@ ALLOWED = (
     *("Unlicense", "CC0", "0BSD", "LGPL", "Lesser General Public", "Historical Permission", "NVIDIA", "Matplotlib"),
     *("BSL", "Boost", "CNRI", "LLVM"),
 )
-#: Words that no part may hold, whatever else it names; NVIDIA's own are allowed by name.
+#: Words that no part may contain, whatever else it names; NVIDIA's own licences are allowed by name.
 REFUSED = re.compile(r"\bA?GPL|Affero|(?<!Lesser )General Public|commercial|(?<!NVIDIA.)proprietary", re.IGNORECASE)
-#: Licences looked up by hand, of packages whose metadata name none.
+#: Licences looked up by hand, for packages whose metadata name none.
 BY_HAND: dict[str, str] = {}
 
 
@@ -83,7 +83,7 @@ def refused(distributions: dict[str, metadata.Distribution]) -> dict[str, str]:
 
 
 def is_allowed(text: str) -> bool:
-    """Whether a licence, or one of those joined by OR, is allowed, with all that AND joins to it.
+    """Whether a licence is allowed: one of the parts joined by OR, with all parts that AND joins to it.
 
     Example:
         >>> is_allowed("MIT AND BSD-3-Clause"), is_allowed("MIT AND GPL-3.0-only"), is_allowed("Use is not permitted")
@@ -98,7 +98,7 @@ def _is_allowed(part: str) -> bool:
 
 
 def bill_of_materials(root: str, distributions: dict[str, metadata.Distribution]) -> dict[str, object]:
-    """Write the packages down in CycloneDX's form."""
+    """Describe the packages in CycloneDX's format."""
     components = [
         {
             "type": "library",
@@ -129,7 +129,7 @@ def bill_of_materials(root: str, distributions: dict[str, metadata.Distribution]
 
 
 def audit() -> int:
-    """Ask pip-audit for known faults of the installed packages; its code, or 0 where it cannot be asked."""
+    """Ask pip-audit for known faults of the installed packages; return its exit code, or 0 if it is not available."""
     try:
         metadata.distribution("pip-audit")
     except metadata.PackageNotFoundError:
@@ -146,7 +146,7 @@ def audit() -> int:
 
 
 def main() -> int:
-    """Do what is asked; 1 if a licence is not allowed or a fault is known."""
+    """Run the command; return 1 if a licence is not allowed or a fault is known."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["licences", "sbom", "audit"])
     asked = parser.parse_args()

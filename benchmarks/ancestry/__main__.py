@@ -20,7 +20,8 @@ def judge(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
     """Judge pairs.
 
     Args:
-        pairs: The pairs; those whose shapes differ are left out, as no merge of them gets as far as the check.
+        pairs: The pairs; those whose shapes differ are left out, because their merge would be refused before this
+            check.
 
     Returns:
         One JSON-ready row per pair: its name, the truth, the judgement, its evidence and the cosines.
@@ -69,7 +70,7 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def main() -> None:
-    """Make the models, judge the pairs, print the counts and what went unnoticed."""
+    """Make the models, judge the pairs, and print the counts and the wrong judgements."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ancestry", description=__doc__)
     parser.add_argument("--folder", type=Path, default=user_cache("ancestry"), help="where models are kept")
     parser.add_argument("--pairs", type=Path, help="JSON list of further pairs: name, zeroshot, finetuned")

@@ -34,12 +34,12 @@ class FineTuning:
     Attributes:
         rate: Peak learning rate.
         decay: AdamW's weight decay.
-        steps: Steps of 64 images.
-        towers: What is trained: ``both``, ``vision`` or ``text``.
+        steps: Number of steps, each with 64 images.
+        towers: The towers that are trained: ``both``, ``vision`` or ``text``.
         optimiser: ``adamw``; ``adam``, whose weight decay is a penalty in the loss; or ``sgd``.
         layer_decay: Factor of the learning rate from each block to the one below it.
         rank: Rank of the changes of the query and value matrices, if nothing else is trained; 0 trains whole weights.
-        dtype: Of the weights while they are trained; they are saved in float32.
+        dtype: Dtype of the weights while they are trained; they are saved in float32.
     """
 
     rate: float = 1e-3
@@ -52,7 +52,7 @@ class FineTuning:
     rank: int = 0
 
 
-#: From a mild one to those whose weights end far away.
+#: Regimes, from a mild one to those whose weights end far away.
 FINE_TUNINGS = {
     "mild": FineTuning(rate=1e-4, decay=0.05),
     "mild-no-decay": FineTuning(rate=1e-4),
@@ -75,10 +75,10 @@ FINE_TUNINGS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Two checkpoints as a user would give them, and what is true of them.
+    """Two checkpoints as a user would give them, and the truth about them.
 
     Attributes:
-        name: Of the pair.
+        name: Name of the pair.
         zeroshot: Given as the zero-shot checkpoint.
         finetuned: Given as the fine-tuned one.
         truth: Whether the second started from the first.
@@ -91,7 +91,7 @@ class Pair:
 
 
 def make_models(folder: Path, *, zeroshot_steps: int = Training.zeroshot_steps) -> dict[str, Path]:
-    """Train whatever is not there yet; about ten minutes on one core.
+    """Train the models that do not exist yet; about ten minutes on one core.
 
     Args:
         folder: Where models are kept.
@@ -116,7 +116,7 @@ def pairs_of(models: dict[str, Path]) -> Iterator[Pair]:
     """Give every fine-tuned model its base, the base of another seed, and the two in the wrong order.
 
     Args:
-        models: As `make_models` returns them.
+        models: Result of `make_models`.
     """
     for seed in SEEDS:
         other = (seed + 1) % len(SEEDS)

@@ -1,1 +1,1 @@
-"""What the benchmarks of a distribution shift share: training, evaluation and the results page."""
+"""Parts shared by the benchmarks of a distribution shift: training, evaluation and the results page."""

@@ -1,4 +1,4 @@
-"""The claims of the paper that clipmerge grew from, each with what would refute it, on pairs that are trained here."""
+"""Tests of the claims in the paper behind clipmerge, each with a result that would refute it, on pairs trained here."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHARPNESS: dict[str, Any] = {"name": "first-order", "norm": "l2", "rho": 0.5, "
 
 
 def examine(trained: TrainedPair, file: Path, parts: Iterable[str]) -> None:
-    """Run tests on one pair and add what they found to a JSON file; what is there is not done again.
+    """Run tests on one pair and add their results to a JSON file; tests with results in the file are skipped.
 
     Args:
         trained: The pair.
@@ -46,7 +46,7 @@ def examine(trained: TrainedPair, file: Path, parts: Iterable[str]) -> None:
         if name in read_claims(file).get(trained.name, {}):
             continue
         found = PARTS[name](laboratory)
-        with locked(trained.zeroshot.parent / ".claims.lock"):  # other pairs may be examined meanwhile
+        with locked(trained.zeroshot.parent / ".claims.lock"):  # other pairs may be examined at the same time
             record = read_claims(file)
             record.setdefault(trained.name, {"tuning": trained.tuning, "images": IMAGES})[name] = found
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -55,14 +55,14 @@ def examine(trained: TrainedPair, file: Path, parts: Iterable[str]) -> None:
 
 
 def sharpness(laboratory: Laboratory) -> dict[str, Any]:
-    """Sharpness of the whole network at alpha 0.5: what the best perturbation of all layers together adds, in nats."""
+    """Sharpness of the whole network at alpha 0.5: the loss added by the worst perturbation of all layers, in nats."""
     found = laboratory.measured(**_SHARPNESS)
     values = np.array(list(found["first_order"].values.values()))
     return {"global": float(np.sqrt((values**2).sum())), "largest_layer": float(values.max())}
 
 
 def layers(laboratory: Laboratory) -> dict[str, Any]:
-    """What each layer's return to zero-shot does, how well statistics rank it, and whether choosing by them helps."""
+    """The effect of each layer's return to zero-shot, how well statistics rank it, and whether choosing by it helps."""
     barrier, sharp = laboratory.measured(**_BARRIER), laboratory.measured(**_SHARPNESS)
     names = list(laboratory.layers)
     lengths = np.log([laboratory.length(laboratory.layers[name]) for name in names])
@@ -114,7 +114,7 @@ def _top(names: list[str], values: Floats) -> list[str]:
 
 
 def _matched(names: list[str], lengths: Floats, chosen: list[str], rng: np.random.Generator) -> list[str]:
-    """For each chosen layer another whose ||tau_l|| is among the four nearest."""
+    """For each chosen layer, another one whose ||tau_l|| is among the four nearest."""
     picked: list[str] = []
     for name in chosen:
         distance = np.abs(lengths - lengths[names.index(name)])
@@ -135,7 +135,7 @@ def _gains(id_: Floats, ood: Floats) -> Floats:
 
 
 def _with_interval(values: Floats) -> dict[str, Any]:
-    """Measured first, then resampled."""
+    """The measured value first, then the resampled ones."""
     measured = float(values[0])
     return {"value": None if np.isnan(measured) else measured, "interval": interval(values[1:])}
 
@@ -145,7 +145,7 @@ def _correlations(statistic: Floats, effect: Floats, lengths: Floats) -> dict[st
 
     Args:
         statistic: Shape (layers,).
-        effect: Shape (1 + draws, layers), measured first.
+        effect: Effect of each layer, shape (1 + draws, layers), the measured one first.
         lengths: log ||tau_l||, shape (layers,).
     """
     rng = np.random.default_rng(0)
@@ -176,7 +176,7 @@ def masks(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def stability(laboratory: Laboratory) -> dict[str, Any]:
-    """Which layers are flagged, and which lie highest, over calibration samples."""
+    """Layers that are flagged, and layers with the highest scores, over calibration samples."""
     found = [_scored(laboratory, laboratory.measured(seed, **_BARRIER)) for seed in _CALIBRATION_SEEDS]
     top = [set(sorted(z, key=lambda layer: -z[layer])[:_EDITED]) for _, z in found]
     pairs = [(one, two) for one in range(len(found)) for two in range(one)]
@@ -203,18 +203,18 @@ def planted(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def permuted(laboratory: Laboratory) -> dict[str, Any]:
-    """Is the barrier found that another order of hidden units puts into one layer?"""
+    """Is a barrier found that permuting the hidden units of one layer creates?"""
     mlps = [layer for layer in laboratory.layers if layer.endswith(".mlp")]
     return _flags(laboratory, mlps, {"hidden units permuted": laboratory.permuted})
 
 
 def _flags(laboratory: Laboratory, layers: list[str], tests: dict[str, Callable[[Path, str], Path]]) -> dict[str, Any]:
-    """Alter a few layers in turn, and look which are flagged.
+    """Alter a few layers in turn, and see which are flagged.
 
     Args:
-        laboratory: Of the pair.
-        layers: Those of which some are drawn.
-        tests: What is done to a layer to what writes the checkpoint.
+        laboratory: The pair's laboratory.
+        layers: Layers from which some are drawn.
+        tests: Functions that write the altered checkpoint, by name of the alteration.
     """
     before, z = _scored(laboratory, laboratory.measured(**_BARRIER))
     rng = np.random.default_rng(0)

@@ -13,11 +13,11 @@ from clipmerge.evaluation.tradeoff import interval
 
 
 def claims_section(found: dict[str, Any], pairs: Sequence[Resampled]) -> str:
-    """Write what the tests of the paper's claims found.
+    """Write the results of the tests of the paper's claims.
 
     Args:
-        found: Pair to what was found on it.
-        pairs: The same benchmark's pairs.
+        found: Results by pair.
+        pairs: Pairs of the same benchmark.
     """
     parts = ["### The paper's claims, tested", _ABOUT.format(pairs=", ".join(found), images=_images(found))]
     parts += [_across(found, pairs)]

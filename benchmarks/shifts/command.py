@@ -26,7 +26,7 @@ from benchmarks.shifts.training import logged
 from clipmerge.errors import ClipmergeError
 from clipmerge.files.cache import user_cache
 
-#: Cache folder and whether it is the quick size, to the benchmark.
+#: Function that makes the benchmark from the cache folder and whether it is the quick size.
 Layout = Callable[[Path, bool], Shift]
 _QUICK_RECIPES = ("wise-ft", "lines", "monosoup", "straggler-sparse", "auto")
 T = TypeVar("T")
@@ -38,9 +38,9 @@ def run(about: About, layout: Layout, arguments: list[str] | None = None) -> int
     """Run one benchmark.
 
     Args:
-        about: Its name, also of its folder in the cache and among the results.
-        layout: Lays it out.
-        arguments: Of the command line.
+        about: The benchmark's description; its name is also that of its folders in the cache and among the results.
+        layout: Makes the benchmark.
+        arguments: Arguments of the command line.
 
     Returns:
         Exit status.
@@ -48,14 +48,14 @@ def run(about: About, layout: Layout, arguments: list[str] | None = None) -> int
     parser = argparse.ArgumentParser(prog=about.command, description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few classes and steps, one pair; under two minutes")
     parser.add_argument("--cache", type=Path, default=None, help="where data and models are kept")
-    parser.add_argument("--results", type=Path, default=None, help="where a JSON file a pair goes")
+    parser.add_argument("--results", type=Path, default=None, help="folder for the JSON files, one per pair")
     parser.add_argument(
         "--only", default="", help="regimes, or pairs such as mild-1, with commas between; all by default"
     )
     parser.add_argument("--recipes", default="", help="contestants to compare, with commas between; all by default")
-    parser.add_argument("--again", default="", help="contestants to compare anew: the code behind them has changed")
-    parser.add_argument("--jobs", type=int, default=1, help="pairs worked on at a time, on one thread each")
-    parser.add_argument("--no-page", action="store_true", help="leave docs/results.md as it is")
+    parser.add_argument("--again", default="", help="contestants to compare again, because their code has changed")
+    parser.add_argument("--jobs", type=int, default=1, help="pairs processed at the same time, on one thread each")
+    parser.add_argument("--no-page", action="store_true", help="do not change docs/results.md")
     given = parser.parse_args(arguments)
     try:
         with logged():
@@ -68,7 +68,7 @@ def run(about: About, layout: Layout, arguments: list[str] | None = None) -> int
 
 @dataclass(frozen=True)
 class _Job:
-    """What every process of one run does the same by."""
+    """Settings shared by all processes of one run."""
 
     layout: Layout
     folder: Path
@@ -83,7 +83,7 @@ class _Job:
 
     def pair(self, which: tuple[str, int]) -> Path:
         file = self.results / f"{which[0]}-{which[1]}.json"
-        # whoever works on the same pair would lose rows
+        # another process working on the same pair would lose rows
         with logged(), locked(self.folder / f".{file.stem}.lock"):
             pair = make_pair(self.layout(self.folder, self.quick), self.folder, *which)
             recipes = contestants(only=self.recipes)
@@ -93,7 +93,7 @@ class _Job:
 
 def _run(name: str, layout: Layout, given: argparse.Namespace) -> None:
     folder = given.cache or user_cache(name + ("-quick" if given.quick else ""))
-    # a quick run says nothing about recipes, so it stays out of the results
+    # a quick run says nothing about recipes, so it is left out of the results
     results = given.results or (folder / "results" if given.quick else RESULTS / name)
     recipes = _names(given.recipes) or (_QUICK_RECIPES if given.quick else ())
     job = _Job(layout, folder, results, given.quick, recipes, _names(given.again))
@@ -112,11 +112,11 @@ def _run(name: str, layout: Layout, given: argparse.Namespace) -> None:
 
 
 def _each(work: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
-    """Work through items in order, in so many processes."""
+    """Process items in order, in this many processes."""
     if jobs == 1:
         yield from map(work, items)
         return
-    # forked processes would inherit torch's threads in whatever state they are
+    # forked processes would inherit torch's threads in an undefined state
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(work, items)
 

@@ -1,4 +1,4 @@
-"""What the box is good for: the steps of `auto` without it, as ordinary fine-tuning from the middle of the path."""
+"""Test the use of the box: the steps of `auto` without it, as ordinary fine-tuning from the middle of the path."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clipmerge.request import ALPHAS
 _START, _IMAGES, _DRAWS = 0.5, 1024, 300
 #: Peak learning rates of Adam on the weights; fine-tuning itself took 2e-4 to 3e-3.
 RATES = (3e-5, 2e-4)
-#: Where between the zero-shot model and the result.
+#: Points between the zero-shot model (0) and the result (1).
 _BACK = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -53,7 +53,7 @@ def free(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def _finetuned(laboratory: Laboratory, rate: float, folder: Path) -> Path:
-    """Take as many steps as `auto` does, on the same images and the same goal, over the weights themselves."""
+    """Take as many steps as `auto`, on the same images and with the same goal, but over the weights themselves."""
     told = load_recipe("auto").measure
     assert told is not None
     objective = laboratory.objective(_IMAGES)

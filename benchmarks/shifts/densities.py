@@ -19,7 +19,7 @@ _MARKERS = {"sharpest": "o", "flattest": "s", _RANDOM: "^"}
 
 
 def curves(pair: Resampled) -> dict[str, dict[float, Estimate]]:
-    """Gain at equal ID accuracy by set of layers and density, of those that the pair was merged by.
+    """Gain at equal ID accuracy by set of layers and density, for those with which the pair was merged.
 
     Random sets of one density are averaged; their interval resamples the sets as well as the drawings.
 

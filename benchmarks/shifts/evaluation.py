@@ -1,4 +1,4 @@
-"""Every recipe on every pair by `clipmerge sweep`'s own machinery, one JSON file a pair."""
+"""Evaluate every recipe on every pair with the code of `clipmerge sweep`; one JSON file per pair."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
 @dataclass(frozen=True)
 class Contestant:
-    """What pairs are merged by.
+    """A recipe with which pairs are merged.
 
     Attributes:
-        recipe: With the name that it has in the results.
-        pairs: Patterns over the names of the pairs that it is for.
-        group: What it belongs to in `contestants.yaml`.
-        images: Calibration images, where they are not as many as the others have.
+        recipe: The recipe, with its name in the results.
+        pairs: Patterns for the names of the pairs that are merged with it.
+        group: Its group in `contestants.yaml`.
+        images: Number of calibration images, if it differs from the others'.
     """
 
     recipe: Recipe
@@ -54,12 +54,12 @@ class Contestant:
         return self.recipe.name
 
     def is_for(self, pair: str) -> bool:
-        """Whether a pair of this name is merged by it."""
+        """Whether a pair of this name is merged with it."""
         return any(fnmatch(pair, pattern) for pattern in self.pairs)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that determines what it does to a pair."""
+        """Everything that determines its effect on a pair."""
         return self.recipe.model_dump(mode="json") | ({"images": self.images} if self.images else {})
 
 
@@ -67,7 +67,7 @@ def contestants(file: Path = CONTESTANTS, only: tuple[str, ...] = ()) -> tuple[C
     """Load the recipes to compare.
 
     Args:
-        file: YAML: group to its pairs and its recipes, name to a recipe and its ``--set`` assignments.
+        file: YAML: by group its pairs and its recipes; by name a recipe and its ``--set`` assignments.
         only: Names to take; empty for all.
 
     Raises:
@@ -112,7 +112,7 @@ class Evaluation:
 
     @property
     def told(self) -> dict[str, Any]:
-        """As the file tells it; a file that tells something else is made anew."""
+        """The settings as written in the file; a file with different settings is made again."""
         return {"alphas": list(self.alphas), "calibration_images": self.images, "sweep_seed": self.seed}
 
 
@@ -124,14 +124,14 @@ def evaluate_pair(
     *,
     again: Collection[str] = (),
 ) -> None:
-    """Evaluate one pair into its JSON file: the curve once, and every recipe that the file has not with its settings.
+    """Evaluate one pair into its JSON file: the curve once, and every recipe that the file lacks in these settings.
 
     Args:
         pair: Checkpoints and pictures.
-        entered: What to put beside the curve; those that are not for this pair are passed over.
-        file: The JSON file, written anew after every recipe.
-        how: What holds for every pair; by default the full size.
-        again: Names of recipes to evaluate even so: the code behind one may change where its settings do not.
+        entered: Recipes to compare with the curve; those that are not for this pair are skipped.
+        file: The JSON file, written again after every recipe.
+        how: Settings for every pair; by default the full size.
+        again: Names of recipes to evaluate again, because their code has changed although their settings have not.
     """
     how = how or Evaluation()
     record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -152,7 +152,7 @@ def evaluate_pair(
 
 
 def _by_measure(entered: Iterable[Contestant]) -> list[list[Contestant]]:
-    """Those that measure the same on the same images, together."""
+    """Group recipes that measure the same on the same images."""
     groups: dict[str, list[Contestant]] = {}
     for each in entered:
         groups.setdefault(json.dumps([each.recipe.measure, each.images], sort_keys=True), []).append(each)
@@ -199,7 +199,7 @@ def _curve(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
 
 
 def _rows(pair: TrainedPair, entered: Sequence[Contestant], how: Evaluation) -> list[dict[str, Any]]:
-    """Evaluate recipes beside the shortest curve that a sweep takes; what it says against that curve is left out."""
+    """Evaluate recipes with the shortest curve that a sweep accepts; comparisons with that curve are left out."""
     request = _request(pair, how, [each.recipe for each in entered], (0.0, 1.0))
     record, correct = _swept(request)
     rows = []
@@ -207,7 +207,7 @@ def _rows(pair: TrainedPair, entered: Sequence[Contestant], how: Evaluation) -> 
         alone = {name: right[[row["point"]]] for name, right in correct.items()}
         rows.append(
             {key: row[key] for key in ("name", "accuracy", "id", "ood")}
-            # a verdict may name models, and where they lie is nobody's business
+            # a verdict may name models, and their local paths must not be published
             | {"verdict": row["verdict"].replace(f"{pair.finetuned.parent}/", "")}
             | {"settings": each.settings, "seconds": record["seconds"]["plan"]}
             | {"correct": {name: packed(by_drawing(right, _source(request, name))) for name, right in alone.items()}}
@@ -228,7 +228,7 @@ def _source(request: SweepRequest, name: str) -> Path:
 
 @dataclass(frozen=True)
 class ByDrawing:
-    """Whether each picture was recognised, a drawing's copies side by side.
+    """Whether each picture was recognised, with the copies of a drawing next to each other.
 
     Attributes:
         right: Shape (points, drawings * copies).
@@ -240,7 +240,7 @@ class ByDrawing:
 
 
 def by_drawing(right: NDArray[np.bool_], source: Path) -> ByDrawing:
-    """Sort images by what they show, so that things can be resampled.
+    """Sort images by the thing that they show, so that things can be resampled.
 
     Args:
         right: Whether each image was recognised, shape (points, images), in the order of their paths.

@@ -1,4 +1,4 @@
-"""One distribution shift: its pictures, its zero-shot models and its fine-tuned ones, each made once."""
+"""One distribution shift: its pictures, its zero-shot models and its fine-tuned models, each made once."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _CALIBRATION_SEED, _TEST_SEED, _OOD_SEED = 11, 12, 20
 
 @dataclass(frozen=True)
 class About:
-    """What is told of one benchmark, whether it has been run or not.
+    """The description of one benchmark, whether or not it has been run.
 
     Attributes:
-        name: Of its folder among the results and in the cache.
-        module: That runs it.
-        title: Of its section on the results page.
+        name: Name of its folder among the results and in the cache.
+        module: Module that runs it.
+        title: Title of its section on the results page.
         note: File with the paragraphs that begin this section.
-        seeds: Seeds of each regime whose pairs are made when none is named.
-        unseen: OOD sources in a style that no model was trained on, where others' styles were.
+        seeds: Seeds of each regime whose pairs are made if none is named.
+        unseen: OOD sources in a style that no model was trained on, unlike the styles of the other sources.
     """
 
     name: str
@@ -49,15 +49,15 @@ class About:
 
 @dataclass(frozen=True)
 class Source:
-    """Drawings of one style that become one source of pictures.
+    """Drawings of one style, from which one source of pictures is made.
 
     Attributes:
         pixels: RGBA of 8 bits, shape (N, 4, 2 SIZE, 2 SIZE).
         labels: Class of each, shape (N,).
         copies: Pictures of each drawing.
-        change: What is done to the pictures, if anything.
-        things: What each drawing shows, shape (N,), each thing equally often: intervals resample things, over all
-            sources alike; by default every drawing shows another one.
+        change: Change made to the pictures, if any.
+        things: Index of the thing that each drawing shows, shape (N,), each thing equally often: intervals resample
+            things, in the same way over all sources; by default every drawing shows a different thing.
     """
 
     pixels: Tensor
@@ -82,22 +82,22 @@ class Shift:
     """Everything that determines one benchmark.
 
     Attributes:
-        name: Of its folder and its results.
+        name: Name of its folder and its results.
         folders: Class folders, sorted.
         pretraining: Drawings that the zero-shot model sees.
         finetuning: Drawings that the fine-tuned models see.
         calibration: ID pictures that recipes may use.
         test: ID pictures that only evaluation uses.
-        ood: Name to pictures unlike those of fine-tuning; none of them is trained on.
-        zeroshot: How a zero-shot model is trained.
-        regimes: Name to how a fine-tuned model is trained.
-        seeds: Seeds of each regime, and of what is in ``together``.
-        further: Further seeds of regimes, whose pairs are made only where they are named.
-        together: Name to the regimes whose models of one seed are merged together.
-        zeroshot_seeds: Seed of a fine-tuned model to that of its zero-shot model, where it is not 0.
+        ood: Pictures unlike those of fine-tuning, by name; no model is trained on any of them.
+        zeroshot: Settings for training a zero-shot model.
+        regimes: Settings for training a fine-tuned model, by name.
+        seeds: Seeds of each regime, and of each entry of ``together``.
+        further: Further seeds of regimes, whose pairs are made only if they are named.
+        together: By name, the regimes whose models of one seed are merged together.
+        zeroshot_seeds: Seed of the zero-shot model by the fine-tuned model's seed, if it is not 0.
         tuning: Regime and seed of the pairs on which recipes may be tuned; all others are held out.
-        stills: Pictures of each drawing that fine-tuning sees again and again; if the drawings are those of calibration
-            as well, its pictures are the first of these. 0 for new pictures in every step.
+        stills: Number of pictures per drawing that fine-tuning sees repeatedly; if calibration has the same drawings,
+            its pictures are the first of these. 0 for new pictures in every step.
     """
 
     name: str
@@ -118,15 +118,15 @@ class Shift:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names as they stand in prompts."""
+        """Names as written in prompts."""
         return tuple(folder.replace("_", " ") for folder in self.folders)
 
     def pairs(self) -> list[tuple[str, int]]:
-        """Regime and seed of every pair but the further ones, the first seeds first."""
+        """Regime and seed of every pair except the further ones, in the order of seeds."""
         return _pairs(self.seeds)
 
     def further_pairs(self) -> list[tuple[str, int]]:
-        """Regime and seed of the further pairs, the first seeds first."""
+        """Regime and seed of the further pairs, in the order of seeds."""
         return _pairs(self.further)
 
 
@@ -137,18 +137,18 @@ def _pairs(seeds: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
 
 @dataclass(frozen=True)
 class TrainedPair:
-    """Where one pair and its pictures are.
+    """Paths of one pair and its pictures.
 
     Attributes:
-        regime: Of fine-tuning.
-        seed: Of fine-tuning.
+        regime: Regime of fine-tuning.
+        seed: Seed of fine-tuning.
         zeroshot: Checkpoint folder of theta_0.
         finetuned: Checkpoint folder of theta_1.
         calibration: ID pictures that recipes may use.
         test: ID pictures that only evaluation uses.
-        ood: Name to folder.
+        ood: Folders by name.
         tuning: Whether recipes may be tuned on it.
-        further: Checkpoint folders of more fine-tuned models, where several are merged.
+        further: Checkpoint folders of more fine-tuned models, if several are merged.
     """
 
     regime: str
@@ -168,13 +168,13 @@ class TrainedPair:
 
     @property
     def made_of(self) -> list[str]:
-        """Folders of the models and the pictures, whose names tell the settings that they were made by."""
+        """Folders of the models and the pictures, whose names identify the settings used to make them."""
         return [self.zeroshot.name, self.finetuned.name, *(each.name for each in self.further), self.test.parent.name]
 
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Wait until no other process holds this file, and hold it."""
+    """Wait until no other process has locked this file, and lock it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
@@ -182,11 +182,11 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def prepare(shift: Shift, folder: Path, regimes: Collection[str]) -> Iterator[TrainedPair]:
-    """Make the pairs of some regimes, one after the other; each is yielded as soon as it is whole.
+    """Make the pairs of some regimes, one after the other; each is yielded as soon as it is complete.
 
     Args:
-        shift: What to make.
-        folder: Cache; models and pictures of other settings have other folders in it.
+        shift: The benchmark to make.
+        folder: Cache; models and pictures with other settings have other folders in it.
         regimes: Which of them to make.
 
     Raises:
@@ -197,10 +197,10 @@ def prepare(shift: Shift, folder: Path, regimes: Collection[str]) -> Iterator[Tr
 
 
 def chosen_pairs(shift: Shift, wanted: Collection[str]) -> list[tuple[str, int]]:
-    """Regime and seed of the pairs that are wanted, the first seeds first.
+    """Regime and seed of the pairs that are wanted, in the order of seeds.
 
     Args:
-        shift: Which pairs there are.
+        shift: The benchmark with its pairs.
         wanted: Regimes, or pairs such as ``mild-1``; the further pairs only by their own names.
 
     Raises:
@@ -215,13 +215,13 @@ def chosen_pairs(shift: Shift, wanted: Collection[str]) -> list[tuple[str, int]]
 
 
 def make_pair(shift: Shift, folder: Path, regime: str, seed: int) -> TrainedPair:
-    """Write the pictures and train the models of one pair, each unless it is there.
+    """Write the pictures and train the models of one pair, except those that exist.
 
     Args:
-        shift: What to make.
+        shift: The benchmark.
         folder: Cache.
-        regime: Which pair.
-        seed: Which pair.
+        regime: Regime of the pair.
+        seed: Seed of the pair.
     """
     images = make_images(shift, folder)
     zeroshot = make_zeroshot(shift, folder, shift.zeroshot_seeds.get(seed, 0))
@@ -245,7 +245,7 @@ def _make_finetuned(shift: Shift, folder: Path, regime: str, seed: int, zeroshot
 
 
 def make_zeroshot(shift: Shift, folder: Path, seed: int) -> Path:
-    """Train a zero-shot model, unless it is there; its checkpoint folder."""
+    """Train a zero-shot model, unless it exists; return its checkpoint folder."""
     how = replace(shift.zeroshot, seed=seed)
     zeroshot = folder / f"zeroshot-{_digest([asdict(how), shift.pretraining.digest])}"
     torch.set_num_threads(1)
@@ -255,7 +255,7 @@ def make_zeroshot(shift: Shift, folder: Path, seed: int) -> Path:
 
 
 def make_images(shift: Shift, folder: Path) -> Path:
-    """Write the pictures of every source, unless they are there; returns the folder with one folder per source."""
+    """Write the pictures of every source, unless they exist; return the folder with one folder per source."""
     images = folder / f"images-{_digest([_digest_of_images(shift)])}"
     with locked(folder / f".{images.name}.lock"):
         for name, (source, seed) in _sources(shift).items():
@@ -268,7 +268,7 @@ def _drawings(shift: Shift, source: Source) -> Drawings:
 
 
 def _stills(shift: Shift) -> Stills:
-    """The pictures that fine-tuning sees, as they are when they are written and read again."""
+    """The pictures that fine-tuning sees, with the rounding of writing and reading them."""
     taken = replace(shift.finetuning, copies=shift.stills).taken(_CALIBRATION_SEED)
     images = [np.asarray(image) for turn in taken_images(taken) for image in turn]
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
@@ -276,7 +276,7 @@ def _stills(shift: Shift) -> Stills:
 
 
 def _sources(shift: Shift) -> dict[str, tuple[Source, int]]:
-    """Folder to drawings and seed, for every source of pictures."""
+    """Drawings and seed by folder, for every source of pictures."""
     found = {"calibration": (shift.calibration, _CALIBRATION_SEED), "test": (shift.test, _TEST_SEED)}
     return found | {
         f"ood/{name}": (source, _OOD_SEED + place) for place, (name, source) in enumerate(shift.ood.items())

@@ -1,4 +1,4 @@
-"""One pair under the knife: any plan evaluated in memory, any measure taken, stragglers planted."""
+"""Experiments on one pair: evaluate any plan in memory, take any measure, plant stragglers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run
 
 Floats = NDArray[np.float64]
-#: Calibration images of every measurement here.
+#: Number of calibration images of every measurement here.
 IMAGES = 256
 
 
@@ -60,11 +60,11 @@ class Laboratory:
 
     @cached_property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Layer to its parameters, of those that fine-tuning moved."""
+        """Parameters by layer, for those that fine-tuning moved."""
         return {layer: names for layer, names in self.inputs.layers.items() if self.length(names) > 0}
 
     def length(self, names: Sequence[str]) -> float:
-        """||tau|| of some parameters together."""
+        """Joint norm ||tau|| of some parameters."""
         squares = [
             (self.inputs.theta_1(name).double() - self.inputs.theta_0(name).double()).square().sum() for name in names
         ]
@@ -74,8 +74,8 @@ class Laboratory:
         """Take a measure.
 
         Args:
-            seed: Of the calibration sample.
-            finetuned: Checkpoint in the place of the pair's.
+            seed: Seed of the calibration sample.
+            finetuned: Checkpoint to use instead of the pair's.
             measure: ``name`` and options.
         """
         recipe = Recipe(name="laboratory", measure=measure, method={"name": "wise-ft", "alpha": 0.5})
@@ -88,19 +88,19 @@ class Laboratory:
         return plan.measurements
 
     def objective(self, images: int = IMAGES, seed: int = 0) -> Objective:
-        """The calibration loss of this pair on so many images."""
+        """The calibration loss of this pair on this many images."""
         calibration = Calibration(source=str(self.trained.calibration), images=images, device="cpu", held_back=0.0)
         recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
         sources = (str(self.trained.zeroshot), (str(self.trained.finetuned),))
         return objective_for(Run(self.inputs, Silent()), MergeRequest(*sources, recipe, calibration, seed))[0]
 
     def planned(self, layers: Mapping[str, Mapping[str, Any]], seed: int = 0, **others: Any) -> Point:
-        """Lay out a merge: what some layers get, and what all others do.
+        """Make a plan with settings for some layers, and others for all the rest.
 
         Args:
-            layers: Layer to entries of its `LayerPlan`.
-            seed: Of random masks.
-            others: The entries of every other layer.
+            layers: Entries of the `LayerPlan` by layer.
+            seed: Seed of random masks.
+            others: The entries for every other layer.
         """
         recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
         plan = prepare(MergeRequest(str(self.trained.zeroshot), (str(self.trained.finetuned),), recipe), Silent()).plan
@@ -112,11 +112,11 @@ class Laboratory:
         """Evaluate points.
 
         Args:
-            points: Where to.
-            draws: Resamples of the drawings; the same for every source and pair.
+            points: Points to evaluate.
+            draws: Number of resamples of the drawings, the same for every source and pair.
 
         Returns:
-            ID and mean OOD accuracy, each of shape (1 + draws, points), measured first.
+            ID and mean OOD accuracy, each of shape (1 + draws, points), the measured values first.
         """
         sources = {"test": self.trained.test, **self.trained.ood}
         loaded = {name: load_images(str(folder)) for name, folder in sources.items()}
@@ -133,10 +133,10 @@ class Laboratory:
         """Write the fine-tuned checkpoint with another task vector in one layer.
 
         Args:
-            folder: Where to; replaced.
-            layer: Which.
-            factor: The task vector times this; ``None`` for a random one of the same length in every parameter.
-            seed: Of the random one.
+            folder: Folder to write; replaced.
+            layer: The layer to change.
+            factor: Factor of the task vector; ``None`` for a random one of the same length in every parameter.
+            seed: Seed of the random task vector.
         """
         generator = torch.Generator().manual_seed(seed)
         weights = {}
@@ -155,9 +155,9 @@ class Laboratory:
         It computes the same, but the straight path to it passes a barrier that this layer alone makes.
 
         Args:
-            folder: Where to; replaced.
+            folder: Folder to write; replaced.
             layer: An mlp.
-            seed: Of the order.
+            seed: Seed of the order.
         """
         weights = {name: self.inputs.theta_1(name) for name in self.layers[layer] if ".fc" in name}
         hidden = next(weight for name, weight in weights.items() if name.endswith("fc1.bias")).numel()
@@ -170,11 +170,11 @@ class Laboratory:
         return self.written(folder, weights)
 
     def written(self, folder: Path, weights: Mapping[str, Tensor]) -> Path:
-        """Write the fine-tuned checkpoint with other weights in the place of some.
+        """Write the fine-tuned checkpoint with some weights replaced.
 
         Args:
-            folder: Where to; replaced.
-            weights: Parameter to its new value.
+            folder: Folder to write; replaced.
+            weights: New values by parameter.
         """
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.trained.finetuned, folder)
@@ -189,6 +189,6 @@ def _opened(zeroshot: Path, finetuned: Path) -> Inputs:
 
 
 def read_claims(file: Path) -> dict[str, Any]:
-    """Read what was found before; empty if nothing was."""
+    """Read earlier results; empty if there are none."""
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return found

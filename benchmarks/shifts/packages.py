@@ -1,4 +1,4 @@
-"""Packages of the npm registry, fetched by name; nothing of them is kept in the repository."""
+"""Packages of the npm registry, downloaded by name; none of their content is kept in the repository."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from clipmerge.errors import DataError
 
 
 def fetch_packages(packages: Iterable[str], folder: Path) -> dict[str, Path]:
-    """Fetch packages by `npm pack` and unpack them, unless that is done.
+    """Download packages with `npm pack` and unpack them, unless that was done before.
 
     Args:
         packages: Names with their versions, such as ``@fontsource/lora@5.3.0``.
-        folder: Where they are kept.
+        folder: Folder in which they are kept.
 
     Returns:
         The root folder of each package.

@@ -1,7 +1,7 @@
 """Drawings turned into pictures: posed, on a background, through a camera.
 
-One process for training, calibration and test, in two strengths. `PLAIN` is what every stored image has been
-through, so that sources differ in the drawings alone; `STRONG` is what the zero-shot model is trained on.
+Training, calibration and test use the same process, in two strengths: `PLAIN` for every stored image, so that sources
+differ only in the drawings, and `STRONG` for training the zero-shot model.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from clipmerge.demo.data import SIZE, as_images
 
-#: Pictures in [0, 1], shape (N, 3, SIZE, SIZE), and a source of randomness to pictures of the same shape.
+#: Function from pictures in [0, 1], shape (N, 3, SIZE, SIZE), and a source of randomness to pictures of the same shape.
 Change = Callable[[Tensor, Generator], Tensor]
 
 
 @dataclass(frozen=True)
 class Strength:
-    """How far pictures of one drawing differ.
+    """How much pictures of one drawing differ.
 
     Attributes:
-        degrees: Largest turn either way.
+        degrees: Largest rotation in either direction.
         zoom: Smallest and largest size, as a share of the whole picture.
-        shift: Largest move either way, in half pictures.
+        shift: Largest shift in either direction, in half pictures.
         background: Darkest background, 0 to 1; the lightest is 1.
         contrast: Largest relative change of contrast.
         noise: Largest standard deviation of the noise.
-        blur: Chance of a blurred picture.
-        recolour: Chance that the colour channels are mixed at random.
-        grey: Chance of a grey picture.
-        invert: Chance of an inverted picture.
-        outline: Chance that only the edges are left.
-        cutout: Chance that a square is covered.
+        blur: Probability of a blurred picture.
+        recolour: Probability that the colour channels are mixed at random.
+        grey: Probability of a grey picture.
+        invert: Probability of an inverted picture.
+        outline: Probability that only the edges are left.
+        cutout: Probability that a square is covered.
     """
 
     degrees: float
@@ -78,7 +78,7 @@ def photographed(drawings: Tensor, strength: Strength, generator: Generator) -> 
 
     Args:
         drawings: RGBA in [0, 1], shape (N, 4, 2 SIZE, 2 SIZE).
-        strength: How far they may differ.
+        strength: How much they may differ.
         generator: Source of all randomness.
 
     Returns:
@@ -105,7 +105,7 @@ def _between(count: int, low: float, high: float, generator: Generator) -> Tenso
 
 
 def _posed(drawings: Tensor, strength: Strength, generator: Generator) -> Tensor:
-    """Turn, size and move; colours are weighted by their cover, so that the edges of a drawing stay clean."""
+    """Rotate, scale and shift; colours are weighted by their opacity, so that the edges of a drawing stay clean."""
     count = len(drawings)
     angle = _between(count, -strength.degrees, strength.degrees, generator) * (math.pi / 180)
     zoom = _between(count, *strength.zoom, generator)
@@ -161,15 +161,15 @@ def _inside(axis: Tensor, start: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures to take once and keep.
+    """Pictures that are made once and kept.
 
     Attributes:
         drawings: RGBA of 8 bits, shape (N, 4, 2 SIZE, 2 SIZE).
         labels: Class of each drawing, shape (N,).
-        copies: Pictures of each drawing.
-        seed: Of the poses and the camera; sources that must differ have different ones.
-        change: What is done to the pictures, if anything.
-        things: What each drawing shows, shape (N,); several drawings may show one thing.
+        copies: Number of pictures per drawing.
+        seed: Seed of the poses and the camera; sources that must differ have different seeds.
+        change: Change made to the pictures, if any.
+        things: Index of the thing that each drawing shows, shape (N,); several drawings may show one thing.
     """
 
     drawings: Tensor
@@ -184,9 +184,10 @@ def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> N
     """Write plain pictures of drawings as PNG files, one subfolder per class, completely or not at all.
 
     Args:
-        folder: Where to; left alone if it is there.
+        folder: Folder to write; left unchanged if it exists.
         classes: Folder of each class.
-        taken: What to write. A file is named after the thing it shows and its number among the pictures of that thing.
+        taken: Pictures to write. A file is named after the thing it shows and its number among the pictures of that
+            thing.
     """
     if folder.is_dir():
         return
@@ -205,7 +206,7 @@ def taken_images(taken: Pictures) -> Iterator[list[Image]]:
     """Take one picture of every drawing, then the next one of every drawing, and so on.
 
     Args:
-        taken: What to take; with more copies the first ones stay the same.
+        taken: Pictures to make; with more copies the first ones stay the same.
     """
     generator = torch.Generator().manual_seed(taken.seed)
     for _ in range(taken.copies):

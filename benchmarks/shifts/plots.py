@@ -15,10 +15,10 @@ def regime_png(title: str, regime: str, pairs: Sequence[Resampled], recipes: Seq
     """Draw one regime, averaged over its pairs, with 95% intervals in both directions.
 
     Args:
-        title: Of the benchmark: what data it is about.
-        regime: How the pairs were fine-tuned.
+        title: Title of the benchmark, which names its data.
+        regime: Regime in which the pairs were fine-tuned.
         pairs: The regime's pairs.
-        recipes: What to draw beside the curve; each averaged over the pairs that have it.
+        recipes: Recipes to draw beside the curve; each averaged over the pairs that have it.
 
     Returns:
         A PNG.

@@ -9,7 +9,7 @@ Floats = NDArray[np.float64]
 
 
 def kendall(x: Floats, y: Floats) -> float:
-    """Kendall's tau-b; NaN where one side is all ties.
+    """Kendall's tau-b; NaN if all values of one side are equal.
 
     Args:
         x: Values, shape (n,).
@@ -26,7 +26,7 @@ def kendall(x: Floats, y: Floats) -> float:
 
 
 def partial_kendall(x: Floats, y: Floats, given: Floats) -> float:
-    """Kendall's tau of two things once a third is accounted for; NaN where that explains one of them wholly.
+    """Partial Kendall's tau of two variables given a third; NaN if the third fully explains one of them.
 
     Source:
         Kendall 1942, Biometrika 32.

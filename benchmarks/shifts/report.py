@@ -23,14 +23,14 @@ RESULTS = Path(__file__).parents[1] / "results"
 DOCS = Path(__file__).parents[2] / "docs"
 #: Every benchmark, in the order of the page.
 _BENCHMARKS = (EMOJI, FONTS, EMOJI_ROLES, FASHION)
-#: The group of contestants that has a table of its own.
+#: The group of contestants with a table of its own.
 _ABLATIONS = "ablations"
-#: Folder of the pairs that were trained once more, beside the first ones' files.
+#: Folder of the pairs that were trained a second time, beside the files of the first.
 _AGAIN_FOLDER = "again"
-#: The regime that is no pair.
+#: The regime whose merges are not pairs.
 _SEVERAL = "several"
 _ABOUT = Path(__file__).with_name("results_about.md")
-#: Where the first screen goes in it.
+#: The mark in the page that the first screen replaces.
 _FIRST_SCREEN = "<!-- first screen -->"
 
 
@@ -38,8 +38,8 @@ def write_page(results: Path = RESULTS, docs: Path = DOCS) -> list[Path]:
     """Write `results.md` and its pictures from every benchmark's JSON files.
 
     Args:
-        results: Holds a folder a benchmark.
-        docs: Where the page goes; pictures go into its folder `results`.
+        results: Folder with one folder per benchmark.
+        docs: Folder for the page; pictures go into its folder `results`.
 
     Returns:
         The files.
@@ -87,7 +87,7 @@ def section(about: About, pairs: Sequence[Resampled], again: Sequence[Resampled]
     Args:
         about: The benchmark.
         pairs: All of its pairs.
-        again: Held-out pairs that were trained once more by the same settings.
+        again: Held-out pairs that were trained a second time with the same settings.
     """
     absent = _not_run(about, pairs)
     several = [pair for pair in pairs if pair.record["regime"] == _SEVERAL]
@@ -124,7 +124,7 @@ def _not_run(about: About, pairs: Sequence[Resampled]) -> str:
 
 
 def _ablations(pairs: Sequence[Resampled]) -> list[str]:
-    """What `auto` is without one of its parts, on the pairs that have been merged so."""
+    """Results of `auto` without one of its parts, on the pairs that were merged in this way."""
     rows = ["auto", *_recipes(pairs, ablations=True)]
     chosen = [pair for pair in pairs if any(pair.has(recipe) for recipe in rows[1:])]
     if not chosen:
@@ -156,7 +156,7 @@ def _ablated(pair: Resampled, recipe: str) -> str:
 
 
 def _again(about: About, pairs: Sequence[Resampled]) -> list[str]:
-    """How held-out pairs of other models by the same settings fare."""
+    """Results on held-out pairs of models trained again with the same settings."""
     if not pairs:
         return []
     told = _TRAINED_AGAIN.format(machines=_machines(pairs))
@@ -173,7 +173,7 @@ def _again(about: About, pairs: Sequence[Resampled]) -> list[str]:
 
 
 def against(pairs: Sequence[Resampled]) -> list[str]:
-    """Table what `auto` gains over each other recipe, over all pairs that both have merged.
+    """Make the table of gains of `auto` over each other recipe, over all pairs that were merged with both.
 
     Args:
         pairs: Held-out pairs.
@@ -191,7 +191,7 @@ def against(pairs: Sequence[Resampled]) -> list[str]:
 
 
 def _unseen(about: About, pairs: Sequence[Resampled]) -> list[str]:
-    """The gains once more, on the sources that no model was trained on."""
+    """The same gains, on the sources whose styles no model was trained on."""
     sources = [source for source in about.unseen if source in pairs[0].record["ood"]]
     if not sources:
         return []
@@ -254,7 +254,7 @@ def _machines(pairs: Sequence[Resampled]) -> str:
     for pair in pairs:
         machine = pair.record["machine"]
         told = f"{machine['cpu']}, Python {machine['python']}, torch {machine['torch']}"
-        told += f", transformers {machine['transformers']}, {machine['threads']} thread a job"
+        told += f", transformers {machine['transformers']}, {machine['threads']} thread per job"
         found.setdefault(told, []).append(f"{pair.record['regime']} {pair.record['seed']}")
     if len(found) == 1:
         return next(iter(found))
@@ -270,7 +270,7 @@ def _of(pairs: Sequence[Resampled], regime: str) -> list[Resampled]:
 
 
 def _recipes(pairs: Sequence[Resampled], *, ablations: bool = False) -> list[str]:
-    """Recipes that some pair was merged by, in the order of the contestants; ablations or all others."""
+    """Recipes with which some pair was merged, in the order of the contestants: ablations, or all others."""
     had = {row["name"] for pair in pairs for row in pair.record["recipes"]}
     groups = {each.name: each.group for each in contestants()}
     names = [name for name in groups if name in had] + sorted(had - set(groups))
@@ -285,7 +285,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _ends_table(pairs: Sequence[Resampled]) -> str:
-    """ID / OOD accuracy of what everyone knows, and of every recipe."""
+    """ID / OOD accuracy of the well-known baselines and of every recipe."""
     regimes = _regimes(pairs)
     rows = {
         "zero-shot": lambda _: 0,
@@ -323,7 +323,7 @@ def _gain_table(pairs: Sequence[Resampled]) -> str:
 def _rows(
     pairs: Sequence[Resampled], recipes: Iterable[str], value: Callable[[Resampled, str], Floats]
 ) -> Iterable[list[str]]:
-    """A row a recipe: what it has over the pairs of each regime, and over all."""
+    """One row per recipe: its value over the pairs of each regime, and over all pairs."""
     groups = [*(_of(pairs, regime) for regime in _regimes(pairs)), pairs]
     for recipe in recipes:
         cells = [_told([value(pair, recipe) for pair in _having(recipe, group)], len(group)) for group in groups]

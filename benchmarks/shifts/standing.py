@@ -1,7 +1,7 @@
-"""Where recipes stand against the WiSE-FT curve, pair by pair and over pairs, from the JSON files alone.
+"""Compare recipes with the WiSE-FT curve, pair by pair and over pairs, from the JSON files alone.
 
-Intervals are 95% percentile intervals over resamples. In each, the things that are drawn are resampled (all pictures
-of one together, in every source and for every pair), and so are the pairs of a group. The curve is drawn along.
+Intervals are 95% percentile intervals over resamples. Each resample draws the things in the pictures (all pictures of
+one thing together, in every source and for every pair) and the pairs of a group. The curve is resampled with them.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ class Resampled:
         return slice(0, len(self.record["curve"]))
 
     def point(self, recipe: str) -> int:
-        """Place of a recipe among the points; -1 if the pair was not merged by it."""
+        """Index of a recipe among the points; -1 if the pair was not merged with it."""
         names = [row["name"] for row in self.record["recipes"]]
         return len(self.record["curve"]) + names.index(recipe) if recipe in names else -1
 
     def has(self, recipe: str) -> bool:
-        """Whether the pair was merged by this recipe."""
+        """Whether the pair was merged with this recipe."""
         return self.point(recipe) >= 0
 
     def gain(self, recipe: str) -> Floats:
-        """OOD accuracy above the curve's at equal ID accuracy, shape (1 + resamples,); NaN where it has none."""
+        """OOD accuracy above the curve's at equal ID accuracy, shape (1 + resamples,); NaN where the curve has none."""
         at = [self.point(recipe)]
         found: Floats = self.ood[:, at] - height(self.id[:, self.curve], self.ood[:, self.curve], self.id[:, at])
         return found[:, 0]
 
     @property
     def oracle(self) -> int:
-        """Place of the single alpha that the OOD labels themselves choose."""
+        """Index of the single alpha that is best by the OOD labels themselves."""
         return int(np.argmax(self.ood[0, self.curve]))
 
     def above_oracle(self, recipe: str) -> tuple[Floats, Floats]:
@@ -66,11 +66,11 @@ class Resampled:
 
 
 def resampled(record: dict[str, Any], resamples: int = RESAMPLES) -> Resampled:
-    """Resample what the pictures of one pair show.
+    """Resample the things that the pictures of one pair show.
 
     Args:
         record: The pair's JSON.
-        resamples: Draws; the seed is fixed, so that pairs of one benchmark share them.
+        resamples: Number of draws; the seed is fixed, so that pairs of one benchmark share them.
     """
     parts = [record["correct"], *(row["correct"] for row in record["recipes"])]
     correct = {name: np.vstack([unpacked(part[name]) for part in parts]) for name in record["correct"]}
@@ -84,11 +84,11 @@ def draws(things: Mapping[str, Sequence[int]], resamples: int) -> dict[str, Floa
     """Draw things with replacement, the same in every source that shows them.
 
     Args:
-        things: Source to what its drawings show.
-        resamples: How often.
+        things: Things that the drawings show, by source.
+        resamples: Number of draws.
 
     Returns:
-        Source to how often each of its drawings was drawn, shape (1 + resamples, drawings); in row 0 each once.
+        By source, how often each of its drawings was drawn, shape (1 + resamples, drawings); once in row 0.
     """
     count = 1 + max(thing for each in things.values() for thing in each)
     rng = np.random.default_rng(0)
@@ -99,9 +99,10 @@ def draws(things: Mapping[str, Sequence[int]], resamples: int) -> dict[str, Floa
 
 
 def accuracy(times: Floats, right: NDArray[np.bool_]) -> Floats:
-    """Share of the pictures that are recognised, drawings weighing as often as they were drawn.
+    """Share of the pictures that are recognised, each drawing weighted by how often it was drawn.
 
-    Whole numbers until one division, so that every machine gives the same bits: points of equal accuracy stay equal.
+    Computed in whole numbers up to one division, so that every machine gives the same bits and equal accuracies stay
+    equal.
 
     Args:
         times: Shape (draws, drawings).
@@ -119,9 +120,9 @@ class Estimate:
     """A mean over pairs.
 
     Attributes:
-        value: The mean; ``None`` where no pair has a value.
-        interval: Both ends; ``None`` where too few resamples have a value.
-        pairs: Pairs that have a value.
+        value: The mean; ``None`` if no pair has a value.
+        interval: Both ends; ``None`` if too few resamples have a value.
+        pairs: Number of pairs with a value.
     """
 
     value: float | None
@@ -141,7 +142,7 @@ def over_pairs(measured: Sequence[Floats]) -> Estimate:
     """Average a statistic over pairs, which are resampled along with the drawings.
 
     Args:
-        measured: A pair each: its values, shape (1 + resamples,), measured first; NaN where there is none.
+        measured: For each pair its values, shape (1 + resamples,), the measured one first; NaN for a missing value.
     """
     values = np.array(measured)
     defined = ~np.isnan(values[:, 0])

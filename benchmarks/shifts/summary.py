@@ -17,10 +17,10 @@ Groups = Mapping[tuple[str, str], Sequence[Resampled]]
 
 
 def held_out(testbeds: Mapping[str, Sequence[Resampled]]) -> dict[tuple[str, str], list[Resampled]]:
-    """Held-out pairs by title of the testbed and regime, where the main recipe has been run.
+    """Held-out pairs on which the main recipe has been run, by title of the testbed and regime.
 
     Args:
-        testbeds: Title to all pairs of the testbed.
+        testbeds: All pairs of each testbed, by its title.
     """
     found: dict[tuple[str, str], list[Resampled]] = {}
     for title, pairs in testbeds.items():
@@ -31,7 +31,7 @@ def held_out(testbeds: Mapping[str, Sequence[Resampled]]) -> dict[tuple[str, str
 
 
 def gain_of(recipe: str, pairs: Sequence[Resampled]) -> Estimate:
-    """Mean gain at equal ID accuracy of one recipe, over the pairs that were merged by it."""
+    """Mean gain at equal ID accuracy of one recipe, over the pairs merged with it."""
     having = [pair.gain(recipe) for pair in pairs if pair.has(recipe)]
     return over_pairs(having) if having else Estimate(None, None, 0)
 
@@ -40,7 +40,7 @@ def rows(groups: Groups) -> list[list[str]]:
     """Rows of the table: pairs, accuracies of both ends and of `auto`, and gains of the main recipes.
 
     Args:
-        groups: As of `held_out`.
+        groups: Result of `held_out`.
     """
     lines = []
     for (title, regime), pairs in groups.items():
@@ -60,7 +60,7 @@ def summary_png(groups: Groups) -> bytes:
     """Draw the gains with their intervals, one line per testbed and regime.
 
     Args:
-        groups: As of `held_out`.
+        groups: Result of `held_out`.
 
     Returns:
         A PNG.

@@ -25,22 +25,22 @@ from clipmerge.models.precision import multiplies_bfloat16
 TEMPLATES = (DEFAULT_TEMPLATE, "a drawing of a {}.", "a picture of the {}.", "{}.")
 _LOG = logging.getLogger("benchmarks")
 _PROMPT_TOKENS = 32
-# Share of strong pictures in a batch at last, and share of the steps over which they come in.
+# Final share of strong pictures in a batch, and share of the steps over which it is reached.
 _STRONG_SHARE, _EASY_SHARE = 0.6, 0.3
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """How the zero-shot model is trained.
+    """Settings for training the zero-shot model.
 
     Attributes:
         steps: Contrastive steps.
-        batch: Pictures a step.
+        batch: Pictures per step.
         rate: Peak learning rate.
-        width: Of both towers.
+        width: Width of both towers.
         vision_layers: Blocks of the vision tower.
         text_layers: Blocks of the text tower.
-        seed: Of the weights, the batches and the pictures.
+        seed: Seed of the weights, the batches and the pictures.
     """
 
     steps: int = 4500
@@ -54,14 +54,14 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class Regime:
-    """How one fine-tuned model is trained.
+    """Settings for training one fine-tuned model.
 
     Attributes:
         steps: Cross-entropy steps over all class prompts.
         rate: Peak learning rate.
-        weight_decay: AdamW's.
+        weight_decay: AdamW's weight decay.
         text: Whether the text tower is trained too.
-        batch: Pictures a step.
+        batch: Pictures per step.
     """
 
     steps: int
@@ -79,7 +79,7 @@ class Drawings:
         classes: Names, as they stand in prompts.
         pixels: RGBA of 8 bits, shape (N, 4, 2 SIZE, 2 SIZE).
         labels: Class of each drawing, shape (N,).
-        change: What is done to plain pictures of them, if anything.
+        change: Change made to plain pictures of them, if any.
     """
 
     classes: tuple[str, ...]
@@ -88,12 +88,12 @@ class Drawings:
     change: Change | None = None
 
     def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw so many, as RGBA in [0, 1], and their labels."""
+        """Draw this many drawings, as RGBA in [0, 1], and their labels."""
         picked = torch.randint(len(self.pixels), (count,), generator=generator)
         return self.pixels[picked].float() / 255, self.labels[picked]
 
     def pictures(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Take new plain pictures of so many drawings, RGB in [0, 1], and their labels."""
+        """Make new plain pictures of this many drawings, RGB in [0, 1], and return their labels too."""
         drawings, labels = self.batch(count, generator)
         taken = photographed(drawings, PLAIN, generator)
         return self.change(taken, generator).clamp(0, 1) if self.change else taken, labels
@@ -114,7 +114,7 @@ class Stills:
     labels: Tensor
 
     def pictures(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw so many, as RGB in [0, 1], and their labels."""
+        """Draw this many pictures, as RGB in [0, 1], and their labels."""
         picked = torch.randint(len(self.pixels), (count,), generator=generator)
         return self.pixels[picked].float() / 255, self.labels[picked]
 
@@ -125,12 +125,12 @@ def captions_of(classes: tuple[str, ...]) -> list[str]:
 
 
 def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
-    """Train a zero-shot model as CLIP is and save it; nothing is done if it is there.
+    """Train a zero-shot model like CLIP and save it, unless it exists.
 
     Args:
-        drawings: All vendors that it may see.
+        drawings: All drawings that it may see.
         how: Settings.
-        folder: The checkpoint's.
+        folder: Folder of the checkpoint.
     """
     if folder.is_dir():
         return
@@ -159,14 +159,14 @@ def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
 
 
 def finetune(learned: Drawings | Stills, regime: Regime, seed: int, zeroshot: Path, folder: Path) -> None:
-    """Fine-tune a zero-shot model by cross-entropy over the class prompts and save it; nothing if it is there.
+    """Fine-tune a zero-shot model by cross-entropy over the class prompts and save it, unless it exists.
 
     Args:
-        learned: Drawings of one style, each step taking new pictures of them, or pictures.
+        learned: Drawings of one style, of which each step makes new pictures; or fixed pictures.
         regime: Settings.
-        seed: Of the batches and the pictures.
+        seed: Seed of the batches and the pictures.
         zeroshot: Checkpoint to start from.
-        folder: The checkpoint's.
+        folder: Folder of the fine-tuned checkpoint.
     """
     if folder.is_dir():
         return
@@ -194,7 +194,7 @@ def finetune(learned: Drawings | Stills, regime: Regime, seed: int, zeroshot: Pa
 
 
 def save(model: CLIPModel, tools: CLIPProcessor, folder: Path) -> None:
-    """Write a checkpoint, there whole or not at all."""
+    """Write a checkpoint completely or not at all."""
     scratch = folder.with_name(f".{folder.name}")
     scratch.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(scratch)
@@ -208,7 +208,7 @@ def _untrained(tokenizer: Any, how: Pretraining) -> CLIPModel:
         "intermediate_size": 4 * how.width,
         "num_attention_heads": how.width // 32,
         "projection_dim": how.width,
-        "hidden_act": "gelu",  # one fused kernel on a CPU, where CLIP's own is three
+        "hidden_act": "gelu",  # one fused kernel on a CPU, instead of three for CLIP's own
     }
     text = {
         "num_hidden_layers": how.text_layers,
@@ -224,7 +224,8 @@ def _untrained(tokenizer: Any, how: Pretraining) -> CLIPModel:
         torch.manual_seed(how.seed)
         model = CLIPModel(config)
         _attend_eagerly(model)
-        # CLIP's own 0.02 drowns in the patches, and a few thousand steps are too few to find out where they lie
+        # CLIP's own 0.02 is negligible compared with the patches, and a few thousand steps are too few to learn
+        # positions
         torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.3)
     return model
 
@@ -235,7 +236,7 @@ def _attend_eagerly(model: CLIPModel) -> None:
 
 
 def _fast() -> contextlib.AbstractContextManager[Any]:
-    """Multiply matrices in bfloat16 where the processor has units for it; without them that takes ten times as long."""
+    """Multiply matrices in bfloat16 if the processor has units for it; without them it takes ten times as long."""
     return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu")))
 
 
@@ -254,7 +255,7 @@ def _reporter(name: str) -> Callable[[float], None]:
 
 @contextlib.contextmanager
 def logged() -> Iterator[None]:
-    """Tell on stderr what is done, once however often this is entered."""
+    """Log progress to stderr in this context; nested contexts add nothing."""
     if _LOG.handlers:
         yield
         return

@@ -42,7 +42,7 @@ def _config(vision: tuple[int, ...], text: tuple[int, ...], projection: int) -> 
 
 
 def clip_shapes(config: dict[str, Any]) -> Shapes:
-    """Key to shape of every tensor of a CLIPModel."""
+    """Shapes of all tensors of a CLIPModel, by key."""
     vision, text, projection = config["vision_config"], config["text_config"], config["projection_dim"]
     wide, narrow, patch = vision["hidden_size"], text["hidden_size"], vision["patch_size"]
     shapes: Shapes = {
@@ -86,7 +86,7 @@ def make_pair(folder: Path, config: dict[str, Any], *, sharded: bool) -> tuple[P
         if not (path / "config.json").exists():
             path.mkdir(parents=True, exist_ok=True)
             _write(path, config, moved, sharded=sharded)
-            # last, so that a half-written folder is written again
+            # written last, so that a half-written folder is written again
             (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return paths
 

@@ -4,9 +4,9 @@
 
 The model has random weights and the shapes of a ViT-B/32 or ViT-L/14; the images are random numbers. "One joint
 gradient pass" is ``CLIPModel``'s forward and backward passes over the same images and prompts, every prompt once; the
-images go through it piece by piece where their activations would not fit into memory together. It is taken before and
-after each measure, in one run; ``--alone`` leaves it out, so that the peak of the memory is clipmerge's. With one
-thread, seconds are those of the processor. Plain transformers and clipmerge both keep freed memory for further tensors.
+images go through it piece by piece if their activations would not fit into memory together. It is timed before and
+after each measure, in one run; ``--alone`` leaves it out, so that the peak memory is clipmerge's. With one thread,
+seconds are those of the processor. Plain transformers and clipmerge both keep freed memory for further tensors.
 
 ``path-point`` is one of the six points of ``path-barrier``; ``first-step`` is ``auto`` with one step; ``look`` is one
 of the 25 looks of ``auto`` at held-back images, here at as many images as a step has.
@@ -53,20 +53,20 @@ from clipmerge.models.freed_memory import freed_memory_kept
 from clipmerge.progress import Pace, Silent
 from tests.support.tiny_clip import END, START, vocabulary
 
-# Size of a change beside the mean size of a parameter's entries: the path stays gentle, as fine-tuning's is.
+# Size of a change relative to the mean size of a parameter's entries: small, as in fine-tuning.
 _CHANGE = 0.1
-# Images of plain transformers whose activations are held at once.
+# Number of images whose activations plain transformers hold at once.
 _AT_ONCE = {"b32": 64, "l14": 8}
 
 
 def processor() -> CLIPProcessor:
-    """224 pixels, 77 tokens, and a tokenizer that spells: ``a photo of a ab.`` has 14 tokens."""
+    """A processor for 224 pixels and 77 tokens that splits words into letters: ``a photo of a ab.`` has 14 tokens."""
     images = CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224})
     return CLIPProcessor(image_processor=images, tokenizer=CLIPTokenizer(vocabulary(), [], model_max_length=77))
 
 
 def save_pair(folder: Path, size: str, *, both: bool) -> tuple[Path, Path]:
-    """Save both ends, unless they are there; without ``both`` the text tower does not change."""
+    """Save both ends, unless they exist; without ``both`` the text tower does not change."""
     paths = (folder / f"{size}-zeroshot", folder / f"{size}-{'both' if both else 'vision'}")
     config = clip_config(size)
     words = vocabulary()
@@ -86,7 +86,7 @@ def save_pair(folder: Path, size: str, *, both: bool) -> tuple[Path, Path]:
 
 
 def prompts_for(classes: int, templates: int, words: int) -> list[str]:
-    """Class by class; every prompt of every size is another, and all are equally long."""
+    """Prompts class by class; all are different and equally long."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     names = [letters[i // 676] + letters[i // 26 % 26] + letters[i % 26] for i in range(classes)]
     kinds = [letters[i // 26] + letters[i % 26] for i in range(templates)]
@@ -94,7 +94,7 @@ def prompts_for(classes: int, templates: int, words: int) -> list[str]:
 
 
 class Told(Silent):
-    """Keeps the statement of the cost, and the seconds after which it is made."""
+    """Keeps the statement of the cost, and the time at which it is made."""
 
     def __init__(self) -> None:
         self.begin = time.perf_counter()
@@ -164,7 +164,7 @@ class Plain:
 
 
 def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any]]:
-    """What is compared, by name."""
+    """The measures to compare, by name."""
     few = {
         "start": 0.5,
         "held_back": 0.0,
@@ -194,7 +194,7 @@ def timed(function: Callable[[], Any]) -> dict[str, float]:
     ``private_mb`` leaves out the pages of mapped files, which the system can take back.
     """
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     begun = time.perf_counter()
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     private, over = 0.0, threading.Event()
@@ -218,9 +218,9 @@ def timed(function: Callable[[], Any]) -> dict[str, float]:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Time every measure that is asked for, between two joint gradient passes unless it is alone."""
+    """Time every requested measure, between two joint gradient passes unless it runs alone."""
     both = options.towers == "both"
-    paths = save_pair(folder, options.size, both=both)  # they are there
+    paths = save_pair(folder, options.size, both=both)  # they exist
     told = Told()
     idle = memory_mb("self")["RssAnon"]
     objective = objective_for(paths, options, told)
@@ -245,7 +245,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def measured(name: str, objective: Objective, options: argparse.Namespace) -> dict[str, Any]:
-    """Take one measure, and keep the coefficients that it learned if they are asked for."""
+    """Take one measure, and save its learned coefficients if requested."""
     results: list[Any] = []
     figures = timed(lambda: results.append(measures(options)[name](objective)))
     if options.coefficients and objective.accelerator.is_main_process:
@@ -264,20 +264,20 @@ def joint_seconds(plain: Plain | None, objective: Objective) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the checkpoints are kept; a temporary folder by default")
+    parser.add_argument("--folder", type=Path, help="folder of the checkpoints; a temporary folder by default")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--size", choices=sorted(_AT_ONCE), default="b32")
     parser.add_argument("--towers", choices=("both", "vision"), default="both", help="which towers move")
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--classes", type=int, default=100)
     parser.add_argument("--templates", type=int, default=1)
-    parser.add_argument("--words", type=int, default=0, help="further words of a prompt, a token each")
+    parser.add_argument("--words", type=int, default=0, help="further words of a prompt, one token each")
     parser.add_argument("--nodes", type=int, default=3, help="points of the path barrier on each half of the path")
     parser.add_argument("--steps", type=int, default=2, help="steps of learning")
     parser.add_argument("--batch", type=int, default=64, help="images of a step, and changed copies")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help="of learning")
     parser.add_argument("--images-at-once", type=int, help="as for `merge`")
-    parser.add_argument("--memory", type=int, metavar="GB", help="take the machine's memory for this much")
+    parser.add_argument("--memory", type=int, metavar="GB", help="assume that the machine has this much memory")
     parser.add_argument("--alone", action="store_true", help="without plain transformers")
     parser.add_argument("--coefficients", type=Path, metavar="FILE", help="write what was learned to this file")
     parser.add_argument("--threads", type=int, default=1)
@@ -289,7 +289,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         save_pair(folder, options.size, both=options.towers == "both")
-        gc.collect()  # so that what they took is not kept
+        gc.collect()  # so that their memory is not kept
         with freed_memory_kept():
             found = compare(options, folder)
     settings = {key: value for key, value in vars(options).items() if key not in ("json", "folder", "coefficients")}

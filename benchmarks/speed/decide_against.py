@@ -4,7 +4,7 @@
 
 The vision tower moves; weights and pictures are random. Both checkouts run the same two commands in turn: a sweep
 without recipes, and the plan of ``auto`` with few steps, nothing held back. With one thread, ratios are those of
-processor time; start-up is in it. CHECKOUT may be a `git worktree` of an earlier commit.
+processor time, including start-up. CHECKOUT may be a `git worktree` of an earlier commit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CLASSES = 4
 
 
 def save_pictures(folder: Path, count: int, seed: int) -> Path:
-    """Save random pictures, a subfolder per class, unless they are there."""
+    """Save random pictures, one subfolder per class, unless they exist."""
     generator = np.random.default_rng(seed)
     for number in range(count):
         path = folder / f"kind {'abcd'[number % _CLASSES]}" / f"{number}.png"
@@ -39,7 +39,7 @@ def save_pictures(folder: Path, count: int, seed: int) -> Path:
 
 
 def commands(options: argparse.Namespace, folder: Path) -> dict[str, list[str]]:
-    """What both checkouts run, by name; each adds ``--output``."""
+    """The commands that both checkouts run, by name; each adds ``--output``."""
     pair = [str(path) for path in save_pair(options.folder, "b32", both=False)]
     names = {"val": 0, "id": 1, "ood": 2}
     counts = {"val": options.calibration, "id": options.images, "ood": options.images}
@@ -73,7 +73,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="the other checkout")
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoints are kept")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--images", type=int, default=96, help="pictures of each source")
     parser.add_argument("--calibration", type=int, default=48, help="pictures to learn on, all of them in every step")

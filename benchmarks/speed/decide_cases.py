@@ -4,7 +4,7 @@
     python -m benchmarks.speed.decide_cases --table                              write the table alone
 
 Each case is a run of `benchmarks.speed.decide`, whose figures go to ``benchmarks/results/decide/NAME.json``. All of
-them take hours; each stands alone, and a case whose file is there is not run again.
+them take hours; each runs on its own, and a case whose file exists is not run again.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _step(measure: str, settings: dict[str, Any]) -> str:
 
 
 def totals() -> list[str]:
-    """A whole `auto` put together from its pieces, and the lines through the peaks of different sizes."""
+    """Compute the cost of a whole `auto` from its pieces, and fit its memory to the peaks of different sizes."""
     lines = []
     for towers in ("vision", "both"):
         pieces = _result(f"auto-{towers}")
@@ -104,7 +104,7 @@ def totals() -> list[str]:
 
 
 def _whole(towers: str, found: dict[str, Any]) -> str:
-    """Steps and looks of `auto` over 1024 images; the looks are at 205 of them and as many copies."""
+    """Steps and looks of `auto` over 1024 images; a look evaluates 205 of them and as many copies."""
     settings = found["settings"]
     first, some = found["first-step"]["seconds"], found["auto"]["seconds"]
     step = (some - first) / (settings["steps"] - 1)
@@ -117,7 +117,7 @@ def _whole(towers: str, found: dict[str, Any]) -> str:
 
 
 def _line(what: str, small: dict[str, Any], large: dict[str, Any], prompts: dict[str, Any] | None = None) -> str:
-    """The peak as so much for each image and each prompt, and the rest; prompts count if they go back."""
+    """Split the peak into memory per image, per prompt and the rest; prompts count if they have a backward pass."""
     few, more = (2 * found["settings"]["batch"] for found in (small, large))
     image = (_peak(large) - _peak(small)) / (more - few)
     rest, said = _peak(small) - image * few, f"{image:.0f} MB for each image of a step"
@@ -131,7 +131,7 @@ def _line(what: str, small: dict[str, Any], large: dict[str, Any], prompts: dict
 
 
 def _peak(found: dict[str, Any]) -> float:
-    """The highest private memory, without what Python and its libraries took before the model was there, in MB."""
+    """The highest private memory, without what Python and its libraries took before the model was loaded, in MB."""
     return float(found[found["settings"]["only"]]["private_mb"] - found["idle_mb"])
 
 
@@ -148,7 +148,7 @@ def page_with(text: str, lines: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where the checkpoints are kept")
+    parser.add_argument("--folder", type=Path, help="folder of the checkpoints")
     parser.add_argument("--only", nargs="+", choices=sorted(CASES), default=sorted(CASES), metavar="NAME")
     parser.add_argument("--table", action="store_true", help="run nothing")
     options = parser.parse_args()

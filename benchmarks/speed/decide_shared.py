@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed.decide_shared --folder CACHE [--json FILE]
 
-Each run is `benchmarks.speed.decide` with ``auto`` alone, under torchrun. ``elapsed`` is the clock on the wall;
-``seconds`` is the processor time of the first process, which says more where other programs run. The coefficients of
-both runs are compared entry by entry.
+Each run is `benchmarks.speed.decide` with ``auto`` alone, under torchrun. ``elapsed`` is wall-clock time; ``seconds``
+is the processor time of the first process, which is more informative if other programs run. The coefficients of both
+runs are compared entry by entry.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def learn(processes: int, options: argparse.Namespace, folder: Path) -> dict[str
 
 
 def difference(one: Path, other: Path) -> dict[str, float]:
-    """How far the coefficients of two runs are apart, beside how far they moved from their start at 0.5."""
+    """The distance between two runs' coefficients, relative to how far they moved from their start at 0.5."""
     first, second = load_file(one), load_file(other)
     count = sum(value.numel() for value in first.values())
     moved = sum(float((value - 0.5).double().square().sum()) for value in first.values())
@@ -49,7 +49,7 @@ def difference(one: Path, other: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="where the checkpoints are kept")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the checkpoints")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--towers", choices=("both", "vision"), default="vision")

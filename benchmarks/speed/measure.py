@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed.measure [--json FILE]
 
-The model is a CLIP of random weights with 12 blocks a tower. "One gradient pass" is ``CLIPModel``'s forward and a
+The model is a CLIP with random weights and 12 blocks per tower. "One gradient pass" is ``CLIPModel``'s forward and a
 backward through both towers. "The loop" takes every layer on its own: whole forward passes of ``CLIPModel``, gradients
 for that layer alone, and the same perturbations.
 """
@@ -40,7 +40,7 @@ class Plain:
     """The same loss with transformers alone.
 
     Attributes:
-        model: A ``CLIPModel`` with the objective's weights of the moment.
+        model: A ``CLIPModel`` with the objective's current weights.
     """
 
     def __init__(self, objective: Objective, folder: Path, prompts: list[str]) -> None:
@@ -111,9 +111,9 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[Objective, Plain]:
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and the answer.
+    """Measure the seconds of a function, and return its result too.
 
-    With one thread these are seconds of the processor, whatever else the machine does.
+    With one thread this is processor time, independent of other programs.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     begin = clock()
@@ -139,7 +139,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _against_gradient_passes(objective: Objective, plain: Plain, rounds: int) -> dict[str, Any]:
-    """Both ratios, round by round: what a pass takes drifts with the machine."""
+    """Both ratios, round by round, because the time of a pass drifts with the machine."""
     seconds, first_order_ratios, path_ratios = [], [], []
     plain.gradient_pass(objective.batches)
     for _ in range(rounds):

@@ -25,9 +25,9 @@ from benchmarks.speed.processes import Outcome, checkout_environment, peer_versi
 
 PIECE = 16 << 20
 PLAIN = ("--recipe", "wise-ft", "--set", "method.alpha=0.5")
-#: Before the names of another checkout's contestants.
+#: Prefix of the names of another checkout's contestants.
 BEFORE = "before-"
-# masks, a combination and singular values see whole tensors: compared with a plain merge of known inputs
+# masks, a combination and singular values need whole tensors: compared with a plain merge of known inputs
 METHODS = {
     "clipmerge-masked": (*PLAIN, "--set", 'overrides=[{layers: "*", density: 0.5}]'),
     "clipmerge-breadcrumbs": ("--recipe", "breadcrumbs"),
@@ -67,9 +67,9 @@ def main() -> None:
         config = clip_config(arguments.size, arguments.gigabytes)
         name = f"sharded-{arguments.gigabytes:g}" if arguments.size == "sharded" else arguments.size
         pair = make_pair(folder / name, config, sharded=arguments.size == "sharded")
-        load = os.getloadavg()[0]  # of others: nothing has run yet
+        load = os.getloadavg()[0]  # ratios to others: nothing has run yet
         contestants = _contestants(arguments, pair, folder / f"{name}-output", Path(temporary) / "cache")
-        # the first round is not counted: in it a virtual machine may get memory from its host that it has never touched
+        # the first round is not counted: a virtual machine may then get new memory from its host
         rounds = [_round(contestants, pair, number) for number in range(arguments.warmup + arguments.rounds)]
         rounds = rounds[arguments.warmup :]
     ratios = _ratios(rounds)
@@ -94,7 +94,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
     if arguments.warmup < 1:
-        parser.error("--warmup is at least 1: in that round clipmerge hashes the inputs that it knows later")
+        parser.error("--warmup must be at least 1: that round hashes the inputs, and later ones reuse the hashes")
     return arguments
 
 

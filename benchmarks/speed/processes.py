@@ -22,7 +22,7 @@ _SAMPLE_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one process took.
+    """The time and memory of one process.
 
     Attributes:
         seconds: Wall-clock time from start to exit.
@@ -44,18 +44,18 @@ def run(
 
     Args:
         command: Program and arguments.
-        environment: Variables to set beside those there are.
+        environment: Variables to set in addition to the existing ones.
         folder: Working folder; ``None`` for this process's.
 
     Returns:
-        What it took, and its stdout.
+        Its time and memory, and its stdout.
 
     Raises:
         SystemExit: If it fails; its stderr is shown.
     """
     begin, cpu_before = time.perf_counter(), _children_cpu()
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a pipe nobody reads would fill and stop them
-        # an installed program has its bytecode; where it may not be written, every run would compile every module
+        # an installed program has its bytecode; if it could not be written, every run would compile every module
         variables = os.environ | {"PYTHONDONTWRITEBYTECODE": ""} | (environment or {})
         process = subprocess.Popen(command, stdout=out, stderr=err, env=variables, cwd=folder)
         private = resident = 0.0
@@ -80,7 +80,7 @@ def memory_mb(pid: int | str) -> dict[str, float]:
     """``RssAnon`` and the peak ``VmHWM`` of a process (see `Outcome`), in MB; nothing once it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:  # it ended between two looks
+    except OSError:  # it ended between two readings
         return {}
     pairs = (line.split() for line in lines if line.startswith(("RssAnon", "VmHWM")))
     return {pair[0].rstrip(":"): int(pair[1]) / 1e3 for pair in pairs}

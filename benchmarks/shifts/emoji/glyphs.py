@@ -21,10 +21,10 @@ from clipmerge.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Side of a stored glyph in pixels: twice the model's, so that it can be turned and shrunk without jags.
+#: Side of a stored glyph in pixels: twice the model's, so that it can be rotated and shrunk without aliasing.
 GLYPH_SIZE = 64
 _SELECTOR = "\ufe0f"
-# Every class prompt is encoded at every step of fine-tuning, so a few long names would cost as much as all others.
+# Every class prompt is encoded in every step of fine-tuning, so a few long names would cost as much as all others.
 _MOST_WORDS = 4
 
 
@@ -33,10 +33,10 @@ class Vendor:
     """Where one vendor's drawings are.
 
     Attributes:
-        package: Name on npm, with the version that the results were measured with.
+        package: Name on npm, with the version used for the results.
         folder: Folder in the package.
-        suffix: Of the files.
-        file_of: Emoji and its English name to the file's stem.
+        suffix: Suffix of the files.
+        file_of: Returns the stem of the file's name, given an emoji and its English name.
     """
 
     package: str
@@ -54,7 +54,7 @@ def _upper_code(emoji: str, name: str) -> str:
 
 
 def _slug(_emoji: str, name: str) -> str:
-    """Name as fluentui-emoji spells it.
+    """Spell a name like fluentui-emoji.
 
     Example:
         >>> _slug("", "A_button_(blood_type)")
@@ -72,7 +72,7 @@ VENDORS: dict[str, Vendor] = {
     "fluent-3d": Vendor("@lobehub/fluent-emoji-3d@1.1.0", "assets", ".webp", _code),
     "fluent-contrast": Vendor(_FLUENT, "icons/high-contrast", ".svg", _slug),
 }
-"""Every style of drawing, under the name that its source has in the results."""
+"""Every style of drawing, by the name of its source in the results."""
 
 
 def plain(name: str) -> str:
@@ -86,7 +86,7 @@ def plain(name: str) -> str:
 
 
 def emoji_names() -> dict[str, str]:
-    """Give every emoji of one code point and its English name.
+    """List every emoji of one code point with its English name.
 
     Raises:
         DataError: If the package `emoji` is not installed.
@@ -111,7 +111,7 @@ def class_files(roots: dict[str, Path]) -> dict[str, dict[str, Path]]:
         roots: The root folder of each package.
 
     Returns:
-        Class, as its folder is named, to vendor to file; sorted.
+        Files by class folder and vendor; sorted.
     """
     names = emoji_names()
     found = {}
@@ -165,7 +165,7 @@ def _svg_pixels(file: Path) -> bytes:
     except ImportError as error:
         raise DataError("emoji are rendered by `resvg-py`; `pip install 'clipmerge[benchmarks]'`") from error
     try:
-        # a class attribute or a text element never needs the system's fonts in these packages
+        # these packages have no text that would need the system's fonts
         png: bytes = resvg_py.svg_to_bytes(svg_path=str(file), width=2 * GLYPH_SIZE, skip_system_fonts=True)
         return bytes(png)
     except ValueError as error:
@@ -173,14 +173,14 @@ def _svg_pixels(file: Path) -> bytes:
 
 
 def load_glyphs(folder: Path, classes: int | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Render every class of every vendor, or read what was rendered before.
+    """Render every class of every vendor, or read earlier renderings.
 
     Args:
         folder: Cache of the packages and of the pictures.
-        classes: So many classes, spread evenly over the sorted names; ``None`` for all.
+        classes: Number of classes, spread evenly over the sorted names; ``None`` for all.
 
     Returns:
-        Class folders, sorted; vendor to RGBA of 8 bits, shape (classes, 4, GLYPH_SIZE, GLYPH_SIZE).
+        Class folders, sorted; and by vendor RGBA of 8 bits, shape (classes, 4, GLYPH_SIZE, GLYPH_SIZE).
 
     Raises:
         DataError: If a package or a library is missing.
@@ -189,15 +189,15 @@ def load_glyphs(folder: Path, classes: int | None = None) -> tuple[tuple[str, ..
 
 
 def load_other_glyphs(folder: Path, taken: int, classes: int) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Render classes that `load_glyphs` leaves out, with as many of its own as it takes to have enough.
+    """Render classes that `load_glyphs` leaves out, and some of its classes if there are not enough others.
 
     Args:
-        folder: As `load_glyphs` has it.
-        taken: Number of classes that `load_glyphs` was asked for.
-        classes: Number of classes to have.
+        folder: As in `load_glyphs`.
+        taken: Number of classes requested from `load_glyphs`.
+        classes: Number of classes to return.
 
     Returns:
-        As `load_glyphs` does.
+        The same as `load_glyphs`.
 
     Raises:
         DataError: If a package or a library is missing.
@@ -206,7 +206,7 @@ def load_other_glyphs(folder: Path, taken: int, classes: int) -> tuple[tuple[str
 
 
 def spread(names: Sequence[str], count: int) -> list[str]:
-    """Choose so many names, evenly spaced.
+    """Choose this many names, evenly spaced.
 
     Example:
         >>> spread("abcdefg", 3)
@@ -216,7 +216,7 @@ def spread(names: Sequence[str], count: int) -> list[str]:
 
 
 def beside(names: Sequence[str], taken: int, count: int) -> list[str]:
-    """Choose names that `spread` does not, then of those that it does, evenly spaced, until there are enough.
+    """Choose names that `spread` does not choose, then some that it does, evenly spaced, until there are enough.
 
     Example:
         >>> beside("abcdefg", 3, 5)

@@ -1,4 +1,4 @@
-"""The emoji shift: learn from two vendors, fine-tune on a third, be tested on drawings that nobody trained on.
+"""The emoji shift: learn from two vendors, fine-tune on a third, test on drawings that no model was trained on.
 
 As CLIP has seen sketches, but not the very sketches that it is tested on, the zero-shot model sees line art and high
 contrast of every second class only, and is tested on those of the others.
@@ -29,13 +29,13 @@ REGIMES = {
     "frozen-text": Regime(steps=500, rate=1e-3, text=False),
     "long": Regime(steps=800, rate=5e-4, weight_decay=0.3),
 }
-#: Models of one zero-shot model that are merged together.
+#: Fine-tuned models of one zero-shot model that are merged together.
 TOGETHER = {"several": tuple(REGIMES)}
 SEEDS = dict.fromkeys(REGIMES, (0, 1, 2)) | {"several": (1,)}
 #: Held-out pairs that run only when `--only` names them: seeds 3 and 4 were first trained when the defaults of 0.1 had
 #: been chosen, seed 5 for the choices that came after, and seed 6 when those had been made.
 FURTHER = dict.fromkeys(REGIMES, (3, 4, 5, 6))
-#: Held-out pairs start from zero-shot models of their own, but for long-0.
+#: Held-out pairs, except for long-0, start from zero-shot models of their own.
 ZEROSHOT_SEEDS = {1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 6: 3}
 TUNING = frozenset({("aggressive", 0), ("mild", 0), ("frozen-text", 0)})
 ABOUT = About(
@@ -53,7 +53,7 @@ def emoji_shift(folder: Path, quick: bool = False) -> Shift:
 
     Args:
         folder: Cache of the packages and of the rendered glyphs.
-        quick: Few classes, few steps and one pair: whether everything runs, not what comes out.
+        quick: Few classes, few steps and one pair: tests that everything runs, not the results.
 
     Raises:
         DataError: If a package or a library is missing.

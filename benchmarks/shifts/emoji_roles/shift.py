@@ -1,6 +1,6 @@
 """The emoji again, with every vendor in another role, with other classes, and with calibration pictures already seen.
 
-Fine-tuning learns a fixed set of pictures, and recipes are calibrated on some of these very pictures, as happens where
+Fine-tuning learns a fixed set of pictures, and recipes are calibrated on some of these same pictures, as happens if
 nobody has set images aside.
 """
 
@@ -21,10 +21,10 @@ PRETRAINED = ("twemoji", "fluent-3d")
 HALF_SEEN = {"openmoji-black": 1, "fluent-contrast": 0}
 UNSEEN = ("fluent-flat",)
 FINETUNED = "openmoji"
-#: All 213 that the other split leaves out, and some of its own.
+#: All 213 classes that the other split leaves out, and some that it uses.
 CLASSES = 400
-_QUICK_CLASSES = 24  # as many as the other split's quick size has, and others
-#: Pictures of each drawing that fine-tuning learns, and those of them that recipes may use.
+_QUICK_CLASSES = 24  # as many classes as the other split's quick size has, but different ones
+#: Number of pictures per drawing that fine-tuning learns, and number of them that recipes may use.
 _STILLS, _CALIBRATION = 8, 2
 
 ZEROSHOT = Pretraining(steps=2000, width=64, vision_layers=4)
@@ -48,7 +48,7 @@ def emoji_roles(folder: Path, quick: bool = False) -> Shift:
 
     Args:
         folder: Cache of the packages and of the rendered glyphs.
-        quick: Few classes, few steps and one pair: whether everything runs, not what comes out.
+        quick: Few classes, few steps and one pair: tests that everything runs, not the results.
 
     Raises:
         DataError: If a package or a library is missing.
@@ -80,5 +80,5 @@ def emoji_roles(folder: Path, quick: bool = False) -> Shift:
 
 
 def _others(pixels: Tensor, labels: Tensor, taught: set[bytes]) -> Tensor:
-    """Leave out drawings that training shows: a vendor's black drawing of some buttons is also its coloured one."""
+    """Leave out drawings that training shows: for some buttons, a vendor's black drawing is also its coloured one."""
     return labels[[pixels[label].numpy().tobytes() not in taught for label in labels]]

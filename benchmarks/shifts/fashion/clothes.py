@@ -1,4 +1,4 @@
-"""Fashion-MNIST, read from Debian's package, and what may befall a picture of clothes."""
+"""Fashion-MNIST, read from Debian's package, and corruptions of its pictures."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _INSTALLED = Path("/usr/share/datasets/fashion-mnist")
 
 
 def load_clothes(folder: Path, part: str, count: int) -> tuple[Tensor, Tensor]:
-    """Read the first clothes of one part of Fashion-MNIST as drawings: dark on nothing.
+    """Read the first clothes of one part of Fashion-MNIST as drawings: dark on a transparent background.
 
     Args:
         folder: Cache of the package.
         part: ``train`` or ``t10k``.
-        count: So many.
+        count: Number of clothes.
 
     Returns:
         RGBA of 8 bits, shape (count, 4, 2 SIZE, 2 SIZE), and places in the sorted LABELS, shape (count,).
@@ -50,16 +50,16 @@ def _read(file: Path, header: int) -> Tensor:
 
 
 def fetch_package(folder: Path) -> Path:
-    """Fetch Debian's package and unpack it, unless that is done; nothing is installed.
+    """Download and unpack Debian's package, unless that was done before; nothing is installed.
 
     Args:
-        folder: Where it is kept.
+        folder: Folder in which it is kept.
 
     Returns:
         The folder of the data.
 
     Raises:
-        DataError: If this is no Debian or the package cannot be fetched.
+        DataError: If this is not a Debian system, or the package cannot be downloaded.
     """
     root = folder / PACKAGE
     if not root.is_dir():
@@ -104,7 +104,7 @@ def inversion(pictures: Tensor, _: Generator) -> Tensor:
 
 
 def rotation(pictures: Tensor, generator: Generator) -> Tensor:
-    """Turn by 30 to 60 degrees either way."""
+    """Rotate by 30 to 60 degrees in either direction."""
     count = len(pictures)
     side = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
     angle = side * (30 + 30 * torch.rand(count, generator=generator)) * (math.pi / 180)
@@ -115,7 +115,7 @@ def rotation(pictures: Tensor, generator: Generator) -> Tensor:
 
 
 def elastic(pictures: Tensor, generator: Generator) -> Tensor:
-    """Pull smoothly in random directions, by about two pixels."""
+    """Distort smoothly in random directions, by about two pixels."""
     count = len(pictures)
     coarse = torch.randn(count, 2, 6, 6, generator=generator) * (4 / SIZE)
     pull = interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=False).permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""The fashion shift: clothes in many pictures, then clean ones only, then corrupted ones."""
+"""The fashion shift: train on clothes in varied pictures, fine-tune on clean ones only, test on corrupted ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.shifts.fashion.clothes import CORRUPTIONS, LABELS, load_clothes
 from benchmarks.shifts.training import Pretraining, Regime
 
 REGIMES = {"mild": Regime(steps=200, rate=2e-4), "aggressive": Regime(steps=400, rate=3e-3, weight_decay=0.0)}
-#: Nothing was tuned on these pairs; a held-out seed, to the contestants that are for one only, is 1.
+#: Nothing was tuned on these pairs; contestants that are only for a held-out seed use seed 1.
 SEEDS = {"mild": (1,), "aggressive": (1,)}
 ABOUT = About(
     name="fashion_shift",
@@ -18,7 +18,7 @@ ABOUT = About(
     note=Path(__file__).with_name("about.md"),
     seeds=SEEDS,
 )
-#: Clothes to train the zero-shot model on, to fine-tune on, to calibrate on and to test on.
+#: Number of clothes for training the zero-shot model, for fine-tuning, for calibration and for testing.
 _CLOTHES = 10_000, 5_000, 1_000, 500
 
 
@@ -27,7 +27,7 @@ def fashion_shift(folder: Path, quick: bool = False) -> Shift:
 
     Args:
         folder: Cache of the package.
-        quick: Few clothes, few steps and one pair: whether everything runs, not what comes out.
+        quick: Few clothes, few steps and one pair: tests that everything runs, not the results.
 
     Raises:
         DataError: If the package is not installed and cannot be fetched.

@@ -1,7 +1,7 @@
 """The characters that are classes, and their names.
 
-Every drawing is scaled to the same size, so of characters that then look alike in many typefaces one is here: small c
-but not capital C, the digit zero but no letter o, no Cyrillic or Greek letter that a Latin one stands for.
+Every drawing is scaled to the same size, so of characters that then look alike in many typefaces only one is used:
+small c but not capital C, the digit zero but no letter o, no Cyrillic or Greek letter that looks like a Latin one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Typefaces and their characters as drawings, from packages that are fetched by name.
 
-A *face* is one weight of one typeface, spelled ``lora`` or, where it is not the regular one, ``lora-700``. Nothing of
+A *face* is one weight of one typeface, spelled ``lora`` or, if it is not the regular one, ``lora-700``. Nothing of
 the packages is kept in the repository; each carries its own licence (OFL, Apache or the Ubuntu font licence).
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
     from torch import Tensor
 
-#: Side of a drawing in pixels: twice the model's, so that it can be turned and shrunk without jags.
+#: Side of a drawing in pixels: twice the model's, so that it can be rotated and shrunk without aliasing.
 SIZE = 64
 #: Longer side of a character in a drawing.
 _INK = 54
@@ -30,7 +30,7 @@ _REGULAR = "400"
 
 
 def package_of(face: str) -> str:
-    """Name the package of a face, with the version that the results were measured with.
+    """Name the package of a face, with the version used for the results.
 
     Example:
         >>> package_of("pt-serif"), package_of("pt-serif-700")
@@ -79,13 +79,13 @@ class Face:
         """Draw one character in black, centred, its longer side always of the same length.
 
         Args:
-            character: One that is in ``file_of``.
+            character: A character in ``file_of``.
 
         Returns:
             RGBA of 8 bits, shape (4, SIZE, SIZE).
 
         Raises:
-            DataError: If nothing is seen of it.
+            DataError: If the drawing is empty.
         """
         import numpy as np
         import torch
@@ -117,7 +117,7 @@ def open_faces(faces: Iterable[str], folder: Path) -> dict[str, Face]:
 
     Args:
         faces: Their spellings.
-        folder: Where packages are kept.
+        folder: Folder in which packages are kept.
 
     Raises:
         DataError: If a package cannot be fetched or has no such weight.
@@ -128,16 +128,16 @@ def open_faces(faces: Iterable[str], folder: Path) -> dict[str, Face]:
 
 
 def load_drawings(folder: Path, faces: Sequence[str], characters: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Draw every character of every face, or read what was drawn before.
+    """Draw every character of every face, or read earlier drawings.
 
     Args:
         folder: Cache of the packages and of the drawings.
         faces: Their spellings.
-        characters: Which characters to draw, where the face has them.
+        characters: Characters to draw, if the face has them.
 
     Returns:
-        For each face the drawings, RGBA of 8 bits, shape (N, 4, SIZE, SIZE), and their places in ``characters``,
-        shape (N,), ascending.
+        For each face the drawings, RGBA of 8 bits, shape (N, 4, SIZE, SIZE), and their indices in ``characters``, shape
+        (N,), ascending.
 
     Raises:
         DataError: If a package or a library is missing.

@@ -1,8 +1,8 @@
-"""The fonts shift: learn characters in many typefaces, fine-tune on signs, be tested on other typefaces in print.
+"""The fonts shift: learn characters in many typefaces, fine-tune on signs, test on other typefaces in print.
 
-Signs are clean sans serifs, most of them light on dark, of which pretraining sees little. No typeface has two roles. As
-fine-tuning never sees the typefaces of calibration and of the ID test, ID accuracy says how well signs in general are
-read. Every typeface of an OOD source is new to every model; of three sources the whole style is.
+Signs are clean sans serifs, most of them light on dark, of which pretraining sees few. No typeface has two roles.
+Because fine-tuning never sees the typefaces of calibration and of the ID test, ID accuracy says how well signs in
+general are read. Every typeface of an OOD source is new to every model; for three sources the whole style is new.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def fonts(folder: Path, quick: bool = False) -> Shift:
 
     Args:
         folder: Cache of the packages and of the drawings.
-        quick: Few classes and faces, few steps and one pair: whether everything runs, not what comes out.
+        quick: Few classes and faces, few steps and one pair: tests that everything runs, not the results.
 
     Raises:
         DataError: If a package or a library is missing.
@@ -93,7 +93,7 @@ def fonts(folder: Path, quick: bool = False) -> Shift:
 
 
 def signs(pictures: Tensor, generator: Generator) -> Tensor:
-    """Turn nine pictures in ten to light on dark."""
+    """Invert nine pictures in ten to light on dark."""
     light = torch.rand(len(pictures), 1, 1, 1, generator=generator) < _LIGHT
     return torch.where(light, 1 - pictures, pictures)
 
@@ -104,7 +104,7 @@ def _together(faces: Sequence[tuple[Tensor, Tensor]]) -> Source:
 
 
 def _shared(faces: Sequence[tuple[Tensor, Tensor]], copies: int = 1) -> Source:
-    """The characters that all of these faces have: one thing each, drawn by every face."""
+    """The characters that all of these faces have: each is one thing, drawn in every face."""
     common = [set(labels.tolist()) for _, labels in faces]
     kept = torch.tensor(sorted(set.intersection(*common)))
     taken = [(pixels[torch.isin(labels, kept)], kept) for pixels, labels in faces]
