@@ -12,7 +12,7 @@ from clipmerge.errors import RecipeError
 from clipmerge.merging.selection import RandomKey, keep_random, zero_others
 from clipmerge.plugins import Density, Share
 
-# Entries sorted at a time, in whole rows: sorting takes several times their memory.
+# Number of entries sorted at a time, in whole rows: sorting takes several times their memory.
 _SORTED = 1 << 20
 
 
@@ -25,7 +25,7 @@ def della(
     density: Density = 0.5,
     window: Share = 0.2,
 ) -> Tensor:
-    """Keep each entry with a probability that rises with its rank by magnitude in its row, divided by it.
+    """Keep entries at random, larger ones in a row more often, and divide each by its probability.
 
     The probability increases from density - window / 2 for a row's smallest entry to density + window / 2 for its
     largest, in equal steps. Signs are elected and averaged as in TIES. A vector is one row.
@@ -76,7 +76,7 @@ def _chances(task_vector: Tensor, density: float, window: float) -> Tensor:
     chances = torch.full_like(rows, density)
     at_once = max(1, _SORTED // max(1, width))
     for start in range(0, len(rows) if width > 1 else 0, at_once):
-        # a stable sort gives ties to the lower index, in every build
+        # a stable sort ranks equal entries by index, in every build
         order = rows[start : start + at_once].abs().argsort(dim=1, stable=True)
         ranks = torch.empty_like(order).scatter_(1, order, torch.arange(width).expand_as(order))
         share = ranks.to(task_vector.dtype) / (width - 1)

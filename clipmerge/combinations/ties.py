@@ -1,4 +1,4 @@
-"""Keep each task vector's largest entries, elect one sign per entry, and average those that have it."""
+"""Keep each task vector's largest entries, elect one sign per entry, and average the values with that sign."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clipmerge.merging.selection import keep_largest, zero_others
 from clipmerge.merging.tensor import weighted_sum
 from clipmerge.plugins import Density
 
-# Entries averaged at a time: they stay in a core's cache.
+# Number of entries averaged at a time: they stay in a core's cache.
 _RUN = 1 << 16
 
 
@@ -47,7 +47,7 @@ def disjoint_mean(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
 
     Args:
         task_vectors: (checkpoints, ...); zeros are ignored.
-        weights: Factor of each in the average, not in the election.
+        weights: Factor of each task vector in the average, not in the election.
 
     Returns:
         (...).

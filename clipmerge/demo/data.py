@@ -47,7 +47,7 @@ _SHIFT_SEED = 1
 
 _TEMPLATES = (TEMPLATE, "a picture of a {}.", "a handwritten {}.", "a scan of the digit {}.")
 STYLE_RATE = 0.3
-"""Chance of each style in a training image; about one in twenty-five has none and is clean."""
+"""Probability of each style in a training image; about one image in twenty-five has none and is clean."""
 
 
 def captions() -> list[str]:

@@ -82,7 +82,7 @@ def prepare(
     """Train the demo's two models and write its images, unless the folder holds them already.
 
     Args:
-        folder: Output folder. It is written beside its place and renamed, so it is complete or absent; a folder of
+        folder: Output folder. It is written under another name and renamed, so it is complete or absent; a folder of
             another version is replaced.
         advance: Called with the current activity and the completed share of the whole, 0 to 1.
         training: Settings; the default takes about a minute on two cores.
@@ -160,7 +160,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _move_in(built: Path, aside: Path, folder: Path, fingerprint: str) -> None:
-    """Move the new folder to its place, unless another run was faster; the old one goes with the scratch folder."""
+    """Move the new folder to its place, unless another run was faster; the old one is removed with the scratch one."""
     if _is_finished(folder, fingerprint):
         return
     if folder.exists():

@@ -131,7 +131,8 @@ def untrained_model(tokenizer: Any, seed: int) -> CLIPModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIPModel(config)
-        # CLIP's own 0.02 is negligible beside the patches, and a few hundred steps are too few to learn positions
+        # CLIP's own 0.02 is negligible compared with the patches, and a few hundred steps are too few to learn
+        # positions
         torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.3)
     return model
 
@@ -219,7 +220,7 @@ def fit(
     Args:
         parameters: The parameters to train.
         loss: Returns the loss of a new batch, given the completed share of the steps, 0 to 1.
-        steps: Steps.
+        steps: Number of steps.
         rate: Peak learning rate.
         report: Called with the completed share.
         weight_decay: AdamW's, per step and unit of learning rate.

@@ -57,7 +57,7 @@ class Family:
         model: Module of `clipmerge.models` with the forward pass; empty if the family cannot be measured.
         model_class: transformers' class of the full model.
         reads_padding: Whether the text tower reads padding as text, so that prompts are padded to its full length.
-        rank: Among families that know the same keys, without a config, the one with the lowest rank is used.
+        rank: Without a config, the family with the lowest rank is used among those that know the same keys.
         weights: File from which the family's library reads unsharded weights.
         config: File that describes the model.
     """

@@ -22,7 +22,7 @@ from clipmerge.files.limits import LARGEST_ANSWER, SLOWEST_DOWNLOAD
 from clipmerge.files.reading import told_size
 from clipmerge.hub.ids import FULL_SHA
 
-# What the client speaks HTTP with: httpx until its version 1, httpx2 from its version 2 on.
+# The client's HTTP library: httpx until the client's version 1, httpx2 from its version 2 on.
 _IS_NEW = int(huggingface_hub.__version__.partition(".")[0]) >= 2
 _httpx: Any = importlib.import_module("httpx2" if _IS_NEW else "httpx")
 _httpcore: Any = importlib.import_module("httpcore2" if _IS_NEW else "httpcore")
@@ -100,7 +100,7 @@ def _check_encoding(response: Any) -> None:
 
 
 class _Bounded(_httpx.SyncByteStream):  # type: ignore[misc]
-    """The body of an answer: limited in size, a file also in slowness, any other answer in total time."""
+    """The body of an answer: its size is limited, and the speed of a file or the time of any other answer."""
 
     def __init__(self, response: Any, seconds: float) -> None:
         self._stream: Any = response.stream
@@ -180,7 +180,7 @@ def check_listing(where: str, names: Iterable[str], most: int) -> None:
     Args:
         where: The repository, for the message.
         names: Files in it.
-        most: Most files allowed.
+        most: Maximum number of files.
 
     Raises:
         HubError: With the reason.

@@ -19,7 +19,7 @@ _STANDARD_WEIGHTS = (
     ("adapter_model.safetensors",),
 )
 PICKLED_INDEX = "pytorch_model.bin.index.json"
-# read as tensors only, if there is nothing better
+# only the tensors are read, and only if there is nothing better
 _PICKLED_WEIGHTS = (
     ("pytorch_model.bin",),
     (PICKLED_INDEX, "pytorch_model-*-of-*.bin"),
@@ -46,7 +46,7 @@ def choose_weights(root: list[str], hub_id: HubId) -> list[str]:
     """Pick one set of weights from the names in a model's root.
 
     Raises:
-        CheckpointError: As `choose_files` does.
+        CheckpointError: In the same cases as `choose_files`.
     """
     chosen = _first_set(root, _STANDARD_WEIGHTS)
     if chosen:

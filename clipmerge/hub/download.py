@@ -87,7 +87,7 @@ def connect(endpoint: str | None = None) -> HfApi:
     limits = {"connect": min(seconds, 10.0), "read": seconds, "write": seconds, "pool": seconds}
 
     def bound(request: Any) -> None:
-        # In places (listings are one) the client disables timeouts, against the settings of its session.
+        # For some requests, such as listings, the client disables timeouts, against the settings of its session.
         asked = request.extensions.get("timeout", {})
         request.extensions["timeout"] = {key: min(limit, asked.get(key) or limit) for key, limit in limits.items()}
 

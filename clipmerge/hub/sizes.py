@@ -1,4 +1,4 @@
-"""Sizes of files on the Hub, asked for before anything is downloaded."""
+"""Sizes of files on the Hub, requested before anything is downloaded."""
 
 from __future__ import annotations
 

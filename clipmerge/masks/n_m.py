@@ -28,7 +28,7 @@ def n_m(change: Tensor, *, n: Count = 2, m: Count = 4) -> Tensor:
     width = change.shape[-1]
     padded = torch.nn.functional.pad(change.abs(), (0, -width % m), value=-1.0)
     runs = padded.reshape(*padded.shape[:-1], -1, m)
-    # A stable sort gives ties to the lower index, in every build.
+    # A stable sort ranks equal entries by index, in every build.
     ranks = runs.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
     keep = (ranks < n).flatten(-2)[..., :width]
     masked: Tensor = change * keep

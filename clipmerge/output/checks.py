@@ -131,7 +131,7 @@ def _check_length(output: Path, *more: Path) -> None:
     """Refuse a path that is too long for the system, before any other check."""
     for target in (output.resolve(), *(path.resolve() for path in more)):
         existing = _existing(target)
-        # look each name up in an existing folder: in a missing one it would just not be found
+        # look each name up in an existing folder: in a missing one it would only be reported as not found
         for place in (target, *(existing / name for name in target.relative_to(existing).parts)):
             try:
                 place.lstat()

@@ -18,7 +18,7 @@ from clipmerge.files.safetensors import header_bytes
 from clipmerge.files.writer import output_file
 from clipmerge.merging.stream import MergedTensor, contents_of
 
-# The order that safetensors' own save_file uses: widest dtype first, then by name.
+# The order of safetensors' own save_file: widest dtype first, then by name.
 _DTYPE_RANK = {
     name: rank for rank, name in enumerate(("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL"))
 }

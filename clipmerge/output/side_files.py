@@ -101,7 +101,7 @@ def _converted_files(
 def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
     """List the parts, with their files, that are copied from the zero-shot checkpoint if the fine-tuned one lacks them.
 
-    Not files of another library; a classifier needs no tokenizer, and OpenCLIP has no processor.
+    Files of another library are left out; a classifier needs no tokenizer, and OpenCLIP has no processor.
     """
     lendable = {"processor": _PROCESSOR, "tokenizer": VOCABULARIES}
     if isinstance(inputs.zeroshot, ConvertedCheckpoint):

@@ -171,7 +171,7 @@ def _cell(value: object) -> str:
 
 
 def _fence(text: str) -> str:
-    """A fence for a code block that a text cannot close: longer than any run of backticks in it."""
+    """A code fence that a text inside cannot close: longer than any run of backticks in the text."""
     return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
 
 

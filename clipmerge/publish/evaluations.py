@@ -29,7 +29,7 @@ def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
 
     Args:
         record: The merge's record.
-        files: JSON of ``clipmerge evaluate --format json`` or ``sweep.json``; for repeated names the last one is used.
+        files: Output of ``clipmerge evaluate --format json``, or ``sweep.json``; of equal names the last one is used.
 
     Returns:
         A record with ``accuracy``, ``images`` and ``sources`` by name.

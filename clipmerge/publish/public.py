@@ -23,7 +23,7 @@ from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.publish.evaluations import hub_dataset_of
 
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
-# A path may hold blanks and quotes, so it ends nobody knows where: everything up to the last slash goes.
+# A path may hold blanks and quotes, so its end is unknown: everything up to the last slash is removed.
 _MACHINE_PATH = re.compile(rf"{PATH_STARTS}(?:{MACHINE_PATH}|/(?=[^/\s])|file:/)(?:.*[\\/])?", re.DOTALL)
 # Sign of a remaining path after all known paths are removed: a slash or a backslash between two names.
 _SOME_PATH = re.compile(r"~?[\w.\-]*[/\\]+[\w.\-]+")
@@ -133,7 +133,7 @@ def _public_word(word: str, public: set[str]) -> str:
 
 
 def _public_note(note: str, record: MergeRecord) -> str:
-    if NOT_COPIED in note:  # and the names of files that nobody else is to see
+    if NOT_COPIED in note:  # and names of files that nobody else should see
         return _NOT_COPIED_NOTE
     rest = note
     for name in sorted(_public_names(record), key=len, reverse=True):

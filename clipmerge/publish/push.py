@@ -39,7 +39,7 @@ from clipmerge.publish.repository import (
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-# Files of which not those in the folder are published, but new ones, made from the public record.
+# Files that are not published as they are in the folder, but made anew from the public record.
 _MADE = frozenset({CARD, RECORD, PICTURE})
 
 

@@ -71,7 +71,7 @@ class Target:
         files: (git blob id, sha256 if large) by file name.
         record: Its ``clipmerge.json``; ``None`` if there is none that can be read.
         created: Whether this push created it.
-        needs_branch: Whether the branch does not exist yet; ``head`` is then the default branch's.
+        needs_branch: Whether the branch does not exist yet; ``head`` is then that of the default branch.
     """
 
     head: str
