@@ -85,7 +85,7 @@ def require_device(device: Device) -> dict[str, bool]:
     """Refuse a device that does not exist, even if nothing would be computed on it.
 
     Args:
-        device: As the user gave it.
+        device: The device as the user wrote it.
 
     Returns:
         Whether each kind of accelerator exists.

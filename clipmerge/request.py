@@ -234,7 +234,7 @@ class Run:
             clear()
 
     def hash_inputs(self) -> None:
-        """Start hashing the inputs in the background, if wanted; `hashed_plan` waits for it."""
+        """Start hashing the inputs in the background, if the user wants hashes; `hashed_plan` waits for them."""
         if not self.hashed:
             return
         pool = ThreadPoolExecutor(max_workers=2)

@@ -94,7 +94,7 @@ def make_models(folder: Path, *, zeroshot_steps: int = Training.zeroshot_steps) 
     """Train the models that do not exist yet; about ten minutes on one core.
 
     Args:
-        folder: Where models are kept.
+        folder: Folder in which models are kept.
         zeroshot_steps: Contrastive steps of each pre-training.
 
     Returns:

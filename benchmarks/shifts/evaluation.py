@@ -103,7 +103,7 @@ class Evaluation:
     Attributes:
         alphas: Points of the curve.
         images: Calibration images.
-        seed: Of the calibration sample, of what recipes learn and of random masks.
+        seed: Seed of the calibration sample, of learning and of random masks.
     """
 
     alphas: tuple[float, ...] = ALPHAS
@@ -232,7 +232,7 @@ class ByDrawing:
 
     Attributes:
         right: Shape (points, drawings * copies).
-        things: What each drawing shows, drawings in order.
+        things: Index of the thing that each drawing shows, in the order of the drawings.
     """
 
     right: NDArray[np.bool_]

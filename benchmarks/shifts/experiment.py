@@ -187,7 +187,7 @@ def prepare(shift: Shift, folder: Path, regimes: Collection[str]) -> Iterator[Tr
     Args:
         shift: The benchmark to make.
         folder: Cache; models and pictures with other settings have other folders in it.
-        regimes: Which of them to make.
+        regimes: The regimes to make.
 
     Raises:
         UsageError: If there is no such regime.

@@ -206,7 +206,7 @@ _GAIN = (
 )
 _TOGETHER = (
     "One of each regime, all held out. Alpha 1 of the curve, here called fine-tuned, is their average; all that the "
-    "checkpoints have in common is the base and the data, so this is no test of merging different tasks."
+    "checkpoints have in common is the base and the data, so this is not a test of merging different tasks."
 )
 _ABLATED = (
     "What `auto` is without one of its parts, or with another: ID / OOD accuracy, % (gain at equal ID accuracy, "

@@ -39,7 +39,7 @@ class ImageOptions(TypedDict, total=False):
         classes: File with class names, or the names in the order of the classes.
         template: One prompt template with ``{}`` for the class, or several.
         batch_size: Images per batch; by default at most 128.
-        images_at_once: Images computed at once: fewer need less memory, in the same batches.
+        images_at_once: Images computed at once; fewer need less memory and leave the batches as they are.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         image_column: Column of the images, if the data have columns and it is not found.
         label_column: The same for the labels.
@@ -329,7 +329,7 @@ def choice(flag: str, value: str, options: Sequence[str]) -> str:
     Args:
         flag: The flag, for the message.
         value: The value, in upper or lower case.
-        options: The words.
+        options: The accepted words.
 
     Returns:
         The value in lower case.

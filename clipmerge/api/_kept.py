@@ -32,7 +32,7 @@ class Kept:
     """Answers and plans of one pair of checkpoints.
 
     Attributes:
-        folder: Where they are; its name stands for the checkpoints, the dtype and the code.
+        folder: Their folder; its name is a hash of the checkpoints, the dtype and the code.
     """
 
     folder: Path

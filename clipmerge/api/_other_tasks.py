@@ -81,7 +81,7 @@ def add_kept(run: Run, request: MergeRequest) -> None:
 
     Raises:
         DataError: If images cannot be used.
-        VerdictError: If the checkpoints cannot be measured, and warnings are to be errors.
+        VerdictError: If the checkpoints cannot be measured, and the request is strict.
     """
     if not request.keep:
         return

@@ -148,7 +148,7 @@ class BenchResult(_Tabular):
     """Result of `bench`.
 
     Attributes:
-        path: The folder written; ``None`` where none was.
+        path: The folder written; ``None`` if nothing was written.
         record: Everything that is written to ``bench.json``.
     """
 

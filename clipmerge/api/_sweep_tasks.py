@@ -19,7 +19,7 @@ def add_kept(
 
     Args:
         request: The request.
-        record: The record; it gets ``kept``, a description of each task, and each of its points ``kept``, a score by
+        record: The record. It gets ``kept``, a description of each task; each of its points gets ``kept``, scores by
             task.
         inputs: The checkpoints.
         points: The distinct points.

@@ -225,7 +225,7 @@ def check_ancestry(inputs: Inputs, known: Known, *, strict: bool) -> None:
 
     Args:
         inputs: Aligned checkpoints.
-        known: Where the finding is kept.
+        known: Cache in which the finding is kept.
         strict: Whether it is an error.
 
     Raises:

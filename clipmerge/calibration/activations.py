@@ -27,7 +27,7 @@ class Activations:
 
         Args:
             objective: Its model gets the images.
-            precision: Of the forward passes.
+            precision: Precision of the forward passes.
         """
         self._room = _SHARE * memory(objective.accelerator.device)
         self._each = _bytes_per_image(objective, precision)

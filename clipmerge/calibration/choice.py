@@ -73,7 +73,7 @@ def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
 
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
-    """Whether embedding all prompts once, while the weights stay, costs no more than the steps' own prompts."""
+    """Whether embedding all prompts once, with fixed weights, costs no more than the steps' own prompts."""
     return objective.prompts.count <= own_prompts(objective, steps)
 
 

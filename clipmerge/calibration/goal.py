@@ -93,7 +93,7 @@ class Pictures:
 
     Attributes:
         pixels: Views first and changed copies after them, (views + copies, 3, height, width).
-        labels: Of the views, among the classes of the step.
+        labels: Labels of the views, among the classes of the step.
         target: The teacher's log probabilities for the copies, if needed.
         features: The zero-shot model's features of the copies, if needed.
         images: Views of the whole step.
@@ -231,8 +231,8 @@ def descend(
 ) -> Losses:
     """Compute the goal's gradient at the current weights in ``parameter.grad``.
 
-    Gradients of pieces of the pictures add up. The class features are computed once, and go back through the text tower
-    once, together with the last piece.
+    Gradients of pieces of the pictures add up. The class features are computed once, and backpropagated through the
+    text tower once, together with the last piece.
 
     Args:
         objective: Calibration loss.

@@ -37,7 +37,7 @@ class GradientSums:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Add up the gradients of the backward passes inside."""
+        """Add up the gradients of all backward passes in this context."""
         self._path.clear_gradients()
         with ExitStack() as hooks:
             for name in self._layers:

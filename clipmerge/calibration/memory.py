@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-# Where the system does not tell how much memory there is.
+# Assumed if the system does not report how much memory it has.
 _USUAL = 16 << 30
 
 
 def memory(device: torch.device) -> int:
-    """Bytes that this process may use: what the device has, or the limit of a container or a batch job."""
+    """Bytes that this process may use: the device's memory, or the limit of a container or a batch job."""
     if device.type == "cuda":  # pragma: no cover - needs a GPU
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -28,7 +28,7 @@ def _limits(own: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs
 
     Args:
         own: The kernel's list of this process's groups.
-        mounted: Where the groups' files are.
+        mounted: Folder of the groups' files.
     """
     try:
         lines = own.read_text(encoding="utf-8").splitlines()

@@ -261,7 +261,7 @@ class Objective:
 
     @cached_property
     def tower_cost(self) -> TowerCost:
-        """The work of a prompt beside that of an image."""
+        """The work of a prompt relative to that of an image."""
         return tower_cost(self.criterion, self.shares)
 
     def announce(
@@ -291,7 +291,7 @@ class Objective:
         self.work.announce(work)
         if self._cost:
             total = work + prompts * self.tower_cost.prompt
-            if precision not in self._seconds:  # more work may be found at every turn of a path
+            if precision not in self._seconds:  # more work may be found at every bend of a path
                 self._seconds[precision] = seconds_per_pass(self.criterion, self.shares, precision)
             self._cost(total, total * self._seconds[precision])
 

@@ -22,7 +22,7 @@ class Prompts:
     Attributes:
         templates: Prompts per class.
         classes: Number of classes.
-        tokens: As `ImageTextModel.tokens` returns them, on the device.
+        tokens: Result of `ImageTextModel.tokens`, on the device.
         at_once: Prompts whose activations are held at once.
     """
 

@@ -3,8 +3,9 @@
 s_l = task_vector_l . gradient_l of the loss. Each batch's images go forward and backward once. All batches share the
 prompts, so a text layer's slope in batch b is <J_l task_vector_l, dL_b / dF>, where F are the prompt features and J_l
 their Jacobian. Its mean over batches takes one backward pass through the text tower, from the mean of dL_b / dF, and is
-exact. The batches' differences from the mean take one backward pass each: of all prompts where that is cheap beside the
-images, otherwise of some prompts, drawn with probabilities proportional to how much the batches differ about them.
+exact. The batches' differences from the mean take one backward pass each: through all prompts if that is cheap compared
+with the images, otherwise through some prompts, drawn with probabilities proportional to how much the batches differ
+about them.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Slopes:
         cost = objective.tower_cost
         # tangents take as much memory again
         self._images_at_once = Activations(objective, "float32").images(2)
-        # images go backward once, where the gradient of a wide map's weights is less to write than its tangent
+        # images go backward only once, so the gradient of a wide map's weights is less to write than its tangent
         wide = cost.wide(objective.most_at_once(self._images_at_once))
         self._tangents = Tangents(objective.path, objective.module, cost.called - wide)
         self._sums = GradientSums(objective.path) if gradients else None
@@ -198,7 +199,7 @@ def _back(recorder: Tangents | GradientSums, embedded: Tensor, cotangent: Tensor
 
 
 def _affordable(images: int, prompts: int, batches: int, cost: float) -> int:
-    """How many prompts the batches' differences are computed from; all if they cost little beside the images."""
+    """How many prompts the batches' differences are computed from; all if they cost little compared with the images."""
     allowed = _SHARE * GRADIENT * (images + cost * prompts)
     if prompts <= FEWEST or FORWARD * (batches - 1) * cost * prompts <= allowed:
         return prompts

@@ -185,7 +185,7 @@ def with_unlabelled(objective: Objective, steps: Sequence[Step], count: Callable
 
 
 def dealt(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step]:
-    """Share the images of every step among the processes; a step with too few is taken whole by each of them.
+    """Share the images of every step among the processes; each of them takes a step with too few images whole.
 
     Args:
         objective: Knows the processes.

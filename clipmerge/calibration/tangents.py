@@ -5,8 +5,8 @@ So task_vector . gradient is the gradient of such a map's output times its *tang
 with the task vector for weights. The tangent costs as much as the gradient of the weights would, once for any number
 of backward passes through the same forward pass, and no gradient as large as the model is ever written.
 
-Beside the product of matrices, a tangent is written and read, and so is a gradient. Images go backward once, so where
-a map's output for the images of one pass is larger than its weights, their gradient is the cheaper of the two.
+Apart from the matrix product, a tangent must be written and read, and so must a gradient. Images go backward once, so
+where a map's output for the images of one pass is larger than its weights, their gradient is the cheaper of the two.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Tangents:
     """Slopes of all layers, added up over backward passes.
 
     Parameters of other modules (a class token, a logit scale, a fused attention, maps that are smaller than their
-    output) get their gradients as always, and these are multiplied by the task vector.
+    output) get their gradients as usual, and these are multiplied by the task vector.
     """
 
     def __init__(self, path: PathWeights, module: torch.nn.Module, taken: set[torch.nn.Module]) -> None:
@@ -88,7 +88,7 @@ class Tangents:
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Keep the tangents of the forward passes inside, and add up the slopes of the backward passes through them."""
+        """In this context, keep tangents of forward passes, and add up slopes of backward passes through them."""
         frozen = [self._path.parameters[name] for each in self._maps for name in each.names]
         with ExitStack() as hooks:
             for each in self._maps:

@@ -1,4 +1,4 @@
-"""The work of a prompt beside that of an image, counted in one forward pass of each, and the time of a pass."""
+"""The work of a prompt relative to that of an image, counted in one forward pass of each, and the time of a pass."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 Training moves weights, and does not replace them: even after long training at a high rate, most of a matrix points
 where it pointed. Two models that were trained apart have matrices at right angles, for their hidden units are numbered
-by chance. Which of two related models came first shows only where training leaves a trace that cannot be undone: in
-matrices that became longer as they moved (`growth`), in rows that weight decay alone has shortened, and in values that
-only an untrained parameter has. Where there is none, nothing is said.
+by chance. Which of two related models came first shows only if training left a trace that cannot be undone: matrices
+that became longer as they moved (`growth`), rows that weight decay alone has shortened, and values that only an
+untrained parameter has. Without such a trace, the check says nothing.
 """
 
 from __future__ import annotations
@@ -319,7 +319,7 @@ def _samples(inputs: Inputs, which: int, name: str, start: int, stop: int) -> tu
 
 
 def _values(checkpoint: Checkpoint, key: str, start: int, stop: int) -> Array:
-    """A run of a tensor's elements, 1-D: float64 as it is, all else as float32, a view where it is stored so."""
+    """A run of a tensor's elements, 1-D: float64 unchanged, all else as float32; a view if stored in that dtype."""
     stored = checkpoint.array(key, start, stop)
     if checkpoint.entries[key].dtype == "BF16":
         return (stored.astype(np.uint32) << 16).view(np.float32)

@@ -1,8 +1,9 @@
 """Which way a pair of checkpoints grew: the change of a matrix's length against how far it moved.
 
 A step of training is about at right angles to the weights, so a matrix that moves gets longer, by half the square of
-its relative movement; seen backwards it gets shorter by as much. Weight decay and a learning rate of each block's own
-shorten all matrices of one block alike. So matrices are compared within their block: there only the movement differs.
+its relative movement; seen backwards, it gets shorter by the same amount. Weight decay and a learning rate of each
+block's own shorten all matrices of one block alike. So matrices are compared within their block: there only the
+movement differs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections.abc import Iterable
 from itertools import groupby
 
-# Degrees of freedom below which nothing is said.
+# Minimum number of degrees of freedom for a conclusion.
 _LEAST = 8
 
 

@@ -110,7 +110,7 @@ def hub_id_of(source: str) -> HubId:
 
 
 def _neighbour(path: Path) -> str:
-    """Point to something beside a path that does not exist, and is called almost the same."""
+    """For a path that does not exist, suggest an entry of its folder with almost the same name."""
     try:
         beside = [each.name for each in itertools.islice(path.parent.iterdir(), _LOOKED_AT)]
     except OSError:

@@ -1,4 +1,4 @@
-"""Check a file written by torch.save before torch reads it: how much would its pickle create beside the tensors?
+"""Check a file written by torch.save before torch reads it: how much would its pickle create besides the tensors?
 
 No code in it can run, but torch follows the pickle: it inflates a compressed one, makes a ``bytearray`` of any size,
 and repeats memorised values.
@@ -91,7 +91,7 @@ def _check_stored(file: Path, member: zipfile.ZipInfo) -> None:
 def _check_directory(file: Path, content: IO[bytes]) -> None:
     """Refuse a zip whose list of members is large, or lies elsewhere than right before its end.
 
-    There, torch and Python find the same list. A file could hold two, of which only one is looked at here.
+    There, torch and Python find the same list. A file could hold two, of which only one is checked here.
     """
     size = content.seek(0, io.SEEK_END)
     begin = max(0, size - _END_BYTES - _LOCATOR_BYTES - _END64_BYTES)

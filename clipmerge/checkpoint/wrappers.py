@@ -1,7 +1,7 @@
-"""A CLIP inside another module: beside a head of its own, beside a second copy, or with its towers apart.
+"""A CLIP inside another module: next to a separate head or a second copy, or with its towers apart.
 
 People train `class Model: clip = CLIPModel(...); head = Linear(...)`, keep an average of the weights in the same state
-dict, or hold the two towers as two attributes. The CLIP is what lies behind the attributes whose names lead to a tower.
+dict, or hold the two towers as two attributes. The CLIP is found under the attributes whose names lead to a tower.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 DEBUG = "CLIPMERGE_DEBUG"
-#: Called before an error is printed: a progress bar must not stay behind, nor be drawn over the error.
+#: Called before an error is printed: a progress bar must neither remain on the terminal nor be drawn over the error.
 before_the_error: list[Callable[[], None]] = []
 #: Ctrl-C since the command began.
 pressed: list[int] = []

@@ -144,7 +144,7 @@ def complete_recipe(incomplete: str) -> list[str]:
     """Complete a recipe: a shipped one, or a YAML file here.
 
     Args:
-        incomplete: What was typed.
+        incomplete: The text typed so far.
     """
     return [name for name in (*shipped_recipes(), *_files(incomplete)) if name.startswith(incomplete)]
 

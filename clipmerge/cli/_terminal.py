@@ -144,9 +144,9 @@ class Terminal:
         self._bar.update(self._task, completed=done, total=total, description=self._stage)
 
     def _print_progress(self, done: float, total: float) -> None:
-        """Say how far the stage is, unless that was said a moment ago."""
+        """Print how far the stage is, unless that was printed a moment ago."""
         now = self._clock()
-        if self._first is None:  # it includes the warm-up, which tells nothing about the pace
+        if self._first is None:  # it includes the warm-up, which does not show the pace
             self._first = (now, done)
         if now - self._last_line < LINE_SECONDS or not 0 < done <= total:
             return
@@ -160,7 +160,7 @@ class Terminal:
         """Print the last line of the human format, and how long the command took.
 
         Args:
-            line: Where the output is.
+            line: A line with the place of the output.
         """
         self.close()
         self.show(line, f"Took {told(self._clock() - self._begin)}.")

@@ -1,4 +1,4 @@
-"""The command line: all commands put together.
+"""The command line: all commands in one program.
 
 A command's file is imported when that command is used, so `clipmerge --help` imports none of them. Torch and
 transformers are imported inside commands.

@@ -107,7 +107,7 @@ def answers(
     Args:
         model: The model, weights loaded.
         pixels: (batch, 3, height, width), on the model's device.
-        classes: As `class_embeddings` returns them.
+        classes: Result of `class_embeddings`.
         images_at_once: Images that go through the model at once; ``None`` for the whole batch.
 
     Returns:

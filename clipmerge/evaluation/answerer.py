@@ -28,7 +28,7 @@ class Answerer:
 
         Args:
             model: The model; its weights must be those of the point whenever `answer` is called.
-            classes: As `class_embeddings` returns them, on the model's device.
+            classes: Result of `class_embeddings`, on the model's device.
             images_at_once: Images that go through the model at once; ``None`` for all that are given.
         """
         self._model = model

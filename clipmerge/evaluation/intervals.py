@@ -24,7 +24,7 @@ def wilson(share: float, images: int) -> tuple[float, float]:
     that of a binary outcome with the same mean.
 
     Args:
-        share: In [0, 1].
+        share: Share of the images, in [0, 1].
         images: Number of images it was measured on, at least 1.
 
     Returns:

@@ -28,7 +28,7 @@ def require_finite(values: Any, name: str, source: str) -> None:
     Args:
         values: The parameter or a run of it, an array or a tensor.
         name: Its name, for the message.
-        source: Where it came from.
+        source: Source of the parameter, for the message.
 
     Raises:
         CheckpointError: If an entry is not finite.

@@ -41,7 +41,7 @@ MOST_DIMENSIONS = 64
 LONGEST_NAME = 1000
 #: Bytes of the pickle in a file that torch.save wrote; the tensors are stored outside the pickle.
 LARGEST_PICKLE = 64 * MIB
-#: Operations of such a pickle, by which it makes its objects; a training checkpoint has some 200,000.
+#: Operations with which such a pickle makes its objects; a training checkpoint has about 200,000.
 MOST_OPERATIONS = 1_000_000
 #: Numbers of more than 32 bits in such a pickle; the state of Python's random numbers has some 300.
 MOST_LARGE_NUMBERS = 5000

@@ -93,7 +93,7 @@ def explain(error: BaseException, *, doing: str, state: str = "", again: str = "
 
     Args:
         error: Exception raised by the client; uploads and downloads wrap the real one in ``__cause__``.
-        doing: Operation, put first in the line: ``"push to acme/robust"``.
+        doing: Operation, with which the line begins: ``"push to acme/robust"``.
         state: Sentence about the state after the error: ``"Nothing was published."``
         again: Command that continues, without backticks.
 

@@ -21,7 +21,7 @@ def sample_and_hold_back(
 ) -> tuple[LabelledImages, LabelledImages | None]:
     """Sample images for a decision, and others that it will not see.
 
-    With enough images the decision gets the number asked for, and the images held back come on top. With fewer, the
+    With enough images the decision gets the requested number, and the images held back are additional. With fewer, the
     available images are divided by the share.
 
     Args:

@@ -86,7 +86,7 @@ class ParquetImages:
     """The image column of several files; the last row group read stays open.
 
     Attributes:
-        place: Where the files are.
+        place: Place of the files.
         groups: Their row groups, in order.
         blocks: Row group of every image.
         opened: By file, pyarrow's metadata and the path of the image column.
@@ -138,7 +138,7 @@ def load_parquet(source: str, place: Place, files: Sequence[str], asked: Columns
 
     Args:
         source: The source as the user wrote it, for messages.
-        place: Where the files lie.
+        place: Place of the files.
         files: Their names, sorted.
         asked: The columns that the user named.
 

@@ -36,7 +36,7 @@ def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]
 
 
 def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count: int, seed: int) -> list[int]:
-    """List positions to sample from: as few blocks as possible that give every class its share of a balanced sample.
+    """List positions to sample from: the fewest blocks that give every class its share of a balanced sample.
 
     Blocks are visited in a seeded order, and one is taken when it holds a class that still lacks images. A sample of
     the result has as many images per class as a sample of everything.

@@ -68,7 +68,7 @@ class Shard:
 
     Attributes:
         archive: Its name.
-        members: Where each image lies.
+        members: Position of each image.
         labels: The label of each image, or its captions in one text.
     """
 
@@ -109,7 +109,7 @@ def read_shard(place: Place, archive: str, asked: Columns) -> Shard:
     """Read the headers and labels of one archive.
 
     Args:
-        place: Where it lies.
+        place: Place of the archive.
         archive: Its name.
         asked: Endings that the user named.
 

@@ -12,7 +12,7 @@ def greedy_soup(task: Task, *, alpha: Alpha = 1.0) -> Decision:
 
     Args:
         task: The checkpoints, and the measurements if the recipe has a measure.
-        alpha: How far to go from zero-shot to the soup; 1 is the soup itself.
+        alpha: Share of the way from zero-shot to the soup; 1 is the soup itself.
 
     Returns:
         One coefficient for every layer; checkpoints outside the soup have weight 0.

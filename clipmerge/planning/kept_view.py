@@ -15,12 +15,12 @@ class KeptRow:
 
     Attributes:
         task: Name of the task; empty in all but its first row.
-        measure: What is measured, such as ``image to text R@5``.
+        measure: Name of the measured number, such as ``image to text R@5``.
         zeroshot: The zero-shot model's.
         finetuned: The fine-tuned model's; the mean of several.
         merged: The merged model's.
-        lost: What fine-tuning changed, in points.
-        given_back: What the merge changed from there, in points.
+        lost: Change by fine-tuning, in points.
+        given_back: Change by the merge from there, in points.
     """
 
     task: str

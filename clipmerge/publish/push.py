@@ -39,7 +39,7 @@ from clipmerge.publish.repository import (
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-# Files that are not published as they are in the folder, but made anew from the public record.
+# Files that are not published as they are in the folder, but made again from the public record.
 _MADE = frozenset({CARD, RECORD, PICTURE})
 
 
@@ -251,7 +251,7 @@ def _published_files(folder: Path, record: MergeRecord) -> dict[str, Path]:
 
     Only regular files in the folder itself: nobody asked to publish anything else in it.
     """
-    # a record may come from a stranger, and name anything that lies beside it
+    # a record may come from a stranger, and name any file in its folder
     wanted = SIDE_FILES | _MADE | {name for name in record.files if _is_weights(name)}
     paths = {path.name: inside(folder, path.name) for path in sorted(folder.iterdir()) if path.name in wanted}
     links = [name for name, path in paths.items() if path is None]

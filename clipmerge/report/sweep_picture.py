@@ -209,7 +209,7 @@ def _draw_marks(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
 
 
 def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
-    """Put the legend below the picture, which grows by it: inside, a large legend would hide something."""
+    """Put the legend below the picture and enlarge the picture: inside, a large legend would hide something."""
     handles, _ = axes.get_legend_handles_labels()
     for columns in range(min(len(handles), 4), 0, -1):
         legend = figure.legend(

@@ -49,7 +49,7 @@ def cost_of(suite: Suite, *, recipes: int, alphas: int, limit: int | None, devic
         recipes: Number of recipes; each adds at most one point.
         alphas: Number of points of the curve.
         limit: Images taken from each source; ``None`` for all.
-        device: Where it would run: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        device: Device on which it would run: ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Returns:
         JSON-ready: ``downloads``, their ``bytes`` (``None`` if one is not known), ``forward_passes``,

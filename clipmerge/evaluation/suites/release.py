@@ -36,7 +36,7 @@ class Fetched:
     """A release file on this machine.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         sha256: Its hash.
         verified: Whether the hash is a published one; otherwise it is that of the first download.
     """

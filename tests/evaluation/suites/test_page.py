@@ -60,4 +60,6 @@ def test_published_figures_stand_beside_ours() -> None:
 
 def test_a_sample_is_called_one() -> None:
     page = bench_page(record(limit=64))
-    assert "**Not a reproduction:** 64 images per source were sampled (seed 0), so one image counts for 1.6 points" in page
+    assert (
+        "**Not a reproduction:** 64 images per source were sampled (seed 0), so one image counts for 1.6 points" in page
+    )
