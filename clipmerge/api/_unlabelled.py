@@ -46,7 +46,7 @@ def _problem(recipe: Recipe) -> str:
     if options["robustness"] == 0:
         return f"recipe '{recipe.name}' has measure.robustness 0, so it has no use for unlabelled images"
     if min(options["copies"], options["batch"]) < 2:
-        return f"recipe '{recipe.name}' has a single copy per step, of which half cannot be unlabelled images"
+        return f"recipe '{recipe.name}' has one copy per step, too few to replace half by unlabelled images"
     return ""
 
 
