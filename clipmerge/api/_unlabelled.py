@@ -31,7 +31,9 @@ def check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
     named = f"--unlabelled {source}" if isinstance(source, str) else "unlabelled"
     problems = [_problem(recipe) for recipe in recipes] or ["no recipe is given"]
     if all(problems):
-        raise UsageError(f"{named}: {problems[0]}; leave out --unlabelled, or choose a recipe that does, such as auto")
+        raise UsageError(
+            f"{named}: {problems[0]}; leave out --unlabelled, or choose a recipe that learns from them, such as auto"
+        )
     if source is calibration.source or _same_place(source, calibration.source):
         raise UsageError(
             f"{named}: these are the images of --data; give images of where the model will be used, or leave it out"

@@ -101,7 +101,7 @@ def test_what_cannot_be_used_is_refused(pair: Pair, images: Path, camera: Path, 
         ("wise-ft", given, "recipe 'wise-ft' does not learn from unlabelled images; leave out --unlabelled"),
         ("tpgm", given, "recipe 'tpgm' does not learn"),
         ("auto", (*given, "--set", "measure.robustness=0"), "has measure.robustness 0"),
-        ("auto", (*given, "--set", "measure.copies=1"), "has a single copy per step"),
+        ("auto", (*given, "--set", "measure.copies=1"), "has one copy per step"),
         ("auto", ("--unlabelled", images), "these are the images of --data"),
     ):
         found = clipmerge("merge", *pair, "--recipe", recipe, "--data", images, "--dry-run", *flags)
