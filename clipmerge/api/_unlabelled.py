@@ -36,7 +36,7 @@ def check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
         )
     if source is calibration.source or _same_place(source, calibration.source):
         raise UsageError(
-            f"{named}: these are the images of --data; give images of where the model will be used, or leave it out"
+            f"{named}: these are the images of --data; give images from where the model will be used, or leave it out"
         )
 
 

@@ -37,7 +37,7 @@ def page(compressed: int, uncompressed: int) -> bytes:
         # field 4: a list of one structure without fields, so without its number of rows
         (b"\x49\x1c" + STOP + STOP, "a number is missing"),
         # field 4: a list of one number, not of row groups
-        (b"\x49\x15\x02" + STOP, "a list in its footer holds something else"),
+        (b"\x49\x15\x02" + STOP, "a list in its footer does not hold what it should"),
         # a row group (field 1: list of one structure), whose column has no metadata
         (b"\x49\x1c" + b"\x19\x1c" + STOP + b"\x26\x00" + STOP + STOP, "a column is not described"),
         (b"\x15" + b"\xff" * 11, "more than 64 bits"),

@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "wide numbers": (Pairs([(np.zeros((4, 4, 3), np.int32), 0), (np.zeros((4, 4, 3), np.int32), 1)]), "of int32"),
     "a vector of pixels": (Pairs([(torch.zeros(5), 0), (torch.zeros(5), 1)]), r"the shape \(5,\)"),
     "pixels of two sizes": (Pairs([(torch.zeros(3, 2, 2), 0), (torch.zeros(3, 4, 4), 1)]), "the same for every image"),
-    "batches of images alone": (DataLoader(Pairs([torch.zeros(3, 2, 2)] * 4), batch_size=1), "batches are neither"),  # type: ignore[arg-type]
+    "batches of images alone": (DataLoader(Pairs([torch.zeros(3, 2, 2)] * 4), batch_size=1), "batches are not"),  # type: ignore[arg-type]
 }
 
 
