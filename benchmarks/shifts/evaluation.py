@@ -50,7 +50,7 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        """In the results."""
+        """Name in the results."""
         return self.recipe.name
 
     def is_for(self, pair: str) -> bool:

@@ -43,7 +43,7 @@ class About:
 
     @property
     def command(self) -> str:
-        """Runs it."""
+        """The command that runs it."""
         return f"python -m {self.module}"
 
 
@@ -163,7 +163,7 @@ class TrainedPair:
 
     @property
     def name(self) -> str:
-        """Regime and seed."""
+        """Regime and seed in one word."""
         return f"{self.regime}-{self.seed}"
 
     @property

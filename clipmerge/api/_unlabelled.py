@@ -1,4 +1,4 @@
-"""Unlabelled images of where the model will be used, for recipes that learn."""
+"""Unlabelled images from where the model will be used, for recipes that learn."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Ends(Mapping[str, Tensor]):
     """Tensors by name, each held in memory or read from mapped files on every access."""
 
     def __init__(self) -> None:
-        """Hold nothing."""
+        """Start without tensors."""
         self._sources: dict[str, Tensor | Callable[[slice | None], Tensor]] = {}
 
     def hold(self, name: str, tensor: Tensor) -> None:

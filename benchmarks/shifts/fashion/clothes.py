@@ -99,7 +99,7 @@ def contrast(pictures: Tensor, _: Generator) -> Tensor:
 
 
 def inversion(pictures: Tensor, _: Generator) -> Tensor:
-    """Light on dark."""
+    """Invert to light on dark."""
     return 1 - pictures
 
 
