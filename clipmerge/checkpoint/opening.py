@@ -224,7 +224,7 @@ def _checkpoint(
     if not entries:
         raise CheckpointError(f"{files[0]}: holds no tensors")
     folder = files[0].parent
-    if not _is_adapter(files[0]):  # an adapter, whose reader knows every tensor it may have
+    if not _is_adapter(files[0]):  # an adapter's own reader knows every tensor it may have
         entries, tensors, told = _unwrapped(files[0], entries, tensors, part)
         note = "; ".join(filter(None, (note, told))) or None
     facts: dict[str, Any] = {"source": source, "revision": revision, "folder": folder, "files": files}
