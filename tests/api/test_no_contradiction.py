@@ -32,6 +32,8 @@ QUICK = {
     "straggler-sparse": ["measure.steps=2"],
     "straggler-outlier": ["measure.nodes=2", "method.threshold=1", "method.mirror=0", "method.stability=0.3"],
 }
+#: Those that measure, in seconds each.
+MEASURED = ("auto", "straggler-sparse", "straggler-outlier")
 TAKES_ALPHA = ("wise-ft", "auto", "straggler-sparse", "straggler-outlier")
 shares = st.sampled_from([0.0, 0.1, 0.5, 1.0])
 overrides = st.builds(Override, layers=st.sampled_from(["text.*", "*.mlp", "logit_scale", "*"]), alpha=shares)
@@ -45,7 +47,9 @@ def known() -> Known:
     return Known()
 
 
-@pytest.mark.parametrize("method", QUICK)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name in MEASURED)) for name in QUICK]
+)
 @settings(
     max_examples=5,
     phases=[Phase.explicit, Phase.generate],

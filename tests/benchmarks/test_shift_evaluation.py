@@ -210,6 +210,7 @@ def test_the_page_is_made_from_the_files_alone(evaluated: tuple[TrainedPair, Pat
         assert picture.width > 500
 
 
+@pytest.mark.slow
 def test_pairs_trained_once_more_are_told_apart_and_counted_together(
     evaluated: tuple[TrainedPair, Path], tmp_path: Path
 ) -> None:
@@ -227,6 +228,7 @@ def test_pairs_trained_once_more_are_told_apart_and_counted_together(
     assert "`auto` above | aggressive (2) | all (2) |" in second
 
 
+@pytest.mark.slow
 def test_further_pairs_and_other_machines_are_told(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
     record = json.loads(evaluated[1].read_text())
     results = tmp_path / "results" / "emoji_shift"

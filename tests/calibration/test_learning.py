@@ -198,6 +198,7 @@ def test_the_model_is_left_at_what_was_learned(ends: Ends) -> None:
         assert torch.allclose(objective.parameters[name], zero + value * (fine - zero), atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_more_robustness_stays_closer_to_the_zero_shot_predictions(ends: Ends) -> None:
     def ending(robustness: float) -> tuple[float, float]:
         objective = objective_for(ends, make_batches(SIZES))

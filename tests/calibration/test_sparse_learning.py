@@ -149,6 +149,7 @@ def test_stragglers_stay_sparse_where_the_straight_path_is_better(ends: Ends) ->
     assert dense.choice.goal <= dense.choice.path_goal
 
 
+@pytest.mark.slow
 def test_the_controls_take_other_layers_and_the_outlier_rule_may_take_none(ends: Ends) -> None:
     sharp, flat, outlier = (
         learned_sparse(objective_for(ends, make_batches(SIZES)), steps=2, rule=rule, share=0.2)

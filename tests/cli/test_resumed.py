@@ -80,6 +80,7 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("often")
 def test_what_was_learned_is_kept_until_it_is_written(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,6 +99,7 @@ def test_what_was_learned_is_kept_until_it_is_written(
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("often")
 def test_a_sweep_that_fails_at_the_end_learns_nothing_twice(
     pair: Folders, images: Path, tmp_path: Path, cache: Path

@@ -91,6 +91,7 @@ def test_signs_take_the_cross_terms_away(ends: Ends) -> None:
     assert not 0.6 < plain / 11 / float(expected[name].mean()) < 1.6
 
 
+@pytest.mark.slow
 def test_labels_are_drawn_from_the_models_own_predictions(ends: Ends) -> None:
     images = images_of(make_batches((4,)))
     found = load_plugin("measures", "fisher")(objective_for(ends, images), probes=100)

@@ -179,7 +179,7 @@ def test_traces_are_those_of_curvlinops(
         assert found.layers[layer]["hessian_trace"] == pytest.approx(block.trace().item(), rel=1e-3, abs=1e-4), layer
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("adaptive", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_average_case_is_half_rho_squared_times_the_trace(objective: Objective, exact: Exact, adaptive: bool) -> None:
     """Within Monte Carlo error: var = (rho^2 |c g|^2 + rho^4 / 2 |C H C|^2) / draws, plus fourth-order terms."""
     rho, draws = 0.03, 256

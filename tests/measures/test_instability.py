@@ -81,7 +81,9 @@ def test_the_largest_are_thinned(pair: tuple[Path, Path]) -> None:
         assert (plan.alpha, plan.density, plan.mask) == expected
 
 
-@pytest.mark.parametrize("recipe", ["straggler-instability", "straggler-cumulative"])
+@pytest.mark.parametrize(
+    "recipe", ["straggler-instability", pytest.param("straggler-cumulative", marks=pytest.mark.slow)]
+)
 def test_the_recipes_merge(pair: tuple[Path, Path], images: Path, tmp_path: Path, recipe: str) -> None:
     words = ("merge", *pair, "--recipe", recipe, "--data", images, "--set", "measure.points=1", "--no-verdict")
     outcome = clipmerge(*words, "--output", tmp_path / "out", "--format", "json")

@@ -103,7 +103,10 @@ def blobs(pixels: np.ndarray, colour: str, half: int = 3) -> list[tuple[int, int
     return centres
 
 
-@pytest.mark.parametrize("case", ["crowded", "one place", "no recipes", "hostile names", "many sources"])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param("crowded", marks=pytest.mark.slow), "one place", "no recipes", "hostile names", "many sources"],
+)
 def test_odd_records_are_drawn(case: str) -> None:
     record = copy.deepcopy(RECORD)
     if case == "crowded":
