@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 # Share of the device's memory that activations may take; more images go through the model in pieces.
 _SHARE = 0.25
-# Assumed if the system does not report how much memory it has.
-_USUAL = 16 << 30
 
 
 class Activations:

@@ -32,6 +32,8 @@ PLAIN = "error: interrupted; nothing was left behind"
     ("ended", "state", "told"),
     [
         (Ended(130, [PLAIN]), "before", ""),
+        (Ended(130, ["note: x", "error: interrupted; no output was written"]), "before", ""),
+        (Ended(130, ["error: interrupted; no output was written"]), "after", "the line is not true"),
         (
             Ended(
                 130, ["note: x", "measuring: 36% after 10 s, about 14 s left", "error: interrupted; out is complete"]
