@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.path import runs_of
+from clipmerge.calibration.path import rows_of, runs_of
 from clipmerge.planning.tensors import rows_shape
 
 #: The full way from the start to the coefficients, and no further.
@@ -137,7 +137,7 @@ class Coefficients:
             for rows in runs_of(weights):
                 theta_0 = objective.path.theta_0.part(name, rows)
                 task_vector = objective.path.task_vector.part(name, rows)
-                torch.addcmul(theta_0, task_vector, _rows(placed, rows), out=_rows(weights, rows))
+                torch.addcmul(theta_0, task_vector, rows_of(placed, rows), out=rows_of(weights, rows))
         self._lent = False
         objective.forget(text=objective.text_changes)
 
@@ -178,7 +178,7 @@ class Coefficients:
         value = self.values[self._key[name]]
         gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
         for rows in runs_of(gradient):
-            _rows(gradient, rows).mul_(self._objective.path.task_vector.part(name, rows))
+            rows_of(gradient, rows).mul_(self._objective.path.task_vector.part(name, rows))
         slope = gradient.sum_to_size(value.shape)
         parameter.grad = None
         if value.grad is not None:
@@ -197,11 +197,6 @@ class Coefficients:
     def sparse(self) -> tuple[str, ...]:
         """Parameters and layers with dropped coefficients."""
         return tuple(self._kept)
-
-
-def _rows(values: Tensor, rows: slice | None) -> Tensor:
-    """Some rows of a tensor, as a view of it; a scalar, which applies to every row, is returned whole."""
-    return values if rows is None or not values.ndim else values[rows]
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

@@ -342,8 +342,9 @@ class Objective:
         return self.criterion.add_gradients(batch, prompt_features, loss_of, self._images_at_once or at_once)
 
     def most_at_once(self, at_once: int | None) -> int:
-        """Images whose activations `add_gradients` holds at most, if the user did not say fewer than ``at_once``."""
-        return min(max(self.batch_sizes), self._images_at_once or at_once or max(self.batch_sizes))
+        """The largest number of images whose activations `add_gradients` holds at once, given the same ``at_once``."""
+        largest = max(self.batch_sizes)
+        return min(largest, self._images_at_once or at_once or largest)
 
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
         """Iterate over the batches with each batch's own gradient in ``parameter.grad``; one gradient pass.

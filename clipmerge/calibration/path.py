@@ -40,9 +40,7 @@ class Ends(Mapping[str, Tensor]):
     def part(self, name: str, rows: slice | None) -> Tensor:
         """Some rows of a tensor; ``None`` for all of it."""
         source = self._sources[name]
-        if not isinstance(source, Tensor):
-            return source(rows)
-        return source if rows is None else source[rows]
+        return rows_of(source, rows) if isinstance(source, Tensor) else source(rows)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sources)
@@ -78,14 +76,16 @@ def runs_of(tensor: Tensor) -> list[slice | None]:
     return [slice(start, start + step) for start in range(0, len(tensor), step)]
 
 
+def rows_of(values: Tensor, rows: slice | None) -> Tensor:
+    """Some rows of a tensor, as a view of it; a scalar, which applies to every row, is returned whole."""
+    return values if rows is None or not values.ndim else values[rows]
+
+
 def _read(inputs: Inputs, name: str, rows: slice | None = None, *, change: bool) -> Tensor:
     """Read theta_0, or theta_1 - theta_0, into memory of its own, float32, and release the files' pages."""
-    chosen = slice(None) if rows is None else rows
-    theta_0 = inputs.theta_0(name)
-    value = (theta_0[chosen] if theta_0.ndim else theta_0).to(torch.float32, copy=True)
+    value = rows_of(inputs.theta_0(name), rows).to(torch.float32, copy=True)
     if change:
-        theta_1 = inputs.theta_1(name)
-        value = (theta_1[chosen] if theta_1.ndim else theta_1).float() - value
+        value = rows_of(inputs.theta_1(name), rows).float() - value
     inputs.release(name)
     return value
 

@@ -26,7 +26,7 @@ class TowerCost:
 
     Attributes:
         called: Modules without children that are called for an image or a prompt.
-        per_image: Entries of the output of those that are called for an image, for one image.
+        per_image: Number of output entries for one image, of the modules that are called for an image.
         prompt: Work of a prompt, in forward passes of an image; the same in every process.
     """
 
