@@ -217,10 +217,8 @@ def timed(function: Callable[[], Any]) -> dict[str, float]:
     return {"seconds": seconds, "elapsed": elapsed, "peak_mb": memory_mb("self")["VmHWM"], "private_mb": private}
 
 
-def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def compare(options: argparse.Namespace, paths: tuple[Path, Path]) -> dict[str, Any]:
     """Time every requested measure, between two joint gradient passes unless it runs alone."""
-    both = options.towers == "both"
-    paths = save_pair(folder, options.size, both=both)  # they exist
     told = Told()
     idle = memory_mb("self")["RssAnon"]
     objective = objective_for(paths, options, told)
@@ -228,7 +226,7 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     images_mb = sum(batch.pixels.nbytes for batch in objective.batches) / 1e6
     found: dict[str, Any] = {"weights_mb": weights_mb, "images_mb": images_mb, "idle_mb": idle}
     found["tokens"] = objective.prompts.tokens["input_ids"].shape[1]
-    plain = None if options.alone else Plain(paths[1], options, both=both)
+    plain = None if options.alone else Plain(paths[1], options, both=options.towers == "both")
     if plain:
         timed(lambda: plain.gradient_pass(objective.batches[:1]))
     joint = [joint_seconds(plain, objective)]
@@ -287,11 +285,10 @@ def main() -> None:
     if options.memory:
         activations.memory = lambda _device: options.memory << 30  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        save_pair(folder, options.size, both=options.towers == "both")
+        paths = save_pair(options.folder or Path(temporary), options.size, both=options.towers == "both")
         gc.collect()  # so that their memory is not kept
         with freed_memory_kept():
-            found = compare(options, folder)
+            found = compare(options, paths)
     settings = {key: value for key, value in vars(options).items() if key not in ("json", "folder", "coefficients")}
     if os.environ.get("RANK", "0") == "0":
         write_results(options.json, {"settings": settings, **found})

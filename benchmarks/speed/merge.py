@@ -67,7 +67,7 @@ def main() -> None:
         config = clip_config(arguments.size, arguments.gigabytes)
         name = f"sharded-{arguments.gigabytes:g}" if arguments.size == "sharded" else arguments.size
         pair = make_pair(folder / name, config, sharded=arguments.size == "sharded")
-        load = os.getloadavg()[0]  # ratios to others: nothing has run yet
+        load = os.getloadavg()[0]  # the load of other programs: nothing has run yet
         contestants = _contestants(arguments, pair, folder / f"{name}-output", Path(temporary) / "cache")
         # the first round is not counted: a virtual machine may then get new memory from its host
         rounds = [_round(contestants, pair, number) for number in range(arguments.warmup + arguments.rounds)]
