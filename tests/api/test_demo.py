@@ -72,10 +72,20 @@ def test_stragglers_get_half_of_their_weights_back(demo: dict[str, dict[str, str
     assert loss[1.0] < loss[0.0]
 
 
-def test_the_command_trains_nothing_again_and_prints_the_table_and_a_merge_to_run(demo: dict[str, Any]) -> None:
+def test_the_command_trains_nothing_again_and_prints_the_table_and_a_merge_to_run(
+    demo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again: list[dict[str, Any]] = []
+
+    def kept(*arguments: Any, **options: Any) -> dict[str, Any]:
+        again.append(run_demo(*arguments, **options))
+        return again[-1]
+
+    monkeypatch.setattr("clipmerge.api.demo.demo", kept)
     ended = clipmerge("demo", "--output", demo["folder"])
     assert ended.code == 0, ended.err
     assert "trained earlier" in ended.err
+    assert again[0]["accuracy"] == demo["accuracy"]
     lines = ended.out.splitlines()
     heads, *rows = lines[: 1 + len(demo["accuracy"])]
     assert heads.split() == ["accuracy,", "%", "clean", "noise", "inversion", "rotation", "blur", "mean", "shifted"]
