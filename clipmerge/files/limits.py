@@ -72,7 +72,7 @@ MOST_PIXELS = 1 << 26
 #: pixels long.
 MOST_STRETCHED = 30
 #: Number of scans over the whole image, as in progressive JPEGs; real ones have about ten.
-MOST_SCANS = 100
+MOST_SCANS = 50
 #: Segments, chunks or blocks of an encoded image before its pixels.
 MOST_PARTS = 100_000
 #: Bytes of a run-length encoded BMP, whose runs are decoded one by one.

@@ -291,8 +291,8 @@ def jpeg_of_1000_scans(path: Path) -> None:
 
 
 @bomb("image", "x.jpg")
-def jpeg_of_90_scans(path: Path) -> None:
-    path.write_bytes(drawn_over(84, 8192))
+def jpeg_of_45_scans(path: Path) -> None:
+    path.write_bytes(drawn_over(39, 8192))
 
 
 @bomb("image", "x.jpg")

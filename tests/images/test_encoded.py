@@ -70,7 +70,7 @@ def in_tiff(times: int) -> bytes:
 
 
 BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
-    "scans": (lambda: drawn_over(200, 64), "scans, each over all pixels, more than 100"),
+    "scans": (lambda: drawn_over(200, 64), "scans, each over all pixels, more than 50"),
     "scans in TIFF": (lambda: in_tiff(2000), "scans, each over all pixels"),
     "segments": (lambda: behind_start("JPEG", b"\xff\xfe\0\2", 150_000, 2), "more than 100000 parts"),
     "fill bytes": (lambda: behind_start("JPEG", b"\xff", 150_000, 2), "more than 100000 parts"),
