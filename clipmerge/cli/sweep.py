@@ -248,7 +248,7 @@ def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
     from rich.table import Table
     from rich.text import Text
 
-    from clipmerge.report.kept import sweep_kept_section
+    from clipmerge.report.sweep_kept import sweep_kept_section
 
     section = sweep_kept_section(record)
     tables: dict[str, list[tuple[int, str]]] = {}

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clipmerge.planning.kept import Kept, Score, measures_of
+from clipmerge.planning.kept import Kept
 from clipmerge.planning.kept_view import EXPLANATION, HEADS, kept_facts, kept_rows
-from clipmerge.report.sweep_table import heads_of
 
 
 def kept_section(kept: Sequence[Kept]) -> dict[str, Any]:
@@ -21,30 +20,4 @@ def kept_section(kept: Sequence[Kept]) -> dict[str, Any]:
         "kept_heads": HEADS,
         "kept_facts": kept_facts(kept),
         "kept_explanation": EXPLANATION,
-    }
-
-
-def sweep_kept_section(record: dict[str, Any]) -> dict[str, Any]:
-    """Values of the template ``sweep_kept``: one column per number, one row per point.
-
-    Args:
-        record: Result of `clipmerge.api.sweep.sweep`.
-    """
-    tasks = [task["name"] for task in record.get("kept", [])]
-    points = [*record["curve"], *record["recipes"], *record.get("points", [])]
-    cells = [_numbers(point.get("kept", {}), tasks) for point in points]
-    return {
-        "kept_columns": list(cells[0]) if tasks else [],
-        "kept_rows": [
-            {"head": head, "is_mark": is_mark, "cells": [f"{100 * value:.1f}" for value in row.values()]}
-            for (head, is_mark), row in zip(heads_of(record), cells, strict=True)
-        ],
-    }
-
-
-def _numbers(scores: dict[str, Any], tasks: Sequence[str]) -> dict[str, float]:
-    return {
-        f"{task}: {measure}": value
-        for task in tasks
-        for measure, value in measures_of(Score.model_validate(scores[task])).items()
     }

@@ -8,11 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from clipmerge.files.templates import render
-from clipmerge.report.kept import sweep_kept_section
 from clipmerge.report.numbers import ranged
 from clipmerge.report.palette import DARK_MARKS, MARKS
 from clipmerge.report.prose import flags, sentence, with_minus_signs, words
 from clipmerge.report.sweep_headline import gain_notes, headline
+from clipmerge.report.sweep_kept import sweep_kept_section
 from clipmerge.report.sweep_table import heads_of, marks_of, sweep_columns
 
 
