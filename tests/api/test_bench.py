@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from clipmerge.api.bench import _Check, _write
 from clipmerge.evaluation.suites import release
-from clipmerge.evaluation.suites.suite import suite_names
+from clipmerge.evaluation.suites.suite import load_suite, suite_names
 from tests.support.command import clipmerge, refused, start
 from tests.support.hub_double import FakeHub, environment, serving
 from tests.support.public_pairs import BASE, Releases, save_soups, serving_files, upload_fusionbench, upload_imagenets
@@ -166,3 +168,23 @@ def test_a_wrong_zero_shot_figure_stops_imagenet(
     assert "Nothing was swept" in line
     assert set(answers) == {0}
     assert not (tmp_path / "bench-imagenet-b32").exists()
+
+
+@pytest.mark.parametrize(("limit", "error"), [(None, 0.0), (400, 300 * math.sqrt(0.46 * 0.54 / 400))])
+def test_only_a_sample_may_be_off_by_its_sampling_error(limit: int | None, error: float) -> None:
+    suite = load_suite("corrupted-eurosat")
+    allowed = suite.tolerance + error
+    (pair,) = suite.pairs
+    said: list[str] = []
+    check = _Check(suite, pair, limit, stops=False, say=said.append)
+    check(dict.fromkeys(pair.sources, 0.46 + (allowed - 0.01) / 100))
+    assert said == []
+    check(dict.fromkeys(pair.sources, 0.46 + (allowed + 0.01) / 100))
+    assert f"published is 46%, and they may differ by {allowed:.1f} points" in said[0]
+    assert [each["passed"] for each in check.outcomes] == [True, False]
+
+
+def test_only_the_main_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    _write({"suite": "mine", "pairs": []}, tmp_path / "out", overwrite=False)
+    assert list(tmp_path.iterdir()) == []

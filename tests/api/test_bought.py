@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as clipmerge_package
+from clipmerge.api._bought import add_verdict
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import UsageError, VerdictError
+from clipmerge.evaluation import verdict
 from clipmerge.evaluation.probe import CORRUPTIONS, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import sample_and_hold_back
@@ -30,6 +33,7 @@ from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import save_images, save_pair
+from tests.support.told import Told
 
 Inputs = tuple[Path, Path]
 QUICK = ("measure.nodes=2",)
@@ -331,3 +335,33 @@ def test_a_sweep_warns_of_a_recipe_that_loses_id_accuracy(losing: Inputs, photos
     assert not [text for text in allowed.json["warnings"] if "--max-loss" in text]
     refused(clipmerge("sweep", *losing, *flags, "--strict", "-o", tmp_path / "strict"))
     assert not (tmp_path / "strict").exists()
+
+
+class Showing(Told):
+    """A terminal on which the summary, with its warnings, will be printed."""
+
+    shows_verdict = True
+
+
+@pytest.mark.parametrize("listener", [Told, Showing])
+def test_a_warning_that_the_summary_shows_is_not_said_as_well(
+    pair: Inputs, photos: Path, monkeypatch: pytest.MonkeyPatch, listener: type[Told]
+) -> None:
+    lost = SimpleNamespace(warnings=("the merge loses 9 points",))
+    monkeypatch.setattr(verdict, "measure_bought", lambda *_, **__: lost)
+    told = listener()
+    run = prepare(request_for(pair, "wise-ft", photos), told)
+    assert decided(run).bought is lost
+    assert lost.warnings[0] in decided(run).warnings
+    assert (lost.warnings[0] in told.lines) is (listener is Told)
+
+
+def test_a_process_that_does_not_decide_has_no_plan_to_put_the_warning_in(pair: Inputs, photos: Path) -> None:
+    request = request_for(pair, "straggler-outlier", photos)
+    run = Run(prepare(request_for(pair, "wise-ft", None)).inputs, Told())
+    add_verdict(run, request)
+    assert run.plan is None
+    assert isinstance(run.progress, Told)
+    assert run.progress.lines == [
+        "what the merge bought could not be measured: there are too few images to hold any back"
+    ]

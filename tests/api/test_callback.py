@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Dataset
-from transformers import CLIPModel, Trainer, TrainingArguments
+from transformers import CLIPModel, Trainer, TrainerState, TrainingArguments
 
 import clipmerge as api
 from clipmerge import RobustMergeCallback
@@ -20,6 +20,7 @@ from clipmerge.errors import CheckpointError, OutputError, RecipeError, UsageErr
 from clipmerge.progress import Silent
 from tests.support.hub_double import serving
 from tests.support.tiny_clip import tiny_processor
+from tests.support.told import Told
 
 Folders = tuple[Path, Path]
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
@@ -189,3 +190,17 @@ def test_sharded_trainings_are_refused(pair: Folders, tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="with DeepSpeed or FSDP no process holds the whole model"):
         RobustMergeCallback(pair[0], "wise-ft").on_train_begin(Arguments(), None, None, model=None)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_main_process_logs_the_merge(pair: Folders, tmp_path: Path, main: bool) -> None:
+    told = Told()
+    callback = RobustMergeCallback(pair[0], "wise-ft", output=tmp_path / "out", progress=told)
+    args, state = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]), TrainerState()
+    state.is_world_process_zero = main
+    callback.on_train_end(args, state, None, model=CLIPModel.from_pretrained(pair[1]))
+    assert callback.error is None
+    assert callback.result is not None
+    assert [line for line in told.lines if "the merged model is in" in line] == (
+        [f"the merged model is in {tmp_path / 'out'}"] if main else []
+    )

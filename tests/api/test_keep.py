@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as api
-from clipmerge.errors import DataError, UsageError
+from clipmerge.api._other_tasks import add_kept
+from clipmerge.api.plan import prepare
+from clipmerge.errors import CheckpointError, DataError, UsageError
+from clipmerge.evaluation import kept
+from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
+from clipmerge.request import Calibration, MergeRequest, Run
 from tests.evaluation.test_retrieval import by_sorting
 from tests.support.benchmark_sets import retrieval_set
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import serving, upload
 from tests.support.image_files import png
 from tests.support.tiny_clip import tiny_config, tiny_processor
+from tests.support.told import Told
 
 Folders = tuple[Path, Path]
 #: Colours by name; the model learns all of them, and is fine-tuned on two.
@@ -246,3 +253,27 @@ def test_evaluate_prints_a_row_per_task_and_measure(models: Folders, others: dic
         value = captions["score"]["recall"][way.replace(" ", "_")]["5"]
         row = next(line for line in printed.splitlines() if line.startswith(f"captions, {way} R@5"))
         assert row.split()[-1] == f"{value:.1%}"
+
+
+@pytest.mark.parametrize("fault", [None, CheckpointError("the model cannot be built")])
+def test_a_process_that_does_not_decide_measures_and_keeps_nothing(
+    pair: Folders, images: Path, monkeypatch: pytest.MonkeyPatch, fault: CheckpointError | None
+) -> None:
+    measured: list[list[str]] = []
+
+    def measure(_inputs: Any, _plan: Any, _tensors: Any, tasks: dict[str, Any], *_: Any) -> tuple[Any, ...]:
+        measured.append(list(tasks))
+        if fault is not None:
+            raise fault
+        return ()
+
+    monkeypatch.setattr(kept, "measure_kept", measure)
+    request = MergeRequest(
+        str(pair[0]), (str(pair[1]),), load_recipe("wise-ft"), Calibration(device="cpu"), keep={"own": str(images)}
+    )
+    told = Told()
+    run = Run(prepare(replace(request, keep={})).inputs, told)
+    add_kept(run, request)
+    assert measured == [["own"]]
+    assert run.plan is None
+    assert told.lines == ([] if fault is None else [f"the tasks of --keep could not be measured: {fault}"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import clipmerge as api
+from clipmerge.api import _kept
 from clipmerge.api._kept import Kept, key_of
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.evaluation.points import Point
@@ -110,3 +111,14 @@ def test_points_are_told_apart(pair: Folders, images: Path) -> None:
     assert len(set(keys)) == len(points)
     assert keys == [key_of(point) for point in points]
     assert [key.split()[0] for key in keys] == ["placed"] * 2 + ["alpha"] * 2 + ["plan"] * 2
+
+
+def test_a_user_without_a_cache_folder_keeps_nothing(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(name: str) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    sweep = request(pair, "hf://datasets/acme/cars@1:test", "wise-ft")
+    assert Kept.of(sweep, inputs) is not None
+    monkeypatch.setattr(_kept, "user_cache", homeless)
+    assert Kept.of(sweep, inputs) is None

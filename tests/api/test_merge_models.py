@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import CLIPModel
 from transformers.utils import logging
 
 import clipmerge
-from clipmerge.api._in_memory import InMemorySource, _origin, with_state_key
+from clipmerge.api._in_memory import InMemorySource, _origin, as_sources, with_state_key
 from clipmerge.errors import UsageError
 from clipmerge.progress import Silent
 from tests.support import tiny_open_clip
@@ -114,15 +115,23 @@ def test_models_of_open_clip_get_the_weights_that_files_give(images: Path, tmp_p
 
 
 def test_a_name_of_open_clip_gives_the_configuration(tmp_path: Path) -> None:
-    import json
-
-    from clipmerge.api._in_memory import as_sources
-
     model = tiny_open_clip.build(tiny_open_clip.model_config())
     with as_sources(model, [], "ViT-B-32") as (source, _):
         config = json.loads(Path(source, "open_clip_config.json").read_text())
     assert config["model_cfg"]["embed_dim"] == 512
     assert not Path(source).exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_configuration_of_open_clip_is_taken_as_it_is(whole: bool) -> None:
+    parts = tiny_open_clip.model_config()
+    model = tiny_open_clip.build(parts)
+    model.visual.preprocess_cfg = {"size": 9}
+    stated = {"model_cfg": parts, "preprocess_cfg": {"size": 7}} if whole else parts
+    with as_sources(model, [], stated) as (source, _):
+        config = json.loads(Path(source, "open_clip_config.json").read_text())
+    assert config["model_cfg"] == parts
+    assert config["preprocess_cfg"] == {"size": 7 if whole else 9}
 
 
 def test_mode_device_wrappers_and_dtype(pair: Folders) -> None:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from clipmerge.api import sweep
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.api.sweep import run_sweep, write_sweep
@@ -344,3 +345,13 @@ def test_several_id_sources_are_averaged(far: Inputs, images: Path, shifted: Pat
     )
     for row in run_sweep(request)[0]["curve"]:
         assert row["id"] == pytest.approx(np.mean([row["accuracy"]["a"], row["accuracy"]["b"]]))
+
+
+def test_only_the_main_process_writes(
+    far: Inputs, images: Path, shifted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "run_sweep", lambda *_: ({"curve": []}, {}))
+    monkeypatch.setenv("RANK", "1")
+    record, _ = write_sweep(request_for(far, images, shifted, "lines"), tmp_path / "out")
+    assert record == {"curve": [], "output": str(tmp_path / "out")}
+    assert list(tmp_path.iterdir()) == []

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from clipmerge.api._arguments import merge_request
 from clipmerge.api._sweep_images import load_source, overlap_notes
+from clipmerge.api._unlabelled import unlabelled_images
 from clipmerge.api.sweep import check_sweep, sweep
 from clipmerge.errors import UsageError
+from clipmerge.images.dataset import load_images
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.provenance import CalibrationRecord
 from clipmerge.planning.recipe import load_recipe
@@ -181,3 +184,11 @@ def test_records_without_unlabelled_images_stay_as_they_were() -> None:
     assert json.dumps(record.model_dump(mode="json"), sort_keys=True) == text
     assert "unlabelled" not in html_page(MergeRecord.model_validate(RECORD))
     assert "unlabelled" not in model_card(MergeRecord.model_validate(RECORD), repo_id=None)
+
+
+def test_preprocessed_images_cannot_be_compared_with_labelled_ones(pair: Pair, images: Path) -> None:
+    pixels = [torch.full((3, 32, 32), float(shade)) for shade in range(3)]
+    request = merge_request(str(pair[0]), [str(pair[1])], "auto", data=str(images), unlabelled=pixels)
+    sample = unlabelled_images(request, [load_images(str(images))], Silent())
+    assert sample is not None
+    assert sorted(float(sample.store.batch([place])[0, 0, 0, 0]) for place in range(3)) == [0.0, 1.0, 2.0]
