@@ -186,7 +186,7 @@ def _goal_of(objective: Objective, goal: Goal, shown: Pictures, classes: Tensor)
     own = len(views) / shown.images
     # a piece may have no views, whose mean would not be finite
     calibration = cross_entropy(logits, shown.labels) * own if len(views) else logits.sum()
-    divergence = _divergence(objective, shown, goal, copies, classes) * (len(copies) / max(shown.copied, 1))
+    divergence = _divergence(objective, shown, copies, classes) * (len(copies) / max(shown.copied, 1))
     right = float((logits.detach().argmax(1) == shown.labels).double().mean() * own) if len(views) else 0.0
     seen = Losses(float(calibration.detach()), float(divergence.detach()), right)
     return calibration + goal.divergence_weight * divergence, seen
@@ -210,15 +210,13 @@ def copies_of(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
     return torch.cat([changed, unlabelled.pixels])[step.own]
 
 
-def _divergence(objective: Objective, shown: Pictures, goal: Goal, copies: Tensor, classes: Tensor) -> Tensor:
-    if not len(copies):
-        return torch.zeros((), device=classes.device)
-    if goal.divergence == "features" and shown.features is not None:
+def _divergence(objective: Objective, shown: Pictures, copies: Tensor, classes: Tensor) -> Tensor:
+    if len(copies) and shown.features is not None:
         return 1 - (copies * shown.features).sum(-1).mean()
-    if shown.target is None:
-        return torch.zeros((), device=classes.device)
-    own = objective.class_logits(copies, classes).log_softmax(-1)
-    return kl_div(own, shown.target, reduction="batchmean", log_target=True)
+    if len(copies) and shown.target is not None:
+        own = objective.class_logits(copies, classes).log_softmax(-1)
+        return kl_div(own, shown.target, reduction="batchmean", log_target=True)
+    return torch.zeros((), device=classes.device)
 
 
 def descend(

@@ -233,10 +233,6 @@ class Objective:
         """Images over all processes."""
         return self.shares.images
 
-    def gather(self, items: list[Any]) -> list[Any]:
-        """Collect items from every process, in every process."""
-        return self.shares.gather(items)
-
     def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum tensors over all processes; see `Shares.total`."""
         return self.shares.total(tensors)

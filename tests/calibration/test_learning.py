@@ -336,3 +336,19 @@ def test_the_method_needs_coefficients(tmp_path: Path) -> None:
         learned(Task(pair, measurements))
     with pytest.raises(RecipeError, match="needs a `measure:`"):
         learned(Task(pair))
+
+
+def test_a_given_start_stays_where_held_back_images_see_the_path(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    coefficients = Coefficients(objective, "layer", 0.35)
+    place, placed = coefficients.place, list[set[float]]()
+
+    def recorded() -> None:
+        placed.append({value.item() for value in coefficients.values.values()})
+        place()
+
+    monkeypatch.setattr(coefficients, "place", recorded)
+    found = learn(objective, coefficients, Course(Goal(0.0), steps=1, rate=1e-9, held_back=0.5))
+    assert found.path is not None
+    assert len(set(found.path.losses)) > 1
+    assert placed[0] == {pytest.approx(0.35)}

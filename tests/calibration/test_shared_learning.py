@@ -18,6 +18,7 @@ from clipmerge.calibration.learning import Course, learn, prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import Ends
 from clipmerge.calibration.steps import Step
+from clipmerge.calibration.tower_cost import seconds_per_pass
 from tests.support.small_objective import Ends as Paths
 from tests.support.small_objective import make_batches, objective_for, save_ends
 
@@ -227,3 +228,9 @@ def test_first_moments_of_large_tensors_take_two_bytes() -> None:
     assert descent.state["first:small"].dtype == torch.float32
     off = (large[: 1 << 15] - small).abs()
     assert 0 < float(off.max()) < 1e-2 * float((small - 0.5).abs().max())
+
+
+def test_a_process_without_images_measures_nothing(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objective.shares, "batches", [])
+    assert activations.Activations(objective, "float32").images() is None
+    assert seconds_per_pass(objective.criterion, objective.shares, "float32") == 0.0

@@ -14,6 +14,7 @@ from transformers import CLIPModel
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.models import model_for
+from clipmerge.planning.choices import Missing
 from tests.support.tiny_clip import CLASSES, tiny_config, tiny_processor
 
 # on tensors as small as these, threads only wait for each other
@@ -79,8 +80,9 @@ def objective_for(
     prompts_at_once: int = 512,
     progress: Callable[[float, float], None] | None = None,
     cost: Callable[[float, float], None] | None = None,
+    missing: Missing = "error",
 ) -> Objective:
-    pair = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))])
+    pair = align_checkpoints(open_checkpoint(str(ends[0])), [open_checkpoint(str(ends[1]))], missing=missing)
     assert pair.zeroshot.config is not None
     return Objective(
         model_for(pair.family, pair.zeroshot.config, ends[0]),
