@@ -351,4 +351,4 @@ def test_a_given_start_stays_where_held_back_images_see_the_path(ends: Ends, mon
     found = learn(objective, coefficients, Course(Goal(0.0), steps=1, rate=1e-9, held_back=0.5))
     assert found.path is not None
     assert len(set(found.path.losses)) > 1
-    assert placed[0] == {pytest.approx(0.35)}
+    assert list(placed[0]) == [pytest.approx(0.35)]
