@@ -17,6 +17,8 @@ from clipmerge.models import ImageTextModel
 
 # Entries of a tensor that are read at a time if it is not needed whole.
 _ENTRIES = 1 << 20
+# Entries up to which a tensor is held in memory: mapping it again takes longer than copying it.
+_HELD = 1 << 16
 
 
 class Ends(Mapping[str, Tensor]):
@@ -54,6 +56,8 @@ class Ends(Mapping[str, Tensor]):
 
 def _is_mapped(name: str, parameter: Parameter, inputs: Inputs) -> bool:
     """Whether both ends can be read again at no more than the cost of copying them into the device's memory."""
+    if parameter.numel() <= _HELD:
+        return False
     if parameter.device.type != "cpu":  # pragma: no cover - needs a GPU
         return False
     ends = (inputs.theta_0, inputs.theta_1)
