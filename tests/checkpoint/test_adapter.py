@@ -286,3 +286,13 @@ def test_a_masked_merge_forms_each_tensor_of_an_adapter_once(
         tensor.tensor()
     assert len(formed) > 10
     assert set(formed.values()) == {1}
+
+
+def test_a_head_that_the_base_lacks_is_taken_from_the_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = configure(save_adapter(pair[0], tmp_path / "adapter"), modules_to_save=["classifier"])
+    file, head = adapter / "adapter_model.safetensors", torch.arange(6.0).reshape(2, 3)
+    save_file({**load_file(file), "base_model.model.classifier.weight": head}, file)
+    adapted = open_checkpoint(str(adapter), base=open_checkpoint(str(pair[0])))
+    assert adapted.entries["classifier.weight"].shape == (2, 3)
+    assert torch.equal(adapted.tensor("classifier.weight"), head)
+    adapted.release("classifier.weight")  # no page of the base is mapped for it

@@ -142,6 +142,18 @@ def test_weights_that_a_penalty_pulls_back_are_no_sign_of_the_wrong_order(models
     assert ancestry_of(inputs).relation == "related"
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_matrices_that_grew_along_themselves_show_the_wrong_order(models: Models, tmp_path: Path, sign: int) -> None:
+    """Decay undone: every matrix is longer by a factor of its own, and points where it pointed."""
+    weights = load_file(models["base-0"] / "model.safetensors")
+    matrices = [name for name, value in weights.items() if ".layers." in name and value.dim() == 2]
+    for number, name in enumerate(matrices):
+        weights[name] *= 1 + sign * (0.05 + 0.01 * (number % 7))
+    found = judged(models["base-0"], _with_weights(models["base-0"], tmp_path / "scaled", weights))
+    assert any("longer along themselves" in each for each in found.evidence) is (sign > 0)
+    assert (found.relation == "swapped") is (sign > 0)
+
+
 def test_an_untrained_model_as_the_fine_tuned_one_is_the_wrong_order(tmp_path: Path, models: Models) -> None:
     torch.manual_seed(0)
     untrained = _save(CLIPModel(tiny_config(blocks=2, width=32)), tmp_path / "untrained")

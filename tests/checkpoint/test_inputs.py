@@ -197,6 +197,13 @@ def test_a_tower_that_lacks_a_key_is_refused(copies: Folders) -> None:
     refused(copies, f"1 keys are only in the zero-shot checkpoint: {KEY}")
 
 
+def test_two_keys_of_one_parameter_are_named_with_their_file(copies: Folders) -> None:
+    """Of a tower with a block that no family has; of any other, `known_keys` finds another family that it fits."""
+    own = "encoder.adapter.weight"
+    save_file({f"vision_model.{own}": torch.ones(2), own: torch.ones(2)}, copies[1] / "model.safetensors")
+    refused(copies, rf"{copies[1]}: keys '{own}' and 'vision_model\.{own}' are the same parameter, vision_model\.{own}")
+
+
 def test_the_zero_shot_model_must_hold_the_tower(copies: Folders) -> None:
     rename_keys(copies[0], lambda key: key, keep=lambda key: key.startswith("text_model."))
     for missing in ("error", "keep-zeroshot", "keep-finetuned"):

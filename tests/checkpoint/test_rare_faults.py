@@ -73,8 +73,9 @@ def test_many_patterns_are_refused(pair: Folders, adapter: Path) -> None:
     refuse(changed, pair[0], rf"{most + 1} patterns, more than {most}")
 
 
-def test_a_pickle_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "x.pt")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
+    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     monkeypatch.setattr(pickles, "LARGEST_PICKLE", 50)
     with pytest.raises(CheckpointError, match=r"x\.pt: its pickle is larger than"):
         open_checkpoint(str(tmp_path / "x.pt"))

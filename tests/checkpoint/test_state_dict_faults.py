@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
@@ -144,3 +145,20 @@ def test_runs_of_every_order_are_those_of_the_tensor(tmp_path: Path) -> None:
             assert torch.equal(checkpoint.tensor(key, start, stop), tensor.flatten()[start:stop])
             assert checkpoint.tensor(key).dtype is getattr(torch, DTYPES[checkpoint.entries[key].dtype][0])
             checkpoint.release(key)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_disk_that_fails_while_torch_reads_is_named(
+    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    torch.save(TENSORS, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    monkeypatch.setattr(torch, "load", fail)
+    refuse(tmp_path / "x.pt", r"x\.pt: cannot be read \(Input/output error\)$")
+
+
+def test_a_part_is_searched_in_dictionaries_alone(tmp_path: Path) -> None:
+    torch.save([torch.zeros(2)], tmp_path / "x.pt")
+    refuse(Path(f"{tmp_path / 'x.pt'}#ema"), r"holds nothing under 'ema' \(--state-key\), but a list$")

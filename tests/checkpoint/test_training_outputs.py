@@ -222,3 +222,17 @@ def test_a_clip_by_itself_stays_as_it_is() -> None:
     classifier = ["model.visual.proj", "classification_head.weight"]
     assert list(unwrap(classifier).keys) == classifier
     assert unwrap(["visual.proj", "ema.visual.proj", "ema.scale"]).keys == {"visual.proj": "visual.proj"}
+
+
+def test_of_a_part_the_weights_are_searched_in_it_alone(tmp_path: Path) -> None:
+    one, other = ({"visual.w": torch.full((2,), value)} for value in (1.0, 2.0))
+    torch.save({"run": {"state_dict": one, "ema": other}, "state_dict": other}, tmp_path / "x.pt")
+    found = open_checkpoint(f"{tmp_path / 'x.pt'}#run")
+    assert torch.equal(found.tensor("visual.w"), one["visual.w"])
+    assert str(found.note).endswith("the weights are those under run.state_dict")  # the user has chosen
+
+
+def test_settings_beside_the_weights_are_no_other_weights(tmp_path: Path) -> None:
+    content = {"model": {"visual.w": torch.ones(2)}, "hyper": {"rate": {"base": 0.1}}, "ema": {"decay": 0.99}}
+    torch.save(content, tmp_path / "x.pt")
+    assert str(open_checkpoint(str(tmp_path / "x.pt")).note).endswith("the weights are those under model")
