@@ -58,3 +58,10 @@ def test_a_layer_that_was_zero_is_no_fault(tmp_path: Path) -> None:
     record = clipmerge("inspect", *pair, "--format", "json").json
     assert record["mismatches"] == []
     assert "The two match" in clipmerge("inspect", *pair).out
+
+
+def test_without_weights_nothing_is_said_of_their_angles(pair: tuple[Path, Path]) -> None:
+    whole, names = (" ".join(clipmerge("inspect", *pair, *flags).out.split()) for flags in ((), ("--no-weights",)))
+    assert "median cosine between their matrices: " in whole
+    assert "cosine" not in names
+    assert names.endswith("The two match: they can be merged.")

@@ -18,6 +18,7 @@ from clipmerge.errors import CheckpointError, DataError
 from clipmerge.families.open_clip import FAMILY
 from clipmerge.models.headed_tower import HeadedTower
 from tests.support.command import clipmerge, refused
+from tests.support.tiny_clip import save_images
 from tests.support.tiny_open_clip import load, model_config, save_open_clip_pair
 
 CLASSES = ("bird", "cat", "dog")
@@ -124,6 +125,9 @@ def test_another_number_of_classes_is_refused(base: Path, tmp_path: Path) -> Non
     flags = ("--recipe", "wise-ft", "--classes", tmp_path / "classes.txt", "--output", tmp_path / "out")
     line = refused(clipmerge("merge", base, base.parent / "classifier.pt", *flags))
     assert "has 2 class names, there are 3 classes" in line
+    two = save_images(tmp_path / "two", each=1, classes=("bird", "cat"))
+    line = refused(clipmerge("merge", base, base.parent / "classifier.pt", "--data", two, *flags[:2], *flags[4:]))
+    assert "its head has 3 classes, but 2 were named; give --classes with one line per class" in line
 
 
 def test_what_is_learned_leaves_the_head_fine_tuned(base: Path, images: Path, tmp_path: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from rich.text import Text
 
-from clipmerge.cli._ending import reporting_errors
+from clipmerge.cli import _early
+from clipmerge.cli._ending import Unprintable, printing, reporting_errors
 from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._terminal import Format, Terminal
 from tests.support.command import clipmerge
@@ -102,3 +106,31 @@ def test_other_processes_print_nothing(
 @pytest.mark.parametrize("folder", ["a" * 300 + "/", "no such folder/"])
 def test_completion_of_a_path_that_cannot_be_is_empty(folder: str) -> None:
     assert complete_recipe(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("failing", "told"),
+    [(BrokenPipeError(errno.EPIPE, "Broken pipe"), BrokenPipeError), (OSError(errno.ENOSPC, "Full"), Unprintable)],
+)
+def test_a_reader_that_has_gone_is_no_fault_of_standard_output(
+    failing: OSError, told: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is one."""
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "flush", Mock(side_effect=failing))
+    monkeypatch.setattr(sys, "stdout", stream)
+    with pytest.raises(told), printing():
+        stream.write("a line")
+
+
+@pytest.mark.parametrize(("rank", "line"), [("0", "error: interrupted; nothing was left behind\n"), ("1", "")])
+def test_of_several_processes_the_main_one_tells_of_a_signal(
+    rank: str, line: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(_early, "standing", [])
+    monkeypatch.setenv("RANK", rank)
+    _early.end_at_once(signal.SIGINT, None)
+    assert codes == [130]
+    assert capfd.readouterr() == ("", line)

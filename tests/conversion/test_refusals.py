@@ -110,6 +110,8 @@ def test_a_tokenizer_without_a_list_of_words_is_not_clips(tmp_path: Path) -> Non
     assert is_clips_own(tmp_path) is None
     (tmp_path / "merges.txt").write_text("")
     assert is_clips_own(tmp_path) in (None, False)
+    (tmp_path / "vocab.txt").write_text("a\nb\n")  # BERT's
+    assert is_clips_own(tmp_path) is False
 
 
 def test_another_list_of_words_is_not_written_as_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers.utils import logging
 
 from clipmerge.demo import data as demo_data
 from clipmerge.demo import training as demo_training
-from clipmerge.demo.pair import CLASS_NAMES, SHIFTS, TEMPLATE, DemoPair, Training, digit_images, prepare
+from clipmerge.demo.pair import (
+    CLASS_NAMES,
+    SHIFTS,
+    TEMPLATE,
+    DemoPair,
+    Training,
+    _quiet_transformers,
+    digit_images,
+    prepare,
+)
 from clipmerge.errors import DataError
 
 BRIEF = Training(zeroshot_steps=3, zeroshot_batch=8, finetune_steps=2, finetune_batch=8)
@@ -304,3 +314,17 @@ def test_progress_goes_up_to_one_and_names_the_stages(tmp_path: Path) -> None:
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepare(tmp_path / "demo", training=BRIEF)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("bars", [True, False])
+def test_transformers_is_quiet_for_a_while_and_then_as_before(bars: bool) -> None:
+    before, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    try:
+        (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
+        with _quiet_transformers():
+            assert not logging.is_progress_bar_enabled()
+            assert logging.get_verbosity() == logging.ERROR
+        assert logging.is_progress_bar_enabled() is bars
+        assert logging.get_verbosity() == verbosity
+    finally:
+        (logging.enable_progress_bar if before else logging.disable_progress_bar)()

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from accelerate import Accelerator
+
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.evaluation.answered import Answered
+from clipmerge.evaluation.scorer import Move, Scorer
+from clipmerge.images.dataset import load_images
+from clipmerge.models.building import build_model
+from clipmerge.progress import Silent
 
 
 def test_answers_are_found_again(tmp_path: Path) -> None:
@@ -35,3 +42,28 @@ def test_a_file_cut_short_is_as_good_as_none(tmp_path: Path) -> None:
     assert answered.known("a", 0, 2, ["alpha 0.0"]) == {}
     answered.keep("a", 0, {"alpha 0.0": [3, 1]})
     assert answered.known("a", 0, 2, ["alpha 0.0"])["alpha 0.0"].tolist() == [3, 1]
+
+
+def test_where_all_answers_of_a_point_are_known_the_model_stays(
+    pair: tuple[Path, Path], images: Path, tmp_path: Path
+) -> None:
+    zeroshot, finetuned = map(open_checkpoint, map(str, pair))
+    inputs, loaded = align_checkpoints(zeroshot, [finetuned]), {"a": load_images(str(images)).sample(6, 0)}
+    answered, moved = Answered(tmp_path, {"a": "images of a"}), list[float]()
+
+    def move(alpha: float) -> Move:
+        return lambda model: moved.append(alpha) or model.interpolate(alpha)
+
+    def answers(**points: float) -> list[list[int]]:
+        scorer = Scorer(
+            build_model(inputs), inputs, Accelerator(cpu=True), templates=(), batch_size=3, answered=answered
+        )
+        found = scorer.answer([move(alpha) for alpha in points.values()], loaded, Silent(), keys=list(points))
+        return found["a"].tolist()
+
+    for start in (0, 3):
+        answered.keep("a", start, {"known": [2, 0, 1]})  # not what the model says, to be told from it
+    known, new = answers(known=0.5, new=1.0)
+    assert known == [2, 0, 1, 2, 0, 1]
+    assert moved == [1.0]
+    assert answers(other=1.0) == [new]

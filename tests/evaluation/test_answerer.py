@@ -95,3 +95,32 @@ def test_shared_weights_are_set_again_after_something_else_moved_them(tmp_path: 
         moving._set(name, moving.model.parameters[name] + 1)
     moving.interpolate(0.5)
     assert torch.equal(moving.model.parameters[name], pair.theta_0(name))
+
+
+@torch.inference_mode()
+def test_few_images_are_all_compared(model: ImageTextModel) -> None:
+    counting, pixels = Counting(model, noise=0.001), pictures(COMPARED)
+    classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
+    one = Answerer(counting, classes)  # type: ignore[arg-type]
+    found = torch.cat([one.answer(part) for part in pixels.split(COMPARED // 2)])
+    assert torch.equal(found, answers(model, pixels, classes))
+    assert (counting.exact, counting.quick) == (COMPARED, COMPARED)
+
+
+class Sure:
+    """A model whose features are those of one class each, without any doubt."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
+        self.seen.append(len(pixels))
+        return torch.eye(len(CLASSES))[pixels[:, 0, 0, 0].long()]
+
+
+def test_images_without_a_doubt_are_seen_once() -> None:
+    right = torch.arange(40) % len(CLASSES)
+    model = Sure()
+    one = Answerer(model, torch.eye(len(CLASSES)))  # type: ignore[arg-type]
+    assert torch.equal(one.answer(right[:, None, None, None].expand(-1, 3, 2, 2).float()), right)
+    assert model.seen == [COMPARED, COMPARED, 40 - COMPARED]  # without a piece of no images

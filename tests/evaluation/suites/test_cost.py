@@ -16,6 +16,7 @@ from clipmerge.evaluation.suites.release import MIRROR, place_of
 from clipmerge.evaluation.suites.suite import Release
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
+from clipmerge.images.dataset import load_images
 from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, serving, upload
 from tests.support.image_files import save_hub_parquet
@@ -43,14 +44,14 @@ def cars(tmp_path: Path) -> bytes:
     return save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2] * 3, group=3).read_bytes()
 
 
-def suite(tmp_path: Path, *, finetuned: str, ood: str, name: str = "mine") -> Path:
-    file = tmp_path / f"{name}.yaml"
+def suite(tmp_path: Path, *, finetuned: str, ood: str, zeroshot: str = "acme/base") -> Path:
+    file = tmp_path / "mine.yaml"
     pair = f"""\
         title: t
         model: m
         gflops: 2
         alphas: [0, 1]
-        zeroshot: acme/base
+        zeroshot: {zeroshot}
         finetuned: {{url: "{finetuned}"}}
         id: {{test: "hf://datasets/acme/cars:test"}}
         ood: {{far: "{ood}"}}
@@ -106,8 +107,16 @@ def test_what_is_on_this_machine_costs_nothing(
     assert cost["bytes"] == len(cars)
     assert found["hf://datasets/acme/cars:test"]["images"] is None  # its card tells nothing
     assert cost["forward_passes"] == 16
-    assert clipmerge("evaluate", "x", "--data", "test=hf://datasets/acme/cars:test").code == 1  # brings the images here
-    assert bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test"))["bytes"] in (0, len(cars))
+    load_images("hf://datasets/acme/cars:test", whole=True)  # brings the images here
+    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test"), limit=4)
+    assert cost["bytes"] == 0
+    assert by_name(cost)["hf://datasets/acme/cars:test"]["cached"]
+
+
+def test_a_checkpoint_in_a_folder_costs_nothing(hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    cost = bench_cost(suite(tmp_path, finetuned=URL, ood=str(tmp_path / "releases"), zeroshot=str(pair[0])), limit=4)
+    found = by_name(cost)[str(pair[0])]
+    assert (found["bytes"], found["cached"], found["problem"]) == (0, True, None)
 
 
 def test_what_cannot_be_looked_up_is_told(hub: FakeHub, tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Recall along a path, and shared among processes: the numbers of one model in one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.evaluation import kept
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.evaluation.kept import Place, recall_score, score_tasks
+from clipmerge.images.retrieval import CaptionedImages, load_captions
+from clipmerge.models.transformers_clip import TransformersClip
+from clipmerge.progress import Silent
+from tests.support.small_objective import save_ends
+
+COLOURS = {"aa": (220, 30, 30), "bb": (30, 200, 40), "cc": (40, 60, 220), "dd": (90, 90, 90), "ee": (250, 250, 10)}
+PLACE = Place(Accelerator(cpu=True), batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    """A pair with equal text towers."""
+    paths = save_ends(tmp_path_factory.mktemp("ends"), change=0.3, moves=("vision_model", "visual_projection"))
+    zeroshot, finetuned = map(open_checkpoint, map(str, paths))
+    return align_checkpoints(zeroshot, [finetuned])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> CaptionedImages:
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a photo of a {name}.\n{name}\n")
+    return load_captions(str(folder))
+
+
+@torch.inference_mode()
+def test_captions_are_embedded_once_where_the_text_tower_stays(
+    ends: Inputs, pictures: CaptionedImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[int] = []
+    real = TransformersClip.text_features
+
+    def counted(self: TransformersClip, tokens: Any) -> torch.Tensor:
+        embedded.append(len(tokens["input_ids"]))
+        return real(self, tokens)
+
+    monkeypatch.setattr(TransformersClip, "text_features", counted)
+    moves = [lambda model, alpha=alpha: model.interpolate(alpha) for alpha in (0.0, 0.5, 1.0)]
+    found = score_tasks(ends, moves, {"pictures": pictures}, PLACE, Silent())["pictures"]
+    assert sum(embedded) == 2 * len(COLOURS)
+    for place, checkpoint in ((0, ends.zeroshot), (2, ends.finetuned[0])):
+        assert found[place] == recall_score(load_model(checkpoint), pictures, PLACE)
+    assert found[0] != found[2]  # or the captions' place on the path would say nothing
+
+
+@torch.inference_mode()
+def test_processes_share_the_images(ends: Inputs, pictures: CaptionedImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, gathered = load_model(ends.finetuned[0]), list[Any]()
+    whole = recall_score(model, pictures, PLACE)
+
+    def share(rank: int) -> Place:
+        accelerator: Any = SimpleNamespace(process_index=rank, num_processes=2, device=torch.device("cpu"))
+        return replace(PLACE, accelerator=accelerator)
+
+    def gather(own: list[Any]) -> list[Any]:
+        gathered.extend(own)
+        return gathered
+
+    monkeypatch.setattr(kept, "gather_object", gather)
+    with pytest.raises(RuntimeError):  # half of the images is no task
+        recall_score(model, pictures, share(1))
+    assert [start for start, _ in gathered] == [2]
+    assert recall_score(model, pictures, share(0)) == whole
+    assert [start for start, _ in gathered] == [2, 0, 4]
