@@ -26,6 +26,8 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # Bytes that are inspected if only the header is read.
 _HEAD = 4 << 20
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
+# Key of a comment that Pillow reads as the metadata of a camera.
+_PROFILE = "Raw profile type exif"
 
 
 def decode(name: str, encoded: Encoded) -> Image:
@@ -108,10 +110,12 @@ def _opened(encoded: Encoded, *, whole: bool = False) -> Iterator[Image]:
 
 
 def _check_metadata(image: Image) -> None:
-    metadata = image.info.get("exif", b"")
-    if isinstance(metadata, bytes):
-        tags = metadata.removeprefix(b"Exif\0\0")
-        check_tags(tags, len(tags))
+    """Refuse metadata that Pillow would read for long: the camera's, or those that ImageMagick writes into a PNG."""
+    metadata = image.info.get("exif")
+    if metadata is None and _PROFILE in image.info:
+        metadata = bytes.fromhex("".join(image.info[_PROFILE].split("\n")[3:]))  # as Pillow does
+    tags = (metadata or b"").removeprefix(b"Exif\0\0")
+    check_tags(tags, len(tags))
 
 
 def _file(encoded: Encoded) -> IO[bytes]:

@@ -45,6 +45,12 @@ def metadata(tags: int, size: int) -> bytes:
     return struct.pack("<2sHIH", b"II", 42, 8, tags) + entries + bytes(4 + size)
 
 
+def profile(tags: bytes) -> bytes:
+    """Metadata in a comment of a PNG, as ImageMagick writes them."""
+    text = f"\nexif\n{len(tags):8}\n{tags.hex()}\n"
+    return chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text.encode()))
+
+
 def run_lengths(pixels: int) -> bytes:
     body = b"\x01\x05" * pixels + b"\0\1"
     header = struct.pack("<IiiHHIIiiII", 40, pixels, 1, 1, 8, 1, len(body), 0, 0, 256, 0)
@@ -85,6 +91,10 @@ BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: behind_start("PNG", chunk(b"eXIf", metadata(2000, 10_000)), 1, 33),
         "its tags together are larger",
     ),
+    "tags in a comment of a PNG": (
+        lambda: behind_start("PNG", profile(metadata(2000, 10_000)), 1, 33),
+        "its tags together are larger",
+    ),
 }
 
 
@@ -98,7 +108,7 @@ def test_an_image_of_very_many_parts_is_refused(name: str, tmp_path: Path) -> No
         decode("x", {"bytes": None, "path": str(tmp_path / "x")})
 
 
-@pytest.mark.parametrize("name", [name for name in BUSY if name != "tags of a PNG"])
+@pytest.mark.parametrize("name", [name for name in BUSY if "of a PNG" not in name])
 def test_its_size_is_not_looked_for_either(name: str) -> None:
     with pytest.raises(DataError, match=BUSY[name][1]):
         extent("x", {"bytes": BUSY[name][0](), "path": None})
@@ -129,6 +139,18 @@ def test_images_as_people_save_them_are_decoded(kind: str, options: dict[str, ob
     assert extent("x", {"bytes": buffer.getvalue(), "path": None}) == (300, 300)
     if kind in ("BMP", "PNG") or options.get("compression") == "tiff_lzw":
         assert image.tobytes() == NOISE.tobytes()
+
+
+@pytest.mark.parametrize("start", [b"", b"Exif\0\0"])
+def test_a_png_is_turned_as_a_comment_says(start: bytes) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 3  # upside down
+    tags = start + turned.tobytes().removeprefix(b"Exif\0\0")
+    buffer = io.BytesIO()
+    NOISE.save(buffer, "PNG")
+    content = buffer.getvalue()
+    found = decode("x", {"bytes": content[:33] + profile(tags) + content[33:], "path": None})
+    assert found.tobytes() == NOISE.rotate(180).tobytes()
 
 
 def test_a_tiff_of_many_small_jpegs_may_have_many_scans(monkeypatch: pytest.MonkeyPatch) -> None:

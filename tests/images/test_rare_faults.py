@@ -119,9 +119,10 @@ def test_the_beginning_of_an_image_alone_has_no_parts(data: bytes) -> None:
     check_encoded(data, len(data))
 
 
-def test_a_text_in_the_place_of_metadata_is_refused() -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_text_in_the_place_of_metadata_is_refused(zipped: bool) -> None:
     note, file = PngInfo(), io.BytesIO()
-    note.add_text("exif", "a text")
+    note.add_text("exif", "a text", zip=zipped)  # Pillow returns only an unzipped one as bytes
     Image.new("RGB", (4, 4), 7).save(file, "PNG", pnginfo=note)
     with pytest.raises(DataError, match=r"x: cannot be read as an image \(.*\); repair or remove it"):
         decode("x", {"bytes": file.getvalue(), "path": None})
