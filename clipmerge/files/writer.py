@@ -137,11 +137,10 @@ class OutputFile:
             except OSError as error:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
-                self._go_through_the_cache()  # the file system requires a different alignment
+                # the file system requires a different alignment, or has cut the last write short
+                self._go_through_the_cache()
                 continue
             data, offset = data[count:], offset + count
-            if count % _ALIGNMENT and self._direct:
-                self._go_through_the_cache()
             self._unflushed += 0 if self._direct else count
         self._quickest = min(self._quickest, time.perf_counter() - begin)
         if self._unflushed > self._pacing.flush and self._flushing.done():

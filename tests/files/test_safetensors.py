@@ -18,6 +18,7 @@ from safetensors.torch import save, save_file
 
 from clipmerge.checkpoint import open_checkpoint, read_header
 from clipmerge.errors import CheckpointError
+from clipmerge.files import safetensors
 from tests.support.raw_safetensors import entry, raw_file
 
 TENSORS = {
@@ -168,6 +169,15 @@ def test_a_huge_header_length_allocates_nothing(tmp_path: Path, length: int) -> 
 def test_an_unreadable_file_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_header(tmp_path)
+
+
+def test_a_file_that_goes_between_two_looks_at_it_is_a_checkpoint_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(TENSORS, tmp_path / "x.safetensors")
+    monkeypatch.setattr(safetensors, "is_pickle", lambda path: bool(path.unlink()))
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: cannot be read \(No such file or directory\)$"):
+        read_header(tmp_path / "x.safetensors")
 
 
 def accepted_by_safetensors(data: bytes) -> bool:

@@ -279,3 +279,27 @@ def test_without_file_locks_a_folder_is_staged_but_none_is_cleared(
     write(tmp_path / "out", "new")
     assert (tmp_path / "out" / "clipmerge.json").read_text() == "new"
     assert left.exists()
+
+
+def test_a_stage_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging.shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        write(tmp_path / "out", "1", fail=OSError(errno.EIO, "x"))
+    (stage,) = tmp_path.iterdir()
+    assert str(caught.value).endswith(f"; {stage} was left behind, remove it")
+
+
+def test_when_the_first_move_fails_there_is_nothing_to_give_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OutputError, match=r"out: cannot be written \(Input/output error\); nothing was left behind$"):
+        write(tmp_path / "out", "new")
+    assert content(tmp_path) == []

@@ -98,6 +98,27 @@ def test_short_writes_are_taken_up_where_they_stopped(
     write(tmp_path / "file", content(5 * BLOCK + 77))
 
 
+def test_a_direct_write_that_is_cut_short_is_finished_through_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is almost full, until something is deleted."""
+    written, flags = os.pwrite, module.fcntl.fcntl
+    cut: list[bool] = []
+
+    def short(file: int, data: memoryview, offset: int) -> int:
+        now = flags(file, module.fcntl.F_GETFL)
+        if cut or not now & module._DIRECT:
+            return written(file, data, offset)
+        cut.append(True)
+        flags(file, module.fcntl.F_SETFL, now & ~module._DIRECT)  # this process cannot fill the disk
+        count = written(file, data[:1000], offset)
+        flags(file, module.fcntl.F_SETFL, now)
+        return count
+
+    monkeypatch.setattr(os, "pwrite", short)
+    assert not write(tmp_path / "file", content(5 * BLOCK + 77))._direct
+
+
 def test_what_is_computed_in_place_is_what_is_written(tmp_path: Path) -> None:
     values = np.arange(10_000, dtype=np.float32)
     header = b"x" * 104

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from clipmerge.errors import DataError
 from clipmerge.images import pages
+from clipmerge.images.dataset import load_images
 from clipmerge.images.pages import Chunk, Window, read_chunk, read_footer
 from clipmerge.images.thrift import I32, Compact, Damaged, number
+from tests.support.image_files import png, save_plain_parquet
 
 # Thrift's compact form: a field's head is (difference of its id << 4) | type; 5 = i32, 9 = list, 12 = structure
 STOP = b"\x00"
@@ -100,3 +106,18 @@ def test_a_window_reads_held_ranges_from_memory_and_the_rest_from_the_file() -> 
     assert window.read(3) == b"123"  # held only in part
     window.seek(8)
     assert window.read() == b"89"
+
+
+def test_row_groups_with_different_columns_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pyarrow reads them, and would take another column for the images."""
+    file = save_plain_parquet(tmp_path / "x.parquet", {"image": [png(0), png(1)], "label": ["a", "b"]})
+
+    def damaged(content: Any) -> Any:
+        footer = read_footer(content)
+        groups = tuple(replace(group, columns=group.columns[:-1]) for group in footer.groups)
+        return replace(footer, groups=groups)
+
+    assert len(load_images(str(file))) == 2
+    monkeypatch.setattr("clipmerge.images.parquet.read_footer", damaged)
+    with pytest.raises(DataError, match=r"x\.parquet: .*its row groups differ in their number of columns"):
+        load_images(str(file))

@@ -155,7 +155,8 @@ def test_what_a_narrow_output_cannot_hold_is_said_to_overflow(copies: Folders) -
 
 
 @pytest.mark.parametrize(
-    ("dtype_0", "dtype_1"), [("int64", "int64"), ("int64", "int32"), ("int64", "float32"), ("float32", "int64")]
+    ("dtype_0", "dtype_1"),
+    [("int64", "int64"), ("int64", "int32"), ("int64", "float32"), ("float32", "int64"), ("int64", "bfloat16")],
 )
 def test_position_ids_are_copied_when_they_say_the_same(copies: Folders, dtype_0: str, dtype_1: str) -> None:
     for folder, dtype in zip(copies, (dtype_0, dtype_1), strict=True):

@@ -98,6 +98,19 @@ def test_an_alpha_a_row_or_an_entry_broadcasts(shape: tuple[int, ...]) -> None:
             assert float(merged[row, column]) == float(one)
 
 
+def test_an_alpha_an_entry_of_several_is_that_of_each_entry() -> None:
+    theta_0, *finetuned = tensors(4, count=3)
+    theta_0[0] = -0.0
+    alpha = torch.linspace(0, 1, 35).view(5, 7)
+    alpha[0] = 0.0
+    merged = merge_tensor(theta_0, finetuned, alpha=alpha, weights=(0.25, 0.75))
+    assert same_bits(merged[0], theta_0[0])
+    for place in range(7, 35):
+        entry = [each.flatten()[place].view(1) for each in (theta_0, *finetuned)]
+        one = merge_tensor(entry[0], entry[1:], alpha=float(alpha.flatten()[place]), weights=(0.25, 0.75))
+        assert float(merged.flatten()[place]) == float(one)
+
+
 def test_the_widest_input_decides_the_arithmetic() -> None:
     theta_0, theta_1 = torch.tensor([1.0]), torch.tensor([1.0 + 1e-12], dtype=torch.float64)
     merged = merge_tensor(theta_0, theta_1, alpha=0.5, dtype=torch.float64)
