@@ -211,7 +211,8 @@ def _draw_marks(axes: Axes, recipes: list[dict[str, Any]]) -> list[_Label]:
 def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
     """Put the legend below the picture and enlarge the picture: inside, a large legend would hide something."""
     handles, _ = axes.get_legend_handles_labels()
-    for columns in range(min(len(handles), 4), 0, -1):
+    columns = min(len(handles), 4)
+    while True:
         legend = figure.legend(
             handles=handles, loc="outside lower center", ncols=columns, fontsize=9, labelcolor=INK, frameon=False
         )
@@ -221,6 +222,7 @@ def _add_legend(figure: Figure, axes: Axes, names: list[str]) -> None:
         if right - left < 0.98 * figure.bbox.width or columns == 1:
             break
         legend.remove()
+        columns -= 1
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + (top - bottom) / _DOTS)
 

@@ -12,7 +12,7 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import DataError
 from clipmerge.evaluation.accuracy import load_model
 from clipmerge.images.prompts import class_prompts
-from clipmerge.models import ImageTextModel
+from clipmerge.models import ImageTextModel, zero_shot
 from clipmerge.models.zero_shot import class_embeddings, refuse_one_prompt
 from tests.support.command import clipmerge, refused
 from tests.support.tiny_clip import save_images
@@ -65,3 +65,17 @@ def test_a_command_says_it_in_one_line(pair: Inputs, tmp_path: Path, command: st
     }[command]
     line = refused(clipmerge(*arguments, "--data", images, "--template", LONG))
     assert "the prompts of all classes are the same to the model" in line
+
+
+@pytest.mark.parametrize("long", [0.0, 1e9])
+def test_the_time_of_many_prompts_is_told_once(
+    model: ImageTextModel, monkeypatch: pytest.MonkeyPatch, long: float
+) -> None:
+    whole = class_embeddings(model, ("bird", "cat", "dog"), ("a {}.", "the {}"), torch.device("cpu"))
+    monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", 2)
+    monkeypatch.setattr(zero_shot, "_LONG", long)
+    said: list[str] = []
+    found = class_embeddings(model, ("bird", "cat", "dog"), ("a {}.", "the {}"), torch.device("cpu"), said.append)
+    assert torch.allclose(found, whole, atol=1e-6)
+    told = "embedding 6 prompts (3 classes in 2 templates): about "
+    assert [line.startswith(told) for line in said] == ([] if long else [True])

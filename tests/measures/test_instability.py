@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.measures.cumulative_barrier import cumulative_barrier
 from clipmerge.measures.layer_instability import layer_instability
 from clipmerge.methods import Task
@@ -68,8 +69,6 @@ def test_cumulative_barriers_grow_by_one_layer_and_sum_to_the_paths(ends: Ends) 
 
 
 def test_the_largest_are_thinned(pair: tuple[Path, Path]) -> None:
-    from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-
     inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
     values = {layer: float(place) for place, layer in enumerate(inputs.layers)}
     measurements = Measurements(measure="layer-instability", statistics=(Statistic(name="instability", values=values),))
@@ -79,6 +78,22 @@ def test_the_largest_are_thinned(pair: tuple[Path, Path]) -> None:
     for layer, plan in decision.layers.items():
         expected = (0.4, 0.3, "weights-random") if layer in largest else (0.6, 1.0, None)
         assert (plan.alpha, plan.density, plan.mask) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "finding"),
+    [
+        (1, "the layer with the largest instability is the straggler; it gets alpha 0.4"),
+        (2, "the 2 layers with the largest instability are the stragglers; they get alpha 0.4"),
+    ],
+)
+def test_one_straggler_is_not_told_as_several(pair: tuple[Path, Path], count: int, finding: str) -> None:
+    inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
+    values = {layer: float(place) for place, layer in enumerate(inputs.layers)}
+    measurements = Measurements(measure="layer-instability", statistics=(Statistic(name="instability", values=values),))
+    decision = straggler_top(Task(inputs, measurements), count=count, straggler_alpha=0.4)
+    assert decision.verdict.startswith(finding)
+    assert decision.finding == finding.partition(";")[0]
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,17 @@ from pathlib import Path
 import open_clip
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 
 from clipmerge.errors import CheckpointError
+from clipmerge.families.vision_text_dual_encoder import FAMILY
 from clipmerge.models.batch_norm import FrozenBatchNorm
 from clipmerge.models.blocks import entering
 from clipmerge.models.open_clip import _tokenizer, build_module, transform_for
+from clipmerge.models.transformers_clip import TransformersClip
+from tests.support.tiny_families import TINY
 from tests.support.tiny_open_clip import bert_text, model_config
 
 
@@ -76,3 +80,21 @@ def test_preprocessing_may_stand_in_the_folder_alone(tmp_path: Path) -> None:
 def test_a_text_tower_of_clips_size_needs_no_tokenizer_of_its_own(tmp_path: Path) -> None:
     tokenizer = _tokenizer(open_clip, model_config(text={"vocab_size": 49408, "context_length": 9}), tmp_path)
     assert tokenizer(["a cat"]).shape == (1, 9)
+
+
+@pytest.mark.filterwarnings("ignore")  # the tokens of ModernBERT's own vocabulary are not in this one
+def test_a_text_tower_without_an_embedding_of_positions(tmp_path: Path) -> None:
+    """Its positions are angles, computed from buffers that are in no file."""
+    kind = TINY["ViT+BERT"]
+    kind.processor().save_pretrained(tmp_path)
+    vision, text = kind.config().vision_config, kind.config().text_config
+    small = {name: getattr(text, name) for name in ("hidden_size", "intermediate_size", "vocab_size")}
+    angles = transformers.ModernBertConfig(**small, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0)
+    config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(vision, angles, projection_dim=16)
+    model = TransformersClip(FAMILY, json.loads(config.to_json_string(use_diff=False)), tmp_path)
+    expected = dict(transformers.VisionTextDualEncoderModel(config).named_buffers())
+    assert expected
+    for name, buffer in model.module.named_buffers():
+        assert torch.equal(buffer, expected[name]), name
+    assert not model.module.training
+    assert {value.shape for value in model.tokens(["a cat " * 30]).values()} == {(1, 24)}  # the tokenizer's length

@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor, CLIPTextModel, CLIPVisionModel, CLIPVisionModelWithProjection
 from transformers.utils import logging as transformers_logging
 
-from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.errors import CheckpointError
 from clipmerge.families.clip import FAMILY as CLIP
+from clipmerge.output.side_files import write_side_files
 from tests.support.command import clipmerge, refused
 from tests.support.raw_safetensors import edit, rename_keys, shard
+from tests.support.tiny_open_clip import model_config, save_open_clip_pair
 
 Folders = tuple[Path, Path]
 TOWERS: dict[str, Any] = {
@@ -44,6 +47,11 @@ def merge(*inputs: Path, flags: tuple[object, ...] = ()) -> Path:
     outcome = clipmerge("merge", *inputs, "--recipe", "wise-ft", "--output", output, "--format", "quiet", *flags)
     assert outcome.code == 0, outcome.err
     return output
+
+
+def aligned(folders: Folders) -> Inputs:
+    zeroshot, finetuned = (open_checkpoint(str(folder)) for folder in folders)
+    return align_checkpoints(zeroshot, [finetuned])
 
 
 def loads(output: Path, model: Any = CLIPModel) -> Any:
@@ -285,3 +293,29 @@ def test_integers_that_differ_between_fine_tuned_checkpoints_are_refused(family:
         line = refused(clipmerge("merge", *folders, "--recipe", recipe, "--output", tmp_path / "out"))
         assert f"{folders[2]}: integer tensor text_model.embeddings.position_ids differs from the zero-shot one" in line
         assert not (tmp_path / "out").exists()
+
+
+def test_bare_files_of_both_libraries_give_a_bare_output(tmp_path: Path) -> None:
+    zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config())
+    assert clipmerge("convert", finetuned, tmp_path / "other", "--to", "transformers").code == 0
+    (tmp_path / "bare").mkdir()
+    for name, file in {"a": zeroshot / "open_clip_model", "b": tmp_path / "other" / "model"}.items():
+        shutil.copy(file.with_suffix(".safetensors"), tmp_path / "bare" / f"{name}.safetensors")
+    output = merge(tmp_path / "bare" / "a.safetensors", tmp_path / "bare" / "b.safetensors")
+    assert {f.name for f in output.iterdir()} == {"model.safetensors", "clipmerge.json", "README.md", "report.html"}
+
+
+def test_a_folder_that_is_gone_when_its_side_files_are_copied_is_named(copies: Folders, tmp_path: Path) -> None:
+    inputs = aligned(copies)
+    shutil.rmtree(copies[1])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=r"finetuned: cannot be read \(No such file or directory\)$"):
+        write_side_files(tmp_path / "out", inputs, "keep")
+
+
+def test_a_config_that_was_replaced_meanwhile_is_read_as_strictly_as_before(copies: Folders, tmp_path: Path) -> None:
+    inputs = aligned(copies)
+    (copies[1] / "config.json").write_text(r'{"model_type": "clip", "note": "\ud800"}')
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read \(a string with half of a surrogate pair"):
+        write_side_files(tmp_path / "out", inputs, "keep")

@@ -10,7 +10,8 @@ import pytest
 from huggingface_hub import constants
 
 from clipmerge.errors import HubError
-from clipmerge.publish.push import push
+from clipmerge.publish.push import connect, push
+from clipmerge.publish.repository import Push, find_repository
 from tests.support.hub_double import FakeHub, serving
 from tests.support.merged_output import save_output
 
@@ -128,3 +129,15 @@ def test_offline_is_not_the_time_to_publish(hub: FakeHub, merged: Path, monkeypa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE is set. Nothing was published"):
         push(merged, "alice/robust", endpoint=hub.url)
+
+
+def test_a_repository_that_a_visitor_may_not_see_is_not_taken_for_a_new_one(
+    hub: FakeHub, merged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client calls either answer a missing repository: 404, and 401 as when a token has just been revoked."""
+    api = connect(hub.url)
+    asked = Push(merged, "alice/robust", private=False, endpoint=hub.url)
+    assert find_repository(api, asked) is None
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(HubError, match=r"not on the Hub, or private\. Nothing was published.*set HF_TOKEN"):
+        find_repository(api, asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -341,3 +342,19 @@ def test_a_link_by_the_name_of_a_file_of_the_output_is_refused(hub: FakeHub, mer
     with pytest.raises(OutputError, match=r"LICENSE not a file of this folder. Nothing was published"):
         push(merged, "alice/robust", endpoint=hub.url)
     assert ("model", "alice/robust") not in hub.repos
+
+
+def test_a_changed_file_is_noticed_although_its_paths_are_not_published(hub: FakeHub, merged: Path) -> None:
+    config = merged / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "/home/me/models/base"}))
+    path = merged / "clipmerge.json"
+    record = json.loads(path.read_text())
+    record["files"]["config.json"] = hashlib.sha256(config.read_bytes()).hexdigest()
+    path.write_text(json.dumps(record))
+    assert push(merged, "alice/robust", license="mit", endpoint=hub.url).changed
+    assert b"/home/me" not in hub.content("alice/robust", "config.json")
+    config.write_text(config.read_text().replace("quick_gelu", "gelu") + " ")
+    with pytest.raises(
+        OutputError, match=r"config\.json changed since the merge\. Nothing was published\. Merge again"
+    ):
+        push(merged, "alice/robust", license="mit", endpoint=hub.url)

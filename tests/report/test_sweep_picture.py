@@ -18,7 +18,7 @@ from matplotlib import font_manager
 from PIL import Image
 
 from clipmerge.report.palette import MARKS
-from clipmerge.report.sweep_picture import _draw, _families, curve_files
+from clipmerge.report.sweep_picture import _draw, _families, _is_plain, curve_files
 from clipmerge.report.sweep_picture import curve_png as titled_png
 from tests.support.sweep_records import LONG, with_recipes, with_sources
 from tests.support.sweep_records import SWEEP as RECORD
@@ -146,6 +146,12 @@ def test_nothing_in_the_picture_is_cut_off_or_hidden_by_the_legend(names: list[s
     assert axes.get_window_extent().height > 0.6 * 5.6 * 160  # the picture grows by the legend
 
 
+@pytest.mark.parametrize(("length", "columns"), [(3, 4), (18, 3), (30, 2), (40, 1)])
+def test_the_legend_has_as_many_columns_as_fit(length: int, columns: int) -> None:
+    (legend,) = _draw(with_recipes(*(letter * length for letter in "nmu"))).legends
+    assert legend._ncols == columns
+
+
 def test_the_names_of_sources_are_not_cut_off() -> None:
     record = copy.deepcopy(with_sources(5))
     record["id"], record["ood"] = ["x" * 150], [f"a long name of a source, number {n}" for n in range(5)]
@@ -216,6 +222,7 @@ def test_svg_and_pdf_are_the_same_again_and_whole() -> None:
 def test_a_damaged_font_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     usual = _families("見出し")
-    broken = font_manager.FontEntry(fname=str(tmp_path / "broken.ttf"), name="AAA Broken")
+    broken = font_manager.FontEntry(fname=str(tmp_path / "broken.ttf"), name="AAA Broken", weight=400)
+    assert _is_plain(broken)  # or it would be passed over for another reason
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [broken, *font_manager.fontManager.ttflist])
     assert _families("見出し") == usual
