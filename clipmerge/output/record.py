@@ -22,7 +22,7 @@ from clipmerge.planning.distribution import histograms, zeroshot_shares
 from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.kept import Kept
 from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.measurements import READINGS_0_1_0, Check, HeldBackChoice, LossPath, StatisticAbout
+from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout, reading_0_1_0
 from clipmerge.planning.plan import Plan, straggler_statistic_0_1_0
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
@@ -175,7 +175,7 @@ class MergeRecord(Frozen):
         rows = data.get("measurements")
         if isinstance(rows, dict) and all(isinstance(row, dict) for row in rows.values()):
             names = dict.fromkeys(name for row in rows.values() for name in row)
-            changes["statistics"] = {name: READINGS_0_1_0.get(name, StatisticAbout()) for name in names}
+            changes["statistics"] = {name: reading_0_1_0(name) for name in names}
         changes["straggler_statistic"] = straggler_statistic_0_1_0(data)
         return data | {key: value for key, value in changes.items() if key not in data or key == "finetuned"}
 

@@ -190,15 +190,19 @@ class Measurements(Frozen):
         raise KeyError(name)
 
 
-#: Interpretation of the statistics of 0.1.0, whose files do not hold it.
-READINGS_0_1_0 = {
-    "barrier": StatisticAbout(signed=True, additive=True, unit="nats", title="barrier share", symbol="B_l"),
-    "loss_drop": StatisticAbout(signed=True, additive=True, unit="nats", title="loss-drop share", symbol="G_l"),
-    "hessian_trace": StatisticAbout(signed=True),
-    "hessian_trace_mean": StatisticAbout(signed=True),
-    "average_case": StatisticAbout(signed=True),
-    "change": StatisticAbout(title="relative change", about="the change's length over that of the zero-shot weights."),
+_READINGS_0_1_0: dict[str, dict[str, Any]] = {
+    "barrier": {"signed": True, "additive": True, "unit": "nats", "title": "barrier share", "symbol": "B_l"},
+    "loss_drop": {"signed": True, "additive": True, "unit": "nats", "title": "loss-drop share", "symbol": "G_l"},
+    "hessian_trace": {"signed": True},
+    "hessian_trace_mean": {"signed": True},
+    "average_case": {"signed": True},
+    "change": {"title": "relative change", "about": "the change's length over that of the zero-shot weights."},
 }
+
+
+def reading_0_1_0(name: str) -> StatisticAbout:
+    """The interpretation of a statistic of 0.1.0, whose files do not hold it."""
+    return StatisticAbout(**_READINGS_0_1_0.get(name, {}))
 
 
 def _statistics_0_1_0(layers: Any, batches: Any) -> Any:
@@ -208,7 +212,7 @@ def _statistics_0_1_0(layers: Any, batches: Any) -> Any:
     known = batches if isinstance(batches, dict) else {}
     names = dict.fromkeys(name for row in layers.values() for name in row)
     return [
-        READINGS_0_1_0.get(name, StatisticAbout()).model_dump()
+        reading_0_1_0(name).model_dump()
         | {
             "name": name,
             "values": {layer: row[name] for layer, row in layers.items() if name in row},

@@ -13,16 +13,31 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.api.demo import demo as run_demo
-from clipmerge.progress import Silent
-from tests.support.command import clipmerge
+from clipmerge.errors import OutputError
+from tests.support.command import Outcome, clipmerge
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.uncounted]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """The demo's record; about a minute of training on two cores."""
-    return run_demo(tmp_path_factory.mktemp("demo") / "demo", progress=Silent())
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Outcome]:
+    """The demo's record and the command's output; about a minute of training on two cores."""
+    records: list[dict[str, Any]] = []
+
+    def kept(*arguments: Any, **options: Any) -> dict[str, Any]:
+        records.append(run_demo(*arguments, **options))
+        return records[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipmerge.api.demo.demo", kept)
+        ended = clipmerge("demo", "--output", tmp_path_factory.mktemp("demo") / "demo")
+    assert ended.code == 0, ended.err
+    return records[0], ended
+
+
+@pytest.fixture(scope="module")
+def demo(shown: tuple[dict[str, Any], Outcome]) -> dict[str, Any]:
+    return shown[0]
 
 
 def shifted(accuracy: dict[str, float]) -> float:
@@ -60,6 +75,8 @@ def test_the_printed_command_runs_and_its_output_loads(demo: dict[str, str], tmp
     model, info = CLIPModel.from_pretrained(output, output_loading_info=True)
     assert not any(info.values())
     assert len(CLIPProcessor.from_pretrained(output).tokenizer(["a photo of a zero."]).input_ids[0]) > 3
+    weights = (output / "model.safetensors").read_bytes()
+    assert weights == (Path(demo["models"]["auto"]) / "model.safetensors").read_bytes()
     merged = load_file(output / "model.safetensors")
     assert all(torch.equal(merged[name], value) for name, value in model.state_dict().items() if name in merged)
 
@@ -72,20 +89,9 @@ def test_stragglers_get_half_of_their_weights_back(demo: dict[str, dict[str, str
     assert loss[1.0] < loss[0.0]
 
 
-def test_the_command_trains_nothing_again_and_prints_the_table_and_a_merge_to_run(
-    demo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    again: list[dict[str, Any]] = []
-
-    def kept(*arguments: Any, **options: Any) -> dict[str, Any]:
-        again.append(run_demo(*arguments, **options))
-        return again[-1]
-
-    monkeypatch.setattr("clipmerge.api.demo.demo", kept)
-    ended = clipmerge("demo", "--output", demo["folder"])
-    assert ended.code == 0, ended.err
-    assert "trained earlier" in ended.err
-    assert again[0]["accuracy"] == demo["accuracy"]
+def test_the_command_prints_the_table_and_a_merge_to_run(shown: tuple[dict[str, Any], Outcome]) -> None:
+    demo, ended = shown
+    assert "trained earlier" not in ended.err
     lines = ended.out.splitlines()
     heads, *rows = lines[: 1 + len(demo["accuracy"])]
     assert heads.split() == ["accuracy,", "%", "clean", "noise", "inversion", "rotation", "blur", "mean", "shifted"]
@@ -93,3 +99,14 @@ def test_the_command_trains_nothing_again_and_prints_the_table_and_a_merge_to_ru
         cells = [accuracy["clean"], *(accuracy[name] for name in heads.split()[3:-2]), shifted(accuracy)]
         assert row.split() == [model, *(f"{100 * value:.1f}" for value in cells)]
     assert lines[-1].strip() == demo["command"]
+
+
+def test_a_second_demo_trains_nothing_again(demo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_arguments: Any, **_options: Any) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr("clipmerge.api.demo.merge", full)
+    ended = clipmerge("demo", "--output", demo["folder"])
+    assert ended.code == 1
+    assert f"trained earlier in {demo['folder']}" in ended.err
+    assert "the disk is full" in ended.err

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.support.counted import counted
 from tests.support.hub_double import environment, serving, upload
 from tests.support.tiny_clip import save_images
 
@@ -41,7 +40,7 @@ def run(line: str, folder: Path, **environment: str) -> subprocess.CompletedProc
     words = shlex.split(line, comments=True)
     command = [*PROGRAM[words[0]], *words[1:]]
     return subprocess.run(
-        command, cwd=folder, env={**counted(), **environment}, capture_output=True, text=True, check=False
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
 
 
