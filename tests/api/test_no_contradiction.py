@@ -48,7 +48,8 @@ def known() -> Known:
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[pytest.mark.slow] * (name in MEASURED)) for name in QUICK]
+    "method",
+    [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.uncounted] * (name in MEASURED)) for name in QUICK],
 )
 @settings(
     max_examples=5,

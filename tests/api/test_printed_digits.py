@@ -11,7 +11,7 @@ import pytest
 from tests.support.command import clipmerge, refused
 from tests.support.printed_digits import PrintedPair, save_printed_pair
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.uncounted]
 
 
 @pytest.fixture(scope="module")

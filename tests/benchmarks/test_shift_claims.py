@@ -99,6 +99,7 @@ def _tensor(output: object) -> torch.Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_free_fine_tuning_lowers_the_goal_and_leaves_the_box(
     laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +137,7 @@ def test_matched_layers_are_others_of_nearly_the_same_length() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_claims_are_examined_once_and_written_out(
     evaluated: tuple[TrainedPair, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,6 +211,7 @@ def test_the_page_is_made_from_the_files_alone(evaluated: tuple[TrainedPair, Pat
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_pairs_trained_once_more_are_told_apart_and_counted_together(
     evaluated: tuple[TrainedPair, Path], tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_pairs_trained_once_more_are_told_apart_and_counted_together(
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_further_pairs_and_other_machines_are_told(evaluated: tuple[TrainedPair, Path], tmp_path: Path) -> None:
     record = json.loads(evaluated[1].read_text())
     results = tmp_path / "results" / "emoji_shift"
@@ -259,6 +261,7 @@ def test_auto_against_a_rival_by_hand() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_the_shipped_page_is_what_the_shipped_files_make(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     report.write_page(docs=tmp_path / "docs")

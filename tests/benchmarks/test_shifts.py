@@ -235,6 +235,7 @@ def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", ["emoji", "fashion", "fonts"])
 def test_the_quick_size_runs_from_nothing(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     about, layout = {

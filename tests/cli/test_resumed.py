@@ -81,6 +81,7 @@ def test_the_command_goes_on_whether_it_merges_or_plans(
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 @pytest.mark.usefixtures("often")
 def test_what_was_learned_is_kept_until_it_is_written(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
@@ -100,6 +101,7 @@ def test_what_was_learned_is_kept_until_it_is_written(
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 @pytest.mark.usefixtures("often")
 def test_a_sweep_that_fails_at_the_end_learns_nothing_twice(
     pair: Folders, images: Path, tmp_path: Path, cache: Path
@@ -148,6 +150,7 @@ CHANGES: dict[str, tuple[object, ...]] = {
 
 @pytest.mark.usefixtures("often")
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_another_learning_does_not_go_on_from_this_one(
     flags: list[object], tmp_path: Path, cache: Path, stop_after: Stopping
 ) -> None:
@@ -186,6 +189,7 @@ def saved_step(cache: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_a_killed_run_goes_on_to_the_same_bytes(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path
 ) -> None:
@@ -211,6 +215,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 @pytest.mark.parametrize("unlabelled", [False, True], ids=["labelled", "unlabelled"])
 def test_several_processes_go_on_from_the_main_ones_state(
     pair: Folders, flags: list[object], tmp_path: Path, cache: Path, unlabelled: bool

@@ -18,6 +18,7 @@ NOTEBOOK = ROOT / "examples" / "robust_merge.ipynb"
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 @pytest.mark.filterwarnings("default")
 def test_the_guides_code_runs_in_order(
     pair: tuple[Path, Path],
@@ -44,6 +45,7 @@ def test_the_guides_code_runs_in_order(
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

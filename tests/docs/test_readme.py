@@ -45,6 +45,7 @@ def run(line: str, folder: Path, **environment: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_the_commands_run_in_order(
     workplace: Path, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ def test_the_commands_run_in_order(
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_two_processes_merge_to_the_same_weights(workplace: Path) -> None:
     """To 1e-6: sums over batches are added up in another order."""
     (line,) = [line for line in LINES if line.startswith("torchrun ")]
@@ -77,6 +79,7 @@ def test_two_processes_merge_to_the_same_weights(workplace: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.uncounted
 def test_the_python_blocks_run(workplace: Path) -> None:
     if not (workplace / "merged").is_dir():
         assert run(next(x for x in LINES if x.endswith("--output merged")), workplace).returncode == 0

@@ -19,6 +19,7 @@ from tests.support.sweep_records import SWEEP
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.uncounted,
     pytest.mark.skipif(bool(browsers.missing()), reason=browsers.missing() or "a browser is there"),
 ]
 PAGES = [*RECORDS, "sweep"]
