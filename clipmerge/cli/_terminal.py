@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import sys
@@ -117,6 +118,9 @@ class Terminal:
     def stage(self, name: str) -> None:
         """Begin a stage: its progress bar replaces the last one."""
         self.close()
+        if not gc.isenabled():  # `clipmerge.__main__` has disabled it for the imports
+            gc.freeze()
+            gc.enable()
         self._stage = _STAGES.get(name, name)
         self._stage_begin = self._last_line = self._clock()
         self._first = None
