@@ -101,6 +101,11 @@ def changed(objective: Objective, coefficients: Coefficients) -> dict[str, torch
 def test_a_learning_that_makes_it_worse_gives_the_straight_path(
     ends: Ends, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    objective = objective_for(ends, make_batches(SIZES))
+    options: dict[str, Any] = {"granularity": "layer", "steps": 12, "rate": 0.1, "held_back": 0.3}
+    better = learned_coefficients(objective, **options)
+    assert better.choice is not None
+    assert better.choice.alpha is None
     # steps in the wrong direction: whatever is learned, the path is better
     real = Descent.step
 
@@ -111,8 +116,7 @@ def test_a_learning_that_makes_it_worse_gives_the_straight_path(
         real(descent, ceiling)
 
     monkeypatch.setattr(Descent, "step", away)
-    objective = objective_for(ends, make_batches(SIZES))
-    found = learned_coefficients(objective, steps=6, rate=0.3, held_back=0.3)
+    found = learned_coefficients(objective_for(ends, make_batches(SIZES)), **options)
     assert found.choice is not None
     assert found.choice.alpha == found.choice.path_alpha
     assert found.choice.alpha in ALPHAS
