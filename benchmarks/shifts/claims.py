@@ -30,6 +30,8 @@ _CALIBRATION_SEEDS = (0, 1, 2)
 _RANDOM_CHOICES = 5
 _PLANTED, _PLANTED_FACTOR = 3, 4.0
 _BARRIER: dict[str, Any] = {"name": "path-barrier", "nodes": 3, "tolerance": 0.01}
+_INSTABILITY: dict[str, Any] = {"name": "layer-instability", "points": 3}
+_CUMULATIVE: dict[str, Any] = {"name": "cumulative-barrier", "points": 3}
 _SHARPNESS: dict[str, Any] = {"name": "first-order", "norm": "l2", "rho": 0.5, "adaptive": True, "at": 0.5}
 
 
@@ -64,6 +66,7 @@ def sharpness(laboratory: Laboratory) -> dict[str, Any]:
 def layers(laboratory: Laboratory) -> dict[str, Any]:
     """The effect of each layer's return to zero-shot, how well statistics rank it, and whether choosing by it helps."""
     barrier, sharp = laboratory.measured(**_BARRIER), laboratory.measured(**_SHARPNESS)
+    instability, cumulative = laboratory.measured(**_INSTABILITY), laboratory.measured(**_CUMULATIVE)
     names = list(laboratory.layers)
     lengths = np.log([laboratory.length(laboratory.layers[name]) for name in names])
     statistics = {
@@ -72,6 +75,9 @@ def layers(laboratory: Laboratory) -> dict[str, Any]:
         "sharpness": _values(sharp, "first_order", names),
         "sharpness per entry": _values(sharp, "first_order_scaled", names),
         "relative change": _values(barrier, "change", names),
+        "instability": _values(instability, "instability", names),
+        "cumulative from first": _values(cumulative, "from_first", names),
+        "cumulative from last": _values(cumulative, "from_last", names),
     }
     edits = [[name] for name in names]
     chosen = {f"top {_EDITED} by {name}": _top(names, values) for name, values in statistics.items()}

@@ -144,6 +144,8 @@ def test_claims_are_examined_once_and_written_out(
     monkeypatch.setattr(claims, "DRAWS", 12)
     monkeypatch.setattr(claims, "_CALIBRATION_SEEDS", (0, 1))
     monkeypatch.setattr(claims, "_PLANTED", 1)
+    monkeypatch.setattr(claims, "_INSTABILITY", {"name": "layer-instability", "points": 1})
+    monkeypatch.setattr(claims, "_CUMULATIVE", {"name": "cumulative-barrier", "points": 1})
     monkeypatch.setattr(claims, "_BARRIER", {"name": "path-barrier", "nodes": 1, "tolerance": 1e9})
     monkeypatch.setattr(controls, "RATES", (1e-4,))
     monkeypatch.setattr(controls, "_IMAGES", 12)
@@ -159,6 +161,8 @@ def test_claims_are_examined_once_and_written_out(
     assert f"| {share:.2f} |" in page
     for title in (
         "Does it matter which layers",
+        "top 3 by instability",
+        "top 3 by cumulative from last",
         "Masks against a smaller alpha",
         "Are planted stragglers found",
         "free fine-tuning",
