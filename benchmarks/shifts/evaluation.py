@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ class Contestant:
         return self.recipe.model_dump(mode="json") | ({"images": self.images} if self.images else {})
 
 
+@cache  # a page asks for them at every table
 def contestants(file: Path = CONTESTANTS, only: tuple[str, ...] = ()) -> tuple[Contestant, ...]:
     """Load the recipes to compare.
 

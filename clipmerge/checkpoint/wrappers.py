@@ -67,9 +67,8 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
         else:
             taken.append(prefix)
             names |= found
-    outside = [
-        key for key in listed if key not in set(names.values()) and not key.startswith(tuple(filter(None, copies)))
-    ]
+    known, copied = set(names.values()), tuple(filter(None, copies))
+    outside = [key for key in listed if key not in known and not key.startswith(copied)]
     if len(taken) == 1 and not copies and not outside:
         return Unwrapped({key: key for key in listed})
     return Unwrapped(names, _note(taken, copies, outside))

@@ -27,7 +27,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any
 
@@ -148,9 +148,13 @@ class Family:
         """Whether a canonical name is one of the family's."""
         return self._place(name) is not None
 
+    @cached_property
+    def _compiled(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        return tuple((re.compile(pattern), layer) for pattern, layer in self.rules)
+
     def _place(self, name: str) -> _Place | None:
-        for pattern, layer in self.rules:
-            match = re.match(pattern, name)
+        for pattern, layer in self._compiled:
+            match = pattern.match(name)
             if match:
                 return layer, tuple(int(group) for group in match.groups() if group is not None)
         return None
