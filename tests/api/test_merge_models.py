@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPProcessor
 from transformers.utils import logging
 
 import clipmerge
@@ -255,13 +255,14 @@ def test_a_model_from_nowhere_has_no_folder_of_origin(name: str) -> None:
     assert _origin(name) is None
 
 
-def test_saving_a_model_shows_no_bar_and_leaves_the_setting(pair: Folders) -> None:
+@pytest.mark.parametrize("shown", [True, False])
+def test_saving_a_model_shows_no_bar_and_leaves_the_setting(pair: Folders, shown: bool) -> None:
     model = CLIPModel.from_pretrained(pair[0])
     before = logging.is_progress_bar_enabled()
-    logging.enable_progress_bar()
+    (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
     try:
         clipmerge.inspect(model, progress=Silent())
-        assert logging.is_progress_bar_enabled()
+        assert logging.is_progress_bar_enabled() == shown
     finally:
         (logging.enable_progress_bar if before else logging.disable_progress_bar)()
 
@@ -277,3 +278,13 @@ def test_arguments_of_another_type_are_refused_in_one_line(pair: Folders) -> Non
     data: Any = 5
     with pytest.raises(UsageError, match=r'^evaluate takes its images by name: data=\{"val": SOURCE\}$'):
         clipmerge.evaluate(pair[0], data)
+
+
+def test_a_model_is_evaluated_like_its_files_with_classes_by_name(pair: Folders, images: Path) -> None:
+    classes = sorted(folder.name for folder in images.iterdir())
+    files = clipmerge.evaluate(pair[0], {"val": images}, **QUIET)
+    model = CLIPModel.from_pretrained(pair[0])
+    processor = CLIPProcessor.from_pretrained(pair[0])
+    found = clipmerge.evaluate(model, {"val": images}, processor=processor, classes=classes, **QUIET)
+    assert found.accuracy == files.accuracy
+    assert found.record["checkpoint"]["source"] == "CLIPModel in memory"

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors.torch import save
 
 from clipmerge.errors import CheckpointError, ClipmergeError, HubError
 from clipmerge.hub import download as hub_module
 from clipmerge.hub.choice import choose_files
-from clipmerge.hub.download import fetch, remote_metadata, resolve
+from clipmerge.hub.download import connect, fetch, remote_metadata, resolve
 from clipmerge.hub.errors import explain
 from clipmerge.hub.ids import HubId, parse_hub_id
 from tests.support.hub_double import FakeHub, serving, upload
@@ -349,3 +350,18 @@ def test_the_tensors_of_a_pickle_are_not_listed_from_afar(hub: FakeHub) -> None:
     sha = upload(hub, "alice/pickled", {"pytorch_model.bin": b"x", "config.json": b"{}"})
     with pytest.raises(CheckpointError, match=r"cannot list the tensors of a PyTorch pickle without downloading it"):
         remote_metadata(HubId("alice/pickled"), sha, endpoint=hub.url)
+
+
+@pytest.mark.parametrize("setting", [None, False])
+def test_bars_are_off_without_a_terminal_unless_the_user_has_decided(
+    setting: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = are_progress_bars_disabled()
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", setting)
+    enable_progress_bars()
+    try:
+        connect()
+        assert are_progress_bars_disabled() == (setting is None)
+    finally:
+        monkeypatch.undo()
+        (disable_progress_bars if before else enable_progress_bars)()
