@@ -21,7 +21,7 @@ def run() -> None:
     import gc  # the same
 
     atexit.register(_over)
-    gc.disable()  # until the first stage: what is imported stays, and looking for garbage in it takes 0.1 s
+    gc.disable()  # until headers are read: what is imported stays, and looking for garbage in it takes 0.1 s
     from clipmerge.cli.app import main
 
     try:

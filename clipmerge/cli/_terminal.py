@@ -118,7 +118,7 @@ class Terminal:
     def stage(self, name: str) -> None:
         """Begin a stage: its progress bar replaces the last one."""
         self.close()
-        if not gc.isenabled():  # `clipmerge.__main__` has disabled it for the imports
+        if name != "read" and not gc.isenabled():  # `clipmerge.__main__` has disabled it for the imports
             gc.freeze()
             gc.enable()
         self._stage = _STAGES.get(name, name)

@@ -1,4 +1,4 @@
-"""Python looks for garbage from a command's first stage on, not while it imports."""
+"""Python looks for garbage from the stage after reading on, not while a command imports."""
 
 from __future__ import annotations
 
