@@ -67,8 +67,8 @@ def test_an_old_output_is_replaced_whole(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "clipmerge.json").read_text() == "new"
 
 
-def test_when_the_move_fails_the_old_output_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "out", "old")
+def fail_to_move_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the move of a new output to its place fail."""
     rename = Path.rename
 
     def failing(self: Path, target: Path) -> Path:
@@ -77,6 +77,11 @@ def test_when_the_move_fails_the_old_output_comes_back(tmp_path: Path, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
+
+
+def test_when_the_move_fails_the_old_output_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out", "old")
+    fail_to_move_in(monkeypatch)
     with pytest.raises(OutputError, match=r"out: cannot be written \(Input/output error\); nothing was left behind"):
         write(tmp_path / "out", "new", overwrite=True)
     assert content(tmp_path) == ["out", "out/clipmerge.json"]
@@ -292,14 +297,7 @@ def test_a_stage_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: py
 def test_when_the_first_move_fails_there_is_nothing_to_give_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename = Path.rename
-
-    def failing(self: Path, target: Path) -> Path:
-        if self.name == "new":
-            raise OSError(errno.EIO, "Input/output error")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", failing)
+    fail_to_move_in(monkeypatch)
     with pytest.raises(OutputError, match=r"out: cannot be written \(Input/output error\); nothing was left behind$"):
         write(tmp_path / "out", "new")
     assert content(tmp_path) == []
