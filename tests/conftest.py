@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+gc.set_threshold(50_000, 20, 50)  # looking for garbage among the objects of torch and transformers took a twentieth
 
 TESTS = Path(__file__).parent
 #: The choice of `scripts/test` without `--all`.

@@ -236,8 +236,14 @@ def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-@pytest.mark.parametrize("name", ["emoji", "fashion", "fonts"])
-def test_the_quick_size_runs_from_nothing(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "recipes"),
+    [("emoji", ()), ("fashion", ("lines",)), ("fonts", ("lines",))],  # learning is the same code on all
+    ids=["emoji", "fashion", "fonts"],
+)
+def test_the_quick_size_runs_from_nothing(
+    name: str, recipes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     about, layout = {
         "emoji": (emoji.ABOUT, emoji.emoji_shift),
         "fashion": (fashion.ABOUT, fashion.fashion_shift),
@@ -249,9 +255,10 @@ def test_the_quick_size_runs_from_nothing(name: str, tmp_path: Path, capsys: pyt
         pytest.skip(f"the data cannot be fetched here: {error}")
     if name == "emoji":  # which has fetched the packages of the other split
         assert_roles_differ(layout(tmp_path, True), emoji_roles.emoji_roles(tmp_path, True))
-    assert command.run(about, layout, ["--quick", "--cache", str(tmp_path)]) == 0
+    chosen = ["--recipes", ",".join(recipes)] if recipes else []
+    assert command.run(about, layout, ["--quick", "--cache", str(tmp_path), *chosen]) == 0
     record = json.loads((tmp_path / "results" / "aggressive-0.json").read_text())
-    assert {row["name"] for row in record["recipes"]} == set(command._QUICK_RECIPES)
+    assert {row["name"] for row in record["recipes"]} == set(recipes or command._QUICK_RECIPES)
     assert str(tmp_path / "results" / "aggressive-0.json") in capsys.readouterr().out
 
 

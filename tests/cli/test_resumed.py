@@ -216,11 +216,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-@pytest.mark.parametrize("unlabelled", [False, True], ids=["labelled", "unlabelled"])
 def test_several_processes_go_on_from_the_main_ones_state(
-    pair: Folders, flags: list[object], tmp_path: Path, cache: Path, unlabelled: bool
+    pair: Folders, flags: list[object], tmp_path: Path, cache: Path
 ) -> None:
-    given = ["--unlabelled", save_images(tmp_path / "elsewhere", each=3, seed=9)] if unlabelled else []
+    given = ["--unlabelled", save_images(tmp_path / "elsewhere", each=3, seed=9)]
 
     def run(steps: int, output: str = "out") -> subprocess.CompletedProcess[str]:
         starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

@@ -113,8 +113,6 @@ def run(count: int, fresh: float, seed: int, log: Path | None = None) -> list[di
         planned = commands(folder)
         _import_everything(folder)
         runs = Trials(folder / "trials", variables)
-        for command in planned:
-            runs.prepare(command)
         received = 0
         while received < count:
             command = planned[len(trials) % len(planned)]

@@ -54,12 +54,8 @@ class Trials:
     seconds: dict[tuple[str, bool], float] = field(default_factory=dict)
     number: int = 0
 
-    def prepare(self, command: Command) -> None:
-        """Run a command to its end, for what a whole output holds and how long it takes, in both ways."""
-        for is_fresh in (True, False):
-            self._prepare(command, is_fresh=is_fresh)
-
     def _prepare(self, command: Command, *, is_fresh: bool) -> None:
+        """Run a command to its end, for what a whole output holds and how long it takes."""
         home = self._home()
         if command.earlier:
             self._checked(run_warm(self._filled(command.earlier, home), home, self.variables))
@@ -100,6 +96,8 @@ class Trials:
             Where it ended: "before" or "after" its output came to its place, "too late" if the command was over first,
             "starting" if clipmerge's own first line had not run; and what is wrong with that, empty if nothing is.
         """
+        if (command.name, fresh) not in self.seconds:
+            self._prepare(command, is_fresh=fresh)
         home = self._home()
         if command.earlier:
             self._checked(run_warm(self._filled(command.earlier, home), home, self.variables))
