@@ -99,7 +99,8 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     model = build_model(run.inputs)
     share = (accelerator.process_index, accelerator.num_processes)
     prompts = class_prompts(images.class_names, templates)
-    pace = Pace(run.progress, cost_sentence(len(images), len(prompts), accelerator.device))
+    said = cost_sentence(len(images), len(prompts), accelerator.device, cheaper=_cheaper(request.recipe))
+    pace = Pace(run.progress, said)
     batches = list(read_batches(images, batch_size, model.pixels, share=share))
     objective = Objective(
         model,
@@ -189,13 +190,23 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
 
 
-def cost_sentence(images: int, prompts: int, device: torch.device) -> Callable[[float, str], str] | None:
+def _cheaper(recipe: Recipe) -> str:
+    """What makes the recipe's measure cost less."""
+    # each step of a measure that learns takes as many images, however many there are
+    learns = "rate" in plugin_options("measures", (recipe.measure or {})["name"])
+    return "a smaller measure.steps costs less" if learns else "fewer --images cost less"
+
+
+def cost_sentence(
+    images: int, prompts: int, device: torch.device, *, cheaper: str = "fewer --images cost less"
+) -> Callable[[float, str], str] | None:
     """Message about the cost on a CPU; elsewhere the cost is small.
 
     Args:
         images: Number of calibration images.
         prompts: Number of class prompts.
         device: Device of the model.
+        cheaper: What makes it cost less.
 
     Returns:
         A function of the work, in images x forward passes, and of the time it takes.
@@ -204,5 +215,5 @@ def cost_sentence(images: int, prompts: int, device: torch.device) -> Callable[[
         return None
     return lambda work, time: (
         f"measuring {images} images and {prompts} prompts on the CPU, {work / max(images, 1):.0f} forward passes: "
-        f"about {time} (fewer --images cost less)"
+        f"about {time} ({cheaper})"
     )
