@@ -105,6 +105,7 @@ def merged(name: str, sources: list[Path], output: Path, how_many: int) -> bytes
     return (output / "model.safetensors").read_bytes()
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", RECIPES)
 def test_bytes_are_the_same_for_any_number_of_threads(name: str, tmp_path: Path) -> None:
     sources = save_family(tmp_path / "models", count=2)[: 3 if name in ("ties", "dare") else 2]

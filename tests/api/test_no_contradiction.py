@@ -52,7 +52,7 @@ def known() -> Known:
     [pytest.param(name, marks=[pytest.mark.slow, pytest.mark.uncounted] * (name in MEASURED)) for name in QUICK],
 )
 @settings(
-    max_examples=5,
+    max_examples=2,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -102,6 +102,7 @@ def test_one_tensor_is_held_at_a_time(pair: tuple[Path, Path], tmp_path: Path) -
         assert len(adapted._latest) <= 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("kind", ["plain", "dora", "modules to save"])
 @pytest.mark.parametrize("sharded", [False, True])
 def test_the_output_is_a_full_checkpoint(pair: tuple[Path, Path], tmp_path: Path, kind: str, sharded: bool) -> None:

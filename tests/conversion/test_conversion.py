@@ -137,6 +137,7 @@ def test_stacks_and_transposes_are_where_the_papers_code_has_them(tmp_path: Path
     assert torch.equal(there.tensor("visual_projection.weight"), weights["visual.proj"].T)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", [n for n in open_clip.list_models() if n.startswith(("ViT-", "RN50", "coca", "conv"))])
 def test_every_config_of_open_clip_is_said_or_refused(name: str) -> None:
     """Shapes of the meta-device models on both sides; only settings that CLIPModel lacks may be refused."""

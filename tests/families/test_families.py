@@ -70,6 +70,7 @@ def average(name: str, folders: Folders, alpha: float) -> Any:
     return model
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("alpha", [0.5, *(pytest.param(end, marks=pytest.mark.slow) for end in (0.0, 1.0))])
 def test_a_merged_model_says_what_its_sources_say(name: str, alpha: float, pairs: Pairs, tmp_path: Path) -> None:

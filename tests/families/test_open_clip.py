@@ -53,6 +53,7 @@ def merge(zeroshot: Path, finetuned: Path, output: Path, alpha: float = 0.5, *mo
     return clipmerge("merge", zeroshot, finetuned, *arguments, *more)
 
 
+@pytest.mark.uncounted
 def test_every_kind_is_merged_and_loaded(kind: dict[str, Any], tmp_path: Path) -> None:
     zeroshot, finetuned = save_open_clip_pair(tmp_path / "pair", kind)
     theta_0, theta_1 = (load_file(folder / WEIGHTS) for folder in (zeroshot, finetuned))
@@ -128,6 +129,7 @@ MODELS = (
 )
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", MODELS)
 def test_models_of_open_clip_have_all_their_parameters_in_layers(name: str) -> None:
     config = open_clip.get_model_config(name)

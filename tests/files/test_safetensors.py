@@ -236,6 +236,7 @@ _entries = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.uncounted
 @SMALL
 @given(header=st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), _entries | _json, max_size=3))
 def test_any_json_header_never_crashes(tmp_path: Path, header: dict[str, Any]) -> None:

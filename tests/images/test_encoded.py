@@ -98,6 +98,7 @@ BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", BUSY)
 def test_an_image_of_very_many_parts_is_refused(name: str, tmp_path: Path) -> None:
     make, told = BUSY[name]

@@ -151,6 +151,7 @@ def test_another_measure_is_refused(ends: Ends) -> None:
         decide(task_of(ends, {}, "gram"))
 
 
+@pytest.mark.uncounted
 def test_the_command_writes_the_dense_formula_and_the_same_bytes_each_time(
     pair: tuple[Path, Path], images: Path, tmp_path: Path
 ) -> None:

@@ -77,6 +77,7 @@ def flat(values: list[Tensor]) -> np.ndarray:
     return np.concatenate([value.numpy().ravel() for value in values])
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_first_order_is_rho_times_the_dual_norm(
@@ -97,6 +98,7 @@ def test_first_order_is_rho_times_the_dual_norm(
 
 
 # every two of the three settings meet in the fast ones
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("norm", "adaptive", "scaled"),
     [
@@ -159,6 +161,7 @@ def test_apgd_finds_the_worst_logit_scale(ends: Ends, reference: Reference) -> N
         assert found["worst_case"].batches["logit_scale"][number] == pytest.approx(worst, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_apgd_finds_no_less_than_random_search(ends: Ends, reference: Reference, norm: Norm) -> None:
     rho = 10 * RADIUS[norm]
@@ -211,6 +214,7 @@ def test_weights_are_left_at_the_point_bit_for_bit(
     assert all(torch.equal(parameter.detach(), before[n]) for n, parameter in objective.parameters.items())
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_average_case_is_the_mean_over_its_draws(
     objective: Objective, reference: Reference, adaptive: bool, monkeypatch: pytest.MonkeyPatch

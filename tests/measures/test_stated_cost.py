@@ -95,6 +95,7 @@ def test_the_cost_is_stated_before_the_work(ends: Ends, watched: Watched, name: 
     assert images <= 1 + 1 + 2 * max(SIZES) + 1 + 2
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("moves", ["both", "vision"])
 def test_prompts_are_part_of_the_cost(ends: Ends, vision: Ends, watched: Watched, name: str, moves: str) -> None:

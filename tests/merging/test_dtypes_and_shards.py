@@ -82,6 +82,7 @@ def test_mixed_dtypes_without_one_named_are_refused(copies: Folders, tmp_path: P
     assert "Or name one with `--dtype`" in line
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(("zeroshot", "finetuned"), MIXED[:1])
 def test_measures_see_mixed_dtypes_in_float32(
     copies: Folders, images: Path, tmp_path: Path, zeroshot: str, finetuned: str
@@ -129,6 +130,7 @@ def shards_of(folder: Path) -> dict[str, dict[str, Tensor]]:
     return shards
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("which", ["neither", "fine-tuned"])
 @pytest.mark.parametrize("size", ["5KB", "100KB"])
 def test_shards_are_cut_to_size_and_hold_the_same_bytes(copies: Folders, tmp_path: Path, size: str, which: str) -> None:

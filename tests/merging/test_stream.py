@@ -64,6 +64,7 @@ def test_a_layer_that_the_plan_does_not_name_is_zero_shot(pair: Folders) -> None
     assert not torch.equal(zeroshot["logit_scale"], finetuned["logit_scale"])
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("mask", [None, "magnitude", "random", "n-m", "spectral", "weights-random"])
 def test_chunks_never_show(pair: Folders, mask: str | None) -> None:
     opened_pair = opened(pair)

@@ -76,6 +76,7 @@ WORLDS = [
 ]
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "world", [WORLDS[1], *(pytest.param(world, marks=pytest.mark.slow) for world in [WORLDS[0], *WORLDS[2:]])], ids=str
 )

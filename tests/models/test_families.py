@@ -99,6 +99,7 @@ def objective_for(folders: Folders, alpha: float) -> tuple[Objective, Batch]:
     return objective, batch
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", MEASURED)
 def test_logits_are_those_of_the_library(name: str, pairs: Pairs) -> None:
     pair, model = opened(pairs(name))
@@ -212,6 +213,7 @@ def test_evaluate_recognises_what_the_library_recognises(name: str, pairs: Pairs
     assert accuracy == pytest.approx(float(right.double().mean()))
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", ["SigLIP", "SigLIP2", "ALIGN"])
 def test_a_recipe_that_measures_adds_up(name: str, pairs: Pairs, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"

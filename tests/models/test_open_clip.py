@@ -43,6 +43,7 @@ def loaded(folder: Path) -> ImageTextModel:
     return model
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_features_and_logits_are_open_clips_own(pairs: dict[str, Folders], kind: str) -> None:
@@ -156,6 +157,7 @@ def test_accuracy_is_open_clips_own(pairs: dict[str, Folders], kind: str, square
     assert done.json["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pairs[kind][1], square_images))
 
 
+@pytest.mark.uncounted
 def test_a_recipe_that_measures_merges_and_agrees_with_transformers(
     pairs: dict[str, Folders], converted: Folders, square_images: Path, tmp_path: Path
 ) -> None:
@@ -173,6 +175,7 @@ def test_a_recipe_that_measures_merges_and_agrees_with_transformers(
     load(tmp_path / "ours")
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_a_sweep_ends_at_both_checkpoints(
     pairs: dict[str, Folders], kind: str, square_images: Path, images: Path, tmp_path: Path

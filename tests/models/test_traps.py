@@ -92,6 +92,7 @@ def test_open_clip_builds_no_model_far_larger_than_the_weights(tmp_path: Path, v
         load_model(open_checkpoint(str(folder)))
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("section", "values"),
     [("vision_config", {"num_hidden_layers": 10**7}), ("text_config", {"vocab_size": 10**12})],

@@ -240,6 +240,7 @@ def test_what_transformers_saves_of_a_fresh_tower_is_understood(copies: Folders)
         works(merge(copies[0], fresh))
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("name", "bare"),  # transformers never saves a projection beside bare keys
     [*((name, False) for name in TOWERS), ("CLIPVisionModel", True), ("CLIPTextModel", True)],

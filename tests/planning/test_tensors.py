@@ -90,6 +90,7 @@ def test_the_merge_is_the_formula_entry_by_entry(decided: Any, pair: Folders, tm
         assert torch.equal(tensor.tensor(), merged[tensor.key])
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("form", ["whole", "row", "entry"])
 def test_zeros_and_ones_are_the_sources_bytes(

@@ -42,6 +42,7 @@ overrides = st.builds(
 edits = st.lists(st.tuples(st.integers(0, 99), st.none() | shares | st.just("mask")), max_size=3)
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "method",
     [

