@@ -193,7 +193,7 @@ def _norm(tensors: list[Tensor]) -> float:
 def _cheaper(recipe: Recipe) -> str:
     """What makes the recipe's measure cost less."""
     # each step of a measure that learns takes as many images, however many there are
-    learns = "rate" in plugin_options("measures", (recipe.measure or {})["name"])
+    learns = recipe.measure is not None and "rate" in plugin_options("measures", recipe.measure["name"])
     return "a smaller measure.steps costs less" if learns else "fewer --images cost less"
 
 

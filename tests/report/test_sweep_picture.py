@@ -103,7 +103,6 @@ def blobs(pixels: np.ndarray, colour: str, half: int = 3) -> list[tuple[int, int
     return centres
 
 
-@pytest.mark.uncounted
 @pytest.mark.parametrize(
     "case",
     [pytest.param("crowded", marks=pytest.mark.slow), "one place", "no recipes", "hostile names", "many sources"],
