@@ -99,7 +99,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     model = build_model(run.inputs)
     share = (accelerator.process_index, accelerator.num_processes)
     prompts = class_prompts(images.class_names, templates)
-    said = cost_sentence(len(images), len(prompts), accelerator.device, cheaper=_cheaper(request.recipe))
+    said = cost_sentence(len(images), len(prompts), accelerator.device, learns=request.recipe.learns)
     pace = Pace(run.progress, said)
     batches = list(read_batches(images, batch_size, model.pixels, share=share))
     objective = Objective(
@@ -190,15 +190,8 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
 
 
-def _cheaper(recipe: Recipe) -> str:
-    """What makes the recipe's measure cost less."""
-    # each step of a measure that learns takes as many images, however many there are
-    learns = recipe.measure is not None and "rate" in plugin_options("measures", recipe.measure["name"])
-    return "a smaller measure.steps costs less" if learns else "fewer --images cost less"
-
-
 def cost_sentence(
-    images: int, prompts: int, device: torch.device, *, cheaper: str = "fewer --images cost less"
+    images: int, prompts: int, device: torch.device, *, learns: bool = False
 ) -> Callable[[float, str], str] | None:
     """Message about the cost on a CPU; elsewhere the cost is small.
 
@@ -206,13 +199,14 @@ def cost_sentence(
         images: Number of calibration images.
         prompts: Number of class prompts.
         device: Device of the model.
-        cheaper: What makes it cost less.
+        learns: Whether the measure learns: its steps take as many images, however many there are.
 
     Returns:
         A function of the work, in images x forward passes, and of the time it takes.
     """
     if device.type != "cpu":  # pragma: no cover - needs a GPU
         return None
+    cheaper = "a smaller measure.steps costs less" if learns else "fewer --images cost less"
     return lambda work, time: (
         f"measuring {images} images and {prompts} prompts on the CPU, {work / max(images, 1):.0f} forward passes: "
         f"about {time} ({cheaper})"

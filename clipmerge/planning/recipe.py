@@ -74,6 +74,11 @@ class Recipe(BaseModel):
         return self.measure is not None
 
     @property
+    def learns(self) -> bool:
+        """Whether the recipe's measure learns step by step, which takes a learning rate."""
+        return "rate" in (self.measure or {})
+
+    @property
     def learns_from_unlabelled(self) -> bool:
         """Whether the recipe has a measure that can learn from unlabelled images too."""
         return self.measure is not None and learns_from_unlabelled(str(self.measure["name"]))

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from clipmerge.api.measure import _cheaper
-from clipmerge.planning.recipe import load_recipe
 from tests.support.command import clipmerge
 
 FEW = ("--set", "measure.steps=2")
@@ -36,7 +34,3 @@ def test_the_stated_cost_names_what_makes_it_less(
     assert planned.code == 0, planned.err
     (said,) = [line for line in planned.err.splitlines() if line.startswith("note: measuring 24 images")]
     assert said.endswith(f"({cheaper})")
-
-
-def test_a_recipe_without_a_measure_may_prepare_a_loss_too() -> None:
-    assert _cheaper(load_recipe("wise-ft")) == "fewer --images cost less"

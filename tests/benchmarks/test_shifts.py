@@ -239,7 +239,7 @@ def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "recipes"),
     # learning is the same code on all
-    [("emoji", ("straggler-sparse",)), ("fashion", ("lines",)), ("fonts", ("lines",))],
+    [("emoji", command._QUICK_RECIPES), ("fashion", ("lines",)), ("fonts", ("lines",))],
     ids=["emoji", "fashion", "fonts"],
 )
 def test_the_quick_size_runs_from_nothing(

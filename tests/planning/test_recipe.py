@@ -173,3 +173,8 @@ def test_recipes_for_the_first_straggler_sparse_mean_what_they_meant(tmp_path: P
     (tmp_path / "mine.yaml").write_text(text.replace("name: straggler-outlier", "name: straggler-sparse"))
     assert load_recipe(str(tmp_path / "mine.yaml")).method == load_recipe("straggler-outlier").method
     assert load_recipe("straggler-sparse").method["name"] == "straggler-sparse"
+
+
+@pytest.mark.parametrize(("name", "learns"), [("wise-ft", False), ("straggler-outlier", False), ("tpgm", True)])
+def test_a_recipe_learns_if_its_measure_has_a_learning_rate(name: str, learns: bool) -> None:
+    assert load_recipe(name).learns is learns
