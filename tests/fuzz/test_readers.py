@@ -69,7 +69,7 @@ def test_a_fault_is_told(reader: Target, said: str, tmp_path: Path, monkeypatch:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "said"),
-    [("os.abort()", r"ends the process \(-6\).*"), ("bytearray(b'x' * (3 << 29))", r"took \d+ MiB more")],
+    [("os.abort()", r"ends the process \(-6\).*"), ("b'x' * (1 << 28)", r"took \d+ MiB more")],
 )
 def test_what_ends_a_process_or_fills_memory_is_kept(
     body: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -78,6 +78,7 @@ def test_what_ends_a_process_or_fills_memory_is_kept(
     script = f"""
 import os
 from tests.fuzz import targets, worker
+worker.LARGEST = 1 << 27
 tries = iter(range(100))
 targets.TARGETS["class_names"] = lambda data, folder: next(tries) and {body}
 worker.main()
