@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from tests.bombs.files import BOMBS
 from tests.bombs.registry import Bomb
 from tests.fuzz.targets import TARGETS, seeds
 from tests.fuzz.worker import verdict
+from tests.support.memory import peak
 
 # Seconds of processor time after which a bomb has done its harm.
 _GIVEN_UP = 30
@@ -70,7 +70,7 @@ def _read(bomb: Bomb, path: Path, folder: Path) -> dict[str, Any]:
     path.unlink()  # the reader writes it once more
     signal.signal(signal.SIGPROF, _too_long)
     signal.setitimer(signal.ITIMER_PROF, _GIVEN_UP)
-    memory, begin = _peak(), time.process_time()
+    memory, begin = peak(), time.process_time()
     said, wrong = "", ""
     from clipmerge.errors import ClipmergeError
 
@@ -81,15 +81,11 @@ def _read(bomb: Bomb, path: Path, folder: Path) -> dict[str, Any]:
         wrong = "" if "\n" not in said else "several lines"
     except BaseException as error:
         wrong = f"{type(error).__name__}: {error}"[:300]
-    return {"seconds": time.process_time() - begin, "memory": _peak() - memory, "said": said, "wrong": wrong}
+    return {"seconds": time.process_time() - begin, "memory": peak() - memory, "said": said, "wrong": wrong}
 
 
 def _too_long(_number: int, _frame: FrameType | None) -> None:
     raise TimeoutError(f"given up after {_GIVEN_UP} s")
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def measure_all(names: list[str]) -> dict[str, dict[str, Any]]:

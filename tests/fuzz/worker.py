@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import mmap
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -20,6 +19,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+
+from tests.support.memory import peak
 
 CORPUS = Path(__file__).parent / "corpus"
 #: Seconds of computing that one file may take, and bytes of memory that it may add.
@@ -54,7 +55,7 @@ def verdict(name: str, data: bytes, folder: Path) -> str:
     from clipmerge.errors import ClipmergeError
     from tests.fuzz.targets import TARGETS
 
-    begin, peak = time.process_time(), _peak()
+    begin, before = time.process_time(), peak()
     try:
         TARGETS[name](data, folder)
     except ClipmergeError as error:
@@ -65,7 +66,7 @@ def verdict(name: str, data: bytes, folder: Path) -> str:
         return f"took over {SLOWEST} s"
     except Exception as error:
         return f"{type(error).__name__}, {_place(error)}"
-    took, grown = time.process_time() - begin, _peak() - peak
+    took, grown = time.process_time() - begin, peak() - before
     if grown > LARGEST:
         return f"took {grown >> 20} MiB more"
     return f"took {took:.0f} s" if took > SLOWEST else ""
@@ -76,10 +77,6 @@ def _place(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "/clipmerge/" in frame.filename] or frames
     return f"{Path(own[-1].filename).name}:{own[-1].name}"
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def corpus(name: str) -> list[bytes]:
