@@ -206,6 +206,12 @@ def printing() -> Iterator[None]:
         raise Unprintable(f"standard output: cannot be written ({error.strerror or error})") from None
 
 
+def echo(text: str, *, nl: bool = True) -> None:
+    """Print a text on standard output, and a line's end unless `nl` is false; raises what `printing` raises."""
+    with printing():
+        sys.stdout.write(text + "\n" * nl)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Print an error as one line on stderr and exit.
 

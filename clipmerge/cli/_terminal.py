@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.cli._defaults import applied
-from clipmerge.cli._ending import before_the_error, printing
+from clipmerge.cli._ending import before_the_error, echo, printing
 from clipmerge.distributed import is_main_process
 
 if TYPE_CHECKING:
@@ -205,8 +205,7 @@ class Terminal:
         if self.format is Format.json:
             import json  # a millisecond that `--help` saves
 
-            with printing():
-                sys.stdout.write(json.dumps(record, indent=2) + "\n")
+            echo(json.dumps(record, indent=2))
         elif human is not None:
             self.show(human())
 

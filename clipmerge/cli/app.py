@@ -20,6 +20,7 @@ from typer.main import get_group
 from clipmerge.cli._defaults import apply_defaults
 from clipmerge.cli._ending import (
     Unprintable,
+    echo,
     fail,
     leave_it_to_the_main_process,
     prepare_streams,
@@ -141,7 +142,7 @@ def _version(value: bool) -> None:
     if value:
         from clipmerge import __version__
 
-        typer.echo(f"clipmerge {__version__}")
+        echo(f"clipmerge {__version__}")
         raise typer.Exit
 
 
@@ -153,7 +154,7 @@ def _root(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        echo(context.get_help())
         raise typer.Exit(UsageError.exit_code)
     _take_defaults(context)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.cli._ending import preparing, reporting_errors
+from clipmerge.cli._ending import echo, preparing, reporting_errors
 from clipmerge.cli._help import examples
 from clipmerge.cli._options import Output, list_by_default
 from clipmerge.cli._terminal import Format, Terminal
@@ -56,10 +56,10 @@ def show_data(
 
     if name in TEMPLATE_SETS.names():
         if fmt is Format.json:
-            typer.echo(json.dumps({"name": name, "templates": TEMPLATE_SETS.templates(name)}, indent=2))
+            echo(json.dumps({"name": name, "templates": TEMPLATE_SETS.templates(name)}, indent=2))
             return
         for template in TEMPLATE_SETS.templates(name):
-            typer.echo(template)
+            echo(template)
         return
     known = known_set(name)
     record = {

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from clipmerge.cli._ending import preparing, reporting_errors
+from clipmerge.cli._ending import echo, preparing, reporting_errors
 from clipmerge.cli._help import complete_recipe, examples
 from clipmerge.cli._options import Output, list_by_default
 from clipmerge.cli._terminal import Format
@@ -42,13 +42,13 @@ def list_recipes(fmt: Output = Format.human) -> None:
 
     about = {name: _about(recipe_text(name)) for name in recipe_names()}
     if fmt is Format.json:
-        typer.echo(json.dumps({"recipes": about}, indent=2))
+        echo(json.dumps({"recipes": about}, indent=2))
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
     for name, text in about.items():
         indent = " " * 19
         lines = textwrap.wrap(text, max(40, width), initial_indent=f"{name:18} ", subsequent_indent=indent)
-        typer.echo("\n".join(lines) if width < _WIDEST else f"{name:18} {text}")
+        echo("\n".join(lines) if width < _WIDEST else f"{name:18} {text}")
 
 
 def _about(text: str) -> str:
@@ -65,7 +65,7 @@ def show_recipe(name: _Name) -> None:
     """Print a recipe with its comments."""
     from clipmerge.planning.recipe import recipe_text
 
-    typer.echo(recipe_text(name), nl=False)
+    echo(recipe_text(name), nl=False)
 
 
 @recipes_app.command("copy")
@@ -85,4 +85,4 @@ def copy_recipe(
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error}); give another file") from None
-    typer.echo(f"Wrote {target}; run it with --recipe {target}")
+    echo(f"Wrote {target}; run it with --recipe {target}")
