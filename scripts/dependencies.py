@@ -29,7 +29,7 @@ ALLOWED = (
 #: Words that no part may contain, whatever else it names; NVIDIA's own licences are allowed by name.
 REFUSED = re.compile(r"\bA?GPL|Affero|(?<!Lesser )General Public|commercial|(?<!NVIDIA.)proprietary", re.IGNORECASE)
 #: Licences looked up by hand, for packages whose metadata name none.
-BY_HAND: dict[str, str] = {}
+BY_HAND: dict[str, str] = {"cuda-toolkit": "NVIDIA Proprietary Software"}  # only names NVIDIA's packages of CUDA
 
 
 def needed(root: str, extras: frozenset[str] = frozenset()) -> dict[str, metadata.Distribution]:

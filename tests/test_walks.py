@@ -93,7 +93,10 @@ def test_an_image_passes_six_modules_to_its_batch(pair: Folders, tmp_path: Path,
 
 
 def test_a_coefficient_passes_four_modules_to_the_arithmetic(pair: Folders, tmp_path: Path) -> None:
-    """It is a float, alone, in a layer's plan or in the plan; a method's `Decision` is where the walk begins."""
+    """It is a float, alone, in a layer's plan or in the plan.
+
+    The walk begins with a method's `Decision`, in `api.plan`, which runs the method and makes the plan.
+    """
 
     def is_alpha(value: Any) -> bool:
         if isinstance(value, Plan):
@@ -104,6 +107,7 @@ def test_a_coefficient_passes_four_modules_to_the_arithmetic(pair: Folders, tmp_
         assert not clipmerge(
             "merge", *pair, "--set", f"method.alpha={ALPHA}", "--recipe", "wise-ft", "--output", tmp_path / "out"
         ).code
+    rooms.remove("api.plan")
     walk = rooms[rooms.index("methods") + 1 : rooms.index("merging.formula") + 1]
     assert len(walk) <= 4, walk
 

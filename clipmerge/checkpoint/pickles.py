@@ -29,6 +29,8 @@ ZIP_START = b"PK\x03\x04"
 _END, _END64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 # The operations GLOBAL and INST, which are followed by a name.
 _CALLS = (b"c", b"i")
+# Torch searches such names for hours.
+_ODD_NAME = f"calls something whose name has more than {LONGEST_NAME} characters, or others than those of ASCII"
 # Sizes of a zip's end records: the end of the central directory and, before it in large files, the zip64 locator and
 # end.
 _END_BYTES, _LOCATOR_BYTES, _END64_BYTES = 22, 20, 56
@@ -136,7 +138,7 @@ def _check_calls(file: Path, content: IO[bytes]) -> bool:
         content.seek(after)
         if content.read(1) not in _CALLS:
             return False
-        reason = "calls something whose name is not ASCII"  # torch would continue reading
+        reason = _ODD_NAME  # before Python 3.13; torch would continue reading
     raise CheckpointError(
         f"{file}: its pickle {reason}; save the state_dict alone: torch.save(model.state_dict(), FILE)"
     )
@@ -146,8 +148,8 @@ def _objection(operation: str, argument: object, position: int, texts: list[str]
     """Objection to an operation of a pickle; empty if it is allowed."""
     if position > LARGEST_PICKLE:
         return f"is larger than {told_size(LARGEST_PICKLE)}"
-    if operation in ("GLOBAL", "INST") and len(str(argument)) > LONGEST_NAME:  # torch searches such names for hours
-        return f"calls something whose name has more than {LONGEST_NAME} characters"
+    if operation in ("GLOBAL", "INST") and not (str(argument).isascii() and len(str(argument)) <= LONGEST_NAME):
+        return _ODD_NAME
     called = str(argument).rpartition(" ")[2] if operation == "GLOBAL" else texts[1]
     if operation in ("GLOBAL", "STACK_GLOBAL") and called in _REFUSED:
         return _REFUSED[called]

@@ -99,13 +99,10 @@ def test_a_large_pickle_and_a_long_number_are_refused(tmp_path: Path, monkeypatc
         open_checkpoint(str(saved(tmp_path / "x.pt", {"a": torch.zeros(2)})))
 
 
-@pytest.mark.parametrize(
-    ("name", "told"),
-    [(b"a" * 1_000_000, "calls something whose name has more than 1000"), (b"\xc3\xa9" * 500_000, "name is not ASCII")],
-)
+@pytest.mark.parametrize("name", [b"a" * 1_000_000, b"\xc3\xa9" * 500_000, b"\xc3\xa9"])
 @pytest.mark.parametrize("old", [False, True])
-def test_a_very_long_name_of_what_a_pickle_calls_is_refused(
-    tmp_path: Path, name: bytes, told: str, old: bool
+def test_an_odd_name_of_what_a_pickle_calls_is_refused(
+    tmp_path: Path, name: bytes, old: bool
 ) -> None:  # torch puts the name into a message, which it searches in time that grows with the square of its length
     path, content = tmp_path / "x.pt", b"\x80\x02c" + name + b"\nb\n."
     if old:
@@ -113,7 +110,7 @@ def test_a_very_long_name_of_what_a_pickle_calls_is_refused(
     else:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("x/data.pkl", content)
-    with pytest.raises(CheckpointError, match=f"x.pt: its pickle .*{told}"):
+    with pytest.raises(CheckpointError, match=r"x.pt: its pickle calls something whose name has more than 1000 char"):
         open_checkpoint(str(path))
 
 

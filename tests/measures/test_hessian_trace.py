@@ -159,7 +159,7 @@ class Logits(torch.nn.Module):
 
 
 # a library that curvlinops imports still scripts its functions
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_traces_are_those_of_curvlinops(
     ends: Ends, objective: Objective, exact: Exact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
