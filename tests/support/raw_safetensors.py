@@ -38,7 +38,8 @@ def rename_keys(folder: Path, rename: Any, *, keep: Any = lambda key: True) -> P
     """Pass every key of a checkpoint folder through ``rename``."""
     file = folder / "model.safetensors"
     tensors = {rename(key): value for key, value in load_file(file).items() if keep(key)}
-    save_file(tensors, file, metadata={"format": "pt"})
+    save_file(tensors, folder / "renamed", metadata={"format": "pt"})
+    (folder / "renamed").replace(file)  # others may have mapped it
     return folder
 
 
