@@ -30,7 +30,7 @@ _END, _END64, _LOCATOR = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 # The operations GLOBAL and INST, which are followed by a name.
 _CALLS = (b"c", b"i")
 # Torch searches such names for hours.
-_ODD_NAME = f"calls something whose name has more than {LONGEST_NAME} characters, or others than those of ASCII"
+_ODD_NAME = f"calls something whose name has more than {LONGEST_NAME} characters, or characters outside ASCII"
 # Sizes of a zip's end records: the end of the central directory and, before it in large files, the zip64 locator and
 # end.
 _END_BYTES, _LOCATOR_BYTES, _END64_BYTES = 22, 20, 56

@@ -207,7 +207,7 @@ def printing() -> Iterator[None]:
 
 
 def echo(text: str, *, nl: bool = True) -> None:
-    """Print a text on standard output, and a line's end unless `nl` is false; raises what `printing` raises."""
+    """Print a text on standard output, with a newline unless `nl` is false; raises what `printing` raises."""
     with printing():
         sys.stdout.write(text + "\n" * nl)
 

@@ -12,8 +12,8 @@ _STATUS = Path("/proc/self/status")
 def peak() -> int:
     """The highest resident memory of this process, in bytes.
 
-    `getrusage` serves elsewhere alone: on Linux a new process begins with the peak of the one that started it, which
-    hides all that it takes below that.
+    On Linux it is read from `/proc`: `getrusage` counts from the peak of the process that started this one, and so
+    hides whatever this one takes below that.
     """
     if _STATUS.exists():
         (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
