@@ -17,9 +17,7 @@ from clipmerge.api._results import BenchResult
 from clipmerge.api.sweep import check_sweep, run_sweep
 from clipmerge.errors import MeasureError
 from clipmerge.evaluation.suites.cost import cost_of
-from clipmerge.evaluation.suites.head_config import write_config
-from clipmerge.evaluation.suites.page import bench_page, picture_name
-from clipmerge.evaluation.suites.release import Fetched, fetch_release
+from clipmerge.evaluation.suites.release import fetch_release, write_config
 from clipmerge.evaluation.suites.suite import Pair, Release, Suite, load_suite
 from clipmerge.images.known import find_known
 from clipmerge.planning.recipe import load_recipe
@@ -234,20 +232,16 @@ def _named(source: str | None) -> Any:
 
 
 def _run(suite: Suite, pair: Pair, asked: _Options, progress: Progress) -> dict[str, Any]:
-    released = [_release(each, progress) for each in (pair.zeroshot, pair.finetuned)]
-    places = [
-        str(one.path if one else each) for one, each in zip(released, (pair.zeroshot, pair.finetuned), strict=True)
-    ]
+    ends = (pair.zeroshot, pair.finetuned)
+    zeroshot, finetuned = (_on_disk(end, progress) for end in ends)
     check = _Check(suite, pair, asked.limit, asked.check, progress.say)
-    sweep, _ = run_sweep(_request(pair, places[0], places[1], asked), progress, resumes=True, check=check)
-    ends = [sweep.pop("zeroshot"), *sweep.pop("finetuned")]
+    sweep, _ = run_sweep(_request(pair, zeroshot, finetuned, asked), progress, resumes=True, check=check)
+    provenances = [sweep.pop("zeroshot"), *sweep.pop("finetuned")]
     addresses, counts, revisions = sweep.pop("sources"), sweep.pop("images"), sweep.pop("revisions")
-    given = zip(ends, released, (pair.zeroshot, pair.finetuned), strict=True)
-    zeroshot, finetuned = [_provenance(end, one, each) for end, one, each in given]
     return {
         "name": pair.name,
-        "zeroshot": zeroshot,
-        "finetuned": finetuned,
+        "zeroshot": _provenance(provenances[0], pair.zeroshot),
+        "finetuned": _provenance(provenances[1], pair.finetuned),
         "data": {
             name: {"source": addresses[name], "revision": revisions.get(name), "images": counts[name]}
             for name in addresses
@@ -258,19 +252,20 @@ def _run(suite: Suite, pair: Pair, asked: _Options, progress: Progress) -> dict[
     }
 
 
-def _release(checkpoint: str | Release, progress: Progress) -> Fetched | None:
-    """Download a release file, and write its configuration beside it; ``None`` for a checkpoint given by name."""
+def _on_disk(checkpoint: str | Release, progress: Progress) -> str:
+    """Download a release file, and write the configuration that it lacks; any other checkpoint is opened by name."""
     if not isinstance(checkpoint, Release):
-        return None
-    fetched = fetch_release(checkpoint, progress)
-    write_config(fetched.path)
-    return fetched
+        return checkpoint
+    file = fetch_release(checkpoint, progress)
+    write_config(file)
+    return str(file)
 
 
-def _provenance(end: dict[str, Any], fetched: Fetched | None, checkpoint: str | Release) -> dict[str, Any]:
-    if fetched is None or not isinstance(checkpoint, Release):
-        return end | {"verified": None}
-    return end | {"source": checkpoint.url, "verified": fetched.verified}
+def _provenance(provenance: dict[str, Any], checkpoint: str | Release) -> dict[str, Any]:
+    """Name a release file by its address, and say whether its hash is published."""
+    if not isinstance(checkpoint, Release):
+        return provenance | {"verified": None}
+    return provenance | {"source": checkpoint.url, "verified": checkpoint.sha256 is not None}
 
 
 def _record(suite: Suite, asked: _Options) -> dict[str, Any]:
@@ -296,6 +291,7 @@ def _record(suite: Suite, asked: _Options) -> dict[str, Any]:
 def _write(record: dict[str, Any], output: Path, *, overwrite: bool) -> None:
     from clipmerge.distributed import is_main_process
     from clipmerge.files.staging import staged
+    from clipmerge.report.bench_page import bench_page, picture_name
     from clipmerge.report.sweep_picture import curve_files
 
     if not is_main_process():

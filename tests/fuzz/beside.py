@@ -104,7 +104,7 @@ def vocabularies(data: bytes, folder: Path) -> object:
 
 def shapes_of_a_release(data: bytes, folder: Path) -> object:
     """The configuration of a release file, from the shapes in its header."""
-    from clipmerge.evaluation.suites.head_config import write_config
+    from clipmerge.evaluation.suites.release import write_config
 
     file = folder / "release.safetensors"
     file.write_bytes(data)

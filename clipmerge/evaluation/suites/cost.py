@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipmerge.errors import ClipmergeError
-from clipmerge.evaluation.suites.release import place_of, size_of
+from clipmerge.evaluation.suites.release import path_of, size_of
 from clipmerge.evaluation.suites.suite import Release, Suite
 from clipmerge.hub.choice import choose_files
 from clipmerge.hub.download import is_cached, resolve
@@ -19,20 +19,12 @@ from clipmerge.images.known import find_known
 
 # A model's forward passes reach about this share of the speed of one large matrix product.
 _SHARE = 0.4
-_SIDE, _GLANCE = 1024, 0.3
+_SIDE, _SECONDS = 1024, 0.3
 
 
 @dataclass(frozen=True)
 class Download:
-    """Something that a suite downloads.
-
-    Attributes:
-        what: Address or name.
-        bytes: Its maximum size; ``None`` if it is unknown.
-        cached: Whether it is on this machine already.
-        images: Number of its images, if it is a split and the number is known.
-        problem: Why its size is not known.
-    """
+    """A checkpoint or split: its size in bytes at most, its number of images, or why the size is unknown."""
 
     what: str
     bytes: int | None = None
@@ -44,65 +36,47 @@ class Download:
 def cost_of(suite: Suite, *, recipes: int, alphas: int, limit: int | None, device: str) -> dict[str, Any]:
     """Look up what a suite downloads, and estimate how long its evaluation takes.
 
-    Args:
-        suite: The suite.
-        recipes: Number of recipes; each adds at most one point.
-        alphas: Number of points of the curve.
-        limit: Images taken from each source; ``None`` for all.
-        device: Device on which it would run: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-
     Returns:
         JSON-ready: ``downloads``, their ``bytes`` (``None`` if one is not known), ``forward_passes``,
         ``flops_per_second`` and ``seconds`` of the evaluation, without recipes that learn.
     """
-    checkpoints = {_name(each): each for pair in suite.pairs for each in (pair.zeroshot, pair.finetuned)}
-    evaluated = {source: None for pair in suite.pairs for source in pair.sources.values()}
-    measured = {pair.data: None for pair in suite.pairs if pair.data}
-    downloads = [_checkpoint(each) for each in checkpoints.values()]
-    splits = {source: _split(source) for source in [*evaluated, *measured]}
-    downloads += splits.values()
-    counts = {source: _count(splits[source], limit) for source in evaluated}
-    passes = [_times(counts[source], alphas + recipes) for pair in suite.pairs for source in pair.sources.values()]
+    checkpoints = {str(end): end for pair in suite.pairs for end in (pair.zeroshot, pair.finetuned)}
+    evaluated = [source for pair in suite.pairs for source in pair.sources.values()]
+    measured = [pair.data for pair in suite.pairs if pair.data]
+    splits = {source: _split(source) for source in dict.fromkeys([*evaluated, *measured])}
+    downloads = [*map(_checkpoint, checkpoints.values()), *splits.values()]
+    images = _sum(_count(splits[source], limit) for source in evaluated)
+    passes = None if images is None else images * (alphas + recipes)
     speed = flops_per_second(device) * _SHARE
-    forward = _sum(passes)
     return {
-        "downloads": [vars(each) for each in downloads],
-        "bytes": _sum(0 if each.cached else each.bytes for each in downloads),
-        "forward_passes": forward,
+        "downloads": [vars(download) for download in downloads],
+        "bytes": _sum(0 if download.cached else download.bytes for download in downloads),
+        "forward_passes": passes,
         "flops_per_second": speed,
-        "seconds": None if forward is None else forward * suite.gflops * 1e9 / speed,
+        "seconds": None if passes is None else passes * suite.gflops * 1e9 / speed,
     }
 
 
 def flops_per_second(device: str) -> float:
-    """Measure how many floating-point operations per second a large matrix product reaches.
-
-    Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-    """
+    """Measure how many floating-point operations per second a large matrix product reaches."""
     import torch
 
     from clipmerge.distributed import accelerator_for
 
-    place = accelerator_for(device).device  # type: ignore[arg-type]
-    matrix = torch.randn(_SIDE, _SIDE, device=place)
+    matrix = torch.randn(_SIDE, _SIDE, device=accelerator_for(device).device)  # type: ignore[arg-type]
     float((matrix @ matrix)[0, 0])
-    begin, turns = time.perf_counter(), 0
-    while time.perf_counter() - begin < _GLANCE:
+    begin, products = time.perf_counter(), 0
+    while time.perf_counter() - begin < _SECONDS:
         float((matrix @ matrix)[0, 0])  # waits for the device
-        turns += 1
-    return 2 * _SIDE**3 * turns / (time.perf_counter() - begin)
-
-
-def _name(checkpoint: str | Release) -> str:
-    return checkpoint.url if isinstance(checkpoint, Release) else checkpoint
+        products += 1
+    return 2 * _SIDE**3 * products / (time.perf_counter() - begin)
 
 
 def _checkpoint(checkpoint: str | Release) -> Download:
     if isinstance(checkpoint, Release):
         size = checkpoint.size or size_of(checkpoint)
         problem = None if size else "the server does not state its size, or cannot be reached"
-        return Download(checkpoint.url, size, place_of(checkpoint).is_file(), problem=problem)
+        return Download(checkpoint.url, size, path_of(checkpoint).is_file(), problem=problem)
     hub_id = parse_hub_id(checkpoint)
     if hub_id is None:
         return Download(checkpoint, 0, cached=True)
@@ -126,7 +100,7 @@ def _split(source: str) -> Download:
         return Download(source, 0, cached=True)
     try:
         split = open_split(address)
-        images = known or _told(split)
+        images = known or _images_on_card(split)
         if is_cached(split.pinned, split.files):
             return Download(address, 0, cached=True, images=images)
         sizes = file_sizes(split.pinned)
@@ -135,32 +109,27 @@ def _split(source: str) -> Download:
         return Download(address, problem=str(error), images=known)
 
 
-def _told(split: Split) -> int | None:
-    """Number of images of a split, from the data set's card."""
+def _images_on_card(split: Split) -> int | None:
+    """Number of images of a split, from the data set's card, which anybody may have written."""
     info = front_matter_of(split).get("dataset_info")
     for config in info if isinstance(info, list) else [info]:
         splits = config.get("splits") if isinstance(config, dict) else None
-        for each in splits if isinstance(splits, list) else []:
-            if isinstance(each, dict) and each.get("name") == split.name and isinstance(each.get("num_examples"), int):
-                return int(each["num_examples"])
+        for entry in splits if isinstance(splits, list) else []:
+            if (
+                isinstance(entry, dict)
+                and entry.get("name") == split.name
+                and isinstance(entry.get("num_examples"), int)
+            ):
+                return int(entry["num_examples"])
     return None
 
 
 def _count(split: Download, limit: int | None) -> int | None:
-    if split.images is None:
-        return limit
-    return split.images if limit is None else min(limit, split.images)
-
-
-def _times(count: int | None, points: int) -> int | None:
-    return None if count is None else count * points
+    counts = [count for count in (split.images, limit) if count is not None]
+    return min(counts, default=None)
 
 
 def _sum(values: Iterable[int | None]) -> int | None:
     """The sum; ``None`` if a value is unknown."""
-    total = 0
-    for value in values:
-        if value is None:
-            return None
-        total += value
-    return total
+    known = list(values)
+    return None if None in known else sum(value for value in known if value is not None)

@@ -1,7 +1,7 @@
-"""Release files: fetched by address, resumed where a download stopped, size and hash checked.
+"""Release files: fetched by address, resumed where a download stopped, checked, and given the configuration they lack.
 
-Few projects publish hashes of their release files. Where none is known, the hash of the first download is recorded and
-every later use is checked against it.
+Model soups and WiSE-FT save OpenAI's CLIP without its text tower and with a classification head; the architecture of
+the vision tower follows from the shapes. OpenAI's models use QuickGELU and heads of 64 channels.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import contextlib
 import hashlib
 import http.client
 import json
+import math
 import os
+import re
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError, HubError
 from clipmerge.evaluation.suites.suite import Release
 from clipmerge.files.cache import user_cache
@@ -29,85 +33,42 @@ from clipmerge.progress import Progress
 MIRROR = "CLIPMERGE_GITHUB"
 _GITHUB = "https://github.com"
 _PIECE = 1 << 20
+_HEAD_WIDTH = 64
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_BLOCK = re.compile(r"visual\.transformer\.resblocks\.(\d+)\.ln_1\.weight")
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A release file on this machine.
-
-    Attributes:
-        path: Its path.
-        sha256: Its hash.
-        verified: Whether the hash is a published one; otherwise it is that of the first download.
-    """
-
-    path: Path
-    sha256: str
-    verified: bool
+def path_of(release: Release) -> Path:
+    """Path of a release file in the user's cache, where files of one release share a folder."""
+    folder = hashlib.sha256(release.url.rpartition("/")[0].encode()).hexdigest()[:16]
+    return user_cache("releases") / folder / release.name
 
 
-def place_of(release: Release) -> Path:
-    """Where a release file is kept: in the user's cache, files of one release in one folder.
+def fetch_release(release: Release, progress: Progress) -> Path:
+    """Download a release file unless it is here, and check the size and hash that are published.
 
-    Args:
-        release: The file.
-
-    Raises:
-        RuntimeError: If the user has no cache folder.
-    """
-    folder = release.url.rpartition("/")[0]
-    digest = hashlib.sha256(folder.encode()).hexdigest()[:16]
-    return user_cache("releases") / digest / release.name
-
-
-def fetch_release(release: Release, progress: Progress) -> Fetched:
-    """Download a release file, unless it is on this machine already.
-
-    Args:
-        release: The file.
-        progress: Receiver of progress reports.
-
-    Returns:
-        The file and its hash.
-
-    Raises:
-        HubError: If it cannot be downloaded; the part received is kept for the next try.
-        CheckpointError: If its size or hash is not the expected one.
+    If the download stops, the part received is kept for the next try.
     """
     from filelock import FileLock
 
-    path = place_of(release)
+    path = path_of(release)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):  # several processes of one run may need the same file
-        return _checked(release, path, progress)
-
-
-def _checked(release: Release, path: Path, progress: Progress) -> Fetched:
-    if not path.is_file():
-        _download(release, path, progress)
-    size, digest = path.stat().st_size, remembered_sha256(path)
-    record = path.with_name(f"{path.name}.json")
-    expected = release.sha256 or _recorded(record)
-    if expected not in (None, digest) or release.size not in (None, size):
-        path.unlink()
-        should = f"{release.size} bytes" if expected in (None, digest) else f"sha256 {expected}"
-        whose = "published" if release.sha256 or release.size else "recorded at its first use"
-        raise CheckpointError(
-            f"{release.url}: came with {size} bytes and sha256 {digest}, but {should} is {whose}; the file was "
-            "removed, run again"
-        )
-    if expected is None:
-        record.write_text(json.dumps({"url": release.url, "sha256": digest, "size": size}) + "\n", encoding="utf-8")
-        progress.say(f"{release.url}: no hash is published; its sha256 {digest} was recorded for later runs")
-    return Fetched(path, digest, release.sha256 is not None)
+        if not path.is_file():
+            _download(release, path, progress)
+        size, digest = path.stat().st_size, remembered_sha256(path)
+        expected = f"{release.size} bytes" if release.size not in (None, size) else f"sha256 {release.sha256}"
+        if release.size not in (None, size) or release.sha256 not in (None, digest):
+            path.unlink()
+            raise CheckpointError(
+                f"{release.url}: came with {size} bytes and sha256 {digest}, but {expected} is published; the file was "
+                "removed, run again"
+            )
+    return path
 
 
 def size_of(release: Release) -> int | None:
-    """Size of a release file in bytes, according to the server; ``None`` if it does not say.
-
-    Args:
-        release: The file.
-    """
+    """Size of a release file in bytes, according to the server; ``None`` if it does not say."""
     request = urllib.request.Request(_address(release), method="HEAD")
     with (
         contextlib.suppress(OSError, http.client.HTTPException, ValueError),
@@ -122,14 +83,6 @@ def _address(release: Release) -> str:
     return mirror + release.url.removeprefix(_GITHUB) if mirror and release.url.startswith(_GITHUB) else release.url
 
 
-def _recorded(record: Path) -> str | None:
-    try:
-        digest = json.loads(record.read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(digest)
-
-
 def _download(release: Release, path: Path, progress: Progress) -> None:
     part = path.with_name(f"{path.name}.part")
     have = part.stat().st_size if part.is_file() else 0
@@ -138,9 +91,9 @@ def _download(release: Release, path: Path, progress: Progress) -> None:
     progress.stage(f"downloading {release.name}")
     try:
         with urllib.request.urlopen(request, timeout=timeout_seconds()) as answer:
-            goes_on = answer.status == http.client.PARTIAL_CONTENT
-            with part.open("ab" if goes_on else "wb") as file:
-                _receive(release, answer, file, have if goes_on else 0, progress)
+            resumed = answer.status == http.client.PARTIAL_CONTENT
+            with part.open("ab" if resumed else "wb") as file:
+                _receive(release, answer, file, have if resumed else 0, progress)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
             part.unlink()  # the part is not the beginning of the file on the server now
@@ -156,10 +109,9 @@ def _download(release: Release, path: Path, progress: Progress) -> None:
     part.replace(path)
 
 
-def _receive(release: Release, answer: Any, file: IO[bytes], begin: int, progress: Progress) -> None:
+def _receive(release: Release, answer: Any, file: IO[bytes], done: int, progress: Progress) -> None:
     length = answer.headers.get("Content-Length")
-    total = begin + int(length) if length is not None and length.isdigit() else None
-    done = begin
+    total = done + int(length) if length is not None and length.isdigit() else None
     while piece := answer.read(_PIECE):
         file.write(piece)
         done += len(piece)
@@ -169,3 +121,43 @@ def _receive(release: Release, answer: Any, file: IO[bytes], begin: int, progres
         progress.advance(done, total or max(done, release.size or 0))
     if total is not None and done < total:
         raise OSError(f"the connection broke after {done} of {total} bytes")
+
+
+def write_config(file: Path) -> None:
+    """Write ``open_clip_config.json`` beside a release file; refuse a file that is not OpenAI's ViT with a head."""
+    entries = open_checkpoint(str(file)).entries
+    try:
+        model = _model_config({key.removeprefix("model."): entry.shape for key, entry in entries.items()})
+    except (KeyError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{file}: is not a ViT of OpenAI's CLIP with a head ({error}); is it the right file?"
+        ) from None
+    config = {"model_cfg": model, "preprocess_cfg": {"mean": _MEAN, "std": _STD}}
+    (file.parent / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _model_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    width, _, patch, _ = shapes["visual.conv1.weight"]
+    positions, _ = shapes["visual.positional_embedding"]
+    _, features = shapes["visual.proj"]
+    hidden, _ = shapes["visual.transformer.resblocks.0.mlp.c_fc.weight"]
+    return {
+        "embed_dim": features,
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": math.isqrt(positions - 1) * patch,
+            "layers": sum(_BLOCK.fullmatch(key) is not None for key in shapes),
+            "width": width,
+            "head_width": _HEAD_WIDTH,
+            "mlp_ratio": hidden / width,
+            "patch_size": patch,
+        },
+        # the text tower is not in the file; this is the one that OpenAI trained with it
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": features,
+            "heads": max(1, features // _HEAD_WIDTH),
+            "layers": 12,
+        },
+    }

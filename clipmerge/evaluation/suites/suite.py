@@ -22,13 +22,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Release(Frozen):
-    """A checkpoint that is a file at an address.
-
-    Attributes:
-        url: The address.
-        sha256: Its hash, if published.
-        size: Its size in bytes, if published.
-    """
+    """A checkpoint that is a file at an address; hash and size (bytes) where they are published."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s?#]+/[\w.-]+$")]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
@@ -39,16 +33,13 @@ class Release(Frozen):
         """Name of the file."""
         return self.url.rpartition("/")[2]
 
+    def __str__(self) -> str:
+        """The address."""
+        return self.url
+
 
 class Published(Frozen):
-    """Figures that somebody published.
-
-    Attributes:
-        point: The model that they describe.
-        source: Where they were published.
-        accuracy: Accuracy in per cent, by source of images.
-        alpha: The point of the curve that is the same model; ``None`` for a model that is not on it.
-    """
+    """Accuracy in per cent by source of images, as published; ``alpha`` if the model is a point of the curve."""
 
     point: str
     source: str
@@ -57,17 +48,7 @@ class Published(Frozen):
 
 
 class Pair(Frozen):
-    """Two checkpoints and the images to evaluate them on.
-
-    Attributes:
-        zeroshot: theta_0: a Hub id, a folder or file, or a release file.
-        finetuned: theta_1.
-        id: Images like those of the fine-tuning, by name.
-        ood: Images unlike them, by name.
-        name: Name among the pairs of its suite.
-        data: Images that recipes measure on.
-        published: Published figures.
-    """
+    """Two checkpoints, the images to evaluate them on by name, and ``data``, the images that recipes measure on."""
 
     zeroshot: str | Release
     finetuned: str | Release
@@ -84,23 +65,15 @@ class Pair(Frozen):
 
     def expected(self) -> dict[str, float]:
         """Published zero-shot accuracy in per cent, by ID source."""
-        start = [each for each in self.published if each.alpha == 0.0]
-        return {name: value for each in start for name, value in each.accuracy.items() if name in self.id}
+        zeroshot = [figures for figures in self.published if figures.alpha == 0.0]
+        return {name: value for figures in zeroshot for name, value in figures.accuracy.items() if name in self.id}
 
 
 class Suite(Frozen):
     """A benchmark.
 
-    Attributes:
-        name: Its name.
-        title: A few words about it.
-        model: The architecture.
-        gflops: Billions of floating-point operations of one forward pass of one image.
-        pairs: Its pairs.
-        recipes: Recipes to compare with the curve.
-        alphas: Points of the curve.
-        tolerance: Points by which zero-shot accuracy may differ from the published figure.
-        notes: Conventions and reservations, one line each.
+    ``gflops`` is the cost of one forward pass of one image in 10^9 operations, ``tolerance`` the points by which
+    zero-shot accuracy may differ from the published figure, ``notes`` are conventions and reservations.
     """
 
     name: str
@@ -120,15 +93,7 @@ def suite_names() -> tuple[str, ...]:
 
 
 def load_suite(name: str) -> Suite:
-    """Load a suite.
-
-    Args:
-        name: Name of a shipped suite, or path of a YAML file.
-
-    Raises:
-        UsageError: If there is no such suite.
-        RecipeError: If a file cannot be read, or has an unknown key.
-    """
+    """Load a shipped suite by its name, or one from a YAML file."""
     path = Path(name)
     if path.suffix in _SUFFIXES:
         return _suite(path, path.stem, "")
@@ -158,12 +123,6 @@ def _suite(file: Path, name: str, suffix: str) -> Suite:
         raise RecipeError(f"{file}: {where}: {first['msg']}") from None
 
 
-def _parsed(text: str) -> Any:
-    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-        raise Unreadable("an alias (*name) in it could expand to very much")
-    return yaml.safe_load(text)
-
-
 def _sizes(data: dict[str, Any]) -> list[str]:
     """Suffixes of the names of a file's suites."""
     sizes = data.get("sizes")
@@ -172,7 +131,10 @@ def _sizes(data: dict[str, Any]) -> list[str]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        data = _parsed(read_text(file, LARGEST_RECIPE))
+        text = read_text(file, LARGEST_RECIPE)
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise Unreadable("an alias (*name) in it could expand to very much")
+        data = yaml.safe_load(text)
     except Exception as error:  # a tag that does not fit its text makes PyYAML raise anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise RecipeError(f"{file}: cannot be read as a suite ({reason})") from None

@@ -11,8 +11,7 @@ import pytest
 
 from clipmerge.api.bench import bench_cost
 from clipmerge.errors import CheckpointError
-from clipmerge.evaluation.suites.head_config import write_config
-from clipmerge.evaluation.suites.release import MIRROR, place_of
+from clipmerge.evaluation.suites.release import MIRROR, path_of, write_config
 from clipmerge.evaluation.suites.suite import Release
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
@@ -97,7 +96,7 @@ def test_what_is_on_this_machine_costs_nothing(
     upload(hub, "acme/base", {"model.safetensors": bytes(1000), "config.json": b"{}"})
     upload(hub, "acme/cars", {"data/test-0.parquet": cars}, kind="dataset")
     fetch(HubId("acme/base"), endpoint=hub.url)
-    place = place_of(Release(url=URL))
+    place = path_of(Release(url=URL))
     place.parent.mkdir(parents=True)
     place.write_bytes(bytes(5000))
     cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test"), limit=4)

@@ -1,4 +1,4 @@
-"""Release files from a real server: resumed, checked, and recorded where no hash is published."""
+"""Release files from a real server: resumed and checked."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 
 from clipmerge.errors import CheckpointError, HubError
 from clipmerge.evaluation.suites import release as module
-from clipmerge.evaluation.suites.release import MIRROR, fetch_release, place_of, size_of
+from clipmerge.evaluation.suites.release import MIRROR, fetch_release, path_of, size_of
 from clipmerge.evaluation.suites.suite import Release
 from clipmerge.progress import Silent
 from tests.support.public_pairs import Releases, serving_files
-from tests.support.told import Told
 
 CONTENT = bytes(range(256)) * 9000
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -37,38 +36,19 @@ def release(**known: object) -> Release:
 
 
 def test_a_file_is_fetched_once(server: Releases) -> None:
-    told = Told()
-    fetched = fetch_release(release(sha256=DIGEST, size=len(CONTENT)), told)
-    assert (fetched.path.read_bytes(), fetched.sha256, fetched.verified) == (CONTENT, DIGEST, True)
-    again = fetch_release(release(sha256=DIGEST), told)
-    assert again == fetched
+    path = fetch_release(release(sha256=DIGEST, size=len(CONTENT)), Silent())
+    assert path.read_bytes() == CONTENT
+    assert fetch_release(release(), Silent()) == path
     assert server.asked == [(f"/{FILE}", None)]
-    assert told.lines == []
 
 
 def test_a_broken_download_goes_on(server: Releases) -> None:
     server.cut_after = 1_000_000
     with pytest.raises(HubError, match=r"broke after 1000000 of 2304000 bytes\. The part received is kept"):
         fetch_release(release(sha256=DIGEST), Silent())
-    assert not place_of(release()).exists()
-    assert fetch_release(release(sha256=DIGEST), Silent()).path.read_bytes() == CONTENT
+    assert not path_of(release()).exists()
+    assert fetch_release(release(sha256=DIGEST), Silent()).read_bytes() == CONTENT
     assert server.asked[1] == (f"/{FILE}", "bytes=1000000-")
-
-
-def test_without_a_published_hash_the_first_one_is_recorded(server: Releases) -> None:
-    told = Told()
-    assert not fetch_release(release(), told).verified
-    (line,) = told.lines
-    assert f"no hash is published; its sha256 {DIGEST} was recorded" in line
-    told.lines.clear()
-    assert fetch_release(release(), told).sha256 == DIGEST
-    assert told.lines == []
-    place_of(release()).write_bytes(CONTENT[:-1] + b"x")
-    with pytest.raises(
-        CheckpointError, match=rf"but sha256 {DIGEST} is recorded at its first use; the file was removed"
-    ):
-        fetch_release(release(), told)
-    assert not place_of(release()).exists()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +61,7 @@ def test_without_a_published_hash_the_first_one_is_recorded(server: Releases) ->
 def test_other_content_is_refused(server: Releases, known: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         fetch_release(release(**known), Silent())
-    assert not place_of(release()).exists()
+    assert not path_of(release()).exists()
 
 
 def test_what_goes_wrong_is_one_line(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,17 +79,17 @@ def test_the_size_is_asked_for(server: Releases) -> None:
 
 
 def test_a_part_of_another_file_is_thrown_away(server: Releases) -> None:
-    place = place_of(release())
+    place = path_of(release())
     place.parent.mkdir(parents=True)
     (part := place.with_name(f"{place.name}.part")).write_bytes(CONTENT + b"more")
     with pytest.raises(HubError):
         fetch_release(release(), Silent())
     assert not part.exists()
-    assert fetch_release(release(), Silent()).path.read_bytes() == CONTENT
+    assert fetch_release(release(), Silent()).read_bytes() == CONTENT
 
 
 def test_a_file_larger_than_any_release_is_not_kept(server: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LARGEST_RELEASE", 1 << 20)
     with pytest.raises(HubError, match=r"it is larger than 0 GiB\. Is it the right file\?"):
         fetch_release(release(), Silent())
-    assert not place_of(release()).exists()
+    assert not path_of(release()).exists()

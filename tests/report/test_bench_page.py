@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from clipmerge.evaluation.suites.page import bench_page
+from clipmerge.report.bench_page import bench_page
 
 
 def point(alpha: float | None, near: float, far: float, **more: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def test_published_figures_stand_beside_ours() -> None:
     assert table["auto"][:2] == ["80.0", "60.0"]
     assert table["soup"][1] == "\N{EN DASH} (61.0)"
     assert "**as published**" in page
-    assert "12 (of the first download; none is published)" in page
+    assert "12 (none is published)" in page
     assert "Not a reproduction" not in page
     assert "a \\| b" in page
 
