@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.checkpoint import Inputs
 from clipmerge.images import Columns
 from clipmerge.images.held_back import SHARE
-from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Device, OutputDtype
+from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
@@ -190,7 +190,7 @@ class Run:
         head: The classes of a head whose zero-shot counterpart was built.
         hashed: Whether to hash the weights of inputs and output.
         hashing: Future hashes of the inputs.
-        leftovers: Functions that `finish` calls.
+        cleanups: Functions that `finish` calls.
         held_back: Images that the measure did not see, if it used images.
     """
 
@@ -204,7 +204,7 @@ class Run:
     head: HeadRecord | None = None
     hashed: bool = True
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)
-    leftovers: list[Callable[[], None]] = field(default_factory=list)
+    cleanups: list[Callable[[], None]] = field(default_factory=list)
     held_back: LabelledImages | None = None
 
     @contextmanager
@@ -230,7 +230,7 @@ class Run:
 
     def finish(self) -> None:
         """Remove the files for resuming, because the result is complete."""
-        for clear in self.leftovers:
+        for clear in self.cleanups:
             clear()
 
     def hash_inputs(self) -> None:

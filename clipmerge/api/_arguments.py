@@ -20,8 +20,8 @@ from clipmerge.files.paths import is_there
 from clipmerge.images.columns import Columns
 from clipmerge.images.places import local_inputs
 from clipmerge.images.prompts import check_templates
-from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Device, OutputDtype
+from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, MergeRequest
 

@@ -10,7 +10,7 @@ from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.evaluation.sources import check_source_name, named_sources
 
 if TYPE_CHECKING:
-    from clipmerge.evaluation.kept import Place, Task
+    from clipmerge.evaluation.other_tasks import Place, Task
     from clipmerge.progress import Progress
     from clipmerge.request import Calibration, MergeRequest, Run
 
@@ -45,7 +45,7 @@ def load_tasks(
         DataError: If images cannot be used.
         HubError: If the Hub refuses or cannot be reached.
     """
-    from clipmerge.evaluation.kept import load_task
+    from clipmerge.evaluation.other_tasks import load_task
 
     tasks = {name: load_task(source, most=most, seed=seed) for name, source in named.items()}
     for task in tasks.values():
@@ -64,13 +64,13 @@ def place_of(calibration: Calibration) -> Place:
         UsageError: If the device does not exist.
     """
     from clipmerge.distributed import accelerator_for
-    from clipmerge.evaluation.kept import Place
+    from clipmerge.evaluation.other_tasks import Place
 
     accelerator = accelerator_for(calibration.device)
     return Place(accelerator, calibration.batch_size, calibration.images_at_once)
 
 
-def add_kept(run: Run, request: MergeRequest) -> None:
+def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     """Measure a decided plan on the tasks that were named, and keep the scores in the plan.
 
     Every process of ``accelerate launch`` takes part.
@@ -85,8 +85,8 @@ def add_kept(run: Run, request: MergeRequest) -> None:
     """
     if not request.keep:
         return
-    from clipmerge.api._bought import shared_plan
-    from clipmerge.evaluation.kept import measure_kept
+    from clipmerge.api._merge_effect import shared_plan
+    from clipmerge.evaluation.other_tasks import measure_other_tasks
 
     with run.timed("kept"):
         tasks = load_tasks(request.keep, run.progress, most=request.calibration.images, seed=request.seed)
@@ -94,7 +94,7 @@ def add_kept(run: Run, request: MergeRequest) -> None:
         run.is_main = place.accelerator.is_main_process
         plan, tensors = shared_plan(run.plan, run.tensors)
         try:
-            kept = measure_kept(run.inputs, plan, tensors, tasks, place, run.progress)
+            kept = measure_other_tasks(run.inputs, plan, tensors, tasks, place, run.progress)
         except CheckpointError as error:
             text = f"the tasks of --keep could not be measured: {error}"
             if request.strict:

@@ -12,7 +12,7 @@ from clipmerge.progress import Progress
 from clipmerge.request import SweepRequest
 
 
-def add_kept(
+def score_other_tasks(
     request: SweepRequest, record: dict[str, Any], inputs: Inputs, points: Sequence[Point], progress: Progress
 ) -> None:
     """Score every point on every task, and enter the scores.
@@ -31,7 +31,7 @@ def add_kept(
     """
     if not request.keep:
         return
-    from clipmerge.evaluation.kept import facts_of, score_tasks
+    from clipmerge.evaluation.other_tasks import facts_of, score_tasks
 
     progress.stage("kept")
     tasks = load_tasks(request.keep, progress)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._arguments import CheckpointLike, files_read, several
-from clipmerge.api._bought import without_stale
 from clipmerge.api._commands import spelled_out
 from clipmerge.api._in_memory import as_sources, open_source
+from clipmerge.api._merge_effect import without_stale
 from clipmerge.api._results import MergeResult
 from clipmerge.api._sizes import byte_count
 from clipmerge.checkpoint import Checkpoint, align_checkpoints

@@ -17,7 +17,7 @@ from clipmerge.api.merge import merge
 from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import ClipmergeError, UsageError
-from clipmerge.planning.bought import Bought
+from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def _name(zeroshot: CheckpointLike) -> str:
     return os.fspath(zeroshot) if isinstance(zeroshot, (str, os.PathLike)) else _ZEROSHOT
 
 
-def _accuracies(bought: Bought) -> dict[str, float]:
+def _accuracies(bought: MergeEffect) -> dict[str, float]:
     models = {
         "zeroshot": bought.zeroshot,
         "finetuned": bought.finetuned[bought.reference],

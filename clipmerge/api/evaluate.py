@@ -80,6 +80,6 @@ def evaluate(
 
 
 def _kept(checkpoint: str, named: Mapping[str, Any], wanted: Calibration, progress: Progress) -> list[dict[str, Any]]:
-    from clipmerge.evaluation.kept import evaluate_kept
+    from clipmerge.evaluation.other_tasks import evaluate_other_tasks
 
-    return evaluate_kept(checkpoint, load_tasks(named, progress), place_of(wanted), progress)
+    return evaluate_other_tasks(checkpoint, load_tasks(named, progress), place_of(wanted), progress)

@@ -53,7 +53,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
         measurements: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(
             objective, **options
         )
-    run.leftovers.append(objective.keep.remove)
+    run.cleanups.append(objective.keep.remove)
     with together():
         objective.accelerator.wait_for_everyone()  # no process leaves while another still gathers
     return _with_change(measurements, objective), record

@@ -22,10 +22,10 @@ from clipmerge.api._arguments import (
     several,
     with_options,
 )
-from clipmerge.api._bought import add_verdict
 from clipmerge.api._commands import command_of
 from clipmerge.api._in_memory import as_sources, open_source
-from clipmerge.api._other_tasks import add_kept
+from clipmerge.api._merge_effect import add_verdict
+from clipmerge.api._other_tasks import add_other_task_scores
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
 from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.preview import compare_before_download
@@ -159,7 +159,7 @@ def prepare(
             _decide(run, request, measurements, calibration)
     if judged:
         add_verdict(run, request)
-        add_kept(run, request)
+        add_other_task_scores(run, request)
     return run
 
 
@@ -287,7 +287,7 @@ def _decide(
     )
     layers = apply_overrides(decided, request.recipe)
     worded = {name: worded_for(entry) for name, entry in layers.items()}
-    changes = {"decided": plan.digest, "layers": layers, "worded": worded}
+    changes = {"verdict_digest": plan.digest, "layers": layers, "worded": worded}
     run.plan = plan.model_copy(update=changes).checked(task.layers)
     # a layer whose alpha is overridden needs no coefficients
     used = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}

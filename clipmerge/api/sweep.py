@@ -30,15 +30,15 @@ from clipmerge.api._arguments import (
     source_of,
     with_options,
 )
-from clipmerge.api._bought import shared_plan
 from clipmerge.api._commands import sweep_words
 from clipmerge.api._in_memory import as_sources, open_source, with_state_key
-from clipmerge.api._kept import Kept, key_of
+from clipmerge.api._merge_effect import shared_plan
 from clipmerge.api._other_tasks import tasks_named
 from clipmerge.api._results import SweepResult
+from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api._sweep_images import load_source, overlap_notes
 from clipmerge.api._sweep_record import PlannedRecipe, checkpoint_row, loss_notes, recipe_row, record_of, row_of
-from clipmerge.api._sweep_tasks import add_kept
+from clipmerge.api._sweep_tasks import score_other_tasks
 from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
@@ -48,8 +48,8 @@ from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import standings
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.places import local_inputs
-from clipmerge.planning.bought import MAX_LOSS
 from clipmerge.planning.choices import Missing
+from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress, Silent
 from clipmerge.report.sweep_headline import headline
@@ -226,7 +226,7 @@ def run_sweep(
     known = Known()
     inputs = _open(request, known, progress)
     placed = _open_points(request, known)
-    kept = Kept.of(request, inputs) if resumes else None
+    kept = SweepCache.of(request, inputs) if resumes else None
     if check is not None:
         progress.stage("check")
         at_home = {name: loaded[name] for name in request.id_sources}
@@ -254,7 +254,7 @@ def run_sweep(
         ],
         "seconds": {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)},
     }
-    add_kept(request, record, inputs, points, progress)
+    score_other_tasks(request, record, inputs, points, progress)
     return record | {"headline": headline(record)}, correct
 
 
@@ -348,7 +348,7 @@ def _open_points(request: SweepRequest, known: Known) -> dict[str, Inputs]:
 
 
 def _plan_points(
-    request: SweepRequest, inputs: Inputs, known: Known, progress: Progress, kept: Kept | None
+    request: SweepRequest, inputs: Inputs, known: Known, progress: Progress, kept: SweepCache | None
 ) -> tuple[list[Point], list[PlannedRecipe]]:
     """The distinct points, those of the curve first, and the recipes with the index of their point."""
     points = Points(inputs)
@@ -380,7 +380,7 @@ def _score(
     loaded: dict[str, LabelledImages],
     accelerator: Accelerator,
     progress: Progress,
-    kept: Kept | None,
+    kept: SweepCache | None,
 ) -> dict[str, Correct]:
     from clipmerge.evaluation.scorer import Scorer
     from clipmerge.models.building import build_headed, build_model

@@ -28,7 +28,7 @@ from clipmerge import __version__
 from clipmerge.distributed import Terminated, together
 from clipmerge.files.cache import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
-from clipmerge.files.staging import undisturbed
+from clipmerge.files.staging import defer_signals
 
 if TYPE_CHECKING:
     from clipmerge.checkpoint import Inputs
@@ -147,7 +147,7 @@ class Saved:
             state: See `save`.
         """
         self._whole = None
-        with undisturbed():
+        with defer_signals():
             yield
             self._whole = state
 

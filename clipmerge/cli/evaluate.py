@@ -41,7 +41,7 @@ def _table(record: dict[str, Any]) -> RenderableType:
     """Format the accuracies for a terminal."""
     from rich.table import Table
 
-    from clipmerge.planning.kept import Score, measures_of
+    from clipmerge.planning.other_tasks import Score, measures_of
 
     table = Table(box=None, pad_edge=False)
     table.add_column("source")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clipmerge.planning.bought import Difference, Gain, ModelAccuracy, Recommendation
+from clipmerge.planning.merge_effect import Difference, Gain, ModelAccuracy, Recommendation
 
 # Accuracies are ratios of counts; rounding errors are far below one image in a billion.
 _ROUNDING = 1e-9

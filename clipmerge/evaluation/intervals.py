@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from clipmerge.planning.bought import LEVEL
+from clipmerge.planning.merge_effect import LEVEL
 
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipmerge.files.limits import LONGEST_PROMPT
 from clipmerge.models import ImageTextModel
-from clipmerge.planning.kept import RANKS, Recall
+from clipmerge.planning.other_tasks import RANKS, Recall
 
 # Scores computed at once.
 _SCORES = 1 << 24

@@ -21,7 +21,7 @@ from clipmerge.evaluation.probe import CORRUPTIONS, Probe, probe, side_of
 from clipmerge.evaluation.scorer import Answers, Move, Scorer
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.models.building import build_model
-from clipmerge.planning.bought import Bought, Difference, Estimate, Gain, ModelAccuracy
+from clipmerge.planning.merge_effect import Difference, Estimate, Gain, MergeEffect, ModelAccuracy
 from clipmerge.progress import Pace, Progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Outcomes:
     agreement: float
 
 
-def measure_bought(
+def measure_effect(
     inputs: Inputs,
     plan: Plan,
     tensors: PlanTensors,
@@ -64,7 +64,7 @@ def measure_bought(
     batch_size: int | None = None,
     max_loss: float,
     progress: Progress,
-) -> Bought:
+) -> MergeEffect:
     """Measure the effect of a plan.
 
     Args:
@@ -90,7 +90,7 @@ def measure_bought(
     pace = Pace(progress, _cost(len(images), tested) if accelerator.device.type == "cpu" else None)
     scorer = Scorer(model, inputs, accelerator, templates=templates, batch_size=batch_size, held=_HELD)
     answers = scorer.answer(moves_of(plan, tensors), {_CLEAN: images, **tested.sources}, pace)
-    return bought_from(
+    return effect_from(
         outcomes_of(answers, images, tested),
         images,
         corruptions_per_image=tested.per_image,
@@ -146,9 +146,9 @@ def outcomes_of(answers: dict[str, Answers], images: LabelledImages, tested: Pro
     )
 
 
-def bought_from(
+def effect_from(
     outcomes: Outcomes, images: LabelledImages, *, corruptions_per_image: int, max_loss: float, plan: Plan
-) -> Bought:
+) -> MergeEffect:
     """Combine accuracies, intervals and the conclusion.
 
     Args:
@@ -171,7 +171,7 @@ def bought_from(
         images=len(images),
         max_loss=max_loss,
     )
-    return Bought(
+    return MergeEffect(
         source=images.source,
         revision=images.revision,
         images=len(images),

@@ -96,7 +96,7 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         _sync(folder)
-        with undisturbed():
+        with defer_signals():
             _move_in(folder, stage / "old", target, expected, overwrite=overwrite)
             _completed.append(output)
         _sync_folder(target.parent)
@@ -136,7 +136,7 @@ def staged_files(output: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         _sync(folder)
-        with undisturbed():
+        with defer_signals():
             files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
             for place in (target.parent / file.name for file in files):
                 _require_same(place, expected.get(place, _identity(place)))
@@ -152,7 +152,7 @@ def _stage(output: Path, target: Path) -> Iterator[Path]:
     left: list[Path] = []
     with contextlib.ExitStack() as cleanup:
         try:
-            with undisturbed():
+            with defer_signals():
                 cleanup.enter_context(_parents(target.parent))
                 _clear_stale(target)
                 parent = cleanup.enter_context(_opened(target.parent))
@@ -182,7 +182,7 @@ def _opened(folder: Path) -> Iterator[int | None]:
 
 
 def _remove(stage: Path, parent: int | None, left: list[Path]) -> None:
-    with undisturbed():  # users press Ctrl-C twice, and the message promises that nothing was left behind
+    with defer_signals():  # users press Ctrl-C twice, and the message promises that nothing was left behind
         if parent is None:  # pragma: no cover - Windows
             shutil.rmtree(stage, ignore_errors=True)
         else:
@@ -192,7 +192,7 @@ def _remove(stage: Path, parent: int | None, left: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Block Ctrl-C and SIGTERM during a block that must not be interrupted; the first one is sent again after it."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
         yield

@@ -16,13 +16,13 @@ from clipmerge.files.limits import MOST_RECORD_VALUES
 from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
-from clipmerge.planning.bought import Bought, ShareOfImages
 from clipmerge.planning.choices import OutputDtype
 from clipmerge.planning.distribution import histograms, zeroshot_shares
 from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
-from clipmerge.planning.kept import Kept
 from clipmerge.planning.layer_plan import Combination, LayerPlan
 from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout, reading_0_1_0
+from clipmerge.planning.merge_effect import MergeEffect, ShareOfImages
+from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.plan import Plan, straggler_statistic_0_1_0
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
@@ -151,8 +151,8 @@ class MergeRecord(Frozen):
     choice: HeldBackChoice | None = None
     coefficients: dict[str, tuple[_Count, ...]] = Field(default_factory=dict)
     checks: dict[str, Check] = Field(default_factory=dict)
-    bought: Bought | None = None
-    kept: tuple[Kept, ...] = ()
+    bought: MergeEffect | None = None
+    kept: tuple[OtherTaskScores, ...] = ()
     calibration: CalibrationRecord | None = None
     seed: int = 0
     warnings: tuple[str, ...] = ()

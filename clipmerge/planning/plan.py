@@ -20,12 +20,12 @@ from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import LARGEST_JSON, MOST_RECORD_VALUES
 from clipmerge.files.reading import Unreadable, check_values, read_text
 from clipmerge.files.staging import staged_files
-from clipmerge.planning.bought import Bought
 from clipmerge.planning.choices import Missing, OutputDtype
 from clipmerge.planning.frozen import FewLayers, Frozen
-from clipmerge.planning.kept import Kept
 from clipmerge.planning.layer_plan import Combination, LayerPlan, check_mask
 from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.merge_effect import MergeEffect
+from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord, TensorsRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.table import Rows, to_frame, to_html
@@ -67,7 +67,7 @@ class Plan(Frozen):
         straggler_scores: ``{"z": ..., "stability": ...}`` by layer.
         verdict: The plan in one sentence; `checked` rewrites it if it does not match the settings.
         finding: The part of the verdict that does not depend on the settings.
-        decided: `digest` of the plan that the method's verdict describes.
+        verdict_digest: `digest` of the plan that the method's verdict describes.
         worded: `worded_for` of the settings that each layer's reason describes, by layer.
         bought: The effect of the merge, measured on images that the decision did not see.
         kept: Scores on tasks that the models were not fine-tuned for.
@@ -93,10 +93,10 @@ class Plan(Frozen):
     straggler_scores: dict[str, dict[str, float]] = Field(default_factory=dict)
     verdict: str = ""
     finding: str = ""
-    decided: str = ""
+    verdict_digest: str = ""
     worded: dict[str, str] = Field(default_factory=dict)
-    bought: Bought | None = None
-    kept: tuple[Kept, ...] = ()
+    bought: MergeEffect | None = None
+    kept: tuple[OtherTaskScores, ...] = ()
     measurements: Measurements | None = None
     calibration: CalibrationRecord | None = None
     seed: int = 0
@@ -255,7 +255,7 @@ class Plan(Frozen):
                     f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'"
                 )
         plan = self._reworded()
-        return plan if plan.decided == plan.digest else plan._with_verdict_on_settings(layers)
+        return plan if plan.verdict_digest == plan.digest else plan._with_verdict_on_settings(layers)
 
     def _reworded(self) -> Plan:
         """Replace the reasons of layers whose settings were edited without them."""

@@ -23,8 +23,8 @@ from clipmerge.files.templates import render
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.dataset_id import parse_dataset
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.bought_view import BoughtView, bought_view
-from clipmerge.planning.kept_view import EXPLANATION, HEADS, kept_facts, kept_rows
+from clipmerge.planning.effect_view import EffectView, effect_view
+from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_facts, other_task_rows
 from clipmerge.publish.evaluations import eval_result_files, hub_dataset_of, model_index
 from clipmerge.publish.public import data_sources, public_record
 
@@ -66,10 +66,10 @@ def model_card(
         "where": repo_id or ".",
         "open_clip": _is_open_clip(shown),
         "record": shown,
-        "bought": _for_readers(bought_view(shown.bought)) if shown.bought else None,
-        "kept": kept_rows(shown.kept),
+        "bought": _for_readers(effect_view(shown.bought)) if shown.bought else None,
+        "kept": other_task_rows(shown.kept),
         "kept_heads": HEADS,
-        "kept_facts": kept_facts(shown.kept),
+        "kept_facts": other_task_facts(shown.kept),
         "kept_explanation": EXPLANATION,
         "padded": any(family.reads_padding for family in families() if family.name == shown.family),
         "checkpoints": shown.checkpoints,
@@ -117,7 +117,7 @@ def published_texts(
     return contents if drawn is None else contents | {PICTURE: drawn}
 
 
-def _for_readers(bought: BoughtView) -> BoughtView:
+def _for_readers(bought: EffectView) -> EffectView:
     """Rename the images for readers of the card, who do not own them."""
 
     def changed(text: str) -> str:

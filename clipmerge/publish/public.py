@@ -17,8 +17,8 @@ from clipmerge.errors import printable
 from clipmerge.files.side_files import MACHINE_PATH, NOT_COPIED, PATH_STARTS
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.output.record import DataSource, MergeRecord
-from clipmerge.planning.bought import Bought
-from clipmerge.planning.kept import Kept
+from clipmerge.planning.merge_effect import MergeEffect
+from clipmerge.planning.other_tasks import OtherTaskScores
 from clipmerge.planning.provenance import CalibrationRecord, UnlabelledRecord
 from clipmerge.publish.evaluations import hub_dataset_of
 
@@ -45,7 +45,9 @@ def public_record(record: MergeRecord) -> MergeRecord:
     return MergeRecord.model_validate(data)
 
 
-def data_sources(record: MergeRecord) -> list[CalibrationRecord | UnlabelledRecord | Bought | Kept | DataSource]:
+def data_sources(
+    record: MergeRecord,
+) -> list[CalibrationRecord | UnlabelledRecord | MergeEffect | OtherTaskScores | DataSource]:
     """List the sources of images: of the decision and the verdict, then of published accuracies."""
     unlabelled = record.calibration and record.calibration.unlabelled
     measured_on = [each for each in (record.calibration, unlabelled, record.bought) if each]

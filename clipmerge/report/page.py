@@ -16,12 +16,12 @@ from markupsafe import Markup
 
 from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.bought_view import bought_view, unmeasured
+from clipmerge.planning.effect_view import effect_view, unmeasured
 from clipmerge.report.columns import Column, columns_of
-from clipmerge.report.kept import kept_section
 from clipmerge.report.layer_table import layer_table
 from clipmerge.report.loss_path import barrier_of, path_points
 from clipmerge.report.numbers import is_number, ranged
+from clipmerge.report.other_tasks import other_tasks_section
 from clipmerge.report.palette import DARK_MARKS, MARKS
 from clipmerge.report.prose import flags, sentence, with_minus_signs, words
 
@@ -58,9 +58,9 @@ def html_page(record: MergeRecord) -> str:
         "version": record.clipmerge,
         "recipe_name": record.recipe.name,
         "verdict": record.headline,
-        "bought": bought_view(record.bought) if record.bought else None,
+        "bought": effect_view(record.bought) if record.bought else None,
         "unmeasured": unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
-        **kept_section(record.kept),
+        **other_tasks_section(record.kept),
         "warnings": record.warnings,
         "models": record.checkpoints,
         "calibration": record.calibration,

@@ -12,7 +12,7 @@ from clipmerge.report.numbers import ranged
 from clipmerge.report.palette import DARK_MARKS, MARKS
 from clipmerge.report.prose import flags, sentence, with_minus_signs, words
 from clipmerge.report.sweep_headline import gain_notes, headline
-from clipmerge.report.sweep_kept import sweep_kept_section
+from clipmerge.report.sweep_other_tasks import sweep_other_tasks_section
 from clipmerge.report.sweep_table import heads_of, marks_of, sweep_columns
 
 
@@ -43,7 +43,7 @@ def sweep_page(record: dict[str, Any], picture: str) -> str:
             "headline": headline(record),
             "gain_notes": gain_notes(record),
             "names": [row["name"] for row in marks_of(record)],
-            **sweep_kept_section(record),
+            **sweep_other_tasks_section(record),
             "level": f"{100 * record['bootstrap']['level']:.0f}%",
         },
         html=True,

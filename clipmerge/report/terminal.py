@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clipmerge.output.record import MergeRecord
-from clipmerge.planning.bought_view import bought_view, unmeasured
-from clipmerge.planning.kept_view import EXPLANATION, HEADS, kept_rows
+from clipmerge.planning.effect_view import effect_view, unmeasured
+from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_rows
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.loss_path import loss_at, path_points
 
@@ -101,8 +101,8 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], width
     unlabelled = record.calibration and record.calibration.unlabelled
     learned_from = [Text(_printable(unlabelled.sentence))] if unlabelled else []
     return Group(
-        *_bought_lines(record),
-        *_kept_lines(record),
+        *_effect_lines(record),
+        *_other_task_lines(record),
         Text(),
         Text(_printable(record.headline)),
         *learned_from,
@@ -113,11 +113,11 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], width
     )
 
 
-def _bought_lines(record: MergeRecord) -> list[Text]:
+def _effect_lines(record: MergeRecord) -> list[Text]:
     """The measured effect of the merge, which users look for first."""
     if record.bought is None:
         return [Text(unmeasured(with_images=record.calibration is not None, warnings=record.warnings), style="dim")]
-    view = bought_view(record.bought)
+    view = effect_view(record.bought)
     warnings = [Text(_printable(f"Warning: {warning}"), style="bold yellow") for warning in view.warnings]
     return [
         Text(_printable(view.verdict), style="bold"),
@@ -127,14 +127,14 @@ def _bought_lines(record: MergeRecord) -> list[Text]:
     ]
 
 
-def _kept_lines(record: MergeRecord) -> list[Table | Text]:
+def _other_task_lines(record: MergeRecord) -> list[Table | Text]:
     """Tasks that the model was not fine-tuned for."""
     if not record.kept:
         return []
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
     for place, head in enumerate(("other tasks", *HEADS)):
         table.add_column(head, justify="left" if place < 2 else "right", no_wrap=place > 0)
-    for row in kept_rows(record.kept):
+    for row in other_task_rows(record.kept):
         table.add_row(*map(Text, (_printable(row.task), *row.cells)))
     return [Text(), table, Text(EXPLANATION, style="dim")]
 

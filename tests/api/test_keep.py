@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as api
-from clipmerge.api._other_tasks import add_kept
+from clipmerge.api._other_tasks import add_other_task_scores
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError, DataError, UsageError
-from clipmerge.evaluation import kept
+from clipmerge.evaluation import other_tasks
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
 from clipmerge.request import Calibration, MergeRequest, Run
@@ -267,13 +267,13 @@ def test_a_process_that_does_not_decide_measures_and_keeps_nothing(
             raise fault
         return ()
 
-    monkeypatch.setattr(kept, "measure_kept", measure)
+    monkeypatch.setattr(other_tasks, "measure_other_tasks", measure)
     request = MergeRequest(
         str(pair[0]), (str(pair[1]),), load_recipe("wise-ft"), Calibration(device="cpu"), keep={"own": str(images)}
     )
     told = Told()
     run = Run(prepare(replace(request, keep={})).inputs, told)
-    add_kept(run, request)
+    add_other_task_scores(run, request)
     assert measured == [["own"]]
     assert run.plan is None
     assert told.lines == ([] if fault is None else [f"the tasks of --keep could not be measured: {fault}"])

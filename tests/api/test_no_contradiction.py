@@ -17,11 +17,11 @@ from clipmerge.api.plan import Known, prepare, write_plan
 from clipmerge.cli._options import with_alpha
 from clipmerge.methods import Task
 from clipmerge.output.record import read_output
-from clipmerge.planning.bought_view import UNKNOWN_SINCE
+from clipmerge.planning.effect_view import UNKNOWN_SINCE
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.request import Calibration, MergeRequest
-from tests.support.claims import check_bought, check_terminal, check_verdict, check_weights, text_of
+from tests.support.claims import check_effect, check_terminal, check_verdict, check_weights, text_of
 from tests.support.command import clipmerge
 
 #: Recipes by name, with settings that make them quick.
@@ -100,7 +100,7 @@ def test_what_is_written_is_what_the_plan_says(
     card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")
     again = clipmerge("report", tmp_path / "out").out
     for said in (page, card, " ".join(ended.out.split()), " ".join(again.split())):
-        check_bought(said, record)
+        check_effect(said, record)
         assert record.headline in said
     check_terminal(ended.out, record)
     check_terminal(again, record)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from clipmerge.evaluation.conclusion import Conclusion, concluded, loses
 from clipmerge.evaluation.intervals import paired, wilson
-from clipmerge.planning.bought import Difference, Estimate, Gain, ModelAccuracy
+from clipmerge.planning.merge_effect import Difference, Estimate, Gain, ModelAccuracy
 
 Right = NDArray[np.float64]
 

@@ -146,7 +146,7 @@ def check_terminal(text: str, record: MergeRecord) -> None:
     assert record.headline in " ".join(text.split())
 
 
-def check_bought(said: str, record: MergeRecord) -> None:
+def check_effect(said: str, record: MergeRecord) -> None:
     """Check the sentence about what a merge bought: its numbers, and that only a measured merge is advised.
 
     Args:

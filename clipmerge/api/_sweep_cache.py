@@ -28,7 +28,7 @@ _CODE = ("models/**/*.py", "evaluation/**/*.py", "merging/**/*.py", "images/*.py
 
 
 @dataclass(frozen=True)
-class Kept:
+class SweepCache:
     """Answers and plans of one pair of checkpoints.
 
     Attributes:
@@ -38,7 +38,7 @@ class Kept:
     folder: Path
 
     @classmethod
-    def of(cls, request: SweepRequest, inputs: Inputs) -> Kept | None:
+    def of(cls, request: SweepRequest, inputs: Inputs) -> SweepCache | None:
         """Find where answers and plans for two checkpoints are kept.
 
         Args:

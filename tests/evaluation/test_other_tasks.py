@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from PIL import Image
 
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
-from clipmerge.evaluation import kept
+from clipmerge.evaluation import other_tasks
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.evaluation.kept import Place, recall_score, score_tasks
+from clipmerge.evaluation.other_tasks import Place, recall_score, score_tasks
 from clipmerge.images.retrieval import CaptionedImages, load_captions
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.progress import Silent
@@ -74,7 +74,7 @@ def test_processes_share_the_images(ends: Inputs, pictures: CaptionedImages, mon
         gathered.extend(own)
         return gathered
 
-    monkeypatch.setattr(kept, "gather_object", gather)
+    monkeypatch.setattr(other_tasks, "gather_object", gather)
     with pytest.raises(RuntimeError):  # half of the images is no task
         recall_score(model, pictures, share(1))
     assert [start for start, _ in gathered] == [2]

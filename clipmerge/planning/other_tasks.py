@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from clipmerge.planning.bought import Estimate, ShareOfImages
 from clipmerge.planning.frozen import Frozen
+from clipmerge.planning.merge_effect import Estimate, ShareOfImages
 
 #: Values of K in recall at K.
 RANKS = (1, 5, 10)
@@ -37,7 +37,7 @@ class Score(Frozen):
     recall: Recall | None = None
 
 
-class Kept(Frozen):
+class OtherTaskScores(Frozen):
     """One task that the models were not fine-tuned for.
 
     Attributes:

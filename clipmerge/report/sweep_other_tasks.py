@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clipmerge.planning.kept import Score, measures_of
+from clipmerge.planning.other_tasks import Score, measures_of
 from clipmerge.report.sweep_table import heads_of
 
 
-def sweep_kept_section(record: dict[str, Any]) -> dict[str, Any]:
+def sweep_other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
     """Values of the template ``sweep_kept``: one column per number, one row per point.
 
     Args:

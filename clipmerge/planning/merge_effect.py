@@ -69,7 +69,7 @@ class Gain(Frozen):
     corrupted: Difference
 
 
-class Bought(Frozen):
+class MergeEffect(Frozen):
     """The effect of a merge, measured on images that were not used for the decision.
 
     Attributes:

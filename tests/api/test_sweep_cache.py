@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import clipmerge as api
-from clipmerge.api import _kept
-from clipmerge.api._kept import Kept, key_of
+from clipmerge.api import _sweep_cache
+from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.evaluation.points import Point
 from clipmerge.planning.recipe import load_recipe
@@ -81,14 +81,14 @@ def test_plans_are_kept_where_images_have_a_commit(
         tmp_path / "file" / "cache",
     ):  # the second cannot be written, which costs only the resumption
         (tmp_path / "file").touch()
-        kept = Kept(cache)
+        kept = SweepCache(cache)
         free = request(pair, "hf://datasets/acme/cars@1:test", "wise-ft")
         assert kept.plan(free, load_recipe("wise-ft")) is None
         kept.keep_plan(free, load_recipe("wise-ft"), plan, PlanTensors())
         found = kept.plan(free, load_recipe("wise-ft"))
         assert (found is not None) is (cache == tmp_path)
         assert found is None or found[0].digest == plan.digest
-    kept = Kept(tmp_path)
+    kept = SweepCache(tmp_path)
     for file in (tmp_path / "plans").iterdir():
         file.write_text("{")
     assert kept.plan(free, load_recipe("wise-ft")) is None
@@ -119,6 +119,6 @@ def test_a_user_without_a_cache_folder_keeps_nothing(pair: Folders, monkeypatch:
 
     inputs = align_checkpoints(open_checkpoint(str(pair[0])), [open_checkpoint(str(pair[1]))])
     sweep = request(pair, "hf://datasets/acme/cars@1:test", "wise-ft")
-    assert Kept.of(sweep, inputs) is not None
-    monkeypatch.setattr(_kept, "user_cache", homeless)
-    assert Kept.of(sweep, inputs) is None
+    assert SweepCache.of(sweep, inputs) is not None
+    monkeypatch.setattr(_sweep_cache, "user_cache", homeless)
+    assert SweepCache.of(sweep, inputs) is None

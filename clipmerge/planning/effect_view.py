@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from clipmerge.planning.bought import Bought, Estimate, ModelAccuracy
+from clipmerge.planning.merge_effect import Estimate, MergeEffect, ModelAccuracy
 
 #: Text shown if there were no images.
 UNMEASURED = (
@@ -55,7 +55,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class BoughtView:
+class EffectView:
     """The content of a page or a card.
 
     Attributes:
@@ -75,14 +75,14 @@ class BoughtView:
     warnings: tuple[str, ...]
 
 
-def bought_view(bought: Bought) -> BoughtView:
+def effect_view(bought: MergeEffect) -> EffectView:
     """Format the measured effect of a merge."""
     names = ["fine-tuned"]
     if len(bought.finetuned) > 1:
         names = [f"fine-tuned {number}" for number in range(1, len(bought.finetuned) + 1)]
         names[bought.reference] += " (compared with)"
     models = [("zero-shot", bought.zeroshot), *zip(names, bought.finetuned, strict=True), ("merged", bought.merged)]
-    return BoughtView(
+    return EffectView(
         verdict=bought.verdict,
         reason=bought.reason,
         facts=_facts(bought),
@@ -92,7 +92,7 @@ def bought_view(bought: Bought) -> BoughtView:
     )
 
 
-def _facts(bought: Bought) -> str:
+def _facts(bought: MergeEffect) -> str:
     facts = (
         f"Measured on {bought.images} images that the decision did not see; on {_percent(bought.agreement)}% of them "
         "the merged and the zero-shot model agree."

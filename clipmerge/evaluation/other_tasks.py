@@ -25,8 +25,8 @@ from clipmerge.images.prompts import templates_for
 from clipmerge.images.retrieval import CaptionedImages, has_captions, load_captions
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
-from clipmerge.planning.bought import Estimate
-from clipmerge.planning.kept import Kept, Score
+from clipmerge.planning.merge_effect import Estimate
+from clipmerge.planning.other_tasks import OtherTaskScores, Score
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,9 +75,9 @@ def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Task:
     return images if most is None or most >= len(images) else images.sample(most, seed)
 
 
-def measure_kept(
+def measure_other_tasks(
     inputs: Inputs, plan: Plan, tensors: PlanTensors, tasks: dict[str, Task], place: Place, progress: Progress
-) -> tuple[Kept, ...]:
+) -> tuple[OtherTaskScores, ...]:
     """Measure zero-shot, fine-tuned and merged model on every task.
 
     Args:
@@ -97,7 +97,7 @@ def measure_kept(
     """
     scores = score_tasks(inputs, moves_of(plan, tensors), tasks, place, progress)
     return tuple(
-        Kept(
+        OtherTaskScores(
             **facts_of(name, task),
             zeroshot=scores[name][0],
             finetuned=tuple(scores[name][1:-1]),
@@ -109,7 +109,7 @@ def measure_kept(
 
 
 def facts_of(name: str, task: Task) -> dict[str, Any]:
-    """Describe a task for a `Kept` record.
+    """Describe a task for an `OtherTaskScores` record.
 
     Args:
         name: Its name.
@@ -235,7 +235,7 @@ def _texts(images: CaptionedImages) -> list[str]:
 
 
 @torch.inference_mode()
-def evaluate_kept(source: str, tasks: dict[str, Task], place: Place, progress: Progress) -> list[dict[str, Any]]:
+def evaluate_other_tasks(source: str, tasks: dict[str, Task], place: Place, progress: Progress) -> list[dict[str, Any]]:
     """Score one checkpoint on every task.
 
     Args:

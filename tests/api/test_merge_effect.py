@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as clipmerge_package
-from clipmerge.api._bought import add_verdict
+from clipmerge.api._merge_effect import add_verdict
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import UsageError, VerdictError
@@ -26,7 +26,7 @@ from clipmerge.evaluation import verdict
 from clipmerge.evaluation.probe import CORRUPTIONS, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import sample_and_hold_back
-from clipmerge.planning.bought_view import UNKNOWN_SINCE, UNMEASURED, UNVERIFIED
+from clipmerge.planning.effect_view import UNKNOWN_SINCE, UNMEASURED, UNVERIFIED
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
@@ -348,7 +348,7 @@ def test_a_warning_that_the_summary_shows_is_not_said_as_well(
     pair: Inputs, photos: Path, monkeypatch: pytest.MonkeyPatch, listener: type[Told]
 ) -> None:
     lost = SimpleNamespace(warnings=("the merge loses 9 points",))
-    monkeypatch.setattr(verdict, "measure_bought", lambda *_, **__: lost)
+    monkeypatch.setattr(verdict, "measure_effect", lambda *_, **__: lost)
     told = listener()
     run = prepare(request_for(pair, "wise-ft", photos), told)
     assert decided(run).bought is lost

@@ -8,13 +8,13 @@ from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.held_back import MOST
 from clipmerge.images.prompts import templates_for
 from clipmerge.images.store import Pixels
-from clipmerge.planning.bought_view import STALE
+from clipmerge.planning.effect_view import STALE
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
 if TYPE_CHECKING:
     from clipmerge.images.dataset import LabelledImages
-    from clipmerge.planning.bought import Bought
+    from clipmerge.planning.merge_effect import MergeEffect
     from clipmerge.request import MergeRequest, Run
 
 
@@ -94,16 +94,16 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
     return source.sample(count, request.seed)
 
 
-def _measured(run: Run, request: MergeRequest) -> Bought:
+def _measured(run: Run, request: MergeRequest) -> MergeEffect:
     from clipmerge.distributed import accelerator_for
-    from clipmerge.evaluation.verdict import measure_bought
+    from clipmerge.evaluation.verdict import measure_effect
 
     calibration = request.calibration
     accelerator = accelerator_for(calibration.device)
     run.is_main = accelerator.is_main_process
     plan, tensors = shared_plan(run.plan, run.tensors)
     images = _images(run, request)
-    return measure_bought(
+    return measure_effect(
         run.inputs,
         plan,
         tensors,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from clipmerge.planning.kept import Kept, measures_of
+from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
 
 
 @dataclass(frozen=True)
-class KeptRow:
+class OtherTaskRow:
     """One number of one task, for all models, in per cent or points.
 
     Attributes:
@@ -46,7 +46,7 @@ EXPLANATION = (
 )
 
 
-def kept_rows(kept: Sequence[Kept]) -> tuple[KeptRow, ...]:
+def other_task_rows(kept: Sequence[OtherTaskScores]) -> tuple[OtherTaskRow, ...]:
     """Lay out the tasks, one row per number.
 
     Args:
@@ -61,7 +61,7 @@ def kept_rows(kept: Sequence[Kept]) -> tuple[KeptRow, ...]:
             values = (zeroshot, middle, merged[measure])
             changes = (middle - zeroshot, merged[measure] - middle)
             rows.append(
-                KeptRow(
+                OtherTaskRow(
                     "" if place else task.name,
                     measure,
                     *(f"{100 * value:.1f}" for value in values),
@@ -71,7 +71,7 @@ def kept_rows(kept: Sequence[Kept]) -> tuple[KeptRow, ...]:
     return tuple(rows)
 
 
-def kept_facts(kept: Sequence[Kept]) -> str:
+def other_task_facts(kept: Sequence[OtherTaskScores]) -> str:
     """Say how many images each task has, in one sentence."""
     counts = [
         f"{task.name}: {task.images:,} images"
