@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from benchmarks.shifts.experiment import TrainedPair
+    from tests.support.hub_double import FakeHub
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # huggingface_hub reads it at import; a Hub double is the only Hub here
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -64,6 +65,31 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     from tests.support.tiny_clip import save_pair
 
     return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of both ends of a path that bends, smaller still; read only."""
+    from tests.support.small_objective import save_ends
+
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """An empty Hub, to which the client in this process speaks."""
+    from tests.support.hub_double import serving
+
+    with serving(tmp_path, monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A whole output to publish."""
+    from tests.support.merged_output import save_output
+
+    return save_output(pair[1], tmp_path / "merged")
 
 
 @pytest.fixture(scope="session")

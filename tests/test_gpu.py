@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 from tests.support.command import start
-from tests.support.small_objective import make_batches, objective_for, save_ends
+from tests.support.small_objective import make_batches, objective_for
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,11 +26,6 @@ pytestmark = [
 ]
 Folders = tuple[Path, Path]
 SIZES = (4, 4, 3)
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    return save_ends(tmp_path_factory.mktemp("ends"))
 
 
 def measure(name: str, ends: Folders, device: str) -> Measurements:

@@ -27,11 +27,6 @@ PATH = {0.0: Seen(3.0, 0.5), 0.5: Seen(1.0, 0.9), 1.0: Seen(2.0, 0.95)}
 WHOLE, HALF = Candidate(), Candidate(part=0.5)
 
 
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
-
-
 @pytest.mark.parametrize(
     ("learned_points", "max_loss", "expected"),
     [

@@ -29,11 +29,6 @@ STILL = Goal(0.7, changes=())
 GRANULARITIES = ("layer", "parameter", "channel", "entry")
 
 
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
-
-
 class SlowLearner:
     """The goal as a function of coefficients, by functional calls of ``CLIPModel`` in float64."""
 

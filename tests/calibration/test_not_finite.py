@@ -13,12 +13,7 @@ from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.slopes import Slopes
 from clipmerge.errors import MeasureError
 from clipmerge.measures.path_barrier import path_barrier
-from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
+from tests.support.small_objective import Ends, make_batches, objective_for
 
 
 @pytest.fixture

@@ -18,11 +18,6 @@ SIZES = (4, 4, 3)
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
-
-
-@pytest.fixture(scope="module")
 def frozen_text(tmp_path_factory: pytest.TempPathFactory) -> Ends:
     return save_ends(tmp_path_factory.mktemp("frozen"), moves=("vision_", "visual_", "logit_scale"))
 

@@ -32,16 +32,11 @@ from clipmerge.calibration.sharpness import layer_sharpness, sharpest
 from clipmerge.images.batches import Batch
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.models.zero_shot import averaged
-from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+from tests.support.small_objective import Ends, make_batches, objective_for
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
 
 SIZES = (4, 4, 3)
 STEPS = 7
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
 
 
 Whole = Callable[..., tuple[dict[str, Tensor], list[Losses]]]

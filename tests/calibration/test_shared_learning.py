@@ -20,15 +20,10 @@ from clipmerge.calibration.path import Ends
 from clipmerge.calibration.steps import Step
 from clipmerge.calibration.tower_cost import seconds_per_pass
 from tests.support.small_objective import Ends as Paths
-from tests.support.small_objective import make_batches, objective_for, save_ends
+from tests.support.small_objective import make_batches, objective_for
 
 SIZES = (5, 5)
 GOAL = Goal(0.7, views=1.0, copies=3)
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Paths:
-    return save_ends(tmp_path_factory.mktemp("ends"))
 
 
 @pytest.fixture(scope="module", params=["held", "mapped"])

@@ -18,14 +18,9 @@ from clipmerge.calibration.sharpness import layer_sharpness, matched, sharpest
 from clipmerge.measures.learned_coefficients import learned_coefficients
 from clipmerge.measures.learned_sparse import learned_sparse
 from tests.support.command import clipmerge
-from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
 SIZES = (8, 8, 7)
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -21,17 +21,12 @@ from clipmerge.calibration.steps import Step, lay_out, with_unlabelled
 from clipmerge.calibration.teacher import asked
 from clipmerge.images.batches import Batch
 from tests.calibration.test_learning import SlowLearner
-from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+from tests.support.small_objective import Ends, make_batches, objective_for
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
 
 SIZES, ELSEWHERE = (5, 5, 4), (4, 3)
 STILL = Goal(0.7, changes=(), copies=5)
 CHANGED = Goal(0.7, views=1.0, copies=5)
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
 
 
 def objective_with(ends: Ends, *, seed: int = 0, sizes: tuple[int, ...] = ELSEWHERE) -> Objective:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,10 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from tests.support.command import clipmerge, refused
-from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double import FakeHub, upload
 from tests.support.tiny_clip import tiny_config, tiny_processor
 
 Inputs = tuple[Path, Path]
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +18,7 @@ from clipmerge.hub.choice import choose_files
 from clipmerge.hub.download import connect, fetch, remote_metadata, resolve
 from clipmerge.hub.errors import explain
 from clipmerge.hub.ids import HubId, parse_hub_id
-from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double import FakeHub, upload
 
 MODEL = HubId("alice/clip")
 TENSORS = {"a.weight": torch.zeros(2, 3), "b": torch.zeros((), dtype=torch.bfloat16)}
@@ -36,12 +34,6 @@ FILES = {
     "merges.txt": b"#",
     "README.md": b"---\nlicense: mit\n---\n",
 }
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
 
 
 @pytest.fixture

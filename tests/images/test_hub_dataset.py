@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,11 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.dataset_id import DatasetId, parse_dataset
 from tests.images.test_stores import assert_images
 from tests.support.command import clipmerge, refused
-from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
 
 CARS = "hf://datasets/acme/cars"
 TRAIN = np.random.default_rng(3).integers(0, 3, 300).tolist()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

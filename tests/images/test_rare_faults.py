@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,10 @@ from clipmerge.images.hub_dataset import front_matter
 from clipmerge.images.retrieval import has_captions, load_captions
 from clipmerge.images.thrift import Damaged, structs
 from clipmerge.images.unlabelled import load_unlabelled
-from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
 
 CARS = "hf://datasets/acme/cars"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
 
 
 @pytest.fixture

@@ -26,11 +26,6 @@ LEARN = ("learned-coefficients", "learned-sparse", "projection-radii")  # what t
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
-
-
 Alone = dict[str, tuple[Measurements, tuple[float, float]]]
 
 

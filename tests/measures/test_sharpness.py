@@ -21,17 +21,12 @@ from clipmerge.measures.learned_sparse import learned_sparse
 from clipmerge.measures.path_barrier import path_barrier
 from clipmerge.measures.worst_case import worst_case
 from clipmerge.models.transformers_clip import TransformersClip
-from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.small_objective import TEMPLATES, Ends, Reference, make_batches, objective_for
 from tests.support.tiny_clip import layer_of
 
 SIZES = (4, 4, 3)
 Norm = Literal["l2", "linf"]
 RADIUS: dict[Norm, float] = {"l2": 0.3, "linf": 2e-3}
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
 
 
 @pytest.fixture(scope="module")

@@ -24,11 +24,6 @@ NAMES = tuple(first + second for first in "ab" for second in ascii_lowercase)
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
-
-
-@pytest.fixture(scope="module")
 def vision(tmp_path_factory: pytest.TempPathFactory) -> Ends:
     """Ends whose text towers are the same."""
     return save_ends(tmp_path_factory.mktemp("vision"), moves=("vision_", "visual_"))

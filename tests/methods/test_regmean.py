@@ -17,16 +17,11 @@ from clipmerge.methods import Decision, Task
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import load_plugin
 from tests.support.command import clipmerge, refused
-from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
+from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 
 BATCHES = make_batches((4, 3))
 VISION, TEXT = "vision_model.encoder.layers.1.mlp.fc2.weight", "text_model.encoder.layers.0.self_attn.k_proj.weight"
 CLASSES = ("bird", "cat", "a longer name")
-
-
-@pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
-    return save_ends(tmp_path_factory.mktemp("ends"))
 
 
 def measure(ends: Ends, prompts_at_once: int = 512) -> Measurements:

@@ -19,7 +19,7 @@ from clipmerge.publish.public import public_record
 from clipmerge.report.page import html_page
 from clipmerge.report.terminal import summary_table
 from tests.support.command import clipmerge, refused
-from tests.support.merged_output import RECORD, save_output
+from tests.support.merged_output import RECORD
 
 OLD = sorted((Path(__file__).parent / "records_0_1_0").glob("*.json"))
 
@@ -127,11 +127,6 @@ NONSENSE: dict[str, Any] = {
     "a format of tomorrow": {"format": "clipmerge-record/3"},
     "a format of yesterday": {"format": 2},
 }
-
-
-@pytest.fixture
-def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
-    return save_output(pair[1], tmp_path / "merged")
 
 
 @pytest.mark.parametrize("versioned", [True, False], ids=["today's", "of 0.1.0"])

@@ -19,7 +19,7 @@ from clipmerge.planning.measurements import LossPath
 from clipmerge.publish import card, public
 from clipmerge.publish.evaluations import hub_dataset_of
 from clipmerge.report.path_picture import path_png
-from tests.support.merged_output import RECORD, save_output
+from tests.support.merged_output import RECORD
 
 
 def model_card(record: dict[str, Any], **about: Any) -> str:
@@ -28,11 +28,6 @@ def model_card(record: dict[str, Any], **about: Any) -> str:
 
 def public_record(record: dict[str, Any]) -> dict[str, Any]:
     return public.public_record(MergeRecord.model_validate(record)).as_json()
-
-
-@pytest.fixture
-def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
-    return save_output(pair[1], tmp_path / "merged")
 
 
 def test_the_card_files_the_model_where_it_belongs() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from clipmerge.output.record import PUBLISHED, MergeRecord
 from clipmerge.publish import evaluations
 from clipmerge.publish.evaluations import eval_result_files
 from tests.support.command import clipmerge, refused
-from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 from tests.support.merged_output import RECORD
 
@@ -30,12 +29,6 @@ CALIBRATION = RECORD["calibration"] | {"images": 9}
 
 def add_results(record: dict[str, Any], files: list[Path]) -> dict[str, Any]:
     return evaluations.add_results(MergeRecord.model_validate(record), files).as_json()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
 
 
 def done(*arguments: object) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,7 @@ from huggingface_hub import constants
 from clipmerge.errors import HubError
 from clipmerge.publish.push import connect, push
 from clipmerge.publish.repository import Push, find_repository
-from tests.support.hub_double import FakeHub, serving
-from tests.support.merged_output import save_output
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
-    return save_output(pair[1], tmp_path / "merged")
+from tests.support.hub_double import FakeHub
 
 
 def commits(hub: FakeHub) -> int:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.publish.push import push
-from tests.support.hub_double import FakeHub, serving, upload
-from tests.support.merged_output import save_output
+from tests.support.hub_double import FakeHub, upload
 
 NO_TOKEN = {"status": 401, "headers": {"X-Error-Code": "RepoNotFound"}}
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
-    return save_output(pair[1], tmp_path / "merged")
 
 
 def test_a_pull_request_names_no_branch(hub: FakeHub, merged: Path) -> None:

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,7 @@ from clipmerge.hub.ids import HubId
 from clipmerge.publish.push import Published, check_access, push
 from clipmerge.report.page import html_page
 from tests.support.command import clipmerge
-from tests.support.hub_double import FakeHub, environment, serving, upload
-from tests.support.merged_output import save_output
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
-
-
-@pytest.fixture
-def merged(pair: tuple[Path, Path], tmp_path: Path) -> Path:
-    return save_output(pair[1], tmp_path / "merged")
+from tests.support.hub_double import FakeHub, environment, upload
 
 
 def from_hub(merged: Path, *shas: tuple[str, str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.files import side_files
 from clipmerge.files.side_files import SIDE_FILES, copy_side_file
 from tests.support.command import clipmerge, refused, start
-from tests.support.hub_double import FakeHub, environment, serving
+from tests.support.hub_double import FakeHub, environment
 from tests.support.merged_output import save_output
 
 # Stands in every name, path and content that is nobody's business.
@@ -29,12 +28,6 @@ PLACES = {
     "data": f"/home/{SECRET}/images",
     "inner": [{"cache_dir": f"C:\\{SECRET}\\cache", "log": f"~/{SECRET}", "at": f"file:///{SECRET}"}],
 }
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        yield server
 
 
 def add_traps(folder: Path, elsewhere: Path) -> None:
