@@ -31,7 +31,7 @@ SIZES = (4, 4, 3)
 def measure(name: str, ends: Folders, device: str) -> Measurements:
     AcceleratorState._reset_state(reset_partial_state=True)  # otherwise accelerate has one device per process
     objective = objective_for(ends, make_batches(SIZES), accelerator=Accelerator(cpu=device == "cpu"))
-    assert objective.accelerator.device.type == device
+    assert objective.shares.accelerator.device.type == device
     found: Measurements = load_plugin("measures", name)(objective)
     return found
 

@@ -59,8 +59,8 @@ def _finetuned(laboratory: Laboratory, rate: float, folder: Path) -> Path:
     objective = laboratory.objective(_IMAGES)
     with sdpa_kernel(SDPBackend.MATH):
         plan = prepare(objective, Goal(told["robustness"]), told["steps"])
-        objective.move_to(_START)
-        weights = [objective.parameters[name] for name in objective.task_vector]
+        objective.path.move_to(_START)
+        weights = [objective.path.parameters[name] for name in objective.path.task_vector]
         adam = torch.optim.Adam(weights, lr=rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, len(plan))
         for step in plan:
@@ -68,5 +68,7 @@ def _finetuned(laboratory: Laboratory, rate: float, folder: Path) -> Path:
             descend(objective, step, Goal(told["robustness"]))
             adam.step()
             schedule.step()
-            objective.forget(text=objective.text_changes)
-    return laboratory.written(folder, {name: objective.parameters[name].detach() for name in objective.task_vector})
+            objective.path.forget(text=objective.path.text_changes)
+    return laboratory.written(
+        folder, {name: objective.path.parameters[name].detach() for name in objective.path.task_vector}
+    )

@@ -222,13 +222,13 @@ def compare(options: argparse.Namespace, paths: tuple[Path, Path]) -> dict[str, 
     told = Told()
     idle = memory_mb("self")["RssAnon"]
     objective = objective_for(paths, options, told)
-    weights_mb = sum(parameter.nbytes for parameter in objective.parameters.values()) / 1e6
-    images_mb = sum(batch.pixels.nbytes for batch in objective.batches) / 1e6
+    weights_mb = sum(parameter.nbytes for parameter in objective.path.parameters.values()) / 1e6
+    images_mb = sum(batch.pixels.nbytes for batch in objective.shares.batches) / 1e6
     found: dict[str, Any] = {"weights_mb": weights_mb, "images_mb": images_mb, "idle_mb": idle}
-    found["tokens"] = objective.prompts.tokens["input_ids"].shape[1]
+    found["tokens"] = objective.criterion.prompts.tokens["input_ids"].shape[1]
     plain = None if options.alone else Plain(paths[1], options, both=options.towers == "both")
     if plain:
-        timed(lambda: plain.gradient_pass(objective.batches[:1]))
+        timed(lambda: plain.gradient_pass(objective.shares.batches[:1]))
     joint = [joint_seconds(plain, objective)]
     for name in options.only.split(","):
         told.begin, told.sentences = time.perf_counter(), []
@@ -246,7 +246,7 @@ def measured(name: str, objective: Objective, options: argparse.Namespace) -> di
     """Take one measure, and save its learned coefficients if requested."""
     results: list[Any] = []
     figures = timed(lambda: results.append(measures(options)[name](objective)))
-    if options.coefficients and objective.accelerator.is_main_process:
+    if options.coefficients and objective.shares.accelerator.is_main_process:
         save_file(results[0].coefficients, options.coefficients)
     return figures
 
@@ -255,7 +255,7 @@ def joint_seconds(plain: Plain | None, objective: Objective) -> float:
     """Take one joint gradient pass."""
     if plain is None:
         return 0.0
-    seconds = timed(lambda: plain.gradient_pass(objective.batches))["seconds"]
+    seconds = timed(lambda: plain.gradient_pass(objective.shares.batches))["seconds"]
     plain.model.zero_grad()
     return seconds
 

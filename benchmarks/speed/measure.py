@@ -49,7 +49,7 @@ class Plain:
         self.parameters = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(objective.parameters[name])
+                parameter.copy_(objective.path.parameters[name])
 
     def loss(self, batch: Batch) -> Tensor:
         return cross_entropy(self.model(pixel_values=batch.pixels, **self.tokens).logits_per_image, batch.labels)
@@ -61,7 +61,7 @@ class Plain:
 
     def loop(self, objective: Objective, batches: list[Batch], steps: int) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
-        for layer, names in objective.layers.items():
+        for layer, names in objective.path.layers.items():
             for name, parameter in self.parameters.items():
                 parameter.requires_grad_(name in names)
             chosen = [self.parameters[name] for name in names]
@@ -106,7 +106,7 @@ def build(folder: Path, options: argparse.Namespace) -> tuple[Objective, Plain]:
         templates=1,
         accelerator=Accelerator(cpu=True),
     )
-    objective.move_to(0.5)
+    objective.path.move_to(0.5)
     return objective, Plain(objective, folder / "zeroshot", prompts)
 
 
@@ -123,12 +123,12 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     objective, plain = build(folder, options)
-    batches = objective.batches
+    batches = objective.shares.batches
     result: dict[str, Any] = _against_gradient_passes(objective, plain, options.rounds)
     few = Batch(0, batches[0].pixels[: options.apgd_images], batches[0].labels[: options.apgd_images])
     for name, steps, some in (("one_step", 1, batches), ("apgd", options.steps, [few])):
         loop, expected = timed(lambda steps=steps, some=some: plain.loop(objective, some, steps))
-        objective.shares = Shares(some, objective.accelerator)
+        objective.shares = Shares(some, objective.shares.accelerator)
         ours, found = timed(lambda steps=steps: worst_case(objective, rho=RHO, steps=steps))
         values = found["worst_case"].batches
         result[f"{name}_loop_over_ours"] = loop / ours
@@ -141,9 +141,9 @@ def compare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def _against_gradient_passes(objective: Objective, plain: Plain, rounds: int) -> dict[str, Any]:
     """Both ratios, round by round, because the time of a pass drifts with the machine."""
     seconds, first_order_ratios, path_ratios = [], [], []
-    plain.gradient_pass(objective.batches)
+    plain.gradient_pass(objective.shares.batches)
     for _ in range(rounds):
-        six = sum(timed(lambda: plain.gradient_pass(objective.batches))[0] for _ in range(6))
+        six = sum(timed(lambda: plain.gradient_pass(objective.shares.batches))[0] for _ in range(6))
         path, record = timed(lambda: path_barrier(objective, nodes=3, tolerance=1e9))
         assert len(record.path.alphas) == 7
         seconds.append(six / 6)

@@ -55,7 +55,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
         )
     run.cleanups.append(objective.keep.remove)
     with together():
-        objective.accelerator.wait_for_everyone()  # no process leaves while another still gathers
+        objective.shares.accelerator.wait_for_everyone()  # no process leaves while another still gathers
     return _with_change(measurements, objective), record
 
 
@@ -135,18 +135,18 @@ def _saved(
         request.recipe.measure,
         request.recipe.missing,
         request.seed,
-        objective.batch_sizes,
+        objective.shares.batch_sizes,
         images.class_names,
-        objective.prompts.templates,
-        objective.accelerator.device.type,
+        objective.criterion.prompts.templates,
+        objective.shares.accelerator.device.type,
         unlabelled and [unlabelled["images"], unlabelled["sha256"]],
     ]
 
     def find() -> Path:  # called in the main process, which has the first batch
-        seen = [objective.batches[0].pixels, *objective.prompts.tokens.values()]
+        seen = [objective.shares.batches[0].pixels, *objective.criterion.prompts.tokens.values()]
         return state_file(objective.inputs, images, seen, settings)
 
-    return Saved(find, objective.accelerator, progress.say)
+    return Saved(find, objective.shares.accelerator, progress.say)
 
 
 def _record(
@@ -171,9 +171,9 @@ def _record(
 def _with_change(found: Measurements, objective: Objective) -> Measurements:
     """Add ``change``, ||task_vector_l|| / ||theta_0,l||, to the statistics."""
     values = {}
-    for layer, names in objective.layers.items():
-        start = _norm([objective.theta_0[name] for name in names])
-        values[layer] = _norm([objective.task_vector[name] for name in names]) / max(start, 1e-30)
+    for layer, names in objective.path.layers.items():
+        start = _norm([objective.path.theta_0[name] for name in names])
+        values[layer] = _norm([objective.path.task_vector[name] for name in names]) / max(start, 1e-30)
     change = Statistic(
         name="change",
         values=values,

@@ -27,7 +27,7 @@ class Activations:
             objective: Its model gets the images.
             precision: Precision of the forward passes.
         """
-        self._room = _SHARE * memory(objective.accelerator.device)
+        self._room = _SHARE * memory(objective.shares.accelerator.device)
         self._each = _bytes_per_image(objective, precision)
 
     def images(self, times: int = 1) -> int | None:
@@ -37,9 +37,9 @@ class Activations:
 
 def _bytes_per_image(objective: Objective, precision: Precision) -> int:
     """Bytes kept for the backward pass per additional image; weights, which it needs too, are not counted."""
-    if not objective.batches:
+    if not objective.shares.batches:
         return 0
-    pixels = objective.batches[0].pixels[:1]
+    pixels = objective.shares.batches[0].pixels[:1]
     one, two = (_saved(objective, pixels.expand(count, *pixels.shape[1:]), precision) for count in (1, 2))
     return two - one
 
@@ -53,6 +53,6 @@ def _saved(objective: Objective, pixels: Tensor, precision: Precision) -> int:
         return tensor.detach()  # with its graph, an operation that saves its own output would never be freed
 
     with saved_tensors_hooks(keep, lambda tensor: tensor), passes(pixels.device, precision):
-        graph = objective.embed(pixels)  # kept alive until all is counted, or its memory would be reused
+        graph = objective.criterion.embed(pixels)  # kept alive until all is counted, or its memory would be reused
     del graph
     return sum(sizes.values())

@@ -66,20 +66,20 @@ def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
     for step in looks:
         value, losses = goal_at(objective, step, goal, kept=kept)
         sums += len(step) * torch.tensor([float(value), losses.right, losses.calibration], dtype=torch.float64)
-        objective.tick(FORWARD * goal.seen(len(step)) * step.part)
+        objective.work.tick(FORWARD * goal.seen(len(step)) * step.part)
     if any(step.share[1] > 1 for step in looks):
-        objective.add_up(sums)
+        objective.shares.add_up(sums)
     return Seen(*(sums / sum(len(step) for step in looks)).tolist())
 
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
     """Whether embedding all prompts once, with fixed weights, costs no more than the steps' own prompts."""
-    return objective.prompts.count <= own_prompts(objective, steps)
+    return objective.criterion.prompts.count <= own_prompts(objective, steps)
 
 
 def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
     """Count the prompts of steps, each with its own classes and templates."""
-    classes, templates = objective.prompts.classes, objective.prompts.templates
+    classes, templates = objective.criterion.prompts.classes, objective.criterion.prompts.templates
     return sum(
         (classes if step.classes is None else len(step.classes))
         * (templates if step.templates is None else len(step.templates))
@@ -89,7 +89,7 @@ def own_prompts(objective: Objective, steps: Sequence[Step]) -> int:
 
 def prompts_at(objective: Objective, steps: Sequence[Step]) -> int:
     """Count the prompts that are embedded for all steps while the weights stay; see `embeds_less_at_once`."""
-    return min(objective.prompts.count, own_prompts(objective, steps))
+    return min(objective.criterion.prompts.count, own_prompts(objective, steps))
 
 
 def choose(

@@ -52,7 +52,7 @@ class Coefficients:
         whole = granularity in ("layer", "parameter")
         self._key = {
             name: layer if granularity == "layer" else name
-            for layer, names in objective.layers.items()
+            for layer, names in objective.path.layers.items()
             for name in names
         }
         self._kept: dict[str, int] = {}
@@ -62,7 +62,7 @@ class Coefficients:
         self.start = start or 0.0
         self.values: dict[str, Tensor] = {}
         for name, key in self._key.items():
-            task_vector = objective.task_vector[name]
+            task_vector = objective.path.task_vector[name]
             shape = tuple(task_vector.shape)
             if granularity == "channel":
                 shape = rows_shape(shape)
@@ -133,13 +133,13 @@ class Coefficients:
         """Set the model's weights to theta_0 + c * task_vector."""
         objective = self._objective
         for name, key in self._key.items():
-            weights, placed = objective.parameters[name].data, self.placed(key)
+            weights, placed = objective.path.parameters[name].data, self.placed(key)
             for rows in runs_of(weights):
                 theta_0 = objective.path.theta_0.part(name, rows)
                 task_vector = objective.path.task_vector.part(name, rows)
                 torch.addcmul(theta_0, task_vector, rows_of(placed, rows), out=rows_of(weights, rows))
         self._lent = False
-        objective.forget(text=objective.text_changes)
+        objective.path.forget(text=objective.path.text_changes)
 
     @contextmanager
     def collected(self) -> Iterator[None]:
@@ -155,7 +155,7 @@ class Coefficients:
             self.place()
         with ExitStack() as hooks:
             for name in self._key:
-                parameter = self._objective.parameters[name]
+                parameter = self._objective.path.parameters[name]
                 add = partial(self._add_slope, name)
                 handle = parameter.register_post_accumulate_grad_hook(add)  # type: ignore[no-untyped-call]
                 hooks.callback(handle.remove)
@@ -165,7 +165,7 @@ class Coefficients:
         """Add up the gradients of the coefficients over all processes."""
         for value in self.values.values():
             if value.grad is not None:
-                self._objective.add_up(value.grad)
+                self._objective.shares.add_up(value.grad)
 
     def drop_gradients(self) -> None:
         """Give back the memory of the coefficients' gradients."""

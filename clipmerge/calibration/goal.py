@@ -167,7 +167,7 @@ def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False)
 
 def _classes(objective: Objective, step: Step, goal: Goal, device: torch.device, *, kept: bool = False) -> Tensor:
     with passes(device, goal.precision):
-        return objective.class_features(step.classes, step.templates, kept=kept).float()
+        return objective.criterion.class_features(step.classes, step.templates, kept=kept).float()
 
 
 def _goal_of(objective: Objective, goal: Goal, shown: Pictures, classes: Tensor) -> tuple[Tensor, Losses]:
@@ -180,9 +180,9 @@ def _goal_of(objective: Objective, goal: Goal, shown: Pictures, classes: Tensor)
         classes: Features of the step's classes, (classes, projection_dim).
     """
     with passes(shown.pixels.device, goal.precision):
-        features = objective.embed(shown.pixels)
+        features = objective.criterion.embed(shown.pixels)
     views, copies = features.float().tensor_split([len(shown.labels)])
-    logits = objective.class_logits(views, classes)
+    logits = objective.criterion.class_logits(views, classes)
     own = len(views) / shown.images
     # a piece may have no views, whose mean would not be finite
     calibration = cross_entropy(logits, shown.labels) * own if len(views) else logits.sum()
@@ -214,7 +214,7 @@ def _divergence(objective: Objective, shown: Pictures, copies: Tensor, classes: 
     if len(copies) and shown.features is not None:
         return 1 - (copies * shown.features).sum(-1).mean()
     if len(copies) and shown.target is not None:
-        own = objective.class_logits(copies, classes).log_softmax(-1)
+        own = objective.criterion.class_logits(copies, classes).log_softmax(-1)
         return kl_div(own, shown.target, reduction="batchmean", log_target=True)
     return torch.zeros((), device=classes.device)
 
@@ -249,7 +249,7 @@ def descend(
     with casts_repeated():
         parts = _taken_back(objective, step, goal, at_once, last)
     if step.share[1] > 1:
-        objective.add_up(parts)
+        objective.shares.add_up(parts)
     seen = Losses(*parts.tolist())
     if not math.isfinite(seen.calibration + seen.divergence):
         raise MeasureError(f"the loss of calibration batch {step.number} is not finite; check the checkpoints")

@@ -138,8 +138,8 @@ class _Run:
         walks = begin is None and (bool(looks) or not self._coefficients.started)
         tried = (looks or steps[:TRIED]) if walks else []
         self._announce(steps, looks, tried)
-        if not self._objective.text_changes:
-            self._objective.prompt_features()  # computed once for all steps, so in float32
+        if not self._objective.path.text_changes:
+            self._objective.criterion.prompt_features()  # computed once for all steps, so in float32
         looks, steps = self._asked(looks, self._whole), self._asked(steps, self._course.goal)
         if walks:
             self._walk(looks or steps[:TRIED], self._whole if looks else self._course.goal)
@@ -171,14 +171,14 @@ class _Run:
         work += sum(FORWARD * len(self._candidates) * whole.seen(len(step)) * step.part for step in looks)
         work += sum(FORWARD * len(ALPHAS) * (whole if looks else goal).seen(len(step)) * step.part for step in tried)
         if self._course.thin:
-            work += GRADIENT * sum(len(batch) for batch in self._objective.batches)
+            work += GRADIENT * sum(len(batch) for batch in self._objective.shares.batches)
         prompts = self._prompts(steps, looks, tried)
         self._objective.announce_work(work, prompts=prompts, precision=goal.precision)
 
     def _prompts(self, steps: Sequence[Step], looks: Sequence[Step], tried: Sequence[Step]) -> float:
         """Forward passes of prompts; all of them once if the text tower does not change."""
         objective, thinned = self._objective, 0.0
-        if not objective.text_changes:
+        if not objective.path.text_changes:
             return objective.prompt_passes(forward=1)
         if self._course.thin:
             with objective.fewer_prompts():
@@ -194,7 +194,7 @@ class _Run:
     def _walk(self, looks: Sequence[Step], goal: Goal) -> None:
         """Evaluate points of the straight path, and start at the best one unless a start is given."""
         for row, alpha in enumerate(ALPHAS):
-            self._objective.move_to(alpha)
+            self._objective.path.move_to(alpha)
             self._path[row] = torch.tensor(astuple(look(self._objective, looks, goal)))
         if not self._coefficients.started:
             self._coefficients.fill(ALPHAS[int(self._path[:, 0].argmin())])
@@ -204,7 +204,7 @@ class _Run:
         """Make parameters sparse, the same ones in every run that resumes with these scores."""
         if self._course.thin is None:
             return
-        self._objective.move_to(self._coefficients.start)
+        self._objective.path.move_to(self._coefficients.start)
         self._coefficients.make_sparse(*self._course.thin())
         if anew:
             self._coefficients.disturb(self._objective.seed)
@@ -226,7 +226,7 @@ class _Run:
             with self._keep.changing(self._state) if self._keep else nullcontext():
                 self._descent.step(ceiling)
             coefficients.drop_gradients()
-            objective.tick(GRADIENT * goal.seen(len(step)) * step.part)
+            objective.work.tick(GRADIENT * goal.seen(len(step)) * step.part)
             if self._keep:
                 self._keep.save(self._state, last=step.number + 1 == self._course.steps)
 

@@ -32,19 +32,21 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     """
     inputs = objective.inputs
     # a further checkpoint may change a text tower that the first one does not
-    objective.forget(text=objective.text_changes or objective.checkpoints > 1)
-    for name, parameter in objective.parameters.items():
+    objective.path.forget(text=objective.path.text_changes or len(objective.inputs.finetuned) > 1)
+    for name, parameter in objective.path.parameters.items():
         if inputs.merges(name):
-            finetuned = [inputs.theta_1(name, which=which) for which in range(objective.checkpoints)]
+            finetuned = [inputs.theta_1(name, which=which) for which in range(len(objective.inputs.finetuned))]
             parameter.copy_(merge_tensor(inputs.theta_0(name), finetuned, alpha=1.0, weights=tuple(weights)))
-    features = objective.prompt_features()
+    features = objective.criterion.prompt_features()
     results = {}
-    for batch in objective.batches:
-        logits = objective.logits(batch, features)
+    for batch in objective.shares.batches:
+        logits = objective.criterion.logits(batch, features)
         right = (logits.argmax(dim=-1) == batch.labels).double().mean()
         results[batch.number] = (float(cross_entropy(logits, batch.labels)), float(right))
-        objective.tick(FORWARD * len(batch))
-    loss, accuracy = (objective.mean(list(values)) for values in zip(*objective.by_batch(results), strict=True))
+        objective.work.tick(FORWARD * len(batch))
+    loss, accuracy = (
+        objective.shares.mean(list(values)) for values in zip(*objective.shares.by_batch(results), strict=True)
+    )
     if not loss < float("inf"):
         listed = ", ".join(f"{weight:g}" for weight in weights)
         raise MeasureError(f"the calibration loss at weights {listed} is {loss}; check that the checkpoints work")

@@ -7,15 +7,13 @@ second model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.nn import Parameter
 
 from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.loss import Loss as Loss
@@ -105,66 +103,6 @@ class Objective:
         self._cost = cost
         self._seconds: dict[Precision, float] = {}
 
-    # The checkpoints and the weights on the path
-
-    @property
-    def checkpoints(self) -> int:
-        """Number of fine-tuned checkpoints."""
-        return len(self.inputs.finetuned)
-
-    @property
-    def layers(self) -> dict[str, tuple[str, ...]]:
-        """Parameter names by layer; only layers that fine-tuning changed."""
-        return self.path.layers
-
-    @property
-    def parameters(self) -> dict[str, Parameter]:
-        """The model's parameters by name, at the current weights; those that did not change are frozen."""
-        return self.path.parameters
-
-    @property
-    def theta_0(self) -> Mapping[str, Tensor]:
-        """Zero-shot values of the changed parameters by name, float32."""
-        return self.path.theta_0
-
-    @property
-    def task_vector(self) -> Mapping[str, Tensor]:
-        """theta_1 - theta_0 of the changed parameters by name, float32."""
-        return self.path.task_vector
-
-    @property
-    def text_changes(self) -> bool:
-        """Whether fine-tuning changed the text tower."""
-        return self.path.text_changes
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """The model itself, for measures that need its modules."""
-        return self.criterion.model.module
-
-    def move_to(self, alpha: float) -> None:
-        """Set the weights to theta_0 + alpha * task_vector, in place."""
-        self.path.move_to(alpha)
-
-    def forget(self, *, text: bool) -> None:
-        """Drop values cached for weights that other code moved; see `PathWeights.forget`."""
-        self.path.forget(text=text)
-
-    def only(self, layer: str) -> AbstractContextManager[list[Parameter]]:
-        """Let gradients flow to one layer alone; see `PathWeights.only`."""
-        return self.path.only(layer)
-
-    def gradient_of(self, name: str) -> Tensor:
-        """A parameter's gradient from `gradients`; zero if the loss does not depend on it."""
-        return self.path.gradient_of(name)
-
-    # The loss at the current weights
-
-    @property
-    def prompts(self) -> Prompts:
-        """The class prompts."""
-        return self.criterion.prompts
-
     def fewer_prompts(self) -> AbstractContextManager[tuple[str, ...]]:
         """In this context, use at most `PROMPTS_A_GRADIENT` prompts, or one template per class if that is more.
 
@@ -172,86 +110,6 @@ class Objective:
             A context whose value is the notes for the result.
         """
         return self.criterion.fewer_prompts(PROMPTS_A_GRADIENT, self.seed)
-
-    def prompt_features(self) -> Tensor:
-        """Embed the class prompts at theta(alpha); see `CalibrationLoss.prompt_features`."""
-        return self.criterion.prompt_features()
-
-    def class_features(
-        self, classes: Tensor | None = None, templates: Tensor | None = None, *, kept: bool = False
-    ) -> Tensor:
-        """Embed classes at the current weights; see `CalibrationLoss.class_features`."""
-        return self.criterion.class_features(classes, templates, kept=kept)
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Embed preprocessed images at the current weights: (batch, projection_dim), unit length."""
-        return self.criterion.embed(pixels)
-
-    def image_features(self, batch: Batch) -> Tensor:
-        """Embed a batch's images at the current weights: (batch, projection_dim), unit length."""
-        return self.criterion.embed(batch.pixels)
-
-    def loss(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of one batch at the current weights; see `CalibrationLoss.loss`."""
-        return self.criterion.loss(batch, prompt_features, image_features)
-
-    def logits(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
-        """Scaled cosine similarities of one batch with every class: (batch, classes)."""
-        return self.criterion.logits(batch, prompt_features, image_features)
-
-    def class_logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Score classes by the zero-shot head at the current weights; see `CalibrationLoss.class_logits`."""
-        return self.criterion.class_logits(image_features, class_features)
-
-    def joint_loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy with the text tower in the graph, for second derivatives."""
-        return self.criterion.joint_loss(batch)
-
-    def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
-        """The loss of one batch while only one layer moves; see `CalibrationLoss.layer_loss`."""
-        return self.criterion.layer_loss(batch, layer)
-
-    # The batches over all processes
-
-    @property
-    def accelerator(self) -> Accelerator:
-        """The processes."""
-        return self.shares.accelerator
-
-    @property
-    def batches(self) -> list[Batch]:
-        """This process's batches."""
-        return self.shares.batches
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Images in every batch of all processes."""
-        return self.shares.batch_sizes
-
-    @property
-    def images(self) -> int:
-        """Images over all processes."""
-        return self.shares.images
-
-    def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sum tensors over all processes; see `Shares.total`."""
-        return self.shares.total(tensors)
-
-    def add_up(self, tensor: Tensor) -> None:
-        """Replace a tensor by its sum over all processes, in place."""
-        self.shares.add_up(tensor)
-
-    def every_batch(self) -> list[Batch]:
-        """All processes' batches, in order, in every process."""
-        return self.shares.every_batch()
-
-    def by_batch(self, values: dict[int, Any]) -> list[Any]:
-        """Collect one value per batch from every process, in batch order."""
-        return self.shares.by_batch(values)
-
-    def mean(self, per_batch: list[float]) -> float:
-        """Average one value per batch over images, weighting batches by size."""
-        return self.shares.mean(per_batch)
 
     # Passes over this process's batches, and their work
 
@@ -274,7 +132,7 @@ class Objective:
         """
         passes = forward * FORWARD + gradient * GRADIENT + hessian * HESSIAN
         count = self.prompt_passes(forward=forward, gradient=gradient, hessian=hessian) if prompts is None else prompts
-        self.announce_work(passes * sum(len(batch) for batch in self.batches), prompts=count)
+        self.announce_work(passes * sum(len(batch) for batch in self.shares.batches), prompts=count)
 
     def announce_work(self, work: float, *, prompts: float = 0, precision: Precision = "float32") -> None:
         """Announce work to come before it starts, and state its cost.
@@ -296,10 +154,10 @@ class Objective:
 
         If the text tower does not change, all prompts count once, or not at all if they were embedded before.
         """
-        count, batches = self.prompts.count, len(self.batches)
-        if not self.text_changes:
+        count, batches = self.criterion.prompts.count, len(self.shares.batches)
+        if not self.path.text_changes:
             return 0 if self.criterion.has_prompt_features else count
-        back = GRADIENT - FORWARD + self.prompts.are_many * FORWARD  # piece by piece, each runs again
+        back = GRADIENT - FORWARD + self.criterion.prompts.are_many * FORWARD  # piece by piece, each runs again
         return count * (forward + gradient * (1 + back * batches) + hessian * HESSIAN * batches)
 
     def prompts_of_layers(self, passes: float) -> float:
@@ -308,20 +166,16 @@ class Objective:
         Args:
             passes: Forward passes of all prompts for every layer of the text tower; other layers need none.
         """
-        return passes * self.prompts.count * sum(layer.startswith("text.") for layer in self.layers)
-
-    def tick(self, cost: float) -> None:
-        """Report work done, in images x forward passes."""
-        self.work.tick(cost)
+        return passes * self.criterion.prompts.count * sum(layer.startswith("text.") for layer in self.path.layers)
 
     @torch.no_grad()
     def losses(self) -> dict[int, float]:
         """Loss of each of this process's batches at the current weights, by batch number; one forward pass."""
-        features = self.prompt_features()
+        features = self.criterion.prompt_features()
         values = {}
-        for batch in self.batches:
-            values[batch.number] = float(self.loss(batch, features))
-            self.tick(FORWARD * len(batch))
+        for batch in self.shares.batches:
+            values[batch.number] = float(self.criterion.loss(batch, features))
+            self.work.tick(FORWARD * len(batch))
         return values
 
     def add_gradients(
@@ -339,7 +193,7 @@ class Objective:
 
     def most_at_once(self, at_once: int | None) -> int:
         """The largest number of images whose activations `add_gradients` holds at once, given the same ``at_once``."""
-        largest = max(self.batch_sizes)
+        largest: int = max(self.shares.batch_sizes)
         return min(largest, self._images_at_once or at_once or largest)
 
     def gradients(self, loss_of: Loss | None = None) -> Iterator[tuple[Batch, float]]:
@@ -357,15 +211,15 @@ class Objective:
         Raises:
             MeasureError: If a loss is not finite.
         """
-        prompts = self.prompts.features() if self.text_changes else self.prompt_features()
-        for batch in self.batches:
+        prompts = self.criterion.prompts.features() if self.path.text_changes else self.criterion.prompt_features()
+        for batch in self.shares.batches:
             self.path.clear_gradients()
-            features = prompts.detach().requires_grad_(self.text_changes)
+            features = prompts.detach().requires_grad_(self.path.text_changes)
             value = self.add_gradients(batch, features, loss_of)
-            if self.text_changes:
+            if self.path.text_changes:
                 prompts.backward(features.grad, retain_graph=True)  # type: ignore[no-untyped-call]
             if not value < float("inf"):
                 raise MeasureError(f"the loss of calibration batch {batch.number} is {value}; check the checkpoints")
             yield batch, value
-            self.tick(GRADIENT * len(batch))
+            self.work.tick(GRADIENT * len(batch))
         self.path.clear_gradients()

@@ -20,11 +20,14 @@ def place(objective: Objective, layers: Iterable[str], alpha: float) -> None:
     """
     moved = list(layers)
     for layer in moved:
-        for name in objective.layers[layer]:
+        for name in objective.path.layers[layer]:
             torch.add(
-                objective.theta_0[name], objective.task_vector[name], alpha=alpha, out=objective.parameters[name].data
+                objective.path.theta_0[name],
+                objective.path.task_vector[name],
+                alpha=alpha,
+                out=objective.path.parameters[name].data,
             )
-    objective.forget(text=any(layer.startswith("text.") for layer in moved))
+    objective.path.forget(text=any(layer.startswith("text.") for layer in moved))
 
 
 def instabilities(

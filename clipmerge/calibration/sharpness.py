@@ -22,15 +22,19 @@ def layer_sharpness(objective: Objective) -> dict[str, tuple[float, ...]]:
     Returns:
         One value per calibration batch of all processes, in nats, by layer.
     """
-    radii = {layer: _norm([objective.task_vector[name] for name in names]) for layer, names in objective.layers.items()}
+    radii = {
+        layer: _norm([objective.path.task_vector[name] for name in names])
+        for layer, names in objective.path.layers.items()
+    }
     rows = {}
     for batch, _ in objective.gradients():
         gradients = {
-            layer: _norm([objective.gradient_of(name) for name in names]) for layer, names in objective.layers.items()
+            layer: _norm([objective.path.gradient_of(name) for name in names])
+            for layer, names in objective.path.layers.items()
         }
-        rows[batch.number] = [gradients[layer] * radii[layer] for layer in objective.layers]
-    ordered = objective.by_batch(rows)
-    return {layer: tuple(row[column] for row in ordered) for column, layer in enumerate(objective.layers)}
+        rows[batch.number] = [gradients[layer] * radii[layer] for layer in objective.path.layers]
+    ordered = objective.shares.by_batch(rows)
+    return {layer: tuple(row[column] for row in ordered) for column, layer in enumerate(objective.path.layers)}
 
 
 def sharpest(sharpness: dict[str, float], share: float) -> tuple[str, ...]:

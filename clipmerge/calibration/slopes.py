@@ -64,26 +64,26 @@ class Slopes:
         self._images_at_once = Activations(objective, "float32").images(2)
         # images go backward only once, so the gradient of a wide map's weights is less to write than its tangent
         wide = cost.wide(objective.most_at_once(self._images_at_once))
-        self._tangents = Tangents(objective.path, objective.module, cost.called - wide)
+        self._tangents = Tangents(objective.path, objective.criterion.model.module, cost.called - wide)
         self._sums = GradientSums(objective.path) if gradients else None
         self._generator = torch.Generator().manual_seed(objective.seed)
         self.drawn, self._text_work = 0, 0.0
-        if objective.text_changes:
-            prompts, batches = objective.prompts.count, len(objective.batch_sizes)
-            self.drawn = prompts if exact else _affordable(objective.images, prompts, batches, cost.prompt)
+        if objective.path.text_changes:
+            prompts, batches = objective.criterion.prompts.count, len(objective.shares.batch_sizes)
+            self.drawn = prompts if exact else _affordable(objective.shares.images, prompts, batches, cost.prompt)
             passes = prompts * (2 if self._at_once else 4) + self.drawn * (2 + batches)
-            self._text_work = cost.prompt * passes / objective.accelerator.num_processes
-        self.work = GRADIENT * sum(len(batch) for batch in objective.batches) + self._text_work
+            self._text_work = cost.prompt * passes / objective.shares.accelerator.num_processes
+        self.work = GRADIENT * sum(len(batch) for batch in objective.shares.batches) + self._text_work
 
     @property
     def _at_once(self) -> bool:
         """Whether each batch is backpropagated through all prompts, so that their mean needs no separate pass."""
-        return self._sums is None and self.drawn == self._objective.prompts.count
+        return self._sums is None and self.drawn == self._objective.criterion.prompts.count
 
     @property
     def gradients(self) -> dict[str, Tensor]:
         """The mean gradient so far, weighted by the points' parts: by parameter, over all processes, on the CPU."""
-        return self._objective.total(self._sums.totals) if self._sums else {}
+        return self._objective.shares.total(self._sums.totals) if self._sums else {}
 
     def at(self, alpha: float, part: float = 1.0) -> Point:
         """Go to theta(alpha) and compute the slopes there.
@@ -96,34 +96,39 @@ class Slopes:
             MeasureError: If a loss is not finite.
         """
         objective = self._objective
-        objective.move_to(alpha)
+        objective.path.move_to(alpha)
         with (self._sums or self._tangents).recorded():
-            features = objective.prompts.features() if self._keeps_graph else objective.prompt_features()
+            features = (
+                objective.criterion.prompts.features() if self._keeps_graph else objective.criterion.prompt_features()
+            )
             rows, losses, pulls = self._images(features, part)
-            slopes = torch.tensor(objective.by_batch(rows), dtype=torch.float64)
-            if objective.text_changes:
-                each = torch.stack(objective.by_batch(pulls)).to(features.device)
-                weights = torch.tensor(objective.batch_sizes, device=each.device, dtype=each.dtype) / objective.images
+            slopes = torch.tensor(objective.shares.by_batch(rows), dtype=torch.float64)
+            if objective.path.text_changes:
+                each = torch.stack(objective.shares.by_batch(pulls)).to(features.device)
+                weights = (
+                    torch.tensor(objective.shares.batch_sizes, device=each.device, dtype=each.dtype)
+                    / objective.shares.images
+                )
                 mean = torch.einsum("b,bpd->pd", weights, each)
                 slopes += self._pulled(features, None, each if self._at_once else mean[None], part)
-        if objective.text_changes and not self._at_once:
+        if objective.path.text_changes and not self._at_once:
             del features  # with its graph
             with self._tangents.recorded():
                 slopes += self._differences(each - mean)
-        objective.tick(self._text_work)
-        return Point(slopes.numpy(), objective.mean(objective.by_batch(losses)))
+        objective.work.tick(self._text_work)
+        return Point(slopes.numpy(), objective.shares.mean(objective.shares.by_batch(losses)))
 
     @property
     def _held(self) -> int:
         """Prompts whose activations are held together with their tangents, which take about as much."""
-        return max(1, self._objective.prompts.at_once // 2)
+        return max(1, self._objective.criterion.prompts.at_once // 2)
 
     @property
     def _keeps_graph(self) -> bool:
         """Whether the features keep their graph: prompts are few, and no other process takes a share of them."""
         objective = self._objective
-        alone = objective.accelerator.num_processes == 1
-        return objective.text_changes and alone and objective.prompts.count <= self._held
+        alone = objective.shares.accelerator.num_processes == 1
+        return objective.path.text_changes and alone and objective.criterion.prompts.count <= self._held
 
     def _images(
         self, features: Tensor, part: float
@@ -131,17 +136,17 @@ class Slopes:
         """Send the images through; returns slopes, loss and gradient of the prompt features by batch number."""
         objective = self._objective
         rows, losses, pulls = {}, {}, {}
-        for batch in objective.batches:
-            leaf = features.detach().requires_grad_(objective.text_changes)
+        for batch in objective.shares.batches:
+            leaf = features.detach().requires_grad_(objective.path.text_changes)
             rows[batch.number], losses[batch.number] = self._image_slopes(batch, leaf, part)
             if leaf.grad is not None:
                 pulls[batch.number] = leaf.grad.cpu()
-            objective.tick(GRADIENT * len(batch))
+            objective.work.tick(GRADIENT * len(batch))
         return rows, losses, pulls
 
     def _image_slopes(self, batch: Batch, leaf: Tensor, part: float) -> tuple[list[float], float]:
         if self._sums:
-            self._sums.part = part * len(batch) / self._objective.images
+            self._sums.part = part * len(batch) / self._objective.shares.images
         loss = self._objective.add_gradients(batch, leaf, at_once=self._images_at_once)
         if not loss < float("inf"):
             raise MeasureError(f"the loss of calibration batch {batch.number} is {loss}; check the checkpoints")
@@ -153,14 +158,14 @@ class Slopes:
         The rounding of a mean gradient depends on which prompts are computed together, and masks rank entries by it, so
         it must not depend on the number of processes.
         """
-        accelerator = self._objective.accelerator
+        accelerator = self._objective.shares.accelerator
         if shared:
             return torch.arange(prompts)[accelerator.process_index :: accelerator.num_processes]
         return torch.arange(prompts if accelerator.is_main_process else 0)
 
     def _differences(self, differences: Tensor) -> Tensor:
         """Slopes of the differences between the batches' gradients and their mean, from all prompts or from some."""
-        if self.drawn == self._objective.prompts.count:
+        if self.drawn == self._objective.criterion.prompts.count:
             return self._pulled(None, None, differences)
         sizes = differences.square().sum((0, 2)).sqrt().cpu()
         places, chances = _draw(sizes, self.drawn, self._generator)
@@ -184,13 +189,13 @@ class Slopes:
             self._sums.part = part
         if features is not None and features.requires_grad:
             return torch.stack([_back(recorder, features, each) for each in cotangents])
-        total = torch.zeros(len(cotangents), len(objective.layers), dtype=torch.float64)
-        chosen = torch.arange(objective.prompts.count) if places is None else places
+        total = torch.zeros(len(cotangents), len(objective.path.layers), dtype=torch.float64)
+        chosen = torch.arange(objective.criterion.prompts.count) if places is None else places
         mine = self._own(len(chosen), shared=recorder is self._tangents)
         for piece in torch.split(mine, self._held) if len(mine) else ():
-            embedded = objective.prompts.features(places=chosen[piece].to(cotangents.device))
+            embedded = objective.criterion.prompts.features(places=chosen[piece].to(cotangents.device))
             total += torch.stack([_back(recorder, embedded, each[piece.to(each.device)]) for each in cotangents])
-        return objective.total({"slopes": total})["slopes"]
+        return objective.shares.total({"slopes": total})["slopes"]
 
 
 def _back(recorder: Tangents | GradientSums, embedded: Tensor, cotangent: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share
         batch: Maximum number of images per step; ``None`` for the size of the first calibration batch.
         share: Share of the images that is held back.
     """
-    batches = objective.every_batch()
+    batches = objective.shares.every_batch()
     pool = Pool(batches)
     kept_back = held_back(pool.labels, share, objective.seed)
     learned_on = sorted(set(range(len(pool))) - set(kept_back))
@@ -192,7 +192,7 @@ def dealt(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step
         steps: The steps.
         fewest: Fewest images, or changed copies of them, of any step.
     """
-    accelerator = objective.accelerator
+    accelerator = objective.shares.accelerator
     share = (accelerator.process_index, accelerator.num_processes)
     return [replace(step, share=share) for step in steps] if fewest >= accelerator.num_processes else list(steps)
 
@@ -224,7 +224,7 @@ def _classes(pool: Pool, positions: Sequence[int]) -> Tensor:
 
 def _drawn_prompts(objective: Objective, present: Tensor, seed: int, most: int) -> tuple[Tensor | None, Tensor | None]:
     """Draw templates, and if necessary classes, so that at most ``most`` prompts are embedded."""
-    count, templates = objective.prompts.classes, objective.prompts.templates
+    count, templates = objective.criterion.prompts.classes, objective.criterion.prompts.templates
     if count * templates <= most:
         return None, None
     generator = torch.Generator().manual_seed(seed)

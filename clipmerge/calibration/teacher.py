@@ -29,11 +29,11 @@ def asked(objective: Objective, steps: Sequence[Step], goal: Goal, *, kept: bool
     """
     answered = list(steps)
     for alpha in goal.teachers:
-        objective.move_to(alpha)
+        objective.path.move_to(alpha)
         share = goal.blend if alpha else 1 - goal.blend
         for place, step in enumerate(answered):
             answered[place] = _answered(objective, step, goal, share, kept=kept)
-            objective.tick(FORWARD * goal.copied(len(step)) * step.part)
+            objective.work.tick(FORWARD * goal.copied(len(step)) * step.part)
     return answered
 
 
@@ -41,11 +41,11 @@ def _answered(objective: Objective, step: Step, goal: Goal, share: float, *, kep
     """Add one model's answer to a step: features, or its share of the teacher's probabilities."""
     pixels = copies_of(step, goal, step.batch.pixels)
     with passes(pixels.device, goal.precision):
-        features = objective.embed(pixels)
-        classes = objective.class_features(step.classes, step.templates, kept=kept)
+        features = objective.criterion.embed(pixels)
+        classes = objective.criterion.class_features(step.classes, step.templates, kept=kept)
     if goal.divergence == "features":
         return replace(step, features=features.float())
-    own = objective.class_logits(features.float(), classes.float()).log_softmax(-1)
+    own = objective.criterion.class_logits(features.float(), classes.float()).log_softmax(-1)
     if share == 1:
         return replace(step, target=own)
     own = own + math.log(share)

@@ -16,13 +16,13 @@ def by_layer(objective: Objective, values: dict[int, list[float]]) -> dict[str, 
 
     Args:
         objective: The calibration loss.
-        values: One value per layer, in the order of ``objective.layers``, by batch number; this process's batches.
+        values: One value per layer, in the order of ``objective.path.layers``, by batch number; this process's batches.
 
     Returns:
         One value per batch, by layer, over all processes.
     """
-    rows = objective.by_batch(values)
-    return {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.layers)}
+    rows = objective.shares.by_batch(values)
+    return {layer: tuple(row[column] for row in rows) for column, layer in enumerate(objective.path.layers)}
 
 
 def statistic(objective: Objective, name: str, batches: Mapping[str, Sequence[float]], **reading: Any) -> Statistic:
@@ -39,7 +39,7 @@ def statistic(objective: Objective, name: str, batches: Mapping[str, Sequence[fl
     """
     return Statistic(
         name=name,
-        values={layer: objective.mean(list(values)) for layer, values in batches.items()},
+        values={layer: objective.shares.mean(list(values)) for layer, values in batches.items()},
         batches={layer: tuple(values) for layer, values in batches.items()},
         **reading,
     )

@@ -32,16 +32,16 @@ def average_case(
         Andriushchenko et al. 2023, arXiv:2302.07011, section 2.
     """
     prompts = objective.prompt_passes(forward=1)
-    prompts += objective.prompts_of_layers(draws * len(objective.batches))
-    objective.announce(forward=1 + draws * len(objective.layers), prompts=prompts)
-    objective.move_to(at)
+    prompts += objective.prompts_of_layers(draws * len(objective.shares.batches))
+    objective.announce(forward=1 + draws * len(objective.path.layers), prompts=prompts)
+    objective.path.move_to(at)
     base = objective.losses()
     rises = {
         batch.number: [
             _mean_rise(objective, batch, layer, base[batch.number], column * draws, draws, rho, adaptive)
-            for column, layer in enumerate(objective.layers)
+            for column, layer in enumerate(objective.path.layers)
         ]
-        for batch in objective.batches
+        for batch in objective.shares.batches
     }
     sharpness = statistic(
         objective,
@@ -52,7 +52,7 @@ def average_case(
         title="average-case sharpness",
         about="mean rise of the loss under Gaussian noise on this layer alone.",
     )
-    return Measurements(measure="average-case", statistics=(sharpness,), batch_sizes=objective.batch_sizes)
+    return Measurements(measure="average-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes)
 
 
 def _mean_rise(
@@ -65,15 +65,15 @@ def _mean_rise(
     rho: float,
     adaptive: bool,
 ) -> float:
-    parameters = [objective.parameters[name] for name in objective.layers[layer]]
+    parameters = [objective.path.parameters[name] for name in objective.path.layers[layer]]
     ball = LayerBall(parameters, norm="l2", radius=rho, adaptive=adaptive)
-    loss = objective.layer_loss(batch, layer)
+    loss = objective.criterion.layer_loss(batch, layer)
     total = 0.0
     for draw in range(first_draw, first_draw + draws):
         ball.place([rho * noise for noise in _normal(objective, parameters, draw)])
         with torch.no_grad():
             total += float(loss()) - base
-        objective.tick(FORWARD * len(batch))
+        objective.work.tick(FORWARD * len(batch))
     ball.restore()
     return total / draws
 

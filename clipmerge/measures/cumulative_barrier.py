@@ -30,17 +30,17 @@ def cumulative_barrier(objective: Objective, *, points: Count = 3) -> Measuremen
     Source:
         Adilova et al. 2023, arXiv:2307.06966.
     """
-    objective.announce(forward=1 + 2 * (points + 1) * len(objective.layers))
-    objective.move_to(1.0)
+    objective.announce(forward=1 + 2 * (points + 1) * len(objective.path.layers))
+    objective.path.move_to(1.0)
     finetuned = objective.losses()
-    order = list(objective.layers)
+    order = list(objective.path.layers)
     return Measurements(
         measure="cumulative-barrier",
         statistics=(
             _added(objective, "from_first", order, points, finetuned, "the first layers up to this one"),
             _added(objective, "from_last", order[::-1], points, finetuned, "the last layers from this one on"),
         ),
-        batch_sizes=objective.batch_sizes,
+        batch_sizes=objective.shares.batch_sizes,
     )
 
 
@@ -54,7 +54,7 @@ def _added(
         barrier = instabilities(objective, order[:count], points, finetuned)
         added[layer] = {number: barrier[number] - before[number] for number in barrier}
         before = barrier
-    values = {number: [added[layer][number] for layer in objective.layers] for number in finetuned}
+    values = {number: [added[layer][number] for layer in objective.path.layers] for number in finetuned}
     return statistic(
         objective,
         name,

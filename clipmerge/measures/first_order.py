@@ -43,12 +43,12 @@ def first_order(
         Andriushchenko et al. 2023, arXiv:2302.07011.
     """
     objective.announce(gradient=1)
-    objective.move_to(at)
+    objective.path.move_to(at)
     found: dict[int, list[float]] = {}
     order = 2 if norm == "l2" else 1
     for batch, _ in objective.gradients():
         norms = []
-        for names in objective.layers.values():
+        for names in objective.path.layers.values():
             parts = [_weighted_gradient(objective, name, adaptive) for name in names]
             norms.append(
                 torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p, order) for p in parts]), order)
@@ -56,8 +56,8 @@ def first_order(
         found[batch.number] = (rho * torch.stack(norms)).tolist()
     rises = by_layer(objective, found)
     roots = {
-        layer: sum(objective.parameters[name].numel() for name in names) ** 0.5
-        for layer, names in objective.layers.items()
+        layer: sum(objective.path.parameters[name].numel() for name in names) ** 0.5
+        for layer, names in objective.path.layers.items()
     }
     constant = statistic(
         objective,
@@ -75,9 +75,9 @@ def first_order(
         title="scaled first-order sharpness",
         about="the same with a radius of rho times the square root of the layer's size.",
     )
-    return Measurements(measure="first-order", statistics=(constant, scaled), batch_sizes=objective.batch_sizes)
+    return Measurements(measure="first-order", statistics=(constant, scaled), batch_sizes=objective.shares.batch_sizes)
 
 
 def _weighted_gradient(objective: Objective, name: str, adaptive: bool) -> torch.Tensor:
-    gradient = objective.gradient_of(name)
-    return gradient * objective.parameters[name].detach().abs() if adaptive else gradient
+    gradient = objective.path.gradient_of(name)
+    return gradient * objective.path.parameters[name].detach().abs() if adaptive else gradient

@@ -44,10 +44,10 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
     objective.announce(gradient=2 * probes)
     statistics, tensors = [], {}
     for name, (alpha, end) in _ENDS.items():
-        objective.move_to(alpha)
+        objective.path.move_to(alpha)
         squares, batches = _squares(objective, probes, labels)
-        scale = 1 / (objective.images * probes)
-        tensors[name] = {parameter: value.mul_(scale) for parameter, value in objective.total(squares).items()}
+        scale = 1 / (objective.shares.images * probes)
+        tensors[name] = {parameter: value.mul_(scale) for parameter, value in objective.shares.total(squares).items()}
         statistics.append(
             statistic(
                 objective,
@@ -58,7 +58,7 @@ def fisher(objective: Objective, *, probes: Count = 4, labels: Literal["model", 
             )
         )
     return Measurements(
-        measure="fisher", statistics=tuple(statistics), batch_sizes=objective.batch_sizes, tensors=tensors
+        measure="fisher", statistics=tuple(statistics), batch_sizes=objective.shares.batch_sizes, tensors=tensors
     )
 
 
@@ -66,17 +66,17 @@ def _squares(
     objective: Objective, probes: int, labels: Literal["model", "data"]
 ) -> tuple[dict[str, Tensor], dict[int, list[float]]]:
     """Sum over this process's images and probes per entry; average over a layer's entries and a batch's images."""
-    squares = {name: torch.zeros_like(value) for name, value in objective.task_vector.items()}
-    values = {batch.number: [0.0] * len(objective.layers) for batch in objective.batches}
-    sizes = [sum(objective.parameters[name].numel() for name in names) for names in objective.layers.values()]
+    squares = {name: torch.zeros_like(value) for name, value in objective.path.task_vector.items()}
+    values = {batch.number: [0.0] * len(objective.path.layers) for batch in objective.shares.batches}
+    sizes = [sum(objective.path.parameters[name].numel() for name in names) for names in objective.path.layers.values()]
     for probe in range(probes):
         for batch, _ in objective.gradients(_signed(objective, probe, labels)):
             sums = {}
             for name, total in squares.items():
-                square = objective.gradient_of(name).square()
+                square = objective.path.gradient_of(name).square()
                 total.add_(square)
                 sums[name] = square.sum()
-            for column, names in enumerate(objective.layers.values()):
+            for column, names in enumerate(objective.path.layers.values()):
                 share = torch.stack([sums[name] for name in names]).sum() / (sizes[column] * len(batch) * probes)
                 values[batch.number][column] += float(share)
     return squares, values
@@ -86,7 +86,7 @@ def _signed(objective: Objective, probe: int, labels: Literal["model", "data"]) 
     """The sum of a batch's losses, each with a random sign."""
 
     def loss(batch: Batch, prompt_features: Tensor) -> Tensor:
-        logits = objective.logits(batch, prompt_features)
+        logits = objective.criterion.logits(batch, prompt_features)
         # drawn on the CPU: the same numbers on every device and in every process
         generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe * 10_007 + batch.number)
         signs = torch.randint(0, 2, (len(batch),), generator=generator, dtype=torch.float32) * 2 - 1

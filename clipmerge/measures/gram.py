@@ -32,13 +32,15 @@ def gram(objective: Objective) -> Measurements:
     objective.announce(forward=2)
     tensors = {}
     for statistic, alpha in _ENDS.items():
-        objective.move_to(alpha)
+        objective.path.move_to(alpha)
         sums = _sums(objective)
-        tensors[statistic] = objective.total(sums)
-    missing = [name for name in objective.task_vector if objective.parameters[name].ndim > 1 and name not in sums]
+        tensors[statistic] = objective.shares.total(sums)
+    missing = [
+        name for name in objective.path.task_vector if objective.path.parameters[name].ndim > 1 and name not in sums
+    ]
     return Measurements(
         measure="gram",
-        batch_sizes=objective.batch_sizes,
+        batch_sizes=objective.shares.batch_sizes,
         notes=(f"{len(missing)} weights of two or more dimensions are not linear maps",) if missing else (),
         tensors=tensors,
     )
@@ -47,10 +49,10 @@ def gram(objective: Objective) -> Measurements:
 @torch.no_grad()
 def _sums(objective: Objective) -> dict[str, Tensor]:
     """Gram matrices over this process's images; the first process adds the prompts."""
-    names = {id(objective.parameters[name]): name for name in objective.task_vector}
+    names = {id(objective.path.parameters[name]): name for name in objective.path.task_vector}
     linear = {
         names[id(module.weight)]: module
-        for module in objective.module.modules()
+        for module in objective.criterion.model.module.modules()
         if isinstance(module, torch.nn.Linear) and id(module.weight) in names
     }
     sums = {
@@ -63,11 +65,11 @@ def _sums(objective: Objective) -> dict[str, Tensor]:
         sums[name].add_(_gram(inputs, kept[0]))
 
     with _watching(linear, see):
-        for batch in objective.batches:
-            objective.image_features(batch)
-            objective.tick(FORWARD * len(batch))
-        if objective.accelerator.is_main_process and objective.text_changes:
-            for tokens in objective.prompts.embed():
+        for batch in objective.shares.batches:
+            objective.criterion.embed(batch.pixels)
+            objective.work.tick(FORWARD * len(batch))
+        if objective.shares.accelerator.is_main_process and objective.path.text_changes:
+            for tokens in objective.criterion.prompts.embed():
                 kept[0] = tokens.get("attention_mask")
     return sums
 

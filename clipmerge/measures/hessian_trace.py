@@ -34,17 +34,20 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
         Hutchinson 1990; Yao et al. 2020, arXiv:1912.07145 (one trace per layer).
     """
     objective.announce(hessian=probes)
-    objective.move_to(at)
-    found = {batch.number: [0.0] * len(objective.layers) for batch in objective.batches}
+    objective.path.move_to(at)
+    found = {batch.number: [0.0] * len(objective.path.layers) for batch in objective.shares.batches}
     for probe in range(probes):
         vectors = _rademacher(objective, probe)
-        for batch in objective.batches:
+        for batch in objective.shares.batches:
             products = _hessian_vector(objective, batch, vectors, adaptive)
             for column, value in enumerate(products):
                 found[batch.number][column] += value / probes
-            objective.tick(HESSIAN * len(batch))
+            objective.work.tick(HESSIAN * len(batch))
     traces = by_layer(objective, found)
-    sizes = {layer: sum(objective.parameters[n].numel() for n in names) for layer, names in objective.layers.items()}
+    sizes = {
+        layer: sum(objective.path.parameters[n].numel() for n in names)
+        for layer, names in objective.path.layers.items()
+    }
     trace = statistic(
         objective,
         "hessian_trace",
@@ -61,15 +64,15 @@ def hessian_trace(objective: Objective, *, probes: Count = 8, adaptive: bool = F
         title="mean Hessian diagonal",
         about="the trace divided by the number of the layer's entries.",
     )
-    return Measurements(measure="hessian-trace", statistics=(trace, mean), batch_sizes=objective.batch_sizes)
+    return Measurements(measure="hessian-trace", statistics=(trace, mean), batch_sizes=objective.shares.batch_sizes)
 
 
 def _rademacher(objective: Objective, probe: int) -> dict[str, torch.Tensor]:
     # drawn on the CPU: the same numbers on every device and in every process
     generator = torch.Generator().manual_seed(objective.seed * 100_003 + probe)
     vectors = {}
-    for name in objective.task_vector:
-        parameter = objective.parameters[name]
+    for name in objective.path.task_vector:
+        parameter = objective.path.parameters[name]
         signs = torch.randint(0, 2, parameter.shape, generator=generator, dtype=torch.float32) * 2 - 1
         vectors[name] = signs.to(parameter.device)
     return vectors
@@ -80,12 +83,12 @@ def _hessian_vector(
 ) -> list[float]:
     """(C v)_l . (H C v)_l of one batch for every layer."""
     names = list(vectors)
-    parameters = [objective.parameters[name] for name in names]
+    parameters = [objective.path.parameters[name] for name in names]
     scaled = [v * p.detach().abs() if adaptive else v for v, p in zip(vectors.values(), parameters, strict=True)]
     # the fused attention kernels have no second derivative
     with sdpa_kernel(SDPBackend.MATH):
         gradients = torch.autograd.grad(
-            objective.joint_loss(batch),
+            objective.criterion.joint_loss(batch),
             parameters,
             create_graph=True,
             materialize_grads=True,
@@ -94,5 +97,5 @@ def _hessian_vector(
         inner = torch.stack(parts).sum()
         products = torch.autograd.grad(inner, parameters, materialize_grads=True)
     dots = {n: torch.dot(v.flatten(), h.flatten()) for n, v, h in zip(names, scaled, products, strict=True)}
-    sums = [torch.stack([dots[n] for n in group]).sum() for group in objective.layers.values()]
+    sums = [torch.stack([dots[n] for n in group]).sum() for group in objective.path.layers.values()]
     return [float(value) for value in sums]

@@ -28,10 +28,10 @@ def layer_instability(objective: Objective, *, points: Count = 3) -> Measurement
         Adilova et al. 2023, arXiv:2307.06966.
     """
     prompts = objective.prompt_passes(forward=1) + objective.prompts_of_layers(points + 1)
-    objective.announce(forward=1 + (points + 1) * len(objective.layers), prompts=prompts)
-    objective.move_to(1.0)
+    objective.announce(forward=1 + (points + 1) * len(objective.path.layers), prompts=prompts)
+    objective.path.move_to(1.0)
     finetuned = objective.losses()
-    found = [instabilities(objective, [layer], points, finetuned) for layer in objective.layers]
+    found = [instabilities(objective, [layer], points, finetuned) for layer in objective.path.layers]
     values = {number: [each[number] for each in found] for number in finetuned}
     instability = statistic(
         objective,
@@ -42,4 +42,6 @@ def layer_instability(objective: Objective, *, points: Count = 3) -> Measurement
         title="instability",
         about="largest rise of the loss above the mean of its ends when this layer alone goes to fine-tuned.",
     )
-    return Measurements(measure="layer-instability", statistics=(instability,), batch_sizes=objective.batch_sizes)
+    return Measurements(
+        measure="layer-instability", statistics=(instability,), batch_sizes=objective.shares.batch_sizes
+    )

@@ -128,8 +128,10 @@ def measured(name: str, objective: Objective, coefficients: Coefficients, learne
     """
     values = coefficients.by_parameter()
     at_zero, at_one = {}, {}
-    for layer, names in objective.layers.items():
-        spread = torch.cat([values[name].broadcast_to(objective.theta_0[name].shape).reshape(-1) for name in names])
+    for layer, names in objective.path.layers.items():
+        spread = torch.cat(
+            [values[name].broadcast_to(objective.path.theta_0[name].shape).reshape(-1) for name in names]
+        )
         at_zero[layer] = float((spread == 0).double().mean())
         at_one[layer] = float((spread >= 1).double().mean())
     return Measurements(
@@ -148,7 +150,7 @@ def measured(name: str, objective: Objective, coefficients: Coefficients, learne
                 about="share of the layer's entries whose learned coefficient is 1 or larger.",
             ),
         ),
-        batch_sizes=objective.batch_sizes,
+        batch_sizes=objective.shares.batch_sizes,
         trace={
             "calibration": tuple(losses.calibration for losses in learned.trace),
             "divergence": tuple(losses.divergence for losses in learned.trace),

@@ -95,7 +95,7 @@ class _Finder:
             about="largest first-order rise of the loss when this layer alone moves as far as fine-tuning moved it.",
         )
         self._stragglers = self._found()
-        return [name for layer in self._stragglers for name in self._objective.layers[layer]]
+        return [name for layer in self._stragglers for name in self._objective.path.layers[layer]]
 
     def _found(self) -> tuple[str, ...]:
         # blocks only: a step sees too few rows of an embedding table to learn its mask; other layers are small
@@ -103,12 +103,12 @@ class _Finder:
         if self._rule == "share":
             return sharpest(values, self._share)
         sizes = {
-            layer: sum(self._objective.theta_0[name].numel() for name in names)
-            for layer, names in self._objective.layers.items()
+            layer: sum(self._objective.path.theta_0[name].numel() for name in names)
+            for layer, names in self._objective.path.layers.items()
         }
         if self._rule == "outlier":
             measured = Measurements(
-                measure="learned-sparse", statistics=(self._sharpness,), batch_sizes=self._objective.batch_sizes
+                measure="learned-sparse", statistics=(self._sharpness,), batch_sizes=self._objective.shares.batch_sizes
             )
             return find_stragglers(
                 measured, sizes, method="learned-sparse", statistic="sharpness", seed=self._objective.seed

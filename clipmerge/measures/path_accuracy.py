@@ -26,11 +26,11 @@ def path_accuracy(objective: Objective, *, steps: Count = 10) -> Measurements:
     """
     alphas = sorted({step / steps for step in range(steps + 1)} | {0.5})
     objective.announce(forward=len(alphas))
-    count = objective.checkpoints
+    count = len(objective.inputs.finetuned)
     mixtures = tuple(try_mixture(objective, (alpha / count,) * count) for alpha in alphas)
     return Measurements(
         measure="path-accuracy",
-        batch_sizes=objective.batch_sizes,
+        batch_sizes=objective.shares.batch_sizes,
         path=LossPath(alphas=tuple(alphas), losses=tuple(mixture.loss for mixture in mixtures)),
         mixtures=mixtures,
     )

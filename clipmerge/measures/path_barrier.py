@@ -85,11 +85,11 @@ def path_barrier(
 
 def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool, gradients: bool) -> Measurements:
     slopes = Slopes(objective, exact=exact, gradients=gradients)
-    middle_work = FORWARD * sum(len(batch) for batch in objective.batches)
+    middle_work = FORWARD * sum(len(batch) for batch in objective.shares.batches)
     prompts = objective.prompt_passes(forward=1)
     objective.announce_work(middle_work + 2 * nodes * slopes.work, prompts=prompts)
-    objective.move_to(0.5)
-    middle = _finite(objective.mean(objective.by_batch(objective.losses())), 0.5)
+    objective.path.move_to(0.5)
+    middle = _finite(objective.shares.mean(objective.shares.by_batch(objective.losses())), 0.5)
     notes: tuple[str, ...] = ()
     while True:
         shares, losses = _attribute(objective, slopes, nodes)
@@ -105,16 +105,17 @@ def _measured(objective: Objective, nodes: int, tolerance: float, *, exact: bool
         notes = (f"the loss bends along the path: {nodes} points on each half were needed for shares that add up",)
     if worst > tolerance:
         notes = (f"the layers' shares are off the measured total by {worst:.1%} even with {nodes} nodes on each half",)
-    if 0 < slopes.drawn < objective.prompts.count:
+    count = objective.criterion.prompts.count
+    if 0 < slopes.drawn < count:
         notes += (
-            f"text layers: values of single batches are estimated from {slopes.drawn} of {objective.prompts.count} "
-            "prompts, their means are exact (set measure.exact=true to take all)",
+            f"text layers: values of single batches are estimated from {slopes.drawn} of {count} prompts, their "
+            "means are exact (set measure.exact=true to take all)",
         )
     path = sorted(losses.items())
     return Measurements(
         measure="path-barrier",
         statistics=tuple(statistic(objective, name, shares[name], **_READINGS[name]) for name in _READINGS),
-        batch_sizes=objective.batch_sizes,
+        batch_sizes=objective.shares.batch_sizes,
         path=LossPath(alphas=tuple(a for a, _ in path), losses=tuple(loss for _, loss in path)),
         checks=checks,
         notes=notes,
@@ -137,7 +138,7 @@ def _attribute(
         Values per batch, by statistic and layer; the losses at the nodes, by alpha.
     """
     points, weights = _radau(nodes)
-    shares = {name: np.zeros((len(objective.batch_sizes), len(objective.layers))) for name in _READINGS}
+    shares = {name: np.zeros((len(objective.shares.batch_sizes), len(objective.path.layers))) for name in _READINGS}
     losses = {}
     # from both ends of the path towards its middle; theta_1 last, because the objective is left there
     halves = [(point / 2, weight / 2, 0.5) for point, weight in zip(points, weights, strict=True)]
@@ -148,7 +149,7 @@ def _attribute(
         shares["loss_drop"] += share * point.slopes
         shares["barrier"] += share * point.slopes * sign
     found = {
-        name: {layer: values[:, column].tolist() for column, layer in enumerate(objective.layers)}
+        name: {layer: values[:, column].tolist() for column, layer in enumerate(objective.path.layers)}
         for name, values in shares.items()
     }
     return found, losses
@@ -166,7 +167,7 @@ def _radau(nodes: int) -> tuple[list[float], list[float]]:
 def _checks(
     objective: Objective, found: dict[str, dict[str, list[float]]], losses: dict[float, float]
 ) -> dict[str, Check]:
-    sums = {name: sum(objective.mean(values) for values in layers.values()) for name, layers in found.items()}
+    sums = {name: sum(objective.shares.mean(values) for values in layers.values()) for name, layers in found.items()}
     zeroshot, middle, finetuned = (losses[alpha] for alpha in (0.0, 0.5, 1.0))
     measured = {"barrier": middle - (zeroshot + finetuned) / 2, "loss_drop": finetuned - zeroshot}
     return {name: Check(sum_of_layers=sums[name], measured=measured[name]) for name in sums}

@@ -35,6 +35,6 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
     coefficients = Coefficients(objective, "parameter", 0.0)
     # Adam's steps do not depend on the gradient's scale, so a rate of rate / norm for a coefficient is `rate` for a
     # radius
-    rates = {name: rate / float(objective.task_vector[name].norm()) for name in coefficients.values}
+    rates = {name: rate / float(objective.path.task_vector[name].norm()) for name in coefficients.values}
     learned = learn(objective, coefficients, Course(Goal(0.0), steps, rates))
     return measured("projection-radii", objective, coefficients, learned)

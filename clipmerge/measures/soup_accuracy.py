@@ -27,8 +27,8 @@ def soup_accuracy(objective: Objective) -> Measurements:
     Source:
         The greedy recipe of model soups, Wortsman et al. 2022, arXiv:2203.05482.
     """
-    count = objective.checkpoints
-    objective.announce(forward=2 * count - 1, prompts=(2 * count - 1) * objective.prompts.count)
+    count = len(objective.inputs.finetuned)
+    objective.announce(forward=2 * count - 1, prompts=(2 * count - 1) * objective.criterion.prompts.count)
     tried = [try_mixture(objective, _average([which], count)) for which in range(count)]
     order = sorted(range(count), key=lambda which: -tried[which].accuracy)
     soup, best = [order[0]], tried[order[0]].accuracy
@@ -39,7 +39,7 @@ def soup_accuracy(objective: Objective) -> Measurements:
             best = tried[-1].accuracy
     return Measurements(
         measure="soup-accuracy",
-        batch_sizes=objective.batch_sizes,
+        batch_sizes=objective.shares.batch_sizes,
         mixtures=tuple(tried),
     )
 

@@ -51,23 +51,23 @@ def worst_case(
         arXiv:2003.01690; as a sharpness: Andriushchenko et al. 2023, arXiv:2302.07011.
     """
     one_step = steps == 1
-    cost = FORWARD * len(objective.layers) if one_step else GRADIENT * steps * len(objective.layers)
+    cost = FORWARD * len(objective.path.layers) if one_step else GRADIENT * steps * len(objective.path.layers)
     prompts = objective.prompt_passes(gradient=1)
-    prompts += objective.prompts_of_layers(cost / len(objective.layers) * len(objective.batches))
+    prompts += objective.prompts_of_layers(cost / len(objective.path.layers) * len(objective.shares.batches))
     objective.announce(gradient=1, forward=cost / FORWARD, prompts=prompts)
-    objective.move_to(at)
+    objective.path.move_to(at)
     found: dict[int, list[float]] = {}
     for batch, base in objective.gradients():
-        gradients = {name: objective.gradient_of(name) for name in objective.task_vector}
+        gradients = {name: objective.path.gradient_of(name) for name in objective.path.task_vector}
         rises = []
-        for layer, names in objective.layers.items():
-            with objective.only(layer) as parameters:
+        for layer, names in objective.path.layers.items():
+            with objective.path.only(layer) as parameters:
                 size = sum(parameter.numel() for parameter in parameters)
                 radius = rho * size**0.5 if scaled else rho
                 ball = LayerBall(parameters, norm=norm, radius=radius, adaptive=adaptive)
                 rises.append(_rise(objective, batch, layer, ball, [gradients[n] for n in names], base, steps))
         found[batch.number] = rises
-        objective.tick(cost * len(batch))
+        objective.work.tick(cost * len(batch))
     sharpness = statistic(
         objective,
         "worst_case",
@@ -76,7 +76,7 @@ def worst_case(
         title="worst-case sharpness",
         about="largest rise of the loss found in a ball around this layer's weights.",
     )
-    return Measurements(measure="worst-case", statistics=(sharpness,), batch_sizes=objective.batch_sizes)
+    return Measurements(measure="worst-case", statistics=(sharpness,), batch_sizes=objective.shares.batch_sizes)
 
 
 def _rise(
@@ -88,7 +88,7 @@ def _rise(
     base: float,
     steps: int,
 ) -> float:
-    loss = objective.layer_loss(batch, layer)
+    loss = objective.criterion.layer_loss(batch, layer)
     try:
         if steps == 1:
             ball.place(ball.maximiser(gradient))

@@ -119,7 +119,7 @@ def test_free_fine_tuning_lowers_the_goal_and_leaves_the_box(
         other = Laboratory(dataclasses.replace(laboratory.trained, finetuned=finetuned))
         objective = other.objective(12)
         plan = prepare_steps(objective, Goal(0.3), 4)
-        objective.move_to(alpha)
+        objective.path.move_to(alpha)
         with torch.no_grad():
             return sum(float(goal_at(objective, step, Goal(0.3))[0]) for step in plan)
 

@@ -75,7 +75,7 @@ def test_a_look_is_the_goal_over_all_held_back_images(ends: Ends) -> None:
     positions = {position for step in looks for position in step.positions}
     assert len(positions) == round(0.3 * sum(SIZES))
     assert positions.isdisjoint(each for step in lay_out(objective, 9, share=0.3).steps for each in step.positions)
-    objective.move_to(0.7)
+    objective.path.move_to(0.7)
     seen = look(objective, looks, replace(goal, divergence_weight=0.0))
     reference = Reference(ends).at(0.7)
     total = right = images = 0.0
@@ -90,7 +90,10 @@ def test_a_look_is_the_goal_over_all_held_back_images(ends: Ends) -> None:
 
 
 def changed(objective: Objective, coefficients: Coefficients) -> dict[str, torch.Tensor]:
-    return {n: (objective.parameters[n] - objective.theta_0[n]).detach().clone() for n in coefficients.by_parameter()}
+    return {
+        n: (objective.path.parameters[n] - objective.path.theta_0[n]).detach().clone()
+        for n in coefficients.by_parameter()
+    }
 
 
 def test_a_learning_that_makes_it_worse_gives_the_straight_path(
@@ -158,7 +161,7 @@ def test_the_blended_teacher_is_the_mixture_of_both_models(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     goal = Goal(1.0, changes=(), blend=0.25)
     step = prepare(objective, goal, 1)[0]
-    objective.move_to(0.5)
+    objective.path.move_to(0.5)
     seen = descend(objective, step, goal)
     predictions = {}
     for alpha in (0.0, 0.5, 1.0):
@@ -197,7 +200,7 @@ def test_the_calibration_loss_is_taken_on_views_and_the_divergence_on_changes(en
     objective = objective_for(ends, make_batches(SIZES))
     goal = Goal(1.0, views=1.0)
     step = prepare(objective, goal, 1)[0]
-    objective.move_to(1.0)
+    objective.path.move_to(1.0)
     seen = descend(objective, step, goal)
     reference, old = Reference(ends).at(1.0), Reference(ends).at(0.0)
     batch = step.batch
@@ -217,7 +220,7 @@ def test_only_some_images_of_a_step_have_changed_copies(ends: Ends) -> None:
     step = prepare(objective, goal, 1)[0]
     assert step.target is not None
     assert len(step.target) == 3
-    objective.move_to(1.0)
+    objective.path.move_to(1.0)
     seen = descend(objective, step, goal)
     pixels = augmented(step.batch.pixels[:3], step.seed).double()
     own, target = (
@@ -241,17 +244,19 @@ def test_in_bfloat16_the_goal_follows_weights_that_move_in_place(tmp_path: Path,
     assert not torch.equal(step.target, rough.target)
     with torch.enable_grad():
         for alpha in (0.0, 0.5, 1.0):
-            objective.move_to(alpha)
+            objective.path.move_to(alpha)
             expected = descend(objective, step, exact)
-            wanted = {name: objective.gradient_of(name).clone() for name in objective.task_vector}
+            wanted = {name: objective.path.gradient_of(name).clone() for name in objective.path.task_vector}
             objective.path.clear_gradients()
             seen = descend(objective, step, quick)
             assert seen.calibration == pytest.approx(expected.calibration, rel=0.03)
             assert seen.divergence == pytest.approx(expected.divergence, rel=0.2, abs=0.02)
             for name, gradient in wanted.items():
-                assert objective.gradient_of(name).dtype == torch.float32
+                assert objective.path.gradient_of(name).dtype == torch.float32
                 if gradient.norm() > 0.05:
-                    cosine = torch.cosine_similarity(gradient.flatten(), objective.gradient_of(name).flatten(), dim=0)
+                    cosine = torch.cosine_similarity(
+                        gradient.flatten(), objective.path.gradient_of(name).flatten(), dim=0
+                    )
                     assert float(cosine) > 0.95, name
             objective.path.clear_gradients()
 

@@ -34,7 +34,7 @@ class SlowLearner:
 
     def __init__(self, ends: Ends, objective: Objective, granularity: str) -> None:
         self.reference = Reference(ends)
-        self.layer_of = {name: layer for layer, names in objective.layers.items() for name in names}
+        self.layer_of = {name: layer for layer, names in objective.path.layers.items() for name in names}
         self.granularity = granularity
 
     def key(self, name: str) -> str:
@@ -125,7 +125,7 @@ def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
     slow = SlowLearner(ends, objective, "layer")
     goals = {}
     for tenth in range(11):
-        everywhere = {key: torch.tensor(tenth / 10, dtype=torch.float64) for key in objective.layers}
+        everywhere = {key: torch.tensor(tenth / 10, dtype=torch.float64) for key in objective.path.layers}
         parts = [slow.goal(everywhere, batch, 0.1) for batch in batches]
         goals[tenth / 10] = sum(
             len(b) * float(loss + 0.1 * divergence) for b, (loss, divergence) in zip(batches, parts, strict=True)
@@ -144,7 +144,7 @@ def test_steps_are_adams_with_a_falling_rate_in_the_box(ends: Ends) -> None:
     coefficients = Coefficients(objective, "layer", 0.9)
     learn(objective, coefficients, Course(STILL, steps=5, rate=0.2))
     slow = SlowLearner(ends, objective, "layer")
-    values = dict.fromkeys(objective.layers, 0.9)
+    values = dict.fromkeys(objective.path.layers, 0.9)
     first, second = dict.fromkeys(values, 0.0), dict.fromkeys(values, 0.0)
     for t in range(5):
         own = {key: torch.tensor(v, dtype=torch.float64, requires_grad=True) for key, v in values.items()}
@@ -181,7 +181,7 @@ def test_learning_lowers_the_goal_and_stays_in_the_box(ends: Ends, granularity: 
     for value in found.coefficients.values():
         assert value.dtype == torch.float32
         assert 0 <= float(value.min()) <= float(value.max()) <= 1
-    assert found.layers.keys() == objective.layers.keys()
+    assert found.layers.keys() == objective.path.layers.keys()
 
 
 def test_the_model_is_left_at_what_was_learned(ends: Ends) -> None:
@@ -190,7 +190,7 @@ def test_the_model_is_left_at_what_was_learned(ends: Ends) -> None:
     both = Reference(ends).ends
     for name, value in found.coefficients.items():
         zero, fine = (end.float() for end in both[name])
-        assert torch.allclose(objective.parameters[name], zero + value * (fine - zero), atol=1e-6), name
+        assert torch.allclose(objective.path.parameters[name], zero + value * (fine - zero), atol=1e-6), name
 
 
 @pytest.mark.slow
@@ -205,10 +205,10 @@ def test_more_robustness_stays_closer_to_the_zero_shot_predictions(ends: Ends) -
         return seen.calibration, seen.divergence
 
     def prepare_still(objective: Objective) -> Step:
-        weights = {name: objective.parameters[name].detach().clone() for name in objective.task_vector}
+        weights = {name: objective.path.parameters[name].detach().clone() for name in objective.path.task_vector}
         step = prepare(objective, STILL, 1)[0]
         for name, value in weights.items():
-            objective.parameters[name].data.copy_(value)
+            objective.path.parameters[name].data.copy_(value)
         return step
 
     little, much = ending(0.1), ending(10.0)
@@ -230,7 +230,7 @@ def test_features_can_be_held_instead_of_predictions(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     goal = Goal(1.0, changes=(), divergence="features")
     step = prepare(objective, goal, 1)[0]
-    objective.move_to(1.0)
+    objective.path.move_to(1.0)
     seen = descend(objective, step, goal)
     images = {}
     for alpha in (0.0, 1.0):
@@ -267,14 +267,14 @@ def test_many_prompts_are_drawn_from(ends: Ends, monkeypatch: pytest.MonkeyPatch
     steps = prepare(objective, STILL, count)
     for step in steps:
         templates = 3 if step.templates is None else len(step.templates)
-        classes = objective.prompts.classes if step.classes is None else len(step.classes)
+        classes = objective.criterion.prompts.classes if step.classes is None else len(step.classes)
         present = set(step.batch.labels.tolist())
         assert templates * classes <= max(limit, len(present))
         if step.classes is not None:
             assert present <= set(step.classes.tolist())
         assert step.target is not None
         assert step.target.shape == (len(step.batch), classes)
-        objective.move_to(0.0)
+        objective.path.move_to(0.0)
         # at zero-shot, whatever is drawn, nothing diverges
         assert descend(objective, step, STILL).divergence == pytest.approx(0, abs=1e-6)
     assert (steps[0].templates is None) is (limit == 9)
@@ -288,7 +288,7 @@ def test_a_drawn_step_is_the_loss_over_its_classes(ends: Ends, monkeypatch: pyte
     assert step.classes is not None
     kept = step.classes.tolist()
     assert len(kept) == 2
-    objective.move_to(1.0)
+    objective.path.move_to(1.0)
     seen = descend(objective, step, Goal(0.0))
     reference = Reference(ends).at(1.0)
     output = reference.model(pixel_values=batch.pixels.double(), **reference.tokens)

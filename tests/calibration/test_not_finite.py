@@ -51,11 +51,13 @@ def test_coefficients_without_gradients_are_not_added_up(ends: Ends) -> None:
 def test_a_density_of_one_drops_nothing(ends: Ends) -> None:
     objective = objective_for(ends, make_batches((2,)))
     coefficients = Coefficients(objective, "entry", 0.5)
-    coefficients.make_sparse(objective.layers["vision.0.mlp"], 1.0)
+    coefficients.make_sparse(objective.path.layers["vision.0.mlp"], 1.0)
     assert all(bool((value == 0.5).all()) for value in coefficients.by_parameter().values())
-    coefficients.make_sparse(objective.layers["vision.0.mlp"], 0.5)
+    coefficients.make_sparse(objective.path.layers["vision.0.mlp"], 0.5)
     dropped = {name for name, value in coefficients.by_parameter().items() if bool((value == 0).any())}
-    assert dropped == {name for name in objective.layers["vision.0.mlp"] if objective.theta_0[name].numel() > 1}
+    assert dropped == {
+        name for name in objective.path.layers["vision.0.mlp"] if objective.path.theta_0[name].numel() > 1
+    }
 
 
 def test_a_file_that_is_gone_is_known_by_its_name(tmp_path: Path) -> None:
@@ -76,6 +78,7 @@ def test_what_lies_in_memory_alone_is_copied(ends: Ends, monkeypatch: pytest.Mon
         monkeypatch.setattr(Inputs, end, lambda *given, read=read, **named: read(*given, **named).clone())
     held = objective_for(ends, make_batches((2,)))
     for objective in (mapped, held):
-        objective.move_to(0.3)
-    assert all(torch.equal(value, mapped.parameters[name]) for name, value in held.parameters.items())
-    assert all(torch.equal(held.theta_0[name], mapped.theta_0[name]) for name in mapped.theta_0)
+        objective.path.move_to(0.3)
+        assert all(torch.equal(value, mapped.path.parameters[name]) for name, value in held.path.parameters.items())
+    first, second = held.path.theta_0, mapped.path.theta_0
+    assert all(torch.equal(first[name], second[name]) for name in second)

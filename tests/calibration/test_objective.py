@@ -24,7 +24,8 @@ def frozen_text(tmp_path_factory: pytest.TempPathFactory) -> Ends:
 
 def all_gradients(objective: Objective) -> list[dict[str, Tensor]]:
     return [
-        {name: objective.gradient_of(name).clone() for name in objective.task_vector} for _ in objective.gradients()
+        {name: objective.path.gradient_of(name).clone() for name in objective.path.task_vector}
+        for _ in objective.gradients()
     ]
 
 
@@ -40,11 +41,11 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 def test_loss_is_that_of_transformers_own_forward(ends: Ends, alpha: float, templates: tuple[str, ...]) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches, templates=templates)
-    objective.move_to(alpha)
+    objective.path.move_to(alpha)
     reference = Reference(ends, templates=templates).at(alpha)
     expected = {batch.number: reference.loss(batch).item() for batch in batches}
     assert objective.losses() == pytest.approx(expected, rel=1e-5)
-    assert {b.number: objective.joint_loss(b).item() for b in batches} == pytest.approx(expected, rel=1e-5)
+    assert {b.number: objective.criterion.joint_loss(b).item() for b in batches} == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("templates", [TEMPLATES[:1], TEMPLATES])
@@ -52,7 +53,7 @@ def test_loss_is_that_of_transformers_own_forward(ends: Ends, alpha: float, temp
 def test_gradients_are_those_of_one_joint_backward_pass(ends: Ends, templates: tuple[str, ...], pieces: bool) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches, templates=templates, prompts_at_once=2 if pieces else 512)
-    objective.move_to(0.5)
+    objective.path.move_to(0.5)
     reference = Reference(ends, templates=templates).at(0.5)
     found = all_gradients(objective)
     assert len(found) == len(SIZES)
@@ -70,7 +71,7 @@ def test_gradients_are_the_batchs_however_many_images_are_in_memory(ends: Ends, 
     forward = model.image_features
     model.image_features = lambda pixels, *rest: held.append(len(pixels)) or forward(pixels, *rest)  # type: ignore[method-assign]
     for objective in (whole, pieces):
-        objective.move_to(0.5)
+        objective.path.move_to(0.5)
     losses = [[value for _, value in objective.gradients()] for objective in (whole, pieces)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert max(held) == min(at_once, max(SIZES))
@@ -87,21 +88,21 @@ def test_a_frozen_text_tower_is_embedded_once_for_the_whole_path(
     calls = count_calls(monkeypatch)
     reference = Reference(frozen_text)
     for alpha in (0.0, 0.5, 1.0):
-        objective.move_to(alpha)
+        objective.path.move_to(alpha)
         reference.at(alpha)
         objective.losses()
         for batch, gradients in zip(batches, all_gradients(objective), strict=True):
             assert not any(name.startswith("text_") for name in gradients)
             assert_close(gradients, reference.gradient(batch))
     assert calls["text"] == 1
-    assert not any(layer.startswith("text.") for layer in objective.layers)
+    assert not any(layer.startswith("text.") for layer in objective.path.layers)
 
 
 def test_a_moving_text_tower_is_embedded_once_a_point(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     calls = count_calls(monkeypatch)
     for alpha in (0.0, 1.0):
-        objective.move_to(alpha)
+        objective.path.move_to(alpha)
         objective.losses()
         objective.losses()
     assert calls["text"] == 2
@@ -127,16 +128,16 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_the_loss_of_one_moving_layer_is_the_whole_loss(ends: Ends, layer: str) -> None:
     batch = make_batches(SIZES)[1]
     objective = objective_for(ends, [batch])
-    objective.move_to(0.5)
+    objective.path.move_to(0.5)
     reference = Reference(ends).at(0.5)
-    with objective.only(layer) as parameters:
-        loss = objective.layer_loss(batch, layer)
+    with objective.path.only(layer) as parameters:
+        loss = objective.criterion.layer_loss(batch, layer)
         with torch.no_grad():
-            for name in objective.layers[layer]:
-                objective.parameters[name].data.mul_(1.1)
+            for name in objective.path.layers[layer]:
+                objective.path.parameters[name].data.mul_(1.1)
                 reference.parameters[name].mul_(1.1)
         value = loss()
-        found = dict(zip(objective.layers[layer], torch.autograd.grad(value, parameters), strict=True))
+        found = dict(zip(objective.path.layers[layer], torch.autograd.grad(value, parameters), strict=True))
     assert value.item() == pytest.approx(reference.loss(batch).item(), rel=1e-5)
     assert_close(found, reference.gradient(batch))
 
@@ -146,25 +147,25 @@ def test_what_is_kept_for_a_layer_is_forgotten_when_the_weights_move(ends: Ends,
     batch = make_batches(SIZES)[0]
     objective = objective_for(ends, [batch])
     for alpha in (0.0, 1.0):
-        objective.move_to(alpha)
+        objective.path.move_to(alpha)
         with torch.no_grad():
-            value = objective.layer_loss(batch, layer)().item()
+            value = objective.criterion.layer_loss(batch, layer)().item()
         assert value == pytest.approx(Reference(ends).at(alpha).loss(batch).item(), rel=1e-5)
 
 
 def test_only_lets_one_layer_have_gradients_and_puts_the_rest_back(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    with objective.only("vision.0.attn"):
-        flowing = {name for name, parameter in objective.parameters.items() if parameter.requires_grad}
-    assert flowing == set(objective.layers["vision.0.attn"])
-    assert all(objective.parameters[name].requires_grad for name in objective.task_vector)
+    with objective.path.only("vision.0.attn"):
+        flowing = {name for name, parameter in objective.path.parameters.items() if parameter.requires_grad}
+    assert flowing == set(objective.path.layers["vision.0.attn"])
+    assert all(objective.path.parameters[name].requires_grad for name in objective.path.task_vector)
 
 
 def test_the_mean_weighs_batches_by_their_images(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    assert objective.batch_sizes == SIZES
-    assert objective.images == 11
-    assert objective.mean([1.0, 2.0, 6.0]) == pytest.approx((4 + 8 + 18) / 11, rel=1e-12)
+    assert objective.shares.batch_sizes == SIZES
+    assert objective.shares.images == 11
+    assert objective.shares.mean([1.0, 2.0, 6.0]) == pytest.approx((4 + 8 + 18) / 11, rel=1e-12)
 
 
 def test_the_mean_loss_is_that_of_all_images_at_once(ends: Ends) -> None:
@@ -173,7 +174,7 @@ def test_the_mean_loss_is_that_of_all_images_at_once(ends: Ends) -> None:
     whole = dataclasses.replace(
         batches[0], pixels=torch.cat([b.pixels for b in batches]), labels=torch.cat([b.labels for b in batches])
     )
-    mean = objective.mean(objective.by_batch(objective.losses()))
+    mean = objective.shares.mean(objective.shares.by_batch(objective.losses()))
     assert mean == pytest.approx(Reference(ends).at(0).loss(whole).item(), rel=1e-5)
 
 
@@ -181,10 +182,10 @@ def test_the_ends_of_the_path_are_the_checkpoints(ends: Ends) -> None:
     objective = objective_for(ends, make_batches((2,)))
     reference = Reference(ends)
     for alpha in (1.0, 0.0):
-        objective.move_to(alpha)
+        objective.path.move_to(alpha)
         for name, both in reference.ends.items():
             # one rounding of the difference, one of the sum
-            assert torch.allclose(objective.parameters[name].double(), both[int(alpha)], rtol=1e-6, atol=1e-7)
+            assert torch.allclose(objective.path.parameters[name].double(), both[int(alpha)], rtol=1e-6, atol=1e-7)
 
 
 def test_progress_ends_at_what_was_announced(ends: Ends) -> None:
@@ -219,6 +220,6 @@ def test_equal_checkpoints_are_refused(ends: Ends) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_measure(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    objective.parameters["logit_scale"].data.fill_(200.0)
+    objective.path.parameters["logit_scale"].data.fill_(200.0)
     with pytest.raises(MeasureError, match="batch 0 is"):
         all_gradients(objective)

@@ -96,7 +96,7 @@ class Learning:
         objective = objective_for(
             self.ends, make_batches(SIZES), progress=lambda done, total: self.work.append((done, total))
         )
-        objective.keep = Saved(lambda: self.file, objective.accelerator, self.said.append)
+        objective.keep = Saved(lambda: self.file, objective.shares.accelerator, self.said.append)
         return objective
 
     def run(self) -> tuple[dict[str, Tensor], list[Losses]]:
@@ -117,7 +117,7 @@ class Learning:
 
         def sharper() -> tuple[list[str], float]:
             values = {layer: sum(row) for layer, row in layer_sharpness(objective).items()}
-            return [name for layer in sharpest(values, 0.5) for name in objective.layers[layer]], 0.5
+            return [name for layer in sharpest(values, 0.5) for name in objective.path.layers[layer]], 0.5
 
         return dataclasses.replace(course, thin=sharper)
 
@@ -351,7 +351,7 @@ def test_a_user_without_a_home_learns_unsaved(ends: Ends, monkeypatch: pytest.Mo
 
     run = Learning(ends, Path())
     objective = run.objective()
-    objective.keep = Saved(homeless, objective.accelerator, run.said.append)
+    objective.keep = Saved(homeless, objective.shares.accelerator, run.said.append)
     learn(objective, Coefficients(objective, "layer"), Course(Goal(0.0), steps=3, rate=0.01))
     assert [line.split(" (")[0] for line in run.said] == [
         "the state saved by an earlier run cannot be used",

@@ -69,15 +69,15 @@ def test_gradients_collected_on_the_way_are_those_collected_at_the_end(objective
     coefficients.place()
     descend(objective, step, GOAL)
     expected: dict[str, Tensor] = {}
-    for layer, names in objective.layers.items():
+    for layer, names in objective.path.layers.items():
         for name in names:
             key = layer if granularity == "layer" else name
-            slope = objective.gradient_of(name) * objective.task_vector[name]
+            slope = objective.path.gradient_of(name) * objective.path.task_vector[name]
             expected[key] = expected.get(key, 0) + slope.sum_to_size(coefficients.values[key].shape)
     objective.path.clear_gradients()
     with coefficients.collected():
         descend(objective, step, GOAL)
-    assert all(objective.parameters[name].grad is None for name in objective.task_vector)
+    assert all(objective.path.parameters[name].grad is None for name in objective.path.task_vector)
     for key, value in expected.items():
         own = coefficients.values[key].grad
         assert own is not None
@@ -90,16 +90,16 @@ def test_where_entries_have_coefficients_their_gradients_take_the_weights_memory
     coefficients = Coefficients(objective, "entry", 0.3)
     step = prepare(objective, GOAL, 1)[0]
     coefficients.place()
-    weights = {name: objective.parameters[name].detach().clone() for name in objective.task_vector}
+    weights = {name: objective.path.parameters[name].detach().clone() for name in objective.path.task_vector}
     _, once = descended(objective, coefficients, step)
-    for name in objective.task_vector:
+    for name in objective.path.task_vector:
         gradient = coefficients.values[name].grad
-        assert gradient is None or gradient.data_ptr() == objective.parameters[name].data_ptr(), name
+        assert gradient is None or gradient.data_ptr() == objective.path.parameters[name].data_ptr(), name
     # the weights are set again, even where nobody asks for it
     _, again = descended(objective, coefficients, step)
     assert all(torch.equal(again[key], value) for key, value in once.items())
     coefficients.place()
-    assert all(torch.equal(objective.parameters[name], value) for name, value in weights.items())
+    assert all(torch.equal(objective.path.parameters[name], value) for name, value in weights.items())
 
 
 PIECES = {
@@ -142,7 +142,7 @@ def test_the_pieces_of_a_step_add_up_to_it(
     for key, value in expected.items():
         if not key.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
             assert torch.allclose(found[key], value, rtol=1e-3, atol=1e-5 * float(value.abs().max()) + 1e-9), key
-    assert all(objective.parameters[name].grad is None for name in objective.task_vector)
+    assert all(objective.path.parameters[name].grad is None for name in objective.path.task_vector)
 
 
 def test_as_many_images_go_at_once_as_fit(objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,12 +208,12 @@ def test_large_weights_are_taken_in_runs(
 
     def taken() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         coefficients.place()
-        weights = {name: objective.parameters[name].detach().clone() for name in objective.task_vector}
+        weights = {name: objective.path.parameters[name].detach().clone() for name in objective.path.task_vector}
         return weights, descended(objective, coefficients, step)[1]
 
     whole = taken()
     monkeypatch.setattr(path, "_ENTRIES", 200)
-    assert max(len(path.runs_of(objective.parameters[name])) for name in objective.task_vector) > 3
+    assert max(len(path.runs_of(objective.path.parameters[name])) for name in objective.path.task_vector) > 3
     for expected, found in zip(whole, taken(), strict=True):
         assert all(torch.equal(found[key], value) for key, value in expected.items())
 

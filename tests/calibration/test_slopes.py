@@ -47,7 +47,7 @@ def expected(ends: Ends, objective: Objective) -> np.ndarray:
     reference = Reference(ends, templates=TEMPLATES[:2], classes=CLASSES).at(ALPHA)
     rows = []
     for batch in make_batches(SIZES, len(CLASSES)):
-        row = dict.fromkeys(objective.layers, 0.0)
+        row = dict.fromkeys(objective.path.layers, 0.0)
         for name, gradient in reference.gradient(batch).items():
             zeroshot, finetuned = reference.ends[name]
             row[layer_of(name)] += float(((finetuned - zeroshot) * gradient).sum())
@@ -77,7 +77,7 @@ def test_maps_of_images_have_tangents_or_gradients(
     monkeypatch.setattr(TowerCost, "wide", lambda cost, _images: wide(cost, images))
     found = Slopes(objective, exact=True)
     layers = {each.layer for each in found._tangents._maps}
-    vision = {place for place, layer in enumerate(objective.layers) if layer.startswith("vision.")}
+    vision = {place for place, layer in enumerate(objective.path.layers) if layer.startswith("vision.")}
     assert vision & layers if images < 10**9 else not vision & layers
     assert found.at(ALPHA).slopes == close_to(expected)
 
@@ -108,7 +108,7 @@ def test_with_some_prompts_the_means_stay_exact(
     found = some.at(ALPHA).slopes
     mean = np.average(expected, axis=0, weights=SIZES)
     assert np.average(found, axis=0, weights=SIZES) == close_to(mean)
-    vision = [place for place, layer in enumerate(objective.layers) if not layer.startswith("text.")]
+    vision = [place for place, layer in enumerate(objective.path.layers) if not layer.startswith("text.")]
     assert found[:, vision] == close_to(expected[:, vision])
     assert np.abs(found - expected).max() > 1e-3
 
@@ -140,21 +140,21 @@ def test_gradients_are_weighted_by_their_points(ends: Ends, objective: Objective
 
 def test_weights_ask_for_gradients_again_afterwards(objective: Objective) -> None:
     Slopes(objective).at(ALPHA)
-    assert all(objective.parameters[name].requires_grad for name in objective.task_vector)
-    assert all(objective.parameters[name].grad is None for name in objective.task_vector)
+    assert all(objective.path.parameters[name].requires_grad for name in objective.path.task_vector)
+    assert all(objective.path.parameters[name].grad is None for name in objective.path.task_vector)
 
 
 def test_few_prompts_are_held_with_their_tangents(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tangents take as much memory as activations: a piece has half as many prompts."""
     objective = objective_of(ends, prompts_at_once=10)
     embedded: list[int] = []
-    features = objective.prompts.features
+    features = objective.criterion.prompts.features
 
     def counted(places: Any = None) -> Any:
         embedded.extend([] if places is None else [len(places)])
         return features(places=places)
 
-    monkeypatch.setattr(objective.prompts, "features", counted)
+    monkeypatch.setattr(objective.criterion.prompts, "features", counted)
     Slopes(objective).at(ALPHA)
     assert max(embedded) == 5
 

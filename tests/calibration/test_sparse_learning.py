@@ -34,7 +34,7 @@ def test_the_largest_are_exactly_so_many(scores: list[float], data: Any) -> None
 
 def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    name = next(name for name in objective.task_vector if name.endswith("0.mlp.fc1.weight"))
+    name = next(name for name in objective.path.task_vector if name.endswith("0.mlp.fc1.weight"))
     coefficients = Coefficients(objective, "entry", 0.5)
     coefficients.make_sparse([name], 0.5)
     coefficients.disturb(3)
@@ -44,24 +44,24 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     dropped = placed == 0
     assert int(dropped.sum()) == dropped.numel() - dropped.numel() // 2
     assert float(before[dropped].max()) <= float(before[~dropped].min())
-    assert torch.equal(objective.parameters[name][dropped], objective.theta_0[name][dropped])
+    assert torch.equal(objective.path.parameters[name][dropped], objective.path.theta_0[name][dropped])
     assert torch.equal(placed[~dropped], before[~dropped])
-    batch = objective.batches[0]
-    objective.joint_loss(batch).backward()
-    gradient = objective.gradient_of(name).clone()
+    batch = objective.shares.batches[0]
+    objective.criterion.joint_loss(batch).backward()
+    gradient = objective.path.gradient_of(name).clone()
     objective.path.clear_gradients()
     with coefficients.collected():
-        objective.joint_loss(batch).backward()
+        objective.criterion.joint_loss(batch).backward()
     slope = coefficients.values[name].grad
     assert slope is not None
     # straight through: the gradient at the placed value, dropped or not
-    assert torch.allclose(slope, gradient * objective.task_vector[name])
+    assert torch.allclose(slope, gradient * objective.path.task_vector[name])
     assert bool(slope[dropped].any())
 
 
 def test_moving_towards_fine_tuned_drops_nothing_less(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
-    names = [name for name, tau in objective.task_vector.items() if tau.ndim == 2]
+    names = [name for name, tau in objective.path.task_vector.items() if tau.ndim == 2]
     coefficients = Coefficients(objective, "entry", 0.4)
     coefficients.make_sparse(names[:1], 0.3)
     coefficients.disturb(0)
@@ -81,12 +81,12 @@ def test_moving_towards_fine_tuned_drops_nothing_less(ends: Ends) -> None:
 def test_sharpness_is_the_norm_of_the_gradient_times_that_of_the_change(ends: Ends) -> None:
     batches = make_batches(SIZES)
     objective = objective_for(ends, batches)
-    objective.move_to(0.3)
+    objective.path.move_to(0.3)
     measured = layer_sharpness(objective)
     reference = Reference(ends).at(0.3)
     for number, batch in enumerate(batches):
         gradients = reference.gradient(batch)
-        for layer, names in objective.layers.items():
+        for layer, names in objective.path.layers.items():
             steep = sum(float(gradients[name].square().sum()) for name in names) ** 0.5
             far = sum(float((reference.ends[n][1] - reference.ends[n][0]).square().sum()) for n in names) ** 0.5
             assert measured[layer][number] == pytest.approx(steep * far, rel=1e-3), layer
@@ -113,7 +113,7 @@ def test_a_matched_set_has_about_as_many_entries() -> None:
 
 
 def stragglers(found: Any, objective: Objective) -> list[str]:
-    return [layer for layer in objective.layers if found["straggler"].values[layer]]
+    return [layer for layer in objective.path.layers if found["straggler"].values[layer]]
 
 
 @pytest.mark.parametrize("density", [0.5, 0.2])
@@ -124,7 +124,7 @@ def test_stragglers_keep_the_share_and_always_exist(ends: Ends, density: float) 
     assert sharp == list(sharpest({k: v for k, v in found["sharpness"].values.items() if k.count(".") == 2}, 0.15))
     for layer in sharp:
         assert found["at_zero"].values[layer] >= 1 - density
-        for name in objective.layers[layer]:
+        for name in objective.path.layers[layer]:
             assert torch.equal(found.coefficients[name] == 0, found.coefficients[name] <= 0)
     assert sum(found["sharpness_share"].values.values()) == pytest.approx(1)
     assert stragglers(learned_sparse(objective_for(ends, make_batches(SIZES)), steps=1, share=0.0), objective)

@@ -33,7 +33,7 @@ def objective_with(ends: Ends, *, seed: int = 0, sizes: tuple[int, ...] = ELSEWH
     """An objective with unlabelled images; their labels are beyond all classes, so that using one fails."""
     objective = objective_for(ends, make_batches(SIZES), seed=seed)
     pool = [Batch(b.number, b.pixels, torch.full_like(b.labels, 10**6)) for b in make_batches(sizes, seed=9)]
-    objective.unlabelled = Shares(pool, objective.accelerator) if pool else None
+    objective.unlabelled = Shares(pool, objective.shares.accelerator) if pool else None
     return objective
 
 
@@ -59,7 +59,7 @@ def test_learning_minimises_the_goal_with_unlabelled_images(ends: Ends) -> None:
     assert len(places) == 2  # half of five copies, rounded down
     mixed = torch.cat([first.batch.pixels[:3], everywhere[places]])
     slow = SlowLearner(ends, objective, "layer")
-    at = {key: torch.tensor(0.3, dtype=torch.float64) for key in objective.layers}
+    at = {key: torch.tensor(0.3, dtype=torch.float64) for key in objective.path.layers}
     loss, _ = slow.goal(at, first.batch, 0.7)
     _, divergence = slow.goal(at, Batch(0, mixed, torch.zeros(5, dtype=torch.int64)), 0.7)
     seen = learned(objective, STILL, steps=1)[1].trace[0]
@@ -133,7 +133,7 @@ def test_resumed_learning_ends_like_an_undisturbed_run(
 
     def run() -> tuple[dict[str, Tensor], Learned]:
         objective = objective_with(ends)
-        objective.keep = Saved(lambda: tmp_path / "state.safetensors", objective.accelerator, said.append)
+        objective.keep = Saved(lambda: tmp_path / "state.safetensors", objective.shares.accelerator, said.append)
         with objective.keep.underway():
             return learned(objective, CHANGED)
 

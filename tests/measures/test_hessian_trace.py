@@ -81,10 +81,10 @@ def feed(monkeypatch: pytest.MonkeyPatch, exact: Exact, probes: np.ndarray) -> N
         pieces = torch.tensor(probes[probe], dtype=torch.float32)
         vectors, start = {}, 0
         for name in exact.names:
-            parameter = objective.parameters[name]
+            parameter = objective.path.parameters[name]
             vectors[name] = pieces[start : start + parameter.numel()].view(parameter.shape)
             start += parameter.numel()
-        return {name: vectors[name] for name in objective.task_vector}
+        return {name: vectors[name] for name in objective.path.task_vector}
 
     monkeypatch.setattr(importlib.import_module("clipmerge.measures.hessian_trace"), "_rademacher", given)
 
@@ -184,10 +184,10 @@ def test_average_case_is_half_rho_squared_times_the_trace(objective: Objective, 
     """Within Monte Carlo error: var = (rho^2 |c g|^2 + rho^4 / 2 |C H C|^2) / draws, plus fourth-order terms."""
     rho, draws = 0.03, 256
     found = average_case(objective, rho=rho, draws=draws, adaptive=adaptive, at=0.5)
-    gradient = {name: torch.zeros_like(value) for name, value in objective.task_vector.items()}
+    gradient = {name: torch.zeros_like(value) for name, value in objective.path.task_vector.items()}
     for batch, _ in objective.gradients():
         for name in gradient:
-            gradient[name] += objective.gradient_of(name) * len(batch) / sum(SIZES)
+            gradient[name] += objective.path.gradient_of(name) * len(batch) / sum(SIZES)
     flat = torch.cat([gradient[name].flatten() for name in exact.names]).double().numpy()
     scale = np.abs(exact.theta) if adaptive else np.ones_like(flat)
     for layer, values in found.layers.items():

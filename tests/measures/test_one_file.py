@@ -25,9 +25,9 @@ FAR = "vision.1.mlp"
 
 def tilt(objective: Objective, *, scale: Positive = 1.0) -> Measurements:
     batches = {}
-    for place, layer in enumerate(objective.layers):
+    for place, layer in enumerate(objective.path.layers):
         value = 100.0 if layer == FAR else -1.0 - 0.1 * (7 * place % 5)
-        batches[layer] = [scale * value] * len(objective.batch_sizes)
+        batches[layer] = [scale * value] * len(objective.shares.batch_sizes)
     found = statistic(
         objective,
         "tilt",
@@ -39,7 +39,7 @@ def tilt(objective: Objective, *, scale: Positive = 1.0) -> Measurements:
         symbol="T_l",
         about="how far the layer tilts.",
     )
-    return Measurements(measure="tilt", statistics=(found,), batch_sizes=objective.batch_sizes)
+    return Measurements(measure="tilt", statistics=(found,), batch_sizes=objective.shares.batch_sizes)
 '''
 RECIPE = """
 measure: {name: tilt, scale: 2}

@@ -142,7 +142,7 @@ def test_a_step_of_apgd_is_announced_as_a_gradient_of_every_layer(ends: Ends) ->
         objective = objective_for(ends, make_batches((2, 1)), progress=lambda _, total: totals.append(total))
         worst_case(objective, rho=0.1, steps=steps, at=0.5)
         announced[steps] = totals[-1]
-    assert announced[4] - announced[2] == 2 * 3 * len(objective.layers) * 3  # steps, cost of a gradient, images
+    assert announced[4] - announced[2] == 2 * 3 * len(objective.path.layers) * 3  # steps, cost of a gradient, images
 
 
 def test_apgd_finds_the_worst_logit_scale(ends: Ends, reference: Reference) -> None:
@@ -193,20 +193,20 @@ def test_weights_are_left_at_the_point_bit_for_bit(
     objective: Objective, measure: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a layer moves all other parameters stay, and afterwards the layer is restored."""
-    objective.move_to(0.5)
-    before = {name: parameter.detach().clone() for name, parameter in objective.parameters.items()}
+    objective.path.move_to(0.5)
+    before = {name: parameter.detach().clone() for name, parameter in objective.path.parameters.items()}
     original = CalibrationLoss.loss
     moving: set[frozenset[str]] = set()
 
     def watched(self: CalibrationLoss, *args: object) -> Tensor:
-        changed = {layer_of(n) for n, p in objective.parameters.items() if not torch.equal(p.detach(), before[n])}
+        changed = {layer_of(n) for n, p in objective.path.parameters.items() if not torch.equal(p.detach(), before[n])}
         moving.add(frozenset(changed))
         return original(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CalibrationLoss, "loss", watched)
     measure(objective, at=0.5)  # type: ignore[operator]
-    assert moving - {frozenset()} == {frozenset({layer}) for layer in objective.layers}
-    assert all(torch.equal(parameter.detach(), before[n]) for n, parameter in objective.parameters.items())
+    assert moving - {frozenset()} == {frozenset({layer}) for layer in objective.path.layers}
+    assert all(torch.equal(parameter.detach(), before[n]) for n, parameter in objective.path.parameters.items())
 
 
 @pytest.mark.uncounted
@@ -226,7 +226,7 @@ def test_average_case_is_the_mean_over_its_draws(
     monkeypatch.setattr(module, "_normal", recorded)
     found = average_case(objective, rho=0.1, draws=3, adaptive=adaptive, at=0.5)
     layers = layers_of(reference)
-    for column, (layer, names) in enumerate((layer, list(names)) for layer, names in objective.layers.items()):
+    for column, (layer, names) in enumerate((layer, list(names)) for layer, names in objective.path.layers.items()):
         assert sorted(names) == sorted(layers[layer])
         expected = []
         for batch in make_batches(SIZES):
@@ -243,7 +243,7 @@ def test_average_case_is_the_mean_over_its_draws(
 
 def test_average_case_draws_standard_normals_anew_for_each_layer(objective: Objective) -> None:
     module = importlib.import_module("clipmerge.measures.average_case")
-    parameters = [objective.parameters["visual_projection.weight"]]
+    parameters = [objective.path.parameters["visual_projection.weight"]]
     draws = torch.stack([module._normal(objective, parameters, number)[0].flatten() for number in range(100)])
     assert draws.unique(dim=0).shape[0] == 100
     # 25,600 draws: five standard errors
@@ -256,7 +256,7 @@ def test_drawn_templates_are_told(ends: Ends, monkeypatch: pytest.MonkeyPatch) -
     assert first_order(objective).notes == ()
     few = {"steps": 1, "start": 0.5, "held_back": 0.0}
     assert learned_sparse(objective, **few).notes == ()
-    monkeypatch.setattr(calibration_objective, "PROMPTS_A_GRADIENT", objective.prompts.classes)
+    monkeypatch.setattr(calibration_objective, "PROMPTS_A_GRADIENT", objective.criterion.prompts.classes)
     drawn = "measured with 1 of 2 templates, drawn at random, to bound the cost"
     assert first_order(objective).notes == (drawn,)
     assert path_barrier(objective, tolerance=1e9).notes[0] == drawn

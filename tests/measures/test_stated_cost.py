@@ -130,7 +130,7 @@ def test_a_path_of_many_prompts_is_bounded(
     assert most <= at_once
     drawn = any("templates, drawn at random" in note for note in notes)
     assert drawn == (name not in (*FORWARD_ONLY, "learned-coefficients", "projection-radii"))
-    assert objective.prompts.count == templates * classes > most_prompts
+    assert objective.criterion.prompts.count == templates * classes > most_prompts
 
 
 @pytest.mark.slow
@@ -159,7 +159,9 @@ def test_the_pace_is_that_of_the_precision(ends: Ends) -> None:
 
     objective = objective_for(ends, make_batches(SIZES), templates=TEMPLATES[:1])
     seen: list[torch.dtype] = []
-    objective.module.visual_projection.register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
+    objective.criterion.model.module.visual_projection.register_forward_hook(
+        lambda _m, _i, output: seen.append(output.dtype)
+    )
     for precision in ("float32", "bfloat16"):
         assert seconds_per_pass(objective.criterion, objective.shares, precision) > 0  # type: ignore[arg-type]
     assert seen == [torch.float32] * 3 + [torch.bfloat16] * 3

@@ -95,7 +95,7 @@ def objective_for(folders: Folders, alpha: float) -> tuple[Objective, Batch]:
     pair, model = opened(folders)
     batch = Batch(0, model.pixels(pictures()), LABELS)
     objective = Objective(model, pair, [batch], PROMPTS, templates=1, accelerator=Accelerator(cpu=True))
-    objective.move_to(alpha)
+    objective.path.move_to(alpha)
     return objective, batch
 
 
@@ -120,7 +120,7 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, pairs: 
     loss.backward()
     for _, found in objective.gradients():
         assert found == pytest.approx(loss.item(), rel=1e-5)
-        ours = {key: objective.gradient_of(key).double() for key in objective.task_vector}
+        ours = {key: objective.path.gradient_of(key).double() for key in objective.path.task_vector}
     theirs = {key: p.grad for key, p in reference.model.named_parameters() if p.grad is not None}
     largest = max(float(gradient.abs().max()) for gradient in theirs.values())
     # two families spell some names otherwise in memory: there the gradients are compared as a set
@@ -135,10 +135,10 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, pairs: 
 
 def test_gradients_reach_the_statistics_of_batch_norms(pairs: Pairs) -> None:
     objective, _ = objective_for(pairs("ALIGN"), 0.5)
-    statistics = [name for name in objective.task_vector if "running" in name]
+    statistics = [name for name in objective.path.task_vector if "running" in name]
     assert len(statistics) >= 10
     for _ in objective.gradients():
-        slope = sum(float((objective.gradient_of(n) * objective.task_vector[n]).sum()) for n in statistics)
+        slope = sum(float((objective.path.gradient_of(n) * objective.path.task_vector[n]).sum()) for n in statistics)
     step = 1e-5
     ends = []
     for sign in (-1, 1):
@@ -175,20 +175,20 @@ def test_a_tower_starts_at_any_block(name: str, tower: Any, pairs: Pairs) -> Non
 @pytest.mark.parametrize("layer", ["vision.embeddings", "vision.1", "text.1.attn", "text.projection", "logit_scale"])
 def test_the_loss_of_one_moving_layer_is_the_whole_loss(name: str, layer: str, pairs: Pairs) -> None:
     objective, batch = objective_for(pairs(name), 0.5)
-    layer = next(each for each in objective.layers if each.startswith(layer))
-    loss = objective.layer_loss(batch, layer)
+    layer = next(each for each in objective.path.layers if each.startswith(layer))
+    loss = objective.criterion.layer_loss(batch, layer)
     with torch.no_grad():
-        for parameter in objective.layers[layer]:
-            objective.parameters[parameter].data.mul_(1.1)
-        objective.forget(text=True)
-        assert loss().item() == pytest.approx(objective.joint_loss(batch).item(), rel=1e-5)
+        for parameter in objective.path.layers[layer]:
+            objective.path.parameters[parameter].data.mul_(1.1)
+        objective.path.forget(text=True)
+        assert loss().item() == pytest.approx(objective.criterion.joint_loss(batch).item(), rel=1e-5)
 
 
 def test_the_bias_of_siglip_moves_no_class_against_another(pairs: Pairs) -> None:
     objective, _ = objective_for(pairs("SigLIP"), 0.5)
     for _ in objective.gradients():
-        assert abs(float(objective.gradient_of("logit_bias"))) < 1e-6
-        assert abs(float(objective.gradient_of("logit_scale"))) > 1e-6
+        assert abs(float(objective.path.gradient_of("logit_bias"))) < 1e-6
+        assert abs(float(objective.path.gradient_of("logit_scale"))) > 1e-6
 
 
 @pytest.mark.parametrize("name", MEASURED)

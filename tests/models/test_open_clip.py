@@ -99,7 +99,7 @@ def test_the_shares_of_all_layers_are_the_measured_barrier(pairs: dict[str, Fold
     found = load_plugin("measures", "path-barrier")(objective)
     for check in found.checks.values():
         assert check.sum_of_layers == pytest.approx(check.measured, rel=0.02, abs=2e-5)
-    assert objective.layers.keys() == set(found.layers)
+    assert objective.path.layers.keys() == set(found.layers)
 
 
 @pytest.fixture(scope="module")
@@ -239,10 +239,10 @@ def test_a_config_open_clip_cannot_build_is_one_line(square_images: Path, tmp_pa
 
 def test_an_objective_moves_batch_norms(pairs: dict[str, Folders]) -> None:
     objective: Objective = objective_for(pairs["resnet"], square_batches(64, "resnet"))
-    objective.move_to(0.5)
+    objective.path.move_to(0.5)
     name = "visual.layer2.1.bn1.running_var"
-    expected = objective.theta_0[name] + 0.5 * objective.task_vector[name]
-    assert torch.equal(objective.parameters[name].detach(), expected)
+    expected = objective.path.theta_0[name] + 0.5 * objective.path.task_vector[name]
+    assert torch.equal(objective.path.parameters[name].detach(), expected)
 
 
 def test_the_model_needs_every_weight(pairs: dict[str, Folders]) -> None:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.work import Work
 from clipmerge.cli.app import main
 from clipmerge.errors import DataError
 
@@ -15,9 +15,9 @@ LOST = "lost at "
 
 
 def lose(rank: str, how: str) -> None:
-    tick = Objective.tick
+    tick = Work.tick
 
-    def ticked(self: Objective, cost: float) -> None:
+    def ticked(self: Work, cost: float) -> None:
         if os.environ["RANK"] == rank:
             sys.stderr.write(f"{LOST}{time.time()}\n")
             sys.stderr.flush()
@@ -26,7 +26,7 @@ def lose(rank: str, how: str) -> None:
             os.kill(os.getpid(), getattr(signal, how))
         tick(self, cost)
 
-    Objective.tick = ticked  # type: ignore[method-assign]
+    Work.tick = ticked  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
