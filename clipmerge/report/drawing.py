@@ -31,13 +31,7 @@ _IDS = re.compile(r'(\bid="|(?:xlink:)?href="#|url\(#)')
 
 
 def new_figure(width: float, height: float, *, dots: int = 120) -> tuple[Figure, Axes]:
-    """Make a figure with one set of axes, in the style of all pictures.
-
-    Args:
-        width: Inches.
-        height: Inches.
-        dots: Dots per inch of a PNG.
-    """
+    """Make a figure of so many inches with one set of axes, in the style of all pictures."""
     figure = Figure(figsize=(width, height), dpi=dots, layout="constrained", facecolor=CARD)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -58,12 +52,7 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure, *, text: bool = False) -> bytes:
-    """A figure as SVG.
-
-    Args:
-        figure: The figure.
-        text: Whether words stay text, in the reader's font; drawn as paths, they look the same everywhere.
-    """
+    """A figure as SVG; its words are text in the reader's font, or paths that look the same everywhere."""
     return _saved(figure, "svg", {"Date": None, "Creator": None}, fonttype="none" if text else "path")
 
 
@@ -80,16 +69,10 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, None], *, fonttype: st
 
 
 def markup(figure: Figure, name: str, label: str, *, style: str = "") -> str:
-    """A figure as an element of a page, in the page's colours, light or dark.
+    """A figure as an ``svg`` element in the page's colours, light or dark, that refers to nothing outside itself.
 
-    Args:
-        figure: The figure, drawn in the palette's colours.
-        name: Prefix of ids, different from that of every other figure of the page.
-        label: Description of the figure for those who cannot see it.
-        style: A class for the style sheet.
-
-    Returns:
-        An ``svg`` element that refers to nothing outside itself.
+    ``name`` begins its ids and is different for every figure of a page; ``label`` describes the figure to those who
+    cannot see it; ``style`` is a class of the style sheet.
     """
     text = _FONT.sub("", _HEAD.sub("", svg(figure, text=True).decode()))
     box = re.search(r'viewBox="[^"]*"', text)
@@ -102,13 +85,7 @@ def markup(figure: Figure, name: str, label: str, *, style: str = "") -> str:
 
 
 def legend_above(axes: Axes, colour: str, *, columns: int) -> None:
-    """Put the legend above the axes, where it covers nothing.
-
-    Args:
-        axes: The axes with the entries.
-        colour: Colour of its text.
-        columns: Number of entries side by side.
-    """
+    """Put the legend above the axes, where it covers nothing."""
     axes.legend(
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
