@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError
 
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
@@ -20,16 +20,16 @@ from clipmerge.planning.choices import OutputDtype
 from clipmerge.planning.distribution import histograms, zeroshot_shares
 from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan
-from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout, reading_0_1_0
+from clipmerge.planning.measurements import Check, HeldBackChoice, LossPath, StatisticAbout
 from clipmerge.planning.merge_effect import MergeEffect, ShareOfImages
 from clipmerge.planning.other_tasks import OtherTaskScores
-from clipmerge.planning.plan import Plan, straggler_statistic_0_1_0
+from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors
 
 FORMAT = "clipmerge-record/2"
-#: Format of the record of a sweep; see `docs/sweep.md`. Version 1, which had none, is still read.
+#: Format of the record of a sweep; see `docs/sweep.md`.
 SWEEP_FORMAT = "clipmerge-sweep/2"
 #: Fields of published records only, or of records with results to publish.
 PUBLISHED = ("accuracy", "images", "sources", "card")
@@ -90,7 +90,7 @@ class MergeRecord(Frozen):
     """The inputs, settings and results of a merge.
 
     Attributes:
-        format: Version of this format. Records of 0.1.0, which have none, are read too.
+        format: Version of this format.
         clipmerge: Version of clipmerge that wrote it.
         output: The folder written; ``None`` for a dry run.
         files: sha256 by name of each file written; ``None`` if not hashed.
@@ -162,22 +162,6 @@ class MergeRecord(Frozen):
     images: dict[str, _Count] | None = None
     sources: dict[str, DataSource] | None = None
     card: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_0_1_0(cls, data: Any) -> Any:
-        """Convert a record of 0.1.0, which has no format."""
-        if not isinstance(data, dict) or "format" in data:
-            return data
-        changes: dict[str, Any] = {}
-        if isinstance(data.get("finetuned"), dict):
-            changes["finetuned"] = [data["finetuned"]]
-        rows = data.get("measurements")
-        if isinstance(rows, dict) and all(isinstance(row, dict) for row in rows.values()):
-            names = dict.fromkeys(name for row in rows.values() for name in row)
-            changes["statistics"] = {name: reading_0_1_0(name) for name in names}
-        changes["straggler_statistic"] = straggler_statistic_0_1_0(data)
-        return data | {key: value for key, value in changes.items() if key not in data or key == "finetuned"}
 
     @property
     def checkpoints(self) -> list[tuple[str, SourceRecord]]:
@@ -320,9 +304,9 @@ def parse_record(text: str, where: str) -> MergeRecord:
     try:
         check_values(text, MOST_RECORD_VALUES)
         data = parse_json(text)
-        if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
+        if isinstance(data, dict) and data.get("format") != FORMAT:
             raise OutputError(
-                f"{where}: has the format {str(data['format'])[:40]!r}, but this version of clipmerge reads "
+                f"{where}: has the format {str(data.get('format'))[:40]!r}, but this version of clipmerge reads "
                 f"{FORMAT!r}; update clipmerge, or merge again"
             )
         return MergeRecord.model_validate(data)

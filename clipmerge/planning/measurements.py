@@ -160,15 +160,6 @@ class Measurements(Frozen):
     gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
     tensors: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _read_0_1_0(cls, data: Any) -> Any:
-        """Accept the JSON of 0.1.0, which had ``layers`` and ``batches`` instead of ``statistics``."""
-        if not isinstance(data, dict) or "statistics" in data or "layers" not in data:
-            return data
-        rest = {key: value for key, value in data.items() if key not in ("layers", "batches")}
-        return rest | {"statistics": _statistics_0_1_0(data["layers"], data.get("batches", {}))}
-
     @property
     def layers(self) -> dict[str, dict[str, float]]:
         """Values by layer and statistic."""
@@ -188,35 +179,3 @@ class Measurements(Frozen):
             if statistic.name == name:
                 return statistic
         raise KeyError(name)
-
-
-_READINGS_0_1_0: dict[str, dict[str, Any]] = {
-    "barrier": {"signed": True, "additive": True, "unit": "nats", "title": "barrier share", "symbol": "B_l"},
-    "loss_drop": {"signed": True, "additive": True, "unit": "nats", "title": "loss-drop share", "symbol": "G_l"},
-    "hessian_trace": {"signed": True},
-    "hessian_trace_mean": {"signed": True},
-    "average_case": {"signed": True},
-    "change": {"title": "relative change", "about": "the change's length over that of the zero-shot weights."},
-}
-
-
-def reading_0_1_0(name: str) -> StatisticAbout:
-    """The interpretation of a statistic of 0.1.0, whose files do not hold it."""
-    return StatisticAbout(**_READINGS_0_1_0.get(name, {}))
-
-
-def _statistics_0_1_0(layers: Any, batches: Any) -> Any:
-    """Turn values by layer and batches by statistic into statistics; validation handles malformed data."""
-    if not isinstance(layers, dict) or not all(isinstance(row, dict) for row in layers.values()):
-        return {"layers": layers}
-    known = batches if isinstance(batches, dict) else {}
-    names = dict.fromkeys(name for row in layers.values() for name in row)
-    return [
-        reading_0_1_0(name).model_dump()
-        | {
-            "name": name,
-            "values": {layer: row[name] for layer, row in layers.items() if name in row},
-            "batches": known.get(name, {}),
-        }
-        for name in names
-    ]

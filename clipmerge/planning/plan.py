@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError
 
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
@@ -38,13 +38,6 @@ if TYPE_CHECKING:
 
 #: The reason given for a layer whose settings were edited after its reason was written.
 EDITED = "edited by hand"
-
-
-def straggler_statistic_0_1_0(data: Mapping[str, Any]) -> Any:
-    """Return the statistic used to look for stragglers in a plan or a record of 0.1.0, which does not name it."""
-    recipe = data.get("recipe")
-    method = recipe.get("method") if isinstance(recipe, dict) else None
-    return method.get("statistic") if isinstance(method, dict) else None
 
 
 class Plan(Frozen):
@@ -205,13 +198,6 @@ class Plan(Frozen):
             plan = plan.with_tensors(_read_tensors(Path(path), plan.tensors))
         plan._folder = Path(path).parent
         return plan
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_0_1_0(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "straggler_statistic" in data or "stragglers" not in data:
-            return data
-        return data | {"straggler_statistic": straggler_statistic_0_1_0(data)}
 
     def to_json(self) -> str:
         """Write the plan as indented JSON, always with the same order of keys."""

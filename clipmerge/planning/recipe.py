@@ -228,7 +228,6 @@ def _validate(source: str, data: dict[str, Any]) -> Recipe:
             known = list(Recipe.model_fields)
             hint = _in_a_section(str(key), data) or did_you_mean(str(key), known)
             raise RecipeError(f"{source}: unknown key '{key}' (keys: {', '.join(known)}).{hint}")
-    _rename_first_straggler_sparse(data)
     for section, package in _SECTIONS.items():
         if data.get(section) is not None:
             data[section] = _plugin_section(source, section, package, data[section])
@@ -247,15 +246,6 @@ def _in_a_section(key: str, data: dict[str, Any]) -> str:
         if name in plugin_names(package) and key in plugin_options(package, str(name)):
             return f" Did you mean '{section}.{key}'?"
     return ""
-
-
-def _rename_first_straggler_sparse(data: dict[str, Any]) -> None:
-    """Keep the meaning of recipes written for the first version of straggler-sparse, which measured a path."""
-    measure, method = data.get("measure"), data.get("method")
-    if not isinstance(measure, dict) or not isinstance(method, dict) or method.get("name") != "straggler-sparse":
-        return
-    if measure.get("name") != "learned-sparse":
-        data["method"] = method | {"name": "straggler-outlier"}
 
 
 def _plugin_section(source: str, section: str, package: str, value: Any) -> dict[str, Any]:

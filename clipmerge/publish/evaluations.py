@@ -83,14 +83,12 @@ def _of_evaluation(file: Path, found: dict[str, Any], record: MergeRecord) -> di
 
 
 def _of_sweep(file: Path, found: dict[str, Any], record: MergeRecord) -> dict[str, Any]:
-    if found.get("format", SWEEP_FORMAT) != SWEEP_FORMAT:
+    if found["format"] != SWEEP_FORMAT:
         raise UsageError(
             f"--evaluation {file}: has the format {str(found['format'])[:40]!r}, but this version of clipmerge reads "
             f"{SWEEP_FORMAT!r}; update clipmerge, or sweep again"
         )
-    tuned = found["finetuned"]  # without a format, an object for a single checkpoint
-    several = tuned if isinstance(tuned, list) else [tuned]
-    same = [found["zeroshot"]["files"], [each["files"] for each in several], found["seed"]]
+    same = [found["zeroshot"]["files"], [each["files"] for each in found["finetuned"]], found["seed"]]
     ours = [record.zeroshot.files, [each.files for each in record.finetuned], record.seed]
     point = _point(record.model_dump(mode="json"))
     rows = [row for row in found["recipes"] if same == ours and _point(row) == point]

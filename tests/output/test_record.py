@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import copy
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from clipmerge.errors import OutputError
 from clipmerge.output.record import PUBLISHED, MergeRecord, parse_record, read_output
 from clipmerge.planning.recipe import load_recipe
-from clipmerge.publish.card import model_card
 from clipmerge.publish.public import public_record
-from clipmerge.report.page import html_page
-from clipmerge.report.terminal import summary_table
 from tests.support.command import clipmerge, refused
 from tests.support.merged_output import RECORD
-
-OLD = sorted((Path(__file__).parent / "records_0_1_0").glob("*.json"))
-
-
-def keeps(now: Any, before: Any) -> bool:
-    """Whether the content of a file is still there; newer versions have more."""
-    if isinstance(before, dict):
-        return isinstance(now, dict) and all(key in now and keeps(now[key], value) for key, value in before.items())
-    if isinstance(before, list):
-        return len(now) == len(before) and all(map(keeps, now, before))
-    return bool(now == before)
-
-
-def shown(record: MergeRecord) -> str:
-    """All texts of a record that people may see."""
-    stream = io.StringIO()
-    Console(file=stream, width=80).print(summary_table(record))
-    return stream.getvalue() + html_page(record) + model_card(record, repo_id=None)
 
 
 def test_a_merge_writes_what_it_prints_and_it_reads_back(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -51,33 +28,6 @@ def test_a_merge_writes_what_it_prints_and_it_reads_back(pair: tuple[Path, Path]
     assert parse_record(record.to_text(), "x") == record
     report = clipmerge("report", tmp_path / "out", "--format", "json")
     assert report.json == ended.json
-
-
-def test_there_are_records_of_the_first_version() -> None:
-    assert [path.stem for path in OLD] == ["auto", "straggler-sparse", "wise-ft"]
-
-
-@pytest.mark.parametrize("path", OLD, ids=lambda path: path.stem)
-def test_records_of_the_first_version_are_still_read(path: Path) -> None:
-    data = json.loads(path.read_text())
-    assert "format" not in data
-    assert isinstance(data["finetuned"], dict)
-    record = parse_record(path.read_text(), path.name)
-    now = record.as_json()
-    assert keeps(now, data | {"finetuned": [data["finetuned"]]})
-    assert parse_record(record.to_text(), "x") == record
-    several = data | {"finetuned": [data["finetuned"]] * 2}
-    assert len(parse_record(json.dumps(several), "x").finetuned) == 2
-    text = shown(record)
-    if path.stem == "straggler-sparse":
-        assert record.straggler_statistic == "barrier"
-        assert record.statistics["barrier"].additive
-        assert "sum of B_l and G_l" in text
-        assert 'class="badge">straggler' in text
-    else:
-        assert record.straggler_statistic is None
-        assert "No straggler" not in text
-        assert "straggler layers" not in text.replace("look for straggler layers", "")
 
 
 DEEP = json.loads("[" * 300 + "]" * 300)
@@ -126,16 +76,14 @@ NONSENSE: dict[str, Any] = {
     "an unknown key": {"layer": {}},
     "a format of tomorrow": {"format": "clipmerge-record/3"},
     "a format of yesterday": {"format": 2},
+    "no format": {"format": None},
 }
 
 
-@pytest.mark.parametrize("versioned", [True, False], ids=["today's", "of 0.1.0"])
 @pytest.mark.parametrize("what", NONSENSE)
-def test_nonsense_is_refused_in_one_line(merged: Path, what: str, versioned: bool) -> None:
+def test_nonsense_is_refused_in_one_line(merged: Path, what: str) -> None:
     path = merged / "clipmerge.json"
     data = json.loads(path.read_text()) | NONSENSE[what]
-    if not versioned and not what.startswith("a format"):
-        del data["format"]
     path.write_text(json.dumps(data))
     with pytest.raises(OutputError, match=r"clipmerge\.json: (not a clipmerge record|has the format)") as caught:
         read_output(merged)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from clipmerge.errors import PlanError
 from clipmerge.planning.layer_plan import LayerPlan
@@ -108,7 +107,7 @@ def plan_dict() -> dict[str, Any]:
     return data
 
 
-MEASURED_NAN = {"measure": "x", "layers": {"a": {"b": float("nan")}}}
+MEASURED_NAN = {"measure": "x", "statistics": [{"name": "b", "values": {"a": float("nan")}}]}
 EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "unknown layer": (("layers", "vision.2.mlp"), {"alpha": 1}, r"names layer 'vision\.2\.mlp'.*Did you mean"),
     "unknown mask": (("layers", "vision.1.mlp", "mask"), "magnitud", "unknown mask 'magnitud'.*mean 'magnitude'"),
@@ -198,32 +197,6 @@ def test_a_plan_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
 )
 def test_a_checks_error_is_relative_to_what_was_measured(total: float, measured: float, error: float) -> None:
     assert Check(sum_of_layers=total, measured=measured).relative_error == pytest.approx(error)
-
-
-def test_a_plan_of_the_first_version_is_still_read(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
-    old = Path(__file__).parent / "plans_0_1_0" / "straggler-sparse.json"
-    data = json.loads(old.read_text())
-    assert {"layers", "batches"} <= data["measurements"].keys()
-    plan = read_plan(old)
-    assert plan.measurements is not None
-    assert plan.measurements.layers == data["measurements"]["layers"]
-    batches = {each.name: each.batches for each in plan.measurements.statistics if each.batches}
-    assert {name: {k: list(v) for k, v in rows.items()} for name, rows in batches.items()} == (
-        data["measurements"]["batches"]
-    )
-    assert plan.straggler_statistic == "barrier"
-    assert plan.measurements["barrier"].signed
-    assert plan.measurements["barrier"].additive
-    assert not plan.measurements["change"].signed
-    file = tmp_path / "plan.json"
-    file.write_text(plan.to_json())
-    assert read_plan(file) == plan
-
-
-@pytest.mark.parametrize("layers", [5, {"a": 5}, {"a": {"b": "c"}}, [1]])
-def test_old_measurements_that_say_nonsense_are_refused(layers: Any) -> None:
-    with pytest.raises(ValidationError):
-        Measurements.model_validate({"measure": "x", "layers": layers})
 
 
 def test_a_statistic_that_was_not_measured_is_a_key_error() -> None:

@@ -168,13 +168,6 @@ def test_yaml_tags_run_nothing(tmp_path: Path) -> None:
         load_recipe(str(tmp_path / "x.yaml"))
 
 
-def test_recipes_for_the_first_straggler_sparse_mean_what_they_meant(tmp_path: Path) -> None:
-    text = recipe_text("straggler-outlier")
-    (tmp_path / "mine.yaml").write_text(text.replace("name: straggler-outlier", "name: straggler-sparse"))
-    assert load_recipe(str(tmp_path / "mine.yaml")).method == load_recipe("straggler-outlier").method
-    assert load_recipe("straggler-sparse").method["name"] == "straggler-sparse"
-
-
 @pytest.mark.parametrize(("name", "learns"), [("wise-ft", False), ("straggler-outlier", False), ("tpgm", True)])
 def test_a_recipe_learns_if_its_measure_has_a_learning_rate(name: str, learns: bool) -> None:
     assert load_recipe(name).learns is learns

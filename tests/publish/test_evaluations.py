@@ -80,10 +80,6 @@ def test_a_sweeps_point_is_found_by_its_recipe(pair: Inputs, images: Path, tmp_p
     told = add_results(record, [tmp_path / "sweep" / "sweep.json"])
     assert told["accuracy"] == swept["recipes"][1]["accuracy"]
     assert told["images"] == {"val": 30, "far": 12}
-    old = {key: value for key, value in swept.items() if key != "format"}  # as 0.1.0's development wrote it
-    (old["finetuned"],) = swept["finetuned"]
-    (tmp_path / "old.json").write_text(json.dumps(old))
-    assert add_results(record, [tmp_path / "old.json"]) == told
     (tmp_path / "new.json").write_text(json.dumps(swept | {"format": "clipmerge-sweep/3"}))
     with pytest.raises(UsageError, match=r"'clipmerge-sweep/3', but this version .* 'clipmerge-sweep/2'; update"):
         add_results(record, [tmp_path / "new.json"])
