@@ -89,10 +89,6 @@ def printable(text: str, *, limit: int = 10_000) -> str:
     Control characters, characters that change the writing direction, invisible or unassigned ones, and bytes of a path
     that are not UTF-8 become escapes; line breaks and tabs become blanks.
 
-    Args:
-        text: The text.
-        limit: Maximum number of characters kept; the middle of a longer text is left out.
-
     Example:
         >>> printable("a\x1b[31mb\nc")
         'a\\x1b[31mb c'
@@ -115,13 +111,6 @@ def _shown(letter: str) -> str:
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Suggest the closest of ``options``, ready to be appended to a message.
-
-    Args:
-        word: Word written by the user.
-        options: Accepted words.
-
-    Returns:
-        ``" Did you mean 'x'?"`` with its leading space, or the empty string if nothing is close.
 
     Example:
         >>> did_you_mean("alhpa", ["alpha", "density"])
@@ -150,11 +139,7 @@ def shorten(names: Iterable[str], limit: int = 5) -> str:
 
 @contextlib.contextmanager
 def noting(text: str) -> Iterator[None]:
-    """Add a note to any exception of this block, about the state of the outside world from here on.
-
-    Args:
-        text: A clause for the end of the printed line.
-    """
+    """Add a note to any exception of this block, about the state of the outside world from here on."""
     try:
         yield
     except BaseException as error:

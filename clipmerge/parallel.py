@@ -31,13 +31,6 @@ def side_by_side(jobs: Iterable[tuple[int, Callable[[], T]]], *, held_bytes: int
     """Run jobs with one thread each, as many at a time as torch has threads.
 
     Close the iterator (`contextlib.closing`) if it may not be exhausted: torch is limited to one thread until then.
-
-    Args:
-        jobs: Pairs of the bytes of a job's tensor and the job; started in order, shortly before results are needed.
-        held_bytes: Limit on the total bytes of the jobs in progress and the result in use.
-
-    Yields:
-        Their results, in order; the first exception ends the iteration.
     """
     import torch
 

@@ -61,20 +61,11 @@ class ByteCount:
     """Reports bytes written as progress."""
 
     def __init__(self, progress: Progress, total: int) -> None:
-        """Start at zero.
-
-        Args:
-            progress: Receiver of progress reports.
-            total: Bytes that will be written.
-        """
+        """Start at zero."""
         self._progress, self._total, self._done = progress, total, 0
 
     def __call__(self, count: int) -> None:
-        """Count more bytes.
-
-        Args:
-            count: Bytes written since the last call.
-        """
+        """Count more bytes."""
         self._done += count
         self._progress.advance(self._done, self._total)
 
@@ -83,12 +74,7 @@ class Pace:
     """Forwards progress, and states the cost of the work: before it starts, or once its pace is known."""
 
     def __init__(self, progress: Progress, cost: Callable[[float, str], str] | None) -> None:
-        """Start before the work.
-
-        Args:
-            progress: Receiver of progress reports.
-            cost: Makes a sentence from the amount of work and its estimated time; ``None`` for no sentence.
-        """
+        """Start before the work."""
         self._progress = progress
         self._sentence = self._cost = cost
         self._stated: float | None = None
@@ -103,12 +89,7 @@ class Pace:
         self._progress.say(text)
 
     def begin(self, work: float, seconds: float) -> None:
-        """State the cost before the work starts, unless it is short; a second call adds work that was found later.
-
-        Args:
-            work: The work, in the unit of the sentence.
-            seconds: Its estimated time.
-        """
+        """State the cost before the work starts, unless it is short; a second call adds work that was found later."""
         if self._sentence is None or seconds < _LONG:
             return
         if self._stated is None:

@@ -6,31 +6,14 @@ from pathlib import Path
 
 
 def user_cache(name: str) -> Path:
-    """Return a folder in the user's cache: on Linux ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
-
-    Args:
-        name: Name of the folder.
-
-    Returns:
-        The folder, which need not exist.
-
-    Raises:
-        RuntimeError: If no variable names the cache and the user has no home.
-    """
+    """Return a folder in the user's cache: on Linux ``clipmerge/NAME`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     from platformdirs import user_cache_path  # imported here because it takes 0.01 s, which ``--help`` saves
 
     return user_cache_path("clipmerge", appauthor=False) / name
 
 
 def user_config() -> Path:
-    """Return the user's configuration folder: on Linux ``clipmerge`` in ``$XDG_CONFIG_HOME`` or ``~/.config``.
-
-    Returns:
-        The folder, which need not exist.
-
-    Raises:
-        RuntimeError: If no variable names it and the user has no home.
-    """
+    """Return the user's configuration folder: on Linux ``clipmerge`` in ``$XDG_CONFIG_HOME`` or ``~/.config``."""
     from platformdirs import user_config_path
 
     return user_config_path("clipmerge", appauthor=False)

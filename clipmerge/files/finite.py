@@ -11,11 +11,7 @@ from clipmerge.errors import CheckpointError
 
 
 def is_finite(values: Any) -> bool:
-    """Whether no entry is NaN or Inf; empty values are finite.
-
-    Args:
-        values: An array or a tensor of any shape and float dtype.
-    """
+    """Whether no entry is NaN or Inf; empty values are finite."""
     with np.errstate(all="ignore"):
         # NaN and Inf survive a sum, the cheapest pass there is. If the sum is not finite, entries are checked one by
         # one, because finite ones may have overflowed: only for NaN and Inf is x - x not zero
@@ -23,16 +19,7 @@ def is_finite(values: Any) -> bool:
 
 
 def require_finite(values: Any, name: str, source: str) -> None:
-    """Refuse a parameter that holds NaN or Inf.
-
-    Args:
-        values: The parameter or a run of it, an array or a tensor.
-        name: Its name, for the message.
-        source: Source of the parameter, for the message.
-
-    Raises:
-        CheckpointError: If an entry is not finite.
-    """
+    """Refuse a parameter that holds NaN or Inf."""
     if not is_finite(values):
         kind = "NaN" if bool((values != values).any()) else "Inf"
         raise CheckpointError(f"{source}: tensor {name} holds {kind}; the checkpoint is broken, merge an earlier one")

@@ -36,16 +36,6 @@ def sha256_of(path: Path, *, window_bytes: int = WINDOW) -> str:
 
     Windows are large because between two of them a thread waits for the interpreter lock, which the merging threads
     rarely release. They are mapped to avoid a copy.
-
-    Args:
-        path: The file.
-        window_bytes: Bytes hashed at a time, a multiple of the system's mapping granularity.
-
-    Returns:
-        Hex digest.
-
-    Raises:
-        CancelledError: If hashing was stopped by `abandon`.
     """
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -75,15 +65,6 @@ def remembered_sha256(
     A file is unchanged if its device, inode, size, time of modification and time of status change are the same; the
     system sets the last at every write, and programs cannot set it back. A cache that cannot be read or written costs
     only time.
-
-    Args:
-        path: The file.
-        least: Smallest size of a file, in bytes, whose hash is remembered.
-        settled_ns: Nanoseconds without a change after which a hash is remembered.
-        hash_file: Function that hashes it.
-
-    Returns:
-        Hex digest.
     """
     before = _state(path)
     if before["size"] < least:

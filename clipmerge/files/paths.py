@@ -21,11 +21,7 @@ def is_plain_name(name: object) -> bool:
 
 
 def local_path(source: str) -> Path:
-    """The path of a source on disk, with ``~`` and ``~user`` expanded; an unknown home is left unchanged.
-
-    Args:
-        source: Path as the user or an adapter wrote it.
-    """
+    """The path of a source on disk, with ``~`` and ``~user`` expanded; an unknown home is left unchanged."""
     path = Path(source)
     try:
         return path.expanduser()
@@ -38,9 +34,6 @@ def split_part(source: str) -> tuple[str, str | None]:
 
     If a file or folder with ``#`` in its own name exists, it is meant.
 
-    Args:
-        source: As the user wrote it.
-
     Example:
         >>> split_part("runs/last.pt#ema"), split_part("runs/last.pt")
         (('runs/last.pt', 'ema'), ('runs/last.pt', None))
@@ -52,9 +45,5 @@ def split_part(source: str) -> tuple[str, str | None]:
 
 
 def is_there(source: str) -> bool:
-    """Whether a source exists at its path or in the working folder; the name of a part is ignored.
-
-    Args:
-        source: As the user wrote it.
-    """
+    """Whether a source exists at its path or in the working folder; the name of a part is ignored."""
     return local_path(split_part(source)[0]).exists()

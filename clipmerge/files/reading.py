@@ -27,11 +27,7 @@ class Unreadable(ValueError):
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """Open a regular file, or a link to one, for reading; never blocks on a pipe.
-
-    Raises:
-        OSError: If it does not exist, may not be read, or is not a regular file.
-    """
+    """Open a regular file, or a link to one, for reading; never blocks on a pipe."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -40,11 +36,7 @@ def open_regular(path: Path) -> IO[bytes]:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """Read a regular file of at most ``limit`` bytes.
-
-    Raises:
-        Unreadable: If it cannot be read, or is larger.
-    """
+    """Read a regular file of at most ``limit`` bytes."""
     try:
         with open_regular(path) as file:
             content = file.read(limit + 1)
@@ -58,11 +50,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_text(path: Path, limit: int = LARGEST_TEXT, *, encoding: str = "utf-8") -> str:
-    """Read a regular text file of at most ``limit`` bytes.
-
-    Raises:
-        Unreadable: If it cannot be read, is larger, or is in another encoding.
-    """
+    """Read a regular text file of at most ``limit`` bytes."""
     try:
         return read_bytes(path, limit).decode(encoding)
     except UnicodeDecodeError as error:
@@ -70,38 +58,18 @@ def read_text(path: Path, limit: int = LARGEST_TEXT, *, encoding: str = "utf-8")
 
 
 def read_json(path: Path, *, limit: int = LARGEST_JSON, pairs: PairsHook | None = None) -> Any:
-    """Read a JSON file; see `parse_json`.
-
-    Raises:
-        Unreadable: If it cannot be read or parsed within the limits.
-    """
+    """Read a JSON file; see `parse_json`."""
     return parse_json(read_text(path, limit, encoding="utf-8-sig"), pairs=pairs)
 
 
 def check_values(text: str, most: int = MOST_VALUES) -> None:
-    """Check the maximum number of values that a JSON text can hold, before it is parsed.
-
-    Raises:
-        Unreadable: If they are more than ``most``.
-    """
+    """Check the maximum number of values that a JSON text can hold, before it is parsed."""
     if sum(map(text.count, ",[{")) > most:
         raise Unreadable(f"more than {most} values")
 
 
 def parse_json(text: str, *, pairs: PairsHook | None = None, halves: bool = False) -> Any:
-    """Parse JSON from outside.
-
-    Args:
-        text: The text.
-        pairs: Builds an object from its pairs, like the ``object_pairs_hook`` of `json.loads`.
-        halves: Whether a string may contain half of a surrogate pair, which cannot be written as UTF-8.
-
-    Returns:
-        The parsed value.
-
-    Raises:
-        Unreadable: If it is not JSON, or would take more memory or time than any legitimate file.
-    """
+    """Parse JSON from outside."""
     check_values(text)
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_int=_integer)

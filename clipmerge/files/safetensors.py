@@ -76,11 +76,7 @@ class TensorEntry:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file is a PyTorch file, by its first bytes, or by its suffix if they are not conclusive.
-
-    Raises:
-        CheckpointError: If it cannot be read.
-    """
+    """Whether a file is a PyTorch file, by its first bytes, or by its suffix if they are not conclusive."""
     try:
         with open_regular(path) as file:
             start = file.read(len(_LFS_POINTER))
@@ -96,16 +92,6 @@ def is_pickle(path: Path) -> bool:
 
 def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """Read and check the header of a safetensors file.
-
-    Args:
-        path: File to read.
-
-    Returns:
-        The tensors by name, in file order, and the file's free-form metadata.
-
-    Raises:
-        CheckpointError: If the file is a pickle, a Git-LFS pointer, truncated, or its header contradicts the
-            file, with one message for each case.
 
     Source:
         The safetensors format: 8 bytes little-endian header length, JSON, data.
@@ -125,15 +111,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
 
 
 def check_names(path: Path, names: Collection[str]) -> None:
-    """Refuse more tensors or longer names than any CLIP has, because both cost time and memory.
-
-    Args:
-        path: The file, for the message.
-        names: Names of its tensors.
-
-    Raises:
-        CheckpointError: If there are too many, or one is too long.
-    """
+    """Refuse more tensors or longer names than any CLIP has, because both cost time and memory."""
     if len(names) > MOST_TENSORS:
         raise CheckpointError(f"{path}: holds {len(names)} tensors, more than {MOST_TENSORS}; it is not a CLIP")
     if any(len(name) > LONGEST_NAME for name in names):
@@ -141,15 +119,7 @@ def check_names(path: Path, names: Collection[str]) -> None:
 
 
 def header_bytes(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
-    """Make the header of a file whose tensors follow one another in the given order.
-
-    Args:
-        tensors: safetensors dtype and shape by name.
-        metadata: The file's free-form metadata.
-
-    Returns:
-        The bytes before the data: the length, the JSON, and spaces up to a multiple of 8.
-    """
+    """Make the header of a file whose tensors follow one another in the given order."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, (dtype, shape) in tensors.items():
@@ -195,18 +165,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def unique_keys(path: Path, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object and refuse duplicate keys; an ``object_pairs_hook`` of ``json.loads``.
-
-    Args:
-        path: The file, for the message.
-        pairs: Keys and values in the file's order.
-
-    Returns:
-        The object.
-
-    Raises:
-        CheckpointError: If a key is duplicate.
-    """
+    """Build a JSON object and refuse duplicate keys; an ``object_pairs_hook`` of ``json.loads``."""
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:

@@ -68,16 +68,9 @@ class NotJsonError(CheckpointError):
 
 
 def inside(folder: Path, name: str) -> Path | None:
-    """Find a regular file of a folder.
+    """Find a regular file of a folder, links resolved; ``None`` if there is none, or it is elsewhere.
 
     A link is allowed if it stays in the folder, or leads from a snapshot of the Hub's cache to the cache's own blobs.
-
-    Args:
-        folder: The folder.
-        name: The file's name in it.
-
-    Returns:
-        The file itself, with links resolved; ``None`` if there is none, or it is elsewhere.
     """
     path = folder / name
     try:
@@ -107,14 +100,7 @@ def _blobs(folder: Path) -> Path | None:
 
 
 def require_inside(folder: Path, name: str) -> Path | None:
-    """Find a regular file that is needed; see `inside`.
-
-    Returns:
-        The file; ``None`` if there is none.
-
-    Raises:
-        CheckpointError: If it is a link out of the folder.
-    """
+    """Find a regular file that is needed, if there is one; a link out of the folder is an error."""
     file, path = inside(folder, name), folder / name
     if file is None and path.is_symlink() and path.exists():
         raise CheckpointError(f"{path}: is a link out of its folder, to {path.resolve()}; put the file itself there")
@@ -122,31 +108,12 @@ def require_inside(folder: Path, name: str) -> Path | None:
 
 
 def copy_side_file(source: Path, target: Path) -> None:
-    """Copy one file; JSON loses the fields with paths on the machine that saved it, unless a loader needs them.
-
-    Args:
-        source: A regular file, from `inside`.
-        target: Path of the copy.
-
-    Raises:
-        CheckpointError: If it cannot be read, or has the name of a JSON file and is not JSON.
-        OSError: If it cannot be written.
-    """
+    """Copy one file; JSON loses the fields with paths on the machine that saved it, unless a loader needs them."""
     target.write_bytes(side_file_bytes(source, target.name, kept=_NEEDED))
 
 
 def side_file_bytes(source: Path, name: str, *, kept: Container[str] = ()) -> bytes:
-    """Read the content of one file to pass on; JSON loses the fields with paths on the machine that saved it.
-
-    Args:
-        source: A regular file; in the Hub's cache it has another name.
-        name: Its name beside the weights.
-        kept: Fields that stay even if their value is an absolute path.
-
-    Raises:
-        CheckpointError: If it cannot be read.
-        NotJsonError: If it has the name of a JSON file and is not JSON.
-    """
+    """Read the content of one file to pass on; JSON loses the fields with paths on the machine that saved it."""
     try:
         content = read_bytes(source, LARGEST_SIDE_FILE)
     except Unreadable as error:
@@ -188,11 +155,6 @@ def without_places(data: Any, kept: Container[str] = (), *, words: bool = False)
 
     Fields are recognised by their names, or by a text with an absolute path; fields in ``kept`` stay with any value.
 
-    Args:
-        data: The value.
-        kept: Names of fields that stay.
-        words: Whether names and texts in lists are words of a vocabulary, which may look like paths.
-
     Example:
         >>> without_places({"_name_or_path": "clip", "data": "/home/me/x", "text_config": {"vocab_size": 3}})
         {'text_config': {'vocab_size': 3}}
@@ -219,14 +181,7 @@ def _is_private(value: Any) -> bool:
 
 
 def read_side_json(folder: Path, name: str) -> dict[str, Any] | None:
-    """Read a JSON object beside the weights.
-
-    Returns:
-        The object; ``None`` if there is no such file.
-
-    Raises:
-        CheckpointError: If it is a link out of the folder, or cannot be read as a JSON object.
-    """
+    """Read a JSON object beside the weights; ``None`` if there is no such file."""
     path = require_inside(folder, name)
     if path is None:
         return None

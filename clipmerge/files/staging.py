@@ -50,11 +50,7 @@ _checked: dict[Path, _Identity] = {}
 
 
 def remember_checked(*outputs: Path) -> None:
-    """Remember the present content of checked output places, so that nothing else is replaced.
-
-    Args:
-        outputs: Folders or files to be written.
-    """
+    """Remember the present content of checked output places, so that nothing else is replaced."""
     _checked.update({output.resolve(): _identity(output) for output in outputs})
 
 
@@ -78,16 +74,6 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     However the process ends, ``output`` is absent, the old one, or the complete new one. Stages left by a killed run
     are removed by the next run.
-
-    Args:
-        output: Final place of the folder; its parents are created.
-        overwrite: Whether an earlier output is replaced.
-
-    Yields:
-        The folder to write into.
-
-    Raises:
-        OutputError: If the place cannot be written, or the disk is full.
     """
     target = output.resolve()  # a link stays a link: its target is replaced
     expected = _checked.pop(target, None) or _identity(target)
@@ -103,28 +89,14 @@ def staged(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def refuse_link(output: Path) -> None:
-    """Refuse a link as an output file, because a plan's tensors are found beside its path.
-
-    Raises:
-        OutputError: If it is a link.
-    """
+    """Refuse a link as an output file, because a plan's tensors are found beside its path."""
     if output.is_symlink():
         raise OutputError(f"{output}: is a link to {output.readlink()}; give the file itself as --output")
 
 
 @contextlib.contextmanager
 def staged_files(output: Path) -> Iterator[Path]:
-    """Yield a folder to write files into; they are synced and moved beside ``output`` if the block succeeds.
-
-    Args:
-        output: The file that is moved last; the others in the folder keep their names too.
-
-    Yields:
-        The folder to write into.
-
-    Raises:
-        OutputError: If it is a link, the place cannot be written, or the disk is full.
-    """
+    """Yield a folder to write files into; they are synced and moved beside ``output`` if the block succeeds."""
     refuse_link(output)
     target = output.resolve()
     expected = {place: known for place, known in list(_checked.items()) if place.parent == target.parent}
@@ -294,13 +266,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def explain(output: Path, error: OSError, *, left: Iterable[Path] = ()) -> OutputError:
-    """Turn a system error into one line.
-
-    Args:
-        output: The output being written.
-        error: The system's error.
-        left: Paths that could not be removed.
-    """
+    """Turn a system error into one line."""
     state = ", ".join([f"{path} was left behind, remove it" for path in left] or ["nothing was left behind"])
     state = "; ".join([state, *getattr(error, "__notes__", [])])
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

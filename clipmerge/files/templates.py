@@ -16,20 +16,7 @@ _Filter = Callable[..., Any]
 def render(
     template: Path, values: Mapping[str, Any], *, html: bool, filters: Mapping[str, _Filter] | None = None
 ) -> str:
-    """Render a template.
-
-    Args:
-        template: The file; it may include others from its folder.
-        values: Values by name in the template.
-        html: Whether values are escaped for HTML.
-        filters: Further filters by name.
-
-    Returns:
-        The text.
-
-    Raises:
-        jinja2.UndefinedError: If the template uses a value that is not given.
-    """
+    """Render a template."""
     environment = _environment(template.parent, html, tuple((filters or {}).items()))
     return environment.get_template(template.name).render(values)
 

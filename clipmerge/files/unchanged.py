@@ -33,11 +33,7 @@ _MAP_FIXED = 0x10
 
 
 def watch(file: Path) -> None:
-    """Remember the present state of a file, before it is read.
-
-    Args:
-        file: A file of weights.
-    """
+    """Remember the present state of a file, before it is read."""
     with contextlib.suppress(OSError):  # the reader reports it
         _opened[file] = _state(file)
         _damaged.discard(file)
@@ -49,14 +45,7 @@ def _state(file: Path) -> _State:
 
 
 def require_unchanged(files: Iterable[Path]) -> None:
-    """Refuse results made from files that changed after they were opened.
-
-    Args:
-        files: Files of weights; files that are not watched are ignored.
-
-    Raises:
-        CheckpointError: If a file was written to, replaced, truncated or could not be read to its end.
-    """
+    """Refuse results made from files that changed after they were opened."""
     for file in files:
         try:
             same = file not in _opened or _opened[file] == _state(file)
@@ -69,11 +58,7 @@ def require_unchanged(files: Iterable[Path]) -> None:
 
 
 def guard(mapped: mmap.mmap, file: Path) -> int:
-    """Catch faults in a mapping of a file.
-
-    Returns:
-        The argument for `unguard`.
-    """
+    """Catch faults in a mapping of a file."""
     start = np.frombuffer(mapped, np.uint8, count=1).ctypes.data
     return guard_range(start, len(mapped), file)
 

@@ -74,15 +74,7 @@ class OutputFile:
         self._lent: Array | None = None
 
     def room(self, count: int, dtype: str) -> Array:
-        """Return a buffer for the next elements, to compute them there and then `append` them.
-
-        Args:
-            count: Number of elements that follow.
-            dtype: Their dtype.
-
-        Returns:
-            1-D, of at most ``count`` elements and at least one.
-        """
+        """Return a buffer for the next elements to be appended: 1-D, at least one, at most ``count``."""
         width = np.dtype(dtype).itemsize
         left = (len(self._block) - self._filled) // width * width
         place = self._block[self._filled : self._filled + min(count * width, left)]
@@ -90,11 +82,7 @@ class OutputFile:
         return self._lent
 
     def append(self, data: Array) -> None:
-        """Write the next elements.
-
-        Args:
-            data: 1-D; may be the buffer from `room`; must not be changed afterwards.
-        """
+        """Write the next elements: 1-D, perhaps the buffer from `room`; they must not be changed afterwards."""
         raw = data.view(np.uint8)
         if data is self._lent and np.shares_memory(data, self._block[self._filled : self._filled + 1]):
             self._advance(len(raw))
@@ -156,11 +144,7 @@ class OutputFile:
         fcntl.fcntl(self._file, fcntl.F_SETFL, fcntl.fcntl(self._file, fcntl.F_GETFL) & ~_DIRECT)
 
     def finish(self) -> str | None:
-        """Wait until everything is on disk.
-
-        Returns:
-            The file's sha256; ``None`` if it is not hashed.
-        """
+        """Wait until everything is on disk."""
         self._send()
         while self._busy:
             self._finish_oldest()
@@ -171,20 +155,7 @@ class OutputFile:
 
 @contextlib.contextmanager
 def output_file(path: Path, size: int, *, hashed: bool = True, pacing: Pacing = PACING) -> Iterator[OutputFile]:
-    """Create a file and reserve its space on disk.
-
-    Args:
-        path: Path of the new file; it must not exist.
-        size: Number of bytes that will be written.
-        hashed: Whether to hash them while writing.
-        pacing: The sizes in which it is written; the bytes do not depend on them.
-
-    Yields:
-        The file; call `finish` on it at the end.
-
-    Raises:
-        OSError: If the disk is full or fails; at once if that is known in advance.
-    """
+    """Create a file and reserve its space on disk."""
     file, direct = _open(path, size, pacing)
     try:
         _reserve(file, path, size)

@@ -42,12 +42,7 @@ _deadline = _Deadline()
 
 
 def bound_client(client: Any, seconds: float) -> None:
-    """Put bounds on a client of the Hub.
-
-    Args:
-        client: Client made by huggingface_hub.
-        seconds: Longest time for one answer, and for a download without progress.
-    """
+    """Put bounds on a client of the Hub."""
 
     def before(request: Any) -> None:
         _deadline.at = time.monotonic() + seconds
@@ -175,16 +170,7 @@ class _Backend(_httpcore.NetworkBackend):  # type: ignore[misc]
 
 
 def check_listing(where: str, names: Iterable[str], most: int) -> None:
-    """Refuse a listing that is too long, or whose names lead out of a folder.
-
-    Args:
-        where: The repository, for the message.
-        names: Files in it.
-        most: Maximum number of files.
-
-    Raises:
-        HubError: With the reason.
-    """
+    """Refuse a listing that is too long, or whose names lead out of a folder."""
     listed = list(names)
     if len(listed) > most:
         raise HubError(

@@ -33,9 +33,6 @@ def choose_files(names: Iterable[str], hub_id: HubId, *, weights: bool = True) -
 
     ``model.safetensors`` is preferred to shards, OpenCLIP's file and an adapter, and all of these to PyTorch's own
     files. Variants such as ``model.fp16.safetensors`` are never used, and folders are not searched.
-
-    Raises:
-        CheckpointError: If there are no weights, or several files and no known name among them.
     """
     root = [name for name in names if "/" not in name]
     side = [name for name in root if _matches(name, _SIDE_FILES) and not name.endswith(".index.json")]
@@ -43,11 +40,7 @@ def choose_files(names: Iterable[str], hub_id: HubId, *, weights: bool = True) -
 
 
 def choose_weights(root: list[str], hub_id: HubId) -> list[str]:
-    """Pick one set of weights from the names in a model's root.
-
-    Raises:
-        CheckpointError: In the same cases as `choose_files`.
-    """
+    """Pick one set of weights from the names in a model's root."""
     chosen = _first_set(root, _STANDARD_WEIGHTS)
     if chosen:
         return chosen

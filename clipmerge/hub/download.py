@@ -70,11 +70,7 @@ def timeout_seconds() -> float:
 
 
 def connect(endpoint: str | None = None) -> HfApi:
-    """Return a client with a timeout on every request; it draws progress bars on terminals only.
-
-    Args:
-        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
-    """
+    """Return a client with a timeout on every request; it draws progress bars on terminals only."""
     import huggingface_hub
     from huggingface_hub import constants
     from huggingface_hub.utils._http import default_client_factory
@@ -124,9 +120,6 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
 
     With ``HF_HUB_OFFLINE`` set the cached commit is used and ``note`` says so. If the Hub is down, a cached full
     sha is used and ``note`` says so too: a commit cannot be stale.
-
-    Raises:
-        HubError: If the Hub cannot be reached without ``HF_HUB_OFFLINE``, or does not know the name.
     """
     from huggingface_hub import constants
 
@@ -153,20 +146,7 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
 
 
 def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -> FetchedRepo:
-    """Download the files a merge needs, at one commit, into the Hub cache.
-
-    Args:
-        hub_id: The model.
-        weights: False for configuration, processor and tokenizer only.
-        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
-
-    Returns:
-        The files' folder, and their commit.
-
-    Raises:
-        CheckpointError: If the model has no safetensors weights.
-        HubError: If the download fails; a partly downloaded file is resumed the next time.
-    """
+    """Download the files a merge needs, at one commit, into the Hub cache; a partial download is resumed next time."""
     resolved = resolve(hub_id, endpoint=endpoint)
     pinned = hub_id.at(resolved.sha)
     cached = resolved.note is not None
@@ -178,20 +158,7 @@ def fetch(hub_id: HubId, *, weights: bool = True, endpoint: str | None = None) -
 
 
 def download(pinned: HubId, names: Iterable[str], *, cached: bool = False, endpoint: str | None = None) -> Path:
-    """Download files of one commit into the Hub cache.
-
-    Args:
-        pinned: A model or dataset at a commit, from ``resolve``.
-        names: Names of the files.
-        cached: Whether to use only files that are already in the cache.
-        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
-
-    Returns:
-        The folder of the files.
-
-    Raises:
-        HubError: If the download fails; a partly downloaded file is resumed the next time.
-    """
+    """Download files of one commit, from `resolve`, into the Hub cache; with ``cached`` only look them up there."""
     import huggingface_hub
 
     names, folder = list(names), _snapshot(pinned)
@@ -262,16 +229,7 @@ def _shards(folder: Path, wanted: list[str]) -> list[str]:
 
 
 def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Read names, dtypes and shapes of a model's tensors without downloading them.
-
-    Args:
-        hub_id: The model.
-        sha: The commit, from ``resolve``.
-        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
-
-    Returns:
-        (safetensors dtype such as ``"F32"``, shape) by parameter name, in name order.
-    """
+    """Read (safetensors dtype, shape) by name of a model's tensors without downloading them, in name order."""
     api, pinned, seconds = connect(endpoint), hub_id.at(sha), timeout_seconds()
     where: dict[str, Any] = {"repo_id": hub_id.repo_id, "revision": sha}
     with explained(f"reading the tensor names of {pinned}"):

@@ -89,17 +89,7 @@ _WRAPPERS = ("RuntimeError", "LocalEntryNotFoundError")
 
 
 def explain(error: BaseException, *, doing: str, state: str = "", again: str = "") -> HubError:
-    """Describe an exception of the Hub client in one line.
-
-    Args:
-        error: Exception raised by the client; uploads and downloads wrap the real one in ``__cause__``.
-        doing: Operation, with which the line begins: ``"push to acme/robust"``.
-        state: Sentence about the state after the error: ``"Nothing was published."``
-        again: Command that continues, without backticks.
-
-    Returns:
-        The error to raise; a ValueError's or an unknown error's own first line is kept in it.
-    """
+    """Describe an exception of the Hub client in one line."""
     while type(error).__name__ in _WRAPPERS and error.__cause__ is not None:
         error = error.__cause__
     happened, remedy = _row(error)

@@ -32,13 +32,6 @@ class HubId:
 def parse_hub_id(source: str, kind: Literal["model", "dataset"] = "model") -> HubId | None:
     """Read ``org/name``, ``org/name@revision`` or either after ``hf://``.
 
-    Args:
-        source: Text as the user wrote it.
-        kind: Kind of repository.
-
-    Returns:
-        The id, or None if the text cannot be one: the caller then knows which path it looked for.
-
     Example:
         >>> parse_hub_id("hf://openai/clip-vit-base-patch32@refs/pr/3")
         HubId(repo_id='openai/clip-vit-base-patch32', revision='refs/pr/3', kind='model')

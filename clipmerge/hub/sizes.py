@@ -10,17 +10,7 @@ from clipmerge.hub.ids import HubId
 
 
 def file_sizes(pinned: HubId) -> dict[str, int]:
-    """Ask for the sizes of a repository's files.
-
-    Args:
-        pinned: A model or data set at a commit.
-
-    Returns:
-        Bytes by file.
-
-    Raises:
-        HubError: If the Hub refuses or cannot be reached.
-    """
+    """Ask for the sizes of a repository's files."""
     asked: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind, "timeout": timeout_seconds()}
     with explained(f"reading {pinned}"):
         info: Any = patiently(lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **asked))

@@ -18,38 +18,18 @@ Room = Callable[[int, str], Array]
 
 
 def runs(size: int, length: int = CHUNK) -> Iterator[tuple[int, int]]:
-    """Divide a tensor into runs of elements, each given by its start and stop.
-
-    Args:
-        size: Number of elements of the tensor.
-        length: Number of elements per run; the last run may be shorter.
-    """
+    """Divide a tensor into runs of elements, each given by its start and stop."""
     for start in range(0, size, length):
         yield start, min(start + length, size)
 
 
 def may_be_thinned(inputs: Inputs, name: str) -> bool:
-    """Whether entries of a parameter may be dropped: not in a scalar or in batch norm statistics.
-
-    Args:
-        inputs: The checkpoints.
-        name: Canonical parameter name.
-    """
+    """Whether entries of a parameter may be dropped: not in a scalar or in batch norm statistics."""
     return inputs.entries(name)[0].size > 1 and not is_statistic(name)
 
 
 def require_finite_inputs(inputs: Inputs, name: str, theta_0: Values, finetuned: Sequence[Values]) -> None:
-    """Refuse a parameter that holds NaN or Inf in one of the checkpoints.
-
-    Args:
-        inputs: The checkpoints.
-        name: Canonical parameter name.
-        theta_0: A run of its zero-shot entries.
-        finetuned: The same run in each fine-tuned checkpoint.
-
-    Raises:
-        CheckpointError: If an entry is not finite; the message names the checkpoint and the parameter.
-    """
+    """Refuse a parameter that holds NaN or Inf in one of the checkpoints."""
     require_finite(theta_0, name, inputs.zeroshot.source)
     for checkpoint, theta_1 in zip(inputs.finetuned, finetuned, strict=True):
         require_finite(theta_1, name, checkpoint.source)

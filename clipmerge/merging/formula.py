@@ -23,18 +23,9 @@ def weighted_change(
     weights: Sequence[float] = (1.0,),
     out: Values | None = None,
 ) -> Values:
-    """Compute alpha * sum_i weights_i * (theta_i - theta_0).
+    """Compute alpha * sum_i weights_i * (theta_i - theta_0), in the shape and dtype (float32 or float64) of theta_0.
 
-    Args:
-        library: The module ``numpy`` or ``torch``.
-        theta_0: Zero-shot entries, any shape, float32 or float64; never written to.
-        finetuned: Fine-tuned entries of each checkpoint, same shape and dtype.
-        alpha: Mixing coefficient, no unit; an array or tensor broadcasts.
-        weights: Factor of each fine-tuned checkpoint.
-        out: Buffer for the change, same shape and dtype; ``None`` for a new one.
-
-    Returns:
-        The change, same shape and dtype; may be written to.
+    ``alpha`` may be an array or a tensor, which broadcasts; ``out`` is a buffer for the change.
     """
     change = library.subtract(finetuned[0], theta_0, out=out)
     if weights[0] != 1:
@@ -50,17 +41,7 @@ def weighted_change(
 def copied_input(
     theta_0: Values, finetuned: Sequence[Values], alpha: float | Values, weights: Sequence[float]
 ) -> Values | None:
-    """The input that equals a merge without a mask bit for bit, if there is one.
-
-    Args:
-        theta_0: Zero-shot entries.
-        finetuned: Fine-tuned entries of each checkpoint.
-        alpha: See `weighted_change`.
-        weights: See `weighted_change`.
-
-    Returns:
-        theta_0 at alpha 0; at alpha 1 the only theta_i with a weight; else ``None``.
-    """
+    """The input that equals a merge without a mask bit for bit: theta_0 or the only theta_i with a weight."""
     if not isinstance(alpha, (int, float)):
         return None
     taken = [(theta_1, weight) for theta_1, weight in zip(finetuned, weights, strict=True) if weight != 0]

@@ -27,19 +27,7 @@ def merged(
 ) -> Iterator[Array]:
     """Merge, without a mask, a parameter with the same dtype, one of `COMPUTED`, in all checkpoints and the output.
 
-    Args:
-        inputs: The checkpoints.
-        name: Canonical parameter name.
-        alpha: Mixing coefficient, no unit.
-        weights: Factor of each fine-tuned checkpoint.
-        room: Returns buffers to compute in.
-        length: Elements merged at a time.
-
-    Yields:
-        Runs of merged elements in memory order, 1-D.
-
-    Raises:
-        CheckpointError: If an input holds NaN or Inf, or the merge overflows.
+    Yields runs of elements in memory order, 1-D, in buffers from ``room``; NaN, Inf and overflow are errors.
     """
     entry = inputs.entries(name)[0]
     for start, out in _places(entry.size, STORED[entry.dtype], room, length):
@@ -60,21 +48,7 @@ def merged(
 
 
 def copied(name: str, held: Held, others: Sequence[Held], room: Room, length: int) -> Iterator[Array]:
-    """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that name.
-
-    Args:
-        name: Canonical name.
-        held: The checkpoint that holds the tensor, and its key there.
-        others: The other checkpoints whose tensors are checked, likewise.
-        room: Returns buffers to copy to.
-        length: Elements copied at a time.
-
-    Yields:
-        Runs of elements in memory order, 1-D.
-
-    Raises:
-        CheckpointError: If a float holds NaN or Inf, or an integer differs.
-    """
+    """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that name."""
     checkpoint, key = held
     entry = checkpoint.entries[key]
     for start, out in _places(entry.size, STORED[entry.dtype], room, length):

@@ -47,15 +47,7 @@ class RandomKey:
 
 
 def keep_largest(score: Tensor, density: float, *, piece: int = PIECE) -> Tensor:
-    """Select the entries largest by magnitude, ties by index, so that the selection is unique.
-
-    Args:
-        score: Any shape; its sign is ignored.
-        density: Share kept, in (0, 1]; at least one entry is kept.
-        piece: Elements processed at once; the selection does not depend on it.
-
-    Returns:
-        Boolean, same shape.
+    """Select the entries largest by magnitude, ties by index, so that it is unique; boolean, of the same shape.
 
     Example:
         >>> keep_largest(torch.tensor([1.0, -1.0, 0.0, 1.0]), 0.5)
@@ -65,16 +57,7 @@ def keep_largest(score: Tensor, density: float, *, piece: int = PIECE) -> Tensor
 
 
 def keep_first(score: Tensor, count: int, *, piece: int = PIECE) -> Tensor:
-    """Select a number of entries largest by magnitude; of equal ones, those with the lower index.
-
-    Args:
-        score: Any shape; its sign is ignored.
-        count: Number of entries; 0 selects nothing.
-        piece: Elements processed at once; the selection does not depend on it.
-
-    Returns:
-        Boolean, same shape.
-    """
+    """Select a number of entries largest by magnitude; of equal ones, those with the lower index; same shape."""
     size = score.numel()
     if count <= 0 or count >= size:
         return torch.full_like(score, count > 0, dtype=torch.bool)
@@ -93,15 +76,7 @@ def keep_first(score: Tensor, count: int, *, piece: int = PIECE) -> Tensor:
 
 
 def zero_others(values: Tensor, kept: Tensor) -> Tensor:
-    """Zero in place the entries that are not kept; a product would first convert the whole selection to numbers.
-
-    Args:
-        values: Any shape.
-        kept: Boolean, same shape; overwritten.
-
-    Returns:
-        ``values``.
-    """
+    """Zero in place the entries that are not kept; a product would first convert the whole selection to numbers."""
     return values.masked_fill_(kept.logical_not_(), 0.0)
 
 
@@ -138,14 +113,7 @@ def _threshold(values: Array, count: int, piece: int) -> tuple[int, int]:
 def keep_random(shape: torch.Size, density: float | Tensor, key: RandomKey, *, draws: int = DRAWS) -> Tensor:
     """Select entries independently, from a counter-based generator (Philox).
 
-    Args:
-        shape: Shape of the parameter.
-        density: Probability that an entry is kept; a tensor of that shape gives one per entry.
-        key: Seed and parameter name; nothing else matters, so the result depends on neither order nor chunking.
-        draws: Random numbers drawn at once; the selection does not depend on it.
-
-    Returns:
-        Boolean, of the given shape.
+    ``density`` is the probability of each entry, or a tensor of that shape; the draws depend on the key alone.
     """
     generator = key.generator()
     # use the top 53 bits, so that the limit is exact as a float and density 1 keeps everything

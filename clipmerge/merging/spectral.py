@@ -12,14 +12,9 @@ _TINY_SQUARE = 1e-8
 
 
 def spectral_split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Split a matrix into its ``rank`` largest singular directions and the rest.
+    """Split a matrix into its ``rank`` largest singular directions and the rest, both of its shape and dtype.
 
-    Args:
-        matrix: At least 2-D; further dimensions are flattened into the columns.
-        rank: Number of principal directions.
-
-    Returns:
-        Principal part and rest, shape and dtype of ``matrix``; they add up to it.
+    Dimensions after the first are flattened into the columns.
     """
     flat = matrix.flatten(1).double()
     transposed = flat.shape[0] > flat.shape[1]
@@ -33,14 +28,7 @@ def spectral_split(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values of a matrix, largest first.
-
-    Args:
-        matrix: At least 2-D; further dimensions are flattened into the columns.
-
-    Returns:
-        Shape (min(rows, columns),), float64.
-    """
+    """Singular values of a matrix, largest first: (min(rows, columns),), float64; flattened as in `spectral_split`."""
     flat = matrix.flatten(1).double()
     flat = flat.T if flat.shape[0] > flat.shape[1] else flat
     with one_thread():

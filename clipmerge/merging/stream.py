@@ -141,23 +141,14 @@ class MergedTensor:
         return math.prod(self.shape) * DTYPES[self.dtype][1]
 
     def chunks(self, room: Room) -> Iterator[Array]:
-        """Compute the content.
+        """Compute the content: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits).
 
-        Args:
-            room: ``numpy.empty``, or another function that returns a buffer for some of the next elements.
-
-        Returns:
-            Runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits), in a buffer from ``room`` or
-            elsewhere.
+        ``room`` returns a buffer for some of the next elements, such as ``numpy.empty``; a run need not be in one.
         """
         return self.source.chunks(room)
 
     def tensor(self, content: Iterable[Array] | None = None) -> Tensor:
-        """The whole content as a tensor of its own.
-
-        Args:
-            content: Its runs, if `contents_of` has them already.
-        """
+        """The whole content as a tensor of its own."""
         import torch
 
         content_runs = self.chunks(np.empty) if content is None else content
@@ -166,15 +157,7 @@ class MergedTensor:
 
 
 def contents_of(tensors: Sequence[MergedTensor], room: Room) -> Generator[Iterable[Array]]:
-    """Yield each tensor's content in turn; tensors computed as a whole are started early on other cores.
-
-    Args:
-        tensors: The tensors, in the order wanted.
-        room: See `MergedTensor.chunks`.
-
-    Yields:
-        A tensor's runs of elements, to be consumed before the next tensor.
-    """
+    """Yield each tensor's content in turn; tensors computed as a whole are started early on other cores."""
     jobs = [(tensor.nbytes, partial(_begun, tensor)) for tensor in tensors if tensor.source.is_whole]
     if not jobs:  # nothing here needs torch
         yield from (tensor.chunks(room) for tensor in tensors)
@@ -193,20 +176,7 @@ def _begun(tensor: MergedTensor) -> Iterable[Array]:
 def merged_tensors(
     inputs: Inputs, plan: Plan, tensors: PlanTensors | None = None, *, chunk: int = CHUNK
 ) -> list[MergedTensor]:
-    """List the output's tensors, each with its content on demand; nothing is read yet.
-
-    Args:
-        inputs: The aligned checkpoints.
-        plan: The coefficients and masks of the layers; parameters of other layers keep theta_0's bytes.
-        tensors: The plan's scores and coefficients.
-        chunk: Elements merged at a time; the bytes do not depend on it.
-
-    Returns:
-        One entry per tensor, in the zero-shot file's order.
-
-    Raises:
-        CheckpointError: If integer tensors differ in shape. While streaming: a NaN or Inf, or an integer that differs.
-    """
+    """List the output's tensors, each with its content on demand; nothing is read yet."""
     outputs = []
     for name, key in inputs.zeroshot_keys.items():
         if _is_left_out(inputs, plan, name):
@@ -219,14 +189,7 @@ def merged_tensors(
 
 
 def copied_tensors(checkpoint: Checkpoint) -> list[MergedTensor]:
-    """List the unchanged tensors of one checkpoint, each with its content on demand.
-
-    Args:
-        checkpoint: The checkpoint.
-
-    Returns:
-        One entry per tensor; while streaming, NaN and Inf are errors.
-    """
+    """List the unchanged tensors of one checkpoint, each with its content on demand."""
     return [
         MergedTensor(key, key, entry.dtype, entry.shape, Copied(key, (checkpoint, key), entry.dtype))
         for key, entry in checkpoint.entries.items()

@@ -91,11 +91,7 @@ def whole_change(
     mask: str | None = None,
     **mask_inputs: Any,
 ) -> Tensor:
-    """The change of a whole parameter under a mask or a combination; see `merge_tensor`.
-
-    Returns:
-        Shape of theta_0, float32 or float64; add it with `moved`.
-    """
+    """The change of a whole parameter under a mask or a combination, to be added with `moved`; see `merge_tensor`."""
     base, *wide = _widened([theta_0, *finetuned])
     if combine is None:
         change: Tensor = weighted_change(torch, base, wide, alpha=alpha, weights=weights)
@@ -109,16 +105,7 @@ def whole_change(
 
 
 def moved(theta_0: Tensor, change: Tensor, dtype: torch.dtype) -> Tensor:
-    """Add a change that may be zero for dropped entries, which stay zero-shot bit for bit, even negative zero.
-
-    Args:
-        theta_0: Zero-shot parameter, or a run of it.
-        change: Same shape, float32 or float64.
-        dtype: Output dtype.
-
-    Returns:
-        Merged parameter, same shape.
-    """
+    """Add a change that may be zero for dropped entries, which stay zero-shot bit for bit, even negative zero."""
     base = theta_0.to(change.dtype)
     return torch.where(change == 0, base, base + change).to(dtype)
 
@@ -134,17 +121,7 @@ def _widened(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any]) -> Tensor:
-    """Run a mask with the inputs in its signature.
-
-    Args:
-        name: Name of the mask.
-        change: alpha * task_vector, any shape; masks may write into it.
-        theta_0: Zero-shot parameter in the same dtype.
-        inputs: Options and context by name; only those in the mask's signature are passed.
-
-    Returns:
-        The change to make, same shape.
-    """
+    """Run a mask with the inputs in its signature."""
     function = load_plugin("masks", name)
     wanted = inspect.signature(function).parameters
     available = {"theta_0": theta_0, **inputs}
@@ -155,21 +132,7 @@ def apply_mask(name: str, change: Tensor, theta_0: Tensor, inputs: dict[str, Any
 def combination(
     name: str, options: dict[str, Any], weights: Sequence[float], key: RandomKey, *, thinned: bool = True
 ) -> Callable[[Tensor], Tensor]:
-    """Prepare a rule of `clipmerge.combinations` for `merge_tensor`.
-
-    Args:
-        name: Name of the rule.
-        options: Its options.
-        weights: Factor of each fine-tuned checkpoint.
-        key: Seed and parameter name, for random rules.
-        thinned: Whether entries may be dropped: not in a scalar or in batch norm statistics.
-
-    Returns:
-        A function from stacked task vectors (checkpoints, ...) to one (...).
-
-    Raises:
-        RecipeError: If an option is unknown or out of its range.
-    """
+    """Prepare a rule of `clipmerge.combinations`: a function from task vectors (checkpoints, ...) to one (...)."""
     function = load_plugin("combinations", name)
     checked = {**check_options("combinations", name, options), "key": key, "thinned": thinned}
     wanted = inspect.signature(function).parameters
@@ -177,15 +140,7 @@ def combination(
 
 
 def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
-    """Add task vectors one after another, so that the order of the sum is always the same.
-
-    Args:
-        task_vectors: (checkpoints, ...).
-        weights: One factor per checkpoint.
-
-    Returns:
-        (...), a new tensor.
-    """
+    """Add task vectors one after another, always in the same order: (checkpoints, ...) to (...)."""
     total = task_vectors[0] * weights[0]
     for task_vector, weight in zip(task_vectors[1:], weights[1:], strict=True):
         total.add_(task_vector * weight)
@@ -193,19 +148,7 @@ def weighted_sum(task_vectors: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def mask_options(name: str, density: float, options: dict[str, Any]) -> dict[str, Any]:
-    """Complete a mask's options: masks that have a density get it.
-
-    Args:
-        name: Name of the mask.
-        density: Share of the task vector kept.
-        options: The mask's own options.
-
-    Returns:
-        Options to call the mask with.
-
-    Raises:
-        RecipeError: If an option is unknown or out of its range.
-    """
+    """Complete a mask's options: masks that have a density get it."""
     wanted = inspect.signature(load_plugin("masks", name)).parameters
     given = {"density": density, **options} if "density" in wanted else options
     checked = check_options("masks", name, given)

@@ -34,24 +34,7 @@ from clipmerge.plugins import load_plugin
 def merged(
     inputs: Inputs, plan: Plan, name: str, layer: LayerPlan, tensors: PlanTensors, dtype: str, length: int
 ) -> Iterator[Array]:
-    """Merge a parameter under a plan.
-
-    Args:
-        inputs: The checkpoints.
-        plan: The plan.
-        name: Canonical parameter name.
-        layer: The plan's entry for its layer.
-        tensors: The plan's scores and coefficients.
-        dtype: safetensors dtype of the output.
-        length: Elements merged at a time, after masks and combinations of the whole parameter.
-
-    Yields:
-        Runs of merged elements in memory order, 1-D, in stored form.
-
-    Raises:
-        CheckpointError: If an input holds NaN or Inf, or the merge overflows or makes a variance negative.
-        PlanError: If the mask needs a score that the plan lacks.
-    """
+    """Merge a parameter under a plan: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits)."""
     entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
     learned = tensors.coefficients.get(name) if layer.alpha_range else None
     thinned = may_be_thinned(inputs, name)
@@ -128,21 +111,7 @@ def _require_unchanged(inputs: Inputs, name: str, layer: LayerPlan) -> None:
 
 
 def copied(name: str, held: Held, others: Sequence[Held], dtype: str, length: int) -> Iterator[Array]:
-    """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors of that name.
-
-    Args:
-        name: Canonical name.
-        held: The checkpoint that holds the tensor, and its key there.
-        others: The other checkpoints whose tensors are checked, likewise.
-        dtype: safetensors dtype of the output.
-        length: Elements copied at a time.
-
-    Yields:
-        Runs of elements in memory order, 1-D, in stored form.
-
-    Raises:
-        CheckpointError: If a float holds NaN or Inf or overflows, or an integer differs.
-    """
+    """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors of that name."""
     checkpoint, key = held
     entry = checkpoint.entries[key]
     for start, stop in runs(entry.size, length):

@@ -21,19 +21,7 @@ _PLAN_TENSORS = ("scores:", "coefficients:")
 def check_output(
     output: Path, *, overwrite: bool, inputs: Iterable[Path] = (), read: Iterable[Path] = (), record: str = RECORD
 ) -> None:
-    """Refuse an output that would destroy something or cannot be written, before any work is done.
-
-    Args:
-        output: The folder to be written.
-        overwrite: Whether an earlier output may be replaced.
-        inputs: Folders of the checkpoints.
-        read: Other input files, and folders of images.
-        record: The file that identifies an earlier output of the same kind.
-
-    Raises:
-        OutputError: If the folder exists and may not be replaced, contains an input, is in a folder of images, or its
-            place is not writable.
-    """
+    """Refuse an output that would destroy something or cannot be written, before any work is done."""
     _check_length(output)
     _check_apart(output, inputs, read)
     _check_place(output)
@@ -82,16 +70,7 @@ def _not_ours(output: Path, record: str) -> str:
 
 
 def check_output_file(output: Path, beside: Path, *, overwrite: bool) -> None:
-    """Refuse an output file that would destroy something or cannot be written, before any work is done.
-
-    Args:
-        output: The JSON file to be written.
-        beside: The file that may be written beside it.
-        overwrite: Whether both may be replaced, if they are a plan's.
-
-    Raises:
-        OutputError: If one exists and may not be replaced, or their place is not writable.
-    """
+    """Refuse an output file that would destroy something or cannot be written, before any work is done."""
     _check_length(output, beside)
     if output.is_dir() or output.suffix == beside.suffix:
         raise OutputError(f"{output}: a plan is a JSON file; choose another --output, such as plan.json")

@@ -33,22 +33,7 @@ def write_weights(
     single: str = WEIGHTS,
     hashed: bool = True,
 ) -> dict[str, str | None]:
-    """Write the merged tensors as safetensors, one file or shards with their index.
-
-    Args:
-        folder: Folder to write into.
-        tensors: The tensors; their content is read chunk by chunk.
-        layout: Shard names by key; ``None`` for one file.
-        advance: Called with the number of bytes written, for progress.
-        single: Name of the only file.
-        hashed: Whether to hash the weights.
-
-    Returns:
-        The sha256 by file name; ``None`` if the weights are not hashed.
-
-    Raises:
-        CheckpointError: If an input turns out to be damaged while it is read.
-    """
+    """Write the merged tensors as safetensors, one file or shards with their index."""
     files: dict[str, list[MergedTensor]] = {}
     first = next(iter(layout.values())) if layout else single
     for tensor in tensors:
@@ -85,20 +70,7 @@ def _write_index(path: Path, files: dict[str, list[MergedTensor]]) -> str:
 def output_layout(
     inputs: Inputs, tensors: list[MergedTensor], max_shard_size: int | None = None
 ) -> dict[str, str] | None:
-    """Choose the shard of each tensor.
-
-    Args:
-        inputs: The checkpoints.
-        tensors: The output's tensors.
-        max_shard_size: Largest size of a shard in bytes, unless one tensor is larger; ``None`` for the shards of the
-            checkpoint that determines the form of the output.
-
-    Returns:
-        Shards by key; ``None`` if the output is one file.
-
-    Raises:
-        OutputError: If the family's library cannot load shards.
-    """
+    """Choose the shard of each tensor."""
     layout = None if max_shard_size is None else _sized_layout(tensors, max_shard_size)
     if layout and inputs.family.weights != WEIGHTS:
         raise OutputError(f"open_clip loads {inputs.family.weights} but no shards; leave out --max-shard-size")

@@ -22,19 +22,7 @@ _CLIP_WORDS = 49408
 
 
 def write_layout_files(folder: Path, converted: ConvertedCheckpoint, dtype: str) -> list[str]:
-    """Write the files that the other library needs beside the weights.
-
-    Args:
-        folder: Folder to write into.
-        converted: A checkpoint in the layout to write, with a config.
-        dtype: Dtype of the written weights, or ``keep``.
-
-    Returns:
-        Notes for the user, one line each.
-
-    Raises:
-        CheckpointError: If the other library cannot prepare images or texts in the same way.
-    """
+    """Write the files that the other library needs beside the weights; return notes for the user."""
     original, config = converted.original, converted.config or {}
     try:
         if "model_cfg" in config:

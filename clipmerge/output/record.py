@@ -214,23 +214,7 @@ def merge_record(
     command: str = "",
     tensors: PlanTensors | None = None,
 ) -> MergeRecord:
-    """Make the record of a merge.
-
-    Args:
-        inputs: The checkpoints.
-        plan: The plan that was applied, with the inputs' files.
-        output: The folder written; ``None`` for a dry run.
-        files: sha256 by name of each file written; ``None`` if not hashed.
-        seconds: Wall-clock seconds by stage.
-        command: Command that repeats the merge.
-        tensors: The plan's scores and coefficients.
-
-    Returns:
-        The record, with a verdict that matches the plan.
-
-    Raises:
-        PlanError: If the plan does not fit the checkpoints.
-    """
+    """Make the record of a merge."""
     merged = inputs.merged_layers
     plan = plan.checked(merged)
     measured = plan.measurements
@@ -289,18 +273,7 @@ def _layers(
 
 
 def parse_record(text: str, where: str) -> MergeRecord:
-    """Read a record's text.
-
-    Args:
-        text: Content of a ``clipmerge.json``.
-        where: The file, for errors.
-
-    Returns:
-        The record.
-
-    Raises:
-        OutputError: If it is not a record, or is of a newer version.
-    """
+    """Read a record's text."""
     try:
         check_values(text, MOST_RECORD_VALUES)
         data = parse_json(text)
@@ -320,17 +293,7 @@ def parse_record(text: str, where: str) -> MergeRecord:
 
 
 def read_output(folder: Path) -> MergeRecord:
-    """Read the record of a merge output and check that its weights are there.
-
-    Args:
-        folder: A folder written by ``clipmerge merge``.
-
-    Returns:
-        The record.
-
-    Raises:
-        OutputError: If the folder is missing, was not written by clipmerge, or lacks a recorded file.
-    """
+    """Read the record of a merge output and check that its weights are there."""
     path = folder / RECORD
     if not path.is_file():
         what = "no such folder" if not folder.is_dir() else f"no {RECORD} in it"

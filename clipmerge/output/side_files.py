@@ -40,14 +40,6 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
 
     They are those of the fine-tuned checkpoint, unchanged except for the config's dtype. Files that it lacks, and all
     files if it is one tower of a full model, are the zero-shot checkpoint's. A classifier needs no tokenizer.
-
-    Args:
-        folder: Folder to write into.
-        inputs: The checkpoints.
-        dtype: Output dtype, or ``keep``.
-
-    Returns:
-        The sha256 by file name, and notes for the user.
     """
     form = inputs.form if inputs.form.config is not None else inputs.zeroshot
     if isinstance(form, ConvertedCheckpoint):

@@ -17,15 +17,6 @@ def histograms(
 ) -> dict[str, tuple[int, ...]]:
     """Count a model's entries by their coefficient.
 
-    Args:
-        coefficients: Coefficients by parameter: one number, one per row, or one per entry.
-        layers: Parameter names by layer.
-        sizes: Number of entries by parameter.
-
-    Returns:
-        Number of entries in each of `BINS` equal bins from 0 to `TOP`, by tower; values outside count in the bin at
-        that end. Towers without coefficients are left out.
-
     Example:
         >>> import torch
         >>> found = histograms({"w": torch.tensor([0.0, 1.0])}, {"vision.0.mlp": ("w",)}, {"w": 2})
@@ -50,16 +41,7 @@ def _counts(coefficient: Tensor) -> list[int]:
 def zeroshot_shares(
     coefficients: Mapping[str, Tensor], layers: Mapping[str, tuple[str, ...]], sizes: Mapping[str, int]
 ) -> dict[str, float]:
-    """Share of each layer's entries whose learned coefficient is 0: the zero-shot model's bytes.
-
-    Args:
-        coefficients: Coefficients by parameter.
-        layers: Parameter names by layer.
-        sizes: Number of entries by parameter.
-
-    Returns:
-        Share from 0 to 1 by layer; layers without coefficients are left out.
-    """
+    """Share of each layer's entries whose learned coefficient is 0: the zero-shot model's bytes."""
     shares = {}
     for layer, names in layers.items():
         held = [name for name in names if name in coefficients]

@@ -26,12 +26,7 @@ UNKNOWN_SINCE = (
 
 
 def unmeasured(*, with_images: bool, warnings: Collection[str] = ()) -> str:
-    """Say why a merge has no measured effect.
-
-    Args:
-        with_images: Whether the decision had images.
-        warnings: The warnings of the merge.
-    """
+    """Say why a merge has no measured effect."""
     if STALE in warnings:
         return UNKNOWN_SINCE
     return UNVERIFIED if with_images else UNMEASURED

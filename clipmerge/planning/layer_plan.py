@@ -47,17 +47,7 @@ class Combination(Frozen):
 
 
 def check_mask(name: str, layer: LayerPlan, mask: str, parameters: tuple[str, ...]) -> None:
-    """Check one layer's mask rule against the available masks.
-
-    Args:
-        name: The layer's name, for messages.
-        layer: Its settings.
-        mask: Name of its mask.
-        parameters: Names of its parameters.
-
-    Raises:
-        PlanError: If the mask, an option or a parameter is unknown, or the mask has no density.
-    """
+    """Check one layer's mask rule against the available masks."""
     masks = plugin_names("masks")
     if mask not in masks:
         raise PlanError(

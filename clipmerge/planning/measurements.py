@@ -170,11 +170,7 @@ class Measurements(Frozen):
         return table
 
     def __getitem__(self, name: str) -> Statistic:
-        """Return the statistic of this name.
-
-        Raises:
-            KeyError: If it was not measured.
-        """
+        """Return the statistic of this name."""
         for statistic in self.statistics:
             if statistic.name == name:
                 return statistic

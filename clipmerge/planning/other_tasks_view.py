@@ -47,11 +47,7 @@ EXPLANATION = (
 
 
 def other_task_rows(kept: Sequence[OtherTaskScores]) -> tuple[OtherTaskRow, ...]:
-    """Lay out the tasks, one row per number.
-
-    Args:
-        kept: The tasks.
-    """
+    """Lay out the tasks, one row per number."""
     rows = []
     for task in kept:
         finetuned = [measures_of(score) for score in task.finetuned]

@@ -211,17 +211,7 @@ class Plan(Frozen):
         return hashlib.sha256(json.dumps([what, layers], sort_keys=True).encode()).hexdigest()
 
     def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
-        """Check the plan against the existing layers, and its mask rules against the available masks.
-
-        Args:
-            layers: Parameter names by layer.
-
-        Returns:
-            The plan, with a verdict and reasons that match its settings.
-
-        Raises:
-            PlanError: If the plan names an unknown layer, parameter, mask or option.
-        """
+        """Check the plan against the existing layers, and its mask rules against the available masks."""
         if len(self.weights) != len(self.finetuned):
             raise PlanError(
                 f"the plan has {len(self.weights)} weights for {len(self.finetuned)} fine-tuned checkpoints"
@@ -274,17 +264,7 @@ def _is_outdated(worded: str | None, entry: LayerPlan) -> bool:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan written by `Plan.to_json` or by hand.
-
-    Args:
-        path: The JSON file.
-
-    Returns:
-        The plan.
-
-    Raises:
-        PlanError: If it cannot be read or is invalid.
-    """
+    """Read a plan written by `Plan.to_json` or by hand."""
     try:
         text = read_text(path, LARGEST_JSON)
         check_values(text, MOST_RECORD_VALUES)
@@ -309,18 +289,7 @@ def tensors_path(plan: Path) -> Path:
 
 
 def write_plan_files(path: Path, plan: Plan) -> Plan:
-    """Write a plan and its tensors beside it, both completely or not at all.
-
-    Args:
-        path: The JSON file.
-        plan: The plan.
-
-    Returns:
-        The plan as written, naming the tensors' file by hash.
-
-    Raises:
-        OutputError: If a file cannot be written.
-    """
+    """Write a plan and its tensors beside it, both completely or not at all."""
     tensors = plan.held_tensors
     with staged_files(path) as folder:
         if tensors:

@@ -103,11 +103,7 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def recipe_text(name: str) -> str:
-    """Text of a shipped recipe, including comments.
-
-    Raises:
-        RecipeError: If there is no such recipe.
-    """
+    """Text of a shipped recipe, including comments."""
     known = recipe_names()
     if name not in known:
         raise RecipeError(f"no recipe '{name}' (recipes: {', '.join(known)}).{did_you_mean(name, known)}")

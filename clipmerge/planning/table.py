@@ -22,13 +22,6 @@ def columns(rows: Rows) -> list[str]:
 def to_html(rows: Rows, caption: str = "") -> str:
     """Format rows as an HTML table.
 
-    Args:
-        rows: One mapping per row.
-        caption: A sentence above the table.
-
-    Returns:
-        The table; numbers have four significant digits, and every text is escaped.
-
     Example:
         >>> to_html([{"layer": "a<b", "alpha": 0.5}])
         '<table><thead><tr><th>layer</th><th>alpha</th></tr></thead><tbody><tr><td>a&lt;b</td><td>0.5</td></tr></tbody></table>'

@@ -58,17 +58,7 @@ def with_coefficients(
     names: Mapping[str, tuple[str, ...]],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, LayerPlan]:
-    """Store the mean and the range of its coefficients in each layer that has some.
-
-    Args:
-        layers: Settings by layer, as decided by the method.
-        coefficients: Coefficients by parameter.
-        names: Parameter names by layer.
-        shapes: Shapes by parameter.
-
-    Returns:
-        Settings by layer; a layer without coefficients keeps its own alpha.
-    """
+    """Store the mean and the range of its coefficients in each layer that has some."""
     filled = dict(layers)
     for layer, entry in layers.items():
         held = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
@@ -98,17 +88,7 @@ def check_coefficients(
     names: Mapping[str, tuple[str, ...]],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Check a plan, which may have been edited, against its coefficients.
-
-    Args:
-        plan: The plan.
-        coefficients: Coefficients by parameter.
-        names: Parameter names by layer.
-        shapes: Shapes by parameter.
-
-    Raises:
-        PlanError: If they do not match the parameters, or a layer's mean and range.
-    """
+    """Check a plan, which may have been edited, against its coefficients."""
     for name, coefficient in coefficients.items():
         if name not in shapes:
             raise PlanError(f"the plan has coefficients for {name}, which does not exist; plan again")
@@ -149,16 +129,7 @@ def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def coefficients_of_run(coefficient: Tensor, shape: tuple[int, ...], start: int, stop: int | None) -> float | Tensor:
-    """Select the coefficients of a run of entries in memory order.
-
-    Args:
-        coefficient: One number, one per row or one per entry, for a parameter of this shape.
-        shape: The parameter's shape.
-        start: First entry.
-        stop: Entry after the last; ``None`` for the whole parameter, unflattened.
-
-    Returns:
-        The alpha of that run, for `merge_tensor`.
+    """Select the coefficients of a run of entries in memory order; ``stop=None`` takes all, unflattened.
 
     Example:
         >>> import torch

@@ -19,18 +19,7 @@ def verdict_on(
     *,
     finding: str = "",
 ) -> str:
-    """Make a verdict from the settings alone.
-
-    Args:
-        layers: Settings by layer.
-        names: All layers; those without settings stay zero-shot.
-        weights: One factor per fine-tuned checkpoint.
-        combine: The rule that replaces the weighted sum, if any.
-        finding: The method's finding, which does not depend on the settings.
-
-    Returns:
-        A sentence without a full stop.
-    """
+    """Make a verdict from the settings alone."""
     entries = [layers[name] for name in names if name in layers]
     rest = len(names) - len(entries)
     parts = [finding, _distance(entries, rest, _target(weights, combine)), _masks(entries, len(names))]

@@ -47,18 +47,7 @@ def model_card(
     datasets: Iterable[str] = (),
     picture: bool = False,
 ) -> str:
-    """Write the README.md of a merged model.
-
-    Args:
-        record: The merge's record.
-        repo_id: Repository it is published in; None if it is not published.
-        license: The Hub's name of its licence, if known.
-        datasets: Hub ids of data sets used to make it; those used for calibration and evaluation are added.
-        picture: Whether there is a picture of the path beside it.
-
-    Returns:
-        Markdown under YAML front matter, the same text for the same record.
-    """
+    """Write the README.md of a merged model."""
     shown = public_record(record)
     values = {
         "front_matter": _front_matter(shown, repo_id, license, datasets).to_yaml(),
@@ -91,20 +80,7 @@ def published_texts(
     page: Callable[[MergeRecord], str] | None = None,
     picture: Callable[[MergeRecord], bytes | None] | None = None,
 ) -> dict[str, bytes]:
-    """Make the files of an output whose published form differs from that in its folder.
-
-    Args:
-        folder: The output.
-        record: Its record.
-        repo_id: Repository it is published in.
-        license: The Hub's name of its licence, if known.
-        page: Makes the report of a record; without it no report is published.
-        picture: Draws the path of a record; without it no picture is published.
-
-    Returns:
-        Contents by file name: the card with ``repo_id``, the record and the report without local paths, the picture,
-        and results on the Hub's datasets in the Hub's own form. No report or picture is made that the folder lacks.
-    """
+    """Make the files of an output whose published form differs from that in its folder."""
     shown = public_record(record)
     drawn = picture(shown) if picture is not None and (folder / PICTURE).is_file() else None
     card = model_card(record, repo_id=repo_id, license=license, picture=drawn is not None)

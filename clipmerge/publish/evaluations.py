@@ -25,18 +25,7 @@ KEYS = ("accuracy", "images", "sources")
 
 
 def add_results(record: MergeRecord, files: Iterable[Path]) -> MergeRecord:
-    """Add measured accuracies to a merge's record.
-
-    Args:
-        record: The merge's record.
-        files: Output of ``clipmerge evaluate --format json``, or ``sweep.json``; of equal names the last one is used.
-
-    Returns:
-        A record with ``accuracy``, ``images`` and ``sources`` by name.
-
-    Raises:
-        UsageError: If a file is neither, or belongs to another merge.
-    """
+    """Add measured accuracies to a merge's record."""
     merged: dict[str, dict[str, Any]] = {key: dict(getattr(record, key) or {}) for key in KEYS}
     for file in files:
         if None in record.files.values():
@@ -110,11 +99,7 @@ def _point(row: dict[str, Any]) -> Any:
 
 
 def model_index(record: MergeRecord) -> list[Any]:
-    """Turn measured accuracies (shares in 0..1) into a card's model-index entries.
-
-    Returns:
-        `huggingface_hub.EvalResult`, by name.
-    """
+    """Turn measured accuracies (shares in 0..1) into a card's model-index entries."""
     from huggingface_hub import EvalResult
 
     entries = []
@@ -136,11 +121,7 @@ def model_index(record: MergeRecord) -> list[Any]:
 
 
 def eval_result_files(record: MergeRecord) -> dict[str, str]:
-    """Write the Hub's ``.eval_results/*.yaml``, one file per result on a dataset of the Hub.
-
-    Returns:
-        YAML by file name. The format requires a dataset of the Hub, so other results are only in the card.
-    """
+    """Write the Hub's ``.eval_results/*.yaml``, one file per result on a dataset of the Hub."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files: dict[str, str] = {}

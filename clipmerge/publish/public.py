@@ -32,11 +32,7 @@ _LEFT_OUT = "a note was removed because it names files on the author's machine"
 
 
 def public_record(record: MergeRecord) -> MergeRecord:
-    """Return a copy of a record without paths on the author's machine and without tokens.
-
-    Args:
-        record: The record.
-    """
+    """Return a copy of a record without paths on the author's machine and without tokens."""
     clean = _cleaner(record)
     data = _map_text(record.as_json(), lambda text: _MACHINE_PATH.sub("", clean(text).rstrip("/")))
     data["command"] = _public_command(record)

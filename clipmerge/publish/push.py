@@ -79,28 +79,6 @@ def push(
     The model card is written again with the repository's name, and local paths in ``clipmerge.json`` and
     ``report.html`` are reduced to their last component. Files that are not part of the output are not published.
     Weights in the repository that are not in the folder are deleted in the same commit, so that no loader uses them.
-
-    Args:
-        folder: A complete output of ``clipmerge merge``.
-        repo_id: ``org/name``; created if it does not exist.
-        private: Create it private; refused for an existing public one.
-        revision: Branch to commit to, created from the default branch if missing.
-        create_pr: Open a pull request instead of committing.
-        message: Commit message.
-        license: The Hub's name of the model's licence; needed if the sources' differ.
-        yes: Replace other contents of the repository, and a card edited there.
-        evaluations: JSON of `evaluate` or `sweep` whose accuracies go into the card; without any, accuracies of the
-            same weights in the repository are kept.
-        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
-        page: Makes the report of the published record; without it no report is published.
-        picture: Draws the path of the published record; without it no picture is published.
-
-    Returns:
-        The page, the commit, and whether anything was created or changed.
-
-    Raises:
-        OutputError, UsageError: If the folder is incomplete, the name taken, or the licences differ.
-        HubError: If the Hub refuses or fails; the message says what was published and how to go on.
     """
     asked = Push(
         Path(folder), repo_id, private, revision, create_pr, message, license, yes, tuple(evaluations), endpoint
@@ -143,18 +121,7 @@ def _with_held_results(record: MergeRecord, held: MergeRecord | None) -> MergeRe
 
 
 def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
-    """Check a push's name, token and repository before the output exists.
-
-    Args:
-        folder: The folder that will be pushed.
-        repo_id: ``org/name``.
-        private: Whether the repository will be private.
-        endpoint: URL of the Hub; None for ``HF_ENDPOINT`` or huggingface.co.
-
-    Raises:
-        UsageError: If the name is invalid, or contents of the repository would be overwritten.
-        HubError: If there is no token, or it may not write there.
-    """
+    """Check a push's name, token and repository before the output exists."""
     asked, api = Push(folder, repo_id, private, endpoint=endpoint), connect(endpoint)
     _check_names(asked)
     _check_token(api, asked)

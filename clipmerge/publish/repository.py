@@ -82,12 +82,7 @@ class Target:
 
 
 def find_repository(api: HfApi, asked: Push) -> Target | None:
-    """Read the state of the repository; None if it does not exist.
-
-    Raises:
-        UsageError: If it is public and should be private, or holds other contents.
-        HubError: If it cannot be read.
-    """
+    """Read the state of the repository; None if it does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     with explained(asked.doing, state=NOTHING, again=asked.command):
@@ -155,15 +150,6 @@ def check_card(asked: Push, target: Target, ours: bytes = b"") -> None:
 
     A card is clipmerge's own if the record beside it names its blob. A card with front matter only, as written by the
     Hub's page for new repositories, may be overwritten.
-
-    Args:
-        asked: The push; ``--yes`` and ``--create-pr`` skip the check.
-        target: The state of the repository.
-        ours: The card to be published.
-
-    Raises:
-        UsageError: If the card would be lost.
-        HubError: If it cannot be read.
     """
     held = target.files.get(CARD, ("",))[0]
     if not held or asked.yes or asked.create_pr or target.needs_branch:
@@ -180,11 +166,7 @@ def check_card(asked: Push, target: Target, ours: bytes = b"") -> None:
 
 
 def create_repository(api: HfApi, asked: Push) -> Target:
-    """Create an empty repository.
-
-    Raises:
-        HubError: If the Hub refuses or fails; the message says whether there is an empty repository now.
-    """
+    """Create an empty repository."""
     if asked.create_pr:
         raise HubError(
             f"{asked.doing}: not on the Hub, or private, so no pull request can be opened. {NOTHING} "
