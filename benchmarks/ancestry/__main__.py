@@ -22,9 +22,6 @@ def judge(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
     Args:
         pairs: The pairs; those whose shapes differ are left out, because their merge would be refused before this
             check.
-
-    Returns:
-        One JSON-ready row per pair: its name, the truth, the judgement, its evidence and the cosines.
     """
     rows = []
     for pair in pairs:
@@ -48,11 +45,7 @@ def judge(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
 
 
 def further_pairs(file: Path) -> Iterator[Pair]:
-    """Read pairs from elsewhere, each also in the wrong order and with the other pairs' zero-shot models.
-
-    Args:
-        file: JSON list of ``{"name", "zeroshot", "finetuned"}``.
-    """
+    """Read pairs from elsewhere, each also in the wrong order and with the other pairs' zero-shot models."""
     listed = [(str(row["name"]), Path(row["zeroshot"]), Path(row["finetuned"])) for row in json.loads(file.read_text())]
     for name, zeroshot, finetuned in listed:
         yield Pair(name, zeroshot, finetuned, "related")

@@ -91,15 +91,7 @@ class Pair:
 
 
 def make_models(folder: Path, *, zeroshot_steps: int = Training.zeroshot_steps) -> dict[str, Path]:
-    """Train the models that do not exist yet; about ten minutes on one core.
-
-    Args:
-        folder: Folder in which models are kept.
-        zeroshot_steps: Contrastive steps of each pre-training.
-
-    Returns:
-        Folder by name: ``zeroshot-S`` and ``zeroshot-S-REGIME``.
-    """
+    """Train the models that do not exist yet; about ten minutes on one core."""
     found = {}
     for seed in SEEDS:
         base = found[f"zeroshot-{seed}"] = folder / f"zeroshot-{seed}"
@@ -113,11 +105,7 @@ def make_models(folder: Path, *, zeroshot_steps: int = Training.zeroshot_steps) 
 
 
 def pairs_of(models: dict[str, Path]) -> Iterator[Pair]:
-    """Give every fine-tuned model its base, the base of another seed, and the two in the wrong order.
-
-    Args:
-        models: Result of `make_models`.
-    """
+    """Give every fine-tuned model its base, the base of another seed, and the two in the wrong order."""
     for seed in SEEDS:
         other = (seed + 1) % len(SEEDS)
         yield Pair(

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.shifts.controls import free
 from benchmarks.shifts.experiment import TrainedPair, locked
 from benchmarks.shifts.laboratory import IMAGES, Floats, Laboratory, read_claims
 from benchmarks.shifts.ranks import kendall, partial_kendall
@@ -36,13 +35,7 @@ _SHARPNESS: dict[str, Any] = {"name": "first-order", "norm": "l2", "rho": 0.5, "
 
 
 def examine(trained: TrainedPair, file: Path, parts: Iterable[str]) -> None:
-    """Run tests on one pair and add their results to a JSON file; tests with results in the file are skipped.
-
-    Args:
-        trained: The pair.
-        file: The JSON file.
-        parts: Names of tests in PARTS.
-    """
+    """Run tests on one pair and add their results to a JSON file; tests with results in the file are skipped."""
     laboratory = Laboratory(trained)
     for name in parts:
         if name in read_claims(file).get(trained.name, {}):
@@ -215,13 +208,7 @@ def permuted(laboratory: Laboratory) -> dict[str, Any]:
 
 
 def _flags(laboratory: Laboratory, layers: list[str], tests: dict[str, Callable[[Path, str], Path]]) -> dict[str, Any]:
-    """Alter a few layers in turn, and see which are flagged.
-
-    Args:
-        laboratory: The pair's laboratory.
-        layers: Layers from which some are drawn.
-        tests: Functions that write the altered checkpoint, by name of the alteration.
-    """
+    """Alter a few layers in turn, and see which are flagged."""
     before, z = _scored(laboratory, laboratory.measured(**_BARRIER))
     rng = np.random.default_rng(0)
     names = [str(name) for name in rng.choice(sorted(set(z) & set(layers)), size=_PLANTED, replace=False)]
@@ -245,6 +232,5 @@ PARTS: dict[str, Callable[[Laboratory], dict[str, Any]]] = {
     "stability": stability,
     "planted": planted,
     "permuted": permuted,
-    "free": free,
 }
-"""Every test; the last takes longest."""
+"""Every test."""

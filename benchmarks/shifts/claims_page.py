@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,7 @@ from clipmerge.evaluation.tradeoff import interval
 
 
 def claims_section(found: dict[str, Any], pairs: Sequence[Resampled]) -> str:
-    """Write the results of the tests of the paper's claims.
-
-    Args:
-        found: Results by pair.
-        pairs: Pairs of the same benchmark.
-    """
+    """Write the results of the tests of the paper's claims."""
     parts = ["### The paper's claims, tested", _ABOUT.format(pairs=", ".join(found), images=_images(found))]
     parts += [_across(found, pairs)]
     for title, write in (
@@ -27,7 +22,6 @@ def claims_section(found: dict[str, Any], pairs: Sequence[Resampled]) -> str:
         ("Masks against a smaller alpha", _masks),
         ("Are stragglers there, and stable over calibration samples?", _stability),
         ("Are planted stragglers found?", _planted),
-        ("Does `auto` need its box?", _free),
     ):
         told = write(found)
         parts += [f"**{title}**", told] if told else []
@@ -44,7 +38,8 @@ def _images(found: dict[str, Any]) -> int:
     return int(next(iter(found.values()))["images"])
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown, all columns but the first aligned to the right."""
     marks = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, marks, *rows])
 
@@ -61,24 +56,20 @@ def _told(estimate: dict[str, Any], scale: float, digits: int) -> str:
 
 def _across(found: dict[str, Any], pairs: Sequence[Resampled]) -> str:
     """Global against layer-wise sharpness over pairs."""
-    had = [pair for pair in pairs if "sharpness" in found.get(_name(pair), {})]
+    had = [pair for pair in pairs if "sharpness" in found.get(pair.name, {})]
     if len(had) < 4:
         return ""
     gain = np.array([pair.ood[0, pair.record["alphas"].index(0.5)] - pair.ood[0, 0] for pair in had])
     rows = []
     for key, title in (("global", "of the whole network"), ("largest_layer", "of the sharpest layer")):
-        values = np.array([found[_name(pair)]["sharpness"][key] for pair in had])
+        values = np.array([found[pair.name]["sharpness"][key] for pair in had])
         rng = np.random.default_rng(0)
         picks = [rng.integers(len(had), size=len(had)) for _ in range(1000)]
         drawn = interval(np.array([kendall(values[pick], gain[pick]) for pick in picks]))
         rows.append([title, _told({"value": kendall(values, gain), "interval": drawn}, 1.0, 2)])
     title = "**Does sharpness at alpha 0.5 go with the OOD gain of alpha 0.5 over zero-shot?** "
     title += f"{len(had)} pairs."
-    return f"{title}\n\n{_table(['adaptive sharpness (first order, l2)', 'Kendall'], rows)}"
-
-
-def _name(pair: Resampled) -> str:
-    return f"{pair.record['regime']}-{pair.record['seed']}"
+    return f"{title}\n\n{table(['adaptive sharpness (first order, l2)', 'Kendall'], rows)}"
 
 
 def _having(found: dict[str, Any], part: str) -> dict[str, Any]:
@@ -98,7 +89,7 @@ def _rankings(found: dict[str, Any]) -> str:
     for key in next(iter(had.values()))["kendall"]:
         cells = [record["kendall"][key] for record in had.values()]
         rows.append([key, *(f"{_told(c['plain'], 1.0, 2)} / {_told(c['partial'], 1.0, 2)}" for c in cells)])
-    return f"{about}\n\n{_table(['statistic, accuracy', *had], rows)}"
+    return f"{about}\n\n{table(['statistic, accuracy', *had], rows)}"
 
 
 def _choices(found: dict[str, Any]) -> str:
@@ -113,7 +104,7 @@ def _choices(found: dict[str, Any]) -> str:
     for key in next(iter(had.values()))["top minus random"]:
         cells = [(r["choices"][key]["gain"], r["top minus random"][key]) for r in had.values()]
         rows.append([key, *(f"{_told(gain, 100.0, 1)} / {_told(difference, 100.0, 1)}" for gain, difference in cells)])
-    return f"{about}\n\n{_table(['choice', *had], rows)}"
+    return f"{about}\n\n{table(['choice', *had], rows)}"
 
 
 def _masks(found: dict[str, Any]) -> str:
@@ -130,7 +121,7 @@ def _masks(found: dict[str, Any]) -> str:
         told = [f"{100 * c['id']:.1f} / {100 * c['ood']:.1f}" for c in cells]
         gains = [f" ({_told(c['gain'], 100.0, 1)})" if "gain" in c else "" for c in cells]
         rows.append([key, *(f"{both}{gain}" for both, gain in zip(told, gains, strict=True))])
-    return f"{about}\n\n{_table(['mask', *had], rows)}"
+    return f"{about}\n\n{table(['mask', *had], rows)}"
 
 
 def _stability(found: dict[str, Any]) -> str:
@@ -140,7 +131,7 @@ def _stability(found: dict[str, Any]) -> str:
         flagged = "; ".join(", ".join(each) or "none" for each in record["flagged"])
         rows.append([name, flagged, f"{record['jaccard of top']:.2f}"])
     head = ["pair", "stragglers by barrier, one calibration sample after the other", "mean Jaccard of the top three"]
-    return _table(head, rows) if rows else ""
+    return table(head, rows) if rows else ""
 
 
 def _planted(found: dict[str, Any]) -> str:
@@ -162,23 +153,4 @@ def _planted(found: dict[str, Any]) -> str:
         "it passes a barrier that this layer alone makes."
     )
     head = ["pair", "change of one layer", "that layer flagged", "other layers flagged", "its z"]
-    return f"{about}\n\n{_table(head, rows)}"
-
-
-def _free(found: dict[str, Any]) -> str:
-    had = _having(found, "free")
-    if not had:
-        return ""
-    about = (
-        "The images, steps and goal of `auto`, but over the weights themselves, from the middle of the path and "
-        "without bounds; and the result interpolated with the zero-shot model (share 1 is the result). ID / OOD "
-        "accuracy, % (gain over the pair's own WiSE-FT curve at equal ID accuracy, points)."
-    )
-    first = next(iter(had.values()))
-    rows = []
-    for rate, alpha in [(rate, alpha) for rate, shares in first.items() for alpha in shares]:
-        cells = [record[rate][alpha] for record in had.values()]
-        told = [f"{100 * c['id']:.1f} / {100 * c['ood']:.1f}" for c in cells]
-        gains = [_told({"value": c["gain"], "interval": c["interval"]}, 100.0, 1) for c in cells]
-        rows.append([f"rate {rate}, share {alpha}", *(f"{a} ({b})" for a, b in zip(told, gains, strict=True))])
-    return f"{about}\n\n{_table(['free fine-tuning', *had], rows)}"
+    return f"{about}\n\n{table(head, rows)}"

@@ -35,16 +35,7 @@ _QUICK = Evaluation(alphas=(0.0, 0.25, 0.5, 0.75, 1.0), images=64)
 
 
 def run(about: About, layout: Layout, arguments: list[str] | None = None) -> int:
-    """Run one benchmark.
-
-    Args:
-        about: The benchmark's description; its name is also that of its folders in the cache and among the results.
-        layout: Makes the benchmark.
-        arguments: Arguments of the command line.
-
-    Returns:
-        Exit status.
-    """
+    """Run one benchmark."""
     parser = argparse.ArgumentParser(prog=about.command, description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few classes and steps, one pair; under two minutes")
     parser.add_argument("--cache", type=Path, default=None, help="where data and models are kept")
@@ -77,15 +68,19 @@ class _Job:
     recipes: tuple[str, ...]
     again: tuple[str, ...]
 
+    def shift(self) -> Shift:
+        laid_out = self.layout(self.folder, self.quick)
+        return laid_out.quick() if self.quick else laid_out
+
     def zeroshot(self, seed: int) -> None:
         with logged():
-            make_zeroshot(self.layout(self.folder, self.quick), self.folder, seed)
+            make_zeroshot(self.shift(), self.folder, seed)
 
     def pair(self, which: tuple[str, int]) -> Path:
         file = self.results / f"{which[0]}-{which[1]}.json"
         # another process working on the same pair would lose rows
         with logged(), locked(self.folder / f".{file.stem}.lock"):
-            pair = make_pair(self.layout(self.folder, self.quick), self.folder, *which)
+            pair = make_pair(self.shift(), self.folder, *which)
             recipes = contestants(only=self.recipes)
             evaluate_pair(pair, recipes, file, _QUICK if self.quick else None, again=self.again)
         return file
@@ -98,7 +93,7 @@ def _run(name: str, layout: Layout, given: argparse.Namespace) -> None:
     recipes = _names(given.recipes) or (_QUICK_RECIPES if given.quick else ())
     job = _Job(layout, folder, results, given.quick, recipes, _names(given.again))
     contestants(only=recipes)
-    shift = layout(folder, given.quick)
+    shift = job.shift()
     pairs = chosen_pairs(shift, _names(given.only) or tuple(shift.seeds))
     make_images(shift, folder)
     seeds = sorted({shift.zeroshot_seeds.get(seed, 0) for _, seed in pairs})

@@ -22,9 +22,6 @@ def curves(pair: Resampled) -> dict[str, dict[float, Estimate]]:
     """Gain at equal ID accuracy by set of layers and density, for those with which the pair was merged.
 
     Random sets of one density are averaged; their interval resamples the sets as well as the drawings.
-
-    Args:
-        pair: The pair.
     """
     found: dict[str, dict[float, list[Floats]]] = {}
     for row in pair.record["recipes"]:
@@ -40,11 +37,7 @@ def curves(pair: Resampled) -> dict[str, dict[float, Estimate]]:
 
 
 def rows(pair: Resampled) -> list[list[str]]:
-    """Rows of a table: density, then the gain for every set of layers.
-
-    Args:
-        pair: A pair that was merged at several densities.
-    """
+    """Rows of a table: density, then the gain for every set of layers."""
     found = curves(pair)
     densities = sorted({density for each in found.values() for density in each}, reverse=True)
     return [[f"{density:g}", *(_told(found[kind].get(density)) for kind in found)] for density in densities]
@@ -57,14 +50,7 @@ def _told(estimate: Estimate | None) -> str:
 
 
 def densities_png(pairs: Sequence[Resampled]) -> bytes:
-    """Draw the curves, one panel per pair.
-
-    Args:
-        pairs: Pairs that were merged at several densities.
-
-    Returns:
-        A PNG.
-    """
+    """Draw the curves, one panel per pair."""
     figure = Figure(figsize=(4.2 * len(pairs) + 0.6, 3.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(pairs), squeeze=False)[0]
@@ -86,9 +72,7 @@ def densities_png(pairs: Sequence[Resampled]) -> bytes:
                 linewidth=1.2,
                 label=f"{kind} layers",
             )
-        axes.set_title(
-            f"{pair.record['regime']} {pair.record['seed']} (tuning pair, 2 million parameters)", fontsize=10
-        )
+        axes.set_title(f"{pair.name} (tuning pair, 2 million parameters)", fontsize=10)
         axes.set_xlabel("density: share of the layers' change that is kept")
         axes.set_xticks([0.1, 0.3, 0.5, 0.7])
         axes.grid(axis="y", color="#eceff2")

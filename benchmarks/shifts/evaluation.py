@@ -66,15 +66,7 @@ class Contestant:
 
 @cache  # a page asks for them at every table
 def contestants(file: Path = CONTESTANTS, only: tuple[str, ...] = ()) -> tuple[Contestant, ...]:
-    """Load the recipes to compare.
-
-    Args:
-        file: YAML: by group its pairs and its recipes; by name a recipe and its ``--set`` assignments.
-        only: Names to take; empty for all.
-
-    Raises:
-        RecipeError: If a recipe does not exist or an option does not fit.
-    """
+    """Load the recipes to compare."""
     groups: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text(encoding="utf-8"))
     listed = {name: words for group in groups.values() for name, words in group["recipes"].items()}
     unknown = [name for name in only if name not in listed]
@@ -126,15 +118,7 @@ def evaluate_pair(
     *,
     again: Collection[str] = (),
 ) -> None:
-    """Evaluate one pair into its JSON file: the curve once, and every recipe that the file lacks in these settings.
-
-    Args:
-        pair: Checkpoints and pictures.
-        entered: Recipes to compare with the curve; those that are not for this pair are skipped.
-        file: The JSON file, written again after every recipe.
-        how: Settings for every pair; by default the full size.
-        again: Names of recipes to evaluate again, because their code has changed although their settings have not.
-    """
+    """Evaluate one pair into its JSON file: the curve once, and every recipe that the file lacks in these settings."""
     how = how or Evaluation()
     record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     told = how.told | {"made_of": pair.made_of}
@@ -165,7 +149,6 @@ def _request(pair: TrainedPair, how: Evaluation, recipes: Sequence[Recipe], alph
     return SweepRequest(
         zeroshot=str(pair.zeroshot),
         finetuned=str(pair.finetuned),
-        further=tuple(str(each) for each in pair.further),
         id_sources={"test": str(pair.test)},
         ood_sources={name: str(folder) for name, folder in pair.ood.items()},
         recipes=tuple(recipes),

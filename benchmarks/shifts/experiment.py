@@ -19,6 +19,10 @@ from benchmarks.shifts.training import Drawings, Pretraining, Regime, Stills, fi
 from clipmerge.errors import UsageError
 
 _CALIBRATION_SEED, _TEST_SEED, _OOD_SEED = 11, 12, 20
+#: Two ways of fine-tuning that every benchmark has, their seeds, and the pairs on which recipes may be tuned.
+REGIMES = {"mild": Regime(steps=500, rate=2e-4), "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0)}
+SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
+TUNING = frozenset({("aggressive", 0), ("mild", 0)})
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,8 @@ class Shift:
         ood: Pictures unlike those of fine-tuning, by name; no model is trained on any of them.
         zeroshot: Settings for training a zero-shot model.
         regimes: Settings for training a fine-tuned model, by name.
-        seeds: Seeds of each regime, and of each entry of ``together``.
+        seeds: Seeds of each regime.
         further: Further seeds of regimes, whose pairs are made only if they are named.
-        together: By name, the regimes whose models of one seed are merged together.
         zeroshot_seeds: Seed of the zero-shot model by the fine-tuned model's seed, if it is not 0.
         tuning: Regime and seed of the pairs on which recipes may be tuned; all others are held out.
         stills: Number of pictures per drawing that fine-tuning sees repeatedly; if calibration has the same drawings,
@@ -108,12 +111,11 @@ class Shift:
     test: Source
     ood: Mapping[str, Source]
     zeroshot: Pretraining
-    regimes: Mapping[str, Regime]
-    seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    regimes: Mapping[str, Regime] = field(default_factory=lambda: REGIMES)
+    seeds: Mapping[str, tuple[int, ...]] = field(default_factory=lambda: SEEDS)
     further: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    together: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     zeroshot_seeds: Mapping[int, int] = field(default_factory=dict)
-    tuning: frozenset[tuple[str, int]] = frozenset()
+    tuning: frozenset[tuple[str, int]] = TUNING
     stills: int = 0
 
     @property
@@ -128,6 +130,16 @@ class Shift:
     def further_pairs(self) -> list[tuple[str, int]]:
         """Regime and seed of the further pairs, in the order of seeds."""
         return _pairs(self.further)
+
+    def quick(self) -> Shift:
+        """The same with few steps and one pair: tests that everything runs, not the results."""
+        return replace(
+            self,
+            zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2),
+            regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)},
+            seeds={"aggressive": (0,)},
+            further={},
+        )
 
 
 def _pairs(seeds: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
@@ -148,7 +160,6 @@ class TrainedPair:
         test: ID pictures that only evaluation uses.
         ood: Folders by name.
         tuning: Whether recipes may be tuned on it.
-        further: Checkpoint folders of more fine-tuned models, if several are merged.
     """
 
     regime: str
@@ -159,7 +170,6 @@ class TrainedPair:
     test: Path
     ood: dict[str, Path]
     tuning: bool = False
-    further: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -169,7 +179,7 @@ class TrainedPair:
     @property
     def made_of(self) -> list[str]:
         """Folders of the models and the pictures, whose names identify the settings used to make them."""
-        return [self.zeroshot.name, self.finetuned.name, *(each.name for each in self.further), self.test.parent.name]
+        return [self.zeroshot.name, self.finetuned.name, self.test.parent.name]
 
 
 @contextlib.contextmanager
@@ -182,30 +192,13 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def prepare(shift: Shift, folder: Path, regimes: Collection[str]) -> Iterator[TrainedPair]:
-    """Make the pairs of some regimes, one after the other; each is yielded as soon as it is complete.
-
-    Args:
-        shift: The benchmark to make.
-        folder: Cache; models and pictures with other settings have other folders in it.
-        regimes: The regimes to make.
-
-    Raises:
-        UsageError: If there is no such regime.
-    """
+    """Make the pairs of some regimes, one after the other; each is yielded as soon as it is complete."""
     for name, seed in chosen_pairs(shift, regimes):
         yield make_pair(shift, folder, name, seed)
 
 
 def chosen_pairs(shift: Shift, wanted: Collection[str]) -> list[tuple[str, int]]:
-    """Regime and seed of the pairs that are wanted, in the order of seeds.
-
-    Args:
-        shift: The benchmark with its pairs.
-        wanted: Regimes, or pairs such as ``mild-1``; the further pairs only by their own names.
-
-    Raises:
-        UsageError: If there is no such regime or pair.
-    """
+    """Regime and seed of the pairs that are wanted, in the order of seeds."""
     named = {f"{name}-{seed}": (name, seed) for name, seed in [*shift.pairs(), *shift.further_pairs()]}
     unknown = [name for name in wanted if name not in {*shift.seeds, *named}]
     if unknown:
@@ -215,21 +208,13 @@ def chosen_pairs(shift: Shift, wanted: Collection[str]) -> list[tuple[str, int]]
 
 
 def make_pair(shift: Shift, folder: Path, regime: str, seed: int) -> TrainedPair:
-    """Write the pictures and train the models of one pair, except those that exist.
-
-    Args:
-        shift: The benchmark.
-        folder: Cache.
-        regime: Regime of the pair.
-        seed: Seed of the pair.
-    """
+    """Write the pictures and train the models of one pair, except those that exist."""
     images = make_images(shift, folder)
     zeroshot = make_zeroshot(shift, folder, shift.zeroshot_seeds.get(seed, 0))
-    members = shift.together.get(regime, (regime,))
-    finetuned, *further = [_make_finetuned(shift, folder, each, seed, zeroshot) for each in members]
+    finetuned = _make_finetuned(shift, folder, regime, seed, zeroshot)
     ood = {name: images / "ood" / name for name in shift.ood}
     places = images / "calibration", images / "test", ood
-    return TrainedPair(regime, seed, zeroshot, finetuned, *places, (regime, seed) in shift.tuning, tuple(further))
+    return TrainedPair(regime, seed, zeroshot, finetuned, *places, (regime, seed) in shift.tuning)
 
 
 def _make_finetuned(shift: Shift, folder: Path, regime: str, seed: int, zeroshot: Path) -> Path:

@@ -21,9 +21,7 @@ from benchmarks.shifts.evaluation import by_drawing
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.standing import accuracy
 from benchmarks.shifts.standing import draws as drawn
-from clipmerge.api.measure import objective_for
 from clipmerge.api.plan import prepare
-from clipmerge.calibration.objective import Objective
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.distributed import accelerator_for
 from clipmerge.evaluation.points import Point
@@ -36,7 +34,7 @@ from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Recipe
 from clipmerge.progress import Silent
-from clipmerge.request import Calibration, MergeRequest, Run
+from clipmerge.request import Calibration, MergeRequest
 
 Floats = NDArray[np.float64]
 #: Number of calibration images of every measurement here.
@@ -71,13 +69,7 @@ class Laboratory:
         return float(torch.stack(squares).sum().sqrt())
 
     def measured(self, seed: int = 0, finetuned: Path | None = None, **measure: Any) -> Measurements:
-        """Take a measure.
-
-        Args:
-            seed: Seed of the calibration sample.
-            finetuned: Checkpoint to use instead of the pair's.
-            measure: ``name`` and options.
-        """
+        """Take a measure."""
         recipe = Recipe(name="laboratory", measure=measure, method={"name": "wise-ft", "alpha": 0.5})
         calibration = Calibration(source=str(self.trained.calibration), images=IMAGES, device="cpu", held_back=0.0)
         sources = (str(self.trained.zeroshot), (str(finetuned or self.trained.finetuned),))
@@ -87,21 +79,8 @@ class Laboratory:
         assert plan.measurements is not None  # it was asked for
         return plan.measurements
 
-    def objective(self, images: int = IMAGES, seed: int = 0) -> Objective:
-        """The calibration loss of this pair on this many images."""
-        calibration = Calibration(source=str(self.trained.calibration), images=images, device="cpu", held_back=0.0)
-        recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
-        sources = (str(self.trained.zeroshot), (str(self.trained.finetuned),))
-        return objective_for(Run(self.inputs, Silent()), MergeRequest(*sources, recipe, calibration, seed))[0]
-
     def planned(self, layers: Mapping[str, Mapping[str, Any]], seed: int = 0, **others: Any) -> Point:
-        """Make a plan with settings for some layers, and others for all the rest.
-
-        Args:
-            layers: Entries of the `LayerPlan` by layer.
-            seed: Seed of random masks.
-            others: The entries for every other layer.
-        """
+        """Make a plan with settings for some layers, and others for all the rest."""
         recipe = Recipe(name="laboratory", method={"name": "wise-ft", "alpha": 0.5})
         plan = prepare(MergeRequest(str(self.trained.zeroshot), (str(self.trained.finetuned),), recipe), Silent()).plan
         assert plan is not None
@@ -110,10 +89,6 @@ class Laboratory:
 
     def accuracy(self, points: Sequence[Point], draws: int) -> tuple[Floats, Floats]:
         """Evaluate points.
-
-        Args:
-            points: Points to evaluate.
-            draws: Number of resamples of the drawings, the same for every source and pair.
 
         Returns:
             ID and mean OOD accuracy, each of shape (1 + draws, points), the measured values first.
@@ -130,14 +105,7 @@ class Laboratory:
         return found["test"], np.mean([found[name] for name in self.trained.ood], axis=0)
 
     def altered(self, folder: Path, layer: str, factor: float | None, seed: int = 0) -> Path:
-        """Write the fine-tuned checkpoint with another task vector in one layer.
-
-        Args:
-            folder: Folder to write; replaced.
-            layer: The layer to change.
-            factor: Factor of the task vector; ``None`` for a random one of the same length in every parameter.
-            seed: Seed of the random task vector.
-        """
+        """Write the fine-tuned checkpoint with another task vector in one layer."""
         generator = torch.Generator().manual_seed(seed)
         weights = {}
         for name in self.layers[layer]:
@@ -153,11 +121,6 @@ class Laboratory:
         """Write the fine-tuned checkpoint with the hidden units of one mlp in another order.
 
         It computes the same, but the straight path to it passes a barrier that this layer alone makes.
-
-        Args:
-            folder: Folder to write; replaced.
-            layer: An mlp.
-            seed: Seed of the order.
         """
         weights = {name: self.inputs.theta_1(name) for name in self.layers[layer] if ".fc" in name}
         hidden = next(weight for name, weight in weights.items() if name.endswith("fc1.bias")).numel()
@@ -170,12 +133,7 @@ class Laboratory:
         return self.written(folder, weights)
 
     def written(self, folder: Path, weights: Mapping[str, Tensor]) -> Path:
-        """Write the fine-tuned checkpoint with some weights replaced.
-
-        Args:
-            folder: Folder to write; replaced.
-            weights: New values by parameter.
-        """
+        """Write the fine-tuned checkpoint with some weights replaced."""
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.trained.finetuned, folder)
         file = folder / "model.safetensors"

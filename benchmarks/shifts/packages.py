@@ -13,18 +13,7 @@ from clipmerge.errors import DataError
 
 
 def fetch_packages(packages: Iterable[str], folder: Path) -> dict[str, Path]:
-    """Download packages with `npm pack` and unpack them, unless that was done before.
-
-    Args:
-        packages: Names with their versions, such as ``@fontsource/lora@5.3.0``.
-        folder: Folder in which they are kept.
-
-    Returns:
-        The root folder of each package.
-
-    Raises:
-        DataError: If npm is missing or a package cannot be fetched.
-    """
+    """Download packages with `npm pack` and unpack them, unless that was done before."""
     roots = {}
     for package in sorted(set(packages)):
         root = folder / re.sub(r"\W+", "-", package).strip("-")

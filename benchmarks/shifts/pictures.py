@@ -181,14 +181,7 @@ class Pictures:
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> None:
-    """Write plain pictures of drawings as PNG files, one subfolder per class, completely or not at all.
-
-    Args:
-        folder: Folder to write; left unchanged if it exists.
-        classes: Folder of each class.
-        taken: Pictures to write. A file is named after the thing it shows and its number among the pictures of that
-            thing.
-    """
+    """Write plain pictures of drawings as PNG files, one subfolder per class, completely or not at all."""
     if folder.is_dir():
         return
     scratch = folder.with_name(f".{folder.name}")
@@ -203,11 +196,7 @@ def write_pictures(folder: Path, classes: tuple[str, ...], taken: Pictures) -> N
 
 
 def taken_images(taken: Pictures) -> Iterator[list[Image]]:
-    """Take one picture of every drawing, then the next one of every drawing, and so on.
-
-    Args:
-        taken: Pictures to make; with more copies the first ones stay the same.
-    """
+    """Take one picture of every drawing, then the next one of every drawing, and so on."""
     generator = torch.Generator().manual_seed(taken.seed)
     for _ in range(taken.copies):
         pixels = photographed(taken.drawings.float() / 255, PLAIN, generator)

@@ -12,17 +12,7 @@ MODELS = "CLIP of 2 million parameters"
 
 
 def regime_png(title: str, regime: str, pairs: Sequence[Resampled], recipes: Sequence[str]) -> bytes:
-    """Draw one regime, averaged over its pairs, with 95% intervals in both directions.
-
-    Args:
-        title: Title of the benchmark, which names its data.
-        regime: Regime in which the pairs were fine-tuned.
-        pairs: The regime's pairs.
-        recipes: Recipes to draw beside the curve; each averaged over the pairs that have it.
-
-    Returns:
-        A PNG.
-    """
+    """Draw one regime, averaged over its pairs, with 95% intervals in both directions."""
     record = pairs[0].record
     shown = {
         "id": record["id"],

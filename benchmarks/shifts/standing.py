@@ -35,6 +35,11 @@ class Resampled:
     ood: Floats
 
     @property
+    def name(self) -> str:
+        """Regime and seed in one word."""
+        return f"{self.record['regime']}-{self.record['seed']}"
+
+    @property
     def curve(self) -> slice:
         """The points that make the curve."""
         return slice(0, len(self.record["curve"]))
@@ -59,19 +64,9 @@ class Resampled:
         """Index of the single alpha that is best by the OOD labels themselves."""
         return int(np.argmax(self.ood[0, self.curve]))
 
-    def above_oracle(self, recipe: str) -> tuple[Floats, Floats]:
-        """ID and OOD accuracy minus those of the oracle alpha, each of shape (1 + resamples,)."""
-        place = self.point(recipe)
-        return self.id[:, place] - self.id[:, self.oracle], self.ood[:, place] - self.ood[:, self.oracle]
-
 
 def resampled(record: dict[str, Any], resamples: int = RESAMPLES) -> Resampled:
-    """Resample the things that the pictures of one pair show.
-
-    Args:
-        record: The pair's JSON.
-        resamples: Number of draws; the seed is fixed, so that pairs of one benchmark share them.
-    """
+    """Resample the things that the pictures of one pair show."""
     parts = [record["correct"], *(row["correct"] for row in record["recipes"])]
     correct = {name: np.vstack([unpacked(part[name]) for part in parts]) for name in record["correct"]}
     times = draws(record["things"], resamples)
@@ -82,10 +77,6 @@ def resampled(record: dict[str, Any], resamples: int = RESAMPLES) -> Resampled:
 
 def draws(things: Mapping[str, Sequence[int]], resamples: int) -> dict[str, Floats]:
     """Draw things with replacement, the same in every source that shows them.
-
-    Args:
-        things: Things that the drawings show, by source.
-        resamples: Number of draws.
 
     Returns:
         By source, how often each of its drawings was drawn, shape (1 + resamples, drawings); once in row 0.

@@ -17,11 +17,7 @@ Groups = Mapping[tuple[str, str], Sequence[Resampled]]
 
 
 def held_out(testbeds: Mapping[str, Sequence[Resampled]]) -> dict[tuple[str, str], list[Resampled]]:
-    """Held-out pairs on which the main recipe has been run, by title of the testbed and regime.
-
-    Args:
-        testbeds: All pairs of each testbed, by its title.
-    """
+    """Held-out pairs on which the main recipe has been run, by title of the testbed and regime."""
     found: dict[tuple[str, str], list[Resampled]] = {}
     for title, pairs in testbeds.items():
         for pair in pairs:
@@ -37,11 +33,7 @@ def gain_of(recipe: str, pairs: Sequence[Resampled]) -> Estimate:
 
 
 def rows(groups: Groups) -> list[list[str]]:
-    """Rows of the table: pairs, accuracies of both ends and of `auto`, and gains of the main recipes.
-
-    Args:
-        groups: Result of `held_out`.
-    """
+    """Rows of the table: pairs, accuracies of both ends and of `auto`, and gains of the main recipes."""
     lines = []
     for (title, regime), pairs in groups.items():
         zeroshot, finetuned = (_both(pairs, [place] * len(pairs)) for place in (0, len(pairs[0].record["curve"]) - 1))
@@ -57,14 +49,7 @@ def _both(pairs: Sequence[Resampled], places: Sequence[int]) -> str:
 
 
 def summary_png(groups: Groups) -> bytes:
-    """Draw the gains with their intervals, one line per testbed and regime.
-
-    Args:
-        groups: Result of `held_out`.
-
-    Returns:
-        A PNG.
-    """
+    """Draw the gains with their intervals, one line per testbed and regime."""
     figure = Figure(figsize=(8.0, 1.2 + 0.62 * len(groups)), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -125,13 +125,7 @@ def captions_of(classes: tuple[str, ...]) -> list[str]:
 
 
 def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
-    """Train a zero-shot model like CLIP and save it, unless it exists.
-
-    Args:
-        drawings: All drawings that it may see.
-        how: Settings.
-        folder: Folder of the checkpoint.
-    """
+    """Train a zero-shot model like CLIP and save it, unless it exists."""
     if folder.is_dir():
         return
     captions = captions_of(drawings.classes)
@@ -159,15 +153,7 @@ def pretrain(drawings: Drawings, how: Pretraining, folder: Path) -> None:
 
 
 def finetune(learned: Drawings | Stills, regime: Regime, seed: int, zeroshot: Path, folder: Path) -> None:
-    """Fine-tune a zero-shot model by cross-entropy over the class prompts and save it, unless it exists.
-
-    Args:
-        learned: Drawings of one style, of which each step makes new pictures; or fixed pictures.
-        regime: Settings.
-        seed: Seed of the batches and the pictures.
-        zeroshot: Checkpoint to start from.
-        folder: Folder of the fine-tuned checkpoint.
-    """
+    """Fine-tune a zero-shot model by cross-entropy over the class prompts and save it, unless it exists."""
     if folder.is_dir():
         return
     model, tools = CLIPModel.from_pretrained(zeroshot), CLIPProcessor.from_pretrained(zeroshot)

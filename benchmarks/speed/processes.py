@@ -40,19 +40,7 @@ class Outcome:
 def run(
     command: list[str], environment: dict[str, str] | None = None, folder: Path | None = None
 ) -> tuple[Outcome, str]:
-    """Run a command to its end.
-
-    Args:
-        command: Program and arguments.
-        environment: Variables to set in addition to the existing ones.
-        folder: Working folder; ``None`` for this process's.
-
-    Returns:
-        Its time and memory, and its stdout.
-
-    Raises:
-        SystemExit: If it fails; its stderr is shown.
-    """
+    """Run a command to its end."""
     begin, cpu_before = time.perf_counter(), _children_cpu()
     with TemporaryFile("w+") as out, TemporaryFile("w+") as err:  # a pipe nobody reads would fill and stop them
         # an installed program has its bytecode; if it could not be written, every run would compile every module
@@ -92,11 +80,7 @@ def summary(values: list[float]) -> dict[str, Any]:
 
 
 def checkout_environment(checkout: Path | None) -> dict[str, str]:
-    """Variables with which ``python -m clipmerge`` runs another checkout's code; none for this one's.
-
-    Args:
-        checkout: The other checkout; the command must also run in that folder.
-    """
+    """Variables with which ``python -m clipmerge`` runs another checkout's code; none for this one's."""
     return {"PYTHONPATH": str(checkout)} if checkout else {}
 
 

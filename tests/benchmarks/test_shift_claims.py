@@ -1,8 +1,7 @@
-"""The paper's claims, and the control without the box."""
+"""The paper's claims."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
 from pathlib import Path
@@ -13,11 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from benchmarks.shifts import claims, claims_page, controls, ranks, standing
+from benchmarks.shifts import claims, claims_page, ranks, standing
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.laboratory import Laboratory
-from clipmerge.calibration.goal import Goal, goal_at
-from clipmerge.calibration.learning import prepare as prepare_steps
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.progress import Silent
 
@@ -98,34 +95,6 @@ def _tensor(output: object) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output  # type: ignore[attr-defined,no-any-return]
 
 
-@pytest.mark.slow
-@pytest.mark.uncounted
-def test_free_fine_tuning_lowers_the_goal_and_leaves_the_box(
-    laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(controls, "_IMAGES", 12)
-    folder = controls._finetuned(laboratory, 1e-3, tmp_path / "free")
-    ends = [
-        load_file(each / "model.safetensors") for each in (laboratory.trained.zeroshot, laboratory.trained.finetuned)
-    ]
-    free = load_file(folder / "model.safetensors")
-    outside = [
-        (value < torch.minimum(*(end[name] for end in ends))) | (value > torch.maximum(*(end[name] for end in ends)))
-        for name, value in free.items()
-    ]
-    assert any(bool(each.any()) for each in outside)
-
-    def goal(finetuned: Path, alpha: float) -> float:
-        other = Laboratory(dataclasses.replace(laboratory.trained, finetuned=finetuned))
-        objective = other.objective(12)
-        plan = prepare_steps(objective, Goal(0.3), 4)
-        objective.path.move_to(alpha)
-        with torch.no_grad():
-            return sum(float(goal_at(objective, step, Goal(0.3))[0]) for step in plan)
-
-    assert goal(folder, 1.0) < goal(laboratory.trained.finetuned, 0.5)
-
-
 def test_matched_layers_are_others_of_nearly_the_same_length() -> None:
     names = [f"vision.{n}" for n in range(12)]
     lengths = np.arange(12.0)
@@ -147,8 +116,6 @@ def test_claims_are_examined_once_and_written_out(
     monkeypatch.setattr(claims, "_INSTABILITY", {"name": "layer-instability", "points": 1})
     monkeypatch.setattr(claims, "_CUMULATIVE", {"name": "cumulative-barrier", "points": 1})
     monkeypatch.setattr(claims, "_BARRIER", {"name": "path-barrier", "nodes": 1, "tolerance": 1e9})
-    monkeypatch.setattr(controls, "RATES", (1e-4,))
-    monkeypatch.setattr(controls, "_IMAGES", 12)
     file = tmp_path / "claims.json"
     claims.examine(evaluated[0], file, claims.PARTS)
     written = file.stat().st_mtime_ns
@@ -165,6 +132,5 @@ def test_claims_are_examined_once_and_written_out(
         "top 3 by cumulative from last",
         "Masks against a smaller alpha",
         "Are planted stragglers found",
-        "free fine-tuning",
     ):
         assert title in page

@@ -18,8 +18,6 @@ from benchmarks.shifts.emoji import glyphs
 from benchmarks.shifts.emoji import shift as emoji
 from benchmarks.shifts.emoji_roles import shift as emoji_roles
 from benchmarks.shifts.experiment import Shift, Source, TrainedPair, chosen_pairs, prepare
-from benchmarks.shifts.fashion import clothes
-from benchmarks.shifts.fashion import shift as fashion
 from benchmarks.shifts.fonts import shift as fonts
 from benchmarks.shifts.packages import fetch_packages
 from benchmarks.shifts.training import Drawings, Pretraining, Regime, pretrain
@@ -27,6 +25,12 @@ from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.progress import Silent
 from tests.support.tiny_shift import SIZE
+
+
+def inversion(taken: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    """A change of pictures."""
+    return 1 - taken
+
 
 STILL = pictures.Strength(degrees=0, zoom=(1, 1), shift=0, background=1, contrast=0, noise=0, blur=0)
 
@@ -60,15 +64,6 @@ def test_every_style_is_drawn_from_the_seed_and_stays_a_picture() -> None:
         assert one.max() <= 1
 
 
-@pytest.mark.parametrize("corruption", clothes.CORRUPTIONS, ids=lambda change: change.__name__)
-def test_corruptions_change_every_picture(corruption: pictures.Change) -> None:
-    taken = torch.rand(5, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    changed = corruption(taken, torch.Generator().manual_seed(1))
-    assert changed.shape == taken.shape
-    assert torch.equal(changed, corruption(taken, torch.Generator().manual_seed(1)))
-    assert ((changed - taken).abs().amax(dim=(1, 2, 3)) > 0.1).all()
-
-
 # --- emoji
 
 
@@ -83,8 +78,6 @@ def test_a_missing_npm_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DataError, match=r"no `npm`; install Node"):
         fetch_packages(["@fontsource/lora@5.3.0"], tmp_path)
-    with pytest.raises(DataError, match="no `apt-get`"):
-        clothes.fetch_package(tmp_path)
 
 
 # --- training
@@ -103,7 +96,7 @@ def tiny_shift() -> Shift:
         finetuning=ones,
         calibration=Source(pixels[:3], labels[:3], copies=2),
         test=Source(pixels[:3], labels[:3], copies=4),
-        ood={"others": Source(pixels[3:], labels[3:], copies=2, change=clothes.inversion)},
+        ood={"others": Source(pixels[3:], labels[3:], copies=2, change=inversion)},
         zeroshot=Pretraining(steps=2, batch=4, width=32, vision_layers=1, text_layers=1),
         regimes={"both": Regime(steps=2, rate=1e-2, batch=4), "image": Regime(steps=2, rate=1e-2, text=False, batch=4)},
         seeds={"both": (0, 1), "image": (0,)},
@@ -210,7 +203,7 @@ def test_stills_are_the_calibration_pictures_and_those_alone_are_learned(tiny_sh
 
 
 def test_fine_tuning_learns_drawings_in_the_pictures_that_their_source_has(tiny_shift: Shift, tmp_path: Path) -> None:
-    dark = replace(tiny_shift.finetuning, change=clothes.inversion)
+    dark = replace(tiny_shift.finetuning, change=inversion)
     taken, inverted = (
         experiment._drawings(tiny_shift, source).pictures(5, torch.Generator().manual_seed(0))
         for source in (tiny_shift.finetuning, dark)
@@ -239,15 +232,14 @@ def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "recipes"),
     # learning is the same code on all
-    [("emoji", command._QUICK_RECIPES), ("fashion", ("lines",)), ("fonts", ("lines",))],
-    ids=["emoji", "fashion", "fonts"],
+    [("emoji", command._QUICK_RECIPES), ("fonts", ("lines",))],
+    ids=["emoji", "fonts"],
 )
 def test_the_quick_size_runs_from_nothing(
     name: str, recipes: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     about, layout = {
         "emoji": (emoji.ABOUT, emoji.emoji_shift),
-        "fashion": (fashion.ABOUT, fashion.fashion_shift),
         "fonts": (fonts.ABOUT, fonts.fonts),
     }[name]
     try:
@@ -275,5 +267,5 @@ def assert_roles_differ(one: Shift, other: Shift) -> None:
 
 def test_the_command_tells_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--quick", "--cache", str(tmp_path), "--recipes", "nobody"]
-    assert command.run(fashion.ABOUT, fashion.fashion_shift, arguments) == 1
+    assert command.run(emoji.ABOUT, emoji.emoji_shift, arguments) == 1
     assert capsys.readouterr().err.startswith("error: contestants.yaml has no contestant 'nobody'")

@@ -86,11 +86,7 @@ def plain(name: str) -> str:
 
 
 def emoji_names() -> dict[str, str]:
-    """List every emoji of one code point with its English name.
-
-    Raises:
-        DataError: If the package `emoji` is not installed.
-    """
+    """List every emoji of one code point with its English name."""
     try:
         import emoji
     except ImportError as error:
@@ -105,14 +101,7 @@ def emoji_names() -> dict[str, str]:
 
 
 def class_files(roots: dict[str, Path]) -> dict[str, dict[str, Path]]:
-    """Find the emoji that every vendor draws.
-
-    Args:
-        roots: The root folder of each package.
-
-    Returns:
-        Files by class folder and vendor; sorted.
-    """
+    """Find the emoji that every vendor draws."""
     names = emoji_names()
     found = {}
     for symbol, name in names.items():
@@ -138,14 +127,8 @@ def class_folder(name: str) -> str:
 def rendered(file: Path) -> Tensor:
     """Render one drawing, whole and centred.
 
-    Args:
-        file: An SVG, or a picture that Pillow reads.
-
     Returns:
         RGBA of 8 bits, shape (4, GLYPH_SIZE, GLYPH_SIZE).
-
-    Raises:
-        DataError: If resvg-py is not installed or cannot render it.
     """
     import numpy as np
     import torch
@@ -175,33 +158,14 @@ def _svg_pixels(file: Path) -> bytes:
 def load_glyphs(folder: Path, classes: int | None = None) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Render every class of every vendor, or read earlier renderings.
 
-    Args:
-        folder: Cache of the packages and of the pictures.
-        classes: Number of classes, spread evenly over the sorted names; ``None`` for all.
-
     Returns:
         Class folders, sorted; and by vendor RGBA of 8 bits, shape (classes, 4, GLYPH_SIZE, GLYPH_SIZE).
-
-    Raises:
-        DataError: If a package or a library is missing.
     """
     return _load(folder, f"glyphs-{classes or 'all'}", lambda names: spread(names, classes or len(names)))
 
 
 def load_other_glyphs(folder: Path, taken: int, classes: int) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-    """Render classes that `load_glyphs` leaves out, and some of its classes if there are not enough others.
-
-    Args:
-        folder: As in `load_glyphs`.
-        taken: Number of classes requested from `load_glyphs`.
-        classes: Number of classes to return.
-
-    Returns:
-        The same as `load_glyphs`.
-
-    Raises:
-        DataError: If a package or a library is missing.
-    """
+    """Render classes that `load_glyphs` leaves out, and some of its classes if there are not enough others."""
     return _load(folder, f"glyphs-{classes}-beside-{taken}", lambda names: beside(names, taken, classes))
 
 

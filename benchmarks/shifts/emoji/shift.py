@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.shifts import experiment
 from benchmarks.shifts.emoji.glyphs import load_glyphs
 from benchmarks.shifts.experiment import About, Shift, Source
 from benchmarks.shifts.training import Pretraining, Regime
@@ -23,21 +24,17 @@ FINETUNED = "twemoji"
 CLASSES = 800
 _QUICK_CLASSES = 24
 
-REGIMES = {
-    "mild": Regime(steps=500, rate=2e-4),
-    "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0),
+REGIMES = experiment.REGIMES | {
     "frozen-text": Regime(steps=500, rate=1e-3, text=False),
     "long": Regime(steps=800, rate=5e-4, weight_decay=0.3),
 }
-#: Fine-tuned models of one zero-shot model that are merged together.
-TOGETHER = {"several": tuple(REGIMES)}
-SEEDS = dict.fromkeys(REGIMES, (0, 1, 2)) | {"several": (1,)}
+SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
 #: Held-out pairs that run only when `--only` names them: seeds 3 and 4 were first trained when the defaults of 0.1 had
 #: been chosen, seed 5 for the choices that came after, and seed 6 when those had been made.
 FURTHER = dict.fromkeys(REGIMES, (3, 4, 5, 6))
 #: Held-out pairs, except for long-0, start from zero-shot models of their own.
 ZEROSHOT_SEEDS = {1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 6: 3}
-TUNING = frozenset({("aggressive", 0), ("mild", 0), ("frozen-text", 0)})
+TUNING = experiment.TUNING | {("frozen-text", 0)}
 ABOUT = About(
     name="emoji_shift",
     module="benchmarks.shifts.emoji",
@@ -49,15 +46,7 @@ ABOUT = About(
 
 
 def emoji_shift(folder: Path, quick: bool = False) -> Shift:
-    """Lay out the benchmark.
-
-    Args:
-        folder: Cache of the packages and of the rendered glyphs.
-        quick: Few classes, few steps and one pair: tests that everything runs, not the results.
-
-    Raises:
-        DataError: If a package or a library is missing.
-    """
+    """Lay out the benchmark."""
     names, glyphs = load_glyphs(folder, _QUICK_CLASSES if quick else CLASSES)
     labels = torch.arange(len(names))
     every = {vendor: Source(glyphs[vendor], labels) for vendor in (*PRETRAINED, *UNSEEN)}
@@ -72,11 +61,10 @@ def emoji_shift(folder: Path, quick: bool = False) -> Shift:
         calibration=Source(glyphs[FINETUNED], labels, copies=2),
         test=Source(glyphs[FINETUNED], labels, copies=2),
         ood=ood | {vendor: every[vendor] for vendor in UNSEEN},
-        zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else Pretraining(),
-        regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)} if quick else REGIMES,
-        seeds={"aggressive": (0,)} if quick else SEEDS,
-        further={} if quick else FURTHER,
-        together=TOGETHER,
+        zeroshot=Pretraining(),
+        regimes=REGIMES,
+        seeds=SEEDS,
+        further=FURTHER,
         zeroshot_seeds=ZEROSHOT_SEEDS,
         tuning=TUNING,
     )

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from benchmarks.shifts.emoji.glyphs import load_other_glyphs
 from benchmarks.shifts.emoji.shift import CLASSES as CLASSES_OF_EMOJI
-from benchmarks.shifts.experiment import About, Shift, Source
-from benchmarks.shifts.training import Pretraining, Regime
+from benchmarks.shifts.experiment import SEEDS, About, Shift, Source
+from benchmarks.shifts.training import Pretraining
 
 PRETRAINED = ("twemoji", "fluent-3d")
 #: Pretraining sees every second class of these, beginning at this place; the others are OOD.
@@ -27,12 +27,8 @@ _QUICK_CLASSES = 24  # as many classes as the other split's quick size has, but 
 #: Number of pictures per drawing that fine-tuning learns, and number of them that recipes may use.
 _STILLS, _CALIBRATION = 8, 2
 
-ZEROSHOT = Pretraining(steps=2000, width=64, vision_layers=4)
-REGIMES = {"mild": Regime(steps=500, rate=2e-4), "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0)}
-SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
 #: Every seed has a zero-shot model of its own.
 ZEROSHOT_SEEDS = {1: 1, 2: 2}
-TUNING = frozenset({("aggressive", 0), ("mild", 0)})
 ABOUT = About(
     name="emoji_roles",
     module="benchmarks.shifts.emoji_roles",
@@ -44,15 +40,7 @@ ABOUT = About(
 
 
 def emoji_roles(folder: Path, quick: bool = False) -> Shift:
-    """Lay out the benchmark.
-
-    Args:
-        folder: Cache of the packages and of the rendered glyphs.
-        quick: Few classes, few steps and one pair: tests that everything runs, not the results.
-
-    Raises:
-        DataError: If a package or a library is missing.
-    """
+    """Lay out the benchmark."""
     taken, classes = (_QUICK_CLASSES, _QUICK_CLASSES) if quick else (CLASSES_OF_EMOJI, CLASSES)
     names, glyphs = load_other_glyphs(folder, taken, classes)
     labels = torch.arange(len(names))
@@ -70,11 +58,8 @@ def emoji_roles(folder: Path, quick: bool = False) -> Shift:
         calibration=Source(glyphs[FINETUNED], labels, copies=_CALIBRATION),
         test=Source(glyphs[FINETUNED], labels, copies=2),
         ood={vendor: Source(glyphs[vendor][kept], kept, copies=2, things=kept) for vendor, kept in ood.items()},
-        zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else ZEROSHOT,
-        regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)} if quick else REGIMES,
-        seeds={"aggressive": (0,)} if quick else SEEDS,
+        zeroshot=Pretraining(steps=2000, width=64, vision_layers=4),
         zeroshot_seeds=ZEROSHOT_SEEDS,
-        tuning=TUNING,
         stills=_STILLS,
     )
 

@@ -45,15 +45,7 @@ def _name_and_weight(face: str) -> tuple[str, str]:
 
 
 class Face:
-    """One face.
-
-    Args:
-        face: Its spelling.
-        root: Root folder of its package.
-
-    Raises:
-        DataError: If the package has no such weight.
-    """
+    """One face."""
 
     def __init__(self, face: str, root: Path) -> None:
         """Find the files."""
@@ -78,14 +70,8 @@ class Face:
     def drawn(self, character: str) -> Tensor:
         """Draw one character in black, centred, its longer side always of the same length.
 
-        Args:
-            character: A character in ``file_of``.
-
         Returns:
             RGBA of 8 bits, shape (4, SIZE, SIZE).
-
-        Raises:
-            DataError: If the drawing is empty.
         """
         import numpy as np
         import torch
@@ -113,15 +99,7 @@ class Face:
 
 
 def open_faces(faces: Iterable[str], folder: Path) -> dict[str, Face]:
-    """Fetch the packages of some faces.
-
-    Args:
-        faces: Their spellings.
-        folder: Folder in which packages are kept.
-
-    Raises:
-        DataError: If a package cannot be fetched or has no such weight.
-    """
+    """Fetch the packages of some faces."""
     wanted = list(dict.fromkeys(faces))
     roots = fetch_packages([package_of(face) for face in wanted], folder)
     return {face: Face(face, roots[package_of(face)]) for face in wanted}
@@ -130,17 +108,9 @@ def open_faces(faces: Iterable[str], folder: Path) -> dict[str, Face]:
 def load_drawings(folder: Path, faces: Sequence[str], characters: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Draw every character of every face, or read earlier drawings.
 
-    Args:
-        folder: Cache of the packages and of the drawings.
-        faces: Their spellings.
-        characters: Characters to draw, if the face has them.
-
     Returns:
         For each face the drawings, RGBA of 8 bits, shape (N, 4, SIZE, SIZE), and their indices in ``characters``, shape
         (N,), ascending.
-
-    Raises:
-        DataError: If a package or a library is missing.
     """
     import torch
     from safetensors.torch import load_file, save_file

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.shifts.experiment import About, Shift, Source
+from benchmarks.shifts.experiment import SEEDS, About, Shift, Source
 from benchmarks.shifts.fonts.characters import CHARACTERS, class_folder
 from benchmarks.shifts.fonts.faces import load_drawings
-from benchmarks.shifts.training import Pretraining, Regime
+from benchmarks.shifts.training import Pretraining
 
 PRETRAINED = (
     *("noto-serif", "eb-garamond", "playfair-display", "pt-serif", "vollkorn", "alegreya", "lora-700", "cardo"),
@@ -43,12 +43,8 @@ UNSEEN = ("pixel", "blackletter", "sketched")
 
 #: Share of the signs that are light on dark.
 _LIGHT = 0.9
-ZEROSHOT = Pretraining(steps=3000)
-REGIMES = {"mild": Regime(steps=500, rate=2e-4), "aggressive": Regime(steps=500, rate=3e-3, weight_decay=0.0)}
-SEEDS = dict.fromkeys(REGIMES, (0, 1, 2))
 #: Every seed has a zero-shot model of its own.
 ZEROSHOT_SEEDS = {1: 1, 2: 2}
-TUNING = frozenset({("aggressive", 0), ("mild", 0)})
 ABOUT = About(
     name="fonts",
     module="benchmarks.shifts.fonts",
@@ -60,15 +56,7 @@ ABOUT = About(
 
 
 def fonts(folder: Path, quick: bool = False) -> Shift:
-    """Lay out the benchmark.
-
-    Args:
-        folder: Cache of the packages and of the drawings.
-        quick: Few classes and faces, few steps and one pair: tests that everything runs, not the results.
-
-    Raises:
-        DataError: If a package or a library is missing.
-    """
+    """Lay out the benchmark."""
     characters = CHARACTERS[:: len(CHARACTERS) // 24] if quick else CHARACTERS
     order = sorted(characters, key=class_folder)
     faces = 2 if quick else None
@@ -84,11 +72,8 @@ def fonts(folder: Path, quick: bool = False) -> Shift:
         calibration=replace(_shared(drawn(CALIBRATION), copies=2), change=signs),
         test=replace(_shared(drawn(TEST)), change=signs),
         ood={name: _shared(drawn(names)) for name, names in OOD.items()},
-        zeroshot=Pretraining(steps=30, batch=64, width=64, vision_layers=2) if quick else ZEROSHOT,
-        regimes={"aggressive": Regime(steps=20, rate=3e-3, batch=64)} if quick else REGIMES,
-        seeds={"aggressive": (0,)} if quick else SEEDS,
+        zeroshot=Pretraining(steps=3000),
         zeroshot_seeds=ZEROSHOT_SEEDS,
-        tuning=TUNING,
     )
 
 

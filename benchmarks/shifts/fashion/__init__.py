@@ -1,1 +1,0 @@
-"""Fashion-MNIST and corruptions: a second, cheaper distribution shift."""
