@@ -20,6 +20,7 @@ from benchmarks.shifts.training import save
 from clipmerge.demo import data, training
 from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.training import Training
+from clipmerge.images.digits import as_rgb
 from clipmerge.parallel import one_thread
 
 #: Seeds of the pre-trainings; nothing else differs between them.
@@ -142,7 +143,7 @@ def _finetune(base: Path, folder: Path, how: FineTuning, seed: int) -> None:
 
     def loss(_: float) -> Tensor:
         picked = torch.randint(len(ink), (64,), generator=generator)
-        pixels = training.normalised(data.as_rgb(ink[picked])).to(how.dtype)
+        pixels = training.normalised(as_rgb(ink[picked])).to(how.dtype)
         logits = model(input_ids=tokens["input_ids"], pixel_values=pixels).logits_per_image
         return cross_entropy(logits.float(), digits[picked])
 

@@ -17,7 +17,7 @@ from PIL.Image import Image
 from torch import Generator, Tensor
 from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
-from clipmerge.demo.data import SIZE, as_images
+from clipmerge.images.digits import SIZE, as_images
 
 #: Function from pictures in [0, 1], shape (N, 3, SIZE, SIZE), and a source of randomness to pictures of the same shape.
 Change = Callable[[Tensor, Generator], Tensor]

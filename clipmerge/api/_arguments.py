@@ -18,7 +18,7 @@ from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import is_there
 from clipmerge.images.columns import Columns
-from clipmerge.images.places import local_inputs
+from clipmerge.images.file_store import local_inputs
 from clipmerge.images.prompts import check_templates
 from clipmerge.planning.choices import Device, OutputDtype
 from clipmerge.planning.merge_effect import MAX_LOSS

@@ -47,7 +47,7 @@ from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import standings
 from clipmerge.images.dataset import LabelledImages
-from clipmerge.images.places import local_inputs
+from clipmerge.images.file_store import local_inputs
 from clipmerge.planning.choices import Missing
 from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.planning.recipe import load_recipe

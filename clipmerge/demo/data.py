@@ -9,37 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING
 
-from clipmerge.errors import DataError
+from clipmerge.images.digits import CLASS_NAMES, SIZE, as_rgb, read_digits
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from torch import Generator, Tensor
-
-CLASS_NAMES: tuple[str, ...] = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-)
-"""Words for the digits 0 to 9, used in folder names and captions."""
 
 TEMPLATE: str = "a photo of a {}."
 """Template of the class prompts; also the most frequent caption."""
 
 SHIFTS: tuple[str, ...] = ("noise", "inversion", "rotation", "blur")
 """The shifted copies of the test images, in the order of the demo's table."""
-
-SIZE = 32
-"""Height and width of an image, in pixels."""
 
 _SPLITS = {"train": 1100, "calibration": 297, "test": 400}
 _SPLIT_SEED = 0
@@ -61,95 +42,24 @@ def captions() -> list[str]:
     return [template.format(thing) for thing in things for template in _TEMPLATES]
 
 
-@cache
-def _bundled_digits() -> tuple[Tensor, Tensor]:
-    """Read scikit-learn's digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), and labels (1797,)."""
-    import torch
-    from torch.nn.functional import interpolate
-
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            "the handwritten digits come from scikit-learn, which is not installed. Run `pip install 'clipmerge[demo]'`"
-        ) from error
-    bunch = load_digits()
-    small = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
-    ink = interpolate(small, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
-    return ink, torch.from_numpy(bunch.target).long()
-
-
 def ink_of(split: str) -> tuple[Tensor, Tensor]:
-    """Return the clean digits of one split.
-
-    Args:
-        split: ``all``, ``train``, ``calibration`` or ``test``; the last three are disjoint.
+    """Clean digits of ``train``, ``calibration`` or ``test``, which are disjoint.
 
     Returns:
         Ink in [0, 1], shape (N, 1, SIZE, SIZE), and digits 0 to 9, shape (N,).
-
-    Raises:
-        DataError: If there is no such split, or scikit-learn is not installed.
     """
     import torch
 
-    if split not in ("all", *_SPLITS):
-        raise DataError(f"no split '{split}' of the digits; expected all, {', '.join(_SPLITS)}")
-    ink, digits = _bundled_digits()
-    if split == "all":
-        return ink, digits
+    ink, digits = read_digits()
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(_SPLIT_SEED))
     parts = dict(zip(_SPLITS, torch.split(order, list(_SPLITS.values())), strict=True))
     return ink[parts[split]], digits[parts[split]]
 
 
-def digit_images(split: str) -> tuple[list[Image], list[int]]:
-    """Return the clean digits of one split as images, light on dark.
-
-    Args:
-        split: ``all``, ``train``, ``calibration`` or ``test``; the last three are disjoint.
-
-    Returns:
-        RGB images of SIZE x SIZE pixels, and the digit 0 to 9 of each.
-
-    Raises:
-        DataError: If there is no such split, or scikit-learn is not installed.
-    """
-    ink, digits = ink_of(split)
-    return as_images(as_rgb(ink)), digits.tolist()
-
-
-def as_rgb(ink: Tensor) -> Tensor:
-    """Repeat grey (N, 1, H, W) into colour (N, 3, H, W)."""
-    return ink.expand(-1, 3, -1, -1)
-
-
-def as_images(pixels: Tensor) -> list[Image]:
-    """Turn pixels in [0, 1], shape (N, 3, H, W), into 8-bit RGB images."""
-    import torch
-    from PIL import Image
-
-    eight_bit = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return [Image.fromarray(array) for array in eight_bit]
-
-
 def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
-    """Apply one shift to clean digits, always with the same result.
-
-    Args:
-        shift: One of SHIFTS.
-        ink: Ink in [0, 1], shape (N, 1, SIZE, SIZE).
-
-    Returns:
-        Pixels in [0, 1], shape (N, 3, SIZE, SIZE).
-
-    Raises:
-        DataError: If there is no such shift.
-    """
+    """Apply one shift to clean digits, always with the same result."""
     import torch
 
-    if shift not in SHIFTS:
-        raise DataError(f"no shift '{shift}'; expected {', '.join(SHIFTS)}")
     generator = torch.Generator().manual_seed(_SHIFT_SEED)
     count = len(ink)
     if shift == "noise":
@@ -167,17 +77,7 @@ def shifted_pixels(shift: str, ink: Tensor) -> Tensor:
 def styled_batch(
     ink: Tensor, digits: Tensor, generator: Generator, *, rate: float = STYLE_RATE
 ) -> tuple[Tensor, list[str]]:
-    """Draw random styles for every digit, and a caption that names the digit and, usually, one of its styles.
-
-    Args:
-        ink: Ink in [0, 1], shape (N, 1, SIZE, SIZE).
-        digits: Digits 0 to 9, shape (N,).
-        generator: Source of all randomness.
-        rate: Chance of each style in each image, 0 to 1.
-
-    Returns:
-        Pixels in [0, 1], shape (N, 3, SIZE, SIZE), and N captions.
-    """
+    """Draw random styles for every digit, and a caption that names the digit and, usually, one of its styles."""
     import torch
 
     pixels = as_rgb(ink)
@@ -287,14 +187,7 @@ _STYLES: dict[str, Callable[[Tensor, Generator], Tensor]] = {
 
 
 def _posed(pixels: Tensor, degrees: Tensor, zoom: Tensor, offset: Tensor) -> Tensor:
-    """Rotate, zoom and move each image about its centre; outside, its edge is repeated.
-
-    Args:
-        pixels: Shape (N, C, H, W).
-        degrees: Angle, counter-clockwise, shape (N,).
-        zoom: Factor, shape (N,); above 1 the digit gets larger.
-        offset: Shape (N, 2), in half images.
-    """
+    """Rotate, zoom and move each image about its centre; outside, its edge is repeated."""
     import torch
     from torch.nn.functional import affine_grid, grid_sample
 

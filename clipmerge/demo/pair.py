@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 from clipmerge.demo import data as demo_data
 from clipmerge.demo import training as demo_training
-from clipmerge.demo.data import CLASS_NAMES, SHIFTS, TEMPLATE, digit_images
+from clipmerge.demo.data import SHIFTS, TEMPLATE
 from clipmerge.demo.training import Training
 from clipmerge.errors import OutputError
 from clipmerge.files.cache import user_cache
+from clipmerge.images.digits import CLASS_NAMES, as_images, as_rgb
 from clipmerge.parallel import one_thread
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ __all__ = [
     "DemoPair",
     "Training",
     "cache_folder",
-    "digit_images",
     "prepare",
 ]
 
@@ -79,21 +79,7 @@ def prepare(
     advance: Callable[[str, float], None] | None = None,
     training: Training = _FULL_TRAINING,
 ) -> DemoPair:
-    """Train the demo's two models and write its images, unless the folder holds them already.
-
-    Args:
-        folder: Output folder. It is written under another name and renamed, so it is complete or absent; a folder of
-            another version is replaced.
-        advance: Called with the current activity and the completed share of the whole, 0 to 1.
-        training: Settings; the default takes about a minute on two cores.
-
-    Returns:
-        The paths.
-
-    Raises:
-        DataError: If scikit-learn is not installed.
-        OutputError: If the folder cannot be written, or holds other files.
-    """
+    """Train the demo's two models and write its images, unless the folder holds them already."""
     fingerprint = _fingerprint(training)
     if _is_finished(folder, fingerprint):
         return _pair(folder, cached=True)
@@ -203,8 +189,8 @@ def _save(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
 def _write_images(pair: DemoPair) -> None:
     ink, digits = demo_data.ink_of("test")
     calibration_ink, calibration_digits = demo_data.ink_of("calibration")
-    _write_classes(pair.calibration, demo_data.as_rgb(calibration_ink), calibration_digits)
-    _write_classes(pair.clean, demo_data.as_rgb(ink), digits)
+    _write_classes(pair.calibration, as_rgb(calibration_ink), calibration_digits)
+    _write_classes(pair.clean, as_rgb(ink), digits)
     for shift, folder in pair.shifted.items():
         _write_classes(folder, demo_data.shifted_pixels(shift, ink), digits)
 
@@ -213,7 +199,7 @@ def _write_classes(folder: Path, pixels: Tensor, digits: Tensor) -> None:
     """Write images (N, 3, SIZE, SIZE) in [0, 1] as PNG files, one subfolder per class."""
     for name in CLASS_NAMES:
         (folder / name).mkdir(parents=True)
-    for number, (image, digit) in enumerate(zip(demo_data.as_images(pixels), digits.tolist(), strict=True)):
+    for number, (image, digit) in enumerate(zip(as_images(pixels), digits.tolist(), strict=True)):
         image.save(folder / CLASS_NAMES[digit] / f"{number:04d}.png")
 
 

@@ -14,7 +14,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.demo import data as demo_data
-from clipmerge.demo.data import CLASS_NAMES, SIZE, STYLE_RATE, TEMPLATE
+from clipmerge.demo.data import STYLE_RATE, TEMPLATE
+from clipmerge.images.digits import CLASS_NAMES, SIZE, as_rgb
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -52,11 +53,7 @@ class Training:
 
 
 def processor(captions: list[str]) -> CLIPProcessor:
-    """Make the processor: images of SIZE x SIZE scaled to [-1, 1], and CLIP's tokenizer with a small vocabulary.
-
-    Args:
-        captions: Texts whose words are the vocabulary.
-    """
+    """Make the processor: images of SIZE x SIZE scaled to [-1, 1], and CLIP's tokenizer with a small vocabulary."""
     from transformers import CLIPImageProcessor, CLIPProcessor
 
     image_processor = CLIPImageProcessor(
@@ -72,9 +69,6 @@ def caption_tokenizer(captions: list[str]) -> Any:
     """Learn a byte-level BPE in which each word of the captions is one token; other text is split into letters.
 
     As in OpenAI's vocabulary the end-of-text token has the highest id and is used for padding.
-
-    Args:
-        captions: The texts.
     """
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
@@ -162,15 +156,7 @@ def train_zeroshot(
 
 
 def contrastive_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """CLIP's symmetric loss for images that may share a caption; each caption is encoded once.
-
-    Args:
-        logits: Scaled similarities, shape (images, distinct captions).
-        target: Caption of each image, shape (images,).
-
-    Returns:
-        Scalar; equals CLIP's if all captions differ.
-    """
+    """CLIP's symmetric loss for images that may share a caption; each caption is encoded once."""
     import torch
     from torch.nn.functional import cross_entropy, one_hot
 
@@ -194,7 +180,7 @@ def finetune(
 
     def loss(_: float) -> Tensor:
         picked = torch.randint(len(ink), (training.finetune_batch,), generator=generator)
-        pixels = normalised(demo_data.as_rgb(ink[picked]))
+        pixels = normalised(as_rgb(ink[picked]))
         return cross_entropy(model(input_ids=tokens, pixel_values=pixels).logits_per_image, digits[picked])
 
     parameters = [parameter for name, parameter in model.named_parameters() if name != "logit_scale"]
@@ -215,16 +201,7 @@ def fit(
     *,
     weight_decay: float = 0.05,
 ) -> None:
-    """Minimise with AdamW: a short warm-up to ``rate``, then half a cosine to zero.
-
-    Args:
-        parameters: The parameters to train.
-        loss: Returns the loss of a new batch, given the completed share of the steps, 0 to 1.
-        steps: Number of steps.
-        rate: Peak learning rate.
-        report: Called with the completed share.
-        weight_decay: AdamW's, per step and unit of learning rate.
-    """
+    """Minimise with AdamW: a short warm-up to ``rate``, then half a cosine to zero."""
     import torch
 
     warm_up = max(1, steps // 10)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.store import Store
 from clipmerge.models import ImageTextModel
 
 if TYPE_CHECKING:
@@ -224,13 +225,12 @@ class _Scaled:
 
 
 @dataclass(frozen=True)
-class _Corrupted:
+class _Corrupted(Store):
     """A store of images under one corruption, which is applied when they are read."""
 
     scaled: _Scaled
     corruption: str
     positions: tuple[int, ...]
-    blocks: tuple[int, ...] = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         return [{"bytes": self._encoded(self.positions[at]), "path": None} for at in positions]

@@ -73,21 +73,16 @@ MOST_PIXELS = 1 << 26
 MOST_STRETCHED = 30
 #: Number of scans over the whole image, as in progressive JPEGs; real ones have about ten.
 MOST_SCANS = 50
-#: Segments, chunks or blocks of an encoded image before its pixels.
-MOST_PARTS = 100_000
-#: Bytes of a run-length encoded BMP, whose runs are decoded one by one.
-LARGEST_RUNS = 2 * MIB
 #: Images of one source.
 MOST_IMAGES = 3_000_000
-#: Bytes of images from Parquet held at once, if that is more than `MOST_INFLATION` times the bytes read.
+#: Bytes of images from Parquet held at once, or declared for one row group, if that is more than `MOST_INFLATION`
+#: times the file.
 LARGEST_HELD = 512 * MIB
 #: Bytes of a label in a tar archive: a number, a name, a JSON object.
 LARGEST_LABEL = MIB
 #: Bytes of a tar header with a long name or with attributes.
 LARGEST_TAR_HEADER = MIB
-#: Bytes of a decompressed page in Parquet, if that is more than `MOST_INFLATION` times the page.
-LARGEST_PAGE = 128 * MIB
-#: Largest ratio of the decompressed size of a large page to its own size.
+#: Largest ratio of the decompressed size of a large row group in Parquet to the size of its file.
 MOST_INFLATION = 8
 #: Structures in the footer of a Parquet file: row groups, columns and their descriptions.
 MOST_FOOTER_PARTS = 200_000

@@ -69,21 +69,7 @@ def read_batches(
     share: tuple[int, int] = (0, 1),
     skipped: Container[int] = (),
 ) -> Iterator[Batch]:
-    """Decode and preprocess images, batch by batch, in their order.
-
-    Args:
-        images: The images; all are used.
-        batch_size: Images per batch; the last may be smaller.
-        to_pixels: The checkpoint's own preprocessing, RGB images -> (batch, 3, height, width) float32.
-        skipped: Numbers of the batches that are left out, and not decoded.
-        share: This process's index and the number of processes; batches are dealt out in turn.
-
-    Yields:
-        This process's batches, on the CPU.
-
-    Raises:
-        DataError: If an image cannot be decoded.
-    """
+    """Decode and preprocess images, batch by batch, in their order."""
     import torch
 
     rank, world = share

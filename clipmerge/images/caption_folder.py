@@ -8,7 +8,7 @@ from clipmerge.errors import DataError, shorten
 from clipmerge.files.limits import MOST_IMAGES
 from clipmerge.files.reading import Unreadable, read_text
 from clipmerge.files.side_files import lies_in
-from clipmerge.images.folder import Files, is_image_name
+from clipmerge.images.folder import FolderStore, is_image_name
 
 _CAPTIONS = ".txt"
 
@@ -21,19 +21,8 @@ def captioned_files(folder: Path) -> list[Path]:
     return [path for path in listed if path.with_suffix(_CAPTIONS).is_file()]
 
 
-def read_captioned(source: str, folder: Path) -> tuple[Files, tuple[tuple[str, ...], ...]]:
-    """Read the captions of a folder; no image is opened.
-
-    Args:
-        source: The source as the user wrote it, for messages.
-        folder: The folder.
-
-    Returns:
-        The images, and the captions of each.
-
-    Raises:
-        DataError: If an image has no caption, or a text cannot be read.
-    """
+def read_captioned(source: str, folder: Path) -> tuple[FolderStore, tuple[tuple[str, ...], ...]]:
+    """Read the captions of a folder; no image is opened."""
     files = captioned_files(folder)
     alone = [path.name for path in sorted(folder.iterdir()) if is_image_name(path.name) and path not in set(files)]
     if alone:
@@ -44,7 +33,7 @@ def read_captioned(source: str, folder: Path) -> tuple[Files, tuple[tuple[str, .
     leading_out = [path.name for path in everything if not lies_in(folder, path)]
     if leading_out:
         raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there")
-    return Files(tuple(map(str, files))), tuple(_captions(source, path.with_suffix(_CAPTIONS)) for path in files)
+    return FolderStore(tuple(map(str, files))), tuple(_captions(source, path.with_suffix(_CAPTIONS)) for path in files)
 
 
 def _captions(source: str, file: Path) -> tuple[str, ...]:

@@ -20,22 +20,10 @@ _WORDNET = re.compile(r"n\d{8}")
 
 
 def names_of(source: str, opened: Labelled, classes: ClassNames) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Name a source's classes.
-
-    Args:
-        source: The source as the user wrote it, for messages.
-        opened: The source.
-        classes: File with class names, or the names; ``None`` for the source's own, with spaces for underscores.
-
-    Returns:
-        One name per class, and notes for the user.
-
-    Raises:
-        DataError: If the classes are bare numbers, or the names do not fit them.
-    """
+    """One name per class, given or the source's own with spaces for underscores; and notes for the user."""
     if classes is not None:
         names = read_class_names(classes, list(opened.classes), numbered=not opened.named)
-        return names, _shared(_called(classes), names)
+        return names, _shared(_title(classes), names)
     if not opened.named:
         beyond = len(opened.classes) > len(opened.labels)
         ids = "; if they are ids, name the column of the labels with --label-column" if beyond else ""
@@ -65,21 +53,8 @@ def _shared(source: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbered: bool = False) -> tuple[str, ...]:
-    """Read class names, or take those that were given.
-
-    Args:
-        given: The names in the order of the classes, or a file with them: text with one name per line, or
-            ``class<TAB>name`` lines; or JSON, a list or an object with names by class.
-        classes: The source's names of its classes, in its order: folders sorted, a table's own order, numbers from 0.
-        numbered: Whether classes are numbers, so that there may be more names than numbers seen.
-
-    Returns:
-        One name per class.
-
-    Raises:
-        DataError: If it cannot be read, or names do not fit the classes or are not texts.
-    """
-    data, path = (_parsed_names(given) if isinstance(given, Path) else list(given)), _called(given)
+    """Read class names, or take those that were given."""
+    data, path = (_parsed_names(given) if isinstance(given, Path) else list(given)), _title(given)
     if isinstance(data, dict):
         missing = [name for name in classes if name not in data]
         if missing:
@@ -98,7 +73,7 @@ def read_class_names(given: Path | Sequence[str], classes: list[str], *, numbere
     return _checked_names(path, names)
 
 
-def _called(given: Path | Sequence[str]) -> str:
+def _title(given: Path | Sequence[str]) -> str:
     return str(given) if isinstance(given, Path) else "the class names given"
 
 
@@ -109,10 +84,12 @@ def _parsed_names(path: Path) -> Any:
         data: Any = parse_json(text) if path.suffix == ".json" else None
     except Unreadable as error:
         raise DataError(f"{path}: cannot be read as class names ({error})") from None
-    if data is None:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return dict(line.split("\t", 1) for line in lines) if lines and all("\t" in x for x in lines) else lines
-    return data
+    if data is not None:
+        return data
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and all("\t" in line for line in lines):
+        return dict(line.split("\t", 1) for line in lines)
+    return lines
 
 
 def _checked_names(path: str, names: list[Any]) -> tuple[str, ...]:

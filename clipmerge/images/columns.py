@@ -51,17 +51,6 @@ def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
 
     An image column is one of the type ``Image`` of `datasets`, a struct with ``bytes``, or binary. A label column is
     a ``ClassLabel``, or an integer or string column with a usual name.
-
-    Args:
-        where: The table, for messages.
-        schema: Its columns; metadata written by `datasets` is used if present.
-        asked: The columns that the user named.
-
-    Returns:
-        The columns.
-
-    Raises:
-        DataError: If a column is missing, of the wrong type, or there are several to choose from.
     """
     features = _features(schema)
     if not asked.labelled:
@@ -144,7 +133,7 @@ def _holds_images(kind: pyarrow.DataType) -> bool:
     from pyarrow import types
 
     if types.is_struct(kind):
-        return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
+        kind = kind.field("bytes").type if kind.get_field_index("bytes") >= 0 else kind
     return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
 
@@ -160,20 +149,7 @@ def _holds_labels(kind: pyarrow.DataType) -> bool:
 def number_classes(
     where: str, labels: Sequence[int | str | None], names: tuple[str, ...] | None = None
 ) -> tuple[tuple[int, ...], tuple[str, ...], bool]:
-    """Turn labels into class indices.
-
-    Args:
-        where: The source, for messages.
-        labels: One number or text per image; ``None`` or a negative number for an image without a label.
-        names: Class names by number, if the source has them; names without an image are classes too.
-
-    Returns:
-        Class index of each image; the classes (texts in sorted order, numbers from 0 as text); whether they have
-        names.
-
-    Raises:
-        DataError: If there are no images, some have no label, or one is too large a number for a class.
-    """
+    """Turn labels into class indices."""
     if not labels:
         raise DataError(f"{where}: holds no images")
     missing = sum(label is None or (isinstance(label, int) and label < 0) for label in labels)

@@ -13,12 +13,11 @@ from clipmerge.images.class_names import ClassNames, names_of
 from clipmerge.images.decoding import decode, extent
 from clipmerge.images.description import describe_folder
 from clipmerge.images.digits import load_digits
-from clipmerge.images.folder import Files, load_flat, load_folder
+from clipmerge.images.file_store import LocalFiles, expand
+from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
 from clipmerge.images.known import Named, find_known
-from clipmerge.images.places import Local, expand
 from clipmerge.images.sampling import balanced_sample, candidate_positions
-from clipmerge.images.store import Held, Pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,81 +51,30 @@ class LabelledImages:
         """Number of images."""
         return len(self.labels)
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """File of each image; empty if images are not files."""
-        return self.store.paths if isinstance(self.store, Files) else ()
-
     def image(self, index: int) -> Image:
-        """Decode one image, as RGB.
-
-        Args:
-            index: Position.
-
-        Raises:
-            DataError: If the file cannot be decoded, or holds numbers whose range is not known.
-        """
+        """Decode one image, as RGB."""
         (encoded,) = self.store.read([index])
         return decode(self.store.name(index), encoded)
 
     def extent(self, index: int) -> tuple[int, int]:
-        """The shorter and the longer side of an image, in pixels, from its header.
-
-        Args:
-            index: Position.
-
-        Raises:
-            DataError: If the file is not an image.
-        """
+        """The shorter and the longer side of an image, in pixels, from its header."""
         (encoded,) = self.store.read([index])
         return extent(self.store.name(index), encoded)
 
     def require_classes(self) -> None:
-        """Refuse images of a single class, which every model would recognise.
-
-        Raises:
-            DataError: If there is one class.
-        """
+        """Refuse images of a single class, which every model would recognise."""
         if len(self.class_names) < 2:
             raise DataError(f"{self.source}: has one class; measuring needs at least two")
 
     def sample(self, count: int, seed: int) -> LabelledImages:
-        """Sample images with classes as balanced as possible, shuffled, and read as few blocks as possible.
-
-        Args:
-            count: Images wanted; all if there are fewer.
-            seed: Seed; the same seed and images give the same sample.
-
-        Returns:
-            The sample; it is in memory if images are read in blocks.
-
-        Raises:
-            DataError, HubError: If images cannot be read.
-        """
+        """Sample images with classes as balanced as possible, shuffled, and read as few blocks as possible."""
         candidates = candidate_positions(self.labels, self.store.blocks, count, seed)
         chosen = balanced_sample(tuple(self.labels[at] for at in candidates), count, seed)
         return self.subset([candidates[at] for at in chosen])
 
     def subset(self, positions: list[int]) -> LabelledImages:
-        """Pick images, in an order.
-
-        Args:
-            positions: Their positions, in the order wanted.
-
-        Returns:
-            The images; they are in memory if images are read in blocks.
-
-        Raises:
-            DataError, HubError: If images cannot be read.
-        """
-        if isinstance(self.store, Files):
-            store: Store = Files(tuple(self.store.paths[at] for at in positions))
-        elif isinstance(self.store, Pixels):
-            store = self.store.at(positions)
-        else:
-            names = tuple(self.store.name(at) for at in positions)
-            store = Held(tuple(self.store.read(positions)), names)
-        return replace(self, store=store, labels=tuple(self.labels[at] for at in positions))
+        """Pick images, in the order of the positions; they are in memory if they are not files."""
+        return replace(self, store=self.store.take(positions), labels=tuple(self.labels[at] for at in positions))
 
 
 def load_images(
@@ -163,45 +111,42 @@ def load_images(
     """
     if isinstance(source, str):
         source = find_source(source)
-    if isinstance(source, Named):
-        return _load_known(source, classes, columns or Columns(), whole=whole, most=most, seed=seed)
-    if not isinstance(source, str):
-        return _named(*open_in_memory(source, columns or Columns(), most), classes, whole=whole)
-    opened = open_source(source, columns or Columns(), whole=whole, most=most, seed=seed)
-    return _named(source, opened, classes, whole=whole)
+    columns = columns or Columns()
+    known = source.known if isinstance(source, Named) else None
+    if known is not None:
+        if known.kind == "retrieval":
+            raise DataError(f"{source}: is a retrieval set, whose images have captions and no classes")
+        source = source.address
+    if isinstance(source, str):
+        opened = open_source(source, columns, whole=whole, most=most, seed=seed)
+    else:
+        source, opened = open_in_memory(source, columns, most)
+    opened = known.describe(opened) if known is not None else opened
+    names, notes = names_of(source, opened, classes)
+    images = LabelledImages(
+        source=source,
+        store=opened.store,
+        labels=opened.labels,
+        class_names=names,
+        revision=opened.revision,
+        notes=(*opened.notes, *notes),
+        templates=opened.templates,
+        imagenet_rows=known.imagenet_rows if known is not None else (),
+    )
+    if whole:
+        images.require_classes()
+    return images
 
 
 def find_source(source: str) -> Named | str:
-    """Look up the short name of a public data set.
-
-    Args:
-        source: The source as the user wrote it.
-
-    Returns:
-        The data set; the source unchanged if it is not such a name.
-
-    Raises:
-        DataError: If it is blank.
-    """
+    """Look up the short name of a public data set; the source is returned if it is not such a name."""
     if not source.strip():  # as a path it would be the working directory
         raise DataError(f"'{source}': names no images; give a folder, a file or hf://datasets/ORG/NAME:SPLIT")
     return find_known(source) or source
 
 
 def open_source(source: str, columns: Columns, *, whole: bool = False, most: int | None, seed: int) -> Labelled:
-    """Open a folder, files, a data set on the Hub, or ``digits``.
-
-    Args:
-        source: The source, without short names.
-        columns: The columns that the user named. Without labels, a folder's images may be at any depth.
-        whole: See `load_images`.
-        most: See `load_images`.
-        seed: See `load_images`.
-
-    Raises:
-        DataError: If there are no images, or they cannot be used.
-        HubError: If the Hub refuses or cannot be reached.
-    """
+    """Open a folder, files, a data set on the Hub, or ``digits``; see `load_images` for the arguments."""
     path = local_path(source)
     if source == "digits" and not path.is_dir():
         return load_digits()
@@ -209,40 +154,12 @@ def open_source(source: str, columns: Columns, *, whole: bool = False, most: int
         from clipmerge.images.hub_dataset import load_hub_dataset
 
         return load_hub_dataset(source, columns, whole=whole, most=most, seed=seed)
-    load = load_folder if columns.labelled else load_flat
-    return _load_tables(source, columns) or load(source, path)
-
-
-def _load_known(
-    named: Named, classes: ClassNames, columns: Columns, *, whole: bool, most: int | None, seed: int
-) -> LabelledImages:
-    from clipmerge.images.hub_dataset import load_hub_dataset
-
-    if named.known.kind == "retrieval":
-        raise DataError(f"{named.address}: is a retrieval set, whose images have captions and no classes")
-    opened = load_hub_dataset(named.address, columns, whole=whole, most=most, seed=seed)
-    images = _named(named.address, named.known.describe(opened), classes, whole=whole)
-    return replace(images, imagenet_rows=named.known.imagenet_rows)
-
-
-def _named(source: str, opened: Labelled, classes: ClassNames, *, whole: bool) -> LabelledImages:
-    names, notes = names_of(source, opened, classes)
-    images = LabelledImages(
-        source, opened.store, opened.labels, names, opened.revision, (*opened.notes, *notes), opened.templates
-    )
-    if whole:
-        images.require_classes()
-    return images
-
-
-def _load_tables(source: str, columns: Columns) -> Labelled | None:
-    """Open Parquet or tar files; ``None`` if the source is neither."""
     if parquet := expand(source, ".parquet"):
         from clipmerge.images.parquet import load_parquet
 
-        return load_parquet(source, Local(), parquet, columns)
+        return load_parquet(source, LocalFiles(), parquet, columns)
     if tars := expand(source, ".tar"):
         from clipmerge.images.webdataset import load_tars
 
-        return load_tars(source, Local(), tars, columns, describe_folder(Path(tars[0]).parent))
-    return None
+        return load_tars(source, LocalFiles(), tars, columns, describe_folder(Path(tars[0]).parent))
+    return load_folder(source, path) if columns.labelled else load_flat(source, path)

@@ -29,15 +29,6 @@ class DatasetId:
 def parse_dataset(source: str) -> DatasetId:
     """Read ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``; the split may be ``CONFIG/SPLIT``.
 
-    Args:
-        source: The source as the user wrote it.
-
-    Returns:
-        The dataset and the split.
-
-    Raises:
-        DataError: If it is not of that form.
-
     Example:
         >>> parse_dataset("hf://datasets/acme/cars@v1:test").split
         'test'

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from clipmerge.errors import DataError
-from clipmerge.files.limits import LARGEST_IMAGE, MOST_PIXELS, MOST_STRETCHED
+from clipmerge.files.limits import LARGEST_IMAGE, MOST_PIXELS, MOST_SCANS, MOST_STRETCHED
 from clipmerge.files.reading import open_regular, told_size
-from clipmerge.images.encoded import check_encoded, check_tags
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -23,11 +21,11 @@ if TYPE_CHECKING:
 
 # The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS) or are slow.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-# Bytes that are inspected if only the header is read.
-_HEAD = 4 << 20
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
-# Key of a comment that Pillow reads as the metadata of a camera.
+# Key of a comment that ImageMagick writes and Pillow reads as the camera's metadata.
 _PROFILE = "Raw profile type exif"
+# Bytes of a number in TIFF, by its type.
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
 def decode(name: str, encoded: Encoded) -> Image:
@@ -35,23 +33,19 @@ def decode(name: str, encoded: Encoded) -> Image:
 
     Grey images of 12 or 16 bits are scaled to 8 bits by their depth, floating-point ones in [0, 1] by 255; Pillow's
     own `convert` would clip them.
-
-    Args:
-        name: Its name in messages.
-        encoded: The content of its file.
-
-    Raises:
-        DataError: If it cannot be decoded, or holds numbers whose range is not known.
     """
     from PIL import ImageOps  # as `datasets` does; importing that would take longer than decoding many images
 
     try:
-        with _opened(encoded, whole=True) as image:
+        with _opened(encoded) as image:
             image.load()
-            _check_metadata(image)
+            profile = "".join(image.info.get(_PROFILE, "").split("\n")[3:])
+            _check_tags(image.info.get("exif", bytes.fromhex(profile)).removeprefix(b"Exif\0\0"))
+            tags = getattr(image, "tag_v2", {})
+            white, inverted = _white(image), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode in ("I", "F") or image.mode.startswith("I;"):
-            return _eight_bits(name, image, encoded).convert("RGB")
+            return _eight_bits(name, image, white, inverted=inverted).convert("RGB")
         # palette images with transparency go through RGBA, as Pillow recommends
         if "transparency" in image.info:
             image = image.convert("RGBA")
@@ -63,15 +57,7 @@ def decode(name: str, encoded: Encoded) -> Image:
 
 
 def extent(name: str, encoded: Encoded) -> tuple[int, int]:
-    """The shorter and the longer side of an image, in pixels, from its header.
-
-    Args:
-        name: Its name in messages.
-        encoded: The content of its file.
-
-    Raises:
-        DataError: If it is not an image.
-    """
+    """The shorter and the longer side of an image, in pixels, from its header."""
     try:
         with _opened(encoded) as image:
             return min(image.size), max(image.size)
@@ -80,80 +66,75 @@ def extent(name: str, encoded: Encoded) -> tuple[int, int]:
 
 
 def unreadable(name: str, error: Exception) -> DataError:
-    """Make the error that says why an image cannot be read.
-
-    Args:
-        name: Its name in messages.
-        error: The exception.
-    """
+    """The error that says why an image cannot be read."""
     reason = str(error).split(" <")[0] or type(error).__name__
     return DataError(f"{name}: cannot be read as an image ({reason}); repair or remove it")
 
 
 @contextmanager
-def _opened(encoded: Encoded, *, whole: bool = False) -> Iterator[Image]:
-    """Open an image, and refuse one that would take too much memory or time; ``whole`` if it will be decoded."""
+def _opened(encoded: Encoded) -> Iterator[Image]:
+    """Open an image, and refuse one that would take too much memory, or hours."""
     from PIL import Image
 
-    with _file(encoded) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        check_encoded(file.read(size if whole else _HEAD), size)
-        file.seek(0)
-        with Image.open(file, formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > MOST_PIXELS:
-                raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
-            if max(image.size) > MOST_STRETCHED * min(image.size):
-                raise ValueError(f"{width} x {height} pixels, one side more than {MOST_STRETCHED} times the other")
-            yield image
+    content = encoded["bytes"]
+    if content is None:
+        with open_regular(Path(str(encoded["path"]))) as file:
+            content = file.read(LARGEST_IMAGE + 1)
+        if len(content) > LARGEST_IMAGE:
+            raise ValueError(f"larger than {told_size(LARGEST_IMAGE)}")
+    if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
+        raise ValueError(f"more than {MOST_SCANS} scans over its pixels; save it again")
+    if content.startswith((b"II", b"MM")):
+        _check_tags(content)
+    with Image.open(BytesIO(content), formats=_FORMATS) as image:
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
+        if max(image.size) > MOST_STRETCHED * min(image.size):
+            raise ValueError(f"{width} x {height} pixels, one side more than {MOST_STRETCHED} times the other")
+        yield image
 
 
-def _check_metadata(image: Image) -> None:
-    """Refuse metadata that Pillow would read for long: the camera's, or those that ImageMagick writes into a PNG."""
-    metadata = image.info.get("exif")
-    if metadata is None and _PROFILE in image.info:
-        metadata = bytes.fromhex("".join(image.info[_PROFILE].split("\n")[3:]))  # as Pillow does
-    tags = (metadata or b"").removeprefix(b"Exif\0\0")
-    check_tags(tags, len(tags))
+def _check_tags(data: bytes) -> None:
+    """Refuse a TIFF or Exif block whose tags together are larger than it: Pillow copies each, and they may overlap."""
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    is_big = data[2:4] in (b"+\x00", b"\x00+")
+    entry, pointer = (20, 8) if is_big else (12, 4)
+
+    def number(start: int, length: int) -> int:
+        return int.from_bytes(data[start : start + length], order)
+
+    begin = number(8, 8) if is_big else number(4, 4)
+    first = begin + (8 if is_big else 2)
+    count = min(number(begin, first - begin), len(data) // entry)
+    sizes = [
+        _SIZES.get(number(at + 2, 2), 0) * number(at + 4, pointer) for at in range(first, first + count * entry, entry)
+    ]
+    if sum(size for size in sizes if size > pointer) > len(data):
+        raise ValueError("its tags together are larger than the file; save it again")
 
 
-def _file(encoded: Encoded) -> IO[bytes]:
-    if encoded["bytes"] is not None:
-        return BytesIO(encoded["bytes"])
-    file = open_regular(Path(str(encoded["path"])))
-    if os.fstat(file.fileno()).st_size > LARGEST_IMAGE:
-        file.close()
-        raise ValueError(f"larger than {told_size(LARGEST_IMAGE)}")
-    return file
-
-
-def _eight_bits(name: str, image: Image, encoded: Encoded) -> Image:
+def _eight_bits(name: str, image: Image, white: float | None, *, inverted: bool) -> Image:
     """Scale a grey image of more than eight bits to eight, by its value for white."""
     from PIL import Image as Pillow
 
-    with _opened(encoded) as header:  # an image that was rotated upright has lost its format
-        white, tags = _white(header), getattr(header, "tag_v2", {})
+    unknown = DataError(f"{name}: holds 32-bit or signed numbers, whose range is not known; save it as 8 or 16 bit")
     if white is None:
-        raise _unknown_range(name)
+        raise unknown
     shares = np.asarray(image).astype(np.float32)
     shares /= white  # in place, like all that follows: copies of an image of many pixels would fill memory
     if not (shares.min() >= 0 and shares.max() <= 1):  # false for NaN too
-        raise _unknown_range(name)
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only 8-bit images
+        raise unknown
+    if inverted:  # Pillow inverts only 8-bit images
         np.subtract(1, shares, out=shares)
     shares *= 255
     return Pillow.fromarray(np.rint(shares, out=shares).astype(np.uint8))
 
 
-def _white(header: Image) -> float | None:
-    """Value that stands for white; ``None`` if the file does not say."""
-    if header.mode == "F":
+def _white(image: Image) -> float | None:
+    """Value that stands for white in a grey image of many bits; ``None`` if the file does not say."""
+    if image.mode == "F":
         return 1.0
-    if header.mode == "I":
-        return 65535.0 if header.format == "PNG" else None  # Pillow widens 16 bits
-    return 4095.0 if getattr(header, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 65535.0
-
-
-def _unknown_range(name: str) -> DataError:
-    return DataError(f"{name}: holds 32-bit or signed numbers, whose range is not known; save it as 8 or 16 bit")
+    if image.mode == "I":
+        return 65535.0 if image.format == "PNG" else None  # Pillow widens 16 bits
+    return 4095.0 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 65535.0

@@ -44,14 +44,7 @@ class Description:
         return self.kind == _RETRIEVAL
 
     def require_classes(self, source: str) -> None:
-        """Refuse a set whose images have no single class.
-
-        Args:
-            source: The source, for the message.
-
-        Raises:
-            DataError: If it is for retrieval, or an image has several classes.
-        """
+        """Refuse a set whose images have no single class."""
         if self.is_retrieval:
             raise DataError(
                 f"{source}: is a retrieval set, whose images have captions and no classes; give a set with classes"
@@ -64,17 +57,7 @@ class Description:
 
 
 def read_description(find: Callable[[str], Path | None]) -> Description:
-    """Read the texts.
-
-    Args:
-        find: Returns the file of a text by its name, or ``None`` if the set has none.
-
-    Returns:
-        Their content.
-
-    Raises:
-        DataError: If a text cannot be read, or a template has no ``{c}``.
-    """
+    """Read the texts."""
     names, kinds = _lines(find(CLASS_NAMES)), _lines(find(KIND))
     templates, numbers = find(TEMPLATES), find(SHARDS)  # once, not for every line
     shards = _lines(numbers)
@@ -87,14 +70,7 @@ def read_description(find: Callable[[str], Path | None]) -> Description:
 
 
 def describe_folder(folder: Path) -> Description:
-    """Read the texts in a folder of shards, or in its parent.
-
-    Args:
-        folder: Folder of the shards.
-
-    Raises:
-        DataError: See `read_description`.
-    """
+    """Read the texts in a folder of shards, or in its parent."""
 
     def find(name: str) -> Path | None:
         places = [folder / name] if name == SHARDS else [folder / name, folder.parent / name]

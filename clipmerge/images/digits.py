@@ -2,16 +2,63 @@
 
 from __future__ import annotations
 
-from clipmerge.images.store import Held, Labelled
+import io
+from functools import cache
+from typing import TYPE_CHECKING
+
+from clipmerge.errors import DataError
+from clipmerge.images.store import Labelled, MemoryStore
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+#: Words for the digits 0 to 9.
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+#: Height and width of an image, in pixels.
+SIZE = 32
+
+
+@cache
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Read scikit-learn's digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), and labels (1797,)."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "the handwritten digits come from scikit-learn, which is not installed. Run `pip install 'clipmerge[demo]'`"
+        ) from error
+    bunch = load_digits()
+    small = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
+    ink = interpolate(small, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
+    return ink, torch.from_numpy(bunch.target).long()
+
+
+def as_rgb(ink: Tensor) -> Tensor:
+    """Repeat grey (N, 1, H, W) into colour (N, 3, H, W)."""
+    return ink.expand(-1, 3, -1, -1)
+
+
+def as_images(pixels: Tensor) -> list[Image]:
+    """Turn pixels in [0, 1], shape (N, 3, H, W), into 8-bit RGB images."""
+    import torch
+    from PIL import Image
+
+    eight_bit = pixels.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+    return [Image.fromarray(array) for array in eight_bit]
 
 
 def load_digits() -> Labelled:
-    """Load all of them; needs the extra ``demo``."""
-    import datasets
-
-    from clipmerge.demo.data import CLASS_NAMES, digit_images
-
-    images, labels = digit_images("all")
-    encoded = tuple(datasets.Image().encode_example(image) for image in images)
+    """All digits as a source of images, light on dark."""
+    ink, labels = read_digits()
+    encoded = []
+    for image in as_images(as_rgb(ink)):
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        encoded.append(file.getvalue())
     names = tuple(f"digits, image {number}" for number in range(len(encoded)))
-    return Labelled(Held(encoded, names), tuple(labels), CLASS_NAMES)
+    images = MemoryStore(tuple({"bytes": content, "path": None} for content in encoded), names)
+    return Labelled(images, tuple(labels.tolist()), CLASS_NAMES)

@@ -10,17 +10,16 @@ from pathlib import Path
 from clipmerge.errors import DataError, shorten
 from clipmerge.files.limits import MOST_IMAGES
 from clipmerge.files.side_files import lies_in
-from clipmerge.images.store import Encoded, Labelled
+from clipmerge.images.store import Encoded, Labelled, Store
 
 _IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
-class Files:
+class FolderStore(Store):
     """Images stored one per file."""
 
     paths: tuple[str, ...]
-    blocks: tuple[int, ...] = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Return the files' paths; the files are read when they are decoded."""
@@ -30,20 +29,13 @@ class Files:
         """The file."""
         return self.paths[position]
 
+    def take(self, positions: Sequence[int]) -> FolderStore:
+        """Some of the files."""
+        return FolderStore(tuple(self.paths[position] for position in positions))
+
 
 def load_folder(source: str, folder: Path) -> Labelled:
-    """List the images of a folder without opening any.
-
-    Args:
-        source: The source as the user wrote it, for messages.
-        folder: Where it is.
-
-    Returns:
-        The source; its classes are the folders' names, sorted.
-
-    Raises:
-        DataError: If there is no such folder, it has no subfolders, or one of them holds no images.
-    """
+    """List the images of a folder without opening any; its classes are the subfolders' names, sorted."""
     if not folder.is_dir():
         raise DataError(
             f"{source}: no such folder; --data takes a folder with one subfolder per class, Parquet or tar files, "
@@ -60,24 +52,12 @@ def load_folder(source: str, folder: Path) -> Labelled:
             raise _no_images(Path(subfolder.path))
         paths += files
         labels += [label] * len(files)
-        if len(paths) > MOST_IMAGES:
-            raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
-    return Labelled(Files(tuple(paths)), tuple(labels), tuple(subfolder.name for subfolder in folders))
+        check_count(source, len(paths))
+    return Labelled(FolderStore(tuple(paths)), tuple(labels), tuple(subfolder.name for subfolder in folders))
 
 
 def load_flat(source: str, folder: Path) -> Labelled:
-    """List the images of a folder and of all folders inside it, without opening any; they have no labels.
-
-    Args:
-        source: The source as the user wrote it, for messages.
-        folder: Where it is.
-
-    Returns:
-        The source, in the order of the paths; every image has the label 0.
-
-    Raises:
-        DataError: If there is no such folder, or it holds too many images.
-    """
+    """List the images of a folder and of all inside it, sorted by path; they have no labels, so all get the label 0."""
     if not folder.is_dir():
         raise DataError(
             f"{source}: no such folder; --unlabelled takes a folder with images at any depth, Parquet or tar files, or "
@@ -90,9 +70,14 @@ def load_flat(source: str, folder: Path) -> Labelled:
         # a link to a folder inside the source leads to images that are listed in that folder
         waiting += [Path(entry.path) for entry in listed if entry.is_dir(follow_symlinks=False)]
         paths += [entry.path for entry in listed if _is_image(entry)]
-        if len(paths) > MOST_IMAGES:
-            raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
-    return Labelled(Files(tuple(sorted(paths))), (0,) * len(paths), ("0",), named=False)
+        check_count(source, len(paths))
+    return Labelled(FolderStore(tuple(sorted(paths))), (0,) * len(paths), ("0",), named=False)
+
+
+def check_count(source: str, count: int) -> None:
+    """Refuse more images than any source has."""
+    if count > MOST_IMAGES:
+        raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
 
 
 def _listed(source: str, root: Path, folder: Path) -> list[os.DirEntry[str]]:

@@ -23,19 +23,6 @@ def sample_and_hold_back(
 
     With enough images the decision gets the requested number, and the images held back are additional. With fewer, the
     available images are divided by the share.
-
-    Args:
-        images: All images.
-        count: Images wanted for the decision.
-        seed: Seed; the same seed and images give the same two samples.
-        share: Share of both samples together that is held back, in [0, 1); 0 holds back none.
-        most: Most images held back.
-
-    Returns:
-        The images to decide on, and those held back (``None`` instead of an empty set).
-
-    Raises:
-        DataError, HubError: If images cannot be read.
     """
     wanted = wanted_back(count, share, most=most)
     sampled = images.sample(count + wanted, seed)
@@ -51,11 +38,6 @@ def sample_and_hold_back(
 def wanted_back(count: int, share: float, *, most: int = MOST) -> int:
     """Number of images to hold back if there are enough.
 
-    Args:
-        count: Images wanted for the decision.
-        share: Share of all sampled images that is held back.
-        most: Most images held back.
-
     Example:
         >>> wanted_back(1024, 0.2), wanted_back(100, 0.2)
         (256, 25)
@@ -65,14 +47,6 @@ def wanted_back(count: int, share: float, *, most: int = MOST) -> int:
 
 def held_back_positions(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
     """Pick the same share of every class; the only image of a class is picked last.
-
-    Args:
-        labels: Class index of each image.
-        count: Images to pick, fewer than there are.
-        seed: Seed; the same seed and labels give the same positions.
-
-    Returns:
-        Positions, in no particular order.
 
     Example:
         >>> sorted(labels[at] for labels in [(0, 0, 0, 0, 1, 1, 2)] for at in held_back_positions(labels, 3, seed=0))

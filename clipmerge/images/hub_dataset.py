@@ -8,7 +8,6 @@ few row groups. A tar file has no index and is downloaded whole, but only the fi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -23,20 +22,21 @@ from clipmerge.hub.download import Resolved, connect, download, resolve
 from clipmerge.hub.ids import HubId
 from clipmerge.images.columns import Columns
 from clipmerge.images.dataset_id import PREFIX, DatasetId, parse_dataset
+from clipmerge.images.file_store import HubFiles, LocalFiles
 from clipmerge.images.hub_shards import HubShards, find_shards
 from clipmerge.images.parquet import load_parquet
-from clipmerge.images.places import Local, Remote
 from clipmerge.images.store import Labelled
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _CARD = "README.md"
-# Words in file and folder names that name a split, as the Hub reads them.
+# Words in file and folder names that name a split, as the Hub reads them, by the split.
 _WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_SHARDED = re.compile(r"(?:.*/)?(?P<split>\w+(?:\.\w+)*)-\d+-of-\d+\.\w+")
+_SPLITS = {word: split for split, words in _WORDS.items() for word in words}
+_SHARDED = re.compile(r"(?:.*/)?(?P<split>\w+(?:\.\w+)*)-\d+-of-(?P<count>\d{1,9})\.\w+")
 
 
 @dataclass(frozen=True)
@@ -70,107 +70,65 @@ class Split:
         return self.resolved.note is not None
 
     def shards(self) -> HubShards:
-        """The tar files, and the texts beside them.
-
-        Raises:
-            DataError: If a text cannot be used, or a shard is missing.
-            HubError: If the Hub refuses or cannot be reached.
-        """
+        """The tar files, and the texts beside them."""
         return find_shards(self.source, self.pinned, self.resolved.files, self.files, cached=self.cached)
 
 
 def open_split(source: str) -> Split:
-    """Find the files of one split.
-
-    Args:
-        source: ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``.
-
-    Raises:
-        DataError: If there is no such split.
-        HubError: If the Hub refuses or cannot be reached.
-    """
+    """Find the files of one split of ``hf://datasets/ORG/NAME[@REVISION][:SPLIT]``."""
     dataset = parse_dataset(source)
     resolved = resolve(dataset.hub_id)
     pinned = dataset.hub_id.at(resolved.sha)
-    name, files = _files_of_split(source, dataset, pinned, resolved)
-    notes: tuple[str, ...] = (resolved.note,) if resolved.note else ()
-    if dataset.split is None:
-        notes += (f"{source}: reading its only split, {name}",)
-    return Split(source, resolved, pinned, name, tuple(files), notes)
-
-
-def load_hub_dataset(source: str, asked: Columns, *, whole: bool, most: int | None = None, seed: int = 0) -> Labelled:
-    """Open one split of a dataset on the Hub, at the commit to which its revision points now.
-
-    Args:
-        source: The source as the user wrote it.
-        asked: The columns that the user named.
-        whole: Whether all images will be read: the files are then downloaded into the Hub cache.
-        most: Maximum size of the sample, ``None`` for all images: only the tar files that it needs are downloaded.
-        seed: Seed of the sample.
-
-    Returns:
-        The source.
-
-    Raises:
-        DataError: If there is no such split, or it cannot be used.
-        HubError: If the Hub refuses or cannot be reached.
-    """
-    split = open_split(source)
-    if split.is_tar:
-        shards = split.shards()
-        labelled = shards.load(asked) if whole or most is None else shards.load_some(asked, most, seed)
-    elif whole or split.cached:
-        folder = download(split.pinned, split.files, cached=split.cached)
-        labelled = load_parquet(source, Local(), [str(folder / file) for file in split.files], asked)
-    else:
-        labelled = load_parquet(source, _remote(split.pinned), split.files, asked)
-    return replace(labelled, revision=split.resolved.sha, notes=(*split.notes, *labelled.notes))
-
-
-def front_matter_of(split: Split) -> dict[str, Any]:
-    """Read the metadata of the card of a split's data set.
-
-    Args:
-        split: The split.
-
-    Raises:
-        DataError: If it cannot be read.
-        HubError: If the Hub refuses or cannot be reached.
-    """
-    return _card(split.pinned, split.resolved)
-
-
-def _remote(pinned: HubId) -> Remote:
-    from huggingface_hub import HfFileSystem
-
-    api = connect()
-    # a revision may hold slashes, which the file system expects quoted; a commit does not
-    system = HfFileSystem(endpoint=api.endpoint, skip_instance_cache=True)
-    return Remote(system, f"datasets/{pinned.repo_id}@{pinned.revision}")
-
-
-#: Names of folders and files that the Hub assigns to another split.
-_ALSO = {"val": "validation", "valid": "validation", "dev": "validation"}
-
-
-def _files_of_split(source: str, dataset: DatasetId, pinned: HubId, resolved: Resolved) -> tuple[str, list[str]]:
-    """Choose the split asked for, and list its files."""
     usable = [file for file in resolved.files if file.endswith((".parquet", ".tar"))]
     if not usable:
         raise DataError(_not_readable(source, dataset, resolved))
     splits = _splits(source, dataset, _card(pinned, resolved), usable)
-    names = list(splits)
     if resolved.note:
         _check_complete(source, splits.get(dataset.split or "", []))
-    if dataset.split is None and len(names) == 1:
-        return names[0], splits[names[0]]
-    wanted = _ALSO.get(dataset.split or "", dataset.split) if dataset.split not in splits else dataset.split
-    if wanted not in splits:
-        hint = did_you_mean(dataset.split or "", names)
+    notes: tuple[str, ...] = (resolved.note,) if resolved.note else ()
+    name = dataset.split
+    if name is None and len(splits) == 1:
+        (name,) = splits
+        notes += (f"{source}: reading its only split, {name}",)
+    if name not in splits:
+        name = _SPLITS.get(name or "", name)
+    if name is None or name not in splits:
+        hint = did_you_mean(name or "", splits)
         what = f"no split '{dataset.split}'" if dataset.split else "which split?"
-        raise DataError(f"{source}: {what} (splits: {shorten(names, 12)}); write it after a colon.{hint}")
-    return wanted, splits[wanted]
+        raise DataError(f"{source}: {what} (splits: {shorten(splits, 12)}); write it after a colon.{hint}")
+    return Split(source, resolved, pinned, name, tuple(splits[name]), notes)
+
+
+def load_hub_dataset(source: str, columns: Columns, *, whole: bool, most: int | None = None, seed: int = 0) -> Labelled:
+    """Open one split of a dataset on the Hub, at the commit to which its revision points now.
+
+    Args:
+        source: The source as the user wrote it.
+        columns: The columns that the user named.
+        whole: Whether all images will be read: the files are then downloaded into the Hub cache.
+        most: Maximum size of the sample, ``None`` for all images: only the tar files that it needs are downloaded.
+        seed: Seed of the sample.
+    """
+    split = open_split(source)
+    if split.is_tar:
+        shards = split.shards()
+        labelled = shards.load(columns) if whole or most is None else shards.load_some(columns, most, seed)
+    elif whole or split.cached:
+        folder = download(split.pinned, split.files, cached=split.cached)
+        labelled = load_parquet(source, LocalFiles(), [str(folder / file) for file in split.files], columns)
+    else:
+        from huggingface_hub import HfFileSystem
+
+        # a revision may hold slashes, which the file system expects quoted; a commit does not
+        system = HfFileSystem(endpoint=connect().endpoint, skip_instance_cache=True)
+        root = f"datasets/{split.pinned.repo_id}@{split.pinned.revision}"
+        labelled = load_parquet(source, HubFiles(system, root), split.files, columns)
+    return replace(labelled, revision=split.resolved.sha, notes=(*split.notes, *labelled.notes))
+
+
+def front_matter_of(split: Split) -> dict[str, Any]:
+    """Read the metadata of the card of a split's data set."""
+    return _card(split.pinned, split.resolved)
 
 
 def _not_readable(source: str, dataset: DatasetId, resolved: Resolved) -> str:
@@ -185,7 +143,7 @@ def _not_readable(source: str, dataset: DatasetId, resolved: Resolved) -> str:
 
 def _check_complete(source: str, files: list[str]) -> None:
     """Refuse a split that is only partly in the cache: the names of its files say how many there are."""
-    counts = {int(match[1]) for file in files if (match := re.search(r"-of-(\d{1,9})\.", file))}
+    counts = {int(match["count"]) for file in files if (match := _SHARDED.fullmatch(file))}
     if counts and max(counts) > len(files):
         raise DataError(f"{source}: {len(files)} of its {max(counts)} files are in the cache; go online and run again")
 
@@ -203,17 +161,7 @@ def _card(pinned: HubId, resolved: Resolved) -> dict[str, Any]:
 
 
 def front_matter(where: str, card: str) -> dict[str, Any]:
-    r"""Read the metadata in front of a card's text.
-
-    Args:
-        where: The repository, for messages.
-        card: The text.
-
-    Returns:
-        The metadata; empty if the card has none.
-
-    Raises:
-        DataError: If it is longer than such metadata are, or cannot be read.
+    r"""Read the metadata in front of a card's text; empty if there are none.
 
     Example:
         >>> front_matter("acme/cars", "---\nlicense: mit\n---\n# Cars")
@@ -235,82 +183,70 @@ def front_matter(where: str, card: str) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
 def _splits(source: str, dataset: DatasetId, card: dict[str, Any], usable: list[str]) -> dict[str, list[str]]:
-    """Files by split, for the configuration asked for."""
+    """Files by split, for the configuration that the user or the card names; otherwise from the files' names."""
+    listed = card.get("configs")
     configs = {
-        str(each.get("config_name", "default")): each
-        for each in _list(card.get("configs"))
-        if isinstance(each, dict) and each.get("data_files")
+        str(config.get("config_name", "default")): config
+        for config in (listed if isinstance(listed, list) else [])
+        if isinstance(config, dict) and config.get("data_files")
     }
-    if not configs:
-        return _by_folder(source, dataset, usable)
-    chosen = dataset.config or _default(configs)
-    if chosen not in configs:
+    splits: dict[str, list[str]] = {}
+    if configs:
+        for split, patterns in _patterns(_config(source, dataset.config, configs)["data_files"]):
+            globs = [str(pattern).replace("**/", "*").removeprefix("./") for pattern in patterns]
+            splits[split] = [file for file in usable if any(fnmatchcase(file, glob) for glob in globs)]
+    else:
+        for file in _of_folder(source, dataset.config, usable):
+            splits.setdefault(_split_in(file), []).append(file)
+    splits = {split: sorted(files, key=_by_number) for split, files in splits.items() if files}
+    for split, files in splits.items():
+        if len({file.endswith(".tar") for file in files}) > 1:
+            raise DataError(f"{source}: split '{split}' holds Parquet and tar files; give the files of one kind")
+    if not splits:
+        raise DataError(f"{source}: the files that its card names are not Parquet or tar files")
+    return splits
+
+
+def _config(source: str, name: str | None, configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The configuration of that name; without one the default, or the only one."""
+    marked = [config for config, described in configs.items() if described.get("default")]
+    chosen = name or next(iter(marked), "default" if "default" in configs else None)
+    if chosen is None and len(configs) == 1:
+        (chosen,) = configs
+    if chosen is None or chosen not in configs:
         what = f"no configuration '{chosen}'" if chosen else "which configuration?"
         raise DataError(f"{source}: {what} (there are {shorten(configs, 12)}); write :CONFIG/SPLIT after the name")
-    patterns = _patterns(configs[chosen]["data_files"])
-    splits = {split: [file for file in usable if _matches(file, globs)] for split, globs in patterns.items()}
-    return _filled(source, splits)
+    return configs[chosen]
 
 
-def _default(configs: dict[str, Any]) -> str | None:
-    marked = [name for name, each in configs.items() if each.get("default")]
-    named = [*marked, *(name for name in configs if name == "default"), *(configs if len(configs) == 1 else ())]
-    return named[0] if named else None
+def _patterns(data_files: Any) -> list[tuple[str, list[Any]]]:
+    """Splits and their patterns from ``data_files``: one pattern, several, or a list of {split, path}."""
+    if isinstance(data_files, list) and all(isinstance(entry, dict) for entry in data_files):
+        named = [(str(entry.get("split", "train")), entry.get("path")) for entry in data_files]
+    else:
+        named = [("train", data_files)]
+    return [(split, patterns if isinstance(patterns, list) else [patterns]) for split, patterns in named]
 
 
-def _patterns(data_files: Any) -> dict[str, list[str]]:
-    """Read a card's ``data_files``: one pattern, several, or a list of {split, path}."""
-    if isinstance(data_files, list) and all(isinstance(each, dict) for each in data_files):
-        return {str(each.get("split", "train")): _listed(each.get("path")) for each in data_files}
-    return {"train": _listed(data_files)}
-
-
-def _listed(value: Any) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list) else [str(value)]
-
-
-def _matches(file: str, globs: Iterable[str]) -> bool:
-    return any(fnmatchcase(file, glob.replace("**/", "*").removeprefix("./")) for glob in globs)
-
-
-def _by_folder(source: str, dataset: DatasetId, usable: list[str]) -> dict[str, list[str]]:
-    """Derive splits from file names; if each configuration has a folder, only from the one asked for."""
-    if dataset.config is not None:
-        inside = [file for file in usable if file.startswith(f"{dataset.config}/")]
-        if not inside:
-            folders = sorted({file.split("/")[0] for file in usable if "/" in file})
-            raise DataError(f"{source}: no configuration '{dataset.config}' (folders: {shorten(folders) or 'none'})")
-        usable = inside
-    splits: dict[str, list[str]] = {}
-    for file in usable:
-        splits.setdefault(_split_in(file), []).append(file)
-    return _filled(source, splits)
+def _of_folder(source: str, config: str | None, usable: list[str]) -> list[str]:
+    """Files of a configuration that has a folder of its name."""
+    if config is None:
+        return usable
+    inside = [file for file in usable if file.startswith(f"{config}/")]
+    if not inside:
+        folders = sorted({file.split("/")[0] for file in usable if "/" in file})
+        raise DataError(f"{source}: no configuration '{config}' (folders: {shorten(folders) or 'none'})")
+    return inside
 
 
 def _split_in(file: str) -> str:
     """The split named by a path: ``data/NAME-00000-of-00002.parquet``, or a word such as ``test`` in it."""
     sharded = _SHARDED.fullmatch(file)
-    parts = [sharded["split"]] if sharded else reversed(PurePosixPath(file).parts)
-    words = [word for part in parts for word in ([part] if sharded else re.split(r"[^a-z]+", part.lower()))]
-    known = {spelling: split for split, spellings in _WORDS.items() for spelling in spellings}
-    spelled = [known[word] for word in words if word in known]
-    return spelled[0] if spelled else sharded["split"] if sharded else "train"
-
-
-def _filled(source: str, splits: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Sort each split's files, and drop splits without any."""
-    filled = {split: sorted(files, key=_by_number) for split, files in splits.items() if files}
-    mixed = [split for split, files in filled.items() if len({file.endswith(".tar") for file in files}) > 1]
-    if mixed:
-        raise DataError(f"{source}: split '{mixed[0]}' holds Parquet and tar files; give the files of one kind")
-    if not filled:
-        raise DataError(f"{source}: the files that its card names are not Parquet or tar files")
-    return filled
+    if sharded:
+        return _SPLITS.get(sharded["split"], sharded["split"])
+    words = [word for part in reversed(PurePosixPath(file).parts) for word in re.split(r"[^a-z]+", part.lower())]
+    return next((_SPLITS[word] for word in words if word in _SPLITS), "train")
 
 
 def _by_number(file: str) -> list[str | int]:

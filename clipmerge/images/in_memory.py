@@ -18,22 +18,7 @@ _IMAGES, _LABELS = ("pixel_values", "image", "images", "pixels"), ("labels", "la
 
 
 def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, Labelled]:
-    """Open images in memory.
-
-    Args:
-        data: A `datasets.Dataset`, whose columns are found like those of a Parquet file. A torch ``Dataset`` of
-            (image, label) pairs: an image is a `PIL.Image`, a uint8 array or tensor, or, if the data set's transform
-            has preprocessed it, a float tensor (3, height, width), which is used unchanged. A torch ``DataLoader`` of
-            (images, labels) or {"pixel_values": ..., "labels": ...}: its images are used in its order.
-        columns: The columns that the user named.
-        most: Maximum number of images taken from a ``DataLoader``; ``None`` for all.
-
-    Returns:
-        Name of the source in messages, and the images.
-
-    Raises:
-        DataError: If it is something else, or an image or a label cannot be used.
-    """
+    """Open images in memory."""
     kind = type(data).__name__
     if hasattr(data, "features") and hasattr(data, "cast_column"):
         return f"{kind} in memory", _open_table(data, columns)
@@ -49,13 +34,12 @@ def open_in_memory(data: Any, columns: Columns, most: int | None) -> tuple[str, 
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Rows(Store):
     """The image column of a `datasets.Dataset`, with the images as they are encoded there."""
 
     table: Any
     column: str
-    called: str
-    blocks: tuple[int, ...] = ()
+    title: str
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read rows."""
@@ -63,7 +47,7 @@ class _Rows:
 
     def name(self, position: int) -> str:
         """Data set and row."""
-        return f"{self.called}, row {position}"
+        return f"{self.title}, row {position}"
 
 
 def _encoded(value: Any) -> Encoded:
@@ -75,25 +59,24 @@ def _encoded(value: Any) -> Encoded:
 def _open_table(data: Any, columns: Columns) -> Labelled:
     import datasets
 
-    called = f"{type(data).__name__} in memory"
+    title = f"{type(data).__name__} in memory"
     if not hasattr(data, "num_rows") or data.features is None:
-        raise DataError(f"{called}: is a stream, from which no sample can be drawn; load the whole split")
+        raise DataError(f"{title}: is a stream, from which no sample can be drawn; load the whole split")
     table = data.with_format(None)
-    chosen = find_columns(called, table.features.arrow_schema, columns)
+    chosen = find_columns(title, table.features.arrow_schema, columns)
     if isinstance(table.features[chosen.image], datasets.Image):
         table = table.cast_column(chosen.image, datasets.Image(decode=False))
     given = [0] * len(table) if chosen.label is None else list(table[chosen.label])
-    labels, classes, named = number_classes(called, given, chosen.names)
-    return Labelled(_Rows(table, chosen.image, called), labels, classes, named)
+    labels, classes, named = number_classes(title, given, chosen.names)
+    return Labelled(_Rows(table, chosen.image, title), labels, classes, named)
 
 
 @dataclass(frozen=True)
-class _Pairs:
+class _Pairs(Store):
     """The images of a data set of (image, label) pairs, encoded losslessly when they are read."""
 
     data: Any
-    called: str
-    blocks: tuple[int, ...] = ()
+    title: str
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images."""
@@ -101,7 +84,7 @@ class _Pairs:
 
     def name(self, position: int) -> str:
         """Data set and position."""
-        return f"{self.called}, image {position}"
+        return f"{self.title}, image {position}"
 
 
 class _Alone:
@@ -125,16 +108,16 @@ def _picture(item: Any) -> Any:
     return item[0] if isinstance(item, (tuple, list)) else item
 
 
-def _open_pairs(called: str, data: Any) -> Labelled:
+def _open_pairs(title: str, data: Any) -> Labelled:
     if not len(data):
-        raise DataError(f"{called}: holds no images")
+        raise DataError(f"{title}: holds no images")
     first = data[0]
     if not isinstance(first, (tuple, list)) or len(first) < 2:
-        raise DataError(f"{called}: its items are not (image, label) pairs")
-    labels, classes, named = number_classes(called, _labels_of(data), _names_of(data))
-    store: Store = _Pairs(data, called)
+        raise DataError(f"{title}: its items are not (image, label) pairs")
+    labels, classes, named = number_classes(title, _labels_of(data), _names_of(data))
+    store: Store = _Pairs(data, title)
     if _is_preprocessed(first[0]):
-        store = Pixels(lambda item: data[item][0], tuple(range(len(data))), called)
+        store = Pixels(lambda item: data[item][0], tuple(range(len(data))), title)
     return Labelled(store, labels, classes, named)
 
 
@@ -162,15 +145,7 @@ def _is_preprocessed(image: Any) -> bool:
 
 
 def _png(name: str, image: Any) -> bytes:
-    """Encode an image losslessly.
-
-    Args:
-        name: Its name in messages.
-        image: A `PIL.Image`, or uint8 (height, width), (height, width, 3) or, from torch, (3, height, width).
-
-    Raises:
-        DataError: If it is something else.
-    """
+    """Encode an image losslessly."""
     from PIL import Image
 
     if not isinstance(image, Image.Image):
@@ -190,34 +165,34 @@ def _png(name: str, image: Any) -> bytes:
     return file.getvalue()
 
 
-def _open_loader(called: str, loader: Any, most: int | None, *, labelled: bool) -> Labelled:
+def _open_loader(title: str, loader: Any, most: int | None, *, labelled: bool) -> Labelled:
     pixels: list[Any] = []
     labels: list[int | str] = []
     for batch in loader:
-        images, targets = _parts(called, batch) if labelled else _without_labels(called, batch)
+        images, targets = _parts(title, batch) if labelled else _without_labels(title, batch)
         pixels += list(images)
         labels += [_label(label) for label in targets]
         if most is not None and len(labels) >= most:
             break
     pixels, labels = pixels[:most], labels[:most]
-    indices, classes, named = number_classes(called, labels, _names_of(loader.dataset))
+    indices, classes, named = number_classes(title, labels, _names_of(loader.dataset))
     seen = len(set(indices))
-    notes = (f"{called}: its first {len(labels)} images show {seen} of {len(classes)} classes; shuffle it",)
+    notes = (f"{title}: its first {len(labels)} images show {seen} of {len(classes)} classes; shuffle it",)
     if pixels and not _is_preprocessed(pixels[0]):
-        store: Store = _Pairs([(image,) for image in pixels], called)
+        store: Store = _Pairs([(image,) for image in pixels], title)
     else:
-        store = Pixels(pixels.__getitem__, tuple(range(len(pixels))), called)
+        store = Pixels(pixels.__getitem__, tuple(range(len(pixels))), title)
     return Labelled(store, indices, classes, named, notes=notes if seen < len(classes) else ())
 
 
-def _without_labels(called: str, batch: Any) -> tuple[Any, list[int]]:
+def _without_labels(title: str, batch: Any) -> tuple[Any, list[int]]:
     images = _picture(batch)
     if images is None:
-        raise DataError(f"{called}: its batches are not images and do not hold 'pixel_values'")
+        raise DataError(f"{title}: its batches are not images and do not hold 'pixel_values'")
     return images, [0] * len(images)
 
 
-def _parts(called: str, batch: Any) -> tuple[Any, Any]:
+def _parts(title: str, batch: Any) -> tuple[Any, Any]:
     """Images and labels of a batch."""
     if isinstance(batch, Mapping):
         images = next((batch[name] for name in _IMAGES if name in batch), None)
@@ -225,5 +200,5 @@ def _parts(called: str, batch: Any) -> tuple[Any, Any]:
     else:
         images, labels = itertools.islice(itertools.chain(batch, (None, None)), 2)
     if images is None or labels is None:
-        raise DataError(f"{called}: its batches are not (images, labels) and do not hold 'pixel_values' and 'labels'")
+        raise DataError(f"{title}: its batches are not (images, labels) and do not hold 'pixel_values' and 'labels'")
     return images, labels

@@ -90,25 +90,13 @@ class KnownSet(Frozen):
         return tuple((row,) if isinstance(row, int) else row for row in self.rows)
 
     def address(self, revision: str | None = None, split: str | None = None) -> str:
-        """The set as a source: ``hf://datasets/ORG/NAME[@REVISION]:SPLIT``.
-
-        Args:
-            revision: Branch, tag or commit.
-            split: Split; the default one if ``None``.
-        """
+        """The set as a source: ``hf://datasets/ORG/NAME[@REVISION]:SPLIT``."""
         part = split or self.split
         config = f"{self.config}/" if self.config and "/" not in part else ""
         return f"{self.source}{'@' + revision if revision else ''}:{config}{part}"
 
     def describe(self, opened: Labelled) -> Labelled:
-        """Replace the opened set's class names and templates by those known here, if these are used.
-
-        Args:
-            opened: The set with the repository's texts.
-
-        Raises:
-            DataError: If a label has no name here.
-        """
+        """Replace the opened set's class names and templates by those known here, if these are used."""
         if self.texts == "repository" and (opened.verbatim or not self.class_names):
             return opened
         names = self.class_names
@@ -130,18 +118,7 @@ class Named:
 
 
 def find_known(source: str, *, on_disk: bool = True) -> Named | None:
-    """Read ``NAME[@REVISION][:SPLIT]``.
-
-    Args:
-        source: The source as the user wrote it.
-        on_disk: Whether an existing path of that name takes precedence.
-
-    Returns:
-        The set, or ``None`` if the source is not a name.
-
-    Raises:
-        DataError: If the set has no such split.
-    """
+    """Read ``NAME[@REVISION][:SPLIT]``."""
     match = _NAMED.fullmatch(source)
     if match is None or match["name"] not in known_sets() or (on_disk and local_path(source).exists()):
         return None
@@ -154,11 +131,7 @@ def find_known(source: str, *, on_disk: bool = True) -> Named | None:
 
 @functools.cache
 def known_sets() -> dict[str, KnownSet]:
-    """All sets by name, family by family.
-
-    Raises:
-        DataError: If a file of sets cannot be used.
-    """
+    """All sets by name, family by family."""
     found: dict[str, KnownSet] = {}
     for file in sorted((_HERE / "sets").glob("*.yaml")):
         for name, data in yaml.safe_load(file.read_text(encoding="utf-8")).items():
@@ -169,14 +142,7 @@ def known_sets() -> dict[str, KnownSet]:
 
 
 def known_set(name: str) -> KnownSet:
-    """Find a set by its name.
-
-    Args:
-        name: Its name.
-
-    Raises:
-        UsageError: If there is no such set.
-    """
+    """Find a set by its name."""
     sets = known_sets()
     if name not in sets:
         raise UsageError(f"no data set '{name}'; `clipmerge data list` has all names.{did_you_mean(name, sets)}")
@@ -190,11 +156,7 @@ def class_lists() -> tuple[str, ...]:
 
 @functools.cache
 def class_list(name: str) -> tuple[str, ...]:
-    """Class names by the name of their list.
-
-    Args:
-        name: Name of the list.
-    """
+    """Class names by the name of their list."""
     return tuple((_HERE / "classes" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
 
 

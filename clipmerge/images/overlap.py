@@ -34,11 +34,7 @@ class Fingerprints:
     """Fingerprints of the images of one source, read on demand."""
 
     def __init__(self, images: LabelledImages) -> None:
-        """Store the images.
-
-        Args:
-            images: Any source; images that are not files are compared by their pixels.
-        """
+        """Store the images."""
         self.images = images
         self._hashes: dict[int, dict[str, str]] = {}
         self._pixels: dict[tuple[int, int], dict[str, str]] = {}
@@ -47,7 +43,7 @@ class Fingerprints:
     def files(self) -> dict[tuple[int, int], str]:
         """Files by device and inode, so hard and symbolic links lead to the same file."""
         paths = {}
-        for path in self.images.paths:
+        for path in self.images.store.paths:
             status = _read(path, Path.stat)
             paths[status.st_dev, status.st_ino] = path
         return paths
@@ -56,7 +52,7 @@ class Fingerprints:
     def by_size(self) -> dict[int, list[str]]:
         """Files by size in bytes: only files of the same size can have equal content."""
         paths: dict[int, list[str]] = {}
-        for path in self.images.paths:
+        for path in self.images.store.paths:
             paths.setdefault(_read(path, Path.stat).st_size, []).append(path)
         return paths
 
@@ -90,25 +86,15 @@ def find_overlap(ours: Fingerprints, theirs: Fingerprints) -> Overlap | None:
     """Look for images that two sources share.
 
     Files are compared by inode and by content. If a source has no files, decoded images are compared.
-
-    Args:
-        ours: One source.
-        theirs: The other.
-
-    Returns:
-        The shared images, or ``None``.
-
-    Raises:
-        DataError: If an image has to be read and cannot be.
     """
-    if not (ours.images.paths and theirs.images.paths):
+    if not (ours.images.store.paths and theirs.images.store.paths):
         pairs = []
         for extent in [each for each in ours.by_extent if each in theirs.by_extent]:
             other = theirs.pixels(extent)
             same = [digest for digest in ours.pixels(extent) if digest in other]
             pairs += [f"{ours.pixels(extent)[digest]} has the pixels of {other[digest]}" for digest in same]
     else:
-        pairs = [match for path in ours.images.paths if (match := _same_file(path, ours, theirs))]
+        pairs = [match for path in ours.images.store.paths if (match := _same_file(path, ours, theirs))]
     return Overlap(len(pairs), pairs[0]) if pairs else None
 
 
@@ -140,19 +126,6 @@ def check_overlap(
     """Refuse OOD images that recipes are calibrated on; note any other image that is used twice.
 
     Images that are also among the unlabelled ones are refused in any case.
-
-    Args:
-        calibration: Images that recipes measure on, if any do.
-        ids: ID images by name.
-        oods: OOD images by name.
-        unlabelled: Images without labels that recipes learn from, if any do.
-
-    Returns:
-        Notes, one line each.
-
-    Raises:
-        UsageError: If an OOD source shares an image with the calibration source, or any source with the unlabelled one.
-        DataError: If an image has to be read and cannot be.
     """
     id_prints = {name: Fingerprints(images) for name, images in ids.items()}
     ood_prints = {name: Fingerprints(images) for name, images in oods.items()}
@@ -171,16 +144,7 @@ def check_overlap(
 
 
 def refuse_shared(unlabelled: LabelledImages, others: dict[str, Fingerprints]) -> None:
-    """Refuse unlabelled images that are also used otherwise.
-
-    Args:
-        unlabelled: The unlabelled images.
-        others: Other sources, by their flag and name on the command line.
-
-    Raises:
-        UsageError: If a source shares an image with the unlabelled one.
-        DataError: If an image has to be read and cannot be.
-    """
+    """Refuse unlabelled images that are also used otherwise."""
     ours = Fingerprints(unlabelled)
     for name, theirs in others.items():
         overlap = find_overlap(ours, theirs)

@@ -22,19 +22,11 @@ class TemplateSets:
         return tuple(sorted(file.stem for file in self.folder.glob("*.txt")))
 
     def about(self, name: str) -> str:
-        """The comment on a set's first line.
-
-        Args:
-            name: Name of the set.
-        """
+        """The comment on a set's first line."""
         return self._lines(name)[0].lstrip("# ")
 
     def templates(self, name: str) -> tuple[str, ...]:
-        """Templates of a set.
-
-        Args:
-            name: Name of the set.
-        """
+        """Templates of a set."""
         return tuple(line for line in self._lines(name) if not line.startswith("#"))
 
     def _lines(self, name: str) -> list[str]:
@@ -54,29 +46,12 @@ class WithTemplates(Protocol):
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
-    """Check the prompt templates that the user named.
-
-    Args:
-        templates: Texts with ``{}`` or ``{c}`` for the class name, or names of template sets.
-
-    Returns:
-        The templates, with sets expanded; empty if none was named, which means each source's own, or the default.
-
-    Raises:
-        UsageError: If one has no ``{}`` and is not the name of a set, or is not UTF-8.
-    """
+    """Check the prompt templates that the user named."""
     return tuple(template for given in templates for template in _spelled_out(given))
 
 
 def templates_for(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     """Choose the templates for a source.
-
-    Args:
-        asked: Templates named by the user; they take precedence.
-        own: Templates of the source.
-
-    Returns:
-        At least one template.
 
     Example:
         >>> templates_for((), ())
@@ -86,12 +61,7 @@ def templates_for(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
 
 
 def own_templates(asked: Sequence[str], sources: Mapping[str, WithTemplates]) -> dict[str, list[str]]:
-    """The templates of the sources that are evaluated with their own; for records.
-
-    Args:
-        asked: Templates named by the user; if there are any, no source uses its own.
-        sources: The sources by name.
-    """
+    """The templates of the sources that are evaluated with their own; for records."""
     return {} if asked else {name: list(images.templates) for name, images in sources.items() if images.templates}
 
 
@@ -111,11 +81,7 @@ def _spelled_out(given: str) -> tuple[str, ...]:
 
 
 def class_prompts(class_names: tuple[str, ...], templates: tuple[str, ...]) -> list[str]:
-    """Write the prompts, class by class: entry ``c * len(templates) + t``.
-
-    Raises:
-        DataError: If they are too many, or too long.
-    """
+    """Write the prompts, class by class: entry ``c * len(templates) + t``."""
     if len(class_names) * len(templates) > MOST_PROMPTS:
         raise DataError(
             f"{len(class_names)} classes in {len(templates)} templates make more than {MOST_PROMPTS} prompts; give "

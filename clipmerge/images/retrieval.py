@@ -19,11 +19,11 @@ from clipmerge.images.caption_folder import captioned_files, read_captioned
 from clipmerge.images.columns import Columns
 from clipmerge.images.decoding import decode
 from clipmerge.images.description import CLASS_NAMES, Description, describe_folder
+from clipmerge.images.file_store import LocalFiles, expand
 from clipmerge.images.hub_dataset import open_split
 from clipmerge.images.hub_shards import shard_order
 from clipmerge.images.known import find_known
-from clipmerge.images.places import Local, expand
-from clipmerge.images.store import Held, Store
+from clipmerge.images.store import MemoryStore, Store
 from clipmerge.images.webdataset import Shard, TarImages, read_shard
 
 if TYPE_CHECKING:
@@ -55,60 +55,25 @@ class CaptionedImages:
         return len(self.captions)
 
     def image(self, index: int) -> Image:
-        """Decode one image, as RGB.
-
-        Args:
-            index: Position.
-
-        Raises:
-            DataError: If the file cannot be decoded.
-        """
+        """Decode one image, as RGB."""
         (encoded,) = self.store.read([index])
         return decode(self.store.name(index), encoded)
 
     def sample(self, count: int, seed: int) -> CaptionedImages:
-        """Sample images, with all their captions.
-
-        Args:
-            count: Images wanted; all if there are fewer.
-            seed: Seed; the same seed and images give the same sample.
-
-        Returns:
-            The sample, in memory, in the order of the source.
-
-        Raises:
-            DataError: If images cannot be read.
-        """
+        """Sample images, with all their captions."""
         if count >= len(self):
             return self
         drawn = np.random.default_rng(seed).permutation(len(self))[:count]
         positions = sorted(int(position) for position in drawn)
         names = tuple(self.store.name(position) for position in positions)
-        held = Held(tuple(self.store.read(positions)), names)
+        held = MemoryStore(tuple(self.store.read(positions)), names)
         return replace(self, store=held, captions=tuple(self.captions[position] for position in positions))
 
 
 def load_captions(
     source: str, *, columns: Columns | None = None, most: int | None = None, seed: int = 0
 ) -> CaptionedImages:
-    """Find images with captions; none is decoded.
-
-    Args:
-        source: The short name of a public set (``flickr8k``); a folder of images with texts beside them; tar files,
-            one, a ``{0..9}`` range or a folder of them; or ``hf://datasets/org/name[@revision][:split]`` with tar
-            files.
-        columns: Endings named by the user, if not the usual ones of images and ``txt``.
-        most: Number of images in the sample, if not all: from the Hub, only enough shards for it are downloaded, in a
-            seeded order.
-        seed: Seed of the sample.
-
-    Returns:
-        The images.
-
-    Raises:
-        DataError: If there are no such files, the set is for classification, or an image has no caption.
-        HubError: If the Hub refuses or cannot be reached.
-    """
+    """Find images with captions; none is decoded."""
     asked = columns or Columns()
     asked = Columns(asked.image, asked.label or _CAPTIONS)
     named = find_known(source)
@@ -125,18 +90,11 @@ def load_captions(
             "KEY.jpg, such as hf://datasets/clip-benchmark/wds_flickr8k:test"
         )
     _require_captions(source, describe_folder(Path(tars[0]).parent))
-    return _captioned(source, [read_shard(Local(), tar, asked) for tar in tars])
+    return _captioned(source, [read_shard(LocalFiles(), tar, asked) for tar in tars])
 
 
 def has_captions(source: str) -> bool:
-    """Whether a source is known, by its texts and without reading images, to hold captions instead of classes.
-
-    Args:
-        source: In a form that `load_captions` accepts.
-
-    Raises:
-        DataError, HubError: If its texts cannot be read.
-    """
+    """Whether a source is known, by its texts and without reading images, to hold captions instead of classes."""
     named = find_known(source)
     if named is not None:
         return named.known.kind == "retrieval"
@@ -158,7 +116,7 @@ def _from_hub(source: str, asked: Columns, most: int | None, seed: int) -> Capti
     taken: dict[int, Shard] = {}
     for number in order:
         (path,) = shards.paths([shards.files[number]])
-        taken[number] = read_shard(Local(), path, asked)
+        taken[number] = read_shard(LocalFiles(), path, asked)
         if most is not None and sum(len(shard.labels) for shard in taken.values()) >= most:
             break
     opened = _captioned(source, [taken[number] for number in sorted(taken)])
@@ -176,4 +134,4 @@ def _captioned(source: str, shards: Sequence[Shard]) -> CaptionedImages:
         raise DataError(f"{source}: holds no images")
     texts = [str(text) for shard in shards for text in shard.labels]
     captions = tuple(tuple(line.strip() for line in text.splitlines() if line.strip()) for text in texts)
-    return CaptionedImages(source, TarImages(Local(), members), captions)
+    return CaptionedImages(source, TarImages(LocalFiles(), members), captions)

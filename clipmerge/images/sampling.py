@@ -11,14 +11,6 @@ import numpy as np
 def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
     """Sample images with classes as balanced as possible, shuffled.
 
-    Args:
-        labels: Class index of each image.
-        count: Images wanted; all if there are fewer.
-        seed: Seed; the same seed and labels give the same sample.
-
-    Returns:
-        Positions, shuffled.
-
     Example:
         >>> sorted(balanced_sample((0, 0, 0, 0, 1), 3, seed=0)[:3])[-1]
         4
@@ -40,15 +32,6 @@ def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count:
 
     Blocks are visited in a seeded order, and one is taken when it holds a class that still lacks images. A sample of
     the result has as many images per class as a sample of everything.
-
-    Args:
-        labels: Class index of each image.
-        blocks: Block of each image; empty if images are read one by one, and everything is a candidate.
-        count: Images wanted.
-        seed: Seed of the order.
-
-    Returns:
-        Positions, ascending.
 
     Example:
         >>> candidate_positions((0, 0, 1, 1, 0, 1), (0, 0, 0, 1, 1, 1), 2, seed=0)
@@ -74,11 +57,6 @@ def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count:
 
 def holds_a_balanced_sample(labels: Sequence[int | str], count: int, classes: int = 0) -> bool:
     """Whether images are enough for a sample with an equal share of each class.
-
-    Args:
-        labels: Label of each image.
-        count: Images wanted.
-        classes: Number of classes, including those without an image; 0 if only classes with an image are known.
 
     Example:
         >>> holds_a_balanced_sample([0, 0, 0, 1], 4, classes=2), holds_a_balanced_sample([0, 0, 1, 1], 4, classes=2)

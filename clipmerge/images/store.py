@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from clipmerge.errors import DataError
 
@@ -19,18 +19,28 @@ class Encoded(TypedDict):
     path: str | None
 
 
-class Store(Protocol):
-    """Encoded images, read on demand."""
+class Store:
+    """Encoded images, read on demand.
 
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """Block of each image; a block is read as a whole. Empty if images are read one by one."""
+    Attributes:
+        blocks: Block of each image; a block is read as a whole. Empty if images are read one by one.
+        paths: File of each image; empty if images are not files.
+    """
+
+    blocks: tuple[int, ...] = ()
+    paths: tuple[str, ...] = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
-        """Read images, each block at most once, in the order asked for."""
+        """Read images, each block at most once, in the order of the positions."""
+        raise NotImplementedError
 
     def name(self, position: int) -> str:
         """The name of an image in messages."""
+        raise NotImplementedError
+
+    def take(self, positions: Sequence[int]) -> Store:
+        """Some of the images, in the order of the positions; they are read into memory if they are not files."""
+        return MemoryStore(tuple(self.read(positions)), tuple(self.name(position) for position in positions))
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,11 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Held:
-    """Images in memory."""
+class MemoryStore(Store):
+    """Images in memory, with their names at their source."""
 
     images: tuple[Encoded, ...]
     names: tuple[str, ...]
-    blocks: tuple[int, ...] = ()
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Return images."""
@@ -76,26 +85,21 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Pixels:
+class Pixels(Store):
     """Images that are already preprocessed: they are not decoded, and the model's own preprocessing is skipped.
 
     Attributes:
         get: Function that returns the pixels of an item, shape (3, height, width).
         items: Item of each image.
-        called: Name of the source in messages.
+        source: Name of the source in messages.
     """
 
     get: Callable[[int], Any]
     items: tuple[int, ...]
-    called: str
-    blocks: tuple[int, ...] = ()
+    source: str
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
-        """Refuse: there are no encoded images.
-
-        Raises:
-            DataError: Always.
-        """
+        """Refuse: there are no encoded images."""
         raise DataError(
             f"{self.name(positions[0])}: holds preprocessed pixels, and images are needed here; give the data set "
             "without its transform"
@@ -103,27 +107,23 @@ class Pixels:
 
     def name(self, position: int) -> str:
         """Source and item."""
-        return f"{self.called}, image {self.items[position]}"
+        return f"{self.source}, image {self.items[position]}"
 
-    def at(self, positions: Sequence[int]) -> Pixels:
-        """Some of the images, in the order asked for."""
-        return replace(self, items=tuple(self.items[at] for at in positions))
+    def take(self, positions: Sequence[int]) -> Pixels:
+        """Some of the images; their pixels are read when they are needed."""
+        return replace(self, items=tuple(self.items[position] for position in positions))
 
     def batch(self, positions: Sequence[int]) -> Tensor:
-        """Stack pixels: (images, 3, height, width), float32.
-
-        Raises:
-            DataError: If an item has another shape.
-        """
+        """Stack pixels: (images, 3, height, width), float32."""
         import torch
 
         stacked: list[Tensor] = []
-        for at in positions:
-            pixels = torch.as_tensor(self.get(self.items[at])).float()
+        for position in positions:
+            pixels = torch.as_tensor(self.get(self.items[position])).float()
             if pixels.ndim != 3 or pixels.shape[0] != 3 or (stacked and pixels.shape != stacked[0].shape):
                 raise DataError(
-                    f"{self.name(at)}: its pixels have the shape {tuple(pixels.shape)}; expected (3, height, width), "
-                    "the same for every image"
+                    f"{self.name(position)}: its pixels have the shape {tuple(pixels.shape)}; expected (3, height, "
+                    "width), the same for every image"
                 )
             stacked.append(pixels)
         return torch.stack(stacked)

@@ -21,22 +21,7 @@ _CLASS = "unlabelled"
 
 
 def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, seed: int = 0) -> LabelledImages:
-    """Find images whose labels are neither needed nor read.
-
-    Args:
-        source: A folder with images at any depth, or any other source of `clipmerge.images.dataset.load_images`. In
-            memory also a list of `PIL.Image`, or a torch ``Dataset`` or ``DataLoader`` of images alone.
-        columns: The columns that the user named; the image column is used if there is one of that name.
-        most: Images that a sample will take.
-        seed: Seed of the sample.
-
-    Returns:
-        The images, not decoded yet, all of one class.
-
-    Raises:
-        DataError: If there are no images, or they cannot be used.
-        HubError: If the Hub refuses or cannot be reached.
-    """
+    """Find images whose labels are neither needed nor read."""
     unlabelled = replace(columns or Columns(), label=None, labelled=False)
     if isinstance(source, str):
         source = find_source(source)
@@ -51,17 +36,7 @@ def load_unlabelled(source: Any, columns: Columns | None = None, *, most: int, s
 
 
 def content_digest(images: LabelledImages) -> str:
-    """Identify images by their content and order, independently of their place.
-
-    Args:
-        images: The images; those that are not files are in memory, as in every sample.
-
-    Returns:
-        The sha256 over the sha256 of each image: of its encoded bytes, or of its pixels if it is preprocessed.
-
-    Raises:
-        DataError: If a file cannot be read.
-    """
+    """Identify images by their content and order, independently of their place."""
     whole = hashlib.sha256()
     for place in range(len(images)):
         whole.update(_digest(images, place).encode())

@@ -6,23 +6,27 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Self
 
 from clipmerge.errors import DataError, did_you_mean, shorten
-from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER, MOST_DIGITS, MOST_IMAGES
+from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER, MOST_IMAGES
 from clipmerge.files.reading import Unreadable, parse_json, told_size
 from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
 from clipmerge.images.description import Description
-from clipmerge.images.places import Place
-from clipmerge.images.store import Encoded, Labelled
+from clipmerge.images.file_store import FileStore
+from clipmerge.images.store import Encoded, Labelled, Store
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
 _IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _LABELS = ("cls", "json", "txt")
 # Members that describe the next one (a long name, attributes) and are therefore read whole.
-_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_ABOUT_THE_NEXT = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *_PAX)
-_DIGITS = re.compile(rb"\d{%d}" % (MOST_DIGITS + 1))
+_ABOUT_THE_NEXT = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 # labels look like captions if there are more classes than this share of the images
 _CAPTIONS = 0.5
 
@@ -35,22 +39,21 @@ class _Member:
     size: int
 
 
-@dataclass
-class TarImages:
+class TarImages(Store):
     """Images of several archives, read in place."""
 
-    place: Place
-    members: list[tuple[str, str, _Member]] = field(repr=False)
-    blocks: tuple[int, ...] = ()
+    def __init__(self, files: FileStore, members: list[tuple[str, str, _Member]]) -> None:
+        """Keep the archive, name and position of every image."""
+        self._files, self._members = files, members
 
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each archive opened once."""
         images: dict[int, Encoded] = {}
-        for archive in sorted({self.members[position][0] for position in positions}):
-            here = [position for position in positions if self.members[position][0] == archive]
-            with self.place.reading(archive), self.place.open(archive) as file:
+        for archive in sorted({self._members[position][0] for position in positions}):
+            here = [position for position in positions if self._members[position][0] == archive]
+            with self._files.open(archive) as file:
                 for position in sorted(here):
-                    member = self.members[position][2]
+                    member = self._members[position][2]
                     if member.size > LARGEST_IMAGE:
                         raise DataError(f"{self.name(position)}: is larger than {told_size(LARGEST_IMAGE)}")
                     images[position] = {"bytes": _content(file, member), "path": None}
@@ -58,19 +61,13 @@ class TarImages:
 
     def name(self, position: int) -> str:
         """Archive and member."""
-        archive, member, _ = self.members[position]
-        return f"{self.place.called(archive)}, {member}"
+        archive, member, _ = self._members[position]
+        return f"{self._files.title(archive)}, {member}"
 
 
 @dataclass
 class Shard:
-    """One archive, its headers and labels read.
-
-    Attributes:
-        archive: Its name.
-        members: Position of each image.
-        labels: The label of each image, or its captions in one text.
-    """
+    """One archive, its headers and labels read: the position of each image, and its label (captions are one text)."""
 
     archive: str
     members: list[tuple[str, str, _Member]] = field(default_factory=list, repr=False)
@@ -78,75 +75,41 @@ class Shard:
 
 
 def load_tars(
-    source: str, place: Place, archives: Sequence[str], asked: Columns, described: Description | None = None
+    source: str, files: FileStore, archives: Sequence[str], columns: Columns, described: Description
 ) -> Labelled:
-    """Open tar files as one source; member headers and labels are read, images are not.
-
-    Args:
-        source: The source as the user wrote it, for messages.
-        place: Where the archives lie.
-        archives: Their names, sorted.
-        asked: Endings that the user named.
-        described: The texts beside the archives.
-
-    Returns:
-        The source.
-
-    Raises:
-        DataError: If an archive is damaged, or a sample has no image or no label.
-    """
-    described = described or Description()
-    if asked.labelled:
+    """Open tar files as one source; member headers and labels are read, images are not."""
+    if columns.labelled:
         described.require_classes(source)
     shards: list[Shard] = []
     for archive in archives:
-        shards.append(read_shard(place, archive, asked))
+        shards.append(read_shard(files, archive, columns))
         _check_count(source, shards)
-    return joined(source, place, shards, described)
+    return joined(source, files, shards, described)
 
 
-def read_shard(place: Place, archive: str, asked: Columns) -> Shard:
-    """Read the headers and labels of one archive.
-
-    Args:
-        place: Place of the archive.
-        archive: Its name.
-        asked: Endings that the user named.
-
-    Raises:
-        DataError: If it is damaged, or a sample has no image or no label.
-    """
+def read_shard(files: FileStore, archive: str, columns: Columns) -> Shard:
+    """Read the headers and labels of one archive."""
     shard = Shard(archive)
-    with place.reading(archive), place.open(archive) as file:
+    with files.open(archive) as file:
         for key, endings in _samples(file):
-            where = f"{place.called(archive)}, {key}"
-            named = asked.image if asked.labelled or (asked.image or "").lower() in endings else None
+            where = f"{files.title(archive)}, {key}"
+            named = columns.image if columns.labelled or (columns.image or "").lower() in endings else None
             image = _image_ending(where, list(endings), named)
             shard.members.append((archive, f"{key}.{image}", endings[image]))
-            shard.labels.append(_label(where, file, endings, asked.label) if asked.labelled else 0)
-            _check_count(place.called(archive), [shard])
+            shard.labels.append(_label(where, file, endings, columns.label) if columns.labelled else 0)
+            _check_count(files.title(archive), [shard])
     return shard
 
 
-def joined(source: str, place: Place, shards: Sequence[Shard], described: Description) -> Labelled:
-    """Make one source of several archives.
-
-    Args:
-        source: The source as the user wrote it, for messages.
-        place: Where the archives lie.
-        shards: The archives, read.
-        described: The texts beside them.
-
-    Raises:
-        DataError: If there are no images, or a label does not fit the class names.
-    """
+def joined(source: str, files: FileStore, shards: Sequence[Shard], described: Description) -> Labelled:
+    """Make one source of several archives and the texts beside them."""
     labels = numbers_of(shards)
     indices, classes, named = number_classes(source, labels, described.class_names)
     verbatim = described.class_names is not None and classes == described.class_names
     notes: tuple[str, ...] = ()
     if named and not verbatim and len(classes) > max(100, _CAPTIONS * len(labels)):
         notes = (f"{source}: {len(classes)} classes for {len(labels)} images; are the labels captions?",)
-    store = TarImages(place, [member for shard in shards for member in shard.members])
+    store = TarImages(files, [member for shard in shards for member in shard.members])
     return Labelled(store, indices, classes, named, notes=notes, templates=described.templates, verbatim=verbatim)
 
 
@@ -187,25 +150,22 @@ def _samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, _Member]]]:
 class _Header(tarfile.TarInfo):
     """A member's header; a description of the next member that is larger than a long name needs is refused."""
 
-    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.type in _ABOUT_THE_NEXT and self.size > LARGEST_TAR_HEADER:
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _ABOUT_THE_NEXT and header.size > LARGEST_TAR_HEADER:
             raise tarfile.ReadError(f"a header is larger than {told_size(LARGEST_TAR_HEADER)}")
-        if self.type in _PAX and archive.fileobj:  # tarfile needs quadratic time for a run of digits
-            place = archive.fileobj.tell()
-            if _DIGITS.search(archive.fileobj.read(self.size)):
-                raise tarfile.ReadError("a header holds a number of very many digits")
-            archive.fileobj.seek(place)
-        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+        return header
 
 
-def _image_ending(where: str, endings: list[str], asked: str | None) -> str:
-    if asked is not None:
-        if asked.lower() not in endings:
-            hint = did_you_mean(asked, endings)
+def _image_ending(where: str, endings: list[str], wanted: str | None) -> str:
+    if wanted is not None:
+        if wanted.lower() not in endings:
+            hint = did_you_mean(wanted, endings)
             raise DataError(
-                f"{where}: no file ending in .{asked} for --image-column (endings: {shorten(endings)}).{hint}"
+                f"{where}: no file ending in .{wanted} for --image-column (endings: {shorten(endings)}).{hint}"
             )
-        return asked.lower()
+        return wanted.lower()
     candidates = [ending for ending in endings if ending.rpartition(".")[2] in _IMAGES]
     if not candidates:
         raise DataError(f"{where}: has no image beside it (endings: {shorten(endings)}); name it with --image-column")
@@ -214,10 +174,10 @@ def _image_ending(where: str, endings: list[str], asked: str | None) -> str:
     return candidates[0]
 
 
-def _label(where: str, file: IO[bytes], endings: dict[str, _Member], asked: str | None) -> int | str:
+def _label(where: str, file: IO[bytes], endings: dict[str, _Member], wanted: str | None) -> int | str:
     """Read a sample's label: the text of its ``cls`` or ``txt``, or the label in its ``json``."""
-    ending, _, key = (asked or "").partition(".")
-    candidates = [ending.lower()] if asked else [each for each in _LABELS if each in endings]
+    ending, _, key = (wanted or "").partition(".")
+    candidates = [ending.lower()] if wanted else [ending for ending in _LABELS if ending in endings]
     for candidate in candidates:
         if candidate not in endings:
             break
@@ -227,8 +187,8 @@ def _label(where: str, file: IO[bytes], endings: dict[str, _Member], asked: str 
         label = _from_json(where, text, key) if candidate == "json" else text
         if label is not None and label != "":
             return label
-    wanted = f".{asked} for --label-column" if asked else ".cls, .json or .txt with a label"
-    raise DataError(f"{where}: has no {wanted} (endings: {shorten(endings)})")
+    needed = f".{wanted} for --label-column" if wanted else ".cls, .json or .txt with a label"
+    raise DataError(f"{where}: has no {needed} (endings: {shorten(endings)})")
 
 
 def _from_json(where: str, text: str, key: str) -> int | str | None:

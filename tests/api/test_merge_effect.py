@@ -153,13 +153,13 @@ def test_the_decision_never_sees_what_is_held_back(pair: Inputs, photos: Path, t
     assert held is not None
     assert first.calibration is not None
     assert (first.calibration.images, len(held)) == (96, 24)
-    for path in held.paths:
+    for path in held.store.paths:
         Image.new("RGB", (40, 36), (200, 0, 200)).save(path)
     second = decided(prepare(request))
     assert measured_by(second) == measured_by(first)
     assert second.layers == first.layers
     assert second.bought != first.bought
-    seen = next(path for path in (tmp_path / "copy").rglob("*.png") if str(path) not in held.paths)
+    seen = next(path for path in (tmp_path / "copy").rglob("*.png") if str(path) not in held.store.paths)
     Image.new("RGB", (40, 36), (0, 200, 0)).save(seen)
     assert measured_by(decided(prepare(request))) != measured_by(first)
 

@@ -280,11 +280,6 @@ def png_with_a_text_of_1_GB(path: Path) -> None:
     path.write_bytes(behind_start("PNG", chunk(b"zTXt", text), 1, 33))
 
 
-@bomb("image", "x.png")
-def png_of_a_million_chunks(path: Path) -> None:
-    path.write_bytes(behind_start("PNG", chunk(b"IDAT", b""), 1_000_000, 33))
-
-
 @bomb("image", "x.jpg")
 def jpeg_of_1000_scans(path: Path) -> None:
     path.write_bytes(drawn_over(1000, 8192))
@@ -295,21 +290,6 @@ def jpeg_of_45_scans(path: Path) -> None:
     path.write_bytes(drawn_over(39, 8192))
 
 
-@bomb("image", "x.jpg")
-def jpeg_of_fill_bytes(path: Path) -> None:
-    path.write_bytes(behind_start("JPEG", b"\xff", 50_000_000, 2))
-
-
-@bomb("image", "x.gif")
-def gif_of_small_comments(path: Path) -> None:
-    path.write_bytes(b"GIF89a" + bytes(7) + b"!\xfe" + b"\1a" * 20_000_000 + b"\0;")
-
-
-@bomb("image", "x.bmp")
-def bmp_of_run_lengths(path: Path) -> None:
-    path.write_bytes(run_lengths(20_000_000))
-
-
 @bomb("image", "x.tif")
 def tiff_whose_tags_are_the_same_megabyte(path: Path) -> None:
     path.write_bytes(metadata(60_000, MIB))
@@ -318,11 +298,6 @@ def tiff_whose_tags_are_the_same_megabyte(path: Path) -> None:
 @bomb("image", "x.gif")
 def gif_of_65_535_pixels_square(path: Path) -> None:
     path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + bytes(4) + b"\xff" * 4 + b"\0;")
-
-
-@bomb("tar", "x.tar")
-def tar_header_of_digits(path: Path) -> None:
-    _tar(path, tarfile.XHDTYPE, "x", b"9" * (50 * MIB))
 
 
 @bomb("tar", "x.tar")

@@ -20,10 +20,11 @@ from clipmerge.demo.pair import (
     DemoPair,
     Training,
     _quiet_transformers,
-    digit_images,
     prepare,
 )
 from clipmerge.errors import DataError
+from clipmerge.images.dataset import load_images
+from clipmerge.images.digits import as_images, as_rgb, read_digits
 
 BRIEF = Training(zeroshot_steps=3, zeroshot_batch=8, finetune_steps=2, finetune_batch=8)
 
@@ -38,7 +39,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> DemoPair:
 
 
 def test_splits_are_disjoint_and_cover_all_images() -> None:
-    everything, digits = demo_data.ink_of("all")
+    everything, digits = read_digits()
     parts = [demo_data.ink_of(split) for split in ("train", "calibration", "test")]
     assert len(everything) == 1797
     assert [len(ink) for ink, _ in parts] == [1100, 297, 400]
@@ -52,24 +53,20 @@ def test_images_are_the_bundled_digits_light_on_dark() -> None:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    images, labels = digit_images("all")
-    assert labels == bunch.target.tolist()
+    loaded = load_images("digits")
+    images = [loaded.image(number) for number in range(50)]
+    assert list(loaded.labels) == bunch.target.tolist()
     assert {(image.size, image.mode) for image in images} == {((32, 32), "RGB")}
-    for image, small in zip(images[:50], bunch.images[:50], strict=True):
+    for image, small in zip(images, bunch.images[:50], strict=True):
         shrunk = np.asarray(image)[:, :, 0].reshape(8, 4, 8, 4).mean(axis=(1, 3)) / 255
         assert np.corrcoef(shrunk.ravel(), small.ravel())[0, 1] > 0.97
 
 
-def test_an_unknown_split_names_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"no split 'val'.*all, train, calibration, test"):
-        digit_images("val")
-
-
 def test_without_scikit_learn_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    demo_data._bundled_digits.cache_clear()
+    read_digits.cache_clear()
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r"pip install 'clipmerge\[demo\]'"):
-        digit_images("test")
+        load_images("digits")
 
 
 def test_importing_the_demo_stays_light() -> None:
@@ -88,7 +85,7 @@ def test_a_shift_repeats_itself_and_changes_every_image(shift: str) -> None:
     assert pixels.shape == (400, 3, 32, 32)
     assert 0 <= pixels.min() <= pixels.max() <= 1
     assert torch.equal(pixels, demo_data.shifted_pixels(shift, ink))
-    assert ((pixels - demo_data.as_rgb(ink)).abs().amax(dim=(1, 2, 3)) > 0.1).all()
+    assert ((pixels - as_rgb(ink)).abs().amax(dim=(1, 2, 3)) > 0.1).all()
 
 
 def test_inversion_is_exact() -> None:
@@ -111,11 +108,6 @@ def test_positive_degrees_turn_counter_clockwise() -> None:
     page[:, :, :8] = 1
     turned = demo_data._posed(page, torch.tensor([90.0]), torch.ones(1), torch.zeros(1, 2))
     assert torch.allclose(turned, torch.rot90(page, dims=(2, 3)), atol=1e-4)
-
-
-def test_an_unknown_shift_names_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"no shift 'fog'.*noise, inversion, rotation, blur"):
-        demo_data.shifted_pixels("fog", torch.zeros(1, 1, 32, 32))
 
 
 def test_a_caption_names_a_style_of_its_image_or_none() -> None:
@@ -154,7 +146,7 @@ def test_without_styles_images_are_clean_and_captions_plain() -> None:
 @pytest.mark.parametrize("style", demo_data._STYLES)
 def test_each_style_stays_in_range_and_does_something(style: str) -> None:
     ink, _ = demo_data.ink_of("train")
-    pixels = demo_data.as_rgb(ink[:64])
+    pixels = as_rgb(ink[:64])
     styled = demo_data._STYLES[style](pixels, torch.Generator().manual_seed(0))
     assert styled.shape == pixels.shape
     assert -1e-6 <= styled.min() <= styled.max() <= 1 + 1e-6
@@ -190,8 +182,8 @@ def test_training_sees_what_the_processor_makes(untrained: DemoPair) -> None:
 
     processor = CLIPProcessor.from_pretrained(untrained.zeroshot)
     ink, _ = demo_data.ink_of("test")
-    pixels = demo_data.as_rgb(ink[:20])
-    processed = processor.image_processor(demo_data.as_images(pixels), return_tensors="pt")["pixel_values"]
+    pixels = as_rgb(ink[:20])
+    processed = processor.image_processor(as_images(pixels), return_tensors="pt")["pixel_values"]
     # an 8-bit file is at most half a level off, in units of half the range
     assert (processed - demo_training.normalised(pixels)).abs().max() <= 1.01 / 255
 

@@ -17,7 +17,7 @@ from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.evaluation import probe as probing
 from clipmerge.evaluation.probe import CORRUPTIONS, corrupted, probe, side_of
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.folder import Files
+from clipmerge.images.folder import FolderStore
 from clipmerge.models.building import build_model
 from tests.support.tiny_clip import save_images
 
@@ -131,7 +131,7 @@ def test_no_recipe_learns_from_images_as_strongly_changed() -> None:
 
 def of_count(count: int) -> LabelledImages:
     paths = tuple(f"{at}.png" for at in range(count))
-    return LabelledImages("here", Files(paths), tuple(at % 2 for at in range(count)), ("one", "two"))
+    return LabelledImages("here", FolderStore(paths), tuple(at % 2 for at in range(count)), ("one", "two"))
 
 
 @pytest.mark.parametrize(("count", "per_image"), [(1, 7), (15, 7), (73, 7), (100, 5), (205, 2), (256, 2)])

@@ -135,7 +135,7 @@ def names_of_places(data: bytes, folder: Path) -> object:
     from clipmerge.errors import ClipmergeError
     from clipmerge.hub.ids import parse_hub_id
     from clipmerge.images.dataset_id import parse_dataset
-    from clipmerge.images.places import expand_ranges
+    from clipmerge.images.file_store import expand_ranges
 
     text = data.decode("utf-8", "surrogateescape")
     parse_hub_id(text)

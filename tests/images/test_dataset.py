@@ -41,7 +41,7 @@ def test_a_folder_gives_its_images_in_order(images: Path) -> None:
     assert found.class_names == ("bird", "cat", "dog")
     assert Counter(found.labels) == {0: 10, 1: 10, 2: 10}
     for index in (0, 15, 29):
-        path = Path(found.paths[index])
+        path = Path(found.store.paths[index])
         assert path.parent.name == found.class_names[found.labels[index]]
         assert found.image(index).tobytes() == Image.open(path).convert("RGB").tobytes()
 

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.folder import Files
+from clipmerge.images.folder import FolderStore
 from clipmerge.images.held_back import held_back_positions, sample_and_hold_back
 from tests.support.tiny_clip import save_images
 
 
 def labelled(labels: tuple[int, ...]) -> LabelledImages:
     names = tuple(f"class {label}" for label in range(max(labels) + 1))
-    return LabelledImages("here", Files(tuple(f"{at}.png" for at in range(len(labels)))), labels, names)
+    return LabelledImages("here", FolderStore(tuple(f"{at}.png" for at in range(len(labels)))), labels, names)
 
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple)
@@ -26,12 +26,12 @@ LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple)
 @given(LABELS, st.integers(1, 100), st.integers(0, 5))
 def test_no_image_is_in_both_and_none_is_there_twice(labels: tuple[int, ...], count: int, seed: int) -> None:
     decide, held = sample_and_hold_back(labelled(labels), count, seed)
-    paths = [*decide.paths, *(held.paths if held else ())]
+    paths = [*decide.store.paths, *(held.store.paths if held else ())]
     assert len(paths) == len(set(paths))
     assert 1 <= len(decide) <= count
     assert decide.class_names == labelled(labels).class_names
     for part in (decide, held):
-        for path, label in zip(part.paths, part.labels, strict=True) if part else ():
+        for path, label in zip(part.store.paths, part.labels, strict=True) if part else ():
             assert labels[int(path.removesuffix(".png"))] == label
 
 

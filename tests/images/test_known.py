@@ -15,7 +15,7 @@ from clipmerge.images.dataset_id import parse_dataset
 from clipmerge.images.known import class_list, class_lists, find_known, known_sets
 from clipmerge.images.prompts import TEMPLATE_SETS, check_templates
 from clipmerge.images.retrieval import load_captions
-from clipmerge.images.store import Held, Labelled
+from clipmerge.images.store import Labelled, MemoryStore
 from tests.support.benchmark_sets import retrieval_set, webdataset
 from tests.support.command import clipmerge, refused
 from tests.support.hub_double import FakeHub, serving, upload
@@ -164,9 +164,9 @@ def test_a_file_of_sets_with_a_fault_is_named(tmp_path: Path, monkeypatch: pytes
 def test_a_label_without_a_name_is_refused() -> None:
     known = known_sets()["fusionbench-eurosat"]
     labels = list(range(len(known.class_names)))
-    assert known.describe(Labelled(Held((), ()), tuple(labels), ())).classes == known.class_names
+    assert known.describe(Labelled(MemoryStore((), ()), tuple(labels), ())).classes == known.class_names
     with pytest.raises(DataError, match=f"label {len(labels)} has no name; {len(labels)} classes are known"):
-        known.describe(Labelled(Held((), ()), (*labels, len(labels)), ()))
+        known.describe(Labelled(MemoryStore((), ()), (*labels, len(labels)), ()))
 
 
 def test_a_named_set_is_written_as_its_address() -> None:

@@ -80,7 +80,7 @@ def test_an_image_that_is_gone_is_reported_as_where_it_is_read(images: Path, oth
     gone = other / "cat" / "0.png"
     gone.unlink()
     with pytest.raises(DataError, match=r"cat/0\.png: cannot be read as an image \(.*\); repair or remove it") as read:
-        found.image(found.paths.index(str(gone)))
+        found.image(found.store.paths.index(str(gone)))
     with pytest.raises(DataError, match=f"^{re.escape(str(read.value))}$"):
         find_overlap(*map(Fingerprints, (found, rest) if first else (rest, found)))
 

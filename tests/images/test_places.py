@@ -8,7 +8,7 @@ import pytest
 
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
-from clipmerge.images.places import expand_ranges, local_inputs
+from clipmerge.images.file_store import expand_ranges, local_inputs
 
 
 def test_several_ranges_are_every_combination() -> None:

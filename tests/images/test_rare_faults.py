@@ -20,10 +20,8 @@ from clipmerge.images import folder as folders
 from clipmerge.images import hub_dataset, parquet, webdataset
 from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import decode
-from clipmerge.images.encoded import check_encoded
 from clipmerge.images.hub_dataset import front_matter
 from clipmerge.images.retrieval import has_captions, load_captions
-from clipmerge.images.thrift import Damaged, structs
 from clipmerge.images.unlabelled import load_unlabelled
 from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
@@ -88,12 +86,6 @@ def test_an_archive_that_shrinks_while_it_is_read(tar: Path) -> None:
         found.image(1)
 
 
-def test_a_list_of_something_else_than_structures() -> None:
-    assert structs({}, 4) == []
-    with pytest.raises(Damaged, match="a list is missing from its footer"):
-        structs({(4, 9): [3]}, 4)
-
-
 def test_a_folder_of_too_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "MOST_IMAGES", 2)
     for number in range(3):
@@ -105,11 +97,6 @@ def test_a_folder_of_too_many_images(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_folder_that_is_gone_when_it_is_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone: cannot be read \(No such file or directory\)"):
         folders._listed("x", tmp_path, tmp_path / "gone")
-
-
-@pytest.mark.parametrize("data", [b"GIF89a", b"\xff\xd8", b"\xff\xd8abc", b"\xff\xd8\xff"])
-def test_the_beginning_of_an_image_alone_has_no_parts(data: bytes) -> None:
-    check_encoded(data, len(data))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -102,7 +102,7 @@ def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
 def test_the_digest_is_of_content_and_order(nested: Path, tmp_path: Path) -> None:
     images = load_unlabelled(str(nested), most=100)
     digest = hashlib.sha256()
-    for path in images.paths:
+    for path in images.store.paths:
         digest.update(hashlib.sha256(Path(path).read_bytes()).hexdigest().encode())
     assert content_digest(images) == digest.hexdigest()
     moved = nested.rename(tmp_path / "moved")

@@ -19,8 +19,9 @@ from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.demo import data as demo_data
 from clipmerge.demo import training as demo_training
-from clipmerge.demo.data import CLASS_NAMES, SIZE, TEMPLATE
+from clipmerge.demo.data import TEMPLATE
 from clipmerge.demo.training import Training
+from clipmerge.images.digits import CLASS_NAMES, SIZE
 from clipmerge.parallel import one_thread
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

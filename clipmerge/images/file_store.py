@@ -1,20 +1,19 @@
-"""Where a source's files lie: on this machine, or on the Hub, read in ranges."""
+"""Files of a source: on this machine, or on the Hub, read in ranges."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from clipmerge.errors import ClipmergeError, DataError, shorten
 from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import local_path, split_part
 from clipmerge.files.reading import open_regular
 from clipmerge.files.side_files import lies_in
-from clipmerge.images.thrift import Damaged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
@@ -23,68 +22,58 @@ _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _SHARD = re.compile(r"-\d+-of-\d+$")
 
 
-class Place(Protocol):
+class FileStore(Protocol):
     """Files that can be opened by name."""
 
-    def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading anywhere in it."""
+    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a file for reading anywhere in it; an error while it is read becomes one line."""
 
-    def reading(self, name: str) -> Any:
-        """Context that turns errors while a file is read into one line."""
-
-    def called(self, name: str) -> str:
+    def title(self, name: str) -> str:
         """The name of a file in messages."""
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalFiles:
     """Files on this machine; their names are paths."""
 
-    def open(self, name: str) -> IO[bytes]:
-        """Open a file."""
-        return open_regular(Path(name))
-
     @contextmanager
-    def reading(self, name: str) -> Iterator[None]:
-        """Turn an error into a `DataError`."""
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file."""
         try:
-            yield
+            with open_regular(Path(name)) as file:
+                yield file
         except ClipmergeError:
             raise
         except Exception as error:  # pyarrow and tarfile raise their own for damaged files
             raise _damaged(name, error) from None
 
-    def called(self, name: str) -> str:
+    def title(self, name: str) -> str:
         """The path."""
         return name
 
 
 @dataclass(frozen=True)
-class Remote:
-    """Files of a dataset on the Hub, at one commit; only the ranges asked for are downloaded."""
+class HubFiles:
+    """Files of a dataset on the Hub, at one commit; only the ranges that are read are downloaded."""
 
     system: HfFileSystem
     root: str
 
-    def open(self, name: str) -> IO[bytes]:
-        """Open a file without read-ahead: the reader knows which ranges it needs."""
-        file: IO[bytes] = self.system.open(f"{self.root}/{name}", "rb", cache_type="none")
-        return file
-
     @contextmanager
-    def reading(self, name: str) -> Iterator[None]:
-        """Turn the client's errors into a `HubError`, and a damaged file into a `DataError`."""
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """Open a file without read-ahead: the reader knows which ranges it needs."""
         import pyarrow
 
         from clipmerge.hub.errors import explained
 
-        with explained(f"reading {self.called(name)}"):
+        with explained(f"reading {self.title(name)}"):
             try:
-                yield
-            except (pyarrow.ArrowException, Damaged, EOFError) as error:
-                raise _damaged(self.called(name), error) from None
+                with self.system.open(f"{self.root}/{name}", "rb", cache_type="none") as file:
+                    yield file
+            except (pyarrow.ArrowException, EOFError) as error:
+                raise _damaged(self.title(name), error) from None
 
-    def called(self, name: str) -> str:
+    def title(self, name: str) -> str:
         """The dataset's address and the file's name."""
         return f"hf://{self.root}/{name}"
 
@@ -96,18 +85,7 @@ def _damaged(name: str, error: Exception) -> DataError:
 
 
 def expand(source: str, suffix: str) -> list[str]:
-    """Find the files named by a source: one file, ``{00..11}`` ranges, or a folder of files.
-
-    Args:
-        source: The source as the user wrote it.
-        suffix: ``.parquet`` or ``.tar``.
-
-    Returns:
-        Paths; empty if the source names no such files.
-
-    Raises:
-        DataError: If a file of a range is missing, or a folder holds several splits.
-    """
+    """Paths of the files named by a source: one file, ``{00..11}`` ranges, or a folder of files; empty if none."""
     path = local_path(source)
     if path.is_dir():
         return _in_folder(source, path, suffix)
@@ -121,16 +99,7 @@ def expand(source: str, suffix: str) -> list[str]:
 
 
 def expand_ranges(text: str) -> list[str]:
-    """Expand numeric ranges, with the leading zeros of their first number.
-
-    Args:
-        text: A path or address, with ranges or without.
-
-    Returns:
-        The files named, in order.
-
-    Raises:
-        DataError: If a range runs backwards, or they name too many files.
+    """Expand numeric ranges in a path or address, with the leading zeros of their first number.
 
     Example:
         >>> expand_ranges("val-{08..10}.tar")
@@ -144,20 +113,12 @@ def expand_ranges(text: str) -> list[str]:
         count *= last - first + 1
     if count > MOST_FILES:
         raise DataError(f"{text}: names {count} files, more than {MOST_FILES}; give the range of those there are")
-    return _expanded(text)
-
-
-def _expanded(text: str) -> list[str]:
-    match = _RANGE.search(text)
-    if match is None:
-        return [text]
-    width = len(match[1])
-    numbers = range(int(match[1]), int(match[2]) + 1)
-    return [
-        whole
-        for number in numbers
-        for whole in _expanded(f"{text[: match.start()]}{number:0{width}}{text[match.end() :]}")
-    ]
+    pieces = _RANGE.split(text)  # text, first, last, text, first, last, ..., text
+    files = [pieces[0]]
+    for begin, end, after in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        numbers = [f"{number:0{len(begin)}}" for number in range(int(begin), int(end) + 1)]
+        files = [f"{file}{number}{after}" for file in files for number in numbers]
+    return files
 
 
 def _in_folder(source: str, folder: Path, suffix: str) -> list[str]:
@@ -173,16 +134,9 @@ def _in_folder(source: str, folder: Path, suffix: str) -> list[str]:
 
 
 def local_inputs(*named: str | Path | None) -> list[Path]:
-    """Find the local inputs named by flags; an output folder to be replaced must not contain them.
-
-    Args:
-        *named: Values of flags: paths, with or without ``{00..11}`` ranges; other values are left out.
-
-    Returns:
-        The files and folders that exist.
-    """
+    """Local files and folders named by flags, with or without ``{00..11}`` ranges; an output must not contain them."""
     paths: list[Path] = []
-    for text in [str(each) for each in named if each]:
+    for text in [str(name) for name in named if name]:
         # braces may also be part of a name
         texts = [text] if local_path(text).exists() else expand_ranges(split_part(text)[0])
         paths += map(local_path, texts)
