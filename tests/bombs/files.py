@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.bombs import pickles
 from tests.bombs.registry import BOMBS, MIB, bomb
-from tests.images.test_encoded import behind_start, chunk, drawn_over, metadata, run_lengths
+from tests.images.test_encoded import behind_start, chunk, drawn_over, metadata
 from tests.support.merged_output import RECORD
 from tests.support.raw_safetensors import entry, raw_file
 
@@ -298,6 +298,11 @@ def tiff_whose_tags_are_the_same_megabyte(path: Path) -> None:
 @bomb("image", "x.gif")
 def gif_of_65_535_pixels_square(path: Path) -> None:
     path.write_bytes(b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b"," + bytes(4) + b"\xff" * 4 + b"\0;")
+
+
+@bomb("tar", "x.tar")
+def tar_header_of_digits(path: Path) -> None:
+    _tar(path, tarfile.XHDTYPE, "x", b"9" * (50 * MIB))
 
 
 @bomb("tar", "x.tar")
