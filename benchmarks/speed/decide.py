@@ -37,7 +37,7 @@ from benchmarks.speed.checkpoints import clip_config
 from benchmarks.speed.processes import memory_mb, write_results
 from clipmerge.api.measure import cost_sentence
 from clipmerge.calibration import activations
-from clipmerge.calibration.choice import look
+from clipmerge.calibration.choice import validate
 from clipmerge.calibration.goal import Goal
 from clipmerge.calibration.learning import prepare
 from clipmerge.calibration.objective import Batch, Objective
@@ -185,7 +185,7 @@ def measures(options: argparse.Namespace) -> dict[str, Callable[[Objective], Any
 
 def _look(objective: Objective, options: argparse.Namespace) -> None:
     goal = Goal(0.5, views=1.0, precision=options.precision)
-    look(objective, prepare(objective, replace(goal, divergence_weight=0.0), 1, batch=options.batch), goal)
+    validate(objective, prepare(objective, replace(goal, divergence_weight=0.0), 1, batch=options.batch), goal)
 
 
 def timed(function: Callable[[], Any]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipmerge.api._unlabelled import record_of, unlabelled_images
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.resume import Saved, state_file
+from clipmerge.calibration.resume import LearningState, state_file
 from clipmerge.calibration.shares import Shares
 from clipmerge.distributed import accelerator_for, together
 from clipmerge.images.batches import batch_size_for, read_batches
@@ -48,12 +48,12 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     objective, images, record = objective_for(run, request)
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     objective.wants_gradients = ranks_by_gradients(request.recipe)
-    objective.keep = _saved(objective, images, request, record.get("unlabelled"), run.progress)
-    with freed_memory_kept(), objective.keep.underway():
+    objective.learning_state = _saved(objective, images, request, record.get("unlabelled"), run.progress)
+    with freed_memory_kept(), objective.learning_state.underway():
         measurements: Measurements = load_plugin("measures", (request.recipe.measure or {})["name"])(
             objective, **options
         )
-    run.cleanups.append(objective.keep.remove)
+    run.cleanups.append(objective.learning_state.remove)
     with together():
         objective.shares.accelerator.wait_for_everyone()  # no process leaves while another still gathers
     return _with_change(measurements, objective), record
@@ -129,7 +129,7 @@ def _saved(
     request: MergeRequest,
     unlabelled: dict[str, Any] | None,
     progress: Progress,
-) -> Saved:
+) -> LearningState:
     """Storage for the state of learning, named by everything that determines the result."""
     settings = [
         request.recipe.measure,
@@ -146,7 +146,7 @@ def _saved(
         seen = [objective.shares.batches[0].pixels, *objective.criterion.prompts.tokens.values()]
         return state_file(objective.inputs, images, seen, settings)
 
-    return Saved(find, objective.shares.accelerator, progress.say)
+    return LearningState(find, objective.shares.accelerator, progress.say)
 
 
 def _record(

@@ -29,47 +29,41 @@ class Candidate:
 
 
 #: Learned points that are tried: shares of the way from the start, and from there of the way to fine-tuned.
-_TRIED = {1.0: (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), 0.7: (0.0, 0.1, 0.2, 0.3), 0.4: (0.0, 0.1, 0.2)}
-CANDIDATES = tuple(Candidate(part=part, beyond=beyond) for part, each in _TRIED.items() for beyond in each)
+_GRID = {1.0: (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75), 0.7: (0.0, 0.1, 0.2, 0.3), 0.4: (0.0, 0.1, 0.2)}
+CANDIDATES = tuple(Candidate(part=part, beyond=beyond) for part, row in _GRID.items() for beyond in row)
 #: Further points for a sparse mask, which cannot fall back to the path: learned ones that are nearly fine-tuned, and
 #: one coefficient for all that the mask keeps, from the start up to fine-tuned.
-_MASKED = {1.0: (0.6, 0.9), 0.0: (0.0, 0.25, 0.5, 0.75, 1.0)}
-UNDER_A_MASK = tuple(Candidate(part=part, beyond=beyond) for part, each in _MASKED.items() for beyond in each)
+_MASKED_GRID = {1.0: (0.6, 0.9), 0.0: (0.0, 0.25, 0.5, 0.75, 1.0)}
+UNDER_A_MASK = tuple(Candidate(part=part, beyond=beyond) for part, row in _MASKED_GRID.items() for beyond in row)
 
 
 @dataclass(frozen=True)
-class Seen:
+class ValidationScore:
     """The goal at a point, on fresh changes of the held-back images.
 
     Attributes:
         goal: Value of the goal.
-        right: Share of the views that are recognised.
+        accuracy: Share of the views that are recognised.
         loss: Mean cross-entropy of the views, in nats.
     """
 
     goal: float
-    right: float
+    accuracy: float
     loss: float = 0.0
 
 
 @torch.no_grad()
-def look(objective: Objective, looks: Sequence[Step], goal: Goal) -> Seen:
-    """Compute the goal at the current weights.
-
-    Args:
-        objective: Calibration loss, at weights without cached values.
-        looks: The images and their changes.
-        goal: The goal to compute.
-    """
-    kept = embeds_less_at_once(objective, looks)
+def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> ValidationScore:
+    """Compute the goal at the current weights, for which nothing is cached, over the images of all steps."""
+    cached = embeds_less_at_once(objective, steps)
     sums = torch.zeros(3, dtype=torch.float64)
-    for step in looks:
-        value, losses = goal_at(objective, step, goal, kept=kept)
-        sums += len(step) * torch.tensor([float(value), losses.right, losses.calibration], dtype=torch.float64)
-        objective.work.tick(FORWARD * goal.seen(len(step)) * step.part)
-    if any(step.share[1] > 1 for step in looks):
+    for step in steps:
+        value, losses = goal_at(objective, step, goal, cached=cached)
+        sums += len(step) * torch.tensor([float(value), losses.accuracy, losses.calibration], dtype=torch.float64)
+        objective.work.tick(FORWARD * goal.picture_count(len(step)) * step.work_share)
+    if any(step.shard[1] > 1 for step in steps):
         objective.shares.add_up(sums)
-    return Seen(*(sums / sum(len(step) for step in looks)).tolist())
+    return ValidationScore(*(sums / sum(len(step) for step in steps)).tolist())
 
 
 def embeds_less_at_once(objective: Objective, steps: Sequence[Step]) -> bool:
@@ -93,8 +87,8 @@ def prompts_at(objective: Objective, steps: Sequence[Step]) -> int:
 
 
 def choose(
-    path: Mapping[float, Seen],
-    learned: Mapping[Candidate, Seen],
+    path: Mapping[float, ValidationScore],
+    learned: Mapping[Candidate, ValidationScore],
     *,
     images: int,
     max_loss: float,
@@ -103,8 +97,8 @@ def choose(
     """Choose the point with the lowest goal among those that keep enough of the fine-tuned model's accuracy.
 
     Args:
-        path: Goal by alpha, including alpha 1.
-        learned: Goal by learned point.
+        path: Score by alpha, including alpha 1.
+        learned: Score by learned point.
         images: Number of images held back.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
         path_counts: Whether a point of the path can be chosen. If not, a learned point is chosen even if it is worse;
@@ -114,25 +108,25 @@ def choose(
         The choice; if the path counts, a learned point must be better than every point of it.
     """
     finetuned = path[1.0]
-    needed = finetuned.right - max_loss / 100
-    allowed = {alpha: seen for alpha, seen in path.items() if seen.right >= needed}
+    needed = finetuned.accuracy - max_loss / 100
+    allowed = {alpha: score for alpha, score in path.items() if score.accuracy >= needed}
     alpha = min(allowed, key=lambda alpha: allowed[alpha].goal)
-    accurate = {candidate: at for candidate, at in learned.items() if at.right >= needed}
+    accurate = {candidate: score for candidate, score in learned.items() if score.accuracy >= needed}
     if accurate:
         best = min(accurate, key=lambda candidate: accurate[candidate].goal)
     else:
-        best = max(learned, key=lambda candidate: learned[candidate].right)
-    seen = learned[best]
-    if path_counts and (not accurate or seen.goal >= path[alpha].goal):
-        best, seen = Candidate(alpha=alpha), path[alpha]
+        best = max(learned, key=lambda candidate: learned[candidate].accuracy)
+    score = learned[best]
+    if path_counts and (not accurate or score.goal >= path[alpha].goal):
+        best, score = Candidate(alpha=alpha), path[alpha]
     return HeldBackChoice(
         images=images,
         alpha=best.alpha,
         part=best.part,
         beyond=best.beyond,
-        goal=seen.goal,
-        right=seen.right,
+        goal=score.goal,
+        right=score.accuracy,
         path_alpha=alpha,
         path_goal=path[alpha].goal,
-        finetuned_right=finetuned.right,
+        finetuned_right=finetuned.accuracy,
     )

@@ -31,12 +31,12 @@ class Coefficients:
 
     A sparse parameter has a *score* for each coefficient. `place` uses the largest scores as coefficients and zero for
     all others, so that a dropped entry is the zero-shot model's, bit for bit. Its score keeps following the gradient
-    at the placed value (straight-through), so the entry can return.
+    at the effective value (straight-through), so the entry can return.
 
     Attributes:
         values: Coefficients (scores of sparse parameters) by parameter or layer; float32 on the objective's device.
         start: The initial coefficient.
-        started: Whether `fill` or the constructor has set the initial coefficient.
+        has_start: Whether `fill` or the constructor has set the initial coefficient.
     """
 
     def __init__(self, objective: Objective, granularity: Granularity, start: float | None = None) -> None:
@@ -48,17 +48,17 @@ class Coefficients:
             start: The initial coefficient; ``None`` lets `learn` choose it.
         """
         self._objective = objective
-        self.started = start is not None
+        self.has_start = start is not None
         whole = granularity in ("layer", "parameter")
         self._key = {
             name: layer if granularity == "layer" else name
             for layer, names in objective.path.layers.items()
             for name in names
         }
-        self._kept: dict[str, int] = {}
-        self._moved = UNMOVED
+        self._kept_counts: dict[str, int] = {}
+        self._position = UNMOVED
         # whether weights have given their memory to gradients
-        self._lent = False
+        self._overwritten = False
         self.start = start or 0.0
         self.values: dict[str, Tensor] = {}
         for name, key in self._key.items():
@@ -70,7 +70,7 @@ class Coefficients:
 
     def begin_at(self, start: float) -> None:
         """Record the initial coefficient without changing coefficients."""
-        self.started, self.start = True, start
+        self.has_start, self.start = True, start
 
     def fill(self, value: float) -> None:
         """Set all coefficients to this initial value."""
@@ -80,8 +80,8 @@ class Coefficients:
 
     def flatten(self, value: float) -> None:
         """Set all coefficients to this final value, so that no entry is dropped."""
-        self._kept.clear()
-        self._moved = UNMOVED
+        self._kept_counts.clear()
+        self._position = UNMOVED
         self.fill(value)
 
     def make_sparse(self, names: Iterable[str], density: float) -> None:
@@ -94,28 +94,28 @@ class Coefficients:
         for key in dict.fromkeys(self._key[name] for name in names):
             count = self.values[key].numel()
             if count > 1 and density < 1:
-                self._kept[key] = max(1, int(density * count))
+                self._kept_counts[key] = max(1, int(density * count))
 
-    def disturb(self, seed: int) -> None:
+    def add_noise(self, seed: int) -> None:
         """Add a little noise to the scores, which start equal, so that the order of entries does not matter.
 
         Args:
             seed: The same seed gives the same noise on any device.
         """
         generator = torch.Generator().manual_seed(seed)
-        for key in self._kept:
+        for key in self._kept_counts:
             value = self.values[key]
             value.add_(_SPREAD * torch.randn(value.shape, generator=generator).to(value)).clamp_min_(0)
 
-    def placed(self, key: str) -> Tensor:
+    def effective(self, key: str) -> Tensor:
         """The coefficients used by `place` for one parameter or layer, in the shape of its ``values``."""
         value = self.values[key]
-        if key not in self._kept and self._moved == UNMOVED:
+        if key not in self._kept_counts and self._position == UNMOVED:
             return value
-        part, beyond = self._moved
+        part, beyond = self._position
         moved = torch.lerp(torch.full_like(value, self.start), value, part)
         moved = torch.lerp(moved, torch.ones_like(value), beyond)
-        return moved.where(_largest(value, self._kept[key]), 0.0) if key in self._kept else moved
+        return moved.where(_largest(value, self._kept_counts[key]), 0.0) if key in self._kept_counts else moved
 
     def move(self, part: float, beyond: float = 0.0) -> None:
         """Go part of the way from the start to the coefficients, and from there towards the fine-tuned model.
@@ -126,23 +126,23 @@ class Coefficients:
             part: Share of the way from the start; 1 for the coefficients themselves.
             beyond: Share of the remaining way to 1.
         """
-        self._moved = (part, beyond)
+        self._position = (part, beyond)
 
     @torch.no_grad()
     def place(self) -> None:
         """Set the model's weights to theta_0 + c * task_vector."""
         objective = self._objective
         for name, key in self._key.items():
-            weights, placed = objective.path.parameters[name].data, self.placed(key)
+            weights, effective = objective.path.parameters[name].data, self.effective(key)
             for rows in runs_of(weights):
                 theta_0 = objective.path.theta_0.part(name, rows)
                 task_vector = objective.path.task_vector.part(name, rows)
-                torch.addcmul(theta_0, task_vector, rows_of(placed, rows), out=rows_of(weights, rows))
-        self._lent = False
+                torch.addcmul(theta_0, task_vector, rows_of(effective, rows), out=rows_of(weights, rows))
+        self._overwritten = False
         objective.path.forget(text=objective.path.text_changes)
 
     @contextmanager
-    def collected(self) -> Iterator[None]:
+    def collect_gradients(self) -> Iterator[None]:
         """Turn gradients of weights into those of coefficients during one backward pass, and drop the former.
 
         A weight that has its gradient is not needed again before the next `place`: where every entry has its own
@@ -151,7 +151,7 @@ class Coefficients:
         coefficient that no pass reaches has no gradient.
         """
         self.drop_gradients()
-        if self._lent:
+        if self._overwritten:
             self.place()
         with ExitStack() as hooks:
             for name in self._key:
@@ -185,18 +185,18 @@ class Coefficients:
             value.grad += slope
         elif value.shape == parameter.shape:
             value.grad = parameter.data.copy_(slope)
-            self._lent = True
+            self._overwritten = True
         else:
             value.grad = slope
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used by `place`, by parameter, float32 on the CPU."""
-        return {name: self.placed(key).detach().clone().cpu() for name, key in self._key.items()}
+        return {name: self.effective(key).detach().clone().cpu() for name, key in self._key.items()}
 
     @property
     def sparse(self) -> tuple[str, ...]:
         """Parameters and layers with dropped coefficients."""
-        return tuple(self._kept)
+        return tuple(self._kept_counts)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:

@@ -22,7 +22,7 @@ class Descent:
     With a shared one it takes a small step.
 
     Attributes:
-        taken: Steps taken so far, int64.
+        steps_taken: Steps taken so far, int64.
     """
 
     def __init__(self, values: Mapping[str, Tensor], rate: float | Mapping[str, float], steps: int) -> None:
@@ -36,7 +36,7 @@ class Descent:
         self._values = values
         self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
         self._steps = steps
-        self.taken = torch.zeros((), dtype=torch.int64)
+        self.steps_taken = torch.zeros((), dtype=torch.int64)
         self._first = {key: torch.zeros_like(value, dtype=_moment_dtype(value)) for key, value in values.items()}
         self._second = {key: torch.zeros((), device=value.device) for key, value in values.items()}
 
@@ -44,15 +44,17 @@ class Descent:
     def state(self) -> dict[str, Tensor]:
         """The tensors of the state, by name: filled with the content of another descent, this one continues it."""
         parts = {"value": self._values, "first": self._first, "second": self._second}
-        return {"taken": self.taken} | {f"{part}:{key}": held[key] for part, held in parts.items() for key in held}
+        return {"taken": self.steps_taken} | {
+            f"{part}:{key}": held[key] for part, held in parts.items() for key in held
+        }
 
     @torch.no_grad()
     def step(self, ceiling: float = 1.0) -> None:
         """Take a step, and clamp to [0, ceiling]."""
-        number = int(self.taken)
+        number = int(self.steps_taken)
         fall = (1 + math.cos(math.pi * number / self._steps)) / 2
         number += 1
-        self.taken.fill_(number)
+        self.steps_taken.fill_(number)
         for key, value in self._values.items():
             if value.grad is None:
                 continue

@@ -1,6 +1,7 @@
 """The goal of learning: calibration loss of fresh views plus divergence from a teacher on changed copies.
 
-With unlabelled images, half of the changed copies are replaced by them, unchanged.
+The teacher is the zero-shot model, or its predictions blended with the fine-tuned model's. With unlabelled images, half
+of the changed copies are replaced by them, unchanged.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from clipmerge.calibration.augmentation import KINDS, augmented, viewed
-from clipmerge.calibration.objective import Objective
+from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.errors import MeasureError
 from clipmerge.models.precision import Precision, casts_repeated, passes
@@ -48,19 +49,19 @@ class Goal:
     copies: int | None = None
     precision: Precision = "float32"
 
-    def copied(self, images: int) -> int:
+    def copy_count(self, images: int) -> int:
         """Number of changed copies for a number of images."""
         if not self.divergence_weight:
             return 0
         return images if self.copies is None else min(images, self.copies)
 
-    def unlabelled(self, images: int) -> int:
+    def unlabelled_count(self, images: int) -> int:
         """Number of unlabelled images among the changed copies if there are any: half of them, rounded down."""
-        return self.copied(images) // 2
+        return self.copy_count(images) // 2
 
-    def seen(self, images: int) -> int:
+    def picture_count(self, images: int) -> int:
         """Number of pictures in the goal for a number of images: views and changed copies."""
-        return images + self.copied(images)
+        return images + self.copy_count(images)
 
     @property
     def teachers(self) -> tuple[float, ...]:
@@ -79,12 +80,12 @@ class Losses:
     Attributes:
         calibration: Cross-entropy, in nats.
         divergence: Divergence from the teacher.
-        right: Share of the views that are recognised.
+        accuracy: Share of the views that are recognised.
     """
 
     calibration: float
     divergence: float
-    right: float = 0.0
+    accuracy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,23 +97,19 @@ class Pictures:
         labels: Labels of the views, among the classes of the step.
         target: The teacher's log probabilities for the copies, if needed.
         features: The zero-shot model's features of the copies, if needed.
-        images: Views of the whole step.
-        copied: Changed copies of the whole step.
+        step_views: Number of views in the whole step.
+        step_copies: Number of changed copies in the whole step.
     """
 
     pixels: Tensor
     labels: Tensor
     target: Tensor | None
     features: Tensor | None
-    images: int
-    copied: int
+    step_views: int
+    step_copies: int
 
     def pieces(self, at_once: int | None) -> Iterator[Pictures]:
-        """Split into pieces, each with its part of the views and of the copies.
-
-        Args:
-            at_once: Pictures per piece, sometimes one more; at least one. ``None`` for one piece.
-        """
+        """Split into pieces of about ``at_once`` pictures, sometimes one more, with their part of views and copies."""
         count = math.ceil(len(self.pixels) / at_once) if at_once else 1
         count = min(count, max(len(self.labels), len(self.pixels) - len(self.labels)))  # or pieces would be empty
         if count <= 1:
@@ -121,101 +118,122 @@ class Pictures:
         views = self.pixels[: len(self.labels)].tensor_split(count)
         copies = self.pixels[len(self.labels) :].tensor_split(count)
         labels = self.labels.tensor_split(count)
-        target, features = (_split(each, count) for each in (self.target, self.features))
+        target, features = (_split(values, count) for values in (self.target, self.features))
         for place, pixels in enumerate(zip(views, copies, strict=True)):
-            answers = target[place], features[place]
-            yield Pictures(torch.cat(pixels), labels[place], *answers, self.images, self.copied)
+            teacher = target[place], features[place]
+            yield Pictures(torch.cat(pixels), labels[place], *teacher, self.step_views, self.step_copies)
 
 
 def _split(values: Tensor | None, count: int) -> Sequence[Tensor | None]:
     return [None] * count if values is None else values.tensor_split(count)
 
 
-def pictures_of(step: Step, goal: Goal) -> Pictures:
-    """Make this process's pictures of a step.
-
-    Args:
-        step: Images, classes and seed of the step.
-        goal: The goal with its changes.
-    """
+def make_pictures(step: Step, goal: Goal) -> Pictures:
+    """Make this process's pictures of a step."""
     batch = step.batch
-    pixels = viewed(batch.pixels, step.seed + 1, goal.views)[step.own]
-    copied = goal.copied(len(batch))
-    if copied:
-        pixels = torch.cat([pixels, copies_of(step, goal, batch.pixels)])
-    labels = batch.labels[step.own]
+    pixels = viewed(batch.pixels, step.seed + 1, goal.views)[step.own_rows]
+    copies = goal.copy_count(len(batch))
+    if copies:
+        pixels = torch.cat([pixels, make_copies(step, goal, batch.pixels)])
+    labels = batch.labels[step.own_rows]
     if step.classes is not None:
         labels = torch.searchsorted(step.classes.to(labels.device), labels)
-    return Pictures(pixels, labels, step.target, step.features, len(batch), copied)
+    return Pictures(pixels, labels, step.target, step.features, len(batch), copies)
 
 
-def goal_at(objective: Objective, step: Step, goal: Goal, *, kept: bool = False) -> tuple[Tensor, Losses]:
-    """Compute the goal at the current weights.
-
-    Args:
-        objective: Calibration loss.
-        step: Images, classes and seed of the step.
-        goal: The goal to compute.
-        kept: See `Objective.class_features`.
-
-    Returns:
-        The goal, a scalar, and its parts, for this process's share of the images; those of all processes add up.
-    """
-    shown = pictures_of(step, goal)
-    return _goal_of(objective, goal, shown, _classes(objective, step, goal, shown.pixels.device, kept=kept))
-
-
-def _classes(objective: Objective, step: Step, goal: Goal, device: torch.device, *, kept: bool = False) -> Tensor:
-    with passes(device, goal.precision):
-        return objective.criterion.class_features(step.classes, step.templates, kept=kept).float()
-
-
-def _goal_of(objective: Objective, goal: Goal, shown: Pictures, classes: Tensor) -> tuple[Tensor, Losses]:
-    """The part of the goal that pictures contribute, and its parts: those of all pieces add up.
-
-    Args:
-        objective: Calibration loss.
-        goal: The goal to compute.
-        shown: The pictures.
-        classes: Features of the step's classes, (classes, projection_dim).
-    """
-    with passes(shown.pixels.device, goal.precision):
-        features = objective.criterion.embed(shown.pixels)
-    views, copies = features.float().tensor_split([len(shown.labels)])
-    logits = objective.criterion.class_logits(views, classes)
-    own = len(views) / shown.images
-    # a piece may have no views, whose mean would not be finite
-    calibration = cross_entropy(logits, shown.labels) * own if len(views) else logits.sum()
-    divergence = _divergence(objective, shown, copies, classes) * (len(copies) / max(shown.copied, 1))
-    right = float((logits.detach().argmax(1) == shown.labels).double().mean() * own) if len(views) else 0.0
-    seen = Losses(float(calibration.detach()), float(divergence.detach()), right)
-    return calibration + goal.divergence_weight * divergence, seen
-
-
-def copies_of(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
-    """Make the images of the divergence: changed copies of the step's images, then unlabelled images, unchanged.
+def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
+    """Make this process's images of the divergence: changed copies, then unlabelled images, unchanged.
 
     Args:
         step: The step.
         goal: The goal with its changes.
         pixels: The step's images, (images, 3, height, width).
-
-    Returns:
-        This process's share of them, (copies, 3, height, width).
     """
-    copied, unlabelled = goal.copied(len(step)), step.unlabelled
+    copies, unlabelled = goal.copy_count(len(step)), step.unlabelled
     if not unlabelled:
-        return augmented(pixels[:copied], step.seed, goal.changes)[step.own]
-    changed = augmented(pixels[: copied - len(unlabelled)], step.seed, goal.changes)
-    return torch.cat([changed, unlabelled.pixels])[step.own]
+        return augmented(pixels[:copies], step.seed, goal.changes)[step.own_rows]
+    changed = augmented(pixels[: copies - len(unlabelled)], step.seed, goal.changes)
+    return torch.cat([changed, unlabelled.pixels])[step.own_rows]
 
 
-def _divergence(objective: Objective, shown: Pictures, copies: Tensor, classes: Tensor) -> Tensor:
-    if len(copies) and shown.features is not None:
-        return 1 - (copies * shown.features).sum(-1).mean()
-    if len(copies) and shown.target is not None:
+@torch.no_grad()
+def with_teacher_targets(objective: Objective, steps: Sequence[Step], goal: Goal, *, cached: bool) -> list[Step]:
+    """Add the teacher's predictions or features for the changed images to every step.
+
+    Leaves the objective at theta_0, or at theta_1 if the teacher is blended; for ``cached`` see
+    `CalibrationLoss.class_features`.
+    """
+    completed = list(steps)
+    for alpha in goal.teachers:
+        objective.path.move_to(alpha)
+        share = goal.blend if alpha else 1 - goal.blend
+        for place, step in enumerate(completed):
+            completed[place] = _with_teacher(objective, step, goal, share, cached=cached)
+            objective.work.tick(FORWARD * goal.copy_count(len(step)) * step.work_share)
+    return completed
+
+
+def _with_teacher(objective: Objective, step: Step, goal: Goal, share: float, *, cached: bool) -> Step:
+    """Add one model's features, or its share of the teacher's probabilities."""
+    pixels = make_copies(step, goal, step.batch.pixels)
+    with passes(pixels.device, goal.precision):
+        features = objective.criterion.embed(pixels)
+        classes = objective.criterion.class_features(step.classes, step.templates, cached=cached)
+    if goal.divergence == "features":
+        return replace(step, features=features.float())
+    own = objective.criterion.class_logits(features.float(), classes.float()).log_softmax(-1)
+    if share == 1:
+        return replace(step, target=own)
+    own = own + math.log(share)
+    return replace(step, target=own if step.target is None else torch.logaddexp(step.target, own))
+
+
+def goal_at(objective: Objective, step: Step, goal: Goal, *, cached: bool = False) -> tuple[Tensor, Losses]:
+    """Compute the goal at the current weights, a scalar, and its parts; those of all processes add up.
+
+    For ``cached`` see `CalibrationLoss.class_features`.
+    """
+    pictures = make_pictures(step, goal)
+    classes = _class_features(objective, step, goal, pictures.pixels.device, cached=cached)
+    return _goal_of(objective, goal, pictures, classes)
+
+
+def _class_features(
+    objective: Objective, step: Step, goal: Goal, device: torch.device, *, cached: bool = False
+) -> Tensor:
+    with passes(device, goal.precision):
+        return objective.criterion.class_features(step.classes, step.templates, cached=cached).float()
+
+
+def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> tuple[Tensor, Losses]:
+    """The part of the goal that pictures contribute, and its parts: those of all pieces add up.
+
+    Args:
+        objective: Calibration loss.
+        goal: The goal to compute.
+        pictures: The pictures.
+        classes: Features of the step's classes, (classes, projection_dim).
+    """
+    with passes(pictures.pixels.device, goal.precision):
+        features = objective.criterion.embed(pictures.pixels)
+    views, copies = features.float().tensor_split([len(pictures.labels)])
+    logits = objective.criterion.class_logits(views, classes)
+    share = len(views) / pictures.step_views
+    # a piece may have no views, whose mean would not be finite
+    calibration = cross_entropy(logits, pictures.labels) * share if len(views) else logits.sum()
+    divergence = _divergence(objective, pictures, copies, classes) * (len(copies) / max(pictures.step_copies, 1))
+    right = logits.detach().argmax(1) == pictures.labels
+    accuracy = float(right.double().mean() * share) if len(views) else 0.0
+    losses = Losses(float(calibration.detach()), float(divergence.detach()), accuracy)
+    return calibration + goal.divergence_weight * divergence, losses
+
+
+def _divergence(objective: Objective, pictures: Pictures, copies: Tensor, classes: Tensor) -> Tensor:
+    if len(copies) and pictures.features is not None:
+        return 1 - (copies * pictures.features).sum(-1).mean()
+    if len(copies) and pictures.target is not None:
         own = objective.criterion.class_logits(copies, classes).log_softmax(-1)
-        return kl_div(own, shown.target, reduction="batchmean", log_target=True)
+        return kl_div(own, pictures.target, reduction="batchmean", log_target=True)
     return torch.zeros((), device=classes.device)
 
 
@@ -247,16 +265,16 @@ def descend(
         MeasureError: If a loss is not finite.
     """
     with casts_repeated():
-        parts = _taken_back(objective, step, goal, at_once, last)
-    if step.share[1] > 1:
-        objective.shares.add_up(parts)
-    seen = Losses(*parts.tolist())
-    if not math.isfinite(seen.calibration + seen.divergence):
+        sums = _backpropagate(objective, step, goal, at_once, last)
+    if step.shard[1] > 1:
+        objective.shares.add_up(sums)
+    losses = Losses(*sums.tolist())
+    if not math.isfinite(losses.calibration + losses.divergence):
         raise MeasureError(f"the loss of calibration batch {step.number} is not finite; check the checkpoints")
-    return seen
+    return losses
 
 
-def _taken_back(
+def _backpropagate(
     objective: Objective,
     step: Step,
     goal: Goal,
@@ -264,20 +282,20 @@ def _taken_back(
     last: Callable[[], AbstractContextManager[None]],
 ) -> Tensor:
     """Backpropagate through all pieces, and return the sums of their losses, float64."""
-    shown = pictures_of(step, goal)
-    classes = _classes(objective, step, goal, shown.pixels.device)
+    pictures = make_pictures(step, goal)
+    classes = _class_features(objective, step, goal, pictures.pixels.device)
     leaf = classes.detach().requires_grad_(classes.requires_grad)
     sums = torch.zeros(len(fields(Losses)), dtype=torch.float64)
-    pieces = shown.pieces(at_once)
+    pieces = pictures.pieces(at_once)
     piece = next(pieces)
     for following in pieces:
-        loss, seen = _goal_of(objective, goal, piece, leaf)
+        loss, losses = _goal_of(objective, goal, piece, leaf)
         loss.backward()  # type: ignore[no-untyped-call]
-        sums += torch.tensor(astuple(seen), dtype=torch.float64)
+        sums += torch.tensor(astuple(losses), dtype=torch.float64)
         piece = following
-    loss, seen = _goal_of(objective, goal, piece, classes)
+    loss, losses = _goal_of(objective, goal, piece, classes)
     # one pass for both: a weight that both towers share gets its whole gradient in it
     roots, gradients = ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])
     with last():
         torch.autograd.backward(roots, gradients)
-    return sums + torch.tensor(astuple(seen), dtype=torch.float64)
+    return sums + torch.tensor(astuple(losses), dtype=torch.float64)

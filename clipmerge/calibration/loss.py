@@ -88,20 +88,20 @@ class CalibrationLoss:
                 self._hidden.pop("text", None)
 
     def class_features(
-        self, classes: Tensor | None = None, templates: Tensor | None = None, *, kept: bool = False
+        self, classes: Tensor | None = None, templates: Tensor | None = None, *, cached: bool = False
     ) -> Tensor:
         """Embed classes at the current weights, with a graph if the text tower changes.
 
         Args:
             classes: Class indices, ascending; ``None`` for all.
             templates: Template indices to average over; ``None`` for all.
-            kept: Whether to use `prompt_features`, which embeds all prompts once and has no graph.
+            cached: Whether to use `prompt_features`, which embeds all prompts once and has no graph.
 
         Returns:
             (classes, projection_dim), unit length.
         """
         places = self.prompts.places(classes, templates)
-        anew = self._path.text_changes and not kept
+        anew = self._path.text_changes and not cached
         features = self.prompts.features(places=places) if anew else self.prompt_features()[places]
         return averaged(features, self.prompts.templates if templates is None else len(templates))
 

@@ -19,7 +19,7 @@ from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.loss import Loss as Loss
 from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
-from clipmerge.calibration.resume import Saved
+from clipmerge.calibration.resume import LearningState
 from clipmerge.calibration.shares import Shares
 from clipmerge.calibration.tower_cost import TowerCost, seconds_per_pass, tower_cost
 from clipmerge.calibration.work import FORWARD as FORWARD
@@ -48,13 +48,13 @@ class Objective:
         work: Work announced and done.
         seed: Seed for measures that draw random numbers.
         wants_gradients: Whether the recipe's method ranks entries by mean gradients.
-        keep: Saved state of measures that learn; ``None`` to save nothing.
+        learning_state: Saves and restores the state of measures that learn; ``None`` to save nothing.
         unlabelled: Images without labels for measures that learn, shared among the processes; ``None`` for none.
     """
 
     wants_gradients: bool = False
     unlabelled: Shares | None = None
-    keep: Saved | None = None
+    learning_state: LearningState | None = None
 
     def __init__(
         self,

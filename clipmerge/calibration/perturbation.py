@@ -122,7 +122,7 @@ class LayerBall:
         last, last_step, last_best = 0, search.step, base
         for iteration in range(1, steps + 1):
             self._advance(search, gradient, first=iteration == 1)
-            gradient = self._look(search, loss, last=iteration == steps)
+            gradient = self._evaluate(search, loss, last=iteration == steps)
             if iteration in checkpoints:
                 stalled = _stalled(search.losses[last:]) or (last_step == search.step and last_best == search.best_loss)
                 last, last_step, last_best = iteration, search.step, search.best_loss
@@ -145,7 +145,7 @@ class LayerBall:
         search.previous, search.point = search.point, ahead
         self.place(ahead)
 
-    def _look(self, search: _Search, loss: Callable[[], Tensor], *, last: bool) -> list[Tensor]:
+    def _evaluate(self, search: _Search, loss: Callable[[], Tensor], *, last: bool) -> list[Tensor]:
         """Compute the loss and the gradient at the layer's current weights; the last point needs no gradient."""
         with torch.set_grad_enabled(not last):
             value = loss()

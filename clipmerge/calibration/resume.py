@@ -44,7 +44,7 @@ _SUFFIX, _HALF = ".safetensors", ".part"
 _NAMES = {getattr(torch, name): stored for stored, (name, _) in DTYPES.items()}
 
 
-class Saved:
+class LearningState:
     """The state of one run of learning, in one file that only the main process reads and writes."""
 
     def __init__(self, find: Callable[[], Path], accelerator: Accelerator, say: Callable[[str], None]) -> None:

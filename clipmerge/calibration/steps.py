@@ -1,7 +1,8 @@
-"""Steps of learning: the images, classes and random seed of each step."""
+"""Steps of learning: the images, classes and random seed of each step, and the images held back to judge the result."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -9,19 +10,20 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from clipmerge.calibration.held_back import held_back
 from clipmerge.calibration.objective import Objective
 from clipmerge.images.batches import Batch
 
-#: Maximum number of prompts embedded per step; if there are more, a step draws templates, and then classes. Evaluations
-#: on the held-back images are rare, so they embed more.
-PROMPTS_A_STEP, PROMPTS_A_LOOK = 256, 1024
+#: With fewer images than this nothing is held back: neither part would be informative.
+FEWEST_IMAGES = 8
+#: Maximum number of prompts embedded per step; if there are more, a step draws templates, and then classes. Validation
+#: is rare, so it embeds more.
+PROMPTS_A_STEP, PROMPTS_A_VALIDATION = 256, 1024
 # Number of different seeds.
 _SEEDS = 2**63 - 1
 # Held-back images are repeated, with fresh changes each time, up to about this number, but at most `_ROUNDS` times.
-_LOOKS, _ROUNDS = 400, 4
-# Seeds of the held-back changes start here, above those of all steps.
-_HELD_SEEDS = 2**40
+_VALIDATION_IMAGES, _ROUNDS = 400, 4
+# Seeds of the changes to held-back images start here, above those of all steps.
+_VALIDATION_SEEDS = 2**40
 # The seed of the order of unlabelled images, likewise.
 _UNLABELLED_SEEDS = 2**41
 
@@ -30,38 +32,24 @@ class Pool:
     """The calibration images of all processes, by their position in the sample."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
-        """Store the batches without copying.
-
-        Args:
-            batches: All batches, in order.
-        """
-        self._places = [(batch, row) for batch in batches for row in range(len(batch))]
+        """Store the batches, in order, without copying."""
+        self._rows = [(batch, row) for batch in batches for row in range(len(batch))]
         self.labels = [int(label) for batch in batches for label in batch.labels]
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._places)
+        return len(self._rows)
 
     def take(self, positions: Sequence[int], number: int) -> Batch:
-        """Copy some images into a new batch.
-
-        Args:
-            positions: Positions of the images.
-            number: Number of the new batch.
-        """
-        places = [self._places[position] for position in positions]
-        pixels = torch.stack([batch.pixels[row] for batch, row in places])
-        return Batch(number, pixels, torch.stack([batch.labels[row] for batch, row in places]))
+        """Copy the images at some positions into a new batch of this number."""
+        rows = [self._rows[position] for position in positions]
+        pixels = torch.stack([batch.pixels[row] for batch, row in rows])
+        return Batch(number, pixels, torch.stack([batch.labels[row] for batch, row in rows]))
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Some images of a pool.
-
-    Attributes:
-        pool: The images.
-        positions: Positions in the pool.
-    """
+class PoolImages:
+    """Some images of a pool, by their positions in it."""
 
     pool: Pool
     positions: tuple[int, ...]
@@ -90,7 +78,7 @@ class Step:
         features: The zero-shot model's features of the changed images, (images, projection_dim), if needed.
         target: The teacher's log probabilities of the classes for the changed images, (images, classes).
         unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for none.
-        share: This process's number and that of the processes which share the step's images; (0, 1) to take all.
+        shard: This process's number and that of the processes which share the step's images; (0, 1) to take all.
     """
 
     number: int
@@ -101,22 +89,22 @@ class Step:
     templates: Tensor | None = None
     features: Tensor | None = None
     target: Tensor | None = None
-    unlabelled: Drawn | None = None
-    share: tuple[int, int] = (0, 1)
+    unlabelled: PoolImages | None = None
+    shard: tuple[int, int] = (0, 1)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.positions)
 
     @property
-    def part(self) -> float:
-        """The part of the step's work that this process does."""
-        return 1 / self.share[1]
+    def work_share(self) -> float:
+        """The share of the step's work that this process does."""
+        return 1 / self.shard[1]
 
     @property
-    def own(self) -> slice:
+    def own_rows(self) -> slice:
         """This process's images of the step, or of their changed copies."""
-        return slice(self.share[0], None, self.share[1])
+        return slice(self.shard[0], None, self.shard[1])
 
     @property
     def batch(self) -> Batch:
@@ -126,20 +114,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Layout:
-    """All steps, and the evaluations ("looks") on the images held back from them.
-
-    Attributes:
-        steps: The steps, in order.
-        held: Looks at the held-back images, each with its own changes; empty if nothing is held back.
-    """
+    """All steps, and those that evaluate the goal on held-back images, each with its own changes; none if none are."""
 
     steps: tuple[Step, ...]
-    held: tuple[Step, ...]
+    validation_steps: tuple[Step, ...]
 
     @property
-    def images_held(self) -> int:
+    def held_back_images(self) -> int:
         """Number of images held back."""
-        return len({position for step in self.held for position in step.positions})
+        return len({position for step in self.validation_steps for position in step.positions})
 
 
 def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share: float = 0.0) -> Layout:
@@ -153,38 +136,61 @@ def lay_out(objective: Objective, steps: int, *, batch: int | None = None, share
     """
     batches = objective.shares.every_batch()
     pool = Pool(batches)
-    kept_back = held_back(pool.labels, share, objective.seed)
-    learned_on = sorted(set(range(len(pool))) - set(kept_back))
-    size = min(batch or len(batches[0]), len(learned_on))
-    seeds = (objective.seed * 1_000_003 + 2 * number for number in range(steps))
-    runs = _runs(learned_on, size, objective.seed)
-    chosen = [_step(objective, pool, number, seed, next(runs)) for number, seed in enumerate(seeds)]
-    rounds = range(min(_ROUNDS, max(1, _LOOKS // max(1, len(kept_back)))))
-    looks = [tuple(kept_back[start : start + size]) for _ in rounds for start in range(0, len(kept_back), size)]
-    shown = _drawn_prompts(objective, _classes(pool, kept_back), _HELD_SEEDS, PROMPTS_A_LOOK)
-    held = [Step(number, _HELD_SEEDS + 2 * number, pool, look, *shown) for number, look in enumerate(looks)]
-    return Layout(tuple(chosen), tuple(held))
+    held_back = held_back_positions(pool.labels, share, objective.seed)
+    training = sorted(set(range(len(pool))) - set(held_back))
+    size = min(batch or len(batches[0]), len(training))
+    order = _endless(training, objective.seed)
+    laid_out = []
+    for number in range(steps):
+        seed, positions = (objective.seed * 1_000_003 + 2 * number) % _SEEDS, tuple(islice(order, size))
+        prompts = _drawn_prompts(objective, _classes(pool, positions), seed, PROMPTS_A_STEP)
+        laid_out.append(Step(number, seed, pool, positions, *prompts))
+    rounds = range(min(_ROUNDS, max(1, _VALIDATION_IMAGES // max(1, len(held_back)))))
+    runs = [tuple(held_back[start : start + size]) for _ in rounds for start in range(0, len(held_back), size)]
+    prompts = _drawn_prompts(objective, _classes(pool, held_back), _VALIDATION_SEEDS, PROMPTS_A_VALIDATION)
+    validation = [Step(n, _VALIDATION_SEEDS + 2 * n, pool, positions, *prompts) for n, positions in enumerate(runs)]
+    return Layout(tuple(laid_out), tuple(validation))
+
+
+def held_back_positions(labels: Sequence[int], share: float, seed: int) -> list[int]:
+    """Choose images to hold back, ascending: equally many per class if possible, and the last of a class last.
+
+    Fewer than `FEWEST_IMAGES` images are all learned from.
+
+    Example:
+        >>> labels = [0] * 4 + [1] * 4
+        >>> [labels[position] for position in held_back_positions(labels, 0.25, seed=0)]
+        [0, 1]
+    """
+    if len(labels) < FEWEST_IMAGES or share == 0:
+        return []
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+    images, counts = Counter(labels), Counter[int]()
+    ranked = []
+    for place, position in enumerate(order):
+        label = labels[position]
+        counts[label] += 1
+        ranked.append((counts[label] == images[label], counts[label], place, position))
+    count = max(1, round(share * len(labels)))
+    return sorted(position for *_, position in sorted(ranked)[:count])
 
 
 def with_unlabelled(objective: Objective, steps: Sequence[Step], count: Callable[[int], int]) -> list[Step]:
-    """Draw unlabelled images for every step: every image once, in random order, before any is repeated.
+    """Draw unlabelled images for every step, if there are any: every image once, in random order, before any repeats.
 
     Args:
         objective: Has the unlabelled images, the same in every process.
         steps: The steps.
         count: Number of unlabelled images for a number of images in a step.
-
-    Returns:
-        The steps with their images; the steps unchanged if there are no unlabelled images.
     """
     if objective.unlabelled is None:
         return list(steps)
     pool = Pool(objective.unlabelled.every_batch())
     order = _endless(range(len(pool)), (objective.seed + _UNLABELLED_SEEDS) % _SEEDS)
-    return [replace(step, unlabelled=Drawn(pool, tuple(islice(order, count(len(step)))))) for step in steps]
+    return [replace(step, unlabelled=PoolImages(pool, tuple(islice(order, count(len(step)))))) for step in steps]
 
 
-def dealt(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step]:
+def shard_steps(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step]:
     """Share the images of every step among the processes; each of them takes a step with too few images whole.
 
     Args:
@@ -193,15 +199,8 @@ def dealt(objective: Objective, steps: Sequence[Step], fewest: int) -> list[Step
         fewest: Fewest images, or changed copies of them, of any step.
     """
     accelerator = objective.shares.accelerator
-    share = (accelerator.process_index, accelerator.num_processes)
-    return [replace(step, share=share) for step in steps] if fewest >= accelerator.num_processes else list(steps)
-
-
-def _runs(positions: Sequence[int], size: int, seed: int) -> Iterator[tuple[int, ...]]:
-    """Endless runs of ``size`` positions, from one random order after another."""
-    order = _endless(positions, seed)
-    while True:
-        yield tuple(islice(order, size))
+    shard = (accelerator.process_index, accelerator.num_processes)
+    return [replace(step, shard=shard) for step in steps] if fewest >= accelerator.num_processes else list(steps)
 
 
 def _endless(positions: Sequence[int], seed: int) -> Iterator[int]:
@@ -209,13 +208,6 @@ def _endless(positions: Sequence[int], seed: int) -> Iterator[int]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from (positions[place] for place in torch.randperm(len(positions), generator=generator).tolist())
-
-
-def _step(objective: Objective, pool: Pool, number: int, seed: int, positions: tuple[int, ...]) -> Step:
-    seed %= _SEEDS
-    return Step(
-        number, seed, pool, positions, *_drawn_prompts(objective, _classes(pool, positions), seed, PROMPTS_A_STEP)
-    )
 
 
 def _classes(pool: Pool, positions: Sequence[int]) -> Tensor:

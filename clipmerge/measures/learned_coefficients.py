@@ -7,7 +7,7 @@ import torch
 from clipmerge.calibration.augmentation import KINDS
 from clipmerge.calibration.coefficients import Coefficients, Granularity
 from clipmerge.calibration.goal import Divergence, Goal
-from clipmerge.calibration.learning import Course, Learned, learn
+from clipmerge.calibration.learning import Learned, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.models.precision import Precision
 from clipmerge.planning.measurements import Measurements, Statistic
@@ -78,7 +78,7 @@ def learned_coefficients(
         the old model: Li and Hoiem 2016, arXiv:1606.09282. The combination, bounded and per entry, is ours.
     """
     coefficients = Coefficients(objective, granularity, start)
-    course = course_of(
+    config = learning_config(
         robustness=robustness,
         steps=steps,
         batch=batch,
@@ -93,10 +93,10 @@ def learned_coefficients(
         changes=changes,
         precision=precision,
     )
-    return measured("learned-coefficients", objective, coefficients, learn(objective, coefficients, course))
+    return learned_measurements("learned-coefficients", objective, coefficients, learn(objective, coefficients, config))
 
 
-def course_of(
+def learning_config(
     *,
     robustness: float,
     steps: int,
@@ -111,13 +111,13 @@ def course_of(
     divergence: Divergence,
     changes: tuple[Augmentation, ...],
     precision: Precision,
-) -> Course:
+) -> LearningConfig:
     """Collect the options of `learned_coefficients`."""
     goal = Goal(robustness, changes, divergence, views, blend, copies, precision)
-    return Course(goal, steps, rate, batch=batch, held_back=held_back, max_loss=max_loss, ceiling=ceiling)
+    return LearningConfig(goal, steps, rate, batch=batch, held_back=held_back, max_loss=max_loss, ceiling=ceiling)
 
 
-def measured(name: str, objective: Objective, coefficients: Coefficients, learned: Learned) -> Measurements:
+def learned_measurements(name: str, objective: Objective, coefficients: Coefficients, learned: Learned) -> Measurements:
     """Make measurements from the result of learning.
 
     Args:

@@ -12,7 +12,7 @@ from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.sharpness import layer_sharpness, matched, sharpest
 from clipmerge.layers import block_of
 from clipmerge.measures._statistics import statistic
-from clipmerge.measures.learned_coefficients import course_of, learned_coefficients, measured
+from clipmerge.measures.learned_coefficients import learned_coefficients, learned_measurements, learning_config
 from clipmerge.methods._stragglers import find_stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Count, Density, Points, Share, options_of, plugin_options
@@ -65,9 +65,9 @@ def learned_sparse(
     settings = {**plugin_options("measures", "learned-coefficients"), **options, "max_loss": max_loss}
     finder = _Finder(objective, rule, share, draw)
     coefficients = Coefficients(objective, settings.pop("granularity"), settings.pop("start"))
-    course = replace(course_of(**settings), thin=lambda: (finder.parameters(), density))
-    learned = learn(objective, coefficients, course)
-    measurements = measured("learned-sparse", objective, coefficients, learned)
+    config = replace(learning_config(**settings), sparsify=lambda: (finder.parameters(), density))
+    learned = learn(objective, coefficients, config)
+    measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
     found = {"statistics": (*measurements.statistics, *finder.statistics), "notes": finder.notes}
     return measurements.model_copy(update=found)
 

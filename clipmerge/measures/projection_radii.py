@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.goal import Goal
-from clipmerge.calibration.learning import Course, learn
+from clipmerge.calibration.learning import LearningConfig, learn
 from clipmerge.calibration.objective import Objective
-from clipmerge.measures.learned_coefficients import measured
+from clipmerge.measures.learned_coefficients import learned_measurements
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Count, Positive
 
@@ -36,5 +36,5 @@ def projection_radii(objective: Objective, *, steps: Count = 200, rate: Positive
     # Adam's steps do not depend on the gradient's scale, so a rate of rate / norm for a coefficient is `rate` for a
     # radius
     rates = {name: rate / float(objective.path.task_vector[name].norm()) for name in coefficients.values}
-    learned = learn(objective, coefficients, Course(Goal(0.0), steps, rates))
-    return measured("projection-radii", objective, coefficients, learned)
+    learned = learn(objective, coefficients, LearningConfig(Goal(0.0), steps, rates))
+    return learned_measurements("projection-radii", objective, coefficients, learned)

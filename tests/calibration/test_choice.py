@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from clipmerge.calibration.augmentation import augmented, viewed
-from clipmerge.calibration.choice import CANDIDATES, Candidate, Seen, choose, look
+from clipmerge.calibration.choice import CANDIDATES, Candidate, ValidationScore, choose, validate
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, descend
-from clipmerge.calibration.learning import ALPHAS, Course, learn, prepare
+from clipmerge.calibration.learning import ALPHAS, LearningConfig, learn, prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.steps import lay_out
 from clipmerge.measures.learned_coefficients import learned_coefficients
@@ -23,24 +23,24 @@ from clipmerge.methods.learned import learned
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for, save_ends
 
 SIZES = (8, 8, 7)
-PATH = {0.0: Seen(3.0, 0.5), 0.5: Seen(1.0, 0.9), 1.0: Seen(2.0, 0.95)}
+PATH = {0.0: ValidationScore(3.0, 0.5), 0.5: ValidationScore(1.0, 0.9), 1.0: ValidationScore(2.0, 0.95)}
 WHOLE, HALF = Candidate(), Candidate(part=0.5)
 
 
 @pytest.mark.parametrize(
     ("learned_points", "max_loss", "expected"),
     [
-        ({WHOLE: Seen(0.5, 0.9), HALF: Seen(0.7, 0.9)}, 100, WHOLE),
-        ({WHOLE: Seen(0.8, 0.9), HALF: Seen(0.7, 0.9)}, 100, HALF),
+        ({WHOLE: ValidationScore(0.5, 0.9), HALF: ValidationScore(0.7, 0.9)}, 100, WHOLE),
+        ({WHOLE: ValidationScore(0.8, 0.9), HALF: ValidationScore(0.7, 0.9)}, 100, HALF),
         # nothing that was learned is better: the point of the path
-        ({WHOLE: Seen(1.5, 0.9), HALF: Seen(1.0, 0.9)}, 100, Candidate(alpha=0.5)),
+        ({WHOLE: ValidationScore(1.5, 0.9), HALF: ValidationScore(1.0, 0.9)}, 100, Candidate(alpha=0.5)),
         # the best loses too much accuracy
-        ({WHOLE: Seen(0.5, 0.90), HALF: Seen(0.7, 0.93)}, 3, HALF),
-        ({WHOLE: Seen(0.5, 0.90), HALF: Seen(0.7, 0.93)}, 1, Candidate(alpha=1.0)),
+        ({WHOLE: ValidationScore(0.5, 0.90), HALF: ValidationScore(0.7, 0.93)}, 3, HALF),
+        ({WHOLE: ValidationScore(0.5, 0.90), HALF: ValidationScore(0.7, 0.93)}, 1, Candidate(alpha=1.0)),
     ],
 )
 def test_the_lowest_goal_is_taken_of_what_keeps_the_accuracy(
-    learned_points: dict[Candidate, Seen], max_loss: float, expected: Candidate
+    learned_points: dict[Candidate, ValidationScore], max_loss: float, expected: Candidate
 ) -> None:
     choice = choose(PATH, learned_points, images=20, max_loss=max_loss)
     assert (choice.alpha, choice.part, choice.beyond) == (expected.alpha, expected.part, expected.beyond)
@@ -52,15 +52,15 @@ def test_the_lowest_goal_is_taken_of_what_keeps_the_accuracy(
     ("learned_points", "max_loss", "expected"),
     [
         # worse than the best point of the path, and taken all the same
-        ({WHOLE: Seen(1.5, 0.9), HALF: Seen(1.2, 0.9)}, 100, HALF),
+        ({WHOLE: ValidationScore(1.5, 0.9), HALF: ValidationScore(1.2, 0.9)}, 100, HALF),
         # the only one that keeps the accuracy
-        ({WHOLE: Seen(1.5, 0.94), HALF: Seen(1.2, 0.9)}, 2, WHOLE),
+        ({WHOLE: ValidationScore(1.5, 0.94), HALF: ValidationScore(1.2, 0.9)}, 2, WHOLE),
         # none keeps it: the most accurate
-        ({WHOLE: Seen(1.2, 0.8), HALF: Seen(1.5, 0.9)}, 2, HALF),
+        ({WHOLE: ValidationScore(1.2, 0.8), HALF: ValidationScore(1.5, 0.9)}, 2, HALF),
     ],
 )
 def test_where_the_path_does_not_count_a_learned_point_is_taken(
-    learned_points: dict[Candidate, Seen], max_loss: float, expected: Candidate
+    learned_points: dict[Candidate, ValidationScore], max_loss: float, expected: Candidate
 ) -> None:
     choice = choose(PATH, learned_points, images=20, max_loss=max_loss, path_counts=False)
     assert choice.alpha is None
@@ -71,12 +71,12 @@ def test_where_the_path_does_not_count_a_learned_point_is_taken(
 def test_a_look_is_the_goal_over_all_held_back_images(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     goal = Goal(0.5, changes=())
-    looks = lay_out(objective, 1, share=0.3).held
+    looks = lay_out(objective, 1, share=0.3).validation_steps
     positions = {position for step in looks for position in step.positions}
     assert len(positions) == round(0.3 * sum(SIZES))
     assert positions.isdisjoint(each for step in lay_out(objective, 9, share=0.3).steps for each in step.positions)
     objective.path.move_to(0.7)
-    seen = look(objective, looks, replace(goal, divergence_weight=0.0))
+    seen = validate(objective, looks, replace(goal, divergence_weight=0.0))
     reference = Reference(ends).at(0.7)
     total = right = images = 0.0
     for step in looks:
@@ -86,7 +86,7 @@ def test_a_look_is_the_goal_over_all_held_back_images(ends: Ends) -> None:
         images += len(step)
     assert seen.goal == pytest.approx(total / images, rel=1e-4)
     assert seen.loss == pytest.approx(seen.goal)
-    assert seen.right == pytest.approx(right / images)
+    assert seen.accuracy == pytest.approx(right / images)
 
 
 def changed(objective: Objective, coefficients: Coefficients) -> dict[str, torch.Tensor]:
@@ -131,22 +131,22 @@ def test_a_learning_that_makes_it_worse_gives_the_straight_path(
 def test_the_choice_is_the_best_candidate_and_is_where_the_model_is_left(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     goal, coefficients = Goal(0.3, views=1.0), Coefficients(objective, "entry")
-    result = learn(objective, coefficients, Course(goal, 8, 0.1, held_back=0.3))
+    result = learn(objective, coefficients, LearningConfig(goal, 8, 0.1, held_back=0.3))
     choice = result.choice
     assert choice is not None
     assert result.path is not None
     assert result.path.alphas == ALPHAS
     assert result.path.losses[0] > min(result.path.losses)
     left = changed(objective, coefficients)
-    looks = list(lay_out(objective, 8, share=0.3).held)
-    from clipmerge.calibration.teacher import asked
+    looks = list(lay_out(objective, 8, share=0.3).validation_steps)
+    from clipmerge.calibration.goal import with_teacher_targets
 
-    looks = asked(objective, looks, goal, kept=False)
+    looks = with_teacher_targets(objective, looks, goal, cached=False)
     goals = {}
     for candidate in CANDIDATES:
         coefficients.move(candidate.part, candidate.beyond)
         coefficients.place()
-        goals[candidate] = look(objective, looks, goal).goal
+        goals[candidate] = validate(objective, looks, goal).goal
     best = min(goals, key=goals.__getitem__)
     assert (choice.part, choice.beyond) == (best.part, best.beyond)
     assert choice.goal == pytest.approx(goals[best], rel=1e-5)

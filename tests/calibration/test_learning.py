@@ -14,7 +14,7 @@ from clipmerge.calibration import steps as step_layout
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, descend
-from clipmerge.calibration.learning import TRIED, Course, learn, prepare
+from clipmerge.calibration.learning import PATH_STEPS, LearningConfig, learn, prepare
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.calibration.steps import Step, lay_out
 from clipmerge.errors import MeasureError, RecipeError
@@ -78,7 +78,7 @@ def test_gradients_are_autograds(ends: Ends, granularity: Any) -> None:
     coefficients = Coefficients(objective, granularity, 0.3)
     step = prepare(objective, STILL, 2)[1]
     coefficients.place()
-    with coefficients.collected():
+    with coefficients.collect_gradients():
         seen = descend(objective, step, STILL)
     slow = SlowLearner(ends, objective, granularity)
     own = slow.start(0.3)
@@ -121,7 +121,7 @@ def test_the_second_moment_is_shared_by_a_parameters_coefficients() -> None:
 def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
     goal = Goal(0.1, changes=())
     objective = objective_for(ends, make_batches(SIZES))
-    batches = [step.batch for step in prepare(objective, goal, 6)[:TRIED]]
+    batches = [step.batch for step in prepare(objective, goal, 6)[:PATH_STEPS]]
     slow = SlowLearner(ends, objective, "layer")
     goals = {}
     for tenth in range(11):
@@ -133,7 +133,7 @@ def test_without_a_start_it_is_the_best_alpha_of_the_path(ends: Ends) -> None:
     best = min(goals, key=goals.__getitem__)
     assert 0 < best < 1
     coefficients = Coefficients(objective, "entry")
-    learn(objective, coefficients, Course(goal, steps=6, rate=1e-9))
+    learn(objective, coefficients, LearningConfig(goal, steps=6, rate=1e-9))
     assert coefficients.start == best
     assert all(torch.allclose(value, torch.tensor(best)) for value in coefficients.values.values())
 
@@ -142,7 +142,7 @@ def test_steps_are_adams_with_a_falling_rate_in_the_box(ends: Ends) -> None:
     objective = objective_for(ends, make_batches(SIZES))
     steps = prepare(objective, STILL, 5)
     coefficients = Coefficients(objective, "layer", 0.9)
-    learn(objective, coefficients, Course(STILL, steps=5, rate=0.2))
+    learn(objective, coefficients, LearningConfig(STILL, steps=5, rate=0.2))
     slow = SlowLearner(ends, objective, "layer")
     values = dict.fromkeys(objective.path.layers, 0.9)
     first, second = dict.fromkeys(values, 0.0), dict.fromkeys(values, 0.0)
@@ -343,7 +343,7 @@ def test_a_given_start_stays_where_held_back_images_see_the_path(ends: Ends, mon
         place()
 
     monkeypatch.setattr(coefficients, "place", recorded)
-    found = learn(objective, coefficients, Course(Goal(0.0), steps=1, rate=1e-9, held_back=0.5))
+    found = learn(objective, coefficients, LearningConfig(Goal(0.0), steps=1, rate=1e-9, held_back=0.5))
     assert found.path is not None
     assert len(set(found.path.losses)) > 1
     assert list(placed[0]) == [pytest.approx(0.35)]

@@ -79,6 +79,6 @@ def test_what_lies_in_memory_alone_is_copied(ends: Ends, monkeypatch: pytest.Mon
     held = objective_for(ends, make_batches((2,)))
     for objective in (mapped, held):
         objective.path.move_to(0.3)
-        assert all(torch.equal(value, mapped.path.parameters[name]) for name, value in held.path.parameters.items())
+    assert all(torch.equal(value, mapped.path.parameters[name]) for name, value in held.path.parameters.items())
     first, second = held.path.theta_0, mapped.path.theta_0
     assert all(torch.equal(first[name], second[name]) for name in second)

@@ -22,12 +22,12 @@ from clipmerge.calibration import resume as resumption
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, Losses
-from clipmerge.calibration.learning import Course, learn
+from clipmerge.calibration.learning import LearningConfig, learn
 from clipmerge.calibration.loss import CalibrationLoss
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
-from clipmerge.calibration.resume import Saved
+from clipmerge.calibration.resume import LearningState
 from clipmerge.calibration.sharpness import layer_sharpness, sharpest
 from clipmerge.images.batches import Batch
 from clipmerge.measures.projection_radii import projection_radii
@@ -96,30 +96,30 @@ class Learning:
         objective = objective_for(
             self.ends, make_batches(SIZES), progress=lambda done, total: self.work.append((done, total))
         )
-        objective.keep = Saved(lambda: self.file, objective.shares.accelerator, self.said.append)
+        objective.learning_state = LearningState(lambda: self.file, objective.shares.accelerator, self.said.append)
         return objective
 
     def run(self) -> tuple[dict[str, Tensor], list[Losses]]:
         objective = self.objective()
         coefficients = Coefficients(objective, self.options["granularity"], self.options["start"])
-        assert objective.keep is not None
-        with objective.keep.underway():
-            learned = learn(objective, coefficients, self.course(objective))
-        objective.keep.remove()
+        assert objective.learning_state is not None
+        with objective.learning_state.underway():
+            learned = learn(objective, coefficients, self.config(objective))
+        objective.learning_state.remove()
         return coefficients.by_parameter(), learned.trace
 
-    def course(self, objective: Objective) -> Course:
+    def config(self, objective: Objective) -> LearningConfig:
         held_back = self.options.get("held_back", 0.0)
         goal = Goal(0.3, views=self.options.get("views", 0.0), blend=self.options.get("blend", 0.0))
-        course = Course(goal, self.options["steps"], 0.05, held_back=held_back)
+        config = LearningConfig(goal, self.options["steps"], 0.05, held_back=held_back)
         if not self.options["sparse"]:
-            return course
+            return config
 
         def sharper() -> tuple[list[str], float]:
             values = {layer: sum(row) for layer, row in layer_sharpness(objective).items()}
             return [name for layer in sharpest(values, 0.5) for name in objective.path.layers[layer]], 0.5
 
-        return dataclasses.replace(course, thin=sharper)
+        return dataclasses.replace(config, sparsify=sharper)
 
 
 def same(one: tuple[dict[str, Tensor], list[Losses]], other: tuple[dict[str, Tensor], list[Losses]]) -> bool:
@@ -351,8 +351,8 @@ def test_a_user_without_a_home_learns_unsaved(ends: Ends, monkeypatch: pytest.Mo
 
     run = Learning(ends, Path())
     objective = run.objective()
-    objective.keep = Saved(homeless, objective.shares.accelerator, run.said.append)
-    learn(objective, Coefficients(objective, "layer"), Course(Goal(0.0), steps=3, rate=0.01))
+    objective.learning_state = LearningState(homeless, objective.shares.accelerator, run.said.append)
+    learn(objective, Coefficients(objective, "layer"), LearningConfig(Goal(0.0), steps=3, rate=0.01))
     assert [line.split(" (")[0] for line in run.said] == [
         "the state saved by an earlier run cannot be used",
         "the state of learning cannot be saved",

@@ -14,7 +14,7 @@ from clipmerge.calibration import activations, path
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
 from clipmerge.calibration.goal import Goal, Losses, descend
-from clipmerge.calibration.learning import Course, learn, prepare
+from clipmerge.calibration.learning import LearningConfig, learn, prepare
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import Ends
 from clipmerge.calibration.steps import Step
@@ -37,7 +37,7 @@ def objective(request: pytest.FixtureRequest, ends: Paths) -> Objective:
 
 def descended(objective: Objective, coefficients: Coefficients, step: Step) -> tuple[Losses, dict[str, Tensor]]:
     """The losses of a step, and the gradients of the coefficients."""
-    with coefficients.collected():
+    with coefficients.collect_gradients():
         losses = descend(objective, step, GOAL)
     return losses, {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
 
@@ -50,12 +50,12 @@ def test_the_shares_of_a_step_add_up_to_it(objective: Objective) -> None:
     parts, sums = [], {key: torch.zeros_like(value) for key, value in expected.items()}
     assert step.target is not None
     for rank in range(2):
-        part = replace(step, share=(rank, 2), target=step.target[rank::2])
+        part = replace(step, shard=(rank, 2), target=step.target[rank::2])
         losses, own = descended(objective, coefficients, part)
         parts.append(losses)
         for key, value in own.items():
             sums[key] += value
-    for name in ("calibration", "divergence", "right"):
+    for name in ("calibration", "divergence", "accuracy"):
         assert sum(getattr(part, name) for part in parts) == pytest.approx(getattr(whole, name), rel=1e-5)
     for key, value in expected.items():
         if not key.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
@@ -75,7 +75,7 @@ def test_gradients_collected_on_the_way_are_those_collected_at_the_end(objective
             slope = objective.path.gradient_of(name) * objective.path.task_vector[name]
             expected[key] = expected.get(key, 0) + slope.sum_to_size(coefficients.values[key].shape)
     objective.path.clear_gradients()
-    with coefficients.collected():
+    with coefficients.collect_gradients():
         descend(objective, step, GOAL)
     assert all(objective.path.parameters[name].grad is None for name in objective.path.task_vector)
     for key, value in expected.items():
@@ -122,7 +122,7 @@ def test_the_pieces_of_a_step_add_up_to_it(
 
     def learned(at_once: int | None) -> tuple[Losses, dict[str, Tensor]]:
         coefficients.place()
-        losses = descend(objective, step, goal, at_once=at_once, last=coefficients.collected)
+        losses = descend(objective, step, goal, at_once=at_once, last=coefficients.collect_gradients)
         return losses, {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
 
     whole, expected = learned(None)
@@ -133,7 +133,7 @@ def test_the_pieces_of_a_step_add_up_to_it(
     )
     losses, found = learned(at_once)
     assert sent.count(0) == 1  # classes are embedded once
-    assert sum(sent) == goal.seen(len(step))
+    assert sum(sent) == goal.picture_count(len(step))
     assert 0 < max(sent) <= at_once + 1
     assert astuple(losses) == pytest.approx(astuple(whole), rel=1e-5)
     assert found.keys() == expected.keys()
@@ -158,17 +158,17 @@ def test_learning_takes_pieces_where_memory_is_short(objective: Objective, monke
     def coefficients(memory: int) -> dict[str, Tensor]:
         monkeypatch.setattr(activations, "memory", lambda _device: memory)
         found = Coefficients(objective, "entry", 0.5)
-        learn(objective, found, Course(GOAL, steps=3, rate=0.02))
+        learn(objective, found, LearningConfig(GOAL, steps=3, rate=0.02))
         return found.by_parameter()
 
     embed, sent = objective.criterion.embed, list[int]()
     monkeypatch.setattr(objective.criterion, "embed", lambda pixels: sent.append(len(pixels)) or embed(pixels))
     whole = coefficients(1 << 40)
-    assert sent.count(GOAL.seen(SIZES[0])) == 3
+    assert sent.count(GOAL.picture_count(SIZES[0])) == 3
     sent.clear()
     pieces = coefficients(1)
     assert sent.count(2) == 1 + 3 * 3  # when images are measured, and three views with a copy in each step
-    assert GOAL.seen(SIZES[0]) not in sent
+    assert GOAL.picture_count(SIZES[0]) not in sent
     for name, value in whole.items():
         if not name.endswith("k_proj.bias"):
             assert float((pieces[name] - value).abs().max()) < 1e-4, name

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clipmerge.calibration import resume
-from clipmerge.calibration.resume import Saved
+from clipmerge.calibration.resume import LearningState
 from clipmerge.errors import MeasureError
 
 SAVED = {"taken": torch.tensor(3), "values": torch.tensor([0.5, 0.25])}
@@ -22,9 +22,9 @@ def blank() -> dict[str, Tensor]:
     return {name: torch.zeros_like(value) for name, value in SAVED.items()}
 
 
-def process(file: Path, *, main: bool) -> Saved:
+def process(file: Path, *, main: bool) -> LearningState:
     accelerator: Any = SimpleNamespace(num_processes=2, is_main_process=main, device=torch.device("cpu"))
-    return Saved(lambda: file, accelerator, print)
+    return LearningState(lambda: file, accelerator, print)
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -37,7 +37,7 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     name = next(name for name in objective.path.task_vector if name.endswith("0.mlp.fc1.weight"))
     coefficients = Coefficients(objective, "entry", 0.5)
     coefficients.make_sparse([name], 0.5)
-    coefficients.disturb(3)
+    coefficients.add_noise(3)
     before = coefficients.values[name].clone()
     coefficients.place()
     placed = coefficients.by_parameter()[name]
@@ -50,7 +50,7 @@ def test_dropped_entries_are_the_zero_shot_models_and_their_scores_move(ends: En
     objective.criterion.joint_loss(batch).backward()
     gradient = objective.path.gradient_of(name).clone()
     objective.path.clear_gradients()
-    with coefficients.collected():
+    with coefficients.collect_gradients():
         objective.criterion.joint_loss(batch).backward()
     slope = coefficients.values[name].grad
     assert slope is not None
@@ -64,7 +64,7 @@ def test_moving_towards_fine_tuned_drops_nothing_less(ends: Ends) -> None:
     names = [name for name, tau in objective.path.task_vector.items() if tau.ndim == 2]
     coefficients = Coefficients(objective, "entry", 0.4)
     coefficients.make_sparse(names[:1], 0.3)
-    coefficients.disturb(0)
+    coefficients.add_noise(0)
     whole = coefficients.by_parameter()
     coefficients.move(0.5, 0.25)
     moved = coefficients.by_parameter()

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from clipmerge.calibration.augmentation import augmented
 from clipmerge.calibration.coefficients import Coefficients
-from clipmerge.calibration.goal import Goal, copies_of, descend
-from clipmerge.calibration.learning import Course, Learned, learn
+from clipmerge.calibration.goal import Goal, descend, make_copies, with_teacher_targets
+from clipmerge.calibration.learning import Learned, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.resume import Saved
+from clipmerge.calibration.resume import LearningState
 from clipmerge.calibration.shares import Shares
 from clipmerge.calibration.steps import Step, lay_out, with_unlabelled
-from clipmerge.calibration.teacher import asked
 from clipmerge.images.batches import Batch
 from tests.calibration.test_learning import SlowLearner
 from tests.support.small_objective import Ends, make_batches, objective_for
@@ -38,7 +37,7 @@ def objective_with(ends: Ends, *, seed: int = 0, sizes: tuple[int, ...] = ELSEWH
 
 
 def steps_of(objective: Objective, goal: Goal, count: int) -> list[Step]:
-    return with_unlabelled(objective, lay_out(objective, count).steps, goal.unlabelled)
+    return with_unlabelled(objective, lay_out(objective, count).steps, goal.unlabelled_count)
 
 
 def drawn(steps: list[Step]) -> list[tuple[int, ...]]:
@@ -47,7 +46,7 @@ def drawn(steps: list[Step]) -> list[tuple[int, ...]]:
 
 def learned(objective: Objective, goal: Goal, steps: int = 4, start: float = 0.3) -> tuple[dict[str, Tensor], Learned]:
     coefficients = Coefficients(objective, "entry", start)
-    result = learn(objective, coefficients, Course(goal, steps, 0.05))
+    result = learn(objective, coefficients, LearningConfig(goal, steps, 0.05))
     return coefficients.by_parameter(), result
 
 
@@ -74,14 +73,14 @@ def test_half_of_the_copies_are_changed_and_half_are_not(ends: Ends) -> None:
     objective = objective_with(ends)
     step = steps_of(objective, CHANGED, 3)[2]
     assert step.unlabelled is not None
-    copies = copies_of(step, CHANGED, step.batch.pixels)
+    copies = make_copies(step, CHANGED, step.batch.pixels)
     assert torch.equal(copies[:3], augmented(step.batch.pixels[:3], step.seed, CHANGED.changes))
     assert torch.equal(copies[3:], step.unlabelled.pixels)
-    parts = [copies_of(replace(step, share=(rank, 2)), CHANGED, step.batch.pixels) for rank in range(2)]
+    parts = [make_copies(replace(step, shard=(rank, 2)), CHANGED, step.batch.pixels) for rank in range(2)]
     assert torch.equal(torch.stack(list(parts[0][:2]) + list(parts[1])), copies[[0, 2, 1, 3]])
     plain = replace(step, unlabelled=None)
     whole = augmented(step.batch.pixels, step.seed, CHANGED.changes)
-    assert torch.equal(copies_of(plain, CHANGED, step.batch.pixels), whole)
+    assert torch.equal(make_copies(plain, CHANGED, step.batch.pixels), whole)
 
 
 def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
@@ -94,11 +93,11 @@ def test_every_image_comes_once_before_any_comes_again(ends: Ends) -> None:
     assert again == order != other
 
 
-def test_images_held_back_are_looked_at_as_before(ends: Ends) -> None:
+def test_held_back_images_back_are_looked_at_as_before(ends: Ends) -> None:
     goal = replace(CHANGED, copies=None)
     layouts = [lay_out(objective_with(ends, sizes=sizes), 2, share=0.3) for sizes in (ELSEWHERE, ())]
-    assert all(step.unlabelled is None for layout in layouts for step in layout.held)
-    looks = [[copies_of(step, goal, step.batch.pixels) for step in layout.held] for layout in layouts]
+    assert all(step.unlabelled is None for layout in layouts for step in layout.validation_steps)
+    looks = [[make_copies(step, goal, step.batch.pixels) for step in layout.validation_steps] for layout in layouts]
     assert all(torch.equal(one, other) for one, other in zip(*looks, strict=True))
 
 
@@ -107,13 +106,13 @@ def test_the_shares_of_a_step_add_up_to_it(ends: Ends, divergence: str) -> None:
     goal = replace(CHANGED, divergence=divergence)  # type: ignore[arg-type]
     objective = objective_with(ends)
     laid_out = steps_of(objective, goal, 1)
-    shares = [laid_out[0], *(replace(laid_out[0], share=(rank, 2)) for rank in range(2))]
-    answered = asked(objective, shares, goal, kept=False)
+    shares = [laid_out[0], *(replace(laid_out[0], shard=(rank, 2)) for rank in range(2))]
+    answered = with_teacher_targets(objective, shares, goal, cached=False)
     coefficients = Coefficients(objective, "layer", 0.3)
     coefficients.place()
     losses, gradients = [], []
     for step in answered:
-        with coefficients.collected():
+        with coefficients.collect_gradients():
             losses.append(descend(objective, step, goal).divergence)
         gradients.append(
             {key: value.grad.clone() for key, value in coefficients.values.items() if value.grad is not None}
@@ -133,8 +132,10 @@ def test_resumed_learning_ends_like_an_undisturbed_run(
 
     def run() -> tuple[dict[str, Tensor], Learned]:
         objective = objective_with(ends)
-        objective.keep = Saved(lambda: tmp_path / "state.safetensors", objective.shares.accelerator, said.append)
-        with objective.keep.underway():
+        objective.learning_state = LearningState(
+            lambda: tmp_path / "state.safetensors", objective.shares.accelerator, said.append
+        )
+        with objective.learning_state.underway():
             return learned(objective, CHANGED)
 
     Stopping(monkeypatch)(2)

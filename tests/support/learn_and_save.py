@@ -21,23 +21,23 @@ HOLDS = "holds "
 
 
 def end(how: str) -> None:
-    save, restore = resumption.Saved.save, resumption.Saved.restore
+    save, restore = resumption.LearningState.save, resumption.LearningState.restore
 
-    def restored(self: resumption.Saved, state: Mapping[str, Tensor]) -> bool:
+    def restored(self: resumption.LearningState, state: Mapping[str, Tensor]) -> bool:
         """Print the state that every process resumes from: one must not depend on another's file."""
         found = restore(self, state)
         sys.stderr.write(f"{HOLDS}{[float(tensor.double().sum()) for tensor in state.values()]}\n")
         return found
 
-    def saved(self: resumption.Saved, state: Mapping[str, Tensor], *, last: bool = False) -> None:
+    def saved(self: resumption.LearningState, state: Mapping[str, Tensor], *, last: bool = False) -> None:
         save(self, state, last=last)
         if how == "wait":
             time.sleep(0.05)
         elif int(state["taken"]) == int(how) and os.environ.get("RANK", "0") == "0":
             os.kill(os.getpid(), signal.SIGKILL)
 
-    resumption.Saved.restore = restored  # type: ignore[method-assign]
-    resumption.Saved.save = saved  # type: ignore[method-assign]
+    resumption.LearningState.restore = restored  # type: ignore[method-assign]
+    resumption.LearningState.save = saved  # type: ignore[method-assign]
     resumption.SECONDS = resumption.TIMES = 0
     if os.environ.get("RANK", "0") != "0":
         os.environ["XDG_CACHE_HOME"] += "-elsewhere"

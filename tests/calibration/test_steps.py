@@ -8,15 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clipmerge.calibration.held_back import FEWEST, held_back
+from clipmerge.calibration.steps import FEWEST_IMAGES, held_back_positions
 
-LABELS = st.lists(st.integers(0, 5), min_size=FEWEST, max_size=60)
+LABELS = st.lists(st.integers(0, 5), min_size=FEWEST_IMAGES, max_size=60)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(LABELS, st.floats(0.05, 0.5), st.integers(0, 3))
 def test_no_class_gives_two_more_than_another_that_has_them(labels: list[int], share: float, seed: int) -> None:
-    chosen = held_back(labels, share, seed)
+    chosen = held_back_positions(labels, share, seed)
     assert len(chosen) == len(set(chosen)) == max(1, round(share * len(labels)))
     images, given_away = Counter(labels), Counter(labels[position] for position in chosen)
     for label, count in images.items():
@@ -28,12 +28,12 @@ def test_no_class_gives_two_more_than_another_that_has_them(labels: list[int], s
 
 
 def test_nothing_is_held_back_of_few_images_or_where_nothing_is_asked_for() -> None:
-    assert held_back([0, 1] * 3, 0.5, 0) == []
-    assert held_back([0, 1] * 50, 0.0, 0) == []
+    assert held_back_positions([0, 1] * 3, 0.5, 0) == []
+    assert held_back_positions([0, 1] * 50, 0.0, 0) == []
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_seed_decides_which_images(seed: int) -> None:
     labels = [0, 1, 2, 3] * 20
-    assert held_back(labels, 0.2, seed) == held_back(labels, 0.2, seed)
-    assert held_back(labels, 0.2, seed) != held_back(labels, 0.2, seed + 1)
+    assert held_back_positions(labels, 0.2, seed) == held_back_positions(labels, 0.2, seed)
+    assert held_back_positions(labels, 0.2, seed) != held_back_positions(labels, 0.2, seed + 1)
