@@ -49,12 +49,7 @@ def _apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def measure(bomb: Bomb, folder: Path) -> dict[str, Any]:
-    """Make a bomb and read it.
-
-    Returns:
-        ``size`` in bytes, ``seconds`` of processor time, ``memory`` above the start in bytes, ``said`` the line, or
-        ``wrong`` where there was another end than an answer or one line.
-    """
+    """Make a bomb and read it."""
     path = folder / bomb.name
     _apart(lambda: {"made": bool(bomb.make(path))})
     if not path.exists():

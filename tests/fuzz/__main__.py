@@ -31,16 +31,6 @@ def fuzz(
     """Run damaged files through a target for some time, or a number of times.
 
     A process that a file ends is a finding; another goes on from there.
-
-    Args:
-        name: The target.
-        seconds: How long.
-        seed: Seed of the damage.
-        most: Executions at most.
-        worker: Arguments for Python, for the process that does it.
-
-    Returns:
-        Executions, and what was found by the file that it was kept in.
     """
     found: dict[str, str] = {}
     count, attempt, end = 0, 0, time.monotonic() + seconds

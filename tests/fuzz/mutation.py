@@ -49,13 +49,7 @@ _TEXTS = (
 
 
 def mutated(data: bytes, corpus: list[bytes], chance: random.Random) -> bytes:
-    """Damage a file in one to six places.
-
-    Args:
-        data: The file.
-        corpus: Others, whose pieces may be put in.
-        chance: Source of the damage.
-    """
+    """Damage a file in one to six places."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 1, 2, 3, 6))):
         chance.choice(_WAYS)(changed, corpus, chance)

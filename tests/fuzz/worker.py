@@ -47,11 +47,7 @@ def memory() -> str | None:
 
 
 def verdict(name: str, data: bytes, folder: Path) -> str:
-    """Run one file through a target.
-
-    Returns:
-        Empty where it was read, or refused in one line; else what happened.
-    """
+    """Run one file through a target."""
     from clipmerge.errors import ClipmergeError
     from tests.fuzz.targets import TARGETS
 
@@ -89,16 +85,7 @@ def corpus(name: str) -> list[bytes]:
 def fuzz(
     name: str, seconds: float, seed: str, *, most: int, note: Callable[[int, bytes], None], found: Callable[[str], None]
 ) -> None:
-    """Run damaged files through a target for some time, or a number of times.
-
-    Args:
-        name: The target.
-        seconds: How long.
-        seed: Seed of the damage, any text.
-        most: Executions at most.
-        note: Told the number of executions done and the next file.
-        found: Told every kind of finding once.
-    """
+    """Run damaged files through a target for some time, or a number of times."""
     from tests.fuzz.mutation import mutated
 
     chance, held, kinds = random.Random(f"{name} {seed}"), corpus(name), set[str]()

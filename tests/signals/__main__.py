@@ -94,17 +94,7 @@ def commands(folder: Path) -> list[Command]:
 
 
 def run(count: int, fresh: float, seed: int, log: Path | None = None) -> list[dict[str, object]]:
-    """Stop commands ``count`` times, not counting signals that came before clipmerge began, or after it ended.
-
-    Args:
-        count: Signals that a running command gets.
-        fresh: Share of commands that run in a new interpreter.
-        seed: Seed of the moments.
-        log: File that a line of JSON for each trial is added to.
-
-    Returns:
-        The trials: ``command``, ``signal``, ``fresh``, ``ended``, ``wrong``.
-    """
+    """Stop commands ``count`` times, not counting signals that came before clipmerge began, or after it ended."""
     chance, trials = random.Random(seed), list[dict[str, object]]()
     with tempfile.TemporaryDirectory() as name, serving(Path(name)) as variables:
         folder = Path(name)

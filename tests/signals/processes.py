@@ -39,11 +39,7 @@ class Watched:
     """A process of this one's, watched until it ends."""
 
     def __init__(self, process: int) -> None:
-        """Start to watch.
-
-        Args:
-            process: Its number.
-        """
+        """Start to watch."""
         self._process = process
         self._status: int | None = None
         self._before = self._last = _used(process)
@@ -83,15 +79,7 @@ class Watched:
         _, self._status = os.waitpid(self._process, 0)
 
     def stop(self, moment: float | None, number: int) -> bool:
-        """Send a signal once the process has used so much processor time.
-
-        Args:
-            moment: Seconds of processor time; ``None`` for never.
-            number: The signal.
-
-        Returns:
-            Whether it was sent; the process may have been over first.
-        """
+        """Send a signal once the process has used so much processor time."""
         if moment is None:
             return False
         while not self.over():
@@ -126,15 +114,7 @@ def _state(process: int) -> str:
 def run_fresh(
     arguments: list[str], home: Path, variables: dict[str, str], moment: float | None = None, number: int = 0
 ) -> Ended:
-    """Run a command in a new interpreter.
-
-    Args:
-        arguments: What stands behind ``clipmerge``.
-        home: Folder of the trial: ``said`` in it gets the lines on stderr, ``tmp`` is for temporary files.
-        variables: Environment.
-        moment: Processor time after which it is stopped, from clipmerge's own first line on; ``None`` for never.
-        number: The signal.
-    """
+    """Run a command in a new interpreter."""
     with (home / "said").open("wb") as said:
         command = [sys.executable, "-X", "faulthandler", "-c", _FRESH, *arguments]
         environment = {**os.environ, **variables, "TMPDIR": str(home / "tmp")}

@@ -84,18 +84,7 @@ class Trials:
         return [text.replace("OUT", str(home / "out")).replace("NUMBER", str(self.number)) for text in arguments]
 
     def stop(self, command: Command, number: int, chance: random.Random, *, fresh: bool) -> tuple[str, str]:
-        """Run a command and stop it at a random moment.
-
-        Args:
-            command: The command.
-            number: The signal.
-            chance: Source of the moment.
-            fresh: In a new interpreter; else in a fork of this process, in which libraries are imported already.
-
-        Returns:
-            Where it ended: "before" or "after" its output came to its place, "too late" if the command was over first,
-            "starting" if clipmerge's own first line had not run; and what is wrong with that, empty if nothing is.
-        """
+        """Run a command and stop it at a random moment."""
         if (command.name, fresh) not in self.seconds:
             self._prepare(command, is_fresh=fresh)
         home = self._home()

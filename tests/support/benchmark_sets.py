@@ -19,16 +19,7 @@ def webdataset(
     first: int = 0,
     templates: Sequence[str] = TEMPLATES,
 ) -> dict[str, bytes]:
-    """Files of a set for classification: image k is ``png(first + k)``, its label the k-th of all shards.
-
-    Args:
-        folder: Where the tar files are written on the way.
-        shards: Labels of each shard's images.
-        names: Name of each class.
-        split: The split.
-        first: Number of the first image.
-        templates: Prompt templates.
-    """
+    """Files of a set for classification: image k is ``png(first + k)``, its label the k-th of all shards."""
     files = {
         "classnames.txt": _lines(names),
         "zeroshot_classification_templates.txt": _lines(templates),
@@ -48,14 +39,7 @@ def webdataset(
 def retrieval_set(
     folder: Path, shards: Sequence[Sequence[Sequence[str]]], *, split: str = "test", first: int = 0
 ) -> dict[str, bytes]:
-    """Files of a set for retrieval: image k is ``png(first + k)``, with its captions one per line.
-
-    Args:
-        folder: Where the tar files are written on the way.
-        shards: Captions of each shard's images.
-        split: The split.
-        first: Number of the first image.
-    """
+    """Files of a set for retrieval: image k is ``png(first + k)``, with its captions one per line."""
     files = {"dataset_type.txt": b"retrieval\n", f"{split}/nshards.txt": _lines([len(shards)])}
     key = 0
     for number, images in enumerate(shards):

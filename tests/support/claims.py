@@ -56,12 +56,7 @@ MORE: dict[str, Callable[[Plan, re.Match[str]], bool]] = {
 
 
 def check_verdict(plan: Plan, layers: Mapping[str, Any]) -> None:
-    """Check every claim of a plan's verdict, and the reasons of its layers.
-
-    Args:
-        plan: The plan.
-        layers: Anything by layer, for all layers of the model.
-    """
+    """Check every claim of a plan's verdict, and the reasons of its layers."""
     alphas = [plan.layers[name].alpha if name in plan.layers else 0.0 for name in layers]
     claims = [(claim(alphas, plan, m), m[0]) for p, claim in CLAIMS.items() for m in re.finditer(p, plan.verdict)]
     assert claims, plan.verdict
@@ -80,12 +75,7 @@ def text_of(page: str) -> str:
 
 
 def check_weights(settings: Mapping[str, Any], tensors: Mapping[str, Any]) -> None:
-    """Check that the weights went as far as the settings say.
-
-    Args:
-        settings: The settings of the layers without a mask, as in a record.
-        tensors: By layer, the three versions of each of its tensors: zero-shot, fine-tuned, merged.
-    """
+    """Check that the weights went as far as the settings say."""
     for layer, entry in settings.items():
         if entry["mask"]:
             continue
@@ -102,12 +92,7 @@ def _check_between(layer: str, theta_0: Tensor, theta_1: Tensor, merged: Tensor,
 
 
 def terminal_rows(text: str, layers: list[str]) -> Iterator[tuple[list[str], str, str]]:
-    """The rows of the table on a terminal: layers, and the smallest and the largest alpha as printed.
-
-    Args:
-        text: What was printed.
-        layers: All layers, in their order.
-    """
+    """The rows of the table on a terminal: layers, and the smallest and the largest alpha as printed."""
     lines = text.splitlines()
     for line, below in zip(lines, [*lines[1:], ""], strict=True):
         found = re.match(r"(all \d+ layers|\w+: \d+ (?:other )?layers|[\w.]+) +(-?[\d.]+)(?: to (-?[\d.]+))?  ", line)
@@ -128,12 +113,7 @@ def terminal_rows(text: str, layers: list[str]) -> Iterator[tuple[list[str], str
 
 
 def check_terminal(text: str, record: MergeRecord) -> None:
-    """Check the alphas and the sentence that a terminal shows.
-
-    Args:
-        text: What was printed.
-        record: The record.
-    """
+    """Check the alphas and the sentence that a terminal shows."""
     stragglers = set(record.found_stragglers)
     covered: list[str] = []
     for members, low, high in terminal_rows(text, list(record.layers)):
@@ -147,12 +127,7 @@ def check_terminal(text: str, record: MergeRecord) -> None:
 
 
 def check_effect(said: str, record: MergeRecord) -> None:
-    """Check the sentence about what a merge bought: its numbers, and that only a measured merge is advised.
-
-    Args:
-        said: Words of a page, a card or a terminal.
-        record: The record.
-    """
+    """Check the sentence about what a merge bought: its numbers, and that only a measured merge is advised."""
     advice = ("Use it.", "Prefer the fine-tuned", "Prefer the zero-shot", "Either will do", "Too few images to tell")
     if record.bought is None:
         assert not [each for each in advice if each in said]

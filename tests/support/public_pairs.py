@@ -50,14 +50,7 @@ def with_accuracy(best: list[int], share: float, classes: int) -> list[int]:
 
 
 def upload_fusionbench(hub: FakeHub, folder: Path, *, images: int = 64, accuracy: float = 0.46) -> None:
-    """Fill the Hub with EuroSAT's pair and data set.
-
-    Args:
-        hub: The Hub.
-        folder: Where files are written on the way.
-        images: Images of each split.
-        accuracy: Zero-shot accuracy on the test split.
-    """
+    """Fill the Hub with EuroSAT's pair and data set."""
     hub.orgs = ORGS
     torch.manual_seed(0)
     model, processor = CLIPModel(_config()).eval(), _processor()
@@ -185,15 +178,7 @@ def save_soups(folder: Path) -> Soup:
 
 
 def upload_imagenets(hub: FakeHub, folder: Path, model: Soup, *, images: int = 64, accuracy: float = 0.7557) -> None:
-    """Fill the Hub with ImageNet and five shifts, with labels that give the model an accuracy.
-
-    Args:
-        hub: The Hub.
-        folder: Where files are written on the way.
-        model: The model.
-        images: Images of each set.
-        accuracy: Its accuracy on each set.
-    """
+    """Fill the Hub with ImageNet and five shifts, with labels that give the model an accuracy."""
     hub.orgs = ORGS
     for at, (repo, name) in enumerate(
         [("imagenet1k", "imagenet"), *((shift, shift.replace("_", "-")) for shift in SHIFTS)]

@@ -33,16 +33,7 @@ def save_ends(
     moves: tuple[str, ...] = ("",),
     seed: int = 0,
 ) -> Ends:
-    """Save both ends; weights are large enough that every layer bends the loss.
-
-    Args:
-        folder: Folder to write into.
-        blocks: Blocks per tower.
-        width: Width of both towers.
-        change: Standard deviation of the task vector.
-        moves: Beginnings of the names that fine-tuning changes.
-        seed: Seed of both draws.
-    """
+    """Save both ends; weights are large enough that every layer bends the loss."""
     torch.manual_seed(seed)
     model = CLIPModel(tiny_config(blocks, width))
     paths = (folder / "zeroshot", folder / "finetuned")

@@ -16,11 +16,7 @@ SMALL = Evaluation(alphas=(0.0, 0.5, 1.0), images=24)
 
 
 def evaluated_pair(folder: Path) -> tuple[TrainedPair, Path]:
-    """Make the pair and its pictures in a folder and merge it by three recipes.
-
-    Returns:
-        The pair, and its JSON file.
-    """
+    """Make the pair and its pictures in a folder and merge it by three recipes."""
     generator = torch.Generator().manual_seed(0)
     drawings = torch.randint(0, 256, (12, 4, 2 * SIZE, 2 * SIZE), generator=generator, dtype=torch.uint8)
     for seed, name in enumerate(("calibration", "test", "odd")):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
-import urllib.parse
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -100,28 +98,6 @@ class Reading(Request):
         listed += [_folder_json(str(name)) for name in sorted(folders)]
         if path and not listed:
             raise Refusal(404, f'{path} does not exist on "{revision}"', "EntryNotFound", commit.oid)
-        self.answer(200, listed)
-
-    def paths_info(self, kind: str, repo_id: str, revision: str) -> None:
-        raw = self.read_body()
-        asked = json.loads(raw) if raw[:1] == b"{" else urllib.parse.parse_qs(raw.decode())
-        paths = [asked["paths"]] if isinstance(asked["paths"], str) else asked["paths"]
-        tree = self.commit_at(self.repo(kind, repo_id), revision).tree
-        found = [tree[path].as_json(path) for path in paths if path in tree]
-        found += [_folder_json(path) for path in paths if any(name.startswith(f"{path}/") for name in tree)]
-        self.answer(200, found)
-
-    def list_refs(self, kind: str, repo_id: str) -> None:
-        refs = self.repo(kind, repo_id).refs
-
-        def pick(prefix: str, strip: bool = True) -> list[dict[str, str]]:
-            names = [ref for ref in refs if ref.startswith(prefix)]
-            short = {ref: ref.removeprefix(prefix) if strip else ref for ref in names}
-            return [{"name": short[ref], "ref": ref, "targetCommit": refs[ref]} for ref in names]
-
-        listed = {"branches": pick("refs/heads/"), "tags": pick("refs/tags/"), "converts": []}
-        if self.query.get("include_prs"):
-            listed["pullRequests"] = pick("refs/pr/", strip=False)
         self.answer(200, listed)
 
     def commits(self, kind: str, repo_id: str, revision: str) -> None:

@@ -31,15 +31,7 @@ class Server(ThreadingHTTPServer):
 
 
 class FakeHub:
-    """A Hub on localhost that lives as long as its ``with`` block.
-
-    Args:
-        root: Folder for uploaded large files.
-        token: The one token that may write; add others to ``read_only_tokens``.
-        user: Who the token belongs to; may write under this name and under ``orgs``.
-        xet_cas: ``local:///FOLDER`` to serve Xet from it; None for plain LFS.
-        lfs_chunk: Part size in bytes above which LFS uploads go in several parts.
-    """
+    """A Hub on localhost that lives as long as its ``with`` block."""
 
     def __init__(
         self,
@@ -49,10 +41,9 @@ class FakeHub:
         user: str = "alice",
         orgs: tuple[str, ...] = ("acme",),
         xet_cas: str | None = None,
-        lfs_chunk: int | None = None,
     ) -> None:
         self.root, self.token, self.user, self.orgs = root, token, user, orgs
-        self.xet_cas, self.lfs_chunk = xet_cas, lfs_chunk
+        self.xet_cas = xet_cas
         (root / "lfs").mkdir(parents=True, exist_ok=True)
         self.blobs: dict[str, bytes] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -111,7 +102,7 @@ class FakeHub:
         return Entry(oid, len(data))
 
     def lfs_path(self, name: str) -> Path:
-        """Return where a large file (or a part of one) lies."""
+        """Return where a large file lies."""
         return self.root / "lfs" / name
 
 
@@ -134,7 +125,7 @@ class Handler(Reading, Writing):
         finally:
             self.record(-1)  # what had no answer
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
+    do_GET = do_HEAD = do_POST = do_PUT = serve
 
     def _fail(self, fault: Fault) -> bool:
         """Apply a fault; return False when the request goes on as normal."""
@@ -174,25 +165,18 @@ ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = [
     for method, pattern, route in (
         ("GET", r"/api/whoami-v2", Handler.whoami),
         ("POST", r"/api/repos/create", Handler.create_repo),
-        ("DELETE", r"/api/repos/delete", Handler.delete_repo),
         ("POST", r"/api/validate-yaml", Handler.validate_yaml),
         ("GET", API, Handler.info),
         ("GET", rf"{API}/revision/{REVISION}", Handler.info),
         ("GET", rf"{API}/tree/{REVISION}(?:/(?P<path>.+))?", Handler.tree),
-        ("POST", rf"{API}/paths-info/{REVISION}", Handler.paths_info),
-        ("GET", rf"{API}/refs", Handler.list_refs),
         ("GET", rf"{API}/commits/{REVISION}", Handler.commits),
-        ("POST", rf"{API}/(?P<ref_kind>branch|tag)/(?P<name>[^/]+)", Handler.make_ref),
-        ("POST", rf"{API}/discussions", Handler.create_pull_request),
-        ("GET", rf"{API}/discussions/(?P<number>\d+)", Handler.pull_request),
+        ("POST", rf"{API}/branch/(?P<name>[^/]+)", Handler.make_branch),
         ("POST", rf"{API}/preupload/{REVISION}", Handler.preupload),
         ("POST", rf"{API}/commit/{REVISION}", Handler.commit),
         ("GET", rf"{API}/xet-(?P<access>read|write)-token/{REVISION}", Handler.xet_token),
         ("POST", rf"{FILES}\.git/info/lfs/objects/batch", Handler.lfs_batch),
         ("POST", r"/_lfs/verify", Handler.lfs_verify),
         ("PUT", LFS, Handler.lfs_put),
-        ("PUT", rf"{LFS}/part/(?P<part>\d+)", Handler.lfs_put),
-        ("POST", rf"{LFS}/complete", Handler.lfs_complete),
         ("GET", rf"{FILES}/resolve/{REVISION}/(?P<path>.+)", Handler.download),
     )
 ]

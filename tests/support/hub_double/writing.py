@@ -33,51 +33,14 @@ class Writing(Request):
             repo.add_commit("refs/heads/main", {".gitattributes": first}, "initial commit")
         return self.answer(200, {"url": url, "name": repo_id, "id": "x", "private": repo.private})
 
-    def delete_repo(self) -> None:
-        asked = self.read_json()
-        repo_id = f"{asked.get('organization') or self.hub.user}/{asked['name']}"
-        if self.hub.repos.pop((asked.get("type") or "model", repo_id), None) is None:
-            raise Refusal(404, "Repository not found", "RepoNotFound")
-        self.answer(200)
-
-    def make_ref(self, kind: str, repo_id: str, ref_kind: str, name: str) -> None:
-        asked = self.read_json()  # branch: POST branch/NEW {startingPoint}; tag: POST tag/REVISION {tag}
-        repo = self.repo(kind, repo_id)
+    def make_branch(self, kind: str, repo_id: str, name: str) -> None:
+        asked, repo = self.read_json(), self.repo(kind, repo_id)
         self.require_writer(repo_id.split("/")[0])
-        branch = ref_kind == "branch"
-        ref = f"refs/heads/{name}" if branch else f"refs/tags/{asked['tag']}"
+        ref = f"refs/heads/{name}"
         if ref in repo.refs:
             raise Refusal(409, f"Reference already exists: {ref}")
-        repo.refs[ref] = self.commit_at(repo, asked.get("startingPoint", "main") if branch else name).oid
+        repo.refs[ref] = self.commit_at(repo, asked.get("startingPoint", "main")).oid
         self.answer(200)
-
-    def create_pull_request(self, kind: str, repo_id: str) -> None:
-        asked, repo = self.read_json(), self.repo(kind, repo_id)
-        self.caller(required=True)
-        with self.hub.lock:
-            repo.pull_requests += 1
-            repo.refs[f"refs/pr/{repo.pull_requests}"] = repo.refs["refs/heads/main"]
-        self._answer_pull_request(kind, repo_id, repo.pull_requests, asked.get("title", ""))
-
-    def pull_request(self, kind: str, repo_id: str, number: str) -> None:
-        self._answer_pull_request(kind, repo_id, int(number), "a pull request")
-
-    def _answer_pull_request(self, kind: str, repo_id: str, number: int, title: str) -> None:
-        described = {
-            "num": number,
-            "title": title,
-            "status": "draft",
-            "isPullRequest": True,
-            "repo": {"name": repo_id, "type": kind},
-            "author": {"name": self.hub.user},
-            "createdAt": "2026-01-01T00:00:00.000Z",
-            "events": [],
-            "filesWithConflicts": [],
-            "diff": "",
-            "changes": {"base": "refs/heads/main"},
-            "url": f"{self.hub.url}/{repo_id}/discussions/{number}",
-        }
-        self.answer(200, described)
 
     def preupload(self, kind: str, repo_id: str, revision: str) -> None:
         asked, repo = self.read_json(), self.repo(kind, repo_id)
@@ -99,49 +62,27 @@ class Writing(Request):
         self.repo(kind_of(prefix), repo_id)
         self.caller(required=True)
         objects = [self._lfs_object(item["oid"], item["size"]) for item in asked["objects"]]
-        self.answer(200, {"transfer": "multipart" if self.hub.lfs_chunk else "basic", "objects": objects})
+        self.answer(200, {"transfer": "basic", "objects": objects})
 
     def _lfs_object(self, oid: str, size: int) -> dict[str, Any]:
         item: dict[str, Any] = {"oid": oid, "size": size, "authenticated": True}
         if self.hub.lfs_path(oid).exists():
             return item
-        base, chunk = f"{self.hub.url}/_lfs/{oid}", self.hub.lfs_chunk
-        upload: dict[str, Any] = {"href": base}
-        if chunk and size > chunk:
-            count = -(-size // chunk)
-            parts = {str(n).zfill(5): f"{base}/part/{n}" for n in range(1, count + 1)}
-            upload = {"href": f"{base}/complete", "header": {"chunk_size": str(chunk), **parts}}
+        upload = {"href": f"{self.hub.url}/_lfs/{oid}"}
         return item | {"actions": {"upload": upload, "verify": {"href": f"{self.hub.url}/_lfs/verify"}}}
 
-    def lfs_put(self, oid: str, part: str | None = None) -> None:
-        partial = self.hub.lfs_path(f"{oid}.{part or 'whole'}.{threading.get_ident()}")
+    def lfs_put(self, oid: str) -> None:
+        partial = self.hub.lfs_path(f"{oid}.{threading.get_ident()}")
         digest = hashlib.sha256()
         with partial.open("wb") as file:
             for data in self.body_chunks():
                 digest.update(data)
                 file.write(data)
-        if part is None:
-            self._accept(partial, digest.hexdigest(), oid)
-        else:
-            partial.replace(self.hub.lfs_path(f"{oid}.part{part}"))
-        self.answer(200, headers={"ETag": f'"{digest.hexdigest()[:32]}"'})
-
-    def lfs_complete(self, oid: str) -> None:
-        joined, digest = self.hub.lfs_path(f"{oid}.joined"), hashlib.sha256()
-        with joined.open("wb") as file:
-            for part in self.read_json()["parts"]:
-                source = self.hub.lfs_path(f"{oid}.part{part['partNumber']}")
-                digest.update(data := source.read_bytes())
-                file.write(data)
-                source.unlink()
-        self._accept(joined, digest.hexdigest(), oid)
-        self.answer(200, {})
-
-    def _accept(self, partial: Path, sha256: str, oid: str) -> None:
-        if sha256 != oid:
+        if digest.hexdigest() != oid:
             partial.unlink()
             raise Refusal(400, "sha256 mismatch")
         partial.replace(self.hub.lfs_path(oid))
+        self.answer(200, headers={"ETag": f'"{digest.hexdigest()[:32]}"'})
 
     def lfs_verify(self) -> None:
         asked = self.read_json()
