@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Inputs
+from clipmerge.choices import Device, OutputDtype
 from clipmerge.images import Columns
 from clipmerge.images.held_back import SHARE
-from clipmerge.planning.choices import Device, OutputDtype
 from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import HeadRecord, SourceRecord

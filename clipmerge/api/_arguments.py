@@ -14,13 +14,13 @@ from clipmerge.api._in_memory import source_of as source_of
 from clipmerge.api._in_memory import with_state_key
 from clipmerge.api._other_tasks import tasks_named
 from clipmerge.api._unlabelled import check_unlabelled
+from clipmerge.choices import Device, OutputDtype
 from clipmerge.distributed import require_device
 from clipmerge.errors import UsageError
 from clipmerge.files.paths import is_there
 from clipmerge.images.columns import Columns
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.prompts import check_templates
-from clipmerge.planning.choices import Device, OutputDtype
 from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, MergeRequest

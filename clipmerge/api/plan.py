@@ -29,11 +29,11 @@ from clipmerge.api._other_tasks import add_other_task_scores
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
 from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.preview import compare_before_download
+from clipmerge.choices import Missing
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, head_classes, lacks_zeroshot_head
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
-from clipmerge.planning.choices import Missing
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan, tensors_path, worded_for, write_plan_files

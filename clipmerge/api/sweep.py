@@ -42,13 +42,13 @@ from clipmerge.api._sweep_tasks import score_other_tasks
 from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
+from clipmerge.choices import Missing
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import standings
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.file_store import local_inputs
-from clipmerge.planning.choices import Missing
 from clipmerge.planning.merge_effect import MAX_LOSS
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress, Silent

@@ -16,16 +16,13 @@ from clipmerge.checkpoint.adapter_config import CONFIG, MERGE_IT, AdapterConfig,
 from clipmerge.checkpoint.source import Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.paths import local_path
-from clipmerge.files.safetensors import DTYPES, Array
+from clipmerge.files.safetensors import Array
 from clipmerge.parallel import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _PREFIX = "base_model.model."
-_FACTOR = re.compile(
-    r"(?P<module>.+)\.lora_(?P<part>A\.weight|B\.weight|B\.bias|embedding_A|embedding_B|magnitude_vector)"
-)
 # peft wraps modules that it trains; in older versions the wrapper has a name
 _WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
 _FIELDS = {
@@ -81,50 +78,29 @@ class Adapted(Checkpoint):
     _latest: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Compute a run of one tensor's elements, rounded to the base's dtype; see `Checkpoint.array`."""
-        if key not in self.changes:
-            return self.base.array(key, start, stop)
-        import torch
-
-        dtype = self.entries[key].dtype
-        run = self.tensor(key).flatten()[start:stop].to(getattr(torch, DTYPES[dtype][0]))
-        return stored(run)
-
-    def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Compute one tensor, or a run of its elements; see `Checkpoint.tensor`.
+        """Compute a run of one tensor's elements, not rounded to the base's dtype; see `Checkpoint.array`.
 
         A tensor is always computed as a whole, so that no bit depends on the part that is read; the last one is
         cached.
         """
         if key not in self.changes:
-            return self.base.tensor(key, start, stop)
+            return self.base.array(key, start, stop)
         tensor = self._latest.get(key)
         if tensor is None:  # several threads may get here, each with its own key
             with one_thread():
                 tensor = _formed(self, key)
             self._latest.clear()
             self._latest[key] = tensor
-        return tensor if start == 0 and stop is None else tensor.flatten()[start:stop]
+        return stored(tensor.flatten()[start:stop])
 
     def release(self, key: str) -> None:
-        """Release the base's mapped pages; see `Checkpoint.release`."""
+        """Release the base's pages; see `Checkpoint.release`."""
         if key in self.base.entries:
             self.base.release(key)
 
 
 def adapt(base: Checkpoint, adapter: Checkpoint) -> Checkpoint:
-    """Apply an adapter to its base, without reading weights.
-
-    Args:
-        base: The model the adapter was trained on.
-        adapter: The adapter's tensors, its ``adapter_config.json`` beside them.
-
-    Returns:
-        The changed model; ``source``, ``revision`` and ``files`` are the adapter's, the side files the base's.
-
-    Raises:
-        CheckpointError: If the adapter does not fit the base, or holds tensors whose arithmetic is not known.
-    """
+    """Apply an adapter to its base, without reading weights."""
     path = adapter.folder / CONFIG
     config = read_adapter_config(path)
     changes = _changes(adapter, config)
@@ -231,6 +207,7 @@ def _all_fit(
 
 
 def _is_tower_of(prefix: str, base_class: str) -> bool:
+    """Whether a prefix of the base's keys names the tower of the class that the adapter was trained on."""
     tower = "text" if "Text" in base_class else "vis" if re.search("Vision|Image", base_class) else "unknown"
     return tower in prefix
 

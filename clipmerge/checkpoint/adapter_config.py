@@ -86,17 +86,7 @@ def _matching(pattern: dict[str, Any], module: str, default: Any) -> Any:
 
 
 def read_adapter_config(path: Path) -> AdapterConfig:
-    """Read ``adapter_config.json``.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The settings of the arithmetic.
-
-    Raises:
-        CheckpointError: If it is not LoRA, or uses an unknown option.
-    """
+    """Read ``adapter_config.json``."""
     try:
         data = read_json(path)
         kind = str(data.get("peft_type", "")).upper()

@@ -6,9 +6,9 @@ from clipmerge.checkpoint.compare import find_mismatches, notes_on
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.choices import Missing
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family, family_of, known_keys, tower_of
-from clipmerge.planning.choices import Missing
 
 
 def align_checkpoints(
@@ -18,20 +18,7 @@ def align_checkpoints(
     missing: Missing = "error",
     mixed_dtypes: bool = False,
 ) -> Inputs:
-    """Align checkpoints and refuse mismatches, without reading weights.
-
-    Args:
-        zeroshot: theta_0.
-        finetuned: theta_1 ... theta_K, at least one.
-        missing: Treatment of keys that only one side has; ``error`` lists them.
-        mixed_dtypes: Accept different float dtypes (because an output dtype was named).
-
-    Returns:
-        The aligned checkpoints.
-
-    Raises:
-        CheckpointError: The first mismatch, in one line.
-    """
+    """Align checkpoints and refuse mismatches, without reading weights."""
     inputs = align(zeroshot, finetuned, missing=missing)
     for problem in find_mismatches(inputs, missing=missing, mixed_dtypes=mixed_dtypes):
         raise CheckpointError(problem)
@@ -39,19 +26,7 @@ def align_checkpoints(
 
 
 def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing = "error") -> Inputs:
-    """Match keys by canonical name, without checking for mismatches.
-
-    Args:
-        zeroshot: theta_0.
-        finetuned: theta_1 ... theta_K, at least one.
-        missing: See `align_checkpoints`.
-
-    Returns:
-        The aligned checkpoints.
-
-    Raises:
-        CheckpointError: If the family of a checkpoint is not known, or they are of different families.
-    """
+    """Match keys by canonical name, without checking for mismatches."""
     zeroshot, finetuned = in_one_layout(zeroshot, finetuned)
     checkpoints = (zeroshot, *finetuned)
     family = _common_family(checkpoints)

@@ -3,25 +3,24 @@
 Training moves weights, and does not replace them: even after long training at a high rate, most of a matrix points
 where it pointed. Two models that were trained apart have matrices at right angles, for their hidden units are numbered
 by chance. Which of two related models came first shows only if training left a trace that cannot be undone: matrices
-that became longer as they moved (`growth`), rows that weight decay alone has shortened, and values that only an
-untrained parameter has. Without such a trace, the check says nothing.
+that became longer as they moved, or values that were published in half precision. Without such a trace, the check says
+nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import median
 from typing import Literal
 
 import numpy as np
 
 from clipmerge.checkpoint.adapter import Adapted
-from clipmerge.checkpoint.growth import shrinkage
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint
-from clipmerge.checkpoint.vocabulary import vocabulary_difference
 from clipmerge.files.safetensors import Array
 from clipmerge.layers import HEAD
 
@@ -33,14 +32,12 @@ SAMPLE = 1 << 14
 _UNRELATED = 0.05
 # The cosine of a smaller matrix is not informative: its random spread is one over the root of its number of entries.
 _LEAST = 256
-# Number of elements that suffice, for nearly every tensor, to see that it holds more than one number.
-_FEW = 8
-# Rows of embeddings without gradient: least number, and tolerance for being parallel (1 - cosine) by one factor.
-_ROWS, _BLOCKS, _LEAST_ROWS, _PARALLEL, _SAME_FACTOR = 256, 16, 16, 1e-9, 2e-5
 # If the slope of the loss of length on the squared movement is above this, the pair is swapped: in
 # `benchmarks/ancestry` it is at most 0.1 for pairs in the right order, and 1 minus that for swapped ones. It must also
 # exceed 0.5, the middle, by this many standard errors, and the matrices must have moved by this share of their length.
 _SHRUNK, _SURE, _LEAST_SHRUNK = 0.75, 2.0, 0.025
+# Minimum number of degrees of freedom of that slope.
+_LEAST_FREE = 8
 # If the cosine of the change with the weights exceeds that of a swapped change at right angles by more than this,
 # something pulls the weights straight back, as an L2 penalty in Adam does (0.5; elsewhere 0.1). Shrinking is then no
 # evidence.
@@ -87,11 +84,7 @@ class _Matrix:
 
 
 def ancestry_warnings(inputs: Inputs) -> list[str]:
-    """Name the fine-tuned checkpoints that probably did not start from the zero-shot one, one line each.
-
-    Args:
-        inputs: Aligned checkpoints that fit each other; a sample of their weights is read.
-    """
+    """Name the fine-tuned checkpoints that probably did not start from the zero-shot one, one line each."""
     warnings = []
     for which, finetuned in enumerate(inputs.finetuned):
         found = ancestry_of(inputs, which)
@@ -105,49 +98,24 @@ def ancestry_warnings(inputs: Inputs) -> list[str]:
 
 
 def ancestry_of(inputs: Inputs, which: int = 0) -> Ancestry:
-    """Judge one fine-tuned checkpoint.
-
-    Args:
-        inputs: Aligned checkpoints that fit each other.
-        which: Index of the fine-tuned checkpoint.
-
-    Returns:
-        The judgement. An adapter is related to every base that it fits: its weights are the base's and a change.
-    """
+    """Judge one fine-tuned checkpoint; an adapter is related to every base that it fits."""
     if isinstance(inputs.finetuned[which], Adapted):
         return Ancestry("related", (), {})
     with np.errstate(all="ignore"):  # NaN and Inf are refused where they are merged
         matrices = list(_matrices(inputs, which))
         cosines = {
-            tower: median(each.cosine for each in matrices if each.tower == tower)
-            for tower in dict.fromkeys(each.tower for each in matrices)
+            tower: median(matrix.cosine for matrix in matrices if matrix.tower == tower)
+            for tower in dict.fromkeys(matrix.tower for matrix in matrices)
         }
-        apart = (*_apart(cosines), *_other_words(inputs, which))
+        apart = [f"{abs(cosine):.2f} in the {tower} tower" for tower, cosine in cosines.items() if cosine < _UNRELATED]
         if apart:
-            return Ancestry("unrelated", apart, cosines)
-        swapped = (
-            *_untrained(inputs, which),
-            *_grown(inputs, which),
-            *_shrunk(matrices),
-            *_released(inputs, which),
-            *_named(inputs, which),
-        )
+            evidence = (
+                f"the median cosine between their matrices is {' and '.join(apart)}, as between models trained apart; "
+                "fine-tuning leaves it above 0.3"
+            )
+            return Ancestry("unrelated", (evidence,), cosines)
+        swapped = (*_shrunk(matrices), *_released(inputs, which))
     return Ancestry("swapped" if swapped else "related", swapped, cosines)
-
-
-def _apart(cosines: dict[str, float]) -> Iterator[str]:
-    apart = [f"{abs(cosine):.2f} in the {tower} tower" for tower, cosine in cosines.items() if cosine < _UNRELATED]
-    if apart:
-        yield (
-            f"the median cosine between their matrices is {' and '.join(apart)}, as between models trained apart; "
-            "fine-tuning leaves it above 0.3"
-        )
-
-
-def _other_words(inputs: Inputs, which: int) -> Iterator[str]:
-    difference = vocabulary_difference(inputs.zeroshot.folder, inputs.finetuned[which].folder)
-    if difference and inputs.tower != "vision":
-        yield difference
 
 
 def _matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
@@ -156,7 +124,7 @@ def _matrices(inputs: Inputs, which: int) -> Iterator[_Matrix]:
         shape = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
         if not rest or len(shape) < 2 or math.prod(shape) < _LEAST:
             continue
-        theta_0, theta_1 = _samples(inputs, which, name, 0, SAMPLE)
+        theta_0, theta_1 = _samples(inputs, which, name, SAMPLE)
         tau = theta_1 - theta_0
         ours, theirs, product = _dot(theta_0, theta_0), _dot(theta_1, theta_1), _dot(tau, theta_0)
         if not (0 < ours < math.inf and 0 < theirs < math.inf):  # an empty or a broken matrix is no evidence
@@ -175,54 +143,54 @@ def _dot(a: Array, b: Array) -> float:
     return float(np.einsum("i,i->", a, b))
 
 
-def _untrained(inputs: Inputs, which: int) -> Iterator[str]:
-    """Find values that only an untrained parameter has, in the checkpoint that should be the trained one."""
-    only_theirs: list[str] = []
-    only_ours: list[str] = []
-    for name in _shared(inputs, which):
-        if inputs.zeroshot.entries[inputs.zeroshot_keys[name]].size < _FEW:
-            continue
-        if not any(map(_is_constant, _samples(inputs, which, name, 0, _FEW))):
-            continue  # so nearly always, and no more is read
-        ours, theirs = map(_is_constant, _samples(inputs, which, name, 0, SAMPLE))
-        if ours != theirs:
-            (only_ours if ours else only_theirs).append(name)
-    if len(only_theirs) > 1 and not only_ours:
-        yield (
-            f"{len(only_theirs)} parameters, such as {only_theirs[0]}, hold one number throughout in the fine-tuned "
-            "checkpoint, as before any training, and many in the zero-shot one"
-        )
-
-
-def _is_constant(values: Array) -> bool:
-    return bool((values == values[0]).all())
-
-
-def _grown(inputs: Inputs, which: int) -> Iterator[str]:
-    """Find embeddings that grew without a gradient: weight decay seen backwards."""
-    factor, rows = _decay(inputs, which)
-    if rows and factor > 1 + _SAME_FACTOR:
-        yield (
-            f"{rows} rows of embeddings are in the fine-tuned checkpoint {factor:.6f} times those of the zero-shot "
-            "one; weight decay shortens rows that no gradient reaches, and nothing lengthens them"
-        )
-
-
 def _shrunk(matrices: list[_Matrix]) -> Iterator[str]:
     """Find a change by which the matrices that moved furthest became shortest, or all grew along themselves."""
-    moved = [each for each in matrices if each.block and each.moved > 0]
-    found = shrinkage((each.block, each.moved, each.along) for each in moved)
-    if found is None or median(each.moved for each in moved) < _LEAST_SHRUNK:
+    moved = [matrix for matrix in matrices if matrix.block and matrix.moved > 0]
+    found = shrinkage((matrix.block, matrix.moved, matrix.along) for matrix in moved)
+    if found is None or median(matrix.moved for matrix in moved) < _LEAST_SHRUNK:
         return
     slope, error = found
-    pulled = median(-each.along / each.moved - each.moved for each in moved)
+    pulled = median(-matrix.along / matrix.moved - matrix.moved for matrix in moved)
     if slope > _SHRUNK and slope - 0.5 > _SURE * error and pulled < _PULLED:
         yield (
             "the further a matrix moved, compared with others of its block, the shorter it is in the fine-tuned "
             "checkpoint; training lengthens what it moves"
         )
-    if median(each.along / each.moved for each in moved) > _LONGER:
+    if median(matrix.along / matrix.moved for matrix in moved) > _LONGER:
         yield "its blocks' matrices are longer along themselves, which is what weight decay looks like backwards"
+
+
+def shrinkage(matrices: Iterable[tuple[str, float, float]]) -> tuple[float, float] | None:
+    """Regress matrices' loss of length on their squared movement, with a constant per block.
+
+    A step of training is about at right angles to the weights, so a matrix that moves gets longer, by half the square
+    of its relative movement; seen backwards, it gets shorter by the same amount. Weight decay and a learning rate of
+    each block's own shorten all matrices of one block alike, so matrices are compared within their block. Both sides
+    are divided by the movement, which is what their scatter is proportional to.
+
+    A matrix is its block; ||tau|| / ||theta_0||, above 0; and tau's part along theta_0, in lengths of theta_0; those of
+    one block follow each other. The result is the slope (0 or less where theta_1 started from theta_0, 1 or more where
+    theta_0 started from theta_1) and its standard error; ``None`` with too few matrices.
+
+    Example:
+        >>> forwards = [("vision.0", moved, -0.01) for moved in (0.1, 0.2, 0.3, 0.4)]  # a decay of 1%
+        >>> slope, error = shrinkage([(f"vision.{n}", moved, along) for n in range(4) for _, moved, along in forwards])
+        >>> abs(slope) < 1e-12
+        True
+    """
+    free, squares, products, rest = -1, 0.0, 0.0, 0.0
+    for _, group in groupby(matrices, key=lambda matrix: matrix[0]):
+        moved, along = np.array([numbers for _, *numbers in group]).T
+        weights, x, y = 1 / moved**2, moved**2, -along
+        x, y = (values - np.average(values, weights=weights) for values in (x, y))
+        free += len(moved) - 1
+        squares += float((weights * x * x).sum())
+        products += float((weights * x * y).sum())
+        rest += float((weights * y * y).sum())
+    if free < _LEAST_FREE or squares <= 0:
+        return None
+    slope = products / squares
+    return slope, math.sqrt(max(rest - slope * products, 0.0) / free / squares)
 
 
 def _released(inputs: Inputs, which: int) -> Iterator[str]:
@@ -232,11 +200,12 @@ def _released(inputs: Inputs, which: int) -> Iterator[str]:
         entries = inputs.entries(name)
         if len(entries[0].shape) < 2 or any(entry.dtype != "F32" for entry in entries):
             continue
-        theta_0, theta_1 = _samples(inputs, which, name, 0, _HALF_SAMPLE)
+        theta_0, theta_1 = _samples(inputs, which, name, _HALF_SAMPLE)
         if np.array_equal(theta_0, theta_1):
             continue
         # what bfloat16 holds float16 holds too, and training in bfloat16 is common
-        if not _is_half(theta_1) or _is_half(theta_0) or _is_bfloat16(theta_1):
+        is_bfloat16 = not (theta_1.view(np.uint32) & 0xFFFF).any()
+        if not _is_half(theta_1) or _is_half(theta_0) or is_bfloat16:
             return
         seen += 1
     if seen >= _LEAST_HALF:
@@ -248,54 +217,6 @@ def _released(inputs: Inputs, which: int) -> Iterator[str]:
 
 def _is_half(values: Array) -> bool:
     return bool((values.astype(np.float16) == values).all())
-
-
-def _is_bfloat16(values: Array) -> bool:
-    return not bool((values.astype(np.float32).view(np.uint32) & 0xFFFF).any())
-
-
-def _named(inputs: Inputs, which: int) -> Iterator[str]:
-    """Find a zero-shot checkpoint whose configuration says that it was loaded from the fine-tuned one."""
-    origin = str((inputs.zeroshot.config or {}).get("_name_or_path") or "")
-    source = inputs.finetuned[which].source.removeprefix("hf://").partition("@")[0]
-    if origin == source and source.count("/") == 1 and inputs.finetuned[which].revision:
-        yield f"the zero-shot checkpoint's config.json says that it was loaded from {source}"
-
-
-def _decay(inputs: Inputs, which: int) -> tuple[float, int]:
-    """Find embeddings that no gradient reached, in a text tower that was trained.
-
-    Returns:
-        The factor left by weight decay (1 without any), and the number of rows that show it (0 if too few do).
-    """
-    factors: list[float] = []
-    trained = False
-    for name in _shared(inputs, which):
-        shape = inputs.zeroshot.entries[inputs.zeroshot_keys[name]].shape
-        if inputs.layer_of[name] != "text.embeddings" or len(shape) != 2 or shape[0] < _LEAST_ROWS:
-            continue
-        theta_0, theta_1 = (each.astype(np.float64) for each in _rows(inputs, which, name, shape))
-        squares = [(each * each).sum(axis=1) for each in (theta_0, theta_1)]
-        product = (theta_0 * theta_1).sum(axis=1)
-        parallel = product * product >= (1 - 2 * _PARALLEL) * squares[0] * squares[1]
-        parallel &= (product > 0) & (squares[0] > 0)
-        trained = trained or not parallel.all()
-        factors += np.sqrt(squares[1][parallel] / squares[0][parallel]).tolist()
-    if not trained or len(factors) < _LEAST_ROWS:
-        return 1.0, 0
-    factor = median(factors)
-    same = sum(abs(each - factor) < _SAME_FACTOR for each in factors)
-    return (factor, same) if same > 0.9 * len(factors) else (1.0, 0)
-
-
-def _rows(inputs: Inputs, which: int, name: str, shape: tuple[int, ...]) -> tuple[Array, Array]:
-    """Rows of an embedding, in blocks from its whole length: rare tokens come last."""
-    height, width = shape
-    length = -(-min(height, _ROWS) // _BLOCKS)
-    starts = sorted({round(block * (height - length) / (_BLOCKS - 1)) for block in range(_BLOCKS)})
-    samples = [_samples(inputs, which, name, start * width, (start + length) * width) for start in starts]
-    theta_0, theta_1 = (np.concatenate(parts).reshape(-1, width) for parts in zip(*samples, strict=True))
-    return theta_0, theta_1
 
 
 def _shared(inputs: Inputs, which: int) -> Iterator[str]:
@@ -310,17 +231,16 @@ def _shared(inputs: Inputs, which: int) -> Iterator[str]:
             yield name
 
 
-def _samples(inputs: Inputs, which: int, name: str, start: int, stop: int) -> tuple[Array, Array]:
-    stop = min(stop, inputs.zeroshot.entries[inputs.zeroshot_keys[name]].size)
+def _samples(inputs: Inputs, which: int, name: str, length: int) -> tuple[Array, Array]:
     return (
-        _values(inputs.zeroshot, inputs.zeroshot_keys[name], start, stop),
-        _values(inputs.finetuned[which], inputs.finetuned_keys[which][name], start, stop),
+        _values(inputs.zeroshot, inputs.zeroshot_keys[name], length),
+        _values(inputs.finetuned[which], inputs.finetuned_keys[which][name], length),
     )
 
 
-def _values(checkpoint: Checkpoint, key: str, start: int, stop: int) -> Array:
-    """A run of a tensor's elements, 1-D: float64 unchanged, all else as float32; a view if stored in that dtype."""
-    stored = checkpoint.array(key, start, stop)
-    if checkpoint.entries[key].dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored if stored.dtype == np.float64 else stored.astype(np.float32, copy=False)
+def _values(checkpoint: Checkpoint, key: str, length: int) -> Array:
+    """The first elements of a tensor, 1-D: float64 unchanged, all else as float32; a view if stored in that dtype."""
+    values = checkpoint.array(key, 0, min(length, checkpoint.entries[key].size))
+    if values.dtype == np.uint16:  # bfloat16
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values if values.dtype == np.float64 else values.astype(np.float32, copy=False)

@@ -13,22 +13,13 @@ from clipmerge.layers import HEAD
 if TYPE_CHECKING:
     from clipmerge.checkpoint.inputs import Inputs
     from clipmerge.checkpoint.source import Checkpoint
-    from clipmerge.planning.choices import Missing
+    from clipmerge.choices import Missing
 
 _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 
 
 def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
-    """List the mismatches that prevent a merge, most informative first, one line each.
-
-    Args:
-        inputs: Aligned checkpoints.
-        missing: See `clipmerge.checkpoint.alignment.align_checkpoints`.
-        mixed_dtypes: See `clipmerge.checkpoint.alignment.align_checkpoints`.
-
-    Returns:
-        Messages; empty if everything matches.
-    """
+    """List the mismatches that prevent a merge, most informative first, one line each."""
     problems = _tower_mismatch(inputs) + _several_heads(inputs)
     for which, checkpoint in enumerate([] if problems else inputs.finetuned):
         problems += _config_mismatches(inputs, checkpoint)
@@ -125,11 +116,7 @@ def _field_mismatch(inputs: Inputs, which: int, what: str, get: Callable[[Any], 
 
 
 def notes_on(inputs: Inputs) -> list[str]:
-    """Describe the parameters that are not simply merged (kept, copied or left out), one line each.
-
-    Args:
-        inputs: Aligned checkpoints.
-    """
+    """Describe the parameters that are not simply merged (kept, copied or left out), one line each."""
     notes = []
     if inputs.has_built_head:
         notes.append(
@@ -183,9 +170,5 @@ def _what_some_lack(inputs: Inputs) -> list[str]:
 
 
 def is_incidental(name: str) -> bool:
-    """Whether a tensor holds position ids or a counter, which may be missing from some files of the same model.
-
-    Args:
-        name: Canonical name.
-    """
+    """Whether a tensor holds position ids or a counter, which may be missing from some files of the same model."""
     return is_buffer(name) or is_counter(name)

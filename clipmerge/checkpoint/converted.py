@@ -58,16 +58,7 @@ class ConvertedCheckpoint(Checkpoint):
 def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
     """View a plain ViT CLIP in the other library's layout, without reading weights.
 
-    Args:
-        checkpoint: Checkpoint in either layout.
-        to: The layout wanted.
-        text_prefix: ``text.`` for an OpenCLIP layout with a separate text tower (``CustomTextCLIP``).
-
-    Returns:
-        The same source, revision and files with the other names; the checkpoint itself if it has that layout already.
-
-    Raises:
-        CheckpointError: If a tensor or a setting has no counterpart, or config and weights contradict each other.
+    ``text_prefix`` is ``text.`` for an OpenCLIP layout with a separate text tower (``CustomTextCLIP``).
     """
     plain = {key.removeprefix("module."): key for key in checkpoint.entries}
     layout = layout_of(plain)
@@ -90,18 +81,7 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
 
 
 def in_one_layout(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
-    """View every checkpoint in the layout of the first fine-tuned one, if some are OpenCLIP's and some transformers'.
-
-    Args:
-        zeroshot: theta_0.
-        finetuned: theta_1 ... theta_K, at least one.
-
-    Returns:
-        The checkpoints, converted if necessary; the note of a converted one says so.
-
-    Raises:
-        CheckpointError: If one cannot be converted.
-    """
+    """View every checkpoint in the layout of the first fine-tuned one, OpenCLIP's or transformers'."""
     wanted = layout_of(finetuned[0].entries)
     prefix = "text." if any(key.endswith("text.ln_final.weight") for key in finetuned[0].entries) else ""
     shown = []

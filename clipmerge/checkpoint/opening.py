@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shlex
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint.adapter import adapt
-from clipmerge.checkpoint.foreign_folders import conversion_command, sentence_transformer_module
-from clipmerge.checkpoint.quantised import refuse_quantised
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint
-from clipmerge.checkpoint.state_dict import StateDict, model_keys, read_state_dict
+from clipmerge.checkpoint.state_dict import StateDict, read_state_dict
 from clipmerge.checkpoint.wrappers import unwrap
 from clipmerge.conversion import layout_of
 from clipmerge.errors import CheckpointError, did_you_mean, shorten
 from clipmerge.files.paths import is_plain_name, local_path, split_part
 from clipmerge.files.reading import Unreadable, read_json
 from clipmerge.files.safetensors import PICKLE_SUFFIXES, TensorEntry, is_pickle, read_header, unique_keys
-from clipmerge.files.side_files import read_side_json
+from clipmerge.files.side_files import lies_in, read_side_json
 from clipmerge.files.unchanged import watch
 
 if TYPE_CHECKING:
@@ -33,23 +33,18 @@ _LOOKED_AT = 1000
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 # names of weight files before safetensors; other pickles in a folder may hold anything
 _PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", "adapter_model.bin")
+# Names that each library adds to a module's weight, or uses instead of it.
+_MARKS = (
+    (r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|\.quant_state\.", "bitsandbytes"),
+    (r"\.(?:qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
+    (r"\.(?:weight_packed|weight_scale|weight_scale_inv|weight_zero_point|input_scale)$", "compressed-tensors or FP8"),
+    (r"\.(?:_data|_scale|_packed)$", "quanto"),
+    (r"\.W_q$", "HQQ"),
+)
 
 
 def open_checkpoint(source: str, *, base: Checkpoint | None = None) -> Checkpoint:
-    """Open a checkpoint and check its headers, without reading weights.
-
-    Args:
-        source: A folder, a ``.safetensors``, ``.pt`` or ``.bin`` file, the index of shards, ``org/name``,
-            ``org/name@revision`` or ``hf://org/name@revision``. A local path takes precedence over a Hub id.
-        base: The base of a peft adapter; without it an adapter is refused.
-
-    Returns:
-        The checkpoint.
-
-    Raises:
-        CheckpointError: If it does not exist, or cannot be read safely.
-        HubError: If the Hub refuses or cannot be reached.
-    """
+    """Open a folder, a file, an index of shards or a Hub id without reading weights; ``base`` is an adapter's."""
     if not source.strip():
         raise CheckpointError("the name of the checkpoint is empty; is a variable of your shell unset?")
     opened = _open(source)
@@ -83,14 +78,7 @@ def _open(source: str) -> Checkpoint:
 
 
 def hub_id_of(source: str) -> HubId:
-    """Read a source that is not on disk as a Hub id.
-
-    Args:
-        source: See `open_checkpoint`.
-
-    Raises:
-        CheckpointError: If it is not one either.
-    """
+    """Read a source that is not on disk as a Hub id, or refuse it."""
     from clipmerge.hub.ids import parse_hub_id
 
     place, _ = split_part(source)
@@ -126,7 +114,7 @@ def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
         others = shorten(sorted(file.name for file in folder.glob("*.safetensors")))
         raise CheckpointError(f"{source}: has no {WEIGHTS} but {others}; give the file you mean")
     present = present or _present(source, folder, _PICKLES)
-    inner = None if present else sentence_transformer_module(folder)
+    inner = None if present else _sentence_transformer_module(folder)
     if inner is not None:
         told = f"{source}: is a folder of sentence-transformers, and its CLIP is {inner.name}"
         return _open_folder(source, inner, **facts | {"note": "; ".join(filter(None, (facts.get("note"), told)))})
@@ -156,7 +144,7 @@ def _refuse_dead_link(path: Path, shown: str) -> None:
 
 
 def _no_weights(source: str, folder: Path) -> CheckpointError:
-    pieces = conversion_command(folder)
+    pieces = _conversion_command(folder)
     if pieces is not None:
         what, command = pieces
         return CheckpointError(f"{source}: {what}; put them together with `{command}`, and give the result")
@@ -164,6 +152,36 @@ def _no_weights(source: str, folder: Path) -> CheckpointError:
     if others:
         return CheckpointError(f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean")
     return CheckpointError(f"{source}: no {WEIGHTS} in this folder; is it the folder that save_pretrained wrote?")
+
+
+def _sentence_transformer_module(folder: Path) -> Path | None:
+    """Find the CLIP in a folder of sentence-transformers, such as ``0_CLIPModel``; ``None`` in another folder."""
+    try:
+        listed = read_json(folder / "modules.json")
+    except Unreadable:
+        return None
+    modules = [module for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
+    for path in (str(module.get("path")) for module in modules):
+        if is_plain_name(path) and (folder / path / "config.json").is_file() and lies_in(folder, folder / path):
+            return folder / path
+    return None
+
+
+def _conversion_command(folder: Path) -> tuple[str, str] | None:
+    """Describe a training checkpoint that lies in pieces, and give the command that puts them together."""
+    for place in (folder, folder.parent):
+        if (place / "zero_to_fp32.py").is_file() and (place == folder or any(folder.glob("*_model_states.pt"))):
+            command = shlex.join(["python", str(place / "zero_to_fp32.py"), str(place), f"{place}-weights"])
+            return "is a DeepSpeed checkpoint, whose weights lie in pieces", command
+    if any(folder.glob("*_model_states.pt")) or any(folder.glob("global_step*/*_model_states.pt")):
+        command = f"python -m deepspeed.utils.zero_to_fp32 {shlex.join([str(folder), f'{folder}-weights'])}"
+        return "is a DeepSpeed checkpoint, whose weights lie in pieces", command
+    for place in (folder, *sorted(path.parent for path in folder.glob("*/.metadata"))):
+        if (place / ".metadata").is_file():
+            words = ["python", "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch"]
+            command = shlex.join([*words, str(place), f"{place}.pt"])
+            return "is a checkpoint of torch.distributed.checkpoint (FSDP), whose weights lie in pieces", command
+    return None
 
 
 def _open_file(source: str, path: Path, *, part: str | None) -> Checkpoint:
@@ -177,10 +195,7 @@ def _open_file(source: str, path: Path, *, part: str | None) -> Checkpoint:
 def _open_single(source: str, file: Path, *, part: str | None = None, **facts: str | None) -> Checkpoint:
     watch(file)
     if is_pickle(file):
-        mapped, stored, state_note = read_state_dict(file, part)
-        names = model_keys(stored)
-        tensors = {name: mapped[key] for name, key in names.items()}
-        entries = {name: stored[key] for name, key in names.items()}
+        tensors, entries, state_note = read_state_dict(file, part)
         facts["note"] = "; ".join(filter(None, (facts.get("note"), state_note))) or None
         return _checkpoint(source, (file,), entries, tensors, part=None, sharded=False, **facts)
     entries, _ = read_header(file)
@@ -286,3 +301,21 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: is not a JSON object")
     return value
+
+
+def refuse_quantised(source: str, keys: Iterable[str], config: dict[str, Any] | None) -> None:
+    """Refuse a quantised checkpoint, because averages of codes are meaningless."""
+    keys = list(keys)
+    settings = (config or {}).get("quantization_config")
+    how = settings.get("quant_method", "a method it does not name") if isinstance(settings, dict) else None
+    mark = next(((mark, key) for pattern, mark in _MARKS for key in keys if re.search(pattern, key)), None)
+    if settings:
+        evidence = f"quantization_config in its config.json: {how or settings}"
+    elif mark:
+        evidence = f"{mark[0]}: {mark[1]}"
+    else:
+        return
+    raise CheckpointError(
+        f"{source}: is quantised ({evidence}), so its tensors are codes and cannot be averaged; give the checkpoint it "
+        "was made from, or save it dequantised: model.dequantize().save_pretrained(FOLDER)"
+    )

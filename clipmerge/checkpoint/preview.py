@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipmerge.checkpoint.alignment import align_checkpoints
-from clipmerge.checkpoint.opening import open_checkpoint
-from clipmerge.checkpoint.quantised import refuse_quantised
+from clipmerge.checkpoint.opening import open_checkpoint, refuse_quantised
 from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.choices import Missing
 from clipmerge.errors import CheckpointError
 from clipmerge.files.paths import local_path
 from clipmerge.files.safetensors import DTYPES, FLOATS, TensorEntry
 from clipmerge.files.side_files import read_side_json
-from clipmerge.planning.choices import Missing
 
 # Weight files that can be compared by their headers, and the configurations that describe them.
 _CONFIGS = {
@@ -31,16 +30,8 @@ _CONFIGS = {
 def preview_checkpoint(source: str) -> Checkpoint | None:
     """Describe a model on the Hub without its weights.
 
-    Args:
-        source: See `open_checkpoint`.
-
-    Returns:
-        A checkpoint without readable weights; ``None`` if a preview is useless or impossible: the source is on disk,
-        its weights are in the cache, offline mode is set, or their format must be opened to be understood.
-
-    Raises:
-        CheckpointError: If the model has no weights that can be used.
-        HubError: If the Hub refuses or cannot be reached.
+    The result is ``None`` if a preview is useless or impossible: the source is on disk, its weights are in the cache,
+    offline mode is set, or their format must be opened to be understood.
     """
     from clipmerge.hub.choice import choose_files
     from clipmerge.hub.download import download, is_cached, remote_metadata, resolve
@@ -71,18 +62,7 @@ def preview_checkpoint(source: str) -> Checkpoint | None:
 def compare_before_download(
     zeroshot: str, finetuned: Sequence[str], *, missing: Missing = "error", mixed_dtypes: bool = False
 ) -> None:
-    """Refuse checkpoints that do not match, before any weights are downloaded.
-
-    Args:
-        zeroshot: Source of theta_0.
-        finetuned: Sources of theta_1 ... theta_K.
-        missing: See `align_checkpoints`.
-        mixed_dtypes: See `align_checkpoints`.
-
-    Raises:
-        CheckpointError: The first mismatch, in one line.
-        HubError: If the Hub refuses or cannot be reached.
-    """
+    """Refuse checkpoints that do not match, before any weights are downloaded."""
     previews = [preview_checkpoint(source) for source in (zeroshot, *finetuned)]
     if not any(previews):
         return

@@ -14,7 +14,7 @@ import numpy as np
 
 from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import remembered_sha256
-from clipmerge.files.safetensors import DTYPES, STORED, Array, TensorEntry
+from clipmerge.files.safetensors import STORED, Array, TensorEntry
 from clipmerge.files.unchanged import guard, require_unchanged
 
 if TYPE_CHECKING:
@@ -55,15 +55,10 @@ class Checkpoint:
     _hashes: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """Map a run of one tensor's stored elements, without copying and without torch.
+        """Read a run of one tensor's elements in memory order, without torch: 1-D, bfloat16 as its bits (uint16).
 
-        Args:
-            key: Key in the file.
-            start: First element, in memory order.
-            stop: One past the last element; ``None`` for the end.
-
-        Returns:
-            1-D; bfloat16 as its bits, uint16. It is a read-only view of the file.
+        This is the one method that kinds of checkpoints define. The values may be views of the file: never write to
+        them.
         """
         entry = self.entries[key]
         dtype = np.dtype(STORED[entry.dtype])
@@ -76,27 +71,14 @@ class Checkpoint:
         return view if view.flags.aligned else view.copy()
 
     def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Map one tensor, or a run of its elements, without copying.
-
-        Args:
-            key: Key in the file.
-            start: First element, in memory order.
-            stop: One past the last element; ``None`` for the end.
-
-        Returns:
-            The tensor in its own shape, or 1-D for a run. It is a view of the file: never write to it.
-        """
+        """View `array` as a torch tensor: in the tensor's own shape, or 1-D for a run of its elements."""
         torch = _torch_for_views()
-        entry = self.entries[key]
-        view: Tensor = torch.from_numpy(self.array(key, start, stop)).view(getattr(torch, DTYPES[entry.dtype][0]))
-        return view.view(entry.shape) if start == 0 and stop is None else view
+        view: Tensor = torch.from_numpy(self.array(key, start, stop))
+        view = view.view(torch.bfloat16) if view.dtype == torch.uint16 else view
+        return view.view(self.entries[key].shape) if start == 0 and stop is None else view
 
     def release(self, key: str) -> None:
-        """Release a tensor's mapped pages; the system maps them again if the tensor is read again.
-
-        Args:
-            key: Key in the file.
-        """
+        """Release a tensor's mapped pages; the system maps them again if the tensor is read again."""
         entry = self.entries[key]
         begin = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE
         length = entry.end // mmap.PAGESIZE * mmap.PAGESIZE - begin
@@ -131,11 +113,7 @@ class Checkpoint:
         return self._hashes
 
     def provenance(self, *, hashed: bool = True) -> dict[str, Any]:
-        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256, or None if unhashed}}``.
-
-        Raises:
-            CheckpointError: If a weight file changed after it was opened.
-        """
+        """Describe this checkpoint for records: ``{source, revision, files: {name: sha256, or None if unhashed}}``."""
         files = self.hashes if hashed else dict.fromkeys(file.name for file in self.files)
         require_unchanged(self.files)
         return {"source": self.source, "revision": self.revision, "files": files}
@@ -161,11 +139,7 @@ def _torch_for_views() -> Any:
 
 
 def stored(values: Tensor) -> Array:
-    """View a tensor in the form of `Checkpoint.array`: 1-D, bfloat16 as its bits.
-
-    Args:
-        values: 1-D, contiguous, on the CPU.
-    """
+    """View a contiguous 1-D tensor in the form of `Checkpoint.array`: bfloat16 as its bits."""
     import torch
 
     return np.asarray(

@@ -12,17 +12,15 @@ import re
 import shlex
 import warnings
 import zipfile
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import clipmerge.checkpoint.unpickle as unpickle
-from clipmerge.checkpoint.pickles import check_pickle
 from clipmerge.checkpoint.source import Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
-from clipmerge.files.limits import MOST_SHARING
+from clipmerge.files.limits import LARGEST_PICKLE, LONGEST_NAME, MOST_SHARING
 from clipmerge.files.reading import open_regular, told_size
 from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry, check_names
 from clipmerge.files.unchanged import guard_range
@@ -33,19 +31,14 @@ if TYPE_CHECKING:
 _NAMES = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
 # Keys under which training scripts store the model's weights, in order of preference.
 _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-# Prefixes added to every key by data parallel training and by torch.compile.
-_PARALLEL = ("module.", "_orig_mod.")
-# Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
-_ENCODERS = ("image_encoder.model.", "model.", "")
-_HEAD = "classification_head."
 # Other tensors that training saves, which are not weights.
 _TRAINING = re.compile(r"optim|sched|scaler|callback|loop|rng|loss|metric", re.IGNORECASE)
+# Dictionaries in dictionaries that are searched for the weights.
+_DEEPEST = 6
 _ZIP_START = b"PK\x03\x04"
 # Functions called by pickles of tensors and plain containers.
 _BUILDERS = ("torch.", "collections.", "_rebuild")
-_PLAIN = frozenset(
-    ("_codecs.encode", *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in ("set", "bytearray")))
-)
+_PLAIN = ("_codecs.encode", "builtins.set", "__builtin__.set")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +53,10 @@ class StateDict(Checkpoint):
     _laid_out: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """View a run of one tensor's elements; see `Checkpoint.array`.
+        """Read a run of one tensor's elements; see `Checkpoint.array`.
 
-        For a tensor in another memory order, such as a transpose, a contiguous copy is kept until it is released or
-        another such tensor is read: copying for each run would take time quadratic in its size.
+        Of a tensor in another memory order, such as a transpose, a contiguous copy is kept until it is released or
+        another such tensor is read: a copy for each run would take time quadratic in its size.
         """
         tensor = self.tensors[key].detach()
         if not tensor.is_contiguous():
@@ -82,18 +75,7 @@ class StateDict(Checkpoint):
 def read_state_dict(
     file: Path, state_key: str | None = None
 ) -> tuple[dict[str, Tensor], dict[str, TensorEntry], str | None]:
-    """Map the tensors of a file written by ``torch.save``.
-
-    Args:
-        file: The file.
-        state_key: Where in the file the weights are, such as ``ema`` or ``ema.shadow``; ``None`` to look for them.
-
-    Returns:
-        Tensors and entries by key, and a note for the user.
-
-    Raises:
-        CheckpointError: If it holds code or no weights, or is not such a file.
-    """
+    """Map the tensors of a file written by ``torch.save``: tensors and entries by key, and a note for the user."""
     loaded, in_memory = _load(file)
     tensors, inside, others = _find(file, loaded, state_key)
     check_names(file, tensors)
@@ -117,13 +99,14 @@ def _load(file: Path) -> tuple[Any, bool]:
     import torch
 
     try:
-        check_pickle(file)
         with open_regular(file) as content, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about TorchScript and pickle protocols, both handled below
-            # torch takes a file with this ending for safetensors
-            if content.read(4) == _ZIP_START and file.suffix != ".safetensors":
-                return torch.load(file, map_location="cpu", weights_only=True, mmap=True), False
+            is_archive = content.read(4) == _ZIP_START
+            if is_archive:
+                _check_archive(file, content)
             content.seek(0)
+            if is_archive and file.suffix != ".safetensors":  # torch takes a file with this ending for safetensors
+                return torch.load(file, map_location="cpu", weights_only=True, mmap=True), False
             return torch.load(content, map_location="cpu", weights_only=True), True
     except CheckpointError:
         raise
@@ -131,19 +114,25 @@ def _load(file: Path) -> tuple[Any, bool]:
         raise _refusal(file, error) from None
 
 
+def _check_archive(file: Path, content: IO[bytes]) -> None:
+    """Refuse an archive whose list of members makes torch take far more memory than the file has."""
+    for member in zipfile.ZipFile(content).infolist():
+        if "/code/" in member.filename:  # of TorchScript, which torch refuses
+            continue
+        if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
+            raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
+        if member.filename.endswith(".pkl") and member.file_size > LARGEST_PICKLE:
+            raise CheckpointError(f"{file}: its pickle is larger than {told_size(LARGEST_PICKLE)}; save it again")
+
+
 def _refusal(file: Path, error: Exception) -> CheckpointError:
     """Explain why a file is refused; for code, give the command that extracts the weights."""
     if isinstance(error, OSError):
         return CheckpointError(f"{file}: cannot be read ({error.strerror or error})")
     text = " ".join(str(error).split())
-    code = re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text)
-    if not code or code[0].startswith(
-        _BUILDERS
-    ):  # in a plain pickle, torch may complain about a function that builds tensors
-        code = _names_in(file) or code
     if "TorchScript" in text:
         what = "is a TorchScript archive, which is a program"
-    elif code:
+    elif code := re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text[:LONGEST_NAME]) or _calls(file):
         what = f"is a pickle that holds code ({shorten(code, 3)}), which loading would run"
     else:
         return CheckpointError(
@@ -157,73 +146,75 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _names_in(file: Path) -> list[str]:
-    """The classes and functions that a file's pickles call, without running them.
+def _calls(file: Path) -> list[str]:
+    """Name what the pickles in a file call, without running it and without what builds tensors in torch's formats.
 
-    PyTorch's own are listed only for a plain pickle that calls no others: torch opens no plain pickles, whereas in its
-    own formats these functions build the tensors.
+    WiSE-FT's files are plain pickles, of which torch says only that they are not its own.
     """
     names: list[str] = []
+    texts = ["", ""]
     is_plain = False
     with contextlib.suppress(Exception), file.open("rb") as content:
-        if content.read(4) == _ZIP_START:
-            archive = zipfile.ZipFile(content)
-            for member in archive.namelist():
-                if member.endswith("/data.pkl"):
-                    _add_calls(archive.open(member), names)
-        else:
-            content.seek(0)
-            _add_calls(content, names)
-            is_plain = bool(names)
-            for _ in range(3):  # before torch 1.6, three pickles without calls preceded the content
-                _add_calls(content, names)
-    names = list(dict.fromkeys(names))
+        for pickled in range(4):  # before torch 1.6, three pickles without calls preceded the content
+            for operation, argument, _ in pickletools.genops(content):
+                if isinstance(argument, str) and "UNICODE" in operation.name:
+                    texts = [texts[1], argument]
+                elif operation.name in ("GLOBAL", "INST"):
+                    names.append(str(argument).replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    names.append(".".join(texts))
+            is_plain = is_plain or (not pickled and bool(names))
     foreign = [name for name in names if not name.startswith(_BUILDERS) and name not in _PLAIN]
-    return foreign or (names if is_plain else [])
-
-
-def _add_calls(content: IO[bytes], names: list[str]) -> None:
-    """Add the functions called by one pickle; for a damaged pickle, those before the damage."""
-    texts: deque[str] = deque(maxlen=2)
-    for operation, argument, _ in pickletools.genops(content):
-        if isinstance(argument, str) and "UNICODE" in operation.name:
-            texts.append(argument)
-        elif operation.name in ("GLOBAL", "INST"):
-            names.append(str(argument).replace(" ", "."))
-        elif operation.name == "STACK_GLOBAL":
-            names.append(".".join(texts))
+    return list(dict.fromkeys(foreign or (names if is_plain else [])))
 
 
 def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Tensor], str, list[str]]:
     """The model's own weights, the names under which they were found, and other places that hold weights."""
     path: list[str] = []
     others: list[str] = []
-    seen: set[int] = set()
     if state_key is not None:
         loaded = _at(file, loaded, state_key)
         path.append(state_key)
-    while isinstance(loaded, Mapping) and not _holds_tensors(loaded):
+    while isinstance(loaded, Mapping) and not _is_state_dict(loaded):
         inside = next((name for name in _INSIDE if isinstance(loaded.get(name), Mapping)), None)
-        if inside is None:
+        if inside is None or len(path) > _DEEPEST:  # a dictionary can hold itself
             raise CheckpointError(
                 f"{file}: holds no weights under a known name ({', '.join(_INSIDE)}), but "
                 f"{shorten(map(str, loaded)) or 'nothing'}; save the state_dict alone: torch.save(model.state_dict(), "
                 "FILE), or name what holds them with --state-key"
             )
-        seen.add(id(loaded))
         if state_key is None:
             others += [".".join((*path, each)) for each in _other_weights(loaded, inside)]
         path.append(inside)
         loaded = loaded[inside]
-        if id(loaded) in seen:
-            raise CheckpointError(
-                f"{file}: holds itself under {'.'.join(path)}, but no weights; save the state_dict alone: "
-                "torch.save(model.state_dict(), FILE)"
-            )
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file}: holds a {type(loaded).__name__}, not a state_dict")
     weights = {str(key): value for key, value in loaded.items() if _is_tensor(value)}
     return weights, ".".join(path), others
+
+
+def _is_state_dict(loaded: Mapping[Any, Any]) -> bool:
+    """Whether a dictionary holds the weights itself, rather than a loss or a step beside what does."""
+    inner = [value for name, value in loaded.items() if not _TRAINING.search(str(name)) and isinstance(value, Mapping)]
+    here = _direct(loaded)
+    return here > 0 and all(_tensors(value) <= here for value in inner)
+
+
+def _direct(loaded: Mapping[Any, Any]) -> int:
+    return sum(map(_is_tensor, loaded.values()))
+
+
+def _tensors(loaded: Any) -> int:
+    """Number of tensors in a dictionary and in those inside it, which may hold one another."""
+    count, stack, seen = 0, [loaded], set[int]()
+    while stack:
+        value = stack.pop()
+        if _is_tensor(value):
+            count += 1
+        elif isinstance(value, Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            stack.extend(value.values())
+    return count
 
 
 def _at(file: Path, loaded: Any, state_key: str) -> Any:
@@ -248,16 +239,12 @@ def _other_weights(loaded: Mapping[Any, Any], taken: str) -> list[str]:
     for name, value in loaded.items():
         if str(name) == taken or not isinstance(value, Mapping) or _TRAINING.search(str(name)):
             continue
-        nested = [inner for inner, held in value.items() if isinstance(held, Mapping) and _holds_tensors(held)]
-        if _holds_tensors(value):
+        nested = [key for key, inner in value.items() if isinstance(inner, Mapping) and _direct(inner)]
+        if _direct(value):
             found.append(str(name))
         elif "ema" in str(name).lower() and nested:
             found.append(f"{name}.{nested[0]}")
     return found
-
-
-def _holds_tensors(loaded: Mapping[Any, Any]) -> bool:
-    return any(map(_is_tensor, loaded.values()))
 
 
 def _is_tensor(value: Any) -> bool:
@@ -266,44 +253,14 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def model_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Rename a state dict's keys to the names used by the model inside.
-
-    Removes the prefixes of data parallel training and torch.compile and, for a WiSE-FT or model-soups classifier, the
-    encoder's prefix and the remains of the text tower, which are not used.
-
-    Args:
-        keys: Keys in the file.
-
-    Returns:
-        Keys by name.
-    """
-    names = {key: key for key in keys}
-    for prefix in _PARALLEL * 2:
-        if all(name.startswith(prefix) for name in names):
-            names = {name.removeprefix(prefix): key for name, key in names.items()}
-    for prefix in _ENCODERS:
-        inside = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
-        heads = {name: key for name, key in names.items() if name.startswith(_HEAD)}
-        is_encoder = (prefix or heads) and any(name.startswith("visual.") for name in inside)
-        if is_encoder and len(inside.keys() | heads.keys()) == len(names):
-            has_text = any(name.startswith("transformer.") for name in inside)
-            visual = {name: key for name, key in inside.items() if has_text or name.startswith("visual.")}
-            return {**visual, **heads}
-    return names
-
-
 def _check_sharing(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are views of far smaller storage: of one number, or all of the same few."""
+    """Refuse tensors that are views of far smaller storage, such as of one number."""
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    held = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in tensors.values()
-        if tensor.layout.__str__() == "torch.strided" and not tensor.is_meta
-    }
-    if held and size > MOST_SHARING * max(sum(held.values()), 1):
+    storages = [tensor.untyped_storage() for tensor in tensors.values()]
+    stored_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    if tensors and size > MOST_SHARING * max(stored_bytes, 1):
         raise CheckpointError(
-            f"{file}: its tensors span {told_size(size)}, but it holds only {told_size(sum(held.values()))}; save "
+            f"{file}: its tensors span {told_size(size)}, but it holds only {told_size(stored_bytes)}; save "
             "contiguous tensors: {key: tensor.contiguous() ...}"
         )
 

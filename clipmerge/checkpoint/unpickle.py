@@ -12,11 +12,7 @@ from typing import Any, Optional
 
 
 def load(path: str) -> Any:
-    """Unpickle a file written by ``pickle.dump`` or ``torch.save``.
-
-    Args:
-        path: The file.
-    """
+    """Unpickle a file written by ``pickle.dump`` or ``torch.save``."""
     import pickle
     import warnings
 
@@ -32,15 +28,7 @@ def load(path: str) -> Any:
 
 
 def weights_of(value: Any, outer: "tuple[int, ...]" = ()) -> Optional[Any]:  # noqa: UP045
-    """Keep only tensors and dictionaries of them.
-
-    Args:
-        value: A module, a tensor, a dictionary or anything else.
-        outer: Identities of the dictionaries around it; a dictionary that holds itself is kept once.
-
-    Returns:
-        The tensor, or tensors by name; ``None`` for anything else.
-    """
+    """Keep only tensors and dictionaries of them."""
     import torch
 
     if hasattr(value, "state_dict"):

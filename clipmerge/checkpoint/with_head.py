@@ -25,34 +25,19 @@ class WithHead(Checkpoint):
     head: dict[str, Tensor]
 
     def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
-        """View a run of one tensor's elements; see `Checkpoint.array`."""
+        """Read a run of one tensor's elements; see `Checkpoint.array`."""
         if key in self.head:
             return stored(self.head[key].flatten()[start:stop])
         return self.original.array(key, start, stop)
 
-    def tensor(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """View one tensor, or a run of its elements; see `Checkpoint.tensor`."""
-        if key in self.head:
-            return self.head[key] if start == 0 and stop is None else self.head[key].flatten()[start:stop]
-        return self.original.tensor(key, start, stop)
-
     def release(self, key: str) -> None:
-        """Release a tensor's mapped pages; see `Checkpoint.release`."""
+        """Release a tensor's pages; see `Checkpoint.release`."""
         if key not in self.head:
             self.original.release(key)
 
 
 def with_head(checkpoint: Checkpoint, like: Checkpoint, head: dict[str, Tensor]) -> WithHead:
-    """Add a head to a checkpoint's tensors.
-
-    Args:
-        checkpoint: The zero-shot checkpoint.
-        like: The fine-tuned checkpoint, whose head determines keys and dtypes.
-        head: The head's tensors by key.
-    """
-    values = {each.name: getattr(checkpoint, each.name) for each in fields(Checkpoint) if each.init}
-    values["entries"] = {
-        **checkpoint.entries,
-        **{key: replace(like.entries[key], file=checkpoint.files[0]) for key in head},
-    }
-    return WithHead(**values, original=checkpoint, head=head)
+    """Add a head to a zero-shot checkpoint, with the dtypes that it has in the fine-tuned one, ``like``."""
+    values = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint) if field.init}
+    entries = {key: replace(like.entries[key], file=checkpoint.files[0]) for key in head}
+    return WithHead(**values | {"entries": {**checkpoint.entries, **entries}}, original=checkpoint, head=head)

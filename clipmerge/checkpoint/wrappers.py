@@ -17,8 +17,11 @@ from clipmerge.errors import CheckpointError, shorten
 _TOWER = re.compile(r"(?:^|\.)(?=(?:vision_model|text_model|visual)\.)")
 # Attributes that hold an average of the weights or a frozen copy, by usual names.
 _COPY = re.compile(r"ema|teacher|momentum|average|shadow|target|swa", re.IGNORECASE)
-# Heads that belong to a layout of their own.
-_HEADS = ("classification_head.",)
+# Put before every key by data parallel training, and into keys by torch.compile.
+_PARALLEL, _COMPILED = "module.", "_orig_mod."
+# Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
+_ENCODERS = ("image_encoder.model.", "model.", "")
+_HEAD = "classification_head."
 
 
 @dataclass(frozen=True)
@@ -35,43 +38,59 @@ class Unwrapped:
 
 
 def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
-    """Find the CLIP among the keys of a file.
+    """Find the CLIP among the keys of a file, or what lies under the attribute ``part``.
 
-    Args:
-        keys: Keys as they stand in the file.
-        part: The attribute to take, if several hold the same parameters; ``None`` for the first.
-
-    Returns:
-        Its keys. A prefix that all of them share is kept, because families know how to skip it.
-
-    Raises:
-        CheckpointError: If nothing lies under ``part``.
+    A prefix that all of its keys share is kept, because families know how to skip it.
 
     Example:
         >>> unwrap(["clip.visual.proj", "clip.logit_scale", "head.weight"]).keys
         {'visual.proj': 'clip.visual.proj', 'logit_scale': 'clip.logit_scale'}
     """
-    listed = list(keys)
+    file_keys = list(keys)
     if part is not None:
-        return _under(listed, f"{part}.")
-    prefixes = _prefixes(listed)
-    if not prefixes or any(key.startswith(_HEADS) for key in listed):
-        return Unwrapped({key: key for key in listed})
-    owned = {prefix: _owned(listed, prefix, prefixes) for prefix in prefixes}
-    names: dict[str, str] = {}
-    taken, copies = [], []
-    for prefix, mine in owned.items():
-        found = {key.removeprefix(prefix): key for key in mine}
-        if names.keys() & found.keys():
+        return _under(file_keys, f"{part}.")
+    plain = _without_wrappers(file_keys)
+    classifier = _classifier(plain)
+    if classifier is not None:
+        return Unwrapped(classifier)
+    names = list(plain)
+    prefixes = _prefixes(names)
+    taken: list[str] = []
+    copies: list[str] = []
+    found: dict[str, str] = {}
+    for prefix in prefixes:
+        inside = {name.removeprefix(prefix): plain[name] for name in _owned(names, prefix, prefixes)}
+        if found.keys() & inside.keys():
             copies.append(prefix)
         else:
             taken.append(prefix)
-            names |= found
-    known, copied = set(names.values()), tuple(filter(None, copies))
-    outside = [key for key in listed if key not in known and not key.startswith(copied)]
-    if len(taken) == 1 and not copies and not outside:
-        return Unwrapped({key: key for key in listed})
-    return Unwrapped(names, _note(taken, copies, outside))
+            found |= inside
+    known, copied = set(found.values()), tuple(filter(None, copies))
+    outside = [name for name in names if plain[name] not in known and not name.startswith(copied)]
+    if not prefixes or (len(taken) == 1 and not copies and not outside):
+        return Unwrapped(plain)
+    return Unwrapped(found, _note(taken, copies, outside))
+
+
+def _without_wrappers(keys: list[str]) -> dict[str, str]:
+    """The keys by their names without the wrappers of torch.compile and of data parallel training."""
+    plain = {key.replace(_COMPILED, ""): key for key in keys}
+    while plain and all(name.startswith(_PARALLEL) for name in plain):
+        plain = {name.removeprefix(_PARALLEL): key for name, key in plain.items()}
+    return plain if len(plain) == len(keys) else {key: key for key in keys}
+
+
+def _classifier(names: dict[str, str]) -> dict[str, str] | None:
+    """The image encoder and the head of a WiSE-FT or model-soups classifier, without the remains of its text tower."""
+    heads = {name: key for name, key in names.items() if name.startswith(_HEAD)}
+    for prefix in _ENCODERS:
+        inside = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
+        is_encoder = (prefix or heads) and any(name.startswith("visual.") for name in inside)
+        if is_encoder and len(inside.keys() | heads.keys()) == len(names):
+            has_text = any(name.startswith("transformer.") for name in inside)
+            visual = {name: key for name, key in inside.items() if has_text or name.startswith("visual.")}
+            return {**visual, **heads}
+    return names if heads else None
 
 
 def _under(keys: list[str], prefix: str) -> Unwrapped:

@@ -11,11 +11,11 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from clipmerge.choices import Device, OutputDtype
 from clipmerge.cli._defaults import applied
 from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._terminal import Format
 from clipmerge.errors import UsageError
-from clipmerge.planning.choices import Device, OutputDtype
 
 ZeroShot = Annotated[str, typer.Argument(help="Folder, .safetensors file, org/name[@revision] or hf://org/name.")]
 FineTuned = Annotated[list[str], typer.Argument(help="The same, fine-tuned from ZEROSHOT; usually one.")]

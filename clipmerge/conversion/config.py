@@ -6,9 +6,10 @@ the number of heads, the pooling of the text. None of it is guessed.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from clipmerge.conversion.settings import require_heads, require_number, require_section, require_whole, short
 from clipmerge.errors import CheckpointError
 
 # Defaults of each library.
@@ -78,23 +79,21 @@ _MODEL = {
 _TANH = ("gelu_pytorch_tanh", "gelu_new")
 # transformers' equivalent of OpenCLIP's argmax: with this id, it also pools at the highest token.
 _ARGMAX = 2
+# Kinds of settings that are used in computations: a description, and a test. A bool is an int, but not a count.
+_Kind = tuple[str, Callable[[Any], bool]]
+_WHOLE: _Kind = ("a whole number from 1 on", lambda value: type(value) is int and value >= 1)
+_TOKEN: _Kind = ("a whole number from 0 on", lambda value: type(value) is int and value >= 0)
+_ABOVE_ZERO: _Kind = ("a number above 0", lambda value: _is_number(value) and value > 0)
+_FROM_ZERO: _Kind = ("a number from 0 on", lambda value: _is_number(value) and value >= 0)
+_NAME: _Kind = ("a name", lambda value: isinstance(value, str))
+_SECTION: _Kind = ("an object of settings", lambda value: value is None or isinstance(value, dict))
 
 
 def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
-    """Translate an OpenCLIP model's configuration to transformers' ``config.json``.
-
-    Args:
-        model_cfg: ``model_cfg`` of ``open_clip_config.json``, or one of OpenCLIP's own model configs.
-
-    Returns:
-        The argument of ``CLIPConfig.from_dict``.
-
-    Raises:
-        CheckpointError: If transformers' ``CLIPModel`` cannot compute the same function.
-    """
+    """Translate an OpenCLIP model's configuration to transformers' ``config.json``."""
     for name, value in model_cfg.items():
         if name not in _MODEL and value:
-            raise _no_counterpart(f"{name}={short(value)}")
+            raise _no_counterpart(f"{name}={_short(value)}")
     vision, text = (_tower(model_cfg, side) for side in ("vision", "text"))
     if isinstance(vision["layers"], (list, tuple)):
         raise _no_counterpart(f"a ResNet as vision tower (layers {vision['layers']})")
@@ -134,33 +133,33 @@ def transformers_config(model_cfg: dict[str, Any]) -> dict[str, Any]:
 
 def _tower(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
     """One tower's settings with OpenCLIP's defaults; settings that a plain ViT CLIP lacks are refused by name."""
-    require_section(model_cfg, f"{side}_cfg", "open_clip_config.json: ")
+    _require(model_cfg, [f"{side}_cfg"], "open_clip_config.json: ", _SECTION)
     settings = model_cfg.get(f"{side}_cfg") or {}
     plain = {**_PLAIN_TOWER, **_PLAIN[side]}
     for name, value in settings.items():
         if name in plain:
             allowed = plain[name] if isinstance(plain[name], tuple) else (plain[name],)
             if value not in allowed and (value or None not in allowed):
-                raise _no_counterpart(f"{side}_cfg.{name}={short(value)}")
+                raise _no_counterpart(f"{side}_cfg.{name}={_short(value)}")
         elif name not in _OPEN_CLIP[side] and name not in _IGNORED:
-            raise _no_counterpart(f"{side}_cfg.{name}={short(value)}")
+            raise _no_counterpart(f"{side}_cfg.{name}={_short(value)}")
     return {**_OPEN_CLIP[side], **settings}
 
 
 def _check_model_cfg(model_cfg: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> None:
     """Refuse, by name, settings with which OpenCLIP itself could not build a model."""
     file = "open_clip_config.json: "
-    require_whole(model_cfg, ["embed_dim"], file)
+    _require(model_cfg, ["embed_dim"], file, _WHOLE)
     for side, tower in (("vision", vision), ("text", text)):
         where = f"{file}{side}_cfg."
         numbers = _OPEN_CLIP[side].keys() - {"mlp_ratio", "pool_type", "eos_id"}
-        require_whole(tower, sorted(numbers), where)
-        require_number(tower, "mlp_ratio", where)
-        require_number({"eps": 1e-5, **(tower.get("norm_kwargs") or {})}, "eps", f"{where}norm_kwargs.", zero=True)
+        _require(tower, sorted(numbers), where, _WHOLE)
+        _require(tower, ["mlp_ratio"], where, _ABOVE_ZERO)
+        _require({"eps": 1e-5, **(tower.get("norm_kwargs") or {})}, ["eps"], f"{where}norm_kwargs.", _FROM_ZERO)
     if text["pool_type"] == "eos":
-        require_whole(text, ["eos_id"], f"{file}text_cfg.", least=0)
-    require_heads(vision["width"], vision["width"] // vision["head_width"], f"{file}vision_cfg.head_width")
-    require_heads(text["width"], text["heads"], f"{file}text_cfg.heads")
+        _require(text, ["eos_id"], f"{file}text_cfg.", _TOKEN)
+    _require_heads(vision["width"], vision["width"] // vision["head_width"], f"{file}vision_cfg.head_width")
+    _require_heads(text["width"], text["heads"], f"{file}text_cfg.heads")
 
 
 def _shared(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
@@ -168,11 +167,11 @@ def _shared(model_cfg: dict[str, Any], side: str) -> dict[str, Any]:
     activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
     if options := settings.get("act_kwargs"):
         if options != {"approximate": "tanh"} or activation != "gelu":
-            raise _no_counterpart(f"{side}_cfg.act_kwargs={short(options)}")
+            raise _no_counterpart(f"{side}_cfg.act_kwargs={_short(options)}")
         activation = _TANH[0]
     options = settings.get("norm_kwargs") or {}
     if options.keys() - {"eps"}:
-        raise _no_counterpart(f"{side}_cfg.norm_kwargs={short(options)}")
+        raise _no_counterpart(f"{side}_cfg.norm_kwargs={_short(options)}")
     return {"hidden_act": activation, "layer_norm_eps": options.get("eps", _COMMON["layer_norm_eps"])}
 
 
@@ -187,7 +186,7 @@ def _eos(text: dict[str, Any]) -> int:
 def _square(size: Any, name: str) -> Any:
     sides = set(size) if isinstance(size, (list, tuple)) else {size}
     if len(sides) != 1:
-        raise _no_counterpart(f"vision_cfg.{name}={short(size)}")
+        raise _no_counterpart(f"vision_cfg.{name}={_short(size)}")
     return sides.pop()
 
 
@@ -196,17 +195,7 @@ def _no_counterpart(what: str) -> CheckpointError:
 
 
 def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Translate a transformers CLIP's configuration to OpenCLIP's ``model_cfg``.
-
-    Args:
-        config: Parsed ``config.json`` of a ``CLIPModel``.
-
-    Returns:
-        The arguments of ``open_clip.CLIP``.
-
-    Raises:
-        CheckpointError: If OpenCLIP cannot compute the same function.
-    """
+    """Translate a transformers CLIP's configuration to OpenCLIP's ``model_cfg``."""
     if config.get("model_type", "clip") != "clip":
         raise CheckpointError(f"a '{config['model_type']}' has no OpenCLIP counterpart; convert a full CLIPModel")
     vision, text = (transformers_section(config, side) for side in ("vision", "text"))
@@ -246,15 +235,7 @@ def open_clip_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
-    """One tower's settings of a ``config.json`` with transformers' defaults.
-
-    Args:
-        config: Parsed ``config.json``.
-        side: ``vision`` or ``text``.
-
-    Returns:
-        The settings; as in transformers, the old ``*_config_dict`` takes precedence over ``*_config``.
-    """
+    """One tower's settings of a ``config.json`` with transformers' defaults."""
     sections = (config.get(f"{side}_config"), config.get(f"{side}_config_dict"))
     stated = {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}
     return {**_COMMON, **_TRANSFORMERS[side], **stated}
@@ -263,17 +244,15 @@ def transformers_section(config: dict[str, Any], side: str) -> dict[str, Any]:
 def _check_config(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any]) -> None:
     """Refuse, by name, settings with which transformers itself could not build a model."""
     file = "config.json: "
-    for section in ("vision_config", "vision_config_dict", "text_config", "text_config_dict"):
-        require_section(config, section, file)
-    require_whole({"projection_dim": 512, **config}, ["projection_dim"], file)
+    _require(config, ["vision_config", "vision_config_dict", "text_config", "text_config_dict"], file, _SECTION)
+    _require({"projection_dim": 512, **config}, ["projection_dim"], file, _WHOLE)
     for side, tower in (("vision", vision), ("text", text)):
         where = f"{file}{side}_config."
-        require_whole(tower, sorted(_TRANSFORMERS[side].keys() - {"eos_token_id"}), where)
-        require_number(tower, "layer_norm_eps", where, zero=True)
-        require_heads(tower["hidden_size"], tower["num_attention_heads"], f"{where}num_attention_heads")
-        if not isinstance(tower["hidden_act"], str):
-            raise CheckpointError(f"{where}hidden_act is {short(tower['hidden_act'])}; expected a name")
-    require_whole(text, ["eos_token_id"], f"{file}text_config.", least=0)
+        _require(tower, sorted(_TRANSFORMERS[side].keys() - {"eos_token_id"}), where, _WHOLE)
+        _require(tower, ["layer_norm_eps"], where, _FROM_ZERO)
+        _require_heads(tower["hidden_size"], tower["num_attention_heads"], f"{where}num_attention_heads")
+        _require(tower, ["hidden_act"], where, _NAME)
+    _require(text, ["eos_token_id"], f"{file}text_config.", _TOKEN)
 
 
 def _mlp_and_norm(tower: dict[str, Any], side: str) -> dict[str, Any]:
@@ -291,3 +270,27 @@ def _mlp_and_norm(tower: dict[str, Any], side: str) -> dict[str, Any]:
             f"the {side} tower has hidden_act {tower['hidden_act']}; OpenCLIP knows gelu and quick_gelu"
         )
     return settings
+
+
+def _require(settings: Mapping[str, Any], names: Iterable[str], where: str, kind: _Kind) -> None:
+    """Refuse settings of another kind, by name and value; ``where`` is the file and the section."""
+    expected, is_allowed = kind
+    for name in names:
+        value = settings.get(name)
+        if not is_allowed(value):
+            state = f"is {_short('null' if value is None else repr(value))}" if name in settings else "is missing"
+            raise CheckpointError(f"{where}{name} {state}, but {expected} was expected; correct the file")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _require_heads(width: int, heads: int, what: str) -> None:
+    if heads < 1 or width % heads:
+        raise CheckpointError(f"{what} makes {heads} heads, which do not divide {width} channels; correct it")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

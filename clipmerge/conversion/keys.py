@@ -58,19 +58,7 @@ def is_made_anew(key: str) -> bool:
 
 
 def match_keys(keys: Iterable[str], layout: Layout, *, text_prefix: str = "") -> tuple[Match, ...]:
-    """Match every parameter of a plain ViT CLIP with the other layout's.
-
-    Args:
-        keys: The keys of one checkpoint, without a wrapper's prefix.
-        layout: Their layout.
-        text_prefix: ``text.`` if OpenCLIP's side has a separate text tower (``CustomTextCLIP``).
-
-    Returns:
-        The matches; every key that is not a buffer is in exactly one.
-
-    Raises:
-        CheckpointError: If a key has no counterpart, or a key required by the others is missing.
-    """
+    """Match every parameter of a plain ViT CLIP with the other layout's."""
     names = {key for key in keys if not is_made_anew(key)}
     blocks = {"vision": 0, "text": 0}
     for key in names:

@@ -14,18 +14,7 @@ _INTERPOLATION = {2: "bilinear", 3: "bicubic"}
 
 
 def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> dict[str, Any]:
-    """Translate OpenCLIP's preprocessing to transformers' ``preprocessor_config.json``.
-
-    Args:
-        preprocess_cfg: ``preprocess_cfg`` of ``open_clip_config.json``; missing values are OpenAI's.
-        image_size: Height and width that the model takes, in pixels.
-
-    Returns:
-        The content of ``CLIPImageProcessor``'s configuration.
-
-    Raises:
-        CheckpointError: If transformers cannot preprocess images in that way.
-    """
+    """Translate OpenCLIP's preprocessing to transformers' ``preprocessor_config.json``."""
     mode = preprocess_cfg.get("resize_mode", "shortest")
     if mode not in ("shortest", "squash"):
         raise CheckpointError(
@@ -49,15 +38,7 @@ def image_processor_config(preprocess_cfg: dict[str, Any], image_size: int) -> d
 
 
 def preprocess_cfg(processor: dict[str, Any], image_size: int) -> tuple[dict[str, Any], list[str]]:
-    """Translate transformers' preprocessing to OpenCLIP's ``preprocess_cfg``.
-
-    Args:
-        processor: Parsed ``preprocessor_config.json``, or ``image_processor`` of ``processor_config.json``.
-        image_size: Height and width that the model takes, in pixels; OpenCLIP always resizes to it.
-
-    Returns:
-        ``preprocess_cfg``, and notes on settings without a counterpart, one line each.
-    """
+    """Translate transformers' preprocessing to OpenCLIP's ``preprocess_cfg``."""
     size = _edges(processor.get("size", image_size))
     crop = _edges(processor.get("crop_size", image_size)) if processor.get("do_center_crop", True) else None
     resample = processor.get("resample", 3)

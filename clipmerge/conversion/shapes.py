@@ -12,20 +12,9 @@ Shape = tuple[int, ...]
 
 
 def check_shapes(config: dict[str, Any], shapes: dict[str, Shape], file: str) -> None:
-    """Refuse weights that do not match the configuration.
-
-    Args:
-        config: Configuration in transformers' form.
-        shapes: Shapes by key in transformers' layout.
-        file: Name of the configuration, for the message.
-
-    Raises:
-        CheckpointError: If a tensor is missing, or has another shape; the message names the first.
-    """
-    for side in (
-        "vision",
-        "text",
-    ):  # first, because the list of tensors for a wrong number of blocks may not fit in memory
+    """Refuse weights that do not match a configuration in transformers' form; ``file`` is its name in the message."""
+    # blocks first, because the list of tensors for a wrong number of blocks may not fit in memory
+    for side in ("vision", "text"):
         blocks = transformers_section(config, side)["num_hidden_layers"]
         actual = sum(
             re.fullmatch(rf"{side}_model\.encoder\.layers\.\d+\.layer_norm1\.weight", n) is not None for n in shapes

@@ -20,14 +20,7 @@ _MERGES = 49152 - 256 - 2
 
 
 def is_clips_own(folder: Path) -> bool | None:
-    """Return whether a folder's tokenizer has CLIP's vocabulary, for which OpenCLIP needs no files.
-
-    Args:
-        folder: Folder with the tokenizer's files.
-
-    Returns:
-        ``None`` if there is no tokenizer.
-    """
+    """Whether a folder's tokenizer has CLIP's vocabulary, for which OpenCLIP needs no files; ``None`` without one."""
     if not any((folder / name).is_file() for name in TOKENIZER):
         return None
     vocabulary = _vocabulary(folder)
@@ -53,15 +46,7 @@ def _digest(vocabulary: dict[str, int]) -> str:
 
 
 def write_clip_tokenizer(folder: Path, context_length: int) -> None:
-    """Write OpenCLIP's default tokenizer in transformers' format.
-
-    Args:
-        folder: Folder to write into.
-        context_length: Number of tokens after which a text is cut.
-
-    Raises:
-        CheckpointError: If open_clip_torch is not installed, or its list is not CLIP's.
-    """
+    """Write OpenCLIP's default tokenizer in transformers' format."""
     from transformers import CLIPTokenizer
 
     merges = _merges()

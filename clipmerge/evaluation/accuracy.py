@@ -15,14 +15,14 @@ from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.models import ImageTextModel, model_for
-from clipmerge.models.size import no_larger_than
+from clipmerge.models.building import no_larger_than
 from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace
 
 if TYPE_CHECKING:
+    from clipmerge.choices import Device
     from clipmerge.images import Columns
     from clipmerge.images.class_names import ClassNames
-    from clipmerge.planning.choices import Device
     from clipmerge.progress import Progress
 
 

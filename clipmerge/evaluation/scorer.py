@@ -31,7 +31,7 @@ from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace
 
 if TYPE_CHECKING:
-    from clipmerge.planning.choices import OutputDtype
+    from clipmerge.choices import OutputDtype
     from clipmerge.progress import Progress
 
 #: Whether each image was recognised: shape (points, images).

@@ -73,14 +73,7 @@ def transformers_settings(
     text: dict[str, Any],
     both: dict[str, Any] | None = None,
 ) -> Callable[[dict[str, Any]], Settings]:
-    """Make the function that reads settings from a transformers config.
-
-    Args:
-        model_types: See `Family`.
-        vision: transformers' defaults by setting of the vision tower; ``None`` if there is no single default.
-        text: Likewise.
-        both: Settings of the whole model, likewise.
-    """
+    """Make the function that reads settings from a transformers config."""
 
     def settings(config: dict[str, Any]) -> Settings:
         lone = model_types.get(str(config.get("model_type")), "full")

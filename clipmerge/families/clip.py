@@ -10,11 +10,7 @@ _MODEL_TYPES = {"clip": "full", "clip_vision_model": "vision", "clip_text_model"
 
 
 def clip_settings(model_types: Mapping[str, str]) -> Callable[[dict[str, Any]], Settings]:
-    """Make the function that reads the settings of a family with CLIP's architecture and defaults.
-
-    Args:
-        model_types: See `Family`.
-    """
+    """Make the function that reads the settings of a family with CLIP's architecture and defaults."""
     return transformers_settings(
         model_types,
         vision={"hidden_act": "quick_gelu", "num_attention_heads": 12, "patch_size": 32, "image_size": 224},

@@ -34,7 +34,7 @@ class ImageTextModel(Protocol):
     parameters: dict[str, torch.nn.Parameter]
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Load every weight; see `clipmerge.models.filling.fill`."""
+        """Load every weight; see `clipmerge.models.loading.fill`."""
 
     def pixels(self, images: list[Image]) -> Tensor:
         """Preprocess RGB images like the checkpoint: one tensor, with images along its first dimension."""
@@ -56,16 +56,7 @@ class ImageTextModel(Protocol):
 
 
 def model_for(family: Family, config: dict[str, Any], folder: Path) -> ImageTextModel:
-    """Build a family's model without weights, to be loaded with `load`.
-
-    Args:
-        family: The family.
-        config: The model's configuration.
-        folder: Folder with the processor and the tokenizer.
-
-    Raises:
-        CheckpointError: If the family has no forward pass here, or there is no processor.
-    """
+    """Build a family's model without weights, to be loaded with `load`."""
     if not family.model:
         raise CheckpointError(
             f"{family.name} models can be merged but not measured or evaluated here; use a data-free recipe: "

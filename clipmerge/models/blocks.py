@@ -35,11 +35,7 @@ class _Given(torch.nn.Module):
 
 
 def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
-    """Find the outermost list of modules in a tower: its blocks.
-
-    Returns:
-        The module that holds the list, and the list's name in it; ``None`` if there is none.
-    """
+    """Find the outermost list of modules in a tower, its blocks: the module that holds it, and its name there."""
     for name, module in tower.named_modules():
         if isinstance(module, torch.nn.ModuleList):
             parent, _, attribute = name.rpartition(".")
@@ -48,13 +44,7 @@ def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
 
 
 def run_twice(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a function with activation checkpointing: it runs again in the backward pass, instead of keeping activations.
-
-    Args:
-        function: The function; in bfloat16 only inside `clipmerge.models.precision.passes`.
-        *args: Its arguments.
-        **kwargs: Its named arguments.
-    """
+    """Run a function with activation checkpointing; in bfloat16 only inside `clipmerge.models.precision.passes`."""
     again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), ProductAttention()))
     return again(function, *args, **kwargs)
 
@@ -77,15 +67,9 @@ def starting_at(tower: torch.nn.Module, prefix: Prefix | None) -> Iterator[None]
 
 
 def entering(tower: torch.nn.Module, run: Callable[[], Any]) -> tuple[Tensor, ...] | None:
-    """Return the hidden states between a tower's blocks.
+    """Return the inputs of a tower's blocks and the output of the last, from one run.
 
-    Args:
-        tower: The tower.
-        run: Function that runs it once.
-
-    Returns:
-        The inputs of block 0, 1, ... and the output of the last; ``None`` if blocks pass on more than one tensor, or
-        do not run one after another.
+    The result is ``None`` if blocks pass on more than one tensor, or do not run one after another.
     """
     place = block_list(tower)
     if place is None:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family
+from clipmerge.files.limits import MOST_SPARE_NUMBERS, MOST_TENSORS, MOST_TIMES_THE_WEIGHTS
 from clipmerge.files.side_files import VOCABULARIES
 from clipmerge.models import ImageTextModel, model_for
 from clipmerge.models.headed_tower import WEIGHT, HeadedTower
-from clipmerge.models.size import no_larger_than
+
+if TYPE_CHECKING:
+    from clipmerge.files.safetensors import TensorEntry
 
 
 def build_model(inputs: Inputs) -> ImageTextModel:
-    """Build the model that measures differentiate, without weights.
-
-    Args:
-        inputs: The checkpoints; the zero-shot one must be a full CLIP with its config.
-
-    Raises:
-        CheckpointError: If there is no config or no processor.
-    """
+    """Build the model that measures differentiate, without weights."""
     if inputs.zeroshot.config is None:
         raise CheckpointError(
             f"{inputs.zeroshot.source}: measuring needs the {inputs.family.config} beside the weights; give the whole "
@@ -39,14 +43,7 @@ def build_model(inputs: Inputs) -> ImageTextModel:
 
 
 def build_headed(inputs: Inputs) -> HeadedTower:
-    """Build the vision tower and the head of checkpoints that have no text tower, without weights.
-
-    Args:
-        inputs: The checkpoints, of OpenCLIP's layout.
-
-    Raises:
-        CheckpointError: If there is no config, or the head does not fit the tower.
-    """
+    """Build the vision tower and the head of checkpoints that have no text tower, without weights."""
     zeroshot = inputs.zeroshot
     if zeroshot.config is None or inputs.family.config != OPEN_CLIP_CONFIG:
         raise CheckpointError(f"{zeroshot.source}: evaluating a head needs {OPEN_CLIP_CONFIG} beside the weights")
@@ -61,3 +58,32 @@ def has_processor(folder: Path, family: Family) -> bool:
         return (folder / OPEN_CLIP_CONFIG).is_file()
     images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
     return images and any((folder / name).is_file() for name in VOCABULARIES)
+
+
+@contextmanager
+def no_larger_than(source: str, weights: Iterable[TensorEntry]) -> Iterator[None]:
+    """Refuse to build a model in this block that is far larger than its weights.
+
+    A configuration of a few bytes can ask for a billion layers, which a library makes one by one.
+    """
+    most = MOST_TIMES_THE_WEIGHTS * sum(entry.size for entry in weights) + MOST_SPARE_NUMBERS
+    tensors, numbers = 0, 0
+
+    def count(_module: Any, _name: str, tensor: Any) -> None:
+        nonlocal tensors, numbers
+        tensors += 1
+        numbers += tensor.numel() if tensor is not None else 0
+        if tensors > MOST_TENSORS or numbers > most:
+            raise CheckpointError(
+                f"{source}: its configuration does not match the weights: it describes a far larger model; correct it"
+            )
+
+    handles = [
+        register_module_parameter_registration_hook(count),
+        register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from clipmerge.errors import CheckpointError, DataError
-from clipmerge.models.filling import fill
+from clipmerge.models.loading import fill, preparing
 from clipmerge.models.open_clip import build_module, import_open_clip, transform_for
-from clipmerge.models.prepared import preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,17 +37,7 @@ class HeadedTower:
     """
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path, shape: tuple[int, ...]) -> None:
-        """Build the classifier without weights; `load` sets them.
-
-        Args:
-            family: OpenCLIP's.
-            config: Parsed ``open_clip_config.json``.
-            folder: Folder of the checkpoint.
-            shape: Shape of the head's weight: (classes, features).
-
-        Raises:
-            CheckpointError: If open_clip_torch is not installed, or cannot build the tower.
-        """
+        """Build the classifier without weights, from the shape of the head's weight: (classes, features)."""
         settings = deepcopy(config.get("model_cfg", config)) | {"text_cfg": _NO_TEXT}
         model = build_module(import_open_clip(), settings)
         if len(shape) != 2 or shape[1] != settings["embed_dim"]:
@@ -68,15 +57,7 @@ class HeadedTower:
         return head
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Load every weight.
-
-        Args:
-            read: Returns the tensor of a canonical parameter name.
-            source: Source of the tensors, for errors.
-
-        Raises:
-            CheckpointError: If a parameter is missing, or has another shape.
-        """
+        """Load every weight."""
         fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
@@ -85,31 +66,12 @@ class HeadedTower:
             return torch.stack([self._transform(image) for image in images])
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Score images.
-
-        Args:
-            pixels: Result of `pixels`.
-
-        Returns:
-            (batch, classes of the head): the head on features of unit length.
-        """
+        """Score pixels by the head on features of unit length: (batch, classes of the head)."""
         scores: Tensor = self._head(normalize(self.module["visual"](pixels), dim=-1))
         return scores
 
     def rows_for(self, source: str, classes: int, rows: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Rows of the head for each class of a source.
-
-        Args:
-            source: The source, for the message.
-            classes: Number of its classes.
-            rows: The rows, if they are known; otherwise the classes must be those of the head.
-
-        Returns:
-            For each class a tensor of row indices.
-
-        Raises:
-            DataError: If the classes are not those of the head.
-        """
+        """Row indices of the head for each class; without ``rows`` the classes must be those of the head."""
         chosen = list(rows) or [(row,) for row in range(self.classes)]
         if len(chosen) != classes or max(max(places) for places in chosen) >= self.classes:
             raise DataError(
@@ -120,15 +82,7 @@ class HeadedTower:
 
 
 def grouped(logits: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Give each class of a source the largest logit of its rows.
-
-    Args:
-        logits: (batch, rows of the head).
-        rows: Result of `HeadedTower.rows_for`.
-
-    Returns:
-        (batch, classes).
-    """
+    """Give each class of a source the largest logit of its rows: (batch, rows of the head) -> (batch, classes)."""
     if all(len(places) == 1 for places in rows):
         return logits[:, torch.cat(list(rows)).to(logits.device)]
     return torch.stack([logits[:, places.to(logits.device)].amax(dim=1) for places in rows], dim=1)

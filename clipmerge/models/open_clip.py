@@ -16,8 +16,7 @@ from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
-from clipmerge.models.filling import fill
-from clipmerge.models.prepared import check_words, preparing
+from clipmerge.models.loading import check_words, fill, preparing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,17 +42,7 @@ class OpenClip:
     """
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
-        """Build the model with random weights; `load` sets them.
-
-        Args:
-            family: The family.
-            config: Parsed ``open_clip_config.json``.
-            folder: Folder with the tokenizer, if it is not CLIP's own, and with ``preprocess_cfg`` if ``config`` has
-                none.
-
-        Raises:
-            CheckpointError: If open_clip_torch is not installed, or cannot build the model or its tokenizer.
-        """
+        """Build the model with random weights; `load` sets them."""
         library = import_open_clip()
         model_cfg: dict[str, Any] = config.get("model_cfg", config)
         self.module = build_module(library, model_cfg)
@@ -67,67 +56,29 @@ class OpenClip:
         self._blocks = {tower: _count_blocks(layers, tower) for tower in ("vision", "text")}
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Load every weight.
-
-        Args:
-            read: Returns the tensor of a canonical parameter name.
-            source: Source of the tensors, for errors.
-
-        Raises:
-            CheckpointError: If a parameter of the config's model is missing, or has another shape.
-        """
+        """Load every weight."""
         fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess like open_clip with the checkpoint's configuration.
-
-        Args:
-            images: RGB images.
-
-        Returns:
-            (batch, 3, height, width), float32.
-        """
+        """Preprocess RGB images like open_clip: (batch, 3, height, width), float32."""
         with preparing(self._folder, "images"):
             return torch.stack([self._transform(image) for image in images])
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts, padded and cut to the text tower's length.
-
-        Args:
-            prompts: Texts.
-
-        Returns:
-            ``input_ids``: (prompts, length) int64.
-        """
+        """Tokenise prompts, padded and cut to the text tower's length: ``input_ids`` (prompts, length), int64."""
         with preparing(self._folder, "prompts"):
             ids = torch.as_tensor(self._tokenize(prompts))
             check_words(self._folder, ids, self.module)
             return {"input_ids": ids}
 
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Embed images.
-
-        Args:
-            pixels: Result of `pixels`.
-            prefix: A block and the hidden states that enter it; the blocks below do not run.
-
-        Returns:
-            (batch, width), unit length.
-        """
+        """Embed images: (batch, width), unit length; with a prefix the blocks below it do not run."""
         with starting_at(self.module.visual, prefix):
             features: Tensor = self.module.encode_image(pixels, normalize=True)
         return features
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
-        """Embed prompts.
-
-        Args:
-            tokens: Result of `tokens`.
-            prefix: See `image_features`.
-
-        Returns:
-            (prompts, width), unit length.
-        """
+        """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not run."""
         with starting_at(self._text_tower, prefix):
             features: Tensor = self.module.encode_text(tokens["input_ids"], normalize=True)
         return features
@@ -139,16 +90,7 @@ class OpenClip:
 
     @torch.no_grad()
     def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """Run a tower and return the input of each of its blocks.
-
-        Args:
-            tower: The tower.
-            inputs: Result of `pixels` or `tokens`.
-
-        Returns:
-            Hidden states before block 0, 1, ... and after the last; ``None`` if the tower cannot start from them, or
-            numbers its blocks differently from its layers.
-        """
+        """See `ImageTextModel.hidden_states`; ``None`` also if a tower's blocks are not its layers."""
         if isinstance(inputs, Tensor):
             states = entering(self.module.visual, lambda: self.image_features(inputs))
         else:
@@ -156,15 +98,7 @@ class OpenClip:
         return states if states is not None and len(states) == self._blocks[tower] + 1 else None
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score images against classes: cosines times the scale, plus the bias if there is one.
-
-        Args:
-            images: (batch, width), unit length.
-            classes: (classes, width), unit length.
-
-        Returns:
-            (batch, classes).
-        """
+        """Score (batch, width) against (classes, width), both of unit length: (batch, classes)."""
         logits: Tensor = self.module.logit_scale.exp() * images @ classes.T
         return logits if self.module.logit_bias is None else logits + self.module.logit_bias
 
@@ -173,11 +107,7 @@ build = OpenClip
 
 
 def import_open_clip() -> Any:
-    """Import open_clip.
-
-    Raises:
-        CheckpointError: If open_clip_torch is not installed.
-    """
+    """Import open_clip."""
     try:
         import open_clip
     except ImportError as error:
@@ -189,15 +119,7 @@ def import_open_clip() -> Any:
 
 
 def build_module(library: Any, model_cfg: dict[str, Any]) -> Any:
-    """Build the same class as ``open_clip.create_model``, without loading pretrained towers.
-
-    Args:
-        library: open_clip.
-        model_cfg: The configuration's ``model_cfg``.
-
-    Raises:
-        CheckpointError: If open_clip cannot build it.
-    """
+    """Build the same class as ``open_clip.create_model``, without loading pretrained towers."""
     settings = deepcopy(model_cfg)
     vision, text = (settings.get(f"{side}_cfg") for side in ("vision", "text"))
     if not (isinstance(vision, dict) and isinstance(text, dict)):
@@ -240,16 +162,7 @@ def _unasked() -> Iterator[None]:
 
 
 def transform_for(config: dict[str, Any], folder: Path, image_size: Any) -> Callable[[Image], Tensor]:
-    """The preprocessing of open_clip for inference.
-
-    Args:
-        config: Parsed ``open_clip_config.json``.
-        folder: Folder with ``preprocess_cfg``, if ``config`` has none.
-        image_size: Side of the tower's images, in pixels.
-
-    Raises:
-        CheckpointError: If open_clip does not know such preprocessing.
-    """
+    """The preprocessing of open_clip for inference."""
     from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
     stated = config.get("preprocess_cfg") or _read_config(folder).get("preprocess_cfg") or {}

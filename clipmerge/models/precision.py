@@ -30,12 +30,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 @contextmanager
 def passes(device: torch.device, precision: Precision) -> Iterator[None]:
-    """In this context, compute forward passes in this precision; weights and their gradients stay in float32.
-
-    Args:
-        device: Device of the passes.
-        precision: ``auto`` uses bfloat16 if `multiplies_bfloat16` is true for the device, else float32.
-    """
+    """In this context, compute forward passes in this precision; weights and their gradients stay in float32."""
     enabled = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(device))
     if not enabled:
         yield

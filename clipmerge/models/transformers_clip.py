@@ -16,12 +16,10 @@ from clipmerge.families import Family
 from clipmerge.files.limits import LARGEST_SIDE
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
-from clipmerge.models.filling import fill
-from clipmerge.models.patches import pack, unpack
-from clipmerge.models.prepared import blaming, check_words, preparing
+from clipmerge.models.loading import blaming, check_words, fill, preparing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from PIL.Image import Image
 
@@ -40,16 +38,7 @@ class TransformersClip:
     """
 
     def __init__(self, family: Family, config: dict[str, Any], folder: Path) -> None:
-        """Build the model without weights, to be loaded with `load`.
-
-        Args:
-            family: The family.
-            config: Parsed ``config.json`` of a full model.
-            folder: Folder with the processor and the tokenizer.
-
-        Raises:
-            CheckpointError: If the folder has no processor, or transformers cannot build the model.
-        """
+        """Build the model without weights, to be loaded with `load`."""
         self._folder = folder
         self.processor = _load_processor(folder)
         self.module = _built(folder, getattr(transformers, family.model_class), config)
@@ -59,40 +48,21 @@ class TransformersClip:
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
 
     def load(self, read: Callable[[str], Tensor], source: str) -> None:
-        """Load every weight.
-
-        Args:
-            read: Returns the tensor of a canonical parameter name.
-            source: Source of the tensors, for errors.
-
-        Raises:
-            CheckpointError: If a parameter of the config's model is missing, or has another shape.
-        """
+        """Load every weight."""
         fill(self.parameters, read, source)
 
     def pixels(self, images: list[Image]) -> Tensor:
-        """Preprocess like the checkpoint.
-
-        Args:
-            images: RGB images.
-
-        Returns:
-            (batch, 3, height, width), float32; for SigLIP 2 (batch, patches, entries), see `clipmerge.models.patches`.
-        """
+        """Preprocess RGB images: (batch, 3, height, width), float32; for SigLIP 2 see `_pack`."""
         with preparing(self._folder, "images"):
             processed = self.processor.image_processor(images, return_tensors="pt")
             if "spatial_shapes" in processed:
-                return pack(processed)
+                return _pack(processed)
             return torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
 
     def tokens(self, prompts: list[str]) -> dict[str, Tensor]:
-        """Tokenise prompts, cut at the text tower's length.
+        """Tokenise prompts, cut at the text tower's length: (prompts, length), int64.
 
-        Args:
-            prompts: Texts.
-
-        Returns:
-            ``input_ids`` and, unless the family reads padding as text, ``attention_mask``: (prompts, length) int64.
+        ``attention_mask`` is left out if the family reads padding as text.
         """
         with preparing(self._folder, "prompts"):
             encoded = self.processor.tokenizer(
@@ -114,17 +84,9 @@ class TransformersClip:
         return int(self.processor.tokenizer.model_max_length)
 
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
-        """Embed images.
-
-        Args:
-            pixels: Result of `pixels`.
-            prefix: A block and the hidden states that enter it; the blocks below do not run.
-
-        Returns:
-            (batch, width), unit length.
-        """
+        """Embed images: (batch, width), unit length; with a prefix the blocks below it do not run."""
         with starting_at(self.module.vision_model, prefix):
-            inputs = {"pixel_values": pixels} if pixels.ndim == 4 else unpack(pixels)
+            inputs = {"pixel_values": pixels} if pixels.ndim == 4 else _unpack(pixels)
             try:
                 output = self.module.get_image_features(**inputs)
             except ValueError as error:  # images whose size is not the model's
@@ -134,44 +96,20 @@ class TransformersClip:
         return normalize(output.pooler_output, dim=-1)
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:
-        """Embed prompts.
-
-        Args:
-            tokens: Result of `tokens`.
-            prefix: See `image_features`.
-
-        Returns:
-            (prompts, width), unit length.
-        """
+        """Embed prompts: (prompts, width), unit length; with a prefix the blocks below it do not run."""
         with starting_at(self.module.text_model, prefix):
             output = self.module.get_text_features(**tokens)
         return normalize(output.pooler_output, dim=-1)
 
     @torch.no_grad()
     def hidden_states(self, tower: Tower, inputs: Tensor | dict[str, Tensor]) -> tuple[Tensor, ...] | None:
-        """Run a tower and return the input of each of its blocks.
-
-        Args:
-            tower: The tower.
-            inputs: Result of `pixels` or `tokens`.
-
-        Returns:
-            Hidden states before block 0, 1, ... and after the last; ``None`` if the tower cannot start from them.
-        """
+        """See `ImageTextModel.hidden_states`."""
         if isinstance(inputs, Tensor):
             return entering(self.module.vision_model, lambda: self.image_features(inputs))
         return entering(self.module.text_model, lambda: self.text_features(inputs))
 
     def logits(self, images: Tensor, classes: Tensor) -> Tensor:
-        """Score images against classes: cosines times the scale, plus the bias if there is one.
-
-        Args:
-            images: (batch, width), unit length.
-            classes: (classes, width), unit length.
-
-        Returns:
-            (batch, classes).
-        """
+        """Score (batch, width) against (classes, width), both of unit length: (batch, classes)."""
         cosines = images @ classes.T
         if hasattr(self.module, "temperature"):  # ALIGN divides by it
             return torch.div(cosines, self.module.temperature)
@@ -180,6 +118,27 @@ class TransformersClip:
 
 
 build = TransformersClip
+
+
+def _pack(processed: Mapping[str, Any]) -> Tensor:
+    """Concatenate patches, their mask and the images' shapes: (batch, patches, entries + 3), float32.
+
+    The shapes are counts of patches, which float32 holds exactly.
+    """
+    patches = torch.as_tensor(processed["pixel_values"], dtype=torch.float32)
+    mask = torch.as_tensor(processed["pixel_attention_mask"], dtype=torch.float32)[..., None]
+    shapes = torch.as_tensor(processed["spatial_shapes"], dtype=torch.float32)[:, None].expand(-1, patches.shape[1], -1)
+    return torch.cat([patches, mask, shapes], dim=-1)
+
+
+def _unpack(pixels: Tensor) -> dict[str, Tensor]:
+    """Inverse of `_pack`: the arguments of the vision tower."""
+    patches, mask, shapes = torch.split(pixels, [pixels.shape[-1] - 3, 1, 2], dim=-1)
+    return {
+        "pixel_values": patches,
+        "pixel_attention_mask": mask[..., 0].round().int(),
+        "spatial_shapes": shapes[:, 0].round().long(),
+    }
 
 
 def _built(folder: Path, model_class: Any, config: dict[str, Any]) -> Any:

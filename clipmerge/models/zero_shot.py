@@ -23,28 +23,12 @@ _LONG = 10.0
 
 
 def averaged(features: Tensor, templates: int) -> Tensor:
-    """Average unit prompt features over templates, class by class, and normalise them again.
-
-    Args:
-        features: (classes * templates, projection_dim).
-        templates: Prompts per class.
-
-    Returns:
-        (classes, projection_dim).
-    """
+    """Average unit features (classes * templates, width) over templates, and normalise: (classes, width)."""
     return normalize(features.view(-1, templates, features.shape[-1]).mean(dim=1), dim=-1)
 
 
 def refuse_one_prompt(tokens: Iterable[Mapping[str, Tensor]], templates: int) -> None:
-    """Refuse classes whose prompts all have the same tokens, because they cannot be distinguished.
-
-    Args:
-        tokens: Prompts class by class, in pieces, from `ImageTextModel.tokens`, on the CPU.
-        templates: Prompts per class.
-
-    Raises:
-        DataError: If there are several classes, and in each template all their prompts are the same.
-    """
+    """Refuse classes whose prompts all have the same tokens, because they cannot be distinguished."""
     rows = list(_rows(tokens))
     classes = {tuple(rows[start : start + templates]) for start in range(0, len(rows), templates)}
     if len(rows) > templates and len(classes) == 1:
@@ -70,21 +54,7 @@ def class_embeddings(
     device: Any,
     say: Callable[[str], None] | None = None,
 ) -> torch.Tensor:
-    """Embed classes: unit prompt features, averaged over templates and normalised again.
-
-    Args:
-        model: The model, weights loaded.
-        class_names: Names of the classes.
-        templates: Prompt templates.
-        device: Device of the model.
-        say: Gets a note about the time, after the first of many pieces.
-
-    Returns:
-        (classes, projection_dim).
-
-    Raises:
-        DataError: If the text tower gives all classes the same features.
-    """
+    """Embed classes: (classes, width); ``say`` gets a note about the time if all pieces together take long."""
     prompts = class_prompts(class_names, templates)
     starts = range(0, len(prompts), PROMPTS_AT_ONCE)
     tokens = [model.tokens(prompts[start : start + PROMPTS_AT_ONCE]) for start in starts]

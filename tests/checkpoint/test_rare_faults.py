@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from clipmerge.checkpoint import adapter_config, open_checkpoint, pickles
+from clipmerge.checkpoint import adapter_config, open_checkpoint
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import known_keys
@@ -71,14 +71,6 @@ def test_many_patterns_are_refused(pair: Folders, adapter: Path) -> None:
     most = adapter_config.MOST_PATTERNS
     changed = configure(adapter, rank_pattern={f"layer{number}": 4 for number in range(most + 1)})
     refuse(changed, pair[0], rf"{most + 1} patterns, more than {most}")
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool) -> None:
-    torch.save({"a.weight": torch.zeros(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    monkeypatch.setattr(pickles, "LARGEST_PICKLE", 50)
-    with pytest.raises(CheckpointError, match=r"x\.pt: its pickle is larger than"):
-        open_checkpoint(str(tmp_path / "x.pt"))
 
 
 def test_a_file_with_two_keys_of_one_parameter_is_no_clip(pair: Folders) -> None:

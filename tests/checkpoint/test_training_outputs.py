@@ -216,7 +216,7 @@ def test_the_vision_tower_alone(pair: Folders, expected: Weights, tmp_path: Path
 
 
 def test_a_clip_by_itself_stays_as_it_is() -> None:
-    for keys in (["visual.proj", "logit_scale"], ["module.visual.proj", "module.logit_scale"], ["a", "b.c"]):
+    for keys in (["visual.proj", "logit_scale"], ["clip.visual.proj", "clip.logit_scale"], ["a", "b.c"]):
         assert unwrap(keys).keys == dict(zip(keys, keys, strict=True))
         assert unwrap(keys).note is None
     classifier = ["model.visual.proj", "classification_head.weight"]

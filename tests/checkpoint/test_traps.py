@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from clipmerge.checkpoint import open_checkpoint, vocabulary
+from clipmerge.checkpoint import open_checkpoint, state_dict
 from clipmerge.checkpoint.adapter_config import read_adapter_config
 from clipmerge.conversion import keys
 from clipmerge.errors import CheckpointError
@@ -20,30 +20,12 @@ from clipmerge.files import safetensors
 from tests.support.raw_safetensors import entry, raw_file
 
 
-class Calls:
-    """Pickled as a call."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
-
-
-def saved(path: Path, held: Any) -> Path:
-    torch.save(held, path)
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
     return path
 
 
 # --- PyTorch's own files ---
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_a_pickle_that_makes_a_bytearray_is_refused(tmp_path: Path, old: bool) -> None:
-    path = tmp_path / "x.pt"
-    torch.save({"a": torch.zeros(2), "b": Calls(bytearray, 6)}, path, _use_new_zipfile_serialization=not old)
-    with pytest.raises(CheckpointError, match=r"x.pt: its pickle makes a bytearray, which weights do not need; save"):
-        open_checkpoint(str(path))
 
 
 def test_a_tensor_of_one_number_that_shows_many_is_refused(tmp_path: Path) -> None:
@@ -69,49 +51,10 @@ def test_a_compressed_archive_is_refused(tmp_path: Path) -> None:
         open_checkpoint(str(path))
 
 
-def test_a_long_list_of_members_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipmerge.checkpoint import pickles
-
-    monkeypatch.setattr(pickles, "LARGEST_DIRECTORY", 100)
-    with pytest.raises(CheckpointError, match=r"x.pt: its list of members is larger than"):
+def test_a_large_pickle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_dict, "LARGEST_PICKLE", 100)
+    with pytest.raises(CheckpointError, match=r"x\.pt: its pickle is larger than"):
         open_checkpoint(str(saved(tmp_path / "x.pt", {"a": torch.zeros(2)})))
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_a_pickle_of_very_many_operations_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bool
-) -> None:
-    from clipmerge.checkpoint import pickles
-
-    monkeypatch.setattr(pickles, "MOST_OPERATIONS", 20)
-    torch.save({"a": torch.zeros(2)}, tmp_path / "x.pt", _use_new_zipfile_serialization=not old)
-    with pytest.raises(CheckpointError, match="by more than 20 operations; save"):
-        open_checkpoint(str(tmp_path / "x.pt"))
-
-
-def test_a_large_pickle_and_a_long_number_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipmerge.checkpoint import pickles
-
-    with pytest.raises(CheckpointError, match="holds a number of very many digits"):
-        open_checkpoint(str(saved(tmp_path / "x.pt", {"a": torch.zeros(2), "b": 1 << 5000})))
-    monkeypatch.setattr(pickles, "LARGEST_PICKLE", 100)
-    with pytest.raises(CheckpointError, match="its pickle is larger than"):
-        open_checkpoint(str(saved(tmp_path / "x.pt", {"a": torch.zeros(2)})))
-
-
-@pytest.mark.parametrize("name", [b"a" * 1_000_000, b"\xc3\xa9" * 500_000, b"\xc3\xa9"])
-@pytest.mark.parametrize("old", [False, True])
-def test_an_odd_name_of_what_a_pickle_calls_is_refused(
-    tmp_path: Path, name: bytes, old: bool
-) -> None:  # torch puts the name into a message, which it searches in time that grows with the square of its length
-    path, content = tmp_path / "x.pt", b"\x80\x02c" + name + b"\nb\n."
-    if old:
-        path.write_bytes(content)
-    else:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("x/data.pkl", content)
-    with pytest.raises(CheckpointError, match=r"x.pt: its pickle calls something whose name has more than 1000 char"):
-        open_checkpoint(str(path))
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x.bin"])
@@ -233,7 +176,7 @@ def test_a_member_that_states_another_size_is_refused(tmp_path: Path) -> None:
     entry = content.rfind(b"archive/version") if b"archive/version" in content else content.rfind(b"/version") - 1
     at = content.rfind(b"PK\x01\x02", 0, entry)
     file.write_bytes(content[: at + 24] + b"\xff\xff\xff\xfe" + content[at + 28 :])
-    with pytest.raises(CheckpointError, match="a member is not as large as its list of members states"):
+    with pytest.raises(CheckpointError, match="is compressed inside, which torch.save does not do"):
         open_checkpoint(str(file))
 
 
@@ -244,12 +187,3 @@ def test_a_module_that_is_a_link_out_of_its_folder_is_not_opened(pair: tuple[Pat
     (folder / "0_CLIPModel").symlink_to(pair[0])
     with pytest.raises(CheckpointError, match=r"no model\.safetensors in this folder"):
         open_checkpoint(str(folder))
-
-
-def test_a_vocabulary_of_more_words_than_any_is_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text in (("ours", "a\nb\nc"), ("theirs", "c\nb\na")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "vocab.txt").write_text(text)
-    assert vocabulary.vocabulary_difference(tmp_path / "ours", tmp_path / "theirs")
-    monkeypatch.setattr(vocabulary, "MOST_VALUES", 1)
-    assert not vocabulary.vocabulary_difference(tmp_path / "ours", tmp_path / "theirs")

@@ -82,24 +82,10 @@ def _weights(to: str) -> bytes:
 
 def modules(data: bytes, folder: Path) -> object:
     """The list of modules in a folder of sentence-transformers."""
-    from clipmerge.checkpoint.foreign_folders import conversion_command, sentence_transformer_module
+    from clipmerge.checkpoint import open_checkpoint
 
     (folder / "modules.json").write_bytes(data)
-    return sentence_transformer_module(folder), conversion_command(folder)
-
-
-def vocabularies(data: bytes, folder: Path) -> object:
-    """Two vocabularies, compared."""
-    from clipmerge.checkpoint.vocabulary import vocabulary_difference
-
-    ours, _, theirs = data.partition(b"\0")
-    for name, content in (("ours", ours), ("theirs", theirs)):
-        (folder / name).mkdir(exist_ok=True)
-        for file in ("vocab.json", "vocab.txt", "tokenizer.json"):
-            (folder / name / file).unlink(missing_ok=True)
-        file = "vocab.txt" if content[:1] not in b"{[" else "tokenizer.json" if b'"model"' in content else "vocab.json"
-        (folder / name / file).write_bytes(content)
-    return vocabulary_difference(folder / "ours", folder / "theirs")
+    return open_checkpoint(str(folder))
 
 
 def shapes_of_a_release(data: bytes, folder: Path) -> object:
@@ -150,7 +136,7 @@ def _none(*_arguments: object) -> list[object]:
 TARGETS: dict[str, Callable[[bytes, Path], object]] = {
     function.__name__: function
     for function in (
-        *(defaults, variables, open_clip_folder, transformers_folder, modules, vocabularies),
+        *(defaults, variables, open_clip_folder, transformers_folder, modules),
         *(shapes_of_a_release, lora, report),
     )
 }
@@ -210,11 +196,6 @@ def seeds(name: str) -> list[bytes]:
         "defaults": [b'images = 64\nseed = 1\ntemplate = ["a {}"]\n', b'device = "cpu"\nbatch-size = 8\n'],
         "variables": [b"IMAGES=64\nSTRICT=1\nTEMPLATE=a {}", b"RECIPE=auto\nDATA=x\nCLASSES=y\nVERBOSE=0"],
         "modules": [b'[{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "x.CLIPModel"}]'],
-        "vocabularies": [
-            b'{"a": 0, "b": 1}\0{"a": 0, "b": 2}',
-            b"a\nb\n\0b\na\n",
-            b'{"model": {"vocab": [["a", 0]]}}\0a',
-        ],
         "shapes_of_a_release": [_header(shapes)],
         "lora": [_header(factors)],
         "report": [json.dumps(RECORD | measured | {"files": {"model.safetensors": "ab"}}).encode()],

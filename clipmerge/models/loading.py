@@ -1,4 +1,4 @@
-"""Images and prompts prepared by a checkpoint's own processor, which may fail because of its files."""
+"""Load a checkpoint's weights, and prepare images and prompts as its files say; their faults are named."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from clipmerge.errors import CheckpointError, ClipmergeError
@@ -13,16 +14,26 @@ from clipmerge.errors import CheckpointError, ClipmergeError
 _WORDS = ("token_embedding", "word_embeddings")
 
 
+def fill(parameters: dict[str, torch.nn.Parameter], read: Callable[[str], Tensor], source: str) -> None:
+    """Load every parameter by canonical name into a model that was built without weights."""
+    for name, parameter in parameters.items():
+        try:
+            value = read(name)
+        except KeyError:
+            raise CheckpointError(
+                f"{source}: has no {name}, which a model needs to embed images and prompts; give a full CLIP checkpoint"
+            ) from None
+        if value.shape != parameter.shape:
+            raise CheckpointError(
+                f"{source}: config.json does not match the weights: {name} is {tuple(value.shape)}, but the config "
+                f"says {tuple(parameter.shape)}"
+            )
+        parameter.data.copy_(value)
+
+
 @contextmanager
 def blaming(line: Callable[[str], str]) -> Iterator[None]:
-    """Attribute to a checkpoint's files whatever a library raises while it works with them.
-
-    Args:
-        line: Makes the error message from the reason.
-
-    Raises:
-        CheckpointError: If anything is raised, except for lack of memory and clipmerge's own errors.
-    """
+    """Attribute to a checkpoint's files whatever a library raises while it works with them."""
     try:
         yield
     except (MemoryError, ClipmergeError):
@@ -33,12 +44,7 @@ def blaming(line: Callable[[str], str]) -> Iterator[None]:
 
 
 def preparing(folder: Path, what: str) -> AbstractContextManager[None]:
-    """Attribute failures to the files of a processor that loads, but fails when it is used; see `blaming`.
-
-    Args:
-        folder: Folder of the files.
-        what: ``images`` or ``prompts``.
-    """
+    """Attribute failures to the files of a processor that loads, but fails when it is used; see `blaming`."""
     return blaming(
         lambda reason: (
             f"{folder}: its {what} cannot be prepared ({reason}); copy the base model's processor and tokenizer files "
@@ -48,16 +54,7 @@ def preparing(folder: Path, what: str) -> AbstractContextManager[None]:
 
 
 def check_words(folder: Path, ids: Tensor, module: nn.Module) -> None:
-    """Check that a text tower has embeddings for a tokenizer's tokens, before it looks them up.
-
-    Args:
-        folder: Folder of the tokenizer.
-        ids: Its tokens, any shape, int64.
-        module: The model.
-
-    Raises:
-        CheckpointError: If a token has no embedding.
-    """
+    """Check that a text tower has embeddings for a tokenizer's tokens, before it looks them up."""
     tables = [each for name, each in module.named_modules() if name.endswith(_WORDS) and isinstance(each, nn.Embedding)]
     known = min((table.num_embeddings for table in tables), default=None)
     if known is not None and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < known:
