@@ -41,12 +41,6 @@ MOST_DIMENSIONS = 64
 LONGEST_NAME = 1000
 #: Bytes of the pickle in a file that torch.save wrote; the tensors are stored outside the pickle.
 LARGEST_PICKLE = 64 * MIB
-#: Operations with which such a pickle makes its objects; a training checkpoint has about 200,000.
-MOST_OPERATIONS = 1_000_000
-#: Numbers of more than 32 bits in such a pickle; the state of Python's random numbers has some 300.
-MOST_LARGE_NUMBERS = 5000
-#: Bytes of the list of members (central directory) in such a file.
-LARGEST_DIRECTORY = 16 * MIB
 #: Largest ratio of the bytes spanned by all tensors to the bytes in the file; it is two if all weights are tied.
 MOST_SHARING = 8
 #: Patterns over module names in an adapter's configuration; and characters, groups, repeats and choices in one.

@@ -176,7 +176,7 @@ def test_a_member_that_states_another_size_is_refused(tmp_path: Path) -> None:
     entry = content.rfind(b"archive/version") if b"archive/version" in content else content.rfind(b"/version") - 1
     at = content.rfind(b"PK\x01\x02", 0, entry)
     file.write_bytes(content[: at + 24] + b"\xff\xff\xff\xfe" + content[at + 28 :])
-    with pytest.raises(CheckpointError, match="is compressed inside, which torch.save does not do"):
+    with pytest.raises(CheckpointError, match=r"is compressed inside, which torch\.save does not do"):
         open_checkpoint(str(file))
 
 
