@@ -132,7 +132,7 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
     text = " ".join(str(error).split())
     if "TorchScript" in text:
         what = "is a TorchScript archive, which is a program"
-    elif code := re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text[:LONGEST_NAME]) or _calls(file):
+    elif code := _calls(file) or re.findall(r"GLOBAL (\S+) (?:was not an allowed|whose module)", text[:LONGEST_NAME]):
         what = f"is a pickle that holds code ({shorten(code, 3)}), which loading would run"
     else:
         return CheckpointError(
@@ -149,23 +149,34 @@ def _refusal(file: Path, error: Exception) -> CheckpointError:
 def _calls(file: Path) -> list[str]:
     """Name what the pickles in a file call, without running it and without what builds tensors in torch's formats.
 
-    WiSE-FT's files are plain pickles, of which torch says only that they are not its own.
+    Of a plain pickle, such as WiSE-FT's, torch says only that it is not its own.
     """
     names: list[str] = []
-    texts = ["", ""]
     is_plain = False
     with contextlib.suppress(Exception), file.open("rb") as content:
-        for pickled in range(4):  # before torch 1.6, three pickles without calls preceded the content
-            for operation, argument, _ in pickletools.genops(content):
-                if isinstance(argument, str) and "UNICODE" in operation.name:
-                    texts = [texts[1], argument]
-                elif operation.name in ("GLOBAL", "INST"):
-                    names.append(str(argument).replace(" ", "."))
-                elif operation.name == "STACK_GLOBAL":
-                    names.append(".".join(texts))
-            is_plain = is_plain or (not pickled and bool(names))
+        if zipfile.is_zipfile(content):
+            archive = zipfile.ZipFile(content)
+            members = [archive.open(name) for name in archive.namelist() if name.endswith("/data.pkl")]
+        else:
+            content.seek(0)
+            members = [content] * 4  # before torch 1.6, three pickles without calls preceded the content
+        for number, member in enumerate(members):
+            _add_calls(member, names)
+            is_plain = is_plain or (number == 0 and member is content and bool(names))
     foreign = [name for name in names if not name.startswith(_BUILDERS) and name not in _PLAIN]
     return list(dict.fromkeys(foreign or (names if is_plain else [])))
+
+
+def _add_calls(pickled: IO[bytes], names: list[str]) -> None:
+    """Add the names that one pickle calls; of a damaged pickle, those before the damage."""
+    texts = ["", ""]
+    for operation, argument, _ in pickletools.genops(pickled):
+        if isinstance(argument, str) and "UNICODE" in operation.name:
+            texts = [texts[1], argument]
+        elif operation.name in ("GLOBAL", "INST"):
+            names.append(str(argument).replace(" ", "."))
+        elif operation.name == "STACK_GLOBAL":
+            names.append(".".join(texts))
 
 
 def _find(file: Path, loaded: Any, state_key: str | None) -> tuple[dict[str, Tensor], str, list[str]]:

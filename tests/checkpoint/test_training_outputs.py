@@ -219,8 +219,10 @@ def test_a_clip_by_itself_stays_as_it_is() -> None:
     for keys in (["visual.proj", "logit_scale"], ["clip.visual.proj", "clip.logit_scale"], ["a", "b.c"]):
         assert unwrap(keys).keys == dict(zip(keys, keys, strict=True))
         assert unwrap(keys).note is None
-    classifier = ["model.visual.proj", "classification_head.weight"]
-    assert list(unwrap(classifier).keys) == classifier
+    assert list(unwrap(["model.visual.proj", "classification_head.weight"]).keys) == [
+        "visual.proj",
+        "classification_head.weight",
+    ]
     assert unwrap(["visual.proj", "ema.visual.proj", "ema.scale"]).keys == {"visual.proj": "visual.proj"}
 
 
