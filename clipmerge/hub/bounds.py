@@ -1,71 +1,69 @@
-"""Bounds on a server's answers: their size, their time, and the file names in them.
+"""Bounds on a server's answers, with what the HTTP client offers: timeouts, event hooks, and a stream that counts.
 
-The client of the Hub reads everything that arrives, as long as something arrives, and builds file names in its cache
-from some headers. A server that is not the Hub, or is broken, could fill memory, block a command for ever, or write
-outside the cache.
+The client of the Hub waits for some requests without a limit, reads every answer to its end, and builds file names in
+its cache from some headers. A server that is not the Hub, or is broken, could block a command for ever, fill memory, or
+write outside the cache.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib
 import re
-import threading
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import huggingface_hub
 
-from clipmerge.errors import HubError
-from clipmerge.files.limits import LARGEST_ANSWER, SLOWEST_DOWNLOAD
+from clipmerge.errors import HubError, is_utf8
+from clipmerge.files.limits import LARGEST_ANSWER
 from clipmerge.files.reading import told_size
 from clipmerge.hub.ids import FULL_SHA
 
 # The client's HTTP library: httpx until the client's version 1, httpx2 from its version 2 on.
 _IS_NEW = int(huggingface_hub.__version__.partition(".")[0]) >= 2
-_httpx: Any = importlib.import_module("httpx2" if _IS_NEW else "httpx")
-_httpcore: Any = importlib.import_module("httpcore2" if _IS_NEW else "httpcore")
+httpx: Any = importlib.import_module("httpx2" if _IS_NEW else "httpx")
 _NAME = re.compile(r'(?:W/)?"?[A-Za-z0-9_+=-][A-Za-z0-9_.+=-]{0,127}"?')
 _NAMING = ("etag", "x-linked-etag", "x-xet-hash")
 _NOT_THE_HUB = "Check that HF_ENDPOINT is the Hub and that no proxy changes its answers."
-_TIMEOUT = "The network or the Hub is at fault: try again later. CLIPMERGE_HUB_TIMEOUT sets the seconds to wait."
 
 
-class _Deadline(threading.local):
-    """Time by which the headers of this thread's request must have arrived."""
-
-    at: float | None = None
-
-
-_deadline = _Deadline()
-
-
-def bound_client(client: Any, seconds: float) -> None:
-    """Put bounds on a client of the Hub."""
+def bounded_clients(seconds: float) -> Callable[[], Any]:
+    """Make a factory for `huggingface_hub.set_client_factory`: clients wait ``seconds`` for each part of an answer."""
+    limits = {"connect": min(seconds, 10.0), "read": seconds, "write": seconds, "pool": seconds}
 
     def before(request: Any) -> None:
-        _deadline.at = time.monotonic() + seconds
+        # for some requests, such as listings, huggingface_hub disables timeouts, against the settings of its client
+        asked = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {key: min(limit, asked.get(key) or limit) for key, limit in limits.items()}
         if _is_answer(request):  # the size of a compressed answer is not known in advance
             request.headers["accept-encoding"] = "identity"
 
-    def after(response: Any) -> None:
-        _deadline.at = None
-        _check_names(response)
-        _check_encoding(response)
-        response.stream = _Bounded(response, seconds)
-
-    hooks = client.event_hooks
-    client.event_hooks = {"request": [*hooks["request"], before], "response": [*hooks["response"], after]}
-    for transport in (client._transport, *client._mounts.values()):
-        pool = getattr(transport, "_pool", None)
-        backend = getattr(pool, "_network_backend", None)
-        if pool is not None and backend is not None:
-            pool._network_backend = _Backend(backend)
+    hooks = {"request": [*_own_hooks(), before], "response": [check_response]}
+    return lambda: httpx.Client(event_hooks=hooks, follow_redirects=True)
 
 
-def _where(request: Any) -> str:
-    return f"{request.url.scheme}://{request.url.host}{request.url.path}"
+@functools.cache
+def _own_hooks() -> list[Callable[[Any], None]]:
+    """The hooks of huggingface_hub's own client, which refuse requests when offline; read before our first factory."""
+    return list(huggingface_hub.get_session().event_hooks["request"])
+
+
+def check_response(response: Any) -> None:
+    """Refuse headers that cannot be the Hub's, and limit the size of an answer that is read into memory as a whole."""
+    where = f"{response.request.url.scheme}://{response.request.url.host}{response.request.url.path}"
+    if "/resolve/" in response.request.url.path:  # the client would use these headers in paths
+        for header in _NAMING:
+            value = response.headers.get(header)
+            if value is not None and not _NAME.fullmatch(value):
+                raise HubError(f"{where}: its {header} cannot be a file name. {_NOT_THE_HUB}")
+        commit = response.headers.get("x-repo-commit")
+        if commit is not None and not FULL_SHA.fullmatch(commit):
+            raise HubError(f"{where}: its commit is not a commit hash. {_NOT_THE_HUB}")
+    if _is_answer(response.request):
+        if response.headers.get("content-encoding", "identity") not in ("identity", ""):
+            raise HubError(f"{where}: its answer is compressed although that was not asked for. {_NOT_THE_HUB}")
+        response.stream = _Counted(response.stream, where)
 
 
 def _is_answer(request: Any) -> bool:
@@ -73,49 +71,18 @@ def _is_answer(request: Any) -> bool:
     return request.method != "GET" or "/api/" in request.url.path
 
 
-def _check_names(response: Any) -> None:
-    """Refuse headers that the client would use in paths but that are not file names."""
-    if "/resolve/" not in response.request.url.path:
-        return
-    for header in _NAMING:
-        value = response.headers.get(header)
-        if value is not None and not _NAME.fullmatch(value):
-            raise HubError(f"{_where(response.request)}: its {header} cannot be a file name. {_NOT_THE_HUB}")
-    commit = response.headers.get("x-repo-commit")
-    if commit is not None and not FULL_SHA.fullmatch(commit):
-        raise HubError(f"{_where(response.request)}: its commit is not a commit hash. {_NOT_THE_HUB}")
+class _Counted(httpx.SyncByteStream):  # type: ignore[misc]
+    """The body of an answer, up to a size."""
 
-
-def _check_encoding(response: Any) -> None:
-    encoding = response.headers.get("content-encoding", "identity")
-    if _is_answer(response.request) and encoding not in ("identity", ""):
-        raise HubError(
-            f"{_where(response.request)}: its answer is compressed although that was not asked for. {_NOT_THE_HUB}"
-        )
-
-
-class _Bounded(_httpx.SyncByteStream):  # type: ignore[misc]
-    """The body of an answer: its size is limited, and the speed of a file or the time of any other answer."""
-
-    def __init__(self, response: Any, seconds: float) -> None:
-        self._stream: Any = response.stream
-        self._request, self._seconds = response.request, seconds
+    def __init__(self, stream: Any, where: str) -> None:
+        self._stream, self._where = stream, where
 
     def __iter__(self) -> Iterator[bytes]:
-        is_answer, begin, count = _is_answer(self._request), time.monotonic(), 0
+        count = 0
         for chunk in self._stream:
             count += len(chunk)
-            took = time.monotonic() - begin
-            if is_answer and count > LARGEST_ANSWER:
-                raise HubError(
-                    f"{_where(self._request)}: its answer is larger than {told_size(LARGEST_ANSWER)}. {_NOT_THE_HUB}"
-                )
-            if took > self._seconds:
-                if is_answer or count < SLOWEST_DOWNLOAD * took:
-                    raise HubError(
-                        f"{_where(self._request)}: almost nothing arrived in {self._seconds:g} s. {_TIMEOUT}"
-                    )
-                begin, count = time.monotonic(), 0
+            if count > LARGEST_ANSWER:
+                raise HubError(f"{self._where}: its answer is larger than {told_size(LARGEST_ANSWER)}. {_NOT_THE_HUB}")
             yield chunk
 
     def close(self) -> None:
@@ -123,54 +90,8 @@ class _Bounded(_httpx.SyncByteStream):  # type: ignore[misc]
         self._stream.close()
 
 
-class _Stream(_httpcore.NetworkStream):  # type: ignore[misc]
-    """A connection that ends at the deadline of the request that is waiting for headers."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Read, at most until the deadline."""
-        if _deadline.at is not None:
-            left = _deadline.at - time.monotonic()
-            if left <= 0:
-                raise _httpcore.ReadTimeout("the headers took too long")
-            timeout = left if timeout is None else min(left, timeout)
-        content: bytes = self._stream.read(max_bytes, timeout)
-        return content
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Write; an upload may take longer, so waiting for the answer starts when it ends."""
-        if _deadline.at is not None:
-            _deadline.at = max(_deadline.at, time.monotonic() + (timeout or 0))
-        self._stream.write(buffer, timeout)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._stream.close()
-
-    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> Any:
-        """Encrypt the connection."""
-        return _Stream(self._stream.start_tls(ssl_context, server_hostname, timeout))
-
-    def get_extra_info(self, info: str) -> Any:
-        """Return information about the connection."""
-        return self._stream.get_extra_info(info)
-
-
-class _Backend(_httpcore.NetworkBackend):  # type: ignore[misc]
-    """Opens connections with deadlines."""
-
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-
-    def connect_tcp(self, *arguments: Any, **options: Any) -> _Stream:
-        """Connect."""
-        return _Stream(self._backend.connect_tcp(*arguments, **options))
-
-
 def check_listing(where: str, names: Iterable[str], most: int) -> None:
-    """Refuse a listing that is too long, or whose names lead out of a folder."""
+    """Refuse a listing of a repository that is too long, or whose names lead out of a folder."""
     listed = list(names)
     if len(listed) > most:
         raise HubError(
@@ -180,7 +101,5 @@ def check_listing(where: str, names: Iterable[str], most: int) -> None:
         parts = name.split("/")
         if not name or name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in parts):
             raise HubError(f"{where}: lists a file outside the repository, {name!r}. {_NOT_THE_HUB}")
-        with contextlib.suppress(UnicodeEncodeError):
-            name.encode()
-            continue
-        raise HubError(f"{where}: lists a file whose name is not UTF-8, {name!r}.")
+        if not is_utf8(name):
+            raise HubError(f"{where}: lists a file whose name is not UTF-8, {name!r}.")

@@ -73,31 +73,15 @@ def connect(endpoint: str | None = None) -> HfApi:
     """Return a client with a timeout on every request; it draws progress bars on terminals only."""
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from clipmerge.hub.bounds import bound_client
+    from clipmerge.hub.bounds import bounded_clients
 
     seconds = timeout_seconds()
-
-    limits = {"connect": min(seconds, 10.0), "read": seconds, "write": seconds, "pool": seconds}
-
-    def bound(request: Any) -> None:
-        # For some requests, such as listings, the client disables timeouts, against the settings of its session.
-        asked = request.extensions.get("timeout", {})
-        request.extensions["timeout"] = {key: min(limit, asked.get(key) or limit) for key, limit in limits.items()}
-
-    def bounded() -> Any:
-        client = default_client_factory()
-        hooks = client.event_hooks
-        client.event_hooks = hooks | {"request": [*hooks["request"], bound]}
-        bound_client(client, seconds)
-        return client
-
     # hf_xet reads these when it first connects; by default it retries an unreachable store for over six minutes.
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_DURATION", f"{round(seconds)}s")
     os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
-    huggingface_hub.set_client_factory(bounded)
+    huggingface_hub.set_client_factory(bounded_clients(seconds))
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
         disable_progress_bars()
     return huggingface_hub.HfApi(endpoint=endpoint, library_name="clipmerge")

@@ -1,4 +1,4 @@
-"""Servers that lie, drip or never end: one line, within the timeout, and nothing outside the cache."""
+"""Servers that lie, stall or never end: one line, within the timeout, and nothing outside the cache."""
 
 from __future__ import annotations
 
@@ -69,20 +69,6 @@ def endless(connection: socket.socket, _path: str) -> None:
         connection.sendall(b'"x",' * 10_000)
 
 
-def dripping(connection: socket.socket, _path: str) -> None:
-    connection.sendall(headers())
-    while True:
-        connection.sendall(b" ")
-        time.sleep(0.1)
-
-
-def dripping_headers(connection: socket.socket, _path: str) -> None:
-    connection.sendall(b"HTTP/1.1 200 OK\r\n")
-    while True:
-        connection.sendall(b"X-More: 1\r\n")
-        time.sleep(0.1)
-
-
 def silent(_connection: socket.socket, _path: str) -> None:
     time.sleep(30)
 
@@ -112,8 +98,6 @@ def tell(connection: socket.socket, path: str) -> None:
     ("answer", "told"),
     [
         (endless, "its answer is larger than 1 MiB"),
-        (dripping, "almost nothing arrived in 1 s"),
-        (dripping_headers, "no answer in time"),
         (silent, "no answer in time"),
         (compressed, "its answer is compressed"),
         (no_commit, "the Hub gave no commit"),
@@ -126,17 +110,15 @@ def test_an_answer_is_bounded(answer: Answer, told: str, monkeypatch: pytest.Mon
         resolve(HubId("acme/x"), endpoint=url)
 
 
-def test_a_download_that_drips_is_given_up(tmp_path: Path) -> None:
+def test_a_download_that_stalls_is_given_up() -> None:
     def answer(connection: socket.socket, path: str) -> None:
         if "/resolve/" not in path:
             tell(connection, path)
             return
-        connection.sendall(headers("Content-Length: 1000000", f"X-Repo-Commit: {SHA}", 'ETag: "abc"'))
-        while True:
-            connection.sendall(b"x")
-            time.sleep(0.05)
+        connection.sendall(headers("Content-Length: 1000000", f"X-Repo-Commit: {SHA}", 'ETag: "abc"') + b"x")
+        silent(connection, path)
 
-    with server(answer) as url, pytest.raises(HubError, match=r"almost nothing arrived in 1 s|no answer in time"):
+    with server(answer) as url, pytest.raises(HubError, match="no answer in time"):
         fetch(HubId("acme/x"), endpoint=url)
 
 
