@@ -22,13 +22,13 @@ __all__ = ["BOMBS", "pickles"]
 # --- safetensors ---
 
 
-@bomb("header", "x.safetensors")
+@bomb("header", "x.safetensors", slow=True)
 def header_of_lists(path: Path) -> None:
     text = b'{"a":[' + b"[]," * (23 * MIB) + b"[]]}"
     path.write_bytes(len(text).to_bytes(8, "little") + text)
 
 
-@bomb("header", "x.safetensors")
+@bomb("header", "x.safetensors", slow=True)
 def header_of_lists_within_its_limit(path: Path) -> None:
     text = b'{"a":[' + b"[]," * 1_240_000 + b"[]]}"
     path.write_bytes(len(text).to_bytes(8, "little") + text)
@@ -58,7 +58,7 @@ def tensors_of_a_text_tower_10_000(path: Path) -> None:
     raw_file(path, header, bytes(80_000))
 
 
-@bomb("checkpoint", "x.safetensors")
+@bomb("checkpoint", "x.safetensors", slow=True)
 def keys_unknown_150_000(path: Path) -> None:
     header = {f"unknown.{number}": entry(shape=[0], offsets=[0, 0]) for number in range(150_000)}
     raw_file(path, header)
@@ -67,22 +67,22 @@ def keys_unknown_150_000(path: Path) -> None:
 # --- JSON and YAML ---
 
 
-@bomb("configuration", "config.json")
+@bomb("configuration", "config.json", slow=True)
 def brackets_of_60_MB(path: Path) -> None:
     path.write_bytes(b"[" * (60 * MIB))
 
 
-@bomb("index", "model.safetensors.index.json")
+@bomb("index", "model.safetensors.index.json", slow=True)
 def index_of_a_million_tensors(path: Path) -> None:
     path.write_text(json.dumps({"weight_map": {f"a.{number}": "x.safetensors" for number in range(1_000_000)}}))
 
 
-@bomb("side_file", "tokenizer_config.json")
+@bomb("side_file", "tokenizer_config.json", slow=True)
 def tokenizer_of_250_MB(path: Path) -> None:
     path.write_bytes(b'{"_name_or_path": "' + b"a" * (250 * MIB) + b'"}')
 
 
-@bomb("side_file", "tokenizer_config.json")
+@bomb("side_file", "tokenizer_config.json", slow=True)
 def tokenizer_of_empty_lists(path: Path) -> None:
     path.write_bytes(b'{"_name_or_path": [' + b"[]," * 1_240_000 + b"[]]}")
 
@@ -135,7 +135,7 @@ def record_of_80_000_layers(path: Path) -> None:
     path.write_text(json.dumps(RECORD | {"files": {"model.safetensors": "ab"}, "layers": layers}))
 
 
-@bomb("evaluation", "e.json")
+@bomb("evaluation", "e.json", slow=True)
 def evaluation_of_a_million_results(path: Path) -> None:
     shares = {f"a{number}": 0.5 for number in range(1_000_000)}
     held = {"checkpoint": {"files": {"model.safetensors": "ab"}, "source": "x"}, "images": {}, "sources": {}}
@@ -158,7 +158,7 @@ def card_of_aliases(path: Path) -> None:
     path.write_text("---\n" + "\n".join(lines) + "\n---\n")
 
 
-@bomb("vocabularies", "vocab.txt")
+@bomb("vocabularies", "vocab.txt", slow=True)
 def vocabularies_of_40_million_words(path: Path) -> None:
     path.write_bytes(b"ab\n" * (20 * MIB) + b"\0" + b"cd\n" * (20 * MIB))
 
@@ -178,7 +178,7 @@ def templates_of_8_million_classes(path: Path) -> None:
     path.write_bytes(b"cat\ndog\n\0" + b"{c}" * (5 * MIB))
 
 
-@bomb("report", "clipmerge.json")
+@bomb("report", "clipmerge.json", slow=True)
 def report_of_1000_layers(path: Path) -> None:
     layers = {f"t{number // 2}.{number}.mlp": {"alpha": number / 999} for number in range(999)}
     values = {name: {f"s{at}": float(at * len(name) % 7) for at in range(10)} for name in layers}
@@ -267,12 +267,12 @@ def png_of_16_bits_and_20_000_pixels_square(path: Path) -> None:
     blank_png(path, 20_000, 9)
 
 
-@bomb("image", "x.png")
+@bomb("image", "x.png", slow=True)
 def png_of_16_bits_at_the_limit(path: Path) -> None:
     blank_png(path, 8192, 1)
 
 
-@bomb("image", "x.png")
+@bomb("image", "x.png", slow=True)
 def png_with_a_text_of_1_GB(path: Path) -> None:
     import zlib
 
@@ -285,7 +285,7 @@ def jpeg_of_1000_scans(path: Path) -> None:
     path.write_bytes(drawn_over(1000, 8192))
 
 
-@bomb("image", "x.jpg")
+@bomb("image", "x.jpg", slow=True)
 def jpeg_of_45_scans(path: Path) -> None:
     path.write_bytes(drawn_over(39, 8192))
 
@@ -310,7 +310,7 @@ def tar_name_of_50_MB(path: Path) -> None:
     _tar(path, tarfile.GNUTYPE_LONGNAME, "././@LongLink", b"a" * (50 * MIB))
 
 
-@bomb("tar", "x.tar")
+@bomb("tar", "x.tar", slow=True)
 def tar_of_headers_of_headers(path: Path) -> None:
     with path.open("wb") as file:
         for _ in range(50_000):

@@ -29,7 +29,7 @@ def tensors_of_one_number(path: Path) -> None:
     _saved(path, {f"a{number}.weight": torch.zeros(1).expand(1 << 24) for number in range(100)})
 
 
-@bomb("pickle", "x.pt")
+@bomb("pickle", "x.pt", slow=True)
 def pickle_of_1_GB_deflated(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x/data.pkl", "w") as member:
         member.write(b"\x80\x02")
@@ -37,7 +37,7 @@ def pickle_of_1_GB_deflated(path: Path) -> None:
             member.write(b"]" * MIB)
 
 
-@bomb("pickle", "x.pt")
+@bomb("pickle", "x.pt", slow=True)
 def pickle_of_lists_above_its_limit(path: Path) -> None:
     _with_pickle(path, b"\x80\x02" + b"]" * (65 * MIB) + b".")
 

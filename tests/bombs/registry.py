@@ -17,20 +17,24 @@ class Bomb:
         reader: Target of the fuzzing that reads it.
         name: What the file is called.
         make: Writes it to a path.
+        slow: Takes a second or more to write and read: `python -m tests.bombs` has it, the tests have not.
     """
 
     reader: str
     name: str
     make: Callable[[Path], object]
+    slow: bool
 
 
 #: By the name of the function, with spaces.
 BOMBS: dict[str, Bomb] = {}
 
 
-def bomb(reader: str, name: str) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
+def bomb(
+    reader: str, name: str, *, slow: bool = False
+) -> Callable[[Callable[[Path], object]], Callable[[Path], object]]:
     def registered(make: Callable[[Path], object]) -> Callable[[Path], object]:
-        BOMBS[make.__name__.replace("_", " ")] = Bomb(reader, name, make)
+        BOMBS[make.__name__.replace("_", " ")] = Bomb(reader, name, make, slow)
         return make
 
     return registered

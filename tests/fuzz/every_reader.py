@@ -17,7 +17,7 @@ from tests.fuzz.targets import SLOW, TARGETS
 from tests.fuzz.worker import corpus, fuzz, verdict
 
 #: Damaged files of a reader, and of a slow one.
-EXECUTIONS, FEW = 1000, 100
+EXECUTIONS, FEW = 500, 50
 
 
 def wrong_with(name: str, folder: Path) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the clock of a
 @pytest.mark.slow
 @needs_linux
 def test_commands_stopped_at_random_moments_leave_all_or_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.signals", "--count", "12", "--seed", "1"]
+    command = [sys.executable, "-m", "tests.signals", "--count", "6", "--seed", "1"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
