@@ -26,6 +26,7 @@ from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.distributed import accelerator_for
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.scorer import Scorer
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import load_images
 from clipmerge.images.prompts import DEFAULT_TEMPLATE
 from clipmerge.models.building import build_model
@@ -95,7 +96,9 @@ class Laboratory:
         """
         sources = {"test": self.trained.test, **self.trained.ood}
         loaded = {name: load_images(str(folder)) for name, folder in sources.items()}
-        scorer = Scorer(build_model(self.inputs), self.inputs, accelerator_for("cpu"), templates=(DEFAULT_TEMPLATE,))
+        scorer = Scorer(
+            build_model(self.inputs), self.inputs, EvalSettings(accelerator_for("cpu"), (DEFAULT_TEMPLATE,))
+        )
         correct = scorer.score([point.move for point in points], loaded, Silent())
         ordered = {name: by_drawing(right, sources[name]) for name, right in correct.items()}
         times = drawn({name: each.things for name, each in ordered.items()}, draws)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.held_back import MOST
-from clipmerge.images.prompts import templates_for
 from clipmerge.images.store import Pixels
 from clipmerge.planning.effect_view import STALE
 from clipmerge.planning.plan import Plan
@@ -95,12 +94,11 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
 
 
 def _measured(run: Run, request: MergeRequest) -> MergeEffect:
-    from clipmerge.distributed import accelerator_for
+    from clipmerge.api._other_tasks import settings_for
     from clipmerge.evaluation.verdict import measure_effect
 
-    calibration = request.calibration
-    accelerator = accelerator_for(calibration.device)
-    run.is_main = accelerator.is_main_process
+    settings = settings_for(request.calibration)
+    run.is_main = settings.accelerator.is_main_process
     plan, tensors = shared_plan(run.plan, run.tensors)
     images = _images(run, request)
     return measure_effect(
@@ -108,9 +106,7 @@ def _measured(run: Run, request: MergeRequest) -> MergeEffect:
         plan,
         tensors,
         images,
-        accelerator,
-        templates=templates_for(calibration.templates, images.templates),
-        batch_size=calibration.batch_size,
+        settings,
         max_loss=request.max_loss,
         progress=run.progress,
     )

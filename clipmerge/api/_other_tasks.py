@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._in_memory import source_of
@@ -10,7 +11,9 @@ from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.evaluation.sources import check_source_name, named_sources
 
 if TYPE_CHECKING:
-    from clipmerge.evaluation.other_tasks import Place, Task
+    from clipmerge.evaluation.other_tasks import Task
+    from clipmerge.evaluation.settings import EvalSettings
+    from clipmerge.choices import OutputDtype
     from clipmerge.progress import Progress
     from clipmerge.request import Calibration, MergeRequest, Run
 
@@ -54,20 +57,15 @@ def load_tasks(
     return tasks
 
 
-def place_of(calibration: Calibration) -> Place:
-    """Set up the device and the batches that a request asks for.
-
-    Args:
-        calibration: The settings.
-
-    Raises:
-        UsageError: If the device does not exist.
-    """
+def settings_for(calibration: Calibration, dtype: OutputDtype = "keep") -> EvalSettings:
+    """The device, templates and batches that a request asks for."""
     from clipmerge.distributed import accelerator_for
-    from clipmerge.evaluation.other_tasks import Place
+    from clipmerge.evaluation.settings import EvalSettings
 
     accelerator = accelerator_for(calibration.device)
-    return Place(accelerator, calibration.batch_size, calibration.images_at_once)
+    return EvalSettings(
+        accelerator, calibration.templates, calibration.batch_size, calibration.images_at_once, dtype=dtype
+    )
 
 
 def add_other_task_scores(run: Run, request: MergeRequest) -> None:
@@ -90,11 +88,11 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
 
     with run.timed("kept"):
         tasks = load_tasks(request.keep, run.progress, most=request.calibration.images, seed=request.seed)
-        place = place_of(request.calibration)
-        run.is_main = place.accelerator.is_main_process
+        settings = replace(settings_for(request.calibration), templates=())  # a task has its own
+        run.is_main = settings.accelerator.is_main_process
         plan, tensors = shared_plan(run.plan, run.tensors)
         try:
-            kept = measure_other_tasks(run.inputs, plan, tensors, tasks, place, run.progress)
+            kept = measure_other_tasks(run.inputs, plan, tensors, tasks, settings, run.progress)
         except CheckpointError as error:
             text = f"the tasks of --keep could not be measured: {error}"
             if request.strict:

@@ -13,7 +13,7 @@ from typing import Any
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import ClipmergeError
-from clipmerge.evaluation.answered import Answered
+from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.points import Point
 from clipmerge.files.cache import user_cache
 from clipmerge.images.dataset import LabelledImages
@@ -60,7 +60,7 @@ class SweepCache:
             return cls(user_cache("bench") / _digest(what))
         return None
 
-    def answered(self, request: SweepRequest, loaded: Mapping[str, LabelledImages]) -> Answered:
+    def answers(self, request: SweepRequest, loaded: Mapping[str, LabelledImages]) -> AnswerCache:
         """The kept answers for some sources.
 
         Args:
@@ -68,7 +68,7 @@ class SweepCache:
             loaded: Images by name.
         """
         described = {name: _described(request, images) for name, images in loaded.items()}
-        return Answered(self.folder, {name: text for name, text in described.items() if text is not None})
+        return AnswerCache(self.folder, {name: text for name, text in described.items() if text is not None})
 
     def plan(self, request: SweepRequest, recipe: Recipe) -> tuple[Plan, PlanTensors] | None:
         """Read the plan that an earlier run made for a recipe.
@@ -118,8 +118,8 @@ def key_of(point: Point) -> str:
     Args:
         point: The point.
     """
-    if point.placed is not None:
-        return f"placed {_digest([each.hashes for each in point.placed.finetuned])}"
+    if point.checkpoint is not None:
+        return f"checkpoint {_digest([each.hashes for each in point.checkpoint.finetuned])}"
     if point.plan is None:
         return f"alpha {point.alpha!r}"
     digest = hashlib.sha256(point.plan.digest.encode())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from clipmerge.api._other_tasks import load_tasks, place_of
+from clipmerge.api._other_tasks import load_tasks, settings_for
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.points import Point
 from clipmerge.progress import Progress
@@ -36,7 +37,8 @@ def score_other_tasks(
     progress.stage("kept")
     tasks = load_tasks(request.keep, progress)
     moves = [point.move for point in points]
-    scores = score_tasks(inputs, moves, tasks, place_of(request.calibration), progress, dtype=request.dtype)
+    settings = replace(settings_for(request.calibration, request.dtype), templates=())  # a task has its own
+    scores = score_tasks(inputs, moves, tasks, settings, progress)
     record["kept"] = [facts_of(name, task) for name, task in tasks.items()]
     for number, row in enumerate(record["curve"]):
         row["kept"] = _at(scores, number)

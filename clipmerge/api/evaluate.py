@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 from clipmerge.api._arguments import (
@@ -14,7 +15,7 @@ from clipmerge.api._arguments import (
     with_options,
 )
 from clipmerge.api._in_memory import InMemorySource, as_sources, with_state_key
-from clipmerge.api._other_tasks import load_tasks, place_of, tasks_named
+from clipmerge.api._other_tasks import load_tasks, settings_for, tasks_named
 from clipmerge.api._results import EvaluateResult
 from clipmerge.errors import UsageError
 from clipmerge.progress import Logged, Progress
@@ -64,11 +65,8 @@ def evaluate(
         record = evaluate_sources(
             place,
             sources,
+            settings_for(wanted),
             classes=wanted.classes,
-            templates=wanted.templates,
-            batch_size=wanted.batch_size,
-            images_at_once=wanted.images_at_once,
-            device=wanted.device,
             columns=wanted.columns,
             progress=reports,
         )
@@ -82,4 +80,5 @@ def evaluate(
 def _kept(checkpoint: str, named: Mapping[str, Any], wanted: Calibration, progress: Progress) -> list[dict[str, Any]]:
     from clipmerge.evaluation.other_tasks import evaluate_other_tasks
 
-    return evaluate_other_tasks(checkpoint, load_tasks(named, progress), place_of(wanted), progress)
+    settings = replace(settings_for(wanted), templates=())  # a task has its own
+    return evaluate_other_tasks(checkpoint, load_tasks(named, progress), settings, progress)

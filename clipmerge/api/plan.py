@@ -31,18 +31,18 @@ from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.preview import compare_before_download
 from clipmerge.choices import Missing
 from clipmerge.errors import CheckpointError, RecipeError
-from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, head_classes, lacks_zeroshot_head
+from clipmerge.evaluation.zero_shot_head import WEIGHT, build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan, tensors_path, worded_for, write_plan_files
-from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
+from clipmerge.planning.provenance import CalibrationRecord, HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
 from clipmerge.planning.tensors import PlanTensors, with_coefficients
 from clipmerge.plugins import load_plugin, plugin_names, takes_several
 from clipmerge.progress import Logged, Progress, Silent
-from clipmerge.request import MergeRequest, Run
+from clipmerge.request import Calibration, MergeRequest, Run
 
 Measured = tuple[Measurements, dict[str, Any]]
 
@@ -184,7 +184,7 @@ def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
     begin = time.perf_counter()
     mixed = request.dtype != "keep"
     inputs = open_inputs(request.sources, request.recipe.missing, mixed_dtypes=mixed, known=known)
-    head = head_classes(inputs, request.calibration, request.seed) if lacks_zeroshot_head(inputs) else None
+    head = _head_classes(inputs, request.calibration, request.seed) if lacks_zeroshot_head(inputs) else None
     if head:
         inputs = build_zeroshot_head(inputs, head, mixed_dtypes=mixed)
     check_ancestry(inputs, known, strict=request.strict)
@@ -193,6 +193,23 @@ def _read(request: MergeRequest, progress: Progress, known: Known) -> Run:
         progress.say(note)
     run.seconds["read"] = round(time.perf_counter() - begin, 3)
     return run
+
+
+def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRecord | None:
+    """The classes of the rows of a head; ``None`` if neither images nor class names were given."""
+    from clipmerge.images.class_names import read_class_names
+    from clipmerge.images.dataset import load_images
+    from clipmerge.images.prompts import templates_for
+
+    if calibration.source is not None:
+        columns, most = calibration.columns, calibration.images
+        images = load_images(calibration.source, calibration.classes, columns=columns, most=most, seed=seed)
+        return HeadRecord(classes=images.class_names, templates=templates_for(calibration.templates, images.templates))
+    if calibration.classes:
+        rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][WEIGHT]].shape[0]
+        names = read_class_names(calibration.classes, [str(row) for row in range(rows)])
+        return HeadRecord(classes=names, templates=templates_for(calibration.templates, ()))
+    return None
 
 
 def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: bool, known: Known) -> Inputs:

@@ -33,7 +33,7 @@ from clipmerge.api._arguments import (
 from clipmerge.api._commands import sweep_words
 from clipmerge.api._in_memory import as_sources, open_source, with_state_key
 from clipmerge.api._merge_effect import shared_plan
-from clipmerge.api._other_tasks import tasks_named
+from clipmerge.api._other_tasks import settings_for, tasks_named
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api._sweep_images import load_source, overlap_notes
@@ -234,7 +234,7 @@ def run_sweep(
         check({name: float(each.mean()) for name, each in right.items()})
     points, planned = _plan_points(request, inputs, known, progress, kept)
     first = len(points)
-    points += [Point(None, placed=each) for each in placed.values()]
+    points += [Point(None, checkpoint=each) for each in placed.values()]
     planning = time.perf_counter()
     progress.stage("evaluate")
     correct = _score(request, inputs, points, loaded, accelerator, progress, kept)
@@ -388,12 +388,8 @@ def _score(
     scorer = Scorer(
         build_headed(inputs) if inputs.have_heads_only else build_model(inputs),
         inputs,
-        accelerator,
-        templates=request.calibration.templates,
-        batch_size=request.calibration.batch_size,
-        images_at_once=request.calibration.images_at_once,
-        dtype=request.dtype,
-        answered=kept.answered(request, loaded) if kept else None,
+        settings_for(request.calibration, request.dtype),
+        cache=kept.answers(request, loaded) if kept else None,
     )
     keys = [key_of(point) for point in points] if kept else []
     return scorer.score([point.move for point in points], loaded, progress, keys=keys)

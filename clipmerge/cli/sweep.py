@@ -248,9 +248,9 @@ def _other_tasks(record: dict[str, Any]) -> Iterator[Table]:
     from rich.table import Table
     from rich.text import Text
 
-    from clipmerge.report.sweep_other_tasks import sweep_other_tasks_section
+    from clipmerge.report.sweep_table import other_tasks_section
 
-    section = sweep_other_tasks_section(record)
+    section = other_tasks_section(record)
     tables: dict[str, list[tuple[int, str]]] = {}
     for place, name in enumerate(section["kept_columns"]):
         task, _, measure = name.rpartition(": ")

@@ -46,17 +46,7 @@ def concluded(
     images: int,
     max_loss: float,
 ) -> Conclusion:
-    """Recommend whether to use a merged model.
-
-    Args:
-        zeroshot: Accuracy of the zero-shot model.
-        finetuned: Accuracy of the fine-tuned model.
-        merged: Accuracy of the merged model.
-        over_finetuned: Merged minus fine-tuned.
-        over_zeroshot: Merged minus zero-shot.
-        images: Number of images it was measured on.
-        max_loss: Loss of accuracy, in points, beyond which the merged model is not recommended.
-    """
+    """Recommend whether to use a merged model."""
     recommendation, reason = _recommended(zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100)
     low, high = merged.clean.interval
     numbers = (
@@ -72,15 +62,6 @@ def concluded(
 def loss_warnings(accuracies: Mapping[str, float], where: str, finetuned: float, max_loss: float) -> tuple[str, ...]:
     """Warn of losses of accuracy beyond the limit.
 
-    Args:
-        accuracies: Accuracy of each model, by its name in the warning.
-        where: Name of the accuracy in the warning.
-        finetuned: Accuracy of the fine-tuned model.
-        max_loss: The limit, in points.
-
-    Returns:
-        One line for each model that loses more.
-
     Example:
         >>> print(*loss_warnings({"lines": 0.90, "auto": 0.94}, "accuracy", 0.95, 3))
         lines loses 5.0 points of the fine-tuned model's accuracy (90.0% against 95.0%), more than the 3 of --max-loss
@@ -95,10 +76,6 @@ def loss_warnings(accuracies: Mapping[str, float], where: str, finetuned: float,
 
 def loses(difference: float, max_loss: float) -> bool:
     """Whether a difference in accuracy is a loss beyond the limit.
-
-    Args:
-        difference: Merged minus fine-tuned, in [-1, 1].
-        max_loss: The limit, in points.
 
     Example:
         >>> loses(-0.031, 3), loses(0.97 - 1.0, 3)

@@ -41,9 +41,6 @@ class MovingModel:
             inputs: The checkpoints; the average of the fine-tuned ones is theta_1.
             device: Device of the model and both ends; on the CPU the ends stay mapped files.
             dtype: Dtype in which a merge would be written; weights are rounded to it.
-
-        Raises:
-            CheckpointError: If a weight is not finite, or the config does not fit.
         """
         self.model = model
         self.text_version = 0
@@ -69,14 +66,7 @@ class MovingModel:
 
     @torch.no_grad()
     def interpolate(self, alpha: float) -> None:
-        """Set the weights to theta_0 + alpha * (theta_1 - theta_0), as `merge_tensor` computes it.
-
-        Args:
-            alpha: 0 = zero-shot, 1 = fine-tuned.
-
-        Raises:
-            CheckpointError: If a weight overflows the checkpoint's dtype.
-        """
+        """Set the weights to theta_0 + alpha * (theta_1 - theta_0), as `merge_tensor` computes it."""
         weights = (1.0 / len(self._finetuned),) * len(self._finetuned)
         for name, theta_0 in self._theta_0.items():
             if name in self._set_already:
@@ -95,23 +85,15 @@ class MovingModel:
 
     @torch.no_grad()
     def become_finetuned(self, which: int) -> None:
-        """Set the weights to one fine-tuned checkpoint's; weights that it lacks come from zero-shot.
-
-        Args:
-            which: Its index among the fine-tuned checkpoints.
-        """
+        """Set the weights to one fine-tuned checkpoint's, by its index; weights that it lacks come from zero-shot."""
         for name, theta_0 in self._theta_0.items():
             self._set(name, self._finetuned[which].get(name, theta_0))
 
     @torch.no_grad()
     def become(self, other: Inputs) -> None:
-        """Set the weights to those of a checkpoint that is not on the path; weights that it lacks come from zero-shot.
+        """Set the weights to those of a checkpoint that is not on the path, aligned with the same zero-shot one.
 
-        Args:
-            other: The same zero-shot checkpoint, aligned with that one.
-
-        Raises:
-            CheckpointError: If a weight is not finite.
+        Weights that it lacks come from zero-shot.
         """
         for name, theta_0 in self._theta_0.items():
             value = other.theta_1(name) if other.merges(name) else theta_0
@@ -120,15 +102,7 @@ class MovingModel:
 
     @torch.no_grad()
     def follow(self, plan: Plan, tensors: PlanTensors) -> None:
-        """Set the weights to those of a plan, as `merged_tensors` computes them.
-
-        Args:
-            plan: The coefficients and masks of the layers.
-            tensors: The plan's scores and coefficients.
-
-        Raises:
-            CheckpointError: If the plan leaves out a parameter of the model, or its output is not finite.
-        """
+        """Set the weights to those of a plan, as `merged_tensors` computes them."""
         left = set(self.model.parameters)
         merged = [tensor for tensor in merged_tensors(self._pair, plan, tensors) if tensor.name in left]
         with closing(contents_of(merged, np.empty)) as contents:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from clipmerge.evaluation.intervals import wilson
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.retrieval import recall_of, text_embeddings
 from clipmerge.evaluation.scorer import Move, Scorer
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.verdict import moves_of
 from clipmerge.images.batches import batch_size_for
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.prompts import templates_for
 from clipmerge.images.retrieval import CaptionedImages, has_captions, load_captions
 from clipmerge.models import ImageTextModel
 from clipmerge.models.building import build_model
@@ -29,8 +28,6 @@ from clipmerge.planning.merge_effect import Estimate
 from clipmerge.planning.other_tasks import OtherTaskScores, Score
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from clipmerge.checkpoint import Inputs
     from clipmerge.planning.plan import Plan
     from clipmerge.planning.tensors import PlanTensors
@@ -40,33 +37,8 @@ if TYPE_CHECKING:
 Task = LabelledImages | CaptionedImages
 
 
-@dataclass(frozen=True)
-class Place:
-    """How images go through the model.
-
-    Attributes:
-        accelerator: Places the model, and gathers the results of several processes.
-        batch_size: Images per batch; ``None`` for the default.
-        images_at_once: Images that go through the model at once; ``None`` for a batch.
-    """
-
-    accelerator: Accelerator
-    batch_size: int | None = None
-    images_at_once: int | None = None
-
-
 def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Task:
-    """Find the images of a task, which keep their own class names and templates.
-
-    Args:
-        source: Images with classes, in a form that `load_images` accepts, or with captions, for `load_captions`.
-        most: Maximum number of images, sampled; ``None`` for all.
-        seed: Seed of the sample.
-
-    Raises:
-        DataError: If the images cannot be used.
-        HubError: If the Hub refuses or cannot be reached.
-    """
+    """Load at most so many images of a task, which keep their own class names and templates: classes or captions."""
     if isinstance(source, str) and has_captions(source):
         captioned = load_captions(source, most=most, seed=seed)
         return captioned if most is None else captioned.sample(most, seed)
@@ -76,26 +48,10 @@ def load_task(source: Any, *, most: int | None = None, seed: int = 0) -> Task:
 
 
 def measure_other_tasks(
-    inputs: Inputs, plan: Plan, tensors: PlanTensors, tasks: dict[str, Task], place: Place, progress: Progress
+    inputs: Inputs, plan: Plan, tensors: PlanTensors, tasks: dict[str, Task], settings: EvalSettings, progress: Progress
 ) -> tuple[OtherTaskScores, ...]:
-    """Measure zero-shot, fine-tuned and merged model on every task.
-
-    Args:
-        inputs: The checkpoints.
-        plan: The coefficients and masks of the layers.
-        tensors: The plan's scores and coefficients.
-        tasks: The tasks by name.
-        place: How images go through the model.
-        progress: Receiver of progress reports.
-
-    Returns:
-        One record per task, the same in every process.
-
-    Raises:
-        CheckpointError: If the checkpoints cannot be evaluated.
-        DataError: If an image cannot be decoded.
-    """
-    scores = score_tasks(inputs, moves_of(plan, tensors), tasks, place, progress)
+    """Measure zero-shot, fine-tuned and merged model on every task, with the same result in every process."""
+    scores = score_tasks(inputs, moves_of(plan, tensors), tasks, settings, progress)
     return tuple(
         OtherTaskScores(
             **facts_of(name, task),
@@ -122,56 +78,24 @@ def facts_of(name: str, task: Task) -> dict[str, Any]:
 
 
 def score_tasks(
-    inputs: Inputs,
-    moves: Sequence[Move],
-    tasks: dict[str, Task],
-    place: Place,
-    progress: Progress,
-    *,
-    dtype: Any = "keep",
+    inputs: Inputs, moves: Sequence[Move], tasks: dict[str, Task], settings: EvalSettings, progress: Progress
 ) -> dict[str, list[Score]]:
-    """Score points of the path on every task.
-
-    Args:
-        inputs: The checkpoints.
-        moves: Functions that move the model to each point.
-        tasks: The tasks by name.
-        place: How images go through the model.
-        progress: Receiver of progress reports.
-        dtype: Dtype that the points are rounded to.
-
-    Returns:
-        Scores by task, one per point.
-    """
+    """Score points of the path on every task: by task, one score per point."""
     labelled = {name: task for name, task in tasks.items() if isinstance(task, LabelledImages)}
     captioned = {name: task for name, task in tasks.items() if isinstance(task, CaptionedImages)}
     model, scores = build_model(inputs), {}
     if labelled:
-        scorer = Scorer(
-            model,
-            inputs,
-            place.accelerator,
-            templates=(),
-            batch_size=place.batch_size,
-            images_at_once=place.images_at_once,
-            dtype=dtype,
-        )
-        for name, right in scorer.score(moves, labelled, progress).items():
+        for name, right in Scorer(model, inputs, settings).score(moves, labelled, progress).items():
             scores[name] = [accuracy_score(float(row.mean()), len(row)) for row in right]
     if captioned:
-        moving = MovingModel(model, inputs, place.accelerator.device, dtype=dtype)
+        moving = MovingModel(model, inputs, settings.accelerator.device, dtype=settings.dtype)
         for name, images in captioned.items():
-            scores[name] = _recalls(moving, model, moves, images, place, progress)
+            scores[name] = _recalls(moving, model, moves, images, settings, progress)
     return scores
 
 
 def accuracy_score(accuracy: float, images: int) -> Score:
-    """Make a score from an accuracy, with its interval.
-
-    Args:
-        accuracy: Share of the images, from 0 to 1.
-        images: Number of images.
-    """
+    """Make a score with an interval from the share of images that were recognised."""
     return Score(accuracy=Estimate(value=accuracy, interval=wilson(accuracy, images)))
 
 
@@ -181,7 +105,7 @@ def _recalls(
     model: ImageTextModel,
     moves: Sequence[Move],
     images: CaptionedImages,
-    place: Place,
+    settings: EvalSettings,
     progress: Progress,
 ) -> list[Score]:
     """Recall at every point; images are decoded once per point, captions embedded only if the text tower changed."""
@@ -191,78 +115,52 @@ def _recalls(
     for number, move in enumerate(moves):
         move(moving)
         if texts is None or moving.text_version != version:
-            texts = text_embeddings(model, _texts(images), place.accelerator.device)
+            texts = caption_embeddings(model, images, settings.accelerator.device)
             version = moving.text_version
-        scores.append(recall_score(model, images, place, texts))
+        scores.append(recall_score(model, images, settings, texts))
         progress.advance(number + 1, len(moves))
     return scores
 
 
-def recall_score(model: ImageTextModel, images: CaptionedImages, place: Place, texts: Tensor | None = None) -> Score:
-    """Measure the recall of one model.
-
-    Args:
-        model: The model, weights loaded, on its device.
-        images: Images with captions.
-        place: How images go through the model.
-        texts: Embedded captions, image by image; ``None`` to embed them.
-
-    Raises:
-        DataError: If an image cannot be decoded.
-    """
-    device = place.accelerator.device
-    if texts is None:
-        texts = text_embeddings(model, _texts(images), device)
-    rank, world = place.accelerator.process_index, place.accelerator.num_processes
-    size = batch_size_for(len(images), place.batch_size)
+def recall_score(model: ImageTextModel, images: CaptionedImages, settings: EvalSettings, texts: Tensor) -> Score:
+    """Measure the recall of one model on its device, given its `caption_embeddings`."""
+    device = settings.accelerator.device
+    rank, processes = settings.share
+    size = batch_size_for(len(images), settings.batch_size)
     found: list[tuple[int, Any]] = []
     for number, start in enumerate(range(0, len(images), size)):
-        if number % world == rank:
+        if number % processes == rank:
             stop = min(start + size, len(images))
             pixels = model.pixels([images.image(position) for position in range(start, stop)])
-            pieces = torch.split(pixels, place.images_at_once or len(pixels))
-            found += [(start, torch.cat([model.image_features(each.to(device)).cpu() for each in pieces]).numpy())]
-    if world > 1:
+            pieces = torch.split(pixels, settings.images_at_once or len(pixels))
+            found += [(start, torch.cat([model.image_features(piece.to(device)).cpu() for piece in pieces]).numpy())]
+    if processes > 1:
         with together():
             found = gather_object(found)
     features = torch.from_numpy(np.concatenate([rows for _, rows in sorted(found, key=lambda part: part[0])]))
-    owners = torch.tensor([number for number, own in enumerate(images.captions) for _ in own])
+    owners = torch.tensor([number for number, captions in enumerate(images.captions) for _ in captions])
     return Score(recall=recall_of(features, texts, owners))
 
 
-def _texts(images: CaptionedImages) -> list[str]:
-    return [caption for own in images.captions for caption in own]
+def caption_embeddings(model: ImageTextModel, images: CaptionedImages, device: torch.device) -> Tensor:
+    """Embed all captions, image by image: (captions, width), on the CPU."""
+    return text_embeddings(model, [caption for captions in images.captions for caption in captions], device)
 
 
 @torch.inference_mode()
-def evaluate_other_tasks(source: str, tasks: dict[str, Task], place: Place, progress: Progress) -> list[dict[str, Any]]:
-    """Score one checkpoint on every task.
-
-    Args:
-        source: The checkpoint.
-        tasks: The tasks by name.
-        place: How images go through the model.
-        progress: Receiver of progress reports.
-
-    Returns:
-        JSON-ready: a description of each task, as `facts_of` makes it, with its ``score``.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be evaluated.
-        DataError: If an image cannot be decoded.
-    """
+def evaluate_other_tasks(
+    source: str, tasks: dict[str, Task], settings: EvalSettings, progress: Progress
+) -> list[dict[str, Any]]:
+    """Score one checkpoint on every task: JSON-ready descriptions of the tasks by `facts_of`, with their ``score``."""
     model = load_model(open_checkpoint(source))
-    model.module.to(place.accelerator.device)
+    model.module.to(settings.accelerator.device)
     rows = []
     for name, task in tasks.items():
         progress.stage(f"evaluating {name}")
         if isinstance(task, CaptionedImages):
-            score = recall_score(model, task, place)
+            texts = caption_embeddings(model, task, settings.accelerator.device)
+            score = recall_score(model, task, settings, texts)
         else:
-            device: Any = place.accelerator.device.type
-            sizes = {"batch_size": place.batch_size, "images_at_once": place.images_at_once}
-            templates = templates_for((), task.templates)
-            right = zero_shot_accuracy(model, task, templates, device=device, **sizes, progress=progress)
-            score = accuracy_score(right, len(task))
+            score = accuracy_score(zero_shot_accuracy(model, task, settings, progress), len(task))
         rows.append({**facts_of(name, task), "score": score.model_dump(mode="json", exclude_none=True)})
     return rows

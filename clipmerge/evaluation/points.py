@@ -19,24 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Point:
-    """A point to evaluate.
-
-    Attributes:
-        alpha: Coefficient on the curve; ``None`` off it.
-        plan: The plan; ``None`` for other points.
-        tensors: The plan's scores and coefficients.
-        placed: The zero-shot checkpoint aligned with a checkpoint that is evaluated as it is.
-    """
+    """A point to evaluate: an alpha of the curve, a plan, or a checkpoint aligned with the zero-shot one."""
 
     alpha: float | None
     plan: Plan | None = None
     tensors: PlanTensors = field(default_factory=PlanTensors)
-    placed: Inputs | None = None
+    checkpoint: Inputs | None = None
 
     def move(self, model: MovingModel) -> None:
         """Set a model's weights to those of this point."""
-        if self.placed is not None:
-            model.become(self.placed)
+        if self.checkpoint is not None:
+            model.become(self.checkpoint)
         elif self.plan is not None:
             model.follow(self.plan, self.tensors)
         else:
@@ -45,38 +38,18 @@ class Point:
 
 @dataclass
 class Points:
-    """Distinct points in the order in which they were added.
-
-    Attributes:
-        inputs: The checkpoints.
-        points: The points.
-    """
+    """Distinct points of the same checkpoints, in the order in which they were added."""
 
     inputs: Inputs
     points: list[Point] = field(default_factory=list)
     _keys: list[Any] = field(default_factory=list, repr=False)
 
     def add_alpha(self, alpha: float) -> int:
-        """Add a point of the curve.
-
-        Args:
-            alpha: 0 = zero-shot, 1 = fine-tuned.
-
-        Returns:
-            Its index.
-        """
+        """Add a point of the curve, and return its index."""
         return self._add(_key_of_alpha(alpha), Point(alpha))
 
     def add_plan(self, plan: Plan, tensors: PlanTensors) -> int:
-        """Add a plan, unless there is already a point with the same weights.
-
-        Args:
-            plan: The plan.
-            tensors: The plan's scores and coefficients.
-
-        Returns:
-            The index of the point.
-        """
+        """Add a plan unless there is a point with the same weights, and return the index of the point."""
         return self._add(weights_key(plan, self.inputs), Point(None, plan, tensors))
 
     def _add(self, key: Any, point: Point) -> int:
@@ -93,12 +66,7 @@ def _key_of_alpha(alpha: float) -> tuple[str, float]:
 def weights_key(plan: Plan, inputs: Inputs) -> Any:
     """Key that is equal for two plans of the same checkpoints if and only if they produce the same weights.
 
-    Args:
-        plan: The plan.
-        inputs: The checkpoints.
-
-    Returns:
-        The key; if the plan writes the weights of a point of the curve, the key of that point.
+    A plan that writes the weights of a point of the curve has the key of that point.
     """
     layers = [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))]
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]

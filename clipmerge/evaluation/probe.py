@@ -56,16 +56,7 @@ _Pixels = NDArray[np.uint8]
 
 
 def corrupted(image: Image, corruption: str, seed: int) -> Image:
-    """Corrupt an image.
-
-    Args:
-        image: RGB, at the model's input size.
-        corruption: One of `CORRUPTIONS`.
-        seed: Seed of the random parts; each corruption has its own stream.
-
-    Returns:
-        RGB, the same size.
-    """
+    """Corrupt an image."""
     return _CORRUPT[corruption](image, np.random.default_rng([_SEED, list(_CORRUPT).index(corruption), seed]))
 
 
@@ -155,14 +146,7 @@ class Probe:
     per_image: int
 
     def mean_by_image(self, values: dict[str, NDArray[np.bool_]]) -> NDArray[np.float64]:
-        """Average over the corruptions of each image.
-
-        Args:
-            values: Shape (models, images of the corruption), by corruption.
-
-        Returns:
-            Shape (models, images held back).
-        """
+        """Average over the corruptions of each image."""
         images = sum(map(len, self.positions.values())) // self.per_image
         models = len(next(iter(values.values())))
         total = np.zeros((models, images))
@@ -172,12 +156,7 @@ class Probe:
 
 
 def probe(images: LabelledImages, side: int) -> Probe:
-    """Corrupt images: each with all corruptions or, if there are many images, each with some of them, in turn.
-
-    Args:
-        images: The images, in a random order.
-        side: Shorter side of the model's input, in pixels; see `side_of`.
-    """
+    """Corrupt images: each with all corruptions or, if there are many images, each with some of them, in turn."""
     kinds = len(CORRUPTIONS)
     per_image = min(kinds, max(_FEWEST, _TESTS // len(images)))
     scaled = _Scaled(images, side)

@@ -42,43 +42,34 @@ def recall_of(images: Tensor, texts: Tensor, owners: Tensor, *, ranks: Sequence[
 
 def _ranks_of_captions(images: Tensor, texts: Tensor, owners: Tensor) -> Iterator[Tensor]:
     """For each image, the number of captions that match better than the best of its own."""
-    places = torch.arange(len(texts), device=texts.device)
+    positions = torch.arange(len(texts), device=texts.device)
     block = max(1, _SCORES // len(texts))
     for start in range(0, len(images), block):
         scores = images[start : start + block] @ texts.T
         numbers = torch.arange(start, start + len(scores), device=owners.device)
         own = owners[None, :] == numbers[:, None]
         best = scores.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        first = torch.where(own & (scores == best), places, len(texts)).amin(dim=1, keepdim=True)
-        yield _better(scores, best, first, places)
+        first = torch.where(own & (scores == best), positions, len(texts)).amin(dim=1, keepdim=True)
+        yield _better(scores, best, first, positions)
 
 
 def _ranks_of_images(images: Tensor, texts: Tensor, owners: Tensor) -> Iterator[Tensor]:
     """For each caption, the number of images that match better than its own."""
-    places = torch.arange(len(images), device=images.device)
+    positions = torch.arange(len(images), device=images.device)
     block = max(1, _SCORES // len(images))
     for start in range(0, len(texts), block):
         scores = texts[start : start + block] @ images.T
         own = owners[start : start + block, None]
-        yield _better(scores, scores.gather(1, own), own, places)
+        yield _better(scores, scores.gather(1, own), own, positions)
 
 
-def _better(scores: Tensor, own: Tensor, place: Tensor, places: Tensor) -> Tensor:
+def _better(scores: Tensor, own: Tensor, own_position: Tensor, positions: Tensor) -> Tensor:
     """Count in each row the scores above its own, and those equal to it that come first."""
-    return ((scores > own) | ((scores == own) & (places < place))).sum(dim=1)
+    return ((scores > own) | ((scores == own) & (positions < own_position))).sum(dim=1)
 
 
 def text_embeddings(model: ImageTextModel, captions: Sequence[str], device: torch.device) -> Tensor:
-    """Embed captions.
-
-    Args:
-        model: The model, weights loaded.
-        captions: The captions; the tokenizer cuts off what is too long.
-        device: Device of the model.
-
-    Returns:
-        (captions, width), unit length, on the CPU.
-    """
+    """Embed captions, cut off where they are too long: (captions, width), unit length, on the CPU."""
     pieces = []
     for start in range(0, len(captions), _TEXTS_AT_ONCE):
         # the time that some tokenizers take for one word grows with the square of its length

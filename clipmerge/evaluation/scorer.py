@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
 from clipmerge.distributed import together
-from clipmerge.evaluation.answered import Answered
-from clipmerge.evaluation.answerer import Answerer
+from clipmerge.evaluation.answer_cache import AnswerCache
+from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.moving_model import MovingModel
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.sources import check_source_name
 from clipmerge.images.batches import Batch, batch_size_for, read_batches
 from clipmerge.images.dataset import LabelledImages
@@ -31,23 +31,20 @@ from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace
 
 if TYPE_CHECKING:
-    from clipmerge.choices import OutputDtype
     from clipmerge.progress import Progress
 
 #: Whether each image was recognised: shape (points, images).
 Correct = NDArray[np.bool_]
 #: The class predicted for each image: shape (points, images).
 Answers = NDArray[np.int64]
-#: Bytes of preprocessed images held at once; every point classifies them before more are decoded.
-HELD = 2 << 30
-
-
+#: Sets the model's weights to those of one point.
+Move = Callable[[MovingModel], None]
+# Bytes of preprocessed images in memory at once; every point classifies them before more are decoded.
+_LOAD_BYTES = 2 << 30
 # Source, number of the point, first image of a batch, and the classes that its images were given.
 _Outcome = tuple[str, int, int, list[int]]
 # Class names and templates.
 _ClassPrompts = tuple[tuple[str, ...], tuple[str, ...]]
-#: Sets the model's weights to those of one point.
-Move = Callable[[MovingModel], None]
 
 
 @dataclass(frozen=True)
@@ -66,42 +63,30 @@ class Scorer:
         self,
         model: ImageTextModel | HeadedTower,
         inputs: Inputs,
-        accelerator: Accelerator,
+        settings: EvalSettings,
         *,
-        templates: tuple[str, ...],
-        batch_size: int | None = None,
-        images_at_once: int | None = None,
-        dtype: OutputDtype = "keep",
-        held: int = HELD,
-        answered: Answered | None = None,
+        load_bytes: int = _LOAD_BYTES,
+        cache: AnswerCache | None = None,
     ) -> None:
         """Load both ends.
 
         Args:
             model: The model without weights.
             inputs: The checkpoints.
-            accelerator: Places the model, and gathers the results of several processes.
-            templates: Prompt templates for every source; if empty, each source's own, or the default.
-            batch_size: Images per batch; by default that of `evaluate`.
-            images_at_once: Images that go through the model at once; ``None`` for a batch.
-            dtype: Dtype that the points are rounded to.
-            held: Bytes of preprocessed images held at once.
-            answered: Answers of an earlier, interrupted run; those of this run are added.
+            settings: How images go through the model.
+            load_bytes: Bytes of preprocessed images in memory at once.
+            cache: Answers of an earlier, interrupted run; those of this run are added.
         """
         self._model = model
-        self._moving = MovingModel(model, inputs, accelerator.device, dtype=dtype)
-        self._accelerator = accelerator
-        self._templates = templates
-        self._batch_size = batch_size
-        self._images_at_once = images_at_once
-        self._held = held
-        self._answered = answered
+        self._moving = MovingModel(model, inputs, settings.accelerator.device, dtype=settings.dtype)
+        self._settings = settings
+        self._load_bytes = load_bytes
+        self._cache = cache
         # class embeddings by point; points with the same text tower share one tensor
         self._classes: dict[tuple[int, _ClassPrompts], Tensor] = {}
-        self._answerers: dict[tuple[int, str, _ClassPrompts], Answerer] = {}
+        self._classifiers: dict[tuple[int, str, _ClassPrompts], Bf16Classifier] = {}
+        # the text tower's version that prompts were embedded with last, and their embeddings
         self._last: dict[_ClassPrompts, tuple[int, Tensor]] = {}
-        # number of prompts whose cost has been reported
-        self._told: set[_ClassPrompts] = set()
 
     def score(
         self,
@@ -111,13 +96,16 @@ class Scorer:
         *,
         keys: Sequence[str] = (),
     ) -> dict[str, Correct]:
-        """Evaluate every point on every source; takes and raises the same as `answer`.
+        """Whether each image was recognised, by source, shape (points, images); arguments as for `answer`."""
+        images = sum(map(len, sources.values()))
 
-        Returns:
-            correct[source]: whether each image was recognised, shape (points, images), in every process.
-        """
-        on_cpu = self._accelerator.device.type == "cpu"
-        pace = Pace(progress, _cost(len(moves), sources) if on_cpu else None)
+        def cost(passes: float, time: str) -> str:
+            return (
+                f"classifying {images:,} images by {len(moves)} models on the CPU, {passes:,.0f} forward passes: "
+                f"about {time}"
+            )
+
+        pace = Pace(progress, cost if self._settings.accelerator.device.type == "cpu" else None)
         given = self.answer(moves, sources, pace, keys=keys)
         return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
 
@@ -131,7 +119,7 @@ class Scorer:
         *,
         keys: Sequence[str] = (),
     ) -> dict[str, Answers]:
-        """Classify every image of every source at every point.
+        """Classify every image of every source at every point, and give every process all the answers.
 
         Args:
             moves: Functions that move the model to each point.
@@ -140,17 +128,14 @@ class Scorer:
             keys: A text for each point, under which its answers are kept.
 
         Returns:
-            answers[source]: class indices, shape (points, images), in every process.
-
-        Raises:
-            DataError: If an image cannot be decoded.
-            CheckpointError: If a point's weights are not finite.
+            answers[source]: class indices, shape (points, images).
         """
+        _, processes = self._settings.share
         outcomes = self._known(sources, keys)
         known = {(name, number, start) for name, number, start, _ in outcomes}
-        total = len(moves) * sum(map(len, sources.values())) / self._accelerator.num_processes
+        total = len(moves) * sum(map(len, sources.values())) / processes
         done = sum(len(best) for *_, best in outcomes)
-        for load in loads(self._batches(sources, known, len(moves)), self._held):
+        for load in loads(self._batches(sources, known, len(moves)), self._load_bytes):
             for number, move in enumerate(moves):
                 begin = len(outcomes)
                 parts = [part for part in load if (part.source, number, part.start) not in known]
@@ -161,8 +146,9 @@ class Scorer:
                     outcomes.append((part.source, number, part.start, best))
                     done += len(best)
                     progress.advance(done, total)
-                self._keep(outcomes[begin:], keys)
-        if self._accelerator.num_processes > 1:
+                if self._cache is not None:
+                    _remember(self._cache, outcomes[begin:], keys)
+        if processes > 1:
             with together():
                 outcomes = gather_object(outcomes)
         given = {name: np.zeros((len(moves), len(images)), dtype=np.int64) for name, images in sources.items()}
@@ -172,85 +158,72 @@ class Scorer:
 
     def _known(self, sources: dict[str, LabelledImages], keys: Sequence[str]) -> list[_Outcome]:
         """Answers of an earlier run for this process's share of the batches."""
-        if self._answered is None:
+        if self._cache is None:
             return []
         outcomes: list[_Outcome] = []
-        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        rank, processes = self._settings.share
         for name, images in sources.items():
-            size = batch_size_for(len(images), self._batch_size)
-            for start in range(rank * size, len(images), world * size):
-                held = self._answered.known(name, start, min(size, len(images) - start), keys)
-                outcomes += [(name, keys.index(key), start, best.tolist()) for key, best in held.items()]
+            size = batch_size_for(len(images), self._settings.batch_size)
+            for start in range(rank * size, len(images), processes * size):
+                known = self._cache.read(name, start, min(size, len(images) - start), keys)
+                outcomes += [(name, keys.index(key), start, best.tolist()) for key, best in known.items()]
         return outcomes
-
-    def _keep(self, outcomes: Sequence[_Outcome], keys: Sequence[str]) -> None:
-        if self._answered is None:
-            return
-        batches: dict[tuple[str, int], dict[str, list[int]]] = {}
-        for name, number, start, best in outcomes:
-            batches.setdefault((name, start), {})[keys[number]] = best
-        for (name, start), best_by_point in batches.items():
-            self._answered.keep(name, start, best_by_point)
 
     def _batches(
         self, sources: dict[str, LabelledImages], known: set[tuple[str, int, int]], points: int
     ) -> Iterator[_SourceBatch]:
-        share = (self._accelerator.process_index, self._accelerator.num_processes)
         for name, images in sources.items():
-            size = batch_size_for(len(images), self._batch_size)
+            size = batch_size_for(len(images), self._settings.batch_size)
             starts = Counter(start for source, _, start in known if source == name)
             skipped = {start // size for start, count in starts.items() if count == points}
-            for batch in read_batches(images, size, self._model.pixels, share=share, skipped=skipped):
+            for batch in read_batches(images, size, self._model.pixels, share=self._settings.share, skipped=skipped):
                 yield _SourceBatch(name, batch.number * size, batch)
 
     def _answers(self, number: int, batch: Batch, images: LabelledImages, progress: Progress) -> list[int]:
-        device, model = self._accelerator.device, self._model
-        pixels = batch.pixels.to(device)
+        model, at_once = self._model, self._settings.images_at_once
+        pixels = batch.pixels.to(self._settings.accelerator.device)
         if isinstance(model, HeadedTower):
             rows = model.rows_for(images.source, len(images.class_names), images.imagenet_rows)
-            pieces = torch.split(pixels, self._images_at_once or len(pixels))
+            pieces = torch.split(pixels, at_once or len(pixels))
             found = torch.cat([grouped(model.logits(piece), rows).argmax(dim=1) for piece in pieces])
         else:
-            found = self._answerer(model, number, images, progress).answer(pixels)
+            prompts = (images.class_names, templates_for(self._settings.templates, images.templates))
+            key = (number, images.source, prompts)
+            if key not in self._classifiers:
+                classes = self._class_embeddings(model, number, prompts, progress)
+                self._classifiers[key] = Bf16Classifier(model, classes, at_once)
+            found = self._classifiers[key].classify(pixels)
         best: list[int] = found.tolist()
         return best
-
-    def _answerer(self, model: ImageTextModel, number: int, images: LabelledImages, progress: Progress) -> Answerer:
-        prompts = (images.class_names, templates_for(self._templates, images.templates))
-        key = (number, images.source, prompts)
-        if key not in self._answerers:
-            classes = self._class_embeddings(model, number, prompts, progress)
-            self._answerers[key] = Answerer(model, classes, self._images_at_once)
-        return self._answerers[key]
 
     def _class_embeddings(
         self, model: ImageTextModel, number: int, prompts: _ClassPrompts, progress: Progress
     ) -> Tensor:
         if (number, prompts) not in self._classes:
             version = self._moving.text_version
-            if self._last.get(prompts, (None,))[0] != version:
-                say = None if prompts in self._told else progress.say
-                self._told.add(prompts)
-                embedded = class_embeddings(model, *prompts, self._accelerator.device, say)
+            if prompts not in self._last or self._last[prompts][0] != version:
+                say = None if prompts in self._last else progress.say  # the cost is reported once
+                embedded = class_embeddings(model, *prompts, self._settings.accelerator.device, say)
                 self._last[prompts] = (version, embedded)
             self._classes[number, prompts] = self._last[prompts][1]
         return self._classes[number, prompts]
 
 
-def _cost(points: int, sources: dict[str, LabelledImages]) -> Callable[[float, str], str]:
-    images = sum(map(len, sources.values()))
-    return lambda passes, time: (
-        f"classifying {images:,} images by {points} models on the CPU, {passes:,.0f} forward passes: about {time}"
-    )
+def _remember(cache: AnswerCache, outcomes: Sequence[_Outcome], keys: Sequence[str]) -> None:
+    batches: dict[tuple[str, int], dict[str, list[int]]] = {}
+    for name, number, start, best in outcomes:
+        batches.setdefault((name, start), {})[keys[number]] = best
+    for (name, start), best_by_point in batches.items():
+        cache.add(name, start, best_by_point)
 
 
-def loads(batches: Iterable[_SourceBatch], held: int) -> Iterator[list[_SourceBatch]]:
-    """Group batches into loads of at most ``held`` bytes, and at least one batch."""
+def loads(batches: Iterable[_SourceBatch], most: int) -> Iterator[list[_SourceBatch]]:
+    """Group batches into loads of at most so many bytes, and at least one batch."""
     load: list[_SourceBatch] = []
     size = 0
     for part in batches:
         size += part.batch.pixels.nbytes
-        if load and size > held:
+        if load and size > most:
             yield load
             load, size = [], part.batch.pixels.nbytes
         load.append(part)
@@ -259,15 +232,7 @@ def loads(batches: Iterable[_SourceBatch], held: int) -> Iterator[list[_SourceBa
 
 
 def write_correct(path: Path, correct: dict[str, Correct]) -> None:
-    """Write whether each image was recognised: one tensor per source, shape (points, images), bool.
-
-    Args:
-        path: The safetensors file.
-        correct: Result of `Scorer.score`.
-
-    Raises:
-        UsageError: If a source has a name that a tensor cannot have.
-    """
+    """Write whether each image was recognised as safetensors: one tensor per source, shape (points, images), bool."""
     from safetensors.numpy import save
 
     for name in correct:

@@ -12,12 +12,6 @@ from clipmerge.files.paths import local_path
 def parse_named_source(text: str) -> tuple[str, str]:
     """Split ``NAME=SOURCE``; the default name is the last part of the source.
 
-    Args:
-        text: Text as the user wrote it.
-
-    Raises:
-        UsageError: If there is no source.
-
     Example:
         >>> parse_named_source("val=data/val"), parse_named_source("data/val")
         (('val', 'data/val'), ('val', 'data/val'))
@@ -33,18 +27,7 @@ def parse_named_source(text: str) -> tuple[str, str]:
 
 
 def named_sources(flag: str, texts: Iterable[str]) -> dict[str, str]:
-    """Split ``NAME=SOURCE`` texts.
-
-    Args:
-        flag: The flag, for messages.
-        texts: Texts as the user wrote them.
-
-    Returns:
-        Sources by name.
-
-    Raises:
-        UsageError: If two sources share a name, or one is empty.
-    """
+    """Split the ``NAME=SOURCE`` texts of a flag into sources by name."""
     sources = [parse_named_source(text) for text in texts]
     if len(dict(sources)) != len(sources):
         raise UsageError(f"two {flag} have the same name; write NAME=SOURCE with different names")
@@ -52,14 +35,7 @@ def named_sources(flag: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def check_source_name(name: str) -> None:
-    """Refuse a name that `write_correct` cannot use for a tensor, before anything is evaluated.
-
-    Args:
-        name: Name of a source.
-
-    Raises:
-        UsageError: If safetensors reserves the name, or it is not UTF-8.
-    """
+    """Refuse a name that `write_correct` cannot use for a tensor, before anything is evaluated."""
     if name == "__metadata__":  # a reserved header entry: the file would be written, but no reader would open it
         raise UsageError("a source cannot be named '__metadata__', which safetensors reserves; choose another name")
     try:

@@ -29,15 +29,7 @@ _ROUNDING = 1e-12
 
 
 def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
-    """Best mean OOD accuracy of a curve at given ID accuracies; see the top of this file.
-
-    Args:
-        curve_id: ID accuracy along the curve, shape (..., alphas).
-        curve_ood: Mean OOD accuracy, same shape.
-        at: ID accuracies, shape (..., points).
-
-    Returns:
-        Shape (..., points); NaN below the curve's range.
+    """Best mean OOD accuracy of a curve (..., alphas) at given ID accuracies (..., points); NaN below its range.
 
     Example:
         >>> height(np.array([0.2, 0.6]), np.array([0.5, 0.3]), np.array([0.4, 0.7, 0.1]))
@@ -61,15 +53,9 @@ def height(curve_id: Floats, curve_ood: Floats, at: Floats) -> Floats:
 
 
 def resampled_accuracy(correct: Sequence[NDArray[np.bool_]], seed: int, resamples: int = RESAMPLES) -> list[Floats]:
-    """Accuracies over images drawn with replacement, with the same draws for every point.
+    """Accuracies over images drawn with replacement: per source (resamples, points), with the same draws for all.
 
-    Args:
-        correct: Per source, whether each image was recognised, shape (points, images).
-        seed: Seed; a source's draws depend on the seed and the source's index.
-        resamples: Number of draws.
-
-    Returns:
-        Per source, accuracy, shape (resamples, points).
+    ``correct`` says for each source whether each image was recognised, shape (points, images).
     """
     accuracies = []
     for place, right in enumerate(correct):
@@ -116,17 +102,9 @@ def standings(
     seed: int,
     resamples: int = RESAMPLES,
 ) -> list[Standing]:
-    """Compare every point with the curve, resampling both together.
+    """Compare every point with the curve, resampling both together; arguments as for `resampled_accuracy`.
 
-    Args:
-        id_correct: Per ID source, whether each image was recognised, shape (points, images).
-        ood_correct: The same for the OOD sources.
-        curve: Indices of the points that form the curve, in order of alpha.
-        seed: Seed of the resampling.
-        resamples: Number of draws of images.
-
-    Returns:
-        One per point.
+    ``curve`` has the indices of the points that form the curve, in order of alpha.
     """
     places = list(curve)
     measured = [_mean([right.mean(axis=1)[None] for right in sources]) for sources in (id_correct, ood_correct)]
@@ -174,15 +152,7 @@ def _mean(sources: Sequence[Floats]) -> Floats:
 
 
 def interval(values: Floats, level: float = LEVEL) -> tuple[float, float] | None:
-    """Percentile interval of resampled values.
-
-    Args:
-        values: One per resample; NaN for a missing value.
-        level: Share of the values inside.
-
-    Returns:
-        Both ends; ``None`` if fewer than nine in ten resamples have a value.
-    """
+    """Percentile interval of resampled values; ``None`` if fewer than nine in ten are numbers."""
     defined = values[~np.isnan(values)]
     if len(defined) < _DEFINED * len(values):
         return None

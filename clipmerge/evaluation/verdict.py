@@ -19,20 +19,19 @@ from clipmerge.evaluation.intervals import paired, wilson
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.probe import CORRUPTIONS, Probe, probe, side_of
 from clipmerge.evaluation.scorer import Answers, Move, Scorer
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.models.building import build_model
 from clipmerge.planning.merge_effect import Difference, Estimate, Gain, MergeEffect, ModelAccuracy
 from clipmerge.progress import Pace, Progress
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from clipmerge.checkpoint import Inputs
     from clipmerge.planning.plan import Plan
     from clipmerge.planning.tensors import PlanTensors
 
-# Bytes of preprocessed images held at once. Moving a model costs as much as a few images, so this can be small.
-_HELD = 256 << 20
+# Bytes of preprocessed images in memory at once. Moving a model costs as much as a few images, so this can be small.
+_LOAD_BYTES = 256 << 20
 _CLEAN = "clean"
 
 
@@ -58,37 +57,16 @@ def measure_effect(
     plan: Plan,
     tensors: PlanTensors,
     images: LabelledImages,
-    accelerator: Accelerator,
+    settings: EvalSettings,
     *,
-    templates: tuple[str, ...],
-    batch_size: int | None = None,
     max_loss: float,
     progress: Progress,
 ) -> MergeEffect:
-    """Measure the effect of a plan.
-
-    Args:
-        inputs: The checkpoints.
-        plan: The coefficients and masks of the layers.
-        tensors: The plan's scores and coefficients.
-        images: Images that the decision did not see, in a random order.
-        accelerator: Places the model, and gathers the answers of several processes.
-        templates: Prompt templates.
-        batch_size: Images per batch.
-        max_loss: Loss of accuracy, in points, beyond which there is a warning.
-        progress: Receiver of progress reports.
-
-    Returns:
-        The numbers and the conclusion, the same in every process.
-
-    Raises:
-        CheckpointError: If the checkpoints cannot be evaluated.
-        DataError: If an image cannot be decoded, or there is a single class.
-    """
+    """Measure the effect of a plan."""
     model = build_model(inputs)
     tested = probe(images, side_of(model))
-    pace = Pace(progress, _cost(len(images), tested) if accelerator.device.type == "cpu" else None)
-    scorer = Scorer(model, inputs, accelerator, templates=templates, batch_size=batch_size, held=_HELD)
+    pace = Pace(progress, _cost(len(images), tested) if settings.accelerator.device.type == "cpu" else None)
+    scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     answers = scorer.answer(moves_of(plan, tensors), {_CLEAN: images, **tested.sources}, pace)
     return effect_from(
         outcomes_of(answers, images, tested),
@@ -108,12 +86,7 @@ def _cost(images: int, tested: Probe) -> Callable[[float, str], str]:
 
 
 def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
-    """List the functions that move the model to each model compared: zero-shot, each fine-tuned one, merged.
-
-    Args:
-        plan: The coefficients and masks of the layers.
-        tensors: The plan's scores and coefficients.
-    """
+    """List the functions that move the model to each model compared: zero-shot, each fine-tuned one, merged."""
 
     def finetuned(which: int) -> Move:
         return lambda model: model.become_finetuned(which)
@@ -128,13 +101,7 @@ def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
 
 
 def outcomes_of(answers: dict[str, Answers], images: LabelledImages, tested: Probe) -> Outcomes:
-    """Compare answers with labels, and with the zero-shot model's answers.
-
-    Args:
-        answers: Shape (models, images), on the unchanged images and under each corruption.
-        images: The images.
-        tested: The probe with their corruptions.
-    """
+    """Compare answers with labels, and with the zero-shot model's answers."""
     corruptions = {
         name: answers[name] == np.asarray(source.labels) for name, source in tested.sources.items() if len(source)
     }
@@ -149,15 +116,7 @@ def outcomes_of(answers: dict[str, Answers], images: LabelledImages, tested: Pro
 def effect_from(
     outcomes: Outcomes, images: LabelledImages, *, corruptions_per_image: int, max_loss: float, plan: Plan
 ) -> MergeEffect:
-    """Combine accuracies, intervals and the conclusion.
-
-    Args:
-        outcomes: Images recognised by each model.
-        images: The images.
-        corruptions_per_image: Number of corruptions per image.
-        max_loss: Loss of accuracy, in points, beyond which there is a warning.
-        plan: The plan that was measured.
-    """
+    """Combine accuracies, intervals and the conclusion."""
     zeroshot, *finetuned, merged = [_accuracy(outcomes, model) for model in range(len(outcomes.clean))]
     counts = Counter(images.labels)
     reference = int(np.argmax(outcomes.clean[1:-1].sum(axis=1)))

@@ -6,16 +6,11 @@ which the heads of WiSE-FT and model soups take, it gives the zero-shot model's 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.checkpoint.with_head import with_head
 from clipmerge.errors import CheckpointError
 from clipmerge.parallel import one_thread
 from clipmerge.planning.provenance import HeadRecord
-
-if TYPE_CHECKING:
-    from clipmerge.request import Calibration
 
 WEIGHT, BIAS = "classification_head.weight", "classification_head.bias"
 
@@ -25,42 +20,8 @@ def lacks_zeroshot_head(inputs: Inputs) -> bool:
     return inputs.keeps_head and all(WEIGHT in keys for keys in inputs.finetuned_keys)
 
 
-def head_classes(inputs: Inputs, calibration: Calibration, seed: int = 0) -> HeadRecord | None:
-    """The classes of the head's rows; ``None`` if neither images nor class names were given.
-
-    Args:
-        inputs: The aligned checkpoints, with a head.
-        calibration: The images, class names and templates.
-        seed: Seed of the sample of images.
-    """
-    from clipmerge.images.class_names import read_class_names
-    from clipmerge.images.dataset import load_images
-    from clipmerge.images.prompts import templates_for
-
-    if calibration.source is not None:
-        columns, most = calibration.columns, calibration.images
-        images = load_images(calibration.source, calibration.classes, columns=columns, most=most, seed=seed)
-        return HeadRecord(classes=images.class_names, templates=templates_for(calibration.templates, images.templates))
-    if calibration.classes:
-        rows = inputs.finetuned[0].entries[inputs.finetuned_keys[0][WEIGHT]].shape[0]
-        names = read_class_names(calibration.classes, [str(row) for row in range(rows)])
-        return HeadRecord(classes=names, templates=templates_for(calibration.templates, ()))
-    return None
-
-
 def build_zeroshot_head(inputs: Inputs, head: HeadRecord, *, mixed_dtypes: bool) -> Inputs:
-    """Give the zero-shot checkpoint a head for the fine-tuned one's classes.
-
-    Args:
-        inputs: The aligned checkpoints.
-        head: Classes, in the order of the head's rows, and templates.
-        mixed_dtypes: See `align_checkpoints`.
-
-    Returns:
-        The checkpoints, the zero-shot one with a head.
-
-    Raises:
-        CheckpointError: If the head has a different number of classes, or takes other features.
+    """Give the zero-shot checkpoint a head for the fine-tuned one's classes, which are in the order of its rows.
 
     Source:
         Wortsman et al. 2022, arXiv:2109.01903.

@@ -106,14 +106,7 @@ class Column:
 
 
 def columns_of(record: MergeRecord) -> list[Column]:
-    """Collect all numbers per layer.
-
-    Args:
-        record: The merge's record.
-
-    Returns:
-        Columns in the order they are shown; alpha and density first, statistics without a value left out.
-    """
+    """Collect all numbers per layer."""
     changes = {layer: entry.change for layer, entry in record.layers.items() if entry.change is not None}
     tables: dict[str, dict[str, float]] = {"change": changes} if changes else {}
     applied = {layer: entry.zeroshot_share for layer, entry in record.layers.items()}

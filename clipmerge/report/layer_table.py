@@ -80,13 +80,7 @@ class LayerTable:
 
 
 def layer_table(record: MergeRecord, columns: Sequence[Column], towers: Mapping[str, str]) -> LayerTable:
-    """Lay out the table.
-
-    Args:
-        record: The merge's record.
-        columns: All numbers per layer.
-        towers: Titles of the towers, by name.
-    """
+    """Lay out the table."""
     shown = tuple(column for column in columns if not _is_equal(column, record)) or tuple(columns[:1])
     masks = any(entry.mask for entry in record.layers.values())
     left_out = [column for column in columns if column not in shown and (masks or column.key != "density")]

@@ -11,15 +11,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.distribution import TOP
+from clipmerge.planning.measurements import LossPath
 from clipmerge.report import drawing
 from clipmerge.report.columns import Column
 from clipmerge.report.loss_path import barrier_of, path_points
 from clipmerge.report.numbers import is_number
-from clipmerge.report.palette import CURVE, INK, MARKS, SECOND, SET
-from clipmerge.report.path_picture import path_figure
+from clipmerge.report.palette import CURVE, INK, MARKS, MUTED, SECOND, SET
 
 # In inches: as wide as a telephone, so that text stays readable there; a page puts several side by side.
 _WIDTH, _HEIGHT, _PER_LAYER, _FRAME = 4.6, 2.9, 0.165, 0.62
+_CARD_INCHES = (7.2, 3.8)  # of the picture on the model card
 # Maximum number of bars in one picture: as many as fit on a printed page.
 _MOST_BARS = 56
 # Maximum number of pictures of one kind: a record from a stranger may name a tower for every two layers.
@@ -42,12 +43,7 @@ class Picture:
 
 
 def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Picture]:
-    """Pictures of learning: the coefficients by tower, and the losses by step.
-
-    Args:
-        record: The merge's record.
-        towers: Titles of the towers, by name.
-    """
+    """Pictures of learning: the coefficients by tower, and the losses by step."""
     pictures = []
     spread = {tower: counts for tower, counts in record.coefficients.items() if sum(counts) > 1}  # a scalar has none
     for tower, counts in itertools.islice(spread.items(), _MOST_PARTS):
@@ -66,12 +62,35 @@ def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Pictur
     return pictures
 
 
-def path_picture(record: MergeRecord) -> Picture | None:
-    """The loss along the straight path, if it was measured.
+def path_figure(path: LossPath | None, inches: tuple[float, float] = _CARD_INCHES) -> Figure | None:
+    """Draw the loss against the coefficient of all layers, with the straight line that a barrier is measured from."""
+    points = path_points(path)
+    if len(points) < 2 or points[0][0] == points[-1][0]:
+        return None
+    figure, axes = drawing.new_figure(*inches)
+    (first, loss_0), (last, loss_1) = points[0], points[-1]
+    axes.plot([first, last], [loss_0, loss_1], "--", color=MUTED, linewidth=1.2, label="straight line")
+    axes.plot(*zip(*points, strict=True), "o-", color=CURVE, linewidth=2.2, markersize=5, label="measured loss")
+    found = barrier_of(points)
+    if found:
+        barrier, average = found
+        label = f"barrier: {barrier:.3g}" if barrier > 0 else f"{-barrier:.3g} below the line"
+        axes.plot([0.5, 0.5], [average, average + barrier], color=SECOND, linewidth=2.2, label=label, zorder=1.5)
+    axes.set_xlabel("alpha of all layers (0 = zero-shot, 1 = fine-tuned)")
+    axes.set_ylabel("loss, nats")
+    axes.margins(0.04, 0.1)
+    drawing.legend_above(axes, INK, columns=3 if inches == _CARD_INCHES else 2)
+    return figure
 
-    Args:
-        record: The merge's record.
-    """
+
+def path_png(path: LossPath | None) -> bytes | None:
+    """Draw the path for the model card."""
+    figure = path_figure(path)
+    return drawing.png(figure) if figure else None
+
+
+def path_picture(record: MergeRecord) -> Picture | None:
+    """The loss along the straight path, if it was measured."""
     figure = path_figure(record.path, (_WIDTH, _HEIGHT))
     if figure is None:
         return None
@@ -90,13 +109,7 @@ def path_picture(record: MergeRecord) -> Picture | None:
 
 
 def layer_pictures(record: MergeRecord, columns: Sequence[Column], towers: dict[str, str]) -> list[Picture]:
-    """Bars by layer, for the columns in which layers differ.
-
-    Args:
-        record: The merge's record.
-        columns: The columns that are drawn.
-        towers: Titles of the towers, by name.
-    """
+    """Bars by layer, for the columns in which layers differ."""
     pictures = []
     for column in columns:
         for number, (tower, layers) in enumerate(itertools.islice(_parts(record, column), _MOST_PARTS)):

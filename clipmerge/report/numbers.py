@@ -18,12 +18,6 @@ def is_number(value: Any) -> TypeGuard[float]:
 def decimals_for(values: Iterable[Any]) -> int | None:
     """Choose the number of decimals for a whole column so that its largest entry has three digits.
 
-    Args:
-        values: The column; values that are not finite numbers are ignored.
-
-    Returns:
-        Decimals to print, or ``None`` if only scientific notation is readable.
-
     Example:
         >>> decimals_for([0.21, -0.0004]), decimals_for([31.0, 2.5]), decimals_for([3e9])
         (3, 1, None)

@@ -17,11 +17,11 @@ from markupsafe import Markup
 from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.effect_view import effect_view, unmeasured
+from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_facts, other_task_rows
 from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.layer_table import layer_table
 from clipmerge.report.loss_path import barrier_of, path_points
 from clipmerge.report.numbers import is_number, ranged
-from clipmerge.report.other_tasks import other_tasks_section
 from clipmerge.report.palette import DARK_MARKS, MARKS
 from clipmerge.report.prose import flags, sentence, with_minus_signs, words
 
@@ -44,14 +44,7 @@ _CHECKS = {
 
 
 def html_page(record: MergeRecord) -> str:
-    """Render the whole report as one HTML page that loads nothing from the network.
-
-    Args:
-        record: The merge's record.
-
-    Returns:
-        The page. Equal records give equal bytes, whatever their ``output`` and ``seconds``.
-    """
+    """Render the whole report as one HTML page that loads nothing from the network."""
     columns = columns_of(record)
     table = layer_table(record, columns, _TOWERS)
     values = {
@@ -60,7 +53,10 @@ def html_page(record: MergeRecord) -> str:
         "verdict": record.headline,
         "bought": effect_view(record.bought) if record.bought else None,
         "unmeasured": unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
-        **other_tasks_section(record.kept),
+        "kept": other_task_rows(record.kept),
+        "kept_heads": HEADS,
+        "kept_facts": other_task_facts(record.kept),
+        "kept_explanation": EXPLANATION,
         "warnings": record.warnings,
         "models": record.checkpoints,
         "calibration": record.calibration,
@@ -93,17 +89,10 @@ def html_page(record: MergeRecord) -> str:
 
 
 def card_picture(record: MergeRecord) -> bytes | None:
-    """Draw the loss on the path for the model card.
-
-    Args:
-        record: The merge's record.
-
-    Returns:
-        A PNG, or ``None`` if no path was measured.
-    """
+    """Draw the loss on the path for the model card."""
     if record.path is None:
         return None
-    from clipmerge.report.path_picture import path_png
+    from clipmerge.report.merge_pictures import path_png
 
     return path_png(record.path)
 

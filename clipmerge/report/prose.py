@@ -17,10 +17,6 @@ _NAME = re.compile(r"[./_:=-]")
 def sentence(text: str, names: Collection[str] = ()) -> str:
     """Begin with a capital letter, unless the first word is a name, and end with a full stop.
 
-    Args:
-        text: A sentence, or the start of one.
-        names: Words that are written as they are.
-
     Example:
         >>> sentence("the merged model loses 3.3 points"), sentence("auto loses 5.0 points", ["auto"])
         ('The merged model loses 3.3 points.', 'auto loses 5.0 points.')

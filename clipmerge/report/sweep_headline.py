@@ -10,12 +10,6 @@ def headline(record: dict[str, Any]) -> str:
     """Compare the best recipe with the alpha curve, or say why that is not possible.
 
     The sentence says that a recipe gains or loses only if it is off the curve and its gain has an interval.
-
-    Args:
-        record: Result of `clipmerge.api.sweep.sweep`.
-
-    Returns:
-        One or two sentences.
     """
     placed = [*record["recipes"], *record.get("points", [])]
     judged = [row for row in placed if row["gain_interval"]]
@@ -51,9 +45,6 @@ def gain_notes(record: dict[str, Any]) -> list[str]:
     """One line for each recipe or checkpoint without a gain or an interval, with the reason.
 
     Recipes that also learned from unlabelled images come first, because only they had such images.
-
-    Args:
-        record: Result of `clipmerge.api.sweep.sweep`.
     """
     notes = [
         f"{row['name']}: also learned from {given['images']} unlabelled images of {given['source']}."

@@ -12,20 +12,11 @@ from clipmerge.report.numbers import ranged
 from clipmerge.report.palette import DARK_MARKS, MARKS
 from clipmerge.report.prose import flags, sentence, with_minus_signs, words
 from clipmerge.report.sweep_headline import gain_notes, headline
-from clipmerge.report.sweep_other_tasks import sweep_other_tasks_section
-from clipmerge.report.sweep_table import heads_of, marks_of, sweep_columns
+from clipmerge.report.sweep_table import heads_of, marks_of, other_tasks_section, sweep_columns
 
 
 def sweep_page(record: dict[str, Any], picture: str) -> str:
-    """Render the page, which loads nothing from the network.
-
-    Args:
-        record: Result of `clipmerge.api.sweep.sweep`.
-        picture: Result of `clipmerge.report.sweep_picture.curve_markup`.
-
-    Returns:
-        HTML with the picture inside.
-    """
+    """Render the page, which loads nothing from the network."""
     columns = sorted(sweep_columns(record), key=lambda column: column.title in record["ood"])  # a telephone shows few
     return render(
         Path(__file__).parent / "templates" / "sweep.html.j2",
@@ -43,7 +34,7 @@ def sweep_page(record: dict[str, Any], picture: str) -> str:
             "headline": headline(record),
             "gain_notes": gain_notes(record),
             "names": [row["name"] for row in marks_of(record)],
-            **sweep_other_tasks_section(record),
+            **other_tasks_section(record),
             "level": f"{100 * record['bootstrap']['level']:.0f}%",
         },
         html=True,

@@ -9,17 +9,15 @@ from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
+from clipmerge.planning.other_tasks import Score, measures_of
 from clipmerge.report.sweep_headline import interval, signed
 
 _DASH = "\N{EN DASH}"
+_MEANS = ("id", "ood", "gain")
 
 
 def shortened(text: str, cells: int) -> str:
     """Leave out the middle of a name that is too long, because names of one family often differ at the end.
-
-    Args:
-        text: The name; white space in it is replaced by single blanks.
-        cells: Terminal columns available.
 
     Example:
         >>> shortened("straggler-sparse-density-0.2-alpha-0.35", 21)
@@ -33,11 +31,7 @@ def shortened(text: str, cells: int) -> str:
 
 
 def ends_of(record: dict[str, Any]) -> dict[float, str]:
-    """Names of the ends of the curve, by alpha.
-
-    Args:
-        record: Result of `clipmerge.api.sweep.sweep`.
-    """
+    """Names of the ends of the curve, by alpha."""
     count = len(record.get("finetuned", ()))
     return {0.0: "zero-shot", 1.0: f"average of {count}" if count > 1 else "fine-tuned"}
 
@@ -63,11 +57,7 @@ class SweepColumn:
 
 
 def heads_of(record: dict[str, Any]) -> list[tuple[str, bool]]:
-    """Heading of each row, and whether it is a recipe or a checkpoint instead of a point of the curve.
-
-    Args:
-        record: Result of `clipmerge.api.sweep.sweep`.
-    """
+    """Heading of each row, and whether it is a recipe or a checkpoint instead of a point of the curve."""
     heads, ends = [], ends_of(record)
     for row in record["curve"]:
         end = ends.get(row["alpha"])
@@ -76,11 +66,7 @@ def heads_of(record: dict[str, Any]) -> list[tuple[str, bool]]:
 
 
 def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
-    """Columns of the table: each source, the means, and the gain.
-
-    Args:
-        record: Result of `clipmerge.api.sweep.sweep`.
-    """
+    """Columns of the table: each source, the means, and the gain."""
     rows = [*record["curve"], *marks_of(record)]
     none = [""] * len(rows)
 
@@ -93,42 +79,42 @@ def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
     spreads = [interval(row["ood_interval"], with_sign=False) for row in rows]
     ood = SweepColumn("mean OOD", [f"{100 * row['ood']:.1f}" for row in rows], spreads)
     curve = len(record["curve"])
-    gains = ["" if place < curve else _gain(row["gain"]) for place, row in enumerate(rows)]
+    gains = [
+        "" if place < curve else _DASH if row["gain"] is None else signed(row["gain"]) for place, row in enumerate(rows)
+    ]
     gain = SweepColumn("gain at equal ID accuracy", gains, [interval(row["gain_interval"]) for row in rows])
     return [*id_columns, *[source(name) for name in record["ood"]], ood, gain]
 
 
-def _gain(value: float | None) -> str:
-    return _DASH if value is None else signed(value)
+def other_tasks_section(record: dict[str, Any]) -> dict[str, Any]:
+    """Scores on tasks that the model was not fine-tuned for: one column per number, one row per point."""
+    cells = [
+        {
+            f"{task['name']}: {measure}": f"{100 * value:.1f}"
+            for task in record.get("kept", [])
+            for measure, value in measures_of(Score.model_validate(point["kept"][task["name"]])).items()
+        }
+        for point in (*record["curve"], *marks_of(record))
+    ]
+    rows = [
+        {"head": head, "is_mark": is_mark, "cells": list(row.values())}
+        for (head, is_mark), row in zip(heads_of(record), cells, strict=True)
+    ]
+    return {"kept_columns": list(cells[0]), "kept_rows": rows}
 
 
 def sweep_csv(record: dict[str, Any]) -> str:
-    """The points as CSV, one row each, with shares from 0 to 1; missing numbers are empty cells.
-
-    Args:
-        record: Result of `clipmerge.api.sweep.sweep`.
-
-    Returns:
-        The text, with a heading.
-    """
+    """The points as CSV, one row each, with shares from 0 to 1; missing numbers are empty cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    means = [name for kind in ("id", "ood", "gain") for name in (kind, f"{kind}_low", f"{kind}_high")]
+    means = [name for kind in _MEANS for name in (kind, f"{kind}_low", f"{kind}_high")]
     writer.writerow(["kind", "name", "alpha", *means, "gain_note", *record["sources"]])
     kinds = {"curve": record["curve"], "recipe": record["recipes"], "checkpoint": record.get("points", [])}
     for kind, rows in kinds.items():
         for row in rows:
-            numbers = [number for each in ("id", "ood", "gain") for number in (row[each], *_ends(row, each))]
+            numbers = [number for mean in _MEANS for number in (row[mean], *(row[f"{mean}_interval"] or (None, None)))]
             accuracies = [row["accuracy"][name] for name in record["sources"]]
             name = row.get("name", f"alpha {row['alpha']:g}" if kind == "curve" else "")
-            writer.writerow([kind, _inert(name), row["alpha"], *numbers, row["gain_note"], *accuracies])
+            inert = f"'{name}" if name[:1] in ("=", "+", "-", "@") else name  # or a spreadsheet takes it for a formula
+            writer.writerow([kind, inert, row["alpha"], *numbers, row["gain_note"], *accuracies])
     return text.getvalue()
-
-
-def _ends(row: dict[str, Any], kind: str) -> list[Any]:
-    return list(row[f"{kind}_interval"] or (None, None))
-
-
-def _inert(name: str) -> str:
-    """Escape a name so that no spreadsheet interprets it as a formula."""
-    return f"'{name}" if name[:1] in ("=", "+", "-", "@") else name

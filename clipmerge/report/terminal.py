@@ -29,13 +29,6 @@ def summary_table(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType
 
     Each straggler layer has its own row; neighbours with equal settings share one. If that is too long, the other
     layers of a tower share one row, and if necessary only the first stragglers are listed, always at least three.
-
-    Args:
-        record: The merge's record.
-        width: Columns of the terminal; at most 80 are used.
-
-    Returns:
-        Renderable for rich's ``Console.print``; as readable without colour.
     """
     columns = _terminal_columns(record)
     stragglers = record.found_stragglers
@@ -66,10 +59,11 @@ def _runs(record: MergeRecord) -> list[_Row]:
     runs = [tuple(run) for _, run in groupby(record.layers, key=group)]
     if len(runs) == 1 and len(runs[0]) > 1:
         return [_Row(f"all {len(runs[0])} layers", "", runs[0])]
-    return [
-        _Row(run[0], f"… {run[-1]}" if len(run) > 1 else "straggler" if run[0] in stragglers else "", run)
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        note = "straggler" if run[0] in stragglers else ""
+        rows.append(_Row(run[0], f"… {run[-1]}" if len(run) > 1 else note, run))
+    return rows
 
 
 def _by_tower(record: MergeRecord, alone: list[str]) -> list[_Row]:
@@ -80,8 +74,9 @@ def _by_tower(record: MergeRecord, alone: list[str]) -> list[_Row]:
         layers = tuple(group)
         hidden = sum(layer in stragglers for layer in layers)
         kind = "other layers" if alone else "layers"
-        note = f"{hidden} straggler{'s' * (hidden > 1)} in them" if hidden else ""
-        rows.append(_Row(f"{tower}: {len(layers)} {kind}" if len(layers) > 1 else layers[0], note, layers))
+        head = f"{tower}: {len(layers)} {kind}" if len(layers) > 1 else layers[0]
+        plural = "s" if hidden > 1 else ""
+        rows.append(_Row(head, f"{hidden} straggler{plural} in them" if hidden else "", layers))
     return rows
 
 
@@ -96,7 +91,8 @@ def _summary(record: MergeRecord, columns: list[Column], rows: list[_Row], width
         reason = Text(_row_reason(record, row.layers), style="dim")
         if clip:
             reason.truncate(right, overflow="ellipsis")
-        head = Text(f"{_printable(row.head)}\n{_printable(row.note)}", "bold yellow" * ("straggler" in row.note))
+        style = "bold yellow" if "straggler" in row.note else ""
+        head = Text(f"{_printable(row.head)}\n{_printable(row.note)}", style)
         table.add_row(head, Text(line + "\n").append_text(reason))
     unlabelled = record.calibration and record.calibration.unlabelled
     learned_from = [Text(_printable(unlabelled.sentence))] if unlabelled else []
@@ -177,7 +173,11 @@ def _footnotes(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> 
     if any(len(row.layers) > 1 for row in rows) and measured:
         sums = [column.short_title for column in measured if column.additive]
         medians = [column.short_title for column in measured if not column.additive]
-        parts = [f"sum of {' and '.join(sums)}"] * bool(sums) + [f"median {' and '.join(medians)}"] * bool(medians)
+        parts = []
+        if sums:
+            parts.append(f"sum of {' and '.join(sums)}")
+        if medians:
+            parts.append(f"median {' and '.join(medians)}")
         notes.append(Text(f"rows of several layers: {', '.join(parts)}", style="dim"))
     return notes
 
@@ -187,7 +187,11 @@ def _terminal_columns(record: MergeRecord) -> list[Column]:
     columns = [column for column in columns_of(record) if column.kind != "score"]
 
     def rank(column: Column) -> int:
-        return 0 if column.kind == "setting" else 3 if column.key == "change" else 1 if column.additive else 2
+        if column.kind == "setting":
+            return 0
+        if column.key == "change":
+            return 3
+        return 1 if column.additive else 2
 
     return sorted(columns, key=rank)
 

@@ -21,10 +21,11 @@ from clipmerge.api.plan import prepare
 from clipmerge.api.sweep import run_sweep, write_sweep
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.errors import OutputError
-from clipmerge.evaluation import answerer
+from clipmerge.evaluation import bf16_classifier
 from clipmerge.evaluation.accuracy import evaluate_sources
 from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.scorer import Scorer
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.sources import named_sources
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.models.building import build_model
@@ -64,7 +65,9 @@ def written_accuracy(pair: Inputs, recipe: str, sets: list[str], sources: list[s
     )
     write_merge(prepare(request, judged=False), folder)
     measured = [text for text in sources if not text.startswith("calibration=")]
-    record = evaluate_sources(str(folder), named_sources("--data", measured), templates=TEMPLATE, progress=Silent())
+    record = evaluate_sources(
+        str(folder), named_sources("--data", measured), EvalSettings(Accelerator(cpu=True), TEMPLATE), progress=Silent()
+    )
     accuracy: dict[str, float] = record["accuracy"]
     return accuracy
 
@@ -156,7 +159,10 @@ def test_several_are_swept_around_the_curve_to_their_average(
         folder = tmp_path / f"{name}{sets}"
         write_merge(prepare(request, judged=False), folder)
         measured = evaluate_sources(
-            str(folder), {"val": str(images), "shifted": str(shifted)}, templates=TEMPLATE, progress=Silent()
+            str(folder),
+            {"val": str(images), "shifted": str(shifted)},
+            EvalSettings(Accelerator(cpu=True), TEMPLATE),
+            progress=Silent(),
         )
         assert row["accuracy"] == measured["accuracy"], name
     assert record["recipes"][0]["alpha"] == 1  # the uniform soup is the curve's end
@@ -202,7 +208,9 @@ class Counting:
             self.prompts += 1
             return text(model, *args)
 
-        monkeypatch.setattr(answerer, "multiplies_bfloat16", lambda _device: False)  # or some images are seen twice
+        monkeypatch.setattr(
+            bf16_classifier, "multiplies_bfloat16", lambda _device: False
+        )  # or some images are seen twice
         monkeypatch.setattr(LabelledImages, "image", image)
         monkeypatch.setattr(TransformersClip, "image_features", image_features)
         monkeypatch.setattr(TransformersClip, "text_features", text_features)
@@ -280,7 +288,7 @@ def test_how_many_images_are_held_changes_nothing(
     _, expected = run_sweep(request)
     counting = Counting(monkeypatch)
     opened = align_checkpoints(open_checkpoint(str(far[0])), [open_checkpoint(str(far[1]))])
-    scorer = Scorer(build_model(opened), opened, Accelerator(cpu=True), templates=TEMPLATE, held=held)
+    scorer = Scorer(build_model(opened), opened, EvalSettings(Accelerator(cpu=True), TEMPLATE), load_bytes=held)
     plan = prepare(MergeRequest(str(far[0]), (str(far[1]),), load_recipe("lines"))).plan
     assert plan is not None
     moves = [*[lambda m, a=a: m.interpolate(a) for a in request.alphas], lambda m: m.follow(plan, {})]

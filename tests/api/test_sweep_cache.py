@@ -103,14 +103,14 @@ def test_points_are_told_apart(pair: Folders, images: Path) -> None:
     learned = api.plan(*pair, "auto", data=str(images), images=6, set={"measure.steps": 2}, **QUIET)
     other = api.plan(*pair, "auto", data=str(images), images=6, set={"measure.steps": 3}, **QUIET)
     points = [
-        *(Point(None, placed=inputs) for inputs in ends),
+        *(Point(None, checkpoint=inputs) for inputs in ends),
         *(Point(alpha) for alpha in (0.0, 0.5)),
         *(Point(None, each, tensors=PlanTensors.from_file(each.held_tensors)) for each in (learned, other)),
     ]
     keys = [key_of(point) for point in points]
     assert len(set(keys)) == len(points)
     assert keys == [key_of(point) for point in points]
-    assert [key.split()[0] for key in keys] == ["placed"] * 2 + ["alpha"] * 2 + ["plan"] * 2
+    assert [key.split()[0] for key in keys] == ["checkpoint"] * 2 + ["alpha"] * 2 + ["plan"] * 2
 
 
 def test_a_user_without_a_cache_folder_keeps_nothing(pair: Folders, monkeypatch: pytest.MonkeyPatch) -> None:

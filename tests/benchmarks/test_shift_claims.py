@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
@@ -16,6 +17,7 @@ from benchmarks.shifts import claims, claims_page, ranks, standing
 from benchmarks.shifts.experiment import TrainedPair
 from benchmarks.shifts.laboratory import Laboratory
 from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.progress import Silent
 
 
@@ -51,7 +53,9 @@ def test_an_edited_layer_is_evaluated_as_if_it_had_been_written(laboratory: Labo
     point = laboratory.planned({layer: {"alpha": 0.0}}, alpha=1.0)
     id_, ood = laboratory.accuracy([point], draws=2)
     named = {"test": str(laboratory.trained.test), "odd": str(laboratory.trained.ood["odd"])}
-    told = evaluate_sources(str(written), named, templates=("a photo of a {}.",), progress=Silent())["accuracy"]
+    told = evaluate_sources(
+        str(written), named, EvalSettings(Accelerator(cpu=True), ("a photo of a {}.",)), progress=Silent()
+    )["accuracy"]
     assert (id_[0, 0], ood[0, 0]) == (pytest.approx(told["test"]), pytest.approx(told["odd"]))
 
 

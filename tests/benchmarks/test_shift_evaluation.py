@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from benchmarks.shifts import report, standing
@@ -17,6 +18,7 @@ from benchmarks.shifts.evaluation import Contestant, contestants, evaluate_pair,
 from benchmarks.shifts.experiment import TrainedPair
 from clipmerge.errors import RecipeError
 from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Silent
 from tests.support.shift_records import bits, record_of
@@ -53,8 +55,7 @@ def test_bits_are_in_the_order_of_the_drawings(evaluated: tuple[TrainedPair, Pat
             told = evaluate_sources(
                 str(pair.finetuned),
                 {alone.name: str(alone)},
-                templates=("a photo of a {}.",),
-                batch_size=1,
+                EvalSettings(Accelerator(cpu=True), ("a photo of a {}.",), batch_size=1),
                 progress=Silent(),
             )
             assert told["accuracy"][alone.name] == pytest.approx(1 / 3)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,6 +24,7 @@ from benchmarks.shifts.packages import fetch_packages
 from benchmarks.shifts.training import Drawings, Pretraining, Regime, pretrain
 from clipmerge.errors import DataError, UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.progress import Silent
 from tests.support.tiny_shift import SIZE
 
@@ -175,7 +177,7 @@ def test_zero_shot_training_learns(tmp_path: Path, tiny_shift: Shift) -> None:
     told = evaluate_sources(
         str(tmp_path / "zeroshot"),
         {"plain": str(tmp_path / "plain")},
-        templates=("a photo of a {}.",),
+        EvalSettings(Accelerator(cpu=True), ("a photo of a {}.",)),
         progress=Silent(),
     )
     assert told["accuracy"]["plain"] > 0.9

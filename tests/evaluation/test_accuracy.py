@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.evaluation.accuracy import evaluate_sources
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.sources import named_sources, parse_named_source
 from clipmerge.progress import Silent
 from tests.support.command import clipmerge, refused
@@ -38,7 +40,12 @@ def accuracy_by_hand(folder: Path, images: Path, templates: tuple[str, ...]) -> 
 def test_accuracy_is_that_of_the_obvious_loop(
     pair: tuple[Path, Path], images: Path, templates: tuple[str, ...]
 ) -> None:
-    record = evaluate_sources(str(pair[1]), {"val": str(images)}, templates=templates, batch_size=7, progress=Silent())
+    record = evaluate_sources(
+        str(pair[1]),
+        {"val": str(images)},
+        EvalSettings(Accelerator(cpu=True), templates, batch_size=7),
+        progress=Silent(),
+    )
     assert record["images"] == {"val": 30}
     assert record["accuracy"]["val"] == pytest.approx(accuracy_by_hand(pair[1], images, templates))
 
@@ -52,13 +59,15 @@ def test_a_bare_file_without_config_is_refused(pair: tuple[Path, Path], images: 
     bare = tmp_path / "weights.safetensors"
     bare.write_bytes((pair[0] / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match=r"no config\.json beside it says .* evaluates it as alpha 1"):
-        evaluate_sources(str(bare), {"a": str(images)}, templates=("{}",), progress=Silent())
+        evaluate_sources(str(bare), {"a": str(images)}, EvalSettings(Accelerator(cpu=True), ("{}",)), progress=Silent())
 
 
 def test_a_single_tower_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
     CLIPModel.from_pretrained(pair[1]).vision_model.save_pretrained(tmp_path / "tower")
     with pytest.raises(CheckpointError, match=r"holds the vision tower only, which has no zero-shot classes"):
-        evaluate_sources(str(tmp_path / "tower"), {"a": str(images)}, templates=("{}",), progress=Silent())
+        evaluate_sources(
+            str(tmp_path / "tower"), {"a": str(images)}, EvalSettings(Accelerator(cpu=True), ("{}",)), progress=Silent()
+        )
 
 
 def test_a_source_without_a_name_is_called_after_its_folder() -> None:

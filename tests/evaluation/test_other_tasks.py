@@ -14,14 +14,17 @@ from PIL import Image
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
 from clipmerge.evaluation import other_tasks
 from clipmerge.evaluation.accuracy import load_model
-from clipmerge.evaluation.other_tasks import Place, recall_score, score_tasks
+from clipmerge.evaluation.other_tasks import caption_embeddings, recall_score, score_tasks
+from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.retrieval import CaptionedImages, load_captions
+from clipmerge.models import ImageTextModel
 from clipmerge.models.transformers_clip import TransformersClip
+from clipmerge.planning.other_tasks import Score
 from clipmerge.progress import Silent
 from tests.support.small_objective import save_ends
 
 COLOURS = {"aa": (220, 30, 30), "bb": (30, 200, 40), "cc": (40, 60, 220), "dd": (90, 90, 90), "ee": (250, 250, 10)}
-PLACE = Place(Accelerator(cpu=True), batch_size=2)
+SETTINGS = EvalSettings(Accelerator(cpu=True), batch_size=2)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> CaptionedImages:
     return load_captions(str(folder))
 
 
+def recall_alone(model: ImageTextModel, pictures: CaptionedImages, settings: EvalSettings) -> Score:
+    return recall_score(model, pictures, settings, caption_embeddings(model, pictures, torch.device("cpu")))
+
+
 @torch.inference_mode()
 def test_captions_are_embedded_once_where_the_text_tower_stays(
     ends: Inputs, pictures: CaptionedImages, monkeypatch: pytest.MonkeyPatch
@@ -54,21 +61,21 @@ def test_captions_are_embedded_once_where_the_text_tower_stays(
 
     monkeypatch.setattr(TransformersClip, "text_features", counted)
     moves = [lambda model, alpha=alpha: model.interpolate(alpha) for alpha in (0.0, 0.5, 1.0)]
-    found = score_tasks(ends, moves, {"pictures": pictures}, PLACE, Silent())["pictures"]
+    found = score_tasks(ends, moves, {"pictures": pictures}, SETTINGS, Silent())["pictures"]
     assert sum(embedded) == 2 * len(COLOURS)
     for place, checkpoint in ((0, ends.zeroshot), (2, ends.finetuned[0])):
-        assert found[place] == recall_score(load_model(checkpoint), pictures, PLACE)
+        assert found[place] == recall_alone(load_model(checkpoint), pictures, SETTINGS)
     assert found[0] != found[2]  # or the captions' place on the path would say nothing
 
 
 @torch.inference_mode()
 def test_processes_share_the_images(ends: Inputs, pictures: CaptionedImages, monkeypatch: pytest.MonkeyPatch) -> None:
     model, gathered = load_model(ends.finetuned[0]), list[Any]()
-    whole = recall_score(model, pictures, PLACE)
+    whole = recall_alone(model, pictures, SETTINGS)
 
-    def share(rank: int) -> Place:
+    def share(rank: int) -> EvalSettings:
         accelerator: Any = SimpleNamespace(process_index=rank, num_processes=2, device=torch.device("cpu"))
-        return replace(PLACE, accelerator=accelerator)
+        return replace(SETTINGS, accelerator=accelerator)
 
     def gather(own: list[Any]) -> list[Any]:
         gathered.extend(own)
@@ -76,7 +83,7 @@ def test_processes_share_the_images(ends: Inputs, pictures: CaptionedImages, mon
 
     monkeypatch.setattr(other_tasks, "gather_object", gather)
     with pytest.raises(RuntimeError):  # half of the images is no task
-        recall_score(model, pictures, share(1))
+        recall_alone(model, pictures, share(1))
     assert [start for start, _ in gathered] == [2]
-    assert recall_score(model, pictures, share(0)) == whole
+    assert recall_alone(model, pictures, share(0)) == whole
     assert [start for start, _ in gathered] == [2, 0, 4]

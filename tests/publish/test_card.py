@@ -18,7 +18,7 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.publish import card, public
 from clipmerge.publish.evaluations import hub_dataset_of
-from clipmerge.report.path_picture import path_png
+from clipmerge.report.merge_pictures import path_png
 from tests.support.merged_output import RECORD
 
 

@@ -7,9 +7,8 @@ import pytest
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report.loss_path import barrier_of
-from clipmerge.report.merge_pictures import path_picture
+from clipmerge.report.merge_pictures import path_figure, path_picture
 from clipmerge.report.numbers import Scale
-from clipmerge.report.path_picture import path_figure
 from tests.support.merge_records import example
 
 

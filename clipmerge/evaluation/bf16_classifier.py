@@ -20,14 +20,14 @@ _SAFETY = 4.0
 _MOST_AGAIN = 0.6
 
 
-class Answerer:
+class Bf16Classifier:
     """A model at one point, and the classes of one source."""
 
     def __init__(self, model: ImageTextModel, classes: Tensor, images_at_once: int | None = None) -> None:
-        """Start without comparisons.
+        """Start without comparisons; the model's weights must be those of the point at every call of `classify`.
 
         Args:
-            model: The model; its weights must be those of the point whenever `answer` is called.
+            model: The model.
             classes: Result of `class_embeddings`, on the model's device.
             images_at_once: Images that go through the model at once; ``None`` for all that are given.
         """
@@ -38,21 +38,14 @@ class Answerer:
         self._error = 0.0
         self._compared = self._seen = self._again = 0
 
-    def answer(self, pixels: Tensor) -> Tensor:
-        """Classify images.
-
-        Args:
-            pixels: (batch, 3, height, width), on the model's device.
-
-        Returns:
-            (batch,), class indices, on the CPU.
-        """
+    def classify(self, pixels: Tensor) -> Tensor:
+        """Class indices (batch,) on the CPU, of pixels (batch, 3, height, width) on the model's device."""
         if not self._quick:
             return self._cosines(pixels).argmax(dim=1).cpu()
         fresh = max(0, COMPARED - self._compared)
         given = [self._compare(pixels[:fresh])] if fresh else []
         if len(pixels) > fresh:
-            given.append(self._classify(pixels[fresh:]))
+            given.append(self._classify_quickly(pixels[fresh:]))
         return torch.cat(given).cpu()
 
     def _compare(self, pixels: Tensor) -> Tensor:
@@ -63,7 +56,7 @@ class Answerer:
         self._compared += len(pixels)
         return exact.argmax(dim=1)
 
-    def _classify(self, pixels: Tensor) -> Tensor:
+    def _classify_quickly(self, pixels: Tensor) -> Tensor:
         leaders = self._cosines(pixels, quick=True).topk(2, dim=1)
         best = leaders.indices[:, 0]
         trusted = leaders.values[:, 0] - leaders.values[:, 1] > _SAFETY * self._error  # false if it is not a number

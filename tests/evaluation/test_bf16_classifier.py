@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.evaluation import answerer
-from clipmerge.evaluation.accuracy import answers, load_model
-from clipmerge.evaluation.answerer import COMPARED, Answerer
+from clipmerge.evaluation import bf16_classifier
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.evaluation.bf16_classifier import COMPARED, Bf16Classifier
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.zero_shot import class_embeddings
 from tests.support.small_objective import save_ends
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ImageTextModel:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answerer, "multiplies_bfloat16", lambda _device: True)
+    monkeypatch.setattr(bf16_classifier, "multiplies_bfloat16", lambda _device: True)
 
 
 def pictures(count: int) -> Tensor:
@@ -51,12 +51,16 @@ def pictures(count: int) -> Tensor:
     return (3 * colours).expand(-1, -1, 32, 32)
 
 
+def answers(model: ImageTextModel, pixels: Tensor, classes: Tensor) -> Tensor:
+    return (model.image_features(pixels) @ classes.T).argmax(dim=1)
+
+
 @torch.inference_mode()
 def test_answers_are_those_of_float32(model: ImageTextModel) -> None:
     counting, pixels = Counting(model, noise=0.001), pictures(300)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
-    one = Answerer(counting, classes, 64)  # type: ignore[arg-type]
-    found = torch.cat([one.answer(part) for part in pixels.split(100)])
+    one = Bf16Classifier(counting, classes, 64)  # type: ignore[arg-type]
+    found = torch.cat([one.classify(part) for part in pixels.split(100)])
     assert torch.equal(found, answers(model, pixels, classes))
     assert counting.quick == 300
     assert COMPARED < counting.exact < 200  # some were in doubt, and most were not
@@ -66,8 +70,8 @@ def test_answers_are_those_of_float32(model: ImageTextModel) -> None:
 def test_bfloat16_is_given_up_where_it_decides_nothing(model: ImageTextModel) -> None:
     counting, pixels = Counting(model, noise=1.0), pictures(200)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
-    one = Answerer(counting, classes)  # type: ignore[arg-type]
-    found = torch.cat([one.answer(part) for part in pixels.split(50)])
+    one = Bf16Classifier(counting, classes)  # type: ignore[arg-type]
+    found = torch.cat([one.classify(part) for part in pixels.split(50)])
     assert torch.equal(found, answers(model, pixels, classes))
     assert counting.quick == 50
 
@@ -75,7 +79,7 @@ def test_bfloat16_is_given_up_where_it_decides_nothing(model: ImageTextModel) ->
 @torch.inference_mode()
 def test_a_single_class_needs_no_second_look(model: ImageTextModel) -> None:
     classes = class_embeddings(model, ("only",), ("a {}.",), "cpu")
-    assert Answerer(model, classes).answer(pictures(3)).tolist() == [0, 0, 0]
+    assert Bf16Classifier(model, classes).classify(pictures(3)).tolist() == [0, 0, 0]
 
 
 def test_shared_weights_are_set_again_after_something_else_moved_them(tmp_path: Path) -> None:
@@ -101,8 +105,8 @@ def test_shared_weights_are_set_again_after_something_else_moved_them(tmp_path: 
 def test_few_images_are_all_compared(model: ImageTextModel) -> None:
     counting, pixels = Counting(model, noise=0.001), pictures(COMPARED)
     classes = class_embeddings(model, CLASSES, ("a {}.",), "cpu")
-    one = Answerer(counting, classes)  # type: ignore[arg-type]
-    found = torch.cat([one.answer(part) for part in pixels.split(COMPARED // 2)])
+    one = Bf16Classifier(counting, classes)  # type: ignore[arg-type]
+    found = torch.cat([one.classify(part) for part in pixels.split(COMPARED // 2)])
     assert torch.equal(found, answers(model, pixels, classes))
     assert (counting.exact, counting.quick) == (COMPARED, COMPARED)
 
@@ -121,6 +125,6 @@ class Sure:
 def test_images_without_a_doubt_are_seen_once() -> None:
     right = torch.arange(40) % len(CLASSES)
     model = Sure()
-    one = Answerer(model, torch.eye(len(CLASSES)))  # type: ignore[arg-type]
-    assert torch.equal(one.answer(right[:, None, None, None].expand(-1, 3, 2, 2).float()), right)
+    one = Bf16Classifier(model, torch.eye(len(CLASSES)))  # type: ignore[arg-type]
+    assert torch.equal(one.classify(right[:, None, None, None].expand(-1, 3, 2, 2).float()), right)
     assert model.seen == [COMPARED, COMPARED, 40 - COMPARED]  # without a piece of no images

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerCache:
     """Answers in a folder, whose name is a hash of everything that all of them depend on.
 
     Attributes:
@@ -29,50 +29,32 @@ class Answered:
     folder: Path
     sources: Mapping[str, str]
 
-    def known(self, source: str, start: int, size: int, points: Sequence[str]) -> dict[str, NDArray[np.int64]]:
-        """Read the answers to one batch.
+    def read(self, source: str, start: int, size: int, points: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        """Class indices (size,) of the batch that starts with an image, by point, for the points that are known."""
+        stored = self._stored(source, start)
+        return {key: stored[key].astype(np.int64) for key in points if key in stored and stored[key].shape == (size,)}
 
-        Args:
-            source: Name of the source.
-            start: The batch's first image.
-            size: Number of its images.
-            points: Keys of the points.
-
-        Returns:
-            Class indices, shape (size,), by point; points that have not answered are left out.
-        """
-        held = self._read(source, start)
-        return {key: held[key].astype(np.int64) for key in points if key in held and held[key].shape == (size,)}
-
-    def keep(self, source: str, start: int, answers: Mapping[str, Sequence[int]]) -> None:
-        """Keep answers to one batch; a folder that cannot be written costs only the resumption.
-
-        Args:
-            source: Name of the source.
-            start: The batch's first image.
-            answers: Class indices by point.
-        """
+    def add(self, source: str, start: int, answers: Mapping[str, Sequence[int]]) -> None:
+        """Add answers to one batch by point; a folder that cannot be written costs only the resumption."""
         from safetensors.numpy import save
 
         file = self._file(source, start)
         if file is None or not answers:
             return
-        held = self._read(source, start) | {key: np.asarray(best, dtype=np.int32) for key, best in answers.items()}
+        stored = self._stored(source, start) | {key: np.asarray(best, np.int32) for key, best in answers.items()}
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(f".{os.getpid()}.part")
-            part.write_bytes(save(held))
+            part.write_bytes(save(stored))
             part.replace(file)
 
-    def _read(self, source: str, start: int) -> dict[str, NDArray[np.int32]]:
+    def _stored(self, source: str, start: int) -> dict[str, NDArray[np.int32]]:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
         file = self._file(source, start)
-        if file is None:
-            return {}
         try:
-            return dict(load(file.read_bytes()))
+            return {} if file is None else dict(load(file.read_bytes()))
         except (OSError, SafetensorError):  # missing, or truncated by a crash of the machine
             return {}
 

@@ -1,0 +1,35 @@
+"""How images go through a model in an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from clipmerge.choices import OutputDtype
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How images go through a model in an evaluation.
+
+    Attributes:
+        accelerator: Places the model, and gathers the results of several processes.
+        templates: Prompt templates for every source; if empty, each source's own, or the default.
+        batch_size: Images per batch; ``None`` for the default.
+        images_at_once: Images that go through the model at once; ``None`` for a batch.
+        dtype: Dtype that points between checkpoints are rounded to.
+    """
+
+    accelerator: Accelerator
+    templates: tuple[str, ...] = ()
+    batch_size: int | None = None
+    images_at_once: int | None = None
+    dtype: OutputDtype = "keep"
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Index of this process, and the number of processes that share the batches."""
+        return self.accelerator.process_index, self.accelerator.num_processes
