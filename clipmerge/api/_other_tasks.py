@@ -11,9 +11,9 @@ from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.evaluation.sources import check_source_name, named_sources
 
 if TYPE_CHECKING:
+    from clipmerge.choices import OutputDtype
     from clipmerge.evaluation.other_tasks import Task
     from clipmerge.evaluation.settings import EvalSettings
-    from clipmerge.choices import OutputDtype
     from clipmerge.progress import Progress
     from clipmerge.request import Calibration, MergeRequest, Run
 

@@ -21,7 +21,6 @@ from clipmerge.models.zero_shot import class_embeddings
 from clipmerge.progress import Pace
 
 if TYPE_CHECKING:
-    from clipmerge.choices import Device
     from clipmerge.images import Columns
     from clipmerge.images.class_names import ClassNames
     from clipmerge.progress import Progress
