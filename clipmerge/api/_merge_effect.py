@@ -12,9 +12,11 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
 if TYPE_CHECKING:
+    from clipmerge.choices import OutputDtype
+    from clipmerge.evaluation.settings import EvalSettings
     from clipmerge.images.dataset import LabelledImages
     from clipmerge.planning.merge_effect import MergeEffect
-    from clipmerge.request import MergeRequest, Run
+    from clipmerge.request import Calibration, MergeRequest, Run
 
 
 class _Unmeasurable(Exception):
@@ -94,7 +96,6 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
 
 
 def _measured(run: Run, request: MergeRequest) -> MergeEffect:
-    from clipmerge.api._other_tasks import settings_for
     from clipmerge.evaluation.verdict import measure_effect
 
     settings = settings_for(request.calibration)
@@ -109,6 +110,17 @@ def _measured(run: Run, request: MergeRequest) -> MergeEffect:
         settings,
         max_loss=request.max_loss,
         progress=run.progress,
+    )
+
+
+def settings_for(calibration: Calibration, dtype: OutputDtype = "keep") -> EvalSettings:
+    """The device, templates and batches that a request asks for."""
+    from clipmerge.distributed import accelerator_for
+    from clipmerge.evaluation.settings import EvalSettings
+
+    accelerator = accelerator_for(calibration.device)
+    return EvalSettings(
+        accelerator, calibration.templates, calibration.batch_size, calibration.images_at_once, dtype=dtype
     )
 
 

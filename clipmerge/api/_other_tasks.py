@@ -7,15 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._in_memory import source_of
+from clipmerge.api._merge_effect import settings_for, shared_plan
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.evaluation.sources import check_source_name, named_sources
 
 if TYPE_CHECKING:
-    from clipmerge.choices import OutputDtype
     from clipmerge.evaluation.other_tasks import Task
-    from clipmerge.evaluation.settings import EvalSettings
     from clipmerge.progress import Progress
-    from clipmerge.request import Calibration, MergeRequest, Run
+    from clipmerge.request import MergeRequest, Run
 
 
 def tasks_named(keep: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
@@ -57,17 +56,6 @@ def load_tasks(
     return tasks
 
 
-def settings_for(calibration: Calibration, dtype: OutputDtype = "keep") -> EvalSettings:
-    """The device, templates and batches that a request asks for."""
-    from clipmerge.distributed import accelerator_for
-    from clipmerge.evaluation.settings import EvalSettings
-
-    accelerator = accelerator_for(calibration.device)
-    return EvalSettings(
-        accelerator, calibration.templates, calibration.batch_size, calibration.images_at_once, dtype=dtype
-    )
-
-
 def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     """Measure a decided plan on the tasks that were named, and keep the scores in the plan.
 
@@ -83,7 +71,6 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     """
     if not request.keep:
         return
-    from clipmerge.api._merge_effect import shared_plan
     from clipmerge.evaluation.other_tasks import measure_other_tasks
 
     with run.timed("kept"):

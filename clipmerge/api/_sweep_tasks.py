@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from clipmerge.api._other_tasks import load_tasks, settings_for
+from clipmerge.api._merge_effect import settings_for
+from clipmerge.api._other_tasks import load_tasks
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.points import Point
 from clipmerge.progress import Progress

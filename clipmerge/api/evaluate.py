@@ -15,7 +15,8 @@ from clipmerge.api._arguments import (
     with_options,
 )
 from clipmerge.api._in_memory import InMemorySource, as_sources, with_state_key
-from clipmerge.api._other_tasks import load_tasks, settings_for, tasks_named
+from clipmerge.api._merge_effect import settings_for
+from clipmerge.api._other_tasks import load_tasks, tasks_named
 from clipmerge.api._results import EvaluateResult
 from clipmerge.errors import UsageError
 from clipmerge.progress import Logged, Progress

@@ -32,8 +32,8 @@ from clipmerge.api._arguments import (
 )
 from clipmerge.api._commands import sweep_words
 from clipmerge.api._in_memory import as_sources, open_source, with_state_key
-from clipmerge.api._merge_effect import shared_plan
-from clipmerge.api._other_tasks import settings_for, tasks_named
+from clipmerge.api._merge_effect import settings_for, shared_plan
+from clipmerge.api._other_tasks import tasks_named
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api._sweep_images import load_source, overlap_notes
