@@ -1,7 +1,8 @@
-"""Few entries in the package, and imports without circles."""
+"""Few entries in the package, imports without circles, and no private name of another library."""
 
 from __future__ import annotations
 
+import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -26,6 +27,34 @@ def test_no_import_leads_in_a_circle() -> None:
     graph = grimp.build_graph("clipmerge", cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
+
+
+#: Private by name alone: the documented way to end a process without waiting for anything.
+PUBLIC = {"os._exit"}
+
+
+def private_names(text: str) -> list[str]:
+    """Attributes with a leading underscore that the file reads or sets, but defines nowhere itself."""
+    nodes = list(ast.walk(ast.parse(text)))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    defined |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    attributes = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr.startswith("_")]
+    own = [node for node in attributes if isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")]
+    defined |= {node.attr for node in own if isinstance(node.ctx, ast.Store)}
+    return [
+        f"{node.lineno}: {ast.unparse(node)}"
+        for node in attributes
+        if not node.attr.startswith("__") and node.attr not in defined and ast.unparse(node) not in PUBLIC
+    ]
+
+
+def test_no_private_name_of_another_library_is_read_or_set() -> None:
+    assert private_names("class A:\n    def __init__(self): self._a = 1\n    def b(self, x): return self._a, x._c") == [
+        "3: x._c"
+    ]
+    package = [file for file in FILES if file.is_relative_to(ROOT / "clipmerge")]
+    found = {str(file.relative_to(ROOT)): private_names(file.read_text(encoding="utf-8")) for file in package}
+    assert {file: names for file, names in found.items() if names} == {}
 
 
 def test_no_file_holds_an_unresolved_merge() -> None:

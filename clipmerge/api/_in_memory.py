@@ -112,8 +112,8 @@ def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, 
 def unwrapped(model: Module) -> Module:
     """The model inside the wrappers of `torch.compile` and of parallel training."""
     for name in _WRAPPERS * 2:
-        inner = model._modules.get(name)
-        model = inner if len(model._modules) == 1 and inner is not None else model
+        children = dict(model.named_children())
+        model = children[name] if set(children) == {name} else model
     return model
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, layer_norm, linear
+from torch.nn.functional import conv2d, embedding, layer_norm, linear
 
 from clipmerge.calibration.path import PathWeights
 
@@ -28,7 +28,9 @@ _MAPS: dict[type, Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]] = {
     torch.nn.LayerNorm: lambda module, given, weight, bias: layer_norm(
         given, module.normalized_shape, weight, bias, module.eps
     ),
-    torch.nn.Conv2d: lambda module, given, weight, bias: module._conv_forward(given, weight, bias),
+    torch.nn.Conv2d: lambda module, given, weight, bias: conv2d(
+        given, weight, bias, module.stride, module.padding, module.dilation, module.groups
+    ),
     torch.nn.Embedding: lambda _module, given, weight, _bias: embedding(given, weight),
 }
 
@@ -75,7 +77,9 @@ class Tangents:
         self._sums = self._zeros()
 
     def _map(self, module: torch.nn.Module, names: dict[int, str]) -> _Map | None:
-        own = {part: names[id(p)] for part, p in module._parameters.items() if p is not None and id(p) in names}
+        own = {part: names[id(p)] for part, p in module.named_parameters(recurse=False) if id(p) in names}
+        if getattr(module, "padding_mode", "zeros") != "zeros":  # a convolution that pads by what is at its edges
+            return None
         if "weight" not in own or len({self._layers[name] for name in own.values()}) > 1:
             return None
         changes = {part: self._path.task_vector[name] for part, name in own.items()}
