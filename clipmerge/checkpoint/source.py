@@ -15,7 +15,7 @@ import numpy as np
 from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import remembered_sha256
 from clipmerge.files.safetensors import STORED, Array, TensorEntry
-from clipmerge.files.unchanged import guard, require_unchanged
+from clipmerge.files.unchanged import require_unchanged, require_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ class Checkpoint:
                 require_unchanged([file])
                 raise CheckpointError(f"{file}: cannot be read any more ({error})") from None
             require_unchanged([file])
-            guard(self._maps[file], file)
+        require_whole(self._maps[file], file)
         return self._maps[file]
 
     @property

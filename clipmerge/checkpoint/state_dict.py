@@ -23,7 +23,6 @@ from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import LARGEST_PICKLE, LONGEST_NAME, MOST_SHARING
 from clipmerge.files.reading import open_regular, told_size
 from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry, check_names
-from clipmerge.files.unchanged import guard_range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,10 +80,6 @@ def read_state_dict(
     check_names(file, tensors)
     entries = {key: _entry(file, key, tensor) for key, tensor in tensors.items()}
     _check_sharing(file, tensors)
-    if not in_memory:
-        for tensor in tensors.values():
-            storage = tensor.untyped_storage()
-            guard_range(storage.data_ptr(), storage.nbytes(), file)
     notes = []
     if inside:
         beside = f"; {shorten(others)} holds weights too (--state-key {others[0]} takes them)" if others else ""

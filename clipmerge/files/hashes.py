@@ -14,7 +14,6 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 
 from clipmerge.files.cache import user_cache
-from clipmerge.files.unchanged import guarded
 
 #: Bytes hashed at a time; a multiple of every system's mapping granularity.
 WINDOW = 32 << 20
@@ -48,8 +47,7 @@ def sha256_of(path: Path, *, window_bytes: int = WINDOW) -> str:
             ) as window:
                 if hasattr(mmap, "MADV_WILLNEED"):  # pragma: no branch - absent on Windows
                     window.madvise(mmap.MADV_WILLNEED)
-                with guarded(window, path):
-                    digest.update(window)
+                digest.update(window)
     return digest.hexdigest()
 
 
