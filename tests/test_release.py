@@ -1,0 +1,58 @@
+"""What a release needs: one version, and files that the places they are for can read."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clipmerge import __version__
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_version_is_in_one_place_and_the_citation_has_the_same() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["dynamic"] == ["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+    assert citation["license"] == project["license"]
+
+
+def test_workflows_and_forms_are_yaml_and_call_scripts_that_exist() -> None:
+    files = sorted((ROOT / ".github").rglob("*.yml"))
+    assert len(files) == 3
+    parsed = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    steps = [step for job in parsed["ci.yml"]["jobs"].values() for step in job["steps"]]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run", "scripts/lowest"]
+    assert all((ROOT / step["run"]).is_file() for step in steps if "run" in step)
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    tested = parsed["ci.yml"]["jobs"]["run"]["strategy"]["matrix"]["python"]
+    assert {f"Programming Language :: Python :: {version}" for version in tested} <= set(declared)
+
+
+@pytest.mark.parametrize(
+    ("files", "version", "said"),
+    [
+        ({}, "9.9.9", "clipmerge/__init__.py, the one place of the version, has another"),
+        ({"clipmerge/__init__.py": '__version__ = "9.9.9"\n'}, "9.9.9", "CITATION.cff has another version"),
+        (
+            {"clipmerge/__init__.py": '__version__ = "9.9.9"\n', "CITATION.cff": "version: 9.9.9\n"},
+            "9.9.9",
+            "CHANGELOG.md has no section '## [9.9.9] - DATE'",
+        ),
+    ],
+)
+def test_a_release_that_is_not_ready_says_why(files: dict[str, str], version: str, said: str, tmp_path: Path) -> None:
+    for name in ("scripts/release", "clipmerge/__init__.py", "CITATION.cff", "CHANGELOG.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(files.get(name, (ROOT / name).read_text(encoding="utf-8")))
+    (tmp_path / "scripts" / "release").chmod(0o755)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    run = subprocess.run([tmp_path / "scripts" / "release", version], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (1, f"not ready: {said}\n")
