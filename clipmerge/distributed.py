@@ -15,6 +15,7 @@ from clipmerge.errors import MeasureError, UsageError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+
     from clipmerge.choices import Device
 
 
@@ -24,11 +25,7 @@ class Terminated(BaseException):
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Wait for the other processes in this block, and fail if one of them is gone.
-
-    Raises:
-        MeasureError: If another process ended, or did not answer for half an hour.
-    """
+    """Wait for the other processes in this block, and fail if one of them is gone."""
     try:
         yield
     except RuntimeError as error:  # torch's class for all errors between processes
@@ -40,11 +37,7 @@ def together() -> Iterator[None]:
 
 @contextmanager
 def termination() -> Iterator[None]:
-    """Let SIGTERM end this block as an exception, so that unfinished work is cleaned up.
-
-    Raises:
-        Terminated: If the signal arrives.
-    """
+    """Let SIGTERM end this block as an exception, so that unfinished work is cleaned up."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -60,12 +53,7 @@ def termination() -> Iterator[None]:
 
 
 def instead_of(error: Exception, stopped: BaseException) -> BaseException:
-    """Return the signal's exception, with the error's notes, if compiled code turned it into an error of its own.
-
-    Args:
-        error: The error that arrived.
-        stopped: The exception that the signal's handler raised.
-    """
+    """Return the signal's exception, with the error's notes, if compiled code turned it into an error of its own."""
     for note in getattr(error, "__notes__", ()):
         stopped.add_note(note)
     return stopped
@@ -82,17 +70,7 @@ def is_main_process() -> bool:
 
 
 def require_device(device: Device) -> dict[str, bool]:
-    """Refuse a device that does not exist, even if nothing would be computed on it.
-
-    Args:
-        device: The device as the user wrote it.
-
-    Returns:
-        Whether each kind of accelerator exists.
-
-    Raises:
-        UsageError: If the device does not exist.
-    """
+    """Refuse a device that does not exist; returns whether each kind of accelerator does."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -102,14 +80,7 @@ def require_device(device: Device) -> dict[str, bool]:
 
 
 def accelerator_for(device: Device) -> Accelerator:
-    """Set up accelerate in float32 with TF32 off, regardless of its configuration file.
-
-    Args:
-        device: ``auto`` uses an accelerator if there is one.
-
-    Raises:
-        UsageError: If the device does not exist.
-    """
+    """Set up accelerate in float32 with TF32 off, regardless of its configuration file."""
     import torch  # takes a second, which commands without a model save
     from accelerate import Accelerator
 

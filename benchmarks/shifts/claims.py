@@ -18,8 +18,8 @@ from benchmarks.shifts.ranks import kendall, partial_kendall
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.tradeoff import height, interval
 from clipmerge.methods import Task
-from clipmerge.methods._stragglers import find_stragglers
 from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.stragglers import find_stragglers
 from clipmerge.request import ALPHAS
 
 _LOG = logging.getLogger("benchmarks")

@@ -28,19 +28,7 @@ _VIEW_TURN, _VIEW_SCALE, _VIEW_SHIFT = math.radians(6), 0.08, 0.06
 
 
 def augmented(pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = KINDS) -> Tensor:
-    """Change every image at random, independently.
-
-    Args:
-        pixels: Preprocessed images, (batch, 3, height, width).
-        seed: The same seed and batch size give the same changes.
-        kinds: The kinds of change to apply.
-
-    Returns:
-        Same shape, device and dtype.
-
-    Raises:
-        MeasureError: If the images are packed into patches, which cannot be changed.
-    """
+    """Change every preprocessed image, (batch, 3, height, width); the seed and the batch size fix how."""
     if kinds:
         _require_images(pixels)
     generator = torch.Generator().manual_seed(seed)
@@ -51,18 +39,9 @@ def augmented(pixels: Tensor, seed: int, kinds: tuple[Augmentation, ...] = KINDS
 
 
 def viewed(pixels: Tensor, seed: int, strength: float = 1.0) -> Tensor:
-    """Rotate, scale and shift every image slightly, independently, so that learning cannot memorise its pixels.
+    """Rotate, scale and shift every image slightly, so that learning cannot memorise its pixels.
 
-    Args:
-        pixels: Preprocessed images, (batch, 3, height, width).
-        seed: The same seed and batch size give the same views.
-        strength: 1 rotates by up to 6 degrees, scales by up to 8% and shifts by up to 3% of the side; 0 does nothing.
-
-    Returns:
-        Same shape, device and dtype.
-
-    Raises:
-        MeasureError: If the images are packed into patches, which cannot be changed.
+    Strength 1 rotates by up to 6 degrees, scales by up to 8% and shifts by up to 3% of the side; 0 does nothing.
     """
     if strength == 0:
         return pixels

@@ -40,13 +40,7 @@ class Coefficients:
     """
 
     def __init__(self, objective: Objective, granularity: Granularity, start: float | None = None) -> None:
-        """Start with one coefficient everywhere.
-
-        Args:
-            objective: Its weights are set by `place`.
-            granularity: Unit that has its own coefficient.
-            start: The initial coefficient; ``None`` lets `learn` choose it.
-        """
+        """Start with one coefficient everywhere."""
         self._objective = objective
         self.has_start = start is not None
         whole = granularity in ("layer", "parameter")
@@ -85,23 +79,14 @@ class Coefficients:
         self.fill(value)
 
     def make_sparse(self, names: Iterable[str], density: float) -> None:
-        """Make parameters keep only a share of their coefficients and zero the others. Scalars stay dense.
-
-        Args:
-            names: Parameters.
-            density: Share that is kept, in (0, 1], rounded down to entries, at least one.
-        """
+        """Make parameters keep only a share of their coefficients and zero the others. Scalars stay dense."""
         for key in dict.fromkeys(self._key[name] for name in names):
             count = self.values[key].numel()
             if count > 1 and density < 1:
                 self._kept_counts[key] = max(1, int(density * count))
 
     def add_noise(self, seed: int) -> None:
-        """Add a little noise to the scores, which start equal, so that the order of entries does not matter.
-
-        Args:
-            seed: The same seed gives the same noise on any device.
-        """
+        """Add a little noise to the scores, which start equal, so that the order of entries does not matter."""
         generator = torch.Generator().manual_seed(seed)
         for key in self._kept_counts:
             value = self.values[key]
@@ -121,10 +106,6 @@ class Coefficients:
         """Go part of the way from the start to the coefficients, and from there towards the fine-tuned model.
 
         Dropped coefficients stay dropped. Moves do not add up: each `move` starts from the learned coefficients.
-
-        Args:
-            part: Share of the way from the start; 1 for the coefficients themselves.
-            beyond: Share of the remaining way to 1.
         """
         self._position = (part, beyond)
 
@@ -201,13 +182,6 @@ class Coefficients:
 
 def _largest(scores: Tensor, count: int) -> Tensor:
     """Mark exactly ``count`` largest entries; among equal entries, the first ones.
-
-    Args:
-        scores: Any shape.
-        count: Number of entries to mark.
-
-    Returns:
-        Booleans, same shape.
 
     Example:
         >>> _largest(torch.tensor([0.5, 1.0, 0.2, 0.5]), 2)

@@ -26,13 +26,7 @@ class Descent:
     """
 
     def __init__(self, values: Mapping[str, Tensor], rate: float | Mapping[str, float], steps: int) -> None:
-        """Start with zero moments.
-
-        Args:
-            values: Tensors to move along their ``grad``, by name.
-            rate: Size of the first step, one for all tensors or by name.
-            steps: Number of steps until the rate is zero.
-        """
+        """Start with zero moments."""
         self._values = values
         self._rates = rate if isinstance(rate, Mapping) else dict.fromkeys(values, rate)
         self._steps = steps

@@ -34,13 +34,7 @@ class CalibrationLoss:
     """
 
     def __init__(self, model: ImageTextModel, path: PathWeights, prompts: Prompts) -> None:
-        """Start with empty caches.
-
-        Args:
-            model: The model.
-            path: Its weights.
-            prompts: The class prompts.
-        """
+        """Start with empty caches."""
         self.model = model
         self.prompts = prompts
         self._path = path
@@ -54,11 +48,9 @@ class CalibrationLoss:
         return self._prompt_features is not None and self._prompt_features[0] == self._path.text_moves
 
     def prompt_features(self) -> Tensor:
-        """Embed the class prompts at theta(alpha), as set by `PathWeights.move_to`, not at perturbed weights.
+        """Embed the prompts at theta(alpha), not at perturbed weights, without a graph: (prompts, projection_dim).
 
-        Returns:
-            (prompts, projection_dim), unit length, without a graph. Computed once per point, or once for all points
-            if the text tower is the same at both ends.
+        Computed once per point, or once for all points if the text tower is the same at both ends.
         """
         moves = self._path.text_moves
         if self._prompt_features is None or self._prompt_features[0] != moves:
@@ -68,11 +60,7 @@ class CalibrationLoss:
 
     @contextmanager
     def fewer_prompts(self, most: int, seed: int) -> Iterator[tuple[str, ...]]:
-        """In this context, use fewer templates if classes and templates make many prompts; see `Prompts.drawn`.
-
-        Yields:
-            A note that says so, if there are fewer.
-        """
+        """In this context, use fewer templates if there are many prompts (`Prompts.drawn`); yields a note about it."""
         every, kept = self.prompts, self._prompt_features
         self.prompts = every.drawn(most, seed)
         if self.prompts is not every:
@@ -90,15 +78,9 @@ class CalibrationLoss:
     def class_features(
         self, classes: Tensor | None = None, templates: Tensor | None = None, *, cached: bool = False
     ) -> Tensor:
-        """Embed classes at the current weights, with a graph if the text tower changes.
+        """Embed classes at the current weights: (classes, projection_dim), with a graph if the text tower changes.
 
-        Args:
-            classes: Class indices, ascending; ``None`` for all.
-            templates: Template indices to average over; ``None`` for all.
-            cached: Whether to use `prompt_features`, which embeds all prompts once and has no graph.
-
-        Returns:
-            (classes, projection_dim), unit length.
+        ``cached`` averages `prompt_features` instead, which embeds all prompts once and has no graph.
         """
         places = self.prompts.places(classes, templates)
         anew = self._path.text_changes and not cached
@@ -110,16 +92,7 @@ class CalibrationLoss:
         return self.model.image_features(pixels)
 
     def loss(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
-        """Mean cross-entropy of one batch at the current weights.
-
-        Args:
-            batch: Images and labels.
-            prompt_features: (prompts, projection_dim).
-            image_features: (batch, projection_dim), if already known.
-
-        Returns:
-            Scalar, in nats.
-        """
+        """Mean cross-entropy of one batch at the current weights, in nats."""
         return cross_entropy(self.logits(batch, prompt_features, image_features), batch.labels)
 
     def logits(self, batch: Batch, prompt_features: Tensor, image_features: Tensor | None = None) -> Tensor:
@@ -128,39 +101,20 @@ class CalibrationLoss:
         return self.class_logits(images, averaged(prompt_features, self.prompts.templates))
 
     def class_logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Score classes by the zero-shot head at the current weights.
-
-        Args:
-            image_features: (batch, projection_dim), unit length.
-            class_features: (classes, projection_dim), unit length.
-
-        Returns:
-            (batch, classes).
-        """
+        """Score classes by the zero-shot head at the current weights: (batch, classes)."""
         return self.model.logits(image_features, class_features)
 
     def joint_loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy with the text tower in the graph, for second derivatives.
-
-        Returns:
-            Scalar, in nats.
-        """
+        """Mean cross-entropy with the text tower in the graph, for second derivatives, in nats."""
         if not self._path.text_changes:
             return self.loss(batch, self.prompt_features())
         return self.loss(batch, self.prompts.features())
 
     def layer_loss(self, batch: Batch, layer: str) -> Callable[[], Tensor]:
-        """The loss of one batch while only one layer moves, as cheaply as possible.
+        """A function that computes the loss of one batch while only this layer moves, as cheaply as possible.
 
         The other tower's features and the hidden states below the layer's block are computed at theta(alpha) and
         cached for the batch: call this at theta(alpha), for all layers of a batch before the next batch.
-
-        Args:
-            batch: Images and labels.
-            layer: The layer that will be perturbed.
-
-        Returns:
-            A function that computes the loss at the current weights, a scalar in nats.
         """
         if not layer.startswith("text."):
             prompts = self.prompt_features()
@@ -191,17 +145,7 @@ class CalibrationLoss:
     def add_gradients(
         self, batch: Batch, prompt_features: Tensor, loss_of: Loss | None, images_at_once: int | None
     ) -> float:
-        """Add a batch's gradient to each parameter's ``grad``, computed piece by piece for the default loss.
-
-        Args:
-            batch: Images and labels.
-            prompt_features: (prompts, projection_dim); gets a gradient too if it requires one.
-            loss_of: A loss to use instead of `loss`, computed on the whole batch.
-            images_at_once: Images whose activations are in memory at once; ``None`` for the whole batch.
-
-        Returns:
-            The batch's loss, in nats.
-        """
+        """Add a batch's gradient to each parameter's ``grad``, the default loss's piece by piece; returns the loss."""
         value = 0.0
         for piece in [batch] if loss_of else batch.pieces(images_at_once):
             loss = (loss_of or self.loss)(piece, prompt_features) * (len(piece) / len(batch))

@@ -19,16 +19,6 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
 
     The model stays at the mixture, including layers that only a further checkpoint changed: do not use `move_to`
     afterwards.
-
-    Args:
-        objective: Calibration loss.
-        weights: One factor per fine-tuned checkpoint.
-
-    Returns:
-        The loss and the accuracy of the mixture.
-
-    Raises:
-        MeasureError: If the loss is not finite.
     """
     inputs = objective.inputs
     # a further checkpoint may change a text tower that the first one does not

@@ -22,10 +22,6 @@ from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import LearningState
 from clipmerge.calibration.shares import Shares
 from clipmerge.calibration.tower_cost import TowerCost, seconds_per_pass, tower_cost
-from clipmerge.calibration.work import FORWARD as FORWARD
-from clipmerge.calibration.work import GRADIENT as GRADIENT
-from clipmerge.calibration.work import HESSIAN as HESSIAN
-from clipmerge.calibration.work import Work
 from clipmerge.checkpoint import Inputs
 from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch as Batch
@@ -35,6 +31,28 @@ from clipmerge.models.zero_shot import PROMPTS_AT_ONCE
 
 #: Number of prompts that measures backpropagate through the text tower; if there are more, templates are drawn.
 PROMPTS_A_GRADIENT = 1024
+
+# Cost of a batch in forward passes: a gradient is about three, a Hessian-vector product about six.
+FORWARD, GRADIENT, HESSIAN = 1, 3, 6
+
+
+class Work:
+    """The work of one process."""
+
+    def __init__(self, report: Callable[[float, float], None] | None = None) -> None:
+        """Start without announced work."""
+        self._report = report
+        self._done = self._announced = 0.0
+
+    def announce(self, work: float) -> None:
+        """Announce work to come, in images x forward passes."""
+        self._announced += work
+
+    def tick(self, cost: float) -> None:
+        """Report work done, in images x forward passes."""
+        self._done += cost
+        if self._report:
+            self._report(self._done, self._announced)
 
 
 class Objective:

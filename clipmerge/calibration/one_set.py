@@ -11,13 +11,7 @@ from clipmerge.calibration.objective import Objective
 
 @torch.no_grad()
 def place(objective: Objective, layers: Iterable[str], alpha: float) -> None:
-    """Set some layers to theta_0 + alpha * task_vector, in place; the others stay.
-
-    Args:
-        objective: The calibration loss.
-        layers: Names of changed layers.
-        alpha: Coefficient.
-    """
+    """Set some layers to theta_0 + alpha * task_vector, in place; the others stay."""
     moved = list(layers)
     for layer in moved:
         for name in objective.path.layers[layer]:
@@ -36,16 +30,6 @@ def instabilities(
     """Compute max over alpha of L(alpha) - (L(0) + L(1)) / 2, where some layers alone go from zero-shot to fine-tuned.
 
     The other layers are fine-tuned. It costs ``points`` + 1 forward passes.
-
-    Args:
-        objective: The calibration loss at theta_1; left there.
-        layers: Names of changed layers.
-        points: Evenly spaced points between the ends.
-        finetuned: Loss by batch number at theta_1.
-
-    Returns:
-        One value per batch of this process by batch number, in nats; negative if the loss lies below the mean of its
-        ends everywhere between.
     """
     tried = []
     for step in range(points + 1):

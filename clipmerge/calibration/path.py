@@ -107,17 +107,7 @@ class PathWeights:
     """
 
     def __init__(self, model: ImageTextModel, inputs: Inputs, device: torch.device) -> None:
-        """Load the zero-shot weights, and keep the task vector.
-
-        Args:
-            model: The model without weights.
-            inputs: The checkpoints; the first fine-tuned one is theta_1.
-            device: Device of the model.
-
-        Raises:
-            CheckpointError: If a weight is not finite.
-            MeasureError: If fine-tuning changed nothing.
-        """
+        """Load the zero-shot weights, and keep the task vector."""
         model.load(inputs.theta_0, inputs.zeroshot.source)
         model.module.to(device)
         self.parameters = model.parameters
@@ -165,11 +155,7 @@ class PathWeights:
             torch.add(self.theta_0[name], task_vector, alpha=alpha, out=self.parameters[name].data)
 
     def forget(self, *, text: bool) -> None:
-        """Count a move made by other code, so that values cached for the old weights are not used again.
-
-        Args:
-            text: Whether the text tower moved too.
-        """
+        """Count a move made by other code, so that values cached for the old weights are not used again."""
         self.moves += 1
         self.text_moves += text
 

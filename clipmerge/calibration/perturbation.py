@@ -48,14 +48,7 @@ class LayerBall:
     def __init__(
         self, parameters: list[Parameter], *, norm: Literal["l2", "linf"], radius: float, adaptive: bool
     ) -> None:
-        """Store the layer's weights theta.
-
-        Args:
-            parameters: The layer's parameters, changed in place by `place`.
-            norm: p.
-            radius: Radius of u.
-            adaptive: c = |theta| rather than 1.
-        """
+        """Store the layer's weights theta."""
         self.parameters = parameters
         self.norm = norm
         self.radius = radius
@@ -64,11 +57,7 @@ class LayerBall:
 
     @torch.no_grad()
     def place(self, point: list[Tensor]) -> None:
-        """Move the layer to theta + c * u.
-
-        Args:
-            point: u, one tensor per parameter.
-        """
+        """Move the layer to theta + c * u."""
         for parameter, origin, scale, u in zip(self.parameters, self._origin, self._scale, point, strict=True):
             parameter.data.copy_(origin).addcmul_(scale, u)
 
@@ -87,11 +76,7 @@ class LayerBall:
         return [value / length.clamp_min(1e-30) for value in scaled]
 
     def maximiser(self, gradient: list[Tensor]) -> list[Tensor]:
-        """The u in the ball that maximises the loss to first order.
-
-        Args:
-            gradient: dL/dtheta at theta, one tensor per parameter.
-        """
+        """The u in the ball that maximises the loss to first order."""
         return [self.radius * direction for direction in self._ascent(gradient)]
 
     def _project(self, point: list[Tensor]) -> list[Tensor]:
@@ -102,16 +87,7 @@ class LayerBall:
         return [u * factor for u in point]
 
     def apgd(self, loss: Callable[[], Tensor], gradient: list[Tensor], base: float, steps: int) -> float:
-        """Maximise the loss in the ball by auto-PGD, from its centre.
-
-        Args:
-            loss: Loss at the layer's current weights.
-            gradient: dL/dtheta at theta.
-            base: Loss at theta.
-            steps: Number of iterations; each computes the layer's gradient, the last only the loss.
-
-        Returns:
-            The largest loss found, at least ``base``.
+        """The largest loss that auto-PGD finds in the ball from its centre, given the gradient and the loss there.
 
         Source:
             Croce and Hein 2020, arXiv:2003.01690, algorithm 1.

@@ -35,18 +35,7 @@ class Prompts:
         *,
         at_once: int = PROMPTS_AT_ONCE,
     ) -> None:
-        """Tokenise the prompts.
-
-        Args:
-            model: The model that embeds them.
-            texts: The prompts.
-            templates: Prompts per class.
-            device: Device of the model.
-            at_once: Prompts whose activations are in memory at once; more are recomputed piece by piece.
-
-        Raises:
-            DataError: If the text tower gives all classes the same features.
-        """
+        """Tokenise the prompts."""
         self.templates = templates
         self.classes = len(texts) // templates
         self._model = model
@@ -61,15 +50,7 @@ class Prompts:
         return self.templates * self.classes
 
     def drawn(self, most: int, seed: int) -> Prompts:
-        """Draw templates, the same for all classes, so that at most ``most`` prompts remain; at least one template.
-
-        Args:
-            most: Maximum number of prompts.
-            seed: Seed of the draw.
-
-        Returns:
-            The drawn prompts; these prompts themselves if there are few enough.
-        """
+        """Draw templates, the same for all classes, so that at most ``most`` prompts remain; at least one template."""
         if self.count <= most or self.templates == 1:
             return self
         generator = torch.Generator().manual_seed(seed)
@@ -86,15 +67,7 @@ class Prompts:
         return self.count > self.at_once
 
     def features(self, prefix: Prefix | None = None, places: Tensor | None = None) -> Tensor:
-        """Embed prompts; if there are many, the graph holds the activations of one piece at a time.
-
-        Args:
-            prefix: See `ImageTextModel.text_features`; not allowed if there are many prompts.
-            places: Indices of the prompts; ``None`` for all.
-
-        Returns:
-            (prompts, projection_dim), unit length.
-        """
+        """Embed prompts: (prompts, projection_dim); of many, the graph holds one piece's activations at a time."""
         tokens = self.tokens if places is None else {key: value[places] for key, value in self.tokens.items()}
         if len(tokens["input_ids"]) <= self.at_once:
             return self._model.text_features(tokens, prefix)
@@ -107,12 +80,7 @@ class Prompts:
             self._model.text_features(tokens)
 
     def places(self, classes: Tensor | None, templates: Tensor | None) -> Tensor:
-        """Indices of the prompts of some classes in some templates, class by class.
-
-        Args:
-            classes: Class indices; ``None`` for all.
-            templates: Template indices; ``None`` for all.
-        """
+        """Indices of the prompts of some classes in some templates, class by class."""
         wanted = torch.arange(self.classes) if classes is None else classes
         written = torch.arange(self.templates) if templates is None else templates
         return (wanted[:, None] * self.templates + written).flatten().to(self.tokens["input_ids"].device)

@@ -48,13 +48,7 @@ class LearningState:
     """The state of one run of learning, in one file that only the main process reads and writes."""
 
     def __init__(self, find: Callable[[], Path], accelerator: Accelerator, say: Callable[[str], None]) -> None:
-        """Store the arguments; nothing is read or written.
-
-        Args:
-            find: Returns the file; called once, when the file is first needed.
-            accelerator: The processes that take part in learning.
-            say: Prints a note for the user.
-        """
+        """Store the arguments; nothing is read or written."""
         self._find = find
         self._accelerator = accelerator
         self.say = say
@@ -67,17 +61,7 @@ class LearningState:
         return self._find()
 
     def restore(self, state: Mapping[str, Tensor]) -> bool:
-        """Restore the state saved by an earlier run, the same in every process.
-
-        Args:
-            state: Tensors by name, the same names, shapes and dtypes in every process; unchanged if nothing was saved.
-
-        Returns:
-            Whether there was a saved state.
-
-        Raises:
-            MeasureError: If another process is gone.
-        """
+        """Restore the state that an earlier run saved, the same in every process, and say whether there was one."""
         held = self._read(state) if self._accelerator.is_main_process else None
         exists = torch.tensor(float(held is not None))
         self._take_over(exists)
@@ -116,12 +100,7 @@ class LearningState:
                 tensor.copy_(broadcast(tensor.to(self._accelerator.device)))
 
     def save(self, state: Mapping[str, Tensor], *, last: bool = False) -> None:
-        """Save the state if it is time for it; a file that cannot be written is reported once.
-
-        Args:
-            state: Tensors by name, on any device.
-            last: Learning is complete: save if there is an earlier state.
-        """
+        """Save the state if it is time for it; a file that cannot be written is reported once."""
         begin = time.monotonic()
         self._whole = state
         is_time = self._exists if last else begin >= self._due
@@ -141,11 +120,7 @@ class LearningState:
 
     @contextlib.contextmanager
     def changing(self, state: Mapping[str, Tensor]) -> Iterator[None]:
-        """Change the state in this block; Ctrl-C and SIGTERM wait for its end, where the state is whole again.
-
-        Args:
-            state: See `save`.
-        """
+        """Change the state in this block; Ctrl-C and SIGTERM wait for its end, where the state is whole again."""
         self._whole = None
         with defer_signals():
             yield
@@ -223,20 +198,7 @@ def _clear(folder: Path) -> None:
 
 
 def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], settings: Any) -> Path:
-    """The file of the state of one run of learning.
-
-    Args:
-        inputs: The checkpoints; their weight files are identified by path, size and time.
-        images: The calibration images, identified likewise, or by their bytes if they are not files.
-        seen: The model's inputs, identified by content, so that their preprocessing counts too.
-        settings: Everything else that determines the learned coefficients, as JSON.
-
-    Returns:
-        The file, which need not exist.
-
-    Raises:
-        RuntimeError: If the user has no cache folder.
-    """
+    """The file of the state of one run of learning, named by everything that determines its result."""
     checkpoints = (inputs.zeroshot, *inputs.finetuned)
     encoded = images.store.read(range(len(images)))
     what = {

@@ -24,15 +24,7 @@ class Shares:
     """
 
     def __init__(self, batches: Iterable[Batch], accelerator: Accelerator) -> None:
-        """Move the batches to the device and get the sizes of the other processes' batches.
-
-        Args:
-            batches: This process's batches, on any device.
-            accelerator: The processes.
-
-        Raises:
-            MeasureError: If another process is gone.
-        """
+        """Move the batches to the device and get the sizes of the other processes' batches."""
         self.accelerator = accelerator
         self.batches = [batch.to(accelerator.device) for batch in batches]
         sizes = dict(self.gather([(batch.number, len(batch)) for batch in self.batches]))
@@ -52,14 +44,7 @@ class Shares:
         return gathered
 
     def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sum tensors over all processes.
-
-        Args:
-            tensors: This process's tensors by name; the same names and shapes in every process.
-
-        Returns:
-            The sums by name, on the CPU.
-        """
+        """Sum tensors of the same names and shapes over all processes; the sums lie on the CPU."""
         with together():
             return {name: self.accelerator.reduce(value, "sum").cpu() for name, value in tensors.items()}
 
@@ -77,11 +62,7 @@ class Shares:
         return [batch.to(self.accelerator.device) for batch in sorted(gathered, key=lambda batch: batch.number)]
 
     def by_batch(self, values: dict[int, Any]) -> list[Any]:
-        """Collect one value per batch from every process, in batch order.
-
-        Args:
-            values: This process's values by batch number.
-        """
+        """Collect one value per batch from every process, in batch order."""
         gathered = dict(self.gather(list(values.items())))
         return [gathered[number] for number in sorted(gathered)]
 

@@ -10,15 +10,18 @@ about them.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clipmerge.calibration.activations import Activations
-from clipmerge.calibration.gradient_sums import GradientSums
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
+from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.tangents import Tangents
 from clipmerge.errors import MeasureError
 
@@ -41,6 +44,53 @@ class Point:
     loss: float
 
 
+class GradientSums:
+    """A weighted sum of gradients, and the slopes of all layers along the task vector.
+
+    Attributes:
+        part: Weight of the gradients that are added next.
+        totals: The sums by parameter; float64 where there is one, so that masks rank the same entries for any number
+            of processes.
+    """
+
+    def __init__(self, path: PathWeights) -> None:
+        """Start at zero."""
+        self.part = 0.0
+        self._path = path
+        self._layers = {name: place for place, names in enumerate(path.layers.values()) for name in names}
+        device = next(iter(path.task_vector.values())).device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.totals = {name: torch.zeros_like(value, dtype=wide) for name, value in path.task_vector.items()}
+        self._slopes = torch.zeros(len(path.layers), dtype=torch.float64)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Add up the gradients of all backward passes in this context."""
+        self._path.clear_gradients()
+        with ExitStack() as hooks:
+            for name in self._layers:
+                parameter = self._path.parameters[name]
+                handle = parameter.register_post_accumulate_grad_hook(self._add(name))  # type: ignore[no-untyped-call]
+                hooks.callback(handle.remove)
+            yield
+
+    def _add(self, name: str) -> Callable[[Tensor], None]:
+        task_vector = self._path.task_vector[name].flatten()
+
+        def hook(parameter: Tensor) -> None:
+            gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
+            self._slopes[self._layers[name]] += float(torch.dot(gradient.flatten(), task_vector))
+            self.totals[name].add_(gradient, alpha=self.part)
+            parameter.grad = None
+
+        return hook
+
+    def take(self) -> Tensor:
+        """The slopes since they were last taken: one per layer, in nats, float64 on the CPU."""
+        slopes, self._slopes = self._slopes, torch.zeros_like(self._slopes)
+        return slopes
+
+
 class Slopes:
     """Slopes of all layers at one point of the path after another.
 
@@ -51,13 +101,7 @@ class Slopes:
     """
 
     def __init__(self, objective: Objective, *, exact: bool = False, gradients: bool = False) -> None:
-        """Decide from the model's cost how slopes are computed.
-
-        Args:
-            objective: Calibration loss.
-            exact: Whether to use all prompts, whatever they cost.
-            gradients: Whether `at` also adds up the mean gradient.
-        """
+        """Decide from the model's cost how slopes are computed."""
         self._objective = objective
         cost = objective.tower_cost
         # tangents take as much memory again
@@ -86,15 +130,7 @@ class Slopes:
         return self._objective.shares.total(self._sums.totals) if self._sums else {}
 
     def at(self, alpha: float, part: float = 1.0) -> Point:
-        """Go to theta(alpha) and compute the slopes there.
-
-        Args:
-            alpha: 0 = zero-shot, 1 = fine-tuned.
-            part: Weight of this point in `gradients`.
-
-        Raises:
-            MeasureError: If a loss is not finite.
-        """
+        """Go to theta(alpha) and compute the slopes there."""
         objective = self._objective
         objective.path.move_to(alpha)
         with (self._sums or self._tangents).recorded():
@@ -172,17 +208,7 @@ class Slopes:
         return self._pulled(None, places, differences[:, places] / chances.to(differences)[:, None])
 
     def _pulled(self, features: Tensor | None, places: Tensor | None, cotangents: Tensor, part: float = 0.0) -> Tensor:
-        """Slopes of <features, cotangent> for each cotangent, added up over processes, which share the prompts.
-
-        Args:
-            features: Features of all prompts; with a graph if it is kept.
-            places: Indices of the prompts; ``None`` for all.
-            cotangents: (cotangents, places, projection_dim).
-            part: Weight of their gradient in `gradients`.
-
-        Returns:
-            (cotangents, layers), float64 on the CPU.
-        """
+        """Slopes of <features, cotangent>, added up over processes: (cotangents, layers), float64 on the CPU."""
         objective = self._objective
         recorder = self._sums if self._sums and part else self._tangents
         if self._sums:
@@ -212,16 +238,7 @@ def _affordable(images: int, prompts: int, batches: int, cost: float) -> int:
 
 
 def _draw(sizes: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw places by systematic sampling, each with a probability proportional to its size, at most 1.
-
-    Args:
-        sizes: Size of each place, not negative, (places,).
-        count: Maximum number of places to draw.
-        generator: Draws one random number.
-
-    Returns:
-        The drawn places, ascending, and their probabilities.
-    """
+    """Draw places by systematic sampling, each with a probability proportional to its size; returns both, ascending."""
     sizes = sizes.double()
     certain = torch.zeros(len(sizes), dtype=torch.bool)
     chances = torch.zeros_like(sizes)

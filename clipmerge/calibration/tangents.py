@@ -58,14 +58,7 @@ class Tangents:
     """
 
     def __init__(self, path: PathWeights, module: torch.nn.Module, taken: set[torch.nn.Module]) -> None:
-        """Find the modules whose tangents are known.
-
-        Args:
-            path: The weights.
-            module: The model.
-            taken: Modules of the model whose tangents to take, if they are known. A forward pass must call them: the
-                weights of other modules may be used without calling the module.
-        """
+        """Find the modules whose tangents are known."""
         self._path = path
         self._layers = {name: place for place, names in enumerate(path.layers.values()) for name in names}
         names = {id(parameter): name for name, parameter in path.parameters.items() if name in path.task_vector}

@@ -45,12 +45,7 @@ class TowerCost:
 
 @contextmanager
 def _calls_of(module: torch.nn.Module, seen: Callable[[torch.nn.Module, Any], None]) -> Iterator[None]:
-    """Report every call of a module without children.
-
-    Args:
-        module: The model.
-        seen: Called with such a module and its output.
-    """
+    """Report every call of a module without children."""
     with ExitStack() as hooks:
         for each in module.modules():
             if not list(each.children()):
@@ -60,12 +55,7 @@ def _calls_of(module: torch.nn.Module, seen: Callable[[torch.nn.Module, Any], No
 
 @torch.no_grad()
 def tower_cost(criterion: CalibrationLoss, shares: Shares) -> TowerCost:
-    """Send one image and one prompt through the model, and count multiplications in its matrices.
-
-    Args:
-        criterion: Calibration loss.
-        shares: Its images.
-    """
+    """Send one image and one prompt through the model, and count multiplications in its matrices."""
     called: set[torch.nn.Module] = set()
     per_image: dict[torch.nn.Module, int] = {}
     work = {"image": 0.0, "prompt": 0.0}
@@ -90,16 +80,7 @@ def tower_cost(criterion: CalibrationLoss, shares: Shares) -> TowerCost:
 
 @torch.no_grad()
 def seconds_per_pass(criterion: CalibrationLoss, shares: Shares, precision: Precision) -> float:
-    """Time a forward pass per image, after two warm-up passes: of one image, and of as many as are timed.
-
-    Args:
-        criterion: Calibration loss.
-        shares: Its images.
-        precision: Precision of the passes.
-
-    Returns:
-        Seconds; 0 in a process without images.
-    """
+    """Seconds of a forward pass per image, after two warm-up passes; 0 in a process without images."""
     if not shares.batches:
         return 0.0
     pixels, seconds = shares.batches[0].pixels, 0.0

@@ -1,11 +1,12 @@
-"""Turn one value per batch and layer into a statistic."""
+"""What measures share: statistics from one value per batch and layer, and fewer prompts if there are many."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.planning.measurements import Statistic
+from clipmerge.planning.measurements import Measurements, Statistic
 
 if TYPE_CHECKING:
     from clipmerge.calibration.objective import Objective
@@ -43,3 +44,15 @@ def statistic(objective: Objective, name: str, batches: Mapping[str, Sequence[fl
         batches={layer: tuple(values) for layer, values in batches.items()},
         **reading,
     )
+
+
+def with_few_prompts(measure: Callable[..., Measurements]) -> Callable[..., Measurements]:
+    """Run a measure inside `Objective.fewer_prompts`, and add the note to its result."""
+
+    @wraps(measure)
+    def bounded(objective: Objective, **options: Any) -> Measurements:
+        with objective.fewer_prompts() as notes:
+            found = measure(objective, **options)
+        return found.model_copy(update={"notes": (*notes, *found.notes)})
+
+    return bounded

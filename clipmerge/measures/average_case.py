@@ -6,8 +6,7 @@ import torch
 
 from clipmerge.calibration.objective import FORWARD, Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
-from clipmerge.measures._few_prompts import with_few_prompts
-from clipmerge.measures._statistics import by_layer, statistic
+from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.one_set import instabilities
-from clipmerge.measures._few_prompts import with_few_prompts
-from clipmerge.measures._statistics import by_layer, statistic
+from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements, Statistic
 from clipmerge.plugins import Count
 

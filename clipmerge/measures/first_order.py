@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 
 from clipmerge.calibration.objective import Objective
-from clipmerge.measures._few_prompts import with_few_prompts
-from clipmerge.measures._statistics import by_layer, statistic
+from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Positive
 

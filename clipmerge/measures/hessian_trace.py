@@ -6,8 +6,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipmerge.calibration.objective import HESSIAN, Batch, Objective
-from clipmerge.measures._few_prompts import with_few_prompts
-from clipmerge.measures._statistics import by_layer, statistic
+from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count
 

@@ -132,11 +132,7 @@ def _finite(loss: float, alpha: float) -> float:
 def _attribute(
     objective: Objective, slopes: Slopes, nodes: int
 ) -> tuple[dict[str, dict[str, list[float]]], dict[float, float]]:
-    """Integrate the slopes.
-
-    Returns:
-        Values per batch, by statistic and layer; the losses at the nodes, by alpha.
-    """
+    """Integrate the slopes."""
     points, weights = _radau(nodes)
     shares = {name: np.zeros((len(objective.shares.batch_sizes), len(objective.path.layers))) for name in _READINGS}
     losses = {}

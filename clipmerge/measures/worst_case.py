@@ -9,8 +9,7 @@ from torch import Tensor
 
 from clipmerge.calibration.objective import FORWARD, GRADIENT, Batch, Objective
 from clipmerge.calibration.perturbation import LayerBall
-from clipmerge.measures._few_prompts import with_few_prompts
-from clipmerge.measures._statistics import by_layer, statistic
+from clipmerge.measures._statistics import by_layer, statistic, with_few_prompts
 from clipmerge.planning.measurements import Measurements
 from clipmerge.plugins import Alpha, Count, Positive
 

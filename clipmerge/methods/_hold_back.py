@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import RecipeError
 from clipmerge.methods import Decision, Task
-from clipmerge.methods._stragglers import Stragglers, find_stragglers
 from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.stragglers import Stragglers, find_stragglers
 from clipmerge.plugins import (
     Alpha,
     Count,

@@ -28,8 +28,8 @@ from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import LearningState
-from clipmerge.calibration.sharpness import layer_sharpness, sharpest
 from clipmerge.images.batches import Batch
+from clipmerge.measures.learned_sparse import layer_sharpness, sharpest
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.models.zero_shot import averaged
 from tests.support.small_objective import Ends, make_batches, objective_for

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 from clipmerge.calibration.coefficients import Coefficients, _largest
 from clipmerge.calibration.objective import Objective
-from clipmerge.calibration.sharpness import layer_sharpness, matched, sharpest
 from clipmerge.measures.learned_coefficients import learned_coefficients
-from clipmerge.measures.learned_sparse import learned_sparse
+from clipmerge.measures.learned_sparse import layer_sharpness, learned_sparse, matched, sharpest
 from tests.support.command import clipmerge
 from tests.support.small_objective import Ends, Reference, make_batches, objective_for
 

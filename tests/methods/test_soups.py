@@ -161,7 +161,7 @@ def path_of(accuracies: list[float], losses: list[float]) -> Measurements:
         for alpha, loss, accuracy in zip(alphas, losses, accuracies, strict=True)
     )
     path = {"alphas": alphas, "losses": tuple(losses)}
-    return Measurements.model_validate({"measure": "path-accuracy", "layers": {}, "path": path, "mixtures": tries})
+    return Measurements.model_validate({"measure": "path-accuracy", "path": path, "mixtures": tries})
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from clipmerge.errors import RecipeError
-from clipmerge.methods import _stragglers
+from clipmerge.planning import stragglers
 from clipmerge.planning.measurements import Measurements, Statistic
 
-find_stragglers = functools.partial(_stragglers.find_stragglers, method="straggler-outlier")
+find_stragglers = functools.partial(stragglers.find_stragglers, method="straggler-outlier")
 WIDTH, BLOCKS, BATCHES = 768, 12, 8
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from clipmerge.calibration.work import Work
+from clipmerge.calibration.objective import Work
 from clipmerge.cli.app import main
 from clipmerge.errors import DataError
 

@@ -60,24 +60,6 @@ def find_stragglers(
 ) -> Stragglers:
     """Find the layers whose statistic stands out.
 
-    Args:
-        measurements: The measurements with their values per batch.
-        sizes: Number of entries by layer.
-        method: Name of the calling method, for errors.
-        statistic: Name of the statistic; larger is worse. Signed statistics are compared directly, positive ones by
-            their logarithms.
-        threshold: Robust z-score above which a layer is flagged, one-sided.
-        mirror: Minimum distance above the others, as a multiple of the largest distance below them; 0 to disable.
-        stability: Share of the bootstrap resamples that must flag a layer.
-        bootstraps: Number of bootstrap resamples of the calibration batches.
-        seed: Seed of the resampling.
-
-    Returns:
-        The stragglers, possibly none, and the score of every tested layer.
-
-    Raises:
-        RecipeError: If the statistic was not measured.
-
     Source:
         Modified z-score: Iglewicz and Hoaglin 1993; the covariates are removed by Huber regression.
     """
