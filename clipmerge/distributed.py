@@ -15,7 +15,6 @@ from clipmerge.errors import MeasureError, UsageError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
     from clipmerge.choices import Device
 
 
