@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from clipmerge.checkpoint import Inputs
 from clipmerge.checkpoint.compare import is_incidental
 from clipmerge.merging.stream import merged_tensors
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
@@ -70,12 +70,13 @@ def weights_key(plan: Plan, inputs: Inputs) -> Any:
     """
     layers = [layer for layer, names in inputs.layers.items() if any(map(inputs.merges, names))]
     entries = [plan.layers.get(layer, LayerPlan(alpha=0.0)) for layer in layers]
-    learned = any(entry.alpha_range for entry in entries)
+    coefficients = {entry.coefficient for entry in entries}
+    learned = any(isinstance(coefficient, LearnedAlpha) for coefficient in coefficients)
     average = (1.0 / len(plan.weights),) * len(plan.weights)
     other_parameters = _parameters(plan, inputs) != _parameters(plan.model_copy(update={"missing": "error"}), inputs)
     is_plain = not (plan.combine or learned or other_parameters or any(entry.mask for entry in entries))
     if is_plain and plan.weights == average:
-        alphas = {float(entry.alpha) for entry in entries}
+        alphas = {float(alpha) for alpha in coefficients if not isinstance(alpha, LearnedAlpha)}
         if len(alphas) == 1:
             return _key_of_alpha(alphas.pop())
     settings = [entry.model_dump(mode="json", exclude={"reason"}) for entry in entries]

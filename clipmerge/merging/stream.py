@@ -24,7 +24,7 @@ from clipmerge.layers import HEAD
 from clipmerge.merging import numpy_chunks
 from clipmerge.merging.chunks import CHUNK, Room, may_be_thinned
 from clipmerge.parallel import side_by_side
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
@@ -109,9 +109,10 @@ class Merged:
     def chunks(self, room: Room) -> Iterator[Array]:
         """Merge with numpy if only the formula is needed and the dtype does not change, else with torch."""
         dtypes = {self.dtype, *(entry.dtype for entry in self.inputs.entries(self.name))}
-        is_plain = not (self.is_whole or self.layer.alpha_range or is_variance(self.name))
-        if is_plain and len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED:
-            return numpy_chunks.merged(self.inputs, self.name, self.layer.alpha, self.plan.weights, room, self.chunk)
+        alpha = self.layer.coefficient
+        is_plain = len(dtypes) == 1 and dtypes <= numpy_chunks.COMPUTED and not is_variance(self.name)
+        if is_plain and not self.is_whole and not isinstance(alpha, LearnedAlpha):
+            return numpy_chunks.merged(self.inputs, self.name, alpha, self.plan.weights, room, self.chunk)
         from clipmerge.merging import torch_chunks
 
         return torch_chunks.merged(self.inputs, self.plan, self.name, self.layer, self.tensors, self.dtype, self.chunk)
@@ -203,7 +204,7 @@ def _source(inputs: Inputs, plan: Plan, name: str, tensors: PlanTensors, dtype: 
         return Merged(inputs, plan, name, layer, tensors, dtype, chunk)
     held, *others = inputs.holders(name)
     if is_counter(name):  # counters may differ without any effect on the model
-        if layer is not None and layer.alpha == 1 and name in inputs.finetuned_keys[0]:
+        if layer is not None and layer.coefficient == 1 and name in inputs.finetuned_keys[0]:
             held = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
         return Copied(name, held, dtype, chunk=chunk)
     entry = held[0].entries[held[1]]

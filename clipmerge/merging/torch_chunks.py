@@ -25,7 +25,7 @@ from clipmerge.merging.chunks import (
 from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.tensor import combination, mask_options, merge_tensor, moved, whole_change
 from clipmerge.parallel import one_thread
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors, coefficients_of_run
 from clipmerge.plugins import load_plugin
@@ -36,7 +36,11 @@ def merged(
 ) -> Iterator[Array]:
     """Merge a parameter under a plan: runs of elements in memory order, 1-D, in stored form (bfloat16 as its bits)."""
     entry = inputs.zeroshot.entries[inputs.zeroshot_keys[name]]
-    learned = tensors.coefficients.get(name) if layer.alpha_range else None
+    coefficient: float | Tensor
+    if isinstance(layer.coefficient, LearnedAlpha):  # a parameter without coefficients of its own goes with the others
+        coefficient = tensors.coefficients.get(name, layer.coefficient.mean)
+    else:
+        coefficient = layer.coefficient
     thinned = may_be_thinned(inputs, name)
     arguments = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and thinned else {}
     if arguments and _lacks_score(str(layer.mask), name, tensors):
@@ -48,7 +52,7 @@ def merged(
     # masks and combinations need the whole parameter, everything else is done in chunks
     change = None
     if arguments or combine is not None:
-        alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, 0, None)
+        alpha = coefficients_of_run(coefficient, entry.shape, 0, None)
         change = _whole_change(inputs, name, alpha=alpha, weights=plan.weights, combine=combine, **arguments)
     for start, stop in runs(entry.size, length):
         theta_0, finetuned = inputs.theta_0(name, start, stop), []
@@ -57,7 +61,7 @@ def merged(
                 result = moved(theta_0, change[start:stop], _torch_dtype(dtype))
             else:
                 finetuned = [inputs.theta_1(name, start, stop, which=i) for i in range(len(inputs.finetuned))]
-                alpha = layer.alpha if learned is None else coefficients_of_run(learned, entry.shape, start, stop)
+                alpha = coefficients_of_run(coefficient, entry.shape, start, stop)
                 if isinstance(alpha, Tensor) or alpha in (0, 1):  # NaN and Inf need not affect the result
                     require_finite_inputs(inputs, name, theta_0, finetuned)
                 result = merge_tensor(theta_0, finetuned, alpha=alpha, weights=plan.weights, dtype=_torch_dtype(dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -9,6 +10,15 @@ from pydantic import Field
 from clipmerge.errors import PlanError, RecipeError, did_you_mean
 from clipmerge.planning.frozen import Frozen
 from clipmerge.plugins import Alpha, Density, check_options, plugin_names, plugin_options
+
+
+@dataclass(frozen=True)
+class LearnedAlpha:
+    """Coefficients that were learned for the entries of a layer and lie beside the plan: their mean and range."""
+
+    mean: float
+    low: float
+    high: float
 
 
 class LayerPlan(Frozen):
@@ -32,6 +42,11 @@ class LayerPlan(Frozen):
     mask_options: dict[str, Any] = Field(default_factory=dict)
     parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
     reason: str = ""
+
+    @property
+    def coefficient(self) -> float | LearnedAlpha:
+        """The one coefficient of the layer, or the summary of those that were learned."""
+        return self.alpha if self.alpha_range is None else LearnedAlpha(self.alpha, *self.alpha_range)
 
 
 class Combination(Frozen):

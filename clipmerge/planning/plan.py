@@ -235,10 +235,10 @@ class Plan(Frozen):
 
     def _reworded(self) -> Plan:
         """Replace the reasons of layers whose settings were edited without them."""
-        layers = {
-            name: entry.model_copy(update={"reason": EDITED}) if _is_outdated(self.worded.get(name), entry) else entry
-            for name, entry in self.layers.items()
-        }
+        layers = dict(self.layers)
+        for name, entry in self.layers.items():
+            if name in self.worded and _is_outdated(self.worded[name], entry):
+                layers[name] = entry.model_copy(update={"reason": EDITED})
         return self.model_copy(update={"layers": layers})
 
     def _with_verdict_on_settings(self, names: Collection[str]) -> Plan:
@@ -256,11 +256,11 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _is_outdated(worded: str | None, entry: LayerPlan) -> bool:
-    """Whether a reason was written for other settings."""
-    settings, _, reason = (worded or worded_for(entry)).partition("-")
-    now, _, reason_now = worded_for(entry).partition("-")
-    return now != settings and reason_now == reason
+def _is_outdated(worded: str, entry: LayerPlan) -> bool:
+    """Whether the settings changed while the reason that was written for the earlier ones stayed."""
+    earlier_settings, _, earlier_reason = worded.partition("-")
+    settings, _, reason = worded_for(entry).partition("-")
+    return settings != earlier_settings and reason == earlier_reason
 
 
 def read_plan(path: Path) -> Plan:

@@ -5,12 +5,13 @@ A coefficient tensor has one number for the whole parameter, one per row (output
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from clipmerge.errors import PlanError
-from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.layer_plan import LayerPlan, LearnedAlpha
 from clipmerge.planning.plan import Plan
 
 if TYPE_CHECKING:
@@ -63,23 +64,16 @@ def with_coefficients(
     for layer, entry in layers.items():
         held = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
         if held:
-            mean, low, high = _mean_and_range(held)
-            filled[layer] = entry.model_copy(update={"alpha": mean, "alpha_range": (low, high)})
+            found = _summary(held)
+            filled[layer] = entry.model_copy(update={"alpha": found.mean, "alpha_range": (found.low, found.high)})
     return filled
 
 
-def _mean_and_range(held: list[tuple[Tensor, tuple[int, ...]]]) -> tuple[float, float, float]:
+def _summary(held: list[tuple[Tensor, tuple[int, ...]]]) -> LearnedAlpha:
     """Mean over all entries of the parameters, smallest and largest coefficient."""
-    sizes = [_size(shape) for _, shape in held]
+    sizes = [math.prod(shape) for _, shape in held]
     mean = sum(size * float(c.double().mean()) for (c, _), size in zip(held, sizes, strict=True)) / max(sum(sizes), 1)
-    return mean, min(float(c.min()) for c, _ in held), max(float(c.max()) for c, _ in held)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+    return LearnedAlpha(mean, min(float(c.min()) for c, _ in held), max(float(c.max()) for c, _ in held))
 
 
 def check_coefficients(
@@ -93,23 +87,22 @@ def check_coefficients(
         if name not in shapes:
             raise PlanError(f"the plan has coefficients for {name}, which does not exist; plan again")
         _check_shape(name, coefficient, shapes[name])
-    given = {name: entry for name, entry in plan.layers.items() if entry.alpha_range is not None}
-    for layer, found in with_coefficients(given, coefficients, names, shapes).items():
-        told = given[layer]
-        if not any(name in coefficients for name in names[layer]):
+    for layer, entry in plan.layers.items():
+        stated = entry.coefficient
+        if not isinstance(stated, LearnedAlpha):
+            continue
+        held = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
+        if not held:
             raise PlanError(
                 f"layer '{layer}' has an alpha_range, but the plan holds no coefficients for it; remove alpha_range to "
                 "give the layer one alpha"
             )
-        if max(abs(a - b) for a, b in zip(_told(told), _told(found), strict=True)) > _SAME:
+        found = _summary(held)
+        if max(abs(found.mean - stated.mean), abs(found.low - stated.low), abs(found.high - stated.high)) > _SAME:
             raise PlanError(
-                f"layer '{layer}': alpha {told.alpha:g} and alpha_range are not the mean and range of its coefficients "
-                f"(mean {found.alpha:g}); remove alpha_range to give the layer one alpha"
+                f"layer '{layer}': alpha {stated.mean:g} and alpha_range are not the mean and range of its "
+                f"coefficients (mean {found.mean:g}); remove alpha_range to give the layer one alpha"
             )
-
-
-def _told(layer: LayerPlan) -> tuple[float, ...]:
-    return (layer.alpha, *(layer.alpha_range or ()))
 
 
 def _check_shape(name: str, coefficient: Tensor, shape: tuple[int, ...]) -> None:
@@ -128,7 +121,9 @@ def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(length if place == 0 else 1 for place, length in enumerate(shape))
 
 
-def coefficients_of_run(coefficient: Tensor, shape: tuple[int, ...], start: int, stop: int | None) -> float | Tensor:
+def coefficients_of_run(
+    coefficient: float | Tensor, shape: tuple[int, ...], start: int, stop: int | None
+) -> float | Tensor:
     """Select the coefficients of a run of entries in memory order; ``stop=None`` takes all, unflattened.
 
     Example:
@@ -136,13 +131,13 @@ def coefficients_of_run(coefficient: Tensor, shape: tuple[int, ...], start: int,
         >>> coefficients_of_run(torch.tensor([[0.0], [1.0]]), (2, 3), 2, 5)
         tensor([0., 1., 1.])
     """
-    if coefficient.numel() == 1:
+    if isinstance(coefficient, float | int) or coefficient.numel() == 1:
         return float(coefficient)
     if stop is None:
         return coefficient
     if coefficient.shape == shape:
         return coefficient.reshape(-1)[start:stop]
-    width = _size(shape[1:])
+    width = math.prod(shape[1:])
     first, last = start // width, -(-stop // width)
     rows = coefficient.reshape(-1)[first:last].repeat_interleave(width)
     return rows[start - first * width : stop - first * width]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from clipmerge.planning.layer_plan import Combination, LayerPlan
+from clipmerge.planning.layer_plan import Combination, LayerPlan, LearnedAlpha
 
 
 def verdict_on(
@@ -27,13 +27,16 @@ def verdict_on(
 
 
 def _distance(entries: Sequence[LayerPlan], rest: int, target: str) -> str:
-    ends = [end for entry in entries for end in (entry.alpha_range or (entry.alpha, entry.alpha))]
+    coefficients = [entry.coefficient for entry in entries]
+    learned = [coefficient for coefficient in coefficients if isinstance(coefficient, LearnedAlpha)]
+    ends = [coefficient for coefficient in coefficients if not isinstance(coefficient, LearnedAlpha)]
+    ends += [end for coefficient in learned for end in (coefficient.low, coefficient.high)]
     ends += [0.0] * bool(rest)
     low, high = min(ends, default=0.0), max(ends, default=0.0)
     way = f"of the way from zero-shot to {target}"
     if low == high:
         return "every layer stays zero-shot" if high == 0 else f"every layer goes {high:g} {way}"
-    kind = "coefficients go" if any(entry.alpha_range for entry in entries) else "layers go"
+    kind = "coefficients go" if learned else "layers go"
     left = f", and {rest} of them that the plan does not name stay zero-shot" if rest else ""
     return f"the {kind} {low:g} to {high:g} {way}{left}"
 
