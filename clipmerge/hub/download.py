@@ -235,6 +235,14 @@ def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> 
     return {name: (str(info.dtype), tuple(info.shape)) for name, info in sorted(tensors.items())}
 
 
+def file_sizes(pinned: HubId) -> dict[str, int]:
+    """Ask for the sizes of a repository's files."""
+    asked: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind, "timeout": timeout_seconds()}
+    with explained(f"reading {pinned}"):
+        info: Any = patiently(lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **asked))
+    return {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
+
+
 def _storage(hub_id: HubId) -> Path:
     """Return the repository's folder in the Hub cache (layout documented by huggingface_hub)."""
     from huggingface_hub import constants
