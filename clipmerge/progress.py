@@ -93,9 +93,9 @@ class Pace:
         if self._sentence is None or seconds < _LONG:
             return
         if self._stated is None:
-            self._progress.say(self._sentence(work, told(seconds)))
+            self._progress.say(self._sentence(work, format_seconds(seconds)))
         else:
-            self._progress.say(f"more work is needed than was stated: about {told(seconds)} more")
+            self._progress.say(f"more work is needed than was stated: about {format_seconds(seconds)} more")
         self._stated = (self._stated or 0.0) + seconds
 
     def advance(self, done: float, total: float) -> None:
@@ -111,9 +111,9 @@ class Pace:
             return
         seconds = self._pace() * (total - self._reports[0][1])
         if self._stated is None:
-            self._progress.say(self._cost(total, told(seconds)))
+            self._progress.say(self._cost(total, format_seconds(seconds)))
         elif abs(seconds - self._stated) > _FAR and not 1 / _OFF <= seconds / self._stated <= _OFF:
-            self._progress.say(f"at the pace so far, this takes about {told(seconds)}")
+            self._progress.say(f"at the pace so far, this takes about {format_seconds(seconds)}")
         self._cost = None
 
     def _pace(self) -> float:
@@ -123,13 +123,17 @@ class Pace:
         return sum(seconds for seconds, _ in waits) / max(sum(work for _, work in waits), 1.0)
 
 
-def told(seconds: float) -> str:
-    """Write a time for people.
+def format_seconds(seconds: float) -> str:
+    """Format a time for people.
 
     Example:
-        >>> told(75), told(600), told(20000)
-        ('75 s', '10 min', '5.6 h')
+        >>> format_seconds(0.2), format_seconds(75), format_seconds(1000), format_seconds(4000)
+        ('under 1 s', '1 min 15 s', '16 min', '1 h 6 min')
     """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole else "under 1 s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 10:
+        return f"{minutes} min {rest} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

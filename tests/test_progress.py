@@ -54,7 +54,7 @@ def test_quick_work_is_judged_by_many_reports(monkeypatch: pytest.MonkeyPatch) -
 
 def test_slow_work_is_judged_by_few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     said = stated(monkeypatch, [60.0, 40.0, 40.0, 40.0])
-    assert said.notes == ["1000 units: about 66 min"]
+    assert said.notes == ["1000 units: about 1 h 6 min"]
     assert said.moved == 3
 
 
@@ -82,7 +82,7 @@ def test_work_is_stated_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert begun(monkeypatch, 1900.0) == ["1000 units: about 32 min"]
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(600.0, "10 min"), (20000.0, "5.6 h")])
+@pytest.mark.parametrize(("seconds", "told"), [(600.0, "10 min"), (20000.0, "5 h 33 min")])
 def test_a_statement_that_was_far_off_is_corrected(monkeypatch: pytest.MonkeyPatch, seconds: float, told: str) -> None:
     assert begun(monkeypatch, seconds) == [
         f"1000 units: about {told}",

@@ -21,7 +21,7 @@ import clipmerge.checkpoint.unpickle as unpickle
 from clipmerge.checkpoint.source import Checkpoint, stored
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.limits import LARGEST_PICKLE, LONGEST_NAME, MOST_SHARING
-from clipmerge.files.reading import open_regular, told_size
+from clipmerge.files.reading import format_size, open_regular
 from clipmerge.files.safetensors import DTYPES, FLOATS, Array, TensorEntry, check_names
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _check_archive(file: Path, content: IO[bytes]) -> None:
         if member.compress_type != zipfile.ZIP_STORED or member.file_size != member.compress_size:
             raise CheckpointError(f"{file}: is compressed inside, which torch.save does not do; save it again")
         if member.filename.endswith(".pkl") and member.file_size > LARGEST_PICKLE:
-            raise CheckpointError(f"{file}: its pickle is larger than {told_size(LARGEST_PICKLE)}; save it again")
+            raise CheckpointError(f"{file}: its pickle is larger than {format_size(LARGEST_PICKLE)}; save it again")
 
 
 def _refusal(file: Path, error: Exception) -> CheckpointError:
@@ -266,7 +266,7 @@ def _check_sharing(file: Path, tensors: Mapping[str, Tensor]) -> None:
     stored_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     if tensors and size > MOST_SHARING * max(stored_bytes, 1):
         raise CheckpointError(
-            f"{file}: its tensors span {told_size(size)}, but it holds only {told_size(stored_bytes)}; save "
+            f"{file}: its tensors span {format_size(size)}, but it holds only {format_size(stored_bytes)}; save "
             "contiguous tensors: {key: tensor.contiguous() ...}"
         )
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.cli._defaults import applied
 from clipmerge.cli._ending import before_the_error, echo, printing
 from clipmerge.distributed import is_main_process
+from clipmerge.progress import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -66,20 +67,6 @@ def waiting_threads_sleep() -> None:
     On a busy machine spinning threads take the processor from those that they wait for.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def told(seconds: float) -> str:
-    """Format a time for people.
-
-    Example:
-        >>> told(0.2), told(75), told(4000)
-        ('under 1 s', '1 min 15 s', '1 h 6 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole else "under 1 s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Terminal:
@@ -156,8 +143,10 @@ class Terminal:
             return
         self._last_line = now
         begin, before = self._first
-        left = f", about {told((now - begin) * (total - done) / (done - before))} left" if done > before else ""
-        text = f"{self._stage}: {100 * done / total:.0f}% after {told(now - self._stage_begin)}{left}"
+        left = (
+            f", about {format_seconds((now - begin) * (total - done) / (done - before))} left" if done > before else ""
+        )
+        text = f"{self._stage}: {100 * done / total:.0f}% after {format_seconds(now - self._stage_begin)}{left}"
         self._err.print(text, markup=False)
 
     def end(self, line: str) -> None:
@@ -167,7 +156,7 @@ class Terminal:
             line: A line with the place of the output.
         """
         self.close()
-        self.show(line, f"Took {told(self._clock() - self._begin)}.")
+        self.show(line, f"Took {format_seconds(self._clock() - self._begin)}.")
 
     def say(self, text: str) -> None:
         """Print a note on stderr, once."""

@@ -20,7 +20,7 @@ from clipmerge.cli._options import (
     command_line,
 )
 from clipmerge.cli._terminal import Format, Terminal
-from clipmerge.progress import told
+from clipmerge.progress import format_seconds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -149,7 +149,7 @@ def _time(cost: dict[str, Any]) -> str:
         return "The time is unknown: a source does not state its number of images (--limit N sets one)."
     speed = cost["flops_per_second"] / 1e12
     return (
-        f"{cost['forward_passes']:,} forward passes: about {told(cost['seconds'])} on this machine, at "
+        f"{cost['forward_passes']:,} forward passes: about {format_seconds(cost['seconds'])} on this machine, at "
         f"{speed:.2g} TFLOP/s (0.4 of the speed of a matrix product). Recipes that learn take extra time, stated when "
         "they begin."
     )

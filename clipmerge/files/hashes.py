@@ -67,18 +67,18 @@ def remembered_sha256(
     before = _state(path)
     if before["size"] < least:
         return hash_file(path)
-    place = None
+    entry = None
     # RuntimeError: a user without a home
     with contextlib.suppress(OSError, RuntimeError, ValueError):
-        place = user_cache("hashes") / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
-        record = json.loads(place.read_text(encoding="ascii"))
+        entry = user_cache("hashes") / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]}.json"
+        record = json.loads(entry.read_text(encoding="ascii"))
         if isinstance(record, dict) and record.get("state") == before and _is_digest(record.get("sha256")):
             return str(record["sha256"])
     digest = hash_file(path)
     settled = time.time_ns() - max(before["changed"], before["modified"]) > settled_ns
-    if place and settled and _state(path) == before:
+    if entry and settled and _state(path) == before:
         with contextlib.suppress(OSError):
-            _remember(place, {"state": before, "sha256": digest})
+            _remember(entry, {"state": before, "sha256": digest})
     return digest
 
 
@@ -97,8 +97,8 @@ def _is_digest(text: object) -> bool:
     return isinstance(text, str) and len(text) == 64 and not set(text) - set("0123456789abcdef")
 
 
-def _remember(place: Path, record: dict[str, object]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_suffix(f".{os.getpid()}.part")
+def _remember(entry: Path, record: dict[str, object]) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    part = entry.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(record), encoding="ascii")
-    part.replace(place)  # concurrent readers see either the old or the new file completely
+    part.replace(entry)  # concurrent readers see either the old or the new file completely

@@ -38,10 +38,10 @@ def split_part(source: str) -> tuple[str, str | None]:
         >>> split_part("runs/last.pt#ema"), split_part("runs/last.pt")
         (('runs/last.pt', 'ema'), ('runs/last.pt', None))
     """
-    place, _, part = source.rpartition("#")
-    if not place or not part or local_path(source).exists():
+    file, _, part = source.rpartition("#")
+    if not file or not part or local_path(source).exists():
         return source, None
-    return place, part
+    return file, part
 
 
 def is_there(source: str) -> bool:

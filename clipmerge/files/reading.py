@@ -45,7 +45,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     except ValueError as error:  # a name with a zero byte
         raise Unreadable(str(error)) from None
     if len(content) > limit:
-        raise Unreadable(f"larger than {told_size(limit)}")
+        raise Unreadable(f"larger than {format_size(limit)}")
     return content
 
 
@@ -90,11 +90,11 @@ def _integer(digits: str) -> int:
     return int(digits)
 
 
-def told_size(count: int) -> str:
+def format_size(count: int) -> str:
     """Format a number of bytes.
 
     Example:
-        >>> told_size(64 << 20), told_size(64 << 10)
+        >>> format_size(64 << 20), format_size(64 << 10)
         ('64 MiB', '64 KiB')
     """
     return f"{count // MIB} MiB" if count >= MIB else f"{count // 1024} KiB"

@@ -83,10 +83,10 @@ def lies_in(folder: Path, path: Path) -> bool:
     """Whether a path, with links resolved, is in a folder, or in the blobs of the Hub's cache for that snapshot."""
     home = folder.resolve()
     try:
-        place = path.resolve(strict=True)
+        target = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError):  # RuntimeError: links in a circle, until Python 3.13
         return False
-    return home in place.parents or _blobs(home) in place.parents
+    return home in target.parents or _blobs(home) in target.parents
 
 
 def _blobs(folder: Path) -> Path | None:

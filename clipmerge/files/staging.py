@@ -56,7 +56,7 @@ def remember_checked(*outputs: Path) -> None:
 
 def _identity(path: Path) -> _Identity:
     """Identify a folder or file by its status and the records in it, to notice if another one takes its place."""
-    return tuple(_status(place) for place in (path, *(path / name for name in _MARKERS)))
+    return tuple(_status(location) for location in (path, *(path / name for name in _MARKERS)))
 
 
 def _status(path: Path) -> tuple[int, int, int, int] | None:
@@ -99,9 +99,9 @@ def staged_files(output: Path) -> Iterator[Path]:
     """Yield a folder to write files into; they are synced and moved beside ``output`` if the block succeeds."""
     refuse_link(output)
     target = output.resolve()
-    expected = {place: known for place, known in list(_checked.items()) if place.parent == target.parent}
-    for place in expected:
-        del _checked[place]
+    expected = {location: known for location, known in list(_checked.items()) if location.parent == target.parent}
+    for location in expected:
+        del _checked[location]
     expected.setdefault(target, _identity(target))
     with _stage(output, target) as stage:
         folder = stage / "new"
@@ -110,8 +110,8 @@ def staged_files(output: Path) -> Iterator[Path]:
         _sync(folder)
         with defer_signals():
             files = sorted(folder.iterdir(), key=lambda file: file.name == target.name)
-            for place in (target.parent / file.name for file in files):
-                _require_same(place, expected.get(place, _identity(place)))
+            for location in (target.parent / file.name for file in files):
+                _require_same(location, expected.get(location, _identity(location)))
             for file in files:
                 file.replace(target.parent / file.name)
             _completed.append(output)
@@ -169,31 +169,31 @@ def defer_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
         yield
         return
-    held: list[int] = []
+    received: list[int] = []
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ours = {number: handler for number, handler in handlers.items() if handler is not None}  # None: not Python's
     try:
         for number in ours:
-            signal.signal(number, lambda number, _frame: held.append(number))
+            signal.signal(number, lambda number, _frame: received.append(number))
         yield
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)
-        if held:
-            signal.raise_signal(held[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
 @contextlib.contextmanager
 def _parents(folder: Path) -> Iterator[None]:
     """Create a folder and its parents; if the block fails, remove those that were created."""
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
         with contextlib.suppress(OSError):  # not empty: another process uses it now
-            for each in made:
-                each.rmdir()
+            for path in made:
+                path.rmdir()
         raise
 
 
@@ -207,7 +207,7 @@ def _clear_stale(target: Path) -> None:
     if fcntl is None:
         return
     prefix = _stage_prefix(target)
-    for stage in [each for each in target.parent.iterdir() if each.name.startswith(prefix)]:
+    for stage in [path for path in target.parent.iterdir() if path.name.startswith(prefix)]:
         if not (stage / "lock").exists() and time.time() - stage.stat().st_mtime < _SECONDS_TO_LOCK:
             continue  # another run is creating it right now
         with contextlib.suppress(OSError), (stage / "lock").open("ab") as lock:
@@ -232,18 +232,20 @@ def _move_in(folder: Path, aside: Path, target: Path, expected: _Identity, *, ov
         raise
 
 
-def _require_same(place: Path, expected: _Identity, shown: Path | None = None) -> None:
-    if _identity(place) != expected:
+def _require_same(location: Path, expected: _Identity, shown: Path | None = None) -> None:
+    if _identity(location) != expected:
         happened = "appeared" if expected[0] is None else "was replaced or changed by another process"
-        raise OutputError(f"{shown or place}: {happened} while this ran, and was left alone; choose another --output")
+        raise OutputError(
+            f"{shown or location}: {happened} while this ran, and was left alone; choose another --output"
+        )
 
 
 def _give_back(aside: Path, target: Path, error: BaseException) -> None:
     """Restore an output that was set aside, or put it beside its place if that is taken now."""
-    place = target if not target.exists() else target.with_name(f"{target.name}.replaced-{os.getpid()}")
-    aside.rename(place)
-    if place != target:
-        error.add_note(f"the earlier output is now {place}")
+    location = target if not target.exists() else target.with_name(f"{target.name}.replaced-{os.getpid()}")
+    aside.rename(location)
+    if location != target:
+        error.add_note(f"the earlier output is now {location}")
 
 
 def _sync(folder: Path) -> None:

@@ -77,8 +77,8 @@ class OutputFile:
         """Return a buffer for the next elements to be appended: 1-D, at least one, at most ``count``."""
         width = np.dtype(dtype).itemsize
         left = (len(self._block) - self._filled) // width * width
-        place = self._block[self._filled : self._filled + min(count * width, left)]
-        self._lent = place.view(dtype) if len(place) else np.empty(count, dtype)
+        run = self._block[self._filled : self._filled + min(count * width, left)]
+        self._lent = run.view(dtype) if len(run) else np.empty(count, dtype)
         return self._lent
 
     def append(self, data: Array) -> None:

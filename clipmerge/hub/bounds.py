@@ -17,7 +17,7 @@ import huggingface_hub
 
 from clipmerge.errors import HubError, is_utf8
 from clipmerge.files.limits import LARGEST_ANSWER
-from clipmerge.files.reading import told_size
+from clipmerge.files.reading import format_size
 from clipmerge.hub.ids import FULL_SHA
 
 # The client's HTTP library: httpx until the client's version 1, httpx2 from its version 2 on.
@@ -34,8 +34,8 @@ def bounded_clients(seconds: float) -> Callable[[], Any]:
 
     def before(request: Any) -> None:
         # for some requests, such as listings, huggingface_hub disables timeouts, against the settings of its client
-        asked = request.extensions.get("timeout", {})
-        request.extensions["timeout"] = {key: min(limit, asked.get(key) or limit) for key, limit in limits.items()}
+        given = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {key: min(limit, given.get(key) or limit) for key, limit in limits.items()}
         if _is_answer(request):  # the size of a compressed answer is not known in advance
             request.headers["accept-encoding"] = "identity"
 
@@ -82,7 +82,9 @@ class _Counted(httpx.SyncByteStream):  # type: ignore[misc]
         for chunk in self._stream:
             count += len(chunk)
             if count > LARGEST_ANSWER:
-                raise HubError(f"{self._where}: its answer is larger than {told_size(LARGEST_ANSWER)}. {_NOT_THE_HUB}")
+                raise HubError(
+                    f"{self._where}: its answer is larger than {format_size(LARGEST_ANSWER)}. {_NOT_THE_HUB}"
+                )
             yield chunk
 
     def close(self) -> None:

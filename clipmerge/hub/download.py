@@ -59,13 +59,13 @@ class FetchedRepo:
 
 def timeout_seconds() -> float:
     """Return the longest wait of one request for the Hub, in seconds."""
-    asked = os.environ.get("CLIPMERGE_HUB_TIMEOUT", "60")
+    text = os.environ.get("CLIPMERGE_HUB_TIMEOUT", "60")
     try:
-        seconds = float(asked)
+        seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise HubError(f"CLIPMERGE_HUB_TIMEOUT: {asked!r} is not a number of seconds above 0. Unset it or use 60.")
+        raise HubError(f"CLIPMERGE_HUB_TIMEOUT: {text!r} is not a number of seconds above 0. Unset it or use 60.")
     return seconds
 
 
@@ -111,8 +111,8 @@ def resolve(hub_id: HubId, *, endpoint: str | None = None) -> Resolved:
         return _cached(hub_id, "HF_HUB_OFFLINE is set")
     api, seconds = connect(endpoint), timeout_seconds()
     try:
-        asked: dict[str, Any] = {"revision": hub_id.revision, "repo_type": hub_id.kind, "timeout": seconds}
-        info: Any = patiently(lambda: api.repo_info(hub_id.repo_id, **asked))
+        options: dict[str, Any] = {"revision": hub_id.revision, "repo_type": hub_id.kind, "timeout": seconds}
+        info: Any = patiently(lambda: api.repo_info(hub_id.repo_id, **options))
     except Exception as error:
         away = out_of_reach(error)
         if away and hub_id.revision is not None and hub_id.revision == _cached_sha(hub_id):
@@ -237,9 +237,9 @@ def remote_metadata(hub_id: HubId, sha: str, *, endpoint: str | None = None) -> 
 
 def file_sizes(pinned: HubId) -> dict[str, int]:
     """Ask for the sizes of a repository's files."""
-    asked: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind, "timeout": timeout_seconds()}
+    options: dict[str, Any] = {"revision": pinned.revision, "repo_type": pinned.kind, "timeout": timeout_seconds()}
     with explained(f"reading {pinned}"):
-        info: Any = patiently(lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **asked))
+        info: Any = patiently(lambda: connect().repo_info(pinned.repo_id, files_metadata=True, **options))
     return {item.rfilename: int(item.size or 0) for item in info.siblings or ()}
 
 

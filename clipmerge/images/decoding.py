@@ -12,7 +12,7 @@ import numpy as np
 
 from clipmerge.errors import DataError
 from clipmerge.files.limits import LARGEST_IMAGE, MOST_PIXELS, MOST_SCANS, MOST_STRETCHED
-from clipmerge.files.reading import open_regular, told_size
+from clipmerge.files.reading import format_size, open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,7 +81,7 @@ def _opened(encoded: Encoded) -> Iterator[Image]:
         with open_regular(Path(str(encoded["path"]))) as file:
             content = file.read(LARGEST_IMAGE + 1)
         if len(content) > LARGEST_IMAGE:
-            raise ValueError(f"larger than {told_size(LARGEST_IMAGE)}")
+            raise ValueError(f"larger than {format_size(LARGEST_IMAGE)}")
     if content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > MOST_SCANS:
         raise ValueError(f"more than {MOST_SCANS} scans over its pixels; save it again")
     if content.startswith((b"II", b"MM")):

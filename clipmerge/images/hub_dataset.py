@@ -17,7 +17,7 @@ import yaml
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_FRONT_MATTER, LARGEST_TEXT
-from clipmerge.files.reading import Unreadable, read_bytes, told_size
+from clipmerge.files.reading import Unreadable, format_size, read_bytes
 from clipmerge.hub.download import Resolved, connect, download, resolve
 from clipmerge.hub.ids import HubId
 from clipmerge.images.columns import Columns
@@ -170,7 +170,9 @@ def front_matter(where: str, card: str) -> dict[str, Any]:
     match = re.match(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*$", card, re.DOTALL | re.MULTILINE)
     text = match[1] if match else ""
     if len(text) > LARGEST_FRONT_MATTER:
-        raise DataError(f"reading the card of {where}: its metadata are larger than {told_size(LARGEST_FRONT_MATTER)}")
+        raise DataError(
+            f"reading the card of {where}: its metadata are larger than {format_size(LARGEST_FRONT_MATTER)}"
+        )
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=_Loader)):
             raise DataError(f"reading the card of {where}: its metadata hold an alias (*name), which is not followed")

@@ -18,7 +18,7 @@ from clipmerge.files.limits import (
     MOST_IMAGES,
     MOST_INFLATION,
 )
-from clipmerge.files.reading import told_size
+from clipmerge.files.reading import format_size
 from clipmerge.images.columns import Columns, Found, find_columns, number_classes
 from clipmerge.images.file_store import FileStore
 from clipmerge.images.store import Encoded, Labelled, Store
@@ -78,7 +78,7 @@ class ParquetImages(Store):
             total += len(image)
             if total > max(LARGEST_HELD, MOST_INFLATION * stored):
                 raise DataError(
-                    f"{self.name(position)}: {told_size(stored)} of the file became {told_size(total)} of "
+                    f"{self.name(position)}: {format_size(stored)} of the file became {format_size(total)} of "
                     "images; it is damaged, or made to fill memory"
                 )
             images[position] = {"bytes": image, "path": None}
@@ -101,7 +101,7 @@ class ParquetImages(Store):
                 f"{self.name(position)}: holds no image; a path beside it is not followed, store the images' bytes"
             )
         if len(image) > LARGEST_IMAGE:
-            raise DataError(f"{self.name(position)}: its image is larger than {told_size(LARGEST_IMAGE)}")
+            raise DataError(f"{self.name(position)}: its image is larger than {format_size(LARGEST_IMAGE)}")
         return image
 
     def name(self, position: int) -> str:
@@ -150,7 +150,7 @@ def _index(files: FileStore, name: str, asked: Columns) -> tuple[_File, list[Any
             raise EOFError("its row groups do not add up to its number of rows")
         largest = max((group.total_byte_size for group in groups), default=0)
         if largest > max(LARGEST_HELD, MOST_INFLATION * size):
-            raise EOFError(f"a row group would become {told_size(largest)}")
+            raise EOFError(f"a row group would become {format_size(largest)}")
         labels = [0] * metadata.num_rows
         if columns.label is not None:
             labels = _labels(files.title(name), file, metadata, columns.label)

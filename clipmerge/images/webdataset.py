@@ -10,7 +10,7 @@ from typing import IO, Self
 
 from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import LARGEST_IMAGE, LARGEST_LABEL, LARGEST_TAR_HEADER, MOST_IMAGES
-from clipmerge.files.reading import Unreadable, parse_json, told_size
+from clipmerge.files.reading import Unreadable, format_size, parse_json
 from clipmerge.images.columns import LABEL_NAMES, Columns, number_classes
 from clipmerge.images.description import Description
 from clipmerge.images.file_store import FileStore
@@ -55,7 +55,7 @@ class TarImages(Store):
                 for position in sorted(here):
                     member = self._members[position][2]
                     if member.size > LARGEST_IMAGE:
-                        raise DataError(f"{self.name(position)}: is larger than {told_size(LARGEST_IMAGE)}")
+                        raise DataError(f"{self.name(position)}: is larger than {format_size(LARGEST_IMAGE)}")
                     images[position] = {"bytes": _content(file, member), "path": None}
         return [images[position] for position in positions]
 
@@ -154,7 +154,7 @@ class _Header(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
         if header.type in _ABOUT_THE_NEXT and header.size > LARGEST_TAR_HEADER:
-            raise tarfile.ReadError(f"a header is larger than {told_size(LARGEST_TAR_HEADER)}")
+            raise tarfile.ReadError(f"a header is larger than {format_size(LARGEST_TAR_HEADER)}")
         return header
 
 
@@ -182,7 +182,7 @@ def _label(where: str, file: IO[bytes], endings: dict[str, _Member], wanted: str
         if candidate not in endings:
             break
         if endings[candidate].size > LARGEST_LABEL:
-            raise DataError(f"{where}.{candidate}: is larger than {told_size(LARGEST_LABEL)}, too large for a label")
+            raise DataError(f"{where}.{candidate}: is larger than {format_size(LARGEST_LABEL)}, too large for a label")
         text = _content(file, endings[candidate]).decode("utf-8", errors="replace").strip()
         label = _from_json(where, text, key) if candidate == "json" else text
         if label is not None and label != "":

@@ -47,9 +47,9 @@ def merged(
     inputs.release(name)
 
 
-def copied(name: str, held: Held, others: Sequence[Held], room: Room, length: int) -> Iterator[Array]:
+def copied(name: str, holder: Held, others: Sequence[Held], room: Room, length: int) -> Iterator[Array]:
     """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that name."""
-    checkpoint, key = held
+    checkpoint, key = holder
     entry = checkpoint.entries[key]
     for start, out in _places(entry.size, STORED[entry.dtype], room, length):
         stop = start + len(out)
@@ -60,8 +60,8 @@ def copied(name: str, held: Held, others: Sequence[Held], room: Room, length: in
             _check_other(values, other.array(other_key, start, stop), name, other.source)
         np.copyto(out, values)
         yield out
-    for holder, holder_key in (held, *others):
-        holder.release(holder_key)
+    for stored, stored_key in (holder, *others):
+        stored.release(stored_key)
 
 
 def _places(size: int, dtype: str, room: Room, length: int) -> Iterator[tuple[int, Array]]:

@@ -103,9 +103,9 @@ def _threshold(values: Array, count: int, piece: int) -> tuple[int, int]:
             digits = (agreeing >> shift) & (_DIGITS - 1)
             counts += np.bincount(digits.astype(np.int64), minlength=_DIGITS)
         at_least = counts[::-1].cumsum()  # number of entries with the largest digit, one of the two largest, ...
-        place = int(np.searchsorted(at_least, count - above))
-        digit = _DIGITS - 1 - place
-        above += int(at_least[place] - counts[digit])
+        rank = int(np.searchsorted(at_least, count - above))
+        digit = _DIGITS - 1 - rank
+        above += int(at_least[rank] - counts[digit])
         threshold = threshold << _DIGIT_BITS | digit
     return threshold, above
 

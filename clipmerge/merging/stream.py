@@ -51,14 +51,14 @@ class Copied:
 
     Attributes:
         name: Canonical name.
-        held: The checkpoint that holds the tensor, and its key there.
+        holder: The checkpoint that holds the tensor, and its key there.
         dtype: safetensors dtype of the output.
         others: The other checkpoints whose tensors are checked, likewise.
         chunk: Elements copied at a time.
     """
 
     name: str
-    held: Held
+    holder: Held
     dtype: str
     others: tuple[Held, ...] = ()
     chunk: int = CHUNK
@@ -70,12 +70,12 @@ class Copied:
 
     def chunks(self, room: Room) -> Iterator[Array]:
         """Copy with numpy if the dtype does not change and numpy has it, else with torch."""
-        dtype, *others = (checkpoint.entries[key].dtype for checkpoint, key in (self.held, *self.others))
+        dtype, *others = (checkpoint.entries[key].dtype for checkpoint, key in (self.holder, *self.others))
         if dtype == self.dtype and numpy_chunks.can_copy([dtype, *others]):
-            return numpy_chunks.copied(self.name, self.held, self.others, room, self.chunk)
+            return numpy_chunks.copied(self.name, self.holder, self.others, room, self.chunk)
         from clipmerge.merging import torch_chunks
 
-        return torch_chunks.copied(self.name, self.held, self.others, self.dtype, self.chunk)
+        return torch_chunks.copied(self.name, self.holder, self.others, self.dtype, self.chunk)
 
 
 @dataclass(frozen=True)
@@ -202,17 +202,17 @@ def _source(inputs: Inputs, plan: Plan, name: str, tensors: PlanTensors, dtype: 
     layer = plan.layers.get(inputs.layer_of[name])
     if layer is not None and inputs.merges(name):
         return Merged(inputs, plan, name, layer, tensors, dtype, chunk)
-    held, *others = inputs.holders(name)
+    holder, *others = inputs.holders(name)
     if is_counter(name):  # counters may differ without any effect on the model
         if layer is not None and layer.coefficient == 1 and name in inputs.finetuned_keys[0]:
-            held = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
-        return Copied(name, held, dtype, chunk=chunk)
-    entry = held[0].entries[held[1]]
+            holder = (inputs.finetuned[0], inputs.finetuned_keys[0][name])
+        return Copied(name, holder, dtype, chunk=chunk)
+    entry = holder[0].entries[holder[1]]
     for checkpoint, key in others:  # only `position_ids` may differ here, because the alignment does not compare them
         shape = checkpoint.entries[key].shape
         if shape != entry.shape:
             raise CheckpointError(f"tensor {name} differs in shape: zeroshot {entry.shape}, finetuned {shape}")
-    return Copied(name, held, dtype, tuple(others), chunk)
+    return Copied(name, holder, dtype, tuple(others), chunk)
 
 
 def _is_left_out(inputs: Inputs, plan: Plan, name: str) -> bool:

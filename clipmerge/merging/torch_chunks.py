@@ -45,8 +45,8 @@ def merged(
     arguments = _mask_inputs(plan, name, layer, tensors.scores) if layer.mask and thinned else {}
     if arguments and _lacks_score(str(layer.mask), name, tensors):
         _require_unchanged(inputs, name, layer)
-        held, *others = inputs.holders(name)
-        yield from copied(name, held, others, dtype, length)
+        holder, *others = inputs.holders(name)
+        yield from copied(name, holder, others, dtype, length)
         return
     combine = _combination(plan, name, thinned=thinned)
     # masks and combinations need the whole parameter, everything else is done in chunks
@@ -114,9 +114,9 @@ def _require_unchanged(inputs: Inputs, name: str, layer: LayerPlan) -> None:
         )
 
 
-def copied(name: str, held: Held, others: Sequence[Held], dtype: str, length: int) -> Iterator[Array]:
+def copied(name: str, holder: Held, others: Sequence[Held], dtype: str, length: int) -> Iterator[Array]:
     """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors of that name."""
-    checkpoint, key = held
+    checkpoint, key = holder
     entry = checkpoint.entries[key]
     for start, stop in runs(entry.size, length):
         with one_thread():
@@ -127,8 +127,8 @@ def copied(name: str, held: Held, others: Sequence[Held], dtype: str, length: in
                 _check_other(values, other.tensor(other_key, start, stop), name, other.source)
             rounded = _rounded(values, name, dtype)
         yield rounded
-    for holder, holder_key in (held, *others):
-        holder.release(holder_key)
+    for stored, stored_key in (holder, *others):
+        stored.release(stored_key)
 
 
 def _check_other(values: Tensor, others: Tensor, name: str, source: str) -> None:

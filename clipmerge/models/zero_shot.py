@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from clipmerge.errors import DataError
 from clipmerge.images.prompts import class_prompts
 from clipmerge.models import ImageTextModel
-from clipmerge.progress import told
+from clipmerge.progress import format_seconds
 
 #: Prompts embedded at once; more are embedded piece by piece.
 PROMPTS_AT_ONCE = 512
@@ -67,6 +67,6 @@ def class_embeddings(
         if say and len(pieces) == 1 and seconds > _LONG:
             say(
                 f"embedding {len(prompts)} prompts ({len(class_names)} classes in {len(templates)} templates): about "
-                f"{told(seconds)} for each model whose text tower differs (fewer --template cost less)"
+                f"{format_seconds(seconds)} for each model whose text tower differs (fewer --template cost less)"
             )
     return averaged(torch.cat(pieces), len(templates))

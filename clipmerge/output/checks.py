@@ -53,13 +53,13 @@ def _holds(output: Path, path: Path) -> bool:
     target = output.resolve()
     # a link in the folder would be removed with it, though not its target
     places = (path.resolve(), path.parent.resolve() / path.name)
-    return any(target == place or target in place.parents for place in places)
+    return any(target == location or target in location.parents for location in places)
 
 
 def _lies_in(output: Path, folder: Path) -> bool:
     # a link in the folder is an entry of it, regardless of its target
     places = (output.resolve(), output.parent.resolve() / output.name)
-    return folder.is_dir() and any(folder.resolve() in place.parents for place in places)
+    return folder.is_dir() and any(folder.resolve() in location.parents for location in places)
 
 
 def _not_ours(output: Path, record: str) -> str:
@@ -92,10 +92,10 @@ def _is_plan(path: Path) -> bool:
     if not path.is_file():  # reading a pipe would block
         return False
     try:
-        held = read_json(path)
+        content = read_json(path)
     except Unreadable:
         return False
-    return isinstance(held, dict) and str(held.get("format")).startswith("clipmerge-plan/")
+    return isinstance(content, dict) and str(content.get("format")).startswith("clipmerge-plan/")
 
 
 def _holds_plan_tensors(path: Path) -> bool:
@@ -111,9 +111,9 @@ def _check_length(output: Path, *more: Path) -> None:
     for target in (output.resolve(), *(path.resolve() for path in more)):
         existing = _existing(target)
         # look each name up in an existing folder: in a missing one it would only be reported as not found
-        for place in (target, *(existing / name for name in target.relative_to(existing).parts)):
+        for location in (target, *(existing / name for name in target.relative_to(existing).parts)):
             try:
-                place.lstat()
+                location.lstat()
             except OSError as error:
                 if error.errno == errno.ENAMETOOLONG:
                     raise OutputError(f"{output}: the name is too long; choose a shorter --output") from None
@@ -121,7 +121,7 @@ def _check_length(output: Path, *more: Path) -> None:
 
 def _existing(target: Path) -> Path:
     """The innermost existing folder around a path."""
-    return next((each for each in target.parents if os.path.exists(each)), target)  # noqa: PTH110  (Path's own raises)
+    return next((parent for parent in target.parents if os.path.exists(parent)), target)  # noqa: PTH110  (Path's own raises)
 
 
 def _check_place(output: Path) -> None:

@@ -83,12 +83,12 @@ def output_layout(
 def _sized_layout(tensors: list[MergedTensor], limit: int) -> dict[str, str] | None:
     """Fill shards in the order of the tensors, like the libraries."""
     shards: dict[str, int] = {}
-    number, held = 1, 0
+    number, filled = 1, 0
     for tensor in tensors:
         size = tensor.nbytes
-        if held and held + size > limit:
-            number, held = number + 1, 0
-        shards[tensor.key], held = number, held + size
+        if filled and filled + size > limit:
+            number, filled = number + 1, 0
+        shards[tensor.key], filled = number, filled + size
     if number == 1:
         return None
     return {key: f"model-{shard:05}-of-{number:05}.safetensors" for key, shard in shards.items()}

@@ -167,7 +167,7 @@ class MergeRecord(Frozen):
     def checkpoints(self) -> list[tuple[str, SourceRecord]]:
         """Role and source of every input checkpoint, the zero-shot one first."""
         count = len(self.finetuned)
-        roles = ["fine-tuned"] if count == 1 else [f"fine-tuned {place}" for place in range(1, count + 1)]
+        roles = ["fine-tuned"] if count == 1 else [f"fine-tuned {number}" for number in range(1, count + 1)]
         return [("zero-shot", self.zeroshot), *zip(roles, self.finetuned, strict=True)]
 
     @property
@@ -285,8 +285,8 @@ def parse_record(text: str, where: str) -> MergeRecord:
         return MergeRecord.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])[:80]
-        reason = f"{place}: {first['msg']}" if place else first["msg"]
+        field = ".".join(str(part) for part in first["loc"])[:80]
+        reason = f"{field}: {first['msg']}" if field else first["msg"]
     except ValueError as error:
         reason = str(error)[:80]
     raise OutputError(f"{where}: not a clipmerge record ({reason}). Merge again.")

@@ -44,8 +44,8 @@ def zeroshot_shares(
     """Share of each layer's entries whose learned coefficient is 0: the zero-shot model's bytes."""
     shares = {}
     for layer, names in layers.items():
-        held = [name for name in names if name in coefficients]
-        if held:
-            zeros = sum(float((coefficients[name] == 0).double().mean()) * sizes[name] for name in held)
-            shares[layer] = zeros / max(1, sum(sizes[name] for name in held))
+        learned = [name for name in names if name in coefficients]
+        if learned:
+            zeros = sum(float((coefficients[name] == 0).double().mean()) * sizes[name] for name in learned)
+            shares[layer] = zeros / max(1, sum(sizes[name] for name in learned))
     return shares

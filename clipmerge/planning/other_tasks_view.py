@@ -52,13 +52,13 @@ def other_task_rows(kept: Sequence[OtherTaskScores]) -> tuple[OtherTaskRow, ...]
     for task in kept:
         finetuned = [measures_of(score) for score in task.finetuned]
         merged = measures_of(task.merged)
-        for place, (measure, zeroshot) in enumerate(measures_of(task.zeroshot).items()):
+        for index, (measure, zeroshot) in enumerate(measures_of(task.zeroshot).items()):
             middle = fmean(score[measure] for score in finetuned)
             values = (zeroshot, middle, merged[measure])
             changes = (middle - zeroshot, merged[measure] - middle)
             rows.append(
                 OtherTaskRow(
-                    "" if place else task.name,
+                    "" if index else task.name,
                     measure,
                     *(f"{100 * value:.1f}" for value in values),
                     *(f"{100 * change:+.1f}" for change in changes),

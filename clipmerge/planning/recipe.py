@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from clipmerge.choices import Missing
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
 from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
-from clipmerge.files.reading import Unreadable, read_text, told_size
+from clipmerge.files.reading import Unreadable, format_size, read_text
 from clipmerge.planning.frozen import Plain
 from clipmerge.plugins import (
     Alpha,
@@ -198,7 +198,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 def _from_yaml(subject: str, text: str) -> Any:
     if len(text) > LARGEST_RECIPE:
-        raise RecipeError(f"{subject} is larger than {told_size(LARGEST_RECIPE)}")
+        raise RecipeError(f"{subject} is larger than {format_size(LARGEST_RECIPE)}")
     try:
         return yaml.load(text, _Loader)
     except RecursionError:

@@ -44,11 +44,11 @@ class PlanTensors:
         return scores | {_COEFFICIENTS + name: tensor for name, tensor in self.coefficients.items()}
 
     @classmethod
-    def from_file(cls, held: Mapping[str, Tensor]) -> PlanTensors:
+    def from_file(cls, tensors: Mapping[str, Tensor]) -> PlanTensors:
         """Inverse of `to_file`."""
 
         def under(prefix: str) -> dict[str, Tensor]:
-            return {key.removeprefix(prefix): tensor for key, tensor in held.items() if key.startswith(prefix)}
+            return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
 
         return cls(under(_SCORES), under(_COEFFICIENTS))
 
@@ -62,18 +62,20 @@ def with_coefficients(
     """Store the mean and the range of its coefficients in each layer that has some."""
     filled = dict(layers)
     for layer, entry in layers.items():
-        held = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
-        if held:
-            found = _summary(held)
+        learned = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
+        if learned:
+            found = _summary(learned)
             filled[layer] = entry.model_copy(update={"alpha": found.mean, "alpha_range": (found.low, found.high)})
     return filled
 
 
-def _summary(held: list[tuple[Tensor, tuple[int, ...]]]) -> LearnedAlpha:
+def _summary(learned: list[tuple[Tensor, tuple[int, ...]]]) -> LearnedAlpha:
     """Mean over all entries of the parameters, smallest and largest coefficient."""
-    sizes = [math.prod(shape) for _, shape in held]
-    mean = sum(size * float(c.double().mean()) for (c, _), size in zip(held, sizes, strict=True)) / max(sum(sizes), 1)
-    return LearnedAlpha(mean, min(float(c.min()) for c, _ in held), max(float(c.max()) for c, _ in held))
+    sizes = [math.prod(shape) for _, shape in learned]
+    mean = sum(size * float(c.double().mean()) for (c, _), size in zip(learned, sizes, strict=True)) / max(
+        sum(sizes), 1
+    )
+    return LearnedAlpha(mean, min(float(c.min()) for c, _ in learned), max(float(c.max()) for c, _ in learned))
 
 
 def check_coefficients(
@@ -91,13 +93,13 @@ def check_coefficients(
         stated = entry.coefficient
         if not isinstance(stated, LearnedAlpha):
             continue
-        held = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
-        if not held:
+        learned = [(coefficients[name], shapes[name]) for name in names[layer] if name in coefficients]
+        if not learned:
             raise PlanError(
                 f"layer '{layer}' has an alpha_range, but the plan holds no coefficients for it; remove alpha_range to "
                 "give the layer one alpha"
             )
-        found = _summary(held)
+        found = _summary(learned)
         if max(abs(found.mean - stated.mean), abs(found.low - stated.low), abs(found.high - stated.high)) > _SAME:
             raise PlanError(
                 f"layer '{layer}': alpha {stated.mean:g} and alpha_range are not the mean and range of its "
@@ -118,7 +120,7 @@ def _check_shape(name: str, coefficient: Tensor, shape: tuple[int, ...]) -> None
 
 def rows_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Shape of coefficients with one number per row: (rows, 1, ...); () if the parameter is a scalar."""
-    return tuple(length if place == 0 else 1 for place, length in enumerate(shape))
+    return tuple(length if axis == 0 else 1 for axis, length in enumerate(shape))
 
 
 def coefficients_of_run(

@@ -80,126 +80,124 @@ def push(
     ``report.html`` are reduced to their last component. Files that are not part of the output are not published.
     Weights in the repository that are not in the folder are deleted in the same commit, so that no loader uses them.
     """
-    asked = Push(
-        Path(folder), repo_id, private, revision, create_pr, message, license, yes, tuple(evaluations), endpoint
-    )
-    _check_names(asked)
-    record, api = add_results(read_output(asked.folder), asked.evaluations), connect(endpoint)
-    _check_token(api, asked)
-    licence = license or _common_licence(api, asked, record)
-    target = find_repository(api, asked)
-    if target and not asked.evaluations:
+    job = Push(Path(folder), repo_id, private, revision, create_pr, message, license, yes, tuple(evaluations), endpoint)
+    _check_names(job)
+    record, api = add_results(read_output(job.folder), job.evaluations), connect(endpoint)
+    _check_token(api, job)
+    licence = license or _common_licence(api, job, record)
+    target = find_repository(api, job)
+    if target and not job.evaluations:
         record = _with_held_results(record, target.record)
     makers: dict[str, Any] = {"page": page, "picture": picture}
-    texts = published_texts(asked.folder, record, repo_id=repo_id, license=licence, **makers)
-    additions = _additions(asked, record, texts)
+    texts = published_texts(job.folder, record, repo_id=repo_id, license=licence, **makers)
+    additions = _additions(job, record, texts)
     if target:
-        check_card(asked, target, texts[CARD])
-    left = _left_behind(asked.folder, additions)
-    with noting(f"whether {repo_id} was published is not known: `{asked.command}` checks that and continues"):
-        return replace(_sent(api, asked, target, additions), left_behind=left)
+        check_card(job, target, texts[CARD])
+    left = _left_behind(job.folder, additions)
+    with noting(f"whether {repo_id} was published is not known: `{job.command}` checks that and continues"):
+        return replace(_sent(api, job, target, additions), left_behind=left)
 
 
-def _sent(api: HfApi, asked: Push, found: Target | None, additions: list[CommitOperationAdd]) -> Published:
+def _sent(api: HfApi, job: Push, found: Target | None, additions: list[CommitOperationAdd]) -> Published:
     """Create the repository and the branch if they are missing, and make the commit."""
-    target = found or create_repository(api, asked)
+    target = found or create_repository(api, job)
     changes = _changes(target, additions)
     if not changes:
-        return Published(_url(api, asked), asked.repo_id, target.head, target.created, changed=False)
+        return Published(_url(api, job), job.repo_id, target.head, target.created, changed=False)
     if target.needs_branch:
-        with explained(asked.doing, state=state_after(asked, target), again=asked.command):
-            api.create_branch(asked.repo_id, branch=str(asked.revision), revision=target.head)
-    return _commit(api, asked, target, changes)
+        with explained(job.doing, state=state_after(job, target), again=job.command):
+            api.create_branch(job.repo_id, branch=str(job.revision), revision=target.head)
+    return _commit(api, job, target, changes)
 
 
-def _with_held_results(record: MergeRecord, held: MergeRecord | None) -> MergeRecord:
+def _with_held_results(record: MergeRecord, earlier: MergeRecord | None) -> MergeRecord:
     """Keep accuracies of the same weights from an earlier push."""
-    if held is None or not record.files or record.files != held.files:
+    if earlier is None or not record.files or record.files != earlier.files:
         return record
-    accuracies = {key: getattr(held, key) for key in KEYS}
+    accuracies = {key: getattr(earlier, key) for key in KEYS}
     return record.model_copy(update={key: value for key, value in accuracies.items() if value is not None})
 
 
 def check_access(folder: Path, repo_id: str, *, private: bool = False, endpoint: str | None = None) -> None:
     """Check a push's name, token and repository before the output exists."""
-    asked, api = Push(folder, repo_id, private, endpoint=endpoint), connect(endpoint)
-    _check_names(asked)
-    _check_token(api, asked)
-    target = find_repository(api, asked)
+    job, api = Push(folder, repo_id, private, endpoint=endpoint), connect(endpoint)
+    _check_names(job)
+    _check_token(api, job)
+    target = find_repository(api, job)
     if target:
-        check_card(asked, target)
+        check_card(job, target)
 
 
-def _check_names(asked: Push) -> None:
-    hub_id = parse_hub_id(asked.repo_id)
-    if hub_id is None or hub_id.revision or asked.repo_id.startswith("hf:"):
-        raise UsageError(f"{asked.repo_id}: not a name on the Hub. Write it as ORG/NAME; use --revision for a branch.")
-    if asked.create_pr and asked.revision not in (None, "main"):
+def _check_names(job: Push) -> None:
+    hub_id = parse_hub_id(job.repo_id)
+    if hub_id is None or hub_id.revision or job.repo_id.startswith("hf:"):
+        raise UsageError(f"{job.repo_id}: not a name on the Hub. Write it as ORG/NAME; use --revision for a branch.")
+    if job.create_pr and job.revision not in (None, "main"):
         raise UsageError("--create-pr opens a pull request on main: leave --revision out.")
 
 
-def _check_token(api: HfApi, asked: Push) -> None:
+def _check_token(api: HfApi, job: Push) -> None:
     """Look up the token's owner and stop early if the Hub will refuse the push."""
     from huggingface_hub import get_token
 
     if get_token() is None:
         raise HubError(
-            f"{asked.doing}: no token. {NOTHING} Log in with `hf auth login` or set HF_TOKEN, then `{asked.command}`."
+            f"{job.doing}: no token. {NOTHING} Log in with `hf auth login` or set HF_TOKEN, then `{job.command}`."
         )
-    with explained(asked.doing, state=NOTHING, again=asked.command):
+    with explained(job.doing, state=NOTHING, again=job.command):
         me = patiently(api.whoami)
     role = me.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise HubError(
-            f"{asked.doing}: the token may only read. {NOTHING} Make one that may write at "
-            f"https://huggingface.co/settings/tokens, `hf auth login`, then `{asked.command}`."
+            f"{job.doing}: the token may only read. {NOTHING} Make one that may write at "
+            f"https://huggingface.co/settings/tokens, `hf auth login`, then `{job.command}`."
         )
     mine = [me["name"], *(org["name"] for org in me.get("orgs", []))]
-    namespace, name = asked.repo_id.split("/")
-    if namespace not in mine and not asked.create_pr:
+    namespace, name = job.repo_id.split("/")
+    if namespace not in mine and not job.create_pr:
         raise HubError(
-            f"{asked.doing}: the token's owner may write to {', '.join(mine)}, not to {namespace}. {NOTHING} "
+            f"{job.doing}: the token's owner may write to {', '.join(mine)}, not to {namespace}. {NOTHING} "
             f"Push to {mine[0]}/{name}, or open a pull request with --create-pr."
         )
 
 
-def _common_licence(api: HfApi, asked: Push, record: MergeRecord) -> str | None:
+def _common_licence(api: HfApi, job: Push, record: MergeRecord) -> str | None:
     """Return the common licence of all sources on the Hub; local sources have none and are ignored."""
     stated: dict[str, str | None] = {}
     for _, source in record.checkpoints:
         hub_id = parse_hub_id(source.source) if source.revision else None
         if hub_id is None or source.revision is None:
             continue
-        stated[hub_id.repo_id] = _licence_of(api, asked, hub_id.at(source.revision))
+        stated[hub_id.repo_id] = _licence_of(api, job, hub_id.at(source.revision))
     if len(set(stated.values())) > 1 or "other" in stated.values():
         listed = ", ".join(f"{name}: {licence or 'none stated'}" for name, licence in stated.items())
         raise UsageError(f"the sources' licences differ or are 'other' ({listed}). {NOTHING} Pass --license NAME.")
     return next(iter(stated.values()), None)
 
 
-def _licence_of(api: HfApi, asked: Push, hub_id: HubId) -> str | None:
+def _licence_of(api: HfApi, job: Push, hub_id: HubId) -> str | None:
     state = f"{NOTHING} Its licence is needed: --license NAME sets it without asking the Hub."
     seconds = timeout_seconds()
-    with explained(f"reading {hub_id}", state=state, again=asked.command):
+    with explained(f"reading {hub_id}", state=state, again=job.command):
         info = patiently(lambda: api.model_info(hub_id.repo_id, revision=hub_id.revision, timeout=seconds))
     licence = info.card_data.get("license") if info.card_data is not None else None
     return str(licence) if licence else None
 
 
-def _additions(asked: Push, record: MergeRecord, texts: dict[str, bytes]) -> list[CommitOperationAdd]:
+def _additions(job: Push, record: MergeRecord, texts: dict[str, bytes]) -> list[CommitOperationAdd]:
     """List all files to publish; large ones are checked against the hashes in the record."""
     from huggingface_hub import CommitOperationAdd
 
     content: dict[str, str | bytes] = {**texts}
     hashes = {name: sha for name, sha in record.files.items() if sha and name not in texts}
-    for name, path in _published_files(asked.folder, record).items():
+    for name, path in _published_files(job.folder, record).items():
         if name in SIDE_FILES and name not in content:
             data = side_file_bytes(path, name)
             if holds_a_secret(data):
                 raise OutputError(f"{path}: holds a token or a private key. {NOTHING} Remove it there.")
             # the published form, without paths, has another hash than the file in the folder
             if data != path.read_bytes():
-                _check_hash(asked, name, path, hashes.pop(name, None))
+                _check_hash(job, name, path, hashes.pop(name, None))
             content[name] = data
         content.setdefault(name, str(path))
     additions = [CommitOperationAdd(name, data) for name, data in sorted(content.items())]
@@ -209,7 +207,7 @@ def _additions(asked: Push, record: MergeRecord, texts: dict[str, bytes]) -> lis
         if hashes.get(add.path_in_repo, add.upload_info.sha256.hex()) != add.upload_info.sha256.hex()
     ]
     if wrong:
-        raise OutputError(f"{asked.folder}: {shorten(wrong)} changed since the merge. {NOTHING} Merge again.")
+        raise OutputError(f"{job.folder}: {shorten(wrong)} changed since the merge. {NOTHING} Merge again.")
     return additions
 
 
@@ -233,9 +231,9 @@ def _left_behind(folder: Path, additions: Iterable[CommitOperationAdd]) -> tuple
     return tuple(sorted(name for name in names if name not in published))
 
 
-def _check_hash(asked: Push, name: str, path: Path, sha256: str | None) -> None:
+def _check_hash(job: Push, name: str, path: Path, sha256: str | None) -> None:
     if sha256 is not None and sha256_of(path) != sha256:
-        raise OutputError(f"{asked.folder}: {name} changed since the merge. {NOTHING} Merge again.")
+        raise OutputError(f"{job.folder}: {name} changed since the merge. {NOTHING} Merge again.")
 
 
 def _changes(
@@ -256,50 +254,50 @@ def _is_weights(name: str) -> bool:
 
 
 def _commit(
-    api: HfApi, asked: Push, target: Target, changes: list[CommitOperationAdd | CommitOperationDelete]
+    api: HfApi, job: Push, target: Target, changes: list[CommitOperationAdd | CommitOperationDelete]
 ) -> Published:
     """Make the commit; if it fails, find out whether it arrived nevertheless."""
     try:
         with quiet_client():
             done = api.create_commit(
-                asked.repo_id,
+                job.repo_id,
                 changes,
-                commit_message=asked.message or "Upload a model merged with clipmerge",
+                commit_message=job.message or "Upload a model merged with clipmerge",
                 parent_commit=target.head,
-                revision=asked.revision,
-                create_pr=asked.create_pr,
+                revision=job.revision,
+                create_pr=job.create_pr,
             )
     except Exception as error:
-        landed, state = _landed(api, asked, changes, error)
+        landed, state = _landed(api, job, changes, error)
         if landed is None:
-            state = state or state_after(asked, target)
-            raise explain(error, doing=asked.doing, state=state, again=asked.command) from error
-        return Published(_url(api, asked), asked.repo_id, landed, target.created, changed=True)
-    return Published(_url(api, asked), asked.repo_id, done.oid, target.created, True, done.pr_url)
+            state = state or state_after(job, target)
+            raise explain(error, doing=job.doing, state=state, again=job.command) from error
+        return Published(_url(api, job), job.repo_id, landed, target.created, changed=True)
+    return Published(_url(api, job), job.repo_id, done.oid, target.created, True, done.pr_url)
 
 
 def _landed(
-    api: HfApi, asked: Push, changes: list[CommitOperationAdd | CommitOperationDelete], error: Exception
+    api: HfApi, job: Push, changes: list[CommitOperationAdd | CommitOperationDelete], error: Exception
 ) -> tuple[str | None, str]:
     """Return the head if it holds every change, else None, and a message if that cannot be determined."""
     from huggingface_hub import CommitOperationAdd
 
     unsure = out_of_reach(error)
-    if asked.create_pr:
-        page = f"{api.endpoint}/{asked.repo_id}/discussions"
+    if job.create_pr:
+        page = f"{api.endpoint}/{job.repo_id}/discussions"
         return None, f"A pull request may have been opened: look at {page}." if unsure else NOTHING
     try:
-        now = read_target(api, asked, asked.revision)
+        now = read_target(api, job, job.revision)
     except Exception:  # the first error is the one to report
         return None, "Whether the files were published is not known." if unsure else ""
     for change in changes:
-        held = now.files.get(change.path_in_repo)
-        there = is_same(change, held) if isinstance(change, CommitOperationAdd) else held is None
+        earlier = now.files.get(change.path_in_repo)
+        there = is_same(change, earlier) if isinstance(change, CommitOperationAdd) else earlier is None
         if not there:
             return None, ""
     return now.head, ""
 
 
-def _url(api: HfApi, asked: Push) -> str:
-    page = f"{api.endpoint}/{asked.repo_id}"
-    return page if asked.revision in (None, "main") else f"{page}/tree/{asked.revision}"
+def _url(api: HfApi, job: Push) -> str:
+    page = f"{api.endpoint}/{job.repo_id}"
+    return page if job.revision in (None, "main") else f"{page}/tree/{job.revision}"

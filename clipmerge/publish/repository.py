@@ -81,111 +81,111 @@ class Target:
     needs_branch: bool = False
 
 
-def find_repository(api: HfApi, asked: Push) -> Target | None:
+def find_repository(api: HfApi, job: Push) -> Target | None:
     """Read the state of the repository; None if it does not exist."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    with explained(asked.doing, state=NOTHING, again=asked.command):
+    with explained(job.doing, state=NOTHING, again=job.command):
         try:
-            info = patiently(lambda: api.model_info(asked.repo_id, timeout=timeout_seconds()))
+            info = patiently(lambda: api.model_info(job.repo_id, timeout=timeout_seconds()))
         except RepositoryNotFoundError as error:
             if http_status(error) != 404:  # 401 without a code means that the Hub rejects the token
                 raise
             return None
-        if asked.private and info.private is False:
+        if job.private and info.private is False:
             raise UsageError(
-                f"{asked.repo_id} exists and is public: --private cannot hide it. {NOTHING} "
+                f"{job.repo_id} exists and is public: --private cannot hide it. {NOTHING} "
                 "Make it private in its settings first, or leave --private out."
             )
         try:
-            target = read_target(api, asked, asked.revision)
+            target = read_target(api, job, job.revision)
         except RevisionNotFoundError:
-            target = replace(read_target(api, asked, None), needs_branch=True)
-    _check_content(asked, target)
-    return replace(target, record=_held_record(asked, target))
+            target = replace(read_target(api, job, None), needs_branch=True)
+    _check_content(job, target)
+    return replace(target, record=_held_record(job, target))
 
 
-def read_target(api: HfApi, asked: Push, revision: str | None) -> Target:
+def read_target(api: HfApi, job: Push, revision: str | None) -> Target:
     """Read the head of a revision and its files."""
     from huggingface_hub import RepoFile
 
-    info = patiently(lambda: api.model_info(asked.repo_id, revision=revision, timeout=timeout_seconds()))
+    info = patiently(lambda: api.model_info(job.repo_id, revision=revision, timeout=timeout_seconds()))
     head = str(info.sha)
-    tree = patiently(lambda: list(api.list_repo_tree(asked.repo_id, recursive=True, revision=head)))
+    tree = patiently(lambda: list(api.list_repo_tree(job.repo_id, recursive=True, revision=head)))
     files = {
         item.path: (item.blob_id, item.lfs.sha256 if item.lfs else None) for item in tree if isinstance(item, RepoFile)
     }
     return Target(head, files)
 
 
-def _check_content(asked: Push, target: Target) -> None:
+def _check_content(job: Push, target: Target) -> None:
     foreign = sorted(set(target.files) - _FRESH)
-    if foreign and RECORD not in target.files and not asked.yes:
+    if foreign and RECORD not in target.files and not job.yes:
         raise UsageError(
-            f"{asked.repo_id} exists and holds other files ({shorten(foreign)}). {NOTHING} "
+            f"{job.repo_id} exists and holds other files ({shorten(foreign)}). {NOTHING} "
             f"Choose another name, or add --yes to push into it."
         )
 
 
-def _held_record(asked: Push, target: Target) -> MergeRecord | None:
+def _held_record(job: Push, target: Target) -> MergeRecord | None:
     """Read the record of an earlier push."""
     if RECORD not in target.files:
         return None
     try:
-        return parse_record(_download(asked, target, RECORD), f"{asked.repo_id}/{RECORD}")
+        return parse_record(_download(job, target, RECORD), f"{job.repo_id}/{RECORD}")
     except OutputError:
         return None
 
 
-def _download(asked: Push, target: Target, name: str) -> str:
-    folder = download(HubId(asked.repo_id, target.head), [name], endpoint=asked.endpoint)
+def _download(job: Push, target: Target, name: str) -> str:
+    folder = download(HubId(job.repo_id, target.head), [name], endpoint=job.endpoint)
     try:
         return read_bytes(folder / name, LARGEST_TEXT).decode("utf-8", errors="replace")
     except Unreadable as error:
-        raise HubError(f"{asked.doing}: {name} there cannot be read ({error}). {NOTHING}") from None
+        raise HubError(f"{job.doing}: {name} there cannot be read ({error}). {NOTHING}") from None
 
 
-def check_card(asked: Push, target: Target, ours: bytes = b"") -> None:
+def check_card(job: Push, target: Target, ours: bytes = b"") -> None:
     """Refuse to overwrite a model card that somebody wrote by hand.
 
     A card is clipmerge's own if the record beside it names its blob. A card with front matter only, as written by the
     Hub's page for new repositories, may be overwritten.
     """
     held = target.files.get(CARD, ("",))[0]
-    if not held or asked.yes or asked.create_pr or target.needs_branch:
+    if not held or job.yes or job.create_pr or target.needs_branch:
         return
     if held in (blob_id(ours), target.record and target.record.card):
         return
-    if not target.record and not body_of(_download(asked, target, CARD)):
+    if not target.record and not body_of(_download(job, target, CARD)):
         return
     origin = "was edited since clipmerge wrote it" if target.record else "was not written by clipmerge"
     raise UsageError(
-        f"{asked.doing}: {CARD} there {origin}, and would be overwritten. {NOTHING} Save what you need of it, then "
-        f"`{replace(asked, yes=True).command}`, or open a pull request with --create-pr."
+        f"{job.doing}: {CARD} there {origin}, and would be overwritten. {NOTHING} Save what you need of it, then "
+        f"`{replace(job, yes=True).command}`, or open a pull request with --create-pr."
     )
 
 
-def create_repository(api: HfApi, asked: Push) -> Target:
+def create_repository(api: HfApi, job: Push) -> Target:
     """Create an empty repository."""
-    if asked.create_pr:
+    if job.create_pr:
         raise HubError(
-            f"{asked.doing}: not on the Hub, or private, so no pull request can be opened. {NOTHING} "
+            f"{job.doing}: not on the Hub, or private, so no pull request can be opened. {NOTHING} "
             "Leave --create-pr out to create it."
         )
-    with explained(asked.doing, state=_UNSURE_CREATED, again=asked.command):
-        api.create_repo(asked.repo_id, private=asked.private or None, exist_ok=True)
-    branch = asked.revision not in (None, "main")
+    with explained(job.doing, state=_UNSURE_CREATED, again=job.command):
+        api.create_repo(job.repo_id, private=job.private or None, exist_ok=True)
+    branch = job.revision not in (None, "main")
     empty = Target("", {}, created=True)
-    with explained(asked.doing, state=state_after(asked, empty), again=asked.command):
-        return replace(read_target(api, asked, None), created=True, needs_branch=branch)
+    with explained(job.doing, state=state_after(job, empty), again=job.command):
+        return replace(read_target(api, job, None), created=True, needs_branch=branch)
 
 
-def state_after(asked: Push, target: Target) -> str:
+def state_after(job: Push, target: Target) -> str:
     """Describe the state of the repository after a failed upload."""
     if target.created:
-        return f"The repository {asked.repo_id} was created and is empty: no file was published."
+        return f"The repository {job.repo_id} was created and is empty: no file was published."
     if target.needs_branch:
-        return f"{NOTHING} The branch {asked.revision} may have been created from main."
+        return f"{NOTHING} The branch {job.revision} may have been created from main."
     return NOTHING
 
 
