@@ -192,6 +192,7 @@ class Run:
         hashing: Future hashes of the inputs.
         cleanups: Functions that `finish` calls.
         held_back: Images that the measure did not see, if it used images.
+        measured_on: Images that it saw, if other tasks are compared with them.
     """
 
     inputs: Inputs
@@ -206,6 +207,7 @@ class Run:
     hashing: list[Future[dict[str, str]]] = field(default_factory=list)
     cleanups: list[Callable[[], None]] = field(default_factory=list)
     held_back: LabelledImages | None = None
+    measured_on: LabelledImages | None = None
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import CheckpointError, VerdictError
-from clipmerge.images.held_back import MOST
+from clipmerge.images.held_back import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
 from clipmerge.planning.effect_view import STALE
 from clipmerge.planning.plan import Plan
@@ -92,7 +92,11 @@ def _held_back(run: Run, request: MergeRequest) -> LabelledImages:
     for note in source.notes:
         run.progress.say(note)
     source.require_classes()
-    return source.sample(count, request.seed)
+    sample = source.sample(count, request.seed)
+    distinct = without_copies(sample)
+    if len(distinct) < len(sample):
+        run.progress.say(copies_note(source.source, len(sample) - len(distinct)))
+    return distinct
 
 
 def _measured(run: Run, request: MergeRequest) -> MergeEffect:

@@ -75,6 +75,8 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
 
     with run.timed("kept"):
         tasks = load_tasks(request.keep, run.progress, most=request.calibration.images, seed=request.seed)
+        for note in _shared_with_data(tasks, run, request):
+            run.progress.say(note)
         settings = replace(settings_for(request.calibration), templates=())  # a task has its own
         run.is_main = settings.accelerator.is_main_process
         plan, tensors = shared_plan(run.plan, run.tensors)
@@ -90,3 +92,15 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
             return
     if run.plan is not None:
         run.plan = run.plan.model_copy(update={"kept": kept})
+
+
+def _shared_with_data(tasks: Mapping[str, Task], run: Run, request: MergeRequest) -> list[str]:
+    """Note images of the tasks that are also among those that the merge was decided and judged on."""
+    from clipmerge.images.overlap import Fingerprints, note_shared
+
+    prints = {f"--keep {name}": Fingerprints(task) for name, task in tasks.items()}
+    used = [images for images in (run.measured_on, run.held_back) if images is not None]
+    notes: list[str] = []
+    for images in used:
+        notes += note_shared(prints, {f"--data {images.source}": Fingerprints(images)})
+    return notes

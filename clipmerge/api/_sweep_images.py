@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import wanted_back
-from clipmerge.images.overlap import check_overlap
+from clipmerge.images.overlap import Images, check_overlap
 from clipmerge.images.unlabelled import load_unlabelled
 from clipmerge.progress import Progress
 from clipmerge.request import SweepRequest
@@ -35,12 +36,13 @@ def load_source(source: Any, request: SweepRequest, progress: Progress) -> Label
     return images.sample(limit, request.seed)
 
 
-def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages]) -> list[str]:
+def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages], tasks: Mapping[str, Images]) -> list[str]:
     """Note the images that sources share.
 
     Args:
         request: The sweep.
         loaded: Images by name.
+        tasks: Images of other tasks by name.
 
     Raises:
         UsageError: If an OOD source shares images with the calibration source, or any source with the unlabelled one.
@@ -52,6 +54,7 @@ def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages]) -> l
         {name: loaded[name] for name in request.id_sources},
         {name: loaded[name] for name in request.ood_sources},
         _unlabelled_images(request),
+        tasks,
     )
 
 

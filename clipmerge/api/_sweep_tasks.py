@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.api._merge_effect import settings_for
-from clipmerge.api._other_tasks import load_tasks
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.points import Point
 from clipmerge.progress import Progress
 from clipmerge.request import SweepRequest
 
+if TYPE_CHECKING:
+    from clipmerge.evaluation.other_tasks import Task
+
 
 def score_other_tasks(
-    request: SweepRequest, record: dict[str, Any], inputs: Inputs, points: Sequence[Point], progress: Progress
+    request: SweepRequest,
+    record: dict[str, Any],
+    inputs: Inputs,
+    points: Sequence[Point],
+    tasks: dict[str, Task],
+    progress: Progress,
 ) -> None:
     """Score every point on every task, and enter the scores.
 
@@ -25,18 +32,18 @@ def score_other_tasks(
             task.
         inputs: The checkpoints.
         points: The distinct points.
+        tasks: The tasks by name.
         progress: Receiver of progress reports.
 
     Raises:
         DataError: If images cannot be used.
         CheckpointError: If a point cannot be evaluated.
     """
-    if not request.keep:
+    if not tasks:
         return
     from clipmerge.evaluation.other_tasks import facts_of, score_tasks
 
     progress.stage("kept")
-    tasks = load_tasks(request.keep, progress)
     moves = [point.move for point in points]
     settings = replace(settings_for(request.calibration, request.dtype), templates=())  # a task has its own
     scores = score_tasks(inputs, moves, tasks, settings, progress)

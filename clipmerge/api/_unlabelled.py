@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,25 +78,17 @@ def unlabelled_images(
     asked = request.calibration
     if asked.unlabelled is None:
         return None
+    from clipmerge.images.overlap import Fingerprints, refuse_shared
     from clipmerge.images.unlabelled import load_unlabelled
 
     images = load_unlabelled(asked.unlabelled, asked.columns, most=asked.images, seed=request.seed)
     for note in images.notes:
         progress.say(note)
     sample = images.sample(asked.images, request.seed)
-    _refuse_labelled(sample, [each for each in labelled if each is not None])
+    for other in labelled:
+        if other is not None:
+            refuse_shared(sample, {f"--data {other.source}": Fingerprints(other)})
     return sample
-
-
-def _refuse_labelled(sample: LabelledImages, labelled: Iterable[LabelledImages]) -> None:
-    """Refuse images that are also among the labelled ones; preprocessed images cannot be compared."""
-    from clipmerge.images.overlap import Fingerprints, refuse_shared
-    from clipmerge.images.store import Pixels
-
-    if not isinstance(sample.store, Pixels):
-        comparable = [each for each in labelled if not isinstance(each.store, Pixels)]
-        for images in comparable:
-            refuse_shared(sample, {f"--data {images.source}": Fingerprints(images)})
 
 
 def record_of(images: LabelledImages) -> dict[str, Any]:
@@ -105,7 +97,7 @@ def record_of(images: LabelledImages) -> dict[str, Any]:
     Args:
         images: The sample.
     """
-    from clipmerge.images.unlabelled import content_digest
+    from clipmerge.images.content import content_digest
 
     return {
         "source": images.source,

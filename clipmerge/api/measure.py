@@ -14,7 +14,7 @@ from clipmerge.calibration.shares import Shares
 from clipmerge.distributed import accelerator_for, together
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import load_images
-from clipmerge.images.held_back import sample_and_hold_back, wanted_back
+from clipmerge.images.held_back import copies_note, sample_and_hold_back, wanted_back
 from clipmerge.images.prompts import class_prompts, templates_for
 from clipmerge.models.building import build_model
 from clipmerge.models.freed_memory import freed_memory_kept
@@ -92,7 +92,12 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     for note in source.notes:
         run.progress.say(note)
     source.require_classes()
-    images, run.held_back = sample_and_hold_back(source, calibration.images, request.seed, share=calibration.held_back)
+    samples = sample_and_hold_back(source, calibration.images, request.seed, share=calibration.held_back)
+    images, run.held_back = samples.decide, samples.held_back
+    if samples.copies:
+        run.progress.say(copies_note(source.source, samples.copies))
+    if request.keep:
+        run.measured_on = images
     batch_size = batch_size_for(len(images), calibration.batch_size)
     accelerator = accelerator_for(calibration.device)
     run.is_main = accelerator.is_main_process
@@ -115,7 +120,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         cost=pace.begin if accelerator.device.type == "cpu" else None,
     )
     requested = calibration.images if run.held_back else None
-    record = _record(images, requested, batch_size, templates, request.seed)
+    record = _record(images, requested, batch_size, templates, request.seed, samples.copies)
     unlabelled = unlabelled_images(request, [images, run.held_back], run.progress)
     if unlabelled is not None:
         objective.unlabelled = Shares(read_batches(unlabelled, batch_size, model.pixels, share=share), accelerator)
@@ -155,13 +160,16 @@ def _record(
     batch_size: int,
     templates: tuple[str, ...],
     seed: int,
+    copies: int,
 ) -> dict[str, Any]:
     return {
         "source": images.source,
         "revision": images.revision,
         "images": len(images),
         "requested": requested,
+        "copies": copies,
         "classes": len(images.class_names),
+        "classes_with_images": len(set(images.labels)),
         "batch_size": batch_size,
         "templates": list(templates),
         "seed": seed,

@@ -33,7 +33,7 @@ from clipmerge.api._arguments import (
 from clipmerge.api._commands import sweep_words
 from clipmerge.api._in_memory import as_sources, open_source, with_state_key
 from clipmerge.api._merge_effect import settings_for, shared_plan
-from clipmerge.api._other_tasks import tasks_named
+from clipmerge.api._other_tasks import load_tasks, tasks_named
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api._sweep_images import load_source, overlap_notes
@@ -220,7 +220,8 @@ def run_sweep(
     begin = time.perf_counter()
     progress.stage("read")
     loaded = {name: load_source(source, request, progress) for name, source in request.sources.items()}
-    notes = overlap_notes(request, loaded)
+    tasks = load_tasks(request.keep, progress)
+    notes = overlap_notes(request, loaded, tasks)
     _say_all(progress, notes)
     accelerator = accelerator_for(request.calibration.device)
     known = Known()
@@ -254,7 +255,7 @@ def run_sweep(
         ],
         "seconds": {"plan": round(planning - begin, 3), "evaluate": round(time.perf_counter() - planning, 3)},
     }
-    score_other_tasks(request, record, inputs, points, progress)
+    score_other_tasks(request, record, inputs, points, tasks, progress)
     return record | {"headline": headline(record)}, correct
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from clipmerge.images.content import first_copies
 from clipmerge.images.sampling import balanced_sample
 
 if TYPE_CHECKING:
@@ -16,23 +18,46 @@ SHARE = 0.2
 MOST = 256
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Images for a decision, those held back from it (``None`` for none), and the number of copies left out."""
+
+    decide: LabelledImages
+    held_back: LabelledImages | None
+    copies: int
+
+
 def sample_and_hold_back(
     images: LabelledImages, count: int, seed: int, *, share: float = SHARE, most: int = MOST
-) -> tuple[LabelledImages, LabelledImages | None]:
+) -> Samples:
     """Sample images for a decision, and others that it will not see.
 
     With enough images the decision gets the requested number, and the images held back are additional. With fewer, the
-    available images are divided by the share.
+    available images are divided by the share. Of images that are copies of one another, one is used.
     """
     wanted = wanted_back(count, share, most=most)
-    sampled = images.sample(count + wanted, seed)
+    drawn = images.sample(count + wanted, seed)
+    sampled = without_copies(drawn)
+    copies = len(drawn) - len(sampled)
     # halves are rounded up, unlike in round(): a fifth of three to seven images is always one
     aside = min(wanted, int(len(sampled) * share + 0.5))
     if aside == 0:
-        return sampled, None
+        return Samples(sampled, None, copies)
     held = set(held_back_positions(sampled.labels, aside, seed))
     decide = [at for at in range(len(sampled)) if at not in held]
-    return sampled.subset(decide), sampled.subset(sorted(held))
+    return Samples(sampled.subset(decide), sampled.subset(sorted(held)), copies)
+
+
+def without_copies(images: LabelledImages) -> LabelledImages:
+    """Drop images that are copies of an earlier one: they would count twice, or be seen and held back."""
+    first = first_copies(images.store, len(images))
+    return images if len(first) == len(images) else images.subset(first)
+
+
+def copies_note(source: str, copies: int) -> str:
+    """Say that copies were left out."""
+    images = "1 sampled image is a copy" if copies == 1 else f"{copies} sampled images are copies"
+    return f"{source}: {images} of others and left out, so that none is both seen and held back"
 
 
 def wanted_back(count: int, share: float, *, most: int = MOST) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]:
-    """Sample images with classes as balanced as possible, shuffled.
+    """Positions of a sample with classes as balanced as possible, shuffled; the seed draws which classes get one more.
 
     Example:
         >>> sorted(balanced_sample((0, 0, 0, 0, 1), 3, seed=0)[:3])[-1]
@@ -19,12 +19,15 @@ def balanced_sample(labels: tuple[int, ...], count: int, seed: int) -> list[int]
     by_class: dict[int, list[int]] = {}
     for position in rng.permutation(len(labels)).tolist():
         by_class.setdefault(labels[position], []).append(position)
-    rounds = max((len(positions) for positions in by_class.values()), default=0)
-    picked = [
-        by_class[label][turn] for turn in range(rounds) for label in sorted(by_class) if turn < len(by_class[label])
-    ]
-    picked = picked[:count]
-    return [picked[i] for i in rng.permutation(len(picked)).tolist()]
+    picked: list[int] = []
+    for turn in range(max((len(positions) for positions in by_class.values()), default=0)):
+        classes = [label for label in sorted(by_class) if turn < len(by_class[label])]
+        missing = count - len(picked)
+        if missing < len(classes):  # drawn apart, so that a sample of some blocks draws the same classes
+            drawn = np.random.default_rng([seed, count]).permutation(len(classes))[:missing]
+            classes = [classes[at] for at in sorted(drawn.tolist())]
+        picked += [by_class[label][turn] for label in classes]
+    return [picked[at] for at in rng.permutation(len(picked)).tolist()]
 
 
 def candidate_positions(labels: tuple[int, ...], blocks: tuple[int, ...], count: int, seed: int) -> list[int]:

@@ -54,7 +54,9 @@ class CalibrationRecord(Frozen):
         revision: The commit that a data set of the Hub resolved to.
         images: Number of images drawn.
         requested: Number of images asked for, if others were held back; ``None`` if none were.
-        classes: Number of their classes.
+        copies: Number of drawn images that were left out because they are copies of others.
+        classes: Number of classes.
+        classes_with_images: Number of classes that have an image among those used; ``None`` in earlier records.
         batch_size: Images per batch.
         templates: Prompt templates.
         seed: Seed of the draw.
@@ -65,7 +67,9 @@ class CalibrationRecord(Frozen):
     revision: str | None = None
     images: int
     requested: int | None = None
+    copies: int = 0
     classes: int
+    classes_with_images: int | None = None
     batch_size: int
     templates: tuple[str, ...]
     seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -277,3 +278,10 @@ def test_a_process_that_does_not_decide_measures_and_keeps_nothing(
     assert measured == [["own"]]
     assert run.plan is None
     assert told.lines == ([] if fault is None else [f"the tasks of --keep could not be measured: {fault}"])
+
+
+def test_images_of_a_task_that_the_merge_was_decided_on_are_said(pair: Folders, images: Path) -> None:
+    few = ("--images", "9", "--batch-size", "9", "--set", "measure.nodes=2", "--dry-run")
+    ended = clipmerge("merge", *pair, "-r", "straggler-outlier", "--data", images, "--keep", f"other={images}", *few)
+    assert ended.code == 0, ended.err
+    assert re.search(rf"--keep other: \d images are also in --data {images} \(.* is in both\)", ended.err)

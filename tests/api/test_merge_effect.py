@@ -114,7 +114,7 @@ def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, 
     everything = load_images(str(photos))
     held: LabelledImages | None = everything.sample(256, 0)
     if recipe == "straggler-outlier":
-        held = sample_and_hold_back(everything, 1024, 0)[1]
+        held = sample_and_hold_back(everything, 1024, 0).held_back
     assert held is not None
     assert bought.images == len(held) == (24 if recipe == "straggler-outlier" else 120)
     images = [held.image(at) for at in range(len(held))]
@@ -149,7 +149,7 @@ def test_the_decision_never_sees_what_is_held_back(pair: Inputs, photos: Path, t
     request = request_for(pair, "straggler-outlier", tmp_path / "copy", *QUICK)
     shutil.copytree(photos, tmp_path / "copy")
     first = decided(prepare(request))
-    held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0)[1]
+    held = sample_and_hold_back(load_images(str(tmp_path / "copy")), 1024, 0).held_back
     assert held is not None
     assert first.calibration is not None
     assert (first.calibration.images, len(held)) == (96, 24)

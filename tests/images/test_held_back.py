@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.folder import FolderStore
-from clipmerge.images.held_back import held_back_positions, sample_and_hold_back
+from clipmerge.images.held_back import held_back_positions, sample_and_hold_back, without_copies
+from clipmerge.images.store import Encoded, MemoryStore, Pixels
 from tests.support.tiny_clip import save_images
 
 
 def labelled(labels: tuple[int, ...]) -> LabelledImages:
     names = tuple(f"class {label}" for label in range(max(labels) + 1))
-    return LabelledImages("here", FolderStore(tuple(f"{at}.png" for at in range(len(labels)))), labels, names)
+    store = MemoryStore(tuple(encoded(at) for at in range(len(labels))), tuple(map(str, range(len(labels)))))
+    return LabelledImages("here", store, labels, names)
+
+
+def encoded(content: int) -> Encoded:
+    return {"bytes": str(content).encode(), "path": None}
+
+
+def names(images: LabelledImages | None) -> list[str]:
+    return [images.store.name(at) for at in range(len(images))] if images else []
 
 
 LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple)
@@ -25,14 +37,15 @@ LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple)
 
 @given(LABELS, st.integers(1, 100), st.integers(0, 5))
 def test_no_image_is_in_both_and_none_is_there_twice(labels: tuple[int, ...], count: int, seed: int) -> None:
-    decide, held = sample_and_hold_back(labelled(labels), count, seed)
-    paths = [*decide.store.paths, *(held.store.paths if held else ())]
-    assert len(paths) == len(set(paths))
-    assert 1 <= len(decide) <= count
-    assert decide.class_names == labelled(labels).class_names
-    for part in (decide, held):
-        for path, label in zip(part.store.paths, part.labels, strict=True) if part else ():
-            assert labels[int(path.removesuffix(".png"))] == label
+    samples = sample_and_hold_back(labelled(labels), count, seed)
+    used = names(samples.decide) + names(samples.held_back)
+    assert len(used) == len(set(used))
+    assert 1 <= len(samples.decide) <= count
+    assert samples.copies == 0
+    assert samples.decide.class_names == labelled(labels).class_names
+    for part in (samples.decide, samples.held_back):
+        for name, label in zip(names(part), part.labels, strict=True) if part else ():
+            assert labels[int(name)] == label
 
 
 @given(LABELS, st.integers(1, 100), st.integers(0, 5))
@@ -53,14 +66,14 @@ def test_the_same_seed_holds_back_the_same(labels: tuple[int, ...], count: int, 
     ],
 )
 def test_the_share(available: int, wanted: int, decided_on: int, held_back: int) -> None:
-    decide, held = sample_and_hold_back(labelled(tuple(at % 4 for at in range(available))), wanted, seed=0)
-    assert (len(decide), len(held) if held else 0) == (decided_on, held_back)
+    samples = sample_and_hold_back(labelled(tuple(at % 4 for at in range(available))), wanted, seed=0)
+    assert (len(samples.decide), len(names(samples.held_back))) == (decided_on, held_back)
 
 
 def test_no_share_leaves_the_sample_as_it_is() -> None:
     images = labelled(tuple(at % 3 for at in range(50)))
-    decide, held = sample_and_hold_back(images, 30, 1, share=0.0)
-    assert (decide, held) == (images.sample(30, 1), None)
+    samples = sample_and_hold_back(images, 30, 1, share=0.0)
+    assert (samples.decide, samples.held_back) == (images.sample(30, 1), None)
 
 
 @given(st.lists(st.integers(5, 40), min_size=2, max_size=6), st.integers(0, 3))
@@ -83,15 +96,51 @@ def test_another_seed_holds_back_other_images() -> None:
     assert sorted(held_back_positions(labels, 16, 0)) != sorted(held_back_positions(labels, 16, 1))
 
 
-def test_images_that_are_read_in_blocks_are_held_in_memory(tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
-    decide, held = sample_and_hold_back(load_images("digits"), 40, seed=0)
-    assert held is not None
-    assert (len(decide), len(held)) == (40, 10)
-    assert held.image(0).mode == "RGB"
-
-
 def test_files_stay_files(tmp_path: Path) -> None:
-    decide, held = sample_and_hold_back(load_images(str(save_images(tmp_path / "images"))), 1024, seed=0)
-    assert held is not None
-    assert (len(decide), Counter(held.labels)) == (24, {0: 2, 1: 2, 2: 2})
+    samples = sample_and_hold_back(load_images(str(save_images(tmp_path / "images"))), 1024, seed=0)
+    assert samples.held_back is not None
+    assert (len(samples.decide.store.paths), len(samples.held_back.store.paths)) == (24, 6)
+    assert Counter(samples.held_back.labels) == {0: 2, 1: 2, 2: 2}
+
+
+def digests(images: LabelledImages | None) -> list[str]:
+    return [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in images.store.paths] if images else []
+
+
+def test_an_image_that_is_there_twice_is_not_both_seen_and_held_back(tmp_path: Path) -> None:
+    """80 images saved twice, once as a link, some in another class; unrelated files of the same size are no copies."""
+    folder = save_images(tmp_path / "images", each=40)
+    for number, path in enumerate(sorted(folder.glob("*/*.png"))[:80]):
+        copy = path.with_name(f"again-{path.name}") if number % 3 else folder / "dog" / f"other-{number}.png"
+        if number % 5:
+            copy.write_bytes(path.read_bytes())
+        else:
+            copy.symlink_to(path)
+    samples = sample_and_hold_back(load_images(str(folder)), 1024, seed=0)
+    assert samples.copies == 80
+    contents = digests(samples.decide) + digests(samples.held_back)
+    assert (len(contents), len(set(contents))) == (120, 120)
+    assert len(names(samples.held_back)) == 24
+
+
+def test_copies_are_found_where_there_are_no_files() -> None:
+    contents = [0, 1, 2, 3, 4, 0, 1, 1]
+    store = MemoryStore(tuple(map(encoded, contents)), tuple(map(str, contents)))
+    images = LabelledImages("here", store, (0,) * 4 + (1,) * 4, ("a", "b"))
+    assert names(without_copies(images)) == ["0", "1", "2", "3", "4"]
+    pixels = [torch.full((3, 2, 2), float(value)) for value in contents]
+    ready = LabelledImages("here", Pixels(pixels.__getitem__, tuple(range(8)), "x"), images.labels, ("a", "b"))
+    assert without_copies(ready).labels == (0, 0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("count", "seen", "held"), [(64, 64, 16), (1024, 1000, 256)])
+def test_the_seed_draws_the_classes_where_there_are_more_than_images(count: int, seen: int, held: int) -> None:
+    labels = tuple(label for label in range(1000) for _ in range(50))
+    drawn = [sample_and_hold_back(labelled(labels), count, seed) for seed in range(3)]
+    for samples in drawn:
+        assert samples.held_back is not None
+        assert len(set(samples.decide.labels) | set(samples.held_back.labels)) >= seen
+        assert len(set(samples.held_back.labels)) == held
+        # the classes are anywhere: the mean of 16 or more of them is far from that of the first ones
+        assert abs(np.mean(samples.held_back.labels) - 499.5) < 4 * 289 / np.sqrt(held)
+    assert len({tuple(sorted(samples.held_back.labels)) for samples in drawn if samples.held_back}) == 3

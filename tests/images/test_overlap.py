@@ -8,7 +8,9 @@ import pytest
 
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
-from clipmerge.images.overlap import Fingerprints, find_overlap
+from clipmerge.images.overlap import Fingerprints, check_overlap, find_overlap
+from clipmerge.images.retrieval import load_captions
+from tests.support.image_files import save_tar
 from tests.support.tiny_clip import save_images
 
 
@@ -95,3 +97,20 @@ def test_a_folder_that_is_called_like_an_image(tmp_path: Path) -> None:
 def test_a_link_to_an_image_of_the_folder_is_read(other: Path) -> None:
     (other / "dog" / "link.png").symlink_to(other / "cat" / "0.png")
     assert overlap_of(other, other) == 13
+
+
+def test_images_of_other_tasks_are_compared_with_all_others(images: Path, other: Path, tmp_path: Path) -> None:
+    captioned = tmp_path / "captioned"
+    captioned.mkdir()
+    for name, source in (("a", images / "cat" / "3.png"), ("b", other / "dog" / "1.png")):
+        shutil.copyfile(source, captioned / f"{name}.png")
+        (captioned / f"{name}.txt").write_text("a caption")
+    tar = save_tar(tmp_path / "x.tar", {"a.png": (other / "dog" / "2.png").read_bytes(), "a.txt": b"a caption"})
+    tasks = {"folder": load_captions(str(captioned)), "tar": load_captions(str(tar))}
+    calibration, far = load_images(str(images)), load_images(str(other))
+    notes = check_overlap(calibration, {}, {"far": far}, tasks=tasks)
+    assert [note.partition(" (")[0] for note in notes] == [
+        "--keep folder: 1 image is also in the calibration source",
+        "--keep folder: 1 image is also in --ood far",
+        "--keep tar: 1 image is also in --ood far",
+    ]

@@ -16,7 +16,8 @@ from PIL import Image
 
 from clipmerge.errors import DataError
 from clipmerge.images import Columns
-from clipmerge.images.unlabelled import content_digest, load_unlabelled
+from clipmerge.images.content import content_digest
+from clipmerge.images.unlabelled import load_unlabelled
 
 COUNT = 6
 
