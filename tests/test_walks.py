@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from inspect import CO_VARARGS, CO_VARKEYWORDS
@@ -45,11 +46,13 @@ def walked(is_it: Callable[[Any], bool]) -> Iterator[list[str]]:
         if any(holds(each, is_it) for each in (taken if event == "call" else [value])):
             rooms.append(module.removeprefix(PACKAGE))
 
+    threading.setprofile(see)  # of the threads that decode
     sys.setprofile(see)
     try:
         yield rooms
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
 
 
 def holds(value: Any, is_it: Callable[[Any], bool], depth: int = 2) -> bool:

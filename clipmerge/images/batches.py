@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from clipmerge.images.dataset import LabelledImages
-from clipmerge.images.store import Pixels
+from clipmerge.images.decoding import decode
+from clipmerge.images.store import Encoded, Pixels, Store
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
     from torch import Tensor
 
+T = TypeVar("T")
+# More threads than this do not decode faster: part of Pillow's work holds Python's lock.
+_MOST_WORKERS = 16
 # A batch is the unit of the bootstrap, so there should be a few of them even when images are scarce.
 _LARGEST_BATCH = 128
 _FEWEST_BATCHES = 8
@@ -69,15 +78,77 @@ def read_batches(
     share: tuple[int, int] = (0, 1),
     skipped: Container[int] = (),
 ) -> Iterator[Batch]:
-    """Decode and preprocess images, batch by batch, in their order."""
+    """Decode and preprocess images, batch by batch, in their order; the next batch while this one is used.
+
+    One thread reads the encoded images of a batch, several decode and preprocess them one by one, so that at most two
+    batches of pixels, and as many decoded images as there are threads, are in memory.
+
+    Args:
+        images: The images; all are used.
+        batch_size: Images per batch; the last may be smaller.
+        to_pixels: The checkpoint's own preprocessing, RGB images -> (images, 3, height, width) float32.
+        skipped: Numbers of the batches that are left out, and not decoded.
+        share: This process's index and the number of processes; batches are dealt out in turn.
+
+    Yields:
+        This process's batches, on the CPU.
+    """
     import torch
 
     rank, world = share
-    for number, start in enumerate(range(0, len(images), batch_size)):
-        if number % world == rank and number not in skipped:
-            positions = range(start, min(start + batch_size, len(images)))
-            if isinstance(images.store, Pixels):
-                pixels = images.store.batch(positions)
-            else:
-                pixels = to_pixels([images.image(position) for position in positions])
-            yield Batch(number, pixels, torch.tensor([images.labels[position] for position in positions]))
+    store, count = images.store, len(images)
+    batches = {
+        number: range(number * batch_size, min((number + 1) * batch_size, count))
+        for number in range(-(-count // batch_size))
+        if number % world == rank and number not in skipped
+    }
+    if isinstance(store, Pixels):
+        pixels = (store.batch(positions) for positions in batches.values())
+    else:
+        pixels = _decoded(store, list(batches.values()), to_pixels, max(1, _cores() // world))
+    with contextlib.closing(pixels):
+        for (number, positions), ready in zip(batches.items(), pixels, strict=True):
+            yield Batch(number, ready, torch.tensor([images.labels[position] for position in positions]))
+
+
+def _decoded(
+    store: Store, batches: Sequence[range], to_pixels: Callable[[list[Image]], Tensor], workers: int
+) -> Generator[Tensor, None, None]:
+    import torch
+
+    def ready(position: int, encoded: Encoded) -> Tensor:
+        return to_pixels([decode(store.name(position), encoded)])
+
+    workers = min(workers, _MOST_WORKERS)
+    # threads of torch in every worker would only get in one another's way
+    decoding = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    with ThreadPoolExecutor(1) as reading, decoding:
+        try:
+            contents = _ahead(reading, 1, (partial(store.read, batch) for batch in batches))
+            jobs = (
+                partial(ready, position, encoded)
+                for batch, content in zip(batches, contents, strict=True)
+                for position, encoded in zip(batch, content, strict=True)
+            )
+            images = _ahead(decoding, max(map(len, batches), default=1), jobs)
+            for batch in batches:
+                yield torch.cat([next(images) for _ in batch])
+        finally:
+            reading.shutdown(wait=False, cancel_futures=True)
+            decoding.shutdown(wait=False, cancel_futures=True)
+            torch.set_num_threads(torch.get_num_threads())  # threads that are started later do not get the workers' one
+
+
+def _ahead(pool: ThreadPoolExecutor, count: int, jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Results in order; up to ``count`` further jobs are started before a result is asked for."""
+    running: deque[Future[T]] = deque()
+    for job in jobs:
+        running.append(pool.submit(job))
+        if len(running) > count:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipmerge.errors import DataError, UsageError
-from clipmerge.images.batches import batch_size_for
 from clipmerge.images.class_names import read_class_names
 from clipmerge.images.dataset import load_images
 from clipmerge.images.prompts import check_templates, class_prompts
@@ -112,13 +111,6 @@ def test_the_sample_is_balanced_seeded_and_without_repetition(labels: tuple[int,
     taken, there = Counter(labels[i] for i in picked), Counter(labels)
     most = max(taken.values())
     assert all(taken[label] >= min(there[label], most - 1) for label in there)
-
-
-@pytest.mark.parametrize(
-    ("images", "wanted", "size"), [(1, None, 1), (9, None, 2), (8, None, 1), (5000, None, 128), (9, 50, 50)]
-)
-def test_there_are_eight_batches_when_images_are_scarce(images: int, wanted: int | None, size: int) -> None:
-    assert batch_size_for(images, wanted) == size
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""Batches: the same pixels in the same order as one image after another, however many threads decode them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.errors import DataError
+from clipmerge.evaluation.accuracy import load_model
+from clipmerge.images import batches
+from clipmerge.images.batches import batch_size_for, read_batches
+from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images.folder import FolderStore
+from tests.support.image_files import save_hub_parquet
+from tests.support.tiny_open_clip import model_config, save_open_clip_pair
+
+Pixels = Callable[[list[Any]], Tensor]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
+    """23 images of two classes, of many sizes and modes."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for number in range(23):
+        file = folder / "ab"[number % 2] / f"{number:02}.{('png', 'jpg', 'webp')[number % 3]}"
+        file.parent.mkdir(exist_ok=True)
+        size = tuple(int(side) for side in rng.integers(20, 90, 2))
+        picture = Image.fromarray(rng.integers(0, 256, (*size, 3)).astype(np.uint8))
+        picture.convert("L" if number % 5 == 0 else "RGB").save(file)
+    return load_images(str(folder))
+
+
+def plainly(images: LabelledImages, to_pixels: Pixels) -> Tensor:
+    return to_pixels([images.image(position) for position in range(len(images))])
+
+
+def first_pixel(images: list[Any]) -> Tensor:
+    return torch.tensor([[image.getpixel((0, 0)) for image in images]], dtype=torch.float32).reshape(len(images), 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted", "size"), [(1, None, 1), (9, None, 2), (8, None, 1), (5000, None, 128), (9, 50, 50)]
+)
+def test_there_are_eight_batches_when_images_are_scarce(images: int, wanted: int | None, size: int) -> None:
+    assert batch_size_for(images, wanted) == size
+
+
+@pytest.fixture(scope="module", params=["transformers", "open_clip"])
+def to_pixels(request: pytest.FixtureRequest, pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The preprocessing of a checkpoint of either library."""
+    if request.param == "open_clip":
+        pair = save_open_clip_pair(tmp_path_factory.mktemp("open-clip"), model_config())
+    return load_model(open_checkpoint(str(pair[0]))).pixels
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_every_thread_prepares_the_same_bytes(
+    photos: LabelledImages, to_pixels: Pixels, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    monkeypatch.setattr(batches, "_cores", lambda: cores)
+    found = list(read_batches(photos, 5, to_pixels))
+    assert [(batch.number, len(batch)) for batch in found] == [(0, 5), (1, 5), (2, 5), (3, 5), (4, 3)]
+    assert torch.equal(torch.cat([batch.pixels for batch in found]), plainly(photos, to_pixels))
+    assert torch.cat([batch.labels for batch in found]).tolist() == list(photos.labels)
+
+
+def test_shares_and_skipped_batches_leave_the_rest_as_it_is(photos: LabelledImages) -> None:
+    whole = {batch.number: batch.pixels for batch in read_batches(photos, 4, first_pixel)}
+    part = list(read_batches(photos, 4, first_pixel, share=(1, 2), skipped={3}))
+    assert [batch.number for batch in part] == [1, 5]
+    assert all(torch.equal(batch.pixels, whole[batch.number]) for batch in part)
+    assert not list(read_batches(photos, 4, first_pixel, skipped=range(6)))
+
+
+def test_images_of_a_table_are_read_once_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipmerge.images import parquet
+
+    table = load_images(str(save_hub_parquet(tmp_path / "x.parquet", [0, 1] * 20, group=8)))
+    opened, original = list[int](), parquet._images
+
+    def counting(files: Any, group: Any) -> Any:
+        opened.append(group.number)
+        return original(files, group)
+
+    monkeypatch.setattr(parquet, "_images", counting)
+    found = torch.cat([batch.pixels for batch in read_batches(table, 6, first_pixel)])
+    assert opened == list(range(5))
+    assert torch.equal(found, plainly(table, first_pixel))
+
+
+def test_decoded_images_in_memory_are_bounded_and_the_next_batch_is_prepared(
+    photos: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_cores", lambda: 3)
+    lock, now, most, done = threading.Lock(), 0, 0, 0
+    second = threading.Event()
+
+    def prepare(images: list[Any]) -> Tensor:
+        nonlocal now, most, done
+        with lock:
+            now, most = now + 1, max(most, now + 1)
+        pixels = first_pixel(images)
+        with lock:
+            now, done = now - 1, done + 1
+            if done == 8:
+                second.set()
+        return pixels
+
+    reading = read_batches(photos, 4, prepare)
+    next(reading)
+    assert second.wait(30)  # four images more, though nobody asked for them
+    assert done <= 9
+    assert most <= 3
+    reading.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+
+
+def test_a_fault_is_raised_with_its_name_and_ends_the_threads(photos: LabelledImages, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(b"no image")
+    images = LabelledImages("x", FolderStore((*photos.store.paths[:2], str(path))), (0, 1, 0), ("a", "b"))
+    with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
+        list(read_batches(images, 2, first_pixel))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
+
+
+def test_threads_of_torch_are_as_before(photos: LabelledImages) -> None:
+    threads = torch.get_num_threads()
+    list(read_batches(photos, 8, first_pixel))
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *found] == [threads, threads]
