@@ -91,7 +91,7 @@ def test_an_image_passes_six_modules_to_its_batch(pair: Folders, tmp_path: Path,
     with walked(is_image) as rooms:
         (batch,) = read_batches(load_images(str(source), classes).sample(8, seed=0), 8, model.pixels)
     assert len(batch) == 8
-    assert {"images.dataset", "images.batches", "models.transformers_clip"} <= set(rooms)
+    assert {"images.decoding", "images.batches", "models.transformers_clip"} <= set(rooms)
     assert len(rooms) <= 6, rooms
 
 

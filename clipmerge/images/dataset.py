@@ -13,7 +13,7 @@ from clipmerge.images.class_names import ClassNames, names_of
 from clipmerge.images.decoding import decode, extent
 from clipmerge.images.description import describe_folder
 from clipmerge.images.digits import load_digits
-from clipmerge.images.file_store import LocalFiles, expand
+from clipmerge.images.file_store import LocalFiles, expand, local_split
 from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
 from clipmerge.images.known import Named, find_known
@@ -147,8 +147,7 @@ def find_source(source: str) -> Named | str:
 
 def open_source(source: str, columns: Columns, *, whole: bool = False, most: int | None, seed: int) -> Labelled:
     """Open a folder, files, a data set on the Hub, or ``digits``; see `load_images` for the arguments."""
-    path = local_path(source)
-    if source == "digits" and not path.is_dir():
+    if source == "digits" and not local_path(source).is_dir():
         return load_digits()
     if source.startswith("hf://"):
         from clipmerge.images.hub_dataset import load_hub_dataset
@@ -162,4 +161,7 @@ def open_source(source: str, columns: Columns, *, whole: bool = False, most: int
         from clipmerge.images.webdataset import load_tars
 
         return load_tars(source, LocalFiles(), tars, columns, describe_folder(Path(tars[0]).parent))
+    path, split = local_split(source)
+    if split is not None:
+        raise DataError(f"{source}: {path} has no folder '{split}' and no files of a split of that name")
     return load_folder(source, path) if columns.labelled else load_flat(source, path)

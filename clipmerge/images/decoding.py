@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from clipmerge.images.store import Encoded
 
 # The formats that are decoded, whatever a file is called. Other Pillow plugins run programs (EPS) or are slow.
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 # Key of a comment that ImageMagick writes and Pillow reads as the camera's metadata.
 _PROFILE = "Raw profile type exif"
@@ -86,13 +87,22 @@ def _opened(encoded: Encoded) -> Iterator[Image]:
         raise ValueError(f"more than {MOST_SCANS} scans over its pixels; save it again")
     if content.startswith((b"II", b"MM")):
         _check_tags(content)
-    with Image.open(BytesIO(content), formats=_FORMATS) as image:
+    with Image.open(BytesIO(content), formats=_formats()) as image:
         width, height = image.size
         if width * height > MOST_PIXELS:
             raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS}")
         if max(image.size) > MOST_STRETCHED * min(image.size):
             raise ValueError(f"{width} x {height} pixels, one side more than {MOST_STRETCHED} times the other")
         yield image
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow was built with: AVIF may be missing."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(kind for kind in _FORMATS if kind in Image.OPEN)
 
 
 def _check_tags(data: bytes) -> None:
@@ -136,5 +146,5 @@ def _white(image: Image) -> float | None:
     if image.mode == "F":
         return 1.0
     if image.mode == "I":
-        return 65535.0 if image.format == "PNG" else None  # Pillow widens 16 bits
+        return 65535.0 if image.format in ("PNG", "PPM") else None  # Pillow widens 16 bits
     return 4095.0 if getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE) == (12,) else 65535.0

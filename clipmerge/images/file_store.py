@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
 
-from clipmerge.errors import ClipmergeError, DataError, shorten
+from clipmerge.errors import ClipmergeError, DataError, did_you_mean, shorten
 from clipmerge.files.limits import MOST_FILES
 from clipmerge.files.paths import local_path, split_part
 from clipmerge.files.reading import open_regular
 from clipmerge.files.side_files import lies_in
+from clipmerge.images.description import SHARDS, describe_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfFileSystem
@@ -84,11 +85,28 @@ def _damaged(name: str, error: Exception) -> DataError:
     return DataError(f"{name}: cannot be read as {kind} ({reason}); is it whole?")
 
 
+def local_split(source: str) -> tuple[Path, str | None]:
+    """The path of a source on this machine, and the split of ``DIR:SPLIT``, unless the whole is the name of a path.
+
+    A folder inside DIR with the split's name is the path; so is, without a split, the only one with ``nshards.txt``, as
+    in the sets of CLIP_benchmark.
+    """
+    path, split = local_path(source), None
+    before, colon, after = source.rpartition(":")
+    if colon and after and not path.exists() and local_path(before).is_dir():
+        path, split = local_path(before), after
+        return (path / split, None) if (path / split).is_dir() else (path, split)
+    splits = sorted(file.parent.name for file in path.glob(f"*/{SHARDS}"))
+    if len(splits) > 1:
+        raise DataError(f"{source}: holds several splits ({shorten(splits)}); write {source}:{splits[0]}")
+    return (path / splits[0] if splits else path), split
+
+
 def expand(source: str, suffix: str) -> list[str]:
     """Paths of the files named by a source: one file, ``{00..11}`` ranges, or a folder of files; empty if none."""
-    path = local_path(source)
+    path, split = local_split(source)
     if path.is_dir():
-        return _in_folder(source, path, suffix)
+        return _in_folder(source, path, suffix, split)
     if path.suffix != suffix:
         return []
     files = expand_ranges(str(path))
@@ -121,16 +139,37 @@ def expand_ranges(text: str) -> list[str]:
     return files
 
 
-def _in_folder(source: str, folder: Path, suffix: str) -> list[str]:
+def _in_folder(source: str, folder: Path, suffix: str, split: str | None) -> list[str]:
     files = sorted(file for file in folder.glob(f"*{suffix}") if file.is_file() and not file.name.startswith("."))
     leading_out = [file.name for file in files if file.is_symlink() and not lies_in(folder, file)]
     if leading_out:
         raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; give the files themselves")
-    splits = sorted({_SHARD.sub("", file.stem) for file in files if _SHARD.search(file.stem)})
-    if len(splits) > 1:
-        first = next(file.name for file in files)
-        raise DataError(f"{source}: holds several splits ({shorten(splits)}); give the files of one, such as {first}")
+    if suffix == ".tar" and (folder / SHARDS).is_file():
+        files = _counted(source, folder, files)
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault(_SHARD.sub("", file.stem), []).append(str(file))
+    if split is not None and files:
+        if split not in splits:
+            hint = did_you_mean(split, splits)
+            raise DataError(f"{source}: no split '{split}' (splits: {shorten(splits)}).{hint}")
+        return splits[split]
+    sharded = sorted({_SHARD.sub("", file.stem) for file in files if _SHARD.search(file.stem)})
+    if len(sharded) > 1:
+        raise DataError(f"{source}: holds several splits ({shorten(sharded)}); write {source}:{sharded[0]}")
     return [str(file) for file in files]
+
+
+def _counted(source: str, folder: Path, files: list[Path]) -> list[Path]:
+    """The shards that ``nshards.txt`` counts."""
+    counted = [folder / f"{number}.tar" for number in range(describe_folder(folder).shards or 0)]
+    missing = [file.name for file in counted if file not in files]
+    if missing:
+        raise DataError(
+            f"{source}: {folder / SHARDS} counts {len(counted)} shards, {len(missing)} of them are not there (first "
+            f"{missing[0]}); copy them, or correct the number"
+        )
+    return counted
 
 
 def local_inputs(*named: str | Path | None) -> list[Path]:
@@ -138,6 +177,8 @@ def local_inputs(*named: str | Path | None) -> list[Path]:
     paths: list[Path] = []
     for text in [str(name) for name in named if name]:
         # braces may also be part of a name
+        folder = local_path(text.rpartition(":")[0])  # of DIR:SPLIT
         texts = [text] if local_path(text).exists() else expand_ranges(split_part(text)[0])
+        paths += [folder] if ":" in text and folder.is_dir() else []
         paths += map(local_path, texts)
     return [path for path in paths if path.exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from clipmerge.files.limits import MOST_IMAGES
 from clipmerge.files.side_files import lies_in
 from clipmerge.images.store import Encoded, Labelled, Store
 
-_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+_IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm"}
+)
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,41 @@ def load_folder(source: str, folder: Path) -> Labelled:
         raise DataError(f"{source}: has no subfolders; expected one per class, such as {source}/cat/1.jpg")
     paths: list[str] = []
     labels: list[int] = []
+    left_out = _LeftOut()
     for label, subfolder in enumerate(folders):
-        files = [file.path for file in _listed(source, folder, Path(subfolder.path)) if _is_image(file)]
+        listed = _listed(source, folder, Path(subfolder.path))
+        files = [file.path for file in listed if _is_image(file)]
         if not files:
             raise _no_images(Path(subfolder.path))
+        left_out.add(listed)
         paths += files
         labels += [label] * len(files)
         check_count(source, len(paths))
-    return Labelled(FolderStore(tuple(paths)), tuple(labels), tuple(subfolder.name for subfolder in folders))
+    names = tuple(subfolder.name for subfolder in folders)
+    return Labelled(FolderStore(tuple(paths)), tuple(labels), names, notes=left_out.notes(source))
+
+
+class _LeftOut:
+    """The files of class folders that are not read: other formats, and images in folders further inside."""
+
+    def __init__(self) -> None:
+        self._suffixes: Counter[str] = Counter()
+        self._inside = 0
+
+    def add(self, listed: list[os.DirEntry[str]]) -> None:
+        """Count what a class folder holds beside its images."""
+        for entry in listed:
+            if entry.is_dir():
+                self._inside += sum(is_image_name(name) for _, _, names in os.walk(entry.path) for name in names)
+            elif not _is_image(entry):
+                self._suffixes[Path(entry.name).suffix.lower() or entry.name] += 1
+
+    def notes(self, source: str) -> tuple[str, ...]:
+        """One note, if anything was left out."""
+        kinds = [f"{count} {suffix}" for suffix, count in self._suffixes.most_common()]
+        parts = [f"{sum(self._suffixes.values())} files that are not images ({shorten(kinds, 5)})"] if kinds else []
+        parts += [f"{self._inside} images in folders inside class folders"] if self._inside else []
+        return (f"{source}: left out {' and '.join(parts)}",) if parts else ()
 
 
 def load_flat(source: str, folder: Path) -> Labelled:

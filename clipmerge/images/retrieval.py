@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipmerge.errors import DataError
-from clipmerge.files.paths import local_path
 from clipmerge.images.caption_folder import captioned_files, read_captioned
 from clipmerge.images.columns import Columns
 from clipmerge.images.decoding import decode
 from clipmerge.images.description import CLASS_NAMES, Description, describe_folder
-from clipmerge.images.file_store import LocalFiles, expand
+from clipmerge.images.file_store import LocalFiles, expand, local_split
 from clipmerge.images.hub_dataset import open_split
 from clipmerge.images.hub_shards import shard_order
 from clipmerge.images.known import find_known
@@ -82,8 +81,9 @@ def load_captions(
     if source.startswith("hf://"):
         return _from_hub(source, asked, most, seed)
     tars = expand(source, ".tar")
-    if not tars and captioned_files(local_path(source)):
-        return CaptionedImages(source, *read_captioned(source, local_path(source)))
+    folder, _ = local_split(source)
+    if not tars and captioned_files(folder):
+        return CaptionedImages(source, *read_captioned(source, folder))
     if not tars:
         raise DataError(
             f"{source}: holds no tar files; images with captions are a folder or tar files with KEY.{_CAPTIONS} beside "
@@ -103,7 +103,7 @@ def has_captions(source: str) -> bool:
         return split.is_tar and split.shards().described.is_retrieval
     if tars := expand(source, ".tar"):
         return describe_folder(Path(tars[0]).parent).is_retrieval
-    return bool(captioned_files(local_path(source)))
+    return bool(captioned_files(local_split(source)[0]))
 
 
 def _from_hub(source: str, asked: Columns, most: int | None, seed: int) -> CaptionedImages:

@@ -17,7 +17,7 @@ from clipmerge.images.file_store import FileStore
 from clipmerge.images.store import Encoded, Labelled, Store
 
 _MEMBER = re.compile(r"(?P<key>(?:.*/)?[^./][^.]*)\.(?P<ending>[^/]+)", re.DOTALL)
-_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+_IMAGES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "jfif", "ppm")
 _LABELS = ("cls", "json", "txt")
 # Members that describe the next one (a long name, attributes) and are therefore read whole.
 _ABOUT_THE_NEXT = (

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 
 from clipmerge.errors import DataError, HubError
 from clipmerge.images.dataset import load_images
+from clipmerge.images.file_store import local_inputs
 from clipmerge.images.retrieval import load_captions
 from clipmerge.images.sampling import holds_a_balanced_sample
 from tests.images.test_stores import assert_images
@@ -111,8 +112,17 @@ def test_evaluate_needs_no_other_flag(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:
     folder = save_files(tmp_path / "copy", webdataset(tmp_path / "tars", [[0, 1], [2, 3]], NAMES))
-    found = load_images(str(folder / "test"))
-    assert (found.class_names, found.labels, len(found.templates)) == (NAMES, (0, 1, 2, 3), len(TEMPLATES))
+    for source in (folder / "test", folder, f"{folder}:test"):
+        found = load_images(str(source))
+        assert (found.class_names, found.labels, len(found.templates)) == (NAMES, (0, 1, 2, 3), len(TEMPLATES))
+    save_files(folder, webdataset(tmp_path / "tars", [[3]], NAMES, split="train"))
+    assert load_images(f"{folder}:train").labels == (3,)
+    with pytest.raises(DataError, match=rf"{folder}: holds several splits \(test, train\); write {folder}:test"):
+        load_images(str(folder))
+    assert {folder} <= set(local_inputs(f"{folder}:train"))
+    (folder / "test" / "0.tar").unlink()
+    with pytest.raises(DataError, match=r"nshards\.txt counts 2 shards, 1 of them are not there \(first 0\.tar\)"):
+        load_images(f"{folder}:test")
 
 
 def test_a_missing_shard_is_named(hub: FakeHub, tmp_path: Path) -> None:
@@ -168,8 +178,8 @@ def test_captions_are_lines(hub: FakeHub, tmp_path: Path) -> None:
     assert found.captions == (("a dog", "a brown dog"), ("two cats",), ("a tree", "an oak", "a big tree"))
     assert (found.revision, len(found)) == (sha, 3)
     assert found.image(2).size == (32, 32)
-    local = load_captions(str(save_files(tmp_path / "copy", files) / "test"))
-    assert local.captions == found.captions
+    local = load_captions(str(save_files(tmp_path / "copy", files)))
+    assert local.captions == found.captions == load_captions(f"{tmp_path / 'copy'}:test").captions
     assert local.image(1).tobytes() == found.image(1).tobytes()
 
 

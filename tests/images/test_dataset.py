@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -64,6 +65,36 @@ def test_underscores_are_spaces_and_files_between_folders_do_not_matter(tmp_path
     found = load_images(str(tmp_path))
     assert found.class_names == ("black cat", "dog")
     assert len(found) == 2
+
+
+def test_files_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (4, 4), (200, 30, 30))
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for ending in ("jfif", "avif", "ppm", "png"):
+            picture.save(tmp_path / name / f"1.{ending}", "JPEG" if ending == "jfif" else None)
+    found = load_images(str(tmp_path))
+    assert (len(found), found.notes) == (8, ())
+    assert all(np.abs(np.asarray(found.image(at), int) - (200, 30, 30)).max() < 12 for at in range(8))
+    (tmp_path / "cat" / "more" / "deep").mkdir(parents=True)
+    for file in ("cat/1.heic", "cat/2.heic", "dog/labels.txt", "cat/more/2.png", "cat/more/deep/3.png", "readme.txt"):
+        (tmp_path / file).write_bytes(b"x")
+    assert load_images(str(tmp_path)).notes == (
+        f"{tmp_path}: left out 3 files that are not images (2 .heic, 1 .txt) and 2 images in folders inside class "
+        "folders",
+    )
+
+
+def test_a_split_of_a_folder_is_read(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (2, 2)).save(tmp_path / split / name / f"{number}.png")
+    assert len(load_images(f"{tmp_path}:val")) == 4
+    assert len(load_images(str(tmp_path / "train"))) == 6
+    with pytest.raises(DataError, match=rf"{tmp_path}:test: .* has no folder 'test' and no files of a split of that"):
+        load_images(f"{tmp_path}:test")
 
 
 def test_wordnet_ids_are_said_to_need_names(tmp_path: Path) -> None:

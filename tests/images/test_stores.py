@@ -185,8 +185,11 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     for split in ("train", "test"):
         save_hub_parquet(tmp_path / f"s/{split}-00000-of-00001.parquet", [0])
-    with pytest.raises(DataError, match=r"holds several splits \(test, train\)"):
+    with pytest.raises(DataError, match=r"holds several splits \(test, train\); write .*/s:test"):
         load_images(str(tmp_path / "s"))
+    assert len(load_images(f"{tmp_path / 's'}:train")) == 1
+    with pytest.raises(DataError, match=r"no split 'trian' \(splits: test, train\)\. Did you mean 'train'"):
+        load_images(f"{tmp_path / 's'}:trian")
 
 
 @pytest.mark.parametrize("cut", [0, 3, 200, -20])
