@@ -16,11 +16,11 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 from transformers import CLIPModel, CLIPProcessor
 
+from benchmarks.digits import styles, training
+from benchmarks.digits.training import Training
 from benchmarks.shifts.training import save
-from clipmerge.demo import data, training
-from clipmerge.demo.data import TEMPLATE
-from clipmerge.demo.training import Training
-from clipmerge.images.digits import as_rgb
+from clipmerge.demo.data import TEMPLATE, shuffled_digits
+from clipmerge.images.digits import CLASS_NAMES, as_rgb
 from clipmerge.parallel import one_thread
 
 #: Seeds of the pre-trainings; nothing else differs between them.
@@ -120,7 +120,7 @@ def pairs_of(models: dict[str, Path]) -> Iterator[Pair]:
 
 
 def _pretrain(folder: Path, how: Training) -> None:
-    processor = training.processor(data.captions())
+    processor = training.processor(styles.captions())
     model = training.untrained_model(processor.tokenizer, how.seed)
     generator = torch.Generator().manual_seed(how.seed)
     with one_thread():
@@ -131,10 +131,8 @@ def _pretrain(folder: Path, how: Training) -> None:
 def _finetune(base: Path, folder: Path, how: FineTuning, seed: int) -> None:
     model, processor = CLIPModel.from_pretrained(base), CLIPProcessor.from_pretrained(base)
     model.to(how.dtype)
-    ink, digits = data.ink_of("train")
-    tokens = processor.tokenizer(
-        [TEMPLATE.format(name) for name in data.CLASS_NAMES], padding=True, return_tensors="pt"
-    )
+    ink, digits = (values[: Training.images] for values in shuffled_digits())
+    tokens = processor.tokenizer([TEMPLATE.format(name) for name in CLASS_NAMES], padding=True, return_tensors="pt")
     generator = torch.Generator().manual_seed(100 + seed)
     torch.manual_seed(100 + seed)
     for name, parameter in model.named_parameters():

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
+from benchmarks.digits.training import contrastive_loss, fit, normalised, processor
 from benchmarks.shifts.pictures import PLAIN, STRONG, Change, photographed
-from clipmerge.demo.training import contrastive_loss, fit, normalised, processor
 from clipmerge.images.digits import SIZE
 from clipmerge.images.prompts import DEFAULT_TEMPLATE, class_prompts
 from clipmerge.models.precision import multiplies_bfloat16

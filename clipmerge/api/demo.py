@@ -1,4 +1,4 @@
-"""`clipmerge demo`: training, merging and comparing a small real CLIP."""
+"""`clipmerge demo`: merging and comparing two small real CLIPs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RECIPES = ("wise-ft", "straggler-sparse", "auto")
 
 
 def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Train or reuse the demo's two models, merge them by each recipe, and measure all of them.
+    """Merge the demo's two small models by each recipe, and measure all of them.
 
     Args:
         output: Folder for models and images; the user's cache by default.
@@ -31,10 +31,8 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
         OutputError: If the folder cannot be written.
     """
     folder, reports = Path(output) if output else cache_folder(), progress or Logged()
-    reports.stage("train")
-    pair = prepare(folder, advance=lambda stage, share: reports.advance(share, 1.0))
-    if pair.cached:
-        reports.say(f"using the models trained earlier in {folder}")
+    reports.stage("read")
+    pair = prepare(folder)
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
     verdicts = {}
     for name in _RECIPES:

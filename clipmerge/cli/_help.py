@@ -43,7 +43,7 @@ _EXAMPLES = {
     "push": (("push merged org/robust --private --evaluation accuracy.json", "publish, with accuracies"),),
     "report": (("report merged", "what a merge bought, again"),),
     "env": (("env", "to be pasted into a bug report"),),
-    "demo": (("demo --output demo", "train, break, merge and compare a small CLIP"),),
+    "demo": (("demo --output demo", "merge and compare two small CLIPs"),),
     "recipes": (
         ("recipes show auto", "the file, with a comment on every option"),
         ("recipes copy auto mine.yaml", "a copy to edit; run it with --recipe mine.yaml"),

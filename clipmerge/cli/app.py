@@ -37,7 +37,7 @@ COMMANDS = {
     "apply": "Apply a plan: writes the same bytes as merge.",
     "inspect": "List layers, how far each moved, and mismatches.",
     "evaluate": "Measure accuracy and retrieval recall, one row per source.",
-    "demo": "Train a small CLIP, break it, merge, and compare.",
+    "demo": "Merge two small CLIPs that come with clipmerge, and compare.",
     "sweep": "Compare recipes with the alpha curve.",
     "bench": "Reproduce published results by name.",
     "convert": "Convert between OpenCLIP's and transformers' layout.",

@@ -24,7 +24,7 @@ def demo_command(
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:
-    """Train a small CLIP, break it, merge, and compare."""
+    """Merge two small CLIPs that come with clipmerge, and compare."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.demo import demo
 

@@ -21,7 +21,7 @@ SIZE = 32
 
 @cache
 def read_digits() -> tuple[Tensor, Tensor]:
-    """Read scikit-learn's digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), and labels (1797,)."""
+    """Read scikit-learn's digits once: ink in [0, 1] of shape (1797, 1, SIZE, SIZE), float64, and labels (1797,)."""
     import torch
     from torch.nn.functional import interpolate
 
@@ -32,7 +32,7 @@ def read_digits() -> tuple[Tensor, Tensor]:
             "the handwritten digits come from scikit-learn, which is not installed. Run `pip install 'clipmerge[demo]'`"
         ) from error
     bunch = load_digits()
-    small = torch.from_numpy(bunch.images).float().div(16).unsqueeze(1)
+    small = torch.from_numpy(bunch.images).double().div(16).unsqueeze(1)
     ink = interpolate(small, size=(SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)
     return ink, torch.from_numpy(bunch.target).long()
 

@@ -80,6 +80,8 @@ class CalibrationRecord(Frozen):
         data: dict[str, Any] = handler(self)
         if self.unlabelled is None:
             data.pop("unlabelled", None)
+        if self.classes_with_images is None:  # an earlier record
+            del data["classes_with_images"], data["copies"]
         return data
 
 

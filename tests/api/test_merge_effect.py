@@ -153,8 +153,8 @@ def test_the_decision_never_sees_what_is_held_back(pair: Inputs, photos: Path, t
     assert held is not None
     assert first.calibration is not None
     assert (first.calibration.images, len(held)) == (96, 24)
-    for path in held.store.paths:
-        Image.new("RGB", (40, 36), (200, 0, 200)).save(path)
+    for number, path in enumerate(held.store.paths):  # all different: of copies, one would be used
+        Image.new("RGB", (40, 36), (200, number, 200)).save(path)
     second = decided(prepare(request))
     assert measured_by(second) == measured_by(first)
     assert second.layers == first.layers

@@ -138,8 +138,8 @@ def test_a_sweep_refuses_to_judge_on_unlabelled_images(
     request = sweep_of(pair, images, far, mixed, "auto")
     loaded = {name: load_source(source, request, Silent()) for name, source in request.sources.items()}
     with pytest.raises(UsageError, match=f"--unlabelled {mixed}: 1 image is also in {flag} .*a model is not judged"):
-        overlap_notes(request, loaded)
-    assert overlap_notes(sweep_of(pair, images, far, camera, "auto"), loaded)  # images of --data in --id are noted
+        overlap_notes(request, loaded, {})
+    assert overlap_notes(sweep_of(pair, images, far, camera, "auto"), loaded, {})  # images of --data in --id are noted
 
 
 def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Pair, images: Path, camera: Path) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel, CLIPProcessor
 
-from clipmerge.demo import data as demo_data
-from clipmerge.demo import training as demo_training
+from benchmarks.digits import styles
+from benchmarks.digits import training as demo_training
+from benchmarks.digits.training import Training
 from clipmerge.demo.data import TEMPLATE
-from clipmerge.demo.training import Training
 from clipmerge.images.digits import CLASS_NAMES, SIZE
 from clipmerge.parallel import one_thread
 
@@ -61,7 +61,7 @@ def save_printed_pair(
     pair = PrintedPair(folder / "zeroshot", folder / "finetuned", folder / "images")
     generator = torch.Generator().manual_seed(0)
     with one_thread():
-        processor = demo_training.processor(demo_data.captions())
+        processor = demo_training.processor(styles.captions())
         model = demo_training.untrained_model(processor.tokenizer, 0)
         demo_training.train_zeroshot(model, processor.tokenizer, zeroshot, generator, lambda _: None)
         _save(model, processor, pair.zeroshot)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.demo import data as demo_data
-from clipmerge.demo.data import STYLE_RATE, TEMPLATE
+from benchmarks.digits import styles
+from benchmarks.digits.styles import STYLE_RATE
+from clipmerge.demo.data import TEMPLATE, shuffled_digits
 from clipmerge.images.digits import CLASS_NAMES, SIZE, as_rgb
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Training:
         finetune_steps: Cross-entropy steps on clean digits; more make it forget more.
         finetune_batch: Images per step.
         finetune_rate: Peak learning rate; higher makes it forget more.
+        images: Digits that both models see, the first ones of `shuffled_digits`.
         seed: Seed of the weights, the batches and the styles.
     """
 
@@ -49,6 +51,7 @@ class Training:
     finetune_steps: int = 300
     finetune_batch: int = 64
     finetune_rate: float = 1e-3
+    images: int = 1100
     seed: int = 0
 
 
@@ -137,15 +140,16 @@ def train_zeroshot(
     """Train like CLIP: each styled image with its caption, against the other captions of the batch."""
     import torch
 
-    ink, digits = demo_data.ink_of("train")
-    captions = demo_data.captions()
+    ink, digits = (values[: training.images] for values in shuffled_digits())
+    ink = ink.float()
+    captions = styles.captions()
     tokens = tokenizer(captions, padding=True, return_tensors="pt")["input_ids"]
     row_of = {caption: row for row, caption in enumerate(captions)}
 
     def loss(done: float) -> Tensor:
         picked = torch.randint(len(ink), (training.zeroshot_batch,), generator=generator)
         rate = STYLE_RATE * min(1.0, done / _EASY_SHARE)
-        pixels, texts = demo_data.styled_batch(ink[picked], digits[picked], generator, rate=rate)
+        pixels, texts = styles.styled_batch(ink[picked], digits[picked], generator, rate=rate)
         distinct = sorted(set(texts))
         target = torch.tensor([distinct.index(text) for text in texts])
         rows = [row_of[text] for text in distinct]
@@ -174,7 +178,8 @@ def finetune(
     import torch
     from torch.nn.functional import cross_entropy
 
-    ink, digits = demo_data.ink_of("train")
+    ink, digits = (values[: training.images] for values in shuffled_digits())
+    ink = ink.float()
     prompts = [TEMPLATE.format(name) for name in CLASS_NAMES]
     tokens = tokenizer(prompts, padding=True, return_tensors="pt")["input_ids"]
 
