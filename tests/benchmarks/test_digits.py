@@ -130,7 +130,7 @@ def test_training_is_seeded_and_moves_both_towers_but_not_the_scale(
 ) -> None:
     from safetensors.torch import load_file
 
-    monkeypatch.setattr(command, "Training", lambda images: BRIEF)
+    monkeypatch.setattr(command, "Training", lambda **_: BRIEF)
     written = []
     for folder in (tmp_path / "one", tmp_path / "two"):
         folder.mkdir()

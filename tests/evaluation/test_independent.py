@@ -1,0 +1,144 @@
+"""`evaluate` answers every image as plain transformers and plain open_clip do, whatever kind of picture it is.
+
+Every image is labelled with the reference's answer, so that an accuracy of 1 is agreement to the image.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoProcessor
+
+from tests.support import tiny_families
+from tests.support.command import clipmerge
+from tests.support.image_files import save_tar
+from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
+
+KINDS = ("red", "grey", "old", "big", "tame")
+NAMES = tuple(f"{kind} {thing}" for thing in ("bird", "cat", "fish", "car") for kind in KINDS)
+TEMPLATE = "a photo of a {}."
+Picture = tuple[str, bytes, Image.Image]
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pictures() -> list[Picture]:
+    """Ending, file, and upright RGB picture of 48 different images, six in each of eight forms."""
+    return [picture(form, number) for number in range(6) for form in FORMS]
+
+
+FORMS = ("RGB", "grey", "palette", "transparent", "palette with a hole", "CMYK", "16 bits", "turned")
+
+
+def picture(form: str, number: int) -> Picture:
+    rng = np.random.default_rng([FORMS.index(form), number])
+    small = Image.fromarray(rng.integers(0, 256, (3, 4, 3)).astype(np.uint8))
+    plain = small.resize((60, 40), Image.Resampling.BICUBIC)
+    grey, palette = plain.convert("L"), plain.quantize(16)
+    if form == "grey":
+        return "png", saved(grey, "PNG"), grey.convert("RGB")
+    if form == "palette":
+        return "png", saved(palette, "PNG"), palette.convert("RGB")
+    if form == "transparent":
+        clear = plain.copy()
+        clear.putalpha(grey)
+        return "png", saved(clear, "PNG"), plain
+    if form == "palette with a hole":
+        return "png", saved(palette, "PNG", transparency=3), palette.convert("RGB")
+    if form == "CMYK":
+        cmyk = Image.merge("CMYK", (*plain.split(), grey))
+        return "tif", saved(cmyk, "TIFF"), cmyk.convert("RGB")
+    if form == "16 bits":
+        wide = (np.asarray(grey).astype(np.uint16) << 8) + 77
+        eight = np.rint(wide.astype(np.float64) / 65535 * 255).astype(np.uint8)
+        return "png", saved(Image.fromarray(wide), "PNG"), Image.fromarray(eight).convert("RGB")
+    if form == "turned":
+        turned = Image.Exif()
+        turned[0x0112] = 6  # to be turned by 90 degrees clockwise
+        return "png", saved(plain, "PNG", exif=turned), plain.transpose(Image.Transpose.ROTATE_270)
+    return "png", saved(plain, "PNG"), plain
+
+
+@torch.no_grad()
+def by_transformers(folder: Path, texts: list[str], name: str) -> torch.Tensor:
+    """(images, texts): logits of the library's model with the library's processor, one image after another."""
+    model, processor = AutoModel.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    padding = {"padding": "max_length", "max_length": 24} if name == "SigLIP" else {"padding": True}
+    tokens = processor.tokenizer(texts, truncation=True, return_tensors="pt", **padding)
+    if name == "SigLIP":  # as it was trained: padding is text
+        tokens.pop("attention_mask")
+    rows = []
+    for _, _, picture in pictures():
+        pixels = processor.image_processor([picture], return_tensors="pt")
+        rows.append(model(**tokens, **pixels).logits_per_image[0])
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+def by_open_clip(folder: Path, texts: list[str], _: str) -> torch.Tensor:
+    _, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    model, tokenizer = load(folder), open_clip.get_tokenizer(f"local-dir:{folder}")
+    classes = normalize(model.encode_text(tokenizer(texts)), dim=-1)
+    images = [normalize(model.encode_image(transform(picture)[None]), dim=-1)[0] for _, _, picture in pictures()]
+    return torch.stack(images) @ classes.T
+
+
+@pytest.fixture(scope="module", params=["CLIP", "SigLIP", "ChineseCLIP", "vit", "timm convnext", "timm siglip"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    if request.param in tiny_families.TINY:
+        return request.param, tiny_families.save_pair(request.param, folder)[1]
+    return request.param, save_open_clip_pair(folder, model_config(**ARCHITECTURES[request.param]), change=0.1)[1]
+
+
+@pytest.mark.slow
+def test_every_image_is_answered_as_by_the_library(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
+    name, folder = checkpoint
+    reference = by_transformers if name in tiny_families.TINY else by_open_clip
+    logits = reference(folder, [TEMPLATE.format(thing) for thing in NAMES], name)
+    answers = logits.argmax(dim=1).tolist()
+    assert len(set(answers)) > 1
+    members: dict[str, bytes] = {}
+    for number, (kind, content, _) in enumerate(pictures()):
+        members |= {f"{number:02}.{kind}": content, f"{number:02}.cls": str(answers[number]).encode()}
+    tar = save_tar(tmp_path / "x.tar", members)
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    told = clipmerge(
+        *("evaluate", folder, "--data", f"all={tar}", "--classes", tmp_path / "names.txt", "--format", "json"),
+        *("--batch-size", "7"),
+    )
+    assert told.code == 0, told.err
+    assert told.json["images"] == {"all": len(answers)}
+    assert told.json["accuracy"]["all"] == 1
+
+
+@pytest.mark.slow
+def test_retrieval_finds_what_the_library_finds(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
+    name, folder = checkpoint
+    captions = [f"{name} {place}" for name in NAMES for place in ("at home", "in a park", "at sea")][:48]
+    reference = by_transformers if name in tiny_families.TINY else by_open_clip
+    logits = reference(folder, captions, name)
+    folder_of_images = tmp_path / "captioned"
+    folder_of_images.mkdir()
+    for number, (kind, content, _) in enumerate(pictures()):
+        (folder_of_images / f"{number:02}.{kind}").write_bytes(content)
+        (folder_of_images / f"{number:02}.txt").write_text(captions[number])
+    told = clipmerge("evaluate", folder, "--keep", f"all={folder_of_images}", "--format", "json")
+    assert told.code == 0, told.err
+    recall = told.json["kept"][0]["score"]["recall"]
+    for direction, scores in (("text_to_image", logits.T), ("image_to_text", logits)):
+        ranks = [int((row > row[at]).sum()) for at, row in enumerate(scores)]
+        for count in (1, 5, 10):
+            expected = sum(rank < count for rank in ranks) / len(ranks)
+            assert recall[direction][str(count)] == pytest.approx(expected, abs=1e-9)
