@@ -90,23 +90,23 @@ def _run(name: str, layout: Layout, given: argparse.Namespace) -> None:
     folder = given.cache or user_cache(name + ("-quick" if given.quick else ""))
     # a quick run says nothing about recipes, so it is left out of the results
     results = given.results or (folder / "results" if given.quick else RESULTS / name)
-    recipes = _names(given.recipes) or (_QUICK_RECIPES if given.quick else ())
-    job = _Job(layout, folder, results, given.quick, recipes, _names(given.again))
+    recipes = names_in(given.recipes) or (_QUICK_RECIPES if given.quick else ())
+    job = _Job(layout, folder, results, given.quick, recipes, names_in(given.again))
     contestants(only=recipes)
     shift = job.shift()
-    pairs = chosen_pairs(shift, _names(given.only) or tuple(shift.seeds))
+    pairs = chosen_pairs(shift, names_in(given.only) or tuple(shift.seeds))
     make_images(shift, folder)
     seeds = sorted({shift.zeroshot_seeds.get(seed, 0) for _, seed in pairs})
-    for _ in _each(job.zeroshot, seeds, given.jobs):
+    for _ in each_of(job.zeroshot, seeds, given.jobs):
         pass
-    for file in _each(job.pair, pairs, given.jobs):
+    for file in each_of(job.pair, pairs, given.jobs):
         print(file)
     if not (given.no_page or given.quick):
         for written in write_page():
             print(written)
 
 
-def _each(work: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
+def each_of(work: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
     """Process items in order, in this many processes."""
     if jobs == 1:
         yield from map(work, items)
@@ -116,5 +116,6 @@ def _each(work: Callable[[T], R], items: Iterable[T], jobs: int) -> Iterator[R]:
         yield from pool.map(work, items)
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names_in(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
     return tuple(name for name in text.split(",") if name)

@@ -6,9 +6,10 @@ import base64
 import json
 import logging
 import platform
+import re
 import subprocess
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import cache
@@ -123,8 +124,8 @@ def evaluate_pair(
     record = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     told = how.told | {"made_of": pair.made_of}
     if {key: record.get(key) for key in told} != told:
-        record = _curve(pair, how)
-        _write(record, file)
+        record = curve_record(pair, how)
+        write_record(record, file)
     had = {row["name"]: row["settings"] for row in record["recipes"]}
     ours = [each for each in entered if each.is_for(pair.name)]
     missing = [each for each in ours if each.name in again or had.get(each.name) != each.settings]
@@ -133,7 +134,7 @@ def evaluate_pair(
         rows = _rows(pair, group, replace(how, images=group[0].images or how.images))
         names = [row["name"] for row in rows]
         record["recipes"] = [row for row in record["recipes"] if row["name"] not in names] + rows
-        _write(record, file)
+        write_record(record, file)
         _LOG.info("%s: %s in %.0f s", file.stem, ", ".join(names), time.perf_counter() - begin)
 
 
@@ -145,7 +146,10 @@ def _by_measure(entered: Iterable[Contestant]) -> list[list[Contestant]]:
     return list(groups.values())
 
 
-def _request(pair: TrainedPair, how: Evaluation, recipes: Sequence[Recipe], alphas: tuple[float, ...]) -> SweepRequest:
+def request_of(
+    pair: TrainedPair, how: Evaluation, recipes: Sequence[Recipe], alphas: tuple[float, ...]
+) -> SweepRequest:
+    """A sweep over a pair's test pictures; recipes decide on all calibration images."""
     return SweepRequest(
         zeroshot=str(pair.zeroshot),
         finetuned=str(pair.finetuned),
@@ -158,19 +162,22 @@ def _request(pair: TrainedPair, how: Evaluation, recipes: Sequence[Recipe], alph
     )
 
 
-def _swept(request: SweepRequest) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
+def swept(request: SweepRequest) -> tuple[dict[str, Any], dict[str, NDArray[np.bool_]]]:
+    """Run a sweep on one pair."""
     # over 17 patches the fused kernel's backward pass takes ten times as long as plain matrix products
     with sdpa_kernel(SDPBackend.MATH):
         return run_sweep(request)
 
 
-def _curve(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
-    request = _request(pair, how, (), how.alphas)
-    record, correct = _swept(request)
+def curve_record(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
+    """A pair's record with the curve and without recipes."""
+    request = request_of(pair, how, (), how.alphas)
+    record, correct = swept(request)
     sorted_ = {name: by_drawing(right, _source(request, name)) for name, right in correct.items()}
     return {
         "regime": pair.regime,
         "seed": pair.seed,
+        **({"target": pair.target, "all_things": pair.things} if pair.target else {}),
         "tuning": pair.tuning,
         **how.told,
         "made_of": pair.made_of,
@@ -183,24 +190,37 @@ def _curve(pair: TrainedPair, how: Evaluation) -> dict[str, Any]:
     }
 
 
+def row_of(
+    contestant: Contestant, row: dict[str, Any], right: Mapping[str, NDArray[np.bool_]], request: SweepRequest
+) -> dict[str, Any]:
+    """What a record says of any contestant: its accuracies, and which pictures it recognised.
+
+    Args:
+        contestant: The contestant.
+        row: The sweep's row.
+        right: By source, whether each image was recognised, shape (1, images).
+        request: The sweep.
+    """
+    shown = {key: row[key] for key in ("accuracy", "id", "ood")}
+    bits = {name: packed(by_drawing(each, _source(request, name))) for name, each in right.items()}
+    return {"name": contestant.name, **shown, "settings": contestant.settings, "correct": bits}
+
+
 def _rows(pair: TrainedPair, entered: Sequence[Contestant], how: Evaluation) -> list[dict[str, Any]]:
     """Evaluate recipes with the shortest curve that a sweep accepts; comparisons with that curve are left out."""
-    request = _request(pair, how, [each.recipe for each in entered], (0.0, 1.0))
-    record, correct = _swept(request)
+    request = request_of(pair, how, [each.recipe for each in entered], (0.0, 1.0))
+    record, correct = swept(request)
     rows = []
     for each, row in zip(entered, record["recipes"], strict=True):
         alone = {name: right[[row["point"]]] for name, right in correct.items()}
-        rows.append(
-            {key: row[key] for key in ("name", "accuracy", "id", "ood")}
-            # a verdict may name models, and their local paths must not be published
-            | {"verdict": row["verdict"].replace(f"{pair.finetuned.parent}/", "")}
-            | {"settings": each.settings, "seconds": record["seconds"]["plan"]}
-            | {"correct": {name: packed(by_drawing(right, _source(request, name))) for name, right in alone.items()}}
-        )
+        # a verdict may name models, and their local paths must not be published
+        verdict = row["verdict"].replace(f"{pair.finetuned.parent}/", "")
+        rows.append(row_of(each, row, alone, request) | {"verdict": verdict, "seconds": record["seconds"]["plan"]})
     return rows
 
 
-def _write(record: dict[str, Any], file: Path) -> None:
+def write_record(record: dict[str, Any], file: Path) -> None:
+    """Write a pair's JSON file, completely or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(".part")
     scratch.write_text(json.dumps(record, allow_nan=False) + "\n", encoding="utf-8")
@@ -231,9 +251,16 @@ def by_drawing(right: NDArray[np.bool_], source: Path) -> ByDrawing:
         right: Whether each image was recognised, shape (points, images), in the order of their paths.
         source: Folder of the images.
     """
-    stems = [Path(path).stem for path in load_images(str(source)).paths]
-    order = np.array(sorted(range(len(stems)), key=lambda place: stems[place]))
-    return ByDrawing(right[:, order], sorted({int(stem.partition("-")[0]) for stem in stems}))
+    images = load_images(str(source))
+    numbers = [_thing_and_copy(images.store.name(place)) for place in range(len(images))]
+    order = np.array(sorted(range(len(numbers)), key=numbers.__getitem__))
+    return ByDrawing(right[:, order], sorted({thing for thing, _ in numbers}))
+
+
+def _thing_and_copy(name: str) -> tuple[int, int]:
+    """Numbers of the thing and of its picture, with which the name of a picture's file ends."""
+    thing, copy = name.rpartition(".")[0].rsplit("-", 1)
+    return int(re.split(r"\D", thing)[-1]), int(copy)
 
 
 def packed(drawings: ByDrawing) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class About:
         module: Module that runs it.
         title: Title of its section on the results page.
         note: File with the paragraphs that begin this section.
-        seeds: Seeds of each regime whose pairs are made if none is named.
+        pairs: Names of the pairs that are made if none is named.
+        models: The models in a few words.
         unseen: OOD sources in a style that no model was trained on, unlike the styles of the other sources.
     """
 
@@ -42,7 +43,8 @@ class About:
     module: str
     title: str
     note: Path
-    seeds: Mapping[str, tuple[int, ...]]
+    pairs: tuple[str, ...]
+    models: str = "CLIP of 2 million parameters"
     unseen: tuple[str, ...] = ()
 
     @property
@@ -142,6 +144,16 @@ class Shift:
         )
 
 
+def pair_name(regime: str, target: str, seed: int) -> str:
+    """Regime, target if there are several, and seed in one word."""
+    return "-".join(filter(None, (regime, target, str(seed))))
+
+
+def names_of(seeds: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Names of the pairs with these seeds of each regime."""
+    return tuple(pair_name(regime, "", seed) for regime, seed in _pairs(seeds))
+
+
 def _pairs(seeds: Mapping[str, tuple[int, ...]]) -> list[tuple[str, int]]:
     runs = [(regime, seed) for regime, each in seeds.items() for seed in each]
     return sorted(runs, key=lambda run: run[1])
@@ -152,7 +164,7 @@ class TrainedPair:
     """Paths of one pair and its pictures.
 
     Attributes:
-        regime: Regime of fine-tuning.
+        regime: Regime of fine-tuning; pairs of one regime are averaged.
         seed: Seed of fine-tuning.
         zeroshot: Checkpoint folder of theta_0.
         finetuned: Checkpoint folder of theta_1.
@@ -160,6 +172,8 @@ class TrainedPair:
         test: ID pictures that only evaluation uses.
         ood: Folders by name.
         tuning: Whether recipes may be tuned on it.
+        target: What it was fine-tuned on, in a benchmark with several targets.
+        things: Number of things that all pairs of the benchmark show together, if no pair shows all of them.
     """
 
     regime: str
@@ -170,11 +184,13 @@ class TrainedPair:
     test: Path
     ood: dict[str, Path]
     tuning: bool = False
+    target: str = ""
+    things: int = 0
 
     @property
     def name(self) -> str:
-        """Regime and seed in one word."""
-        return f"{self.regime}-{self.seed}"
+        """Name of its file."""
+        return pair_name(self.regime, self.target, self.seed)
 
     @property
     def made_of(self) -> list[str]:

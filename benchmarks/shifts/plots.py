@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.shifts.experiment import About
 from benchmarks.shifts.standing import Resampled, over_pairs
 from clipmerge.report.sweep_picture import curve_png
 
-MODELS = "CLIP of 2 million parameters"
 
-
-def regime_png(title: str, regime: str, pairs: Sequence[Resampled], recipes: Sequence[str]) -> bytes:
+def regime_png(about: About, regime: str, pairs: Sequence[Resampled], recipes: Sequence[str]) -> bytes:
     """Draw one regime, averaged over its pairs, with 95% intervals in both directions."""
     record = pairs[0].record
     shown = {
@@ -23,7 +22,7 @@ def regime_png(title: str, regime: str, pairs: Sequence[Resampled], recipes: Seq
         "recipes": [_recipe(name, pairs) for name in recipes if any(pair.has(name) for pair in pairs)],
     }
     count = f"{len(pairs)} held-out pair{'s' * (len(pairs) > 1)}"
-    return curve_png(shown, f"{title}, {regime} fine-tuning\n{MODELS}, mean of {count}, 95% intervals")
+    return curve_png(shown, f"{about.title}, {regime} fine-tuning\n{about.models}, mean of {count}, 95% intervals")
 
 
 def _recipe(name: str, pairs: Sequence[Resampled]) -> dict[str, Any]:

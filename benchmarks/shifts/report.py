@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.shifts import densities, summary
+from benchmarks.shifts import advice, densities, summary
 from benchmarks.shifts.claims_page import claims_section, table
 from benchmarks.shifts.emoji.shift import ABOUT as EMOJI
 from benchmarks.shifts.emoji_roles.shift import ABOUT as EMOJI_ROLES
@@ -15,13 +15,14 @@ from benchmarks.shifts.evaluation import contestants
 from benchmarks.shifts.experiment import About
 from benchmarks.shifts.fonts.shift import ABOUT as FONTS
 from benchmarks.shifts.laboratory import read_claims
+from benchmarks.shifts.photos.pairs import ABOUT as PHOTOS
 from benchmarks.shifts.plots import regime_png
 from benchmarks.shifts.standing import Floats, Resampled, over_pairs, resampled
 
 RESULTS = Path(__file__).parents[1] / "results"
 DOCS = Path(__file__).parents[2] / "docs"
 #: Every benchmark, in the order of the page.
-_BENCHMARKS = (EMOJI, FONTS, EMOJI_ROLES)
+_BENCHMARKS = (PHOTOS, EMOJI, FONTS, EMOJI_ROLES)
 #: The group of contestants with a table of its own.
 _ABLATIONS = "ablations"
 _ABOUT = Path(__file__).with_name("results_about.md")
@@ -72,18 +73,27 @@ def read_pairs(folder: Path) -> list[Resampled]:
 def section(about: About, pairs: Sequence[Resampled]) -> str:
     """Write one benchmark's section, without its heading."""
     held_out = [pair for pair in pairs if not pair.record["tuning"]]
-    images = ", ".join(f"{source} {count}" for source, count in pairs[0].record["images"].items())
-    parts = [_how(about, pairs), f"Pictures: {images}.{_not_run(about, pairs)}"]
+    parts = [_how(about, pairs), f"Pictures: {_images(pairs)}.{_not_run(about, pairs)}"]
     if held_out:
         parts += [_held_out_table(about, held_out)]
         parts += ["\n".join(f"![{regime}](results/{about.name}-{regime}.png)" for regime in _regimes(held_out))]
-    return "\n\n".join([*parts, *_ablations(pairs), *_densities(about, pairs)])
+    return "\n\n".join([*parts, *advice.tables(pairs), *_ablations(pairs), *_densities(about, pairs)])
+
+
+def _images(pairs: Sequence[Resampled]) -> str:
+    """Number of pictures of each source, by target if there are several."""
+    by_target = {pair.record.get("target", ""): pair.record["images"] for pair in pairs}
+    listed = {
+        target: ", ".join(f"{source} {count}" for source, count in images.items())
+        for target, images in by_target.items()
+    }
+    return "; ".join(f"{target}: {images}" if target else images for target, images in listed.items())
 
 
 def _how(about: About, pairs: Sequence[Resampled]) -> str:
     """The command, its settings, and the machines: the last digits depend on them."""
     record = pairs[0].record
-    further = [pair.name for pair in pairs if pair.record["seed"] not in about.seeds.get(pair.record["regime"], ())]
+    further = [pair.name for pair in pairs if pair.name not in about.pairs]
     once_more = f", and once more with `--only {','.join(further)}`," if further else ""
     machines: dict[str, list[str]] = {}
     for pair in pairs:
@@ -104,8 +114,7 @@ def _how(about: About, pairs: Sequence[Resampled]) -> str:
 def _not_run(about: About, pairs: Sequence[Resampled]) -> str:
     """Name the pairs of the benchmark that have no file."""
     had = {pair.name for pair in pairs}
-    absent = [f"{regime}-{seed}" for regime, seeds in about.seeds.items() for seed in seeds]
-    absent = [name for name in absent if name not in had]
+    absent = [name for name in about.pairs if name not in had]
     return f" Not run yet, for want of time: {', '.join(absent)}." if absent else ""
 
 
@@ -225,7 +234,7 @@ def _pictures(about: About, pairs: Sequence[Resampled], folder: Path) -> list[Pa
     drawn = {f"{about.name}-densities.png": densities.densities_png(thinned)} if thinned else {}
     for regime in _regimes(held_out):
         group = [pair for pair in held_out if pair.record["regime"] == regime]
-        drawn[f"{about.name}-{regime}.png"] = regime_png(about.title, regime, group, _recipes(held_out))
+        drawn[f"{about.name}-{regime}.png"] = regime_png(about, regime, group, _recipes(held_out))
     for name, content in drawn.items():
         (folder / name).write_bytes(content)
     return [folder / name for name in drawn]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.shifts.evaluation import unpacked
+from benchmarks.shifts.experiment import pair_name
 from clipmerge.evaluation.tradeoff import height, interval
 
 Floats = NDArray[np.float64]
@@ -36,8 +37,8 @@ class Resampled:
 
     @property
     def name(self) -> str:
-        """Regime and seed in one word."""
-        return f"{self.record['regime']}-{self.record['seed']}"
+        """Name of its file."""
+        return pair_name(self.record["regime"], self.record.get("target", ""), self.record["seed"])
 
     @property
     def curve(self) -> slice:
@@ -69,19 +70,24 @@ def resampled(record: dict[str, Any], resamples: int = RESAMPLES) -> Resampled:
     """Resample the things that the pictures of one pair show."""
     parts = [record["correct"], *(row["correct"] for row in record["recipes"])]
     correct = {name: np.vstack([unpacked(part[name]) for part in parts]) for name in record["correct"]}
-    times = draws(record["things"], resamples)
+    times = draws(record["things"], resamples, record.get("all_things", 0))
     found = {name: accuracy(times[name], right) for name, right in correct.items()}
     means = [np.mean([found[name] for name in record[kind]], axis=0) for kind in ("id", "ood")]
     return Resampled(record, *means)
 
 
-def draws(things: Mapping[str, Sequence[int]], resamples: int) -> dict[str, Floats]:
+def draws(things: Mapping[str, Sequence[int]], resamples: int, count: int = 0) -> dict[str, Floats]:
     """Draw things with replacement, the same in every source that shows them.
+
+    Args:
+        things: Things by source.
+        resamples: Number of draws.
+        count: Number of things to draw from and of things drawn; by default up to the last one shown.
 
     Returns:
         By source, how often each of its drawings was drawn, shape (1 + resamples, drawings); once in row 0.
     """
-    count = 1 + max(thing for each in things.values() for thing in each)
+    count = count or 1 + max(thing for each in things.values() for thing in each)
     rng = np.random.default_rng(0)
     times = np.vstack(
         [np.ones(count), *(np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(resamples))]

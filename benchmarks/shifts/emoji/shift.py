@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.shifts import experiment
 from benchmarks.shifts.emoji.glyphs import load_glyphs
-from benchmarks.shifts.experiment import About, Shift, Source
+from benchmarks.shifts.experiment import About, Shift, Source, names_of
 from benchmarks.shifts.training import Pretraining, Regime
 
 PRETRAINED = ("openmoji", "fluent-flat")
@@ -40,7 +40,7 @@ ABOUT = About(
     module="benchmarks.shifts.emoji",
     title="Emoji of other vendors",
     note=Path(__file__).with_name("about.md"),
-    seeds=SEEDS,
+    pairs=names_of(SEEDS),
     unseen=UNSEEN,
 )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.shifts.emoji.glyphs import load_other_glyphs
 from benchmarks.shifts.emoji.shift import CLASSES as CLASSES_OF_EMOJI
-from benchmarks.shifts.experiment import SEEDS, About, Shift, Source
+from benchmarks.shifts.experiment import SEEDS, About, Shift, Source, names_of
 from benchmarks.shifts.training import Pretraining
 
 PRETRAINED = ("twemoji", "fluent-3d")
@@ -34,7 +34,7 @@ ABOUT = About(
     module="benchmarks.shifts.emoji_roles",
     title="Emoji, the vendors in other roles",
     note=Path(__file__).with_name("about.md"),
-    seeds=SEEDS,
+    pairs=names_of(SEEDS),
     unseen=UNSEEN,
 )
 

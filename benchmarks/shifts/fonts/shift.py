@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.shifts.experiment import SEEDS, About, Shift, Source
+from benchmarks.shifts.experiment import SEEDS, About, Shift, Source, names_of
 from benchmarks.shifts.fonts.characters import CHARACTERS, class_folder
 from benchmarks.shifts.fonts.faces import load_drawings
 from benchmarks.shifts.training import Pretraining
@@ -50,7 +50,7 @@ ABOUT = About(
     module="benchmarks.shifts.fonts",
     title="Characters in other typefaces",
     note=Path(__file__).with_name("about.md"),
-    seeds=SEEDS,
+    pairs=names_of(SEEDS),
     unseen=UNSEEN,
 )
 

@@ -1,0 +1,87 @@
+"""Each pair alone, with the advice that the merge gave about itself, and whether the test pictures agree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from benchmarks.shifts.claims_page import table
+from benchmarks.shifts.standing import Floats, Resampled, over_pairs
+
+#: Recipes whose merges are shown pair by pair.
+_RECIPES = ("auto", "straggler-sparse")
+_LIMIT = 0.03
+_ABOUT = (
+    "Pair by pair, ID / OOD accuracy in %: the gain is at equal ID accuracy, the next column the OOD accuracy above "
+    "that of alpha 0.5, both with their interval over pictures. The last column is the advice that the merge ended "
+    "with, and whether the test pictures agree: *use* is right if the merged model has at least the fine-tuned "
+    "model's OOD accuracy and at most 3 points less ID accuracy, *prefer-finetuned* if not, *either* if both differ "
+    "by at most 3 points."
+)
+
+
+def tables(pairs: Sequence[Resampled], recipes: Sequence[str] = _RECIPES) -> list[str]:
+    """Paragraphs and tables of one benchmark's page; none if its recipes gave no advice."""
+    parts = []
+    for title, tuning in (("Held-out pairs", False), ("Tuning pairs", True)):
+        chosen = [pair for pair in pairs if pair.record["tuning"] == tuning]
+        for recipe in recipes:
+            rows = [_row(pair, recipe) for pair in chosen if _advice(pair, recipe)]
+            if rows:
+                head = [
+                    "zero-shot",
+                    "fine-tuned",
+                    "alpha 0.5",
+                    "best alpha",
+                    f"`{recipe}`",
+                    "gain",
+                    "above 0.5",
+                    "advice",
+                ]
+                parts.append(table([f"{title}, `{recipe}`", *head], rows))
+                parts.append(_counted([pair for pair in chosen if _advice(pair, recipe)], recipe))
+    return [_ABOUT, *parts] if parts else []
+
+
+def agrees(pair: Resampled, recipe: str) -> bool | None:
+    """Whether the test pictures agree with the advice; ``None`` if it was that there were too few images to tell."""
+    advice, at, finetuned = _advice(pair, recipe), pair.point(recipe), pair.curve.stop - 1
+    lost, gained = pair.id[0, finetuned] - pair.id[0, at], pair.ood[0, at] - pair.ood[0, finetuned]
+    if advice == "use":
+        return bool(gained >= 0 and lost <= _LIMIT)
+    if advice == "prefer-finetuned":
+        return bool(gained < 0 or lost > _LIMIT)
+    if advice == "prefer-zeroshot":
+        return bool(pair.id[0, 0] >= pair.id[0, at] and pair.ood[0, 0] >= pair.ood[0, at])
+    return bool(abs(gained) <= _LIMIT and abs(lost) <= _LIMIT) if advice == "either" else None
+
+
+def _advice(pair: Resampled, recipe: str) -> str:
+    found = [row.get("recommendation") or "" for row in pair.record["recipes"] if row["name"] == recipe]
+    return found[0] if found else ""
+
+
+def _row(pair: Resampled, recipe: str) -> list[str]:
+    half, at = pair.record["alphas"].index(0.5), pair.point(recipe)
+    best = f"{_both(pair, pair.oracle)} ({pair.record['alphas'][pair.oracle]:g})"
+    ends = [_both(pair, place) for place in (0, pair.curve.stop - 1, half)]
+    agreed = {True: "right", False: "wrong", None: "undecided"}[agrees(pair, recipe)]
+    gains = [over_pairs([each]).told for each in (pair.gain(recipe), _above_half(pair, recipe))]
+    return [pair.name, *ends, best, _both(pair, at), *gains, f"{_advice(pair, recipe)}: {agreed}"]
+
+
+def _both(pair: Resampled, place: int) -> str:
+    return f"{100 * pair.id[0, place]:.1f} / {100 * pair.ood[0, place]:.1f}"
+
+
+def _counted(pairs: Sequence[Resampled], recipe: str) -> str:
+    found = [agrees(pair, recipe) for pair in pairs]
+    gain = over_pairs([pair.gain(recipe) for pair in pairs]).told
+    above = over_pairs([_above_half(pair, recipe) for pair in pairs]).told
+    counts = f"right on {found.count(True)}, wrong on {found.count(False)}, undecided on {found.count(None)}"
+    return f"`{recipe}` over the {len(pairs)} pairs: gain {gain}, above alpha 0.5 {above}; advice {counts}."
+
+
+def _above_half(pair: Resampled, recipe: str) -> Floats:
+    """OOD accuracy above that of alpha 0.5."""
+    above: Floats = pair.ood[:, pair.point(recipe)] - pair.ood[:, pair.record["alphas"].index(0.5)]
+    return above

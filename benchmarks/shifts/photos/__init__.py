@@ -1,0 +1,1 @@
+"""Real pictures, and a backbone that knows ImageNet."""

@@ -1,0 +1,87 @@
+"""Which pairs of real pictures there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.shifts.experiment import About
+from clipmerge.errors import UsageError
+
+#: Names of the backbones.
+LITE0, LITE2 = "lite0", "lite2"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One pair.
+
+    Attributes:
+        regime: Key of `REGIMES`.
+        target: One of `TARGETS`.
+        seed: Seed of fine-tuning, and of its split from calibration.
+        backbone: Name of the zero-shot model.
+    """
+
+    regime: str
+    target: str
+    seed: int
+    backbone: str = LITE0
+
+    @property
+    def group(self) -> str:
+        """Its regime in the results; that of the first backbone has no other name."""
+        return self.regime if self.backbone == LITE0 else f"{self.backbone}-{self.regime}"
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        return f"{self.group}-{self.target}-{self.seed}"
+
+    @property
+    def tuning(self) -> bool:
+        """Whether recipes may be tuned on it."""
+        return self.backbone == LITE0 and self.target in ("sketch", "cifar10")
+
+
+def _specs(regimes: Sequence[str], targets: Sequence[str], seeds: Sequence[int], backbone: str) -> list[Spec]:
+    return [Spec(regime, target, seed, backbone) for seed in seeds for target in targets for regime in regimes]
+
+
+_IMAGE_TOWER = ("aggressive", "mild")
+PAIRS = (
+    *_specs(_IMAGE_TOWER, ("sketch", "cifar10"), (0, 1), LITE0),
+    *_specs(("both-towers",), ("sketch",), (0,), LITE0),
+    *_specs(_IMAGE_TOWER, ("art", "photo"), (0, 1), LITE0),
+    *_specs(("both-towers",), ("art",), (0,), LITE0),
+    *_specs(_IMAGE_TOWER, ("sketch", "art"), (0,), LITE2),
+    *_specs(("aggressive",), ("cifar10",), (0,), LITE2),
+)
+
+
+ABOUT = About(
+    name="photos",
+    module="benchmarks.shifts.photos",
+    title="Photographs, art and sketches",
+    note=Path(__file__).with_name("about.md"),
+    pairs=tuple(spec.name for spec in PAIRS),
+    models="EfficientNet-Lite that knows ImageNet",
+)
+
+
+def chosen_pairs(wanted: Sequence[str]) -> list[Spec]:
+    """The pairs that are wanted, in order.
+
+    Args:
+        wanted: Names of pairs, regimes or targets, or ``tuning`` or ``held-out``; empty for all.
+
+    Raises:
+        UsageError: If there is no such pair.
+    """
+    words = {spec: {spec.name, spec.group, spec.target, "tuning" if spec.tuning else "held-out"} for spec in PAIRS}
+    unknown = [name for name in wanted if not any(name in each for each in words.values())]
+    if unknown:
+        names = ", ".join(spec.name for spec in PAIRS)
+        raise UsageError(f"--only: no pair '{unknown[0]}' (tuning, held-out, a target, a regime, or {names})")
+    return [spec for spec, each in words.items() if not wanted or each & set(wanted)]

@@ -1,0 +1,287 @@
+"""The benchmark of real pictures, with generated pictures and an untrained backbone."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+
+from benchmarks.shifts import advice, report, standing
+from benchmarks.shifts.evaluation import Evaluation
+from benchmarks.shifts.photos import collection
+from benchmarks.shifts.photos.__main__ import main
+from benchmarks.shifts.photos.backbone import LITE0, Distillation, as_input, load_model, prompts
+from benchmarks.shifts.photos.collection import CIFAR10, PACS, TARS, Picture, load_collection
+from benchmarks.shifts.photos.finetuning import Regime, add_gradients, finetune
+from benchmarks.shifts.photos.pairs import PAIRS, chosen_pairs
+from benchmarks.shifts.photos.roles import Dealer
+from benchmarks.shifts.photos.testbed import Photos, Settings
+from clipmerge.errors import DataError, UsageError
+from clipmerge.images.dataset import load_images
+from tests.support.shift_records import bits, record_of
+
+SIZE = 32
+IMAGENET = tuple(f"thing {number}" for number in range(40))
+
+
+def encoded(seed: int, noise: int = 0) -> bytes:
+    """A picture of coloured blocks; the same seed with a little noise is a near-copy."""
+    blocks = (
+        np.random.default_rng(seed).integers(40, 216, (4, 4, 3)).repeat(SIZE // 4, axis=0).repeat(SIZE // 4, axis=1)
+    )
+    pixels = blocks + np.random.default_rng(1).integers(-noise, noise + 1, blocks.shape)
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+def write_tars(folder: Path) -> None:
+    """Twelve pictures of each class of a domain, the first two of them near-copies; two of a CIFAR class."""
+    folder.mkdir()
+    for domain, (name, classes, count) in {
+        **{domain: (TARS[domain], PACS, 12) for domain in ("photo", "art", "sketch")},
+        **{domain: (TARS[domain], CIFAR10, 3) for domain in ("cifar10-train", "cifar10")},
+        "imagenet": (TARS["imagenet"], ("",), len(IMAGENET)),
+    }.items():
+        with tarfile.open(folder / name, "w") as archive:
+            for label in classes:
+                for number in range(count):
+                    copy = domain in ("photo", "art", "sketch") and number == 1
+                    data = encoded(hash_of(domain, label, 0 if copy else number), noise=3 if copy else 0)
+                    member = tarfile.TarInfo(f"{label}/{number:04d}.jpg" if label else f"n{number:08d}_x.jpg")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+
+
+def hash_of(domain: str, label: str, number: int) -> int:
+    return list(TARS).index(domain) * 10**6 + sum(map(ord, label)) * 1000 + number
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos") / "tars"
+    write_tars(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A few steps, on an untrained backbone."""
+    torch.manual_seed(0)
+    weights = tmp_path_factory.mktemp("weights") / "untrained.pth"
+    torch.save(timm.create_model(LITE0.timm, pretrained=False).state_dict(), weights)
+    regimes = {
+        name: Regime(1e-3, 1, text=name == "both-towers", batch=8) for name in ("aggressive", "mild", "both-towers")
+    }
+    return Settings(
+        {"lite0": replace(LITE0, weights=weights)}, Distillation(steps=3, batch=8), regimes, regimes, SIZE, IMAGENET
+    )
+
+
+# --- pictures and roles
+
+
+def test_near_copies_are_found_and_others_are_not(tars: Path) -> None:
+    pictures = [each for each in load_collection(tars, IMAGENET) if each.domain in ("photo", "art", "sketch")]
+    found = set(collection.alike_pixels(pictures, 0.95, block=7))
+    assert found == {(start, start + 1) for start in range(0, len(pictures), 12)}
+    mirrored = [Picture("photo", "dog", encoded(5)), Picture("photo", "dog", mirror(encoded(5)))]
+    assert set(collection.alike_pixels(mirrored, 0.95)) == {(0, 1)}
+    features = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    features[4] = features[1] * 1.01
+    assert set(collection.alike_features(features, 0.9, block=4)) == {(1, 4)}
+    assert collection.grouped(6, [(4, 5), (1, 4), (2, 3)]) == [0, 5, 3, 3, 5, 5]
+
+
+def mirror(data: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(data)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("target", ["photo", "art", "sketch", "cifar10"])
+def test_no_picture_and_no_near_copy_is_in_two_roles(tars: Path, target: str) -> None:
+    pictures = load_collection(tars, IMAGENET)
+    across = [(at, at + 60) for at in range(0, 40, 5)]  # as if some were near-copies of another domain's
+    groups = collection.grouped(len(pictures), [*((at, at + 1) for at in range(0, 180, 12)), *across])
+    dealer = Dealer(pictures, groups)
+    one, other = dealer.deal(target, 0), dealer.deal(target, 1)
+    sets = [one.finetuning, one.calibration, one.test, *one.ood.values()]
+    assert all(sets)
+    for place, first in enumerate(sets[:3]):
+        for second in sets[place + 1 :]:
+            assert not {groups[at] for at in first} & {groups[at] for at in second}
+    assert one.test == other.test
+    assert set(one.calibration) != set(other.calibration)
+    seen = {groups[at] for at in dealer.unlabelled() if pictures[at].domain != "imagenet"}
+    assert not seen & {groups[at] for name, tested in one.ood.items() if name != "imagenet" for at in tested}
+    assert not seen & {groups[at] for at in one.test}
+    assert {pictures[at].label for at in one.finetuning} <= set(one.classes)
+
+
+def test_a_missing_file_and_a_wrong_count_are_errors(tars: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no pacs-photo\.tar"):
+        load_collection(tmp_path, IMAGENET)
+    with pytest.raises(DataError, match="has 40 pictures; expected one of each of 39 classes"):
+        load_collection(tars, IMAGENET[:39])
+
+
+# --- models
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_gradients_in_pieces_are_those_of_the_whole_batch(zeroshot: Path, text: bool) -> None:
+    images = torch.randn(20, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    labels, tokens = torch.arange(20) % 3, prompts(("dog", "horse", "house"))
+    model, plain = load_model(zeroshot), load_model(zeroshot)
+    with torch.set_grad_enabled(text):
+        texts = normalize(model.encode_text(tokens), dim=1)
+    add_gradients(model, images, labels, texts)
+    logits = cosine_similarity(plain.encode_image(images)[:, None], plain.encode_text(tokens)[None], dim=2)
+    cross_entropy(plain.logit_scale.exp().item() * logits, labels).backward()
+    for name, value in plain.named_parameters():
+        found = model.get_parameter(name).grad
+        if name.startswith("visual.") or (text and name != "logit_scale"):
+            assert torch.allclose(found, value.grad, rtol=1e-3, atol=1e-4 * value.grad.abs().max().item()), name
+        else:
+            assert found is None, name
+
+
+def test_fine_tuning_moves_the_towers_and_nothing_else(tmp_path: Path, zeroshot: Path) -> None:
+    pixels = torch.randint(0, 256, (20, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 3
+    how = Regime(1e-3, 1, text=True, batch=20)
+    finetune(zeroshot, how, 3, pixels, labels, ("dog", "horse", "house"), tmp_path / "tuned")
+    tuned, before = load_model(tmp_path / "tuned"), load_model(zeroshot)
+    moved = [name for name, value in tuned.named_parameters() if not torch.equal(value, before.get_parameter(name))]
+    assert any(name.startswith("visual.trunk.") for name in moved)
+    assert any(name.startswith("transformer.") for name in moved)
+    assert "logit_scale" not in moved
+    for name, value in tuned.named_buffers():
+        assert torch.equal(value, before.get_buffer(name)), name
+
+
+@pytest.fixture(scope="module")
+def zeroshot(tars: Path, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Photos(tars, tmp_path_factory.mktemp("zeroshot"), settings=settings).make_zeroshot("lite0")
+
+
+def test_the_zeroshot_model_has_the_backbones_features(settings: Settings, zeroshot: Path) -> None:
+    classifier, model = settings.backbones["lite0"].classifier(), load_model(zeroshot)
+    assert sorted(file.name for file in zeroshot.iterdir()) == ["open_clip_config.json", "open_clip_model.safetensors"]
+    pixels = torch.randint(0, 256, (2, SIZE, SIZE, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        features = classifier.forward_head(classifier.forward_features(as_input(pixels)), pre_logits=True)
+        expected = features @ model.visual.head.proj.weight.T + model.visual.head.proj.bias
+        assert torch.allclose(model.encode_image(as_input(pixels)), expected, atol=1e-4)
+
+
+# --- the command
+
+
+def test_the_command_makes_a_pair_judges_it_and_resumes(tars: Path, settings: Settings, tmp_path: Path) -> None:
+    words = ["--pictures", str(tars), "--cache", str(tmp_path / "cache"), "--results", str(tmp_path / "results")]
+    words += ["--only", "aggressive-cifar10-0", "--no-page"]
+    small = Evaluation(alphas=(0.0, 0.5, 1.0), images=20)
+    assert main([*words, "--train"], settings) == 0
+    assert not (tmp_path / "results").exists()
+    weights = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")}
+    assert len(weights) == 2
+    assert main([*words, "--recipes", "wise-ft"], settings, small) == 0
+    file = tmp_path / "results" / "aggressive-cifar10-0.json"
+    record = json.loads(file.read_text())
+    assert record["target"] == "cifar10"
+    assert record["tuning"] is True
+    assert record["images"].keys() == {"test", "imagenet", "photo", "art"}
+    ((row,), half) = record["recipes"], record["curve"][1]
+    assert {kind: row[kind] for kind in ("id", "ood")} == {kind: half[kind] for kind in ("id", "ood")}
+    assert row["recommendation"]
+    assert row["seconds"] > 0
+    assert main([*words, "--recipes", "wise-ft,lines"], settings, small) == 0
+    again = json.loads(file.read_text())
+    assert [each["name"] for each in again["recipes"]] == ["wise-ft", "lines"]
+    assert again["recipes"][0] == row
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.safetensors")} == weights
+    (pair,) = report.read_pairs(tmp_path / "results")
+    assert pair.name == "aggressive-cifar10-0"
+    assert pair.gain("wise-ft")[0] == 0
+    assert "| aggressive-cifar10-0 |" in "\n".join(advice.tables([pair], ("wise-ft",)))
+
+
+def test_prompts_and_classes_travel_with_the_pictures(tars: Path, settings: Settings, tmp_path: Path) -> None:
+    pair = Photos(tars, tmp_path, settings=settings).make_pair(chosen_pairs(["aggressive-cifar10-0"])[0])
+    photos = load_images(str(pair.ood["photo"]))
+    assert photos.class_names == CIFAR10
+    assert {photos.class_names[label] for label in photos.labels} == {"dog", "horse"}
+    assert photos.templates == ("a picture of a {}",)
+    assert (
+        load_file(pair.finetuned / "open_clip_model.safetensors").keys()
+        == load_file(pair.zeroshot / "open_clip_model.safetensors").keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "mild-cartoon-0"], "--only: no pair 'mild-cartoon-0'"),
+        (["--zeroshot", "lite9=."], "expected BACKBONE=DIR with one of lite0"),
+        (["--zeroshot", "lite0=nowhere"], "expected BACKBONE=DIR with one of lite0"),
+        (["--recipes", "magic"], "has no contestant 'magic'"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    tars: Path, settings: Settings, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    assert main(["--pictures", str(tars), *words], settings) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_pairs_are_chosen_by_name_regime_target_or_purpose() -> None:
+    assert chosen_pairs([]) == list(PAIRS)
+    tuning = chosen_pairs(["tuning"])
+    assert {spec.target for spec in tuning} == {"sketch", "cifar10"}
+    assert {spec.backbone for spec in tuning} == {"lite0"}
+    assert len(tuning) + len(chosen_pairs(["held-out"])) == len(PAIRS)
+    assert [spec.name for spec in chosen_pairs(["both-towers"])] == ["both-towers-sketch-0", "both-towers-art-0"]
+    with pytest.raises(UsageError, match="no pair 'nothing'"):
+        chosen_pairs(["nothing"])
+
+
+# --- advice
+
+
+@pytest.mark.parametrize(
+    ("said", "merged", "right"),
+    [
+        ("use", (0.78, 0.7), True),
+        ("use", (0.78, 0.4), False),
+        ("use", (0.7, 0.7), False),
+        ("prefer-finetuned", (0.7, 0.7), True),
+        ("prefer-finetuned", (0.8, 0.7), False),
+        ("prefer-zeroshot", (0.3, 0.2), True),
+        ("prefer-zeroshot", (0.3, 0.9), False),
+        ("either", (0.8, 0.52), True),
+        ("either", (0.8, 0.7), False),
+        ("too-few-images", (0.8, 0.7), None),
+    ],
+)
+def test_advice_is_held_against_the_test_pictures(said: str, merged: tuple[float, float], right: bool | None) -> None:
+    correct = {"test": bits([0.4, 0.6, 0.8, merged[0]]), "far": bits([0.6, 0.6, 0.5, merged[1]])}
+    record = record_of(correct, {"auto": 3}, alphas=[0, 0.5, 1], target="art", all_things=99)
+    record["recipes"][0]["recommendation"] = said
+    pair = standing.resampled(record, resamples=20)
+    assert advice.agrees(pair, "auto") is right
+    text = "\n".join(advice.tables([pair]))
+    assert f"{said}: { {True: 'right', False: 'wrong', None: 'undecided'}[right] }" in text
+    assert "| mild-art-1 |" in text
+    assert advice.tables([standing.resampled(record_of(correct, {"auto": 3}, alphas=[0, 0.5, 1]), resamples=20)]) == []
