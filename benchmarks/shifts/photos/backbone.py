@@ -45,7 +45,7 @@ GROUPS: dict[str, tuple[int, ...]] = {
     "ship": (403, 510, 554, 625, 628, 724, 780, 814, 833, 871, 914),
     "truck": (555, 569, 675, 717, 864, 867),
 }
-_NAMES_A_STEP = 300  # of ImageNet's, beside all groups
+_NAMES_A_STEP = 200  # of ImageNet's, beside all groups
 _LEAST_GROUPED = 0.3  # probability of all groups together from which on a picture teaches them
 _LARGEST_SCALE = 100.0
 
@@ -161,7 +161,7 @@ class Distillation:
         seed: Seed of the weights and the batches.
     """
 
-    steps: int = 2500
+    steps: int = 1500
     batch: int = 256
     rate: float = 1e-3
     projection_rate: float = 3e-4
