@@ -15,7 +15,7 @@ from clipmerge.errors import MeasureError, UsageError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from clipmerge.choices import Device
+    from clipmerge.options import Device
 
 
 class Terminated(BaseException):

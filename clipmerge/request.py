@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.choices import Device, OutputDtype
+from clipmerge.distributed import is_main_process
 from clipmerge.images import Columns
 from clipmerge.images.held_back import SHARE
-from clipmerge.planning.merge_effect import MAX_LOSS
+from clipmerge.options import EVERY, Device, OutputDtype
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import HeadRecord, SourceRecord
 from clipmerge.planning.recipe import Recipe
@@ -63,8 +62,31 @@ class Calibration:
         return self.source is not None and self.source != "" and self.held_back > 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a merge and a sweep are asked for alike.
+
+    Attributes:
+        seed: Seed of the samples, the bootstrap and the random masks.
+        dtype: Output dtype.
+        command: Command that repeats the call, for the record.
+        hashed: Whether to hash the weights of inputs and output.
+        max_loss: Loss of accuracy against the fine-tuned model, in points, beyond which there is a warning.
+        strict: Whether such a loss, or a checkpoint that did not start from the zero-shot one, is an error.
+        keep: Sources of tasks that the models were not fine-tuned for, by name.
+    """
+
+    seed: int = 0
+    dtype: OutputDtype = "keep"
+    command: str = ""
+    hashed: bool = True
+    max_loss: float = EVERY["max_loss"].default
+    strict: bool = False
+    keep: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
-class MergeRequest:
+class MergeRequest(Settings):
     """Everything that determines a plan.
 
     Attributes:
@@ -72,26 +94,12 @@ class MergeRequest:
         finetuned: Sources of theta_1 ... theta_K.
         recipe: The recipe.
         calibration: The images, for recipes that measure.
-        seed: Seed of the sample, the bootstrap and the random masks.
-        dtype: Output dtype.
-        command: Command that repeats the merge, for the record.
-        hashed: Whether to hash the weights of inputs and output.
-        max_loss: Loss of accuracy against the fine-tuned model, in points, beyond which there is a warning.
-        strict: Whether such a loss, or a checkpoint that did not start from the zero-shot one, is an error.
-        keep: Sources of tasks that the models were not fine-tuned for, by name.
     """
 
     zeroshot: str
     finetuned: tuple[str, ...]
     recipe: Recipe
     calibration: Calibration = Calibration()
-    seed: int = 0
-    dtype: OutputDtype = "keep"
-    command: str = ""
-    hashed: bool = True
-    max_loss: float = MAX_LOSS
-    strict: bool = False
-    keep: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -104,7 +112,7 @@ ALPHAS = tuple(round(0.1 * step, 1) for step in range(11))
 
 
 @dataclass(frozen=True)
-class SweepRequest:
+class SweepRequest(Settings):
     """Everything that determines a sweep.
 
     Attributes:
@@ -117,13 +125,6 @@ class SweepRequest:
         alphas: Points of the curve, ascending.
         calibration: The images that recipes measure on, and settings of all sources: class names, templates, batch
             size and device.
-        seed: Seed of the calibration sample, of random masks and of the resampling.
-        dtype: Dtype that the points are rounded to, as in a merge.
-        command: Command that repeats the sweep, for the record.
-        hashed: Whether to hash the checkpoints' weights for the record.
-        max_loss: Loss of ID accuracy against the fine-tuned model, in points, beyond which there is a warning.
-        strict: Whether such a loss, or a checkpoint that did not start from the zero-shot one, is an error.
-        keep: Sources of tasks that the models were not fine-tuned for, by name.
         points: Sources of checkpoints to show beside the curve as they are, by name.
         limit: Images sampled from each source, class-balanced; ``None`` for all images.
         checks_overlap: Whether sources are searched for images that they share.
@@ -135,15 +136,8 @@ class SweepRequest:
     ood_sources: dict[str, Any]
     recipes: tuple[Recipe, ...] = ()
     alphas: tuple[float, ...] = ALPHAS
-    calibration: Calibration = field(default_factory=Calibration)
-    seed: int = 0
-    dtype: OutputDtype = "keep"
-    command: str = ""
+    calibration: Calibration = Calibration()
     further: tuple[str, ...] = ()
-    hashed: bool = True
-    max_loss: float = MAX_LOSS
-    strict: bool = False
-    keep: dict[str, Any] = field(default_factory=dict)
     points: dict[str, str] = field(default_factory=dict)
     limit: int | None = None
     checks_overlap: bool = True
@@ -159,20 +153,12 @@ class SweepRequest:
         return {**self.id_sources, **self.ood_sources}
 
     def merge_request(self, recipe: Recipe) -> MergeRequest:
-        """The request of a merge with one of the recipes."""
-        finetuned = (self.finetuned, *self.further)
-        fits = self.calibration.unlabelled is None or recipe.learns_from_unlabelled
-        return MergeRequest(
-            self.zeroshot,
-            finetuned,
-            recipe,
-            self.calibration if fits else replace(self.calibration, unlabelled=None),
-            self.seed,
-            self.dtype,
-            command=self.command,
-            hashed=self.hashed,
-            max_loss=self.max_loss,
-        )
+        """The request of a merge with one of the recipes, which is not judged."""
+        settings = {each.name: getattr(self, each.name) for each in fields(Settings)}
+        unlabelled = self.calibration.unlabelled if recipe.learns_from_unlabelled else None
+        calibration = replace(self.calibration, unlabelled=unlabelled)
+        settings |= {"strict": False, "keep": {}}
+        return MergeRequest(self.zeroshot, (self.finetuned, *self.further), recipe, calibration, **settings)
 
 
 @dataclass
@@ -185,7 +171,6 @@ class Run:
         tensors: The plan's tensors: scores and learned coefficients.
         seconds: Wall-clock seconds by stage.
         progress: Receiver of progress reports.
-        is_main: Whether this process decides and writes.
         command: Command that repeats the merge.
         head: The classes of a head whose zero-shot counterpart was built.
         hashed: Whether to hash the weights of inputs and output.
@@ -200,7 +185,6 @@ class Run:
     plan: Plan | None = None
     tensors: PlanTensors = field(default_factory=PlanTensors)
     seconds: dict[str, float] = field(default_factory=dict)
-    is_main: bool = field(default_factory=lambda: os.environ.get("RANK", "0") == "0")
     command: str = ""
     head: HeadRecord | None = None
     hashed: bool = True
@@ -218,8 +202,13 @@ class Run:
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)
 
     @property
-    def decided(self) -> Plan:
-        """The plan with its tensors; without layers in processes that do not decide."""
+    def is_main(self) -> bool:
+        """Whether this process decides and writes."""
+        return is_main_process()
+
+    @property
+    def light_plan(self) -> Plan:
+        """The plan with its tensors, without those of the measure; without layers in processes that do not decide."""
         if self.plan is not None:
             measured = self.plan.measurements
             # tensors that a measure keeps for methods can be as large as the model

@@ -12,9 +12,9 @@ from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
 if TYPE_CHECKING:
-    from clipmerge.choices import OutputDtype
     from clipmerge.evaluation.settings import EvalSettings
     from clipmerge.images.dataset import LabelledImages
+    from clipmerge.options import OutputDtype
     from clipmerge.planning.merge_effect import MergeEffect
     from clipmerge.request import Calibration, MergeRequest, Run
 
@@ -103,7 +103,6 @@ def _measured(run: Run, request: MergeRequest) -> MergeEffect:
     from clipmerge.evaluation.verdict import measure_effect
 
     settings = settings_for(request.calibration)
-    run.is_main = settings.accelerator.is_main_process
     plan, tensors = shared_plan(run.plan, run.tensors)
     images = _images(run, request)
     return measure_effect(

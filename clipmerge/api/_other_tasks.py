@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.api._in_memory import source_of
 from clipmerge.api._merge_effect import settings_for, shared_plan
 from clipmerge.errors import CheckpointError, VerdictError
-from clipmerge.evaluation.sources import check_source_name, named_sources
 
 if TYPE_CHECKING:
     from clipmerge.evaluation.other_tasks import Task
     from clipmerge.progress import Progress
     from clipmerge.request import MergeRequest, Run
-
-
-def tasks_named(keep: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
-    """Read the tasks as they are given: by name, or as texts ``NAME=SOURCE``.
-
-    Args:
-        keep: The tasks.
-
-    Raises:
-        UsageError: If two have one name, or a name cannot be written.
-    """
-    named = keep if isinstance(keep, Mapping) else named_sources("--keep", keep or ())
-    for name in named:
-        check_source_name(name)
-    return {name: source_of(source) for name, source in named.items()}
 
 
 def load_tasks(
@@ -78,7 +61,6 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
         for note in _shared_with_data(tasks, run, request):
             run.progress.say(note)
         settings = replace(settings_for(request.calibration), templates=())  # a task has its own
-        run.is_main = settings.accelerator.is_main_process
         plan, tensors = shared_plan(run.plan, run.tensors)
         try:
             kept = measure_other_tasks(run.inputs, plan, tensors, tasks, settings, run.progress)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clipmerge import __version__
-from clipmerge.api._arguments import name_of
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.conclusion import loss_warnings
 from clipmerge.evaluation.points import Point
 from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing
 from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.known import Named
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.output.record import SWEEP_FORMAT
 from clipmerge.planning.plan import Plan
@@ -116,7 +116,7 @@ def record_of(
         "sources": {name: images.source for name, images in loaded.items()},
         "images": {name: len(images) for name, images in loaded.items()},
         "revisions": {name: images.revision for name, images in loaded.items() if images.revision},
-        "calibration_source": name_of(request.calibration.source),
+        "calibration_source": _name_of(request.calibration.source),
         "templates": list(templates_for(request.calibration.templates, ())),
         "own_templates": own_templates(request.calibration.templates, loaded),
         "seed": request.seed,
@@ -137,3 +137,10 @@ def loss_notes(request: SweepRequest, planned: list[PlannedRecipe], rows: list[d
         return ()
     accuracies = {f"recipe {each.recipe.name}": float(rows[each.point]["id"]) for each in planned}
     return loss_warnings(accuracies, "ID accuracy", rows[request.alphas.index(1.0)]["id"], request.max_loss)
+
+
+def _name_of(data: Any) -> str | None:
+    """The calibration source, or the type of an object in memory."""
+    if data is None or isinstance(data, str):
+        return data
+    return data.address if isinstance(data, Named) else f"{type(data).__name__} in memory"

@@ -6,19 +6,19 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from clipmerge.api._arguments import CheckpointLike, files_read, several
 from clipmerge.api._commands import spelled_out
-from clipmerge.api._in_memory import as_sources, open_source
+from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import without_stale
+from clipmerge.api._requests import byte_count, files_read, several
 from clipmerge.api._results import MergeResult
-from clipmerge.api._sizes import byte_count
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.files.paths import is_there, local_path
 from clipmerge.methods import Task
+from clipmerge.options import ApplyOptions, completed, with_options
 from clipmerge.planning.plan import Plan, tensors_path, write_plan_files
 from clipmerge.planning.provenance import SourceRecord
 from clipmerge.planning.tensors import PlanTensors, check_coefficients
@@ -32,33 +32,29 @@ if TYPE_CHECKING:
 _NAMES = "backslashreplace"
 
 
+@with_options(ApplyOptions)
 def apply(
     plan: Plan | str | os.PathLike[str],
     *,
     output: str | os.PathLike[str],
-    overwrite: bool = False,
-    max_shard_size: int | str | None = None,
-    hash: bool = True,
     zeroshot: CheckpointLike | None = None,
     finetuned: CheckpointLike | Sequence[CheckpointLike] | None = None,
     processor: Any = None,
     progress: Progress | None = None,
     command: str | None = None,
+    **options: Unpack[ApplyOptions],
 ) -> MergeResult:
     """Apply a plan: writes the same bytes as `merge`.
 
     Args:
         plan: A plan, or its JSON file.
         output: Folder to write, whole or not at all.
-        overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Largest size of a shard, such as ``5GB`` or a number of bytes; ``None`` for shards like the
-            fine-tuned checkpoint's.
-        hash: Whether to check the inputs against the plan's sha256, and record those of the output.
         zeroshot: theta_0, if it is not at the place named in the plan; it must hold the same bytes.
         finetuned: theta_1 ... theta_K, likewise.
         processor: For models in memory: their processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         command: Command that repeats the call, for the record; by default derived from the arguments.
+        **options: See `ApplyOptions`.
 
     Returns:
         The folder, the plan and the record.
@@ -70,19 +66,21 @@ def apply(
     """
     from clipmerge.output.checks import check_output
 
-    limit = byte_count("--max-shard-size", max_shard_size)
+    given = completed(ApplyOptions, options)
+    limit = byte_count("--max-shard-size", given["max_shard_size"])
     file = None if isinstance(plan, Plan) else Path(plan)
     read = [] if file is None else files_read(file, tensors_path(file))
-    check_output(Path(output), overwrite=overwrite, read=read)
+    check_output(Path(output), overwrite=given["overwrite"], read=read)
     if (zeroshot is None) != (finetuned is None):
         raise UsageError("zeroshot and finetuned: give both, or neither if they are at the places named in the plan")
     opened = plan if isinstance(plan, Plan) else Plan.load(plan)
     with as_sources(zeroshot, [] if finetuned is None else several(finetuned), processor) as (base, others):
         sources = (base, *others) if base else ()
-        run = open_plan(opened, progress or Logged(), name=str(file or "the plan"), hashed=hash, sources=sources)
-        words = {"output": output, "overwrite": overwrite, "max_shard_size": max_shard_size, "no_hash": not hash}
-        run.command = command if command is not None else spelled_out("apply", file or opened, **words)
-        return finished(run, Path(output), overwrite=overwrite, max_shard_size=limit)
+        run = open_plan(
+            opened, progress or Logged(), name=str(file or "the plan"), hashed=given["hash"], sources=sources
+        )
+        run.command = spelled_out("apply", file or opened, output=output, **options) if command is None else command
+        return finished(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
 
 
 def open_plan(
@@ -186,7 +184,7 @@ def finished(
         max_shard_size: See `write_merge`.
     """
     if not run.is_main:
-        return MergeResult(output, run.decided, None)
+        return MergeResult(output, run.light_plan, None)
     from clipmerge.output.record import merge_record
 
     if output is None:
@@ -196,7 +194,7 @@ def finished(
         run.finish()
     else:
         record = write_merge(run, output, overwrite=overwrite, max_shard_size=max_shard_size)
-    return MergeResult(output, run.decided, record, record.warnings)
+    return MergeResult(output, run.light_plan, record, record.warnings)
 
 
 def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None) -> MergeRecord:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from clipmerge import __version__
-from clipmerge.api._arguments import RecipeLike, calibration_from, recipe_files
 from clipmerge.api._commands import recipe_word, spelled_out
+from clipmerge.api._requests import alphas_from, calibration_from, recipe_files
 from clipmerge.api._results import BenchResult
 from clipmerge.api.sweep import check_sweep, run_sweep
 from clipmerge.errors import MeasureError
@@ -20,6 +20,7 @@ from clipmerge.evaluation.suites.cost import cost_of
 from clipmerge.evaluation.suites.release import fetch_release, write_config
 from clipmerge.evaluation.suites.suite import Pair, Release, Suite, load_suite
 from clipmerge.images.known import find_known
+from clipmerge.options import BenchOptions, completed, with_options
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress
 from clipmerge.request import SweepRequest
@@ -28,22 +29,6 @@ from clipmerge.request import SweepRequest
 BENCH_RECORD = "bench.json"
 # Number of standard errors by which the accuracy on a sample may differ from that on all images.
 _ERRORS = 3.0
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The user's choices, apart from the suite."""
-
-    recipes: tuple[RecipeLike, ...]
-    alphas: tuple[float, ...]
-    limit: int | None
-    images: int
-    seed: int
-    batch_size: int | None
-    images_at_once: int | None
-    device: str
-    check: bool
-    command: str
 
 
 @dataclass
@@ -94,22 +79,14 @@ def _sampling_error(percent: float, images: int | None) -> float:
     return 100 * _ERRORS * math.sqrt(share * (1 - share) / images)
 
 
+@with_options(BenchOptions)
 def bench(
     suite: str | os.PathLike[str],
     *,
     output: str | os.PathLike[str] | None = None,
-    limit: int | None = None,
-    recipes: Sequence[RecipeLike] | None = None,
-    alphas: Sequence[float] | None = None,
-    check: bool = True,
-    images: int = 1024,
-    seed: int = 0,
-    batch_size: int | None = None,
-    images_at_once: int | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
     progress: Progress | None = None,
     command: str | None = None,
+    **options: Unpack[BenchOptions],
 ) -> BenchResult:
     """Evaluate a suite's pairs at every alpha and with recipes, and show the published figures next to ours.
 
@@ -119,18 +96,9 @@ def bench(
     Args:
         suite: Name of a suite, or a YAML file.
         output: Folder to write; ``None`` to write nothing.
-        limit: Images sampled from each source; ``None`` for all.
-        recipes: Recipes, each in a form that `merge` accepts; ``None`` for the suite's.
-        alphas: Points of the curve, ascending; ``None`` for the suite's.
-        check: Whether a zero-shot accuracy that is not the published one is an error.
-        images: Images that recipes measure on.
-        seed: Seed of the samples and of random masks.
-        batch_size: As in `ImageOptions`.
-        images_at_once: As in `ImageOptions`.
-        device: As in `ImageOptions`.
-        overwrite: Whether an earlier output may be replaced.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         command: Command that repeats the call, for the record; by default derived from the arguments.
+        **options: See `BenchOptions`.
 
     Returns:
         The record, and the folder that was written.
@@ -140,48 +108,27 @@ def bench(
         ClipmergeError: If anything else cannot be used or downloaded.
     """
     chosen, reports = load_suite(os.fspath(suite)), progress or Logged()
-    asked = _Options(
-        recipes=tuple(chosen.recipes if recipes is None else recipes),
-        alphas=tuple(chosen.alphas if alphas is None else alphas),
-        limit=limit,
-        images=images,
-        seed=seed,
-        batch_size=batch_size,
-        images_at_once=images_at_once,
-        device=device,
-        check=check,
-        command=command or _words(suite, output, limit, recipes, alphas, check=check, seed=seed),
-    )
+    given = _of_suite(chosen, completed(BenchOptions, options))
+    if command is None:
+        words = {**options, "recipes": options.get("recipes") and list(map(recipe_word, given["recipes"] or ()))}
+        command = spelled_out("bench", suite, output=output, **words)
     target = None if output is None else Path(output)
     if target is not None:
         from clipmerge.output.checks import check_output
 
-        read = [*recipe_files(*asked.recipes), *([Path(suite)] if Path(suite).is_file() else [])]
-        check_output(target, overwrite=overwrite, read=read, record=BENCH_RECORD)
+        read = [*recipe_files(*given["recipes"] or ()), *([Path(suite)] if Path(suite).is_file() else [])]
+        check_output(target, overwrite=given["overwrite"], read=read, record=BENCH_RECORD)
     for pair in chosen.pairs:
-        check_sweep(_request(pair, "theta_0", "theta_1", asked))
-    record = _record(chosen, asked) | {"pairs": [_run(chosen, pair, asked, reports) for pair in chosen.pairs]}
+        check_sweep(_request(pair, "theta_0", "theta_1", given, command))
+    record = _record(chosen, given, command)
+    record["pairs"] = [_run(chosen, pair, given, command, reports) for pair in chosen.pairs]
     if target is not None:
-        _write(record, target, overwrite=overwrite)
+        _write(record, target, overwrite=given["overwrite"])
     return BenchResult(target, record)
 
 
-def bench_cost(
-    suite: str | os.PathLike[str],
-    *,
-    limit: int | None = None,
-    recipes: Sequence[RecipeLike] | None = None,
-    alphas: Sequence[float] | None = None,
-    device: str = "auto",
-) -> dict[str, Any]:
+def bench_cost(suite: str | os.PathLike[str], options: BenchOptions) -> dict[str, Any]:
     """Estimate how much a suite downloads, and how long its evaluation takes on this machine.
-
-    Args:
-        suite: As in `bench`.
-        limit: As in `bench`.
-        recipes: As in `bench`.
-        alphas: As in `bench`.
-        device: As in `bench`.
 
     Returns:
         JSON-ready, see `clipmerge.evaluation.suites.cost.cost_of`.
@@ -190,38 +137,34 @@ def bench_cost(
         UsageError: If there is no such suite.
     """
     chosen = load_suite(os.fspath(suite))
-    points = chosen.alphas if alphas is None else alphas
-    others = chosen.recipes if recipes is None else recipes
-    cost = cost_of(chosen, recipes=len(others), alphas=len(points), limit=limit, device=device)
+    given = _of_suite(chosen, completed(BenchOptions, options))
+    recipes, alphas = len(given["recipes"] or ()), len(given["alphas"] or ())
+    cost = cost_of(chosen, recipes=recipes, alphas=alphas, limit=given["limit"], device=given["device"])
     return {"suite": chosen.name, "title": chosen.title, "notes": list(chosen.notes), **cost}
 
 
-def _words(suite: Any, output: Any, limit: Any, recipes: Any, alphas: Any, *, check: bool, seed: int) -> str:
-    named = None if recipes is None else [recipe_word(recipe) for recipe in recipes]
-    points = None if alphas is None else ",".join(f"{alpha:g}" for alpha in alphas)
-    flags = {"output": output, "limit": limit, "recipe": named, "alphas": points, "no_check": not check}
-    return spelled_out("bench", suite, **flags, seed=seed or None)
+def _of_suite(suite: Suite, options: BenchOptions) -> BenchOptions:
+    """The options with the suite's recipes and alphas, if none are given."""
+    recipes, alphas = options["recipes"], options["alphas"]
+    return {
+        **options,
+        "recipes": suite.recipes if recipes is None else recipes,
+        "alphas": suite.alphas if alphas is None else alphas_from(alphas),
+    }
 
 
-def _request(pair: Pair, zeroshot: str, finetuned: str, asked: _Options) -> SweepRequest:
-    calibration = calibration_from(
-        _named(pair.data),
-        images=asked.images,
-        batch_size=asked.batch_size,
-        images_at_once=asked.images_at_once,
-        device=asked.device,
-    )
+def _request(pair: Pair, zeroshot: str, finetuned: str, options: BenchOptions, command: str) -> SweepRequest:
     return SweepRequest(
         zeroshot,
         finetuned,
         {name: _named(source) for name, source in pair.id.items()},
         {name: _named(source) for name, source in pair.ood.items()},
-        recipes=tuple(load_recipe(recipe) for recipe in asked.recipes),
-        alphas=asked.alphas,
-        calibration=calibration,
-        seed=asked.seed,
-        command=asked.command,
-        limit=asked.limit,
+        recipes=tuple(load_recipe(recipe) for recipe in options["recipes"] or ()),
+        alphas=alphas_from(options["alphas"] or ()),
+        calibration=calibration_from({**options, "data": _named(pair.data)}),
+        seed=options["seed"],
+        command=command,
+        limit=options["limit"],
         checks_overlap=False,  # splits of public data sets
     )
 
@@ -231,11 +174,11 @@ def _named(source: str | None) -> Any:
     return source and (find_known(source, on_disk=False) or source)
 
 
-def _run(suite: Suite, pair: Pair, asked: _Options, progress: Progress) -> dict[str, Any]:
+def _run(suite: Suite, pair: Pair, options: BenchOptions, command: str, progress: Progress) -> dict[str, Any]:
     ends = (pair.zeroshot, pair.finetuned)
     zeroshot, finetuned = (_on_disk(end, progress) for end in ends)
-    check = _Check(suite, pair, asked.limit, asked.check, progress.say)
-    sweep, _ = run_sweep(_request(pair, zeroshot, finetuned, asked), progress, resumes=True, check=check)
+    check = _Check(suite, pair, options["limit"], options["check"], progress.say)
+    sweep, _ = run_sweep(_request(pair, zeroshot, finetuned, options, command), progress, resumes=True, check=check)
     provenances = [sweep.pop("zeroshot"), *sweep.pop("finetuned")]
     addresses, counts, revisions = sweep.pop("sources"), sweep.pop("images"), sweep.pop("revisions")
     return {
@@ -268,12 +211,12 @@ def _provenance(provenance: dict[str, Any], checkpoint: str | Release) -> dict[s
     return provenance | {"source": checkpoint.url, "verified": checkpoint.sha256 is not None}
 
 
-def _record(suite: Suite, asked: _Options) -> dict[str, Any]:
+def _record(suite: Suite, options: BenchOptions, command: str) -> dict[str, Any]:
     import torch
 
     from clipmerge.distributed import accelerator_for
 
-    device = accelerator_for(asked.device).device  # type: ignore[arg-type]
+    device = accelerator_for(options["device"]).device
     return {
         "clipmerge": __version__,
         "torch": torch.__version__,
@@ -281,9 +224,9 @@ def _record(suite: Suite, asked: _Options) -> dict[str, Any]:
         "suite": suite.name,
         "title": suite.title,
         "model": suite.model,
-        "limit": asked.limit,
-        "seed": asked.seed,
-        "command": asked.command,
+        "limit": options["limit"],
+        "seed": options["seed"],
+        "command": command,
         "notes": list(suite.notes),
     }
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from transformers import TrainerCallback
 
-from clipmerge.api._arguments import CheckpointLike, MergeOptions, RecipeLike, check_apart, merge_request, with_options
-from clipmerge.api._in_memory import unwrapped
+from clipmerge.api._in_memory import CheckpointLike, unwrapped
+from clipmerge.api._requests import RecipeLike, check_apart, merge_request
 from clipmerge.api._results import MergeResult
 from clipmerge.api.merge import merge
 from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import ClipmergeError, UsageError
+from clipmerge.options import RecipeOptions, completed, with_options
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.progress import Logged, Progress
 
@@ -49,7 +50,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         >>> trainer = Trainer(model, args, train_dataset=cars, callbacks=[callback])  # doctest: +SKIP
     """
 
-    @with_options(merge_request, leave_out=("state_key",))
+    @with_options(RecipeOptions)
     def __init__(
         self,
         zeroshot: CheckpointLike,
@@ -62,7 +63,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         license: str | None = None,
         processor: Any = None,
         progress: Progress | None = None,
-        **options: Unpack[MergeOptions],
+        **options: Unpack[RecipeOptions],
     ) -> None:
         """Keep the settings.
 
@@ -77,7 +78,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             license: The licence, if the sources' differ.
             processor: Processor of the models; by default the trainer's, or the one beside the zero-shot checkpoint.
             progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-            **options: See `MergeOptions`; ``data`` are the images that the recipe measures on.
+            **options: See `RecipeOptions`.
 
         Raises:
             ClipmergeError: If the recipe or an option cannot be used.
@@ -87,7 +88,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         self._zeroshot, self._recipe, self._output, self._overwrite = zeroshot, recipe, output, overwrite
         self._push_to, self._publishing = push_to, {"private": private, "license": license}
         self._processor, self._progress, self._options = processor, progress or Logged(), options
-        merge_request(_ZEROSHOT, [_TRAINED], recipe, **options)
+        merge_request(_ZEROSHOT, [_TRAINED], recipe, completed(RecipeOptions, options))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Check whatever would fail at the end.
@@ -115,7 +116,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         if isinstance(zeroshot, (str, os.PathLike)):
             open_checkpoint(os.fspath(zeroshot))
         place = self._place(args)
-        request = merge_request(_name(zeroshot), [_TRAINED], self._recipe, **self._options)
+        request = merge_request(_name(zeroshot), [_TRAINED], self._recipe, completed(RecipeOptions, self._options))
         check_apart(place, request, self._recipe, overwrite=self._overwrite)
         if self._push_to is not None:
             check_push(self._push_to, place, private=bool(self._publishing["private"]))

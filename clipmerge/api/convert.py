@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Unpack, cast, get_args
 
 from clipmerge import __version__
-from clipmerge.api._arguments import CheckpointLike, choice
 from clipmerge.api._commands import spelled_out
-from clipmerge.api._in_memory import as_sources, open_source
+from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
+from clipmerge.api._requests import choice
 from clipmerge.api._results import ConvertResult
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
@@ -20,6 +20,7 @@ from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.staging import staged
 from clipmerge.merging.stream import copied_tensors
+from clipmerge.options import ConvertOptions, completed, with_options
 from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
@@ -29,15 +30,16 @@ from clipmerge.progress import ByteCount, Logged, Progress
 CONVERSION = "conversion.json"
 
 
+@with_options(ConvertOptions)
 def convert(
     checkpoint: CheckpointLike,
     output: str | os.PathLike[str],
     *,
     to: str,
-    overwrite: bool = False,
     processor: Any = None,
     progress: Progress | None = None,
     command: str | None = None,
+    **options: Unpack[ConvertOptions],
 ) -> ConvertResult:
     """Write a checkpoint in the other library's layout, completely or not at all.
 
@@ -45,10 +47,10 @@ def convert(
         checkpoint: A folder, a file, ``org/name[@revision]``, or a model of transformers or open_clip.
         output: The folder to write.
         to: ``transformers`` or ``open-clip``.
-        overwrite: Whether an earlier conversion there may be replaced.
         processor: For a model in memory: its processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
         command: Command that repeats the call, for the record; by default derived from the arguments.
+        **options: See `ConvertOptions`.
 
     Returns:
         The folder and the record.
@@ -57,11 +59,12 @@ def convert(
         CheckpointError: If it already has that layout, or a part of it has no counterpart.
         OutputError: If the folder cannot be written.
     """
+    overwrite = completed(ConvertOptions, options)["overwrite"]
     layout = choice("--to", to, get_args(Layout))
     if not is_main_process():  # only one process writes
         return ConvertResult(Path(output), {})
     with as_sources(checkpoint, [], processor) as (source, _):
-        words = command if command is not None else spelled_out("convert", source, output, to=to, overwrite=overwrite)
+        words = command if command is not None else spelled_out("convert", source, output, to=to, **options)
         record = _convert(source, cast(Layout, layout), Path(output), overwrite, progress or Logged(), words)
     return ConvertResult(Path(output), record, tuple(record["warnings"]))
 

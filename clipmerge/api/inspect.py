@@ -23,7 +23,7 @@ from clipmerge.progress import Logged, Progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipmerge.api._arguments import CheckpointLike
+    from clipmerge.api._in_memory import CheckpointLike
 
 _CHUNK = 1 << 20
 

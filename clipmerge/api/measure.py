@@ -36,7 +36,7 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
     """Run the recipe's measure.
 
     Args:
-        run: The run; its checkpoints are read. ``is_main`` is set.
+        run: The run; its checkpoints are read.
         request: The request with the images.
 
     Returns:
@@ -74,7 +74,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     """Move images and model to the device.
 
     Args:
-        run: The run; its checkpoints are read. ``is_main`` is set.
+        run: The run; its checkpoints are read.
         request: The request with the images.
 
     Returns:
@@ -100,7 +100,6 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         run.measured_on = images
     batch_size = batch_size_for(len(images), calibration.batch_size)
     accelerator = accelerator_for(calibration.device)
-    run.is_main = accelerator.is_main_process
     model = build_model(run.inputs)
     share = (accelerator.process_index, accelerator.num_processes)
     prompts = class_prompts(images.class_names, templates)

@@ -7,39 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from clipmerge.api._arguments import (
-    CheckpointLike,
-    MergeOptions,
-    RecipeLike,
-    check_apart,
-    merge_request,
-    several,
-    with_options,
-)
-from clipmerge.api._commands import command_of
-from clipmerge.api._in_memory import as_sources
+from clipmerge.api._commands import recipe_word, spelled_out
+from clipmerge.api._in_memory import CheckpointLike, as_sources
+from clipmerge.api._requests import RecipeLike, byte_count, check_apart, merge_request, several
 from clipmerge.api._results import MergeResult
-from clipmerge.api._sizes import byte_count
 from clipmerge.api.apply import finished
 from clipmerge.api.plan import prepare
 from clipmerge.api.push import check_push, publish
+from clipmerge.options import MergeOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
 
 
-@with_options(merge_request)
+@with_options(MergeOptions)
 def merge(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: RecipeLike,
     *,
     output: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
-    max_shard_size: int | str | None = None,
-    push: str | None = None,
-    private: bool = False,
-    license: str | None = None,
     processor: Any = None,
     progress: Progress | None = None,
+    command: str | None = None,
     **options: Unpack[MergeOptions],
 ) -> MergeResult:
     """Merge a fine-tuned model with its zero-shot self, and write the result.
@@ -49,14 +37,9 @@ def merge(
         finetuned: theta_1, likewise; a sequence for several fine-tuned from the same zero-shot model.
         recipe: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
         output: Folder to write, completely or not at all; ``None`` to measure and decide only.
-        overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Largest size of a shard, such as ``5GB`` or a number of bytes; ``None`` for shards like the
-            fine-tuned checkpoint's.
-        push: ``org/name`` on the Hub to publish the output to.
-        private: With ``push``: whether the repository is created private.
-        license: With ``push``: the licence, if the sources' differ.
         processor: For models in memory: their processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
+        command: Command that repeats the call, for the record; by default derived from the arguments.
         **options: See `MergeOptions`.
 
     Returns:
@@ -65,20 +48,18 @@ def merge(
     Raises:
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
     """
+    given = completed(MergeOptions, options)
     target, progress = None if output is None else Path(output), progress or Logged()
-    limit = byte_count("--max-shard-size", max_shard_size)
+    limit = byte_count("--max-shard-size", given["max_shard_size"])
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
-        request = merge_request(
-            base,
-            others,
-            recipe,
-            **command_of("merge", base, others, recipe, options, max_shard_size=max_shard_size, output=output),
-        )
-        check_apart(target, request, recipe, overwrite=overwrite)
-        if push is not None:
-            check_push(push, target, private=private)
+        if command is None:
+            command = spelled_out("merge", base, *others, recipe=recipe_word(recipe), **options, output=output)
+        request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)
+        check_apart(target, request, recipe, overwrite=given["overwrite"])
+        if given["push"] is not None:
+            check_push(given["push"], target, private=given["private"])
         run = prepare(request, progress)
-        result = finished(run, target, overwrite=overwrite, max_shard_size=limit)
-    if push is None or target is None or not run.is_main:
+        result = finished(run, target, overwrite=given["overwrite"], max_shard_size=limit)
+    if given["push"] is None or target is None or not run.is_main:
         return result
-    return publish(result, push, progress, private=private, license=license)
+    return publish(result, given["push"], progress, private=given["private"], license=given["license"])

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 import numpy as np
 import torch
 
-from clipmerge.api._arguments import MergeOptions, RecipeLike, merge_request, several, with_options
 from clipmerge.api._in_memory import as_sources, unwrapped
+from clipmerge.api._requests import RecipeLike, merge_request, several
 from clipmerge.api.plan import prepare
 from clipmerge.errors import CheckpointError, UsageError
 from clipmerge.families import is_buffer, is_counter, is_statistic
@@ -21,6 +21,7 @@ from clipmerge.merging.selection import RandomKey
 from clipmerge.merging.stream import contents_of, merged_tensors
 from clipmerge.merging.tensor import mask_options as complete_options
 from clipmerge.merging.tensor import merge_tensor
+from clipmerge.options import RecipeOptions, completed, with_options
 from clipmerge.parallel import one_thread
 from clipmerge.plugins import load_plugin
 from clipmerge.progress import Logged, Progress
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-@with_options(merge_request)
+@with_options(RecipeOptions)
 def merge_models(
     zeroshot: torch.nn.Module,
     finetuned: Model | Sequence[Model],
@@ -41,7 +42,7 @@ def merge_models(
     *,
     processor: Any = None,
     progress: Progress | None = None,
-    **options: Unpack[MergeOptions],
+    **options: Unpack[RecipeOptions],
 ) -> Model:
     """Merge models in memory.
 
@@ -55,7 +56,7 @@ def merge_models(
         processor: Processor of the models, needed for measuring unless it lies in the folder that the model was
             loaded from; for open_clip models their name, such as ``ViT-B-32``, or their configuration.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        **options: See `MergeOptions`; ``data`` may be a torch ``DataLoader`` or ``Dataset``.
+        **options: See `RecipeOptions`.
 
     Returns:
         A copy of the fine-tuned model with the merged weights, on the same device and in the same mode; a copy of the
@@ -72,7 +73,7 @@ def merge_models(
             raise UsageError(f"{type(model).__name__} is not a model; give torch modules here, and paths to merge()")
     models = [unwrapped(model) for model in several(finetuned)]  # type: ignore[arg-type]
     with as_sources(zeroshot, models, processor) as (base, others):
-        run = prepare(merge_request(base, others, recipe, **options), progress or Logged())
+        run = prepare(merge_request(base, others, recipe, completed(RecipeOptions, options)), progress or Logged())
         weights = _merged_weights(run)
         form = unwrapped(zeroshot) if run.inputs.takes_zeroshot_form else models[0]
         run.finish()

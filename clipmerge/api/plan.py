@@ -13,27 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from clipmerge.api._arguments import (
-    CheckpointLike,
-    MergeOptions,
-    RecipeLike,
-    check_request,
-    merge_request,
-    several,
-    with_options,
-)
-from clipmerge.api._commands import command_of
-from clipmerge.api._in_memory import as_sources, open_source
+from clipmerge.api._commands import recipe_word, spelled_out
+from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import add_verdict
 from clipmerge.api._other_tasks import add_other_task_scores
+from clipmerge.api._requests import RecipeLike, merge_request, several
 from clipmerge.checkpoint import Checkpoint, Inputs, align_checkpoints
 from clipmerge.checkpoint.ancestry import ancestry_warnings
 from clipmerge.checkpoint.preview import compare_before_download
-from clipmerge.choices import Missing
 from clipmerge.errors import CheckpointError, RecipeError
 from clipmerge.evaluation.zero_shot_head import WEIGHT, build_zeroshot_head, lacks_zeroshot_head
 from clipmerge.layers import match_layers
 from clipmerge.methods import Decision, Task
+from clipmerge.options import Missing, PlanOptions, completed, with_options
 from clipmerge.planning.layer_plan import LayerPlan
 from clipmerge.planning.measurements import Measurements
 from clipmerge.planning.plan import Plan, tensors_path, worded_for, write_plan_files
@@ -64,17 +56,17 @@ class Known:
     ancestry: list[str] | None = None
 
 
-@with_options(merge_request)
+@with_options(PlanOptions)
 def plan(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     recipe: RecipeLike,
     *,
     output: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
     processor: Any = None,
     progress: Progress | None = None,
-    **options: Unpack[MergeOptions],
+    command: str | None = None,
+    **options: Unpack[PlanOptions],
 ) -> Plan:
     """Measure and decide like `merge`, without merging.
 
@@ -83,10 +75,10 @@ def plan(
         finetuned: theta_1 ... theta_K; see `merge`.
         recipe: See `merge`.
         output: JSON file to write the plan to; `Plan.save` can write it later.
-        overwrite: Whether an earlier plan may be replaced.
         processor: For models in memory: their processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        **options: See `MergeOptions`.
+        command: Command that repeats the call, for the record; by default derived from the arguments.
+        **options: See `PlanOptions`.
 
     Returns:
         The plan. In the other processes of ``accelerate launch`` it has no layers.
@@ -95,8 +87,8 @@ def plan(
         ClipmergeError: If an argument cannot be used; one line says what, where and what to do next.
     """
     return plan_run(
-        zeroshot, finetuned, recipe, output, overwrite=overwrite, processor=processor, progress=progress, **options
-    ).decided
+        zeroshot, finetuned, recipe, output, processor=processor, progress=progress, command=command, **options
+    ).light_plan
 
 
 def plan_run(
@@ -105,20 +97,21 @@ def plan_run(
     recipe: RecipeLike,
     output: str | os.PathLike[str] | None,
     *,
-    overwrite: bool = False,
     processor: Any = None,
     progress: Progress | None = None,
-    **options: Unpack[MergeOptions],
+    command: str | None = None,
+    **options: Unpack[PlanOptions],
 ) -> Run:
     """Work like `plan`, with the same arguments, but return the whole run."""
     from clipmerge.output.checks import check_output_file
 
+    given = completed(PlanOptions, options)
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
-        request = merge_request(
-            base, others, recipe, **command_of("plan", base, others, recipe, options, output=output)
-        )
+        if command is None:
+            command = spelled_out("plan", base, *others, recipe=recipe_word(recipe), **options, output=output)
+        request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)
         if output is not None:
-            check_output_file(Path(output), tensors_path(Path(output)), overwrite=overwrite)
+            check_output_file(Path(output), tensors_path(Path(output)), overwrite=given["overwrite"])
         run = prepare(request, progress or Logged())
         if run.is_main and output is not None:
             write_plan(run, Path(output))
@@ -135,7 +128,7 @@ def prepare(
     """Read, measure, decide, and measure the effect of the decision.
 
     Args:
-        request: The request.
+        request: The request, checked.
         progress: Receiver of progress reports.
         known: Results of earlier requests for the same checkpoints and images.
         judged: Whether to measure the effect of the decision, if there are images.
@@ -146,7 +139,6 @@ def prepare(
     Raises:
         ClipmergeError: If an input cannot be used.
     """
-    check_request(request)
     known = known or Known()
     run = _read(request, progress or Silent(), known)
     _early_checks(run, request.recipe)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge.errors import UsageError, shorten
+from clipmerge.options import PushOptions, completed, with_options
 from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
@@ -16,32 +16,21 @@ if TYPE_CHECKING:
     from clipmerge.publish.push import Published
 
 
+@with_options(PushOptions)
 def push(
     folder: str | os.PathLike[str],
     repo_id: str,
     *,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    message: str | None = None,
-    license: str | None = None,
-    evaluations: Iterable[str | os.PathLike[str]] = (),
-    yes: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[PushOptions],
 ) -> Published:
     """Check an output folder and publish it on the Hugging Face Hub, in one commit or none.
 
     Args:
         folder: Folder written by `merge` or `apply`; it is not changed.
         repo_id: ``org/name``; created if it does not exist.
-        private: Create it private; refused for an existing public one.
-        revision: Branch to commit to; created if missing.
-        create_pr: Open a pull request instead of committing.
-        message: Commit message.
-        license: The model's licence, by the Hub's name; needed if the sources' differ.
-        evaluations: JSON files of `evaluate` or `sweep` whose accuracies go into the card.
-        yes: Replace other contents, or a card that was edited on the Hub.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
+        **options: See `PushOptions`.
 
     Returns:
         The page, the commit, and whether anything was created or changed.
@@ -54,18 +43,11 @@ def push(
     from clipmerge.publish import push as publishing
     from clipmerge.report.page import card_picture, html_page
 
-    options: dict[str, Any] = {
-        "private": private,
-        "revision": revision,
-        "create_pr": create_pr,
-        "message": message,
-        "license": license,
-        "yes": yes,
-        "evaluations": tuple(map(Path, evaluations)),
-    }
+    given: dict[str, Any] = {**completed(PushOptions, options)}
+    given["evaluations"] = tuple(map(Path, given["evaluations"] or ()))
     reports = progress or Logged()
     reports.stage("publish")
-    published = publishing.push(Path(folder), repo_id, **options, page=html_page, picture=card_picture)
+    published = publishing.push(Path(folder), repo_id, **given, page=html_page, picture=card_picture)
     if published.left_behind:
         reports.say(f"{shorten(published.left_behind)} not pushed from {folder}: not written by the merge")
     return published

@@ -11,29 +11,23 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from clipmerge.api._arguments import (
-    CheckpointLike,
-    MergeOptions,
-    RecipeLike,
-    calibration_from,
+from clipmerge.api._commands import recipe_word, spelled_out
+from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source, with_state_key
+from clipmerge.api._merge_effect import settings_for, shared_plan
+from clipmerge.api._requests import (
+    alphas_from,
     check_request,
-    dtype_from,
     files_read,
-    merge_request,
+    named,
     recipe_files,
     require_places,
+    settings_from,
     several,
-    source_of,
-    with_options,
 )
-from clipmerge.api._commands import sweep_words
-from clipmerge.api._in_memory import as_sources, open_source, with_state_key
-from clipmerge.api._merge_effect import settings_for, shared_plan
-from clipmerge.api._other_tasks import load_tasks, tasks_named
+from clipmerge.api._other_tasks import load_tasks
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
 from clipmerge.api._sweep_images import load_source, overlap_notes
@@ -42,18 +36,16 @@ from clipmerge.api._sweep_tasks import score_other_tasks
 from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
-from clipmerge.choices import Missing
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.points import Point, Points
-from clipmerge.evaluation.sources import check_source_name
 from clipmerge.evaluation.tradeoff import standings
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.file_store import local_inputs
-from clipmerge.planning.merge_effect import MAX_LOSS
+from clipmerge.options import Missing, SweepOptions, completed, with_options
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress, Silent
 from clipmerge.report.sweep_headline import headline
-from clipmerge.request import ALPHAS, SweepRequest
+from clipmerge.request import SweepRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,37 +56,32 @@ if TYPE_CHECKING:
 SWEEP_RECORD = "sweep.json"
 
 
-@with_options(merge_request)
+@with_options(SweepOptions)
 def sweep(
     zeroshot: CheckpointLike,
     finetuned: CheckpointLike | Sequence[CheckpointLike],
     *,
-    id: Mapping[str, Any],
-    ood: Mapping[str, Any],
-    recipes: Sequence[RecipeLike] = (),
-    alphas: Sequence[float] = ALPHAS,
-    points: Mapping[str, str | os.PathLike[str]] | None = None,
+    id: Mapping[str, Any] | Sequence[str],
+    ood: Mapping[str, Any] | Sequence[str],
     output: str | os.PathLike[str] | None = None,
-    overwrite: bool = False,
     processor: Any = None,
     progress: Progress | None = None,
-    **options: Unpack[MergeOptions],
+    command: str | None = None,
+    **options: Unpack[SweepOptions],
 ) -> SweepResult:
     """Evaluate the alpha curve and recipes on ID and OOD images; see `docs/sweep.md`.
 
     Args:
         zeroshot: theta_0; see `merge`.
         finetuned: theta_1 ... theta_K; see `merge`. With several the curve goes to their average.
-        id: Images like those of the fine-tuning, by name, each in any form accepted for ``data`` of `merge`.
-        ood: Images unlike those of the fine-tuning, by name.
-        recipes: Recipes; see `merge`.
-        alphas: Points of the curve, ascending; 0 = zero-shot, 1 = fine-tuned.
-        points: Checkpoints to show beside the curve as they are, by name: a folder, a file or ORG/NAME.
+        id: Images like those of the fine-tuning, by name, each in any form accepted for ``data`` of `merge`; or texts
+            ``NAME=SOURCE``.
+        ood: Images unlike those of the fine-tuning, likewise.
         output: Folder to write; ``None`` to write nothing.
-        overwrite: Whether an earlier sweep there may be replaced.
         processor: For models in memory: their processor, or the model's open_clip name.
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
-        **options: See `MergeOptions`; recipes measure on ``data``, and ``set`` applies to all of them.
+        command: Command that repeats the call, for the record; by default derived from the arguments.
+        **options: See `SweepOptions`.
 
     Returns:
         The record, and the images recognised at each point.
@@ -103,58 +90,34 @@ def sweep(
         UsageError: If an OOD source shares images with ``data``, or two arguments contradict each other.
         ClipmergeError: If another argument cannot be used.
     """
+    given = completed(SweepOptions, options)
     target, reports = None if output is None else Path(output), progress or Logged()
+    recipes = given["recipes"] or ()
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
         require_places((base, *others))
-        given = SweepRequest(
+        if command is None:
+            words = {**options, "recipes": list(map(recipe_word, recipes))}
+            command = spelled_out("sweep", base, *others, id=id, ood=ood, **words, output=output)
+        first, *further = with_state_key(others, given["state_key"])
+        request = SweepRequest(
             base,
-            others[0],
-            _sources(id),
-            _sources(ood),
-            alphas=tuple(map(float, alphas)),
-            further=tuple(others[1:]),
-            points={name: os.fspath(source) for name, source in (points or {}).items()},
+            first,
+            named("--id", id),
+            named("--ood", ood),
+            recipes=tuple(load_recipe(recipe, given["set"]) for recipe in recipes),
+            alphas=alphas_from(given["alphas"]),
+            further=tuple(further),
+            points=named("--point", given["points"]),
+            command=command,
+            **settings_from(given),
         )
-        request = _completed(given, recipes, output, options)
         check_sweep(request)
         if target is None:
             record, correct = run_sweep(request, reports)
         else:
             read = recipe_files(*recipes)
-            record, correct = write_sweep(request, target, overwrite=overwrite, read=read, progress=reports)
+            record, correct = write_sweep(request, target, overwrite=given["overwrite"], read=read, progress=reports)
     return SweepResult(target, record, correct, tuple(record["warnings"]))
-
-
-def _sources(named: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: source_of(source) for name, source in named.items()}
-
-
-def _completed(
-    request: SweepRequest, recipes: Sequence[RecipeLike], output: Any, options: MergeOptions
-) -> SweepRequest:
-    """Add the recipes and options to a request for a curve."""
-    images = {name: value for name, value in options.items() if name not in _OWN}
-    command = options.get("command")
-    finetuned, *further = with_state_key((request.finetuned, *request.further), options.get("state_key"))
-    calibration = calibration_from(options.get("data"), **images)  # type: ignore[arg-type]
-    return replace(
-        request,
-        finetuned=finetuned,
-        further=tuple(further),
-        recipes=tuple(load_recipe(recipe, options.get("set")) for recipe in recipes),
-        calibration=calibration if options.get("verdict", True) else replace(calibration, held_back=0.0),
-        max_loss=options.get("max_loss", MAX_LOSS),
-        strict=options.get("strict", False),
-        keep=tasks_named(options.get("keep")),
-        seed=options.get("seed", 0),
-        dtype=dtype_from(options.get("dtype", "keep")),
-        command=sweep_words(request, recipes, output, options) if command is None else command,
-        hashed=options.get("hash", True),
-    )
-
-
-# Options of a sweep that are not about images.
-_OWN = ("data", "state_key", "keep", "set", "verdict", "max_loss", "strict", "seed", "dtype", "command", "hash")
 
 
 def check_sweep(request: SweepRequest) -> None:
@@ -171,8 +134,6 @@ def check_sweep(request: SweepRequest) -> None:
         raise UsageError(f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name once")
     if not request.id_sources or not request.ood_sources:
         raise UsageError("a sweep needs at least one --id and one --ood source")
-    for name in (*request.sources, *request.points):
-        check_source_name(name)
     if len(request.alphas) < 2 or list(request.alphas) != sorted(set(request.alphas)):
         raise UsageError("--alphas: a curve needs at least two different values, in ascending order")
     _check_names([recipe.name for recipe in request.recipes], request.points)

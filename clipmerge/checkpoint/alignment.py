@@ -6,9 +6,9 @@ from clipmerge.checkpoint.compare import find_mismatches, notes_on
 from clipmerge.checkpoint.converted import in_one_layout
 from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint
-from clipmerge.choices import Missing
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family, family_of, known_keys, tower_of
+from clipmerge.options import Missing
 
 
 def align_checkpoints(

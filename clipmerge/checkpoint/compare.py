@@ -13,7 +13,7 @@ from clipmerge.layers import HEAD
 if TYPE_CHECKING:
     from clipmerge.checkpoint.inputs import Inputs
     from clipmerge.checkpoint.source import Checkpoint
-    from clipmerge.choices import Missing
+    from clipmerge.options import Missing
 
 _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 

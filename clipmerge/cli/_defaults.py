@@ -14,19 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from clipmerge.errors import UsageError, did_you_mean
+from clipmerge.options import EVERY
 
 FILE = "clipmerge.toml"
-#: Flags that any file may set, by their parameter.
-_ANYWHERE = ("device", "images", "batch_size", "images_at_once", "seed", "template")
-#: Flags that only the user's own file and the environment may set.
-_PERSONAL = ("recipe", "data", "classes", "max_loss", "strict", "verbose")
+#: Options that any file may set, and those that only the user's own file and the environment may set too.
+_ANYWHERE = tuple(name for name, option in EVERY.items() if option.settable == "anywhere")
+_SETTABLE = tuple(name for name, option in EVERY.items() if option.settable)
 #: Variables with another meaning.
 _OTHERS = ("DEBUG", "BROWSER", "HUB_TIMEOUT")
 _PREFIX = "CLIPMERGE_"
 _MOST_BYTES = 64 << 10
 # Python's TOML reader takes time that grows with the square of the number of dots in a name, or faster.
 _MOST_DOTS = 1000
-_SWITCHES = ("strict", "verbose")
 
 
 class Defaults:
@@ -56,21 +55,21 @@ class Defaults:
         """
         words = []
         for name, value in self.values.items():
-            flag = f"--{name.replace('_', '-')}"
-            short = {"recipe": "-r", "verbose": "-v"}.get(name, flag)
-            if value is False or any(word.partition("=")[0] in (flag, short) for word in given):
+            flags = EVERY[name].flags or (EVERY[name].flag(name),)
+            if value is False or any(word.partition("=")[0] in flags for word in given):
                 continue
             for each in value if isinstance(value, list) else [value]:
-                words += [flag, *([] if each is True else [str(each)])]
+                words += [flags[0]] if each is True else [flags[0], str(each)]
         return words
 
     @property
     def note(self) -> str:
         """The defaults in force and where each comes from; empty if there are none."""
         parts = [f"--{name.replace('_', '-')} {value} ({self.origins[name]})" for name, value in self.values.items()]
-        known = [_PREFIX + name.upper() for name in (*_ANYWHERE, *_PERSONAL)]
-        wrong = [f"{name} sets nothing.{did_you_mean(name, known)}" for name in self.unknown]
-        return "; ".join([*([f"defaults in force: {', '.join(parts)}"] if parts else []), *wrong])
+        notes = [f"defaults in force: {', '.join(parts)}"] if parts else []
+        known = [_PREFIX + name.upper() for name in _SETTABLE]
+        notes += [f"{name} sets nothing.{did_you_mean(name, known)}" for name in self.unknown]
+        return "; ".join(notes)
 
 
 #: The defaults of the running command.
@@ -90,14 +89,14 @@ def read_defaults(environment: Mapping[str, str], *, folder: Path, home: Path | 
     """
     found = Defaults()
     if home is not None:
-        _add_file(found, home / FILE, (*_ANYWHERE, *_PERSONAL), "")
+        _add_file(found, home / FILE, _SETTABLE, "")
     own = "; the user's own file and the environment may set more"
     _add_file(found, folder / FILE, _ANYWHERE, own)
     for variable, text in environment.items():
         name = variable.removeprefix(_PREFIX).lower()
         if not variable.startswith(_PREFIX) or variable.removeprefix(_PREFIX) in _OTHERS:
             continue
-        if name in (*_ANYWHERE, *_PERSONAL):
+        if name in _SETTABLE:
             found.add(name, _value(variable, name, text), variable)
         else:
             found.unknown.append(variable)
@@ -115,11 +114,12 @@ def config_home() -> Path | None:
 
 
 def _value(variable: str, name: str, text: str) -> Any:
-    if name in _SWITCHES:
+    option = EVERY[name]
+    if option.default is False:
         if text.lower() not in ("0", "1", "true", "false"):
             raise UsageError(f"{variable}={text[:40]}: expected 0 or 1")
         return text.lower() in ("1", "true")
-    return [text] if name == "template" else text
+    return [text] if option.is_repeated else text
 
 
 def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) -> None:
@@ -148,19 +148,19 @@ def _add_file(found: Defaults, file: Path, allowed: tuple[str, ...], more: str) 
 
 
 def _of_file(file: Path, key: str, name: str, value: Any) -> Any:
-    if name in _SWITCHES and isinstance(value, bool):
-        return value
-    if name == "template":
-        given = value if isinstance(value, list) else [value]
-        if all(isinstance(each, str) for each in given):
-            return given
-    elif name not in _SWITCHES and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
-    raise UsageError(f"{file}: {key}: expected {_expected(name)}")
-
-
-def _expected(name: str) -> str:
-    return "true or false" if name in _SWITCHES else "a text or a list of texts" if name == "template" else "one value"
+    """The value of a flag as the command line reads it: a switch, a list of texts, or a text."""
+    option = EVERY[name]
+    if option.default is False:
+        expected, fits = "true or false", isinstance(value, bool)
+    elif option.is_repeated:
+        value = value if isinstance(value, list) else [value]
+        expected, fits = "a text or a list of texts", all(isinstance(each, str) for each in value)
+    else:
+        expected, fits = "one value", isinstance(value, str | int | float) and not isinstance(value, bool)
+        value = str(value)
+    if not fits:
+        raise UsageError(f"{file}: {key}: expected {expected}")
+    return value
 
 
 def apply_defaults(context: Any, flags: Collection[str]) -> None:

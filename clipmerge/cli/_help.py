@@ -6,6 +6,10 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from typer.core import TyperCommand
+
+from clipmerge.options import PANELS
+
 _WIDTH = 50
 #: Examples under the help of each command: words after ``clipmerge``, and what they do.
 _EXAMPLES = {
@@ -49,44 +53,24 @@ _EXAMPLES = {
         ("recipes copy auto mine.yaml", "a copy to edit; run it with --recipe mine.yaml"),
     ),
 }
-#: Names of flags' values in usage and help, which would otherwise show a Python type.
-_VALUES = {
-    "SOURCE": ("data", "unlabelled"),
-    "NAME=SOURCE": ("keep", "id", "ood"),
-    "NAME=CHECKPOINT": ("point",),
-    "KEY=VALUE": ("set",),
-    "RECIPE": ("recipe",),
-    "PROMPT": ("template",),
-    "FILE": ("classes", "evaluation"),
-    "PATH": ("output",),
-    "NUMBER": ("alpha", "max-loss", "seed"),
-    "COUNT": ("images", "batch-size", "images-at-once", "limit"),
-    "KEY": ("state-key",),
-    "NAME": ("image-column", "label-column"),
-    "LIST": ("alphas",),
-    "SIZE": ("max-shard-size",),
-    "ORG/NAME": ("push",),
-    "LICENCE": ("license",),
-    "BRANCH": ("revision",),
-    "TEXT": ("message",),
-    "LIBRARY": ("to",),
-}
-_VALUE_OF = {f"--{flag}": value for value, flags in _VALUES.items() for flag in flags}
 
 
-def name_values(command: Any) -> None:
-    """Give the arguments and the flags of a command names for their values, unless they have some.
+class GroupedHelp(TyperCommand):
+    """A command whose help lists the flags under headings, in each the required ones first."""
 
-    Args:
-        command: A command, or a group of commands.
-    """
-    for each in getattr(command, "commands", {}).values():
-        name_values(each)
-    for parameter in command.params:
-        if parameter.metavar is None and parameter.param_type_name == "argument":
-            parameter.metavar = str(parameter.name).upper()
-        elif parameter.metavar is None and parameter.opts:
-            parameter.metavar = _VALUE_OF.get(next(iter(parameter.opts)))
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the sections."""
+        sections: dict[str, list[tuple[bool, tuple[str, str]]]] = {"Arguments": []} | {name: [] for name in PANELS}
+        for parameter in self.get_params(ctx):
+            line = parameter.get_help_record(ctx)
+            if line is not None:
+                heading = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                heading = getattr(parameter, "rich_help_panel", None) or heading
+                sections.setdefault(heading, []).append((not parameter.required, line))
+        for heading, lines in sections.items():
+            if lines:
+                with formatter.section(heading):
+                    formatter.write_dl([line for _, line in sorted(lines, key=lambda each: each[0])])
 
 
 def examples(command: str) -> str:

@@ -27,7 +27,7 @@ from clipmerge.cli._ending import (
     preparing,
     printing,
 )
-from clipmerge.cli._help import examples, name_values
+from clipmerge.cli._help import GroupedHelp, examples
 from clipmerge.errors import UsageError
 
 #: Every command in the order of ``--help``, with the first line of its own help.
@@ -73,10 +73,8 @@ def _imported(name: str) -> Any:
     if name in _GROUPS:
         one.add_typer(getattr(import_module(f"clipmerge.cli.{name}"), f"{name}_app"), name=name)
     else:
-        one.command(name, epilog=examples(name))(_function(name))
-    command = get_group(one).commands[name]
-    name_values(command)
-    return command
+        one.command(name, cls=GroupedHelp, epilog=examples(name))(_function(name))
+    return get_group(one).commands[name]
 
 
 def _function(name: str) -> Callable[..., None]:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
 from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import (
-    BatchSize,
-    DeviceName,
-    Images,
-    ImagesAtOnce,
-    Output,
-    Overwrite,
-    Seed,
-    Verbose,
-    command_line,
-)
+from clipmerge.cli._options import Output, Verbose, command_line, output_flag, takes_options
 from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.options import BenchOptions
 from clipmerge.progress import format_seconds
 
 if TYPE_CHECKING:
@@ -29,33 +20,21 @@ _LIST = "list"
 
 
 @reporting_errors
+@takes_options(BenchOptions)
 def bench_command(
-    suite: Annotated[str, typer.Argument(help="Name of a suite, a YAML file, or 'list' for all names.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to write; bench-SUITE by default.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=2, help="Images sampled from each source, for a quick look; by default all.")
-    ] = None,
-    recipe: Annotated[
-        list[str] | None, typer.Option("--recipe", "-r", help="Recipe in place of the suite's; may be repeated.")
-    ] = None,
-    alphas: Annotated[str | None, typer.Option(help="Points of the curve; by default the suite's.")] = None,
-    images: Images = 1024,
-    batch_size: BatchSize = None,
-    images_at_once: ImagesAtOnce = None,
-    seed: Seed = 0,
-    device: DeviceName = "auto",
-    check: Annotated[
-        bool,
-        typer.Option("--check/--no-check", help="Stop if zero-shot accuracy is not the published figure."),
-    ] = True,
+    suite: Annotated[
+        str, typer.Argument(metavar="SUITE", help="Name of a suite, a YAML file, or 'list' for all names.")
+    ],
+    output: Annotated[Path | None, output_flag("Folder to write; bench-SUITE by default.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the downloads and the time they take; run nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the downloads and the time they take; run nothing.", rich_help_panel="Output"
+        ),
     ] = False,
-    overwrite: Overwrite = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,
+    **options: Unpack[BenchOptions],
 ) -> None:
     """Reproduce published results by name.
 
@@ -66,30 +45,13 @@ def bench_command(
         _list_suites(terminal)
         return
     from clipmerge.api.bench import bench, bench_cost
-    from clipmerge.cli.sweep import parse_alphas
 
-    points = None if alphas is None else parse_alphas(alphas)
     if dry_run:
-        cost = bench_cost(suite, limit=limit, recipes=recipe, alphas=points, device=device)
+        cost = bench_cost(suite, options)
         terminal.result(cost, lambda: _cost(cost))
         return
     target = output or Path(f"bench-{Path(suite).stem}")
-    record = bench(
-        suite,
-        output=target,
-        limit=limit,
-        recipes=recipe,
-        alphas=points,
-        check=check,
-        images=images,
-        seed=seed,
-        batch_size=batch_size,
-        images_at_once=images_at_once,
-        device=device,
-        overwrite=overwrite,
-        progress=terminal,
-        command=command_line(),
-    ).record
+    record = bench(suite, output=target, progress=terminal, command=command_line(), **options).record
     terminal.result(record, lambda: _results(record))
     terminal.show(f"Wrote {target} (page: {target / record['suite']}.md)")
 

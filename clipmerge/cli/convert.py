@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
 from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output, Overwrite, Verbose, command_line
+from clipmerge.cli._options import Output, Verbose, command_line, takes_options
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.distributed import is_main_process
+from clipmerge.options import ConvertOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 @reporting_errors
+@takes_options(ConvertOptions)
 def convert_command(
     checkpoint: Annotated[str, typer.Argument(metavar="IN", help="Folder, .safetensors file or org/name[@revision].")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
-    to: Annotated[str, typer.Option("--to", help="Library to load it with: transformers or open-clip.")],
-    overwrite: Overwrite = False,
+    to: Annotated[
+        str, typer.Option("--to", metavar="LIBRARY", help="Library to load it with: transformers or open-clip.")
+    ],
     fmt: Output = Format.human,
     verbose: Verbose = False,
+    **options: Unpack[ConvertOptions],
 ) -> None:
     """Convert between OpenCLIP's and transformers' layout."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.convert import convert
 
-    record = convert(checkpoint, output, to=to, overwrite=overwrite, progress=terminal, command=command_line()).record
+    record = convert(checkpoint, output, to=to, progress=terminal, command=command_line(), **options).record
     if is_main_process():
         terminal.result(record, lambda: _files_table(record))
         terminal.show(f"Wrote {output}; load it with: {_loading(record['to'], output)}")

@@ -45,7 +45,7 @@ def list_data(fmt: Output = Format.human) -> None:
 @data_app.command("show")
 @reporting_errors
 def show_data(
-    name: Annotated[str, typer.Argument(help="Name of a data set, or of a set of templates.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a data set, or of a set of templates.")],
     fmt: Output = Format.human,
 ) -> None:
     """Print a data set's source, class names, templates, conventions and published figures."""

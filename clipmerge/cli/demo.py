@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output, Verbose
+from clipmerge.cli._options import Output, Verbose, output_flag
 from clipmerge.cli._terminal import Format, Terminal
 
 if TYPE_CHECKING:
@@ -17,10 +15,7 @@ if TYPE_CHECKING:
 
 @reporting_errors
 def demo_command(
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for models and images; the user's cache by default."),
-    ] = None,
+    output: Annotated[Path | None, output_flag("Folder for models and images; the user's cache by default.")] = None,
     fmt: Output = Format.human,
     verbose: Verbose = False,
 ) -> None:

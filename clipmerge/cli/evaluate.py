@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
 from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Keep, Output, StateKey, Verbose, image_flags, takes_flags
+from clipmerge.cli._options import Output, Verbose, takes_options
 from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.options import EvaluateOptions
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
 @reporting_errors
-@takes_flags(image_flags)
+@takes_options(EvaluateOptions)
 def evaluate_command(
-    checkpoint: Annotated[str, typer.Argument(help="Folder, .safetensors file or org/name[@revision].")],
-    shared: dict[str, Any],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Folder, .safetensors file or org/name[@revision].")
+    ],
     data: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=SOURCE", help="Labelled images; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="NAME=SOURCE", help="Labelled images; may be repeated.", rich_help_panel="Images"),
     ] = None,
-    keep: Keep = None,
-    state_key: StateKey = None,
     fmt: Output = Format.human,
     verbose: Verbose = False,
+    **options: Unpack[EvaluateOptions],
 ) -> None:
     """Measure accuracy and retrieval recall, one row per source."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.evaluate import evaluate
-    from clipmerge.evaluation.sources import named_sources
 
-    sources = named_sources("--data", data or ())
-    record = evaluate(checkpoint, sources, keep=keep, state_key=state_key, **shared, progress=terminal).record
+    record = evaluate(checkpoint, data, progress=terminal, **options).record
     terminal.result(record, lambda: _table(record))
 
 

@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 @reporting_errors
 def inspect_command(
     zeroshot: ZeroShot,
-    finetuned: Annotated[str | None, typer.Argument(help="The same, fine-tuned from ZEROSHOT.")] = None,
+    finetuned: Annotated[
+        str | None, typer.Argument(metavar="FINETUNED", help="The same, fine-tuned from ZEROSHOT.")
+    ] = None,
     no_weights: Annotated[
-        bool, typer.Option("--no-weights", help="Compare names, shapes and dtypes only; a Hub model is not downloaded.")
+        bool,
+        typer.Option(
+            "--no-weights",
+            help="Compare names, shapes and dtypes only; a Hub model is not downloaded.",
+            rich_help_panel="Inputs",
+        ),
     ] = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,

@@ -4,48 +4,41 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Unpack
 
 import typer
 
 from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._options import (
     FineTuned,
-    MaxShardSize,
-    NoHash,
     Output,
-    Overwrite,
+    RecipeName,
     Verbose,
     ZeroShot,
     command_line,
-    merge_flags,
-    takes_flags,
-    with_alpha,
+    output_flag,
+    takes_options,
 )
 from clipmerge.cli._summary import pushed, show_merge
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import UsageError, noting
+from clipmerge.options import MergeOptions
 
 
 @reporting_errors
-@takes_flags(merge_flags)
+@takes_options(MergeOptions)
 def merge_command(
     zeroshot: ZeroShot,
     finetuned: FineTuned,
-    shared: dict[str, Any],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and decide, but write nothing.")] = False,
-    max_shard_size: MaxShardSize = None,
-    no_hash: NoHash = False,
-    overwrite: Overwrite = False,
-    push: Annotated[str | None, typer.Option("--push", help="ORG/NAME on the Hub to publish the output to.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="With --push: create the repository private.")] = False,
-    license: Annotated[
-        str | None, typer.Option("--license", help="With --push: the licence, if the sources' differ.")
-    ] = None,
+    recipe: RecipeName,
+    output: Annotated[Path | None, output_flag("Folder to write.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure and decide, but write nothing.", rich_help_panel="Output")
+    ] = False,
     fmt: Output = Format.human,
     verbose: Verbose = False,
+    **options: Unpack[MergeOptions],
 ) -> None:
     """Measure, decide, merge and write."""
     terminal = Terminal(fmt, verbose=verbose)
@@ -53,20 +46,8 @@ def merge_command(
         raise UsageError("--output is missing: the folder to write (or --dry-run to write nothing)")
     from clipmerge.api.merge import merge
 
-    result = merge(
-        zeroshot,
-        finetuned,
-        **with_alpha(shared),
-        output=None if dry_run else output,
-        max_shard_size=max_shard_size,
-        hash=not no_hash,
-        overwrite=overwrite,
-        push=push,
-        private=private,
-        license=license,
-        progress=terminal,
-        command=command_line(),
-    )
+    target = None if dry_run else output
+    result = merge(zeroshot, finetuned, recipe, output=target, progress=terminal, command=command_line(), **options)
     if not is_main_process():
         return
     if result.path is None:

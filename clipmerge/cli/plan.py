@@ -3,58 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Annotated, Unpack
 
 from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._options import (
     FineTuned,
-    NoHash,
     Output,
-    Overwrite,
+    RecipeName,
     Verbose,
     ZeroShot,
     command_line,
-    merge_flags,
-    takes_flags,
-    with_alpha,
+    output_flag,
+    takes_options,
 )
 from clipmerge.cli._summary import show_merge
 from clipmerge.cli._terminal import Format, Terminal
+from clipmerge.options import PlanOptions
 
 
 @reporting_errors
-@takes_flags(merge_flags)
+@takes_options(PlanOptions)
 def plan_command(
     zeroshot: ZeroShot,
     finetuned: FineTuned,
-    shared: dict[str, Any],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON file to write.")],
-    no_hash: NoHash = False,
-    overwrite: Overwrite = False,
+    recipe: RecipeName,
+    output: Annotated[Path, output_flag("JSON file to write.")],
     fmt: Output = Format.human,
     verbose: Verbose = False,
+    **options: Unpack[PlanOptions],
 ) -> None:
     """Measure and decide like merge, and write the plan."""
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.plan import plan_run
 
-    run = plan_run(
-        zeroshot,
-        finetuned,
-        **with_alpha(shared),
-        output=output,
-        overwrite=overwrite,
-        hash=not no_hash,
-        progress=terminal,
-        command=command_line(),
-    )
+    run = plan_run(zeroshot, finetuned, recipe, output, progress=terminal, command=command_line(), **options)
     if not run.is_main:
         return
     from clipmerge.output.record import merge_record
 
     record = merge_record(
-        run.inputs, run.decided, output=output, seconds=run.seconds, command=run.command, tensors=run.tensors
+        run.inputs, run.light_plan, output=output, seconds=run.seconds, command=run.command, tensors=run.tensors
     )
     show_merge(terminal, record, f"Wrote {output}; apply it with: clipmerge apply {output} --output DIR")

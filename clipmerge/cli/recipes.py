@@ -23,7 +23,7 @@ recipes_app = typer.Typer(
 )
 # A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one line per recipe.
 _WIDEST = 10_000
-_Name = Annotated[str, typer.Argument(help="Name of a recipe.", autocompletion=complete_recipe)]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.", autocompletion=complete_recipe)]
 
 
 @recipes_app.callback()
@@ -72,7 +72,7 @@ def show_recipe(name: _Name) -> None:
 @reporting_errors
 def copy_recipe(
     name: _Name,
-    file: Annotated[Path | None, typer.Argument(help="File to write; ./NAME.yaml by default.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="File to write; ./NAME.yaml by default.")] = None,
 ) -> None:
     """Copy a recipe to a file for editing."""
     from clipmerge.planning.recipe import recipe_text

@@ -2,136 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._help import complete_recipe
 from clipmerge.cli._options import (
-    Data,
-    DtypeName,
     FineTuned,
-    Images,
-    Keep,
-    MaxLoss,
-    NoHash,
     Output,
-    Overwrite,
-    Seed,
-    StateKey,
-    Strict,
-    Unlabelled,
     Verbose,
     ZeroShot,
     command_line,
-    image_flags,
-    takes_flags,
+    output_flag,
+    sources_flag,
+    takes_options,
 )
 from clipmerge.cli._terminal import Format, Terminal
-from clipmerge.errors import UsageError
+from clipmerge.options import SweepOptions
 
 if TYPE_CHECKING:
-    from decimal import Decimal
-
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-_MOST_ALPHAS = 1000
 # Longer names are cut to this many cells before columns are left out; then longer headings are cut too.
 _NAME, _TITLE = 30, 12
 
 
-def parse_alphas(text: str) -> tuple[float, ...]:
-    """Read the points of the curve; ``...`` continues with the step between the two numbers before it.
-
-    Args:
-        text: Numbers separated by commas.
-
-    Returns:
-        The numbers, ascending, without duplicates.
-
-    Raises:
-        UsageError: If a part is not a finite number, the steps miss the last number, or there are too many.
-
-    Example:
-        >>> parse_alphas("0,0.25,...,1")
-        (0.0, 0.25, 0.5, 0.75, 1.0)
-    """
-    from decimal import Decimal  # a millisecond that `--help` saves
-
-    words = [word.strip() for word in text.split(",")]
-    values: list[Decimal] = []
-    try:
-        for place, word in enumerate(words):
-            values += _steps(values[-2], values[-1], Decimal(words[place + 1])) if word == "..." else [Decimal(word)]
-        alphas = sorted({float(value) for value in values})
-    except (ArithmeticError, IndexError, ValueError):
-        raise UsageError(
-            f"--alphas {text}: expected numbers separated by commas, such as 0,0.25,0.5 or 0,0.1,...,1"
-        ) from None
-    except UsageError as error:
-        raise UsageError(f"--alphas {text}: {error}") from None
-    if not all(map(math.isfinite, alphas)):  # 1e400 is valid as text but overflows a float
-        raise UsageError(f"--alphas {text}: expected finite numbers, such as 0,0.25,0.5")
-    return tuple(alphas)
-
-
-def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
-    """Numbers between ``last`` and ``end``, in steps of ``last - before``."""
-    turns = (end - last) / (last - before)
-    if not turns > 0:
-        raise ValueError("the steps before '...' do not reach the number after it")
-    if turns > _MOST_ALPHAS:
-        raise UsageError(f"'...' would stand for more than {_MOST_ALPHAS} numbers, the limit; use larger steps")
-    return [last + (last - before) * turn for turn in range(1, int(turns) + 1)]
-
-
 @reporting_errors
-@takes_flags(image_flags)
+@takes_options(SweepOptions)
 def sweep_command(
     zeroshot: ZeroShot,
     finetuned: FineTuned,
-    id_data: Annotated[list[str], typer.Option("--id", help="Images like the training data; may be repeated.")],
-    ood_data: Annotated[list[str], typer.Option("--ood", help="Images unlike the training data; may be repeated.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    shared: dict[str, Any],
-    recipe: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--recipe",
-            "-r",
-            help="Recipe to compare with the curve; may be repeated.",
-            autocompletion=complete_recipe,
-        ),
-    ] = None,
-    point: Annotated[
-        list[str] | None,
-        typer.Option("--point", help="A checkpoint to show beside the curve; may be repeated."),
-    ] = None,
-    alphas: Annotated[str, typer.Option(help="Points of the curve; 0 = zero-shot, 1 = fine-tuned.")] = "0,0.1,...,1",
-    state_key: StateKey = None,
-    data: Data = None,
-    unlabelled: Unlabelled = None,
-    keep: Keep = None,
-    images: Images = 1024,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Change every recipe; may be repeated.")
-    ] = None,
-    seed: Seed = 0,
-    dtype: DtypeName = "keep",
-    verdict: Annotated[
-        bool, typer.Option("--verdict/--no-verdict", help="Decide on the same images as merge with this flag.")
-    ] = True,
-    max_loss: MaxLoss = 3.0,
-    strict: Strict = False,
-    no_hash: NoHash = False,
-    overwrite: Overwrite = False,
+    id: Annotated[list[str], sources_flag("--id", "Images like the training data; may be repeated.")],
+    ood: Annotated[list[str], sources_flag("--ood", "Images unlike the training data; may be repeated.")],
+    output: Annotated[Path, output_flag("Folder to write.")],
     fmt: Output = Format.human,
     verbose: Verbose = False,
+    **options: Unpack[SweepOptions],
 ) -> None:
     """Compare recipes with the alpha curve.
 
@@ -139,33 +46,9 @@ def sweep_command(
     """
     terminal = Terminal(fmt, verbose=verbose)
     from clipmerge.api.sweep import sweep
-    from clipmerge.evaluation.sources import named_sources
 
     record = sweep(
-        zeroshot,
-        finetuned,
-        id=named_sources("--id", id_data),
-        ood=named_sources("--ood", ood_data),
-        recipes=recipe or (),
-        alphas=parse_alphas(alphas),
-        points=named_sources("--point", point or ()),
-        state_key=state_key,
-        data=data,
-        unlabelled=unlabelled,
-        keep=keep,
-        images=images,
-        set=assignments,
-        seed=seed,
-        dtype=dtype,
-        verdict=verdict,
-        max_loss=max_loss,
-        strict=strict,
-        hash=not no_hash,
-        output=output,
-        overwrite=overwrite,
-        progress=terminal,
-        command=command_line(),
-        **shared,
+        zeroshot, finetuned, id=id, ood=ood, output=output, progress=terminal, command=command_line(), **options
     ).record
     terminal.result(record, lambda: SweepTable(record))
     terminal.end(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")

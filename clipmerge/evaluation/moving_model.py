@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.choices import OutputDtype
 from clipmerge.errors import CheckpointError
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.merging.stream import contents_of, merged_tensors
 from clipmerge.merging.tensor import merge_tensor
 from clipmerge.models import ImageTextModel
 from clipmerge.models.headed_tower import HeadedTower
+from clipmerge.options import OutputDtype
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from clipmerge.choices import OutputDtype
+    from clipmerge.options import OutputDtype
 
 
 @dataclass(frozen=True)

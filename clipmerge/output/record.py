@@ -11,12 +11,12 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
-from clipmerge.choices import OutputDtype
 from clipmerge.errors import OutputError, shorten
 from clipmerge.files.limits import MOST_RECORD_VALUES
 from clipmerge.files.reading import Unreadable, check_values, parse_json, read_text
 from clipmerge.files.side_files import inside
 from clipmerge.files.staging import RECORD
+from clipmerge.options import OutputDtype
 from clipmerge.planning.distribution import histograms, zeroshot_shares
 from clipmerge.planning.frozen import FewLayers, Frozen, LittleMeasured, Plain
 from clipmerge.planning.layer_plan import Combination, LayerPlan

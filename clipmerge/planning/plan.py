@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from clipmerge.choices import Missing, OutputDtype
 from clipmerge.errors import OutputError, PlanError, RecipeError, did_you_mean
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.limits import LARGEST_JSON, MOST_RECORD_VALUES
 from clipmerge.files.reading import Unreadable, check_values, read_text
 from clipmerge.files.staging import staged_files
+from clipmerge.options import Missing, OutputDtype
 from clipmerge.planning.frozen import FewLayers, Frozen
 from clipmerge.planning.layer_plan import Combination, LayerPlan, check_mask
 from clipmerge.planning.measurements import Measurements

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from clipmerge.choices import Missing
 from clipmerge.errors import RecipeError, did_you_mean, printable, shorten
 from clipmerge.files.limits import LARGEST_RECIPE, MOST_DIGITS
 from clipmerge.files.reading import Unreadable, format_size, read_text
+from clipmerge.options import Missing
 from clipmerge.planning.frozen import Plain
 from clipmerge.plugins import (
     Alpha,

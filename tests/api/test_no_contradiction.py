@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from clipmerge.api.plan import Known, prepare, write_plan
-from clipmerge.cli._options import with_alpha
 from clipmerge.methods import Task
 from clipmerge.output.record import read_output
 from clipmerge.planning.effect_view import UNKNOWN_SINCE
@@ -72,8 +71,8 @@ def test_what_is_written_is_what_the_plan_says(
 ) -> None:
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
-    flags = with_alpha({"alpha": alpha if method in TAKES_ALPHA else None, "set": QUICK[method]})
-    recipe = load_recipe(method, flags["set"]).model_copy(update={"overrides": tuple(overrides)})
+    sets = [*QUICK[method], *([f"method.alpha={alpha!r}"] if method in TAKES_ALPHA else [])]
+    recipe = load_recipe(method, sets).model_copy(update={"overrides": tuple(overrides)})
     calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
     known = Known() if judged and recipe.measure else known  # images are held back where a measurement is taken
     run = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), recipe, calibration), known=known, judged=judged)
@@ -106,7 +105,7 @@ def test_what_is_written_is_what_the_plan_says(
     check_terminal(again, record)
     for name, entry in record.layers.items():
         assert re.search(rf"\| {re.escape(name)} \| {entry.alpha:.4g}(?: \(|\s)", card), name
-    changed = judged and Plan.load(tmp_path / "plan.json").digest != run.decided.digest
+    changed = judged and Plan.load(tmp_path / "plan.json").digest != run.light_plan.digest
     assert (UNKNOWN_SINCE in " ".join(ended.out.split())) == changed
     assert (record.bought is not None) == (judged and not changed)
 

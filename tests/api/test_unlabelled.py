@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from clipmerge.api._arguments import merge_request
+from clipmerge.api._requests import merge_request
 from clipmerge.api._sweep_images import load_source, overlap_notes
 from clipmerge.api._unlabelled import unlabelled_images
 from clipmerge.api.sweep import check_sweep, sweep
 from clipmerge.errors import UsageError
 from clipmerge.images.dataset import load_images
+from clipmerge.options import RecipeOptions, completed
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.provenance import CalibrationRecord
 from clipmerge.planning.recipe import load_recipe
@@ -25,7 +26,7 @@ from clipmerge.publish.card import model_card
 from clipmerge.publish.public import public_record
 from clipmerge.report.page import html_page
 from clipmerge.report.sweep_headline import gain_notes
-from clipmerge.request import Calibration, SweepRequest
+from clipmerge.request import Calibration, MergeRequest, SweepRequest
 from tests.support.command import clipmerge, refused
 from tests.support.merged_output import RECORD
 from tests.support.stopped_learning import GOES_ON, Stopping, save_every_step
@@ -34,6 +35,11 @@ from tests.support.tiny_clip import save_images
 Pair = tuple[Path, Path]
 QUICK = ("--batch-size", 8, "--set", "measure.steps=3", "--set", "measure.batch=8", "--no-verdict")
 GIVEN = {"source": "/home/me/secret/camera", "revision": None, "images": 12, "sha256": "ab" * 32}
+
+
+def requested(pair: Pair, images: Path, unlabelled: Any) -> MergeRequest:
+    options = completed(RecipeOptions, {"data": str(images), "unlabelled": unlabelled})
+    return merge_request(str(pair[0]), [str(pair[1])], "auto", options)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +164,7 @@ def test_a_sweep_gives_them_to_the_recipes_that_learn(pair: Pair, images: Path, 
 
 def test_python_takes_images_in_memory(pair: Pair, images: Path) -> None:
     pictures = [object()]
-    request = merge_request(str(pair[0]), [str(pair[1])], "auto", data=str(images), unlabelled=pictures)
+    request = requested(pair, images, pictures)
     assert request.calibration.unlabelled is pictures
 
 
@@ -188,7 +194,7 @@ def test_records_without_unlabelled_images_stay_as_they_were() -> None:
 
 def test_preprocessed_images_cannot_be_compared_with_labelled_ones(pair: Pair, images: Path) -> None:
     pixels = [torch.full((3, 32, 32), float(shade)) for shade in range(3)]
-    request = merge_request(str(pair[0]), [str(pair[1])], "auto", data=str(images), unlabelled=pixels)
+    request = requested(pair, images, pixels)
     sample = unlabelled_images(request, [load_images(str(images))], Silent())
     assert sample is not None
     assert sorted(float(sample.store.batch([place])[0, 0, 0, 0]) for place in range(3)) == [0.0, 1.0, 2.0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipmerge.cli.sweep import parse_alphas
+from clipmerge.api._requests import alphas_from
 from clipmerge.errors import UsageError
 from clipmerge.evaluation.scorer import write_correct
 from tests.support.command import clipmerge, refused
@@ -37,7 +37,7 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_alphas_are_read(text: str, expected: tuple[float, ...]) -> None:
-    assert parse_alphas(text) == expected
+    assert alphas_from(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,20 +45,20 @@ def test_alphas_are_read(text: str, expected: tuple[float, ...]) -> None:
 )
 def test_alphas_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="--alphas"):
-        parse_alphas(text)
+        alphas_from(text)
 
 
 @pytest.mark.parametrize("text", ["0,0.00001,...,1", "0,1e-9,...,1", "0,1e-999999,...,1", "0,1,...,1002"])
 def test_too_many_steps_are_said_to_be(text: str) -> None:
     with pytest.raises(UsageError, match=r"would stand for more than 1000 numbers, the limit; use larger steps"):
-        parse_alphas(text)
-    assert len(parse_alphas("0,1,...,1001")) == 1002
+        alphas_from(text)
+    assert len(alphas_from("0,1,...,1001")) == 1002
 
 
 @pytest.mark.parametrize("text", ["0,1e400", "-1e400,1", "0,inf", "nan,1"])
 def test_alphas_must_be_finite(text: str) -> None:
     with pytest.raises(UsageError, match=f"^--alphas {text}: expected finite numbers"):
-        parse_alphas(text)
+        alphas_from(text)
 
 
 def test_a_point_whose_name_is_not_utf8_is_refused(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.api._sizes import byte_count
+from clipmerge.api._requests import byte_count
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.errors import CheckpointError, UsageError
 from tests.support.command import clipmerge, refused

@@ -13,8 +13,8 @@ from transformers import CLIPModel
 
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
-from clipmerge.choices import Missing
 from clipmerge.models import model_for
+from clipmerge.options import Missing
 from tests.support.tiny_clip import CLASSES, tiny_config, tiny_processor
 
 # on tensors as small as these, threads only wait for each other

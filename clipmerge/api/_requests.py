@@ -1,0 +1,285 @@
+"""Requests made from the options of a function, and checked before torch is imported or anything is opened."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeAlias, cast, get_args
+
+from clipmerge.api._in_memory import CheckpointLike, source_of, with_state_key
+from clipmerge.api._unlabelled import check_unlabelled
+from clipmerge.distributed import require_device
+from clipmerge.errors import UsageError
+from clipmerge.evaluation.sources import check_source_name, named_sources
+from clipmerge.files.paths import is_there
+from clipmerge.images.columns import Columns
+from clipmerge.images.file_store import local_inputs
+from clipmerge.images.prompts import check_templates
+from clipmerge.options import DecisionOptions, Device, ImageOptions, OutputDtype, RecipeOptions
+from clipmerge.planning.recipe import Recipe, load_recipe
+from clipmerge.request import Calibration, MergeRequest
+
+#: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
+RecipeLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Recipe"
+_MOST_ALPHAS = 1000
+_ABOUT_IMAGES = (*ImageOptions.__annotations__, "images", "unlabelled")
+
+
+def merge_request(
+    zeroshot: str,
+    finetuned: Sequence[str],
+    recipe: RecipeLike,
+    options: RecipeOptions,
+    *,
+    state_key: str | None = None,
+    command: str = "",
+) -> MergeRequest:
+    """Make the request of a merge from complete options, and check it.
+
+    Raises:
+        UsageError: If two options contradict each other, or a checkpoint is given twice.
+        RecipeError: If the recipe is invalid.
+    """
+    require_places((zeroshot, *finetuned))
+    settings = settings_from(options)
+    request = MergeRequest(
+        zeroshot=zeroshot,
+        finetuned=with_state_key(finetuned, state_key),
+        recipe=load_recipe(recipe, _with_alpha(options["set"], options["alpha"])),
+        command=command,
+        **settings,
+    )
+    check_request(request)
+    return request
+
+
+def settings_from(options: DecisionOptions) -> dict[str, Any]:
+    """The fields that `MergeRequest` and `SweepRequest` share, from complete options."""
+    calibration = calibration_from(options)
+    return {
+        "calibration": calibration if options["verdict"] else replace(calibration, held_back=0.0),
+        "keep": named("--keep", options["keep"]),
+        "max_loss": options["max_loss"],
+        "strict": options["strict"],
+        "seed": options["seed"],
+        "dtype": cast(OutputDtype, choice("--dtype", options["dtype"], get_args(OutputDtype))),
+        "hashed": options["hash"],
+    }
+
+
+def calibration_from(options: Mapping[str, Any]) -> Calibration:
+    """Make a `Calibration` from the options about images; those that are missing have their defaults.
+
+    Raises:
+        UsageError: If a template or the device is invalid, or ``data`` is a `Calibration` and one of its fields is
+            given as an option too.
+    """
+    data, template = options.get("data"), options.get("template")
+    plain = Calibration()
+    made = Calibration(
+        source=None if data is None or isinstance(data, Calibration) else source_of(data),
+        classes=_class_names(options.get("classes")),
+        templates=check_templates([template] if isinstance(template, str) else list(template or ())),
+        images=options.get("images", plain.images),
+        batch_size=options.get("batch_size"),
+        images_at_once=options.get("images_at_once"),
+        device=cast(Device, choice("--device", options.get("device", plain.device), get_args(Device))),
+        columns=Columns(options.get("image_column"), options.get("label_column")),
+        unlabelled=source_of(options.get("unlabelled")),
+    )
+    if not isinstance(data, Calibration):
+        return made
+    if made != plain:
+        raise UsageError("data is a Calibration, which holds these settings itself; put the other arguments into it")
+    return data
+
+
+def _with_alpha(given: Mapping[str, Any] | Sequence[str] | None, alpha: float | None) -> Any:
+    """Overrides of the recipe, with ``alpha`` as the one that it is short for."""
+    if alpha is None:
+        return given
+    texts = [f"{key}={value}" for key, value in given.items()] if isinstance(given, Mapping) else list(given or ())
+    if any(text.partition("=")[0].strip() == "method.alpha" for text in texts):
+        raise UsageError("--alpha and --set method.alpha: both set the same option; give one of them")
+    return [*texts, f"method.alpha={alpha!r}"]
+
+
+def check_request(request: MergeRequest) -> None:
+    """Refuse contradictory options.
+
+    Raises:
+        UsageError: If a recipe that measures has no images to measure on, or cannot use the unlabelled images.
+    """
+    calibration = request.calibration
+    share, has_images = calibration.held_back, calibration.source not in (None, "")
+    if not 0 <= share < 1:
+        raise UsageError(
+            f"held_back={share:g}: the share of the images that the decision does not see is at least 0 and less than "
+            "1, such as 0.2"
+        )
+    if not request.max_loss >= 0:
+        raise UsageError(f"--max-loss {request.max_loss:g}: a loss of accuracy is 0 points or more, such as 3")
+    if request.strict and has_images and share == 0:
+        raise UsageError(
+            "--strict needs images that the decision does not see, to measure the loss of accuracy on; leave out "
+            "--no-verdict"
+        )
+    check_unlabelled(calibration, request.recipe)
+    if calibration.device in ("cuda", "mps"):  # otherwise torch need not be imported
+        require_device(calibration.device)
+    if request.recipe.needs_data and not has_images:
+        raise UsageError(
+            f"recipe '{request.recipe.name}' measures, and needs labelled images of the target data: "
+            "--data FOLDER with one subfolder per class (data-free recipes: wise-ft, lines, monosoup)"
+        )
+
+
+def named(flag: str, given: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
+    """Sources by name, given as a mapping or as texts ``NAME=SOURCE``.
+
+    Raises:
+        UsageError: If two have one name, or a name cannot be written.
+    """
+    sources = given if isinstance(given, Mapping) else named_sources(flag, given or ())
+    for name in sources:
+        check_source_name(name)
+    return {name: source_of(source) for name, source in sources.items()}
+
+
+def alphas_from(given: Sequence[float] | str) -> tuple[float, ...]:
+    """Points of the curve, given as numbers or as a text, in which ``...`` continues the steps before it.
+
+    Raises:
+        UsageError: If a part is not a finite number, the steps miss the last number, or there are too many.
+
+    Example:
+        >>> alphas_from("0,0.25,...,1")
+        (0.0, 0.25, 0.5, 0.75, 1.0)
+    """
+    if not isinstance(given, str):
+        return tuple(map(float, given))
+    words = [word.strip() for word in given.split(",")]
+    values: list[Decimal] = []
+    try:
+        for place, word in enumerate(words):
+            values += _steps(values[-2], values[-1], Decimal(words[place + 1])) if word == "..." else [Decimal(word)]
+        alphas = sorted({float(value) for value in values})
+    except (ArithmeticError, IndexError, ValueError):
+        raise UsageError(
+            f"--alphas {given}: expected numbers separated by commas, such as 0,0.25,0.5 or 0,0.1,...,1"
+        ) from None
+    except UsageError as error:
+        raise UsageError(f"--alphas {given}: {error}") from None
+    if not all(map(math.isfinite, alphas)):  # 1e400 is valid as text but overflows a float
+        raise UsageError(f"--alphas {given}: expected finite numbers, such as 0,0.25,0.5")
+    return tuple(alphas)
+
+
+def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
+    """Numbers between ``last`` and ``end``, in steps of ``last - before``."""
+    turns = (end - last) / (last - before)
+    if not turns > 0:
+        raise ValueError("the steps before '...' do not reach the number after it")
+    if turns > _MOST_ALPHAS:
+        raise UsageError(f"'...' would stand for more than {_MOST_ALPHAS} numbers, the limit; use larger steps")
+    return [last + (last - before) * turn for turn in range(1, int(turns) + 1)]
+
+
+def byte_count(flag: str, value: str | int | None) -> int | None:
+    """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or lower case.
+
+    Raises:
+        UsageError: If it is not a size above 0.
+
+    Example:
+        >>> byte_count("--max-shard-size", "1.5GB"), byte_count("--max-shard-size", "2KiB")
+        (1500000000, 2048)
+    """
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", str(value).upper())
+    if match is None or (match[3] and not match[2]):
+        raise UsageError(f"{flag} {value}: expected a size, such as 200MB or 5GB")
+    size = int(Decimal(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " "))
+    if size < 1:
+        raise UsageError(f"{flag} {value}: a shard holds at least a byte; expected a size, such as 200MB or 5GB")
+    return size
+
+
+def _class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> Path | tuple[str, ...] | None:
+    """A file of class names, or the names: given ones, or those of a shipped list; a file wins."""
+    if classes is None or classes == "":
+        return None
+    if not isinstance(classes, (str, os.PathLike)):
+        return tuple(classes)
+    from clipmerge.images.known import class_list, class_lists
+
+    name = os.fspath(classes)
+    return class_list(name) if not Path(name).exists() and name in class_lists() else Path(name)
+
+
+def require_places(sources: Sequence[str]) -> None:
+    """Refuse checkpoints that are neither on disk nor Hub ids, or given twice, before anything else is checked.
+
+    Raises:
+        CheckpointError: If a source is neither.
+        UsageError: If a source is given twice.
+    """
+    seen: set[str] = set()
+    for source in sources:
+        if not is_there(source):
+            from clipmerge.checkpoint.opening import hub_id_of
+
+            hub_id_of(source)
+    for source in sources:
+        place = str(Path(source).resolve()) if Path(source).exists() else source
+        if place in seen:
+            raise UsageError(f"{source}: is given twice; name the zero-shot and the fine-tuned checkpoint")
+        seen.add(place)
+
+
+def choice(flag: str, value: str, options: Sequence[str]) -> str:
+    """A word in lower case, if it is one of the options.
+
+    Raises:
+        UsageError: If it is not one of them.
+    """
+    if value.lower() not in {option.lower() for option in options}:
+        raise UsageError(f"{flag} {value}: choose from {', '.join(options)}")
+    return value.lower()
+
+
+def several(finetuned: CheckpointLike | Sequence[CheckpointLike]) -> list[CheckpointLike]:
+    """One checkpoint or several as a list."""
+    return list(finetuned) if isinstance(finetuned, (list, tuple)) else [cast("CheckpointLike", finetuned)]
+
+
+def check_apart(output: Path | None, request: MergeRequest, recipe: RecipeLike, *, overwrite: bool) -> None:
+    """Refuse an output folder that cannot be written, or contains an input.
+
+    Raises:
+        OutputError: If the folder must not be written.
+    """
+    from clipmerge.output.checks import check_output
+
+    if output is not None:
+        given = request.calibration
+        images = (given.source, given.unlabelled, given.classes, *request.keep.values())
+        read = files_read(*recipe_files(recipe), *images)
+        check_output(output, overwrite=overwrite, inputs=local_inputs(*request.sources), read=read)
+
+
+def recipe_files(*recipes: RecipeLike) -> list[Path]:
+    """The recipes that are files (a folder may have the name of a shipped recipe)."""
+    paths = [Path(recipe) for recipe in recipes if isinstance(recipe, (str, os.PathLike))]
+    return [path for path in paths if path.is_file()]
+
+
+def files_read(*places: Any) -> list[Path]:
+    """The local files and folders that are read in addition to the checkpoints, without objects in memory."""
+    return local_inputs(*(os.fspath(each) for each in places if isinstance(each, (str, os.PathLike))))

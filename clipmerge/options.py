@@ -1,0 +1,488 @@
+"""Every option, once: its type and default, its flag and help, and who may set another default.
+
+The flags of the commands, the keyword arguments of the functions, the defaults from files and the environment, and the
+commands in records all derive from the classes below. Imports nothing that takes time, because ``--help`` needs it.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args
+
+from clipmerge.errors import did_you_mean
+
+#: Device to measure on.
+Device = Literal["auto", "cpu", "cuda", "mps"]
+#: Dtype of the merged weights; ``keep`` uses that of the checkpoints.
+OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
+#: Treatment of keys that only one checkpoint has: an error, or one of the two key sets.
+Missing = Literal["error", "keep-zeroshot", "keep-finetuned"]
+#: Headings of the flags in ``--help``, in order.
+Panel = Literal["Inputs", "Images", "Decision", "Output", "Publishing", "Machine"]
+PANELS = get_args(Panel)
+
+
+_MANY = list[str] | None
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option.
+
+    Attributes:
+        default: Value if it is not given.
+        help: Sentence for ``--help`` and for the docstrings.
+        panel: Heading in ``--help``.
+        python: Sentence about what only the Python function takes.
+        value: Name of the value in ``--help``; ``None`` for a switch, or a choice of words.
+        cli: Type of the flag, if it is not the type of the argument.
+        flags: Names of the flag, if they are not the option's name with dashes.
+        least: Least number.
+        settable: Where its default may be set: in the user's own file and the environment (``personal``), or in the
+            working folder's file too, which may come from a stranger (``anywhere``).
+    """
+
+    default: Any
+    help: str
+    panel: Panel
+    python: str = ""
+    value: str | None = None
+    cli: Any = None
+    flags: tuple[str, ...] = ()
+    least: int | None = None
+    settable: Literal["", "personal", "anywhere"] = ""
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the flag may be given several times."""
+        return bool(self.cli == _MANY)
+
+    def flag(self, name: str) -> str:
+        """The flag that gives the option called ``name`` a value, or that turns it on, or off if it is on."""
+        long = next((each for each in self.flags if "--" in each), f"--{name.replace('_', '-')}")
+        return long.rpartition("/")[2].strip() if self.default is True else long
+
+
+RECIPE = Option(
+    ...,
+    "Name of a recipe (auto is the recommended one; all are listed below), or a YAML file.",
+    "Inputs",
+    value="RECIPE",
+    flags=("--recipe", "-r"),
+    settable="personal",
+)
+VERBOSE = Option(
+    False, "Print each stage, and warnings of libraries.", "Output", flags=("--verbose", "-v"), settable="personal"
+)
+
+_Named = Mapping[str, Any] | Sequence[str] | None
+
+Keep = Annotated[
+    _Named,
+    Option(
+        None,
+        "Images of another task, or with captions; may be repeated.",
+        "Images",
+        python="A mapping of names to sources, or texts NAME=SOURCE; see docs/keep.md.",
+        value="NAME=SOURCE",
+        cli=_MANY,
+    ),
+]
+StateKey = Annotated[
+    str | None,
+    Option(None, "Where in the checkpoint's file the weights are, such as 'ema'.", "Inputs", value="KEY"),
+]
+Images = Annotated[
+    int,
+    Option(1024, "Images to measure on, class-balanced.", "Images", value="COUNT", least=1, settable="anywhere"),
+]
+Seed = Annotated[
+    int,
+    Option(
+        0,
+        "Seed of the sample, the bootstrap and random masks.",
+        "Decision",
+        value="NUMBER",
+        least=0,
+        settable="anywhere",
+    ),
+]
+Hash = Annotated[
+    bool,
+    Option(
+        True,
+        "Compare and record the sha256 of weights; --no-hash is faster if they are large.",
+        "Output",
+        flags=("--hash/--no-hash",),
+    ),
+]
+MaxShardSize = Annotated[
+    int | str | None,
+    Option(
+        None,
+        "Largest shard, such as 200MB or 5GB; by default sharded like the fine-tuned checkpoint.",
+        "Output",
+        value="SIZE",
+        cli=str | None,
+    ),
+]
+Overwrite = Annotated[bool, Option(False, "Replace an earlier output of the same command.", "Output")]
+License = Annotated[
+    str | None, Option(None, "The licence to publish under, if the sources' differ.", "Publishing", value="LICENCE")
+]
+Private = Annotated[bool, Option(False, "Publish in a repository that is private.", "Publishing")]
+
+
+class MachineOptions(TypedDict, total=False):
+    """Options of everything that computes on images."""
+
+    batch_size: Annotated[
+        int | None,
+        Option(
+            None,
+            "Images per batch; by default at most 128.",
+            "Machine",
+            value="COUNT",
+            least=1,
+            settable="anywhere",
+        ),
+    ]
+    images_at_once: Annotated[
+        int | None,
+        Option(
+            None,
+            "Images computed at once; fewer need less memory and leave the batches as they are.",
+            "Machine",
+            value="COUNT",
+            least=1,
+            settable="anywhere",
+        ),
+    ]
+    device: Annotated[Device, Option("auto", "Where to measure.", "Machine", settable="anywhere")]
+
+
+class ImageOptions(MachineOptions, total=False):
+    """Options of all functions that read images."""
+
+    classes: Annotated[
+        str | os.PathLike[str] | Sequence[str] | None,
+        Option(
+            None,
+            "Class names: one per line in their order, JSON, or a list's name.",
+            "Images",
+            python="Or the names themselves.",
+            value="FILE",
+            cli=Path | None,
+            settable="personal",
+        ),
+    ]
+    template: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            None,
+            "Prompt with {} for the class, or a set's name; may be repeated.",
+            "Images",
+            value="PROMPT",
+            cli=_MANY,
+            settable="anywhere",
+        ),
+    ]
+    image_column: Annotated[
+        str | None, Option(None, "Column (or tar ending) of the images, if not found.", "Images", value="NAME")
+    ]
+    label_column: Annotated[
+        str | None, Option(None, "Column (or tar ending) of the labels, if not found.", "Images", value="NAME")
+    ]
+
+
+class DataOptions(TypedDict, total=False):
+    """The images of functions that decide on a merge."""
+
+    data: Annotated[
+        Any,
+        Option(
+            None,
+            "Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name from `data list`.",
+            "Images",
+            python="Or a datasets.Dataset; a torch Dataset or DataLoader of (image, label) pairs; or a Calibration, "
+            "which replaces all options about images and the machine.",
+            value="SOURCE",
+            cli=str | None,
+            settable="personal",
+        ),
+    ]
+    unlabelled: Annotated[
+        Any,
+        Option(
+            None,
+            "Images from where the model will be used, for a recipe that learns; labels are not read.",
+            "Images",
+            python="A folder with images at any depth, any other form of data, or a list of PIL images.",
+            value="SOURCE",
+            cli=str | None,
+        ),
+    ]
+    images: Images
+    keep: Keep
+
+
+class DecisionOptions(DataOptions, ImageOptions, total=False):
+    """Options of all functions that decide on a merge."""
+
+    set: Annotated[
+        _Named,
+        Option(
+            None,
+            "Change the recipe, such as method.alpha=0.4; may be repeated.",
+            "Decision",
+            python='A mapping {"method.alpha": 0.4}, or texts KEY=VALUE.',
+            value="KEY=VALUE",
+            cli=_MANY,
+        ),
+    ]
+    verdict: Annotated[
+        bool,
+        Option(
+            True,
+            "Hold back a fifth of the images from the decision, and measure on them what the merge bought.",
+            "Decision",
+            flags=("--verdict/--no-verdict",),
+        ),
+    ]
+    max_loss: Annotated[
+        float,
+        Option(
+            3.0,
+            "Points of accuracy that may be lost without a warning.",
+            "Decision",
+            value="NUMBER",
+            least=0,
+            settable="personal",
+        ),
+    ]
+    strict: Annotated[
+        bool,
+        Option(
+            False,
+            "Make a loss beyond --max-loss, or a wrong ZEROSHOT, an error: nothing is written.",
+            "Decision",
+            python="A VerdictError or a CheckpointError.",
+            settable="personal",
+        ),
+    ]
+    seed: Seed
+    dtype: Annotated[OutputDtype, Option("keep", "Dtype of the merged weights.", "Output")]
+    hash: Hash
+
+
+class RecipeOptions(DecisionOptions, total=False):
+    """Options of all functions that decide by one recipe."""
+
+    alpha: Annotated[
+        float | None,
+        Option(
+            None,
+            "Short for --set method.alpha=ALPHA: 0 = zero-shot, 1 = fine-tuned.",
+            "Decision",
+            value="NUMBER",
+        ),
+    ]
+
+
+class PlanOptions(RecipeOptions, total=False):
+    """Options of `plan`."""
+
+    state_key: StateKey
+    overwrite: Overwrite
+
+
+class MergeOptions(PlanOptions, total=False):
+    """Options of `merge`."""
+
+    max_shard_size: MaxShardSize
+    push: Annotated[str | None, Option(None, "Publish the output on the Hub.", "Publishing", value="ORG/NAME")]
+    private: Private
+    license: License
+
+
+class ApplyOptions(TypedDict, total=False):
+    """Options of `apply`."""
+
+    max_shard_size: MaxShardSize
+    hash: Hash
+    overwrite: Overwrite
+
+
+class ConvertOptions(TypedDict, total=False):
+    """Options of `convert`."""
+
+    overwrite: Overwrite
+
+
+class EvaluateOptions(ImageOptions, total=False):
+    """Options of `evaluate`."""
+
+    keep: Keep
+    state_key: StateKey
+
+
+class SweepOptions(DecisionOptions, total=False):
+    """Options of `sweep`."""
+
+    recipes: Annotated[
+        Sequence[Any],
+        Option(
+            (),
+            "Recipe to compare with the curve; may be repeated.",
+            "Inputs",
+            python="Each as in merge.",
+            value="RECIPE",
+            cli=_MANY,
+            flags=("--recipe", "-r"),
+        ),
+    ]
+    points: Annotated[
+        _Named,
+        Option(
+            None,
+            "A checkpoint to show beside the curve; may be repeated.",
+            "Inputs",
+            python="A mapping of names to checkpoints, or texts NAME=CHECKPOINT.",
+            value="NAME=CHECKPOINT",
+            cli=_MANY,
+            flags=("--point",),
+        ),
+    ]
+    alphas: Annotated[
+        Sequence[float] | str,
+        Option(
+            "0,0.1,...,1",
+            "Points of the curve; 0 = zero-shot, 1 = fine-tuned.",
+            "Inputs",
+            value="LIST",
+            cli=str,
+        ),
+    ]
+    state_key: StateKey
+    overwrite: Overwrite
+
+
+class BenchOptions(MachineOptions, total=False):
+    """Options of `bench`."""
+
+    limit: Annotated[
+        int | None,
+        Option(
+            None,
+            "Images sampled from each source, for a quick look; by default all.",
+            "Images",
+            value="COUNT",
+            least=2,
+        ),
+    ]
+    recipes: Annotated[
+        Sequence[Any] | None,
+        Option(
+            None,
+            "Recipe in place of the suite's; may be repeated.",
+            "Inputs",
+            python="Each as in merge.",
+            value="RECIPE",
+            cli=_MANY,
+            flags=("--recipe", "-r"),
+        ),
+    ]
+    alphas: Annotated[
+        Sequence[float] | str | None,
+        Option(None, "Points of the curve; by default the suite's.", "Inputs", value="LIST", cli=str | None),
+    ]
+    images: Images
+    seed: Seed
+    check: Annotated[
+        bool,
+        Option(
+            True,
+            "Stop if zero-shot accuracy is not the published figure.",
+            "Decision",
+            flags=("--check/--no-check",),
+        ),
+    ]
+    overwrite: Overwrite
+
+
+class PushOptions(TypedDict, total=False):
+    """Options of `push`."""
+
+    private: Private
+    revision: Annotated[
+        str | None, Option(None, "Branch to commit to; created if missing.", "Publishing", value="BRANCH")
+    ]
+    create_pr: Annotated[bool, Option(False, "Open a pull request instead.", "Publishing")]
+    message: Annotated[str | None, Option(None, "Commit message.", "Publishing", value="TEXT")]
+    license: License
+    evaluations: Annotated[
+        Sequence[str | os.PathLike[str]] | None,
+        Option(
+            None,
+            "JSON of evaluate or sweep, whose accuracies go into the card; may be repeated.",
+            "Publishing",
+            value="FILE",
+            cli=list[Path] | None,
+            flags=("--evaluation",),
+        ),
+    ]
+    yes: Annotated[bool, Option(False, "Replace other contents, or a card edited on the Hub.", "Publishing")]
+
+
+Options = TypeVar("Options")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def declared(options: type) -> dict[str, tuple[Any, Option]]:
+    """The type and the declaration of each option of a class above, in order."""
+    return {name: (each.__origin__, each.__metadata__[0]) for name, each in options.__annotations__.items()}
+
+
+#: Declarations of all options, by name.
+EVERY = {
+    name: option
+    for options in (MergeOptions, ApplyOptions, EvaluateOptions, SweepOptions, BenchOptions, PushOptions)
+    for name, (_, option) in declared(options).items()
+} | {"recipe": RECIPE, "verbose": VERBOSE}
+
+
+def completed(options: type[Options], given: Mapping[str, Any]) -> Options:
+    """Add the defaults of the options that are not given.
+
+    Raises:
+        TypeError: If there is no such option, like Python's own.
+    """
+    known = declared(options)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"got an unexpected keyword argument '{name}'.{did_you_mean(name, known)}")
+    return cast(Options, {name: given.get(name, option.default) for name, (_, option) in known.items()})
+
+
+def with_options(options: type) -> Callable[[Function], Function]:
+    """Show the options behind ``**options`` in a function's signature and docstring."""
+
+    def decorate(function: Function) -> Function:
+        signature, known = inspect.signature(function), declared(options)
+        own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        shown = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=kind)
+            for name, (kind, option) in known.items()
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+        lines = [
+            f"    {name}: {option.help.replace('; may be repeated', '')} {option.python}".rstrip()
+            for name, (_, option) in known.items()
+        ]
+        text = inspect.cleandoc(function.__doc__ or "")
+        function.__doc__ = text.replace(f"    **options: See `{options.__name__}`.", "\n".join(lines))
+        return function
+
+    return decorate
