@@ -163,8 +163,38 @@ class MachineOptions(TypedDict, total=False):
     device: Annotated[Device, Option("auto", "Where to measure.", "Machine", settable="anywhere")]
 
 
-class ImageOptions(MachineOptions, total=False):
-    """Options of all functions that read images."""
+class DataOptions(TypedDict, total=False):
+    """The images of functions that decide on a merge."""
+
+    data: Annotated[
+        Any,
+        Option(
+            None,
+            "Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name from `data list`.",
+            "Images",
+            python="Or a datasets.Dataset; a torch Dataset or DataLoader of (image, label) pairs; or a Calibration, "
+            "which replaces all options about images and the machine.",
+            value="SOURCE",
+            cli=str | None,
+            settable="personal",
+        ),
+    ]
+    unlabelled: Annotated[
+        Any,
+        Option(
+            None,
+            "Images from where the model will be used, for a recipe that learns; labels are not read.",
+            "Images",
+            python="A folder with images at any depth, any other form of data, or a list of PIL images.",
+            value="SOURCE",
+            cli=str | None,
+        ),
+    ]
+    keep: Keep
+
+
+class PromptOptions(TypedDict, total=False):
+    """The labels of images, and the prompts made of them."""
 
     classes: Annotated[
         str | os.PathLike[str] | Sequence[str] | None,
@@ -197,38 +227,13 @@ class ImageOptions(MachineOptions, total=False):
     ]
 
 
-class DataOptions(TypedDict, total=False):
-    """The images of functions that decide on a merge."""
+class SampleOptions(TypedDict, total=False):
+    """The sample that a recipe measures on."""
 
-    data: Annotated[
-        Any,
-        Option(
-            None,
-            "Labelled images: a folder, .parquet, .tar, hf://datasets/ORG/NAME:SPLIT, or a name from `data list`.",
-            "Images",
-            python="Or a datasets.Dataset; a torch Dataset or DataLoader of (image, label) pairs; or a Calibration, "
-            "which replaces all options about images and the machine.",
-            value="SOURCE",
-            cli=str | None,
-            settable="personal",
-        ),
-    ]
-    unlabelled: Annotated[
-        Any,
-        Option(
-            None,
-            "Images from where the model will be used, for a recipe that learns; labels are not read.",
-            "Images",
-            python="A folder with images at any depth, any other form of data, or a list of PIL images.",
-            value="SOURCE",
-            cli=str | None,
-        ),
-    ]
     images: Images
-    keep: Keep
 
 
-class DecisionOptions(DataOptions, ImageOptions, total=False):
+class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions, total=False):
     """Options of all functions that decide on a merge."""
 
     set: Annotated[
@@ -321,7 +326,7 @@ class ConvertOptions(TypedDict, total=False):
     overwrite: Overwrite
 
 
-class EvaluateOptions(ImageOptions, total=False):
+class EvaluateOptions(PromptOptions, MachineOptions, total=False):
     """Options of `evaluate`."""
 
     keep: Keep

@@ -32,6 +32,11 @@ def spelled_out(name: str, *positional: Any, **given: Any) -> str:
     return shlex.join(words)
 
 
+def in_order(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Given options in the order in which they are declared, so that equal calls are spelled out alike."""
+    return {name: options[name] for name in EVERY if name in options}
+
+
 def _words(value: Any) -> list[str]:
     """The values of a flag that may be repeated, or the only one."""
     if isinstance(value, Mapping):

@@ -20,14 +20,13 @@ from clipmerge.files.paths import is_there
 from clipmerge.images.columns import Columns
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.prompts import check_templates
-from clipmerge.options import DecisionOptions, Device, ImageOptions, OutputDtype, RecipeOptions
+from clipmerge.options import DecisionOptions, Device, OutputDtype, RecipeOptions
 from clipmerge.planning.recipe import Recipe, load_recipe
 from clipmerge.request import Calibration, MergeRequest
 
 #: Name of a recipe, path of a YAML file, a mapping like a recipe file, or a `Recipe`.
 RecipeLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Recipe"
 _MOST_ALPHAS = 1000
-_ABOUT_IMAGES = (*ImageOptions.__annotations__, "images", "unlabelled")
 
 
 def merge_request(

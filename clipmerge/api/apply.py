@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from clipmerge.api._commands import spelled_out
+from clipmerge.api._commands import in_order, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import without_stale
 from clipmerge.api._requests import byte_count, files_read, several
@@ -79,7 +79,9 @@ def apply(
         run = open_plan(
             opened, progress or Logged(), name=str(file or "the plan"), hashed=given["hash"], sources=sources
         )
-        run.command = spelled_out("apply", file or opened, output=output, **options) if command is None else command
+        run.command = (
+            spelled_out("apply", file or opened, output=output, **in_order(options)) if command is None else command
+        )
         return finished(run, Path(output), overwrite=given["overwrite"], max_shard_size=limit)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from clipmerge import __version__
-from clipmerge.api._commands import recipe_word, spelled_out
+from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._requests import alphas_from, calibration_from, recipe_files
 from clipmerge.api._results import BenchResult
 from clipmerge.api.sweep import check_sweep, run_sweep
@@ -111,7 +111,7 @@ def bench(
     given = _of_suite(chosen, completed(BenchOptions, options))
     if command is None:
         words = {**options, "recipes": options.get("recipes") and list(map(recipe_word, given["recipes"] or ()))}
-        command = spelled_out("bench", suite, output=output, **words)
+        command = spelled_out("bench", suite, output=output, **in_order(words))
     target = None if output is None else Path(output)
     if target is not None:
         from clipmerge.output.checks import check_output

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from clipmerge.api._commands import recipe_word, spelled_out
+from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources
 from clipmerge.api._requests import RecipeLike, byte_count, check_apart, merge_request, several
 from clipmerge.api._results import MergeResult
@@ -53,7 +53,9 @@ def merge(
     limit = byte_count("--max-shard-size", given["max_shard_size"])
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
         if command is None:
-            command = spelled_out("merge", base, *others, recipe=recipe_word(recipe), **options, output=output)
+            command = spelled_out(
+                "merge", base, *others, recipe=recipe_word(recipe), **in_order(options), output=output
+            )
         request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)
         check_apart(target, request, recipe, overwrite=given["overwrite"])
         if given["push"] is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
-from clipmerge.api._commands import recipe_word, spelled_out
+from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
 from clipmerge.api._merge_effect import add_verdict
 from clipmerge.api._other_tasks import add_other_task_scores
@@ -108,7 +108,7 @@ def plan_run(
     given = completed(PlanOptions, options)
     with as_sources(zeroshot, several(finetuned), processor) as (base, others):
         if command is None:
-            command = spelled_out("plan", base, *others, recipe=recipe_word(recipe), **options, output=output)
+            command = spelled_out("plan", base, *others, recipe=recipe_word(recipe), **in_order(options), output=output)
         request = merge_request(base, others, recipe, given, state_key=given["state_key"], command=command)
         if output is not None:
             check_output_file(Path(output), tensors_path(Path(output)), overwrite=given["overwrite"])

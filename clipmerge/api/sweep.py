@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from clipmerge.api._commands import recipe_word, spelled_out
+from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source, with_state_key
 from clipmerge.api._merge_effect import settings_for, shared_plan
 from clipmerge.api._requests import (
@@ -97,7 +97,7 @@ def sweep(
         require_places((base, *others))
         if command is None:
             words = {**options, "recipes": list(map(recipe_word, recipes))}
-            command = spelled_out("sweep", base, *others, id=id, ood=ood, **words, output=output)
+            command = spelled_out("sweep", base, *others, id=id, ood=ood, **in_order(words), output=output)
         first, *further = with_state_key(others, given["state_key"])
         request = SweepRequest(
             base,
