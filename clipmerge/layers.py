@@ -57,16 +57,6 @@ def block_of(layer: str) -> tuple[str, int, str] | None:
 def match_layers(glob: str, layers: Iterable[str]) -> list[str]:
     """Find the layers that match a glob; the whole name must match, so ``vision.1.*`` excludes ``vision.10.*``.
 
-    Args:
-        glob: Shell-style pattern (``*``, ``?``, ``[...]``).
-        layers: All layers.
-
-    Returns:
-        Matching layers, in the order given.
-
-    Raises:
-        PlanError: If nothing matches; the message suggests the closest layer.
-
     Example:
         >>> match_layers("vision.1.*", ["vision.1.attn", "vision.10.attn"])
         ['vision.1.attn']

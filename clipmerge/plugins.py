@@ -67,14 +67,7 @@ _Plugin = TypeVar("_Plugin", bound=Callable[..., Any])
 
 @cache
 def plugin_names(package: str) -> tuple[str, ...]:
-    """List the plugins of a package, sorted.
-
-    Args:
-        package: ``measures``, ``methods``, ``masks`` or ``combinations``.
-
-    Returns:
-        Recipe names.
-    """
+    """List the plugins of a package, sorted."""
     found = import_module(f"clipmerge.{package}")
     names = (module.name for module in pkgutil.iter_modules(found.__path__))
     return tuple(sorted(name.replace("_", "-") for name in names if not name.startswith("_")))
@@ -82,18 +75,7 @@ def plugin_names(package: str) -> tuple[str, ...]:
 
 @cache
 def load_plugin(package: str, name: str) -> Callable[..., Any]:
-    """Load the function behind a recipe name.
-
-    Args:
-        package: ``measures``, ``methods``, ``masks`` or ``combinations``.
-        name: Recipe name, such as ``path-barrier``.
-
-    Returns:
-        The function.
-
-    Raises:
-        RecipeError: If there is no such file.
-    """
+    """Load the function behind a recipe name."""
     known = plugin_names(package)
     if name not in known:
         kind = package.removesuffix("s")
@@ -104,46 +86,20 @@ def load_plugin(package: str, name: str) -> Callable[..., Any]:
 
 
 def plugin_options(package: str, name: str) -> dict[str, Any]:
-    """List a plugin's options with their defaults.
-
-    Args:
-        package: ``measures``, ``methods``, ``masks`` or ``combinations``.
-        name: Recipe name.
-
-    Returns:
-        Defaults by option.
-    """
+    """List a plugin's options with their defaults."""
     parameters = inspect.signature(load_plugin(package, name)).parameters.values()
     filled_in = _FILLED_IN.get(package, set())
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled_in}
 
 
 def requires(package: str, name: str, parameter: str) -> bool:
-    """Whether a plugin needs a parameter that the arithmetic fills in, such as a mask's ``score``.
-
-    Args:
-        package: ``masks`` or ``combinations``.
-        name: Recipe name.
-        parameter: Name of the parameter.
-    """
+    """Whether a plugin needs a parameter that the arithmetic fills in, such as a mask's ``score``."""
     declared = inspect.signature(load_plugin(package, name)).parameters.get(parameter)
     return declared is not None and declared.default is declared.empty
 
 
 def check_options(package: str, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Validate options against a plugin's signature.
-
-    Args:
-        package: ``measures``, ``methods``, ``masks`` or ``combinations``.
-        name: Recipe name.
-        given: Options in the recipe.
-
-    Returns:
-        All options with defaults, converted to the annotated types.
-
-    Raises:
-        RecipeError: On an unknown option or a value of the wrong type or out of its range.
-    """
+    """Validate options against a plugin's signature."""
     function = load_plugin(package, name)
     known = plugin_options(package, name)
     kind = package.removesuffix("s")
@@ -168,21 +124,12 @@ def plainly(message: str) -> str:
 
 
 def takes_several(package: str, name: str) -> bool:
-    """Whether a plugin's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not just one.
-
-    Args:
-        package: ``measures``.
-        name: Recipe name.
-    """
+    """Whether a plugin's file says ``SEVERAL = True``: it uses all fine-tuned checkpoints, not just one."""
     return bool(getattr(import_module(load_plugin(package, name).__module__), "SEVERAL", False))
 
 
 def learns_from_unlabelled(measure: str) -> bool:
-    """Whether a measure's file says ``UNLABELLED = True``: it can learn from unlabelled images too.
-
-    Args:
-        measure: Recipe name.
-    """
+    """Whether a measure's file says ``UNLABELLED = True``: it can learn from unlabelled images too."""
     return bool(getattr(import_module(load_plugin("measures", measure).__module__), "UNLABELLED", False))
 
 

@@ -55,17 +55,6 @@ def as_sources(
 
     A model in memory is written to a temporary folder, which takes its size on disk and about a second per gigabyte,
     and is removed when the block ends.
-
-    Args:
-        zeroshot: A source or a model, or ``None``.
-        finetuned: The same for each fine-tuned checkpoint.
-        processor: Processor of the models, or their open_clip name or configuration.
-
-    Yields:
-        Sources of theta_0 (empty for ``None``) and of theta_1 ... theta_K.
-
-    Raises:
-        UsageError: If a checkpoint is neither a source nor a model of transformers or open_clip.
     """
     if all(each is None or isinstance(each, (str, os.PathLike)) for each in (zeroshot, *finetuned)):
         yield os.fspath(zeroshot or ""), [os.fspath(each) for each in finetuned]  # type: ignore[arg-type]
@@ -80,23 +69,12 @@ def as_sources(
 
 
 def source_of(data: Any) -> Any:
-    """Turn a path into text; return images in memory unchanged.
-
-    Args:
-        data: See `MergeOptions`.
-    """
+    """Turn a path into text; return images in memory unchanged."""
     return os.fspath(data) if isinstance(data, os.PathLike) else data
 
 
 def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, ...]:
     """Name the part of each source that holds the weights.
-
-    Args:
-        sources: Checkpoints.
-        state_key: Name of the part; ``None`` to leave it to the reader.
-
-    Raises:
-        UsageError: If the checkpoint is a model in memory.
 
     Example:
         >>> with_state_key(["last.pt"], "ema")

@@ -27,14 +27,6 @@ def add_verdict(run: Run, request: MergeRequest) -> None:
     """Measure the effect of a decided plan, if there are images, and store it in the plan.
 
     Every process of ``accelerate launch`` takes part.
-
-    Args:
-        run: The run; its plan is decided in the main process.
-        request: The request.
-
-    Raises:
-        VerdictError: If the merge loses more accuracy than allowed and the request is strict.
-        DataError: If images cannot be used.
     """
     if not request.calibration.holds_back:
         return
@@ -128,12 +120,7 @@ def settings_for(calibration: Calibration, dtype: OutputDtype = "keep") -> EvalS
 
 
 def shared_plan(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTensors]:
-    """Give every process the main one's plan, without its measurements, which are as large as the model.
-
-    Args:
-        plan: The plan, in the main process.
-        tensors: The plan's tensors, in the main process.
-    """
+    """Give every process the main one's plan, without its measurements, which are as large as the model."""
     from accelerate.utils import broadcast_object_list
 
     decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), tensors]
@@ -142,11 +129,7 @@ def shared_plan(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTens
 
 
 def without_stale(plan: Plan) -> Plan:
-    """Drop the measured effect of a plan that was edited afterwards.
-
-    Args:
-        plan: A plan read from a file.
-    """
+    """Drop the measured effect of a plan that was edited afterwards."""
     if all(each.plan == plan.digest for each in (plan.bought, *plan.kept) if each is not None):
         return plan
     stale = set(plan.bought.warnings) if plan.bought else set()

@@ -1,8 +1,8 @@
-"""The stage that measures a decided merge on tasks that the model was not fine-tuned for; see `docs/keep.md`."""
+"""A merge, or every point of a sweep, measured on tasks the model was not fine-tuned for; see `docs/keep.md`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,26 +10,17 @@ from clipmerge.api._merge_effect import settings_for, shared_plan
 from clipmerge.errors import CheckpointError, VerdictError
 
 if TYPE_CHECKING:
+    from clipmerge.checkpoint import Inputs
     from clipmerge.evaluation.other_tasks import Task
+    from clipmerge.evaluation.points import Point
     from clipmerge.progress import Progress
-    from clipmerge.request import MergeRequest, Run
+    from clipmerge.request import MergeRequest, Run, SweepRequest
 
 
 def load_tasks(
     named: Mapping[str, Any], progress: Progress, *, most: int | None = None, seed: int = 0
 ) -> dict[str, Task]:
-    """Find the images of the tasks.
-
-    Args:
-        named: Sources by name.
-        progress: Receiver of progress reports.
-        most: Images per task at most; ``None`` for all.
-        seed: Seed of the samples.
-
-    Raises:
-        DataError: If images cannot be used.
-        HubError: If the Hub refuses or cannot be reached.
-    """
+    """Find the images of the tasks."""
     from clipmerge.evaluation.other_tasks import load_task
 
     tasks = {name: load_task(source, most=most, seed=seed) for name, source in named.items()}
@@ -43,14 +34,6 @@ def add_other_task_scores(run: Run, request: MergeRequest) -> None:
     """Measure a decided plan on the tasks that were named, and keep the scores in the plan.
 
     Every process of ``accelerate launch`` takes part.
-
-    Args:
-        run: The run; its plan is decided in the main process.
-        request: The request.
-
-    Raises:
-        DataError: If images cannot be used.
-        VerdictError: If the checkpoints cannot be measured, and the request is strict.
     """
     if not request.keep:
         return
@@ -86,3 +69,31 @@ def _shared_with_data(tasks: Mapping[str, Task], run: Run, request: MergeRequest
     for images in used:
         notes += note_shared(prints, {f"--data {images.source}": Fingerprints(images)})
     return notes
+
+
+def score_other_tasks(
+    request: SweepRequest,
+    record: dict[str, Any],
+    inputs: Inputs,
+    points: Sequence[Point],
+    tasks: dict[str, Task],
+    progress: Progress,
+) -> None:
+    """Score every point on every task, and enter the scores."""
+    if not tasks:
+        return
+    from clipmerge.evaluation.other_tasks import facts_of, score_tasks
+
+    progress.stage("kept")
+    moves = [point.move for point in points]
+    settings = replace(settings_for(request.calibration, request.dtype), templates=())  # a task has its own
+    scores = score_tasks(inputs, moves, tasks, settings, progress)
+    record["kept"] = [facts_of(name, task) for name, task in tasks.items()]
+    for number, row in enumerate(record["curve"]):
+        row["kept"] = _at(scores, number)
+    for row in (*record["recipes"], *record.get("points", [])):
+        row["kept"] = _at(scores, row["point"])
+
+
+def _at(scores: dict[str, Any], point: int) -> dict[str, Any]:
+    return {name: by_point[point].model_dump(mode="json", exclude_none=True) for name, by_point in scores.items()}

@@ -38,12 +38,7 @@ def merge_request(
     state_key: str | None = None,
     command: str = "",
 ) -> MergeRequest:
-    """Make the request of a merge from complete options, and check it.
-
-    Raises:
-        UsageError: If two options contradict each other, or a checkpoint is given twice.
-        RecipeError: If the recipe is invalid.
-    """
+    """Make the request of a merge from complete options, and check it."""
     require_places((zeroshot, *finetuned))
     settings = settings_from(options)
     request = MergeRequest(
@@ -72,12 +67,7 @@ def settings_from(options: DecisionOptions) -> dict[str, Any]:
 
 
 def calibration_from(options: Mapping[str, Any]) -> Calibration:
-    """Make a `Calibration` from the options about images; those that are missing have their defaults.
-
-    Raises:
-        UsageError: If a template or the device is invalid, or ``data`` is a `Calibration` and one of its fields is
-            given as an option too.
-    """
+    """Make a `Calibration` from the options about images; those that are missing have their defaults."""
     data, template = options.get("data"), options.get("template")
     plain = Calibration()
     made = Calibration(
@@ -109,11 +99,7 @@ def _with_alpha(given: Mapping[str, Any] | Sequence[str] | None, alpha: float | 
 
 
 def check_request(request: MergeRequest) -> None:
-    """Refuse contradictory options.
-
-    Raises:
-        UsageError: If a recipe that measures has no images to measure on, or cannot use the unlabelled images.
-    """
+    """Refuse contradictory options."""
     calibration = request.calibration
     share, has_images = calibration.held_back, calibration.source not in (None, "")
     if not 0 <= share < 1:
@@ -139,11 +125,7 @@ def check_request(request: MergeRequest) -> None:
 
 
 def named(flag: str, given: Mapping[str, Any] | Sequence[str] | None) -> dict[str, Any]:
-    """Sources by name, given as a mapping or as texts ``NAME=SOURCE``.
-
-    Raises:
-        UsageError: If two have one name, or a name cannot be written.
-    """
+    """Sources by name, given as a mapping or as texts ``NAME=SOURCE``."""
     sources = given if isinstance(given, Mapping) else named_sources(flag, given or ())
     for name in sources:
         check_source_name(name)
@@ -152,9 +134,6 @@ def named(flag: str, given: Mapping[str, Any] | Sequence[str] | None) -> dict[st
 
 def alphas_from(given: Sequence[float] | str) -> tuple[float, ...]:
     """Points of the curve, given as numbers or as a text, in which ``...`` continues the steps before it.
-
-    Raises:
-        UsageError: If a part is not a finite number, the steps miss the last number, or there are too many.
 
     Example:
         >>> alphas_from("0,0.25,...,1")
@@ -192,9 +171,6 @@ def _steps(before: Decimal, last: Decimal, end: Decimal) -> list[Decimal]:
 def byte_count(flag: str, value: str | int | None) -> int | None:
     """Read a size such as ``200MB``, ``5GB`` or ``1GiB``, with units in upper or lower case.
 
-    Raises:
-        UsageError: If it is not a size above 0.
-
     Example:
         >>> byte_count("--max-shard-size", "1.5GB"), byte_count("--max-shard-size", "2KiB")
         (1500000000, 2048)
@@ -223,12 +199,7 @@ def _class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> Path
 
 
 def require_places(sources: Sequence[str]) -> None:
-    """Refuse checkpoints that are neither on disk nor Hub ids, or given twice, before anything else is checked.
-
-    Raises:
-        CheckpointError: If a source is neither.
-        UsageError: If a source is given twice.
-    """
+    """Refuse checkpoints that are neither on disk nor Hub ids, or given twice, before anything else is checked."""
     seen: set[str] = set()
     for source in sources:
         if not is_there(source):
@@ -243,11 +214,7 @@ def require_places(sources: Sequence[str]) -> None:
 
 
 def choice(flag: str, value: str, options: Sequence[str]) -> str:
-    """A word in lower case, if it is one of the options.
-
-    Raises:
-        UsageError: If it is not one of them.
-    """
+    """A word in lower case, if it is one of the options."""
     if value.lower() not in {option.lower() for option in options}:
         raise UsageError(f"{flag} {value}: choose from {', '.join(options)}")
     return value.lower()
@@ -259,11 +226,7 @@ def several(finetuned: CheckpointLike | Sequence[CheckpointLike]) -> list[Checkp
 
 
 def check_apart(output: Path | None, request: MergeRequest, recipe: RecipeLike, *, overwrite: bool) -> None:
-    """Refuse an output folder that cannot be written, or contains an input.
-
-    Raises:
-        OutputError: If the folder must not be written.
-    """
+    """Refuse an output folder that cannot be written, or contains an input."""
     from clipmerge.output.checks import check_output
 
     if output is not None:

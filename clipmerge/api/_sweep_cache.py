@@ -39,15 +39,7 @@ class SweepCache:
 
     @classmethod
     def of(cls, request: SweepRequest, inputs: Inputs) -> SweepCache | None:
-        """Find where answers and plans for two checkpoints are kept.
-
-        Args:
-            request: The sweep.
-            inputs: Its checkpoints.
-
-        Returns:
-            The place; ``None`` if the user has no cache folder.
-        """
+        """Find where answers and plans for two checkpoints are kept."""
         package = Path(__file__).parents[1]
         code = sorted(file for pattern in _CODE for file in package.glob(pattern))
         what = {
@@ -61,12 +53,7 @@ class SweepCache:
         return None
 
     def answers(self, request: SweepRequest, loaded: Mapping[str, LabelledImages]) -> AnswerCache:
-        """The kept answers for some sources.
-
-        Args:
-            request: The sweep.
-            loaded: Images by name.
-        """
+        """The kept answers for some sources."""
         described = {name: _described(request, images) for name, images in loaded.items()}
         return AnswerCache(self.folder, {name: text for name, text in described.items() if text is not None})
 
@@ -88,14 +75,7 @@ class SweepCache:
         return None if plan is None else (plan, PlanTensors.from_file(plan.held_tensors))
 
     def keep_plan(self, request: SweepRequest, recipe: Recipe, plan: Plan, tensors: PlanTensors) -> None:
-        """Keep a plan; a folder that cannot be written costs only the resumption.
-
-        Args:
-            request: The sweep.
-            recipe: The recipe.
-            plan: Its plan.
-            tensors: The scores and coefficients that it needs.
-        """
+        """Keep a plan; a folder that cannot be written costs only the resumption."""
         file = self._file(request, recipe)
         if file is not None:
             with contextlib.suppress(ClipmergeError, OSError):
@@ -113,11 +93,7 @@ class SweepCache:
 
 
 def key_of(point: Point) -> str:
-    """Key of a point among the answers of two checkpoints.
-
-    Args:
-        point: The point.
-    """
+    """Key of a point among the answers of two checkpoints."""
     if point.checkpoint is not None:
         return f"checkpoint {_digest([each.hashes for each in point.checkpoint.finetuned])}"
     if point.plan is None:

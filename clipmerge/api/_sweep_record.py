@@ -41,13 +41,7 @@ class PlannedRecipe:
 
 
 def row_of(place: Standing, correct: dict[str, Correct], number: int) -> dict[str, Any]:
-    """Make the row of one point.
-
-    Args:
-        place: Its accuracies and gain.
-        correct: Whether each image was recognised, by source: shape (points, images).
-        number: The point's index.
-    """
+    """Make the row of one point."""
     return {
         "accuracy": {name: float(right[number].mean()) for name, right in correct.items()},
         "id": place.id_accuracy,
@@ -61,13 +55,7 @@ def row_of(place: Standing, correct: dict[str, Correct], number: int) -> dict[st
 
 
 def recipe_row(planned: PlannedRecipe, point: Point, row: dict[str, Any]) -> dict[str, Any]:
-    """Make the row of a recipe.
-
-    Args:
-        planned: The recipe.
-        point: Its point.
-        row: The row of that point.
-    """
+    """Make the row of a recipe."""
     return {
         "name": planned.recipe.name,
         "point": planned.point,
@@ -80,15 +68,7 @@ def recipe_row(planned: PlannedRecipe, point: Point, row: dict[str, Any]) -> dic
 
 
 def checkpoint_row(name: str, number: int, placed: Inputs, row: dict[str, Any], *, hashed: bool) -> dict[str, Any]:
-    """Make the row of a checkpoint shown beside the curve as it is.
-
-    Args:
-        name: Its name in the sweep.
-        number: The index of its point.
-        placed: The zero-shot checkpoint, aligned with it.
-        row: The numbers of that point.
-        hashed: Whether to give the sha256 of its weights.
-    """
+    """Make the row of a checkpoint shown beside the curve as it is."""
     provenance = placed.finetuned[0].provenance(hashed=hashed)
     return {"name": name, "point": number, "alpha": None, **row, "checkpoint": provenance}
 
@@ -96,14 +76,7 @@ def checkpoint_row(name: str, number: int, placed: Inputs, row: dict[str, Any], 
 def record_of(
     request: SweepRequest, inputs: Inputs, loaded: dict[str, LabelledImages], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """Make the part of the record that describes the whole sweep.
-
-    Args:
-        request: The request.
-        inputs: The checkpoints.
-        loaded: Images by name.
-        notes: Warnings.
-    """
+    """Make the part of the record that describes the whole sweep."""
     return {
         "format": SWEEP_FORMAT,
         "clipmerge": __version__,
@@ -126,13 +99,7 @@ def record_of(
 
 
 def loss_notes(request: SweepRequest, planned: list[PlannedRecipe], rows: list[dict[str, Any]]) -> tuple[str, ...]:
-    """Warn of recipes that lose more ID accuracy than allowed, if the curve includes the fine-tuned model.
-
-    Args:
-        request: The request.
-        planned: The recipes.
-        rows: Numbers of every point.
-    """
+    """Warn of recipes that lose more ID accuracy than allowed, if the curve includes the fine-tuned model."""
     if 1.0 not in request.alphas:
         return ()
     accuracies = {f"recipe {each.recipe.name}": float(rows[each.point]["id"]) for each in planned}

@@ -16,15 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_unlabelled(calibration: Calibration, *recipes: Recipe) -> None:
-    """Refuse unlabelled images that no recipe can use, before anything is opened.
-
-    Args:
-        calibration: The images.
-        *recipes: The recipes; one that uses the images is enough.
-
-    Raises:
-        UsageError: If no recipe learns from them, or they are the labelled images.
-    """
+    """Refuse unlabelled images that no recipe can use, before anything is opened."""
     source = calibration.unlabelled
     if source is None:
         return
@@ -61,20 +53,7 @@ def _same_place(one: Any, other: Any) -> bool:
 def unlabelled_images(
     request: MergeRequest, labelled: Sequence[LabelledImages | None], progress: Progress
 ) -> LabelledImages | None:
-    """Sample the unlabelled images.
-
-    Args:
-        request: The request.
-        labelled: The labelled images that are used, including those that the decision does not see.
-        progress: Receiver of progress reports.
-
-    Returns:
-        The sample; ``None`` if the request has no unlabelled images.
-
-    Raises:
-        UsageError: If one of them is also among the labelled images.
-        DataError, HubError: If they cannot be read.
-    """
+    """Sample the unlabelled images."""
     asked = request.calibration
     if asked.unlabelled is None:
         return None
@@ -92,11 +71,7 @@ def unlabelled_images(
 
 
 def record_of(images: LabelledImages) -> dict[str, Any]:
-    """Describe the images for the record.
-
-    Args:
-        images: The sample.
-    """
+    """Describe the images for the record."""
     from clipmerge.images.content import content_digest
 
     return {

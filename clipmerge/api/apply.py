@@ -93,21 +93,7 @@ def open_plan(
     hashed: bool = True,
     sources: Sequence[str] = (),
 ) -> Run:
-    """Open a plan's inputs, and check that the plan was made for them.
-
-    Args:
-        plan: The plan, or its JSON file.
-        progress: Receiver of progress reports.
-        name: Name of a plan that is not a file, for messages.
-        hashed: Whether to compare hashes, which reads all weights.
-        sources: Sources of theta_0, theta_1 ... theta_K; empty if they are at the places named in the plan.
-
-    Returns:
-        A decided run.
-
-    Raises:
-        PlanError: If an input's hash differs, or the plan does not fit the inputs.
-    """
+    """Open a plan's inputs, and check that the plan was made for them."""
     if isinstance(plan, Path):
         plan, name = Plan.load(plan), str(plan)
     plan = without_stale(plan)
@@ -177,14 +163,7 @@ def _check_hashes(name: str, record: SourceRecord, checkpoint: Checkpoint, progr
 def finished(
     run: Run, output: Path | None, *, overwrite: bool = False, max_shard_size: int | None = None
 ) -> MergeResult:
-    """Write a decided run in the main process, and return the result.
-
-    Args:
-        run: A run; decided in the main process.
-        output: The folder; ``None`` to write nothing.
-        overwrite: See `write_merge`.
-        max_shard_size: See `write_merge`.
-    """
+    """Write a decided run in the main process, and return the result."""
     if not run.is_main:
         return MergeResult(output, run.light_plan, None)
     from clipmerge.output.record import merge_record
@@ -200,21 +179,7 @@ def finished(
 
 
 def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_size: int | None = None) -> MergeRecord:
-    """Apply a decided plan and write the output folder.
-
-    Args:
-        run: A decided run.
-        output: The folder; written completely or not at all.
-        overwrite: Whether an earlier output may be replaced.
-        max_shard_size: Largest size of a shard, in bytes; ``None`` for shards like the fine-tuned checkpoint's.
-
-    Returns:
-        The record, also written to ``clipmerge.json``.
-
-    Raises:
-        OutputError: If the folder exists or cannot be written.
-        CheckpointError: If an input turns out to be damaged while it is read.
-    """
+    """Apply a decided plan and write the output folder."""
     from clipmerge.files.staging import PLAN_FOLDER, staged
     from clipmerge.output.checks import check_output
 

@@ -43,16 +43,12 @@ class _Check:
     outcomes: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, found: dict[str, float]) -> None:
-        """Compare, and raise an error unless checks are off.
-
-        Raises:
-            MeasureError: If an accuracy is not the published one.
-        """
+        """Compare, and raise an error unless checks are off."""
         for name, published in self.pair.expected().items():
             percent, allowed = 100 * found[name], self.suite.tolerance + _sampling_error(published, self.limit)
             passed = abs(percent - published) <= allowed
-            told = {"source": name, "found": percent, "published": published, "allowed": allowed, "passed": passed}
-            self.outcomes.append(told)
+            outcome = {"source": name, "found": percent, "published": published, "allowed": allowed, "passed": passed}
+            self.outcomes.append(outcome)
             if not passed:
                 self._refuse(name, percent, published, allowed)
 
@@ -128,14 +124,7 @@ def bench(
 
 
 def bench_cost(suite: str | os.PathLike[str], options: BenchOptions) -> dict[str, Any]:
-    """Estimate how much a suite downloads, and how long its evaluation takes on this machine.
-
-    Returns:
-        JSON-ready, see `clipmerge.evaluation.suites.cost.cost_of`.
-
-    Raises:
-        UsageError: If there is no such suite.
-    """
+    """Estimate how much a suite downloads, and how long its evaluation takes on this machine."""
     chosen = load_suite(os.fspath(suite))
     given = _of_suite(chosen, completed(BenchOptions, options))
     recipes, alphas = len(given["recipes"] or ()), len(given["alphas"] or ())

@@ -91,17 +91,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
         merge_request(_ZEROSHOT, [_TRAINED], recipe, completed(RecipeOptions, options))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Check whatever would fail at the end.
-
-        Args:
-            args: Training arguments.
-            state: The trainer's state.
-            control: The trainer's switches.
-            model: The model that is trained.
-
-        Raises:
-            ClipmergeError: If the merge at the end could not be made.
-        """
+        """Check whatever would fail at the end."""
         if getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             raise UsageError(
                 "RobustMergeCallback: with DeepSpeed or FSDP no process holds the whole model; leave it out, and merge "
@@ -124,15 +114,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: Any, state: Any, control: Any, model: Any = None, processing_class: Any = None, **_: Any
     ) -> None:
-        """Merge, log what it bought, and publish.
-
-        Args:
-            args: Training arguments.
-            state: The trainer's state; accuracies are added to its ``log_history``.
-            control: The trainer's switches.
-            model: The model that was trained.
-            processing_class: The trainer's processor, if it has one.
-        """
+        """Merge, log what it bought, and publish."""
         place = self._place(args)
         publishing: dict[str, Any] = {"push": self._push_to, **self._publishing} if self._push_to else {}
         try:

@@ -64,5 +64,5 @@ def _version(name: str) -> str | None:
 
 def _environment() -> dict[str, str]:
     ours = [name for name in os.environ if name.startswith("CLIPMERGE_")]
-    told = {name: os.environ[name] for name in (*_VARIABLES, *sorted(ours)) if name in os.environ}
-    return told | {name: "set" for name in _SECRETS if os.environ.get(name)}
+    shown = {name: os.environ[name] for name in (*_VARIABLES, *sorted(ours)) if name in os.environ}
+    return shown | {name: "set" for name in _SECRETS if os.environ.get(name)}

@@ -60,22 +60,7 @@ def inspect(
 def inspect_checkpoints(
     zeroshot: str, finetuned: str | None, progress: Progress, *, weights: bool = True
 ) -> dict[str, Any]:
-    """Describe a checkpoint or a pair; weights are read, and downloaded, only for a pair that matches.
-
-    Args:
-        zeroshot: Source of theta_0.
-        finetuned: Source of theta_1.
-        progress: Receiver of progress reports.
-        weights: Whether to read weights, to compute how far each layer moved.
-
-    Returns:
-        JSON-ready: ``family``, ``layers`` {name: {parameters, size, shapes, change}} in network order, ``mismatches``,
-        ``ancestry`` {relation, evidence, cosines} of a pair whose weights were read, ``total``, and the source of each
-        checkpoint.
-
-    Raises:
-        CheckpointError: If a checkpoint cannot be read.
-    """
+    """Describe a checkpoint or a pair; weights are read, and downloaded, only for a pair that matches."""
     seen = preview_checkpoint(zeroshot)
     base = seen or open_source(zeroshot)
     if finetuned is None:

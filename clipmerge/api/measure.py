@@ -33,18 +33,7 @@ if TYPE_CHECKING:
 
 
 def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, Any]]:
-    """Run the recipe's measure.
-
-    Args:
-        run: The run; its checkpoints are read.
-        request: The request with the images.
-
-    Returns:
-        The measurements, including each layer's relative change, and a record of the images.
-
-    Raises:
-        ClipmergeError: If images or checkpoints cannot be used.
-    """
+    """Run the recipe's measure."""
     objective, images, record = objective_for(run, request)
     options = {key: value for key, value in (request.recipe.measure or {}).items() if key != "name"}
     objective.wants_gradients = ranks_by_gradients(request.recipe)
@@ -60,29 +49,14 @@ def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, An
 
 
 def ranks_by_gradients(recipe: Recipe) -> bool:
-    """Whether the recipe's method has a mask that ranks entries by their gradients.
-
-    Args:
-        recipe: The recipe.
-    """
+    """Whether the recipe's method has a mask that ranks entries by their gradients."""
     options = plugin_options("methods", recipe.method["name"]) | recipe.method
     mask = str(options.get("mask") or "")
     return bool(mask) and requires("masks", mask, "score")
 
 
 def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledImages, dict[str, Any]]:
-    """Move images and model to the device.
-
-    Args:
-        run: The run; its checkpoints are read.
-        request: The request with the images.
-
-    Returns:
-        The calibration loss, the images and a record of them.
-
-    Raises:
-        ClipmergeError: If images or checkpoints cannot be used.
-    """
+    """Move images and model to the device."""
     calibration = request.calibration
     most = calibration.images + wanted_back(calibration.images, calibration.held_back)
     source = load_images(
@@ -200,17 +174,7 @@ def _norm(tensors: list[Tensor]) -> float:
 def cost_sentence(
     images: int, prompts: int, device: torch.device, *, learns: bool = False
 ) -> Callable[[float, str], str] | None:
-    """Message about the cost on a CPU; elsewhere the cost is small.
-
-    Args:
-        images: Number of calibration images.
-        prompts: Number of class prompts.
-        device: Device of the model.
-        learns: Whether the measure learns: its steps take as many images, however many there are.
-
-    Returns:
-        A function of the work, in images x forward passes, and of the time it takes.
-    """
+    """Message about the cost on a CPU; elsewhere the cost is small."""
     if device.type != "cpu":  # pragma: no cover - needs a GPU
         return None
     cheaper = "a smaller measure.steps costs less" if learns else "fewer --images cost less"

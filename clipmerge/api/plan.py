@@ -125,20 +125,7 @@ def plan_run(
 def prepare(
     request: MergeRequest, progress: Progress | None = None, *, known: Known | None = None, judged: bool = True
 ) -> Run:
-    """Read, measure, decide, and measure the effect of the decision.
-
-    Args:
-        request: The request, checked.
-        progress: Receiver of progress reports.
-        known: Results of earlier requests for the same checkpoints and images.
-        judged: Whether to measure the effect of the decision, if there are images.
-
-    Returns:
-        The run; its plan is decided in the main process.
-
-    Raises:
-        ClipmergeError: If an input cannot be used.
-    """
+    """Read, measure, decide, and measure the effect of the decision."""
     known = known or Known()
     run = _read(request, progress or Silent(), known)
     _early_checks(run, request.recipe)
@@ -205,20 +192,7 @@ def _head_classes(inputs: Inputs, calibration: Calibration, seed: int) -> HeadRe
 
 
 def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: bool, known: Known) -> Inputs:
-    """Open the checkpoints once, and align them once per ``missing``.
-
-    Args:
-        sources: Sources of theta_0, theta_1 ... theta_K.
-        missing: Treatment of keys that only one checkpoint has.
-        mixed_dtypes: Whether float dtypes may differ.
-        known: Cache of opened and aligned checkpoints.
-
-    Returns:
-        The aligned checkpoints.
-
-    Raises:
-        CheckpointError: If a checkpoint cannot be read, or they do not match.
-    """
+    """Open the checkpoints once, and align them once per ``missing``."""
     if not known.checkpoints:
         compare_before_download(sources[0], sources[1:], missing=missing, mixed_dtypes=mixed_dtypes)
         base = open_source(sources[0])
@@ -230,16 +204,7 @@ def open_inputs(sources: tuple[str, ...], missing: Missing, *, mixed_dtypes: boo
 
 
 def check_ancestry(inputs: Inputs, known: Known, *, strict: bool) -> None:
-    """Warn, among the notes, of a fine-tuned checkpoint that probably did not start from the zero-shot one.
-
-    Args:
-        inputs: Aligned checkpoints.
-        known: Cache in which the finding is kept.
-        strict: Whether it is an error.
-
-    Raises:
-        CheckpointError: If it is an error, with the evidence.
-    """
+    """Warn, among the notes, of a fine-tuned checkpoint that probably did not start from the zero-shot one."""
     if known.ancestry is None:
         known.ancestry = ancestry_warnings(inputs)
     if strict and known.ancestry:
@@ -310,18 +275,7 @@ def _source_record(checkpoint: Checkpoint) -> SourceRecord:
 
 
 def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, LayerPlan]:
-    """Apply a recipe's overrides; later ones take precedence.
-
-    Args:
-        layers: Settings of each layer, decided by the method.
-        recipe: The recipe.
-
-    Returns:
-        Final settings of each layer.
-
-    Raises:
-        PlanError: If a glob matches no layer.
-    """
+    """Apply a recipe's overrides; later ones take precedence."""
     changed = dict(layers)
     for override in recipe.overrides:
         for name in match_layers(override.layers, layers):
@@ -336,15 +290,7 @@ def apply_overrides(layers: dict[str, LayerPlan], recipe: Recipe) -> dict[str, L
 
 
 def write_plan(run: Run, path: Path) -> None:
-    """Write the plan, and its tensors beside it.
-
-    Args:
-        run: A decided run.
-        path: The JSON file; tensors go beside it, to ``NAME.tensors.safetensors``.
-
-    Raises:
-        OutputError: If the file cannot be written.
-    """
+    """Write the plan, and its tensors beside it."""
     run.hash_inputs()
     run.plan = write_plan_files(path, run.hashed_plan().with_tensors(run.tensors.to_file()))
     run.finish()

@@ -54,17 +54,7 @@ def push(
 
 
 def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
-    """Refuse a push that will fail, before measuring, which takes minutes.
-
-    Args:
-        repo_id: ``org/name``.
-        output: The folder that will be pushed; ``None`` in a dry run.
-        private: Whether the repository will be private.
-
-    Raises:
-        UsageError: If there will be nothing to push, or the name cannot be used.
-        HubError: If there is no token, or it may not write.
-    """
+    """Refuse a push that will fail, before measuring, which takes minutes."""
     from clipmerge.publish.push import check_access
 
     if output is None:
@@ -75,17 +65,6 @@ def check_push(repo_id: str, output: Path | None, *, private: bool) -> None:
 def publish(
     result: MergeResult, repo_id: str, progress: Progress, *, private: bool, license: str | None
 ) -> MergeResult:
-    """Push a merge's output.
-
-    Args:
-        result: A result with a folder.
-        repo_id: ``org/name``.
-        progress: Receiver of progress reports.
-        private: See `push`.
-        license: See `push`.
-
-    Returns:
-        The result, with the place where it was published.
-    """
+    """Push a merge's output."""
     published = push(Path(result.path or ""), repo_id, private=private, license=license, progress=progress)
     return replace(result, published=published)

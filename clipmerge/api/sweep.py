@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from clipmerge.api._commands import in_order, recipe_word, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source, with_state_key
 from clipmerge.api._merge_effect import settings_for, shared_plan
+from clipmerge.api._other_tasks import load_tasks, score_other_tasks
 from clipmerge.api._requests import (
     alphas_from,
     check_request,
@@ -27,20 +28,20 @@ from clipmerge.api._requests import (
     settings_from,
     several,
 )
-from clipmerge.api._other_tasks import load_tasks
 from clipmerge.api._results import SweepResult
 from clipmerge.api._sweep_cache import SweepCache, key_of
-from clipmerge.api._sweep_images import load_source, overlap_notes
 from clipmerge.api._sweep_record import PlannedRecipe, checkpoint_row, loss_notes, recipe_row, record_of, row_of
-from clipmerge.api._sweep_tasks import score_other_tasks
 from clipmerge.api._unlabelled import check_unlabelled
 from clipmerge.api.plan import Known, check_ancestry, open_inputs, prepare
 from clipmerge.checkpoint import Inputs, align_checkpoints
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation.points import Point, Points
 from clipmerge.evaluation.tradeoff import standings
-from clipmerge.images.dataset import LabelledImages
+from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.file_store import local_inputs
+from clipmerge.images.held_back import wanted_back
+from clipmerge.images.overlap import Images, check_overlap
+from clipmerge.images.unlabelled import load_unlabelled
 from clipmerge.options import Missing, SweepOptions, completed, with_options
 from clipmerge.planning.recipe import load_recipe
 from clipmerge.progress import Logged, Progress, Silent
@@ -48,8 +49,6 @@ from clipmerge.report.sweep_headline import headline
 from clipmerge.request import SweepRequest
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from clipmerge.evaluation.scorer import Correct
 
 #: The record in the output folder of a sweep, which identifies it.
@@ -121,14 +120,7 @@ def sweep(
 
 
 def check_sweep(request: SweepRequest) -> None:
-    """Refuse contradictory options, before anything is opened.
-
-    Args:
-        request: The request.
-
-    Raises:
-        UsageError: If a source or recipe is given twice, a name is invalid, or images to measure on are missing.
-    """
+    """Refuse contradictory options, before anything is opened."""
     shared = sorted(request.id_sources.keys() & request.ood_sources.keys())
     if shared:
         raise UsageError(f"--id and --ood: both have a source named '{shared[0]}'; write NAME=SOURCE, each name once")
@@ -157,26 +149,7 @@ def run_sweep(
     resumes: bool = False,
     check: Callable[[dict[str, float]], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Correct]]:
-    """Evaluate the curve and the recipes.
-
-    Args:
-        request: The request.
-        progress: Receiver of progress reports.
-        resumes: Whether to keep answers and plans in the user's cache, and to use those of an interrupted run.
-        check: Called with the zero-shot accuracy on each ID source, 0 to 1, before anything else is computed; raises
-            an error to stop.
-
-    Returns:
-        A JSON-ready record, see `docs/sweep.md`; and whether each image was recognised, by source, shape (points,
-        images): the points of the curve in order, then those of ``recipes`` that are not on it.
-
-    Raises:
-        UsageError: If an OOD source shares images with the calibration source.
-        ClipmergeError: If an input cannot be used.
-    """
-    from clipmerge.distributed import accelerator_for
-
-    check_sweep(request)
+    """Evaluate the curve and the recipes of a checked request."""
     progress = progress or Silent()
     begin = time.perf_counter()
     progress.stage("read")
@@ -184,7 +157,6 @@ def run_sweep(
     tasks = load_tasks(request.keep, progress)
     notes = overlap_notes(request, loaded, tasks)
     _say_all(progress, notes)
-    accelerator = accelerator_for(request.calibration.device)
     known = Known()
     inputs = _open(request, known, progress)
     placed = _open_points(request, known)
@@ -192,14 +164,14 @@ def run_sweep(
     if check is not None:
         progress.stage("check")
         at_home = {name: loaded[name] for name in request.id_sources}
-        right = _score(request, inputs, [Point(0.0)], at_home, accelerator, progress, kept)
+        right = _score(request, inputs, [Point(0.0)], at_home, progress, kept)
         check({name: float(each.mean()) for name, each in right.items()})
     points, planned = _plan_points(request, inputs, known, progress, kept)
     first = len(points)
     points += [Point(None, checkpoint=each) for each in placed.values()]
     planning = time.perf_counter()
     progress.stage("evaluate")
-    correct = _score(request, inputs, points, loaded, accelerator, progress, kept)
+    correct = _score(request, inputs, points, loaded, progress, kept)
     for each in planned:
         each.finish()
     rows = _rows(request, correct)
@@ -244,22 +216,7 @@ def write_sweep(
     read: Iterable[Path] = (),
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], dict[str, Correct]]:
-    """Evaluate the curve and the recipes, and write the output folder.
-
-    Args:
-        request: The request.
-        output: The folder; written completely or not at all.
-        overwrite: Whether an earlier sweep may be replaced.
-        read: Files that the request was made from.
-        progress: Receiver of progress reports.
-
-    Returns:
-        The results of `run_sweep`; the record is also written to ``sweep.json``.
-
-    Raises:
-        OutputError: If the folder exists or cannot be written.
-        ClipmergeError: If an input cannot be used.
-    """
+    """Evaluate the curve and the recipes, and write the output folder."""
     from clipmerge.distributed import is_main_process
     from clipmerge.evaluation.scorer import write_correct
     from clipmerge.files.staging import staged
@@ -286,6 +243,51 @@ def write_sweep(
             write_correct(folder / "correct.safetensors", correct)
             (folder / SWEEP_RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return record, correct
+
+
+def load_source(source: Any, request: SweepRequest, progress: Progress) -> LabelledImages:
+    """Load the images of one source."""
+    asked, limit = request.calibration, request.limit
+    whole = limit is None
+    images = load_images(source, asked.classes, columns=asked.columns, whole=whole, most=limit, seed=request.seed)
+    for note in images.notes:
+        progress.say(note)
+    if limit is None:
+        return images
+    images.require_classes()
+    return images.sample(limit, request.seed)
+
+
+def overlap_notes(request: SweepRequest, loaded: dict[str, LabelledImages], tasks: Mapping[str, Images]) -> list[str]:
+    """Note the images that sources share."""
+    if not request.checks_overlap:
+        return []
+    return check_overlap(
+        _calibration_images(request),
+        {name: loaded[name] for name in request.id_sources},
+        {name: loaded[name] for name in request.ood_sources},
+        _unlabelled_images(request),
+        tasks,
+    )
+
+
+def _calibration_images(request: SweepRequest) -> LabelledImages | None:
+    """All images of the calibration source; for one on the Hub, only the images that recipes will measure on."""
+    asked = request.calibration
+    if asked.source is None or asked.source == "":
+        return None
+    most = asked.images + wanted_back(asked.images, asked.held_back)
+    images = load_images(asked.source, asked.classes, columns=asked.columns, most=most, seed=request.seed)
+    return images.sample(most, request.seed) if images.revision else images
+
+
+def _unlabelled_images(request: SweepRequest) -> LabelledImages | None:
+    """All unlabelled images; for a source on the Hub, only the images that recipes will learn from."""
+    asked = request.calibration
+    if asked.unlabelled is None:
+        return None
+    images = load_unlabelled(asked.unlabelled, asked.columns, most=asked.images, seed=request.seed)
+    return images.sample(asked.images, request.seed) if images.revision else images
 
 
 def _open(request: SweepRequest, known: Known, progress: Progress) -> Inputs:
@@ -340,7 +342,6 @@ def _score(
     inputs: Inputs,
     points: list[Point],
     loaded: dict[str, LabelledImages],
-    accelerator: Accelerator,
     progress: Progress,
     kept: SweepCache | None,
 ) -> dict[str, Correct]:

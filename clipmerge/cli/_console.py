@@ -26,15 +26,7 @@ def parts_of(renderable: RenderableType) -> Sequence[RenderableType]:
 
 
 def plain(console: Console, parts: Sequence[RenderableType]) -> str:
-    """Render for a file or a pipe: one line per paragraph, and no blanks at the end of a line.
-
-    Args:
-        console: A console that is not a terminal.
-        parts: Paragraphs and tables.
-
-    Returns:
-        The text, ending in a new line.
-    """
+    """Render for a file or a pipe: one line per paragraph, and no blanks at the end of a line."""
     with console.capture() as captured:
         for part in parts:
             console.print(part, soft_wrap=isinstance(part, str | Text), markup=False)

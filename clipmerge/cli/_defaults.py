@@ -48,11 +48,7 @@ class Defaults:
         self.values[name], self.origins[name] = value, origin
 
     def words(self, given: Sequence[str]) -> list[str]:
-        """The defaults as words of a command line.
-
-        Args:
-            given: The words of the command line; their flags win.
-        """
+        """The defaults as words of a command line."""
         words = []
         for name, value in self.values.items():
             flags = EVERY[name].flags or (EVERY[name].flag(name),)
@@ -77,16 +73,7 @@ applied = Defaults()
 
 
 def read_defaults(environment: Mapping[str, str], *, folder: Path, home: Path | None = None) -> Defaults:
-    """Read the defaults.
-
-    Args:
-        environment: The environment.
-        folder: The working folder.
-        home: The user's configuration folder.
-
-    Raises:
-        UsageError: If a file cannot be read or sets what it may not.
-    """
+    """Read the defaults."""
     found = Defaults()
     if home is not None:
         _add_file(found, home / FILE, _SETTABLE, "")
@@ -164,15 +151,7 @@ def _of_file(file: Path, key: str, name: str, value: Any) -> Any:
 
 
 def apply_defaults(context: Any, flags: Collection[str]) -> None:
-    """Give a command its defaults, and remember them in `applied`.
-
-    Args:
-        context: The context of the command line, before the command runs.
-        flags: The command's parameters that may have a default.
-
-    Raises:
-        UsageError: If a file or a variable cannot be used.
-    """
+    """Give a command its defaults, and remember them in `applied`."""
     found = read_defaults(os.environ, folder=Path(), home=config_home())
     found.values = {name: value for name, value in found.values.items() if name in flags}
     context.default_map = {context.invoked_subcommand: found.values}

@@ -45,10 +45,6 @@ def reporting_errors(command: Callable[P, R], *, done: Iterable[str] = ("the com
     """Turn exceptions of a command into one line on stderr and an exit code, without a traceback.
 
     ``CLIPMERGE_DEBUG=1`` shows the traceback. The flag ``output`` may begin with ``~``.
-
-    Args:
-        command: The command.
-        done: Printed if a signal arrives after the command, if the command wrote no output.
     """
 
     @functools.wraps(command)
@@ -189,12 +185,7 @@ def prepare_streams() -> None:
 
 @contextlib.contextmanager
 def printing() -> Iterator[None]:
-    """Flush everything that this block prints before it ends.
-
-    Raises:
-        Unprintable: If standard output cannot be written.
-        BrokenPipeError: If the reader has closed the pipe.
-    """
+    """Flush everything that this block prints before it ends."""
     try:
         yield
         sys.stdout.flush()
@@ -213,12 +204,7 @@ def echo(text: str, *, nl: bool = True) -> None:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Print an error as one line on stderr and exit.
-
-    Args:
-        message: The fault, its place and the remedy.
-        code: Exit code.
-    """
+    """Print an error as one line on stderr and exit."""
     while before_the_error:
         before_the_error.pop()()
     if os.environ.get(DEBUG) and sys.exc_info()[1] is not None and code == 1:

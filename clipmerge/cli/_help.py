@@ -74,14 +74,7 @@ class GroupedHelp(TyperCommand):
 
 
 def examples(command: str) -> str:
-    """Examples as the last part of a command's help.
-
-    Args:
-        command: Name of the command; empty for the program.
-
-    Returns:
-        A block whose lines are short enough to be left as they are, then the recipes where a command takes one.
-    """
+    """Examples as the last part of a command's help."""
     lines = ["\b", "Examples:"]
     for words, what in _EXAMPLES.get(command, ()):
         lines += [f"  # {what}", *_folded(f"clipmerge {words}")]
@@ -125,11 +118,7 @@ def shipped_recipes() -> tuple[str, ...]:
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Complete a recipe: a shipped one, or a YAML file here.
-
-    Args:
-        incomplete: The text typed so far.
-    """
+    """Complete a recipe: a shipped one, or a YAML file here."""
     return [name for name in (*shipped_recipes(), *_files(incomplete)) if name.startswith(incomplete)]
 
 

@@ -13,14 +13,7 @@ if TYPE_CHECKING:
 def show_merge(
     terminal: Terminal, record: MergeRecord | None, last_line: str, *, published: dict[str, Any] | None = None
 ) -> None:
-    """Print the result of a merge.
-
-    Args:
-        terminal: Terminal to print on.
-        record: The record of the merge; ``None`` prints nothing.
-        last_line: Last line in the human format: the place of the output.
-        published: The fields of `clipmerge.publish.push.Published`, if the output was pushed.
-    """
+    """Print the result of a merge."""
     from clipmerge.report.terminal import summary_table
 
     if record is None:
@@ -31,11 +24,7 @@ def show_merge(
 
 
 def pushed(published: dict[str, Any]) -> str:
-    """Describe the result of a push in one line.
-
-    Args:
-        published: The fields of `clipmerge.publish.push.Published`.
-    """
+    """Describe the result of a push in one line."""
     if not published["changed"]:
         return f"{published['url']} is already up to date: no commit was made"
     return f"Published {published['pull_request'] or published['url']} at {published['commit']}"

@@ -48,11 +48,7 @@ class Format(StrEnum):
 
 
 def quieten_libraries(*, verbose: bool) -> None:
-    """Keep the libraries' own bars and warnings off the terminal.
-
-    Args:
-        verbose: Keep warnings.
-    """
+    """Keep the libraries' own bars and warnings off the terminal."""
     if not verbose:
         warnings.simplefilter("ignore")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
@@ -73,13 +69,7 @@ class Terminal:
     """Prints results and progress in the format asked for; the pipeline's `Progress`."""
 
     def __init__(self, fmt: Format, *, verbose: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
-        """Prepare both streams; without a terminal there is no progress bar.
-
-        Args:
-            fmt: Format of the results.
-            verbose: Also print stages as lines.
-            clock: Seconds since some moment.
-        """
+        """Prepare both streams; without a terminal there is no progress bar."""
         quieten_libraries(verbose=verbose)
         waiting_threads_sleep()
         self.format = fmt
@@ -150,11 +140,7 @@ class Terminal:
         self._err.print(text, markup=False)
 
     def end(self, line: str) -> None:
-        """Print the last line of the human format, and how long the command took.
-
-        Args:
-            line: A line with the place of the output.
-        """
+        """Print the last line of the human format, and how long the command took."""
         self.close()
         self.show(line, f"Took {format_seconds(self._clock() - self._begin)}.")
 
@@ -182,12 +168,7 @@ class Terminal:
             self._bar = None
 
     def result(self, record: dict[str, Any], human: Callable[[], RenderableType] | None = None) -> None:
-        """Print a result on stdout: as one JSON object or in human form.
-
-        Args:
-            record: JSON-ready.
-            human: Makes the human form; called only if that is printed.
-        """
+        """Print a result on stdout: as one JSON object or in human form."""
         self.close()
         if self._silent or self.format is Format.quiet:
             return

@@ -98,9 +98,9 @@ def _cost(cost: dict[str, Any]) -> RenderableType:
     table.add_column("download", overflow="fold")
     table.add_column("size", justify="right", no_wrap=True)
     for each in cost["downloads"]:
-        size = "is here" if each["cached"] else "?" if each["bytes"] is None else told_bytes(each["bytes"])
+        size = "is here" if each["cached"] else "?" if each["bytes"] is None else format_bytes(each["bytes"])
         table.add_row(Text(each["what"]), size)
-    total = "not known" if cost["bytes"] is None else f"at most {told_bytes(cost['bytes'])}"
+    total = "not known" if cost["bytes"] is None else f"at most {format_bytes(cost['bytes'])}"
     lines = [f"In all {total}.", _time(cost)]
     problems = list(dict.fromkeys(each["problem"] for each in cost["downloads"] if each["problem"]))
     return Group(table, *map(Text, [*lines, *problems, *cost["notes"]]))
@@ -117,11 +117,11 @@ def _time(cost: dict[str, Any]) -> str:
     )
 
 
-def told_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Write a number of bytes for people.
 
     Example:
-        >>> told_bytes(1_710_000_000), told_bytes(4300)
+        >>> format_bytes(1_710_000_000), format_bytes(4300)
         ('1.7 GB', '4.3 kB')
     """
     value, units = float(count), ["B", "kB", "MB", "GB", "TB"]

@@ -51,12 +51,12 @@ def list_recipes(fmt: Output = Format.human) -> None:
         echo("\n".join(lines) if width < _WIDEST else f"{name:18} {text}")
 
 
-def _about(text: str) -> str:
+def _about(recipe: str) -> str:
     """The first sentence of a recipe's comments, however many lines it takes."""
-    comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    told = " ".join(itertools.takewhile(bool, (line.lstrip("# ") for line in comments)))
-    end = re.search(r"\.(?= |$)", told)
-    return told[: end.end()] if end else told
+    comments = itertools.takewhile(lambda line: line.startswith("#"), recipe.splitlines())
+    text = " ".join(itertools.takewhile(bool, (line.lstrip("# ") for line in comments)))
+    end = re.search(r"\.(?= |$)", text)
+    return text[: end.end()] if end else text
 
 
 @recipes_app.command("show")

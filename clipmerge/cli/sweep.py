@@ -58,12 +58,7 @@ class SweepTable:
     """A sweep's table on a terminal: as many columns and intervals as fit its width."""
 
     def __init__(self, record: dict[str, Any], *, page: str = "sweep.html") -> None:
-        """Store the record.
-
-        Args:
-            record: Result of `clipmerge.api.sweep.sweep`.
-            page: The page that has every column.
-        """
+        """Store the record."""
         self._record, self._page = record, page
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from clipmerge.api._requests import merge_request
-from clipmerge.api._sweep_images import load_source, overlap_notes
 from clipmerge.api._unlabelled import unlabelled_images
-from clipmerge.api.sweep import check_sweep, sweep
+from clipmerge.api.sweep import check_sweep, load_source, overlap_notes, sweep
 from clipmerge.errors import UsageError
 from clipmerge.images.dataset import load_images
 from clipmerge.options import RecipeOptions, completed
