@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import batch_norm
 
 
 class FrozenBatchNorm(torch.nn.Module):
@@ -24,7 +25,9 @@ class FrozenBatchNorm(torch.nn.Module):
         """Normalise (batch, channels, height, width), and activate if the batch norm did."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = self.bias - self.running_mean * scale
-        normalised: Tensor = self.act(inputs * scale[:, None, None] + shift[:, None, None])
+        # one fused operation, forward and backward, that multiplies by `scale` and adds `shift`
+        still = torch.zeros_like(scale), torch.ones_like(scale)
+        normalised: Tensor = self.act(batch_norm(inputs, *still, scale, shift, training=False, eps=0.0))
         return normalised
 
 

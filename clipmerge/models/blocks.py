@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from clipmerge.models.attention import ProductAttention
+from clipmerge.models.kernels import FasterKernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +45,7 @@ def block_list(tower: torch.nn.Module) -> tuple[torch.nn.Module, str] | None:
 
 def run_twice(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run a function with activation checkpointing; in bfloat16 only inside `clipmerge.models.precision.passes`."""
-    again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), ProductAttention()))
+    again = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), FasterKernels()))
     return again(function, *args, **kwargs)
 
 

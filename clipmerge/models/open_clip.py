@@ -16,6 +16,7 @@ from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
+from clipmerge.models.kernels import image_layout
 from clipmerge.models.loading import check_words, fill, preparing
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class OpenClip:
         model_cfg: dict[str, Any] = config.get("model_cfg", config)
         self.module = build_module(library, model_cfg)
         freeze_batch_norms(self.module)
+        self._layout = image_layout(self.module)
         self._folder = folder
         self._transform = transform_for(config, folder, self.module.visual.image_size)
         self._tokenize = _tokenizer(library, model_cfg, folder)
@@ -74,7 +76,7 @@ class OpenClip:
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Embed images: (batch, width), unit length; with a prefix the blocks below it do not run."""
         with starting_at(self.module.visual, prefix):
-            features: Tensor = self.module.encode_image(pixels, normalize=True)
+            features: Tensor = self.module.encode_image(pixels.contiguous(memory_format=self._layout), normalize=True)
         return features
 
     def text_features(self, tokens: dict[str, Tensor], prefix: Prefix | None = None) -> Tensor:

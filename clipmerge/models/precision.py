@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from clipmerge.models.attention import ProductAttention
+from clipmerge.models.kernels import FasterKernels
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -36,7 +36,7 @@ def passes(device: torch.device, precision: Precision) -> Iterator[None]:
         yield
         return
     # no cache: weights move in place, so an earlier cast of them would be out of date
-    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), ProductAttention():
+    with torch.autocast(device.type, torch.bfloat16, cache_enabled=False), FasterKernels():
         yield
 
 

@@ -16,6 +16,7 @@ from clipmerge.families import Family
 from clipmerge.files.limits import LARGEST_SIDE
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
+from clipmerge.models.kernels import image_layout
 from clipmerge.models.loading import blaming, check_words, fill, preparing
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class TransformersClip:
         self.processor = _load_processor(folder)
         self.module = _built(folder, getattr(transformers, family.model_class), config)
         freeze_batch_norms(self.module)
+        self._layout = image_layout(self.module)
         self._reads_padding = family.reads_padding
         named = dict(self.module.named_parameters())
         self.parameters = {canonical: named[name] for name, canonical in family.canonical_names(named).items()}
@@ -86,7 +88,8 @@ class TransformersClip:
     def image_features(self, pixels: Tensor, prefix: Prefix | None = None) -> Tensor:
         """Embed images: (batch, width), unit length; with a prefix the blocks below it do not run."""
         with starting_at(self.module.vision_model, prefix):
-            inputs = {"pixel_values": pixels} if pixels.ndim == 4 else _unpack(pixels)
+            whole = pixels.ndim == 4
+            inputs = {"pixel_values": pixels.contiguous(memory_format=self._layout)} if whole else _unpack(pixels)
             try:
                 output = self.module.get_image_features(**inputs)
             except ValueError as error:  # images whose size is not the model's

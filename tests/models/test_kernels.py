@@ -1,4 +1,4 @@
-"""Attention in bfloat16 from two products: against the softmax written out in float64, and PyTorch's own."""
+"""Attention, convolutions and batch norms against their definitions in float64, and PyTorch's own operations."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, scaled_dot_product_attention
 
-from clipmerge.models import attention
-from clipmerge.models.attention import ProductAttention
+from clipmerge.models import kernels as attention
+from clipmerge.models.batch_norm import FrozenBatchNorm
 from clipmerge.models.blocks import run_twice
+from clipmerge.models.kernels import FasterKernels, image_layout
 from clipmerge.models.precision import passes
 
 TOKENS = 6
@@ -52,7 +53,7 @@ MASKS = {
 def test_products_give_the_softmax_average(mask: str) -> None:
     options, seen = MASKS[mask]
     given = inputs()
-    with ProductAttention():
+    with FasterKernels():
         found = scaled_dot_product_attention(*given, **options)
     assert found.dtype == torch.bfloat16
     assert torch.allclose(found.double(), written_out(*given, seen), atol=0.03)
@@ -60,7 +61,7 @@ def test_products_give_the_softmax_average(mask: str) -> None:
 
 def test_the_scale_is_the_one_given() -> None:
     query, key, value = inputs()
-    with ProductAttention():
+    with FasterKernels():
         found = scaled_dot_product_attention(query, key, value, scale=0.0)
     assert torch.allclose(found, value.mean(2, keepdim=True).expand_as(value), atol=0.02)
 
@@ -70,13 +71,13 @@ def test_other_attention_is_pytorchs(dtype: torch.dtype, options: dict[str, floa
     torch.manual_seed(0)
     expected = scaled_dot_product_attention(*inputs(dtype), **options)
     torch.manual_seed(0)
-    with ProductAttention():
+    with FasterKernels():
         assert torch.equal(scaled_dot_product_attention(*inputs(dtype), **options), expected)
 
 
 def test_long_sequences_do_not_hold_their_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = scaled_dot_product_attention(*inputs())
-    with ProductAttention():
+    with FasterKernels():
         assert not torch.equal(scaled_dot_product_attention(*inputs()), expected)
         monkeypatch.setattr(attention, "_MOST", TOKENS * TOKENS - 1)
         assert torch.equal(scaled_dot_product_attention(*inputs()), expected)
@@ -93,3 +94,42 @@ def test_what_runs_twice_runs_the_same_way() -> None:
         loss.backward()
     assert losses[0] == losses[1]
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(once, twice, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_convolution_of_single_channels_has_float32_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, kernel = torch.randn(4, 3, 9, 9, generator=generator), torch.randn(3, 1, 3, 3, generator=generator)
+    found, expected = kernel.clone().requires_grad_(), kernel.double().requires_grad_()
+    with passes(torch.device("cpu"), "bfloat16"):
+        output = conv2d(images, found, None, 1, 1, 1, 3)
+    output.float().square().sum().backward()
+    conv2d(images.double(), expected, None, 1, 1, 1, 3).square().sum().backward()
+    assert found.grad is not None
+    assert expected.grad is not None
+    # in bfloat16 the error is ten times this bound
+    assert float((found.grad - expected.grad).abs().max()) < 2e-4 * float(expected.grad.abs().max())
+
+
+def test_images_have_their_channels_last_only_where_there_are_many_convolutions() -> None:
+    convolution = nn.Conv2d(3, 3, 2)
+    assert image_layout(nn.Sequential(convolution, nn.Conv2d(3, 3, 2))) == torch.channels_last
+    assert image_layout(nn.Sequential(convolution, nn.Linear(3, 3))) == torch.contiguous_format
+
+
+def test_a_frozen_batch_norm_follows_its_formula_in_all_five_arguments() -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = FrozenBatchNorm(nn.BatchNorm2d(3))
+    inputs = torch.randn(4, 3, 5, 5, generator=generator).double().requires_grad_()
+    factors = torch.randn(4, 3, 5, 5, generator=generator).double()
+    names = ("weight", "bias", "running_mean", "running_var")
+    values = {name: torch.rand(3, generator=generator).double().add(0.5).requires_grad_() for name in names}
+    weight, bias, mean, variance = (value[:, None, None] for value in values.values())
+    ((inputs - mean) / (variance + norm.eps).sqrt() * weight + bias).mul(factors).sum().backward()
+    found = inputs.detach().clone().requires_grad_()
+    norm.double()
+    for name, value in values.items():
+        getattr(norm, name).data.copy_(value.detach())
+    (norm(found) * factors).sum().backward()
+    assert torch.allclose(found.grad, inputs.grad)
+    for name, value in values.items():
+        assert torch.allclose(getattr(norm, name).grad, value.grad), name
