@@ -21,8 +21,9 @@ from tests.support.command import clipmerge
 from tests.support.image_files import save_tar
 from tests.support.tiny_open_clip import ARCHITECTURES, load, model_config, save_open_clip_pair
 
-KINDS = ("red", "grey", "old", "big", "tame")
-NAMES = tuple(f"{kind} {thing}" for thing in ("bird", "cat", "fish", "car") for kind in KINDS)
+# short, because the tiny tokenizers write a token per letter and cut what is longer
+BEGINNINGS, ENDINGS = ("b", "ca", "fi", "h", "o", "tr", "w"), ("an", "at", "ee", "ig", "ok", "ur", "x")
+NAMES = [f"{beginning}{ending}" for beginning in BEGINNINGS for ending in ENDINGS]
 TEMPLATE = "a photo of a {}."
 Picture = tuple[str, bytes, Image.Image]
 
@@ -102,18 +103,25 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return request.param, save_open_clip_pair(folder, model_config(**ARCHITECTURES[request.param]), change=0.1)[1]
 
 
+def variety(logits: torch.Tensor) -> int:
+    return len(logits.argmax(dim=1).unique())
+
+
 @pytest.mark.slow
 def test_every_image_is_answered_as_by_the_library(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
     name, folder = checkpoint
     reference = by_transformers if name in tiny_families.TINY else by_open_clip
     logits = reference(folder, [TEMPLATE.format(thing) for thing in NAMES], name)
-    answers = logits.argmax(dim=1).tolist()
-    assert len(set(answers)) > 1
+    # eight classes that a model of random weights finds about equally likely, so that the answers differ
+    order = logits.mean(dim=0).argsort()
+    chosen = max((order[at : at + 8] for at in range(len(order) - 7)), key=lambda few: variety(logits[:, few]))
+    answers = logits[:, chosen].argmax(dim=1).tolist()
+    assert variety(logits[:, chosen]) >= 4
     members: dict[str, bytes] = {}
     for number, (kind, content, _) in enumerate(pictures()):
         members |= {f"{number:02}.{kind}": content, f"{number:02}.cls": str(answers[number]).encode()}
     tar = save_tar(tmp_path / "x.tar", members)
-    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    (tmp_path / "names.txt").write_text("\n".join(NAMES[at] for at in chosen))
     told = clipmerge(
         *("evaluate", folder, "--data", f"all={tar}", "--classes", tmp_path / "names.txt", "--format", "json"),
         *("--batch-size", "7"),
@@ -126,7 +134,7 @@ def test_every_image_is_answered_as_by_the_library(checkpoint: tuple[str, Path],
 @pytest.mark.slow
 def test_retrieval_finds_what_the_library_finds(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
     name, folder = checkpoint
-    captions = [f"{name} {place}" for name in NAMES for place in ("at home", "in a park", "at sea")][:48]
+    captions = NAMES[:48]
     reference = by_transformers if name in tiny_families.TINY else by_open_clip
     logits = reference(folder, captions, name)
     folder_of_images = tmp_path / "captioned"
