@@ -29,7 +29,7 @@ def read_captioned(source: str, folder: Path) -> tuple[FolderStore, tuple[tuple[
         raise DataError(f"{source}: {shorten(alone, 3)} has no captions beside it; write them to the same name in .txt")
     if len(files) > MOST_IMAGES:
         raise DataError(f"{source}: has more than {MOST_IMAGES} images; give a folder of some of them")
-    everything = [each for path in files for each in (path, path.with_suffix(_CAPTIONS))]
+    everything = [file for path in files for file in (path, path.with_suffix(_CAPTIONS))]
     leading_out = [path.name for path in everything if not lies_in(folder, path)]
     if leading_out:
         raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there")

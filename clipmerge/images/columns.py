@@ -46,27 +46,27 @@ class Found:
     names: tuple[str, ...] | None
 
 
-def find_columns(where: str, schema: pyarrow.Schema, asked: Columns) -> Found:
+def find_columns(where: str, schema: pyarrow.Schema, wanted: Columns) -> Found:
     """Choose the columns of a table.
 
     An image column is one of the type ``Image`` of `datasets`, a struct with ``bytes``, or binary. A label column is
     a ``ClassLabel``, or an integer or string column with a usual name.
     """
     features = _features(schema)
-    if not asked.labelled:
-        asked = replace(asked, image=asked.image if asked.image in features else None, label=None)
-    for flag, name in (("--image-column", asked.image), ("--label-column", asked.label)):
+    if not wanted.labelled:
+        wanted = replace(wanted, image=wanted.image if wanted.image in features else None, label=None)
+    for flag, name in (("--image-column", wanted.image), ("--label-column", wanted.label)):
         if name is not None and name not in features:
             hint = did_you_mean(name, features)
             raise DataError(f"{where}: no column '{name}' for {flag} (columns: {shorten(features, 12)}).{hint}")
-    image = asked.image or _image_column(where, schema, features)
+    image = wanted.image or _image_column(where, schema, features)
     if not _holds_images(schema.field(image).type):
         raise DataError(f"{where}: column '{image}' holds {schema.field(image).type}, not images")
-    if not asked.labelled:
+    if not wanted.labelled:
         return Found(image, None, None)
-    label = asked.label or _label_column(where, schema, features, image)
+    label = wanted.label or _label_column(where, schema, features, image)
     if not _holds_labels(schema.field(label).type):
-        hint = "" if asked.label else "; name another with --label-column"
+        hint = "" if wanted.label else "; name another with --label-column"
         raise DataError(
             f"{where}: column '{label}' holds {schema.field(label).type}; a label is one number or one text per image"
             f"{hint}"

@@ -22,7 +22,7 @@ class DatasetId:
 
     def at(self, sha: str) -> str:
         """Write the source with its commit."""
-        part = "/".join(each for each in (self.config, self.split) if each)
+        part = "/".join(name for name in (self.config, self.split) if name)
         return f"{self.hub_id.at(sha)}{':' + part if part else ''}"
 
 

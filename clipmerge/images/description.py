@@ -73,8 +73,8 @@ def describe_folder(folder: Path) -> Description:
     """Read the texts in a folder of shards, or in its parent."""
 
     def find(name: str) -> Path | None:
-        places = [folder / name] if name == SHARDS else [folder / name, folder.parent / name]
-        found = next((place for place in places if place.is_file()), None)
+        files = [folder / name] if name == SHARDS else [folder / name, folder.parent / name]
+        found = next((file for file in files if file.is_file()), None)
         if found is not None and not lies_in(found.parent, found):
             raise DataError(f"{found}: is a link out of its folder, to {found.resolve()}; put the file itself there")
         return found

@@ -43,9 +43,9 @@ def sample_and_hold_back(
     aside = min(wanted, int(len(sampled) * share + 0.5))
     if aside == 0:
         return Samples(sampled, None, copies)
-    held = set(held_back_positions(sampled.labels, aside, seed))
-    decide = [at for at in range(len(sampled)) if at not in held]
-    return Samples(sampled.subset(decide), sampled.subset(sorted(held)), copies)
+    back = set(held_back_positions(sampled.labels, aside, seed))
+    decide = [at for at in range(len(sampled)) if at not in back]
+    return Samples(sampled.subset(decide), sampled.subset(sorted(back)), copies)
 
 
 def without_copies(images: LabelledImages) -> LabelledImages:

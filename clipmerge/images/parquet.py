@@ -135,13 +135,13 @@ def load_parquet(source: str, files: FileStore, names: Sequence[str], columns: C
     return Labelled(ParquetImages(files, groups, tuple(blocks)), indices, classes, named)
 
 
-def _index(files: FileStore, name: str, asked: Columns) -> tuple[_File, list[Any]]:
+def _index(files: FileStore, name: str, wanted: Columns) -> tuple[_File, list[Any]]:
     """Read the footer and the labels of one file, and check the sizes that it declares."""
     with files.open(name) as file:
         parquet, size = _parquet(file), file.seek(0, io.SEEK_END)
         metadata = parquet.metadata
         _check_count(files.title(name), metadata.num_rows)
-        columns = find_columns(files.title(name), parquet.schema_arrow, asked)
+        columns = find_columns(files.title(name), parquet.schema_arrow, wanted)
         # the columns of a group are not looked at: pyarrow ends the process if one contradicts itself
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         if min((group.num_rows for group in groups), default=0) < 0:

@@ -50,19 +50,19 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     return tuple(template for given in templates for template in _spelled_out(given))
 
 
-def templates_for(asked: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
+def templates_for(given: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
     """Choose the templates for a source.
 
     Example:
         >>> templates_for((), ())
         ('a photo of a {}.',)
     """
-    return tuple(asked) or tuple(own) or (DEFAULT_TEMPLATE,)
+    return tuple(given) or tuple(own) or (DEFAULT_TEMPLATE,)
 
 
-def own_templates(asked: Sequence[str], sources: Mapping[str, WithTemplates]) -> dict[str, list[str]]:
+def own_templates(given: Sequence[str], sources: Mapping[str, WithTemplates]) -> dict[str, list[str]]:
     """The templates of the sources that are evaluated with their own; for records."""
-    return {} if asked else {name: list(images.templates) for name, images in sources.items() if images.templates}
+    return {} if given else {name: list(images.templates) for name, images in sources.items() if images.templates}
 
 
 def _spelled_out(given: str) -> tuple[str, ...]:

@@ -65,21 +65,21 @@ class CaptionedImages:
         drawn = np.random.default_rng(seed).permutation(len(self))[:count]
         positions = sorted(int(position) for position in drawn)
         names = tuple(self.store.name(position) for position in positions)
-        held = MemoryStore(tuple(self.store.read(positions)), names)
-        return replace(self, store=held, captions=tuple(self.captions[position] for position in positions))
+        store = MemoryStore(tuple(self.store.read(positions)), names)
+        return replace(self, store=store, captions=tuple(self.captions[position] for position in positions))
 
 
 def load_captions(
     source: str, *, columns: Columns | None = None, most: int | None = None, seed: int = 0
 ) -> CaptionedImages:
     """Find images with captions; none is decoded."""
-    asked = columns or Columns()
-    asked = Columns(asked.image, asked.label or _CAPTIONS)
+    columns = columns or Columns()
+    columns = Columns(columns.image, columns.label or _CAPTIONS)
     named = find_known(source)
     if named is not None:
         source = named.address
     if source.startswith("hf://"):
-        return _from_hub(source, asked, most, seed)
+        return _from_hub(source, columns, most, seed)
     tars = expand(source, ".tar")
     folder, _ = local_split(source)
     if not tars and captioned_files(folder):
@@ -90,7 +90,7 @@ def load_captions(
             "KEY.jpg, such as hf://datasets/clip-benchmark/wds_flickr8k:test"
         )
     _require_captions(source, describe_folder(Path(tars[0]).parent))
-    return _captioned(source, [read_shard(LocalFiles(), tar, asked) for tar in tars])
+    return _captioned(source, [read_shard(LocalFiles(), tar, columns) for tar in tars])
 
 
 def has_captions(source: str) -> bool:
@@ -106,7 +106,7 @@ def has_captions(source: str) -> bool:
     return bool(captioned_files(local_split(source)[0]))
 
 
-def _from_hub(source: str, asked: Columns, most: int | None, seed: int) -> CaptionedImages:
+def _from_hub(source: str, columns: Columns, most: int | None, seed: int) -> CaptionedImages:
     split = open_split(source)
     if not split.is_tar:
         raise DataError(f"{source}: holds Parquet files; images with captions are read from tar files")
@@ -116,7 +116,7 @@ def _from_hub(source: str, asked: Columns, most: int | None, seed: int) -> Capti
     taken: dict[int, Shard] = {}
     for number in order:
         (path,) = shards.paths([shards.files[number]])
-        taken[number] = read_shard(LocalFiles(), path, asked)
+        taken[number] = read_shard(LocalFiles(), path, columns)
         if most is not None and sum(len(shard.labels) for shard in taken.values()) >= most:
             break
     opened = _captioned(source, [taken[number] for number in sorted(taken)])
