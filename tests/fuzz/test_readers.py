@@ -88,12 +88,3 @@ worker.main()
     assert count == 3
     assert Path(place).parent == tmp_path / "class_names"
     assert re.fullmatch(said, told, re.DOTALL)
-
-
-def test_logs_are_summed_up(tmp_path: Path) -> None:
-    lines = [{"target": "tar", "executions": 1200, "coverage": coverage} for coverage in (True, False, False)]
-    (tmp_path / "a").write_text("\n".join(map(json.dumps, lines)))
-    assert fuzzing.table([str(tmp_path / "a")]).splitlines()[2:] == [
-        "| tar | 2,400 | 1,200 |",
-        "| all | 2,400 | 1,200 |",
-    ]
