@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,18 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     from tests.support.tiny_clip import save_family
 
     return save_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="session")
+def family_pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Folders of the zero-shot and the fine-tuned model of a kind in `TINY`, made on first use; read only."""
+    from transformers.utils import logging
+
+    from tests.support.tiny_families import save_pair
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return cache(lambda kind: save_pair(kind, tmp_path_factory.mktemp("pair")))
 
 
 @pytest.fixture(scope="session")

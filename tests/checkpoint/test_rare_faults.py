@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,23 +15,11 @@ from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import known_keys
 from clipmerge.families.clip import FAMILY as CLIP
-from clipmerge.files.safetensors import read_header
 from tests.support.hub_double import serving, upload
 from tests.support.lora_adapters import configure, save_adapter
 
 Folders = tuple[Path, Path]
 KEY = "vision_model.encoder.layers.0.self_attn.q_proj.weight"
-
-
-@contextmanager
-def no_more_files() -> Iterator[None]:
-    """Every further file that this process opens is one too many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture
@@ -81,24 +66,6 @@ def test_a_file_with_two_keys_of_one_parameter_is_no_clip(pair: Folders) -> None
     assert known_keys(CLIP, [*vision, own]) == 0
     with pytest.raises(CheckpointError, match=rf"keys '.*{own}' and '.*{own}' are the same parameter"):
         CLIP.canonical_names([*vision, own])
-
-
-def test_files_that_cannot_be_opened_any_more_are_named(pair: Folders, tmp_path: Path) -> None:
-    opened, hashed = (open_checkpoint(str(folder)) for folder in pair)
-    torch.save({KEY: torch.zeros(2)}, tmp_path / "x.pt")
-    with no_more_files():
-        with pytest.raises(
-            CheckpointError, match=r"model\.safetensors: cannot be read any more \(.*Too many open files"
-        ):
-            opened.tensor(KEY)
-        with pytest.raises(CheckpointError, match=r"cannot be read any more \(.*Too many open files"):
-            _ = hashed.hashes
-        with pytest.raises(CheckpointError, match=r"cannot be read \(Too many open files\)"):
-            read_header(pair[0] / "model.safetensors")
-        with pytest.raises(CheckpointError, match=r"x\.pt"):
-            open_checkpoint(str(tmp_path / "x.pt"))
-    assert opened.tensor(KEY).shape == (32, 32)
-    assert len(hashed.hashes) == 1
 
 
 def test_offline_nothing_is_previewed(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

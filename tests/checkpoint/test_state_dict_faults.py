@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -84,41 +82,6 @@ def test_the_script_keeps_a_dictionary_that_holds_itself_once() -> None:
     outer: dict[str, Any] = {"model": {"a": torch.ones(1)}, "step": 1}
     outer["model"]["trainer"] = outer["self"] = outer
     assert unpickle.weights_of(outer) == {"model": {"a": torch.ones(1)}}
-
-
-LARGE = """
-import sys, time
-from clipmerge.checkpoint import open_checkpoint
-from clipmerge.merging.chunks import runs
-from tests.support.memory import peak
-
-checkpoint = open_checkpoint(sys.argv[1])
-before = peak()
-begin = time.perf_counter()
-for key, entry in checkpoint.entries.items():
-    for start, stop in runs(entry.size):
-        assert checkpoint.array(key, start, stop).size == stop - start
-    checkpoint.release(key)
-print(time.perf_counter() - begin, peak() - before)
-"""
-
-
-def test_transposes_are_copied_once_and_one_at_a_time(tmp_path: Path) -> None:
-    """Three of 64 MB in 128 runs each: a copy for every run would take minutes, and all copies at once 192 MB."""
-    wide = torch.ones(4096, 4096)
-    torch.save({str(number): (wide + number).T for number in range(3)}, tmp_path / "x.pt")
-    ended = subprocess.run(
-        [sys.executable, "-c", LARGE, tmp_path / "x.pt"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    seconds, grown = map(float, ended.stdout.split())
-    assert seconds < 10
-    # the file's own pages, 192 MB, count as well; one copy, and half of one for what else a process takes
-    assert grown < (3 + 1.5) * wide.nbytes
 
 
 @pytest.mark.parametrize("key", TENSORS)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.utils import logging as transformers_logging
 
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
@@ -22,29 +21,10 @@ from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.request import MergeRequest
 from tests.support.command import clipmerge
 from tests.support.raw_safetensors import edit, rename_keys
-from tests.support.tiny_families import TINY, save_pair
+from tests.support.tiny_families import TINY
 
 Folders = tuple[Path, Path]
 Pairs = Callable[[str], Folders]
-
-
-@pytest.fixture(autouse=True)
-def _silence() -> None:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
-    """Folders of a kind's zero-shot and fine-tuned model, made once; read only."""
-    made: dict[str, Folders] = {}
-
-    def pair_of(name: str) -> Folders:
-        if name not in made:
-            made[name] = save_pair(name, tmp_path_factory.mktemp("pair"))
-        return made[name]
-
-    return pair_of
 
 
 def merged(folders: Folders, output: Path, alpha: float, *settings: str) -> dict[str, Any]:
@@ -73,8 +53,8 @@ def average(name: str, folders: Folders, alpha: float) -> Any:
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("alpha", [0.5, *(pytest.param(end, marks=pytest.mark.slow) for end in (0.0, 1.0))])
-def test_a_merged_model_says_what_its_sources_say(name: str, alpha: float, pairs: Pairs, tmp_path: Path) -> None:
-    tiny, folders = TINY[name], pairs(name)
+def test_a_merged_model_says_what_its_sources_say(name: str, alpha: float, family_pairs: Pairs, tmp_path: Path) -> None:
+    tiny, folders = TINY[name], family_pairs(name)
     merged(folders, tmp_path / "out", alpha)
     found = tiny.outputs(loaded(name, tmp_path / "out"))
     expected = tiny.outputs(average(name, folders, alpha))
@@ -86,16 +66,16 @@ def test_a_merged_model_says_what_its_sources_say(name: str, alpha: float, pairs
 @pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if not tiny.base])
 @pytest.mark.parametrize("which", [0, 1])
 def test_at_the_ends_the_output_is_the_source_byte_for_byte(
-    name: str, which: int, pairs: Pairs, tmp_path: Path
+    name: str, which: int, family_pairs: Pairs, tmp_path: Path
 ) -> None:
-    merged(pairs(name), tmp_path / "out", float(which))
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (pairs(name)[which], tmp_path / "out")]
+    merged(family_pairs(name), tmp_path / "out", float(which))
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (family_pairs(name)[which], tmp_path / "out")]
     assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_inspect_names_every_layer(name: str, pairs: Pairs) -> None:
-    outcome = clipmerge("inspect", pairs(name)[1], "--format", "json")
+def test_inspect_names_every_layer(name: str, family_pairs: Pairs) -> None:
+    outcome = clipmerge("inspect", family_pairs(name)[1], "--format", "json")
     assert outcome.code == 0, outcome.err
     record = json.loads(outcome.out)
     layers = list(record["layers"])
@@ -107,40 +87,40 @@ def test_inspect_names_every_layer(name: str, pairs: Pairs) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if tiny.base])
-def test_a_classifier_keeps_its_head_and_says_so(name: str, pairs: Pairs, tmp_path: Path) -> None:
-    record = merged(pairs(name), tmp_path / "out", 0.5)
+def test_a_classifier_keeps_its_head_and_says_so(name: str, family_pairs: Pairs, tmp_path: Path) -> None:
+    record = merged(family_pairs(name), tmp_path / "out", 0.5)
     assert any("its head is kept" in warning for warning in record["warnings"])
-    before, after = (load_file(folder / "model.safetensors") for folder in (pairs(name)[1], tmp_path / "out"))
+    before, after = (load_file(folder / "model.safetensors") for folder in (family_pairs(name)[1], tmp_path / "out"))
     assert before.keys() == after.keys()
     assert torch.equal(before["classifier.weight"], after["classifier.weight"])
 
 
-def test_a_classifiers_tower_goes_into_the_whole_model_when_asked(pairs: Pairs, tmp_path: Path) -> None:
-    folders = pairs("CLIP classifier")
+def test_a_classifiers_tower_goes_into_the_whole_model_when_asked(family_pairs: Pairs, tmp_path: Path) -> None:
+    folders = family_pairs("CLIP classifier")
     merged(folders, tmp_path / "out", 1.0, "missing=keep-zeroshot")
     output = loaded("CLIP", tmp_path / "out").state_dict()
     zeroshot, finetuned = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.equal(value, finetuned.get(key, zeroshot[key])) for key, value in output.items())
 
 
-def test_two_classifiers_merge_their_heads(pairs: Pairs, tmp_path: Path) -> None:
+def test_two_classifiers_merge_their_heads(family_pairs: Pairs, tmp_path: Path) -> None:
     other = TINY["CLIP classifier"].make(seed=3)
     other.save_pretrained(tmp_path / "base")
-    record = merged((tmp_path / "base", pairs("CLIP classifier")[1]), tmp_path / "out", 0.5)
+    record = merged((tmp_path / "base", family_pairs("CLIP classifier")[1]), tmp_path / "out", 0.5)
     assert "head" in record["layers"]
-    folders = (tmp_path / "base", pairs("CLIP classifier")[1], tmp_path / "out")
+    folders = (tmp_path / "base", family_pairs("CLIP classifier")[1], tmp_path / "out")
     zeroshot, finetuned, middle = (load_file(folder / "model.safetensors")["classifier.bias"] for folder in folders)
     assert torch.allclose(middle, (zeroshot + finetuned) / 2, rtol=1e-6)
 
 
-def test_several_classifiers_of_a_base_without_a_head_are_refused(pairs: Pairs) -> None:
-    zeroshot, finetuned = pairs("CLIP classifier")
+def test_several_classifiers_of_a_base_without_a_head_are_refused(family_pairs: Pairs) -> None:
+    zeroshot, finetuned = family_pairs("CLIP classifier")
     with pytest.raises(CheckpointError, match="one head can be kept, not several"):
         align_checkpoints(open_checkpoint(str(zeroshot)), [open_checkpoint(str(finetuned))] * 2)
 
 
-def test_batch_norm_statistics_are_interpolated_and_said_so(pairs: Pairs, tmp_path: Path) -> None:
-    folders = pairs("ALIGN")
+def test_batch_norm_statistics_are_interpolated_and_said_so(family_pairs: Pairs, tmp_path: Path) -> None:
+    folders = family_pairs("ALIGN")
     record = merged(folders, tmp_path / "out", 0.25)
     assert any("running means and variances" in warning for warning in record["warnings"])
     zeroshot, finetuned, output = (load_file(f / "model.safetensors") for f in (*folders, tmp_path / "out"))
@@ -152,8 +132,8 @@ def test_batch_norm_statistics_are_interpolated_and_said_so(pairs: Pairs, tmp_pa
     assert not any(torch.equal(zeroshot[name], finetuned[name]) for name in counters)
 
 
-def test_batch_norm_statistics_are_never_masked(pairs: Pairs, tmp_path: Path) -> None:
-    folders = pairs("ALIGN")
+def test_batch_norm_statistics_are_never_masked(family_pairs: Pairs, tmp_path: Path) -> None:
+    folders = family_pairs("ALIGN")
     recipe = load_recipe("wise-ft", ["method.alpha=1.0"])
     sparse = recipe.model_copy(update={"overrides": _override("vision.*", density=0.1)})
     write_merge(prepare(MergeRequest(str(folders[0]), (str(folders[1]),), sparse)), tmp_path / "out")
@@ -168,15 +148,16 @@ def _override(layers: str, **change: float) -> Any:
     return (Override(layers=layers, **change),)
 
 
-def test_a_variance_that_would_be_negative_is_refused(pairs: Pairs, tmp_path: Path) -> None:
+def test_a_variance_that_would_be_negative_is_refused(family_pairs: Pairs, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a variance and becomes negative"):
-        merged(pairs("ALIGN"), tmp_path / "out", -40.0)
+        merged(family_pairs("ALIGN"), tmp_path / "out", -40.0)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("other", [name for name, tiny in TINY.items() if not tiny.base and tiny.family != "CLIP"])
-def test_families_do_not_merge_with_each_other(other: str, pairs: Pairs) -> None:
-    for folders in ((pairs(other)[0], pairs("CLIP")[1]), (pairs("CLIP")[0], pairs(other)[1])):
+def test_families_do_not_merge_with_each_other(other: str, family_pairs: Pairs) -> None:
+    ours, theirs = family_pairs("CLIP"), family_pairs(other)
+    for folders in ((theirs[0], ours[1]), (ours[0], theirs[1])):
         outcome = clipmerge("merge", *folders, "--recipe", "wise-ft", "--output", folders[0].parent / "none")
         assert outcome.code == 1
         lines = outcome.err.strip().splitlines()
@@ -187,18 +168,18 @@ def test_families_do_not_merge_with_each_other(other: str, pairs: Pairs) -> None
 
 
 @pytest.mark.parametrize("name", [name for name, tiny in TINY.items() if not tiny.base])
-def test_a_family_is_recognised_with_and_without_its_config(name: str, pairs: Pairs) -> None:
-    checkpoint = open_checkpoint(str(pairs(name)[0]))
+def test_a_family_is_recognised_with_and_without_its_config(name: str, family_pairs: Pairs) -> None:
+    checkpoint = open_checkpoint(str(family_pairs(name)[0]))
     assert family_of(checkpoint.config, checkpoint.entries).name == TINY[name].family
     # these have the same names as another family, or fit any tower
     unsure = {"MetaCLIP2": "CLIP", "SigLIP2": "SigLIP", "CLIP+RoBERTa": "Chinese-CLIP"}
     assert family_of(None, checkpoint.entries).name == unsure.get(name, TINY[name].family)
 
 
-def test_a_checkpoint_without_config_is_of_the_others_family(pairs: Pairs, tmp_path: Path) -> None:
+def test_a_checkpoint_without_config_is_of_the_others_family(family_pairs: Pairs, tmp_path: Path) -> None:
     bare = tmp_path / "bare.safetensors"
-    shutil.copyfile(pairs("MetaCLIP2")[1] / "model.safetensors", bare)
-    pair = align_checkpoints(open_checkpoint(str(pairs("MetaCLIP2")[0])), [open_checkpoint(str(bare))])
+    shutil.copyfile(family_pairs("MetaCLIP2")[1] / "model.safetensors", bare)
+    pair = align_checkpoints(open_checkpoint(str(family_pairs("MetaCLIP2")[0])), [open_checkpoint(str(bare))])
     assert pair.family.name == "MetaCLIP 2"
 
 
@@ -215,21 +196,21 @@ SETTINGS = [
 
 @pytest.mark.parametrize(("name", "side", "setting", "value"), SETTINGS)
 def test_settings_that_change_the_function_are_compared(
-    name: str, side: str, setting: str, value: Any, pairs: Pairs, tmp_path: Path
+    name: str, side: str, setting: str, value: Any, family_pairs: Pairs, tmp_path: Path
 ) -> None:
-    copy = shutil.copytree(pairs(name)[1], tmp_path / "copy")
+    copy = shutil.copytree(family_pairs(name)[1], tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())
     config[f"{side}_config"][setting] = value
     (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=f"the {side} towers differ in {setting}: .* finetuned {value}"):
-        align_checkpoints(open_checkpoint(str(pairs(name)[0])), [open_checkpoint(str(copy))])
+        align_checkpoints(open_checkpoint(str(family_pairs(name)[0])), [open_checkpoint(str(copy))])
 
 
 @pytest.mark.parametrize("name", ["ViT+BERT", "AltCLIP"])
 def test_names_as_transformers_has_them_in_memory_are_the_same_parameters(
-    name: str, pairs: Pairs, tmp_path: Path
+    name: str, family_pairs: Pairs, tmp_path: Path
 ) -> None:
-    folders = pairs(name)
+    folders = family_pairs(name)
     copy = shutil.copytree(folders[1], tmp_path / "copy")
     saved, memory = load_file(copy / "model.safetensors"), loaded(name, copy).state_dict()
     in_memory = {float(value.sum()): key for key, value in memory.items()}
@@ -241,23 +222,23 @@ def test_names_as_transformers_has_them_in_memory_are_the_same_parameters(
 
 
 @pytest.mark.parametrize("name", ["SigLIP", "ChineseCLIP"])
-def test_a_tower_of_a_family_goes_into_its_full_model(name: str, pairs: Pairs, tmp_path: Path) -> None:
-    copy = shutil.copytree(pairs(name)[1], tmp_path / "copy")
+def test_a_tower_of_a_family_goes_into_its_full_model(name: str, family_pairs: Pairs, tmp_path: Path) -> None:
+    copy = shutil.copytree(family_pairs(name)[1], tmp_path / "copy")
     config = json.loads((copy / "config.json").read_text())["vision_config"]
     (copy / "config.json").write_text(json.dumps(config))
     rename_keys(copy, lambda key: key.removeprefix("vision_model."), keep=lambda key: key.startswith("vision_model."))
-    record = merged((pairs(name)[0], copy), tmp_path / "out", 1.0)
+    record = merged((family_pairs(name)[0], copy), tmp_path / "out", 1.0)
     assert any("vision tower only" in warning for warning in record["warnings"])
-    zeroshot, finetuned, output = (load_file(f / "model.safetensors") for f in (*pairs(name), tmp_path / "out"))
+    zeroshot, finetuned, output = (load_file(f / "model.safetensors") for f in (*family_pairs(name), tmp_path / "out"))
     loaded(name, tmp_path / "out")
     for key, value in output.items():
         assert torch.equal(value, (finetuned if key.startswith("vision_model.") else zeroshot)[key]), key
 
 
-def test_old_position_ids_are_copied_in_any_family(pairs: Pairs, tmp_path: Path) -> None:
-    zeroshot = shutil.copytree(pairs("SigLIP")[0], tmp_path / "zeroshot")
+def test_old_position_ids_are_copied_in_any_family(family_pairs: Pairs, tmp_path: Path) -> None:
+    zeroshot = shutil.copytree(family_pairs("SigLIP")[0], tmp_path / "zeroshot")
     edit(zeroshot, **{"text_model.embeddings.position_ids": torch.arange(24)[None]})
-    merged((zeroshot, pairs("SigLIP")[1]), tmp_path / "out", 0.5)
+    merged((zeroshot, family_pairs("SigLIP")[1]), tmp_path / "out", 0.5)
     ids = load_file(tmp_path / "out" / "model.safetensors")["text_model.embeddings.position_ids"]
     assert torch.equal(ids, torch.arange(24)[None])
 
@@ -273,12 +254,12 @@ def test_the_cards_snippet_runs(
     name: str,
     task: str,
     says: str,
-    pairs: Pairs,
+    family_pairs: Pairs,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    merged(pairs(name), tmp_path / "out", 0.5)
+    merged(family_pairs(name), tmp_path / "out", 0.5)
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"pipeline_tag: {task}" in card
     assert f"\n{TINY[name].family} " in card

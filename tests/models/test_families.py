@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoProcessor
-from transformers.utils import logging as transformers_logging
 
 from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
@@ -23,32 +22,13 @@ from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.models import ImageTextModel, model_for
 from tests.support.command import clipmerge
 from tests.support.tiny_clip import save_images
-from tests.support.tiny_families import TINY, save_pair
+from tests.support.tiny_families import TINY
 
 Folders = tuple[Path, Path]
 Pairs = Callable[[str], Folders]
 MEASURED = [name for name, tiny in TINY.items() if not tiny.base]
 FEW_RESAMPLES = ("--set", "method.bootstraps=20")
 PROMPTS = ["a photo of a cat.", "a bird", "this is some very long text, and it goes on and on"]
-
-
-@pytest.fixture(autouse=True)
-def _silence() -> None:
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
-    """Folders of a kind's zero-shot and fine-tuned model, made once; read only."""
-    made: dict[str, Folders] = {}
-
-    def pair_of(name: str) -> Folders:
-        if name not in made:
-            made[name] = save_pair(name, tmp_path_factory.mktemp("pair"))
-        return made[name]
-
-    return pair_of
 
 
 def pictures(count: int = 4) -> list[Image.Image]:
@@ -101,21 +81,21 @@ def objective_for(folders: Folders, alpha: float) -> tuple[Objective, Batch]:
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", MEASURED)
-def test_logits_are_those_of_the_library(name: str, pairs: Pairs) -> None:
-    pair, model = opened(pairs(name))
+def test_logits_are_those_of_the_library(name: str, family_pairs: Pairs) -> None:
+    pair, model = opened(family_pairs(name))
     moving = MovingModel(model, pair, torch.device("cpu"))
     for alpha in (0.0, 0.5, 1.0):
         moving.interpolate(alpha)
         with torch.no_grad():
             images, classes = model.image_features(model.pixels(pictures())), model.text_features(model.tokens(PROMPTS))
             found = model.logits(images, classes)
-        assert torch.allclose(found.double(), Reference(name, pairs(name), alpha).logits(), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(found.double(), Reference(name, family_pairs(name), alpha).logits(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, pairs: Pairs) -> None:
-    objective, _ = objective_for(pairs(name), 0.5)
-    reference = Reference(name, pairs(name), 0.5)
+def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, family_pairs: Pairs) -> None:
+    objective, _ = objective_for(family_pairs(name), 0.5)
+    reference = Reference(name, family_pairs(name), 0.5)
     loss = reference.loss()
     loss.backward()
     for _, found in objective.gradients():
@@ -133,8 +113,8 @@ def test_loss_and_gradients_are_those_of_the_librarys_forward(name: str, pairs: 
         assert float((ours[key] - theirs[key]).abs().max()) <= 3e-4 * largest, key
 
 
-def test_gradients_reach_the_statistics_of_batch_norms(pairs: Pairs) -> None:
-    objective, _ = objective_for(pairs("ALIGN"), 0.5)
+def test_gradients_reach_the_statistics_of_batch_norms(family_pairs: Pairs) -> None:
+    objective, _ = objective_for(family_pairs("ALIGN"), 0.5)
     statistics = [name for name in objective.path.task_vector if "running" in name]
     assert len(statistics) >= 10
     for _ in objective.gradients():
@@ -142,8 +122,8 @@ def test_gradients_reach_the_statistics_of_batch_norms(pairs: Pairs) -> None:
     step = 1e-5
     ends = []
     for sign in (-1, 1):
-        reference = Reference("ALIGN", pairs("ALIGN"), 0.5)
-        moved = Reference("ALIGN", pairs("ALIGN"), 0.5 + sign * step).model.state_dict()
+        reference = Reference("ALIGN", family_pairs("ALIGN"), 0.5)
+        moved = Reference("ALIGN", family_pairs("ALIGN"), 0.5 + sign * step).model.state_dict()
         for name in statistics:
             reference.model.state_dict()[name].copy_(moved[name])
         ends.append(reference.loss().item())
@@ -152,8 +132,8 @@ def test_gradients_reach_the_statistics_of_batch_norms(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize("name", MEASURED)
 @pytest.mark.parametrize("tower", ["vision", "text"])
-def test_a_tower_starts_at_any_block(name: str, tower: Any, pairs: Pairs) -> None:
-    pair, model = opened(pairs(name))
+def test_a_tower_starts_at_any_block(name: str, tower: Any, family_pairs: Pairs) -> None:
+    pair, model = opened(family_pairs(name))
     model.load(pair.theta_1, "finetuned")
     pixels, tokens = model.pixels(pictures()), model.tokens(PROMPTS)
     states = model.hidden_states(tower, pixels if tower == "vision" else tokens)
@@ -173,8 +153,8 @@ def test_a_tower_starts_at_any_block(name: str, tower: Any, pairs: Pairs) -> Non
 
 @pytest.mark.parametrize("name", ["SigLIP", "ALIGN"])
 @pytest.mark.parametrize("layer", ["vision.embeddings", "vision.1", "text.1.attn", "text.projection", "logit_scale"])
-def test_the_loss_of_one_moving_layer_is_the_whole_loss(name: str, layer: str, pairs: Pairs) -> None:
-    objective, batch = objective_for(pairs(name), 0.5)
+def test_the_loss_of_one_moving_layer_is_the_whole_loss(name: str, layer: str, family_pairs: Pairs) -> None:
+    objective, batch = objective_for(family_pairs(name), 0.5)
     layer = next(each for each in objective.path.layers if each.startswith(layer))
     loss = objective.criterion.layer_loss(batch, layer)
     with torch.no_grad():
@@ -184,23 +164,23 @@ def test_the_loss_of_one_moving_layer_is_the_whole_loss(name: str, layer: str, p
         assert loss().item() == pytest.approx(objective.criterion.joint_loss(batch).item(), rel=1e-5)
 
 
-def test_the_bias_of_siglip_moves_no_class_against_another(pairs: Pairs) -> None:
-    objective, _ = objective_for(pairs("SigLIP"), 0.5)
+def test_the_bias_of_siglip_moves_no_class_against_another(family_pairs: Pairs) -> None:
+    objective, _ = objective_for(family_pairs("SigLIP"), 0.5)
     for _ in objective.gradients():
         assert abs(float(objective.path.gradient_of("logit_bias"))) < 1e-6
         assert abs(float(objective.path.gradient_of("logit_scale"))) > 1e-6
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_evaluate_recognises_what_the_library_recognises(name: str, pairs: Pairs, tmp_path: Path) -> None:
+def test_evaluate_recognises_what_the_library_recognises(name: str, family_pairs: Pairs, tmp_path: Path) -> None:
     for number, picture in enumerate(pictures(8)):
         (tmp_path / "data" / "abc"[number % 3]).mkdir(parents=True, exist_ok=True)
         picture.save(tmp_path / "data" / "abc"[number % 3] / f"{number}.png")
     flags = ("--data", tmp_path / "data", "--template", "a {}", "--format", "json")
-    outcome = clipmerge("evaluate", pairs(name)[1], *flags)
+    outcome = clipmerge("evaluate", family_pairs(name)[1], *flags)
     assert outcome.code == 0, outcome.err
-    reference = Reference(name, pairs(name), 1.0)
-    processor = AutoProcessor.from_pretrained(pairs(name)[1])
+    reference = Reference(name, family_pairs(name), 1.0)
+    processor = AutoProcessor.from_pretrained(family_pairs(name)[1])
     padding = {"padding": "max_length", "max_length": 24} if "SigLIP" in name else {"padding": True}
     texts = processor.tokenizer(["a a", "a b", "a c"], **padding, return_tensors="pt")
     mask = [] if "SigLIP" in name else ["attention_mask"]
@@ -215,10 +195,10 @@ def test_evaluate_recognises_what_the_library_recognises(name: str, pairs: Pairs
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", ["SigLIP", "SigLIP2", "ALIGN"])
-def test_a_recipe_that_measures_adds_up(name: str, pairs: Pairs, images: Path, tmp_path: Path) -> None:
+def test_a_recipe_that_measures_adds_up(name: str, family_pairs: Pairs, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flags = ("--data", images, "--images", 12, *FEW_RESAMPLES, "--output", output, "--format", "json")
-    outcome = clipmerge("merge", *pairs(name), "--recipe", "straggler-outlier", *flags)
+    outcome = clipmerge("merge", *family_pairs(name), "--recipe", "straggler-outlier", *flags)
     assert outcome.code == 0, outcome.err
     record = outcome.json
     assert record["checks"]
@@ -227,24 +207,24 @@ def test_a_recipe_that_measures_adds_up(name: str, pairs: Pairs, images: Path, t
     TINY[name].model.from_pretrained(output)
 
 
-def test_a_sweep_ends_where_evaluate_begins(pairs: Pairs, images: Path, tmp_path: Path) -> None:
+def test_a_sweep_ends_where_evaluate_begins(family_pairs: Pairs, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "sweep"
     far = save_images(tmp_path / "far", seed=4)
     data = ("--id", f"here={images}", "--ood", f"far={far}", "--alphas", "0,1", "--output", out, "--format", "json")
-    outcome = clipmerge("sweep", *pairs("SigLIP"), *data)
+    outcome = clipmerge("sweep", *family_pairs("SigLIP"), *data)
     assert outcome.code == 0, outcome.err
-    for folder, point in zip(pairs("SigLIP"), outcome.json["curve"], strict=True):
+    for folder, point in zip(family_pairs("SigLIP"), outcome.json["curve"], strict=True):
         one = clipmerge("evaluate", folder, "--data", f"here={images}", "--format", "json")
         assert point["accuracy"]["here"] == one.json["accuracy"]["here"]
 
 
 def test_what_cannot_be_measured_says_so_in_a_line_and_still_merges(
-    pairs: Pairs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family_pairs: Pairs, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipmerge.families.siglip import FAMILY
 
     monkeypatch.setitem(FAMILY.__dict__, "model", "")
-    folders = pairs("SigLIP")
+    folders = family_pairs("SigLIP")
     for command in (
         ("merge", *folders, "--recipe", "straggler-outlier", "--data", images, "--output", tmp_path / "no"),
         ("evaluate", folders[0], "--data", images),
@@ -255,8 +235,10 @@ def test_what_cannot_be_measured_says_so_in_a_line_and_still_merges(
     assert clipmerge("merge", *folders, "--recipe", "wise-ft", "--output", tmp_path / "out").code == 0
 
 
-def test_a_classifier_as_base_cannot_be_measured_and_says_why(pairs: Pairs, images: Path, tmp_path: Path) -> None:
-    folder = pairs("CLIP classifier")[1]
+def test_a_classifier_as_base_cannot_be_measured_and_says_why(
+    family_pairs: Pairs, images: Path, tmp_path: Path
+) -> None:
+    folder = family_pairs("CLIP classifier")[1]
     other = TINY["CLIP classifier"].make(seed=9)
     other.save_pretrained(tmp_path / "other")
     for command in (
@@ -268,10 +250,10 @@ def test_a_classifier_as_base_cannot_be_measured_and_says_why(pairs: Pairs, imag
         assert len(outcome.err.strip().splitlines()) <= 2, outcome.err
 
 
-def test_a_classifier_is_measured_by_its_bases_text_tower(pairs: Pairs, images: Path, tmp_path: Path) -> None:
+def test_a_classifier_is_measured_by_its_bases_text_tower(family_pairs: Pairs, images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flags = ("--data", images, "--images", 12, *FEW_RESAMPLES, "--output", output, "--format", "json")
-    outcome = clipmerge("merge", *pairs("CLIP classifier"), "--recipe", "straggler-outlier", *flags)
+    outcome = clipmerge("merge", *family_pairs("CLIP classifier"), "--recipe", "straggler-outlier", *flags)
     assert outcome.code == 0, outcome.err
     assert all(layer.startswith("vision.") for layer in outcome.json["measurements"])
     assert json.loads((output / "config.json").read_text())["architectures"] == ["CLIPForImageClassification"]
