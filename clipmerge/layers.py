@@ -4,11 +4,13 @@ A *layer* is the unit of recipes, plans and reports: half a transformer block wi
 (``vision.3.attn``, ``vision.3.mlp``), a convolutional block (``vision.3.conv``), or a part outside the blocks:
 ``vision.embeddings``, ``pre_norm``, ``norm``, ``pooler``, ``projection``, the same for ``text.`` (and for the
 ``decoder.`` of a CoCa, whose blocks attend to the image in ``decoder.3.cross``), and ``head`` (a classifier),
-``logit_scale``, ``logit_bias``. Every parameter is in exactly one layer, as defined by its family.
+``logit_scale``, ``logit_bias``. Every parameter is in exactly one layer, as defined by its family; a part of a tower
+that the family does not know is a layer named after its module, such as ``vision.features.3``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -27,7 +29,7 @@ _PART_ORDER = ("vision", "text", "decoder", HEAD, "logit_scale", "logit_bias")
 
 
 def network_order(layer: str) -> tuple[int, int, str]:
-    """Sort key for network order: vision, text, then layers in neither tower.
+    """Sort key for network order: vision, text, then layers in neither tower; parts without a known place come last.
 
     Example:
         >>> sorted(["logit_scale", "text.norm", "vision.10.attn", "vision.2.mlp", "vision.2.attn"], key=network_order)
@@ -35,8 +37,9 @@ def network_order(layer: str) -> tuple[int, int, str]:
     """
     part, _, rest = layer.partition(".")
     index, _, half = rest.partition(".")
-    depth = int(index) if index.isdecimal() else _EDGE_ORDER.get(index, 0)
-    return _PART_ORDER.index(part), depth, half
+    depth = int(index) if index.isdecimal() else _EDGE_ORDER.get(index, _AFTER_ALL_BLOCKS + 3)
+    in_order = half if index.isdecimal() else re.sub(r"\d+", lambda number: number[0].zfill(6), rest)
+    return _PART_ORDER.index(part), depth, in_order
 
 
 def block_of(layer: str) -> tuple[str, int, str] | None:
@@ -52,6 +55,17 @@ def block_of(layer: str) -> tuple[str, int, str] | None:
     if len(parts) == 3 and parts[1].isdecimal():
         return parts[0], int(parts[1]), parts[2]
     return None
+
+
+def may_precede_blocks(layer: str) -> bool:
+    """Whether a layer outside the blocks may act before or in them; so may every part without a known place.
+
+    Example:
+        >>> [may_precede_blocks(layer) for layer in ("vision.embeddings", "vision.features.3", "vision.norm")]
+        [True, True, False]
+    """
+    _, _, part = layer.partition(".")
+    return bool(part) and block_of(layer) is None and part not in ("norm", "pooler", "projection")
 
 
 def match_layers(glob: str, layers: Iterable[str]) -> list[str]:

@@ -197,7 +197,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
             tensors = merged_tensors(inputs, run.plan, run.tensors)
             count = ByteCount(run.progress, sum(tensor.nbytes for tensor in tensors))
             layout = output_layout(inputs, tensors, max_shard_size)
-            files = write_weights(folder, tensors, layout, count, single=inputs.family.weights, hashed=run.hashed)
+            files = write_weights(folder, tensors, layout, count, single=inputs.weights_file, hashed=run.hashed)
         with run.timed("write"):
             side_files, notes = write_side_files(folder, inputs, run.plan.dtype)
             for note in notes:

@@ -14,7 +14,7 @@ from clipmerge.api._requests import choice
 from clipmerge.api._results import ConvertResult
 from clipmerge.checkpoint.converted import ConvertedCheckpoint, convert_checkpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS
-from clipmerge.conversion import Layout
+from clipmerge.conversion.keys import Layout
 from clipmerge.distributed import is_main_process
 from clipmerge.errors import CheckpointError
 from clipmerge.files.hashes import sha256_of

@@ -14,6 +14,7 @@ from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.alignment import align
 from clipmerge.checkpoint.ancestry import ancestry_of, ancestry_warnings
 from clipmerge.checkpoint.compare import find_mismatches
+from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.checkpoint.preview import preview_checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import family_of
@@ -174,6 +175,7 @@ def _totals(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _describe_alone(checkpoint: Checkpoint) -> tuple[str, dict[str, dict[str, Any]]]:
+    checkpoint = as_open_clip(checkpoint)
     try:
         family = family_of(checkpoint.config, checkpoint.entries)
         keys = {name: key for key, name in family.canonical_names(checkpoint.entries).items()}

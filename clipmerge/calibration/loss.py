@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.images.batches import Batch
-from clipmerge.layers import block_of
+from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.models import ImageTextModel, Prefix
 from clipmerge.models.zero_shot import averaged
 
@@ -127,7 +127,7 @@ class CalibrationLoss:
 
     def _prefix(self, tower: Literal["vision", "text"], layer: str, batch: Batch) -> Prefix | None:
         """The first block affected by a layer's change, and its input; ``None`` if no block can be skipped."""
-        if layer.endswith(("embeddings", "pre_norm")) or (tower == "text" and self.prompts.are_many):
+        if may_precede_blocks(layer) or (tower == "text" and self.prompts.are_many):
             return None
         # prompts are the same for every batch
         key = (self._path.moves, batch.number if tower == "vision" else 0)

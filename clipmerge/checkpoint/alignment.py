@@ -8,6 +8,7 @@ from clipmerge.checkpoint.inputs import Inputs
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.errors import CheckpointError
 from clipmerge.families import Family, family_of, known_keys, tower_of
+from clipmerge.layers import HEAD
 from clipmerge.options import Missing
 
 
@@ -35,17 +36,31 @@ def align(zeroshot: Checkpoint, finetuned: list[Checkpoint], *, missing: Missing
         family.layers_of(keys[0])
     except CheckpointError as error:
         raise CheckpointError(f"{zeroshot.source}: {error}") from None
+    heads = _other_heads(family, checkpoints, keys)
     towers = {_tower(family, names) for names in keys[1:]}
     tower = towers.pop() if len(towers) == 1 else "full"
     inputs = Inputs(family, zeroshot, tuple(finetuned), keys[0], tuple(keys[1:]), tower, missing)
     inputs.notes.extend(checkpoint.note for checkpoint in checkpoints if checkpoint.note)
-    inputs.notes.extend(notes_on(inputs))
+    inputs.notes.extend((*heads, *notes_on(inputs)))
     for checkpoint in checkpoints:
         if checkpoint.config is None:
             inputs.notes.append(
                 f"{checkpoint.source}: no {family.config} beside it, so its activation could not be compared"
             )
     return inputs
+
+
+def _other_heads(family: Family, checkpoints: tuple[Checkpoint, ...], keys: list[dict[str, str]]) -> list[str]:
+    """Leave out the zero-shot checkpoint's head if it has other classes than the fine-tuned one's, and say so."""
+    zeroshot, finetuned = checkpoints[:2]
+    ours, theirs = keys[:2]
+    shared = [name for name, layer in family.layers_of(ours).items() if layer == HEAD and name in theirs]
+    if all(zeroshot.entries[ours[name]].shape == finetuned.entries[theirs[name]].shape for name in shared):
+        return []
+    classes = [checkpoint.entries[of[shared[0]]].shape[0] for checkpoint, of in zip(checkpoints, keys, strict=False)]
+    for name in shared:
+        del ours[name]
+    return [f"{zeroshot.source}: its head has {classes[0]} rows, the fine-tuned one's {classes[1]}; it is left out"]
 
 
 def _common_family(checkpoints: tuple[Checkpoint, ...]) -> Family:
@@ -79,4 +94,4 @@ def _names(family: Family, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def _tower(family: Family, names: dict[str, str]) -> str:
-    return tower_of(family.layers_of(name for name in names if family.knows(name)).values())
+    return tower_of(family.layers_of(filter(family.has_layer, names)).values())

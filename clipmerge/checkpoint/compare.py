@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
     from clipmerge.checkpoint.source import Checkpoint
     from clipmerge.options import Missing
 
+_POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
+# Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an addition.
+_MOST = 0.5
 _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 
 
 def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes: bool = False) -> list[str]:
     """List the mismatches that prevent a merge, most informative first, one line each."""
-    problems = _tower_mismatch(inputs) + _several_heads(inputs)
+    problems = _tower_mismatch(inputs) + _several_heads(inputs) + _position_mismatch(inputs)
     for which, checkpoint in enumerate([] if problems else inputs.finetuned):
         problems += _config_mismatches(inputs, checkpoint)
         if missing == "error":
@@ -49,6 +53,22 @@ def _tower_mismatch(inputs: Inputs) -> list[str]:
         f"{inputs.zeroshot.source}: holds the {ours} tower only, the fine-tuned checkpoint "
         f"{_TOWER_WORDS[inputs.tower]}; give the zero-shot model that was fine-tuned"
     ]
+
+
+def _position_mismatch(inputs: Inputs) -> list[str]:
+    """Name the models that read longer texts or larger images, which no other key tells of."""
+    for finetuned, keys in zip(inputs.finetuned, inputs.finetuned_keys, strict=True):
+        for name in (name for name in keys if name in inputs.zeroshot_keys and _POSITIONS.search(name)):
+            ours, theirs = inputs.zeroshot.entries[inputs.zeroshot_keys[name]], finetuned.entries[keys[name]]
+            if len(ours.shape) == len(theirs.shape) == 2 and ours.shape[0] != theirs.shape[0]:
+                text = inputs.layer_of[name].startswith("text")
+                what = "texts of another length (Long-CLIP has 248 tokens)" if text else "images of another size"
+                return [
+                    f"{finetuned.source} reads {what}: {name} has {theirs.shape[0]} positions, that of "
+                    f"{inputs.zeroshot.source} {ours.shape[0]}; give the zero-shot model with {theirs.shape[0]} "
+                    "positions that was fine-tuned"
+                ]
+    return []
 
 
 def _several_heads(inputs: Inputs) -> list[str]:
@@ -87,6 +107,13 @@ def _key_mismatches(inputs: Inputs, which: int) -> list[str]:
     only_theirs = [n for n in theirs if n not in ours and not is_incidental(n)]
     if inputs.keeps_head:
         only_theirs = [n for n in only_theirs if inputs.layer_of.get(n) != HEAD]
+    shared = len(ours.keys() & theirs.keys())
+    if only_theirs and shared < _MOST * len(theirs):
+        return [
+            f"{inputs.finetuned[which].source}: only {shared} of its {len(theirs)} keys are in "
+            f"{inputs.zeroshot.source}, which lacks {shorten(only_theirs)}; give the zero-shot model of this "
+            "fine-tuned one"
+        ]
     problems = []
     for side, names in (("zero-shot", only_ours), ("fine-tuned", only_theirs)):
         if names:
@@ -131,6 +158,9 @@ def notes_on(inputs: Inputs) -> list[str]:
         )
     elif inputs.is_partial:
         notes.append(f"the fine-tuned checkpoint holds the {inputs.tower} tower only; the rest stays zero-shot")
+    strange = dict.fromkeys(layer for name, layer in inputs.layer_of.items() if not inputs.family.knows(name))
+    if strange:
+        notes.append(f"{len(strange)} layers are not known and are named after their modules: {shorten(strange)}")
     statistics = sum(is_statistic(name) for name in inputs.zeroshot_keys)
     if statistics:
         notes.append(

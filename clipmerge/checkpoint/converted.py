@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG, Checkpoint
-from clipmerge.conversion import (
-    Layout,
-    Match,
-    check_shapes,
-    is_made_anew,
-    layout_of,
-    match_keys,
-    open_clip_config,
-    transformers_config,
-)
+from clipmerge.conversion.config import open_clip_config, transformers_config
+from clipmerge.conversion.keys import Layout, Match, is_made_anew, layout_of, match_keys
+from clipmerge.conversion.shapes import check_shapes
+from clipmerge.conversion.timm import is_timm_vit, open_clip_name
 from clipmerge.errors import CheckpointError
 from clipmerge.files.safetensors import DTYPES, Array, TensorEntry
 
@@ -55,6 +49,43 @@ class ConvertedCheckpoint(Checkpoint):
             self.original.release(each)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimmTower(Checkpoint):
+    """A ViT of timm, read as a vision tower of OpenCLIP and a head; an output of this form is timm's again.
+
+    Attributes:
+        original: The checkpoint in timm's layout.
+        keys: Its keys by OpenCLIP's.
+    """
+
+    original: Checkpoint
+    keys: dict[str, str] = field(repr=False, compare=False)
+
+    def array(self, key: str, start: int = 0, stop: int | None = None) -> Array:
+        """Read a run of one tensor's elements; see `Checkpoint.array`."""
+        return self.original.array(self.keys[key], start, stop)
+
+    def release(self, key: str) -> None:
+        """Release a tensor's pages; see `Checkpoint.release`."""
+        self.original.release(self.keys[key])
+
+
+def as_open_clip(checkpoint: Checkpoint) -> Checkpoint:
+    """View one of timm's ViTs of CLIP as a tower of OpenCLIP; every other checkpoint is returned as it is."""
+    if not is_timm_vit(checkpoint.entries):
+        return checkpoint
+    keys = {open_clip_name(key): key for key in checkpoint.entries}
+    entries = {name: checkpoint.entries[key] for name, key in keys.items()}
+    for name in ("visual.class_embedding", "visual.positional_embedding"):
+        sizes = entries[name].shape
+        entries[name] = replace(entries[name], shape=sizes[-1:] if name.endswith("class_embedding") else sizes[-2:])
+    head = " and its head as a classifier" if "classifier.weight" in keys else ""
+    note = f"{checkpoint.source}: is a ViT of timm, read as a vision tower{head}"
+    values = {each.name: getattr(checkpoint, each.name) for each in fields(Checkpoint) if each.init}
+    values |= {"entries": entries, "config": None, "note": "; ".join(filter(None, (checkpoint.note, note)))}
+    return TimmTower(**values, original=checkpoint, keys=keys)
+
+
 def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str = "") -> Checkpoint:
     """View a plain ViT CLIP in the other library's layout, without reading weights.
 
@@ -82,6 +113,7 @@ def convert_checkpoint(checkpoint: Checkpoint, to: Layout, *, text_prefix: str =
 
 def in_one_layout(zeroshot: Checkpoint, finetuned: list[Checkpoint]) -> tuple[Checkpoint, list[Checkpoint]]:
     """View every checkpoint in the layout of the first fine-tuned one, OpenCLIP's or transformers'."""
+    zeroshot, finetuned = as_open_clip(zeroshot), [as_open_clip(each) for each in finetuned]
     wanted = layout_of(finetuned[0].entries)
     prefix = "text." if any(key.endswith("text.ln_final.weight") for key in finetuned[0].entries) else ""
     shown = []

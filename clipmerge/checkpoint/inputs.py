@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipmerge.checkpoint.source import Checkpoint
+from clipmerge.checkpoint.converted import TimmTower
+from clipmerge.checkpoint.source import WEIGHTS, Checkpoint
 from clipmerge.checkpoint.with_head import WithHead
 from clipmerge.families import Family, is_buffer, tower_of
 from clipmerge.files.safetensors import Array, TensorEntry
@@ -58,7 +59,7 @@ class Inputs:
     def layer_of(self) -> dict[str, str]:
         """Layers by canonical name, for the parameters of all checkpoints."""
         names = dict.fromkeys(name for keys in (self.zeroshot_keys, *self.finetuned_keys) for name in keys)
-        return self.family.layers_of(name for name in names if self.family.knows(name))
+        return self.family.layers_of(filter(self.family.has_layer, names))
 
     @property
     def everyone(self) -> tuple[Checkpoint, ...]:
@@ -119,9 +120,31 @@ class Inputs:
         """Keys in the file of `form` by canonical name."""
         return self.zeroshot_keys if self.takes_zeroshot_form else self.finetuned_keys[0]
 
+    @property
+    def written_as(self) -> Checkpoint:
+        """`form` in its own layout, whose configuration and side files the output has."""
+        return self.form.original if isinstance(self.form, TimmTower) else self.form
+
+    @property
+    def weights_file(self) -> str:
+        """File of the output's weights, if they are in one file."""
+        return WEIGHTS if isinstance(self.form, TimmTower) else self.family.weights
+
+    @property
+    def library(self) -> str:
+        """Family of the output, or the library whose layout it has."""
+        return "timm" if isinstance(self.form, TimmTower) else self.family.name
+
+    def output_shape(self, name: str, entry: TensorEntry) -> tuple[int, ...]:
+        """Shape of a tensor in the output, of which ``entry`` is one input's."""
+        form, key = self.form, self.form_keys.get(name)
+        return form.original.entries[form.keys[key]].shape if isinstance(form, TimmTower) and key else entry.shape
+
     @cached_property
     def output_keys(self) -> dict[str, str]:
-        """Keys in the output by canonical name: those of `form`, without a wrapper's prefix."""
+        """Keys in the output by canonical name: those of `form` in its own layout, without a wrapper's prefix."""
+        if isinstance(self.form, TimmTower):
+            return {name: self.form.keys[key] for name, key in self.form_keys.items()}
         files = ((self.finetuned[0], self.finetuned_keys[0]), (self.zeroshot, self.zeroshot_keys))
         keys: dict[str, str] = {}
         for checkpoint, names in (*files, (self.form, self.form_keys)):

@@ -14,7 +14,7 @@ from clipmerge.checkpoint.adapter import adapt
 from clipmerge.checkpoint.source import INDEX, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, WEIGHTS, Checkpoint
 from clipmerge.checkpoint.state_dict import StateDict, read_state_dict
 from clipmerge.checkpoint.wrappers import unwrap
-from clipmerge.conversion import layout_of
+from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, did_you_mean, shorten
 from clipmerge.files.paths import is_plain_name, local_path, split_part
 from clipmerge.files.reading import Unreadable, read_json
@@ -33,6 +33,8 @@ _LOOKED_AT = 1000
 _PICKLED_INDEX = "pytorch_model.bin.index.json"
 # names of weight files before safetensors; other pickles in a folder may hold anything
 _PICKLES = ("pytorch_model.bin", _PICKLED_INDEX, "open_clip_pytorch_model.bin", "adapter_model.bin")
+# Folders of a pipeline of diffusers that may hold a CLIP.
+_DIFFUSERS = ("text_encoder", "text_encoder_2", "image_encoder")
 # Names that each library adds to a module's weight, or uses instead of it.
 _MARKS = (
     (r"\.(?:absmax|quant_map|nested_absmax|nested_quant_map|SCB|weight_format)$|\.quant_state\.", "bitsandbytes"),
@@ -114,9 +116,9 @@ def _open_folder(source: str, folder: Path, **facts: str | None) -> Checkpoint:
         others = shorten(sorted(file.name for file in folder.glob("*.safetensors")))
         raise CheckpointError(f"{source}: has no {WEIGHTS} but {others}; give the file you mean")
     present = present or _present(source, folder, _PICKLES)
-    inner = None if present else _sentence_transformer_module(folder)
+    inner, kind = (None, "") if present else _inner_clip(source, folder)
     if inner is not None:
-        told = f"{source}: is a folder of sentence-transformers, and its CLIP is {inner.name}"
+        told = f"{source}: is a folder of {kind}, and its CLIP is {inner.name}"
         return _open_folder(source, inner, **facts | {"note": "; ".join(filter(None, (facts.get("note"), told)))})
     if len(present) > 1:
         raise CheckpointError(
@@ -152,6 +154,21 @@ def _no_weights(source: str, folder: Path) -> CheckpointError:
     if others:
         return CheckpointError(f"{source}: has no {WEIGHTS} but {shorten(others)}; give the file you mean")
     return CheckpointError(f"{source}: no {WEIGHTS} in this folder; is it the folder that save_pretrained wrote?")
+
+
+def _inner_clip(source: str, folder: Path) -> tuple[Path | None, str]:
+    """The folder of the CLIP inside one of sentence-transformers or diffusers, and the library's name."""
+    if (folder / "model_index.json").is_file():
+        inner = [path for name in _DIFFUSERS if (path := folder / name / "config.json").is_file()]
+        clips = [path.parent for path in inner if lies_in(folder, path.parent)]
+        if len(clips) == 1:
+            return clips[0], "diffusers"
+        if clips:
+            raise CheckpointError(
+                f"{source}: is a folder of diffusers with {len(clips)} encoders; give the one that you mean: "
+                f"{' or '.join(map(str, clips))}"
+            )
+    return _sentence_transformer_module(folder), "sentence-transformers"
 
 
 def _sentence_transformer_module(folder: Path) -> Path | None:

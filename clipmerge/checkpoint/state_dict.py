@@ -6,6 +6,7 @@ can run. Other content of a file (an optimiser, an epoch) is ignored.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import pickletools
 import re
@@ -14,8 +15,10 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
 
 import clipmerge.checkpoint.unpickle as unpickle
 from clipmerge.checkpoint.source import Checkpoint, stored
@@ -34,6 +37,7 @@ _INSIDE = ("state_dict", "model_state_dict", "model", "module", "net", "weights"
 _TRAINING = re.compile(r"optim|sched|scaler|callback|loop|rng|loss|metric", re.IGNORECASE)
 # Dictionaries in dictionaries that are searched for the weights.
 _DEEPEST = 6
+_PATHS = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
 _ZIP_START = b"PK\x03\x04"
 # Functions called by pickles of tensors and plain containers.
 _BUILDERS = ("torch.", "collections.", "_rebuild")
@@ -94,7 +98,11 @@ def _load(file: Path) -> tuple[Any, bool]:
     import torch
 
     try:
-        with open_regular(file) as content, warnings.catch_warnings():
+        with (
+            open_regular(file) as content,
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals(_harmless()),
+        ):
             warnings.simplefilter("ignore")  # about TorchScript and pickle protocols, both handled below
             is_archive = content.read(4) == _ZIP_START
             if is_archive:
@@ -107,6 +115,15 @@ def _load(file: Path) -> tuple[Any, bool]:
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise _refusal(file, error) from None
+
+
+def _harmless() -> list[Any]:
+    """Classes beside the weights of many trainings that hold values and run no code: options, numbers, paths."""
+    scalar = np.float64(0).__reduce__()[0]  # numpy's function has had two places
+    paths = ((cls, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name, cls in _PATHS.items())
+    dtypes = [type(np.dtype(name)) for name in ("float64", "float32", "float16", "int64", "int32", "bool")]
+    numbers = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *dtypes]
+    return [argparse.Namespace, *numbers, *paths]
 
 
 def _check_archive(file: Path, content: IO[bytes]) -> None:

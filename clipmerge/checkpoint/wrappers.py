@@ -22,6 +22,20 @@ _PARALLEL, _COMPILED = "module.", "_orig_mod."
 # Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
 _ENCODERS = ("image_encoder.model.", "model.", "")
 _HEAD = "classification_head."
+# Counts that OpenAI's archives keep beside the weights, and masks that older versions of open_clip saved.
+_NOT_WEIGHTS = frozenset(("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask"))
+# One tower's own state dict: parameters that it has together, and the attribute of the whole model that it was.
+_LONE_TOWERS = (
+    (("conv1.weight", "class_embedding", "ln_pre.weight"), "visual."),  # a ViT of OpenAI's or OpenCLIP's
+    (("conv1.weight", "bn1.weight", "attnpool.positional_embedding"), "visual."),  # a ResNet
+    (("cls_token", "norm_pre.weight", "patch_embed.proj.weight"), ""),  # a ViT of timm
+    (("trunk.patch_embed.proj.weight",), "visual."),  # a tower of timm inside OpenCLIP's
+    (("trunk.stem.0.weight",), "visual."),
+    (("trunk.conv_stem.weight",), "visual."),
+    (("transformer.embeddings.word_embeddings.weight",), "text."),  # a text tower of transformers in OpenCLIP's
+)
+# What prompt learning saves: prompts instead of weights.
+_PROMPTS = re.compile(r"(?:^|\.)(?:ctx|compound_prompts_text\.\d+|meta_net\.linear1\.weight)$")
 
 
 @dataclass(frozen=True)
@@ -49,7 +63,16 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
     file_keys = list(keys)
     if part is not None:
         return _under(file_keys, f"{part}.")
-    plain = _without_wrappers(file_keys)
+    prompts = [key for key in file_keys if _PROMPTS.search(key)]
+    if prompts:
+        raise CheckpointError(
+            f"holds prompts that CoOp or a method like it has learned ({shorten(prompts, 2)}), so it has no fine-tuned "
+            "weights to merge; give a checkpoint whose weights were trained"
+        )
+    plain = {name: key for name, key in _without_wrappers(file_keys).items() if name not in _NOT_WEIGHTS}
+    lone = _lone_tower(plain)
+    if lone is not None:
+        return lone
     classifier = _classifier(plain)
     if classifier is not None:
         return Unwrapped(classifier)
@@ -78,6 +101,18 @@ def _without_wrappers(keys: list[str]) -> dict[str, str]:
     while plain and all(name.startswith(_PARALLEL) for name in plain):
         plain = {name.removeprefix(_PARALLEL): key for name, key in plain.items()}
     return plain if len(plain) == len(keys) else {key: key for key in keys}
+
+
+def _lone_tower(names: dict[str, str]) -> Unwrapped | None:
+    """The keys of a tower that was saved by itself, under the names that it has in the whole model."""
+    for (first, *others), attribute in _LONE_TOWERS:
+        for outer in (name.removesuffix(first) for name in names if f".{name}".endswith(f".{first}")):
+            if outer.endswith(("visual.", "text.")) or not all(outer + other in names for other in others):
+                continue
+            inside = {attribute + name.removeprefix(outer): names[name] for name in names if name.startswith(outer)}
+            outside = [name for name in names if not name.startswith(outer)]
+            return Unwrapped(inside, _note([outer], [], outside) or None if outside else None)
+    return None
 
 
 def _classifier(names: dict[str, str]) -> dict[str, str] | None:

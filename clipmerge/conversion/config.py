@@ -68,13 +68,7 @@ _IGNORED = frozenset(
     }
 )
 _MODEL = {
-    "embed_dim",
-    "quick_gelu",
-    "vision_cfg",
-    "text_cfg",
-    "custom_text",
-    "init_logit_scale",
-    "nonscalar_logit_scale",
+    *("embed_dim", "quick_gelu", "vision_cfg", "text_cfg", "custom_text", "init_logit_scale", "nonscalar_logit_scale")
 }
 _TANH = ("gelu_pytorch_tanh", "gelu_new")
 # transformers' equivalent of OpenCLIP's argmax: with this id, it also pools at the highest token.

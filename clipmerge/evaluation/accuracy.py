@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
+from clipmerge.checkpoint.converted import as_open_clip
 from clipmerge.distributed import together
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.settings import EvalSettings
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
 
 def load_model(checkpoint: Checkpoint) -> ImageTextModel:
     """Load a full CLIP with its weights, in float32."""
+    checkpoint = as_open_clip(checkpoint)
     family = family_of(checkpoint.config, checkpoint.entries)
     keys = {name: key for key, name in family.canonical_names(checkpoint.entries).items()}
-    layers = family.layers_of(name for name in keys if family.knows(name))
+    layers = family.layers_of(filter(family.has_layer, keys))
     tower = tower_of(layers.values())
     if tower != "full":
         raise CheckpointError(

@@ -14,6 +14,8 @@ To add a family, add a file here that ends with one constant::
         model_class="CLIPModel",
     )
 
+A parameter that no rule matches, in a tower that ``towers`` names, is in a layer named after its module.
+
 A *canonical name* is one spelling of a parameter; ``renames`` converts other spellings to it, and the output keeps the
 spelling of its sources. The groups of a rule are the number of the block. If there are several (stage and block), the
 blocks of a tower are numbered consecutively. Layers are named as in `clipmerge.layers`. A family that needs its own
@@ -56,6 +58,7 @@ class Family:
         renames: Regex and replacement, applied to every key in order: from other spellings to the canonical one.
         model: Module of `clipmerge.models` with the forward pass; empty if the family cannot be measured.
         model_class: transformers' class of the full model.
+        towers: Starts of canonical names, and the tower that such a parameter is in if no rule matches it.
         reads_padding: Whether the text tower reads padding as text, so that prompts are padded to its full length.
         rank: Without a config, the family with the lowest rank is used among those that know the same keys.
         weights: File from which the family's library reads unsharded weights.
@@ -72,6 +75,7 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     model: str = "transformers_clip"
     model_class: str = ""
+    towers: tuple[tuple[str, str], ...] = (("vision_model.", "vision"), ("text_model.", "text"))
     reads_padding: bool = False
     rank: int = 1
     weights: str = "model.safetensors"
@@ -136,17 +140,31 @@ class Family:
         Raises:
             CheckpointError: If a name is not one of the family's.
         """
-        places = {name: self._place(name) for name in names}
-        strange = next((name for name, place in places.items() if place is None), None)
+        places = {name: self._place(name) or (self._named_by_module(name), ()) for name in names}
+        strange = next((name for name, (layer, _) in places.items() if not layer), None)
         if strange is not None:
             raise CheckpointError(f"parameter '{strange}' belongs to no layer of a {self.name} model")
-        known = {name: place for name, place in places.items() if place}
-        counted = _count_through(known.values())
-        return {name: layer.format(counted.get((_tower(layer), at))) for name, (layer, at) in known.items()}
+        counted = _count_through(places.values())
+        return {name: layer.format(counted.get((_tower(layer), at))) for name, (layer, at) in places.items()}
 
     def knows(self, name: str) -> bool:
-        """Whether a canonical name is one of the family's."""
+        """Whether a rule names the layer of a canonical name."""
         return self._place(name) is not None
+
+    def has_layer(self, name: str) -> bool:
+        """Whether a canonical name has a layer, if only one named after its module."""
+        return self.knows(name) or bool(self._named_by_module(name))
+
+    def _named_by_module(self, name: str) -> str:
+        """The layer of a parameter without a rule: its tower, and its module up to the second numbered one."""
+        for start, tower in self.towers:
+            if name.startswith(start):
+                *modules, parameter = name.removeprefix(start).split(".")
+                numbered = [depth for depth, module in enumerate(modules) if module.isdecimal()]
+                numbered = numbered or [depth for depth, module in enumerate(modules) if module[-1:].isdecimal()]
+                numbers = numbered[:2]
+                return ".".join([tower, *(modules[: numbers[-1] + 1 if numbers else 1] or [parameter])])
+        return ""
 
     @cached_property
     def _compiled(self) -> tuple[tuple[re.Pattern[str], str], ...]:
@@ -262,17 +280,3 @@ def is_variance(name: str) -> bool:
 def is_counter(name: str) -> bool:
     """Whether a tensor counts a batch norm's training steps: copied, because it has no effect at inference."""
     return name.endswith(".num_batches_tracked")
-
-
-__all__ = [
-    "Family",
-    "Settings",
-    "families",
-    "family_of",
-    "is_buffer",
-    "is_counter",
-    "is_statistic",
-    "is_variance",
-    "known_keys",
-    "tower_of",
-]

@@ -49,13 +49,13 @@ _TIMM: Rules = (
     (r"visual\.trunk\.(?:norm_pre|ln_pre)\.", "vision.pre_norm"),
     (r"visual\.trunk\.(?:norm|fc_norm|head\.norm|norm_head)\.", "vision.norm"),
     (r"visual\.trunk\.(?:attn_pool|final_conv|conv_head|bn2|head\.pre_logits)\.", "vision.pooler"),
-    (r"visual\.trunk\.(?:head|fc)\.", "vision.projection"),
+    (r"visual\.trunk\.(?:head|fc|classifier|last_linear|head_dist)\.", "vision.projection"),
     (r"visual\.head\.pool\.", "vision.pooler"),
     (r"visual\.head\.", "vision.projection"),
 )
 _TEXT: Rules = (
     *_resblocks(r"transformer\.", "text"),
-    (r"(?:token_embedding\.|positional_embedding$|cls_emb$)", "text.embeddings"),
+    (r"(?:token_embedding\.|positional_embedding(?:_res)?$|cls_emb$)", "text.embeddings"),
     (r"ln_final\.", "text.norm"),
     (r"text_projection(?:\.|$)", "text.projection"),
 )
@@ -131,6 +131,8 @@ FAMILY = Family(
         *(*_TEXT, *_HUGGING_FACE_TEXT, *_DECODER),
         # of WiSE-FT's and model soups' classifiers
         (r"classification_head\.", "head"),
+        # of timm's
+        (r"classifier\.", "head"),
         (r"logit_scale$", "logit_scale"),
         (r"logit_bias$", "logit_bias"),
     ),
@@ -146,6 +148,10 @@ FAMILY = Family(
         ),
     ),
     settings=_settings,
+    towers=(
+        *(("visual.trunk.", "vision"), ("visual.", "vision")),
+        *(("text.transformer.", "text"), ("text.", "text"), ("transformer.", "text"), ("text_decoder.", "decoder")),
+    ),
     model="open_clip",
     weights="open_clip_model.safetensors",
     config="open_clip_config.json",

@@ -185,7 +185,7 @@ def merged_tensors(
         entry = inputs.zeroshot.entries[key]
         dtype = _output_dtype(plan, entry)
         source = _source(inputs, plan, name, tensors or PlanTensors(), dtype, chunk)
-        outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, entry.shape, source))
+        outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, inputs.output_shape(name, entry), source))
     return outputs + _finetuned_only(inputs, plan, chunk)
 
 
@@ -233,7 +233,9 @@ def _finetuned_only(inputs: Inputs, plan: Plan, chunk: int) -> list[MergedTensor
             entry = checkpoint.entries[key]
             dtype = _output_dtype(plan, entry)
             source = Copied(name, (checkpoint, key), dtype, chunk=chunk)
-            outputs.append(MergedTensor(inputs.output_keys[name], name, dtype, entry.shape, source))
+            outputs.append(
+                MergedTensor(inputs.output_keys[name], name, dtype, inputs.output_shape(name, entry), source)
+            )
     return outputs
 
 

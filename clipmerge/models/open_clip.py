@@ -14,6 +14,7 @@ from torch import Tensor
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import Family
 from clipmerge.files.side_files import read_side_json
+from clipmerge.layers import block_of
 from clipmerge.models.batch_norm import freeze_batch_norms
 from clipmerge.models.blocks import entering, starting_at
 from clipmerge.models.kernels import image_layout
@@ -216,7 +217,8 @@ def _tokenizer_options(folder: Path, text: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count_blocks(layers: set[str], tower: str) -> int:
-    return len({layer.split(".")[1] for layer in layers if layer.startswith(f"{tower}.") and layer.count(".") == 2})
+    blocks = filter(None, map(block_of, layers))
+    return len({depth for of, depth, _ in blocks if of == tower})
 
 
 def _first_line(error: Exception) -> str:

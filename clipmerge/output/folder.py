@@ -72,10 +72,10 @@ def output_layout(
 ) -> dict[str, str] | None:
     """Choose the shard of each tensor."""
     layout = None if max_shard_size is None else _sized_layout(tensors, max_shard_size)
-    if layout and inputs.family.weights != WEIGHTS:
-        raise OutputError(f"open_clip loads {inputs.family.weights} but no shards; leave out --max-shard-size")
+    if layout and inputs.weights_file != WEIGHTS:
+        raise OutputError(f"open_clip loads {inputs.weights_file} but no shards; leave out --max-shard-size")
     form = inputs.form
-    if max_shard_size is not None or not form.sharded or inputs.family.weights != WEIGHTS:
+    if max_shard_size is not None or not form.sharded or inputs.weights_file != WEIGHTS:
         return layout
     return {inputs.output_keys[name]: _shard_name(form.entries[key].file) for name, key in inputs.form_keys.items()}
 

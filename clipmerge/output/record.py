@@ -225,7 +225,7 @@ def merge_record(
         clipmerge=__version__,
         output=str(output) if output else None,
         files=dict(files or {}),
-        family=inputs.family.name,
+        family=inputs.library,
         classifier=inputs.is_classifier,
         recipe=Recipe.model_validate(_whole_recipe(plan.recipe)),
         zeroshot=plan.zeroshot,

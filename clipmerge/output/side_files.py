@@ -10,7 +10,7 @@ from typing import Any
 from clipmerge.checkpoint import Checkpoint, Inputs
 from clipmerge.checkpoint.converted import ConvertedCheckpoint
 from clipmerge.checkpoint.source import OPEN_CLIP_CONFIG
-from clipmerge.conversion import layout_of
+from clipmerge.conversion.keys import layout_of
 from clipmerge.errors import CheckpointError, shorten
 from clipmerge.files.hashes import sha256_of
 from clipmerge.files.reading import Unreadable, parse_json
@@ -41,7 +41,9 @@ def write_side_files(folder: Path, inputs: Inputs, dtype: str) -> tuple[dict[str
     They are those of the fine-tuned checkpoint, unchanged except for the config's dtype. Files that it lacks, and all
     files if it is one tower of a full model, are the zero-shot checkpoint's. A classifier needs no tokenizer.
     """
-    form = inputs.form if inputs.form.config is not None else inputs.zeroshot
+    form = inputs.written_as
+    if form.config is None and inputs.library != "timm":
+        form = inputs.zeroshot
     if isinstance(form, ConvertedCheckpoint):
         return _converted_files(folder, form, inputs, dtype)
     chosen = _side_files(form)
@@ -96,7 +98,7 @@ def _lendable(inputs: Inputs) -> dict[str, tuple[str, ...]]:
     Files of another library are left out; a classifier needs no tokenizer, and OpenCLIP has no processor.
     """
     lendable = {"processor": _PROCESSOR, "tokenizer": VOCABULARIES}
-    if isinstance(inputs.zeroshot, ConvertedCheckpoint):
+    if isinstance(inputs.zeroshot, ConvertedCheckpoint) or inputs.library == "timm":
         return {}
     if inputs.keeps_head:
         del lendable["tokenizer"]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmerge.errors import RecipeError, did_you_mean, shorten
-from clipmerge.layers import block_of
+from clipmerge.layers import block_of, may_precede_blocks
 from clipmerge.planning.measurements import Measurements
 
 Array = NDArray[np.float64]
@@ -137,7 +137,7 @@ def _design(layers: list[str], sizes: dict[str, int]) -> Array:
     rows = []
     for layer in layers:
         tower, block = layer.partition(".")[0], blocks[layer]
-        depth = block[1] / max(deepest[tower], 1) if block else float(not layer.endswith(("embeddings", "pre_norm")))
+        depth = block[1] / max(deepest[tower], 1) if block else float(not may_precede_blocks(layer))
         half = block[2] if block else "edge"
         rows.append([1.0, np.log(sizes[layer]), depth, half == "mlp", half == "edge", tower == "text"])
     design = np.array(rows, dtype=float)

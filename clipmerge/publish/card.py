@@ -168,7 +168,7 @@ def _front_matter(
     return ModelCardData(
         base_model=list(dict.fromkeys(bases)) or None,
         base_model_relation="merge" if bases else None,
-        library_name="open_clip" if _is_open_clip(record) else "transformers",
+        library_name="open_clip" if _is_open_clip(record) else "timm" if record.family == "timm" else "transformers",
         pipeline_tag="image-classification" if record.classifier else "zero-shot-image-classification",
         license=license,
         datasets=data or None,

@@ -15,7 +15,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
-from clipmerge.conversion import Layout, layout_of, match_keys, open_clip_config, transformers_config
+from clipmerge.conversion.config import open_clip_config, transformers_config
+from clipmerge.conversion.keys import Layout, layout_of, match_keys
 from clipmerge.conversion.tokens import is_clips_own
 from clipmerge.errors import CheckpointError
 from tests.support import tiny_open_clip

@@ -1,0 +1,334 @@
+"""Checkpoints as other libraries write them, read or named: state dicts of timm, open_clip and transformers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
+from timm.utils import CheckpointSaver
+from torch import Tensor
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel
+
+from clipmerge.calibration.objective import Batch, Objective
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
+from clipmerge.models import model_for
+from tests.support.command import Outcome, clipmerge, refused
+from tests.support.tiny_clip import save_pair
+from tests.support.tiny_open_clip import ARCHITECTURES, VISION, build, model_config, save_open_clip_pair, stir
+
+Folders = tuple[Path, Path]
+Weights = dict[str, Tensor]
+OPEN_CLIP = "open_clip_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def open_clip_pair(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    return save_open_clip_pair(tmp_path_factory.mktemp("open-clip"), model_config())
+
+
+def merge(zeroshot: Path, finetuned: Path, output: Path, alpha: float = 1.0, *more: str) -> Outcome:
+    flags = ("--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "--output", output)
+    return clipmerge("merge", zeroshot, finetuned, *flags, *more)
+
+
+def merged(zeroshot: Path, finetuned: Path, output: Path, alpha: float = 1.0, *more: str) -> Weights:
+    done = merge(zeroshot, finetuned, output, alpha, *more)
+    assert done.code == 0, done.err
+    return load_file(next(output.glob("*.safetensors")))
+
+
+def equal(found: Weights, expected: Weights) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+# --- what training loops save ---
+
+LOOPS: dict[str, Callable[[Weights], Any]] = {
+    "the most copied loop for openai/CLIP": lambda weights: {
+        **{"epoch": 3, "model_state_dict": weights, "optimizer_state_dict": {"state": {}, "param_groups": []}},
+        "loss": torch.tensor(0.3),
+    },
+    "PyTorch's ImageNet example": lambda weights: {
+        **{"epoch": 3, "arch": "clip", "state_dict": {f"module.{key}": value for key, value in weights.items()}},
+        **{"best_acc1": torch.tensor(71.2), "optimizer": {"state": {}}, "scheduler": {"last_epoch": 3}},
+    },
+    "Lightning": lambda weights: {
+        **{"epoch": 3, "global_step": torch.tensor(900), "pytorch-lightning_version": "2.5.0", "callbacks": {}},
+        **{"state_dict": {f"model.{key}": value for key, value in weights.items()}, "loops": {"fit_loop": {}}},
+    },
+    "options, numbers and paths beside the weights": lambda weights: {
+        **{"model": weights, "args": argparse.Namespace(lr=1e-5, output=Path("runs/1")), "best": np.float64(0.7)},
+        **{"steps": np.int64(3), "where": Path("runs")},
+    },
+    "a step inside, and nested": lambda weights: {"step": torch.tensor(1), "state_dict": {"model": weights}},
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_a_training_loop_saves_is_read(open_clip_pair: Folders, tmp_path: Path, loop: str) -> None:
+    weights = load_file(open_clip_pair[1] / OPEN_CLIP)
+    torch.save(LOOPS[loop](weights), tmp_path / "x.pt")
+    assert equal(merged(open_clip_pair[0], tmp_path / "x.pt", tmp_path / "out"), weights)
+
+
+def test_a_loss_beside_weights_of_an_unknown_name_is_not_taken_for_them(tmp_path: Path) -> None:
+    torch.save(
+        {"mine": {"visual.proj": torch.ones(2), "visual.a": torch.ones(2)}, "loss": torch.ones(1)}, tmp_path / "x"
+    )
+    assert "holds no weights under a known name" in refused(clipmerge("inspect", tmp_path / "x"))
+
+
+# --- timm's ViTs of CLIP ---
+
+
+def timm_vit(classes: int, seed: int = 0) -> torch.nn.Module:
+    """timm's own class for `vit_base_patch32_clip_224`, in the size of the tiny OpenCLIP model."""
+    torch.manual_seed(seed)
+    size = {"depth": VISION["layers"], "embed_dim": VISION["width"], "num_heads": 2, "mlp_ratio": VISION["mlp_ratio"]}
+    shape = {"patch_size": VISION["patch_size"], "img_size": VISION["image_size"]}
+    model: torch.nn.Module = timm.create_model("vit_base_patch32_clip_224", num_classes=classes, **size, **shape)
+    stir(model, 0.1)
+    return model.eval()
+
+
+def saved_by(how: str, model: torch.nn.Module, folder: Path) -> Path:
+    if how == "a state dict":
+        torch.save(model.state_dict(), folder / "x.pth")
+        return folder / "x.pth"
+    if how == "a checkpoint":
+        saver = CheckpointSaver(
+            model, torch.optim.SGD(model.parameters()), argparse.Namespace(model="vit"), checkpoint_dir=str(folder)
+        )
+        saver.save_checkpoint(3, 0.7)
+        return folder / "last.pth.tar"
+    save_for_hf(model, folder / "hub", model_config={"label_names": ["a", "b", "c"]}, safe_serialization=True)
+    return folder / "hub"
+
+
+@torch.no_grad()
+def before_projection(visual: Any, pixels: Tensor) -> Tensor:
+    """The features of an OpenCLIP tower that its projection reads, which are those that timm's head reads."""
+    projection, visual.proj = visual.proj, None
+    features: Tensor = visual(pixels)
+    visual.proj = projection
+    return features
+
+
+@pytest.mark.parametrize("how", ["a state dict", "a checkpoint", "a Hub folder"])
+def test_a_timm_vit_with_a_head_keeps_it_and_timms_layout(open_clip_pair: Folders, tmp_path: Path, how: str) -> None:
+    finetuned, pixels = timm_vit(3, seed=1), torch.randn(2, 3, 32, 32)
+    source = saved_by(how, finetuned, tmp_path)
+    merged(open_clip_pair[0], source, tmp_path / "zero", 0.0)
+    model = timm_vit(3, seed=9)
+    model.load_state_dict(load_file(tmp_path / "zero" / "model.safetensors"), strict=True)
+    base = open_clip.create_model(f"local-dir:{open_clip_pair[0]}").eval()
+    with torch.no_grad():
+        found = model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
+    torch.testing.assert_close(found, before_projection(base.visual, pixels), atol=1e-6, rtol=1e-5)
+    assert torch.equal(model.head.weight, finetuned.head.weight)  # type: ignore[union-attr,arg-type]
+    assert equal(merged(open_clip_pair[0], source, tmp_path / "one"), finetuned.state_dict())
+    record = json.loads((tmp_path / "one" / "clipmerge.json").read_text())
+    assert record["family"] == "timm"
+    assert ((tmp_path / "one" / "config.json").is_file()) is (how == "a Hub folder")
+    if how == "a Hub folder":
+        card = (tmp_path / "one" / "README.md").read_text()
+        assert "library_name: timm" in card
+        assert 'timm.create_model("local-dir:."' in card
+
+
+def test_a_timm_vit_without_a_head_goes_into_the_whole_model(open_clip_pair: Folders, tmp_path: Path) -> None:
+    finetuned = timm_vit(0, seed=1)
+    found = merged(open_clip_pair[0], saved_by("a state dict", finetuned, tmp_path), tmp_path / "out")
+    base, weights = load_file(open_clip_pair[0] / OPEN_CLIP), finetuned.state_dict()
+    assert {key: value.shape for key, value in found.items()} == {key: value.shape for key, value in base.items()}
+    assert torch.equal(found["visual.class_embedding"], weights["cls_token"][0, 0])
+    assert torch.equal(found["visual.positional_embedding"], weights["pos_embed"][0])
+    assert torch.equal(found["visual.transformer.resblocks.1.attn.in_proj_bias"], weights["blocks.1.attn.qkv.bias"])
+    assert all(
+        torch.equal(found[key], base[key]) for key in base if not key.startswith("visual.") or key.endswith("proj")
+    )
+
+
+def test_a_timm_vit_merges_with_a_transformers_base(tmp_path: Path) -> None:
+    base, finetuned = save_pair(tmp_path / "theirs")[0], timm_vit(3, seed=1)
+    merged(base, saved_by("a state dict", finetuned, tmp_path), tmp_path / "out", 0.0)
+    model, pixels = timm_vit(3, seed=9), torch.randn(2, 3, 32, 32)
+    model.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"), strict=True)
+    config = CLIPConfig.from_pretrained(base)
+    config.vision_config.hidden_act = "gelu"  # timm's, to compare weights and not activations
+    with torch.no_grad():
+        expected = CLIPModel.from_pretrained(base, config=config).eval().vision_model(pixels).pooler_output
+        found = model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_two_timm_vits_merge_and_heads_of_other_classes_stay(tmp_path: Path) -> None:
+    for folder, classes in (("base", 16), ("same", 3), ("tuned", 3)):
+        (tmp_path / folder).mkdir()
+        saved_by("a state dict", timm_vit(classes, seed=classes), tmp_path / folder)
+    ends = [tmp_path / name / "x.pth" for name in ("base", "same", "tuned")]
+    other, same, tuned = (timm_vit(classes, seed=classes).state_dict() for classes in (16, 3, 3))
+    found = merged(ends[0], ends[2], tmp_path / "out", 0.5)
+    assert torch.equal(found["head.weight"], tuned["head.weight"])
+    torch.testing.assert_close(found["norm.bias"], (other["norm.bias"] + tuned["norm.bias"]) / 2)
+    assert equal(merged(ends[1], ends[2], tmp_path / "both", 0.0), same)
+
+
+def test_a_timm_vit_is_inspected_and_says_why_it_is_not_evaluated(tmp_path: Path, images: Path) -> None:
+    source = saved_by("a state dict", timm_vit(3), tmp_path)
+    assert list(clipmerge("inspect", source, "--format", "json").json["layers"])[:2] == [
+        "vision.embeddings",
+        "vision.pre_norm",
+    ]
+    assert "holds the vision tower only" in refused(clipmerge("evaluate", source, "--data", images))
+
+
+# --- a tower alone, wrappers, and what is not a CLIP ---
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet", "timm vit", "timm convnext", "timm efficientnet"])
+def test_the_state_dict_of_a_vision_tower_is_never_the_text_tower(tmp_path: Path, kind: str) -> None:
+    zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config(**ARCHITECTURES[kind]))
+    whole = load_file(finetuned / OPEN_CLIP)
+    bare = {key.removeprefix("visual."): value for key, value in whole.items() if key.startswith("visual.")}
+    save_file(bare, tmp_path / "tower.safetensors")
+    torch.save({"encoder." + key: value for key, value in bare.items()} | {"fc.bias": torch.ones(2)}, tmp_path / "x.pt")
+    base = load_file(zeroshot / OPEN_CLIP)
+    for number, source in enumerate((tmp_path / "tower.safetensors", tmp_path / "x.pt")):
+        found = merged(zeroshot, source, tmp_path / f"out-{number}")
+        for key, value in found.items():
+            assert torch.equal(value, (whole if key.startswith("visual.") else base)[key]), key
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
+def test_a_compiled_tower_openais_integers_and_old_masks_are_read(open_clip_pair: Folders, tmp_path: Path) -> None:
+    weights = load_file(open_clip_pair[1] / OPEN_CLIP)
+    model = build(model_config())
+    model.load_state_dict(weights)
+    model.visual = torch.compile(model.visual)  # type: ignore[assignment,arg-type]
+    state = model.state_dict()
+    assert any("._orig_mod." in key for key in state)
+    counts = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(32), "vocab_size": torch.tensor(58)}
+    torch.save({**state, **counts, "attn_mask": torch.zeros(32, 32)}, tmp_path / "x.pt")
+    assert equal(merged(open_clip_pair[0], tmp_path / "x.pt", tmp_path / "out"), weights)
+
+
+def test_prompts_are_no_weights(open_clip_pair: Folders, tmp_path: Path) -> None:
+    """As CoOp saves its prompt learner."""
+    learner = {
+        "ctx": torch.randn(16, 32),
+        "token_prefix": torch.randn(3, 1, 32),
+        "token_suffix": torch.randn(3, 15, 32),
+    }
+    torch.save({"state_dict": learner, "epoch": 50, "val_result": None}, tmp_path / "model.pth.tar-50")
+    line = refused(merge(open_clip_pair[0], tmp_path / "model.pth.tar-50", tmp_path / "out"))
+    assert "holds prompts that CoOp or a method like it has learned (ctx)" in line
+
+
+def test_other_positions_are_named(open_clip_pair: Folders, tmp_path: Path) -> None:
+    """Long-CLIP's longer texts, beside its second table of positions; and larger images."""
+    weights = load_file(open_clip_pair[1] / OPEN_CLIP)
+    table = torch.randn(248, 32)
+    long = {**weights, "positional_embedding": table, "positional_embedding_res": table}
+    torch.save(long, tmp_path / "long.pt")
+    line = refused(merge(open_clip_pair[0], tmp_path / "long.pt", tmp_path / "out"))
+    assert f"{tmp_path / 'long.pt'} reads texts of another length (Long-CLIP has 248 tokens)" in line
+    assert "that of " in line
+    assert line.endswith("give the zero-shot model with 248 positions that was fine-tuned")
+    torch.save(long, tmp_path / "base.pt")
+    assert equal(merged(tmp_path / "base.pt", tmp_path / "long.pt", tmp_path / "both"), long)
+    torch.save({**weights, "visual.positional_embedding": torch.randn(50, 32)}, tmp_path / "large.pt")
+    assert "reads images of another size" in refused(merge(open_clip_pair[0], tmp_path / "large.pt", tmp_path / "out"))
+
+
+def test_a_folder_of_diffusers_is_its_text_encoder_or_names_them(tmp_path: Path) -> None:
+    base, tuned = save_pair(tmp_path)
+    text = CLIPTextModel.from_pretrained(tuned)
+    (tmp_path / "pipe").mkdir()
+    (tmp_path / "pipe" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    text.save_pretrained(tmp_path / "pipe" / "text_encoder")
+    found = merged(base, tmp_path / "pipe", tmp_path / "out")
+    for key, value in load_file(tmp_path / "pipe" / "text_encoder" / "model.safetensors").items():
+        assert torch.equal(found[key], value), key
+    text.save_pretrained(tmp_path / "pipe" / "text_encoder_2")
+    line = refused(merge(base, tmp_path / "pipe", tmp_path / "no"))
+    assert "is a folder of diffusers with 2 encoders; give the one that you mean" in line
+    assert "text_encoder_2" in line
+
+
+def test_the_option_missing_is_offered_where_most_names_match_and_nowhere_else(
+    open_clip_pair: Folders, tmp_path: Path
+) -> None:
+    weights = load_file(open_clip_pair[1] / OPEN_CLIP)
+    save_file({**weights, "visual.extra.weight": torch.ones(2)}, tmp_path / "more.safetensors")
+    assert "missing=keep-finetuned" in refused(
+        merge(open_clip_pair[0], tmp_path / "more.safetensors", tmp_path / "out")
+    )
+    strange = {f"visual.trunk.stages.{number}.0.weight": torch.ones(2) for number in range(4)}
+    save_file({**strange, "logit_scale": torch.tensor(1.0)}, tmp_path / "other.safetensors")
+    line = refused(merge(open_clip_pair[0], tmp_path / "other.safetensors", tmp_path / "out"))
+    assert "only 1 of its 5 keys are in" in line
+    assert "missing=" not in line
+
+
+# --- towers of timm inside OpenCLIP ---
+
+#: One small model of each kind, with whether open_clip or timm projects the features.
+TOWERS = (
+    *(("efficientnet_b0", True), ("convnext_atto", False), ("swin_tiny_patch4_window7_224", False)),
+    *(("mobilenetv3_small_050", True), ("resnet18", False), ("fastvit_t8", False), ("eva02_tiny_patch14_224", False)),
+    *(("vit_base_patch16_siglip_224", False), ("regnetx_002", True), ("densenet121", True), ("levit_128s", True)),
+    *(("pvt_v2_b0", False), ("cait_xxs24_224", True), ("vgg11", True), ("hiera_tiny_224", False)),
+    *(("xcit_nano_12_p16_224", True), ("ghostnet_050", True), ("mobilenetv4_conv_small", True)),
+)
+
+
+@pytest.mark.parametrize(("name", "own_head"), TOWERS)
+def test_every_parameter_of_a_timm_tower_has_a_layer(name: str, own_head: bool, tmp_path: Path) -> None:
+    pool = {"timm_pool": "avg", "timm_proj": ""} if own_head else {"timm_pool": "", "timm_proj": "linear"}
+    with torch.device("meta"):
+        model = open_clip.CLIP(**model_config(vision={"timm_model_name": name, "image_size": 224, **pool}))
+    shapes = {key: (0, *value.shape[1:]) if value.ndim else () for key, value in model.state_dict().items()}
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, tmp_path / "x.safetensors")
+    checkpoint = open_checkpoint(str(tmp_path / "x.safetensors"))
+    inputs = align_checkpoints(checkpoint, [checkpoint])
+    assert inputs.family.name == "OpenCLIP"
+    assert sorted(name for names in inputs.layers.values() for name in names) == sorted(shapes)
+    assert inputs.tower == "full"
+    strange = [note for note in inputs.notes if "are named after their modules" in note]
+    assert bool(strange) is (name in ("regnetx_002", "densenet121", "pvt_v2_b0", "cait_xxs24_224", "vgg11",
+                                      "hiera_tiny_224", "xcit_nano_12_p16_224"))  # fmt: skip
+
+
+def test_a_tower_with_layers_of_unknown_names_merges_and_measures(tmp_path: Path) -> None:
+    vision = {"timm_model_name": "xcit_nano_12_p16_224", "timm_pool": "", "timm_proj": "linear", "image_size": 32}
+    zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config(vision=vision))
+    done = merge(zeroshot, finetuned, tmp_path / "out", 0.5)
+    assert done.code == 0, done.err
+    assert "layers are not known and are named after their modules: vision.blocks.0" in " ".join(done.err.split())
+    open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
+    base = open_checkpoint(str(zeroshot))
+    inputs = align_checkpoints(base, [open_checkpoint(str(finetuned))])
+    model = model_for(inputs.family, base.config or {}, zeroshot)
+    batch = Batch(0, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
+    objective = Objective(model, inputs, [batch], ["a cat", "a dog"], templates=1, accelerator=Accelerator(cpu=True))
+    objective.path.move_to(0.5)
+    for layer in ("vision.blocks.3", "vision.cls_attn_blocks.1", "vision.projection"):
+        loss = objective.criterion.layer_loss(batch, layer)
+        before = objective.criterion.joint_loss(batch).item()
+        with torch.no_grad():
+            for name in (name for name in objective.path.layers[layer] if "running" not in name):
+                objective.path.parameters[name].data.normal_()
+            assert loss().item() == pytest.approx(objective.criterion.joint_loss(batch).item(), rel=1e-5)
+        assert loss().item() != pytest.approx(before, rel=1e-5)  # or this test could not fail
