@@ -16,7 +16,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.uncounted]
 
 @pytest.fixture(scope="module")
 def printed_pair(tmp_path_factory: pytest.TempPathFactory) -> PrintedPair:
-    """About 40 s of training on one core."""
     return save_printed_pair(tmp_path_factory.mktemp("printed"))
 
 
@@ -45,7 +44,8 @@ def test_a_data_free_recipe_that_falls_into_the_valley_says_so(printed_pair: Pri
 def test_no_recipe_with_data_loses_more_than_it_may_in_silence(
     printed_pair: PrintedPair, tmp_path: Path, recipe: str
 ) -> None:
-    record = merged(printed_pair, recipe, tmp_path / "out")
+    few = () if recipe == "wise-ft-id" else ("--set", "measure.steps=40")  # of 200: the rule holds after any number
+    record = merged(printed_pair, recipe, tmp_path / "out", *few)
     bought = record["bought"]
     lost = 100 * (bought["finetuned"][0]["clean"]["value"] - bought["merged"]["clean"]["value"])
     warned = [text for text in record["warnings"] if "--max-loss" in text]

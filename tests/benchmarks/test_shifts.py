@@ -233,8 +233,8 @@ def test_several_drawings_of_a_thing_are_its_pictures(tmp_path: Path) -> None:
 @pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("name", "recipes"),
-    # learning is the same code on all
-    [("emoji", command._QUICK_RECIPES), ("fonts", ("lines",))],
+    # what learns is tested elsewhere
+    [("emoji", ("wise-ft", "monosoup")), ("fonts", ("lines",))],
     ids=["emoji", "fonts"],
 )
 def test_the_quick_size_runs_from_nothing(

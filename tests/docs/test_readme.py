@@ -1,4 +1,4 @@
-"""Every `clipmerge` command and every Python block of the README runs as it stands."""
+"""Every command of README and docs: those in `sh` blocks run as they stand, all others parse."""
 
 from __future__ import annotations
 
@@ -12,15 +12,28 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from typer.main import get_command
 
+from clipmerge.cli.app import app
 from clipmerge.planning import recipe
 from tests.support.command import clipmerge
 from tests.support.hub_double import serving, upload
 from tests.support.tiny_clip import save_images
 
-README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-LINES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if line]
+ROOT = Path(__file__).parents[2]
+#: In the order in which their commands run; what one writes, a later one reads.
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("command-line", "methods", "hub", "scale-out")),
+]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+LINES = [line for page in PAGES for kind, block in blocks(page) if kind == "sh" for line in block.splitlines() if line]
 PROGRAM = {
     "clipmerge": [sys.executable, "-m", "clipmerge"],
     "torchrun": [sys.executable, "-m", "torch.distributed.run"],
@@ -29,21 +42,20 @@ PROGRAM = {
 
 @pytest.fixture(scope="module")
 def workplace(pair: tuple[Path, Path], images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the names that the README uses."""
-    folder = tmp_path_factory.mktemp("readme")
+    """A folder with the names that the pages use."""
+    folder = tmp_path_factory.mktemp("pages")
     for name, source in (("zeroshot", pair[0]), ("finetuned", pair[1]), ("val", images)):
         shutil.copytree(source, folder / name)
-    for seed, name in enumerate(("test", "shifted"), start=1):
+    for seed, name in enumerate(("test", "shifted", "cameras"), start=1):
         save_images(folder / name, seed=seed)
     return folder
 
 
-def run(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(line: str, folder: Path) -> None:
     words = shlex.split(line, comments=True)
     command = [*PROGRAM[words[0]], *words[1:]]
-    return subprocess.run(
-        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.slow
@@ -52,19 +64,23 @@ def test_the_commands_run_in_order(
     workplace: Path, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [line for line in LINES if line.startswith("clipmerge ")]
-    assert len(lines) >= 9
+    assert len(lines) >= 14
     with serving(tmp_path, monkeypatch) as hub:
         for repo, folder in (("acme/clip-base", pair[0]), ("acme/clip-cars", pair[1])):
             upload(hub, repo, {path.name: path.read_bytes() for path in folder.iterdir()})
         monkeypatch.chdir(workplace)
         shipped = recipe.recipe_text
-        monkeypatch.setattr(recipe, "recipe_text", lambda name: shipped(name).replace("steps: 200", "steps: 20"))
+        monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 20", shipped(name)))
         for line in lines:  # in this process, where imports take their time once
-            ended = clipmerge(*shlex.split(line, comments=True)[1:])
+            words, _, file = line.partition(" > ")
+            ended = clipmerge(*shlex.split(words, comments=True)[1:])
             assert ended.code == 0, f"{line}\n{ended.err}"
             assert "Traceback" not in ended.err
+            if file:
+                Path(file).write_text(ended.out)
     same = [
-        (workplace / name / "model.safetensors").read_bytes() for name in ("merged", "merged-by-plan", "merged-cars")
+        (workplace / name / "model.safetensors").read_bytes()
+        for name in ("merged-half", "merged-by-plan", "merged-cars")
     ]
     assert same[0] == same[1] == same[2]
 
@@ -75,9 +91,8 @@ def test_two_processes_merge_to_the_same_weights(workplace: Path) -> None:
     """To 1e-6: sums over batches are added up in another order."""
     (line,) = [line for line in LINES if line.startswith("torchrun ")]
     alone = line.replace("torchrun --standalone --nproc-per-node 2 -m ", "").replace("merged-fisher", "merged-alone")
-    for each in (line, alone):
-        ended = run(each, workplace)
-        assert ended.returncode == 0, ended.stderr
+    run(line, workplace)
+    run(alone, workplace)
     both, one = (load_file(workplace / name / "model.safetensors") for name in ("merged-fisher", "merged-alone"))
     assert both.keys() == one.keys()
     assert max(float((both[name].double() - one[name].double()).abs().max()) for name in one) < 1e-6
@@ -85,18 +100,47 @@ def test_two_processes_merge_to_the_same_weights(workplace: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.uncounted
-def test_the_python_blocks_run(workplace: Path) -> None:
-    if not (workplace / "merged").is_dir():
-        assert run(next(x for x in LINES if x.endswith("--output merged")), workplace).returncode == 0
-    for kind, block in BLOCKS:
-        if kind == "python":
-            ended = subprocess.run(
-                [sys.executable, "-c", block], cwd=workplace, capture_output=True, text=True, check=False
-            )
-            assert ended.returncode == 0, ended.stderr
+def test_the_python_blocks_run(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    shipped = recipe.recipe_text
+    monkeypatch.setattr(recipe, "recipe_text", lambda name: re.sub(r"steps: \d+", "steps: 20", shipped(name)))
+    if not Path("merged").is_dir():
+        shutil.copytree("finetuned", "merged")
+    found = [block for kind, block in blocks(ROOT / "README.md") if kind == "python"]
+    assert len(found) == 2
+    for block in found:
+        exec(compile(block, "README.md", "exec"), {})
 
 
 def test_the_scripts_it_names_are_there_and_executable() -> None:
-    scripts = {line.split()[0] for line in LINES if line.startswith("scripts/")}
-    assert scripts == {"scripts/demo", "scripts/test"}
-    assert all(os.access(README.parent / script, os.X_OK) for script in scripts)
+    scripts = set(re.findall(r"scripts/[a-z]+", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert scripts == {"scripts/demo", "scripts/site"}
+    assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
+
+
+def commands() -> list[str]:
+    """Every command of the program on any page, its lines joined, without what a shell does."""
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for _, block in blocks(page):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = re.search(r"(?:^|\] \$ |-m )clipmerge ([^>|]*)", line)
+                if words and "..." not in line and page.name != "first-ten-minutes.md":
+                    found.append(words[1].strip())
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_command_parses(line: str) -> None:
+    group = get_command(app)
+    words = shlex.split(line, comments=True)
+    with group.make_context("clipmerge", [*words], resilient_parsing=True) as context:
+        name, command, rest = group.resolve_command(context, words)  # type: ignore[attr-defined]
+        while hasattr(command, "commands"):
+            name, command, rest = command.resolve_command(context, rest)
+        with command.make_context(name, rest, parent=context):
+            pass
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900

@@ -17,18 +17,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel, CLIPProcessor
 
-from benchmarks.digits import styles
 from benchmarks.digits import training as demo_training
-from benchmarks.digits.training import Training
 from clipmerge.demo.data import TEMPLATE
+from clipmerge.demo.pair import prepare
 from clipmerge.images.digits import CLASS_NAMES, SIZE
 from clipmerge.parallel import one_thread
 
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 FACES = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono")
-
-
-_TRAINING = Training(zeroshot_steps=160)
 
 
 @dataclass(frozen=True)
@@ -54,19 +50,14 @@ def printed(count: int, seed: int) -> tuple[list[Image.Image], list[int]]:
     return images, digits
 
 
-def save_printed_pair(
-    folder: Path, *, zeroshot: Training = _TRAINING, steps: int = 200, rate: float = 1e-3, each: int = 60
-) -> PrintedPair:
-    """Train both models and save them with images; half a minute on two cores."""
-    pair = PrintedPair(folder / "zeroshot", folder / "finetuned", folder / "images")
-    generator = torch.Generator().manual_seed(0)
+def save_printed_pair(folder: Path, *, steps: int = 200, rate: float = 1e-3, each: int = 60) -> PrintedPair:
+    """Fine-tune the demo's zero-shot model on printed digits, and save it with images that it has not seen."""
+    pair = PrintedPair(prepare(folder / "demo").zeroshot, folder / "finetuned", folder / "images")
+    model, processor = CLIPModel.from_pretrained(pair.zeroshot), CLIPProcessor.from_pretrained(pair.zeroshot)
     with one_thread():
-        processor = demo_training.processor(styles.captions())
-        model = demo_training.untrained_model(processor.tokenizer, 0)
-        demo_training.train_zeroshot(model, processor.tokenizer, zeroshot, generator, lambda _: None)
-        _save(model, processor, pair.zeroshot)
-        _finetune(model, processor, generator, steps, rate)
-        _save(model, processor, pair.finetuned)
+        _finetune(model, processor, torch.Generator().manual_seed(0), steps, rate)
+    model.save_pretrained(pair.finetuned)
+    processor.save_pretrained(pair.finetuned)
     for number, (image, digit) in enumerate(zip(*printed(10 * each, 1), strict=True)):
         (pair.images / CLASS_NAMES[digit]).mkdir(parents=True, exist_ok=True)
         image.save(pair.images / CLASS_NAMES[digit] / f"{number:03}.png")
@@ -86,8 +77,3 @@ def _finetune(model: CLIPModel, processor: CLIPProcessor, generator: torch.Gener
 
     parameters = [parameter for name, parameter in model.named_parameters() if name != "logit_scale"]
     demo_training.fit(parameters, loss, steps, rate, lambda _: None)
-
-
-def _save(model: CLIPModel, processor: CLIPProcessor, folder: Path) -> None:
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
