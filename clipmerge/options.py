@@ -414,6 +414,15 @@ class BenchOptions(MachineOptions, total=False):
             flags=("--check/--no-check",),
         ),
     ]
+    jobs: Annotated[
+        str | None,
+        Option(
+            None,
+            "A job of its own for each pair: 'local', or 'slurm:KEY=VALUE,...' (docs/bench.md).",
+            "Machine",
+            value="WHERE",
+        ),
+    ]
     overwrite: Overwrite
 
 

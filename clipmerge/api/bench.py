@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -117,7 +118,15 @@ def bench(
     for pair in chosen.pairs:
         check_sweep(_request(pair, "theta_0", "theta_1", given, command))
     record = _record(chosen, given, command)
-    record["pairs"] = [_run(chosen, pair, given, command, reports) for pair in chosen.pairs]
+    if given["jobs"] is None:
+        record["pairs"] = [_run(chosen, pair, given, command, reports) for pair in chosen.pairs]
+    else:
+        from clipmerge.api._jobs import run_in_jobs
+
+        works = {
+            pair.name or chosen.name: partial(_run, chosen, pair, given, command, Logged()) for pair in chosen.pairs
+        }
+        record["pairs"] = run_in_jobs(given["jobs"], works, reports.say)
     if target is not None:
         _write(record, target, overwrite=given["overwrite"])
     return BenchResult(target, record)
