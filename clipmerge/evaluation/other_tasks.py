@@ -19,7 +19,7 @@ from clipmerge.evaluation.retrieval import recall_of, text_embeddings
 from clipmerge.evaluation.scorer import Move, Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.verdict import moves_of
-from clipmerge.images.batches import batch_size_for
+from clipmerge.images.batches import batch_size_for, read_pixels
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.retrieval import CaptionedImages, has_captions, load_captions
 from clipmerge.models import ImageTextModel
@@ -125,16 +125,12 @@ def _recalls(
 def recall_score(model: ImageTextModel, images: CaptionedImages, settings: EvalSettings, texts: Tensor) -> Score:
     """Measure the recall of one model on its device, given its `caption_embeddings`."""
     device = settings.accelerator.device
-    rank, processes = settings.share
     size = batch_size_for(len(images), settings.batch_size)
     found: list[tuple[int, Any]] = []
-    for number, start in enumerate(range(0, len(images), size)):
-        if number % processes == rank:
-            stop = min(start + size, len(images))
-            pixels = model.pixels([images.image(position) for position in range(start, stop)])
-            pieces = torch.split(pixels, settings.images_at_once or len(pixels))
-            found += [(start, torch.cat([model.image_features(piece.to(device)).cpu() for piece in pieces]).numpy())]
-    if processes > 1:
+    for number, pixels in read_pixels(images.store, len(images), size, model.pixels, settings.share):
+        pieces = torch.split(pixels, settings.images_at_once or len(pixels))
+        found += [(number, torch.cat([model.image_features(piece.to(device)).cpu() for piece in pieces]).numpy())]
+    if settings.share[1] > 1:
         with together():
             found = gather_object(found)
     features = torch.from_numpy(np.concatenate([rows for _, rows in sorted(found, key=lambda part: part[0])]))

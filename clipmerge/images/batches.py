@@ -95,20 +95,32 @@ def read_batches(
     """
     import torch
 
+    with contextlib.closing(read_pixels(images.store, len(images), batch_size, to_pixels, share, skipped)) as reading:
+        for number, pixels in reading:
+            labels = images.labels[number * batch_size : (number + 1) * batch_size]
+            yield Batch(number, pixels, torch.tensor(labels))
+
+
+def read_pixels(
+    store: Store,
+    count: int,
+    batch_size: int,
+    to_pixels: Callable[[list[Image]], Tensor],
+    share: tuple[int, int] = (0, 1),
+    skipped: Container[int] = (),
+) -> Generator[tuple[int, Tensor], None, None]:
+    """The number and the pixels of this process's batches, for images without labels too; see `read_batches`."""
     rank, world = share
-    store, count = images.store, len(images)
     batches = {
         number: range(number * batch_size, min((number + 1) * batch_size, count))
         for number in range(-(-count // batch_size))
         if number % world == rank and number not in skipped
     }
     if isinstance(store, Pixels):
-        pixels = (store.batch(positions) for positions in batches.values())
-    else:
-        pixels = _decoded(store, list(batches.values()), to_pixels, max(1, _cores() // world))
-    with contextlib.closing(pixels):
-        for (number, positions), ready in zip(batches.items(), pixels, strict=True):
-            yield Batch(number, ready, torch.tensor([images.labels[position] for position in positions]))
+        yield from ((number, store.batch(positions)) for number, positions in batches.items())
+        return
+    with contextlib.closing(_decoded(store, list(batches.values()), to_pixels, max(1, _cores() // world))) as pixels:
+        yield from zip(batches, pixels, strict=True)
 
 
 def _decoded(

@@ -144,9 +144,8 @@ def _index(files: FileStore, name: str, wanted: Columns) -> tuple[_File, list[An
         columns = find_columns(files.title(name), parquet.schema_arrow, wanted)
         # the columns of a group are not looked at: pyarrow ends the process if one contradicts itself
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        if min((group.num_rows for group in groups), default=0) < 0:
-            raise EOFError("a row group has fewer than no rows")
-        if sum(group.num_rows for group in groups) != metadata.num_rows:
+        rows = [group.num_rows for group in groups]
+        if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
             raise EOFError("its row groups do not add up to its number of rows")
         largest = max((group.total_byte_size for group in groups), default=0)
         if largest > max(LARGEST_HELD, MOST_INFLATION * size):

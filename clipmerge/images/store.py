@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -19,7 +20,7 @@ class Encoded(TypedDict):
     path: str | None
 
 
-class Store:
+class Store(ABC):
     """Encoded images, read on demand.
 
     Attributes:
@@ -30,13 +31,13 @@ class Store:
     blocks: tuple[int, ...] = ()
     paths: tuple[str, ...] = ()
 
+    @abstractmethod
     def read(self, positions: Sequence[int]) -> list[Encoded]:
         """Read images, each block at most once, in the order of the positions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def name(self, position: int) -> str:
         """The name of an image in messages."""
-        raise NotImplementedError
 
     def take(self, positions: Sequence[int]) -> Store:
         """Some of the images, in the order of the positions; they are read into memory if they are not files."""
