@@ -128,7 +128,7 @@ def format_seconds(seconds: float) -> str:
 
     Example:
         >>> format_seconds(0.2), format_seconds(75), format_seconds(1000), format_seconds(4000)
-        ('under 1 s', '1 min 15 s', '16 min', '1 h 6 min')
+        ('under 1 s', '1 min 15 s', '17 min', '1 h 7 min')
     """
     whole = round(seconds)
     if whole < 60:
@@ -136,4 +136,5 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(whole, 60)
     if minutes < 10:
         return f"{minutes} min {rest} s"
+    minutes = round(whole / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
