@@ -239,9 +239,10 @@ class Run:
         for future in self.hashing:
             future.result()
         inputs = self.inputs
-        return self.plan.model_copy(
+        plan = self.plan.model_copy(
             update={
                 "zeroshot": SourceRecord(**inputs.zeroshot.provenance(hashed=self.hashed)),
                 "finetuned": tuple(SourceRecord(**each.provenance(hashed=self.hashed)) for each in inputs.finetuned),
             }
         )
+        return plan.with_tensors(self.tensors.to_file()).signed()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from clipmerge.errors import CheckpointError, VerdictError
 from clipmerge.images.held_back import MOST, copies_note, without_copies
 from clipmerge.images.store import Pixels
-from clipmerge.planning.effect_view import STALE
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.tensors import PlanTensors
 
@@ -126,12 +125,3 @@ def shared_plan(plan: Plan | None, tensors: PlanTensors) -> tuple[Plan, PlanTens
     decided: list[Any] = [plan and plan.model_copy(update={"measurements": None}), tensors]
     broadcast_object_list(decided)
     return decided[0], decided[1]
-
-
-def without_stale(plan: Plan) -> Plan:
-    """Drop the measured effect of a plan that was edited afterwards."""
-    if all(each.plan == plan.digest for each in (plan.bought, *plan.kept) if each is not None):
-        return plan
-    stale = set(plan.bought.warnings) if plan.bought else set()
-    warnings = tuple(warning for warning in plan.warnings if warning not in stale)
-    return plan.model_copy(update={"bought": None, "kept": (), "warnings": (*warnings, STALE)})

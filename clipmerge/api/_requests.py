@@ -200,12 +200,17 @@ def _class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> Path
 
 def require_places(sources: Sequence[str]) -> None:
     """Refuse checkpoints that are neither on disk nor Hub ids, or given twice, before anything else is checked."""
-    seen: set[str] = set()
     for source in sources:
         if not is_there(source):
             from clipmerge.checkpoint.opening import hub_id_of
 
             hub_id_of(source)
+    refuse_twice(sources)
+
+
+def refuse_twice(sources: Sequence[str]) -> None:
+    """Refuse a checkpoint that is given twice."""
+    seen: set[str] = set()
     for source in sources:
         place = str(Path(source).resolve()) if Path(source).exists() else source
         if place in seen:

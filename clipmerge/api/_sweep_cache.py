@@ -98,7 +98,7 @@ def key_of(point: Point) -> str:
         return f"checkpoint {_digest([each.hashes for each in point.checkpoint.finetuned])}"
     if point.plan is None:
         return f"alpha {point.alpha!r}"
-    digest = hashlib.sha256(point.plan.digest.encode())
+    digest = hashlib.sha256(point.plan.settings_digest.encode())
     for name, tensor in sorted(point.tensors.to_file().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

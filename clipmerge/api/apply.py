@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from clipmerge.api._commands import in_order, spelled_out
 from clipmerge.api._in_memory import CheckpointLike, as_sources, open_source
-from clipmerge.api._merge_effect import without_stale
-from clipmerge.api._requests import byte_count, files_read, several
+from clipmerge.api._requests import byte_count, files_read, refuse_twice, several
 from clipmerge.api._results import MergeResult
+from clipmerge.api.plan import Known, check_ancestry
 from clipmerge.checkpoint import Checkpoint, align_checkpoints
 from clipmerge.errors import PlanError, UsageError
 from clipmerge.evaluation.zero_shot_head import build_zeroshot_head, lacks_zeroshot_head
@@ -96,11 +96,13 @@ def open_plan(
     """Open a plan's inputs, and check that the plan was made for them."""
     if isinstance(plan, Path):
         plan, name = Plan.load(plan), str(plan)
-    plan = without_stale(plan)
     progress = progress or Silent()
     progress.stage("read")
     begin = time.perf_counter()
     zeroshot, *finetuned = _open_all(name, plan, sources)
+    plan = _of_sources(plan, (zeroshot, *finetuned)) if sources else plan
+    decided_for_these = plan.inputs_digest == plan.digest_of_inputs
+    plan = plan.without_stale()
     inputs = align_checkpoints(zeroshot, finetuned, missing=plan.missing, mixed_dtypes=plan.dtype != "keep")
     if plan.head:
         if not lacks_zeroshot_head(inputs):
@@ -108,6 +110,12 @@ def open_plan(
         inputs = build_zeroshot_head(inputs, plan.head, mixed_dtypes=plan.dtype != "keep")
     for record, checkpoint in zip((plan.zeroshot, *plan.finetuned), (zeroshot, *finetuned), strict=True):
         _check_hashes(name, record, checkpoint, progress, hashed=hashed)
+    if not decided_for_these:  # nobody was told yet what `merge` says about these checkpoints
+        check_ancestry(inputs, Known(), strict=False)
+        for note in inputs.notes:
+            progress.say(note)
+        notes = tuple(note for note in inputs.notes if note not in plan.warnings)
+        plan = plan.model_copy(update={"warnings": (*plan.warnings, *notes)})
     task = Task(inputs)
     run = Run(inputs, progress, plan=plan.checked(task.layers), head=plan.head, hashed=hashed)
     run.tensors = PlanTensors.from_file(plan.held_tensors)
@@ -121,8 +129,21 @@ def _open_all(name: str, plan: Plan, sources: Sequence[str]) -> list[Checkpoint]
     if sources and len(sources) != len(records):
         raise PlanError(f"{name}: is for {len(records) - 1} fine-tuned checkpoints, but {len(sources) - 1} were given")
     places = sources or [_place(name, plan, record) for record in records]
+    refuse_twice(places)
     base = open_source(places[0])
     return [base, *(open_source(place, base) for place in places[1:])]
+
+
+def _of_sources(plan: Plan, checkpoints: Sequence[Checkpoint]) -> Plan:
+    """A plan without hashes for the checkpoints that it is applied to; hashes are compared instead."""
+    records = (plan.zeroshot, *plan.finetuned)
+    zeroshot, *finetuned = (
+        record
+        if all(record.files.values())
+        else record.model_copy(update={"source": checkpoint.source, "revision": checkpoint.revision})
+        for record, checkpoint in zip(records, checkpoints, strict=True)
+    )
+    return plan.model_copy(update={"zeroshot": zeroshot, "finetuned": tuple(finetuned)})
 
 
 def _place(name: str, plan: Plan, record: SourceRecord) -> str:

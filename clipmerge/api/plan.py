@@ -261,7 +261,7 @@ def _decide(
     )
     layers = apply_overrides(decided, request.recipe)
     worded = {name: worded_for(entry) for name, entry in layers.items()}
-    changes = {"verdict_digest": plan.digest, "layers": layers, "worded": worded}
+    changes = {"verdict_digest": plan.settings_digest, "layers": layers, "worded": worded}
     run.plan = plan.model_copy(update=changes).checked(task.layers)
     # a layer whose alpha is overridden needs no coefficients
     used = {n: learned[n] for layer, e in layers.items() if e.alpha_range for n in task.layers[layer] if n in learned}

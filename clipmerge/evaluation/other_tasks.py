@@ -58,7 +58,6 @@ def measure_other_tasks(
             zeroshot=scores[name][0],
             finetuned=tuple(scores[name][1:-1]),
             merged=scores[name][-1],
-            plan=plan.digest,
         )
         for name, task in tasks.items()
     )

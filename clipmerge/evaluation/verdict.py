@@ -150,7 +150,6 @@ def effect_from(
         verdict=conclusion.verdict,
         reason=conclusion.reason,
         warnings=conclusion.warnings,
-        plan=plan.digest,
     )
 
 

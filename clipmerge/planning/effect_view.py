@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from clipmerge.planning.merge_effect import Estimate, MergeEffect, ModelAccuracy
+from clipmerge.planning.plan import STALE
 
 #: Text shown if there were no images.
 UNMEASURED = (
@@ -17,8 +18,6 @@ UNVERIFIED = (
     "The effect of this merge was not measured on images that the decision did not see, so it is not known; "
     "`clipmerge evaluate` measures it on images of yours."
 )
-#: Warning of a plan that was edited after its effect was measured.
-STALE = "the plan was edited after it was measured, so the effect of this merge is not known"
 #: Text shown in that case.
 UNKNOWN_SINCE = (
     "The plan was edited after it was measured, so its effect is not known; `clipmerge evaluate` measures it again."

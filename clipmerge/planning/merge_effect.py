@@ -93,7 +93,7 @@ class MergeEffect(Frozen):
         verdict: The main numbers and the recommendation, in one or two sentences.
         reason: Reason for the recommendation, in one sentence.
         warnings: Warnings, one line each.
-        plan: Digest of the plan that was measured, see `clipmerge.planning.plan.Plan.digest`.
+        plan: `Plan.digest` of the plan that was measured; empty until the plan is written.
     """
 
     source: str

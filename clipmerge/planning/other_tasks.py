@@ -51,7 +51,7 @@ class OtherTaskScores(Frozen):
         zeroshot: Score of the zero-shot model.
         finetuned: Score of each fine-tuned model, in the order given.
         merged: Score of the merged model.
-        plan: Digest of the plan that was measured, see `clipmerge.planning.plan.Plan.digest`.
+        plan: `Plan.digest` of the plan that was measured; empty until the plan is written.
     """
 
     name: str

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 
 #: The reason given for a layer whose settings were edited after its reason was written.
 EDITED = "edited by hand"
+#: The reason given for every layer of a plan that was edited to other checkpoints.
+OTHER_INPUTS = "decided for other checkpoints"
+#: Warning of a plan that was edited after its effect was measured.
+STALE = "the plan was edited after it was measured, so the effect of this merge is not known"
 
 
 class Plan(Frozen):
@@ -60,7 +64,8 @@ class Plan(Frozen):
         straggler_scores: ``{"z": ..., "stability": ...}`` by layer.
         verdict: The plan in one sentence; `checked` rewrites it if it does not match the settings.
         finding: The part of the verdict that does not depend on the settings.
-        verdict_digest: `digest` of the plan that the method's verdict describes.
+        verdict_digest: `settings_digest` of the plan that the method's verdict describes.
+        inputs_digest: `digest_of_inputs` of the checkpoints that the plan was decided for.
         worded: `worded_for` of the settings that each layer's reason describes, by layer.
         bought: The effect of the merge, measured on images that the decision did not see.
         kept: Scores on tasks that the models were not fine-tuned for.
@@ -87,6 +92,7 @@ class Plan(Frozen):
     verdict: str = ""
     finding: str = ""
     verdict_digest: str = ""
+    inputs_digest: str = ""
     worded: dict[str, str] = Field(default_factory=dict)
     bought: MergeEffect | None = None
     kept: tuple[OtherTaskScores, ...] = ()
@@ -205,10 +211,63 @@ class Plan(Frozen):
 
     @property
     def digest(self) -> str:
+        """Hash of everything that determines the merged weights: settings, inputs, scores and learned coefficients."""
+        return _digest([self.settings_digest, self.digest_of_inputs, self._digest_of_tensors])
+
+    @property
+    def settings_digest(self) -> str:
         """Hash of everything that determines the merged weights, given the inputs and tensors."""
         what = self.model_dump(mode="json", include={"weights", "combine", "dtype", "missing", "head", "seed"})
         layers = {name: layer.model_dump(mode="json", exclude={"reason"}) for name, layer in self.layers.items()}
-        return hashlib.sha256(json.dumps([what, layers], sort_keys=True).encode()).hexdigest()
+        return _digest([what, layers])
+
+    @property
+    def digest_of_inputs(self) -> str:
+        """Hash of the checkpoints: of their files' hashes, or of their sources where the files are not hashed."""
+        return _digest([source.identity for source in (self.zeroshot, *self.finetuned)])
+
+    @property
+    def _digest_of_tensors(self) -> list[Any]:
+        if not self._tensors:
+            return []
+        import torch
+
+        digests = []
+        for name, tensor in sorted(self._tensors.items()):
+            content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digests.append([name, str(tensor.dtype), list(tensor.shape), hashlib.sha256(content).hexdigest()])
+        return digests
+
+    def signed(self) -> Plan:
+        """Return the plan with the digests of what it was decided and measured for, to be called before it is written.
+
+        Until then the plan is that of one run, so that everything in it belongs together.
+        """
+        digest = self.digest
+        return self.model_copy(
+            update={
+                "inputs_digest": self.digest_of_inputs,
+                "bought": self.bought and self.bought.model_copy(update={"plan": digest}),
+                "kept": tuple(task.model_copy(update={"plan": digest}) for task in self.kept),
+            }
+        )
+
+    def without_stale(self) -> Plan:
+        """Drop what was measured or found for other checkpoints or settings, if the plan was edited since."""
+        if self.inputs_digest and self.inputs_digest != self.digest_of_inputs:
+            reasons = {name: layer.model_copy(update={"reason": OTHER_INPUTS}) for name, layer in self.layers.items()}
+            forgotten: dict[str, Any] = {
+                **{"measurements": None, "calibration": None, "bought": None, "kept": ()},
+                **{"verdict_digest": "", "finding": "", "worded": {}, "warnings": (STALE,)},
+                **{"stragglers": (), "straggler_statistic": None, "straggler_scores": {}},
+            }
+            return self.model_copy(update={"layers": reasons, **forgotten})
+        measured = [each for each in (self.bought, *self.kept) if each is not None]
+        if not measured or {each.plan for each in measured} == {self.digest}:
+            return self
+        stale = set(self.bought.warnings) if self.bought else set()
+        warnings = (*(warning for warning in self.warnings if warning not in stale), STALE)
+        return self.model_copy(update={"bought": None, "kept": (), "warnings": warnings})
 
     def checked(self, layers: dict[str, tuple[str, ...]]) -> Plan:
         """Check the plan against the existing layers, and its mask rules against the available masks."""
@@ -231,7 +290,7 @@ class Plan(Frozen):
                     f"layer '{name}' has density {layer.density} and no mask; name one, such as 'magnitude'"
                 )
         plan = self._reworded()
-        return plan if plan.verdict_digest == plan.digest else plan._with_verdict_on_settings(layers)
+        return plan if plan.verdict_digest == plan.settings_digest else plan._with_verdict_on_settings(layers)
 
     def _reworded(self) -> Plan:
         """Replace the reasons of layers whose settings were edited without them."""
@@ -250,6 +309,10 @@ def worded_for(entry: LayerPlan) -> str:
     """Short hashes of a layer's settings and of its reason, which show whether settings changed under their reason."""
     settings = json.dumps(entry.model_dump(mode="json", exclude={"reason"}), sort_keys=True)
     return f"{_short_hash(settings)}-{_short_hash(entry.reason)}"
+
+
+def _digest(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _short_hash(text: str) -> str:

@@ -16,6 +16,12 @@ class SourceRecord(Frozen):
     revision: str | None = None
     files: dict[str, str | None]
 
+    @property
+    def identity(self) -> list[Any]:
+        """The hashes of its files, or where there are none, the source and its commit."""
+        hashed = sorted(digest for digest in self.files.values() if digest)
+        return hashed if self.files and len(hashed) == len(self.files) else [self.source, self.revision]
+
 
 class TensorsRecord(Frozen):
     """The safetensors file beside a plan: its name and sha256."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as clipmerge_package
@@ -289,6 +291,73 @@ def test_a_plan_keeps_it_for_apply_until_it_is_edited(losing: Inputs, photos: Pa
     said = text_of(tmp_path / "edited" / "report.html")
     assert UNKNOWN_SINCE in said.replace("clipmerge evaluate", "`clipmerge evaluate`")
     assert UNMEASURED not in said  # apply takes no images
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """A checkpoint as a plan names it."""
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return {"source": str(folder), "revision": None, "files": {"model.safetensors": digest}}
+
+
+def test_a_plan_edited_to_another_checkpoint_loses_what_was_found_for_the_first(
+    family: list[Path], photos: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    flags = ("-r", "straggler-outlier", "--data", photos, "--images", 40, "--set", "measure.nodes=2")
+    planned = clipmerge("plan", *family[:2], *flags, "-o", file, "--format", "json")
+    assert all(planned.json[field] for field in ("bought", "measurements", "straggler_statistic"))
+    plan = json.loads(file.read_text())
+    file.write_text(json.dumps(plan | {"finetuned": [record_of(family[2])]}))
+    record = clipmerge("apply", file, "-o", tmp_path / "out", "--format", "json").json
+    assert record["finetuned"] == [record_of(family[2])]
+    for field in ("bought", "calibration", "straggler_statistic", "kept", "measurements", "stragglers", "path"):
+        assert not record[field], field
+    assert {layer["reason"] for layer in record["layers"].values()} == {"decided for other checkpoints"}
+    assert record["warnings"] == ["the plan was edited after it was measured, so the effect of this merge is not known"]
+    for name in ("README.md", "report.html"):
+        assert "Use it." not in (tmp_path / "out" / name).read_text()
+        assert "straggler" not in record["verdict"]
+    # a checkpoint that was moved is the same one
+    moved = shutil.copytree(family[1], tmp_path / "moved")
+    file.write_text(json.dumps(plan | {"finetuned": [record_of(moved)]}))
+    record = clipmerge("apply", file, "-o", tmp_path / "same", "--format", "json").json
+    assert record["bought"] == planned.json["bought"]
+    assert record["verdict"] == planned.json["verdict"]
+
+
+def test_a_plan_of_a_wrong_pair_is_told_what_merge_is_told(pair: Inputs, tmp_path: Path) -> None:
+    """A base in half precision, as OpenAI's, shows the order."""
+    folders = [shutil.copytree(pair[0], tmp_path / name) for name in ("base", "tuned")]
+    base = {key: value.half().float() for key, value in load_file(pair[0] / "model.safetensors").items()}
+    tuned = {key: value + 1e-3 * torch.randn(value.shape) for key, value in base.items()}
+    for folder, weights in zip(folders, (base, tuned), strict=True):
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    file = tmp_path / "plan.json"
+    assert clipmerge("plan", *folders, "-r", "wise-ft", "-o", file).code == 0
+    plan = json.loads(file.read_text())
+    swapped = {"zeroshot": record_of(folders[1]), "finetuned": [record_of(folders[0])]}
+    file.write_text(json.dumps(plan | swapped))
+    told = clipmerge("merge", *reversed(folders), "-r", "wise-ft", "-o", tmp_path / "one", "--format", "json")
+    applied = clipmerge("apply", file, "-o", tmp_path / "two", "--format", "json")
+    assert told.json["warnings"]
+    assert set(told.json["warnings"]) <= set(applied.json["warnings"])
+    assert told.json["warnings"][0] in " ".join(applied.err.split())
+    file.write_text(json.dumps(plan | {"finetuned": [plan["zeroshot"]]}))
+    for command in (("merge", folders[0], folders[0], "-r", "wise-ft"), ("apply", file)):
+        assert "base: is given twice" in refused(clipmerge(*command, "-o", tmp_path / "three"), 2)
+
+
+def test_a_plan_without_hashes_keeps_its_effect_for_its_own_sources_alone(
+    losing: Inputs, photos: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "plan.json"
+    planned = clipmerge("plan", *losing, "-r", "wise-ft", "--data", photos, "--no-hash", "-o", file, "--format", "json")
+    other = shutil.copytree(losing[1], tmp_path / "other")
+    for finetuned, kept in ((losing[1], True), (other, False)):
+        found = clipmerge_package.apply(file, output=tmp_path / f"out-{kept}", zeroshot=losing[0], finetuned=finetuned)
+        assert found.record is not None
+        assert (found.record.bought is not None) is kept
+    assert planned.json["bought"]
 
 
 def test_of_several_the_most_accurate_is_the_one_to_compare_with(family: list[Path], photos: Path) -> None:

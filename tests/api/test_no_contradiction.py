@@ -105,7 +105,7 @@ def test_what_is_written_is_what_the_plan_says(
     check_terminal(again, record)
     for name, entry in record.layers.items():
         assert re.search(rf"\| {re.escape(name)} \| {entry.alpha:.4g}(?: \(|\s)", card), name
-    changed = judged and Plan.load(tmp_path / "plan.json").digest != run.light_plan.digest
+    changed = judged and Plan.load(tmp_path / "plan.json").settings_digest != run.light_plan.settings_digest
     assert (UNKNOWN_SINCE in " ".join(ended.out.split())) == changed
     assert (record.bought is not None) == (judged and not changed)
 

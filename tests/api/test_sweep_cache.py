@@ -87,7 +87,7 @@ def test_plans_are_kept_where_images_have_a_commit(
         kept.keep_plan(free, load_recipe("wise-ft"), plan, PlanTensors())
         found = kept.plan(free, load_recipe("wise-ft"))
         assert (found is not None) is (cache == tmp_path)
-        assert found is None or found[0].digest == plan.digest
+        assert found is None or found[0].settings_digest == plan.settings_digest
     kept = SweepCache(tmp_path)
     for file in (tmp_path / "plans").iterdir():
         file.write_text("{")
