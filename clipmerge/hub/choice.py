@@ -44,6 +44,11 @@ def choose_weights(root: list[str], hub_id: HubId) -> list[str]:
     chosen = _first_set(root, _STANDARD_WEIGHTS)
     if chosen:
         return chosen
+    if "model_index.json" in root:
+        raise CheckpointError(
+            f"{hub_id}: is a pipeline of diffusers, whose CLIP is its text encoder; get it with `hf download "
+            f"{hub_id.repo_id} --include 'text_encoder/*' --local-dir DIR`, and give DIR/text_encoder"
+        )
     others = [name for name in root if name.endswith(".safetensors")]
     if len(others) == 1:
         return others

@@ -140,6 +140,7 @@ def test_which_weights_are_chosen(names: list[str], weights: list[str]) -> None:
         (["clip.pt", "b.ckpt"], r"no weights under a known name, but clip.pt, b.ckpt. Download the one you"),
         (["a.safetensors", "b.safetensors"], r"a.safetensors, b.safetensors. Download one"),
         (["config.json"], "no weights among its 1 files"),
+        (["model_index.json", "sd.safetensors"], r"its text encoder; get it with `hf download alice/clip --include"),
     ],
 )
 def test_weights_that_cannot_be_taken(names: list[str], message: str) -> None:
