@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 from clipmerge.errors import CheckpointError, PlanError
 from clipmerge.families import tower_of
 from clipmerge.families.clip import FAMILY as CLIP
-from clipmerge.layers import block_of, match_layers
+from clipmerge.layers import block_of, match_layers, network_order
 from tests.support.tiny_clip import layer_of
 
 ATTN = [f"self_attn.{p}_proj.{kind}" for p in ("k", "v", "q", "out") for kind in ("weight", "bias")]
@@ -77,15 +77,31 @@ def test_old_buffers_lie_with_their_embeddings(name: str) -> None:
     assert layer_of(name) == f"{name.partition('_')[0]}.embeddings"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", "weight", "vision_model", "vision_model.encoder.layers.x.mlp.fc1.weight", "visual.conv1.weight",
-     "vision_model.encoder.layers.1.layer_norm3.weight", "xvision_model.embeddings.a", "logit_scale_2",
-     "vision_model.encoder.layers.1.mlpx.fc1.weight", "text_model.pre_layrnorm2.weight"],
-)  # fmt: skip
-def test_a_name_that_is_not_clips_is_in_no_layer(name: str) -> None:
+@pytest.mark.parametrize("name", ["", "weight", "vision_model", "visual.conv1.weight", "xvision_model.embeddings.a"])
+def test_a_name_in_no_tower_of_clip_is_in_no_layer(name: str) -> None:
     with pytest.raises(CheckpointError, match=f"'{name}' belongs to no layer"):
         layer_of(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("vision_model.encoder.layers.x.mlp.weight", "vision.encoder"),
+        ("vision_model.encoder.layers.1.layer_norm3.weight", "vision.encoder.layers.1"),
+        ("vision_model.stages.1.blocks.10.conv.0.weight", "vision.stages.1.blocks.10"),
+        ("text_model.s1.b10.conv1.bn.weight", "text.s1.b10"),
+        ("text_model.gamma", "text.gamma"),
+    ],
+)
+def test_what_no_rule_knows_in_a_tower_is_named_after_its_module(name: str, layer: str) -> None:
+    assert layer_of(name) == layer
+    assert CLIP.has_layer(name)
+    assert not CLIP.knows(name)
+
+
+def test_parts_of_unknown_names_are_in_the_order_of_their_numbers() -> None:
+    layers = ["vision.s2.b10", "vision.s2.b9", "vision.s10.b1", "vision.projection"]
+    assert sorted(layers, key=network_order) == [layers[3], layers[1], layers[0], layers[2]]
 
 
 LAYERS = list(expected_layers(12, 12))

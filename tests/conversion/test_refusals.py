@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
-from clipmerge.conversion import Layout, open_clip_config, tokens, transformers_config
+from clipmerge.conversion import tokens
+from clipmerge.conversion.config import open_clip_config, transformers_config
+from clipmerge.conversion.keys import Layout
 from clipmerge.conversion.tokens import is_clips_own, write_clip_tokenizer
 from clipmerge.errors import CheckpointError
 from tests.support import tiny_open_clip
