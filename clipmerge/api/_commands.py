@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from clipmerge.api._in_memory import title_of
 from clipmerge.api._requests import RecipeLike
 from clipmerge.options import EVERY, Option
 from clipmerge.planning.recipe import Recipe
@@ -56,8 +57,8 @@ def recipe_word(recipe: RecipeLike) -> str:
 
 
 def _word(value: Any) -> str:
-    if called := getattr(value, "called", None):
-        return f"<{called}>"
+    if isinstance(value, str) and (title := title_of(value)):
+        return f"<{title}>"
     if isinstance(value, (str, int, float, os.PathLike, Mapping, list, tuple)):
         return str(value)
     return f"<{type(value).__name__}>"

@@ -21,30 +21,27 @@ if TYPE_CHECKING:
 
 #: A folder, a file, ``org/name[@revision]``, or a model in memory (of transformers or open_clip).
 CheckpointLike: TypeAlias = "str | os.PathLike[str] | Module"
+# Folders in which models in memory are saved, each in a folder of its number and a folder of its name.
+_PREFIX = "clipmerge-in-memory-"
 _WRAPPERS = ("module", "_orig_mod")  # DataParallel's and DistributedDataParallel's, and torch.compile's
 _SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 
 
-class InMemorySource(str):
-    """The temporary folder of a model in memory.
+def title_of(source: str) -> str | None:
+    """The name of a model in memory in records and messages, from the folder that `as_sources` saved it to.
 
-    Attributes:
-        called: Name of the model in records and messages.
+    Example:
+        >>> title_of("/tmp/clipmerge-in-memory-x1/0/CLIPModel in memory"), title_of("models/CLIPModel")
+        ('CLIPModel in memory', None)
     """
-
-    called: str
-
-    def __new__(cls, folder: Path, called: str) -> InMemorySource:
-        """Attach the name to the folder's path."""
-        source = super().__new__(cls, folder)
-        source.called = called
-        return source
+    path = Path(source)
+    return path.name if path.parent.parent.name.startswith(_PREFIX) else None
 
 
 def open_source(source: str, base: Checkpoint | None = None) -> Checkpoint:
     """Open a source of `as_sources`; takes and raises the same as `clipmerge.checkpoint.open_checkpoint`."""
     opened = open_checkpoint(source, base=base)
-    return replace(opened, source=source.called) if isinstance(source, InMemorySource) else opened
+    return replace(opened, source=title_of(source) or opened.source)
 
 
 @contextmanager
@@ -59,12 +56,11 @@ def as_sources(
     if all(each is None or isinstance(each, (str, os.PathLike)) for each in (zeroshot, *finetuned)):
         yield os.fspath(zeroshot or ""), [os.fspath(each) for each in finetuned]  # type: ignore[arg-type]
         return
-    with tempfile.TemporaryDirectory(prefix="clipmerge-") as folder:
-        base = "" if zeroshot is None else _source(zeroshot, Path(folder) / "zeroshot", processor)
-        others = [
-            _source(each, Path(folder) / f"finetuned-{number}", processor)
-            for number, each in enumerate(finetuned, start=1)
-        ]
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+        base, *others = (
+            "" if checkpoint is None else _source(checkpoint, Path(folder) / str(number), processor)
+            for number, checkpoint in enumerate((zeroshot, *finetuned))
+        )
         yield base, others
 
 
@@ -82,7 +78,7 @@ def with_state_key(sources: Sequence[str], state_key: str | None) -> tuple[str, 
     """
     if state_key is None:
         return tuple(sources)
-    if any(hasattr(source, "called") for source in sources):
+    if any(map(title_of, sources)):
         raise UsageError("--state-key: a model in memory has no parts; give the model with the weights you mean")
     return tuple(f"{source}#{state_key}" for source in sources)
 
@@ -103,8 +99,9 @@ def _source(checkpoint: CheckpointLike, folder: Path, processor: Any) -> str:
             f"{type(checkpoint).__name__} is not a checkpoint; give a path, a Hub id, or a model of transformers or "
             "open_clip"
         )
-    folder.mkdir()
     model: Any = unwrapped(checkpoint)
+    folder = folder / f"{type(model).__name__} in memory"
+    folder.mkdir(parents=True)
     if hasattr(model, "save_pretrained") and hasattr(model, "config"):
         _write_transformers(model, folder, processor)
     elif hasattr(model, "visual"):
@@ -114,7 +111,7 @@ def _source(checkpoint: CheckpointLike, folder: Path, processor: Any) -> str:
             f"{type(model).__name__} is not a model of transformers or open_clip; merge its state dict with "
             "`clipmerge.merge_state_dicts`"
         )
-    return InMemorySource(folder, f"{type(model).__name__} in memory")
+    return str(folder)
 
 
 def _write_transformers(model: Any, folder: Path, processor: Any) -> None:

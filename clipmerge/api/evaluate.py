@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
-from clipmerge.api._in_memory import CheckpointLike, InMemorySource, as_sources, with_state_key
+from clipmerge.api._in_memory import CheckpointLike, as_sources, title_of, with_state_key
 from clipmerge.api._merge_effect import settings_for
 from clipmerge.api._other_tasks import load_tasks
 from clipmerge.api._requests import calibration_from, named, require_places
@@ -65,6 +65,5 @@ def evaluate(
 
             settings = replace(settings_for(wanted), templates=())  # a task has its own
             record["kept"] = evaluate_other_tasks(place, load_tasks(tasks, reports), settings, reports)
-        if isinstance(source, InMemorySource):
-            record["checkpoint"]["source"] = source.called
+        record["checkpoint"]["source"] = title_of(source) or record["checkpoint"]["source"]
     return EvaluateResult(record["accuracy"], record["images"], record)

@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPProcessor
 from transformers.utils import logging
 
 import clipmerge
-from clipmerge.api._in_memory import InMemorySource, _origin, as_sources, with_state_key
+from clipmerge.api._in_memory import _origin, as_sources, with_state_key
 from clipmerge.errors import UsageError
 from clipmerge.progress import Silent
 from tests.support import tiny_open_clip
@@ -244,10 +244,10 @@ def test_inputs_stay_as_they_are_and_are_not_shared() -> None:
     assert theta_0["n"] == theta_1["n"] == 3
 
 
-def test_a_state_key_is_for_files_alone(tmp_path: Path) -> None:
+def test_a_state_key_is_for_files_alone() -> None:
     assert with_state_key(["a.pt"], "ema") == ("a.pt#ema",)
     with pytest.raises(UsageError, match="--state-key: a model in memory has no parts"):
-        with_state_key([InMemorySource(tmp_path, "CLIPModel in memory")], "ema")
+        with_state_key(["/tmp/clipmerge-in-memory-x1/0/CLIPModel in memory"], "ema")
 
 
 @pytest.mark.parametrize("name", ["", "acme/never-downloaded", "a model, made by hand"])
