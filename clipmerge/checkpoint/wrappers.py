@@ -22,8 +22,11 @@ _PARALLEL, _COMPILED = "module.", "_orig_mod."
 # Prefixes of a CLIP in WiSE-FT's ImageClassifier and ImageEncoder, and in model soups' ModelWrapper.
 _ENCODERS = ("image_encoder.model.", "model.", "")
 _HEAD = "classification_head."
-# Counts that OpenAI's archives keep beside the weights, and masks that older versions of open_clip saved.
-_NOT_WEIGHTS = frozenset(("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask"))
+# Counts that OpenAI's archives keep beside the weights, masks that older versions of open_clip saved, and what training
+# loops add to a state dict.
+_NOT_WEIGHTS = re.compile(
+    r"input_resolution|context_length|vocab_size|(?:text\.)?attn_mask|best_\w+|(?:\w+_)?(?:loss|steps?|epochs?|acc\d?|lr)"
+)
 # One tower's own state dict: parameters that it has together, and the attribute of the whole model that it was.
 _LONE_TOWERS = (
     (("conv1.weight", "class_embedding", "ln_pre.weight"), "visual."),  # a ViT of OpenAI's or OpenCLIP's
@@ -69,7 +72,7 @@ def unwrap(keys: Iterable[str], part: str | None = None) -> Unwrapped:
             f"holds prompts that CoOp or a method like it has learned ({shorten(prompts, 2)}), so it has no fine-tuned "
             "weights to merge; give a checkpoint whose weights were trained"
         )
-    plain = {name: key for name, key in _without_wrappers(file_keys).items() if name not in _NOT_WEIGHTS}
+    plain = {name: key for name, key in _without_wrappers(file_keys).items() if not _NOT_WEIGHTS.fullmatch(name)}
     lone = _lone_tower(plain)
     if lone is not None:
         return lone

@@ -37,8 +37,8 @@ def open_clip_name(key: str) -> str:
     """Translate a key, or leave it under ``visual.`` if the models have no such parameter.
 
     Example:
-        >>> open_clip_name("blocks.3.attn.qkv.bias"), open_clip_name("head.weight")
-        ('visual.transformer.resblocks.3.attn.in_proj_bias', 'classifier.weight')
+        >>> [open_clip_name(key) for key in ("blocks.3.attn.qkv.bias", "head.weight", "fc_norm.weight")]
+        ['visual.transformer.resblocks.3.attn.in_proj_bias', 'classifier.weight', 'visual.fc_norm.weight']
     """
     for pattern, replacement in _NAMES:
         if re.match(pattern, key):

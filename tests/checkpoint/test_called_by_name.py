@@ -71,6 +71,10 @@ LOOPS: dict[str, Callable[[Weights], Any]] = {
         **{"model": weights, "args": argparse.Namespace(lr=1e-5, output=Path("runs/1")), "best": np.float64(0.7)},
         **{"steps": np.int64(3), "where": Path("runs")},
     },
+    "a loss and a step among the weights": lambda weights: {
+        **weights,
+        **{"train_loss": torch.tensor(0.3), "global_step": torch.tensor(9), "best_acc1": torch.tensor(71.2)},
+    },
     "a step inside, and nested": lambda weights: {"step": torch.tensor(1), "state_dict": {"model": weights}},
 }
 
@@ -257,6 +261,7 @@ def test_a_folder_of_diffusers_is_its_text_encoder_or_names_them(tmp_path: Path)
     text = CLIPTextModel.from_pretrained(tuned)
     (tmp_path / "pipe").mkdir()
     (tmp_path / "pipe" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    assert "no model.safetensors in this folder" in refused(merge(base, tmp_path / "pipe", tmp_path / "no"))
     text.save_pretrained(tmp_path / "pipe" / "text_encoder")
     found = merged(base, tmp_path / "pipe", tmp_path / "out")
     for key, value in load_file(tmp_path / "pipe" / "text_encoder" / "model.safetensors").items():
