@@ -10,11 +10,12 @@ from clipmerge import __version__
 from clipmerge.checkpoint import Inputs
 from clipmerge.evaluation.conclusion import loss_warnings
 from clipmerge.evaluation.points import Point
-from clipmerge.evaluation.tradeoff import LEVEL, RESAMPLES, Standing
+from clipmerge.evaluation.tradeoff import RESAMPLES, Standing
 from clipmerge.images.dataset import LabelledImages
 from clipmerge.images.known import Named
 from clipmerge.images.prompts import own_templates, templates_for
 from clipmerge.output.record import SWEEP_FORMAT
+from clipmerge.planning.merge_effect import LEVEL
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.recipe import Recipe
 from clipmerge.request import SweepRequest
@@ -92,6 +93,7 @@ def record_of(
         "calibration_source": _name_of(request.calibration.source),
         "templates": list(templates_for(request.calibration.templates, ())),
         "own_templates": own_templates(request.calibration.templates, loaded),
+        "ood_checked": request.checks_overlap and request.calibration.source not in (None, ""),
         "seed": request.seed,
         "bootstrap": {"resamples": RESAMPLES, "level": LEVEL},
         "warnings": list(notes),

@@ -89,7 +89,7 @@ class SweepTable:
         ]
         if gain_spread:
             level = self._record["bootstrap"]["level"]
-            notes.append(f"[low, high]: {100 * level:.0f}% bootstrap intervals over images, the same draws for all.")
+            notes.append(f"[low, high]: {100 * level:.0f}% intervals over images, the same draws for all points.")
         if not (sources and gain_spread):
             notes.append(f"More columns in a wider window, and in {self._page}.")
         for note in notes:

@@ -50,13 +50,21 @@ def concluded(
     recommendation, reason = _recommended(zeroshot, finetuned, over_finetuned, over_zeroshot, max_loss / 100)
     low, high = merged.clean.interval
     numbers = (
-        f"On your images {_percent(merged.clean.value)}% [{_percent(low)}, {_percent(high)}] against the fine-tuned "
-        f"model's {_percent(finetuned.clean.value)}; under corruptions {_percent(merged.corrupted.value)} (zero-shot "
-        f"{_percent(zeroshot.corrupted.value)}, fine-tuned {_percent(finetuned.corrupted.value)})."
+        f"On {images} of your images {_percent(merged.clean.value)}% [{_percent(low)}, {_percent(high)}] against the "
+        f"fine-tuned model's {_percent(finetuned.clean.value)}; under unrelated corruptions "
+        f"{_percent(merged.corrupted.value)} (zero-shot {_percent(zeroshot.corrupted.value)}, fine-tuned "
+        f"{_percent(finetuned.corrupted.value)})."
     )
-    where = f"accuracy on your images, {images} of them"
+    loss = -over_finetuned.clean.interval[0]
+    doubt = ""
+    if recommendation in ("use", "too-few-images") and loses(-loss, max_loss):
+        doubt = (
+            f" The loss on your images may be as large as {_beyond(loss, max_loss)} points, more than the {max_loss:g} "
+            "of --max-loss."
+        )
+    where = f"accuracy on {images} of your images"
     warnings = loss_warnings({"the merged model": merged.clean.value}, where, finetuned.clean.value, max_loss)
-    return Conclusion(recommendation, f"{numbers} {_ADVICE[recommendation]}", reason, warnings)
+    return Conclusion(recommendation, f"{numbers} {_ADVICE[recommendation]}{doubt}", reason, warnings)
 
 
 def loss_warnings(accuracies: Mapping[str, float], where: str, finetuned: float, max_loss: float) -> tuple[str, ...]:
@@ -90,7 +98,7 @@ def _recommended(
     """Apply the rules in order; the first that applies decides."""
     clean, corrupted = over_finetuned.clean, over_finetuned.corrupted
     if zeroshot.clean.value >= finetuned.clean.value and _is_dominated(over_zeroshot):
-        losses = _told(_negative(over_zeroshot.corrupted), _negative(over_zeroshot.clean))
+        losses = _gains(_negative(over_zeroshot.corrupted), _negative(over_zeroshot.clean))
         return "prefer-zeroshot", (
             "The zero-shot model recognises as many of your images as the fine-tuned one or more, and the merged model "
             f"loses {losses} against it."
@@ -123,22 +131,20 @@ def _on_robustness(clean: Difference, corrupted: Difference, limit: float) -> tu
     """Judge the robustness of a merged model that keeps its accuracy."""
     if corrupted.interval[1] < 0:
         return "prefer-finetuned", (
-            f"The merged model is less robust: it loses {_points(_negative(corrupted))} under corruptions."
+            f"The merged model is less robust: it loses {_points(_negative(corrupted))} under unrelated corruptions."
         )
-    gains = _told(corrupted, clean)
+    gains = _gains(corrupted, clean)
     if gains:
-        low = clean.interval[0]
-        doubt = "" if low >= -limit else f" More images would tell whether it loses up to {_percent(-low)} of accuracy."
-        return "use", f"The merged model gains {gains} over the fine-tuned model.{doubt}"
+        return "use", f"The merged model gains {gains} over the fine-tuned model."
     if all(-limit <= low and high <= limit for low, high in (clean.interval, corrupted.interval)):
         return "either", (
             f"The merged and the fine-tuned model differ by no more than {100 * limit:g} points, with and without "
-            "corruptions."
+            "unrelated corruptions."
         )
     low, high = corrupted.interval
     return "too-few-images", (
-        f"Whether the merged model is more robust cannot be told: under corruptions it differs by {_signed(low)} to "
-        f"{_signed(high)} points."
+        f"Whether the merged model is more robust cannot be told: under unrelated corruptions it differs by "
+        f"{_signed(low)} to {_signed(high)} points."
     )
 
 
@@ -155,9 +161,9 @@ def _points(difference: Difference) -> str:
     return f"{_percent(difference.value)} points [{_percent(low)}, {_percent(high)}]"
 
 
-def _told(corrupted: Difference, clean: Difference) -> str:
+def _gains(corrupted: Difference, clean: Difference) -> str:
     """The differences that are significantly above 0, in words."""
-    places = ((corrupted, "under corruptions"), (clean, "on your images"))
+    places = ((corrupted, "under unrelated corruptions"), (clean, "on your images"))
     return " and ".join(f"{_points(each)} {where}" for each, where in places if each.interval[0] > 0)
 
 

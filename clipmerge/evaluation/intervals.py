@@ -1,12 +1,12 @@
-"""95% intervals of an accuracy, and of the difference of two models on the same images.
+"""95% intervals of an accuracy, of the difference of two models on the same images, and of a mean over sources.
 
-Both hold their level on few images: unlike a bootstrap over images, neither shrinks to a point when every image gives
-the same result.
+`tests/evaluation/test_coverage.py` simulates how often each contains the true value, on 20 to 1,000 images.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -15,20 +15,12 @@ from numpy.typing import NDArray
 from clipmerge.planning.merge_effect import LEVEL
 
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+# Weight, in images, of the assumption that several views of one image tell no more than one.
+_PRIOR_IMAGES = 2.0
 
 
-def wilson(share: float, images: int) -> tuple[float, float]:
-    """Wilson's score interval of a share of images.
-
-    It is also valid, if wider than necessary, for the mean of one number in [0, 1] per image, whose variance is at most
-    that of a binary outcome with the same mean.
-
-    Args:
-        share: Share of the images, in [0, 1].
-        images: Number of images it was measured on, at least 1.
-
-    Returns:
-        Both ends, in [0, 1], around the share.
+def wilson(share: float, images: float) -> tuple[float, float]:
+    """Wilson's score interval of a share of images: both ends, in [0, 1], around the share.
 
     Source:
         Wilson 1927, Journal of the American Statistical Association 22.
@@ -43,18 +35,49 @@ def wilson(share: float, images: int) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
-def paired(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """Interval of the mean difference of two models on the same images.
+def mean_share(by_image: NDArray[np.float64]) -> tuple[float, float]:
+    """Interval of the mean of one share per image (images,), such as the share of its views that are recognised.
+
+    It is Wilson's for as many images as would give the measured variance if each were recognised or not.
+    """
+    share = float(by_image.mean())
+    binary = share * (1 - share)
+    if binary == 0:
+        return wilson(share, len(by_image))
+    spread = float(((by_image - share) ** 2).sum()) + _PRIOR_IMAGES * binary
+    effect = spread / ((len(by_image) - 1 + _PRIOR_IMAGES) * binary)
+    return wilson(share, len(by_image) / min(1.0, effect))
+
+
+def mean_of_sources(correct: Sequence[NDArray[np.bool_]]) -> tuple[float, float]:
+    """Interval of the mean accuracy over sources, each given by whether its images (images,) were recognised.
+
+    The distances to the ends of the sources' own intervals are squared and added up.
+
+    Source:
+        Zou and Donner 2008, Statistics in Medicine 27.
+    """
+    shares = [float(right.mean()) for right in correct]
+    ends = [wilson(share, len(right)) for share, right in zip(shares, correct, strict=True)]
+    mean, count = sum(shares) / len(shares), len(shares)
+    below, above = (
+        math.sqrt(sum((share - end[side]) ** 2 for share, end in zip(shares, ends, strict=True))) / count
+        for side in (0, 1)
+    )
+    return mean - below, mean + above
+
+
+def paired(differences: NDArray[np.float64], views: int = 1) -> tuple[float, float]:
+    """Interval, in [-1, 1], of the mean difference of two models on the same images.
 
     Bonett and Price add two images to those measured, one that only the first model recognises and one that only the
-    second does, and take the normal interval. It nearly holds its level from ten images on, even if the models never
-    differ, and approaches the bootstrap over images when there are many.
+    second does, and take the normal interval. It does not shrink to a point if the models never differ, and approaches
+    the bootstrap over images when there are many. The difference of a mean over several views is smaller by nature, and
+    so is that of the added images.
 
     Args:
         differences: First model minus second on each image, in [-1, 1]. Shape (images,).
-
-    Returns:
-        Both ends, in [-1, 1].
+        views: Number of views of each image that a difference is the mean of.
 
     Source:
         Bonett and Price 2012, Journal of Educational and Behavioral Statistics 37.
@@ -65,6 +88,6 @@ def paired(differences: NDArray[np.float64]) -> tuple[float, float]:
     """
     images = len(differences) + 2
     mean = float(differences.sum()) / images
-    square = (float((differences**2).sum()) + 2) / images
+    square = (float((differences**2).sum()) + 2 / views) / images
     half = _Z * math.sqrt((square - mean**2) / images)
     return max(-1.0, mean - half), min(1.0, mean + half)

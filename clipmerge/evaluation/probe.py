@@ -1,12 +1,11 @@
-"""The robustness probe: a fixed set of image corruptions, each at one strength, the same in every run.
+"""The robustness probe: fixed corruptions of images, each at one strength, the same in every run.
 
-The corruptions and most strengths are those of ImageNet-C at its middle severities. An image is first scaled to the
-model's input size, so that a corruption is equally strong in images of any size. No recipe learns from the
-corruptions: the changes of `clipmerge.calibration.augmentation` are of other kinds, or weaker than here, and no recipe
-sees images of the probe.
+`UNRELATED` ones are of kinds that no recipe learns from (compare `clipmerge.calibration.augmentation`); the verdict
+rests on them. `RELATED` ones are stronger forms of changes that `auto` learns from, and are reported apart. An image is
+first scaled to the model's input size, so that a corruption is equally strong in images of any size.
 
 Source:
-    Hendrycks and Dietterich 2019, arXiv:1903.12261.
+    Hendrycks and Dietterich 2019, arXiv:1903.12261, for most strengths: the middle severities of ImageNet-C.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ CONTRAST = 0.3
 JPEG = 10
 #: Share of the pixels along each side that pixelating keeps.
 PIXELATE = 0.4
+#: Bits of each channel that posterizing keeps.
+POSTERIZE = 2
+#: Share of each side that a rectangle hides.
+OCCLUSION = 0.5
 #: Added to an image's brightness, where 1 is white.
 BRIGHTNESS = 0.3
 #: Degrees of rotation, in a random direction.
 ROTATION = 40.0
 
-#: Approximate number of corrupted images per model: with many images, each gets fewer of the corruptions.
-_TESTS = 512
-#: Each image gets at least this many corruptions.
-_FEWEST = 2
 # Models that take an image as a list of patches have no fixed image size.
 _USUAL_SIDE = 224
 _SEED = 20260
@@ -56,7 +55,7 @@ _Pixels = NDArray[np.uint8]
 
 
 def corrupted(image: Image, corruption: str, seed: int) -> Image:
-    """Corrupt an image."""
+    """Corrupt an RGB image at the model's input size; each corruption has its own stream of random numbers."""
     return _CORRUPT[corruption](image, np.random.default_rng([_SEED, list(_CORRUPT).index(corruption), seed]))
 
 
@@ -93,6 +92,30 @@ def _pixelate(image: Image, _: np.random.Generator) -> Image:
     return image.resize(small, Pillow.Resampling.BOX).resize(image.size, Pillow.Resampling.NEAREST)
 
 
+def _posterize(image: Image, _: np.random.Generator) -> Image:
+    from PIL import ImageOps
+
+    return ImageOps.posterize(image, POSTERIZE)
+
+
+def _dither(image: Image, _: np.random.Generator) -> Image:
+    """Print the image in the eight colours without or with all of red, green and blue."""
+    from PIL import Image as Pillow
+
+    palette = Pillow.new("P", (1, 1))
+    palette.putpalette([255 * (colour >> channel & 1) for colour in range(8) for channel in range(3)])
+    return image.quantize(palette=palette, dither=Pillow.Dither.FLOYDSTEINBERG).convert("RGB")
+
+
+def _occlusion(image: Image, rng: np.random.Generator) -> Image:
+    """Hide a rectangle, at a random place, by the mean colour of the image."""
+    pixels = np.array(image)
+    height, width = (max(1, round(OCCLUSION * side)) for side in pixels.shape[:2])
+    top, left = rng.integers(pixels.shape[0] - height + 1), rng.integers(pixels.shape[1] - width + 1)
+    pixels[top : top + height, left : left + width] = np.rint(pixels.mean(axis=(0, 1)))
+    return _image(pixels)
+
+
 def _brightness(image: Image, _: np.random.Generator) -> Image:
     from PIL import Image as Pillow
 
@@ -118,22 +141,30 @@ def _image(pixels: NDArray[np.generic]) -> Image:
     return Pillow.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
-_CORRUPT: dict[str, _Corruption] = {
+_UNRELATED: dict[str, _Corruption] = {
+    "jpeg": _jpeg,
+    "pixelate": _pixelate,
+    "posterize": _posterize,
+    "dither": _dither,
+    "occlusion": _occlusion,
+}
+_RELATED: dict[str, _Corruption] = {
     "noise": _noise,
     "blur": _blur,
     "contrast": _contrast,
-    "jpeg": _jpeg,
-    "pixelate": _pixelate,
     "brightness": _brightness,
     "rotation": _rotation,
 }
-#: Every corruption of the probe, in order.
-CORRUPTIONS: tuple[str, ...] = tuple(_CORRUPT)
+_CORRUPT = {**_UNRELATED, **_RELATED}
+#: Corruptions of kinds that no recipe learns from, in order.
+UNRELATED: tuple[str, ...] = tuple(_UNRELATED)
+#: Stronger forms of changes that `auto` learns from, in order.
+RELATED: tuple[str, ...] = tuple(_RELATED)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Held-back images under the corruptions.
+    """Held-back images under some corruptions.
 
     Attributes:
         sources: Corrupted images by corruption; decoded on demand.
@@ -146,32 +177,35 @@ class Probe:
     per_image: int
 
     def mean_by_image(self, values: dict[str, NDArray[np.bool_]]) -> NDArray[np.float64]:
-        """Average over the corruptions of each image."""
+        """Average values (models, images of the corruption), by corruption, over each image: (models, images)."""
         images = sum(map(len, self.positions.values())) // self.per_image
         models = len(next(iter(values.values())))
         total = np.zeros((models, images))
-        for corruption, places in self.positions.items():
-            total[:, list(places)] += values[corruption]
+        for corruption, positions in self.positions.items():
+            total[:, list(positions)] += values[corruption]
         return total / self.per_image
 
 
-def probe(images: LabelledImages, side: int) -> Probe:
-    """Corrupt images: each with all corruptions or, if there are many images, each with some of them, in turn."""
-    kinds = len(CORRUPTIONS)
-    per_image = min(kinds, max(_FEWEST, _TESTS // len(images)))
-    scaled = _Scaled(images, side)
+def probe(scaled: ScaledImages, corruptions: tuple[str, ...], *, enough: int, fewest: int) -> Probe:
+    """Corrupt images, which are in a random order.
+
+    Each gets all corruptions or, if there are many images, some of them in turn: at least ``fewest``, and in all about
+    ``enough`` corrupted images.
+    """
+    images, kinds = scaled.images, len(corruptions)
+    per_image = min(kinds, max(fewest, enough // len(images)))
     positions = {
         # image i gets corruptions i * per_image to (i + 1) * per_image - 1, modulo their number
         corruption: tuple(at for at in range(len(images)) if (number - at * per_image) % kinds < per_image)
-        for number, corruption in enumerate(CORRUPTIONS)
+        for number, corruption in enumerate(corruptions)
     }
     sources = {
         corruption: replace(
             images,
-            store=_Corrupted(scaled, corruption, places),
-            labels=tuple(images.labels[at] for at in places),
+            store=_Corrupted(scaled, corruption, chosen),
+            labels=tuple(images.labels[at] for at in chosen),
         )
-        for corruption, places in positions.items()
+        for corruption, chosen in positions.items()
     }
     return Probe(sources, positions, per_image)
 
@@ -185,29 +219,30 @@ def side_of(model: ImageTextModel) -> int:
 
 
 @dataclass(frozen=True)
-class _Scaled:
+class ScaledImages:
     """Images at the model's input size; each is decoded once."""
 
     images: LabelledImages
     side: int
-    held: dict[int, _Pixels] = field(default_factory=dict)
+    _decoded: dict[int, _Pixels] = field(default_factory=dict, repr=False)
 
     def image(self, position: int) -> Image:
+        """One image, RGB."""
         from PIL import Image as Pillow
 
-        if position not in self.held:
+        if position not in self._decoded:
             image = self.images.image(position)
             scale = self.side / min(image.size)
             size = (max(self.side, round(scale * image.width)), max(self.side, round(scale * image.height)))
-            self.held[position] = np.asarray(image.resize(size, Pillow.Resampling.BICUBIC))
-        return Pillow.fromarray(self.held[position])
+            self._decoded[position] = np.asarray(image.resize(size, Pillow.Resampling.BICUBIC))
+        return Pillow.fromarray(self._decoded[position])
 
 
 @dataclass(frozen=True)
 class _Corrupted(Store):
     """A store of images under one corruption, which is applied when they are read."""
 
-    scaled: _Scaled
+    scaled: ScaledImages
     corruption: str
     positions: tuple[int, ...]
 

@@ -7,7 +7,6 @@ explains the rules.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipmerge.evaluation.conclusion import concluded
-from clipmerge.evaluation.intervals import paired, wilson
+from clipmerge.evaluation.intervals import mean_share, paired, wilson
 from clipmerge.evaluation.moving_model import MovingModel
-from clipmerge.evaluation.probe import CORRUPTIONS, Probe, probe, side_of
+from clipmerge.evaluation.probe import RELATED, UNRELATED, Probe, ScaledImages, probe, side_of
 from clipmerge.evaluation.scorer import Answers, Move, Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.images.dataset import LabelledImages
@@ -41,13 +40,15 @@ class Outcomes:
 
     Attributes:
         clean: Shape (models, images).
-        corrupted: Share of each image's corruptions under which it was recognised, same shape.
+        corrupted: Share of each image's unrelated corruptions under which it was recognised, same shape.
+        related: The same for its related corruptions.
         corruptions: Shape (models, images of the corruption), by corruption.
         agreement: Share of the images for which the merged and the zero-shot model predict the same class.
     """
 
     clean: NDArray[np.bool_]
     corrupted: NDArray[np.float64]
+    related: NDArray[np.float64]
     corruptions: dict[str, NDArray[np.bool_]]
     agreement: float
 
@@ -62,27 +63,25 @@ def measure_effect(
     max_loss: float,
     progress: Progress,
 ) -> MergeEffect:
-    """Measure the effect of a plan."""
+    """Measure the effect of a plan on images that its decision did not see, which are in a random order."""
     model = build_model(inputs)
-    tested = probe(images, side_of(model))
-    pace = Pace(progress, _cost(len(images), tested) if settings.accelerator.device.type == "cpu" else None)
+    scaled = ScaledImages(images, side_of(model))
+    unrelated = probe(scaled, UNRELATED, enough=512, fewest=2)
+    related = probe(scaled, RELATED, enough=256, fewest=1)
+
+    def cost(passes: float, time: str) -> str:
+        return (
+            f"measuring on the CPU what the merge bought: {passes:,.0f} forward passes, of {len(images)} images held "
+            f"back, unchanged and under {unrelated.per_image + related.per_image} of {len(UNRELATED) + len(RELATED)} "
+            f"corruptions each: about {time} (--no-verdict skips it)"
+        )
+
+    pace = Pace(progress, cost if settings.accelerator.device.type == "cpu" else None)
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
-    answers = scorer.answer(moves_of(plan, tensors), {_CLEAN: images, **tested.sources}, pace)
-    return effect_from(
-        outcomes_of(answers, images, tested),
-        images,
-        corruptions_per_image=tested.per_image,
-        max_loss=max_loss,
-        plan=plan,
-    )
-
-
-def _cost(images: int, tested: Probe) -> Callable[[float, str], str]:
-    return lambda passes, time: (
-        f"measuring on the CPU what the merge bought: {passes:,.0f} forward passes, of {images} images held back, "
-        f"unchanged and under {tested.per_image} of {len(CORRUPTIONS)} corruptions each: about {time} "
-        "(--no-verdict skips it)"
-    )
+    sources = {_CLEAN: images, **unrelated.sources, **related.sources}
+    answers = scorer.answer(moves_of(plan, tensors), sources, pace)
+    outcomes = outcomes_of(answers, images, unrelated, related)
+    return effect_from(outcomes, images, unrelated.per_image, related.per_image, max_loss=max_loss, plan=plan)
 
 
 def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
@@ -100,27 +99,27 @@ def moves_of(plan: Plan, tensors: PlanTensors) -> list[Move]:
     return [zeroshot, *(finetuned(which) for which in range(len(plan.finetuned))), merged]
 
 
-def outcomes_of(answers: dict[str, Answers], images: LabelledImages, tested: Probe) -> Outcomes:
+def outcomes_of(answers: dict[str, Answers], images: LabelledImages, unrelated: Probe, related: Probe) -> Outcomes:
     """Compare answers with labels, and with the zero-shot model's answers."""
-    corruptions = {
-        name: answers[name] == np.asarray(source.labels) for name, source in tested.sources.items() if len(source)
-    }
+    sources = {**unrelated.sources, **related.sources}
+    corruptions = {name: answers[name] == np.asarray(source.labels) for name, source in sources.items()}
     return Outcomes(
         clean=answers[_CLEAN] == np.asarray(images.labels),
-        corrupted=tested.mean_by_image(corruptions),
+        corrupted=unrelated.mean_by_image(corruptions),
+        related=related.mean_by_image(corruptions),
         corruptions=corruptions,
         agreement=float((answers[_CLEAN][-1] == answers[_CLEAN][0]).mean()),
     )
 
 
 def effect_from(
-    outcomes: Outcomes, images: LabelledImages, *, corruptions_per_image: int, max_loss: float, plan: Plan
+    outcomes: Outcomes, images: LabelledImages, views: int, related_views: int, *, max_loss: float, plan: Plan
 ) -> MergeEffect:
-    """Combine accuracies, intervals and the conclusion."""
+    """Combine accuracies, intervals and the conclusion; ``views`` counts the corruptions of each image."""
     zeroshot, *finetuned, merged = [_accuracy(outcomes, model) for model in range(len(outcomes.clean))]
     counts = Counter(images.labels)
     reference = int(np.argmax(outcomes.clean[1:-1].sum(axis=1)))
-    over_finetuned, over_zeroshot = _gain(outcomes, 1 + reference), _gain(outcomes, 0)
+    over_finetuned, over_zeroshot = _gain(outcomes, 1 + reference, views), _gain(outcomes, 0, views)
     conclusion = concluded(
         zeroshot=zeroshot,
         finetuned=finetuned[reference],
@@ -137,7 +136,9 @@ def effect_from(
         classes=len(images.class_names),
         classes_without_images=len(images.class_names) - len(counts),
         classes_with_one_image=sum(count == 1 for count in counts.values()),
-        corruptions_per_image=corruptions_per_image,
+        corruptions_per_image=views,
+        related=RELATED,
+        related_per_image=related_views,
         max_loss=max_loss,
         zeroshot=zeroshot,
         finetuned=tuple(finetuned),
@@ -154,11 +155,10 @@ def effect_from(
 
 
 def _accuracy(outcomes: Outcomes, model: int) -> ModelAccuracy:
-    images = outcomes.clean.shape[1]
     return ModelAccuracy(
-        clean=_estimate(float(outcomes.clean[model].mean()), images),
-        # results on corruptions of one image are correlated, so they count as one image
-        corrupted=_estimate(float(outcomes.corrupted[model].mean()), images),
+        clean=_estimate(float(outcomes.clean[model].mean()), outcomes.clean.shape[1]),
+        corrupted=_mean_estimate(outcomes.corrupted[model]),
+        related=_mean_estimate(outcomes.related[model]),
         corruptions={
             name: _estimate(float(right[model].mean()), right.shape[1]) for name, right in outcomes.corruptions.items()
         },
@@ -169,13 +169,17 @@ def _estimate(share: float, images: int) -> Estimate:
     return Estimate(value=share, interval=wilson(share, images))
 
 
-def _gain(outcomes: Outcomes, other: int) -> Gain:
+def _mean_estimate(by_image: NDArray[np.float64]) -> Estimate:
+    return Estimate(value=float(by_image.mean()), interval=mean_share(by_image))
+
+
+def _gain(outcomes: Outcomes, other: int, views: int) -> Gain:
     clean = outcomes.clean.astype(np.float64)
     return Gain(
         clean=_difference(clean[-1] - clean[other]),
-        corrupted=_difference(outcomes.corrupted[-1] - outcomes.corrupted[other]),
+        corrupted=_difference(outcomes.corrupted[-1] - outcomes.corrupted[other], views),
     )
 
 
-def _difference(by_image: NDArray[np.float64]) -> Difference:
-    return Difference(value=float(by_image.mean()), interval=paired(by_image))
+def _difference(by_image: NDArray[np.float64], views: int = 1) -> Difference:
+    return Difference(value=float(by_image.mean()), interval=paired(by_image, views))

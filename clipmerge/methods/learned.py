@@ -61,7 +61,10 @@ def _told(trace: dict[str, tuple[float, ...]]) -> str:
 def _chosen(choice: HeldBackChoice) -> str:
     """Describe the choice of the held-back images, and its gain over the straight path."""
     images = f"{choice.images} images held back"
-    accuracy = f"{choice.right:.1%} of them are recognised there, {choice.finetuned_right:.1%} by the fine-tuned model"
+    # what is counted are slightly changed views, several of each image
+    accuracy = (
+        f"{choice.right:.1%} of their views are recognised there, {choice.finetuned_right:.1%} by the fine-tuned model"
+    )
     if choice.alpha is not None:
         return f"{images}: nothing that was learned beats alpha {choice.alpha:g} of the straight path; {accuracy}"
     way = "all of what was learned" if choice.part == 1 else f"{choice.part:.0%} of the way to what was learned"

@@ -192,6 +192,8 @@ class MergeRecord(Frozen):
     def headline(self) -> str:
         """The verdict as a sentence, or the number of layers and the recipe if there is none."""
         text = self.verdict.strip() or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}"
+        if self.teacher:
+            text = text.replace("the teacher's predictions", f"the predictions of {self.teacher}")
         return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
     def as_json(self) -> dict[str, Any]:

@@ -38,13 +38,15 @@ class Row:
     Attributes:
         model: Name of the model.
         clean: Accuracy on the unchanged images, with its interval.
-        corrupted: Accuracy under the robustness probe, with its interval.
+        corrupted: Mean accuracy under unrelated corruptions, with its interval.
+        related: Mean accuracy under related corruptions, with its interval; empty if there are none.
         corruptions: Accuracy under each corruption.
     """
 
     model: str
     clean: str
     corrupted: str
+    related: str
     corruptions: tuple[str, ...]
 
 
@@ -56,7 +58,8 @@ class EffectView:
         verdict: The main numbers and the recommendation.
         reason: Reason for the recommendation.
         facts: The images of the measurement, in one sentence.
-        corruptions: Names of the corruptions, the columns of the table.
+        corruptions: Names of the corruptions, unrelated ones first.
+        explanation: Explanation of the corruptions.
         rows: The models.
         warnings: Warnings, one line each.
     """
@@ -65,6 +68,7 @@ class EffectView:
     reason: str
     facts: str
     corruptions: tuple[str, ...]
+    explanation: str
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
 
@@ -81,15 +85,31 @@ def effect_view(bought: MergeEffect) -> EffectView:
         reason=bought.reason,
         facts=_facts(bought),
         corruptions=tuple(bought.merged.corruptions),
+        explanation=_explanation(bought),
         rows=tuple(_row(name, accuracy) for name, accuracy in models),
         warnings=bought.warnings,
     )
 
 
+def _explanation(bought: MergeEffect) -> str:
+    unrelated = [name for name in bought.merged.corruptions if name not in bought.related]
+    text = f"The corruptions are generic, the same for every merge: {', '.join(unrelated)}"
+    if not bought.related:
+        return f"{text}."
+    return (
+        f"{text} are of kinds that no recipe learns from; the related ones, {', '.join(bought.related)}, are stronger "
+        "forms of changes that auto learns from, so the verdict does not rest on them."
+    )
+
+
 def _facts(bought: MergeEffect) -> str:
+    unrelated = len(bought.merged.corruptions) - len(bought.related)
+    views = f"{bought.corruptions_per_image} of {unrelated} unrelated"
+    if bought.related:
+        views += f" and {bought.related_per_image} of {len(bought.related)} related"
     facts = (
-        f"Measured on {bought.images} images that the decision did not see; on {_percent(bought.agreement)}% of them "
-        "the merged and the zero-shot model agree."
+        f"Measured on {bought.images} images that the decision did not see, each unchanged and under {views} "
+        f"corruptions; on {_percent(bought.agreement)}% of the unchanged ones the merged and the zero-shot model agree."
     )
     counts = ((bought.classes_without_images, "no image"), (bought.classes_with_one_image, "one image"))
     rare = [f"{count} {'has' if count == 1 else 'have'} {number}" for count, number in counts if count]
@@ -101,6 +121,7 @@ def _row(name: str, accuracy: ModelAccuracy) -> Row:
         model=name,
         clean=_with_interval(accuracy.clean),
         corrupted=_with_interval(accuracy.corrupted),
+        related=_with_interval(accuracy.related) if accuracy.related else "",
         corruptions=tuple(_percent(estimate) for estimate in accuracy.corruptions.values()),
     )
 

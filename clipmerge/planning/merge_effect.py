@@ -48,12 +48,14 @@ class ModelAccuracy(Frozen):
 
     Attributes:
         clean: Accuracy on the unchanged images.
-        corrupted: Accuracy on the same images under the robustness probe, averaged over its corruptions.
+        corrupted: Mean accuracy on the same images under corruptions of kinds that no recipe learns from.
+        related: Mean accuracy on the same images under stronger forms of changes that recipes learn from.
         corruptions: Accuracy under each corruption of the probe, by its name.
     """
 
     clean: Estimate
     corrupted: Estimate
+    related: Estimate | None = None
     corruptions: dict[str, Estimate]
 
 
@@ -62,7 +64,7 @@ class Gain(Frozen):
 
     Attributes:
         clean: Difference on the unchanged images.
-        corrupted: Difference under the robustness probe.
+        corrupted: Difference under corruptions of kinds that no recipe learns from.
     """
 
     clean: Difference
@@ -79,7 +81,9 @@ class MergeEffect(Frozen):
         classes: Number of classes to choose from.
         classes_without_images: Number of classes without a held-back image.
         classes_with_one_image: Number of classes with a single held-back image.
-        corruptions_per_image: Number of corruptions of the probe per image.
+        corruptions_per_image: Number of corruptions per image, of kinds that no recipe learns from.
+        related: Names of the other corruptions, which are stronger forms of changes that recipes learn from.
+        related_per_image: Number of those per image.
         level: Confidence level of every interval, such as 0.95.
         max_loss: Loss of accuracy, in points, beyond which there is a warning.
         zeroshot: Accuracy of the zero-shot model.
@@ -103,6 +107,8 @@ class MergeEffect(Frozen):
     classes_without_images: Annotated[int, Field(ge=0)]
     classes_with_one_image: Annotated[int, Field(ge=0)]
     corruptions_per_image: Annotated[int, Field(ge=1)]
+    related: tuple[str, ...] = ()
+    related_per_image: Annotated[int, Field(ge=0)] = 0
     level: Annotated[float, Field(gt=0, lt=1)] = LEVEL
     max_loss: Annotated[float, Field(ge=0)] = MAX_LOSS
     zeroshot: ModelAccuracy

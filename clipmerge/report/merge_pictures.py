@@ -57,8 +57,8 @@ def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Pictur
             "Each step sees different images with different changes, so the lines jump; thick lines are running means."
         )
         if record.teacher:
-            caption += f" The teacher is {record.teacher}; the divergence is that of the predictions on changed images."
-        pictures.append(Picture(title, drawing.markup(_trace(record.trace), "trace", title), caption))
+            caption += f" The divergence is that from the predictions of {record.teacher}, on changed images."
+        pictures.append(Picture(title, drawing.markup(_trace(record), "trace", title), caption))
     return pictures
 
 
@@ -69,12 +69,12 @@ def path_figure(path: LossPath | None, inches: tuple[float, float] = _CARD_INCHE
         return None
     figure, axes = drawing.new_figure(*inches)
     (first, loss_0), (last, loss_1) = points[0], points[-1]
-    axes.plot([first, last], [loss_0, loss_1], "--", color=MUTED, linewidth=1.2, label="straight line")
+    axes.plot([first, last], [loss_0, loss_1], "--", color=MUTED, linewidth=1.2, label="line between the ends")
     axes.plot(*zip(*points, strict=True), "o-", color=CURVE, linewidth=2.2, markersize=5, label="measured loss")
     found = barrier_of(points)
     if found:
         barrier, average = found
-        label = f"barrier: {barrier:.3g}" if barrier > 0 else f"{-barrier:.3g} below the line"
+        label = f"barrier: {barrier:.3g}" if barrier > 0 else f"{-barrier:.3g} below that line"
         axes.plot([0.5, 0.5], [average, average + barrier], color=SECOND, linewidth=2.2, label=label, zorder=1.5)
     axes.set_xlabel("alpha of all layers (0 = zero-shot, 1 = fine-tuned)")
     axes.set_ylabel("loss, nats")
@@ -149,10 +149,11 @@ def _histogram(counts: Sequence[int], towers: Sequence[Sequence[int]]) -> Figure
     return figure
 
 
-def _trace(trace: dict[str, tuple[float, ...]]) -> Figure:
+def _trace(record: MergeRecord) -> Figure:
     figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
-    names = {"calibration": "loss on your images", "divergence": "divergence from the teacher"}
-    shown = [(name, values) for name, values in trace.items() if any(values)]
+    near = "the zero-shot model" if record.teacher == "the zero-shot model" else "the blended model"
+    names = {"calibration": "loss on your images", "divergence": f"divergence from {near}"}
+    shown = [(name, values) for name, values in record.trace.items() if any(values)]
     for (name, values), colour in zip(shown, (CURVE, SECOND, *MARKS[1:]), strict=False):
         steps = range(1, len(values) + 1)
         axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.35)

@@ -17,8 +17,9 @@ from markupsafe import Markup
 from clipmerge.files.templates import render
 from clipmerge.output.record import MergeRecord
 from clipmerge.planning.effect_view import effect_view, unmeasured
-from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_facts, other_task_rows
+from clipmerge.planning.other_tasks_view import EXPLANATION, HEADS, other_task_rows
 from clipmerge.report.columns import Column, columns_of
+from clipmerge.report.effect_plot import DRAWN, effect_plot
 from clipmerge.report.layer_table import layer_table
 from clipmerge.report.loss_path import barrier_of, path_points
 from clipmerge.report.numbers import is_number, ranged
@@ -53,9 +54,10 @@ def html_page(record: MergeRecord) -> str:
         "verdict": record.headline,
         "bought": effect_view(record.bought) if record.bought else None,
         "unmeasured": unmeasured(with_images=record.calibration is not None, warnings=record.warnings),
-        "kept": other_task_rows(record.kept),
+        "answer": _answer(record),
+        "plot": effect_plot(record),
+        "kept": _undrawn_scores(record),
         "kept_heads": HEADS,
-        "kept_facts": other_task_facts(record.kept),
         "kept_explanation": EXPLANATION,
         "warnings": record.warnings,
         "models": record.checkpoints,
@@ -86,6 +88,31 @@ def html_page(record: MergeRecord) -> str:
         "words": words,
     }
     return render(template, values, html=True, filters=filters)
+
+
+def _answer(record: MergeRecord) -> dict[str, str]:
+    """Whether to use the merged model, in a few words, and the kind of answer."""
+    if record.bought is None:
+        return {"label": "Not measured", "kind": "unknown"}
+    labels = {
+        "use": ("Use it", "good"),
+        "prefer-finetuned": ("Do not use it", "bad"),
+        "prefer-zeroshot": ("Do not use it", "bad"),
+        "either": ("Either will do", "even"),
+        "too-few-images": ("Too few images to tell", "unknown"),
+    }
+    label, kind = labels[record.bought.recommendation]
+    return {"label": label, "kind": kind}
+
+
+def _undrawn_scores(record: MergeRecord) -> list[tuple[str, tuple[str, ...]]]:
+    """Task and cells of each score on other tasks that the plot leaves out."""
+    rows, task = [], ""
+    for row in other_task_rows(record.kept):
+        task = row.task or task  # only the first row of a task names it
+        if row.measure not in DRAWN:
+            rows.append((task, row.cells))
+    return rows
 
 
 def card_picture(record: MergeRecord) -> bytes | None:

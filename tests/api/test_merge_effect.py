@@ -25,7 +25,7 @@ from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import UsageError, VerdictError
 from clipmerge.evaluation import verdict
-from clipmerge.evaluation.probe import CORRUPTIONS, corrupted
+from clipmerge.evaluation.probe import RELATED, UNRELATED, corrupted
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.held_back import sample_and_hold_back
 from clipmerge.planning.effect_view import UNKNOWN_SINCE, UNMEASURED, UNVERIFIED
@@ -130,21 +130,23 @@ def test_the_numbers_are_those_of_the_models_written(far: Inputs, photos: Path, 
     assert bought.agreement.value == share([a == b for a, b in agreed])
     assert len({accuracy.clean.value for accuracy in measured.values()}) > 1
 
-    per_image = {24: 7, 120: 4}[len(held)]
-    assert bought.corruptions_per_image == per_image
-    places = {
-        corruption: [at for at in range(len(held)) if (number - at * per_image) % 7 < per_image]
-        for number, corruption in enumerate(CORRUPTIONS)
-    }
-    spoiled = {name: [corrupted(scaled[at], name, at) for at in met] for name, met in places.items()}
-    for name, folder in models.items():
-        by_image = np.zeros(len(held))
-        for corruption, met in places.items():
-            seen = predictions(folder, spoiled[corruption])
-            right = [a == held.labels[at] for a, at in zip(seen, met, strict=True)]
-            assert measured[name].corruptions[corruption].value == pytest.approx(share(right))
-            by_image[met] += right
-        assert measured[name].corrupted.value == pytest.approx(by_image.mean() / per_image)
+    per_image = {UNRELATED: {24: 5, 120: 4}[len(held)], RELATED: {24: 5, 120: 2}[len(held)]}
+    assert (bought.corruptions_per_image, bought.related_per_image) == tuple(per_image.values())
+    assert bought.related == RELATED
+    for group, mean in ((UNRELATED, "corrupted"), (RELATED, "related")):
+        places = {
+            corruption: [at for at in range(len(held)) if (number - at * per_image[group]) % 5 < per_image[group]]
+            for number, corruption in enumerate(group)
+        }
+        spoiled = {name: [corrupted(scaled[at], name, at) for at in met] for name, met in places.items()}
+        for name, folder in models.items():
+            by_image = np.zeros(len(held))
+            for corruption, met in places.items():
+                seen = predictions(folder, spoiled[corruption])
+                right = [a == held.labels[at] for a, at in zip(seen, met, strict=True)]
+                assert measured[name].corruptions[corruption].value == pytest.approx(share(right))
+                by_image[met] += right
+            assert getattr(measured[name], mean).value == pytest.approx(by_image.mean() / per_image[group])
 
 
 def test_the_decision_never_sees_what_is_held_back(pair: Inputs, photos: Path, tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ def made(zeroshot: float, finetuned: float, merged: float, *corrupted: float, im
 def test_the_numbers_in_the_text_are_those_measured(case: Case) -> None:
     text = case.conclusion.verdict
     found = re.match(
-        r"On your images (\S+)% \[(\S+), (\S+)\] against the fine-tuned model's (\S+); "
-        r"under corruptions (\S+) \(zero-shot (\S+), fine-tuned (\S+)\)\. ",
+        r"On \d+ of your images (\S+)% \[(\S+), (\S+)\] against the fine-tuned model's (\S+); "
+        r"under unrelated corruptions (\S+) \(zero-shot (\S+), fine-tuned (\S+)\)\. ",
         text,
     )
     assert found is not None
@@ -144,7 +144,16 @@ def test_the_advice_and_the_reason_are_the_recommendations(case: Case) -> None:
         "too-few-images": ("Too few images to tell.", "tell|told"),
     }
     ending, because = advice[conclusion.recommendation]
-    assert conclusion.verdict.endswith(f" {ending}")
+    advice_and_doubt = conclusion.verdict.partition("). ")[2]
+    assert advice_and_doubt.partition(" The loss")[0] == ending
+    low = case.clean.interval[0]
+    doubtful = conclusion.recommendation in ("use", "too-few-images") and low < -case.max_loss / 100 - 1e-9
+    assert ("may be as large as" in conclusion.verdict) == doubtful
+    if doubtful:
+        found = re.search(r"may be as large as (\S+) points, more than the (\S+) of --max-loss", conclusion.verdict)
+        assert found is not None
+        assert float(found[1]) == pytest.approx(-100 * low, abs=0.051)
+        assert float(found[1]) > float(found[2]) == case.max_loss
     assert sum(text in conclusion.verdict for text, _ in advice.values()) == 1
     assert re.search(because, conclusion.reason)
     for value, low, high in re.findall(r"(\S+) points \[(\S+), (\S+)\]", conclusion.reason):

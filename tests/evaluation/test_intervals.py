@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap
 
-from clipmerge.evaluation.intervals import paired, wilson
+from clipmerge.evaluation.intervals import mean_of_sources, mean_share, paired, wilson
 
 
 @given(st.integers(1, 300).flatmap(lambda images: st.tuples(st.integers(0, images), st.just(images))))
@@ -24,6 +24,25 @@ def test_wilson_is_scipys(counts: tuple[int, int]) -> None:
 def test_wilson_holds_the_share_it_was_measured_from(share: float, images: int) -> None:
     low, high = wilson(share, images)
     assert 0 <= low <= share <= high <= 1
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_a_share_of_images_that_are_recognised_or_not_is_wilsons(right: list[bool]) -> None:
+    values = np.array(right, dtype=float)
+    assert mean_share(values) == pytest.approx(wilson(float(values.mean()), len(values)))
+    assert mean_of_sources([values > 0]) == pytest.approx(wilson(float(values.mean()), len(values)))
+
+
+def test_views_that_agree_less_make_the_mean_more_certain() -> None:
+    alike, different = np.array([0.0, 1.0] * 50), np.array([0.4, 0.6] * 50)
+    width = {name: np.diff(mean_share(values))[0] for name, values in (("alike", alike), ("different", different))}
+    assert width["different"] < width["alike"] / 3
+
+
+def test_two_sources_of_one_kind_are_as_certain_as_one_of_both() -> None:
+    right = np.random.default_rng(0).random(400) < 0.7
+    both = mean_of_sources([right[:200], right[200:]])
+    assert both == pytest.approx(wilson(float(right.mean()), 400), abs=0.003)
 
 
 @pytest.mark.parametrize("images", [5, 10, 20, 50])

@@ -15,7 +15,7 @@ from PIL.ImageFilter import GaussianBlur
 from clipmerge.calibration import augmentation
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.evaluation import probe as probing
-from clipmerge.evaluation.probe import CORRUPTIONS, corrupted, probe, side_of
+from clipmerge.evaluation.probe import RELATED, UNRELATED, ScaledImages, corrupted, probe, side_of
 from clipmerge.images.dataset import LabelledImages, load_images
 from clipmerge.images.folder import FolderStore
 from clipmerge.models.building import build_model
@@ -35,10 +35,33 @@ def difference(first: Image.Image, second: Image.Image) -> float:
 
 
 def test_the_corruptions_are_those_that_are_promised() -> None:
-    assert CORRUPTIONS == ("noise", "blur", "contrast", "jpeg", "pixelate", "brightness", "rotation")
+    assert UNRELATED == ("jpeg", "pixelate", "posterize", "dither", "occlusion")
+    assert RELATED == ("noise", "blur", "contrast", "brightness", "rotation")
 
 
-@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_the_verdict_rests_on_no_kind_of_change_that_is_learned_from() -> None:
+    """The kinds of learning are geometry, colour, grey, blur and noise; colour holds contrast and brightness."""
+    assert augmentation.KINDS == ("geometry", "colour", "grey", "blur", "noise")
+    kin = {"rotation": "geometry", "contrast": "colour", "brightness": "colour", "blur": "blur", "noise": "noise"}
+    assert kin.keys() == set(RELATED)
+    assert not set(UNRELATED) & {*RELATED, *augmentation.KINDS}
+
+
+def test_posterizing_keeps_four_levels_and_dithering_eight_colours(photo: Image.Image) -> None:
+    assert len(np.unique(np.asarray(corrupted(photo, "posterize", 0))[..., 0])) <= 4
+    dithered = np.asarray(corrupted(photo, "dither", 0))
+    assert set(np.unique(dithered)) == {0, 255}
+    assert dithered.mean() == pytest.approx(np.asarray(photo).mean(), abs=8)
+
+
+def test_an_occlusion_hides_a_quarter_by_the_mean_colour(photo: Image.Image) -> None:
+    before, after = np.asarray(photo, dtype=float), np.asarray(corrupted(photo, "occlusion", 1), dtype=float)
+    hidden = (after == np.rint(before.mean(axis=(0, 1)))).all(axis=2)
+    assert hidden.mean() == pytest.approx(0.25, abs=0.01)
+    assert (after[~hidden] == before[~hidden]).all()
+
+
+@pytest.mark.parametrize("corruption", [*UNRELATED, *RELATED])
 def test_a_corruption_changes_the_image_and_keeps_its_form(photo: Image.Image, corruption: str) -> None:
     before = photo.tobytes()
     changed = corrupted(photo, corruption, 3)
@@ -48,7 +71,7 @@ def test_a_corruption_changes_the_image_and_keeps_its_form(photo: Image.Image, c
     assert changed.tobytes() == corrupted(photo, corruption, 3).tobytes()
 
 
-@pytest.mark.parametrize("corruption", ["noise", "rotation"])
+@pytest.mark.parametrize("corruption", ["noise", "rotation", "occlusion"])
 def test_what_is_random_is_drawn_anew_for_each_image(photo: Image.Image, corruption: str) -> None:
     assert len({corrupted(photo, corruption, seed).tobytes() for seed in range(8)}) > 1
 
@@ -111,7 +134,7 @@ def test_pixelating_leaves_few_colours_and_jpeg_what_pillow_writes(photo: Image.
     assert corrupted(photo, "jpeg", 0).tobytes() == Image.open(file).tobytes()
 
 
-def test_no_recipe_learns_from_images_as_strongly_changed() -> None:
+def test_related_corruptions_are_stronger_than_what_is_learned_from() -> None:
     assert math.degrees(augmentation._TURN) < probing.ROTATION
     assert probing.CONTRAST < 1 - augmentation._CONTRAST
     # brightness there is added in units of the processor's standard deviation, CLIP's largest being 0.28
@@ -134,9 +157,17 @@ def of_count(count: int) -> LabelledImages:
     return LabelledImages("here", FolderStore(paths), tuple(at % 2 for at in range(count)), ("one", "two"))
 
 
-@pytest.mark.parametrize(("count", "per_image"), [(1, 7), (15, 7), (73, 7), (100, 5), (205, 2), (256, 2)])
-def test_each_image_meets_as_many_corruptions_and_each_corruption_as_many_images(count: int, per_image: int) -> None:
-    tested = probe(of_count(count), 32)
+@pytest.mark.parametrize(
+    ("count", "enough", "fewest", "per_image"),
+    [
+        *[(1, 512, 2, 5), (15, 512, 2, 5), (102, 512, 2, 5), (150, 512, 2, 3), (256, 512, 2, 2), (300, 512, 2, 2)],
+        *[(50, 256, 1, 5), (100, 256, 1, 2), (205, 256, 1, 1), (256, 256, 1, 1)],
+    ],
+)
+def test_each_image_meets_as_many_corruptions_and_each_corruption_as_many_images(
+    count: int, enough: int, fewest: int, per_image: int
+) -> None:
+    tested = probe(ScaledImages(of_count(count), 32), RELATED, enough=enough, fewest=fewest)
     assert tested.per_image == per_image
     met = [sum(at in places for places in tested.positions.values()) for at in range(count)]
     assert met == [per_image] * count
@@ -147,7 +178,7 @@ def test_each_image_meets_as_many_corruptions_and_each_corruption_as_many_images
 
 
 def test_the_mean_is_taken_image_by_image() -> None:
-    tested = probe(of_count(100), 32)
+    tested = probe(ScaledImages(of_count(100), 32), UNRELATED, enough=300, fewest=2)
     rng = np.random.default_rng(0)
     values = {name: rng.random((3, len(places))) < 0.5 for name, places in tested.positions.items()}
     means = tested.mean_by_image(values)
@@ -159,7 +190,7 @@ def test_the_mean_is_taken_image_by_image() -> None:
 
 def test_images_are_scaled_to_the_models_size_before_they_are_corrupted(tmp_path: Path) -> None:
     images = load_images(str(save_images(tmp_path / "images", each=3)))  # 36 x 40
-    tested = probe(images, 64)
+    tested = probe(ScaledImages(images, 64), UNRELATED, enough=512, fewest=2)
     for corruption, places in tested.positions.items():
         source = tested.sources[corruption]
         for place, at in enumerate(places):

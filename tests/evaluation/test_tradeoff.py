@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import random
+import math
 import re
 from fractions import Fraction
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t
 
-from clipmerge.evaluation.tradeoff import height, interval, resampled_accuracy, standings
+from clipmerge.evaluation.tradeoff import gain_interval, height, interval, resampled_accuracy, standings
 
 # ID rises to 0.8 and turns back to 0.7: at 0.75 the curve passes twice, at OOD 0.55 and 0.35
 BENT_ID, BENT_OOD = [0.5, 0.7, 0.8, 0.7], [0.7, 0.6, 0.5, 0.2]
@@ -164,16 +165,14 @@ def test_resampling_is_seeded_and_differs_by_source() -> None:
     assert (first[0] != resampled_accuracy([right], seed=4, resamples=30)[0]).any()
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
-    """Accuracy of a coin of known bias: 95% intervals over 200 trials miss it about one time in twenty."""
-    random.seed(0)
-    covered = 0
-    for trial in range(200):
-        right = np.array([[random.random() < 0.7 for _ in range(200)]])
-        ends = interval(resampled_accuracy([right], seed=trial, resamples=200)[0][:, 0])
-        assert ends is not None
-        covered += ends[0] <= 0.7 <= ends[1]
-    assert 180 <= covered <= 199
+def test_the_interval_of_a_gain_holds_the_percentiles_and_the_normal_interval() -> None:
+    drawn = np.random.default_rng(0).normal(0.02, 0.01, 4000)
+    low, high = gain_interval(0.03, drawn, 30)
+    assert low < np.quantile(drawn, 0.025)
+    spread = t.ppf(0.975, 29) * math.sqrt(30 / 29) * drawn.std()
+    assert high == pytest.approx(0.03 + spread, abs=1e-4)
+    assert gain_interval(0.03, drawn, 10_000)[1] < high
+    assert gain_interval(0.03, drawn, 1)[1] > high
 
 
 def test_an_interval_over_too_few_resamples_is_none() -> None:

@@ -19,7 +19,10 @@ SEEN: dict[str, Any] = {"images": 20, "right": 0.9, "path_alpha": 0.5, "path_goa
             {"alpha": 0.5, "part": 1.0, "goal": 1.5},
             "nothing that was learned beats alpha 0.5 of the straight path; 90.0%",
         ),
-        ({"part": 1.0, "goal": 1.2}, "20 images held back chose all of what was learned; 90.0% of them are recognised"),
+        (
+            {"part": 1.0, "goal": 1.2},
+            "20 images held back chose all of what was learned; 90.0% of their views are recognised",
+        ),
         ({"part": 0.4, "goal": 1.2}, "chose 40% of the way to what was learned; "),
         ({"part": 0.0, "goal": 1.2}, "chose one coefficient for all that the mask keeps; "),
         (

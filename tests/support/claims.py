@@ -132,7 +132,7 @@ def check_effect(said: str, record: MergeRecord) -> None:
     if record.bought is None:
         assert not [each for each in advice if each in said]
         return
-    main = rf"{N}% \[{N}, {N}\] against the fine-tuned model's {N}; under corruptions {N} "
+    main = rf"{N}% \[{N}, {N}\] against the fine-tuned model's {N}; under unrelated corruptions {N} "
     found = re.search(main + rf"\(zero-shot {N}, fine-tuned {N}\)", said)
     assert found, said
     bought = record.bought
@@ -143,4 +143,4 @@ def check_effect(said: str, record: MergeRecord) -> None:
     told = {"use": 0, "prefer-finetuned": 1, "prefer-zeroshot": 2, "either": 3, "too-few-images": 4}
     assert [each for each in advice if each in said] == [advice[told[bought.recommendation]]]
     lost = finetuned.clean.value - merged.clean.value
-    assert ("more than the 3 of --max-loss" in said) == (lost > 0.03 + 1e-9)
+    assert ("points of the fine-tuned model's accuracy" in said) == (lost > 0.03 + 1e-9)

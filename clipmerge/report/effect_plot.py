@@ -1,0 +1,156 @@
+"""The measured effect of a merge, as a plot that is a table: a row per model with mark, interval and number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+
+from markupsafe import Markup
+
+from clipmerge.output.record import MergeRecord
+from clipmerge.planning.merge_effect import Estimate, MergeEffect, ModelAccuracy
+from clipmerge.planning.other_tasks import OtherTaskScores, measures_of
+from clipmerge.report.palette import MARKS, mark_styles
+
+#: Measures of other tasks that are drawn; the rest is in a table.
+DRAWN = ("accuracy", "image to text R@1", "text to image R@1")
+# Corners of the marks of recipes, in a square from -6 to 6, by their names in the palette.
+_CORNERS = {
+    "D": "0,-6 6,0 0,6 -6,0",
+    "^": "0,-5.5 5.5,5 -5.5,5",
+    "v": "0,5.5 5.5,-5 -5.5,-5",
+    "<": "-5.5,0 5,-5.5 5,5.5",
+    ">": "5.5,0 -5,-5.5 -5,5.5",
+    "s": "-4.7,-4.7 4.7,-4.7 4.7,4.7 -4.7,4.7",
+    "P": "-2,-5.5 2,-5.5 2,-2 5.5,-2 5.5,2 2,2 2,5.5 -2,5.5 -2,2 -5.5,2 -5.5,-2 -2,-2",
+    "X": "-5,-2.5 -2.5,-5 0,-2.5 2.5,-5 5,-2.5 2.5,0 5,2.5 2.5,5 0,2.5 -2.5,5 -5,2.5 -2.5,0",
+    "p": "0,-5.7 5.4,-1.8 3.4,4.6 -3.4,4.6 -5.4,-1.8",
+    "h": "0,-5.7 4.9,-2.8 4.9,2.8 0,5.7 -4.9,2.8 -4.9,-2.8",
+}
+_TICKS = 6
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One model: its mark, and where it and its interval lie, in per cent of the plot's width."""
+
+    model: str
+    mark: Markup
+    text: str
+    at: float
+    start: float
+    length: float
+
+
+@dataclass(frozen=True)
+class DotGroup:
+    """The models on the same images."""
+
+    title: str
+    note: str
+    dots: tuple[Dot, ...]
+
+
+@dataclass(frozen=True)
+class EffectPlot:
+    """All groups on one axis; ``ticks`` are positions in per cent of the width, and accuracies in per cent."""
+
+    groups: tuple[DotGroup, ...]
+    ticks: tuple[tuple[float, str], ...]
+
+
+#: Title and note of a group, and by model the value and its interval, if it has one.
+_Values = tuple[str, str, dict[str, tuple[float, tuple[float, float] | None]]]
+
+
+def effect_plot(record: MergeRecord) -> EffectPlot | None:
+    """Lay out the accuracies on the images held back and the scores on other tasks; ``None`` if there are none."""
+    groups = [*_held_back(record.bought), *(group for task in record.kept for group in _other_task(task))]
+    if not groups:
+        return None
+    values = [value for _, _, models in groups for value in models.values()]
+    ends: list[float] = [end for share, interval in values for end in (share, *(interval or ()))]
+    low, high = math.floor(10 * min(ends) + 1e-9) / 10, math.ceil(10 * max(ends) - 1e-9) / 10
+    low, high = max(0.0, min(low, high - 0.1)), max(high, low + 0.1)
+    step = 0.1 * math.ceil((high - low) / 0.1 / _TICKS)
+    marks = _marks(record.recipe.name)
+
+    def place(share: float) -> float:
+        return round(100 * (share - low) / (high - low), 2)
+
+    def dot(model: str, value: float, interval: tuple[float, float] | None) -> Dot:
+        start, stop = interval or (value, value)
+        text = f"{100 * value:.1f}" + (f" [{100 * start:.1f}, {100 * stop:.1f}]" if interval else "")
+        mark = marks.get(model, marks["fine-tuned"])
+        return Dot(model, mark, text, place(value), place(start), round(place(stop) - place(start), 2))
+
+    ticks = [low + step * number for number in range(1 + round((high - low) / step - 0.499))]
+    return EffectPlot(
+        tuple(
+            DotGroup(title, note, tuple(dot(model, *where) for model, where in models.items()))
+            for title, note, models in groups
+        ),
+        tuple((place(tick), f"{100 * tick:.0f}%") for tick in ticks),
+    )
+
+
+def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:
+    if bought is None:
+        return
+    models = _named(bought)
+    unrelated = [name for name in bought.merged.corruptions if name not in bought.related]
+
+    def values(kind: str) -> dict[str, tuple[float, tuple[float, float] | None]]:
+        estimates: dict[str, Estimate] = {name: getattr(accuracy, kind) for name, accuracy in models.items()}
+        return {name: (estimate.value, estimate.interval) for name, estimate in estimates.items()}
+
+    counted = f"{bought.images:,} image{'s' * (bought.images > 1)} that the decision did not see"
+    yield "Your images", counted, values("clean")
+    views = f"{bought.corruptions_per_image} of {', '.join(unrelated)} for each image"
+    yield "Your images under unrelated corruptions", views, values("corrupted")
+    if bought.related:
+        views = f"{bought.related_per_image} of {', '.join(bought.related)} for each image"
+        yield "Your images under related corruptions", f"{views}; auto learns from milder forms", values("related")
+
+
+def _named(bought: MergeEffect) -> dict[str, ModelAccuracy]:
+    names = ["fine-tuned"]
+    if len(bought.finetuned) > 1:
+        names = [f"fine-tuned {number}" for number in range(1, len(bought.finetuned) + 1)]
+    return {"zero-shot": bought.zeroshot, **dict(zip(names, bought.finetuned, strict=True)), "merged": bought.merged}
+
+
+def _other_task(task: OtherTaskScores) -> Iterator[_Values]:
+    what = f"{task.captions:,} captions" if task.captions else f"{task.classes:,} classes"
+    finetuned = [measures_of(score) for score in task.finetuned]
+    merged = measures_of(task.merged)
+    for measure, zeroshot in measures_of(task.zeroshot).items():
+        if measure in DRAWN:
+            shares = {"zero-shot": zeroshot, "fine-tuned": fmean(one[measure] for one in finetuned)}
+            shares["merged"] = merged[measure]
+            scores = {"zero-shot": task.zeroshot, "fine-tuned": task.finetuned[0], "merged": task.merged}
+            intervals = {
+                name: score.accuracy.interval
+                for name, score in scores.items()
+                if score.accuracy and (name != "fine-tuned" or len(finetuned) == 1)
+            }
+            title = f"Other task: {task.name}" + ("" if measure == "accuracy" else f", {measure}")
+            note = f"{task.images:,} images, {what}"
+            yield title, note, {name: (share, intervals.get(name)) for name, share in shares.items()}
+
+
+def _marks(recipe: str) -> dict[str, Markup]:
+    """The marks of the models: the ends of the alpha curve, and the recipe's own."""
+    ((colour, shape),) = mark_styles([recipe])
+    merged = f'<polygon points="{_CORNERS[shape]}" fill="var(--mark-{MARKS.index(colour)})"/>'
+    circles = {
+        "zero-shot": '<circle r="4.2" fill="var(--card)" stroke="var(--curve)" stroke-width="2"/>',
+        "fine-tuned": '<circle r="5.2" fill="var(--curve)"/>',
+    }
+    return {name: _svg(inner) for name, inner in {**circles, "merged": merged}.items()}
+
+
+def _svg(inner: str) -> Markup:
+    return Markup('<svg class="mark" viewBox="-7 -7 14 14" aria-hidden="true">{}</svg>').format(Markup(inner))
