@@ -109,10 +109,16 @@ def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:
     counted = f"{bought.images:,} image{'s' * (bought.images > 1)} that the decision did not see"
     yield "Your images", counted, values("clean")
     views = f"{bought.corruptions_per_image} of {', '.join(unrelated)} for each image"
+    if bought.related:
+        views += "; no recipe learns from these"
     yield "Your images under unrelated corruptions", views, values("corrupted")
     if bought.related:
         views = f"{bought.related_per_image} of {', '.join(bought.related)} for each image"
-        yield "Your images under related corruptions", f"{views}; auto learns from milder forms", values("related")
+        yield (
+            "Your images under related corruptions",
+            f"{views}; auto learns from milder forms of these",
+            values("related"),
+        )
 
 
 def _named(bought: MergeEffect) -> dict[str, ModelAccuracy]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
@@ -13,16 +13,12 @@ from clipmerge.output.record import MergeRecord
 from clipmerge.planning.distribution import TOP
 from clipmerge.planning.measurements import LossPath
 from clipmerge.report import drawing
-from clipmerge.report.columns import Column
 from clipmerge.report.loss_path import barrier_of, path_points
-from clipmerge.report.numbers import is_number
 from clipmerge.report.palette import CURVE, INK, MARKS, MUTED, SECOND, SET
 
 # In inches: as wide as a telephone, so that text stays readable there; a page puts several side by side.
-_WIDTH, _HEIGHT, _PER_LAYER, _FRAME = 4.6, 2.9, 0.165, 0.62
+_WIDTH, _HEIGHT = 4.6, 2.9
 _CARD_INCHES = (7.2, 3.8)  # of the picture on the model card
-# Maximum number of bars in one picture: as many as fit on a printed page.
-_MOST_BARS = 56
 # Maximum number of pictures of one kind: a record from a stranger may name a tower for every two layers.
 _MOST_PARTS = 8
 
@@ -108,29 +104,6 @@ def path_picture(record: MergeRecord) -> Picture | None:
     return Picture("Loss along the path", drawing.markup(figure, "path", label), caption)
 
 
-def layer_pictures(record: MergeRecord, columns: Sequence[Column], towers: dict[str, str]) -> list[Picture]:
-    """Bars by layer, for the columns in which layers differ."""
-    pictures = []
-    for column in columns:
-        for number, (tower, layers) in enumerate(itertools.islice(_parts(record, column), _MOST_PARTS)):
-            title = f"{towers.get(tower, tower)}: {column.title}"
-            label = f"{title} of each layer; the table below holds every number."
-            svg = drawing.markup(_bars(record, column, layers), f"{column.key}-{tower}-{number}", label)
-            pictures.append(Picture(title, svg, "" if number else column.about))  # once for all towers
-    return pictures
-
-
-def _parts(record: MergeRecord, column: Column) -> Iterator[tuple[str, list[str]]]:
-    """The layers with a number, by tower, in parts that fit into one picture; single layers have no picture."""
-    layers = [layer for layer in record.layers if is_number(column.values.get(layer))]
-    for tower, group in itertools.groupby(layers, key=lambda layer: layer.partition(".")[0]):
-        members = list(group)
-        parts = -(-len(members) // _MOST_BARS)
-        size = -(-len(members) // parts)
-        if len(members) > 1:
-            yield from ((tower, members[start : start + size]) for start in range(0, len(members), size))
-
-
 def _histogram(counts: Sequence[int], towers: Sequence[Sequence[int]]) -> Figure:
     """Shares by coefficient, on axes that suit all towers, so that they can be compared."""
     figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
@@ -151,7 +124,7 @@ def _histogram(counts: Sequence[int], towers: Sequence[Sequence[int]]) -> Figure
 
 def _trace(record: MergeRecord) -> Figure:
     figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
-    near = "the zero-shot model" if record.teacher == "the zero-shot model" else "the blended model"
+    near = "zero-shot" if record.teacher == "the zero-shot model" else "the blend"
     names = {"calibration": "loss on your images", "divergence": f"divergence from {near}"}
     shown = [(name, values) for name, values in record.trace.items() if any(values)]
     for (name, values), colour in zip(shown, (CURVE, SECOND, *MARKS[1:]), strict=False):
@@ -171,22 +144,3 @@ def _running_mean(values: Sequence[float]) -> list[float]:
     half = len(values) // 20
     windows = (values[max(0, place - half) : place + half + 1] for place in range(len(values)))
     return [sum(window) / len(window) for window in windows]
-
-
-def _bars(record: MergeRecord, column: Column, layers: Sequence[str]) -> Figure:
-    figure, axes = drawing.new_figure(_WIDTH, _FRAME + _PER_LAYER * len(layers))
-    values = [float(column.values[layer]) for layer in layers]
-    plain = SET if column.kind == "setting" else CURVE
-    colours = [SECOND if column.signed and value > 0 else plain for value in values]
-    axes.barh(range(len(layers)), values, height=0.72, color=colours)
-    axes.set_ylim(len(layers) - 0.4, -0.6)
-    axes.set_yticks(range(len(layers)), labels=[layer.partition(".")[2] for layer in layers], fontsize=8)
-    stragglers = set(record.found_stragglers)
-    for text, layer in zip(axes.get_yticklabels(), layers, strict=True):
-        text.set(color=SECOND if layer in stragglers else INK, parse_math=False)
-    every = [value for value in column.values.values() if is_number(value)]  # one scale for all parts
-    axes.set_xlim(min(0.0, *every) * 1.02, max(0.0, *every) * 1.02)
-    axes.set_xlabel(f"{column.title}{', ' + column.unit if column.unit else ''}", parse_math=False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.grid(visible=False, axis="y")
-    return figure

@@ -8,7 +8,7 @@ day. There is no section for what was not measured or looked for.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,11 @@ from clipmerge.report.columns import Column, columns_of
 from clipmerge.report.effect_plot import DRAWN, effect_plot
 from clipmerge.report.layer_table import layer_table
 from clipmerge.report.loss_path import barrier_of, path_points
-from clipmerge.report.numbers import is_number, ranged
+from clipmerge.report.numbers import ranged
 from clipmerge.report.palette import DARK_MARKS, MARKS
 from clipmerge.report.prose import flags, sentence, with_minus_signs, words
 
 TOLERANCE = 0.01  # the completeness checks' promise: sums within 1% of what was measured
-
-# Minimum number of different values for which bars are drawn: a table shows two kinds of layers better.
-_FEWEST = 4
 
 _TOWERS = {
     "vision": "Vision tower",
@@ -64,7 +61,6 @@ def html_page(record: MergeRecord) -> str:
         "calibration": record.calibration,
         "facts": _facts(record, columns),
         "why": _pictures(record),
-        "layer_pictures": _layer_pictures(record, columns),
         "table": table,
         "stragglers": record.found_stragglers,
         "straggler_rule": _straggler_rule(record),
@@ -93,13 +89,13 @@ def html_page(record: MergeRecord) -> str:
 def _answer(record: MergeRecord) -> dict[str, str]:
     """Whether to use the merged model, in a few words, and the kind of answer."""
     if record.bought is None:
-        return {"label": "Not measured", "kind": "unknown"}
+        return {"label": "Not measured", "kind": "open"}
     labels = {
-        "use": ("Use it", "good"),
-        "prefer-finetuned": ("Do not use it", "bad"),
-        "prefer-zeroshot": ("Do not use it", "bad"),
-        "either": ("Either will do", "even"),
-        "too-few-images": ("Too few images to tell", "unknown"),
+        "use": ("Use it", "yes"),
+        "prefer-finetuned": ("Do not use it", "no"),
+        "prefer-zeroshot": ("Do not use it", "no"),
+        "either": ("Either will do", "open"),
+        "too-few-images": ("Too few images to tell", "open"),
     }
     label, kind = labels[record.bought.recommendation]
     return {"label": label, "kind": kind}
@@ -132,30 +128,6 @@ def _pictures(record: MergeRecord) -> list[Any]:
 
     path = path_picture(record)
     return [*learned_pictures(record, _TOWERS), *([path] if path else [])]
-
-
-def _layer_pictures(record: MergeRecord, columns: Sequence[Column]) -> list[Any]:
-    """Pictures of what differs between layers, if something was measured."""
-    drawn = _drawn(columns) if record.measurements else []
-    if not drawn:
-        return []
-    from clipmerge.report.merge_pictures import layer_pictures
-
-    return layer_pictures(record, drawn, _TOWERS)
-
-
-def _drawn(columns: Sequence[Column]) -> list[Column]:
-    """Settings whose values differ enough to be seen in bars, and the main statistic."""
-
-    def differs(column: Column) -> bool:
-        # a scalar such as logit_scale, in no tower, is not compared with layers
-        numbers = [value for layer, value in column.values.items() if "." in layer and is_number(value)]
-        whole = 1.0 if column.kind == "setting" else column.scale.high - column.scale.low
-        return len(set(numbers)) >= _FEWEST and max(numbers) - min(numbers) > 0.05 * whole
-
-    settings = [column for column in columns if column.kind == "setting" and not column.is_range and differs(column)]
-    measured = [column for column in columns if column.kind == "statistic" and column.key != "change"]
-    return [*settings, *[column for column in measured if differs(column)][:1]]
 
 
 def _with_minus_signs(text: object) -> str:

@@ -67,15 +67,19 @@ def test_a_printed_page_is_sound(browser: Any, pages: dict[str, Path], name: str
         assert visit.page.pdf(format="A4").startswith(b"%PDF")
 
 
-@pytest.mark.parametrize(("name", "heads"), [("auto", 3), ("sweep", 4)])
-def test_a_telephone_shows_the_main_columns_without_scrolling(
-    browser: Any, pages: dict[str, Path], name: str, heads: int
-) -> None:
-    """The accuracies with their intervals, and a sweep's gain."""
-    table = '\'[aria-label="Accuracy of the models"], [aria-label="Table of accuracies"]\''
-    with Visit(browser, pages[name], 390, "light") as visit:
+def test_a_telephone_shows_the_main_columns_of_a_sweep_without_scrolling(browser: Any, pages: dict[str, Path]) -> None:
+    with Visit(browser, pages["sweep"], 390, "light") as visit:
         ends = visit.page.evaluate(
-            f"""() => {{ const box = document.querySelector({table}), right = box.getBoundingClientRect().right;
-                return [...box.querySelectorAll('thead th')].map(e => e.getBoundingClientRect().right - right); }}"""
+            """() => { const box = document.querySelector('[aria-label="Table of accuracies"]');
+                const right = box.getBoundingClientRect().right;
+                return [...box.querySelectorAll('thead th')].map(e => e.getBoundingClientRect().right - right); }"""
         )
-    assert all(end <= 1 for end in ends[:heads]), ends
+    assert all(end <= 1 for end in ends[:4]), ends
+
+
+def test_what_is_folded_is_printed(browser: Any, pages: dict[str, Path]) -> None:
+    with Visit(browser, pages["auto"], 794, "light") as visit:
+        folded = "document.querySelector('.layers').getBoundingClientRect().height"
+        assert visit.page.evaluate(folded) == 0
+        visit.page.emulate_media(media="print")
+        assert visit.page.evaluate(folded) > 300

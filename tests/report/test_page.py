@@ -14,9 +14,27 @@ import yaml
 
 from clipmerge.output.record import MergeRecord
 from clipmerge.report import page as pages
-from tests.support.merge_records import CHANGE, RECORDS, data_free, example, learned, printed
+from clipmerge.report.effect_plot import effect_plot
+from tests.support.merge_records import CHANGE, RECORDS, bought, data_free, example, learned, printed
 
 VOID = {"meta"}
+
+
+def accuracy(value: float) -> dict[str, Any]:
+    return {"accuracy": {"value": value, "interval": [value - 0.02, value + 0.02]}}
+
+
+def recall(value: float) -> dict[str, Any]:
+    by_rank = {"1": value, "5": value + 0.2, "10": value + 0.3}
+    return {"recall": {"image_to_text": by_rank, "text_to_image": by_rank}}
+
+
+OTHER_TASKS: list[dict[str, Any]] = [
+    {"name": "flowers", "kind": "accuracy", "source": "f", "images": 1000, "classes": 102}
+    | {"zeroshot": accuracy(0.66), "finetuned": [accuracy(0.41)], "merged": accuracy(0.6)},
+    {"name": "coco", "kind": "retrieval", "source": "c", "images": 1000, "captions": 5000}
+    | {"zeroshot": recall(0.5), "finetuned": [recall(0.2)], "merged": recall(0.45)},
+]
 
 
 def html_page(record: dict[str, Any]) -> str:
@@ -137,14 +155,14 @@ def test_no_barrier_is_called_none():
     losses = record["path"]["losses"]
     assert losses[5] < (losses[0] + losses[-1]) / 2
     assert "<dt>barrier at alpha 0.5</dt><dd>none</dd>" in html
-    assert ">0.325 below the line<" in html
+    assert ">0.325 below that line<" in html
     high = RECORDS["auto"] | {"path": record["path"] | {"losses": [*losses[:5], 1.2, *losses[6:]]}}
     assert "<dt>barrier at alpha 0.5</dt><dd>0.250 nats</dd>" in html_page(high)
 
 
 def test_page_describes_every_drawing_and_heads_every_column(record):
     page = Page(html_page(record))
-    drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg" and "aria-hidden" not in attributes]
     assert bool(drawings) == bool(record["measurements"])
     assert all(attributes["role"] == "img" and attributes["aria-label"] for attributes in drawings)
     assert page.count("figcaption") <= len(drawings) == page.count("figure")
@@ -240,8 +258,68 @@ def test_page_of_a_learned_recipe_draws_what_was_learned():
     html = html_page(learned(stragglers=("vision.3.mlp",)))
     for title in ("Vision tower: coefficients", "Text tower: coefficients", "Losses while learning"):
         assert f"<h3>{title}</h3>" in html
-    assert "<h3>Vision tower: at zero-shot</h3>" in html
-    assert "<h3>Vision tower: at zero-shot</h3>" not in html_page(learned())  # 26 bars that are all alike
+
+
+@pytest.mark.parametrize(
+    ("recommendation", "label", "kind"),
+    [
+        ("use", "Use it", "yes"),
+        ("prefer-finetuned", "Do not use it", "no"),
+        ("prefer-zeroshot", "Do not use it", "no"),
+        ("either", "Either will do", "open"),
+        ("too-few-images", "Too few images to tell", "open"),
+        (None, "Not measured", "open"),
+    ],
+)
+def test_page_answers_first_in_words_and_colour(recommendation: str | None, label: str, kind: str) -> None:
+    record = data_free() | {"bought": recommendation and bought() | {"recommendation": recommendation}}
+    html = html_page(record)
+    assert f'<header class="answer {kind}">\n<h1>Merge report: wise-ft</h1>\n<p class="label">{label}</p>' in html
+
+
+def test_the_plot_puts_marks_and_intervals_where_the_numbers_say() -> None:
+    record = MergeRecord.model_validate(learned() | {"kept": OTHER_TASKS})
+    plot = effect_plot(record)
+    assert plot is not None
+    titles = [group.title for group in plot.groups]
+    assert titles[:3] == [
+        "Your images",
+        *(f"Your images under {kind} corruptions" for kind in ("unrelated", "related")),
+    ]
+    assert titles[3:] == [
+        "Other task: flowers",
+        "Other task: coco, image to text R@1",
+        "Other task: coco, text to image R@1",
+    ]
+    (low, first), *_, (high, last) = plot.ticks
+    per_point = (high - low) / (float(last[:-1]) - float(first[:-1]))
+    for group in plot.groups:
+        for dot in group.dots:
+            value, *ends = map(float, re.findall(r"[\d.]+", dot.text))
+            assert dot.at == pytest.approx(low + per_point * (value - float(first[:-1])), abs=0.1)
+            start, stop = ends or (value, value)
+            assert dot.start == pytest.approx(low + per_point * (start - float(first[:-1])), abs=0.1)
+            assert dot.length == pytest.approx(per_point * (stop - start), abs=0.2)
+            assert 0 <= dot.start <= dot.at <= dot.start + dot.length + 0.02 <= 100.04
+    merged = plot.groups[0].dots[-1]
+    assert merged.text == "94.6 [90.6, 97.6]"
+    assert 'fill="var(--mark-0)"' in merged.mark  # auto's colour in every picture
+    html = html_page(record.model_dump(mode="json"))
+    assert "Further scores on other tasks" in html
+    assert html.count("<td>image to text R@5</td>") == 1
+    assert "<td>image to text R@1</td>" not in html  # it is drawn
+
+
+def test_several_fine_tuned_models_have_a_row_each() -> None:
+    effect = bought()
+    effect["finetuned"] = [effect["finetuned"][0], effect["zeroshot"]]
+    record = learned() | {"bought": effect, "kept": OTHER_TASKS}
+    for task in record["kept"]:
+        task["finetuned"] = task["finetuned"] * 2
+    plot = effect_plot(MergeRecord.model_validate(record))
+    assert plot is not None
+    assert [dot.model for dot in plot.groups[0].dots] == ["zero-shot", "fine-tuned 1", "fine-tuned 2", "merged"]
+    assert [dot.text for dot in plot.groups[3].dots] == ["66.0 [64.0, 68.0]", "41.0", "60.0 [58.0, 62.0]"]
 
 
 def test_page_needs_only_what_every_merge_has():
