@@ -104,9 +104,9 @@ def _explanation(bought: MergeEffect) -> str:
 
 def _facts(bought: MergeEffect) -> str:
     unrelated = len(bought.merged.corruptions) - len(bought.related)
-    views = f"{bought.corruptions_per_image} of {unrelated} unrelated"
+    views = f"{bought.corruptions_per_image} of {unrelated}"
     if bought.related:
-        views += f" and {bought.related_per_image} of {len(bought.related)} related"
+        views += f" unrelated and {bought.related_per_image} of {len(bought.related)} related"
     facts = (
         f"Measured on {bought.images} images that the decision did not see, each unchanged and under {views} "
         f"corruptions; on {_percent(bought.agreement)}% of the unchanged ones the merged and the zero-shot model agree."

@@ -54,6 +54,7 @@ def _pair(record: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
             rows.append({"head": model["point"], "cells": [*cells, "", ""]})
     return {
         "name": pair["name"],
+        "headline": sweep["headline"],
         "columns": [*names, "mean OOD", "gain"],
         "rows": rows,
         "picture": picture_name(record["suite"], pair["name"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from html import escape
 
 import matplotlib
@@ -68,17 +69,21 @@ def _saved(figure: Figure, kind: str, metadata: dict[str, None], *, fonttype: st
     return file.getvalue()
 
 
-def markup(figure: Figure, name: str, label: str, *, style: str = "") -> str:
+def markup(figure: Figure, name: str, label: str, *, style: str = "", hints: Mapping[str, str] | None = None) -> str:
     """A figure as an ``svg`` element in the page's colours, light or dark, that refers to nothing outside itself.
 
     ``name`` begins its ids and is different for every figure of a page; ``label`` describes the figure to those who
-    cannot see it; ``style`` is a class of the style sheet.
+    cannot see it; ``style`` is a class of the style sheet; ``hints`` are texts to show under the pointer, by the gid of
+    an artist.
     """
     text = _FONT.sub("", _HEAD.sub("", svg(figure, text=True).decode()))
     box = re.search(r'viewBox="[^"]*"', text)
     assert box is not None  # matplotlib always writes a viewBox
     text = text[text.index(">", text.index("<svg")) + 1 :]
     text = _IDS.sub(rf"\g<1>{name}-", text).replace("xlink:href", "href")
+    for gid, hint in (hints or {}).items():
+        group = f'<g id="{name}-{gid}"'
+        text = text.replace(f"{group}>", f'{group} class="point"><title>{escape(hint)}</title>')
     text = _COLOUR.sub(lambda found: f"var({VARIABLES[found[0]]})" if found[0] in VARIABLES else found[0], text)
     opening = f'<svg {box[0]} role="img" aria-label="{escape(label)}" class="{style or "figure"}"'
     return f'{opening} stroke-linejoin="round" stroke-linecap="butt">{text.strip()}'

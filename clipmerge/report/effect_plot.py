@@ -109,16 +109,12 @@ def _held_back(bought: MergeEffect | None) -> Iterator[_Values]:
     counted = f"{bought.images:,} image{'s' * (bought.images > 1)} that the decision did not see"
     yield "Your images", counted, values("clean")
     views = f"{bought.corruptions_per_image} of {', '.join(unrelated)} for each image"
-    if bought.related:
-        views += "; no recipe learns from these"
-    yield "Your images under unrelated corruptions", views, values("corrupted")
-    if bought.related:
-        views = f"{bought.related_per_image} of {', '.join(bought.related)} for each image"
-        yield (
-            "Your images under related corruptions",
-            f"{views}; auto learns from milder forms of these",
-            values("related"),
-        )
+    if not bought.related:  # a record from before they were told apart
+        yield "Your images under corruptions", views, values("corrupted")
+        return
+    yield "Your images under unrelated corruptions", f"{views}; no recipe learns from these", values("corrupted")
+    views = f"{bought.related_per_image} of {', '.join(bought.related)} for each image; auto learns from milder forms"
+    yield "Your images under related corruptions", views, values("related")
 
 
 def _named(bought: MergeEffect) -> dict[str, ModelAccuracy]:
@@ -143,7 +139,9 @@ def _other_task(task: OtherTaskScores) -> Iterator[_Values]:
                 if score.accuracy and (name != "fine-tuned" or len(finetuned) == 1)
             }
             title = f"Other task: {task.name}" + ("" if measure == "accuracy" else f", {measure}")
-            note = f"{task.images:,} images, {what}"
+            lost, back = shares["fine-tuned"] - zeroshot, shares["merged"] - shares["fine-tuned"]
+            changes = f"fine-tuning changed it by {100 * lost:+.1f} points, the merge gives back {100 * back:+.1f}"
+            note = f"{task.images:,} images, {what}; {changes}"
             yield title, note, {name: (share, intervals.get(name)) for name, share in shares.items()}
 
 

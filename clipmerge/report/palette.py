@@ -26,7 +26,7 @@ RECIPES = (
 def mark_styles(names: Sequence[str]) -> list[tuple[str, str]]:
     """Colour and shape of each name in one picture: a shipped recipe's own, whatever is written behind it in brackets.
 
-    Any other name gets the first style whose colour is still free, or the first that is free.
+    Any other name gets the first free style, if possible with a colour and a shape that are free too.
     """
     known = [RECIPES.index(recipe) if (recipe := name.partition(" (")[0]) in RECIPES else None for name in names]
     used = {place for place in known if place is not None}
@@ -35,8 +35,8 @@ def mark_styles(names: Sequence[str]) -> list[tuple[str, str]]:
     for place in known:
         if place is None:
             free = [other for other in others if other not in used] or others
-            colours = {other % len(MARKS) for other in used}
-            place = next((other for other in free if other % len(MARKS) not in colours), free[0])
+            colours, shapes = ({other % len(kinds) for other in used} for kinds in (MARKS, SHAPES))
+            place = min(free, key=lambda other: 2 * (other % len(MARKS) in colours) + (other % len(SHAPES) in shapes))
             used.add(place)
         styles.append((MARKS[place % len(MARKS)], SHAPES[place % len(SHAPES)]))
     return styles

@@ -17,7 +17,7 @@ from rich.cells import cell_len
 
 from clipmerge.report import drawing
 from clipmerge.report.palette import CARD, CURVE, INK, mark_styles
-from clipmerge.report.sweep_table import ends_of, marks_of, shortened
+from clipmerge.report.sweep_table import ends_of, hints_of, marks_of, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,9 +65,10 @@ def curve_markup(record: dict[str, Any]) -> str:
         "ID accuracy from left to right, mean OOD accuracy from bottom to top: the alpha curve from zero-shot to "
         "fine-tuned, and each recipe as a mark. The table below holds every number."
     )
+    hints = {f"point-{number}": hint for number, hint in enumerate(hints_of(record))}
     with _fonts():
-        wide = drawing.markup(_draw(record), "wide", label, style="wide")
-        return wide + drawing.markup(_draw(record, _NARROW), "narrow", label, style="narrow")
+        wide = drawing.markup(_draw(record), "wide", label, style="wide", hints=hints)
+        return wide + drawing.markup(_draw(record, _NARROW), "narrow", label, style="narrow", hints=hints)
 
 
 @contextmanager
@@ -87,7 +88,10 @@ def _draw(record: dict[str, Any], inches: tuple[float, float] = _INCHES, *, titl
     axes.set_xlabel(_axis_label("ID", record["id"], narrow=narrow), parse_math=False)
     axes.set_ylabel(_axis_label("OOD", record["ood"], narrow=narrow), parse_math=False)
     axes.margins(0.06)
-    named = [*_draw_curve(axes, record["curve"], ends_of(record)), *_draw_marks(axes, marks_of(record))]
+    named = [
+        *_draw_curve(axes, record["curve"], ends_of(record)),
+        *_draw_marks(axes, marks_of(record), len(record["curve"])),
+    ]
     _add_legend(figure, named)
     return figure
 
@@ -105,16 +109,17 @@ def _draw_curve(axes: Axes, curve: list[dict[str, Any]], ends: dict[float, str])
     across, up = ([100 * row[axis] for row in curve] for axis in ("id", "ood"))
     (line,) = axes.plot(across, up, "-o", color=CURVE, linewidth=2, mfc=CARD, ms=5.0, zorder=2.5)
     named: list[_Named] = [(line, "alpha curve (WiSE-FT)")]
-    for row in curve:
+    for number, row in enumerate(curve):
         end = ends.get(row["alpha"])
         size, fill = (_MARK, CURVE if row["alpha"] else CARD) if end else (5.0, CARD)
         point = _draw_point(axes, row, "o", CURVE, size, fill=fill, opacity=0.3)
+        point.set_gid(f"point-{number}")
         if end:
             named.append((point, f"{end} (alpha {row['alpha']:g})"))
     return named
 
 
-def _draw_marks(axes: Axes, rows: list[dict[str, Any]]) -> list[_Named]:
+def _draw_marks(axes: Axes, rows: list[dict[str, Any]], first: int) -> list[_Named]:
     """Draw the marks of recipes and checkpoints; one that lies below others is larger and shows around them."""
     places = [(round(row["id"], 9), round(row["ood"], 9)) for row in rows]
     above = Counter(places)
@@ -123,7 +128,9 @@ def _draw_marks(axes: Axes, rows: list[dict[str, Any]]) -> list[_Named]:
     for row, place, (colour, shape) in zip(rows, places, styles, strict=True):
         above[place] -= 1
         size = _MARK + _GROWTH * min(above[place], _MOST_GROWN)
-        named.append((_draw_point(axes, row, shape, colour, size), shortened(row["name"], _NAME)))
+        mark = _draw_point(axes, row, shape, colour, size)
+        mark.set_gid(f"point-{first + len(named)}")
+        named.append((mark, shortened(row["name"], _NAME)))
     return named
 
 

@@ -65,6 +65,19 @@ def heads_of(record: dict[str, Any]) -> list[tuple[str, bool]]:
     return heads + [(row["name"], True) for row in marks_of(record)]
 
 
+def hints_of(record: dict[str, Any]) -> list[str]:
+    """The numbers of each row in one line, to be shown when the pointer is over its mark."""
+    hints = []
+    for (head, _), row in zip(heads_of(record), [*record["curve"], *marks_of(record)], strict=True):
+        shares = [
+            f"{name} {100 * row[kind]:.1f}% {interval(row[f'{kind}_interval'], with_sign=False)}"
+            for kind, name in (("id", "ID"), ("ood", "mean OOD"))
+        ]
+        gain = [] if row["gain"] is None else [f"gain {signed(row['gain'])} {interval(row['gain_interval'])}".rstrip()]
+        hints.append(f"{head}: {', '.join([*shares, *gain])}")
+    return hints
+
+
 def sweep_columns(record: dict[str, Any]) -> list[SweepColumn]:
     """Columns of the table: each source, the means, and the gain."""
     rows = [*record["curve"], *marks_of(record)]

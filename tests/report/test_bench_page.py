@@ -20,6 +20,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "recipes": [point(None, 0.8, 0.6, name="auto")],
         "seconds": {"plan": 1.0, "evaluate": 2.0},
         "warnings": ["a | b"],
+        "headline": "auto gains: +1.2 points [+0.5, +1.9].",
     }
     published = [
         {"point": "zero-shot", "alpha": 0.0, "source": "paper", "accuracy": {"near": 75.5}},
@@ -56,6 +57,7 @@ def test_published_figures_stand_beside_ours() -> None:
     assert "12 (none is published)" in page
     assert "Not a reproduction" not in page
     assert "a \\| b" in page
+    assert page.index("**auto gains: +1.2 points [+0.5, +1.9].**") < page.index("| model |")
 
 
 def test_a_sample_is_called_one() -> None:

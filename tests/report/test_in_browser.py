@@ -83,3 +83,15 @@ def test_what_is_folded_is_printed(browser: Any, pages: dict[str, Path]) -> None
         assert visit.page.evaluate(folded) == 0
         visit.page.emulate_media(media="print")
         assert visit.page.evaluate(folded) > 300
+
+
+def test_a_heading_sorts_the_table(browser: Any, pages: dict[str, Path]) -> None:
+    column = "[...document.querySelectorAll('.sortable tbody tr')].map(row => row.cells[2].textContent.slice(0, 4))"
+    with Visit(browser, pages["sweep"], 1280, "light") as visit:
+        before = visit.page.evaluate(column)
+        found = []
+        for _ in range(3):
+            visit.page.get_by_role("button", name="mean OOD").click()
+            found.append(visit.page.evaluate(column))
+        assert found == [sorted(before, reverse=True), sorted(before), before]
+        assert visit.said == []

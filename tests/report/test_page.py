@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from clipmerge.output.record import MergeRecord
+from clipmerge.publish.card import model_card
 from clipmerge.report import page as pages
 from clipmerge.report.effect_plot import effect_plot
 from tests.support.merge_records import CHANGE, RECORDS, bought, data_free, example, learned, printed
@@ -308,6 +309,25 @@ def test_the_plot_puts_marks_and_intervals_where_the_numbers_say() -> None:
     assert "Further scores on other tasks" in html
     assert html.count("<td>image to text R@5</td>") == 1
     assert "<td>image to text R@1</td>" not in html  # it is drawn
+
+
+def test_a_record_from_before_corruptions_were_told_apart_calls_none_unrelated() -> None:
+    record = MergeRecord.model_validate(learned() | {"bought": before_they_were_told_apart()})
+    plot = effect_plot(record)
+    assert plot is not None
+    assert [group.title for group in plot.groups] == ["Your images", "Your images under corruptions"]
+    card = model_card(record, repo_id=None)
+    assert "| accuracy, % | target images | under corruptions | jpeg |" in card
+    assert "are of kinds that no recipe learns from" not in card
+    assert "under 2 of 10 corruptions" in card
+
+
+def before_they_were_told_apart() -> dict[str, Any]:
+    effect = bought()
+    del effect["related"], effect["related_per_image"]
+    for model in (effect["zeroshot"], *effect["finetuned"], effect["merged"]):
+        del model["related"]
+    return effect
 
 
 def test_several_fine_tuned_models_have_a_row_each() -> None:

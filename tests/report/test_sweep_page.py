@@ -80,7 +80,8 @@ def test_the_page_is_whole_and_asks_for_nothing() -> None:
     assert page.open == []
     assert page.fetched
     assert all(each.startswith("#") for each in page.fetched)
-    assert not re.search(r"https?://|url\((?!#)|@import|<script", text)
+    assert not re.search(r"https?://|url\((?!#)|@import", text)
+    assert text.count("<script>") == text.count("<script") == 1  # which sorts the table
     ids = re.findall(r'\bid="([^"]*)"', text)
     assert len(ids) == len(set(ids))
     assert text.count("<svg") == 2  # for a wide window and for a narrow one
@@ -99,8 +100,9 @@ def test_names_cannot_break_the_page() -> None:
     record = copy.deepcopy(RECORD)
     record["recipes"][0]["name"] = "<script>alert(1)</script>"
     record["warnings"] = ["<b>&"]
-    text = sweep_page(record, "")
-    assert "<script" not in text
+    text = sweep_page(record, curve_markup(record))
+    assert "<script>alert" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;: ID 90.0% [89.0, 91.0]" in text  # under the pointer
     assert "&lt;b&gt;&amp;" in text
     assert Page(text).open == []
 
@@ -112,6 +114,22 @@ def test_the_headline_does_not_claim_what_the_interval_leaves_open() -> None:
     assert "no difference is shown" in sweep_page(record, "")
     record["recipes"] = []
     assert "highest at alpha 0.25" in sweep_page(record, "")
+
+
+def test_every_mark_says_its_numbers_under_the_pointer() -> None:
+    hints = re.findall(r'class="point"><title>([^<]*)</title>', curve_markup(RECORD))
+    count = len(RECORD["curve"]) + len(RECORD["recipes"])
+    assert len(hints) == 2 * count  # in the wide picture and in the narrow one
+    assert hints[0] == "alpha 0 (zero-shot): ID 40.0% [39.0, 41.0], mean OOD 54.0% [52.0, 56.0]"
+    assert hints[5] == "monosoup: ID 80.0% [79.0, 81.0], mean OOD 60.0% [58.0, 62.0], gain +7.8 [+6.8, +9.8]"
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_only_a_check_lets_the_page_say_that_no_recipe_has_seen_an_ood_image(checked: bool) -> None:
+    other = row(0.7, 0.52, 0.01, name="ours", alpha=None, checkpoint={"source": "mine", "revision": None})
+    text = sweep_page({**RECORD, "ood_checked": checked, "points": [other]}, "")
+    assert ("No recipe has seen an OOD image" in text) == checked
+    assert ("Of the other checkpoints, nobody knows." in text) == checked
 
 
 shares = st.integers(0, 8).map(lambda eighth: eighth / 8)
