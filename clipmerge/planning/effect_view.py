@@ -93,23 +93,22 @@ def effect_view(bought: MergeEffect) -> EffectView:
 
 def _explanation(bought: MergeEffect) -> str:
     unrelated = [name for name in bought.merged.corruptions if name not in bought.related]
-    text = f"The corruptions are generic, the same for every merge: {', '.join(unrelated)}"
+    generic = (
+        f"Each image was seen under {bought.corruptions_per_image} of the generic corruptions {', '.join(unrelated)}"
+    )
     if not bought.related:
-        return f"{text}."
+        return f"{generic}."
     return (
-        f"{text} are of kinds that no recipe learns from; the related ones, {', '.join(bought.related)}, are stronger "
-        "forms of changes that auto learns from, so the verdict does not rest on them."
+        f"{generic}, of kinds that no recipe learns from, and under {bought.related_per_image} of the related ones "
+        f"{', '.join(bought.related)}, stronger forms of changes that auto learns from; the verdict does not rest on "
+        "those."
     )
 
 
 def _facts(bought: MergeEffect) -> str:
-    unrelated = len(bought.merged.corruptions) - len(bought.related)
-    views = f"{bought.corruptions_per_image} of {unrelated}"
-    if bought.related:
-        views += f" unrelated and {bought.related_per_image} of {len(bought.related)} related"
     facts = (
-        f"Measured on {bought.images} images that the decision did not see, each unchanged and under {views} "
-        f"corruptions; on {_percent(bought.agreement)}% of the unchanged ones the merged and the zero-shot model agree."
+        f"Measured on {bought.images} images that the decision did not see; on {_percent(bought.agreement)}% of them "
+        "the merged and the zero-shot model agree."
     )
     counts = ((bought.classes_without_images, "no image"), (bought.classes_with_one_image, "one image"))
     rare = [f"{count} {'has' if count == 1 else 'have'} {number}" for count, number in counts if count]

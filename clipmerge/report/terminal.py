@@ -162,8 +162,6 @@ def _row_reason(record: MergeRecord, layers: tuple[str, ...]) -> str:
 
 def _footnotes(record: MergeRecord, columns: list[Column], rows: list[_Row]) -> list[Text]:
     notes = []
-    if record.teacher:
-        notes.append(Text(f"learning stays close to the predictions of {record.teacher}"))
     points = path_points(record.path)
     losses = [(alpha, loss_at(points, alpha)) for alpha in (0.0, 0.5, 1.0)]
     if all(loss is not None for _, loss in losses):

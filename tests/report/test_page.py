@@ -318,8 +318,8 @@ def test_a_record_from_before_corruptions_were_told_apart_calls_none_unrelated()
     assert [group.title for group in plot.groups] == ["Your images", "Your images under corruptions"]
     card = model_card(record, repo_id=None)
     assert "| accuracy, % | target images | under corruptions | jpeg |" in card
-    assert "are of kinds that no recipe learns from" not in card
-    assert "under 2 of 10 corruptions" in card
+    assert "no recipe learns from" not in card
+    assert "under 2 of the generic corruptions jpeg, pixelate" in card
 
 
 def before_they_were_told_apart() -> dict[str, Any]:
