@@ -9,6 +9,8 @@ from clipmerge.errors import MeasureError, UsageError
 from clipmerge.files.cache import user_cache
 
 _CLUSTERS = ("local", "slurm")
+#: A job's limit unless one is given: submitit's own is two to five minutes.
+_MINUTES = 24 * 60
 
 
 def executor_for(jobs: str) -> Any:
@@ -23,7 +25,8 @@ def executor_for(jobs: str) -> Any:
     executor = submitit.AutoExecutor(folder=user_cache("jobs"), cluster=cluster)
     try:
         pairs = [word.split("=", 1) for word in words.split(",") if word]
-        executor.update_parameters(**{key: int(value) if value.isdigit() else value for key, value in pairs})
+        given = {key: int(value) if value.isdigit() else value for key, value in pairs}
+        executor.update_parameters(**{"timeout_min": _MINUTES, **given})
     except (AssertionError, NameError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"--jobs: {reason}; for example slurm:slurm_partition=gpu,gpus_per_node=1") from error
