@@ -7,13 +7,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipmerge.errors import MeasureError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
+    from torch import Tensor
 
     from clipmerge.options import Device
 
@@ -27,11 +30,22 @@ def together() -> Iterator[None]:
     """Wait for the other processes in this block, and fail if one of them is gone."""
     try:
         yield
-    except RuntimeError as error:  # torch's class for all errors between processes
+    except RuntimeError as error:
+        if not _is_between_processes(error):
+            raise
         raise MeasureError(
             "another process of this run ended or does not answer, so this one cannot continue; nothing was written. "
             f"The reason is above or in that machine's log ({' '.join(str(error).split())[:80]})"
         ) from None
+
+
+def _is_between_processes(error: RuntimeError) -> bool:
+    """Whether torch.distributed raised it: gloo does so as a plain `RuntimeError`, as every operation may."""
+    import torch
+
+    words = ("gloo", "nccl", "connection", "socket", "timed out", "timeout", "process group")
+    plain = type(error) is RuntimeError and any(word in str(error).lower() for word in words)
+    return plain or isinstance(error, torch.distributed.DistError)
 
 
 @contextmanager
@@ -68,25 +82,104 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def require_device(device: Device) -> dict[str, bool]:
-    """Refuse a device that does not exist; returns whether each kind of accelerator does."""
+def require_device(device: Device) -> None:
+    """Refuse a device that does not exist, even if nothing would be computed on it."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(device, True):
         raise UsageError(f"--device {device}: torch finds no such device; use --device auto or cpu")
-    return available
 
 
-def accelerator_for(device: Device) -> Accelerator:
-    """Set up accelerate in float32 with TF32 off, regardless of its configuration file."""
+class Processes:
+    """The processes of this run as accelerate knows them, and the device on which this call computes.
+
+    The device is not accelerate's, which has one for the life of a process: a notebook may use a card and then the CPU,
+    and a caller's own `Accelerator`, with its precision, stays as it is.
+
+    Attributes:
+        device: Device of models, images and results.
+        state: accelerate's state; collectives need tensors on its device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Join the processes, if a launcher started several; a call that hangs is given up after half an hour."""
+        from accelerate import PartialState
+
+        self.state = PartialState(cpu=device.type == "cpu", timeout=timedelta(minutes=30))
+        numbered = device.type not in ("cpu", "mps") and device.index is None
+        self.device = type(device)(device.type, self.state.local_process_index) if numbered else device
+        self.num_processes: int = self.state.num_processes
+        self.process_index: int = self.state.process_index
+        self.is_main_process: bool = self.state.is_main_process
+
+    def wait_for_everyone(self) -> None:
+        """Wait until every process calls this."""
+        self.state.wait_for_everyone()
+
+
+def accelerator_for(device: Device) -> Processes:
+    """The processes of this run, with this one's device: for ``auto`` the accelerator that torch finds, if any."""
     import torch  # takes a second, which commands without a model save
-    from accelerate import Accelerator
 
-    available = require_device(device)
-    # a relative perturbation of 5e-4 does not even change a weight in TF32
+    require_device(device)
+    if device != "auto":
+        return Processes(torch.device(device))
+    cpu_only = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on", "t")
+    found = None if cpu_only or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+    return Processes(found or torch.device("cpu"))
+
+
+def add_up(processes: Processes | Accelerator, tensor: Tensor) -> None:
+    """Replace a tensor by its sum over all processes, in place; the same bits in each of them."""
+    import torch
+
+    if processes.num_processes > 1:
+        with together():
+            carried = tensor.to(processes.state.device)  # NCCL takes no tensor on the CPU
+            torch.distributed.all_reduce(carried)
+            if carried is not tensor:
+                tensor.copy_(carried)
+
+
+@contextmanager
+def device_work() -> Iterator[None]:
+    """Compute in exact float32 in this block, give the caller's settings back, and say what to lower without memory."""
+    import torch
+
+    with _exact_float32():
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise MeasureError(
+                f"the device has too little memory ({str(error).split('. ')[0]}); lower --images-at-once or "
+                "--batch-size, or use --device cpu"
+            ) from None
+
+
+@contextmanager
+def _exact_float32() -> Iterator[None]:
+    """A relative perturbation of 5e-4 does not even change a weight in TF32."""
+    import torch
+
+    backends: Any = torch.backends
+    try:
+        before = torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32
+    except RuntimeError:  # the caller used torch's newer interface, after which the older one refuses to be read
+        switches = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv]
+        settings = [switch.fp32_precision for switch in switches]
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        try:
+            yield
+        finally:
+            for switch, setting in zip(switches, settings, strict=True):
+                switch.fp32_precision = setting
+        return
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    # without this, accelerate forms no process group on a machine without an accelerator
-    on_cpu = device == "cpu" or (device == "auto" and not any(available.values()))
-    return Accelerator(cpu=on_cpu, mixed_precision="no")
+    backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        backends.cudnn.allow_tf32 = before[1]

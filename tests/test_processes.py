@@ -3,19 +3,86 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
-from clipmerge.distributed import Terminated, termination, together
+from clipmerge.distributed import Terminated, device_work, termination, together
 from clipmerge.errors import MeasureError
 
 
-def test_another_process_that_is_gone_is_told() -> None:
-    told = r"another process of this run ended or does not answer.*\(shape '\[2, 2\]' is invalid"
-    with pytest.raises(MeasureError, match=told), together():
-        torch.zeros(3).reshape(2, 2)  # as torch.distributed does, it raises torch's class for all errors
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.distributed.DistNetworkError("lost"),
+        RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"),
+    ],
+)
+def test_another_process_that_is_gone_is_told(error: Exception) -> None:
+    with pytest.raises(MeasureError, match="another process of this run ended or does not answer"), together():
+        raise error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert"), torch.OutOfMemoryError("full")])
+def test_an_error_of_this_process_is_not_blamed_on_another(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)), together():
+        raise error
+
+
+def test_too_little_memory_says_what_to_lower() -> None:
+    with pytest.raises(MeasureError, match=r"Tried to allocate 2 GiB\); lower --images-at-once or"), device_work():
+        raise torch.OutOfMemoryError("CUDA out of memory: Tried to allocate 2 GiB. GPU 0 has a capacity of 24 GiB")
+
+
+def test_precision_is_exact_in_a_call_and_the_callers_after_it() -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        with device_work():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch has one interface before 2.9")
+def test_so_it_is_by_torchs_newer_interface(tmp_path: Path) -> None:
+    """In a process of its own: once both were used, the older one refuses to be read."""
+    code = """
+import torch
+from clipmerge.distributed import device_work
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+torch.backends.cudnn.conv.fp32_precision = "ieee"
+switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+with device_work():
+    assert [switch.fp32_precision for switch in switches] == ["ieee", "ieee"]
+assert [switch.fp32_precision for switch in switches] == ["tf32", "ieee"]
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=300)
+
+
+def test_a_callers_accelerator_stays_as_it_is(tmp_path: Path) -> None:
+    """One in bfloat16, as a Trainer has, on the device of its choice."""
+    code = """
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+owner = Accelerator(cpu=True, mixed_precision="bf16")
+import torch
+from clipmerge.distributed import Processes, accelerator_for
+assert accelerator_for("auto").device.type == accelerator_for("cpu").device.type == "cpu"
+# one call on a card, and the next on the CPU again
+assert [Processes(torch.device(kind)).device for kind in ("cuda", "cpu", "mps")] == [
+    torch.device("cuda", 0), torch.device("cpu"), torch.device("mps")
+]
+assert owner.mixed_precision == AcceleratorState().mixed_precision == "bf16"
+assert owner.device == torch.device("cpu")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=300)
 
 
 def test_sigterm_ends_a_block_and_nothing_after_it() -> None:

@@ -16,7 +16,7 @@ from clipmerge.api._results import MergeResult
 from clipmerge.api.merge import merge
 from clipmerge.api.push import check_push
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.errors import ClipmergeError, UsageError
+from clipmerge.errors import UsageError
 from clipmerge.options import RecipeOptions, completed, with_options
 from clipmerge.planning.merge_effect import MergeEffect
 from clipmerge.progress import Logged, Progress
@@ -84,7 +84,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
             ClipmergeError: If the recipe or an option cannot be used.
         """
         self.result: MergeResult | None = None
-        self.error: ClipmergeError | None = None
+        self.error: Exception | None = None
         self._zeroshot, self._recipe, self._output, self._overwrite = zeroshot, recipe, output, overwrite
         self._push_to, self._publishing = push_to, {"private": private, "license": license}
         self._processor, self._progress, self._options = processor, progress or Logged(), options
@@ -129,7 +129,7 @@ class RobustMergeCallback(TrainerCallback):  # type: ignore[misc]
                 **publishing,
                 **self._options,
             )
-        except ClipmergeError as error:
+        except Exception as error:  # whatever it is, the training must end with its result
             self.error = error
             left = f"the merge is in {place}" if (place / "clipmerge.json").is_file() else "training itself succeeded"
             _LOG.error(

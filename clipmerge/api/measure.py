@@ -11,7 +11,7 @@ from clipmerge.api._unlabelled import record_of, unlabelled_images
 from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.resume import LearningState, state_file
 from clipmerge.calibration.shares import Shares
-from clipmerge.distributed import accelerator_for, together
+from clipmerge.distributed import accelerator_for, device_work, together
 from clipmerge.images.batches import batch_size_for, read_batches
 from clipmerge.images.dataset import load_images
 from clipmerge.images.held_back import copies_note, sample_and_hold_back, wanted_back
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from clipmerge.request import MergeRequest, Run
 
 
+@device_work()
 def measure(run: Run, request: MergeRequest) -> tuple[Measurements, dict[str, Any]]:
     """Run the recipe's measure."""
     objective, images, record = objective_for(run, request)

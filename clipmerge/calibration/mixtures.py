@@ -31,8 +31,8 @@ def try_mixture(objective: Objective, weights: Sequence[float]) -> Mixture:
     results = {}
     for batch in objective.shares.batches:
         logits = objective.criterion.logits(batch, features)
-        right = (logits.argmax(dim=-1) == batch.labels).double().mean()
-        results[batch.number] = (float(cross_entropy(logits, batch.labels)), float(right))
+        right = int((logits.argmax(dim=-1) == batch.labels).sum()) / len(batch)
+        results[batch.number] = (float(cross_entropy(logits, batch.labels)), right)
         objective.work.tick(FORWARD * len(batch))
     loss, accuracy = (
         objective.shares.mean(list(values)) for values in zip(*objective.shares.by_batch(results), strict=True)

@@ -23,6 +23,7 @@ from clipmerge.calibration.resume import LearningState
 from clipmerge.calibration.shares import Shares
 from clipmerge.calibration.tower_cost import TowerCost, seconds_per_pass, tower_cost
 from clipmerge.checkpoint import Inputs
+from clipmerge.distributed import Processes
 from clipmerge.errors import MeasureError
 from clipmerge.images.batches import Batch as Batch
 from clipmerge.models import ImageTextModel
@@ -82,7 +83,7 @@ class Objective:
         prompts: list[str],
         *,
         templates: int,
-        accelerator: Accelerator,
+        accelerator: Processes | Accelerator,
         seed: int = 0,
         images_at_once: int | None = None,
         prompts_at_once: int = PROMPTS_AT_ONCE,

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clipmerge import __version__
-from clipmerge.distributed import Terminated, together
+from clipmerge.distributed import Processes, Terminated, together
 from clipmerge.files.cache import user_cache
 from clipmerge.files.safetensors import DTYPES, header_bytes
 from clipmerge.files.staging import defer_signals
@@ -47,7 +47,9 @@ _NAMES = {getattr(torch, name): stored for stored, (name, _) in DTYPES.items()}
 class LearningState:
     """The state of one run of learning, in one file that only the main process reads and writes."""
 
-    def __init__(self, find: Callable[[], Path], accelerator: Accelerator, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, find: Callable[[], Path], accelerator: Processes | Accelerator, say: Callable[[str], None]
+    ) -> None:
         """Store the arguments; nothing is read or written."""
         self._find = find
         self._accelerator = accelerator
@@ -97,7 +99,7 @@ class LearningState:
         """Copy the main process's tensor into this one."""
         if self._accelerator.num_processes > 1:
             with together():
-                tensor.copy_(broadcast(tensor.to(self._accelerator.device)))
+                tensor.copy_(broadcast(tensor.to(self._accelerator.state.device)))
 
     def save(self, state: Mapping[str, Tensor], *, last: bool = False) -> None:
         """Save the state if it is time for it; a file that cannot be written is reported once."""

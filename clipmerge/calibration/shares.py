@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from clipmerge.distributed import together
+from clipmerge.distributed import Processes, add_up, together
 from clipmerge.images.batches import Batch
 
 
@@ -23,7 +22,7 @@ class Shares:
         batch_sizes: Images in every batch of all processes, in batch order.
     """
 
-    def __init__(self, batches: Iterable[Batch], accelerator: Accelerator) -> None:
+    def __init__(self, batches: Iterable[Batch], accelerator: Processes | Accelerator) -> None:
         """Move the batches to the device and get the sizes of the other processes' batches."""
         self.accelerator = accelerator
         self.batches = [batch.to(accelerator.device) for batch in batches]
@@ -45,14 +44,16 @@ class Shares:
 
     def total(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sum tensors of the same names and shapes over all processes; the sums lie on the CPU."""
-        with together():
-            return {name: self.accelerator.reduce(value, "sum").cpu() for name, value in tensors.items()}
+        sums = {}
+        for name, value in tensors.items():
+            total = value if self.accelerator.num_processes == 1 else value.clone()
+            self.add_up(total)
+            sums[name] = total.cpu()
+        return sums
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over all processes, in place; the same bits in each of them."""
-        if self.accelerator.num_processes > 1:
-            with together():
-                torch.distributed.all_reduce(tensor)
+        add_up(self.accelerator, tensor)
 
     def every_batch(self) -> list[Batch]:
         """All processes' batches, in order, in every process."""

@@ -9,7 +9,7 @@ import torch
 
 from clipmerge.checkpoint import Checkpoint, open_checkpoint
 from clipmerge.checkpoint.converted import as_open_clip
-from clipmerge.distributed import together
+from clipmerge.distributed import add_up, device_work
 from clipmerge.errors import CheckpointError
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.families import family_of, tower_of
@@ -51,6 +51,7 @@ def load_model(checkpoint: Checkpoint) -> ImageTextModel:
 
 
 @torch.inference_mode()
+@device_work()
 def zero_shot_accuracy(
     model: ImageTextModel, images: LabelledImages, settings: EvalSettings, progress: Progress
 ) -> float:
@@ -67,8 +68,8 @@ def zero_shot_accuracy(
         right += int((best.cpu() == batch.labels).sum())
         seen += len(batch)
         progress.advance(seen, len(images))
-    with together():
-        total = accelerator.reduce(torch.tensor(right, device=accelerator.device), "sum")
+    total = torch.tensor(right)
+    add_up(accelerator, total)
     return float(total) / len(images)
 
 

@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from clipmerge.checkpoint import open_checkpoint
-from clipmerge.distributed import together
+from clipmerge.distributed import device_work, together
 from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
 from clipmerge.evaluation.intervals import wilson
 from clipmerge.evaluation.moving_model import MovingModel
@@ -99,6 +99,7 @@ def accuracy_score(accuracy: float, images: int) -> Score:
 
 
 @torch.inference_mode()
+@device_work()
 def _recalls(
     moving: MovingModel,
     model: ImageTextModel,
@@ -143,6 +144,7 @@ def caption_embeddings(model: ImageTextModel, images: CaptionedImages, device: t
 
 
 @torch.inference_mode()
+@device_work()
 def evaluate_other_tasks(
     source: str, tasks: dict[str, Task], settings: EvalSettings, progress: Progress
 ) -> list[dict[str, Any]]:

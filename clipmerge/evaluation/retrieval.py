@@ -35,8 +35,8 @@ def recall_of(images: Tensor, texts: Tensor, owners: Tensor, *, ranks: Sequence[
     of_images = torch.cat([*_ranks_of_captions(images, texts, owners)])
     of_texts = torch.cat([*_ranks_of_images(images, texts, owners)])
     return Recall(
-        image_to_text={str(rank): float((of_images < rank).double().mean()) for rank in ranks},
-        text_to_image={str(rank): float((of_texts < rank).double().mean()) for rank in ranks},
+        image_to_text={str(rank): int((of_images < rank).sum()) / len(of_images) for rank in ranks},
+        text_to_image={str(rank): int((of_texts < rank).sum()) / len(of_texts) for rank in ranks},
     )
 
 

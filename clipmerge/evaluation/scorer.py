@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipmerge.checkpoint import Inputs
-from clipmerge.distributed import together
+from clipmerge.distributed import device_work, together
 from clipmerge.evaluation.answer_cache import AnswerCache
 from clipmerge.evaluation.bf16_classifier import Bf16Classifier
 from clipmerge.evaluation.moving_model import MovingModel
@@ -110,6 +110,7 @@ class Scorer:
         return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
 
     @torch.inference_mode()
+    @device_work()
     @freed_memory_kept()
     def answer(
         self,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from clipmerge.distributed import Processes
     from clipmerge.options import OutputDtype
 
 
@@ -23,7 +24,7 @@ class EvalSettings:
         dtype: Dtype that points between checkpoints are rounded to.
     """
 
-    accelerator: Accelerator
+    accelerator: Processes | Accelerator
     templates: tuple[str, ...] = ()
     batch_size: int | None = None
     images_at_once: int | None = None

@@ -197,4 +197,4 @@ def matched(order: Sequence[str], sizes: Mapping[str, int], entries: int) -> tup
 
 
 def _norm(tensors: list[Tensor]) -> float:
-    return float(sum(float(vector_norm(tensor).double()) ** 2 for tensor in tensors) ** 0.5)
+    return float(sum(float(vector_norm(tensor)) ** 2 for tensor in tensors) ** 0.5)
