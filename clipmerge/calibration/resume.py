@@ -27,6 +27,7 @@ from torch import Tensor
 from clipmerge import __version__
 from clipmerge.distributed import Processes, Terminated, together
 from clipmerge.files.cache import user_cache
+from clipmerge.files.hashes import sha256_of
 from clipmerge.files.safetensors import DTYPES, header_bytes
 from clipmerge.files.staging import defer_signals
 
@@ -206,9 +207,11 @@ def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], setti
     what = {
         "versions": [__version__, torch.__version__],
         "code": [_digest(file.read_bytes()) for file in code_files()],
-        "weights": [[_file(file) for file in checkpoint.files] for checkpoint in checkpoints],
+        "weights": [sorted(checkpoint.hashes.values()) for checkpoint in checkpoints],
         "configs": [checkpoint.config for checkpoint in checkpoints],
-        "images": [_digest(image["bytes"]) if image["bytes"] else _file(Path(str(image["path"]))) for image in encoded],
+        "images": [
+            _digest(image["bytes"]) if image["bytes"] else _content(Path(str(image["path"]))) for image in encoded
+        ],
         "labels": images.labels,
         "seen": [_digest(_bytes(tensor)) for tensor in seen],
         "settings": settings,
@@ -222,12 +225,11 @@ def code_files() -> list[Path]:
     return sorted(file for pattern in _CODE for file in package.glob(pattern))
 
 
-def _file(file: Path) -> list[Any]:
+def _content(file: Path) -> str:
     try:
-        status = file.stat()
-        return [str(file.resolve()), status.st_size, status.st_mtime_ns]
+        return sha256_of(file)
     except OSError:  # removed after it was read
-        return [str(file)]
+        return str(file)
 
 
 def _digest(content: bytes | memoryview) -> str:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serializer
 
+from clipmerge.files.paths import is_plain_name
 from clipmerge.planning.frozen import Frozen
+
+
+def _plain_name(name: str) -> str:
+    if not is_plain_name(name):
+        raise ValueError("not the name of a file beside the plan")
+    return name
 
 
 class SourceRecord(Frozen):
@@ -26,7 +33,7 @@ class SourceRecord(Frozen):
 class TensorsRecord(Frozen):
     """The safetensors file beside a plan: its name and sha256."""
 
-    file: str
+    file: Annotated[str, AfterValidator(_plain_name)]
     sha256: str
 
 

@@ -25,8 +25,8 @@ from clipmerge.publish.evaluations import hub_dataset_of
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{4,}")
 # A path may hold blanks and quotes, so its end is unknown: everything up to the last slash is removed.
 _MACHINE_PATH = re.compile(rf"{PATH_STARTS}(?:{MACHINE_PATH}|/(?=[^/\s])|file:/)(?:.*[\\/])?", re.DOTALL)
-# Sign of a remaining path after all known paths are removed: a slash or a backslash between two names.
-_SOME_PATH = re.compile(r"~?[\w.\-]*[/\\]+[\w.\-]+")
+# Sign of a remaining path after all known paths are removed: a slash or a backslash before a name.
+_SOME_PATH = re.compile(r"[/\\][\w.\-]")
 _NOT_COPIED_NOTE = "some files beside the weights were not copied"
 _LEFT_OUT = "a note was removed because it names files on the author's machine"
 

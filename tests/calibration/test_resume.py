@@ -28,12 +28,15 @@ from clipmerge.calibration.objective import Objective
 from clipmerge.calibration.path import PathWeights
 from clipmerge.calibration.prompts import Prompts
 from clipmerge.calibration.resume import LearningState
+from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.images.batches import Batch
+from clipmerge.images.dataset import load_images
 from clipmerge.measures.learned_sparse import layer_sharpness, sharpest
 from clipmerge.measures.projection_radii import projection_radii
 from clipmerge.models.zero_shot import averaged
 from tests.support.small_objective import Ends, make_batches, objective_for
 from tests.support.stopped_learning import GOES_ON, SAVED, Stopping, save_every_step
+from tests.support.tiny_clip import save_images
 
 SIZES = (4, 4, 3)
 STEPS = 7
@@ -310,6 +313,28 @@ def test_a_state_is_of_the_code_that_learned_it(part: Any) -> None:
 
 
 @pytest.mark.usefixtures("often")
+def test_a_state_is_of_the_content_that_it_was_learned_on(ends: Ends, tmp_path: Path) -> None:
+    """Not of paths, sizes and times, which a program can set back."""
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in ends]
+    photos = save_images(tmp_path / "photos", each=2)
+    photo = sorted(photos.rglob("*.png"))[0]
+
+    def named() -> Path:
+        inputs = align_checkpoints(open_checkpoint(str(folders[0])), [open_checkpoint(str(folders[1]))])
+        return resumption.state_file(inputs, load_images(str(photos)), [], {})
+
+    first = named()
+    for file in (folders[1] / "model.safetensors", photo):
+        content, status = bytearray(file.read_bytes()), file.stat()
+        content[-20] ^= 1
+        file.write_bytes(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert named() != first, file
+        content[-20] ^= 1
+        file.write_bytes(content)
+        assert named() == first, file
+
+
 def test_a_cache_that_cannot_be_written_is_told_once(ends: Ends, undisturbed: Whole, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = Learning(ends, tmp_path / "file" / "learning" / "state.safetensors")

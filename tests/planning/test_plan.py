@@ -64,7 +64,7 @@ plans = st.builds(
     finetuned=st.lists(sources, min_size=1, max_size=3).map(tuple),
     weights=st.lists(floats, min_size=1, max_size=3).map(tuple),
     layers=st.dictionaries(names, layer_plans, max_size=4),
-    tensors=st.none() | st.builds(TensorsRecord, file=names, sha256=names),
+    tensors=st.none() | st.builds(TensorsRecord, file=st.just("plan.tensors.safetensors"), sha256=names),
     stragglers=st.lists(names, max_size=2).map(tuple),
     straggler_scores=st.dictionaries(names, numbers, max_size=2),
     verdict=names,
@@ -130,6 +130,9 @@ EDITS: dict[str, tuple[tuple[str, ...], Any, str]] = {
     "measure a number": (("recipe", "measure"), 5, r"recipe\.measure: .*dictionary"),
     "calibration a stub": (("calibration",), {"images": "x"}, r"calibration\.source: Field required"),
     "layers a list": (("layers",), [], "layers: "),
+    "tensors elsewhere": (
+        ("tensors",), {"file": "../x", "sha256": ""}, r"tensors\.file: .*not the name of a file beside the plan"
+    ),
 }  # fmt: skip
 
 

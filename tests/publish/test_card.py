@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from clipmerge.planning.measurements import LossPath
 from clipmerge.publish import card, public
 from clipmerge.publish.evaluations import hub_dataset_of
 from clipmerge.report.merge_pictures import path_png
+from clipmerge.report.page import html_page
 from tests.support.merged_output import RECORD
 
 
@@ -235,3 +237,13 @@ def test_without_a_command_the_card_words_one_that_a_shell_reads() -> None:
 def test_what_is_no_data_set_of_the_hub_has_no_id(source: str | None) -> None:
     assert hub_dataset_of(source) is None
     assert hub_dataset_of("hf://datasets/acme/cars@v1:test") == "acme/cars"
+
+
+@pytest.mark.parametrize("word", ["a", "1", "a.", "a_", "-", "a/", "\\", "~", "a, ", "<b>"])
+def test_a_text_of_100_000_characters_takes_no_second(word: str) -> None:
+    text = (word * 100_000)[:100_000]
+    record = MergeRecord.model_validate(RECORD | {"warnings": [text], "verdict": text})
+    begin = time.process_time()
+    card.model_card(record, repo_id=None)
+    html_page(record)
+    assert time.process_time() - begin < 1
