@@ -21,14 +21,7 @@ _ADVICE: dict[Recommendation, str] = {
 
 @dataclass(frozen=True)
 class Conclusion:
-    """Conclusion from the measured accuracies.
-
-    Attributes:
-        recommendation: Use the merged model, prefer another one, or undecided.
-        verdict: The main numbers and the recommendation.
-        reason: Reason for the recommendation.
-        warnings: Warnings for the user, one line each.
-    """
+    """Recommendation, the main numbers in a sentence, the reason, and warnings of one line each."""
 
     recommendation: Recommendation
     verdict: str

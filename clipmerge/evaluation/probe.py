@@ -166,10 +166,7 @@ RELATED: tuple[str, ...] = tuple(_RELATED)
 class Probe:
     """Held-back images under some corruptions.
 
-    Attributes:
-        sources: Corrupted images by corruption; decoded on demand.
-        positions: Positions of those images among the images held back, by corruption.
-        per_image: Number of corruptions per image.
+    ``positions`` are those of the corrupted images among the images held back, by corruption.
     """
 
     sources: dict[str, LabelledImages]

@@ -25,20 +25,8 @@ _LEARNED = ("at_zero", "at_one", "straggler")
 class Column:
     """One number per layer, with its heading, bars and explanation.
 
-    Attributes:
-        key: Name in the record.
-        title: Heading.
-        symbol: Symbol or second line of the heading.
-        term: Term that the explanation starts with; a statistic's symbol follows it.
-        about: The explanation.
-        values: Number by layer; two numbers in a list for a range.
-        decimals: Decimals to print; ``None`` for scientific notation.
-        scale: Range of the bars.
-        kind: A setting, a measured statistic, or a score of the straggler rule.
-        drawn: Whether a bar helps to read the number.
-        signed: Whether the sign is meaningful.
-        additive: Whether the sum over layers is meaningful.
-        unit: Unit of the values.
+    ``symbol`` is the second line of the heading, ``term`` the start of the explanation. ``decimals`` is ``None`` for
+    scientific notation. Bars are drawn if they help to read the number; the sum of an ``additive`` one has a meaning.
     """
 
     key: str

@@ -26,16 +26,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer, or neighbours with equal cells.
-
-    Attributes:
-        head: Name of the layer, or of the first and the last.
-        layers: The layers.
-        straggler: Whether it is a straggler, which has its own row.
-        cells: One per column.
-        mask: Name of the mask, or an empty text.
-        reason: Reason for the settings.
-    """
+    """One layer, or neighbours with equal cells; a straggler has its own row."""
 
     head: str
     layers: tuple[str, ...]
@@ -60,14 +51,8 @@ class TowerRows:
 class LayerTable:
     """The whole table.
 
-    Attributes:
-        columns: The columns in which layers differ; alpha if there are none.
-        equal: The other columns, as a sentence; empty if there are none.
-        towers: The rows.
-        reason: The reason shared by all layers, which then has no column; empty if there are several.
-        usual_reason: The most frequent reason.
-        has_usual: Whether more than half of the layers have that reason, so that it is written only once.
-        has_masks: Whether there is a column of masks.
+    ``columns`` are those in which layers differ, ``equal`` the others as a sentence. ``reason`` is the reason shared by
+    all layers, which then has no column; if more than half share the ``usual_reason``, it is written only once.
     """
 
     columns: tuple[Column, ...]

@@ -25,13 +25,7 @@ _MOST_PARTS = 8
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a page.
-
-    Attributes:
-        title: Heading above it.
-        svg: The ``svg`` element.
-        caption: Description of the picture; empty if it is the same as the previous picture's.
-    """
+    """One picture of a page; the caption is empty if it is the previous one's."""
 
     title: str
     svg: str

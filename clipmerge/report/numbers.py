@@ -40,10 +40,6 @@ def format_number(value: Any, decimals: int | None, *, signed: bool = False) -> 
     """
     if value is None:
         return "\N{EN DASH}"
-    if isinstance(value, list | tuple):
-        return " / ".join(format_number(part, decimals, signed=signed) for part in value)
-    if not is_number(value):
-        return str(value)
     sign = "+" if signed and value else ""
     if decimals is None:
         return f"{value:{sign}.2e}" if value else "0"

@@ -12,9 +12,6 @@ from clipmerge.report.numbers import format_number
 @pytest.mark.parametrize(
     ("value", "decimals", "signed", "printed"),
     [
-        ((0.25, 0.5), 2, False, "0.25 / 0.50"),
-        ([0.5, None], 1, True, "+0.5 / \N{EN DASH}"),
-        ("magnitude", 2, False, "magnitude"),
         (1234567.0, None, False, "1.23e+06"),
         (0.0, None, True, "0"),
         (-4e-4, 1, False, "0.0"),
