@@ -6,7 +6,6 @@ import copy
 import functools
 import json
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -17,8 +16,7 @@ from clipmerge.publish.card import model_card
 from clipmerge.report import page as pages
 from clipmerge.report.effect_plot import effect_plot
 from tests.support.merge_records import CHANGE, RECORDS, bought, data_free, example, learned, printed
-
-VOID = {"meta"}
+from tests.support.read_page import Page
 
 
 def accuracy(value: float) -> dict[str, Any]:
@@ -51,40 +49,6 @@ def _drawn(record: str) -> str:
 def drawn(record: dict[str, Any]) -> str:
     """The page of a record, drawn anew."""
     return pages.html_page(MergeRecord.model_validate(record))
-
-
-class Page(HTMLParser):
-    """Reads a page back: its tags with their attributes, its text, and whether every element is closed."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.tags)
 
 
 @pytest.fixture(params=RECORDS.values(), ids=RECORDS.keys())
@@ -149,16 +113,6 @@ def test_a_setting_that_is_equal_everywhere_has_no_bars():
     assert "Equal in every layer: alpha 0.50." in html
     assert ">relative change<" in html
     assert "coefficient</span>" not in html
-
-
-def test_no_barrier_is_called_none():
-    html, record = html_page(RECORDS["auto"]), RECORDS["auto"]
-    losses = record["path"]["losses"]
-    assert losses[5] < (losses[0] + losses[-1]) / 2
-    assert "<dt>barrier at alpha 0.5</dt><dd>none</dd>" in html
-    assert ">0.325 below that line<" in html
-    high = RECORDS["auto"] | {"path": record["path"] | {"losses": [*losses[:5], 1.2, *losses[6:]]}}
-    assert "<dt>barrier at alpha 0.5</dt><dd>0.250 nats</dd>" in html_page(high)
 
 
 def test_page_describes_every_drawing_and_heads_every_column(record):
@@ -230,11 +184,18 @@ def test_page_marks_exactly_the_stragglers(record):
     ]
 
 
-def test_page_says_whether_there_is_a_barrier():
-    record = example(2, 2, ())
-    assert "1.355 below the average of the ends (1.815): there is no barrier" in Page(html_page(record)).text
-    record["path"] = {"alphas": [0, 0.5, 1], "losses": [0.5, 2.0, 0.5]}
-    assert "1.500 above the average of the ends (0.500): there is a barrier" in Page(html_page(record)).text
+@pytest.mark.parametrize(
+    ("middle", "fact", "picture", "caption"),
+    [
+        (0.625, "barrier at alpha 0.5 none", "0.325 below that line", "0.325 below the average of the ends (0.950)"),
+        (1.2, "barrier at alpha 0.5 0.250 nats", "barrier: 0.25", "0.250 above the average of the ends (0.950)"),
+    ],
+)
+def test_page_says_whether_there_is_a_barrier(middle: float, fact: str, picture: str, caption: str) -> None:
+    text = Page(html_page(learned() | {"path": {"alphas": [0, 0.5, 1], "losses": [1.4, middle, 0.5]}})).text
+    assert fact in text
+    assert picture in text
+    assert f"{caption}: there is {'no' if middle < 1 else 'a'} barrier" in text
 
 
 def test_page_of_a_data_free_recipe_says_once_that_nothing_was_measured():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import html.parser
 import io
 import re
 from typing import Any
@@ -23,6 +22,7 @@ from clipmerge.report.sweep_page import sweep_page
 from clipmerge.report.sweep_picture import curve_markup
 from clipmerge.report.sweep_table import heads_of, shortened, sweep_columns, sweep_csv
 from tests.support.claims import text_of
+from tests.support.read_page import Page
 from tests.support.sweep_records import LONG, with_recipes, with_sources
 from tests.support.sweep_records import SWEEP as RECORD
 from tests.support.sweep_records import sweep_row as row
@@ -42,44 +42,12 @@ def test_a_shortened_name_fits_and_keeps_both_ends(name: str, cells: int) -> Non
         assert line.endswith(tail)
 
 
-class Page(html.parser.HTMLParser):
-    """Reads tags, the table's cells and anything that would ask the network."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.rows: list[list[str]] = []
-        self.fetched: list[str] = []
-        self.cell = False
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-            self.cell = True
-        self.fetched += [value or "" for name, value in attributes if name in ("src", "href")]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if tag in ("td", "th"):
-            self.cell = False
-
-    def handle_data(self, data: str) -> None:
-        if self.cell:
-            self.rows[-1][-1] += data
-
-
 def test_the_page_is_whole_and_asks_for_nothing() -> None:
     text = sweep_page(RECORD, curve_markup(RECORD))
     page = Page(text)
     assert page.open == []
-    assert page.fetched
-    assert all(each.startswith("#") for each in page.fetched)
+    links = [attributes.get("href") or attributes.get("src") for _, attributes in page.tags]
+    assert all(link.startswith("#") for link in links if link)
     assert not re.search(r"https?://|url\((?!#)|@import", text)
     assert text.count("<script>") == text.count("<script") == 1  # which sorts the table
     ids = re.findall(r'\bid="([^"]*)"', text)
