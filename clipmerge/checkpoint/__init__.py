@@ -1,9 +1,9 @@
 """Checkpoints: opened lazily, and checked before anything is computed."""
 
 from clipmerge.checkpoint.alignment import align_checkpoints
-from clipmerge.checkpoint.inputs import Held, Inputs
+from clipmerge.checkpoint.inputs import Inputs, Location
 from clipmerge.checkpoint.opening import open_checkpoint
 from clipmerge.checkpoint.source import Checkpoint
 from clipmerge.files.safetensors import TensorEntry, read_header
 
-__all__ = ["Checkpoint", "Held", "Inputs", "TensorEntry", "open_checkpoint", "align_checkpoints", "read_header"]
+__all__ = ["Checkpoint", "Location", "Inputs", "TensorEntry", "open_checkpoint", "align_checkpoints", "read_header"]

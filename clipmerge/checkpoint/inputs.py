@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HEAD_WEIGHT = "classification_head.weight"
 _TEXT_BLOCK = re.compile(r"text\.\d+\.")
 #: A checkpoint that holds a tensor, and the tensor's key there.
-Held = tuple[Checkpoint, str]
+Location = tuple[Checkpoint, str]
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Inputs:
         for checkpoint, key in self.holders(name):
             checkpoint.release(key)
 
-    def holders(self, name: str) -> list[Held]:
+    def holders(self, name: str) -> list[Location]:
         """The checkpoints that hold a tensor, zero-shot first, each with the tensor's key in its file."""
         everyone = zip((self.zeroshot, *self.finetuned), (self.zeroshot_keys, *self.finetuned_keys), strict=True)
         return [(checkpoint, keys[name]) for checkpoint, keys in everyone if name in keys]

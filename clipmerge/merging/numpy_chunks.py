@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clipmerge.checkpoint import Held, Inputs
+from clipmerge.checkpoint import Inputs, Location
 from clipmerge.files.finite import is_finite, require_finite
 from clipmerge.files.safetensors import STORED, Array
 from clipmerge.merging.chunks import Room, integers_differ, overflow, require_finite_inputs, runs
@@ -47,7 +47,7 @@ def merged(
     inputs.release(name)
 
 
-def copied(name: str, holder: Held, others: Sequence[Held], room: Room, length: int) -> Iterator[Array]:
+def copied(name: str, holder: Location, others: Sequence[Location], room: Room, length: int) -> Iterator[Array]:
     """Copy a tensor of one checkpoint in its own dtype, and check the others' tensors of that name."""
     checkpoint, key = holder
     entry = checkpoint.entries[key]

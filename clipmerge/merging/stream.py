@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from clipmerge.checkpoint import Checkpoint, Held, Inputs, TensorEntry
+from clipmerge.checkpoint import Checkpoint, Inputs, Location, TensorEntry
 from clipmerge.errors import CheckpointError
 from clipmerge.families import is_counter, is_variance
 from clipmerge.files.safetensors import DTYPES, STORED, Array
@@ -58,9 +58,9 @@ class Copied:
     """
 
     name: str
-    holder: Held
+    holder: Location
     dtype: str
-    others: tuple[Held, ...] = ()
+    others: tuple[Location, ...] = ()
     chunk: int = CHUNK
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipmerge.checkpoint import Held, Inputs
+from clipmerge.checkpoint import Inputs, Location
 from clipmerge.errors import PlanError
 from clipmerge.families import is_variance
 from clipmerge.files.finite import is_finite, require_finite
@@ -114,7 +114,7 @@ def _require_unchanged(inputs: Inputs, name: str, layer: LayerPlan) -> None:
         )
 
 
-def copied(name: str, holder: Held, others: Sequence[Held], dtype: str, length: int) -> Iterator[Array]:
+def copied(name: str, holder: Location, others: Sequence[Location], dtype: str, length: int) -> Iterator[Array]:
     """Copy a tensor of one checkpoint, rounded to the output's dtype, and check the others' tensors of that name."""
     checkpoint, key = holder
     entry = checkpoint.entries[key]
