@@ -1,7 +1,6 @@
-"""The goal of learning: calibration loss of fresh views plus divergence from a teacher on changed copies.
+"""The goal of learning: cross-entropy of fresh views, plus the divergence of changed copies from the zero-shot model.
 
-The teacher is the zero-shot model, or its predictions blended with the fine-tuned model's. With unlabelled images, half
-of the changed copies are replaced by them, unchanged.
+With unlabelled images, half of the changed copies are replaced by them, unchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -24,34 +23,39 @@ from clipmerge.models.precision import Precision, casts_repeated, passes
 from clipmerge.plugins import Augmentation
 
 Divergence = Literal["predictions", "features"]
+# A cosine differs less than predictions do: with this factor one weight serves both.
+_FEATURES = 2.0
 
 
 @dataclass(frozen=True)
 class Goal:
-    """Calibration loss + divergence_weight * divergence from the teacher.
+    """Calibration loss + weight * divergence from the zero-shot model.
 
     Attributes:
-        divergence_weight: 0 for the calibration loss alone.
+        robustness: Weight of the divergence; 0 for the calibration loss alone.
         changes: Kinds of change applied to the images of the divergence; empty for unchanged images.
-        divergence: ``predictions``: KL divergence from the teacher's predictions, in nats; ``features``: one minus the
-            cosine to the zero-shot model's image features.
+        divergence: ``predictions``: KL divergence from the zero-shot model's predictions, in nats; ``features``: one
+            minus the cosine to its image features, twice.
         views: Strength of the small changes to the images of the calibration loss; 0 for unchanged images.
-        blend: Share of the fine-tuned model's predictions in the teacher's; the rest is the zero-shot model's.
         copies: Maximum number of images per step with a changed copy; ``None`` for all.
         precision: Precision of the forward passes.
     """
 
-    divergence_weight: float
+    robustness: float
     changes: tuple[Augmentation, ...] = KINDS
     divergence: Divergence = "predictions"
     views: float = 0.0
-    blend: float = 0.0
     copies: int | None = None
     precision: Precision = "float32"
 
+    @property
+    def weight(self) -> float:
+        """Weight of the divergence."""
+        return self.robustness * (_FEATURES if self.divergence == "features" else 1.0)
+
     def copy_count(self, images: int) -> int:
         """Number of changed copies for a number of images."""
-        if not self.divergence_weight:
+        if not self.robustness:
             return 0
         return images if self.copies is None else min(images, self.copies)
 
@@ -63,23 +67,14 @@ class Goal:
         """Number of pictures in the goal for a number of images: views and changed copies."""
         return images + self.copy_count(images)
 
-    @property
-    def teachers(self) -> tuple[float, ...]:
-        """Alphas of the models that the teacher consists of."""
-        if not self.divergence_weight:
-            return ()
-        if self.divergence == "features":
-            return (0.0,)
-        return tuple(alpha for alpha, share in ((0.0, 1 - self.blend), (1.0, self.blend)) if share)
-
 
 @dataclass(frozen=True)
 class Losses:
     """The losses of one step.
 
     Attributes:
-        calibration: Cross-entropy, in nats.
-        divergence: Divergence from the teacher.
+        calibration: Cross-entropy of the views, in nats.
+        divergence: Divergence from the zero-shot model.
         accuracy: Share of the views that are recognised.
     """
 
@@ -95,7 +90,7 @@ class Pictures:
     Attributes:
         pixels: Views first and changed copies after them, (views + copies, 3, height, width).
         labels: Labels of the views, among the classes of the step.
-        target: The teacher's log probabilities for the copies, if needed.
+        target: The zero-shot model's log probabilities for the copies, if needed.
         features: The zero-shot model's features of the copies, if needed.
         step_views: Number of views in the whole step.
         step_copies: Number of changed copies in the whole step.
@@ -115,17 +110,19 @@ class Pictures:
         if count <= 1:
             yield self
             return
-        views = self.pixels[: len(self.labels)].tensor_split(count)
-        copies = self.pixels[len(self.labels) :].tensor_split(count)
-        labels = self.labels.tensor_split(count)
-        target, features = (_split(values, count) for values in (self.target, self.features))
-        for place, pixels in enumerate(zip(views, copies, strict=True)):
-            teacher = target[place], features[place]
-            yield Pictures(torch.cat(pixels), labels[place], *teacher, self.step_views, self.step_copies)
-
-
-def _split(values: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    return [None] * count if values is None else values.tensor_split(count)
+        views, copies = self.pixels.tensor_split([len(self.labels)])
+        target = [None] * count if self.target is None else self.target.tensor_split(count)
+        features = [None] * count if self.features is None else self.features.tensor_split(count)
+        for place, (own_views, own_copies) in enumerate(
+            zip(views.tensor_split(count), copies.tensor_split(count), strict=True)
+        ):
+            yield replace(
+                self,
+                pixels=torch.cat([own_views, own_copies]),
+                labels=self.labels.tensor_split(count)[place],
+                target=target[place],
+                features=features[place],
+            )
 
 
 def make_pictures(step: Step, goal: Goal) -> Pictures:
@@ -135,10 +132,14 @@ def make_pictures(step: Step, goal: Goal) -> Pictures:
     copies = goal.copy_count(len(batch))
     if copies:
         pixels = torch.cat([pixels, make_copies(step, goal, batch.pixels)])
-    labels = batch.labels[step.own_rows]
-    if step.classes is not None:
-        labels = torch.searchsorted(step.classes.to(labels.device), labels)
+    labels = make_labels(step)[step.own_rows]
     return Pictures(pixels, labels, step.target, step.features, len(batch), copies)
+
+
+def make_labels(step: Step) -> Tensor:
+    """The labels of a step's images among its classes, (images,)."""
+    labels = step.batch.labels
+    return labels if step.classes is None else torch.searchsorted(step.classes.to(labels.device), labels)
 
 
 def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
@@ -158,55 +159,82 @@ def make_copies(step: Step, goal: Goal, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def with_teacher_targets(objective: Objective, steps: Sequence[Step], goal: Goal, *, cached: bool) -> list[Step]:
-    """Add the teacher's predictions or features for the changed images to every step.
+    """Add the zero-shot model's predictions or features for the changed images to every step.
 
-    Leaves the objective at theta_0, or at theta_1 if the teacher is blended; for ``cached`` see
-    `CalibrationLoss.class_features`.
+    Leaves the objective at theta_0; for ``cached`` see `CalibrationLoss.class_features`.
     """
-    completed = list(steps)
-    for alpha in goal.teachers:
-        objective.path.move_to(alpha)
-        share = goal.blend if alpha else 1 - goal.blend
-        for place, step in enumerate(completed):
-            completed[place] = _with_teacher(objective, step, goal, share, cached=cached)
-            objective.work.tick(FORWARD * goal.copy_count(len(step)) * step.work_share)
+    if not goal.robustness:
+        return list(steps)
+    objective.path.move_to(0.0)
+    completed = []
+    for step in steps:
+        pixels = make_copies(step, goal, step.batch.pixels)
+        if goal.divergence == "features":
+            with passes(pixels.device, goal.precision):
+                completed.append(replace(step, features=objective.criterion.embed(pixels).float()))
+        else:
+            logits = logits_of(objective, step, goal, pixels, cached=cached)
+            completed.append(replace(step, target=logits.log_softmax(-1)))
+        objective.work.tick(FORWARD * goal.copy_count(len(step)) * step.work_share)
     return completed
 
 
-def _with_teacher(objective: Objective, step: Step, goal: Goal, share: float, *, cached: bool) -> Step:
-    """Add one model's features, or its share of the teacher's probabilities."""
-    pixels = make_copies(step, goal, step.batch.pixels)
+def logits_of(objective: Objective, step: Step, goal: Goal, pixels: Tensor, *, cached: bool) -> Tensor:
+    """Score the classes of a step for pictures at the current weights, (pictures, classes), in the goal's precision."""
     with passes(pixels.device, goal.precision):
-        features = objective.criterion.embed(pixels)
-        classes = objective.criterion.class_features(step.classes, step.templates, cached=cached)
-    if goal.divergence == "features":
-        return replace(step, features=features.float())
-    own = objective.criterion.class_logits(features.float(), classes.float()).log_softmax(-1)
-    if share == 1:
-        return replace(step, target=own)
-    own = own + math.log(share)
-    return replace(step, target=own if step.target is None else torch.logaddexp(step.target, own))
+        features = objective.criterion.embed(pixels).float()
+    return objective.criterion.class_logits(features, _class_features(objective, step, goal, pixels.device, cached))
 
 
-def goal_at(objective: Objective, step: Step, goal: Goal, *, cached: bool = False) -> tuple[Tensor, Losses]:
-    """Compute the goal at the current weights, a scalar, and its parts; those of all processes add up.
-
-    For ``cached`` see `CalibrationLoss.class_features`.
-    """
-    pictures = make_pictures(step, goal)
-    classes = _class_features(objective, step, goal, pictures.pixels.device, cached=cached)
-    return _goal_of(objective, goal, pictures, classes)
-
-
-def _class_features(
-    objective: Objective, step: Step, goal: Goal, device: torch.device, *, cached: bool = False
-) -> Tensor:
+def _class_features(objective: Objective, step: Step, goal: Goal, device: torch.device, cached: bool = False) -> Tensor:
     with passes(device, goal.precision):
         return objective.criterion.class_features(step.classes, step.templates, cached=cached).float()
 
 
-def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> tuple[Tensor, Losses]:
-    """The part of the goal that pictures contribute, and its parts: those of all pieces add up.
+@dataclass(frozen=True)
+class Terms:
+    """The terms of the goal, one number per picture.
+
+    Attributes:
+        views: Cross-entropy of every view, in nats.
+        correct: Whether it is recognised.
+        divergence: Divergence of every changed copy from the zero-shot model.
+    """
+
+    views: Tensor
+    correct: Tensor
+    divergence: Tensor
+
+
+def terms_at(objective: Objective, step: Step, goal: Goal, *, cached: bool) -> Terms:
+    """Compute this process's terms of a step at the current weights.
+
+    For ``cached`` see `CalibrationLoss.class_features`.
+    """
+    pictures = make_pictures(step, goal)
+    classes = _class_features(objective, step, goal, pictures.pixels.device, cached)
+    return _terms(objective, goal, pictures, classes)
+
+
+def _terms(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> Terms:
+    with passes(pictures.pixels.device, goal.precision):
+        features = objective.criterion.embed(pictures.pixels).float()
+    logits = objective.criterion.class_logits(features, classes)
+    views, copies = logits.tensor_split([len(pictures.labels)])
+    divergence = torch.zeros(len(copies), device=classes.device)
+    if pictures.features is not None:
+        divergence = 1 - (features[len(views) :] * pictures.features).sum(-1)
+    elif pictures.target is not None:
+        divergence = kl_div(copies.log_softmax(-1), pictures.target, reduction="none", log_target=True).sum(-1)
+    return Terms(
+        views=cross_entropy(views, pictures.labels, reduction="none"),
+        correct=views.detach().argmax(1) == pictures.labels,
+        divergence=divergence,
+    )
+
+
+def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The part of the goal that pictures contribute, and its `Losses` as a tensor: those of all pieces add up.
 
     Args:
         objective: Calibration loss.
@@ -214,27 +242,12 @@ def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tens
         pictures: The pictures.
         classes: Features of the step's classes, (classes, projection_dim).
     """
-    with passes(pictures.pixels.device, goal.precision):
-        features = objective.criterion.embed(pictures.pixels)
-    views, copies = features.float().tensor_split([len(pictures.labels)])
-    logits = objective.criterion.class_logits(views, classes)
-    share = len(views) / pictures.step_views
-    # a piece may have no views, whose mean would not be finite
-    calibration = cross_entropy(logits, pictures.labels) * share if len(views) else logits.sum()
-    divergence = _divergence(objective, pictures, copies, classes) * (len(copies) / max(pictures.step_copies, 1))
-    right = logits.detach().argmax(1) == pictures.labels
-    accuracy = float(right.double().mean() * share) if len(views) else 0.0
-    losses = Losses(float(calibration.detach()), float(divergence.detach()), accuracy)
-    return calibration + goal.divergence_weight * divergence, losses
-
-
-def _divergence(objective: Objective, pictures: Pictures, copies: Tensor, classes: Tensor) -> Tensor:
-    if len(copies) and pictures.features is not None:
-        return 1 - (copies * pictures.features).sum(-1).mean()
-    if len(copies) and pictures.target is not None:
-        own = objective.criterion.class_logits(copies, classes).log_softmax(-1)
-        return kl_div(own, pictures.target, reduction="batchmean", log_target=True)
-    return torch.zeros((), device=classes.device)
+    terms = _terms(objective, goal, pictures, classes)
+    calibration = terms.views.sum() / pictures.step_views
+    divergence = terms.divergence.sum() / max(pictures.step_copies, 1)
+    accuracy = terms.correct.sum() / pictures.step_views
+    losses = torch.stack([calibration.detach(), divergence.detach(), accuracy])
+    return calibration + goal.weight * divergence, losses
 
 
 def descend(
@@ -281,21 +294,21 @@ def _backpropagate(
     at_once: int | None,
     last: Callable[[], AbstractContextManager[None]],
 ) -> Tensor:
-    """Backpropagate through all pieces, and return the sums of their losses, float64."""
+    """Backpropagate through all pieces, and return the sums of their losses, on the device."""
     pictures = make_pictures(step, goal)
     classes = _class_features(objective, step, goal, pictures.pixels.device)
     leaf = classes.detach().requires_grad_(classes.requires_grad)
-    sums = torch.zeros(len(fields(Losses)), dtype=torch.float64)
+    sums = torch.zeros(len(fields(Losses)), device=classes.device)
     pieces = pictures.pieces(at_once)
     piece = next(pieces)
     for following in pieces:
         loss, losses = _goal_of(objective, goal, piece, leaf)
         loss.backward()  # type: ignore[no-untyped-call]
-        sums += torch.tensor(astuple(losses), dtype=torch.float64)
+        sums += losses
         piece = following
     loss, losses = _goal_of(objective, goal, piece, classes)
     # one pass for both: a weight that both towers share gets its whole gradient in it
     roots, gradients = ([loss], [None]) if leaf.grad is None else ([loss, classes], [None, leaf.grad])
     with last():
         torch.autograd.backward(roots, gradients)
-    return sums + torch.tensor(astuple(losses), dtype=torch.float64)
+    return sums + losses

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, fields, replace
+from functools import partial
 
 import torch
 
@@ -18,6 +20,7 @@ from clipmerge.calibration.choice import (
     own_prompts,
     prompts_at,
     validate,
+    validation_pictures,
 )
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
@@ -29,6 +32,9 @@ from clipmerge.planning.measurements import HeldBackChoice, LossPath
 #: Points of the path that are tried as a start, and the number of steps whose images compare them if no images are
 #: held back.
 ALPHAS, PATH_STEPS = tuple(tenth / 10 for tenth in range(11)), 4
+#: The zero-shot model's predictions teach if they remove this share of the uncertainty about the labels, else its
+#: features do: predictions that are sure and wrong would be held with great force, a cosine is bounded.
+SKILLED = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class LearningConfig:
         batch: Maximum number of images per step; ``None`` for the size of a calibration batch.
         held_back: Share of the images that learning does not see and that judge the result.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
+        judges_zeroshot: Whether the goal's divergence is replaced by what suits the zero-shot model's skill.
         ceiling: Largest coefficient; ``None`` for twice the coefficient where learning starts, at least 1.
     """
 
@@ -55,6 +62,7 @@ class LearningConfig:
     held_back: float = 0.0
     max_loss: float = 100.0
     ceiling: float | None = 1.0
+    judges_zeroshot: bool = False
 
     def ceiling_from(self, start: float) -> float:
         """Default ceiling: as far above the start as zero-shot (0) is below it, but at least fine-tuned (1)."""
@@ -80,8 +88,8 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
     """Learn with Adam, whose rate falls to zero along a half cosine, and clamp every coefficient to [0, ceiling].
 
     Coefficients without a start all start at the best alpha of the straight path, by the goal on the held-back images
-    or, without any, on the images of the first steps. At the end the held-back images choose between points of the
-    straight path, the learned point and points between them. Processes share the images of every step, add up their
+    or, without any, on the images of the first steps. At the end the held-back images choose between the best point of
+    the straight path, the learned point and points between them. Processes share the images of every step, add up their
     gradients, and end with the same coefficients, whether they take all steps or resume an interrupted run.
 
     Args:
@@ -96,7 +104,7 @@ def learn(objective: Objective, coefficients: Coefficients, config: LearningConf
 
 
 def prepare(objective: Objective, goal: Goal, steps: int, *, batch: int | None = None) -> list[Step]:
-    """Lay out steps with the teacher's targets and nothing held back; leaves the objective at the teacher's weights."""
+    """Lay out steps with the zero-shot model's targets and nothing held back; leaves the objective at its weights."""
     layout = lay_out(objective, steps, batch=batch)
     cached = embeds_less_at_once(objective, layout.steps)
     return with_teacher_targets(objective, layout.steps, goal, cached=cached)
@@ -108,70 +116,94 @@ class _Run:
     def __init__(self, objective: Objective, coefficients: Coefficients, config: LearningConfig) -> None:
         self._objective, self._coefficients, self._config = objective, coefficients, config
         self._storage = objective.learning_state
-        # validation uses every changed copy
-        self._validation_goal = replace(config.goal, copies=None)
         self._candidates = CANDIDATES if config.sparsify is None else CANDIDATES + UNDER_A_MASK
         self._descent = Descent(coefficients.values, config.rate, config.steps)
+        self._layout = lay_out(objective, config.steps, batch=config.batch, share=config.held_back)
         self._trace = torch.zeros(config.steps, len(fields(Losses)), dtype=torch.float64)
-        # the scores of every point of the path, and then the alpha where learning starts
-        self._path = torch.zeros(len(ALPHAS), len(fields(ValidationScore)), dtype=torch.float64)
-        self._start = torch.zeros((), dtype=torch.float64)
-        self._state = {"trace": self._trace, "path": self._path, "start": self._start, **self._descent.state}
+        self._path_steps: Sequence[Step] = self._layout.validation_steps or self._layout.steps[:PATH_STEPS]
+        images = len({position for step in self._path_steps for position in step.positions})
+        # the scores of all points of the path; the zero-shot model's skill, and the alpha where learning starts
+        self._path = torch.zeros(len(ALPHAS), 4, images, dtype=torch.float64)
+        self._found = torch.zeros(2, dtype=torch.float64)
+        self._state = {"trace": self._trace, "path": self._path, "found": self._found, **self._descent.state}
 
     def learn(self) -> Learned:
         """Learn, or resume learning, and choose."""
-        objective, config, goal = self._objective, self._config, self._config.goal
+        objective, coefficients = self._objective, self._coefficients
         begin = self._restore()
-        layout = lay_out(objective, config.steps, batch=config.batch, share=config.held_back)
-        steps = with_unlabelled(objective, layout.steps, goal.unlabelled_count)
-        steps = self._shard(steps[begin or 0 :], goal)
-        validation_steps = self._shard(layout.validation_steps, self._validation_goal)
-        tries_path = begin is None and (bool(validation_steps) or not self._coefficients.has_start)
-        path_steps, path_goal = steps[:PATH_STEPS], goal
-        if validation_steps:
-            path_steps, path_goal = validation_steps, self._validation_goal
-        self._announce(steps, validation_steps, path_steps if tries_path else [], path_goal)
+        steps = with_unlabelled(objective, self._layout.steps, self._config.goal.unlabelled_count)
+        steps = self._shard(steps[begin or 0 :])
+        self._path_steps = self._shard(self._path_steps)
+        validates = bool(self._layout.validation_steps)
+        tries_path = begin is None and (validates or not coefficients.has_start)
+        self._announce(steps, tries_path=tries_path)
         if not objective.path.text_changes:
             objective.criterion.prompt_features()  # computed once for all steps, so in float32
-        validation_steps = self._with_targets(validation_steps, self._validation_goal)
-        steps = self._with_targets(steps, goal)
+        if begin is None and self._config.judges_zeroshot:
+            objective.path.move_to(0.0)
+            loss = validate(objective, self._path_steps, replace(self._config.goal, robustness=0.0)).loss
+            self._found[0] = 1 - loss / math.log(self._mean_classes)
+        goal = self._goal
+        whole = replace(goal, copies=None)
+        path_steps = self._with_targets(self._path_steps, whole) if tries_path or validates else []
         if tries_path:
-            self._try_path(validation_steps or steps[:PATH_STEPS], path_goal)
+            self._try_path(path_steps, whole)
+        self._found[1] = coefficients.start
+        steps = self._with_targets(steps, goal)
         self._sparsify(anew=begin is None)
-        self._descend(steps)
-        choice = self._choose(validation_steps, layout.held_back_images) if validation_steps else None
-        self._coefficients.place()
-        losses = [ValidationScore(*row).loss for row in self._path.tolist()]
+        self._descend(steps, goal)
+        choice = self._choose(path_steps, whole) if validates else None
+        coefficients.place()
+        losses = [ValidationScore(rows).loss for rows in self._path]
         path = LossPath(alphas=ALPHAS, losses=tuple(losses)) if any(losses) else None
         return Learned([Losses(*row) for row in self._trace.tolist()], choice, path)
+
+    @property
+    def _goal(self) -> Goal:
+        """The goal with the divergence that suits the zero-shot model's skill."""
+        goal = self._config.goal
+        if not self._config.judges_zeroshot:
+            return goal
+        return replace(goal, divergence="predictions" if float(self._found[0]) >= SKILLED else "features")
+
+    @property
+    def _mean_classes(self) -> float:
+        """Mean number of classes that the path's images are told apart from."""
+        every = self._objective.criterion.prompts.classes
+        counts = [every if step.classes is None else len(step.classes) for step in self._path_steps]
+        return sum(counts) / len(counts)
 
     def _restore(self) -> int | None:
         """Number of steps taken by an earlier run; ``None`` if there was none."""
         if not self._storage or not self._storage.restore(self._state):
             return None
         number = int(self._descent.steps_taken)
-        self._coefficients.begin_at(float(self._start))
+        self._coefficients.begin_at(float(self._found[1]))
         self._storage.say(f"learning resumes after step {number} of {self._config.steps}, saved by an earlier run")
         return number
 
-    def _shard(self, steps: Sequence[Step], goal: Goal) -> list[Step]:
+    def _shard(self, steps: Sequence[Step]) -> list[Step]:
         """Share the images among the processes."""
+        goal = self._config.goal
         counts = [count for step in steps for count in (len(step), goal.copy_count(len(step))) if count]
         return shard_steps(self._objective, steps, min(counts, default=0))
 
-    def _announce(
-        self, steps: Sequence[Step], validation_steps: Sequence[Step], path_steps: Sequence[Step], path_goal: Goal
-    ) -> None:
-        goal, whole = self._config.goal, self._validation_goal
+    def _announce(self, steps: Sequence[Step], *, tries_path: bool) -> None:
+        goal, whole = self._config.goal, replace(self._config.goal, copies=None)
+        path_steps = self._path_steps if tries_path else []
+        validation_steps = self._path_steps if self._layout.validation_steps else []
 
         def passes(count: int, steps: Sequence[Step], pictures: Callable[[int], int]) -> float:
             return count * sum(pictures(len(step)) * step.work_share for step in steps)
 
-        work = passes(FORWARD * len(goal.teachers), steps, goal.copy_count)
-        work += passes(GRADIENT, steps, goal.picture_count)
-        work += passes(FORWARD * len(whole.teachers), validation_steps, whole.copy_count)
-        work += passes(FORWARD * len(self._candidates), validation_steps, whole.picture_count)
-        work += passes(FORWARD * len(ALPHAS), path_steps, path_goal.picture_count)
+        work = passes(FORWARD, steps, goal.copy_count) + passes(GRADIENT, steps, goal.picture_count)
+        seen_once = validation_steps or path_steps
+        work += passes(FORWARD, seen_once, whole.copy_count)
+        if self._config.judges_zeroshot:
+            work += passes(FORWARD * validation_pictures(replace(goal, robustness=0.0), 1), seen_once, int)
+        scored = partial(validation_pictures, whole)
+        work += passes(FORWARD * len(ALPHAS), path_steps, scored)
+        work += passes(FORWARD * len(self._candidates), validation_steps, scored)
         if self._config.sparsify:
             work += GRADIENT * sum(len(batch) for batch in self._objective.shares.batches)
         prompts = self._prompt_passes(steps, validation_steps, path_steps)
@@ -184,16 +216,16 @@ class _Run:
         objective = self._objective
         if not objective.path.text_changes:
             return objective.prompt_passes(forward=1)
-        passes = len(self._config.goal.teachers) * prompts_at(objective, steps)
-        passes += GRADIENT * own_prompts(objective, steps)
-        points = len(self._validation_goal.teachers) + len(self._candidates)
-        passes += points * prompts_at(objective, validation_steps) + len(ALPHAS) * prompts_at(objective, path_steps)
+        passes = prompts_at(objective, steps) + GRADIENT * own_prompts(objective, steps)
+        passes += 2 * prompts_at(objective, validation_steps or path_steps)
+        passes += len(ALPHAS) * prompts_at(objective, path_steps)
+        passes += len(self._candidates) * prompts_at(objective, validation_steps)
         if self._config.sparsify:
             with objective.fewer_prompts():
                 return passes + objective.prompt_passes(gradient=1)
         return passes
 
-    def _with_targets(self, steps: list[Step], goal: Goal) -> list[Step]:
+    def _with_targets(self, steps: Sequence[Step], goal: Goal) -> list[Step]:
         cached = embeds_less_at_once(self._objective, steps)
         return with_teacher_targets(self._objective, steps, goal, cached=cached)
 
@@ -201,10 +233,9 @@ class _Run:
         """Evaluate points of the straight path, and start at the best one unless a start is given."""
         for row, alpha in enumerate(ALPHAS):
             self._objective.path.move_to(alpha)
-            self._path[row] = torch.tensor(astuple(validate(self._objective, steps, goal)))
+            self._path[row] = validate(self._objective, steps, goal).rows
         if not self._coefficients.has_start:
-            self._coefficients.fill(ALPHAS[int(self._path[:, 0].argmin())])
-        self._start.fill_(self._coefficients.start)
+            self._coefficients.fill(ALPHAS[int(self._path[:, 0].mean(-1).argmin())])
 
     def _sparsify(self, *, anew: bool) -> None:
         """Make parameters sparse, the same ones in every run that resumes with these scores."""
@@ -215,8 +246,8 @@ class _Run:
         if anew:
             self._coefficients.add_noise(self._objective.seed)
 
-    def _descend(self, steps: Sequence[Step]) -> None:
-        objective, coefficients, goal = self._objective, self._coefficients, self._config.goal
+    def _descend(self, steps: Sequence[Step], goal: Goal) -> None:
+        objective, coefficients = self._objective, self._coefficients
         ceiling = self._config.ceiling_from(coefficients.start)
         at_once = Activations(objective, goal.precision).images()
         for step in steps:
@@ -232,18 +263,24 @@ class _Run:
             if self._storage:
                 self._storage.save(self._state, last=step.number + 1 == self._config.steps)
 
-    def _choose(self, steps: Sequence[Step], images: int) -> HeldBackChoice:
+    def _choose(self, steps: Sequence[Step], goal: Goal) -> HeldBackChoice:
         """Let the held-back images choose, and move to their choice."""
-        path = {alpha: ValidationScore(*row) for alpha, row in zip(ALPHAS, self._path.tolist(), strict=True)}
+        path = {alpha: ValidationScore(rows) for alpha, rows in zip(ALPHAS, self._path, strict=True)}
         learned = {}
         for candidate in self._candidates:
             self._coefficients.move(candidate.part, candidate.beyond)
             self._coefficients.place()
-            learned[candidate] = validate(self._objective, steps, self._validation_goal)
-        limit, sparse = self._config.max_loss, bool(self._coefficients.sparse)
-        choice = choose(path, learned, images=images, max_loss=limit, path_counts=not sparse)
+            learned[candidate] = validate(self._objective, steps, goal)
+        sparse = bool(self._coefficients.sparse)
+        choice = choose(path, learned, max_loss=self._config.max_loss, path_counts=not sparse)
         if choice.alpha is None:
             self._coefficients.move(choice.part, choice.beyond)
         else:
             self._coefficients.flatten(choice.alpha)
-        return choice
+        last_steps = self._trace[-max(1, len(self._trace) // 10) :]
+        found = {
+            "seen_right": Losses(*last_steps.mean(0).tolist()).accuracy,
+            "divergence": goal.divergence,
+            "zeroshot_skill": float(self._found[0]) if self._config.judges_zeroshot else None,
+        }
+        return choice.model_copy(update=found)

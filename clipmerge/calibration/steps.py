@@ -76,7 +76,7 @@ class Step:
         classes: Class indices to distinguish, ascending; ``None`` for all.
         templates: Indices of the templates used; ``None`` for all.
         features: The zero-shot model's features of the changed images, (images, projection_dim), if needed.
-        target: The teacher's log probabilities of the classes for the changed images, (images, classes).
+        target: The zero-shot model's log probabilities of the classes for the changed images, (images, classes).
         unlabelled: Unlabelled images that take the place of the last changed copies; ``None`` for none.
         shard: This process's number and that of the processes which share the step's images; (0, 1) to take all.
     """

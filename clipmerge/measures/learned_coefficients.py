@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from clipmerge.calibration.augmentation import KINDS
@@ -10,9 +12,11 @@ from clipmerge.calibration.goal import Divergence, Goal
 from clipmerge.calibration.learning import Learned, LearningConfig, learn
 from clipmerge.calibration.objective import Objective
 from clipmerge.models.precision import Precision
-from clipmerge.planning.measurements import Measurements, Statistic
+from clipmerge.planning.measurements import HeldBackChoice, Measurements, Statistic
 from clipmerge.plugins import Augmentation, Count, NonNegative, PartialShare, Points, Positive, Share
 
+#: Difference in accuracy between the images that learning saw and those held back from which a note warns.
+OVERFIT = 0.1
 #: Whether it can also learn from unlabelled images.
 UNLABELLED = True
 
@@ -31,8 +35,7 @@ def learned_coefficients(
     views: NonNegative = 1.0,
     held_back: PartialShare = 0.2,
     max_loss: Points = 3.0,
-    blend: Share = 0.0,
-    divergence: Divergence = "predictions",
+    divergence: Divergence | Literal["auto"] = "auto",
     changes: tuple[Augmentation, ...] = KINDS,
     precision: Precision = "auto",
 ) -> Measurements:
@@ -61,9 +64,10 @@ def learned_coefficients(
         views: Strength of the small rotations, rescalings and shifts of the cross-entropy's images; 0 for none.
         held_back: Share of the images that learning does not see; 0 uses the learned coefficients unchanged.
         max_loss: Points of accuracy on the held-back images that may be lost against the fine-tuned model.
-        blend: Share of the fine-tuned model's predictions in the target of the divergence.
-        divergence: ``predictions`` (KL divergence) or ``features`` (one minus the cosine).
-        changes: Kinds of change applied to the images of the divergence.
+        divergence: What stays close to the zero-shot model on changed copies: its ``predictions`` (KL divergence) or
+            ``features`` (twice one minus the cosine); ``auto``: predictions if they remove a third of the uncertainty
+            about the labels, else features.
+        changes: Kinds of change made in the copies.
         precision: Precision of forward passes; ``auto`` uses bfloat16 if the processor or GPU multiplies it faster.
 
     Returns:
@@ -88,7 +92,6 @@ def learned_coefficients(
         views=views,
         held_back=held_back,
         max_loss=max_loss,
-        blend=blend,
         divergence=divergence,
         changes=changes,
         precision=precision,
@@ -107,14 +110,32 @@ def learning_config(
     views: float,
     held_back: float,
     max_loss: float,
-    blend: float,
-    divergence: Divergence,
+    divergence: Divergence | Literal["auto"],
     changes: tuple[Augmentation, ...],
     precision: Precision,
 ) -> LearningConfig:
     """Collect the options of `learned_coefficients`."""
-    goal = Goal(robustness, changes, divergence, views, blend, copies, precision)
-    return LearningConfig(goal, steps, rate, batch=batch, held_back=held_back, max_loss=max_loss, ceiling=ceiling)
+    kind: Divergence = "predictions" if divergence == "auto" else divergence
+    return LearningConfig(
+        Goal(robustness, changes, kind, views, copies, precision),
+        steps,
+        rate,
+        batch=batch,
+        held_back=held_back,
+        max_loss=max_loss,
+        ceiling=ceiling,
+        judges_zeroshot=divergence == "auto",
+    )
+
+
+def _overfit(choice: HeldBackChoice | None) -> tuple[str, ...]:
+    """A note if the images that learning saw are recognised far more often than those held back."""
+    if choice is None or choice.seen_right is None or choice.seen_right - choice.right < OVERFIT:
+        return ()
+    return (
+        f"learning recognises {choice.seen_right:.0%} of the views of its own images, and {choice.right:.0%} of those "
+        "held back: it has learned them by heart; more images or fewer steps (measure.steps) would help",
+    )
 
 
 def learned_measurements(name: str, objective: Objective, coefficients: Coefficients, learned: Learned) -> Measurements:
@@ -156,6 +177,7 @@ def learned_measurements(name: str, objective: Objective, coefficients: Coeffici
             "divergence": tuple(losses.divergence for losses in learned.trace),
         },
         choice=learned.choice,
+        notes=_overfit(learned.choice),
         path=learned.path,
         coefficients=values,
     )

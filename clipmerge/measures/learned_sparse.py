@@ -71,7 +71,10 @@ def learned_sparse(
     config = replace(learning_config(**settings), sparsify=lambda: (finder.parameters(), density))
     learned = learn(objective, coefficients, config)
     measurements = learned_measurements("learned-sparse", objective, coefficients, learned)
-    found = {"statistics": (*measurements.statistics, *finder.statistics), "notes": finder.notes}
+    found = {
+        "statistics": (*measurements.statistics, *finder.statistics),
+        "notes": (*measurements.notes, *finder.notes),
+    }
     return measurements.model_copy(update=found)
 
 

@@ -49,7 +49,7 @@ def learned(task: Task, *, alpha: Share = 1.0) -> Decision:
 def _told(trace: dict[str, tuple[float, ...]]) -> str:
     """Describe the change of the losses from the first tenth of learning to the last."""
     parts = []
-    for name, label in (("calibration", "loss"), ("divergence", "divergence from the teacher's predictions")):
+    for name, label in (("calibration", "loss"), ("divergence", "divergence from zero-shot")):
         values = trace[name]
         length = max(1, len(values) // 10)
         first, last = sum(values[:length]) / length, sum(values[-length:]) / length
@@ -66,7 +66,8 @@ def _chosen(choice: HeldBackChoice) -> str:
         f"{choice.right:.1%} of their views are recognised there, {choice.finetuned_right:.1%} by the fine-tuned model"
     )
     if choice.alpha is not None:
-        return f"{images}: nothing that was learned beats alpha {choice.alpha:g} of the straight path; {accuracy}"
+        proven = f"nothing that was learned is proven better than alpha {choice.alpha:g} of the straight path"
+        return f"{images}: {proven}; {accuracy}"
     way = "all of what was learned" if choice.part == 1 else f"{choice.part:.0%} of the way to what was learned"
     if choice.part == 0:
         way = "one coefficient for all that the mask keeps"

@@ -182,18 +182,16 @@ class MergeRecord(Frozen):
 
     @property
     def teacher(self) -> str:
-        """The model that learned coefficients stay close to; empty if nothing restrained them."""
+        """What learned coefficients stay close to; empty if nothing restrained them."""
         if not any(self.trace.get("divergence", ())):
             return ""
-        blended = (self.recipe.measure or {}).get("blend")
-        return "the zero-shot model blended with the fine-tuned one" if blended else "the zero-shot model"
+        features = self.choice is not None and self.choice.divergence == "features"
+        return f"the zero-shot model's {'image features' if features else 'predictions'}"
 
     @property
     def headline(self) -> str:
         """The verdict as a sentence, or the number of layers and the recipe if there is none."""
         text = self.verdict.strip() or f"{len(self.layers)} layers merged with the recipe {self.recipe.name}"
-        if self.teacher:
-            text = text.replace("the teacher's predictions", f"the predictions of {self.teacher}")
         return f"{text[:1].upper()}{text[1:].removesuffix('.')}."
 
     def as_json(self) -> dict[str, Any]:

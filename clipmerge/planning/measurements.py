@@ -111,11 +111,18 @@ class HeldBackChoice(Frozen):
         part: Share of the way from the start of learning to the learned coefficients; 0 for one coefficient for all
             that a sparse mask keeps.
         beyond: Share of the remaining way to the fine-tuned model.
-        goal: The goal at the chosen point, in nats, on changed copies of the held-back images.
-        right: Share of those copies that the chosen point recognises.
-        path_alpha: Point of the straight path with the lowest goal.
+        goal: The goal at the chosen point, in nats, on views and changed copies of the held-back images.
+        right: Share of the views that the chosen point recognises.
+        path_alpha: Best point of the straight path.
         path_goal: The goal at that point.
-        finetuned_right: Share of the copies that the fine-tuned model recognises.
+        finetuned_right: Share of the views that the fine-tuned model recognises.
+        gain: 95% interval of how much lower the goal of the best learned point is than that of the path's point, paired
+            by image, in nats; ``None`` with a single image.
+        corrupted_gain: The same for the loss under corruptions of other kinds than the changes that learning sees.
+        divergence: What learning kept close to the zero-shot model: its ``predictions``, or image ``features``.
+        zeroshot_skill: Share of the uncertainty about the labels that the zero-shot predictions remove: McFadden's R2,
+            1 - loss / log(classes); ``None`` if it was not asked.
+        seen_right: Share of the views of its own images that learning recognised in its last steps.
     """
 
     images: int
@@ -127,6 +134,11 @@ class HeldBackChoice(Frozen):
     path_alpha: float
     path_goal: float
     finetuned_right: float
+    gain: tuple[float, float] | None = None
+    corrupted_gain: tuple[float, float] | None = None
+    seen_right: float | None = None
+    divergence: str = "predictions"
+    zeroshot_skill: float | None = None
 
 
 class Measurements(Frozen):

@@ -47,7 +47,7 @@ def learned_pictures(record: MergeRecord, towers: dict[str, str]) -> list[Pictur
             "Each step sees different images with different changes, so the lines jump; thick lines are running means."
         )
         if record.teacher:
-            caption += f" The divergence is that from the predictions of {record.teacher}, on changed images."
+            caption += f" The divergence is that from {record.teacher}, on changed images."
         pictures.append(Picture(title, drawing.markup(_trace(record), "trace", title), caption))
     return pictures
 
@@ -118,8 +118,7 @@ def _histogram(counts: Sequence[int], towers: Sequence[Sequence[int]]) -> Figure
 
 def _trace(record: MergeRecord) -> Figure:
     figure, axes = drawing.new_figure(_WIDTH, _HEIGHT)
-    near = "zero-shot" if record.teacher == "the zero-shot model" else "the blend"
-    names = {"calibration": "loss on your images", "divergence": f"divergence from {near}"}
+    names = {"calibration": "loss on your images", "divergence": "divergence from zero-shot"}
     shown = [(name, values) for name, values in record.trace.items() if any(values)]
     for (name, values), colour in zip(shown, (CURVE, SECOND, *MARKS[1:]), strict=False):
         steps = range(1, len(values) + 1)

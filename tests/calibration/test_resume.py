@@ -113,7 +113,7 @@ class Learning:
 
     def config(self, objective: Objective) -> LearningConfig:
         held_back = self.options.get("held_back", 0.0)
-        goal = Goal(0.3, views=self.options.get("views", 0.0), blend=self.options.get("blend", 0.0))
+        goal = Goal(0.3, views=self.options.get("views", 0.0))
         config = LearningConfig(goal, self.options["steps"], 0.05, held_back=held_back)
         if not self.options["sparse"]:
             return config
@@ -135,7 +135,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "entry": {},
     "channel": {"granularity": "channel"},
     "layer": {"granularity": "layer", "start": 0.4},
-    "held back": {"held_back": 0.3, "views": 1.0, "blend": 0.25},
+    "held back": {"held_back": 0.3, "views": 1.0},
     "sparse": {"held_back": 0.3, "sparse": True},
 }
 ALL_STEPS = ("entry", "sparse")  # the plainest way of learning, and the one that thins on the way

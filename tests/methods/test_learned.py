@@ -17,7 +17,7 @@ SEEN: dict[str, Any] = {"images": 20, "right": 0.9, "path_alpha": 0.5, "path_goa
     [
         (
             {"alpha": 0.5, "part": 1.0, "goal": 1.5},
-            "nothing that was learned beats alpha 0.5 of the straight path; 90.0%",
+            "nothing that was learned is proven better than alpha 0.5 of the straight path; 90.0%",
         ),
         (
             {"part": 1.0, "goal": 1.2},
