@@ -21,8 +21,8 @@ def captioned_files(folder: Path) -> list[Path]:
     return [path for path in listed if path.with_suffix(_CAPTIONS).is_file()]
 
 
-def read_captioned(source: str, folder: Path) -> tuple[FolderStore, tuple[tuple[str, ...], ...]]:
-    """Read the captions of a folder; no image is opened."""
+def read_captioned(source: str, folder: Path) -> tuple[FolderStore, tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """The images of a folder, none of them opened, their captions, and a note on texts without an image."""
     files = captioned_files(folder)
     alone = [path.name for path in sorted(folder.iterdir()) if is_image_name(path.name) and path not in set(files)]
     if alone:
@@ -33,7 +33,10 @@ def read_captioned(source: str, folder: Path) -> tuple[FolderStore, tuple[tuple[
     leading_out = [path.name for path in everything if not lies_in(folder, path)]
     if leading_out:
         raise DataError(f"{source}: {shorten(leading_out, 3)} are links out of it; put the files themselves there")
-    return FolderStore(tuple(map(str, files))), tuple(_captions(source, path.with_suffix(_CAPTIONS)) for path in files)
+    captions = tuple(_captions(source, path.with_suffix(_CAPTIONS)) for path in files)
+    texts = sorted({path.name for path in folder.glob(f"*{_CAPTIONS}")} - {path.name for path in everything})
+    without = f"{source}: left out {len(texts)} texts without an image beside them ({shorten(texts, 3)})"
+    return FolderStore(tuple(map(str, files))), captions, (without,) if texts else ()
 
 
 def _captions(source: str, file: Path) -> tuple[str, ...]:

@@ -65,25 +65,30 @@ def load_folder(source: str, folder: Path) -> Labelled:
 
 
 class _LeftOut:
-    """The files of class folders that are not read: other formats, and images in folders further inside."""
+    """The files that are not read: other formats, and images in folders inside class folders."""
 
     def __init__(self) -> None:
         self._suffixes: Counter[str] = Counter()
         self._inside = 0
 
-    def add(self, listed: list[os.DirEntry[str]]) -> None:
-        """Count what a class folder holds beside its images."""
+    def add(self, listed: list[os.DirEntry[str]], *, nested: bool = False) -> None:
+        """Count what a folder holds beside its images; ``nested`` if its folders are read too."""
         for entry in listed:
             if entry.is_dir():
-                self._inside += sum(is_image_name(name) for _, _, names in os.walk(entry.path) for name in names)
+                walked = () if nested else os.walk(entry.path)
+                self._inside += sum(is_image_name(name) for _, _, names in walked for name in names)
             elif not _is_image(entry):
                 self._suffixes[Path(entry.name).suffix.lower() or entry.name] += 1
 
     def notes(self, source: str) -> tuple[str, ...]:
         """One note, if anything was left out."""
         kinds = [f"{count} {suffix}" for suffix, count in self._suffixes.most_common()]
-        parts = [f"{sum(self._suffixes.values())} files that are not images ({shorten(kinds, 5)})"] if kinds else []
-        parts += [f"{self._inside} images in folders inside class folders"] if self._inside else []
+        count = sum(self._suffixes.values())
+        what = "1 file that is no image" if count == 1 else f"{count} files that are not images"
+        parts = [f"{what} ({shorten(kinds, 5)})"] if kinds else []
+        if self._inside:
+            images = "1 image" if self._inside == 1 else f"{self._inside} images"
+            parts.append(f"{images} in folders inside class folders")
         return (f"{source}: left out {' and '.join(parts)}",) if parts else ()
 
 
@@ -95,14 +100,16 @@ def load_flat(source: str, folder: Path) -> Labelled:
             "hf://datasets/ORG/NAME:SPLIT"
         )
     paths: list[str] = []
-    waiting = [folder]
+    waiting, left_out = [folder], _LeftOut()
     while waiting:
         listed = _listed(source, folder, waiting.pop())
         # a link to a folder inside the source leads to images that are listed in that folder
         waiting += [Path(entry.path) for entry in listed if entry.is_dir(follow_symlinks=False)]
         paths += [entry.path for entry in listed if _is_image(entry)]
+        left_out.add(listed, nested=True)
         check_count(source, len(paths))
-    return Labelled(FolderStore(tuple(sorted(paths))), (0,) * len(paths), ("0",), named=False)
+    notes = left_out.notes(source)
+    return Labelled(FolderStore(tuple(sorted(paths))), (0,) * len(paths), ("0",), named=False, notes=notes)
 
 
 def check_count(source: str, count: int) -> None:

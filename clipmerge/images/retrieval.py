@@ -83,7 +83,8 @@ def load_captions(
     tars = expand(source, ".tar")
     folder, _ = local_split(source)
     if not tars and captioned_files(folder):
-        return CaptionedImages(source, *read_captioned(source, folder))
+        store, captions, notes = read_captioned(source, folder)
+        return CaptionedImages(source, store, captions, notes=notes)
     if not tars:
         raise DataError(
             f"{source}: holds no tar files; images with captions are a folder or tar files with KEY.{_CAPTIONS} beside "

@@ -10,6 +10,7 @@ import pytest
 from clipmerge.errors import DataError
 from clipmerge.images import caption_folder
 from clipmerge.images.caption_folder import read_captioned
+from clipmerge.images.retrieval import load_captions
 from tests.support.image_files import png
 
 
@@ -22,7 +23,8 @@ def save(folder: Path, names: str = "ab") -> Path:
 
 
 def test_each_line_is_a_caption_of_the_image_beside_it(tmp_path: Path) -> None:
-    files, captions = read_captioned("here", save(tmp_path / "x"))
+    files, captions, notes = read_captioned("here", save(tmp_path / "x"))
+    assert notes == ()
     assert [Path(path).name for path in files.paths] == ["a.png", "b.png"]
     assert captions == (("a a", "an image of a"), ("a b", "an image of b"))
 
@@ -54,3 +56,13 @@ def test_more_images_than_any_source_has_are_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(caption_folder, "MOST_IMAGES", 1)
     with pytest.raises(DataError, match="here: has more than 1 images"):
         read_captioned("here", save(tmp_path / "x"))
+
+
+def test_a_text_whose_image_is_not_read_is_counted(tmp_path: Path) -> None:
+    folder = save(tmp_path / "x")
+    for name in ("c", "d"):
+        (folder / f"{name}.heic").write_bytes(b"x")
+        (folder / f"{name}.txt").write_text("a caption")
+    assert load_captions(str(folder)).notes == (
+        f"{folder}: left out 2 texts without an image beside them (c.txt, d.txt)",
+    )

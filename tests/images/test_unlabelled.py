@@ -51,6 +51,10 @@ def test_a_folder_has_images_at_any_depth(nested: Path) -> None:
     assert colours(str(nested), image="picture", label="class") == list(range(COUNT))
 
 
+def test_files_that_are_left_out_are_counted(nested: Path) -> None:
+    assert load_unlabelled(str(nested), most=9).notes == (f"{nested}: left out 1 file that is no image (1 .txt)",)
+
+
 def test_links_out_of_the_folder_are_refused_and_circles_are_not_followed(nested: Path, tmp_path: Path) -> None:
     (nested / "a" / "again").symlink_to(nested / "a")
     assert colours(str(nested)) == list(range(COUNT))
