@@ -10,10 +10,6 @@ from typing import Protocol
 _LOG = logging.getLogger("clipmerge")
 # The pace counts as known after `_GLANCE` seconds with `_MANY` reports, or after `_LONG_GLANCE` seconds with `_FEWEST`.
 _GLANCE, _MANY, _LONG_GLANCE, _FEWEST = 1.0, 24, 15.0, 3
-# An estimate is corrected if it is wrong by this factor and also by this many seconds.
-_OFF, _FAR = 1.5, 60.0
-# The cost of work that takes fewer seconds is not stated before it starts.
-_LONG = 2.0
 
 
 class Progress(Protocol):
@@ -71,13 +67,12 @@ class ByteCount:
 
 
 class Pace:
-    """Forwards progress, and states the cost of the work: before it starts, or once its pace is known."""
+    """Forwards progress, and states how long the work takes once its first steps were timed."""
 
-    def __init__(self, progress: Progress, cost: Callable[[float, str], str] | None) -> None:
-        """Start before the work."""
+    def __init__(self, progress: Progress, sentence: Callable[[str], str] | None) -> None:
+        """Start before the work; ``sentence`` tells of an estimated time, ``None`` for no sentence."""
         self._progress = progress
-        self._sentence = self._cost = cost
-        self._stated: float | None = None
+        self._sentence = sentence
         self._reports: list[tuple[float, float]] = []
 
     def stage(self, name: str) -> None:
@@ -88,33 +83,16 @@ class Pace:
         """Forward the call."""
         self._progress.say(text)
 
-    def begin(self, work: float, seconds: float) -> None:
-        """State the cost before the work starts, unless it is short; a second call adds work that was found later."""
-        if self._sentence is None or seconds < _LONG:
-            return
-        if self._stated is None:
-            self._progress.say(self._sentence(work, format_seconds(seconds)))
-        else:
-            self._progress.say(f"more work is needed than was stated: about {format_seconds(seconds)} more")
-        self._stated = (self._stated or 0.0) + seconds
-
     def advance(self, done: float, total: float) -> None:
         """Forward the call; the first report is warm-up, and later ones count only after some time has passed."""
-        if self._cost is not None:
-            self._state(done, total)
+        if self._sentence is not None:
+            self._reports.append((time.perf_counter(), done))
+            count, passed = len(self._reports), self._reports[-1][0] - self._reports[0][0]
+            if count >= _FEWEST and passed >= (_GLANCE if count >= _MANY else _LONG_GLANCE):
+                seconds = self._pace() * (total - self._reports[0][1])
+                self._progress.say(self._sentence(format_seconds(seconds)))
+                self._sentence = None
         self._progress.advance(done, total)
-
-    def _state(self, done: float, total: float) -> None:
-        self._reports.append((time.perf_counter(), done))
-        count, passed = len(self._reports), self._reports[-1][0] - self._reports[0][0]
-        if self._cost is None or count < _FEWEST or passed < (_GLANCE if count >= _MANY else _LONG_GLANCE):
-            return
-        seconds = self._pace() * (total - self._reports[0][1])
-        if self._stated is None:
-            self._progress.say(self._cost(total, format_seconds(seconds)))
-        elif abs(seconds - self._stated) > _FAR and not 1 / _OFF <= seconds / self._stated <= _OFF:
-            self._progress.say(f"at the pace so far, this takes about {format_seconds(seconds)}")
-        self._cost = None
 
     def _pace(self) -> float:
         """Seconds per unit of work, without the longest wait: something is often prepared during the second report."""

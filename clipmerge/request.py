@@ -194,9 +194,9 @@ class Run:
     measured_on: LabelledImages | None = None
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Time a stage under its name."""
-        self.progress.stage(stage)
+    def timed(self, stage: str, title: str = "") -> Iterator[None]:
+        """Time a stage under its name, and show it under another."""
+        self.progress.stage(title or stage)
         begin = time.perf_counter()
         yield
         self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - begin, 3)

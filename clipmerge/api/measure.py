@@ -78,8 +78,7 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
     model = build_model(run.inputs)
     share = (accelerator.process_index, accelerator.num_processes)
     prompts = class_prompts(images.class_names, templates)
-    said = cost_sentence(len(images), len(prompts), accelerator.device, learns=request.recipe.learns)
-    pace = Pace(run.progress, said)
+    pace = Pace(run.progress, cost_sentence(len(images), accelerator.device, learns=request.recipe.learns))
     batches = list(read_batches(images, batch_size, model.pixels, share=share))
     objective = Objective(
         model,
@@ -91,7 +90,6 @@ def objective_for(run: Run, request: MergeRequest) -> tuple[Objective, LabelledI
         seed=request.seed,
         images_at_once=calibration.images_at_once,
         progress=pace.advance,
-        cost=pace.begin if accelerator.device.type == "cpu" else None,
     )
     requested = calibration.images if run.held_back else None
     record = _record(images, requested, batch_size, templates, request.seed, samples.copies)
@@ -172,14 +170,11 @@ def _norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t) for t in tensors])))
 
 
-def cost_sentence(
-    images: int, prompts: int, device: torch.device, *, learns: bool = False
-) -> Callable[[float, str], str] | None:
-    """Message about the cost on a CPU; elsewhere the cost is small."""
+def cost_sentence(images: int, device: torch.device, *, learns: bool = False) -> Callable[[str], str] | None:
+    """Sentence about the time on a CPU; elsewhere it is short."""
     if device.type != "cpu":  # pragma: no cover - needs a GPU
         return None
+    # its steps take as many images, however many there are
     cheaper = "a smaller measure.steps costs less" if learns else "fewer --images cost less"
-    return lambda work, time: (
-        f"measuring {images} images and {prompts} prompts on the CPU, {work / max(images, 1):.0f} forward passes: "
-        f"about {time} ({cheaper})"
-    )
+    verb = "learning" if learns else "measuring"
+    return lambda time: f"{verb} on {images} images takes about {time} on this CPU ({cheaper})"

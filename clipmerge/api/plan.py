@@ -131,10 +131,11 @@ def prepare(
     _early_checks(run, request.recipe)
     measurements, calibration = None, None
     if request.recipe.measure:
-        with run.timed("measure"):
+        title = f"{request.recipe.name}: {'learning' if request.recipe.learns else 'measuring'}"
+        with run.timed("measure", title):
             measurements, calibration = _measured(run, request, known)
     if run.is_main:
-        with run.timed("plan"):
+        with run.timed("plan", f"{request.recipe.name}: deciding"):
             _decide(run, request, measurements, calibration)
     if judged:
         add_verdict(run, request)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,7 +100,8 @@ def evaluate_sources(
         progress.stage(f"evaluating {name}")
         for note in images.notes:
             progress.say(note)
-        pace = Pace(progress, _cost(name) if on_cpu else None)
+        sentence = f"classifying {len(images):,} images of {name} on the CPU takes about"
+        pace = Pace(progress, partial("{} {}".format, sentence) if on_cpu else None)
         accuracy[name] = zero_shot_accuracy(model, images, settings, pace)
     return {
         "checkpoint": checkpoint.provenance(),
@@ -109,7 +111,3 @@ def evaluate_sources(
         "templates": list(templates_for(settings.templates, ())),
         "own_templates": own_templates(settings.templates, loaded),
     }
-
-
-def _cost(name: str) -> Callable[[float, str], str]:
-    return lambda images, time: f"classifying {images:,.0f} images of {name} on the CPU: about {time}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,14 +99,9 @@ class Scorer:
     ) -> dict[str, Correct]:
         """Whether each image was recognised, by source, shape (points, images); arguments as for `answer`."""
         images = sum(map(len, sources.values()))
-
-        def cost(passes: float, time: str) -> str:
-            return (
-                f"classifying {images:,} images by {len(moves)} models on the CPU, {passes:,.0f} forward passes: "
-                f"about {time}"
-            )
-
-        pace = Pace(progress, cost if self._settings.accelerator.device.type == "cpu" else None)
+        on_cpu = self._settings.accelerator.device.type == "cpu"
+        sentence = f"classifying {images:,} images by {len(moves)} models on the CPU takes about"
+        pace = Pace(progress, partial("{} {}".format, sentence) if on_cpu else None)
         given = self.answer(moves, sources, pace, keys=keys)
         return {name: given[name] == np.asarray(images.labels) for name, images in sources.items()}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,15 +69,9 @@ def measure_effect(
     scaled = ScaledImages(images, side_of(model))
     unrelated = probe(scaled, UNRELATED, enough=512, fewest=2)
     related = probe(scaled, RELATED, enough=256, fewest=1)
-
-    def cost(passes: float, time: str) -> str:
-        return (
-            f"measuring on the CPU what the merge bought: {passes:,.0f} forward passes, of {len(images)} images held "
-            f"back, unchanged and under {unrelated.per_image + related.per_image} of {len(UNRELATED) + len(RELATED)} "
-            f"corruptions each: about {time} (--no-verdict skips it)"
-        )
-
-    pace = Pace(progress, cost if settings.accelerator.device.type == "cpu" else None)
+    sentence = f"measuring what the merge bought, on {len(images)} images held back, takes about"
+    on_cpu = settings.accelerator.device.type == "cpu"
+    pace = Pace(progress, partial("{} {} (--no-verdict skips it)".format, sentence) if on_cpu else None)
     scorer = Scorer(model, inputs, settings, load_bytes=_LOAD_BYTES)
     sources = {_CLEAN: images, **unrelated.sources, **related.sources}
     answers = scorer.answer(moves_of(plan, tensors), sources, pace)
