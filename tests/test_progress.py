@@ -31,7 +31,7 @@ def stated(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Said:
     """Work of 1,000 units, 10 of them after each wait."""
     now, said = [100.0], Said()
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    pace = Pace(said, lambda work, seconds: f"{work:g} units: about {seconds}")
+    pace = Pace(said, lambda seconds: f"about {seconds}")
     for number, wait in enumerate(waits, start=1):
         now[0] += wait
         pace.advance(10 * number, 1000)
@@ -42,19 +42,19 @@ def stated(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> Said:
 
 def test_one_long_wait_does_not_count_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     said = stated(monkeypatch, [30.0, 7.0, *[0.5] * 40])  # the first report is warm-up, the second prepares something
-    assert said.notes == ["1000 units: about 50 s"]
+    assert said.notes == ["about 50 s"]
     assert said.moved == 18  # fifteen seconds after the first report
 
 
 def test_quick_work_is_judged_by_many_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     said = stated(monkeypatch, [3.0, *[0.05] * 99])
-    assert said.notes == ["1000 units: about 5 s"]
+    assert said.notes == ["about 5 s"]
     assert said.moved == 24
 
 
 def test_slow_work_is_judged_by_few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     said = stated(monkeypatch, [60.0, 40.0, 40.0, 40.0])
-    assert said.notes == ["1000 units: about 1 h 6 min"]
+    assert said.notes == ["about 1 h 6 min"]
     assert said.moved == 3
 
 
@@ -64,41 +64,3 @@ def test_stages_and_notes_pass_through() -> None:
     pace.stage("measuring")
     pace.say("a note")
     assert (said.stages, said.notes) == (["measuring"], ["a note"])
-
-
-def begun(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
-    """Work that is stated first, and of which a hundredth takes 20 seconds."""
-    now, said = [100.0], Said()
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    pace = Pace(said, lambda work, seconds: f"{work:g} units: about {seconds}")
-    pace.begin(1000, seconds)
-    for number in range(1, 5):
-        now[0] += 20.0
-        pace.advance(10 * number, 1000)
-    return said.notes
-
-
-def test_work_is_stated_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert begun(monkeypatch, 1900.0) == ["1000 units: about 32 min"]
-
-
-@pytest.mark.parametrize(("seconds", "told"), [(600.0, "10 min"), (20000.0, "5 h 33 min")])
-def test_a_statement_that_was_far_off_is_corrected(monkeypatch: pytest.MonkeyPatch, seconds: float, told: str) -> None:
-    assert begun(monkeypatch, seconds) == [
-        f"1000 units: about {told}",
-        "at the pace so far, this takes about 33 min",
-    ]
-
-
-def test_further_work_is_told_as_such() -> None:
-    said = Said()
-    pace = Pace(said, lambda work, seconds: f"{work:g} units: about {seconds}")
-    pace.begin(1000, 50.0)
-    pace.begin(500, 25.0)
-    assert said.notes == ["1000 units: about 50 s", "more work is needed than was stated: about 25 s more"]
-
-
-def test_no_cost_is_stated_where_there_is_no_sentence() -> None:
-    said = Said()
-    Pace(said, None).begin(1000, 50.0)
-    assert said.notes == []

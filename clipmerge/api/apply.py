@@ -238,6 +238,7 @@ def write_merge(run: Run, output: Path, *, overwrite: bool = False, max_shard_si
             command=run.command,
             tensors=run.tensors,
         )
+        run.progress.stage("draw")
         _write_documents(folder, record)
     run.finish()
     return record

@@ -10,6 +10,7 @@ from clipmerge.api._commands import spelled_out
 from clipmerge.api.evaluate import evaluate
 from clipmerge.api.merge import merge
 from clipmerge.demo.pair import TEMPLATE, DemoPair, cache_folder, prepare
+from clipmerge.planning.effect_view import effect_view
 from clipmerge.progress import Logged, Progress
 
 _RECIPES = ("wise-ft", "straggler-sparse", "auto")
@@ -23,8 +24,8 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
         progress: Receiver of progress reports; by default Python's logger ``clipmerge``.
 
     Returns:
-        JSON-ready: ``accuracy`` {model: {images: 0..1}}, ``verdict`` on stragglers, ``command``, ``folder`` and the
-        models' folders.
+        JSON-ready: ``accuracy`` {model: {images: 0..1}}, the ``verdict`` on the merge with `auto`, its ``report``,
+        the ``command`` that repeats it, ``folder`` and the models' folders.
 
     Raises:
         DataError: If scikit-learn is not installed.
@@ -34,11 +35,10 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
     reports.stage("read")
     pair = prepare(folder)
     models = {"zero-shot": pair.zeroshot, "fine-tuned": pair.finetuned}
-    verdicts = {}
     for name in _RECIPES:
         models[name] = folder / f"merged-{name}"
         command = _command(pair, name, models[name])
-        merged = merge(
+        result = merge(
             pair.zeroshot,
             pair.finetuned,
             name,
@@ -48,12 +48,12 @@ def demo(output: str | os.PathLike[str] | None = None, *, progress: Progress | N
             progress=reports,
             command=command,
         )
-        verdicts[name] = merged.plan.verdict
     return {
         "folder": str(folder),
         "models": {name: str(path) for name, path in models.items()},
         "accuracy": {name: _accuracy(path, pair, reports) for name, path in models.items()},
-        "verdict": verdicts["straggler-sparse"],
+        "verdict": effect_view(result.plan.bought).verdict if result.plan.bought else "",
+        "report": str(models["auto"] / "report.html"),
         "command": _command(pair, "auto", Path("merged")),
     }
 

@@ -174,6 +174,7 @@ def run_sweep(
     correct = _score(request, inputs, points, loaded, progress, kept)
     for each in planned:
         each.finish()
+    progress.stage("bootstrap")
     rows = _rows(request, correct)
     lost = loss_notes(request, planned, rows)
     _say_all(progress, lost)
@@ -234,6 +235,7 @@ def write_sweep(
     record, correct = run_sweep(request, progress)
     record["output"] = str(output)
     if is_main_process():
+        (progress or Silent()).stage("draw")
         pictures, page = curve_files(record), sweep_page(record, curve_markup(record))
         with staged(output, overwrite=overwrite) as folder:
             for name, picture in pictures.items():

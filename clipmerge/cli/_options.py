@@ -25,6 +25,9 @@ FineTuned = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder written by merge or apply.")]
 
+# Endings of files; a folder may be called merged-0.4.
+_OF_FILES = frozenset((".bin", ".csv", ".html", ".json", ".md", ".pt", ".safetensors", ".txt", ".yaml", ".zip"))
+
 
 def flag_of(name: str, option: Option) -> Any:
     """The flag of an option, for typer."""
@@ -40,7 +43,17 @@ def flag_of(name: str, option: Option) -> Any:
 
 def output_flag(help: str) -> Any:  # named like typer's own argument
     """The flag that says where a command writes."""
-    return typer.Option("--output", "-o", help=help, metavar="PATH", rich_help_panel="Output")
+    return typer.Option("--output", "-o", help=help, metavar="PATH", rich_help_panel="Output", callback=question_output)
+
+
+def question_output(context: typer.Context, output: Path | None) -> Path | None:
+    """Refuse a folder that is named like a file, which was probably meant to be one."""
+    if output is not None and context.command.name != "plan" and output.suffix.lower() in _OF_FILES:
+        raise typer.BadParameter(
+            f"{output} is named like a file, but `{context.command_path}` writes a folder; give a name without "
+            f"'{output.suffix}'"
+        )
+    return output
 
 
 def sources_flag(name: str, help: str) -> Any:

@@ -11,16 +11,24 @@ if TYPE_CHECKING:
 
 
 def show_merge(
-    terminal: Terminal, record: MergeRecord | None, last_line: str, *, published: dict[str, Any] | None = None
+    terminal: Terminal,
+    record: MergeRecord | None,
+    last_line: str,
+    *,
+    published: dict[str, Any] | None = None,
+    timed: bool = True,
 ) -> None:
-    """Print the result of a merge."""
-    from clipmerge.report.terminal import summary_table
+    """Print the result of a merge, and how long it took if ``timed``."""
+    from clipmerge.report.terminal import summary, summary_table
 
     if record is None:
         return
     data = record.as_json() | ({"published": published} if published else {})
-    terminal.result(data, lambda: summary_table(record, terminal.width))
-    terminal.end(last_line)
+    terminal.result(data, lambda: (summary_table if terminal.verbose else summary)(record, terminal.width))
+    if timed:
+        terminal.end(last_line)
+    else:
+        terminal.show(last_line)
 
 
 def pushed(published: dict[str, Any]) -> str:

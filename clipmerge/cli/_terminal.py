@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two lines of progress if no bar is shown.
 LINE_SECONDS = 10.0
+# Seconds after the first report from which on the pace is known well enough to tell the time left.
+_GLANCE = 2.0
 _STAGES = {
     "inspect": "comparing",
     "read": "reading",
@@ -36,6 +38,8 @@ _STAGES = {
     "check": "checking zero-shot accuracy",
     "bought": "measuring what it bought",
     "kept": "measuring other tasks",
+    "bootstrap": "resampling images for intervals",
+    "draw": "drawing",
 }
 
 
@@ -108,39 +112,43 @@ class Terminal:
         """Move the progress bar; off a terminal, print a line every `LINE_SECONDS` seconds."""
         if self._silent or self.format is Format.quiet:
             return
-        if not sys.stderr.isatty():
-            self._print_progress(done, total)
-            return
-        if self.format is not Format.human:
-            return
-        if self._bar is None:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-            stage = TextColumn("{task.description}", markup=False)  # a recipe or a source may be called "[/x]"
-            columns = (stage, BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self._bar = Progress(*columns, *times, console=self._err, transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task(self._stage, total=total)
-        self._bar.update(self._task, completed=done, total=total, description=self._stage)
-
-    def _print_progress(self, done: float, total: float) -> None:
-        """Print how far the stage is, unless that was printed a moment ago."""
         now = self._clock()
         if self._first is None:  # it includes the warm-up, which does not show the pace
             self._first = (now, done)
-        if now - self._last_line < LINE_SECONDS or not 0 < done <= total:
+        if sys.stderr.isatty():
+            if self.format is Format.human:
+                self._move_bar(done, total)
+        elif now - self._last_line >= LINE_SECONDS and 0 < done < total:
+            self._last_line = now
+            times = self._times(done, total)
+            self._err.print(f"{self._stage}: {100 * done / total:.0f}%, {times}", markup=False)
+
+    def _times(self, done: float, total: float) -> str:
+        """The time that passed in this stage, and the time left at the pace since the first report."""
+        now = self._clock()
+        begin, before = self._first or (now, done)
+        elapsed = f"{format_seconds(now - self._stage_begin)} elapsed"
+        if done <= before or now - begin < _GLANCE:
+            return elapsed
+        return f"{elapsed}, {format_seconds((now - begin) * (total - done) / (done - before))} left"
+
+    def _move_bar(self, done: float, total: float) -> None:
+        """Draw the bar; a stage that is done has none, as something without a count may follow."""
+        if done >= total:
+            self.close()
             return
-        self._last_line = now
-        begin, before = self._first
-        left = (
-            f", about {format_seconds((now - begin) * (total - done) / (done - before))} left" if done > before else ""
-        )
-        text = f"{self._stage}: {100 * done / total:.0f}% after {format_seconds(now - self._stage_begin)}{left}"
-        self._err.print(text, markup=False)
+        if self._bar is None:
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            stage = TextColumn("{task.description}", markup=False)  # a recipe or a source may be called "[/x]"
+            columns = (stage, BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[times]}"))
+            self._bar = Progress(*columns, console=self._err, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._stage, total=total, times="")
+        self._bar.update(self._task, completed=done, total=total, times=self._times(done, total))
 
     def end(self, line: str) -> None:
-        """Print the last line of the human format, and how long the command took."""
+        """Print the last line of the human format, with the place of the output, and how long the command took."""
         self.close()
         self.show(line, f"Took {format_seconds(self._clock() - self._begin)}.")
 
@@ -150,6 +158,11 @@ class Terminal:
             return
         self._said.add(text)
         self._err.print(f"note: {text}", markup=False)
+
+    @property
+    def verbose(self) -> bool:
+        """Whether the user wants all that there is to say."""
+        return self._verbose
 
     @property
     def shows_verdict(self) -> bool:

@@ -14,7 +14,6 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 from typer.main import get_group
 
 from clipmerge.cli._defaults import apply_defaults
@@ -27,7 +26,7 @@ from clipmerge.cli._ending import (
     preparing,
     printing,
 )
-from clipmerge.cli._help import GroupedHelp, examples
+from clipmerge.cli._help import GroupedHelp, SuggestingGroup, examples
 from clipmerge.errors import UsageError
 
 #: Every command in the order of ``--help``, with the first line of its own help.
@@ -58,7 +57,7 @@ _DEFAULTS: dict[str, set[str]] = {
 _GROUPS = ("recipes", "data")
 
 
-class _Commands(TyperGroup):
+class _Commands(SuggestingGroup):
     """Knows only the name and the first line of a command until that command is used."""
 
     def resolve_command(self, context: Any, words: list[str]) -> Any:

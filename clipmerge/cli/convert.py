@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 import typer
 
 from clipmerge.cli._ending import reporting_errors
-from clipmerge.cli._options import Output, Verbose, command_line, takes_options
+from clipmerge.cli._options import Output, Verbose, command_line, question_output, takes_options
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.distributed import is_main_process
 from clipmerge.options import ConvertOptions
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @takes_options(ConvertOptions)
 def convert_command(
     checkpoint: Annotated[str, typer.Argument(metavar="IN", help="Folder, .safetensors file or org/name[@revision].")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write.", callback=question_output)],
     to: Annotated[
         str, typer.Option("--to", metavar="LIBRARY", help="Library to load it with: transformers or open-clip.")
     ],

@@ -25,7 +25,13 @@ def demo_command(
 
     record = demo(output, progress=terminal)
     terminal.result(record, lambda: _table(record))
-    terminal.show("The last merge by hand:", f"  {record['command']}")
+    terminal.show(
+        f"Report of auto: {record['report']}",
+        "The merge with auto by hand:",
+        f"  {record['command']}",
+        "Next, with your own pair and a few hundred labelled images:",
+        "  clipmerge merge ZEROSHOT FINETUNED --recipe auto --data IMAGES --output merged",
+    )
 
 
 def _table(record: dict[str, Any]) -> RenderableType:
@@ -44,7 +50,4 @@ def _table(record: dict[str, Any]) -> RenderableType:
         mean = sum(by_images[name] for name in shifts) / len(shifts)
         cells = [by_images["clean"], *(by_images[name] for name in shifts), mean]
         table.add_row(model, *(f"{100 * value:.1f}" for value in cells))
-    return Group(
-        table,
-        Text(f"straggler-sparse: {record['verdict']}"),
-    )
+    return Group(table, Text(f"auto: {record['verdict']}"))

@@ -23,7 +23,11 @@ def evaluate_command(
     ],
     data: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=SOURCE", help="Labelled images; may be repeated.", rich_help_panel="Images"),
+        typer.Option(
+            metavar="[NAME=]SOURCE",
+            help="Labelled images, named like their folder or file by default; may be repeated.",
+            rich_help_panel="Images",
+        ),
     ] = None,
     fmt: Output = Format.human,
     verbose: Verbose = False,

@@ -13,16 +13,21 @@ from typing import Annotated
 import typer
 
 from clipmerge.cli._ending import echo, preparing, reporting_errors
-from clipmerge.cli._help import complete_recipe, examples
+from clipmerge.cli._help import SuggestingGroup, complete_recipe, examples
 from clipmerge.cli._options import Output, list_by_default
 from clipmerge.cli._terminal import Format
 from clipmerge.errors import OutputError
 
 recipes_app = typer.Typer(
-    help="List, show and copy the recipes.", invoke_without_command=True, epilog=examples("recipes")
+    cls=SuggestingGroup,
+    help="List, show and copy the recipes.",
+    invoke_without_command=True,
+    epilog=examples("recipes"),
 )
 # A width that no terminal has: from there on sentences are not wrapped, so that a pipe gets one line per recipe.
 _WIDEST = 10_000
+# The others follow by name.
+_RECOMMENDED = ("auto", "wise-ft", "straggler-sparse", "lines", "monosoup")
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.", autocompletion=complete_recipe)]
 
 
@@ -35,20 +40,25 @@ def _recipes(context: typer.Context, fmt: Output = Format.human) -> None:
 @recipes_app.command("list")
 @reporting_errors
 def list_recipes(fmt: Output = Format.human) -> None:
-    """List the recipes, one per line."""
+    """List the recipes, the recommended ones first."""
     import json
 
     from clipmerge.planning.recipe import recipe_names, recipe_text
 
-    about = {name: _about(recipe_text(name)) for name in recipe_names()}
+    texts = {name: recipe_text(name) for name in (*_RECOMMENDED, *recipe_names())}
+    about = {name: _about(text) for name, text in texts.items()}
+    images = {name: re.search(r"^measure:", text, re.MULTILINE) is not None for name, text in texts.items()}
     if fmt is Format.json:
-        echo(json.dumps({"recipes": about}, indent=2))
+        echo(json.dumps({"recipes": about, "needs_images": images}, indent=2))
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
+    column = max(map(len, about)) + 2
+    echo(f"{'recipe':{column}}images  what it does")
     for name, text in about.items():
-        indent = " " * 19
-        lines = textwrap.wrap(text, max(40, width), initial_indent=f"{name:18} ", subsequent_indent=indent)
-        echo("\n".join(lines) if width < _WIDEST else f"{name:18} {text}")
+        first = f"{name:{column}}{'needed' if images[name] else 'no':8}"
+        indent = " " * len(first)
+        lines = textwrap.wrap(text, max(40, width), initial_indent=first, subsequent_indent=indent)
+        echo("\n".join(lines) if width < _WIDEST else f"{first}{text}")
 
 
 def _about(recipe: str) -> str:

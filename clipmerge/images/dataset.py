@@ -16,7 +16,7 @@ from clipmerge.images.digits import load_digits
 from clipmerge.images.file_store import LocalFiles, expand, local_split
 from clipmerge.images.folder import load_flat, load_folder
 from clipmerge.images.in_memory import open_in_memory
-from clipmerge.images.known import Named, find_known
+from clipmerge.images.known import Named, find_known, known_sets
 from clipmerge.images.sampling import balanced_sample, candidate_positions
 
 if TYPE_CHECKING:
@@ -164,4 +164,4 @@ def open_source(source: str, columns: Columns, *, whole: bool = False, most: int
     path, split = local_split(source)
     if split is not None:
         raise DataError(f"{source}: {path} has no folder '{split}' and no files of a split of that name")
-    return load_folder(source, path) if columns.labelled else load_flat(source, path)
+    return load_folder(source, path, others=known_sets()) if columns.labelled else load_flat(source, path)

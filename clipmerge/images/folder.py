@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipmerge.errors import DataError, shorten
+from clipmerge.errors import DataError, did_you_mean, shorten
 from clipmerge.files.limits import MOST_IMAGES
 from clipmerge.files.side_files import lies_in
 from clipmerge.images.store import Encoded, Labelled, Store
@@ -38,12 +38,15 @@ class FolderStore(Store):
         return FolderStore(tuple(self.paths[position] for position in positions))
 
 
-def load_folder(source: str, folder: Path) -> Labelled:
-    """List the images of a folder without opening any; its classes are the subfolders' names, sorted."""
+def load_folder(source: str, folder: Path, *, others: Iterable[str] = ()) -> Labelled:
+    """List the images of a folder without opening any; its classes are the subfolders' names, sorted.
+
+    If there is no such folder, the error suggests one of ``others`` that is called like it.
+    """
     if not folder.is_dir():
         raise DataError(
             f"{source}: no such folder; --data takes a folder with one subfolder per class, Parquet or tar files, "
-            "hf://datasets/ORG/NAME:SPLIT, or 'digits'"
+            f"hf://datasets/ORG/NAME:SPLIT, or 'digits'.{did_you_mean(source, others)}"
         )
     folders = [subfolder for subfolder in _listed(source, folder, folder) if subfolder.is_dir()]
     if not folders:

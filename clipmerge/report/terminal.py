@@ -24,6 +24,17 @@ _NAMED = 3
 _RIGHT, _LEAST_RIGHT = 54, 34
 
 
+def summary(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType:
+    """Summarise a merge that was learned in a few lines, without its layers; any other like `summary_table`."""
+    if record.calibration is None or not any(layer.alpha_range for layer in record.layers.values()):
+        return summary_table(record, width)
+    unlabelled = record.calibration.unlabelled
+    decided, learned, _ = record.headline.partition("learned coefficients")
+    images = f"from {record.calibration.images:,} of your images (-v says more)"
+    lines = [f"{decided}{learned}, {images}.", *([unlabelled.sentence] if unlabelled else [])]
+    return Group(*_effect_lines(record), *_other_task_lines(record), *(Text(_printable(line)) for line in lines))
+
+
 def summary_table(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType:
     """Summarise a merge for the terminal: at most 80 columns and about 25 lines for a model of any size.
 

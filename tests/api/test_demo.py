@@ -122,4 +122,8 @@ def test_the_command_prints_the_table_and_a_merge_to_run(shown: tuple[dict[str, 
     for row, (model, accuracy) in zip(rows, demo["accuracy"].items(), strict=True):
         cells = [accuracy["clean"], *(accuracy[name] for name in heads.split()[3:-2]), shifted(accuracy)]
         assert row.split() == [model, *(f"{100 * value:.1f}" for value in cells)]
-    assert lines[-1].strip() == demo["command"]
+    assert f"  {demo['command']}" in lines
+    assert lines[-1] == "  clipmerge merge ZEROSHOT FINETUNED --recipe auto --data IMAGES --output merged"
+    assert Path(demo["report"]).is_file()
+    assert f"Report of auto: {demo['report']}" in lines
+    assert f"auto: {demo['verdict']}" in ended.out

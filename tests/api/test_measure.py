@@ -1,36 +1,24 @@
-"""What is said of a measure's cost."""
+"""The sentence about a measure's time."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+import torch
 
-from tests.support.command import clipmerge
-
-FEW = ("--set", "measure.steps=2")
+from clipmerge.api.measure import cost_sentence
+from clipmerge.planning.recipe import load_recipe
 
 
 @pytest.mark.parametrize(
-    ("recipe", "more", "cheaper"),
+    ("recipe", "said"),
     [
-        ("straggler-outlier", (), "fewer --images cost less"),
-        ("auto", FEW, "a smaller measure.steps costs less"),
-        ("straggler-sparse", FEW, "a smaller measure.steps costs less"),
-        ("tpgm", FEW, "a smaller measure.steps costs less"),
+        ("straggler-outlier", "measuring on 24 images takes about 5 s on this CPU (fewer --images cost less)"),
+        ("auto", "learning on 24 images takes about 5 s on this CPU (a smaller measure.steps costs less)"),
+        ("straggler-sparse", "learning on 24 images takes about 5 s on this CPU (a smaller measure.steps costs less)"),
+        ("tpgm", "learning on 24 images takes about 5 s on this CPU (a smaller measure.steps costs less)"),
     ],
 )
-def test_the_stated_cost_names_what_makes_it_less(
-    pair: tuple[Path, Path],
-    images: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    recipe: str,
-    more: tuple[str, ...],
-    cheaper: str,
-) -> None:
-    monkeypatch.setattr("clipmerge.progress._LONG", -1.0)  # a short time is stated too
-    planned = clipmerge("plan", *pair, "-r", recipe, *more, "--data", images, "--device", "cpu", "-o", tmp_path / "p")
-    assert planned.code == 0, planned.err
-    (said,) = [line for line in planned.err.splitlines() if line.startswith("note: measuring 24 images")]
-    assert said.endswith(f"({cheaper})")
+def test_the_sentence_names_what_takes_less_time(recipe: str, said: str) -> None:
+    sentence = cost_sentence(24, torch.device("cpu"), learns=load_recipe(recipe).learns)
+    assert sentence is not None
+    assert sentence("5 s") == said

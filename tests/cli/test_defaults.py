@@ -74,7 +74,7 @@ def test_a_file_in_the_working_folder_cannot_publish_overwrite_or_mislead(
     (elsewhere / "clipmerge.toml").write_text(line + "\n")
     key = line.partition(" ")[0]
     said = refused(clipmerge("merge", *pair, "--recipe", "wise-ft", "--dry-run"), code=2)
-    assert f"clipmerge.toml: '{key}' cannot be set there (it may set images, batch-size, " in said
+    assert f"clipmerge.toml: '{key}' cannot be set there (it may set template, images, batch-size, " in said
 
 
 @pytest.mark.parametrize("name", ["PUSH", "PRIVATE", "OUTPUT", "OVERWRITE", "LICENSE"])

@@ -9,7 +9,7 @@ import pytest
 
 from clipmerge.cli._help import complete_recipe, examples, shipped_recipes
 from clipmerge.cli.app import COMMANDS
-from clipmerge.planning.recipe import recipe_names
+from clipmerge.planning.recipe import load_recipe, recipe_names
 from tests.support.command import clipmerge, refused
 
 Folders = tuple[Path, Path]
@@ -63,10 +63,51 @@ def test_commands_recipes_and_flags_are_completed(monkeypatch: pytest.MonkeyPatc
     assert clipmerge().out.split() == ["report", "recipes"]
 
 
-def test_a_list_of_recipes_is_whole_sentences() -> None:
-    lines = clipmerge("recipes", "list").out.splitlines()
-    assert [line.split()[0] for line in lines] == list(recipe_names())
+def test_a_list_of_recipes_begins_with_the_recommended_ones_and_says_which_need_images() -> None:
+    head, *lines = clipmerge("recipes", "list").out.splitlines()
+    names, images = zip(*(line.split()[:2] for line in lines), strict=True)
+    assert head.split() == ["recipe", "images", "what", "it", "does"]
+    assert names[0] == "auto"
+    assert sorted(names) == sorted(recipe_names())
+    assert {name: word == "needed" for name, word in zip(names, images, strict=True)} == {
+        name: load_recipe(name).needs_data for name in names
+    }
     assert all(line.endswith(".") for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [(["mrege"], "merge"), (["recipes", "shwo", "auto"], "show"), (["data", "lits"], "list")],
+)
+def test_a_mistyped_command_is_suggested(words: list[str], meant: str) -> None:
+    assert f"No such command '{words[-1] if len(words) < 3 else words[1]}'. Did you mean '{meant}'?" in refused(
+        clipmerge(*words), 2
+    )
+
+
+def test_a_mistyped_data_set_is_suggested(pair: Folders) -> None:
+    assert "Did you mean 'imagenet-r'?" in refused(clipmerge("evaluate", pair[0], "--data", "imagent-r"))
+
+
+@pytest.mark.parametrize(
+    "words", [("merge", "a", "b", "-r", "wise-ft", "-o", "out.txt"), ("convert", "a", "out.json", "--to", "open-clip")]
+)
+def test_an_output_folder_that_is_named_like_a_file_is_questioned(words: tuple[str, ...]) -> None:
+    line = refused(clipmerge(*words), 2)
+    assert f"is named like a file, but `clipmerge {words[0]}` writes a folder; give a name without '.'" in line
+
+
+@pytest.mark.parametrize("command", ["merge", "sweep"])
+def test_flags_are_under_headings_with_the_required_ones_first(command: str) -> None:
+    sections = clipmerge(command, "-h").out.split("\n\n")
+    headings = [section.partition(":")[0] for section in sections if section.partition("\n")[0].endswith(":")]
+    assert headings[:2] == ["Arguments", "Inputs"]
+    assert headings[-1] == "Options"
+    for section in sections:
+        required = [
+            "[required]" in " ".join(flag.split()) for flag in re.split(r"\n  (?=-)", section)[1:] if "--" in flag
+        ]
+        assert required == sorted(required, reverse=True), section
 
 
 def test_alpha_is_short_for_an_option_of_the_method(pair: Folders) -> None:
@@ -105,8 +146,8 @@ def test_a_device_that_is_not_there_is_an_error_even_where_none_is_needed(pair: 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("data", "recipes")])
 def test_help_names_no_type_of_python(command: str) -> None:
     text = clipmerge(command, "--help").out
-    options = text.partition("Options:")[2]
-    assert not re.search(r"<(?:str|int|float|path|list)\b", options), options
+    options = re.split(r"\n\n(?!Arguments)", text.partition("Usage:")[2], maxsplit=2)[2]
+    assert not re.search(r"^  -.*<(?:str|int|float|path|list)\b", options, re.M), options
     assert "Usage: clipmerge" in text
     assert not re.search(r"\{[a-z_]+\}", text.splitlines()[0])
 

@@ -31,10 +31,31 @@ def test_off_a_terminal_progress_is_a_line_now_and_then(fmt: Format, capsys: pyt
         terminal.advance(done, 80)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        f"measuring: {share}% after {after} s, about {left} left"
+        f"measuring: {share}%, {after} s elapsed, {left} left"
         for share, after, left in ((12, 10, "1 min 10 s"), (25, 20, "1 min 0 s"), (38, 30, "50 s"), (50, 40, "40 s"))
     ]
     assert LINE_SECONDS == 10
+
+
+def test_a_bar_tells_the_time_left_once_the_pace_is_known_and_goes_when_it_is_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    clock = Clock()
+    terminal = Terminal(Format.human, clock=clock)
+    terminal.stage("auto: learning")
+    seen = []
+    for done in (1, 2, 3, 4):
+        clock.now += 1.5
+        terminal.advance(done, 4)
+        if terminal._bar is not None:
+            seen.append(terminal._bar.tasks[0].fields["times"])
+            terminal._bar.refresh()
+    assert seen == ["2 s elapsed", "3 s elapsed", "4 s elapsed, 2 s left"]
+    assert terminal._bar is None
+    assert "auto: learning" in capsys.readouterr().err
 
 
 def test_a_quiet_command_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
