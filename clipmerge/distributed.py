@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from clipmerge.options import Device
+
+
+# Variables that ``srun`` gives each task of a step.
+_SLURM = ("STEP_NUM_TASKS", "STEP_NODELIST", "PROCID", "LOCALID", "JOB_ID")
 
 
 class Terminated(BaseException):
@@ -77,8 +82,32 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
+def adopt_slurm() -> None:
+    """If ``srun`` started this process as one of several, tell torch of it as a launcher would."""
+    slurm = {name: os.environ.get(f"SLURM_{name}", "") for name in _SLURM}
+    if "RANK" in os.environ or slurm["STEP_NUM_TASKS"] in ("", "1"):
+        return
+    first = re.match(r"([^,\[]+)(?:\[(\d+))?", slurm["STEP_NODELIST"])  # node[07-09,12],other
+    numbers = [slurm[name] for name in ("PROCID", "LOCALID", "STEP_NUM_TASKS", "JOB_ID")]
+    if first is None or not all(number.isdigit() for number in numbers):
+        raise UsageError(
+            "srun started several tasks, but SLURM's variables do not tell which one this is; start with `srun "
+            "--ntasks-per-node 1 torchrun ... -m clipmerge`"
+        )
+    rank, local, tasks, job = numbers
+    # with one card per task, each sees its own as the first
+    alone = len(os.environ.get("CUDA_VISIBLE_DEVICES", ",").split(",")) == 1
+    os.environ |= {
+        "RANK": rank,
+        "LOCAL_RANK": "0" if alone else local,
+        "WORLD_SIZE": tasks,
+        "MASTER_ADDR": "".join(filter(None, first.groups())),
+        "MASTER_PORT": str(20_000 + int(job) % 20_000),
+    }
+
+
 def is_main_process() -> bool:
-    """Whether this process prints and writes; under ``accelerate launch`` only rank 0 does."""
+    """Whether this process prints and writes: rank 0 of those that a launcher, or ``srun``, started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -86,7 +115,11 @@ def require_device(device: Device) -> None:
     """Refuse a device that does not exist, even if nothing would be computed on it."""
     import torch
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "xpu": torch.xpu.is_available(),
+    }
     if not available.get(device, True):
         raise UsageError(f"--device {device}: torch finds no such device; use --device auto or cpu")
 
@@ -122,6 +155,7 @@ def accelerator_for(device: Device) -> Processes:
     """The processes of this run, with this one's device: for ``auto`` the accelerator that torch finds, if any."""
     import torch  # takes a second, which commands without a model save
 
+    adopt_slurm()
     require_device(device)
     if device != "auto":
         return Processes(torch.device(device))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast, get_args
 from clipmerge.errors import did_you_mean
 
 #: Device to measure on.
-Device = Literal["auto", "cpu", "cuda", "mps"]
+Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 #: Dtype of the merged weights; ``keep`` uses that of the checkpoints.
 OutputDtype = Literal["keep", "float32", "bfloat16", "float16"]
 #: Treatment of keys that only one checkpoint has: an error, or one of the two key sets.
@@ -279,6 +279,17 @@ class DecisionOptions(DataOptions, PromptOptions, SampleOptions, MachineOptions,
     ]
     seed: Seed
     dtype: Annotated[OutputDtype, Option("keep", "Dtype of the merged weights.", "Output")]
+    state: Annotated[
+        str | os.PathLike[str] | None,
+        Option(
+            None,
+            "Folder where unfinished learning is saved, to go on after an interruption; by default the user's cache.",
+            "Machine",
+            value="DIR",
+            cli=Path | None,
+            settable="personal",
+        ),
+    ]
     hash: Hash
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipmerge.checkpoint import Inputs
@@ -43,6 +44,7 @@ class Calibration:
             `docs/verdict.md`; 0 to decide on all images and measure no effect.
         unlabelled: Images from where the model will be used, for recipes that learn; their labels are not read. A
             source like ``source``, or ``None``.
+        state: Folder where unfinished learning is saved; ``None`` for the user's cache.
     """
 
     source: Any = None
@@ -55,6 +57,7 @@ class Calibration:
     images_at_once: int | None = None
     held_back: float = SHARE
     unlabelled: Any = None
+    state: Path | None = None
 
     @property
     def holds_back(self) -> bool:

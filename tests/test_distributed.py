@@ -113,3 +113,21 @@ def test_two_processes_write_the_bytes_of_one(pair: Folders, images: Path, tmp_p
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "123"]
     assert '"density": 0.5' in (tmp_path / "1" / "clipmerge.json").read_text()
     assert [hashlib.sha256(each).hexdigest() for each in files[1:]] == [hashlib.sha256(files[0]).hexdigest()] * 2
+
+
+def test_tasks_of_srun_write_the_bytes_of_one_process(pair: Folders, images: Path, tmp_path: Path) -> None:
+    """Two processes with the variables that Slurm gives the tasks of a step."""
+    assert clipmerge(*merge(pair, images, tmp_path / "1")).code == 0
+    step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": str(os.getpid())}
+    tasks = [
+        start(
+            *merge(pair, images, tmp_path / "2"),
+            env={**step, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "OMP_NUM_THREADS": "1"},
+        )
+        for rank in "01"
+    ]
+    ends = [(*task.communicate(timeout=300), task.returncode) for task in tasks]
+    assert [code for *_, code in ends] == [0, 0], ends
+    assert [bool(out) for out, *_ in ends] == [True, False]
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "12"]
+    assert files[0] == files[1]

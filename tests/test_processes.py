@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from clipmerge.distributed import Terminated, device_work, termination, together
-from clipmerge.errors import MeasureError
+from clipmerge.distributed import Terminated, adopt_slurm, device_work, is_main_process, termination, together
+from clipmerge.errors import MeasureError, UsageError
+from tests.support.command import clipmerge, refused
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_so_it_is_by_torchs_newer_interface(tmp_path: Path) -> None:
     """In a process of its own: once both were used, the older one refuses to be read."""
     code = """
 import torch
-from clipmerge.distributed import device_work
+from clipmerge.distributed import Terminated, adopt_slurm, device_work, is_main_process, termination, together
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 torch.backends.cudnn.conv.fp32_precision = "ieee"
 switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
@@ -73,7 +76,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 owner = Accelerator(cpu=True, mixed_precision="bf16")
 import torch
-from clipmerge.distributed import Processes, accelerator_for
+from clipmerge.distributed import Terminated, adopt_slurm, device_work, is_main_process, termination, together
 assert accelerator_for("auto").device.type == accelerator_for("cpu").device.type == "cpu"
 # one call on a card, and the next on the CPU again
 assert [Processes(torch.device(kind)).device for kind in ("cuda", "cpu", "mps")] == [
@@ -83,6 +86,59 @@ assert owner.mixed_precision == AcceleratorState().mixed_precision == "bf16"
 assert owner.device == torch.device("cpu")
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, timeout=300)
+
+
+STEP = {
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NODELIST": "gpu[07-09,12],x",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_JOB_ID": "41234567",
+}
+PLACES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str | None]]:
+    """Set variables, and return what torch is told; all are put back afterwards."""
+
+    def adopted(**variables: str) -> list[str | None]:
+        for name in (*PLACES, *STEP, "CUDA_VISIBLE_DEVICES"):
+            monkeypatch.setenv(name, "")
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        adopt_slurm()
+        return [os.environ.get(name) for name in PLACES]
+
+    return adopted
+
+
+def test_tasks_of_srun_are_processes_of_one_run(launched: Callable[..., list[str | None]]) -> None:
+    assert launched(**STEP) == ["3", "1", "4", "gpu07", "34567"]
+    assert not is_main_process()
+    assert launched(**STEP, CUDA_VISIBLE_DEVICES="2") == ["3", "0", "4", "gpu07", "34567"]
+    assert launched(**STEP, CUDA_VISIBLE_DEVICES="2,3")[1] == "1"
+    assert launched(**STEP | {"SLURM_STEP_NODELIST": "login"})[3] == "login"
+
+
+def test_one_task_a_batch_script_and_another_launcher_are_left_alone(
+    launched: Callable[..., list[str | None]],
+) -> None:
+    assert launched(**STEP | {"SLURM_STEP_NUM_TASKS": "1"}) == [None] * 5
+    batch = {name: value for name, value in STEP.items() if "STEP" not in name}
+    assert launched(**batch, SLURM_NTASKS="4") == [None] * 5
+    assert is_main_process()
+    assert launched(**STEP, RANK="0") == ["0", None, None, None, None]
+
+
+@pytest.mark.parametrize("gone", ["SLURM_PROCID", "SLURM_STEP_NODELIST"])
+def test_tasks_of_srun_that_cannot_be_told_apart_are_refused(
+    launched: Callable[..., list[str | None]], gone: str
+) -> None:
+    with pytest.raises(UsageError, match="srun started several tasks, but SLURM's variables do not tell which"):
+        launched(**{name: value for name, value in STEP.items() if name != gone})
+    assert "srun started several tasks" in refused(clipmerge("recipes"), 2)
 
 
 def test_sigterm_ends_a_block_and_nothing_after_it() -> None:

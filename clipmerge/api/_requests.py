@@ -80,6 +80,7 @@ def calibration_from(options: Mapping[str, Any]) -> Calibration:
         device=cast(Device, choice("--device", options.get("device", plain.device), get_args(Device))),
         columns=Columns(options.get("image_column"), options.get("label_column")),
         unlabelled=source_of(options.get("unlabelled")),
+        state=Path(options["state"]) if options.get("state") else None,
     )
     if not isinstance(data, Calibration):
         return made
@@ -115,7 +116,7 @@ def check_request(request: MergeRequest) -> None:
             "--no-verdict"
         )
     check_unlabelled(calibration, request.recipe)
-    if calibration.device in ("cuda", "mps"):  # otherwise torch need not be imported
+    if calibration.device not in ("auto", "cpu"):  # otherwise torch need not be imported
         require_device(calibration.device)
     if request.recipe.needs_data and not has_images:
         raise UsageError(

@@ -40,7 +40,7 @@ def env() -> dict[str, Any]:
     import torch
 
     cards = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    devices = ["cpu", *(f"cuda ({name})" for name in cards), *(["mps"] if torch.backends.mps.is_available() else [])]
+    devices = ["cpu", *(f"cuda ({name})" for name in cards), *_other_devices()]
     return {
         "clipmerge": __version__,
         "installed in": str(Path(__file__).parents[1]),
@@ -53,6 +53,14 @@ def env() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "environment": _environment(),
     }
+
+
+def _other_devices() -> list[str]:
+    """Accelerators that are not CUDA's."""
+    import torch
+
+    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return [] if current is None or current.type == "cuda" else [current.type]
 
 
 def _version(name: str) -> str | None:

@@ -121,7 +121,7 @@ def _saved(
 
     def find() -> Path:  # called in the main process, which has the first batch
         seen = [objective.shares.batches[0].pixels, *objective.criterion.prompts.tokens.values()]
-        return state_file(objective.inputs, images, seen, settings)
+        return state_file(objective.inputs, images, seen, settings, request.calibration.state)
 
     return LearningState(find, objective.shares.accelerator, progress.say)
 

@@ -200,7 +200,9 @@ def _clear(folder: Path) -> None:
                 file.unlink()
 
 
-def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], settings: Any) -> Path:
+def state_file(
+    inputs: Inputs, images: LabelledImages, seen: list[Tensor], settings: Any, folder: Path | None = None
+) -> Path:
     """The file of the state of one run of learning, named by everything that determines its result."""
     checkpoints = (inputs.zeroshot, *inputs.finetuned)
     encoded = images.store.read(range(len(images)))
@@ -216,7 +218,7 @@ def state_file(inputs: Inputs, images: LabelledImages, seen: list[Tensor], setti
         "seen": [_digest(_bytes(tensor)) for tensor in seen],
         "settings": settings,
     }
-    return user_cache("learning") / f"{_digest(json.dumps(what, sort_keys=True).encode())}{_SUFFIX}"
+    return (folder or user_cache("learning")) / f"{_digest(json.dumps(what, sort_keys=True).encode())}{_SUFFIX}"
 
 
 def code_files() -> list[Path]:

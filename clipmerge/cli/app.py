@@ -27,6 +27,7 @@ from clipmerge.cli._ending import (
     printing,
 )
 from clipmerge.cli._help import GroupedHelp, SuggestingGroup, examples
+from clipmerge.distributed import adopt_slurm
 from clipmerge.errors import UsageError
 
 #: Every command in the order of ``--help``, with the first line of its own help.
@@ -108,10 +109,13 @@ def main() -> None:
 
 def _run() -> int:
     try:
+        adopt_slurm()
         with printing():
             return app(prog_name="clipmerge", standalone_mode=False) or 0
     except typer.Abort:
         fail("interrupted; nothing was left behind", 130)
+    except UsageError as error:
+        fail(str(error), error.exit_code)
     except Unprintable as error:
         fail(str(error), 1)
     except _UsageException as error:
