@@ -58,7 +58,7 @@ def test_so_it_is_by_torchs_newer_interface(tmp_path: Path) -> None:
     """In a process of its own: once both were used, the older one refuses to be read."""
     code = """
 import torch
-from clipmerge.distributed import Terminated, adopt_slurm, device_work, is_main_process, termination, together
+from clipmerge.distributed import device_work
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 torch.backends.cudnn.conv.fp32_precision = "ieee"
 switches = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
@@ -76,7 +76,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 owner = Accelerator(cpu=True, mixed_precision="bf16")
 import torch
-from clipmerge.distributed import Terminated, adopt_slurm, device_work, is_main_process, termination, together
+from clipmerge.distributed import Processes, accelerator_for
 assert accelerator_for("auto").device.type == accelerator_for("cpu").device.type == "cpu"
 # one call on a card, and the next on the CPU again
 assert [Processes(torch.device(kind)).device for kind in ("cuda", "cpu", "mps")] == [
