@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,6 @@ class Command:
         return (os.mkdir, (str(self.target),))
 
 
-class Call:
-    """Calls a function of a module that torch does not know."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (textwrap.dedent, ("",))
-
-
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("how", ["zip", "old", "plain"])
 def test_a_blocked_module_is_code_too(tmp_path: Path, how: str, protocol: int) -> None:
@@ -49,21 +41,6 @@ def test_a_blocked_module_is_code_too(tmp_path: Path, how: str, protocol: int) -
         torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=how == "zip")
     refuse(file, CODE.format(r"\.mkdir"))
     assert not made.exists()
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_code_is_found_by_what_the_pickle_calls_whatever_torch_says(
-    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse_in_other_words(*_: Any, **__: Any) -> None:
-        raise pickle.UnpicklingError("no")
-
-    torch.save({"a": torch.zeros(1), "b": Call()}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    monkeypatch.setattr(torch, "load", refuse_in_other_words)
-    refuse(tmp_path / "x.pt", CODE.format(r"textwrap\.dedent"))
-    harmless = {**TENSORS, "some": {1, 2}, "bytes": b"x"}
-    torch.save(harmless, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    refuse(tmp_path / "x.pt", "is damaged or not a PyTorch file")
 
 
 @pytest.mark.parametrize("names", [("model",), ("state_dict", "model"), ("module", "net", "weights")])
