@@ -39,7 +39,7 @@ def test_the_bill_names_what_is_needed_and_nothing_else() -> None:
 
 @needs_installation
 def test_every_licence_is_allowed() -> None:
-    assert dependencies.refused(dependencies.needed("clipmerge", frozenset({"demo", "open-clip"}))) == {}
+    assert dependencies.refused(dependencies.needed("clipmerge", frozenset({"demo", "jobs", "open-clip"}))) == {}
 
 
 def test_a_licence_that_is_not_in_the_list_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.shifts.standing import Estimate, Resampled, over_pairs
+from clipmerge.report.palette import mark_styles
 
-#: Recipes of the first screen, with colour and marker.
-MAIN = {"auto": ("#c2410c", "o"), "straggler-sparse": ("#6b4fbb", "s"), "auto-first-round": ("#59626d", "^")}
+#: Recipes of the first screen, with the colour and marker that they have in every picture.
+_SHOWN = ("auto", "straggler-sparse", "auto-first-round")
+MAIN = dict(zip(_SHOWN, mark_styles(_SHOWN), strict=True))
 Groups = Mapping[tuple[str, str], Sequence[Resampled]]
 
 
