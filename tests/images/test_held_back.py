@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.held_back import held_back_positions, sample_and_hold_back, without_copies
+from clipmerge.images.held_back import copies_note, held_back_positions, sample_and_hold_back, without_copies
 from clipmerge.images.store import Encoded, MemoryStore, Pixels
+from tests.support.command import clipmerge
 from tests.support.tiny_clip import save_images
 
 
@@ -121,6 +122,20 @@ def test_an_image_that_is_there_twice_is_not_both_seen_and_held_back(tmp_path: P
     contents = digests(samples.decide) + digests(samples.held_back)
     assert (len(contents), len(set(contents))) == (120, 120)
     assert len(names(samples.held_back)) == 24
+
+
+@pytest.mark.parametrize(("recipe", "said"), [("straggler-outlier", "3 sampled images are"), ("wise-ft", "3 sampled")])
+def test_copies_are_said_and_counted(pair: tuple[Path, Path], tmp_path: Path, recipe: str, said: str) -> None:
+    folder = save_images(tmp_path / "images", each=4)
+    for number, path in enumerate(sorted(folder.glob("*/0.png"))):
+        path.with_name(f"again-{number}.png").write_bytes(path.read_bytes())
+    few = ("--set", "measure.nodes=2") if recipe == "straggler-outlier" else ()
+    ended = clipmerge("merge", *pair, "-r", recipe, "--data", folder, *few, "--dry-run", "--format", "json")
+    assert ended.code == 0, ended.err
+    assert f"{folder}: {said}" in ended.err
+    assert "of others and left out, so that none is both seen and held back" in ended.err
+    assert (ended.json["calibration"] or {"copies": 3})["copies"] == 3
+    assert copies_note("x", 1).startswith("x: 1 sampled image is a copy of others")
 
 
 def test_copies_are_found_where_there_are_no_files() -> None:

@@ -181,6 +181,8 @@ def test_which_sources_have_captions(hub: FakeHub, table: Path, tar: Path, tmp_p
     assert has_captions("flickr8k")
     assert not has_captions("fusionbench-eurosat")
     assert not has_captions(str(tar))
+    assert not has_captions(str(tmp_path))
+    assert not has_captions(str(tmp_path / "nowhere"))
     upload(hub, "acme/cars", {"test.parquet": table.read_bytes()}, kind="dataset")
     assert not has_captions(f"{CARS}:test")
     with pytest.raises(DataError, match="holds Parquet files; images with captions are read from tar files"):
