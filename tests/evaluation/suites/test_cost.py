@@ -71,7 +71,7 @@ def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, 
     )
     (tmp_path / "local").mkdir()
     file = suite(tmp_path, finetuned=URL, ood=str(tmp_path / "local"))
-    cost = bench_cost(file, limit=4)
+    cost = bench_cost(file, {"limit": 4})
     found = by_name(cost)
     assert found["acme/base"]["bytes"] == 1002
     assert found[URL]["bytes"] == 5000
@@ -83,7 +83,7 @@ def test_sizes_counts_and_time_come_from_the_servers(hub: FakeHub, cars: bytes, 
     assert cost["forward_passes"] == 2 * 4 + 2 * 4  # four images of each source at both ends
     assert cost["seconds"] == pytest.approx(16 * 2e9 / cost["flops_per_second"])
     # without a limit nobody knows how many images the folder has
-    cost = bench_cost(file)
+    cost = bench_cost(file, {})
     assert (cost["forward_passes"], cost["seconds"]) == (None, None)
     told = clipmerge("bench", file, "--dry-run")
     assert "The time is unknown: a source does not state its number of images" in told.out
@@ -99,7 +99,7 @@ def test_what_is_on_this_machine_costs_nothing(
     place = path_of(Release(url=URL))
     place.parent.mkdir(parents=True)
     place.write_bytes(bytes(5000))
-    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test"), limit=4)
+    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test"), {"limit": 4})
     found = by_name(cost)
     assert found["acme/base"]["cached"]
     assert found[URL]["cached"]
@@ -107,20 +107,22 @@ def test_what_is_on_this_machine_costs_nothing(
     assert found["hf://datasets/acme/cars:test"]["images"] is None  # its card tells nothing
     assert cost["forward_passes"] == 16
     load_images("hf://datasets/acme/cars:test", whole=True)  # brings the images here
-    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test"), limit=4)
+    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/cars:test"), {"limit": 4})
     assert cost["bytes"] == 0
     assert by_name(cost)["hf://datasets/acme/cars:test"]["cached"]
 
 
 def test_a_checkpoint_in_a_folder_costs_nothing(hub: FakeHub, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    cost = bench_cost(suite(tmp_path, finetuned=URL, ood=str(tmp_path / "releases"), zeroshot=str(pair[0])), limit=4)
+    cost = bench_cost(
+        suite(tmp_path, finetuned=URL, ood=str(tmp_path / "releases"), zeroshot=str(pair[0])), {"limit": 4}
+    )
     found = by_name(cost)[str(pair[0])]
     assert (found["bytes"], found["cached"], found["problem"]) == (0, True, None)
 
 
 def test_what_cannot_be_looked_up_is_told(hub: FakeHub, tmp_path: Path) -> None:
     (tmp_path / "releases" / FILE).unlink()
-    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), limit=4)
+    cost = bench_cost(suite(tmp_path, finetuned=URL, ood="hf://datasets/acme/nothing:test"), {"limit": 4})
     problems = {what: each["problem"] for what, each in by_name(cost).items()}
     assert problems[URL] == "the server does not state its size, or cannot be reached"
     assert "acme/base: not on the Hub" in str(problems["acme/base"])
