@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from clipmerge.errors import shorten
+from clipmerge.errors import CheckpointError, shorten
 from clipmerge.families import is_buffer, is_counter, is_statistic, tower_of
 from clipmerge.files.safetensors import DTYPES
+from clipmerge.files.side_files import read_side_json
 from clipmerge.layers import HEAD
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 _POSITIONS = re.compile(r"positional_embedding$|position_embedding\.weight$|pos_embed$")
 # Share of a fine-tuned checkpoint's keys that must be in the zero-shot one to call the rest an addition.
 _MOST = 0.5
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _TOWER_WORDS = {"full": "both towers", "vision": "the vision tower only", "text": "the text tower only"}
 
 
@@ -26,7 +29,7 @@ def find_mismatches(inputs: Inputs, *, missing: Missing = "error", mixed_dtypes:
     """List the mismatches that prevent a merge, most informative first, one line each."""
     problems = _tower_mismatch(inputs) + _several_heads(inputs) + _position_mismatch(inputs)
     for which, checkpoint in enumerate([] if problems else inputs.finetuned):
-        problems += _config_mismatches(inputs, checkpoint)
+        problems += _config_mismatches(inputs, checkpoint) + _preprocessing_mismatches(inputs, checkpoint)
         if missing == "error":
             problems += _key_mismatches(inputs, which)
         problems += _field_mismatch(inputs, which, "shape", lambda entry: entry.shape)
@@ -99,6 +102,39 @@ def _config_mismatches(inputs: Inputs, finetuned: Checkpoint) -> list[str]:
                 else f"{key} differs: zeroshot {a}, finetuned {b}; these are not the same {inputs.family.name}"
             )
     return problems
+
+
+def _preprocessing_mismatches(inputs: Inputs, finetuned: Checkpoint) -> list[str]:
+    """Name what is done differently to images before the two models see them, as far as both say."""
+    if inputs.tower == "text":
+        return []
+    ours, theirs = _preprocessing(inputs.zeroshot), _preprocessing(finetuned)
+    return [
+        f"images are prepared differently: {key} is {ours[key]} for zeroshot, {theirs[key]} for finetuned; the weights "
+        "would merge silently and wrongly. Use the base that was fine-tuned, or correct the wrong preprocessing"
+        for key in ours.keys() & theirs.keys()
+        if ours[key] != theirs[key]
+    ]
+
+
+def _preprocessing(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Mean, deviation and interpolation according to the files beside a checkpoint, as far as they are given."""
+    settings = (checkpoint.config or {}).get("preprocess_cfg")
+    with contextlib.suppress(CheckpointError, LookupError, TypeError, ValueError, AttributeError, StopIteration):
+        if settings is not None:
+            mean, std, interpolation = (settings.get(key) for key in ("mean", "std", "interpolation"))
+        else:
+            name = next(name for name in _PROCESSORS if (checkpoint.folder / name).is_file())
+            processor = read_side_json(checkpoint.folder, name) or {}
+            processor = processor.get("image_processor", processor)
+            mean, std = processor.get("image_mean"), processor.get("image_std")
+            interpolation = {2: "bilinear", 3: "bicubic"}.get(processor.get("resample", -1))
+        known: dict[str, Any] = {"interpolation": interpolation} if interpolation in ("bilinear", "bicubic") else {}
+        for key, values in (("mean", mean), ("standard deviation", std)):
+            if values is not None:
+                known[key] = [round(float(value), 4) for value in values]
+        return known
+    return {}  # loaders refuse what cannot be understood
 
 
 def _key_mismatches(inputs: Inputs, which: int) -> list[str]:

@@ -19,7 +19,7 @@ FAMILY = Family(
     settings=transformers_settings(
         _MODEL_TYPES,
         vision={"hidden_act": "swish", "pooling_type": "mean", "batch_norm_eps": 0.001},
-        text={"hidden_act": "gelu", "num_attention_heads": 12},
+        text={"hidden_act": "gelu", "num_attention_heads": 12, "layer_norm_eps": 1e-12},
         both={"projection_dim": 640},
     ),
     model_class="AlignModel",

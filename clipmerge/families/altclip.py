@@ -25,8 +25,14 @@ FAMILY = Family(
     ),
     settings=transformers_settings(
         _MODEL_TYPES,
-        vision={"hidden_act": "quick_gelu", "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
-        text={"hidden_act": "gelu", "num_attention_heads": 16},
+        vision={
+            "hidden_act": "quick_gelu",
+            "num_attention_heads": 12,
+            "patch_size": 32,
+            "image_size": 224,
+            "layer_norm_eps": 1e-5,
+        },
+        text={"hidden_act": "gelu", "num_attention_heads": 16, "layer_norm_eps": 1e-5},
         both={"projection_dim": 768},
     ),
     model_class="AltCLIPModel",

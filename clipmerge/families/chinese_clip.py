@@ -14,8 +14,14 @@ FAMILY = Family(
     text_marks=("word_embeddings.",),
     settings=transformers_settings(
         _MODEL_TYPES,
-        vision={"hidden_act": "quick_gelu", "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
-        text={"hidden_act": "gelu", "num_attention_heads": 12},
+        vision={
+            "hidden_act": "quick_gelu",
+            "num_attention_heads": 12,
+            "patch_size": 32,
+            "image_size": 224,
+            "layer_norm_eps": 1e-5,
+        },
+        text={"hidden_act": "gelu", "num_attention_heads": 12, "layer_norm_eps": 1e-12},
         both={"projection_dim": 512},
     ),
     model_class="ChineseCLIPModel",

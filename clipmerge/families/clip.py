@@ -11,12 +11,23 @@ _MODEL_TYPES = {"clip": "full", "clip_vision_model": "vision", "clip_text_model"
 
 def clip_settings(model_types: Mapping[str, str]) -> Callable[[dict[str, Any]], Settings]:
     """Make the function that reads the settings of a family with CLIP's architecture and defaults."""
-    return transformers_settings(
+    shared = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+    read = transformers_settings(
         model_types,
-        vision={"hidden_act": "quick_gelu", "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
-        text={"hidden_act": "quick_gelu", "num_attention_heads": 8},
+        vision={**shared, "num_attention_heads": 12, "patch_size": 32, "image_size": 224},
+        text={**shared, "num_attention_heads": 8, "eos_token_id": 49407, "vocab_size": 49408},
         both={"projection_dim": 512},
     )
+
+    def settings(config: dict[str, Any]) -> Settings:
+        values = read(config)
+        words = values["text"].pop("vocab_size")
+        if values["text"]["eos_token_id"] == 2 and isinstance(words, int):
+            # as OpenAI's configurations say; transformers then takes the largest token, which is the last word
+            values["text"]["eos_token_id"] = words - 1
+        return values
+
+    return settings
 
 
 FAMILY = Family(

@@ -18,8 +18,14 @@ FAMILY = Family(
     text_marks=("token_embedding.", "final_layer_norm."),
     settings=transformers_settings(
         _MODEL_TYPES,
-        vision={"hidden_act": _TANH, "num_attention_heads": 12, "patch_size": 16, "image_size": 224},
-        text={"hidden_act": _TANH, "num_attention_heads": 12},
+        vision={
+            "hidden_act": _TANH,
+            "num_attention_heads": 12,
+            "patch_size": 16,
+            "image_size": 224,
+            "layer_norm_eps": 1e-6,
+        },
+        text={"hidden_act": _TANH, "num_attention_heads": 12, "layer_norm_eps": 1e-6},
     ),
     model_class="SiglipModel",
     reads_padding=True,

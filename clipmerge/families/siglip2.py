@@ -7,7 +7,7 @@ from clipmerge.families._towers import transformers_settings
 from clipmerge.families.siglip import FAMILY as SIGLIP
 
 _MODEL_TYPES = {"siglip2": "full", "siglip2_vision_model": "vision", "siglip2_text_model": "text"}
-_TANH = {"hidden_act": "gelu_pytorch_tanh", "num_attention_heads": 12}
+_TANH = {"hidden_act": "gelu_pytorch_tanh", "num_attention_heads": 12, "layer_norm_eps": 1e-6}
 
 FAMILY: Family = replace(
     SIGLIP,

@@ -23,7 +23,7 @@ def _tower(side: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-_ANY_TOWER = dict.fromkeys(("model_type", "hidden_act", "num_attention_heads"))
+_ANY_TOWER = dict.fromkeys(("model_type", "hidden_act", "num_attention_heads", "layer_norm_eps"))
 
 FAMILY = Family(
     name="VisionTextDualEncoder",

@@ -36,10 +36,14 @@ def build_model(inputs: Inputs) -> ImageTextModel:
     candidates = [c for c in (*inputs.finetuned, inputs.zeroshot) if not inputs.is_partial or c is inputs.zeroshot]
     with_processor = [checkpoint for checkpoint in candidates if has_processor(checkpoint.folder, inputs.family)]
     chosen = (with_processor or candidates)[0]
-    # a translated configuration names no tokenizer; the one beside the processor describes the same model
-    config = chosen.config if isinstance(inputs.zeroshot, ConvertedCheckpoint) else None
+    config = inputs.zeroshot.config
+    if isinstance(inputs.zeroshot, ConvertedCheckpoint):
+        # a translated configuration names no tokenizer; the one beside the processor describes the same model
+        config = chosen.config or config
+    elif not inputs.is_partial and not inputs.keeps_head:
+        config = inputs.form.config or config  # the one that is written
     with no_larger_than(inputs.zeroshot.source, inputs.zeroshot.entries.values()):
-        return model_for(inputs.family, config or inputs.zeroshot.config, chosen.folder)
+        return model_for(inputs.family, config, chosen.folder)
 
 
 def build_headed(inputs: Inputs) -> HeadedTower:

@@ -94,6 +94,51 @@ def test_activations_that_differ_are_refused(copies: Folders, side: str) -> None
 
 
 @pytest.mark.parametrize("side", ["vision", "text"])
+def test_constants_of_the_norms_that_differ_are_refused(copies: Folders, side: str) -> None:
+    configure(copies[1], **{f"{side}__layer_norm_eps": 1e-6})
+    refused(copies, f"the {side} towers differ in layer_norm_eps: zeroshot 1e-05, finetuned 1e-06")
+
+
+def test_last_words_that_differ_are_refused(copies: Folders) -> None:
+    """The features of a text are read there; 2 stands for the last word in OpenAI's configurations."""
+    words = json.loads((copies[0] / "config.json").read_text())["text_config"]["vocab_size"]
+    configure(copies[0], text__eos_token_id=2)
+    configure(copies[1], text__eos_token_id=words - 1)
+    paired(copies)
+    configure(copies[1], text__eos_token_id=5)
+    refused(copies, f"the text towers differ in eos_token_id: zeroshot {words - 1}, finetuned 5")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_mean": [0.5, 0.5, 0.5]}, "mean is .*0.4815.* for zeroshot, .0.5, 0.5, 0.5. for finetuned"),
+        ({"image_std": [0.5, 0.5, 0.5]}, "standard deviation is"),
+        ({"resample": 2}, "interpolation is bicubic for zeroshot, bilinear for finetuned"),
+        ({"resample": 0, "image_mean": None}, ""),
+        ({"image_mean": ["x"]}, ""),
+    ],
+)
+def test_preprocessing_that_differs_is_refused(copies: Folders, change: dict[str, Any], message: str) -> None:
+    plain = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954] * 3, "resample": 3}
+    for folder, processor in zip(copies, (plain, plain | change), strict=True):
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            (folder / name).unlink(missing_ok=True)
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    if message:
+        refused(copies, f"images are prepared differently: {message}")
+    else:
+        paired(copies)
+
+
+def test_the_measured_model_has_the_configuration_that_is_written(copies: Folders) -> None:
+    from clipmerge.models.building import build_model
+
+    configure(copies[1], vision__attention_dropout=0.25)
+    assert build_model(paired(copies)).module.config.vision_config.attention_dropout == 0.25
+
+
+@pytest.mark.parametrize("side", ["vision", "text"])
 def test_an_activation_that_is_not_stated_is_quick_gelu(copies: Folders, side: str) -> None:
     configure(copies[1], **{f"{side}__hidden_act": ...})
     paired(copies)
