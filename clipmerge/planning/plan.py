@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 EDITED = "edited by hand"
 #: The reason given for every layer of a plan that was edited to other checkpoints.
 OTHER_INPUTS = "decided for other checkpoints"
+#: Warning of such a plan.
+OTHER_CHECKPOINTS = "the plan was edited to other checkpoints than it was decided for; those findings are left out"
 #: Warning of a plan that was edited after its effect was measured.
 STALE = "the plan was edited after it was measured, so the effect of this merge is not known"
 
@@ -258,7 +260,7 @@ class Plan(Frozen):
             reasons = {name: layer.model_copy(update={"reason": OTHER_INPUTS}) for name, layer in self.layers.items()}
             forgotten: dict[str, Any] = {
                 **{"measurements": None, "calibration": None, "bought": None, "kept": ()},
-                **{"verdict_digest": "", "finding": "", "worded": {}, "warnings": (STALE,)},
+                **{"verdict_digest": "", "finding": "", "worded": {}, "warnings": (OTHER_CHECKPOINTS,)},
                 **{"stragglers": (), "straggler_statistic": None, "straggler_scores": {}},
             }
             return self.model_copy(update={"layers": reasons, **forgotten})

@@ -17,7 +17,7 @@ from clipmerge.api.plan import Known, prepare, write_plan
 from clipmerge.methods import Task
 from clipmerge.output.record import read_output
 from clipmerge.planning.effect_view import UNKNOWN_SINCE
-from clipmerge.planning.plan import Plan
+from clipmerge.planning.plan import OTHER_CHECKPOINTS, Plan
 from clipmerge.planning.recipe import Override, load_recipe
 from clipmerge.request import Calibration, MergeRequest
 from tests.support.claims import check_effect, check_terminal, check_verdict, check_weights, text_of
@@ -55,9 +55,16 @@ def known() -> Known:
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@example(alpha=None, overrides=[], edits=[(3, 0.1), (12, "mask"), (16, "out")], judged=True)
-@example(alpha=0.5, overrides=[Override(layers="text.*", alpha=0.0)], edits=[], judged=True)
-@given(alpha=st.none() | shares, overrides=st.lists(overrides, max_size=1), edits=edits, judged=st.booleans())
+@example(alpha=None, overrides=[], edits=[(3, 0.1), (12, "mask"), (16, "out")], judged=True, swapped=False)
+@example(alpha=0.5, overrides=[Override(layers="text.*", alpha=0.0)], edits=[], judged=True, swapped=False)
+@example(alpha=0.5, overrides=[], edits=[], judged=True, swapped=True)
+@given(
+    alpha=st.none() | shares,
+    overrides=st.lists(overrides, max_size=1),
+    edits=edits,
+    judged=st.booleans(),
+    swapped=st.booleans(),
+)
 def test_what_is_written_is_what_the_plan_says(
     pair: tuple[Path, Path],
     images: Path,
@@ -68,18 +75,19 @@ def test_what_is_written_is_what_the_plan_says(
     overrides: list[Override],
     edits: list[tuple[int, Any]],
     judged: bool,
+    swapped: bool,
 ) -> None:
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
-    sets = [*QUICK[method], *([f"method.alpha={alpha!r}"] if method in TAKES_ALPHA else [])]
+    sets = [*QUICK[method], *([f"method.alpha={alpha!r}"] if method in TAKES_ALPHA and alpha is not None else [])]
     recipe = load_recipe(method, sets).model_copy(update={"overrides": tuple(overrides)})
     calibration = Calibration(str(images), images=12, batch_size=3, device="cpu")
     known = Known() if judged and recipe.measure else known  # images are held back where a measurement is taken
     run = prepare(MergeRequest(str(pair[0]), (str(pair[1]),), recipe, calibration), known=known, judged=judged)
     write_plan(run, tmp_path / "plan.json")
-    edited = edit(tmp_path / "plan.json", edits)
+    edited = edit(tmp_path / "plan.json", edits, swapped=swapped)
     layers = Task(run.inputs).layers
-    plan = Plan.load(tmp_path / "plan.json").checked(layers)
+    plan = Plan.load(tmp_path / "plan.json").without_stale().checked(layers)
     check_verdict(plan, layers)
     ended = clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out")
     assert ended.code == 0, ended.err
@@ -92,7 +100,10 @@ def test_what_is_written_is_what_the_plan_says(
         assert {key: written[key] for key in ("alpha", "density", "mask", "alpha_range")} == {
             key: wanted[key] for key in ("alpha", "density", "mask", "alpha_range")
         }
-    check_weights({name: entry.model_dump() for name, entry in record.layers.items()}, versions(run, layers, tmp_path))
+    check_weights(
+        {name: entry.model_dump() for name, entry in record.layers.items()},
+        versions(run, layers, tmp_path, swapped=swapped),
+    )
 
     # so do the page, the card and the terminal, now and when the report is asked for again
     page = text_of((tmp_path / "out" / "report.html").read_text())
@@ -105,12 +116,18 @@ def test_what_is_written_is_what_the_plan_says(
     check_terminal(again, record)
     for name, entry in record.layers.items():
         assert re.search(rf"\| {re.escape(name)} \| {entry.alpha:.4g}(?: \(|\s)", card), name
-    changed = judged and Plan.load(tmp_path / "plan.json").settings_digest != run.light_plan.settings_digest
+    changed = (
+        not swapped and judged and Plan.load(tmp_path / "plan.json").settings_digest != run.light_plan.settings_digest
+    )
     assert (UNKNOWN_SINCE in " ".join(ended.out.split())) == changed
-    assert (record.bought is not None) == (judged and not changed)
+    assert (record.bought is not None) == (judged and not changed and not swapped)
+    assert (OTHER_CHECKPOINTS in record.warnings) == swapped
+    if swapped:  # nothing that was found for the pair in the other order
+        assert not any((record.measurements, record.stragglers, record.calibration, record.path, record.trace))
+        assert "straggler layers found" not in page
 
 
-def edit(file: Path, edits: list[tuple[int, Any]]) -> dict[str, Any]:
+def edit(file: Path, edits: list[tuple[int, Any]], *, swapped: bool) -> dict[str, Any]:
     """Edit the JSON of a plan as a hand would, and return it."""
     plan: dict[str, Any] = json.loads(file.read_text())
     for place, change in edits:
@@ -121,15 +138,18 @@ def edit(file: Path, edits: list[tuple[int, Any]]) -> dict[str, Any]:
         plain = {"alpha_range": None, "parameters": {}}
         masked = {**plain, "mask": "magnitude", "density": 0.5, "mask_options": {}}
         plan["layers"][name] |= masked if change == "mask" else {**plain, "alpha": change}
+    if swapped:
+        plan |= {"zeroshot": plan["finetuned"][0], "finetuned": [plan["zeroshot"]]}
     file.write_text(json.dumps(plan, indent=2))
     return plan
 
 
-def versions(run: Any, layers: dict[str, tuple[str, ...]], folder: Path) -> dict[str, list[Any]]:
+def versions(run: Any, layers: dict[str, tuple[str, ...]], folder: Path, *, swapped: bool) -> dict[str, list[Any]]:
     """Zero-shot, fine-tuned and merged version of each layer's tensors, read by another library."""
     inputs = run.inputs
     zeroshot = load_file(Path(inputs.zeroshot.source) / "model.safetensors")
     finetuned = load_file(Path(inputs.finetuned[0].source) / "model.safetensors")
+    zeroshot, finetuned = (finetuned, zeroshot) if swapped else (zeroshot, finetuned)
     merged = load_file(folder / "out" / "model.safetensors")
     keys = inputs.zeroshot_keys
     return {
