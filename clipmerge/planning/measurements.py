@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from clipmerge.planning.frozen import Frozen
 
@@ -168,9 +169,9 @@ class Measurements(Frozen):
     notes: tuple[str, ...] = ()
     trace: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     choice: HeldBackChoice | None = None
-    coefficients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
-    gradients: dict[str, Any] = Field(default_factory=dict, exclude=True, repr=False)
-    tensors: dict[str, dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
+    coefficients: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
+    gradients: SkipJsonSchema[dict[str, Any]] = Field(default_factory=dict, exclude=True, repr=False)
+    tensors: SkipJsonSchema[dict[str, dict[str, Any]]] = Field(default_factory=dict, exclude=True, repr=False)
 
     @property
     def layers(self) -> dict[str, dict[str, float]]:

@@ -13,6 +13,7 @@ import pytest
 from clipmerge.api.bench import _Check, _write
 from clipmerge.evaluation.suites import release
 from clipmerge.evaluation.suites.suite import load_suite, suite_names
+from clipmerge.output.schemas import BenchRecord
 from tests.support.command import clipmerge, refused, start
 from tests.support.hub_double import FakeHub, environment, serving
 from tests.support.public_pairs import BASE, Releases, save_soups, serving_files, upload_fusionbench, upload_imagenets
@@ -64,6 +65,7 @@ def test_corrupted_eurosat(hub: FakeHub, tmp_path: Path, answers: list[int]) -> 
     folder = tmp_path / "bench-corrupted-eurosat"
     assert {file.name for file in folder.iterdir()} == {"bench.json", "corrupted-eurosat.md", "corrupted-eurosat.png"}
     record = json.loads((folder / "bench.json").read_text())
+    assert BenchRecord.model_validate(record).suite == "corrupted-eurosat"
     (pair,) = record["pairs"]
     right = round(0.46 * 64) / 64
     assert pair["sweep"]["curve"][0]["accuracy"] == dict.fromkeys(pair["data"], right)
@@ -126,6 +128,7 @@ def test_imagenet_with_heads(hub: FakeHub, releases: Releases, tmp_path: Path) -
     assert ended.code == 0, ended.err
     assert releases.asked[1][1] == "bytes=100000-"
     record = json.loads((tmp_path / "bench-imagenet-b32" / "bench.json").read_text())
+    assert BenchRecord.model_validate(record).pairs
     (pair,) = record["pairs"]
     right = round(0.7557 * 64) / 64
     assert pair["sweep"]["curve"][0]["accuracy"] == dict.fromkeys(pair["data"], right)

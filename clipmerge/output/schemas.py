@@ -1,0 +1,204 @@
+"""The JSON that commands print and write, as models, and their JSON Schemas, which `scripts/schemas` writes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import Field
+from pydantic.json_schema import model_json_schema
+
+from clipmerge.output.record import DataSource, MergeRecord
+from clipmerge.planning.frozen import Frozen
+from clipmerge.planning.merge_effect import DifferenceOfShares, ShareOfImages
+from clipmerge.planning.other_tasks import Score
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
+
+Interval = tuple[float, float]
+
+
+class PublishedRecord(Frozen):
+    """The place that an output was pushed to."""
+
+    url: str
+    repo_id: str
+    commit: str
+    created: bool
+    changed: bool
+    pull_request: str | None = None
+    left_behind: tuple[str, ...] = ()
+
+
+class PrintedRecord(MergeRecord):
+    """What `merge`, `plan`, `apply` and `report` print: the record, and the place that the output was pushed to."""
+
+    published: PublishedRecord | None = None
+
+
+class Task(Frozen):
+    """A task that the models were not fine-tuned for: images with classes or with captions."""
+
+    name: str
+    kind: Literal["accuracy", "retrieval"]
+    source: str
+    revision: str | None = None
+    images: int
+    classes: int = 0
+    captions: int = 0
+
+
+class ScoredTask(Task):
+    """A task, and the score of one model."""
+
+    score: Score
+
+
+class EvaluationRecord(Frozen):
+    """What `evaluate` prints: accuracies from 0 to 1 by name of the images."""
+
+    checkpoint: SourceRecord
+    accuracy: dict[str, ShareOfImages]
+    images: dict[str, int]
+    sources: dict[str, DataSource]
+    templates: tuple[str, ...]
+    own_templates: dict[str, tuple[str, ...]]
+    kept: tuple[ScoredTask, ...] = ()
+
+
+class SweepPoint(Frozen):
+    """The numbers of one point: accuracies by source and their means, the gain at equal ID accuracy, other tasks."""
+
+    alpha: float | None
+    accuracy: dict[str, ShareOfImages]
+    id: ShareOfImages
+    id_interval: Interval
+    ood: ShareOfImages | None
+    ood_interval: Interval | None
+    gain: DifferenceOfShares | None
+    gain_interval: Interval | None
+    gain_note: str
+    kept: dict[str, Score] = Field(default_factory=dict)
+
+
+class RecipePoint(SweepPoint):
+    """A recipe: its row in ``correct.safetensors``, its plan's verdict, and the images that it measured on."""
+
+    name: str
+    point: int
+    verdict: str
+    calibration: CalibrationRecord | None
+    recipe: dict[str, Any]
+
+
+class PlacedPoint(SweepPoint):
+    """A checkpoint that is shown beside the curve as it is."""
+
+    name: str
+    point: int
+    checkpoint: SourceRecord
+
+
+class Bootstrap(Frozen):
+    """How intervals are drawn: the number of resamples, and the share of intervals that hold the true value."""
+
+    resamples: int
+    level: float
+
+
+class _Sweep(Frozen):
+    format: Literal["clipmerge-sweep/2"]
+    clipmerge: str
+    output: str | None
+    command: str
+    id: tuple[str, ...]
+    ood: tuple[str, ...]
+    calibration_source: str | None
+    templates: tuple[str, ...]
+    own_templates: dict[str, tuple[str, ...]]
+    ood_checked: bool
+    seed: int
+    bootstrap: Bootstrap
+    warnings: tuple[str, ...]
+    curve: tuple[SweepPoint, ...]
+    recipes: tuple[RecipePoint, ...]
+    points: tuple[PlacedPoint, ...] = ()
+    kept: tuple[Task, ...] = ()
+    seconds: dict[str, float]
+    headline: str
+
+
+class SweepRecord(_Sweep):
+    """What `sweep` prints and writes as ``sweep.json``."""
+
+    zeroshot: SourceRecord
+    finetuned: tuple[SourceRecord, ...]
+    sources: dict[str, str]
+    images: dict[str, int]
+    revisions: dict[str, str]
+
+
+class BenchCheckpoint(SourceRecord):
+    """A checkpoint of a public pair; ``verified`` says whether its hash is published, ``None`` on the Hub."""
+
+    verified: bool | None
+
+
+class BenchData(DataSource):
+    """One set of images, and how many."""
+
+    images: int
+
+
+class BenchCheck(Frozen):
+    """The zero-shot accuracy on one set against the published one, in per cent."""
+
+    source: str
+    found: float
+    published: float
+    allowed: float
+    passed: bool
+
+
+class BenchPair(Frozen):
+    """A pair of a suite: its sweep beside the published figures."""
+
+    name: str
+    zeroshot: BenchCheckpoint
+    finetuned: BenchCheckpoint
+    data: dict[str, BenchData]
+    checks: tuple[BenchCheck, ...]
+    published: tuple[dict[str, Any], ...]
+    sweep: _Sweep
+
+
+class BenchRecord(Frozen):
+    """What `bench` prints and writes as ``bench.json``."""
+
+    clipmerge: str
+    torch: str
+    device: str
+    suite: str
+    title: str
+    model: str
+    limit: int | None
+    seed: int
+    command: str
+    notes: tuple[str, ...]
+    pairs: tuple[BenchPair, ...]
+
+
+#: Models by name of the schema.
+SCHEMAS: dict[str, type[Frozen]] = {
+    "record": PrintedRecord,
+    "plan": Plan,
+    "evaluate": EvaluationRecord,
+    "sweep": SweepRecord,
+    "bench": BenchRecord,
+}
+
+
+def schema_text(name: str) -> str:
+    """The JSON Schema of one kind of JSON, as it is published."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model_json_schema(SCHEMAS[name])}
+    return json.dumps(schema, indent=1) + "\n"
