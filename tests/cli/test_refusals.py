@@ -39,7 +39,7 @@ def merge_refused(
 
 def _pickle_instead(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
-    torch.save({"a": torch.zeros(1), "b": Path("x")}, folder / "pytorch_model.bin")
+    torch.save({"a": torch.zeros(1), "b": shutil.rmtree}, folder / "pytorch_model.bin")
 
 
 def _outside(folder: Path) -> None:
@@ -78,7 +78,7 @@ SHAPE = f"differ in shape; first {re.escape(KEY)}"
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (
         _pickle_instead,
-        r"pytorch_model\.bin: is a pickle that holds code \(pathlib.*unpickle\.py",
+        r"pytorch_model\.bin: is a pickle that holds code \(shutil\.rmtree.*unpickle\.py",
     ),
     "renamed pickle": (lambda f: torch.save({}, f / "model.safetensors"), r"model\.safetensors: holds no weights"),
     "lfs": (_bytes(lambda data: POINTER), "is a Git-LFS pointer.*git lfs pull"),
