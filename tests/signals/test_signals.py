@@ -36,7 +36,7 @@ PLAIN = "error: interrupted; nothing was left behind"
         (Ended(130, ["error: interrupted; no output was written"]), "after", "the line is not true"),
         (
             Ended(
-                130, ["note: x", "measuring: 36% after 10 s, about 14 s left", "error: interrupted; out is complete"]
+                130, ["note: x", "auto: learning: 36%, 10 s elapsed, 14 s left", "error: interrupted; out is complete"]
             ),
             "after",
             "",

@@ -17,7 +17,7 @@ _CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 # Of a finished command, these hold times.
 _TIMED = ("clipmerge.json", "sweep.json", "conversion.json")
 # Lines on stderr that say how a command gets on.
-_PROGRESS = re.compile(r"note: |begun$|[a-z ]+: \d+% after ")
+_PROGRESS = re.compile(r"note: |begun$|[\w: -]+: \d+%, .* elapsed")
 
 
 @dataclass(frozen=True)
