@@ -19,7 +19,7 @@ Interval = tuple[float, float]
 
 
 class PublishedRecord(Frozen):
-    """The place that an output was pushed to."""
+    """What `push` prints: the place that an output was pushed to."""
 
     url: str
     repo_id: str
@@ -188,6 +188,64 @@ class BenchRecord(Frozen):
     pairs: tuple[BenchPair, ...]
 
 
+class Origin(Frozen):
+    """A checkpoint that is inspected, and the names of its weight files."""
+
+    source: str
+    revision: str | None
+    files: tuple[str, ...]
+
+
+class InspectedLayer(Frozen):
+    """A layer: its number of tensors and of entries, its shapes, and how far fine-tuning moved it."""
+
+    parameters: int
+    size: int
+    shapes: dict[str, tuple[int, ...]]
+    change: float | None = None
+
+
+class InspectedAncestry(Frozen):
+    """Whether the fine-tuned checkpoint started from the zero-shot one."""
+
+    relation: Literal["related", "unrelated", "swapped"]
+    evidence: tuple[str, ...]
+    cosines: dict[str, float]
+
+
+class InspectedTotal(Frozen):
+    """Tensors, entries, bytes and dtypes of the zero-shot checkpoint."""
+
+    parameters: int
+    size: int
+    bytes: int
+    dtypes: tuple[str, ...]
+
+
+class Inspection(Frozen):
+    """What `inspect` prints."""
+
+    family: str
+    zeroshot: Origin
+    finetuned: Origin | None
+    layers: dict[str, InspectedLayer]
+    mismatches: tuple[str, ...]
+    ancestry: InspectedAncestry | None
+    total: InspectedTotal
+
+
+class ConversionRecord(Frozen):
+    """What `convert` prints and writes as ``conversion.json``."""
+
+    clipmerge: str
+    output: str
+    files: dict[str, str | None]
+    to: str
+    source: SourceRecord
+    warnings: tuple[str, ...]
+    command: str
+
+
 #: Models by name of the schema.
 SCHEMAS: dict[str, type[Frozen]] = {
     "record": PrintedRecord,
@@ -195,6 +253,9 @@ SCHEMAS: dict[str, type[Frozen]] = {
     "evaluate": EvaluationRecord,
     "sweep": SweepRecord,
     "bench": BenchRecord,
+    "inspect": Inspection,
+    "convert": ConversionRecord,
+    "push": PublishedRecord,
 }
 
 

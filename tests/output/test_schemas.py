@@ -37,6 +37,9 @@ def test_commands_print_what_the_schemas_say(pair: tuple[Path, Path], images: Pa
         ("report", out): "record",
         ("merge", *pair, "-r", "wise-ft", "--data", images, "--dry-run"): "record",
         ("evaluate", pair[0], "--data", f"val={images}", "--keep", f"far={far}"): "evaluate",
+        ("inspect", *pair): "inspect",
+        ("inspect", pair[0]): "inspect",
+        ("convert", pair[0], tmp_path / "c", "--to", "open-clip"): "convert",
         ("sweep", *pair, *sweep, "--keep", f"t={far}", "--point", f"x={pair[1]}"): "sweep",
     }
     for command, name in printed.items():
