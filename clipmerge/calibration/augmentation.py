@@ -1,7 +1,7 @@
 """Generic changes of images: geometry, colour, grey, blur, noise and small views, aimed at no particular shift.
 
-They act on preprocessed pixels, so that they work for any checkpoint's normalisation. All random numbers are drawn on
-the CPU, so that a seed gives the same images on any device.
+They act on preprocessed pixels, so that they work for any checkpoint's normalisation. Random numbers are drawn on the
+CPU, so that a seed gives the same changes on any device; only noise is drawn on a card by the card.
 """
 
 from __future__ import annotations
@@ -135,14 +135,41 @@ def _grey(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def _blur(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Average over a window that grows with the image."""
     size = 2 * max(1, round(pixels.shape[-1] / 64)) + 1
-    chosen = _chosen(pixels, generator, _BLUR_SHARE).flatten()
+    # chosen on the CPU, which would wait for a card to count them
+    chosen = (torch.rand(len(pixels), 1, 1, 1, generator=generator).flatten() < _BLUR_SHARE).nonzero().flatten()
+    chosen = chosen.to(pixels.device)
     blurred = avg_pool2d(pixels[chosen], size, stride=1, padding=size // 2, count_include_pad=False)
     return pixels.index_put((chosen,), blurred)
 
 
 def _noise(pixels: Tensor, generator: torch.Generator) -> Tensor:
     spread = _uniform(pixels, generator, 0, _NOISE, 1, 1, 1)
-    return pixels + spread * torch.randn(pixels.shape, generator=generator).to(pixels)
+    if pixels.device.type == "cpu":
+        return pixels + spread * torch.randn(pixels.shape, generator=generator)
+    keys = torch.randint(1 << 32, (len(pixels),), generator=generator).to(pixels.device)
+    return pixels + spread * _normal(keys, pixels[0].numel()).view_as(pixels).to(pixels)
+
+
+def _normal(keys: Tensor, count: int) -> Tensor:
+    """Standard normal numbers from a hash of a key and a place: (keys, count), the same on every device.
+
+    A card draws them itself, without the time to draw them on the CPU and to send them; each row depends on its key
+    alone, so that processes may share the rows.
+    """
+    places = torch.arange(2 * count, device=keys.device)
+    hashed = _mixed(_mixed(places) + keys[:, None])
+    first, second = ((hashed + 0.5) / (1 << 32)).tensor_split(2, dim=1)
+    normal: Tensor = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()
+    return normal
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """A hash of 32 bits of each whole number, which changes about half of its bits with each of theirs."""
+    low = (1 << 32) - 1
+    numbers = numbers & low
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        numbers = ((numbers ^ (numbers >> shift)) * factor) & low
+    return numbers ^ (numbers >> 16)
 
 
 _CHANGES = {"geometry": _geometry, "colour": _colour, "grey": _grey, "blur": _blur, "noise": _noise}

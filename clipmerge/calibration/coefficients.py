@@ -22,6 +22,8 @@ from clipmerge.planning.tensors import rows_shape
 UNMOVED = (1.0, 0.0)
 Granularity = Literal["layer", "parameter", "channel", "entry"]
 
+# Entries that are sent to other processes at once: 25 MB.
+_BUCKET = 25_000_000 // 4
 # Standard deviation of the noise that breaks ties between the scores of a sparse parameter before learning.
 _SPREAD = 0.02
 
@@ -112,15 +114,20 @@ class Coefficients:
     @torch.no_grad()
     def place(self) -> None:
         """Set the model's weights to theta_0 + c * task_vector."""
-        objective = self._objective
-        for name, key in self._key.items():
-            weights, effective = objective.path.parameters[name].data, self.effective(key)
-            for rows in runs_of(weights):
-                theta_0 = objective.path.theta_0.part(name, rows)
-                task_vector = objective.path.task_vector.part(name, rows)
-                torch.addcmul(theta_0, task_vector, rows_of(effective, rows), out=rows_of(weights, rows))
+        path = self._objective.path
+        if self._objective.shares.accelerator.device.type == "cpu":
+            for name, key in self._key.items():
+                weights, effective = path.parameters[name].data, self.effective(key)
+                for rows in runs_of(weights):
+                    theta_0, task_vector = path.theta_0.part(name, rows), path.task_vector.part(name, rows)
+                    torch.addcmul(theta_0, task_vector, rows_of(effective, rows), out=rows_of(weights, rows))
+        else:  # one kernel for many tensors
+            targets = [path.parameters[name].data for name in self._key]
+            torch._foreach_copy_(targets, [path.theta_0[name] for name in self._key])
+            changes = [path.task_vector[name] for name in self._key]
+            torch._foreach_addcmul_(targets, changes, [self.effective(key) for key in self._key.values()])
         self._overwritten = False
-        objective.path.forget(text=objective.path.text_changes)
+        path.forget(text=path.text_changes)
 
     @contextmanager
     def collect_gradients(self) -> Iterator[None]:
@@ -143,10 +150,18 @@ class Coefficients:
             yield
 
     def add_up(self) -> None:
-        """Add up the gradients of the coefficients over all processes."""
-        for value in self.values.values():
-            if value.grad is not None:
-                self._objective.shares.add_up(value.grad)
+        """Add up the gradients of the coefficients over all processes, many small ones at once."""
+        bucket: list[Tensor] = []
+        gradients = [value.grad for value in self.values.values() if value.grad is not None]
+        for place, gradient in enumerate(gradients):
+            bucket.append(gradient)
+            full = sum(tensor.numel() for tensor in bucket) >= _BUCKET
+            if full or place + 1 == len(gradients):
+                flat = torch.cat([tensor.flatten() for tensor in bucket])
+                self._objective.shares.add_up(flat)
+                for tensor, total in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
+                    tensor.copy_(total.view_as(tensor))
+                bucket.clear()
 
     def drop_gradients(self) -> None:
         """Give back the memory of the coefficients' gradients."""
@@ -158,17 +173,18 @@ class Coefficients:
         """Add a weight's part to the gradient of its coefficient, and drop the weight's gradient."""
         value = self.values[self._key[name]]
         gradient = cast(Tensor, parameter.grad)  # the hook runs after it was added
+        parameter.grad = None
+        if value.grad is None and value.shape == parameter.shape:
+            value.grad = parameter.data
+            self._overwritten = True
+            for rows in runs_of(gradient):
+                task_vector = self._objective.path.task_vector.part(name, rows)
+                torch.mul(rows_of(gradient, rows), task_vector, out=rows_of(value.grad, rows))
+            return
         for rows in runs_of(gradient):
             rows_of(gradient, rows).mul_(self._objective.path.task_vector.part(name, rows))
         slope = gradient.sum_to_size(value.shape)
-        parameter.grad = None
-        if value.grad is not None:
-            value.grad += slope
-        elif value.shape == parameter.shape:
-            value.grad = parameter.data.copy_(slope)
-            self._overwritten = True
-        else:
-            value.grad = slope
+        value.grad = slope if value.grad is None else value.grad + slope
 
     def by_parameter(self) -> dict[str, Tensor]:
         """The coefficients used by `place`, by parameter, float32 on the CPU."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,7 +33,10 @@ class Descent:
         self._steps = steps
         self.steps_taken = torch.zeros((), dtype=torch.int64)
         self._first = {key: torch.zeros_like(value, dtype=_moment_dtype(value)) for key, value in values.items()}
-        self._second = {key: torch.zeros((), device=value.device) for key, value in values.items()}
+        device = next(iter(values.values())).device
+        # one vector, whose entries are kept by name
+        self._seconds = torch.zeros(len(values), device=device)
+        self._second = dict(zip(values, self._seconds.unbind(), strict=True))
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -49,6 +53,9 @@ class Descent:
         fall = (1 + math.cos(math.pi * number / self._steps)) / 2
         number += 1
         self.steps_taken.fill_(number)
+        if self._seconds.device.type != "cpu":
+            self._step_at_once(number, fall, ceiling)
+            return
         for key, value in self._values.items():
             if value.grad is None:
                 continue
@@ -58,6 +65,30 @@ class Descent:
             scale = (second / (1 - _LONG_MEMORY**number)).sqrt() + _TINY
             move = first / (scale * (1 - _MEMORY**number))
             value.sub_(move, alpha=self._rates[key] * fall).clamp_(0, ceiling)
+
+    def _step_at_once(self, number: int, fall: float, ceiling: float) -> None:
+        """The same step with one kernel for many tensors, and one wait for all second moments."""
+        places = [place for place, value in enumerate(self._values.values()) if value.grad is not None]
+        keys = [key for key, value in self._values.items() if value.grad is not None]
+        values, firsts = [self._values[key] for key in keys], [self._first[key] for key in keys]
+        gradients = [cast(Tensor, value.grad) for value in values]
+        moves = [torch.empty_like(gradient) for gradient in gradients]
+        torch._foreach_copy_(moves, firsts)
+        torch._foreach_lerp_(moves, gradients, 1 - _MEMORY)
+        torch._foreach_copy_(firsts, moves)
+        sizes = torch.tensor([gradient.numel() for gradient in gradients], device=self._seconds.device)
+        squares = torch.stack(torch._foreach_norm(gradients)).square() / sizes
+        reached = torch.tensor(places, device=self._seconds.device)
+        self._seconds[reached] = self._seconds[reached].lerp(squares, 1 - _LONG_MEMORY)
+        roots = (self._seconds[reached] / (1 - _LONG_MEMORY**number)).sqrt().tolist()
+        factors = [
+            self._rates[key] * fall / ((root + _TINY) * (1 - _MEMORY**number))
+            for key, root in zip(keys, roots, strict=True)
+        ]
+        torch._foreach_mul_(moves, factors)
+        torch._foreach_sub_(values, moves)
+        torch._foreach_clamp_min_(values, 0.0)
+        torch._foreach_clamp_max_(values, ceiling)
 
 
 def _moment_dtype(value: Tensor) -> torch.dtype:

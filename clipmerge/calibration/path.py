@@ -66,15 +66,15 @@ def _is_mapped(name: str, parameter: Parameter, inputs: Inputs) -> bool:
 
 
 def runs_of(tensor: Tensor) -> list[slice | None]:
-    """Runs of a tensor's rows, of about a million entries each; all of it at once if there are no more.
+    """Runs of a tensor's rows, of about a million entries each; all of it at once if there are no more, or on a card.
 
-    Large buffers would not fit between what a backward pass still holds, and take new memory.
+    On a CPU, large buffers would not fit between what a backward pass still holds, and take new memory.
 
     Example:
         >>> runs_of(torch.empty(3, 1 << 19)), runs_of(torch.empty(3, 4))
         ([slice(0, 2, None), slice(2, 4, None)], [None])
     """
-    if tensor.numel() <= _ENTRIES or not tensor.ndim:
+    if tensor.numel() <= _ENTRIES or not tensor.ndim or tensor.device.type != "cpu":
         return [None]
     step = max(1, _ENTRIES * len(tensor) // tensor.numel())
     return [slice(start, start + step) for start in range(0, len(tensor), step)]

@@ -1,0 +1,171 @@
+"""An accelerator that needs no card: its tensors report a device of their own and compute on the CPU.
+
+Unlike tensors on the CPU they refuse what a card refuses: operations with a tensor on another device, a generator of
+the CPU, a list of numbers for an index that lies elsewhere and, where the device has none, float64. They count kernels,
+and the times that the CPU waits for the device. torch lets Python stand in for a backend since 2.9, without a compiler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import backend_registration
+from torch.utils._pytree import tree_flatten, tree_map
+
+NAME = "pretended"
+# torch's own switch for backends in Python is not public yet
+_register = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+SUPPORTED = _register is not None
+
+aten = torch.ops.aten
+# These move tensors between devices, or ask for a number.
+_COPIES = {aten.copy_.default, aten._to_copy.default}
+_WAITS = {aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default, aten.is_nonzero.default}
+# These write nothing.
+_NO_KERNELS = {aten.detach.default, aten.alias.default, aten.empty_like.default, aten._unsafe_view.default}
+# attention is then computed from products, as no backend is registered for its kernels
+_CHOICE = aten._fused_sdp_choice.default
+
+
+@dataclass
+class Counts:
+    """What happened on the device.
+
+    Attributes:
+        kernels: Operations that write a tensor, by name.
+        waits: Times that the CPU waited for a value.
+        uploads: Copies from the CPU.
+        has_float64: Whether the device computes in float64.
+    """
+
+    kernels: dict[str, int] = field(default_factory=dict)
+    waits: int = 0
+    uploads: int = 0
+    has_float64: bool = True
+
+
+counts = Counts()
+
+
+class Pretended(Tensor):
+    """A tensor on the pretended device; its entries are those of a tensor on the CPU."""
+
+    raw: Tensor
+
+    @staticmethod
+    def __new__(cls, raw: Tensor) -> Pretended:
+        if raw.dtype == torch.float64 and not counts.has_float64:
+            raise TypeError("the device has no float64")
+        made: Pretended = Tensor._make_wrapper_subclass(
+            cls,
+            raw.size(),
+            strides=raw.stride(),
+            storage_offset=raw.storage_offset(),
+            dtype=raw.dtype,
+            device=torch.device(NAME, 0),
+        )
+        made.raw = raw
+        return made
+
+    def tolist(self) -> Any:
+        """Wait for all entries at once."""
+        counts.waits += 1
+        return self.raw.tolist()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        """The storage of its entries."""
+        return self.raw.untyped_storage()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is aten._has_compatible_shallow_copy_type.default:
+            return False
+        given, options = list(args), dict(kwargs or {})
+        _refuse_mixtures(func, given, options)
+        home = func is aten._to_copy.default and torch.device(options.get("device") or NAME).type == "cpu"
+        if func in _WAITS or home or (func is aten.copy_.default and not isinstance(given[0], Pretended)):
+            counts.waits += 1
+        elif func is aten.copy_.default and not isinstance(given[1], Pretended):
+            counts.uploads += 1
+        if options.get("device") is not None:
+            options["device"] = torch.device("cpu")
+        if func is _CHOICE:
+            return 0
+        out = func(*tree_map(_raw, given), **tree_map(_raw, options))
+        if home or func in _WAITS - {aten.nonzero.default}:
+            return out
+        aliases = any(result.alias_info is not None for result in func._schema.returns)
+        if not func.is_view and func not in _NO_KERNELS:
+            name = func.overloadpacket.__name__
+            counts.kernels[name] = counts.kernels.get(name, 0) + 1
+        if aliases and not func.is_view:  # in place, or into ``out``
+            written = [leaf for leaf in tree_flatten((args, options))[0] if isinstance(leaf, Tensor)]
+            same = {id(_raw(leaf)): leaf for leaf in written}
+            return tree_map(lambda leaf: same.get(id(leaf), _wrapped(leaf)), out)
+        return tree_map(_wrapped, out)
+
+
+def _raw(value: Any) -> Any:
+    return value.raw if isinstance(value, Pretended) else value
+
+
+def _wrapped(value: Any) -> Any:
+    return Pretended(value) if type(value) is Tensor or isinstance(value, torch.nn.Parameter) else value
+
+
+def _refuse_mixtures(func: Any, args: list[Any], options: dict[str, Any]) -> None:
+    leaves = tree_flatten((args, options))[0]
+    strangers = [x for x in leaves if isinstance(x, Tensor) and not isinstance(x, Pretended) and x.ndim]
+    if strangers and func not in _COPIES and func is not aten.index.Tensor:
+        raise RuntimeError(f"expected all tensors to be on the same device: {func}")
+    if any(isinstance(leaf, torch.Generator) for leaf in leaves):
+        raise RuntimeError(f"expected a generator of the device: {func}")
+
+
+def _empty(
+    size: Any, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None, **_: Any
+) -> Any:
+    return Pretended(torch.empty(size, dtype=dtype))
+
+
+def _empty_strided(size: Any, stride: Any, dtype: Any = None, **_: Any) -> Any:
+    return Pretended(torch.empty_strided(size, stride, dtype=dtype))
+
+
+def _copy_from(source: Tensor, target: Tensor, *_: Any) -> Tensor:
+    _raw(target).copy_(_raw(source))
+    return target
+
+
+_library: list[torch.library.Library] = []
+
+
+def register() -> None:
+    """Make the device known to torch, once in a process."""
+    if _library or _register is None:
+        return
+    _register(NAME)
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("empty.memory_format", _empty, "PrivateUse1")
+    library.impl("empty_strided", _empty_strided, "PrivateUse1")
+    library.impl("_copy_from", _copy_from, "PrivateUse1")
+    _library.append(library)
+
+
+@contextmanager
+def counted(*, has_float64: bool = True) -> Iterator[Counts]:
+    """Count what happens on the device in this block."""
+    counts.kernels, counts.waits, counts.uploads, counts.has_float64 = {}, 0, 0, has_float64
+    # a module's parameters are of another class on the device, and their objects must stay
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        yield counts
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+        counts.has_float64 = True
