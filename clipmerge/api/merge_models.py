@@ -118,7 +118,7 @@ def merge_state_dicts(
     copied from theta_0; scalars and statistics of batch norms are never masked.
 
     Args:
-        theta_0: Zero-shot tensors by name, on the CPU; never written to.
+        theta_0: Zero-shot tensors by name, on any device; never written to. What is computed, the CPU computes.
         theta_1: Fine-tuned tensors by name, the same names and shapes; several for theta_1 ... theta_K.
         alpha: Mixing coefficient, no unit: 0 = zero-shot, 1 = fine-tuned; outside [0, 1] it extrapolates.
         density: Share of the change kept by the mask, in (0, 1].
@@ -127,7 +127,7 @@ def merge_state_dicts(
         seed: Seed of random masks; entries depend only on the seed and the tensor's name.
 
     Returns:
-        Merged tensors by name, in theta_0's order, with theta_0's shapes and dtypes.
+        Merged tensors by name, in theta_0's order, with theta_0's shapes, dtypes and devices.
 
     Raises:
         CheckpointError: If names, shapes or integers differ, or a tensor holds NaN or Inf.
@@ -146,7 +146,9 @@ def merge_state_dicts(
     _check_names(theta_0, finetuned)
     with one_thread():
         return {
-            name: _merged(name, tensor, [each[name] for each in finetuned], alpha, chosen, seed)
+            name: _merged(name, tensor.cpu(), [each[name].cpu() for each in finetuned], alpha, chosen, seed).to(
+                tensor.device
+            )
             for name, tensor in theta_0.items()
         }
 

@@ -149,8 +149,14 @@ class Coefficients:
                 hooks.callback(handle.remove)
             yield
 
-    def add_up(self) -> None:
-        """Add up the gradients of the coefficients over all processes, many small ones at once."""
+    def add_up(self, copies: int = 1) -> None:
+        """Add up the gradients of the coefficients over all processes, many small ones at once.
+
+        Where each process computed all of them, they are divided by the number of these ``copies``: processors may
+        round differently, and without it each process would go on from its own.
+        """
+        if self._objective.shares.accelerator.num_processes == 1:
+            return
         bucket: list[Tensor] = []
         gradients = [value.grad for value in self.values.values() if value.grad is not None]
         for place, gradient in enumerate(gradients):
@@ -159,6 +165,7 @@ class Coefficients:
             if full or place + 1 == len(gradients):
                 flat = torch.cat([tensor.flatten() for tensor in bucket])
                 self._objective.shares.add_up(flat)
+                flat /= copies
                 for tensor, total in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
                     tensor.copy_(total.view_as(tensor))
                 bucket.clear()

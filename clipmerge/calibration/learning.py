@@ -254,8 +254,8 @@ class _Run:
             coefficients.place()
             losses = descend(objective, step, goal, at_once=at_once, last=coefficients.collect_gradients)
             self._trace[step.number] = torch.tensor(astuple(losses))
-            if step.shard[1] > 1:
-                coefficients.add_up()
+            whole = step.shard[1] == 1  # computed by every process
+            coefficients.add_up(objective.shares.accelerator.num_processes if whole else 1)
             with self._storage.changing(self._state) if self._storage else nullcontext():
                 self._descent.step(ceiling)
             coefficients.drop_gradients()

@@ -7,6 +7,7 @@ import functools
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from io import TextIOWrapper
@@ -30,6 +31,8 @@ _INTERRUPTED = "interrupted"
 _ENDED = "ended from outside (SIGTERM; a launcher sends it to all processes of a run when one of them fails)"
 # When one process fails, a launcher ends the others within 0.1 s (older launchers: 5 s).
 SECONDS_FOR_THE_MAIN_PROCESS = 10.0
+# When SIGTERM ends all processes of a run, they all clean up within this time.
+SECONDS_TO_END = 1.0
 
 
 class Unprintable(Exception):
@@ -133,10 +136,27 @@ def _repeats_the_main_process() -> bool:
 
 def _fail_stopped(error: BaseException) -> NoReturn:
     """End after Ctrl-C or SIGTERM, and say which outputs exist."""
-    if isinstance(error, Terminated) and _repeats_the_main_process():
+    if isinstance(error, Terminated) and (_repeats_the_main_process() or not _is_first_of_its_run()):
         raise SystemExit(143)  # the launcher ends this process because another one failed and reported its error
     how, code = (_ENDED, 143) if isinstance(error, Terminated) else (_INTERRUPTED, 130)
     fail("; ".join([how, *(_what_stands(error) or ["nothing was left behind"])]), code)
+
+
+def _is_first_of_its_run() -> bool:
+    """Whether no other process of this run on this machine has said that it was ended; true without a launcher."""
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == 1:
+        return True
+    name = f"clipmerge-ended-{os.getppid()}-{os.environ.get('MASTER_PORT')}"
+    place = Path(tempfile.gettempdir()) / name
+    try:
+        place.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # no folder to leave a sign in
+        return True
+    time.sleep(SECONDS_TO_END)  # the launcher ends all processes at the same time
+    place.unlink(missing_ok=True)
+    return True
 
 
 def _what_stands(error: BaseException | None = None) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from clipmerge.api.merge_models import merge_state_dicts
 from clipmerge.calibration.augmentation import _normal, augmented
 from clipmerge.calibration.coefficients import Coefficients
 from clipmerge.calibration.descent import Descent
@@ -161,3 +162,15 @@ def test_retrieval_is_that_of_the_cpu() -> None:
     expected = recall_of(images, texts, owners)
     with counted(has_float64=False):
         assert recall_of(*(tensor.to(pretended_device.NAME) for tensor in (images, texts, owners))) == expected
+
+
+@pytest.mark.parametrize("mask", ["magnitude", "random"])
+def test_state_dicts_on_the_device_are_merged_there(mask: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ends = [{"w": torch.randn(40, 3, generator=generator), "n": torch.tensor(3)} for _ in range(2)]
+    expected = merge_state_dicts(*ends, alpha=0.4, density=0.5, mask=mask)
+    with counted(has_float64=False):
+        there = [{name: tensor.to(pretended_device.NAME) for name, tensor in end.items()} for end in ends]
+        found = merge_state_dicts(*there, alpha=0.4, density=0.5, mask=mask)
+    assert all(tensor.device.type == pretended_device.NAME for tensor in found.values())
+    assert all(torch.equal(found[name].cpu(), tensor) for name, tensor in expected.items())
