@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from clipmerge.cli import _ending
 from clipmerge.distributed import Terminated, adopt_slurm, device_work, is_main_process, termination, together
 from clipmerge.errors import MeasureError, UsageError
 from tests.support.command import clipmerge, refused
@@ -161,3 +163,20 @@ def test_a_thread_leaves_signals_to_the_main_one() -> None:
     thread.start()
     thread.join()
     assert handlers == [before]
+
+
+def test_the_first_process_that_is_ended_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ending, "SECONDS_TO_END", 0.0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    sign = tmp_path / f"clipmerge-ended-{os.getppid()}-29500"
+    sign.touch()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert _ending._is_first_of_its_run()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert not _ending._is_first_of_its_run()
+    sign.unlink()
+    assert _ending._is_first_of_its_run()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    assert _ending._is_first_of_its_run()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Share of the device's memory that activations may take; more images go through the model in pieces.
 _SHARE = 0.25
+# On a card, the same of what nothing else has taken; gradients and buffers of kernels need the rest.
+_SHARE_OF_FREE = 0.6
 
 
 class Activations:
@@ -25,7 +27,8 @@ class Activations:
 
     def __init__(self, objective: Objective, precision: Precision) -> None:
         """Send an image through, and then two."""
-        self._room = _SHARE * memory(objective.shares.accelerator.device)
+        device = objective.shares.accelerator.device
+        self._room = (_SHARE_OF_FREE if device.type == "cuda" else _SHARE) * memory(device)
         self._each = _bytes_per_image(objective, precision)
 
     def images(self, times: int = 1) -> int | None:
@@ -61,9 +64,10 @@ _USUAL = 16 << 30
 
 
 def memory(device: torch.device) -> int:
-    """Bytes that this process may use: the device's memory, or the limit of a container or a batch job."""
+    """Bytes that this process may use: of a card what is free, else the machine's or the limit of a container or job."""
     if device.type == "cuda":  # pragma: no cover - needs a GPU
-        return int(torch.cuda.get_device_properties(device).total_memory)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # pragma: no cover - Windows, which has no sysconf

@@ -59,7 +59,7 @@ class GradientSums:
         self._path = path
         self._layers = {name: place for place, names in enumerate(path.layers.values()) for name in names}
         device = next(iter(path.task_vector.values())).device
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = torch.float64 if device.type in ("cpu", "cuda") else torch.float32  # others may have none
         self.totals = {name: torch.zeros_like(value, dtype=wide) for name, value in path.task_vector.items()}
         self._slopes = torch.zeros(len(path.layers), dtype=torch.float64)
 
