@@ -64,7 +64,7 @@ _USUAL = 16 << 30
 
 
 def memory(device: torch.device) -> int:
-    """Bytes that this process may use: of a card what is free, else the machine's or the limit of a container or job."""
+    """Bytes that this process may use: of a card what is free, else the machine's or the limit of a job."""
     if device.type == "cuda":  # pragma: no cover - needs a GPU
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused

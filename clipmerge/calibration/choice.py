@@ -98,7 +98,7 @@ def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> Validat
         objective.work.tick(FORWARD * validation_pictures(goal, len(step)) * step.work_share)
     if any(step.shard[1] > 1 for step in steps):
         objective.shares.add_up(sums)
-    return ValidationScore((sums[:-1] / sums[-1]).double().cpu())
+    return ValidationScore((sums[:-1] / sums[-1]).cpu().double())
 
 
 def validation_pictures(goal: Goal, images: int) -> int:
