@@ -53,11 +53,8 @@ def test_fine_tuning_gains_on_clean_digits_and_loses_robustness(demo: dict[str, 
 
 def test_the_table_is_that_of_the_docs(demo: dict[str, dict[str, dict[str, float]]]) -> None:
     """The models are the same everywhere; processors round what is learned, which may move an answer or two of 400."""
-    table = (
-        (Path(__file__).parents[2] / "docs" / "first-ten-minutes.md")
-        .read_text(encoding="utf-8")
-        .partition("accuracy, %       clean")[2]
-    )
+    page = Path(__file__).parents[2] / "docs" / "first-ten-minutes.md"
+    table = page.read_text(encoding="utf-8").partition("accuracy, %       clean")[2]
     told = {cells[0]: [float(cell) for cell in cells[1:-1]] for cells in map(str.split, table.splitlines()[1:6])}
     for model, accuracy in demo["accuracy"].items():
         assert [100 * value for value in accuracy.values()] == pytest.approx(told[model], abs=0.81)
