@@ -343,8 +343,11 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     listed = done(clipmerge("recipes", "list")).out
     assert "straggler-outlier" in listed
-    told = done(clipmerge("recipes", "list", "--format", "json")).json["recipes"]
-    assert [line.split() for line in listed.splitlines()] == [[name, *about.split()] for name, about in told.items()]
+    record = done(clipmerge("recipes", "list", "--format", "json")).json
+    assert [line.split() for line in listed.splitlines()[1:]] == [
+        [name, "needed" if record["needs_images"][name] else "no", *about.split()]
+        for name, about in record["recipes"].items()
+    ]
     shown = done(clipmerge("recipes", "show", "wise-ft")).out
     done(clipmerge("recipes", "copy", "wise-ft"))
     assert (tmp_path / "wise-ft.yaml").read_text() == shown
