@@ -27,7 +27,8 @@ from clipmerge.evaluation.moving_model import MovingModel
 from clipmerge.evaluation.scorer import Scorer
 from clipmerge.evaluation.settings import EvalSettings
 from clipmerge.evaluation.sources import named_sources
-from clipmerge.images.dataset import LabelledImages, load_images
+from clipmerge.images import batches
+from clipmerge.images.dataset import load_images
 from clipmerge.models.building import build_model
 from clipmerge.models.transformers_clip import TransformersClip
 from clipmerge.planning.recipe import load_recipe
@@ -192,13 +193,13 @@ class Counting:
     """Counts images decoded, batches embedded and prompts embedded."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.decoded: Counter[tuple[str, int]] = Counter()
+        self.decoded: Counter[str] = Counter()
         self.batches = self.prompts = 0
-        decode, vision, text = LabelledImages.image, TransformersClip.image_features, TransformersClip.text_features
+        decode, vision, text = batches.decode, TransformersClip.image_features, TransformersClip.text_features
 
-        def image(images: LabelledImages, index: int) -> Any:
-            self.decoded[images.source, index] += 1
-            return decode(images, index)
+        def decoded(name: str, encoded: Any) -> Any:
+            self.decoded[name] += 1
+            return decode(name, encoded)
 
         def image_features(model: TransformersClip, *args: Any) -> Any:
             self.batches += 1
@@ -211,7 +212,7 @@ class Counting:
         monkeypatch.setattr(
             bf16_classifier, "multiplies_bfloat16", lambda _device: False
         )  # or some images are seen twice
-        monkeypatch.setattr(LabelledImages, "image", image)
+        monkeypatch.setattr(batches, "decode", decoded)
         monkeypatch.setattr(TransformersClip, "image_features", image_features)
         monkeypatch.setattr(TransformersClip, "text_features", text_features)
 
