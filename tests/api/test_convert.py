@@ -204,7 +204,7 @@ def test_a_setting_that_is_no_count_is_named(key: str, value: Any, theirs: Path,
         ),
         ({"layer_norm_eps": "small"}, "vision_config.layer_norm_eps is 'small', but a number from 0 on was expected"),
         ({"layer_norm_eps": float("nan")}, "vision_config.layer_norm_eps is nan"),
-        ({"hidden_act": None}, "vision_config.hidden_act is None; expected a name"),
+        ({"hidden_act": None}, "vision_config.hidden_act is null, but a name was expected"),
         ({"num_hidden_layers": 10**12}, "says that the vision tower has 1000000000000 layers, but the weights have 3"),
         (
             {"patch_size": 64},
