@@ -21,6 +21,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 import clipmerge as clipmerge_package
 from clipmerge.api._merge_effect import add_verdict
+from clipmerge.api._requests import check_request
 from clipmerge.api.apply import write_merge
 from clipmerge.api.plan import prepare
 from clipmerge.errors import UsageError, VerdictError
@@ -234,13 +235,13 @@ def test_strict_needs_something_to_be_strict_about(pair: Inputs, photos: Path, t
     line = refused(clipmerge("merge", *pair, "-r", "wise-ft", "--max-loss", "-1", "--dry-run"), 2)
     assert "--max-loss" in line
     with pytest.raises(UsageError, match=r"--max-loss -1: .* such as 3"):
-        prepare(request_for(pair, "wise-ft", photos, max_loss=-1.0))
+        check_request(request_for(pair, "wise-ft", photos, max_loss=-1.0))
 
 
 def test_a_share_is_a_share(pair: Inputs, photos: Path) -> None:
     request = request_for(pair, "wise-ft", photos)
     with pytest.raises(UsageError, match=r"held_back=1: .* such as 0\.2"):
-        prepare(replace(request, calibration=replace(request.calibration, held_back=1.0)))
+        check_request(replace(request, calibration=replace(request.calibration, held_back=1.0)))
 
 
 def test_few_images_tell_nothing_and_say_so(pair: Inputs, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_what_is_written_is_what_the_plan_says(
     layers = Task(run.inputs).layers
     plan = Plan.load(tmp_path / "plan.json").without_stale().checked(layers)
     check_verdict(plan, layers)
-    ended = clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out")
+    ended = clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out", "-v")
     assert ended.code == 0, ended.err
     record = read_output(tmp_path / "out")
 
@@ -108,7 +108,7 @@ def test_what_is_written_is_what_the_plan_says(
     # so do the page, the card and the terminal, now and when the report is asked for again
     page = text_of((tmp_path / "out" / "report.html").read_text())
     card = (tmp_path / "out" / "README.md").read_text().replace("\\", "")
-    again = clipmerge("report", tmp_path / "out").out
+    again = clipmerge("report", tmp_path / "out", "-v").out
     for said in (page, card, " ".join(ended.out.split()), " ".join(again.split())):
         check_effect(said, record)
         assert record.headline in said
