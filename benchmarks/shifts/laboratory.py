@@ -75,7 +75,7 @@ class Laboratory:
         calibration = Calibration(source=str(self.trained.calibration), images=IMAGES, device="cpu", held_back=0.0)
         sources = (str(self.trained.zeroshot), (str(finetuned or self.trained.finetuned),))
         with sdpa_kernel(SDPBackend.MATH):
-            plan = prepare(MergeRequest(*sources, recipe, calibration, seed), Silent()).plan
+            plan = prepare(MergeRequest(*sources, recipe, calibration, seed=seed), Silent()).plan
         assert plan is not None
         assert plan.measurements is not None  # it was asked for
         return plan.measurements

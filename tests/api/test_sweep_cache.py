@@ -57,7 +57,7 @@ def test_a_suite_of_several_pairs_is_told_pair_by_pair(suite: Path, tmp_path: Pa
     # without an output there is a record all the same
     result = api.bench(suite, recipes=["wise-ft"], alphas=(0, 1), check=False, seed=3, **QUIET)
     assert result.path is None
-    assert result.record["command"] == f"clipmerge bench {suite} --recipe wise-ft --alphas 0,1 --no-check --seed 3"
+    assert result.record["command"] == f"clipmerge bench {suite} --seed 3 --recipe wise-ft --alphas 0,1 --no-check"
     assert [each["sweep"]["curve"][0]["accuracy"] for each in result.record["pairs"]] == [forth[0], back[0]]
 
 
