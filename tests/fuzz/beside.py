@@ -124,7 +124,7 @@ def report(data: bytes, folder: Path) -> object:
         Console(file=said, width=100).print(summary_table(record))
     if zlib.crc32(data) % 8 == 0:
         return page.html_page(record)
-    with patch.multiple(page, _pictures=_none, _layer_pictures=_none):
+    with patch.multiple(page, _pictures=_none):
         return page.html_page(record)
 
 
