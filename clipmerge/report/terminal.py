@@ -29,7 +29,7 @@ def summary(record: MergeRecord, width: int = MAX_WIDTH) -> RenderableType:
     if record.calibration is None or not any(layer.alpha_range for layer in record.layers.values()):
         return summary_table(record, width)
     unlabelled = record.calibration.unlabelled
-    decided, learned, _ = record.headline.partition("learned coefficients")
+    decided, learned, _ = record.headline.removesuffix(".").partition("learned coefficients")
     images = f"from {record.calibration.images:,} of your images (-v says more)"
     lines = [f"{decided}{learned}, {images}.", *([unlabelled.sentence] if unlabelled else [])]
     return Group(*_effect_lines(record), *_other_task_lines(record), *(Text(_printable(line)) for line in lines))
