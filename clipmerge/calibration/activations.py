@@ -41,7 +41,8 @@ def _bytes_per_image(objective: Objective, precision: Precision) -> int:
     if not objective.shares.batches:
         return 0
     pixels = objective.shares.batches[0].pixels[:1]
-    one, two = (_saved(objective, pixels.expand(count, *pixels.shape[1:]), precision) for count in (1, 2))
+    # repeated, as a view of the batch would count all of its images
+    one, two = (_saved(objective, pixels.repeat(count, 1, 1, 1), precision) for count in (1, 2))
     return two - one
 
 
