@@ -198,7 +198,13 @@ def test_more_robustness_stays_closer_to_the_zero_shot_predictions(ends: Ends) -
     def ending(robustness: float) -> tuple[float, float]:
         objective = objective_for(ends, make_batches(SIZES))
         learned_coefficients(
-            objective, robustness=robustness, steps=40, granularity="channel", rate=0.05, held_back=0.0
+            objective,
+            robustness=robustness,
+            steps=40,
+            granularity="channel",
+            rate=0.05,
+            held_back=0.0,
+            divergence="predictions",
         )
         step = prepare_still(objective)
         seen = descend(objective, step, STILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -61,11 +62,11 @@ def test_a_density_of_one_drops_nothing(ends: Ends) -> None:
 
 
 def test_a_file_that_is_gone_is_known_by_its_name(tmp_path: Path) -> None:
-    from clipmerge.calibration.resume import _file
+    from clipmerge.calibration.resume import _content
 
     (tmp_path / "x").write_bytes(b"abc")
-    assert _file(tmp_path / "x")[1] == 3
-    assert _file(tmp_path / "gone") == [str(tmp_path / "gone")]
+    assert _content(tmp_path / "x") == sha256(b"abc").hexdigest()
+    assert _content(tmp_path / "gone") == str(tmp_path / "gone")
 
 
 def test_what_lies_in_memory_alone_is_copied(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -312,7 +312,6 @@ def test_a_state_is_of_the_code_that_learned_it(part: Any) -> None:
     assert Path(inspect.getfile(part)) in resumption.code_files()
 
 
-@pytest.mark.usefixtures("often")
 def test_a_state_is_of_the_content_that_it_was_learned_on(ends: Ends, tmp_path: Path) -> None:
     """Not of paths, sizes and times, which a program can set back."""
     folders = [shutil.copytree(folder, tmp_path / folder.name) for folder in ends]
@@ -335,6 +334,7 @@ def test_a_state_is_of_the_content_that_it_was_learned_on(ends: Ends, tmp_path: 
         assert named() == first, file
 
 
+@pytest.mark.usefixtures("often")
 def test_a_cache_that_cannot_be_written_is_told_once(ends: Ends, undisturbed: Whole, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     run = Learning(ends, tmp_path / "file" / "learning" / "state.safetensors")

@@ -23,7 +23,8 @@ def blank() -> dict[str, Tensor]:
 
 
 def process(file: Path, *, main: bool) -> LearningState:
-    accelerator: Any = SimpleNamespace(num_processes=2, is_main_process=main, device=torch.device("cpu"))
+    state = SimpleNamespace(device=torch.device("cpu"))
+    accelerator: Any = SimpleNamespace(num_processes=2, is_main_process=main, state=state)
     return LearningState(lambda: file, accelerator, print)
 
 
