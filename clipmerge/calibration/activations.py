@@ -42,7 +42,7 @@ def _bytes_per_image(objective: Objective, precision: Precision) -> int:
         return 0
     pixels = objective.shares.batches[0].pixels[:1]
     # repeated, as a view of the batch would count all of its images
-    one, two = (_saved(objective, pixels.repeat(count, 1, 1, 1), precision) for count in (1, 2))
+    one, two = (_saved(objective, pixels.repeat(count, *[1] * (pixels.ndim - 1)), precision) for count in (1, 2))
     return two - one
 
 
