@@ -1,0 +1,215 @@
+"""Measures, steps of learning, evaluation and retrieval on a device that refuses and counts what a card does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from clipmerge.api.merge_models import merge_state_dicts
+from clipmerge.calibration import coefficients
+from clipmerge.calibration.augmentation import _normal, augmented
+from clipmerge.calibration.coefficients import Coefficients
+from clipmerge.calibration.descent import Descent
+from clipmerge.calibration.goal import Goal, descend
+from clipmerge.calibration.learning import prepare
+from clipmerge.calibration.objective import Objective
+from clipmerge.checkpoint import open_checkpoint
+from clipmerge.distributed import Processes, add_up
+from clipmerge.evaluation.accuracy import load_model, zero_shot_accuracy
+from clipmerge.evaluation.retrieval import recall_of
+from clipmerge.evaluation.settings import EvalSettings
+from clipmerge.images.dataset import load_images
+from clipmerge.plugins import plugin_names
+from clipmerge.progress import Silent
+from tests.support import pretended_device
+from tests.support.measure_everything import measured
+from tests.support.pretended_device import Pretended, counted
+from tests.support.small_objective import Ends, make_batches, objective_for, save_ends
+
+pytestmark = pytest.mark.skipif(not pretended_device.SUPPORTED, reason="torch has no backends in Python before 2.9")
+SIZES = (4, 4, 3)
+# A ViT-B/32's vision tower has so many parameters.
+PARAMETERS = 199
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> None:
+    pretended_device.register()
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Ends:
+    return save_ends(tmp_path_factory.mktemp("ends"))
+
+
+def objective_on(device: str, ends: Ends) -> Objective:
+    return objective_for(ends, make_batches(SIZES), accelerator=Processes(torch.device(device)))
+
+
+def test_the_device_refuses_what_a_card_refuses() -> None:
+    there = torch.ones(3).to(pretended_device.NAME)
+    with pytest.raises(RuntimeError, match="on the same device"):
+        there + torch.ones(3)
+    with pytest.raises(RuntimeError, match="a generator of the device"):
+        there.uniform_(generator=torch.Generator())
+    with counted(has_float64=False), pytest.raises(TypeError, match="no float64"):
+        there.double()
+    with counted() as counts:
+        assert float((there + 1).sum()) == 6
+    assert counts.waits == 1
+    assert counts.kernels == {"add": 1, "sum": 1}
+
+
+@pytest.mark.parametrize("name", plugin_names("measures"))
+def test_a_measure_is_that_of_the_cpu(ends: Ends, name: str) -> None:
+    """Also where there is no float64, as on Apple's."""
+    expected = measured(name, objective_on("cpu", ends))
+    with counted(has_float64=False):
+        found = measured(name, objective_on(pretended_device.NAME, ends))
+    learns = bool(expected.coefficients)
+    for statistic, other in zip(found.statistics, expected.statistics, strict=True):
+        largest = max(map(abs, other.values.values()), default=0.0)
+        for layer, value in other.values.items():
+            # noise is drawn by the device, so that what was learned differs a little
+            limit = 0.35 * largest if learns else 1e-4 * largest
+            assert statistic.values[layer] == pytest.approx(value, abs=limit + 1e-7), (statistic.name, layer)
+    for mixture, other_mixture in zip(found.mixtures, expected.mixtures, strict=True):
+        assert mixture.loss == pytest.approx(other_mixture.loss, rel=1e-4)
+    for kind, tensors in expected.tensors.items():
+        for key in tensors.keys() - {key for key in tensors if key.endswith("k_proj.bias")}:  # rounding alone
+            tensor = tensors[key]
+            assert torch.allclose(found.tensors[kind][key], tensor, rtol=1e-3, atol=1e-4 * float(tensor.abs().max()))
+    for key, value in expected.coefficients.items():
+        assert not isinstance(found.coefficients[key], Pretended)
+        assert found.coefficients[key].shape == value.shape
+
+
+def test_a_step_of_learning_is_that_of_the_cpu_and_waits_three_times_at_most(ends: Ends) -> None:
+    goal = Goal(0.7, views=1.0, copies=4, changes=("geometry", "colour", "grey", "blur"))
+    learned, kernels, own = {}, 0, 0
+    for device in ("cpu", pretended_device.NAME):
+        with counted() as counts:
+            objective = objective_on(device, ends)
+            steps = prepare(objective, goal, 2)
+            values = Coefficients(objective, "entry", 0.3)
+            descent = Descent(values.values, 0.05, 3)
+            for step in steps:
+                counts.waits, counts.kernels = 0, {}
+                values.place()
+                descend(objective, step, goal, last=values.collect_gradients)
+                descent.step()
+                values.drop_gradients()
+            waits = counts.waits
+            kernels = sum(counts.kernels.values())
+            learned[device] = values.by_parameter()
+            values.place()
+            counts.kernels = {}
+            pixels = torch.cat([step.batch.pixels] * 2)
+            loss = objective.criterion.class_logits(
+                objective.criterion.embed(pixels), objective.criterion.class_features()
+            )
+            loss.sum().backward()
+            own = sum(counts.kernels.values())
+            assert waits - counts.waits <= 3  # transformers' text tower waits by itself
+    for name, value in learned["cpu"].items():
+        if not name.endswith("k_proj.bias"):  # a softmax does not see it: its gradient is rounding
+            assert torch.allclose(learned[pretended_device.NAME][name], value, atol=2e-3), name
+    # what a parameter adds, and what a step adds
+    parameters = len(learned["cpu"])
+    assert kernels - own - parameters + PARAMETERS <= 400, (kernels, own, parameters)
+
+
+def test_noise_is_normal_and_independent_of_what_else_is_drawn() -> None:
+    keys = torch.randint(1 << 32, (50,), generator=torch.Generator().manual_seed(0))
+    noise = _normal(keys, 4001)
+    assert torch.equal(noise[7:9], _normal(keys[7:9], 4001))
+    assert abs(float(noise.mean())) < 0.01
+    assert float(noise.std()) == pytest.approx(1, abs=0.01)
+    assert float((noise**4).mean()) == pytest.approx(3, abs=0.1)
+    others = [noise[1:], noise[:, 1:], noise[:, 2:]]
+    mates = [noise[:-1], noise[:, :-1], noise[:, :-2]]
+    for one, other in zip(others, mates, strict=True):
+        assert abs(float((one * other).mean())) < 0.01
+
+
+def test_changes_are_those_of_the_cpu_but_for_noise(ends: Ends) -> None:
+    pixels = make_batches((6,))[0].pixels
+    kinds = ("geometry", "colour", "grey", "blur")
+    with counted() as counts:
+        there = pixels.to(pretended_device.NAME)
+        assert torch.allclose(augmented(there, 3, kinds).cpu(), augmented(pixels, 3, kinds), atol=1e-6)
+        counts.waits = 0
+        noisy = augmented(there, 3, ("noise",))
+        assert counts.waits == 0
+    spread = (noisy.cpu() - pixels).std((1, 2, 3))
+    assert torch.allclose(spread, (augmented(pixels, 3, ("noise",)) - pixels).std((1, 2, 3)), rtol=0.05)
+
+
+def test_evaluation_is_that_of_the_cpu(pair: tuple[Path, Path], images: Path) -> None:
+    loaded, accuracies = load_images(str(images), None, whole=True), []
+    for device in ("cpu", pretended_device.NAME):
+        with counted(has_float64=False):
+            settings = EvalSettings(Processes(torch.device(device)))
+            accuracies.append(zero_shot_accuracy(load_model(open_checkpoint(str(pair[0]))), loaded, settings, Silent()))
+    assert accuracies[0] == accuracies[1]
+
+
+def test_retrieval_is_that_of_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (normalize(torch.randn(count, 8, generator=generator), dim=-1) for count in (6, 12))
+    owners = torch.arange(6).repeat(2)
+    expected = recall_of(images, texts, owners)
+    with counted(has_float64=False):
+        assert recall_of(*(tensor.to(pretended_device.NAME) for tensor in (images, texts, owners))) == expected
+
+
+@pytest.mark.parametrize("mask", ["magnitude", "random"])
+def test_state_dicts_on_the_device_are_merged_there(mask: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ends = [{"w": torch.randn(40, 3, generator=generator), "n": torch.tensor(3)} for _ in range(2)]
+    expected = merge_state_dicts(*ends, alpha=0.4, density=0.5, mask=mask)
+    with counted(has_float64=False):
+        there = [{name: tensor.to(pretended_device.NAME) for name, tensor in end.items()} for end in ends]
+        found = merge_state_dicts(*there, alpha=0.4, density=0.5, mask=mask)
+    assert all(tensor.device.type == pretended_device.NAME for tensor in found.values())
+    assert all(torch.equal(found[name].cpu(), tensor) for name, tensor in expected.items())
+
+
+def test_collectives_get_tensors_on_the_device_of_their_group(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with equal tensors, and a group that refuses those on the CPU, as NCCL's does."""
+    sent = []
+
+    def all_reduce(tensor: torch.Tensor) -> None:
+        if tensor.device.type == "cpu":
+            raise RuntimeError("No backend type associated with device type cpu")
+        sent.append(tensor.numel())
+        tensor.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    objective = objective_on("cpu", ends)
+    processes: Any = objective.shares.accelerator
+    processes.num_processes, processes.state = 2, SimpleNamespace(device=torch.device(pretended_device.NAME))
+    sums = torch.ones(3, dtype=torch.float64)
+    add_up(processes, sums)
+    assert sums.tolist() == [2, 2, 2]
+    totals = objective.shares.total({"a": sums})
+    assert (totals["a"].tolist(), sums.tolist()) == ([4, 4, 4], [2, 2, 2])
+    values = Coefficients(objective, "entry", 0.3)
+    for number, value in enumerate(values.values.values()):
+        value.grad = torch.full_like(value, number)
+    sent.clear()
+    values.add_up()
+    assert sent == [sum(value.numel() for value in values.values.values())]  # all at once
+    for number, value in enumerate(values.values.values()):
+        assert torch.equal(cast(Tensor, value.grad), torch.full_like(value, 2 * number))
+    monkeypatch.setattr(coefficients, "_BUCKET", 1)
+    values.add_up(2)  # both had all of them
+    for number, value in enumerate(values.values.values()):
+        assert torch.equal(cast(Tensor, value.grad), torch.full_like(value, 2 * number))
+    assert len(sent) == 1 + len(values.values)
