@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clipmerge.calibration.augmentation import corrupted
-from clipmerge.calibration.goal import Goal, logits_of, make_labels, terms_at
+from clipmerge.calibration.goal import Goal, class_features, logits_of, make_labels, make_pictures, terms_of
 from clipmerge.calibration.objective import FORWARD, Objective
 from clipmerge.calibration.steps import Step
 from clipmerge.planning.measurements import HeldBackChoice
@@ -86,11 +86,12 @@ def validate(objective: Objective, steps: Sequence[Step], goal: Goal) -> Validat
     row_of = {position: row for row, position in enumerate(sorted({p for step in steps for p in step.positions}))}
     sums = torch.zeros(5, len(row_of), device=objective.shares.accelerator.device)
     for step in steps:
-        terms = terms_at(objective, step, goal, cached=cached)
+        classes = class_features(objective, step, goal, cached=cached)  # once for the goal and the corruptions
+        terms = terms_of(objective, goal, make_pictures(step, goal), classes)
         goals = terms.views.clone()
         goals[: len(terms.divergence)] += goal.weight * terms.divergence
         pixels = corrupted(step.batch.pixels, step.seed)[step.own_rows]
-        logits = logits_of(objective, step, goal, pixels, cached=cached)
+        logits = logits_of(objective, goal, pixels, classes)
         other = cross_entropy(logits, make_labels(step)[step.own_rows], reduction="none")
         values = torch.stack([goals, terms.correct.to(goals), terms.views, other, torch.ones_like(goals)])
         rows = torch.tensor([row_of[position] for position in step.positions[step.own_rows]], device=sums.device)

@@ -173,21 +173,26 @@ def with_teacher_targets(objective: Objective, steps: Sequence[Step], goal: Goal
             with passes(pixels.device, goal.precision):
                 completed.append(replace(step, features=objective.criterion.embed(pixels).float()))
         else:
-            logits = logits_of(objective, step, goal, pixels, cached=cached)
+            classes = class_features(objective, step, goal, cached=cached)
+            logits = logits_of(objective, goal, pixels, classes)
             completed.append(replace(step, target=logits.log_softmax(-1)))
         objective.work.tick(FORWARD * goal.copy_count(len(step)) * step.work_share)
     return completed
 
 
-def logits_of(objective: Objective, step: Step, goal: Goal, pixels: Tensor, *, cached: bool) -> Tensor:
-    """Score the classes of a step for pictures at the current weights, (pictures, classes), in the goal's precision."""
+def logits_of(objective: Objective, goal: Goal, pixels: Tensor, classes: Tensor) -> Tensor:
+    """Score classes for pictures at the current weights, (pictures, classes), in the goal's precision."""
     with passes(pixels.device, goal.precision):
         features = objective.criterion.embed(pixels).float()
-    return objective.criterion.class_logits(features, _class_features(objective, step, goal, pixels.device, cached))
+    return objective.criterion.class_logits(features, classes)
 
 
-def _class_features(objective: Objective, step: Step, goal: Goal, device: torch.device, cached: bool = False) -> Tensor:
-    with passes(device, goal.precision):
+def class_features(objective: Objective, step: Step, goal: Goal, *, cached: bool = False) -> Tensor:
+    """Embed a step's classes at the current weights, (classes, projection_dim), in the goal's precision.
+
+    For ``cached`` see `CalibrationLoss.class_features`.
+    """
+    with passes(objective.shares.accelerator.device, goal.precision):
         return objective.criterion.class_features(step.classes, step.templates, cached=cached).float()
 
 
@@ -206,17 +211,8 @@ class Terms:
     divergence: Tensor
 
 
-def terms_at(objective: Objective, step: Step, goal: Goal, *, cached: bool) -> Terms:
-    """Compute this process's terms of a step at the current weights.
-
-    For ``cached`` see `CalibrationLoss.class_features`.
-    """
-    pictures = make_pictures(step, goal)
-    classes = _class_features(objective, step, goal, pictures.pixels.device, cached)
-    return _terms(objective, goal, pictures, classes)
-
-
-def _terms(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> Terms:
+def terms_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tensor) -> Terms:
+    """Compute the terms of pictures at the current weights, for classes (classes, projection_dim)."""
     with passes(pictures.pixels.device, goal.precision):
         features = objective.criterion.embed(pictures.pixels).float()
     logits = objective.criterion.class_logits(features, classes)
@@ -242,7 +238,7 @@ def _goal_of(objective: Objective, goal: Goal, pictures: Pictures, classes: Tens
         pictures: The pictures.
         classes: Features of the step's classes, (classes, projection_dim).
     """
-    terms = _terms(objective, goal, pictures, classes)
+    terms = terms_of(objective, goal, pictures, classes)
     calibration = terms.views.sum() / pictures.step_views
     divergence = terms.divergence.sum() / max(pictures.step_copies, 1)
     accuracy = terms.correct.sum() / pictures.step_views
@@ -296,7 +292,7 @@ def _backpropagate(
 ) -> Tensor:
     """Backpropagate through all pieces, and return the sums of their losses, on the device."""
     pictures = make_pictures(step, goal)
-    classes = _class_features(objective, step, goal, pictures.pixels.device)
+    classes = class_features(objective, step, goal)
     leaf = classes.detach().requires_grad_(classes.requires_grad)
     sums = torch.zeros(len(fields(Losses)), device=classes.device)
     pieces = pictures.pieces(at_once)
