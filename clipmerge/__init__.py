@@ -48,10 +48,10 @@ _NAMES = {
         "UsageError",
     ),
     "clipmerge.planning.measurements": ("Measurements",),
+    "clipmerge.output.record": ("Published",),
     "clipmerge.planning.plan": ("Plan",),
     "clipmerge.planning.recipe": ("Recipe", "load_recipe"),
     "clipmerge.progress": ("Progress",),
-    "clipmerge.publish.push": ("Published",),
     "clipmerge.request": ("Calibration",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

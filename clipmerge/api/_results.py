@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     import pandas
 
     from clipmerge.evaluation.scorer import Correct
-    from clipmerge.output.record import MergeRecord
+    from clipmerge.output.record import MergeRecord, Published
     from clipmerge.planning.plan import Plan
-    from clipmerge.publish.push import Published
 
 
 class _Tabular(ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -232,6 +231,7 @@ def _record(suite: Suite, options: BenchOptions, command: str) -> dict[str, Any]
 def _write(record: dict[str, Any], output: Path, *, overwrite: bool) -> None:
     from clipmerge.distributed import is_main_process
     from clipmerge.files.staging import staged
+    from clipmerge.output.schemas import json_text
     from clipmerge.report.bench_page import bench_page, picture_name
     from clipmerge.report.sweep_picture import curve_files
 
@@ -244,4 +244,4 @@ def _write(record: dict[str, Any], output: Path, *, overwrite: bool) -> None:
         for name, picture in pictures.items():
             (folder / name).write_bytes(picture)
         (folder / f"{record['suite']}.md").write_text(bench_page(record), encoding="utf-8")
-        (folder / BENCH_RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / BENCH_RECORD).write_text(json_text("bench", record), encoding="utf-8")

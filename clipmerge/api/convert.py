@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Unpack, cast, get_args
@@ -24,6 +23,7 @@ from clipmerge.options import ConvertOptions, completed, with_options
 from clipmerge.output.checks import check_output
 from clipmerge.output.folder import write_weights
 from clipmerge.output.layout_files import write_layout_files
+from clipmerge.output.schemas import json_text
 from clipmerge.progress import ByteCount, Logged, Progress
 
 #: The record of a conversion, which identifies its output.
@@ -101,7 +101,7 @@ def _convert(
             "warnings": notes,
             "command": command,
         }
-        (folder / CONVERSION).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (folder / CONVERSION).write_text(json_text("convert", record), encoding="utf-8")
     for note in notes:
         progress.say(note)
     return record

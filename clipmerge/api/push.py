@@ -13,7 +13,7 @@ from clipmerge.progress import Logged, Progress
 
 if TYPE_CHECKING:
     from clipmerge.api._results import MergeResult
-    from clipmerge.publish.push import Published
+    from clipmerge.output.record import Published
 
 
 @with_options(PushOptions)

@@ -7,7 +7,6 @@ anything is measured.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -222,6 +221,7 @@ def write_sweep(
     from clipmerge.evaluation.scorer import write_correct
     from clipmerge.files.staging import staged
     from clipmerge.output.checks import check_output
+    from clipmerge.output.schemas import json_text
     from clipmerge.report.sweep_page import sweep_page
     from clipmerge.report.sweep_picture import curve_files, curve_markup
     from clipmerge.report.sweep_table import sweep_csv
@@ -243,7 +243,7 @@ def write_sweep(
             (folder / "sweep.html").write_text(page, encoding="utf-8", errors="backslashreplace")
             (folder / "sweep.csv").write_text(sweep_csv(record), encoding="utf-8", errors="backslashreplace")
             write_correct(folder / "correct.safetensors", correct)
-            (folder / SWEEP_RECORD).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            (folder / SWEEP_RECORD).write_text(json_text("sweep", record), encoding="utf-8")
     return record, correct
 
 

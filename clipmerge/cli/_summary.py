@@ -24,7 +24,7 @@ def show_merge(
     if record is None:
         return
     data = record.as_json() | ({"published": published} if published else {})
-    terminal.result(data, lambda: (summary_table if terminal.verbose else summary)(record, terminal.width))
+    terminal.result("record", data, lambda: (summary_table if terminal.verbose else summary)(record, terminal.width))
     if timed:
         terminal.end(last_line)
     else:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -180,16 +180,16 @@ class Terminal:
             self._bar.stop()
             self._bar = None
 
-    def result(self, record: dict[str, Any], human: Callable[[], RenderableType] | None = None) -> None:
-        """Print a result on stdout: as one JSON object or in human form."""
+    def result(self, kind: str, record: Mapping[str, Any], human: Callable[[], RenderableType]) -> None:
+        """Print a result on stdout: as one JSON object of a kind that has a published schema, or in human form."""
         self.close()
         if self._silent or self.format is Format.quiet:
             return
         if self.format is Format.json:
-            import json  # a millisecond that `--help` saves
+            from clipmerge.output.schemas import json_text
 
-            echo(json.dumps(record, indent=2))
-        elif human is not None:
+            echo(json_text(kind, record), nl=False)
+        else:
             self.show(human())
 
     def show(self, *renderables: RenderableType) -> None:

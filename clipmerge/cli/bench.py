@@ -48,11 +48,11 @@ def bench_command(
 
     if dry_run:
         cost = bench_cost(suite, options)
-        terminal.result(cost, lambda: _cost(cost))
+        terminal.result("bench-cost", cost, lambda: _cost(cost))
         return
     target = output or Path(f"bench-{Path(suite).stem}")
     record = bench(suite, output=target, progress=terminal, command=command_line(), **options).record
-    terminal.result(record, lambda: _results(record))
+    terminal.result("bench", record, lambda: _results(record))
     terminal.show(f"Wrote {target} (page: {target / record['suite']}.md)")
 
 
@@ -60,10 +60,10 @@ def _list_suites(terminal: Terminal) -> None:
     from clipmerge.evaluation.suites.suite import load_suite, suite_names
 
     suites = [load_suite(name) for name in suite_names()]
-    record = {"suites": {each.name: {"title": each.title, "model": each.model} for each in suites}}
-    width = max(len(each.name) for each in suites) + 2
-    terminal.result(record)
-    terminal.show(*(f"{each.name:{width}}{each.title}, {each.model}" for each in suites))
+    width = max(len(suite.name) for suite in suites) + 2
+    record = {"suites": {suite.name: {"title": suite.title, "model": suite.model} for suite in suites}}
+    lines = [f"{suite.name:{width}}{suite.title}, {suite.model}" for suite in suites]
+    terminal.result("bench-list", record, lambda: "\n".join(lines))
 
 
 def _results(record: dict[str, Any]) -> RenderableType:

@@ -35,7 +35,7 @@ def convert_command(
 
     record = convert(checkpoint, output, to=to, progress=terminal, command=command_line(), **options).record
     if is_main_process():
-        terminal.result(record, lambda: _files_table(record))
+        terminal.result("convert", record, lambda: _files_table(record))
         terminal.show(f"Wrote {output}; load it with: {_loading(record['to'], output)}")
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clipmerge.cli._ending import echo, preparing, reporting_errors
+from clipmerge.cli._ending import preparing, reporting_errors
 from clipmerge.cli._help import SuggestingGroup, examples
 from clipmerge.cli._options import Output, list_by_default
 from clipmerge.cli._terminal import Format, Terminal
@@ -40,7 +40,7 @@ def list_data(fmt: Output = Format.human) -> None:
         "classes": list(class_lists()),
         "templates": {name: TEMPLATE_SETS.about(name) for name in TEMPLATE_SETS.names()},
     }
-    Terminal(fmt).result(record, lambda: _listing(record))
+    Terminal(fmt).result("data-list", record, lambda: _listing(record))
 
 
 @data_app.command("show")
@@ -50,17 +50,12 @@ def show_data(
     fmt: Output = Format.human,
 ) -> None:
     """Print a data set's source, class names, templates, conventions and published figures."""
-    import json
-
     from clipmerge.images.known import known_set
     from clipmerge.images.prompts import TEMPLATE_SETS
 
     if name in TEMPLATE_SETS.names():
-        if fmt is Format.json:
-            echo(json.dumps({"name": name, "templates": TEMPLATE_SETS.templates(name)}, indent=2))
-            return
-        for template in TEMPLATE_SETS.templates(name):
-            echo(template)
+        templates = TEMPLATE_SETS.templates(name)
+        Terminal(fmt).result("templates", {"name": name, "templates": templates}, lambda: "\n".join(templates))
         return
     known = known_set(name)
     record = {
@@ -70,7 +65,7 @@ def show_data(
         "class_names": list(known.class_names),
         "templates": list(known.prompts),
     }
-    Terminal(fmt).result(record, lambda: _description(record))
+    Terminal(fmt).result("data-set", record, lambda: _description(record))
 
 
 def _listing(record: dict[str, Any]) -> RenderableType:

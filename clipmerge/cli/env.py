@@ -20,7 +20,7 @@ def env_command(fmt: Output = Format.human) -> None:
     from clipmerge.api.env import env
 
     record = env() | {"defaults": _defaults()}
-    terminal.result(record, lambda: _lines(record))
+    terminal.result("env", record, lambda: _lines(record))
 
 
 def _defaults() -> dict[str, str]:

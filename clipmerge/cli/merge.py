@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Unpack
 
@@ -57,7 +56,7 @@ def merge_command(
     if result.published is None:
         show_merge(terminal, result.record, last_line)
         return
-    published = asdict(result.published)
+    published = result.published.model_dump()
     outcome = pushed(published)
     with noting(outcome):
         show_merge(terminal, result.record, f"{last_line}\n{outcome}", published=published)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Annotated, Unpack
 
 import typer
@@ -29,7 +28,7 @@ def push_command(
     terminal = Terminal(fmt)
     from clipmerge.api.push import push
 
-    published = asdict(push(folder, repo_id, progress=terminal, **options))
+    published = push(folder, repo_id, progress=terminal, **options).model_dump()
     outcome = pushed(published)
     with noting(outcome):
-        terminal.result(published, lambda: outcome)
+        terminal.result("push", published, lambda: outcome)

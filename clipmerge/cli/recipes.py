@@ -15,7 +15,7 @@ import typer
 from clipmerge.cli._ending import echo, preparing, reporting_errors
 from clipmerge.cli._help import SuggestingGroup, complete_recipe, examples
 from clipmerge.cli._options import Output, list_by_default
-from clipmerge.cli._terminal import Format
+from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import OutputError
 
 recipes_app = typer.Typer(
@@ -41,24 +41,19 @@ def _recipes(context: typer.Context, fmt: Output = Format.human) -> None:
 @reporting_errors
 def list_recipes(fmt: Output = Format.human) -> None:
     """List the recipes, the recommended ones first."""
-    import json
-
     from clipmerge.planning.recipe import recipe_names, recipe_text
 
     texts = {name: recipe_text(name) for name in (*_RECOMMENDED, *recipe_names())}
     about = {name: _about(text) for name, text in texts.items()}
     images = {name: re.search(r"^measure:", text, re.MULTILINE) is not None for name, text in texts.items()}
-    if fmt is Format.json:
-        echo(json.dumps({"recipes": about, "needs_images": images}, indent=2))
-        return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDEST
     column = max(map(len, about)) + 2
-    echo(f"{'recipe':{column}}images  what it does")
+    lines = [f"{'recipe':{column}}images  what it does"]
     for name, text in about.items():
         first = f"{name:{column}}{'needed' if images[name] else 'no':8}"
         indent = " " * len(first)
-        lines = textwrap.wrap(text, max(40, width), initial_indent=first, subsequent_indent=indent)
-        echo("\n".join(lines) if width < _WIDEST else f"{first}{text}")
+        lines += textwrap.wrap(text, max(40, width), initial_indent=first, subsequent_indent=indent)
+    Terminal(fmt).result("recipe-list", {"recipes": about, "needs_images": images}, lambda: "\n".join(lines))
 
 
 def _about(recipe: str) -> str:
@@ -71,11 +66,12 @@ def _about(recipe: str) -> str:
 
 @recipes_app.command("show")
 @reporting_errors
-def show_recipe(name: _Name) -> None:
-    """Print a recipe with its comments."""
-    from clipmerge.planning.recipe import recipe_text
+def show_recipe(name: _Name, fmt: Output = Format.human) -> None:
+    """Print a recipe with its comments; as JSON, its settings."""
+    from clipmerge.planning.recipe import load_recipe, recipe_text
 
-    echo(recipe_text(name), nl=False)
+    text = recipe_text(name)
+    Terminal(fmt).result("recipe", load_recipe(name).model_dump(mode="json"), lambda: text.rstrip())
 
 
 @recipes_app.command("copy")

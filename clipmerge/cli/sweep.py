@@ -50,7 +50,7 @@ def sweep_command(
     record = sweep(
         zeroshot, finetuned, id=id, ood=ood, output=output, progress=terminal, command=command_line(), **options
     ).record
-    terminal.result(record, lambda: SweepTable(record))
+    terminal.result("sweep", record, lambda: SweepTable(record))
     terminal.end(f"Wrote {output} (page: {output / 'sweep.html'}, picture: {output / 'curve.png'})")
 
 

@@ -79,6 +79,28 @@ class LayerRecord(Frozen):
     zeroshot_share: ShareOfImages | None = None
 
 
+class Published(Frozen):
+    """The place of a published model.
+
+    Attributes:
+        url: The repository's page.
+        repo_id: ``org/name``.
+        commit: The commit that holds the model.
+        created: Whether the repository was created.
+        changed: False if the Hub already held exactly these files.
+        pull_request: The page of the pull request, if one was made.
+        left_behind: Files in the folder that were not published, because they are not part of the output.
+    """
+
+    url: str
+    repo_id: str
+    commit: str
+    created: bool
+    changed: bool
+    pull_request: str | None = None
+    left_behind: tuple[str, ...] = ()
+
+
 class DataSource(Frozen):
     """The source of the images of a published accuracy, as the user wrote it, and its commit."""
 

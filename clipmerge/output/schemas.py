@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic.json_schema import model_json_schema
 
-from clipmerge.output.record import DataSource, MergeRecord
+from clipmerge.checkpoint.ancestry import Ancestry
+from clipmerge.output.record import DataSource, MergeRecord, Published
 from clipmerge.planning.frozen import Frozen
 from clipmerge.planning.merge_effect import DifferenceOfShares, ShareOfImages
 from clipmerge.planning.other_tasks import Score
 from clipmerge.planning.plan import Plan
 from clipmerge.planning.provenance import CalibrationRecord, SourceRecord
+from clipmerge.planning.recipe import Recipe
 
 Interval = tuple[float, float]
-
-
-class PublishedRecord(Frozen):
-    """What `push` prints: the place that an output was pushed to."""
-
-    url: str
-    repo_id: str
-    commit: str
-    created: bool
-    changed: bool
-    pull_request: str | None = None
-    left_behind: tuple[str, ...] = ()
 
 
 class PrintedRecord(MergeRecord):
     """What `merge`, `plan`, `apply` and `report` print: the record, and the place that the output was pushed to."""
 
-    published: PublishedRecord | None = None
+    published: Published | None = None
 
 
 class Task(Frozen):
@@ -205,14 +196,6 @@ class InspectedLayer(Frozen):
     change: float | None = None
 
 
-class InspectedAncestry(Frozen):
-    """Whether the fine-tuned checkpoint started from the zero-shot one."""
-
-    relation: Literal["related", "unrelated", "swapped"]
-    evidence: tuple[str, ...]
-    cosines: dict[str, float]
-
-
 class InspectedTotal(Frozen):
     """Tensors, entries, bytes and dtypes of the zero-shot checkpoint."""
 
@@ -230,7 +213,7 @@ class Inspection(Frozen):
     finetuned: Origin | None
     layers: dict[str, InspectedLayer]
     mismatches: tuple[str, ...]
-    ancestry: InspectedAncestry | None
+    ancestry: Ancestry | None
     total: InspectedTotal
 
 
@@ -246,17 +229,138 @@ class ConversionRecord(Frozen):
     command: str
 
 
+class DataList(Frozen):
+    """What `data` prints: titles of data sets, names of lists of classes, and what sets of templates are for."""
+
+    data: dict[str, str]
+    classes: tuple[str, ...]
+    templates: dict[str, str]
+
+
+class DataSet(Frozen):
+    """What `data show` prints of a data set; class names and templates are empty where only its repository has them."""
+
+    name: str
+    title: str
+    source: str
+    config: str | None
+    split: str
+    splits: tuple[str, ...]
+    kind: Literal["classification", "retrieval"]
+    images: dict[str, int]
+    texts: Literal["repository", "here"]
+    note: str
+    zeroshot: dict[str, float]
+    recall: dict[str, dict[str, float]]
+    address: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+class TemplateSet(Frozen):
+    """What `data show` prints of a set of templates."""
+
+    name: str
+    templates: tuple[str, ...]
+
+
+class RecipeList(Frozen):
+    """What `recipes` prints: by name, what a recipe does, and whether it needs images."""
+
+    recipes: dict[str, str]
+    needs_images: dict[str, bool]
+
+
+class Environment(Frozen):
+    """What `env` prints; ``defaults`` are those of flags, set by files and variables here."""
+
+    clipmerge: str
+    installed_in: str = Field(alias="installed in")
+    python: str
+    platform: str
+    processors: int | None
+    threads: int
+    devices: str
+    cache: str
+    packages: dict[str, str | None]
+    environment: dict[str, str]
+    defaults: dict[str, str]
+
+
+class DemoRecord(Frozen):
+    """What `demo` prints: the models' folders, their accuracies by name of the images, and the verdict on `auto`."""
+
+    folder: str
+    models: dict[str, str]
+    accuracy: dict[str, dict[str, ShareOfImages]]
+    verdict: str
+    report: str
+    command: str
+
+
+class SuiteAbout(Frozen):
+    """What a suite is, and the model that it evaluates."""
+
+    title: str
+    model: str
+
+
+class SuiteList(Frozen):
+    """What `bench list` prints: the suites by name."""
+
+    suites: dict[str, SuiteAbout]
+
+
+class Download(Frozen):
+    """A checkpoint or split: its size in bytes at most, its number of images, or why the size is unknown."""
+
+    what: str
+    bytes: int | None = None
+    cached: bool = False
+    images: int | None = None
+    problem: str | None = None
+
+
+class BenchCost(Frozen):
+    """What `bench --dry-run` prints; ``None`` is not known. Recipes that learn take longer than ``seconds``."""
+
+    suite: str
+    title: str
+    notes: tuple[str, ...]
+    downloads: tuple[Download, ...]
+    bytes: int | None
+    forward_passes: int | None
+    flops_per_second: float
+    seconds: float | None
+
+
 #: Models by name of the schema.
-SCHEMAS: dict[str, type[Frozen]] = {
+SCHEMAS: dict[str, type[BaseModel]] = {
     "record": PrintedRecord,
     "plan": Plan,
     "evaluate": EvaluationRecord,
     "sweep": SweepRecord,
     "bench": BenchRecord,
+    "bench-cost": BenchCost,
+    "bench-list": SuiteList,
     "inspect": Inspection,
     "convert": ConversionRecord,
-    "push": PublishedRecord,
+    "push": Published,
+    "data-list": DataList,
+    "data-set": DataSet,
+    "templates": TemplateSet,
+    "recipe-list": RecipeList,
+    "recipe": Recipe,
+    "env": Environment,
+    "demo": DemoRecord,
 }
+
+
+def json_text(kind: str, record: Mapping[str, Any]) -> str:
+    """Write a record as JSON through the model of its schema, which refuses what the schema does not name."""
+    model = SCHEMAS[kind].model_validate(record)
+    data = model.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 
 def schema_text(name: str) -> str:

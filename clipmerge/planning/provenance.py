@@ -94,7 +94,7 @@ class CalibrationRecord(Frozen):
         if self.unlabelled is None:
             data.pop("unlabelled", None)
         if self.classes_with_images is None:  # an earlier record
-            del data["classes_with_images"], data["copies"]
+            data = {key: value for key, value in data.items() if key not in ("classes_with_images", "copies")}
         return data
 
 

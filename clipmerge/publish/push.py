@@ -9,7 +9,6 @@ published.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from clipmerge.files.staging import PLAN_FOLDER, RECORD
 from clipmerge.hub.download import connect, patiently, timeout_seconds
 from clipmerge.hub.errors import explain, explained, out_of_reach, quiet_client
 from clipmerge.hub.ids import HubId, parse_hub_id
-from clipmerge.output.record import MergeRecord, read_output
+from clipmerge.output.record import MergeRecord, Published, read_output
 from clipmerge.publish.card import PICTURE, published_texts
 from clipmerge.publish.evaluations import KEYS, add_results
 from clipmerge.publish.repository import (
@@ -41,22 +40,6 @@ if TYPE_CHECKING:
 
 # Files that are not published as they are in the folder, but made again from the public record.
 _MADE = frozenset({CARD, RECORD, PICTURE})
-
-
-@dataclass(frozen=True)
-class Published:
-    """The place of a published model: ``changed`` is False if the Hub already held exactly these files.
-
-    ``left_behind`` lists files in the folder that were not published, because they are not part of the output.
-    """
-
-    url: str
-    repo_id: str
-    commit: str
-    created: bool
-    changed: bool
-    pull_request: str | None = None
-    left_behind: tuple[str, ...] = ()
 
 
 def push(
@@ -95,7 +78,7 @@ def push(
         check_card(job, target, texts[CARD])
     left = _left_behind(job.folder, additions)
     with noting(f"whether {repo_id} was published is not known: `{job.command}` checks that and continues"):
-        return replace(_sent(api, job, target, additions), left_behind=left)
+        return _sent(api, job, target, additions).model_copy(update={"left_behind": left})
 
 
 def _sent(api: HfApi, job: Push, found: Target | None, additions: list[CommitOperationAdd]) -> Published:
@@ -103,7 +86,7 @@ def _sent(api: HfApi, job: Push, found: Target | None, additions: list[CommitOpe
     target = found or create_repository(api, job)
     changes = _changes(target, additions)
     if not changes:
-        return Published(_url(api, job), job.repo_id, target.head, target.created, changed=False)
+        return _published(api, job, target, target.head, changed=False)
     if target.needs_branch:
         with explained(job.doing, state=state_after(job, target), again=job.command):
             api.create_branch(job.repo_id, branch=str(job.revision), revision=target.head)
@@ -272,8 +255,8 @@ def _commit(
         if landed is None:
             state = state or state_after(job, target)
             raise explain(error, doing=job.doing, state=state, again=job.command) from error
-        return Published(_url(api, job), job.repo_id, landed, target.created, changed=True)
-    return Published(_url(api, job), job.repo_id, done.oid, target.created, True, done.pr_url)
+        return _published(api, job, target, landed)
+    return _published(api, job, target, done.oid, pull_request=done.pr_url)
 
 
 def _landed(
@@ -298,6 +281,15 @@ def _landed(
     return now.head, ""
 
 
-def _url(api: HfApi, job: Push) -> str:
+def _published(
+    api: HfApi, job: Push, target: Target, commit: str, *, changed: bool = True, pull_request: str | None = None
+) -> Published:
     page = f"{api.endpoint}/{job.repo_id}"
-    return page if job.revision in (None, "main") else f"{page}/tree/{job.revision}"
+    return Published(
+        url=page if job.revision in (None, "main") else f"{page}/tree/{job.revision}",
+        repo_id=job.repo_id,
+        commit=commit,
+        created=target.created,
+        changed=changed,
+        pull_request=pull_request,
+    )

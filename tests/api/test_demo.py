@@ -39,6 +39,11 @@ def demo(shown: tuple[dict[str, Any], Outcome]) -> dict[str, Any]:
     return shown[0]
 
 
+def test_its_json_is_what_its_schema_says(demo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipmerge.api.demo.demo", lambda *_, **__: demo)
+    assert clipmerge("demo", "--format", "json").json == demo
+
+
 def shifted(accuracy: dict[str, float]) -> float:
     return sum(value for name, value in accuracy.items() if name != "clean") / (len(accuracy) - 1)
 

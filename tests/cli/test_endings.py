@@ -21,7 +21,7 @@ from clipmerge.cli._ending import reporting_errors
 from clipmerge.cli._terminal import Format, Terminal
 from clipmerge.errors import HubError
 from clipmerge.files.staging import staged
-from clipmerge.publish.push import Published
+from clipmerge.output.record import Published
 from tests.support.command import clipmerge, refused, start
 from tests.support.counted import counted
 
@@ -87,7 +87,7 @@ def test_a_signal_after_a_push_says_where_it_went(
     pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, said = tmp_path / "out", "Published hub/acme/robust at 1"
-    published = Published("hub/acme/robust", "acme/robust", "1", created=True, changed=True)
+    published = Published(url="hub/acme/robust", repo_id="acme/robust", commit="1", created=True, changed=True)
     monkeypatch.setattr("clipmerge.publish.push.push", lambda *_, **__: published)
     monkeypatch.setattr("clipmerge.publish.push.check_access", lambda *_, **__: None)
     monkeypatch.setattr(Terminal, "result", stopping(signal.SIGINT))
@@ -168,7 +168,7 @@ def test_what_waits_in_a_buffer_is_tried_once() -> None:
     code = (
         "from clipmerge.cli._ending import reporting_errors\n"
         "from clipmerge.cli._terminal import Format, Terminal\n"
-        "reporting_errors(lambda: Terminal(Format.json).result({'a': 1}))()"
+        "reporting_errors(lambda: Terminal(Format.json).result('templates', {'name': 'a', 'templates': []}, str))()"
     )
     with Path("/dev/full").open("w") as full:
         command, buffered = [sys.executable, "-c", code], {**counted(), "PYTHONUNBUFFERED": ""}

@@ -89,7 +89,7 @@ def show_everything(terminal: Terminal) -> None:
     terminal.advance(4, 4)
     for _ in range(2):
         terminal.say("once [red]only[/red]")
-    terminal.result({"a": [1, "é"]}, lambda: "for people")
+    terminal.result("templates", {"name": "é", "templates": ["a"]}, lambda: "for people")
     terminal.show("last line")
 
 
@@ -102,7 +102,7 @@ def test_each_format_prints_what_it_is_for(
     show_everything(Terminal(fmt))
     out, err = capsys.readouterr()
     if fmt is Format.json:
-        assert json.loads(out) == {"a": [1, "é"]}
+        assert json.loads(out) == {"name": "é", "templates": ["a"]}
         assert err == "note: once [red]only[/red]\n"
     elif fmt is Format.quiet:
         assert (out, err) == ("", "")

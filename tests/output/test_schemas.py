@@ -1,57 +1,99 @@
-"""The published JSON Schemas are those of the models, and the commands print what the models say."""
+"""The published JSON Schemas are those of the models, and every command prints and writes what they say."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 
-from clipmerge.output.schemas import SCHEMAS, schema_text
+from clipmerge.cli.app import COMMANDS
+from clipmerge.output.schemas import SCHEMAS, json_text, schema_text
 from tests.support.command import clipmerge
+from tests.support.hub_double import FakeHub, serving
+from tests.support.schemas import PUBLISHED, check_schema, schema_of
 from tests.support.tiny_clip import save_images
 
-PUBLISHED = Path(__file__).parents[2] / "docs" / "schema"
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    with serving(tmp_path, monkeypatch) as server:
+        yield server
 
 
 def test_the_published_schemas_are_current() -> None:
     assert {file.stem for file in PUBLISHED.iterdir()} == set(SCHEMAS)
     for name in SCHEMAS:
         assert (PUBLISHED / f"{name}.json").read_text() == schema_text(name), f"run scripts/schemas ({name})"
+    page = (PUBLISHED.parent / "record.md").read_text()
+    assert [name for name in SCHEMAS if f"(schema/{name}.json)" not in page] == []
 
 
-def fits(name: str, data: dict[str, Any]) -> bool:
-    """Whether a model reads JSON without another key, and writes the same values."""
-    written = SCHEMAS[name].model_validate_json(json.dumps(data)).model_dump(mode="json")
-    return all(written[key] == value for key, value in data.items() if isinstance(value, (str, int, float)))
-
-
-def test_commands_print_what_the_schemas_say(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
+def test_every_command_prints_what_its_schema_says(
+    pair: tuple[Path, Path], images: Path, tmp_path: Path, hub: FakeHub
+) -> None:
+    """Each is run with ``--format json``, but `demo`, which takes a minute and is judged in tests/api/test_demo.py."""
     far = save_images(tmp_path / "far", each=4, seed=9)
-    plan, out = tmp_path / "plan.json", tmp_path / "out"
-    sweep = ("--id", f"val={images}", "--ood", f"far={far}", "--alphas", "0,1", "-r", "wise-ft", "-o", tmp_path / "s")
-    printed = {
-        ("plan", *pair, "-r", "wise-ft", "-o", plan): "record",
-        ("apply", plan, "-o", out): "record",
-        ("report", out): "record",
-        ("merge", *pair, "-r", "wise-ft", "--data", images, "--dry-run"): "record",
-        ("evaluate", pair[0], "--data", f"val={images}", "--keep", f"far={far}"): "evaluate",
-        ("inspect", *pair): "inspect",
-        ("inspect", pair[0]): "inspect",
-        ("convert", pair[0], tmp_path / "c", "--to", "open-clip"): "convert",
-        ("sweep", *pair, *sweep, "--keep", f"t={far}", "--point", f"x={pair[1]}"): "sweep",
-    }
-    for command, name in printed.items():
+    plan, out, suite = tmp_path / "plan.json", tmp_path / "out", tmp_path / "own.yaml"
+    sources = {"id": {"val": str(images)}, "ood": {"far": str(far)}}
+    ends = {"zeroshot": str(pair[0]), "finetuned": str(pair[1])}
+    figures = [{"point": "alpha 0", "alpha": 0.0, "source": "a paper", "accuracy": {"val": 50.0}}]
+    about = {"title": "Own", "model": "tiny", "gflops": 1.0, "recipes": ["wise-ft"], "alphas": [0.0, 1.0]}
+    suite.write_text(yaml.safe_dump({**about, **ends, **sources, "published": figures}))
+    sweep = ("--id", f"val={images}", "--ood", f"far={far}", "--alphas", "0,1", "-o", tmp_path / "s")
+    few = ("--data", images, "--images", "8", "--set", "measure.steps=1")
+    commands = [
+        ("plan", *pair, "-r", "wise-ft", "-o", plan),
+        ("apply", plan, "-o", out),
+        ("report", out),
+        ("push", out, "alice/robust", "--license", "mit"),
+        ("merge", *pair, "-r", "wise-ft", "-o", tmp_path / "p", "--push", "alice/other", "--license", "mit"),
+        ("merge", *pair, "-r", "auto", *few, "--keep", f"far={far}", "--dry-run"),
+        ("merge", *pair, "-r", "straggler-outlier", "--data", images, "--set", "measure.nodes=1", "--dry-run"),
+        ("evaluate", pair[0], "--data", f"val={images}", "--keep", f"far={far}"),
+        ("inspect", *pair),
+        ("inspect", pair[0]),
+        ("convert", pair[0], tmp_path / "c", "--to", "open-clip"),
+        ("sweep", *pair, *sweep, "-r", "wise-ft", "--keep", f"t={far}", "--point", f"x={pair[1]}"),
+        ("bench", suite, "-o", tmp_path / "b", "--no-check"),
+        ("bench", suite, "--dry-run"),
+        ("bench", "list"),
+        ("data",),
+        ("data", "list"),
+        ("data", "show", "cifar10"),
+        ("data", "show", "imagenetv2"),
+        ("data", "show", "flickr8k"),
+        ("data", "show", "openai-7"),
+        ("recipes",),
+        ("recipes", "list"),
+        ("recipes", "show", "auto"),
+        ("env",),
+    ]
+    printed = set()
+    for command in commands:
         ended = clipmerge(*command, "--format", "json")
-        assert ended.code == 0, ended.err
-        assert fits(name, ended.json), command[0]
-    assert fits("plan", json.loads(plan.read_text()))
-    assert fits("sweep", json.loads((tmp_path / "s" / "sweep.json").read_text()))
+        assert ended.code == 0, (command, ended.err)
+        name = schema_of([str(word) for word in command])
+        check_schema(name, ended.out)
+        printed.add(name)
+    assert printed == set(SCHEMAS) - {"plan", "demo"}
+    assert {str(command[0]) for command in commands} == set(COMMANDS) - {"demo"}
+    written = {"plan": plan, "record": out / "clipmerge.json", "sweep": tmp_path / "s" / "sweep.json"}
+    written |= {"bench": tmp_path / "b" / "bench.json", "convert": tmp_path / "c" / "conversion.json"}
+    for name, file in written.items():
+        check_schema(name, file.read_text())
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_schema_refuses_what_no_command_writes(name: str) -> None:
     schema = json.loads(schema_text(name))
-    assert schema["additionalProperties"] is False
     assert schema["required"]
+    assert list(Draft202012Validator(schema).iter_errors({"of no command": 1}))
+
+
+def test_what_no_schema_names_is_not_printed() -> None:
+    with pytest.raises(ValueError, match="Extra inputs are not permitted"):
+        json_text("templates", {"name": "x", "templates": [], "of no command": 1})

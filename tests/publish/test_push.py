@@ -20,7 +20,8 @@ from transformers import CLIPModel
 from clipmerge.errors import HubError, OutputError, UsageError
 from clipmerge.hub.download import fetch
 from clipmerge.hub.ids import HubId
-from clipmerge.publish.push import Published, check_access, push
+from clipmerge.output.record import Published
+from clipmerge.publish.push import check_access, push
 from clipmerge.report.page import html_page
 from tests.support.command import clipmerge
 from tests.support.hub_double import FakeHub, environment, upload
@@ -43,8 +44,8 @@ def test_a_push_makes_one_commit_and_the_model_loads(hub: FakeHub, merged: Path)
     done = push(merged, "alice/robust", license="mit", endpoint=hub.url)
     head = hub.repos["model", "alice/robust"].refs["refs/heads/main"]
     left = ("report.html",)  # the page is published as made from the public record, and none was made here
-    expected = Published(f"{hub.url}/alice/robust", "alice/robust", head, created=True, changed=True, left_behind=left)
-    assert done == expected
+    names = {"url": f"{hub.url}/alice/robust", "repo_id": "alice/robust", "commit": head}
+    assert done == Published(**names, created=True, changed=True, left_behind=left)
     assert commits(hub) == 1
     assert set(hub.files("alice/robust")) == {".gitattributes", *before} - set(left)
     assert {path.name: path.read_bytes() for path in merged.iterdir()} == before

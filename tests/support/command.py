@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import patch
 
 from clipmerge.cli.app import main
+from tests.support.schemas import check_schema, schema_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Outcome:
 
 
 def clipmerge(*arguments: object) -> Outcome:
-    """Run ``clipmerge ARGUMENTS`` in this process."""
+    """Run ``clipmerge ARGUMENTS`` in this process; what it prints as JSON is what its published schema says."""
     out, err = io.StringIO(), io.StringIO()
     argv = ["clipmerge", *map(str, arguments)]
     code: Any = 0
@@ -39,6 +40,8 @@ def clipmerge(*arguments: object) -> Outcome:
             main()
         except SystemExit as ended:
             code = ended.code or 0
+    if code == 0 and out.getvalue() and "--format json" in " ".join(argv):
+        check_schema(schema_of(argv[1:]), out.getvalue())
     return Outcome(code, out.getvalue(), err.getvalue())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from clipmerge.errors import ClipmergeError
@@ -15,21 +14,11 @@ from clipmerge.hub.download import file_sizes, is_cached, resolve
 from clipmerge.hub.ids import parse_hub_id
 from clipmerge.images.hub_dataset import Split, front_matter_of, open_split
 from clipmerge.images.known import find_known
+from clipmerge.output.schemas import Download
 
 # A model's forward passes reach about this share of the speed of one large matrix product.
 _SHARE = 0.4
 _SIDE, _SECONDS = 1024, 0.3
-
-
-@dataclass(frozen=True)
-class Download:
-    """A checkpoint or split: its size in bytes at most, its number of images, or why the size is unknown."""
-
-    what: str
-    bytes: int | None = None
-    cached: bool = False
-    images: int | None = None
-    problem: str | None = None
 
 
 def cost_of(suite: Suite, *, recipes: int, alphas: int, limit: int | None, device: str) -> dict[str, Any]:
@@ -48,7 +37,7 @@ def cost_of(suite: Suite, *, recipes: int, alphas: int, limit: int | None, devic
     passes = None if images is None else images * (alphas + recipes)
     speed = flops_per_second(device) * _SHARE
     return {
-        "downloads": [vars(download) for download in downloads],
+        "downloads": [download.model_dump() for download in downloads],
         "bytes": _sum(0 if download.cached else download.bytes for download in downloads),
         "forward_passes": passes,
         "flops_per_second": speed,
@@ -75,20 +64,20 @@ def _checkpoint(checkpoint: str | Release) -> Download:
     if isinstance(checkpoint, Release):
         size = checkpoint.size or size_of(checkpoint)
         problem = None if size else "the server does not state its size, or cannot be reached"
-        return Download(checkpoint.url, size, path_of(checkpoint).is_file(), problem=problem)
+        return Download(what=checkpoint.url, bytes=size, cached=path_of(checkpoint).is_file(), problem=problem)
     hub_id = parse_hub_id(checkpoint)
     if hub_id is None:
-        return Download(checkpoint, 0, cached=True)
+        return Download(what=checkpoint, bytes=0, cached=True)
     try:
         resolved = resolve(hub_id)
         pinned = hub_id.at(resolved.sha)
         wanted = choose_files(resolved.files, pinned)
         if is_cached(pinned, wanted):
-            return Download(checkpoint, 0, cached=True)
+            return Download(what=checkpoint, bytes=0, cached=True)
         sizes = file_sizes(pinned)
-        return Download(checkpoint, sum(sizes[name] for name in wanted))
+        return Download(what=checkpoint, bytes=sum(sizes[name] for name in wanted))
     except ClipmergeError as error:
-        return Download(checkpoint, problem=str(error))
+        return Download(what=checkpoint, problem=str(error))
 
 
 def _split(source: str) -> Download:
@@ -96,16 +85,16 @@ def _split(source: str) -> Download:
     address = named.address if named else source
     known = named.known.images.get(address.rpartition(":")[2]) if named else None
     if not address.startswith("hf://"):
-        return Download(source, 0, cached=True)
+        return Download(what=source, bytes=0, cached=True)
     try:
         split = open_split(address)
         images = known or _images_on_card(split)
         if is_cached(split.pinned, split.files):
-            return Download(address, 0, cached=True, images=images)
+            return Download(what=address, bytes=0, cached=True, images=images)
         sizes = file_sizes(split.pinned)
-        return Download(address, sum(sizes[name] for name in split.files), images=images)
+        return Download(what=address, bytes=sum(sizes[name] for name in split.files), images=images)
     except ClipmergeError as error:
-        return Download(address, problem=str(error), images=known)
+        return Download(what=address, problem=str(error), images=known)
 
 
 def _images_on_card(split: Split) -> int | None:
