@@ -86,12 +86,7 @@ def test_images_of_a_table_are_read_once_and_in_order(tmp_path: Path, monkeypatc
 
     table = load_images(str(save_hub_parquet(tmp_path / "x.parquet", [0, 1] * 20, group=8)))
     opened, original = list[int](), parquet._images
-
-    def counting(files: Any, group: Any) -> Any:
-        opened.append(group.number)
-        return original(files, group)
-
-    monkeypatch.setattr(parquet, "_images", counting)
+    monkeypatch.setattr(parquet, "_images", lambda files, group: opened.append(group.number) or original(files, group))
     found = torch.cat([batch.pixels for batch in read_batches(table, 6, first_pixel)])
     assert opened == list(range(5))
     assert torch.equal(found, plainly(table, first_pixel))
@@ -128,16 +123,12 @@ def test_a_fault_is_raised_with_its_name_and_ends_the_threads(photos: LabelledIm
     path = tmp_path / "x.png"
     path.write_bytes(b"no image")
     images = LabelledImages("x", FolderStore((*photos.store.paths[:2], str(path))), (0, 1, 0), ("a", "b"))
+    threads = torch.get_num_threads()
     with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
         list(read_batches(images, 2, first_pixel))
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
-
-
-def test_threads_of_torch_are_as_before(photos: LabelledImages) -> None:
-    threads = torch.get_num_threads()
-    list(read_batches(photos, 8, first_pixel))
     found: list[int] = []
     thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     thread.start()
     thread.join()
     assert [torch.get_num_threads(), *found] == [threads, threads]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]

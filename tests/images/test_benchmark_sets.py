@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,16 @@ from clipmerge.errors import DataError, HubError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.file_store import local_inputs
 from clipmerge.images.retrieval import load_captions
-from clipmerge.images.sampling import holds_a_balanced_sample
-from tests.images.test_stores import assert_images
-from tests.support.benchmark_sets import TEMPLATES, retrieval_set, save_files, webdataset
+from tests.support.benchmark_sets import TEMPLATES, save_files, webdataset
 from tests.support.command import clipmerge
-from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double import FakeHub, upload
+from tests.support.image_files import assert_images
 from tests.support.tiny_clip import save_pair
 
 V2 = "hf://datasets/clip-benchmark/wds_imagenetv2"
-FLICKR = "hf://datasets/clip-benchmark/wds_flickr8k"
 NAMES = ("tench", "sea_lion", "great white shark", "cock")
 # twelve shards, so that their numbers sort otherwise than their names; every shard holds every class twice
 SHARDS = [[label for label in range(4) for _ in range(2)] for _ in range(12)]
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        server.orgs = ("acme", "clip-benchmark")
-        yield server
 
 
 @pytest.fixture
@@ -46,12 +36,14 @@ def fetched(hub: FakeHub) -> list[str]:
     return [path.split("/", 6)[-1] for _, path, _ in hub.requests("GET", r"/resolve/.*\.tar")]
 
 
-def test_names_and_templates_come_with_the_set(hub: FakeHub, repository: str) -> None:
+def test_names_and_templates_come_with_the_set(hub: FakeHub, repository: str, tmp_path: Path) -> None:
     found = load_images(f"{V2}:test", whole=True)
     assert (found.revision, found.class_names) == (repository, NAMES)
     assert found.templates == ("a bad photo of a {}.", "a photo of the {}.")
     assert found.labels == tuple(label for shard in SHARDS for label in shard)
     assert_images(found, list(range(96)))
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+    assert load_images(f"{V2}:test", tmp_path / "names.txt", whole=True).class_names == ("a", "b", "c", "d")
     assert sorted(fetched(hub)) == sorted(f"test/{number}.tar" for number in range(12))
 
 
@@ -82,11 +74,6 @@ def test_shards_in_the_order_of_classes_are_read_until_the_sample_is_balanced(hu
     assert Counter(found.sample(8, seed=0).labels) == {0: 2, 1: 2, 2: 2, 3: 2}
     assert len(fetched(hub)) < 8
     assert found.notes[-1].startswith(f"{V2}:test: 4 of 8 shards hold ")
-
-
-def test_classes_on_the_command_line_win(hub: FakeHub, repository: str, tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
-    assert load_images(f"{V2}:test", tmp_path / "names.txt", whole=True).class_names == ("a", "b", "c", "d")
 
 
 def test_evaluate_needs_no_other_flag(hub: FakeHub, tmp_path: Path) -> None:
@@ -125,14 +112,6 @@ def test_a_local_copy_reads_the_same(tmp_path: Path) -> None:
         load_images(f"{folder}:test")
 
 
-def test_a_missing_shard_is_named(hub: FakeHub, tmp_path: Path) -> None:
-    files = webdataset(tmp_path / "tars", [[0], [1], [2]], NAMES)
-    del files["test/1.tar"]
-    upload(hub, "clip-benchmark/wds_imagenetv2", files, kind="dataset")
-    with pytest.raises(DataError, match=r"test/nshards\.txt counts 3 shards, 1 of them .* \(first 1\.tar\)"):
-        load_images(f"{V2}:test", whole=True)
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -142,6 +121,7 @@ def test_a_missing_shard_is_named(hub: FakeHub, tmp_path: Path) -> None:
         ("dataset_type.txt", b"multilabel\n", r"dataset_type\.txt says 'multilabel'; accuracy needs one class"),
         ("dataset_type.txt", b"retrieval\n", r"is a retrieval set, whose images have captions and no classes"),
         ("test/nshards.txt", b"two\n", r"nshards\.txt: 'two' is not a number of shards"),
+        ("test/nshards.txt", b"3\n", r"test/nshards\.txt counts 3 shards, 2 of them .* \(first 1\.tar\)"),
     ],
 )
 def test_texts_that_cannot_be_used(hub: FakeHub, tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -163,44 +143,6 @@ def test_offline_the_shards_of_an_earlier_sample_are_enough(
     assert len(hub.log) == asked
 
 
-def test_a_balanced_sample_is_counted() -> None:
-    assert holds_a_balanced_sample([0, 1, 2, 2], 3, classes=1000)
-    assert not holds_a_balanced_sample([0, 0, 0, 0], 4, classes=2)
-
-
-CAPTIONS = [[["a dog", "a brown dog"], ["two cats"]], [["a tree", "an oak", "a big tree"]]]
-
-
-def test_captions_are_lines(hub: FakeHub, tmp_path: Path) -> None:
-    files = retrieval_set(tmp_path / "tars", CAPTIONS)
-    sha = upload(hub, "clip-benchmark/wds_flickr8k", files, kind="dataset")
-    found = load_captions(f"{FLICKR}:test")
-    assert found.captions == (("a dog", "a brown dog"), ("two cats",), ("a tree", "an oak", "a big tree"))
-    assert (found.revision, len(found)) == (sha, 3)
-    assert found.image(2).size == (32, 32)
-    local = load_captions(str(save_files(tmp_path / "copy", files)))
-    assert local.captions == found.captions == load_captions(f"{tmp_path / 'copy'}:test").captions
-    assert local.image(1).tobytes() == found.image(1).tobytes()
-
-
-def test_a_sample_keeps_images_with_their_captions(hub: FakeHub, tmp_path: Path) -> None:
-    shards = [[[f"caption {2 * shard + k}"] for k in range(2)] for shard in range(6)]
-    upload(hub, "clip-benchmark/wds_flickr8k", retrieval_set(tmp_path / "tars", shards), kind="dataset")
-    found = load_captions(f"{FLICKR}:test", most=3, seed=1)
-    assert len(fetched(hub)) == 2
-    sample = found.sample(3, seed=1)
-    whole = load_captions(f"{FLICKR}:test")
-    for at, captions in enumerate(sample.captions):
-        twin = whole.captions.index(captions)
-        assert sample.image(at).tobytes() == whole.image(twin).tobytes()
-    assert sample.sample(99, seed=0) is sample
-
-
-def test_a_set_with_classes_has_no_captions(hub: FakeHub, repository: str) -> None:
+def test_a_set_with_classes_has_no_captions(repository: str) -> None:
     with pytest.raises(DataError, match=r"is a set for classification \(classnames.txt lies beside it\)"):
         load_captions(f"{V2}:test")
-
-
-def test_other_sources_have_no_captions(images: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no tar files; images with captions are a folder or tar files"):
-        load_captions(str(images))

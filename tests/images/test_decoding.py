@@ -1,27 +1,31 @@
-"""Images of every depth: their conversion to eight bits, and the refusal of those with an unknown range."""
+"""One image decoded: every depth and mode becomes eight bits of RGB, and what would keep a decoder busy is refused."""
 
 from __future__ import annotations
 
 import io
 import os
+import struct
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from clipmerge.errors import DataError
 from clipmerge.images.dataset import load_images
-from clipmerge.images.decoding import decode
+from clipmerge.images.decoding import decode, extent
 from clipmerge.images.store import Encoded
 from tests.support.command import clipmerge
 from tests.support.image_files import save_plain_parquet
 
 SHADES = np.random.default_rng(0).integers(0, 65536, (6, 5)).astype(np.uint16)
 SHADES.flat[:4] = (0, 65535, 128, 129)  # both ends, and where rounding turns
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3)).astype(np.uint8))
 
 
 def eight_bits(values: np.ndarray, white: int = 65535) -> list[list[int]]:
@@ -29,15 +33,19 @@ def eight_bits(values: np.ndarray, white: int = 65535) -> list[list[int]]:
     return [[(2 * 255 * int(value) + white) // (2 * white) for value in row] for row in values]
 
 
-def decoded(folder: Path, name: str, content: Image.Image | bytes, **options: Any) -> list[list[int]]:
-    """The decoded file, which is grey."""
-    path = folder / "class" / name
-    path.parent.mkdir()
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        content.save(path, **options)
-    image = load_images(str(folder)).image(0)
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def of_bytes(content: bytes) -> Encoded:
+    return {"bytes": content, "path": None}
+
+
+def grey(content: bytes) -> list[list[int]]:
+    """The shades of an image, which is grey."""
+    image = decode("x", of_bytes(content))
     assert image.mode == "RGB"
     red, green, blue = np.moveaxis(np.asarray(image), 2, 0)
     assert (red == green).all()
@@ -46,78 +54,62 @@ def decoded(folder: Path, name: str, content: Image.Image | bytes, **options: An
     return values
 
 
-def big_endian_tiff() -> Image.Image:
-    image = Image.frombytes("I;16B", SHADES.shape[::-1], SHADES.astype(">u2").tobytes())
-    assert image.mode == "I;16B"
-    return image
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[Image.ExifTags.Base.Orientation] = value
+    return exif
 
 
-@pytest.mark.parametrize("name", ["x.png", "x.tif", "x.ppm"])
-def test_sixteen_bits_become_eight(tmp_path: Path, name: str) -> None:
-    assert decoded(tmp_path, name, Image.fromarray(SHADES)) == eight_bits(SHADES)
-
-
-def test_a_tiff_of_the_other_byte_order(tmp_path: Path) -> None:
-    assert decoded(tmp_path, "x.tif", big_endian_tiff()) == eight_bits(SHADES)
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n"),
-        ("xpm", b'/* XPM */\nstatic char *x[] = {\n"1 1 1 1",\n"a c #000000",\n"a"\n};\n'),
-    ],
-)
-def test_only_formats_that_run_no_program_are_decoded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
-) -> None:
-    (tmp_path / "x.png").write_bytes(content)
-    Image.open(tmp_path / "x.png").close()  # Pillow would, whatever the file is called
-    monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_options: pytest.fail("a program was started"))
-    for encoded in ({"bytes": content, "path": None}, {"bytes": None, "path": str(tmp_path / "x.png")}):
-        with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(cannot identify image file\)"):
-            decode("x.png", Encoded(**encoded))
-
-
-def test_a_pipe_by_the_name_of_an_image_is_refused_at_once(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "x.png")
-    with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(.*not a regular file"):
-        decode("x.png", {"bytes": None, "path": str(tmp_path / "x.png")})
-
-
-def test_a_png_that_older_pillow_opens_as_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from PIL import PngImagePlugin
-
-    monkeypatch.setitem(PngImagePlugin._MODES, (16, 0), ("I", "I;16B"))
-    assert decoded(tmp_path, "x.png", Image.fromarray(SHADES)) == eight_bits(SHADES)
-
-
-def test_twelve_bits_are_scaled_by_twelve(tmp_path: Path) -> None:
-    values = SHADES[:, :4] >> 4
+def twelve_bits(values: np.ndarray) -> bytes:
+    """A TIFF of two numbers in three bytes."""
     rows = [(int(a) << 12 | int(b)).to_bytes(3, "big") for row in values for a, b in row.reshape(-1, 2)]
     tags = {256: 4, 257: 6, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 6, 279: 36}
-    directory = b"".join(
-        tag.to_bytes(2, "little") + b"\x04\x00\x01\x00\x00\x00" + value.to_bytes(4, "little")
-        for tag, value in tags.items()
-    )
-    content = b"II*\x00" + (44).to_bytes(4, "little") + b"".join(rows) + len(tags).to_bytes(2, "little") + directory
-    assert decoded(tmp_path, "x.tif", content + bytes(4)) == eight_bits(values, white=4095)
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 44) + b"".join(rows) + struct.pack("<H", len(tags)) + directory + bytes(4)
 
 
-def test_where_zero_is_white_it_stays_white(tmp_path: Path) -> None:
-    assert decoded(tmp_path, "x.tif", Image.fromarray(SHADES), tiffinfo={262: 0}) == eight_bits(65535 - SHADES)
+WIDE = Image.fromarray(SHADES)
+BIG_ENDIAN = Image.frombytes("I;16B", SHADES.shape[::-1], SHADES.astype(">u2").tobytes())
+DECIMAL = np.arange(256, dtype=np.float32).reshape(16, 16)
+STEPS = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+GREYS: dict[str, tuple[bytes, list[list[int]]]] = {
+    **{f"16 bits in {kind}": (saved(WIDE, kind), eight_bits(SHADES)) for kind in ("PNG", "TIFF", "PPM")},
+    "the other byte order": (saved(BIG_ENDIAN, "TIFF"), eight_bits(SHADES)),
+    "12 bits": (twelve_bits(SHADES[:, :4] >> 4), eight_bits(SHADES[:, :4] >> 4, white=4095)),
+    "zero is white": (saved(WIDE, "TIFF", tiffinfo={262: 0}), eight_bits(65535 - SHADES)),
+    "decimals from 0 to 1": (saved(Image.fromarray(DECIMAL / 255), "TIFF"), DECIMAL.astype(int).tolist()),
+    "16 bits, upside down": (
+        saved(WIDE, "PNG", exif=orientation(3)),
+        np.rot90(np.asarray(eight_bits(SHADES)), 2).tolist(),
+    ),
+    # the first row of the file is the right side of the picture
+    "turned by the camera": (saved(STEPS, "PNG", exif=orientation(6)), [[3, 0], [4, 1], [5, 2]]),
+}
 
 
-def test_decimal_numbers_from_0_to_1_become_eight_bits(tmp_path: Path) -> None:
-    shades = np.arange(256, dtype=np.float32).reshape(16, 16)
-    assert decoded(tmp_path, "x.tif", Image.fromarray(shades / 255)) == shades.astype(int).tolist()
+@pytest.mark.parametrize("name", GREYS)
+def test_grey_images_of_any_depth_become_eight_bits(name: str) -> None:
+    content, expected = GREYS[name]
+    assert grey(content) == expected
 
 
-def test_an_image_that_is_turned_upright_is_scaled_too(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    turned = np.rot90(np.asarray(eight_bits(SHADES)), 2).tolist()
-    assert decoded(tmp_path, "x.png", Image.fromarray(SHADES), exif=exif) == turned
+def test_a_png_that_older_pillow_opens_as_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PngImagePlugin._MODES, (16, 0), ("I", "I;16B"))
+    assert grey(saved(WIDE, "PNG")) == eight_bits(SHADES)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(mode: str) -> None:
+    image = decode("x", of_bytes(saved(Image.new(mode, (4, 4)), "TIFF" if mode == "CMYK" else "PNG")))
+    assert (image.mode, image.size) == ("RGB", (4, 4))
+
+
+def test_what_a_palette_hides_is_shown_in_its_own_colour() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    found = decode("x", of_bytes(saved(image, "PNG", transparency=1)))
+    assert (found.mode, found.getpixel((0, 0)), found.getpixel((1, 0))) == ("RGB", (255, 0, 0), (0, 0, 255))
 
 
 UNKNOWN = {
@@ -128,22 +120,15 @@ UNKNOWN = {
 }
 
 
-@pytest.mark.parametrize("values", UNKNOWN.values(), ids=UNKNOWN)
-def test_numbers_of_unknown_range_are_one_line(tmp_path: Path, values: np.ndarray) -> None:
-    with pytest.raises(DataError, match=r"class/x\.tif: holds 32-bit .* range is not known; save it as 8 or 16 bit"):
-        decoded(tmp_path, "x.tif", Image.fromarray(values))
-
-
-def test_an_image_in_a_table_is_scaled_and_named_by_its_row(tmp_path: Path) -> None:
-    contents = []
-    for values, ending in ((SHADES, "PNG"), (UNKNOWN["32 bits"], "TIFF")):
-        buffer = io.BytesIO()
-        Image.fromarray(values).save(buffer, ending)
-        contents.append(buffer.getvalue())
-    found = load_images(str(save_plain_parquet(tmp_path / "x.parquet", {"image": contents, "label": ["a", "b"]})))
+def test_numbers_of_unknown_range_are_one_line_that_names_the_row(tmp_path: Path) -> None:
+    contents = [saved(WIDE, "PNG"), *(saved(Image.fromarray(values), "TIFF") for values in UNKNOWN.values())]
+    table = {"image": contents, "label": ["a", *"bbbb"]}
+    found = load_images(str(save_plain_parquet(tmp_path / "x.parquet", table)))
     assert np.asarray(found.image(0))[..., 0].tolist() == eight_bits(SHADES)
-    with pytest.raises(DataError, match=r"x\.parquet, row 1: holds 32-bit"):
-        found.image(1)
+    for row in range(1, 5):
+        told = rf"x\.parquet, row {row}: holds 32-bit .* range is not known; save it as 8 or 16 bit"
+        with pytest.raises(DataError, match=told):
+            found.image(row)
 
 
 def test_accuracy_is_the_same_at_either_depth(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -152,34 +137,43 @@ def test_accuracy_is_the_same_at_either_depth(pair: tuple[Path, Path], tmp_path:
         for depth in ("8", "16"):
             (tmp_path / depth / name).mkdir(parents=True)
         for index in range(6):
-            grey = (rng.integers(0, 100, (40, 36)) + 70 * number).astype(np.uint8)
-            Image.fromarray(grey).save(tmp_path / "8" / name / f"{index}.png")
-            Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16" / name / f"{index}.png")
-    accuracy = []
-    for depth in ("8", "16"):
-        ended = clipmerge("evaluate", pair[1], "--data", f"x={tmp_path / depth}", "--format", "json")
-        assert ended.code == 0, ended.err
-        accuracy.append(ended.json["accuracy"]["x"])
-        pixels = [load_images(str(tmp_path / depth)).image(k).tobytes() for k in range(18)]
-        accuracy.append(hash(tuple(pixels)))
-    assert accuracy[:2] == accuracy[2:]
+            shades = (rng.integers(0, 100, (40, 36)) + 70 * number).astype(np.uint8)
+            Image.fromarray(shades).save(tmp_path / "8" / name / f"{index}.png")
+            Image.fromarray(shades.astype(np.uint16) * 257).save(tmp_path / "16" / name / f"{index}.png")
+    eight, sixteen = (load_images(str(tmp_path / depth)) for depth in ("8", "16"))
+    assert all(eight.image(k).tobytes() == sixteen.image(k).tobytes() for k in range(18))
+    told = clipmerge("evaluate", pair[1], *(f"--data={d}={tmp_path / d}" for d in ("8", "16")), "--format", "json")
+    assert told.code == 0, told.err
+    assert told.json["accuracy"]["8"] == told.json["accuracy"]["16"]
 
 
-def test_a_photo_is_turned_as_its_camera_says(tmp_path: Path) -> None:
-    turned = Image.Exif()
-    turned[Image.ExifTags.Base.Orientation] = 6  # the first row of the file is the right side of the picture
-    picture = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
-    assert decoded(tmp_path, "x.png", picture, exif=turned) == [[3, 0], [4, 1], [5, 2]]
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n%%EOF\n",
+        b'/* XPM */\nstatic char *x[] = {\n"1 1 1 1",\n"a c #000000",\n"a"\n};\n',
+    ],
+)
+def test_only_formats_that_run_no_program_are_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    (tmp_path / "x.png").write_bytes(content)
+    Image.open(tmp_path / "x.png").close()  # Pillow would, whatever the file is called
+    monkeypatch.setattr(subprocess, "Popen", lambda *_args, **_options: pytest.fail("a program was started"))
+    for encoded in (of_bytes(content), Encoded(bytes=None, path=str(tmp_path / "x.png"))):
+        with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(cannot identify image file\)"):
+            decode("x.png", encoded)
 
 
-def test_an_image_of_no_bytes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"x\.png: cannot be read as an image"):
-        decoded(tmp_path, "x.png", b"")
+def test_a_pipe_by_the_name_of_an_image_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"x.png: cannot be read as an image \(.*not a regular file"):
+        decode("x.png", {"bytes": None, "path": str(tmp_path / "x.png")})
 
 
 def test_images_in_folders_do_without_the_datasets_library(tmp_path: Path) -> None:
     (tmp_path / "class").mkdir()
-    Image.fromarray(SHADES).save(tmp_path / "class" / "x.png")
+    WIDE.save(tmp_path / "class" / "x.png")
     code = (
         "import sys; from clipmerge.images.dataset import load_images\n"
         "load_images(sys.argv[1]).image(0)\n"
@@ -189,11 +183,92 @@ def test_images_in_folders_do_without_the_datasets_library(tmp_path: Path) -> No
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
 
 
-def test_what_a_palette_hides_is_shown_in_its_own_colour() -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.putpixel((1, 0), 1)
-    held = io.BytesIO()
-    image.save(held, "PNG", transparency=1)
-    decoded = decode("x", {"bytes": held.getvalue(), "path": None})
-    assert (decoded.mode, decoded.getpixel((0, 0)), decoded.getpixel((1, 0))) == ("RGB", (255, 0, 0), (0, 0, 255))
+# --- images made to keep a decoder busy
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def with_chunk(piece: bytes, image: Image.Image = NOISE) -> bytes:
+    """A PNG with a piece right behind its header."""
+    content = saved(image, "PNG")
+    return content[:33] + piece + content[33:]
+
+
+def drawn_over(times: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = saved(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
+    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * times + b"\xff\xd9"
+
+
+def metadata(tags: int, size: int) -> bytes:
+    """As many tags, all of the same bytes."""
+    place = 8 + 2 + 12 * tags + 4
+    entries = b"".join(struct.pack("<HHII", 1000 + tag, 7, size, place) for tag in range(tags))
+    return struct.pack("<2sHIH", b"II", 42, 8, tags) + entries + bytes(4 + size)
+
+
+def profile(tags: bytes) -> bytes:
+    """Metadata in a comment of a PNG, as ImageMagick writes them."""
+    text = f"\nexif\n{len(tags):8}\n{tags.hex()}\n"
+    return chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text.encode()))
+
+
+def text_for_metadata(*, zipped: bool) -> bytes:
+    note = PngImagePlugin.PngInfo()
+    note.add_text("exif", "a text", zip=zipped)  # Pillow returns only an unzipped one as bytes
+    return saved(Image.new("RGB", (4, 4), 7), "PNG", pnginfo=note)
+
+
+MANY = metadata(2000, 10_000)
+BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
+    "scans": (lambda: drawn_over(200), "more than 50 scans over its pixels"),
+    "tags": (lambda: MANY, "its tags together are larger than the file"),
+    "tags of a PNG": (lambda: with_chunk(chunk(b"eXIf", MANY)), "its tags together are larger"),
+    "tags in a comment of a PNG": (lambda: with_chunk(profile(MANY)), "its tags together are larger"),
+    "a zipped text for metadata": (lambda: text_for_metadata(zipped=True), ""),
+    "a text for metadata": (lambda: text_for_metadata(zipped=False), ""),
+}
+
+
+@pytest.mark.uncounted
+@pytest.mark.parametrize("name", BUSY)
+def test_an_image_made_to_fill_time_or_memory_is_refused(name: str, tmp_path: Path) -> None:
+    content, told = BUSY[name][0](), rf"x: cannot be read as an image \(.*{BUSY[name][1]}.*\); repair or remove it"
+    (tmp_path / "x").write_bytes(content)
+    for encoded in (of_bytes(content), Encoded(bytes=None, path=str(tmp_path / "x"))):
+        with pytest.raises(DataError, match=told):
+            decode("x", encoded)
+    if name in ("scans", "tags"):
+        with pytest.raises(DataError, match=told):  # its size is not looked for either
+            extent("x", of_bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {"progressive": True, "quality": 95, "comment": b"x" * 60_000}),
+        ("JPEG", {"exif": b"Exif\0\0" + metadata(20, 3)}),
+        ("PNG", {"exif": metadata(20, 3)}),
+        ("GIF", {"comment": b"x" * 100_000}),
+        ("BMP", {}),
+        ("WEBP", {"exif": metadata(20, 3)}),
+        ("TIFF", {"compression": "jpeg"}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"big_tiff": True}),
+    ],
+)
+def test_images_as_people_save_them_are_decoded(kind: str, options: dict[str, object]) -> None:
+    content = of_bytes(saved(NOISE, kind, **options))
+    image = decode("x", content)
+    assert (image.size, image.mode) == ((300, 300), "RGB")
+    assert extent("x", content) == (300, 300)
+    if kind in ("BMP", "PNG") or options.get("compression") == "tiff_lzw":
+        assert image.tobytes() == NOISE.tobytes()
+
+
+@pytest.mark.parametrize("start", [b"", b"Exif\0\0"])
+def test_a_png_is_turned_as_a_comment_says(start: bytes) -> None:
+    tags = start + orientation(3).tobytes().removeprefix(b"Exif\0\0")
+    assert decode("x", of_bytes(with_chunk(profile(tags)))).tobytes() == NOISE.rotate(180).tobytes()

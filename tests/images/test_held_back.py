@@ -39,6 +39,7 @@ LABELS = st.lists(st.integers(0, 6), min_size=1, max_size=80).map(tuple)
 @given(LABELS, st.integers(1, 100), st.integers(0, 5))
 def test_no_image_is_in_both_and_none_is_there_twice(labels: tuple[int, ...], count: int, seed: int) -> None:
     samples = sample_and_hold_back(labelled(labels), count, seed)
+    assert samples == sample_and_hold_back(labelled(labels), count, seed)
     used = names(samples.decide) + names(samples.held_back)
     assert len(used) == len(set(used))
     assert 1 <= len(samples.decide) <= count
@@ -47,12 +48,6 @@ def test_no_image_is_in_both_and_none_is_there_twice(labels: tuple[int, ...], co
     for part in (samples.decide, samples.held_back):
         for name, label in zip(names(part), part.labels, strict=True) if part else ():
             assert labels[int(name)] == label
-
-
-@given(LABELS, st.integers(1, 100), st.integers(0, 5))
-def test_the_same_seed_holds_back_the_same(labels: tuple[int, ...], count: int, seed: int) -> None:
-    first, second = [sample_and_hold_back(labelled(labels), count, seed) for _ in range(2)]
-    assert first == second
 
 
 @pytest.mark.parametrize(
@@ -71,10 +66,14 @@ def test_the_share(available: int, wanted: int, decided_on: int, held_back: int)
     assert (len(samples.decide), len(names(samples.held_back))) == (decided_on, held_back)
 
 
-def test_no_share_leaves_the_sample_as_it_is() -> None:
-    images = labelled(tuple(at % 3 for at in range(50)))
-    samples = sample_and_hold_back(images, 30, 1, share=0.0)
-    assert (samples.decide, samples.held_back) == (images.sample(30, 1), None)
+def test_files_stay_files_and_no_share_leaves_the_sample_as_it_is(images: Path) -> None:
+    found = load_images(str(images))
+    samples = sample_and_hold_back(found, 1024, seed=0)
+    assert samples.held_back is not None
+    assert (len(samples.decide.store.paths), len(samples.held_back.store.paths)) == (24, 6)
+    assert Counter(samples.held_back.labels) == {0: 2, 1: 2, 2: 2}
+    samples = sample_and_hold_back(found, 20, 1, share=0.0)
+    assert (samples.decide, samples.held_back) == (found.sample(20, 1), None)
 
 
 @given(st.lists(st.integers(5, 40), min_size=2, max_size=6), st.integers(0, 3))
@@ -86,22 +85,11 @@ def test_every_class_gives_its_share(sizes: list[int], seed: int) -> None:
         assert abs(taken[label] - 0.2 * size) <= 1
 
 
-def test_a_class_keeps_its_only_image_for_the_decision() -> None:
+def test_a_class_keeps_its_only_image_for_the_decision_and_the_seed_draws() -> None:
     labels = (0,) * 8 + (1,) + (2,) * 8
-    taken = [labels[at] for at in held_back_positions(labels, 4, seed=0)]
-    assert Counter(taken) == {0: 2, 2: 2}
-
-
-def test_another_seed_holds_back_other_images() -> None:
+    assert Counter(labels[at] for at in held_back_positions(labels, 4, seed=0)) == {0: 2, 2: 2}
     labels = tuple(at % 4 for at in range(80))
     assert sorted(held_back_positions(labels, 16, 0)) != sorted(held_back_positions(labels, 16, 1))
-
-
-def test_files_stay_files(tmp_path: Path) -> None:
-    samples = sample_and_hold_back(load_images(str(save_images(tmp_path / "images"))), 1024, seed=0)
-    assert samples.held_back is not None
-    assert (len(samples.decide.store.paths), len(samples.held_back.store.paths)) == (24, 6)
-    assert Counter(samples.held_back.labels) == {0: 2, 1: 2, 2: 2}
 
 
 def digests(images: LabelledImages | None) -> list[str]:

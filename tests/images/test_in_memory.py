@@ -14,9 +14,8 @@ from clipmerge.errors import DataError
 from clipmerge.images import Columns
 from clipmerge.images.batches import read_batches
 from clipmerge.images.dataset import LabelledImages, load_images
-from clipmerge.images.decoding import decode
 from clipmerge.images.store import Pixels
-from tests.support.image_files import png
+from tests.support.image_files import assert_images, png
 
 
 def pixels_of(images: LabelledImages) -> list[bytes]:
@@ -86,13 +85,10 @@ def test_pairs_are_sampled_like_the_folder(folder: LabelledImages, form: str) ->
     assert pixels_of(loaded.sample(12, seed=3)) == pixels_of(folder.sample(12, seed=3))
 
 
-def test_labels_that_a_data_set_keeps_are_not_read_from_its_images(folder: LabelledImages) -> None:
+def test_labels_are_those_that_a_data_set_keeps_and_need_names(folder: LabelledImages) -> None:
     data = Pairs(items_of(folder), targets=list(folder.labels), classes=list(folder.class_names))
     assert load_images(data).labels == folder.labels
     assert set(data.read) == {0}
-
-
-def test_labels_without_names_need_some(folder: LabelledImages) -> None:
     with pytest.raises(DataError, match="numbers 0 to 2 without names"):
         load_images(Pairs(items_of(folder)))
     assert load_images(Pairs(items_of(folder)), ("x", "y", "z")).class_names == ("x", "y", "z")
@@ -132,17 +128,12 @@ def test_a_loader_gives_its_first_images_in_its_order() -> None:
     assert load_images(mapped, ["a", "b"], most=5).labels == images.labels
 
 
-def test_a_loader_that_is_not_shuffled_is_told() -> None:
-    data = Pairs([(torch.zeros(3, 2, 2), at // 5) for at in range(10)], classes=["a", "b"])
-    loader: DataLoader[Any] = DataLoader(data, batch_size=2)  # type: ignore[arg-type]
-    images = load_images(loader, most=4)
-    assert images.notes == ("DataLoader in memory: its first 4 images show 1 of 2 classes; shuffle it",)
-
-
-def test_a_loader_of_pictures_is_preprocessed(folder: LabelledImages) -> None:
+def test_a_loader_of_pictures_is_preprocessed_and_told_if_it_is_not_shuffled(folder: LabelledImages) -> None:
     data = Pairs(items_of(folder), classes=list(folder.class_names))
     loader: DataLoader[Any] = DataLoader(data, batch_size=4, collate_fn=lambda items: tuple(zip(*items, strict=True)))  # type: ignore[arg-type]
     assert pixels_of(load_images(loader)) == pixels_of(folder)
+    note = "DataLoader in memory: its first 6 images show 1 of 3 classes; shuffle it"
+    assert load_images(loader, most=6).notes == (note,)
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -166,11 +157,9 @@ def test_what_cannot_be_used_is_refused(which: str) -> None:
 def test_a_datasets_column_of_bytes_is_decoded() -> None:
     import datasets
 
-    rows = {"image": [png(number) for number in (0, 1)], "label": ["cat", "dog"]}
-    loaded = load_images(datasets.Dataset.from_dict(rows))
+    loaded = load_images(datasets.Dataset.from_dict({"image": [png(0), png(1)], "label": ["cat", "dog"]}))
     assert loaded.class_names == ("cat", "dog")
-    expected = [decode("x", {"bytes": content, "path": None}).tobytes() for content in rows["image"]]
-    assert pixels_of(loaded) == expected
+    assert_images(loaded, [0, 1])
 
 
 def test_grey_values_with_a_channel_are_a_grey_image() -> None:

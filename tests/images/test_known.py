@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,39 +17,24 @@ from clipmerge.images.retrieval import load_captions
 from clipmerge.images.store import Labelled, MemoryStore
 from tests.support.benchmark_sets import retrieval_set, webdataset
 from tests.support.command import clipmerge, refused
-from tests.support.hub_double import FakeHub, serving, upload
+from tests.support.hub_double import FakeHub, upload
 from tests.support.image_files import save_hub_parquet
 
-CLASSIFIED = [name for name, known in known_sets().items() if known.kind == "classification"]
-# names that users and the issue tracker know them by
-USUAL = ("imagenet", "imagenetv2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet", "cifar10")
 
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    with serving(tmp_path, monkeypatch) as server:
-        server.orgs = ("clip-benchmark", "tanganke")
-        yield server
-
-
-@pytest.mark.parametrize("name", known_sets())
-def test_every_set_is_well_formed(name: str) -> None:
-    known = known_sets()[name]
-    assert parse_dataset(known.address()).split == known.split
-    assert known.split in known.splits
-    assert set(known.images) <= set(known.splits)
-    assert all("{}" in template for template in known.prompts)
-    assert all(0 < figure < 100 for figure in known.zeroshot.values())
-    if known.imagenet_rows and known.class_names:
-        assert len(known.imagenet_rows) == len(known.class_names)
-    if known.texts == "here":
-        assert known.class_names
-        assert known.prompts
-
-
-def test_the_usual_names_are_there() -> None:
-    assert set(USUAL) <= known_sets().keys()
-    assert {f"fusionbench-{task}" for task in ("cars", "eurosat", "resisc45", "gtsrb")} <= known_sets().keys()
+def test_every_set_is_well_formed() -> None:
+    # names that users and the issue tracker know them by
+    usual = {"imagenet", "imagenetv2", "imagenet-r", "imagenet-a", "imagenet-sketch", "objectnet", "cifar10"}
+    usual |= {f"fusionbench-{task}" for task in ("cars", "eurosat", "resisc45", "gtsrb")}
+    assert usual <= known_sets().keys()
+    for name, known in known_sets().items():
+        assert parse_dataset(known.address()).split == known.split, name
+        assert known.split in known.splits, name
+        assert set(known.images) <= set(known.splits), name
+        assert all("{}" in template for template in known.prompts), name
+        assert all(0 < figure < 100 for figure in known.zeroshot.values()), name
+        if known.imagenet_rows and known.class_names:
+            assert len(known.imagenet_rows) == len(known.class_names), name
+        assert known.texts != "here" or (known.class_names and known.prompts), name
 
 
 def test_rows_of_shifts_are_those_of_their_names() -> None:
@@ -63,23 +47,18 @@ def test_rows_of_shifts_are_those_of_their_names() -> None:
     assert len(class_list("imagenet")) == 1000
 
 
-def test_a_name_stands_for_a_source() -> None:
-    named = find_known("imagenet-sketch@abc:test")
-    assert named is not None
-    assert named.address == "hf://datasets/clip-benchmark/wds_imagenet_sketch@abc:test"
-    svhn = find_known("fusionbench-svhn")
-    assert svhn is not None
-    assert svhn.address == "hf://datasets/ufldl-stanford/svhn:cropped_digits/test"
-    assert find_known("imagenet-x") is None
+def test_a_name_stands_for_a_source_unless_a_folder_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, address in (
+        ("imagenet-sketch@abc:test", "hf://datasets/clip-benchmark/wds_imagenet_sketch@abc:test"),
+        ("fusionbench-svhn", "hf://datasets/ufldl-stanford/svhn:cropped_digits/test"),
+        ("cifar10", known_sets()["cifar10"].address()),
+    ):
+        assert str(find_known(name)) == address
+    (tmp_path / "cifar10").mkdir()
+    assert find_known("cifar10") is find_known("imagenet-x") is None
     with pytest.raises(DataError, match=r"imagenetv2:tset: no split 'tset' \(splits: test\)\. Did you mean 'test'"):
         find_known("imagenetv2:tset")
-
-
-def test_a_folder_of_the_same_name_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert find_known("cifar10") is not None
-    (tmp_path / "cifar10").mkdir()
-    assert find_known("cifar10") is None
 
 
 def test_a_set_of_clip_benchmark_brings_its_own_texts(hub: FakeHub, tmp_path: Path) -> None:
@@ -117,7 +96,7 @@ def test_template_sets() -> None:
         check_templates(["openai-8"])
 
 
-def test_data_list_and_show() -> None:
+def test_names_on_the_command_line(pair: tuple[Path, Path], images: Path) -> None:
     listed = clipmerge("data", "list", "--format", "json").json
     assert (set(listed["data"]), listed["classes"]) == (known_sets().keys(), list(class_lists()))
     told = clipmerge("data")
@@ -132,9 +111,6 @@ def test_data_list_and_show() -> None:
     assert "captions" in clipmerge("data", "show", "flickr8k").out
     assert "Did you mean 'imagenet'?" in refused(clipmerge("data", "show", "imagnet"), 2)
     refused(clipmerge("data", "--format", "json", "list"), 2)
-
-
-def test_class_names_by_name(pair: tuple[Path, Path], images: Path) -> None:
     line = refused(clipmerge("evaluate", pair[0], "--data", images, "--classes", "objectnet"))
     assert "has 113 class names" in line
 
@@ -167,7 +143,3 @@ def test_a_label_without_a_name_is_refused() -> None:
     assert known.describe(Labelled(MemoryStore((), ()), tuple(labels), ())).classes == known.class_names
     with pytest.raises(DataError, match=f"label {len(labels)} has no name; {len(labels)} classes are known"):
         known.describe(Labelled(MemoryStore((), ()), (*labels, len(labels)), ()))
-
-
-def test_a_named_set_is_written_as_its_address() -> None:
-    assert str(find_known("cifar10")) == known_sets()["cifar10"].address()

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import io
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from clipmerge.errors import DataError
+from clipmerge.errors import DataError, UsageError
 from clipmerge.images.dataset import load_images
 from clipmerge.images.overlap import Fingerprints, check_overlap, find_overlap
 from clipmerge.images.retrieval import load_captions
-from tests.support.image_files import save_tar
+from tests.support.image_files import png, save_hub_parquet, save_tar
 from tests.support.tiny_clip import save_images
 
 
@@ -24,39 +26,34 @@ def other(tmp_path: Path) -> Path:
     return save_images(tmp_path / "other", each=4, seed=1)
 
 
-def test_different_images_do_not_overlap(images: Path, other: Path) -> None:
+def test_the_same_folder_overlaps_however_it_is_spelled_and_another_does_not(
+    images: Path, other: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(images)
+    for where in (images, images / ".." / images.name, tmp_path / "link"):
+        assert overlap_of(where, images) == 30
     assert overlap_of(images, other) == 0
-
-
-@pytest.mark.parametrize("spelled", ["same", "dots", "folder link"])
-def test_the_same_folder_overlaps_however_it_is_spelled(images: Path, tmp_path: Path, spelled: str) -> None:
-    where = {"same": images, "dots": images / ".." / images.name, "folder link": tmp_path / "link"}[spelled]
-    if spelled == "folder link":
-        where.symlink_to(images)
-    assert overlap_of(where, images) == 30
+    (other / "dog" / "link.png").symlink_to(other / "cat" / "0.png")  # a link to an image of the folder is read
+    assert overlap_of(other, other) == 13
 
 
 @pytest.mark.parametrize("how", ["hard link", "copy"])
-def test_one_file_is_enough(images: Path, other: Path, how: str) -> None:
+def test_one_file_is_enough_and_the_message_names_both(images: Path, other: Path, how: str) -> None:
     source, target = images / "cat" / "3.png", other / "dog" / "renamed.png"
     if how == "copy":
         shutil.copyfile(source, target)
     else:
         target.hardlink_to(source)
-    found = find_overlap(Fingerprints(load_images(str(other))), Fingerprints(load_images(str(images))))
-    assert found
-    assert (found.count, found.first) == (1, f"{target} {'has the content of' if how == 'copy' else 'is'} {source}")
-    back = find_overlap(Fingerprints(load_images(str(images))), Fingerprints(load_images(str(other))))
-    assert back
-    assert (back.count, back.first) == (1, f"{source} {'has the content of' if how == 'copy' else 'is'} {target}")
-
-
-def test_a_file_of_the_same_size_and_other_content_is_none(images: Path, other: Path) -> None:
-    source, target = images / "cat" / "3.png", other / "dog" / "renamed.png"
+    same = "has the content of" if how == "copy" else "is"
+    loaded = {source: load_images(str(images)), target: load_images(str(other))}
+    for ours, theirs in ((target, source), (source, target)):
+        found = find_overlap(Fingerprints(loaded[ours]), Fingerprints(loaded[theirs]))
+        assert found
+        assert (found.count, found.first) == (1, f"{ours} {same} {theirs}")
+    target.unlink()
     content = bytearray(source.read_bytes())
-    content[-20] ^= 1
+    content[-20] ^= 1  # of the same size
     target.write_bytes(bytes(content))
-    assert source.stat().st_size == target.stat().st_size
     assert overlap_of(other, images) == 0
 
 
@@ -67,13 +64,6 @@ def test_digits_overlap_with_digits_and_with_a_folder_that_holds_one(other: Path
     digit = load_images("digits").image(5)
     digit.save(other / "dog" / "five.bmp")
     assert overlap_of("digits", other) == overlap_of(other, "digits") == 1
-
-
-def test_the_message_names_both(images: Path, other: Path) -> None:
-    shutil.copyfile(images / "cat" / "3.png", other / "dog" / "copy.png")
-    found = find_overlap(Fingerprints(load_images(str(other))), Fingerprints(load_images(str(images))))
-    assert found
-    assert found.first == f"{other}/dog/copy.png has the content of {images}/cat/3.png"
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -88,15 +78,24 @@ def test_an_image_that_is_gone_is_reported_as_where_it_is_read(images: Path, oth
 
 
 def test_a_folder_that_is_called_like_an_image(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name / "class" / "x.png").mkdir(parents=True)
+    (tmp_path / "a" / "class" / "x.png").mkdir(parents=True)
     with pytest.raises(DataError, match=r"a/class: holds folders \(x\.png\), not images"):
-        overlap_of(tmp_path / "a", tmp_path / "b")
+        load_images(str(tmp_path / "a"))
 
 
-def test_a_link_to_an_image_of_the_folder_is_read(other: Path) -> None:
-    (other / "dog" / "link.png").symlink_to(other / "cat" / "0.png")
-    assert overlap_of(other, other) == 13
+def test_pixels_shared_between_a_table_a_tar_and_a_folder_are_seen(tmp_path: Path) -> None:
+    table = load_images(str(save_hub_parquet(tmp_path / "x.parquet", [0, 1, 2])))
+    members = {"a.png": png(1), "a.txt": b"a", "b.png": png(9), "b.txt": b"b"}
+    tar = load_images(str(save_tar(tmp_path / "x.tar", members)))
+    (tmp_path / "f/a").mkdir(parents=True)
+    Image.open(io.BytesIO(png(2))).save(tmp_path / "f/a/saved-anew.bmp")
+    folder = load_images(str(tmp_path / "f"))
+    shared = find_overlap(Fingerprints(table), Fingerprints(tar))
+    assert shared is not None
+    assert (shared.count, shared.first) == (1, f"{tmp_path}/x.parquet, row 1 has the pixels of {tmp_path}/x.tar, a.png")
+    assert find_overlap(Fingerprints(folder), Fingerprints(tar)) is None
+    with pytest.raises(UsageError, match=r"--ood far: 1 image is also in the calibration source .*saved-anew"):
+        check_overlap(table, {}, {"far": folder})
 
 
 def test_images_of_other_tasks_are_compared_with_all_others(images: Path, other: Path, tmp_path: Path) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tarfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +15,8 @@ from clipmerge.errors import DataError
 from clipmerge.images import Columns
 from clipmerge.images.content import content_digest
 from clipmerge.images.unlabelled import load_unlabelled
+from tests.support.hub_double import FakeHub, upload
+from tests.support.image_files import save_plain_parquet, save_tar
 
 COUNT = 6
 
@@ -26,6 +25,10 @@ def png(number: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((9, 8, 3), 20 * number, np.uint8)).save(file, "PNG")
     return file.getvalue()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.fixture
@@ -46,17 +49,11 @@ def colours(source: object, **asked: str) -> list[int]:
     return sorted(round(float(np.asarray(images.image(place)).mean()) / 20) for place in range(len(images)))
 
 
-def test_a_folder_has_images_at_any_depth(nested: Path) -> None:
+def test_a_folder_has_images_at_any_depth(nested: Path, tmp_path: Path) -> None:
     assert colours(str(nested)) == list(range(COUNT))
     assert colours(str(nested), image="picture", label="class") == list(range(COUNT))
-
-
-def test_files_that_are_left_out_are_counted(nested: Path) -> None:
     assert load_unlabelled(str(nested), most=9).notes == (f"{nested}: left out 1 file that is no image (1 .txt)",)
-
-
-def test_links_out_of_the_folder_are_refused_and_circles_are_not_followed(nested: Path, tmp_path: Path) -> None:
-    (nested / "a" / "again").symlink_to(nested / "a")
+    (nested / "a" / "again").symlink_to(nested / "a")  # a circle is not followed
     assert colours(str(nested)) == list(range(COUNT))
     (tmp_path / "private.png").write_bytes(png(0))
     (nested / "a" / "b" / "out.png").symlink_to(tmp_path / "private.png")
@@ -64,32 +61,33 @@ def test_links_out_of_the_folder_are_refused_and_circles_are_not_followed(nested
         load_unlabelled(str(nested), most=100)
 
 
-def test_parquet_needs_no_label_and_reads_none(tmp_path: Path) -> None:
+def test_tables_and_tars_need_no_label_and_none_is_read(hub: FakeHub, tmp_path: Path) -> None:
     pixels = [{"bytes": png(number), "path": None} for number in range(COUNT)]
-    for name, columns in (("alone", {}), ("label", {"label": [None] * COUNT}), ("list", {"label": [[1]] * COUNT})):
-        pyarrow.parquet.write_table(pyarrow.table({"image": pixels, **columns}), tmp_path / f"{name}.parquet")
-        assert colours(str(tmp_path / f"{name}.parquet")) == list(range(COUNT))
-    assert colours(str(tmp_path / "label.parquet"), image="elsewhere") == list(range(COUNT))
+    for columns in ({}, {"label": [[1]] * COUNT}, {"label": [None] * COUNT}):
+        table = str(save_plain_parquet(tmp_path / "x.parquet", {"image": pixels, **columns}))
+        assert colours(table) == colours(table, image="elsewhere") == list(range(COUNT))
+    tar = save_tar(tmp_path / "a.tar", {f"{number}.png": png(number) for number in range(COUNT)})
+    assert colours(str(tar)) == colours(str(tar), image="jpg", label="cls") == list(range(COUNT))
+    upload(hub, "acme/cars", {"test/0.tar": tar.read_bytes()}, kind="dataset")
+    assert colours("hf://datasets/acme/cars:test") == list(range(COUNT))
 
 
-def test_tars_need_no_label(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        for number in range(COUNT):
-            member = tarfile.TarInfo(f"{number}.png")
-            member.size = len(png(number))
-            archive.addfile(member, io.BytesIO(png(number)))
-    assert colours(str(tmp_path / "a.tar")) == list(range(COUNT))
-    assert colours(str(tmp_path / "a.tar"), image="jpg", label="cls") == list(range(COUNT))
+class Items(list[object]):
+    """A data set in memory."""
 
 
 def test_images_in_memory_may_come_alone_or_with_labels() -> None:
     pictures = [Image.open(io.BytesIO(png(number))) for number in range(COUNT)]
     assert colours(pictures) == list(range(COUNT))
     assert colours([(picture, "no label is read") for picture in pictures]) == list(range(COUNT))
+    assert colours(Items({"image": picture} for picture in pictures)) == list(range(COUNT))
     floats = torch.rand(COUNT, 3, 8, 8)
     loader = torch.utils.data.DataLoader(floats, batch_size=4)  # type: ignore[arg-type]
     images = load_unlabelled(loader, most=5)
     assert torch.equal(images.store.batch(range(5)), floats[:5])  # type: ignore[attr-defined]
+    texts = torch.utils.data.DataLoader(Items({"text": torch.zeros(3)} for _ in range(4)), batch_size=2)
+    with pytest.raises(DataError, match=r"its batches are not images and do not hold 'pixel_values'"):
+        load_unlabelled(texts, most=10)
 
 
 def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
@@ -106,36 +104,26 @@ def test_a_source_without_images_is_refused(tmp_path: Path) -> None:
 
 def test_the_digest_is_of_content_and_order(nested: Path, tmp_path: Path) -> None:
     images = load_unlabelled(str(nested), most=100)
-    digest = hashlib.sha256()
-    for path in images.store.paths:
-        digest.update(hashlib.sha256(Path(path).read_bytes()).hexdigest().encode())
-    assert content_digest(images) == digest.hexdigest()
+    expected = sha256("".join(sha256(Path(path).read_bytes()) for path in images.store.paths).encode())
+    assert content_digest(images) == expected
     moved = nested.rename(tmp_path / "moved")
-    assert content_digest(load_unlabelled(str(moved), most=100)) == digest.hexdigest()
-    assert content_digest(load_unlabelled(str(moved), most=100).subset([1, 0, 2, 3, 4, 5])) != digest.hexdigest()
+    images = load_unlabelled(str(moved), most=100)
+    assert content_digest(images) == expected
+    assert content_digest(images.subset([1, 0, 2, 3, 4, 5])) != expected
     (moved / "0.png").write_bytes(png(9))
-    assert content_digest(load_unlabelled(str(moved), most=100)) != digest.hexdigest()
+    assert content_digest(images) != expected
+    (moved / "0.png").unlink()
+    with pytest.raises(DataError, match=r"0\.png: cannot be read as an image"):
+        content_digest(images)
 
 
 def test_the_digest_is_of_bytes_or_pixels_where_there_are_no_files(tmp_path: Path) -> None:
     pixels = [{"bytes": png(number), "path": None} for number in range(3)]
-    pyarrow.parquet.write_table(pyarrow.table({"image": pixels}), tmp_path / "x.parquet")
-    sample = load_unlabelled(str(tmp_path / "x.parquet"), most=3).sample(3, 0)
+    table = save_plain_parquet(tmp_path / "x.parquet", {"image": pixels})
+    sample = load_unlabelled(str(table), most=3).sample(3, 0)
     order = [round(float(np.asarray(sample.image(place)).mean()) / 20) for place in range(3)]
     assert sorted(order) == [0, 1, 2]
-    digest = hashlib.sha256()
-    for number in order:
-        digest.update(hashlib.sha256(png(number)).hexdigest().encode())
-    assert content_digest(sample) == digest.hexdigest()
+    assert content_digest(sample) == sha256("".join(sha256(png(number)) for number in order).encode())
     ready = [torch.full((3, 4, 4), float(number)) for number in range(3)]
-    digest = hashlib.sha256()
-    for image in ready:
-        digest.update(hashlib.sha256(image[None].numpy().tobytes()).hexdigest().encode())
-    assert content_digest(load_unlabelled(ready, most=3)) == digest.hexdigest()
-
-
-def test_a_file_that_has_gone_is_named(nested: Path) -> None:
-    images = load_unlabelled(str(nested), most=100)
-    (nested / "0.png").unlink()
-    with pytest.raises(DataError, match=r"0\.png: cannot be read as an image"):
-        content_digest(images)
+    expected = sha256("".join(sha256(image[None].numpy().tobytes()) for image in ready).encode())
+    assert content_digest(load_unlabelled(ready, most=3)) == expected

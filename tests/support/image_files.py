@@ -25,6 +25,16 @@ def png(number: int, size: int = 32) -> bytes:
     return buffer.getvalue()
 
 
+def decoded(content: bytes) -> bytes:
+    """The RGB pixels of an encoded image."""
+    return Image.open(io.BytesIO(content)).convert("RGB").tobytes()
+
+
+def assert_images(found: Any, numbers: Sequence[int]) -> None:
+    """Check that a source holds these images of `png`, in order."""
+    assert [found.image(at).tobytes() for at in range(len(found))] == [decoded(png(number)) for number in numbers]
+
+
 def features(names: Sequence[str] = NAMES, **more: Any) -> datasets.Features:
     return datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names)), **more})
 

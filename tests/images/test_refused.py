@@ -1,0 +1,500 @@
+"""Sources that are refused in one line: faults, and what a stranger's files must not do.
+
+Only files inside a source are opened, nothing blocks, and small files stay small in memory.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from clipmerge.errors import DataError
+from clipmerge.images import Columns, caption_folder, columns, decoding, folder, hub_dataset, parquet, webdataset
+from clipmerge.images.dataset import load_images
+from clipmerge.images.description import SHARDS, TEMPLATES, read_description
+from clipmerge.images.hub_dataset import front_matter
+from clipmerge.images.prompts import class_prompts
+from clipmerge.images.retrieval import load_captions
+from clipmerge.images.unlabelled import load_unlabelled
+from tests.support.command import clipmerge, refused
+from tests.support.image_files import png, save_hub_parquet, save_plain_parquet, save_tar
+
+P, Q, R = png(0), png(1), png(2)
+Make = Callable[[Path], Path]
+Change = Callable[[Path], object]
+MODULES = (caption_folder, decoding, folder, parquet, webdataset)
+
+
+def parquet_of(**values: Any) -> Make:
+    return lambda at: save_plain_parquet(at / "x.parquet", values)
+
+
+def rows(*images: dict[str, Any], bytes_: Any = None) -> Make:
+    kind = pa.struct({"bytes": bytes_ or pa.binary(), "path": pa.string()})
+    return parquet_of(image=pa.array(images, kind), label=["a", "b"][: len(images)])
+
+
+def tar_of(**members: bytes) -> Make:
+    """Members by their names, in which ``__`` stands for the dot."""
+    return lambda at: save_tar(at / "x.tar", {name.replace("__", "."): data for name, data in members.items()})
+
+
+def photos(change: Change = lambda _: None, below: str = ".") -> Make:
+    """A folder with three images in two classes, changed; and the part of it that is given."""
+
+    def make(at: Path) -> Path:
+        for name, content in (("cat/0.png", P), ("cat/1.png", Q), ("dog/2.png", R)):
+            (at / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+            (at / "photos" / name).write_bytes(content)
+        change(at / "photos")
+        return (at / "photos" / below).resolve()
+
+    return make
+
+
+def captioned(change: Change) -> Make:
+    def make(at: Path) -> Path:
+        (at / "x").mkdir()
+        for name in "ab":
+            (at / "x" / f"{name}.png").write_bytes(P)
+            (at / "x" / f"{name}.txt").write_text(f"a {name}\n")
+        change(at / "x")
+        return at / "x"
+
+    return make
+
+
+def write(name: str, content: bytes) -> Change:
+    def apply(root: Path) -> None:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content)
+
+    return apply
+
+
+def link(name: str, *, to_folder: bool = False) -> Change:
+    """Replace a file by a link to an image, or its folder, outside."""
+
+    def apply(root: Path) -> None:
+        secret = root.parent / "private" / "holiday.png"
+        secret.parent.mkdir()
+        secret.write_bytes(Q)
+        (root / name).unlink(missing_ok=True)
+        (root / name).symlink_to(secret.parent if to_folder else secret)
+
+    return apply
+
+
+def pipe(at: Path) -> Path:
+    os.mkfifo(at / "x.tar")
+    return at / "x.tar"
+
+
+def zeros(at: Path) -> Path:
+    """One row of many zeros, which are few bytes in the file."""
+    image = pa.array([bytes(1 << 20), P], pa.binary())
+    path = at / "x.parquet"
+    pq.write_table(pa.table({"image": image, "label": ["a", "b"]}), path, compression="zstd", use_dictionary=False)
+    assert path.stat().st_size < 20_000
+    return path
+
+
+def contradiction(at: Path) -> Path:
+    """A column that pyarrow ends the process for, if it is asked about it."""
+    return Path(shutil.copy(Path(__file__).parents[1] / "fuzz/corpus/parquet/0fe99ed0904c767a", at / "x.parquet"))
+
+
+def long_header(kind: bytes) -> Make:
+    def make(at: Path) -> Path:
+        with tarfile.open(at / "x.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+            info = tarfile.TarInfo("x")
+            info.type, info.size = kind, 2_000_000
+            archive.addfile(info, io.BytesIO(b"1" * 2_000_000))
+        return at / "x.tar"
+
+    return make
+
+
+def cut(make: Make, size: int) -> Make:
+    def shortened(at: Path) -> Path:
+        path = make(at)
+        path.write_bytes(path.read_bytes()[:size])
+        return path
+
+    return shortened
+
+
+def shards_with(name: str) -> Make:
+    def make(at: Path) -> Path:
+        save_tar(at / "set" / "0.tar", {"a.png": P, "a.cls": b"0", "b.png": Q, "b.cls": b"1"})
+        link(name)(at / "set")
+        return at / "set"
+
+    return make
+
+
+def linked_table(at: Path) -> Path:
+    save_plain_parquet(at / "elsewhere.parquet", {"image": [P], "label": ["a"]})
+    (at / "tables").mkdir()
+    (at / "tables" / "x.parquet").symlink_to(at / "elsewhere.parquet")
+    return at / "tables"
+
+
+def two_kinds_of_tables(at: Path) -> Path:
+    save_hub_parquet(at / "both" / "a.parquet", [0])
+    save_plain_parquet(at / "both" / "b.parquet", {"image": [P], "label": ["a"]})
+    return at / "both"
+
+
+def first(found: Any) -> object:
+    return found.image(0)
+
+
+def second(found: Any) -> object:
+    return found.image(1)
+
+
+class Case(NamedTuple):
+    """A source that is refused, the message, and what else is asked for, read, or limited."""
+
+    make: Make
+    told: str
+    columns: Columns = Columns()
+    read: Callable[[Any], object] = len
+    limits: dict[str, int] = {}  # noqa: RUF012
+    load: Callable[..., Any] = load_images
+
+
+NOT_AN_IMAGE = r"cannot be read as an image \(.*\); repair or remove it"
+NO_PATH = "holds no image; a path beside it is not followed"
+NOT_PARQUET, NOT_TAR = (
+    r"cannot be read as Parquet \(.*\); is it whole\?",
+    r"cannot be read as a tar archive \(.*\); is it",
+)
+ENTRIES = {"a__png": P, "a__cls": b"a", "b__png": Q, "b__cls": b"b", "c__png": R, "c__cls": b"a"}
+CASES = {
+    # columns of a table
+    "no such column": Case(
+        parquet_of(image=[P], label=["a"]),
+        r"no column 'lable' for --label-column \(columns: image, label\)\. Did you mean 'label'\?",
+        Columns(label="lable"),
+    ),
+    "no image": Case(parquet_of(text=["a"], label=["a"]), "no image column found .*--image-column"),
+    "no label": Case(parquet_of(image=[P], caption=["a"]), "no label column found .*--label-column"),
+    "two images": Case(parquet_of(left=[P], right=[P], label=["a"]), "several image columns"),
+    "not images": Case(parquet_of(image=[P], label=["a"]), "'label' holds string, not images", Columns(image="label")),
+    "several labels": Case(
+        parquet_of(image=[P], label=[["a", "b"]]), "'label' holds list<.*one number or one text", Columns(label="label")
+    ),
+    "numbers": Case(parquet_of(image=[P, Q], label=[1, 0]), "numbers 0 to 1 without names.*--classes, one per line"),
+    "perhaps ids": Case(parquet_of(image=[P], label=[4]), "numbers 0 to 4 .*if they are ids, name the column"),
+    "ids": Case(
+        parquet_of(image=[P, Q], label=[0, 10**9]),
+        "a label is 1000000000, but there are 2 images; are the labels ids.*--label-column",
+    ),
+    "decimal labels": Case(
+        parquet_of(image=[P], label=[1.5]), "'label' holds double; .*name another with --label-column"
+    ),
+    "null labels": Case(parquet_of(image=[P], label=pa.nulls(1)), "'label' holds null; a label is one"),
+    "unlabelled": Case(parquet_of(image=[P, Q], label=[-1, -1]), "no image has a label; give a labelled"),
+    "half labelled": Case(parquet_of(image=[P, Q], label=["a", None]), "1 of 2 images have no label"),
+    "empty table": Case(
+        parquet_of(image=pa.array([], pa.binary()), label=pa.array([], pa.string())), "holds no images"
+    ),
+    "bytes of bytes": Case(
+        rows({"bytes": {"bytes": P}}, bytes_=pa.struct({"bytes": pa.binary()})), "no image column found"
+    ),
+    "tables of two kinds": Case(two_kinds_of_tables, r"b\.parquet: its columns or class names differ from those of .*"),
+    # members of an archive
+    "no image in a tar": Case(tar_of(k__cls=b"a"), r"x\.tar, k: has no image beside it \(endings: cls\)"),
+    "two images in a tar": Case(
+        tar_of(k__a__png=b"", k__b__png=b"", k__cls=b"a"), r"several images \(a\.png, b\.png\)"
+    ),
+    "no label in a tar": Case(tar_of(k__png=b""), r"x\.tar, k: has no \.cls, \.json or \.txt with a label"),
+    "no such ending": Case(tar_of(k__png=b"", k__cls=b"a"), "has no .clss for --label-column", Columns(label="clss")),
+    "no such image": Case(
+        tar_of(k__png=b"", k__cls=b"a"), r"no file ending in \.pngg .*'png'\?", Columns(image="pngg")
+    ),
+    "no such key": Case(tar_of(k__png=b"", k__json=b"{}"), r"no \.json\.kind for --label-", Columns(label="json.kind")),
+    "no JSON": Case(tar_of(k__png=b"", k__json=b"{"), r"k\.json: cannot be read as JSON"),
+    **{
+        f"JSON {label!r}": Case(tar_of(a__png=P, a__json=label), r"has no \.cls, \.json or \.txt with a label")
+        for label in (b"[3]", b'"cat"', b'{"label": true}')
+    },
+    "numbers in a tar": Case(tar_of(k__png=b"", k__cls=b"3"), "numbers 0 to 3 without names.*--classes"),
+    "ids in a tar": Case(tar_of(k__png=b"", k__cls=b"123456789"), "a label is 123456789, .* are the labels ids"),
+    "empty tar": Case(tar_of(), "holds no images"),
+    # folders
+    "empty class": Case(photos(lambda f: (f / "empty").mkdir()), "empty: this class folder holds no images; add some"),
+    "hidden files only": Case(photos(write("empty/._1.png", b"x")), "empty: this class folder holds no images"),
+    "too high": Case(photos(below=".."), r"photos: holds folders \(cat, dog\), not images; give the folder right"),
+    "too low": Case(photos(below="cat"), "cat: has no subfolders; expected one per class"),
+    "not there": Case(photos(below="nothing"), "nothing: no such folder; --data takes a folder"),
+    # damage
+    "truncated": Case(photos(write("cat/0.png", P[:200])), rf"0\.png: {NOT_AN_IMAGE}", read=first),
+    "text": Case(photos(write("cat/0.jpg", b"not an image")), rf"0\.jpg: {NOT_AN_IMAGE}", read=first),
+    "nothing": Case(photos(write("cat/0.png", b"")), rf"0\.png: {NOT_AN_IMAGE}", read=first),
+    "a damaged row": Case(
+        parquet_of(image=[P, b"x"], label=["a", "b"]), r"x\.parquet, row 1: cannot be read", read=second
+    ),
+    "no bytes": Case(parquet_of(image=[P, None], label=["a", "b"]), r"x\.parquet, row 1: holds no image", read=second),
+    **{f"Parquet cut at {n}": Case(cut(parquet_of(image=[P], label=["a"]), n), NOT_PARQUET) for n in (0, 3, 200, -20)},
+    **{f"a tar cut at {n}": Case(cut(tar_of(**ENTRIES), n), NOT_TAR, read=first) for n in (0, 700, 1500)},
+    # what is not followed
+    "a path beside no bytes": Case(rows({"bytes": P}, {"path": "/etc/hostname"}), rf"row 1: {NO_PATH}", read=second),
+    "a pipe by a path": Case(rows({"path": "pipe"}), NO_PATH, read=lambda found: found.sample(1, seed=0)),
+    "a pipe": Case(pipe, "no such file"),
+    "a link to an image": Case(photos(link("cat/2.png")), r"photos: .*2\.png are links out of it; put the images"),
+    "a link to a class": Case(photos(link("horse", to_folder=True)), "photos: .*horse are links out of it"),
+    "a link to a table": Case(linked_table, r"x\.parquet are links out of it"),
+    **{
+        f"a link to {name}": Case(shards_with(name), rf"{name}: is a link out of its folder, to .*holiday\.png")
+        for name in ("classnames.txt", "zeroshot_classification_templates.txt", "nshards.txt")
+    },
+    # what stays small
+    "many zeros": Case(zeros, "a row group would become 1 MiB", limits={"LARGEST_HELD": 100_000}),
+    "a large footer": Case(parquet_of(image=[P], label=["a"]), "Parquet .*limit", limits={"MOST_FOOTER_PARTS": 2}),
+    "one image in many rows": Case(
+        parquet_of(image=[P + bytes(100_000)] * 40, label=["a", "b"] * 20),
+        " of the file became 1 MiB of images",
+        read=lambda found: (found.image(39), found.sample(40, seed=0)),
+        limits={"LARGEST_HELD": 1 << 20},
+    ),
+    "a contradiction": Case(contradiction, "Parquet .Definition level histogram size", read=first),
+    "labels that are texts": Case(
+        parquet_of(image=[P, Q], label=["a" * 2000, "b"]),
+        "the labels in column 'label' are longer than class names",
+        limits={"LARGEST_TEXT": 1000},
+    ),
+    **{
+        f"a header {kind!r}": Case(long_header(kind), "a tar archive .a header is larger than 1 MiB")
+        for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME)
+    },
+    "a large label": Case(tar_of(a__png=P, a__cls=b"x" * (2 << 20)), "a.cls: is larger than 1 MiB"),
+    "deep JSON": Case(tar_of(a__png=P, a__json=b"[" * 100_000), "a.json: cannot be read as JSON .nested too deeply"),
+    "a long number": Case(
+        tar_of(a__png=P, a__json=b'{"label": ' + b"1" * 5000 + b"}"), "cannot be read as JSON .a number of 5000 digits"
+    ),
+    "many pixels": Case(photos(), r"32 x 32 pixels, more than 1000", read=first, limits={"MOST_PIXELS": 1000}),
+    "the size of many pixels": Case(
+        photos(), r"32 x 32 pixels, more than 1000", read=lambda found: found.extent(0), limits={"MOST_PIXELS": 1000}
+    ),
+    "a bomb": Case(photos(lambda f: Image.new("1", (20_000, 20_000)).save(f / "cat/0.png")), NOT_AN_IMAGE, read=first),
+    "many bytes": Case(photos(), r"0\.png: .*\(larger than", read=first, limits={"LARGEST_IMAGE": 10}),
+    "many bytes in a row": Case(
+        parquet_of(image=[P], label=["a"]),
+        "row 0: its image is larger than 1 KiB",
+        read=first,
+        limits={"LARGEST_IMAGE": 1024},
+    ),
+    "many bytes in a tar": Case(
+        tar_of(**ENTRIES), r"a\.png: is larger than 1 KiB", read=first, limits={"LARGEST_IMAGE": 1024}
+    ),
+    **{
+        f"many images in {kind}": Case(make, "has (3 images, )?more than 2( images)?", limits={"MOST_IMAGES": 2})
+        for kind, make in (
+            ("a folder", photos()),
+            ("a table", parquet_of(image=[P, Q, R], label=["a", "b", "a"])),
+            ("a tar", tar_of(**ENTRIES)),
+        )
+    },
+    # without labels, and with captions
+    "many images without labels": Case(
+        photos(),
+        "has more than 2 images",
+        limits={"MOST_IMAGES": 2},
+        load=lambda at, columns: load_unlabelled(at, most=9),
+    ),
+    **{
+        f"captions: {name}": Case(captioned(change), told, limits=limits, load=load_captions)
+        for name, (change, told, limits) in {
+            "alone": (lambda f: (f / "a.txt").unlink(), r"a\.png has no captions beside it", {}),
+            "empty": (write("a.txt", b" \n"), r"a\.txt holds no caption", {}),
+            "not a text": (write("a.txt", b"\xff\xfe\xff"), r"a\.txt cannot be read", {}),
+            "an image out of it": (link("a.png"), r"a\.png are links out of it", {}),
+            "a text out of it": (link("a.txt"), r"a\.txt are links out of it; put the files themselves there", {}),
+            "many": (str, "has more than 1 images", {"MOST_IMAGES": 1}),
+        }.items()
+    },
+    "no captions": Case(
+        photos(), "holds no tar files; images with captions are a folder or tar files", load=load_captions
+    ),
+    "an empty tar of captions": Case(tar_of(), "holds no images", load=load_captions),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_source_is_refused_in_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES[name]
+    source = str(case.make(tmp_path))
+    for limit, value in case.limits.items():
+        for module in MODULES:
+            monkeypatch.setattr(module, limit, value, raising=False)
+    with pytest.raises(DataError, match=f"^(?={re.escape(source)}).*{case.told}") as caught:
+        case.read(case.load(source, columns=case.columns))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("", "names no images; give a folder"),
+        (" ", "names no images; give a folder"),
+        ("x-{0..99999999}.tar", r"names 100000000 files, more than 100000; give the range of those there are"),
+        ("x-{0..999999999999999999}.parquet", r"names 10{18} files"),
+        ("{0..999}/{0..100}.tar", r"names 101000 files"),
+        ("x-{3..1}.tar", r"\{3\.\.1\} runs backwards; write \{1\.\.3\}"),
+        ("x-{-3..1}.tar", r"no such file"),
+    ],
+)
+def test_a_name_of_no_source_is_one_line(source: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_images(source)
+
+
+def test_the_command_line_says_it_in_one_line_and_writes_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    root = photos(write("cat/0.png", P[:200]))(tmp_path)
+    (root / "dog").rename(os.fsdecode(os.fsencode(root) + b"/bad\xff"))
+    (tmp_path / "names.txt").write_text("a cat\na dog\n")
+    before = sorted(tmp_path.rglob("*"))
+    merge = ("merge", *pair, "--recipe", "straggler-outlier", "--output", tmp_path / "out", "--data", root)
+    not_utf8 = r"class 'bad\\+udcff' has a name that is not UTF-8; rename it, or pass names with --classes"
+    assert re.search(not_utf8, refused(clipmerge(*merge)))
+    assert re.search(not_utf8, refused(clipmerge("evaluate", pair[0], "--data", root)))
+    named = re.escape(str(tmp_path / "names.txt"))
+    (tmp_path / "names.txt").write_text("a cat\n")
+    assert re.search(
+        f"{named}: has 1 class names, there are 2 classes",
+        refused(clipmerge(*merge, "--classes", tmp_path / "names.txt")),
+    )
+    (tmp_path / "names.txt").write_text("a cat\na dog\n")
+    assert re.search(rf"0\.png: {NOT_AN_IMAGE}", refused(clipmerge(*merge, "--classes", tmp_path / "names.txt")))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("names.txt", "bird\ncat\n", "has 2 class names, there are 3 classes; give one name per class"),
+        ("names.json", '{"bird": "a bird"}', "has no name for 2 classes: cat, dog"),
+        ("names.json", "{", "cannot be read as class names"),
+        ("names.json", "3", "has 0 class names"),
+        ("names.txt", "\xff\xfe", "cannot be read as class names"),
+        ("none.txt", None, "cannot be read as class names"),
+        ("names.json", '["a", null, "b"]', r"names\.json: null is not a class name; write a text for each class"),
+        ("names.json", '["a", [2], "b"]', r"\[2\] is not a class name"),
+        ("names.json", '{"bird": "a", "cat": 7, "dog": {}}', "7 is not a class name"),
+        ("names.json", '["a", " ", "b"]', '" " is not a class name'),
+        ("names.json", r'["a", "\ud800", "b"]', "a string with half of a surrogate pair"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_one_line(
+    images: Path, tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match=message):
+        load_images(str(images), tmp_path / name)
+
+
+def test_labels_beyond_the_names_given(tmp_path: Path) -> None:
+    source = parquet_of(image=[P, Q], label=[0, 581_928])(tmp_path)
+    (tmp_path / "n.txt").write_text("a\nb\nc\n")
+    with pytest.raises(DataError, match=r"n\.txt: label 581928 has no name, it has 3; .*--label-column"):
+        load_images(str(source), tmp_path / "n.txt")
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "told"),
+    [
+        (("a" * 300, "b"), ("{}" * 100,), "the prompt of 'a{40}' in '{}{}.*' is longer than 2000 characters"),
+        (("a",) * 3000, ("{}.",) * 1000, "3000 classes in 1000 templates make more than 2000000 prompts"),
+    ],
+)
+def test_prompts_are_bounded_before_they_are_written(
+    names: tuple[str, ...], templates: tuple[str, ...], told: str
+) -> None:
+    with pytest.raises(DataError, match=told):
+        class_prompts(names, templates)
+
+
+def test_links_inside_a_folder_are_followed_and_pipes_are_left_out(tmp_path: Path) -> None:
+    root = photos(lambda f: (f / "cat" / "2.png").symlink_to("../dog/2.png"))(tmp_path)
+    os.mkfifo(root / "cat" / "3.png")
+    assert len(load_images(str(root))) == 4
+    (tmp_path / "link").symlink_to(root)  # what the user names may be a link itself
+    assert len(load_images(str(tmp_path / "link"))) == 4
+
+
+def test_the_place_of_a_text_is_looked_up_once_however_many_lines_it_has(tmp_path: Path) -> None:
+    (tmp_path / TEMPLATES).write_text("{c}\n" * 1000)
+    (tmp_path / SHARDS).write_text("1\n")
+    asked: list[str] = []
+
+    def find(name: str) -> Path | None:
+        asked.append(name)
+        return tmp_path / name if (tmp_path / name).exists() else None
+
+    found = read_description(find)
+    assert (len(found.templates), found.shards) == (1000, 1)
+    assert len(asked) == len(set(asked))
+
+
+def test_class_names_in_a_table_come_from_no_other_file() -> None:
+    schema = pa.schema({"image": pa.binary(), "label": pa.int64()})
+    text = '{"info": {"features": {"label": {"_type": "ClassLabel", "names_file": "x"}, "image": {"_type": "Image"}}}}'
+    assert columns.find_columns("x", schema.with_metadata({"huggingface": text}), Columns()).names is None
+
+
+# in the footer: 9 rows of the file (i64, before the list of row groups), and of its row group (i64, before a place)
+ROWS, MORE_ROWS = b"\x16\x12\x19", b"\x16\x14\x19"
+GROUP, LARGER_GROUP = b"\x16\x12\x26", b"\x16\x14\x26"
+
+
+def with_footer(path: Path, before: bytes, after: bytes) -> str:
+    data = path.read_bytes()
+    begin = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    assert before in data[begin:]
+    path.write_bytes(data[:begin] + data[begin:].replace(before, after, 1))
+    return str(path)
+
+
+def test_a_footer_that_tells_of_more_rows_than_there_are(table: Path) -> None:
+    with pytest.raises(DataError, match=r"its row groups do not add up to its number of rows"):
+        load_images(with_footer(table, ROWS, MORE_ROWS))
+    file = with_footer(table, GROUP, LARGER_GROUP)
+    with pytest.raises(DataError, match=r"it has fewer labels than its footer says"):
+        load_images(file)
+    found = load_unlabelled(file, most=99)
+    assert found.image(8).tobytes() == Image.open(io.BytesIO(png(8))).tobytes()
+    with pytest.raises(DataError, match=r"it has fewer rows than its footer says"):
+        found.image(9)
+
+
+def test_a_source_that_changes_while_it_is_read(tar: Path, tmp_path: Path) -> None:
+    found = load_images(str(tar))
+    tar.write_bytes(tar.read_bytes()[:4200])
+    with pytest.raises(DataError, match=r"x\.tar"):
+        found.image(1)
+    with pytest.raises(DataError, match=r"gone: cannot be read \(No such file or directory\)"):
+        folder._listed("x", tmp_path, tmp_path / "gone")
+
+
+def test_cards_that_are_too_large_or_refer_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_dataset, "LARGEST_FRONT_MATTER", 100)
+    with pytest.raises(DataError, match=r"reading the card of x: its metadata are larger than"):
+        front_matter("x", "---\n" + "a: b\n" * 30 + "---\n")
+    with pytest.raises(DataError, match=r"its metadata hold an alias \(\*name\), which is not followed"):
+        front_matter("x", "---\na: &a [1]\nb: *a\n---\n")
+    assert front_matter("x", "---\na: [1]\n---\n") == {"a": [1]}
