@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.bombs import pickles
 from tests.bombs.registry import BOMBS, MIB, bomb
-from tests.images.test_encoded import behind_start, chunk, drawn_over, metadata
+from tests.support.image_files import chunk, drawn_over, metadata, with_chunk
 from tests.support.merged_output import RECORD
 from tests.support.raw_safetensors import entry, raw_file
 
@@ -276,8 +276,10 @@ def png_of_16_bits_at_the_limit(path: Path) -> None:
 def png_with_a_text_of_1_GB(path: Path) -> None:
     import zlib
 
+    from PIL import Image
+
     text = b"a\0\0" + zlib.compress(bytes(1 << 30), 9)
-    path.write_bytes(behind_start("PNG", chunk(b"zTXt", text), 1, 33))
+    path.write_bytes(with_chunk(Image.new("L", (8, 8), 128), chunk(b"zTXt", text)))
 
 
 @bomb("image", "x.jpg")

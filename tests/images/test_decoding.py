@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import subprocess
@@ -10,7 +9,6 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from clipmerge.images.dataset import load_images
 from clipmerge.images.decoding import decode, extent
 from clipmerge.images.store import Encoded
 from tests.support.command import clipmerge
-from tests.support.image_files import save_plain_parquet
+from tests.support.image_files import chunk, drawn_over, metadata, save_plain_parquet, saved, with_chunk
 
 SHADES = np.random.default_rng(0).integers(0, 65536, (6, 5)).astype(np.uint16)
 SHADES.flat[:4] = (0, 65535, 128, 129)  # both ends, and where rounding turns
@@ -31,12 +29,6 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3))
 def eight_bits(values: np.ndarray, white: int = 65535) -> list[list[int]]:
     """Pixel by pixel, in whole numbers: the nearest of 256 shades."""
     return [[(2 * 255 * int(value) + white) // (2 * white) for value in row] for row in values]
-
-
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def of_bytes(content: bytes) -> Encoded:
@@ -186,29 +178,6 @@ def test_images_in_folders_do_without_the_datasets_library(tmp_path: Path) -> No
 # --- images made to keep a decoder busy
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def with_chunk(piece: bytes, image: Image.Image = NOISE) -> bytes:
-    """A PNG with a piece right behind its header."""
-    content = saved(image, "PNG")
-    return content[:33] + piece + content[33:]
-
-
-def drawn_over(times: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again."""
-    data = saved(Image.new("L", (64, 64), 128), "JPEG", progressive=True)
-    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * times + b"\xff\xd9"
-
-
-def metadata(tags: int, size: int) -> bytes:
-    """As many tags, all of the same bytes."""
-    place = 8 + 2 + 12 * tags + 4
-    entries = b"".join(struct.pack("<HHII", 1000 + tag, 7, size, place) for tag in range(tags))
-    return struct.pack("<2sHIH", b"II", 42, 8, tags) + entries + bytes(4 + size)
-
-
 def profile(tags: bytes) -> bytes:
     """Metadata in a comment of a PNG, as ImageMagick writes them."""
     text = f"\nexif\n{len(tags):8}\n{tags.hex()}\n"
@@ -223,10 +192,10 @@ def text_for_metadata(*, zipped: bool) -> bytes:
 
 MANY = metadata(2000, 10_000)
 BUSY: dict[str, tuple[Callable[[], bytes], str]] = {
-    "scans": (lambda: drawn_over(200), "more than 50 scans over its pixels"),
+    "scans": (lambda: drawn_over(200, 64), "more than 50 scans over its pixels"),
     "tags": (lambda: MANY, "its tags together are larger than the file"),
-    "tags of a PNG": (lambda: with_chunk(chunk(b"eXIf", MANY)), "its tags together are larger"),
-    "tags in a comment of a PNG": (lambda: with_chunk(profile(MANY)), "its tags together are larger"),
+    "tags of a PNG": (lambda: with_chunk(NOISE, chunk(b"eXIf", MANY)), "its tags together are larger"),
+    "tags in a comment of a PNG": (lambda: with_chunk(NOISE, profile(MANY)), "its tags together are larger"),
     "a zipped text for metadata": (lambda: text_for_metadata(zipped=True), ""),
     "a text for metadata": (lambda: text_for_metadata(zipped=False), ""),
 }
@@ -271,4 +240,4 @@ def test_images_as_people_save_them_are_decoded(kind: str, options: dict[str, ob
 @pytest.mark.parametrize("start", [b"", b"Exif\0\0"])
 def test_a_png_is_turned_as_a_comment_says(start: bytes) -> None:
     tags = start + orientation(3).tobytes().removeprefix(b"Exif\0\0")
-    assert decode("x", of_bytes(with_chunk(profile(tags)))).tobytes() == NOISE.rotate(180).tobytes()
+    assert decode("x", of_bytes(with_chunk(NOISE, profile(tags)))).tobytes() == NOISE.rotate(180).tobytes()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,37 @@ NAMES = ("bird", "red_fox", "dog")
 def png(number: int, size: int = 32) -> bytes:
     """An image that is different for every number."""
     pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3)).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    return saved(Image.fromarray(pixels), "PNG")
+
+
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    """A piece of a PNG."""
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def with_chunk(image: Image.Image, piece: bytes) -> bytes:
+    """A PNG with a piece right behind its header."""
+    content = saved(image, "PNG")
+    return content[:33] + piece + content[33:]
+
+
+def drawn_over(times: int, side: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = saved(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    return data[:-2] + data[data.rfind(b"\xff\xda") : -2] * times + b"\xff\xd9"
+
+
+def metadata(tags: int, size: int) -> bytes:
+    """A TIFF block of as many tags, all of the same bytes."""
+    place = 8 + 2 + 12 * tags + 4
+    entries = b"".join(struct.pack("<HHII", 1000 + tag, 7, size, place) for tag in range(tags))
+    return struct.pack("<2sHIH", b"II", 42, 8, tags) + entries + bytes(4 + size)
 
 
 def decoded(content: bytes) -> bytes:
