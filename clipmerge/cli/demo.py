@@ -29,7 +29,7 @@ def demo_command(
         f"Report of auto: {record['report']}",
         "The merge with auto by hand:",
         f"  {record['command']}",
-        "Next, with your own pair and a few hundred labelled images:",
+        "Next, with your own pair and about a thousand labelled images:",
         "  clipmerge merge ZEROSHOT FINETUNED --recipe auto --data IMAGES --output merged",
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import inspect
 import re
 import shutil
 import subprocess
@@ -54,7 +56,7 @@ def test_every_public_name_is_in_the_api_reference() -> None:
 @pytest.mark.slow
 @pytest.mark.uncounted
 def test_the_site_builds_and_shows_arguments(tmp_path: Path) -> None:
-    for name in ("docs", "clipmerge"):
+    for name in ("docs", "clipmerge", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "zensical.toml", tmp_path)
     built = subprocess.run(
@@ -67,4 +69,13 @@ def test_the_site_builds_and_shows_arguments(tmp_path: Path) -> None:
     assert built.returncode == 0, built.stdout + built.stderr
     page = (tmp_path / "site" / "api" / "index.html").read_text(encoding="utf-8")
     assert all(f'id="clipmerge.{name}"' in page for name in set(clipmerge.__all__) - {"__version__"})
-    assert "Folder to write, completely or not at all" in page
+    text = html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", page)))
+    documented = [name for name in clipmerge.__all__ if "Args:" in (getattr(clipmerge, name).__doc__ or "")]
+    assert {"merge", "plan", "sweep"} < set(documented)
+    for name in documented:
+        shown = re.split(r" clipmerge\.\w+ ?\u00b6", text.split(f" clipmerge.{name} \u00b6")[1])[0]
+        for argument in inspect.signature(getattr(clipmerge, name)).parameters.values():
+            default = "" if argument.default is argument.empty else f", default: {argument.default!r}"
+            described = rf" {argument.name} \([^\u2013]+{re.escape(default)} ?\) \u2013 \S"
+            assert re.search(described, shown), f"{name}: {argument}"
+    assert "**options" not in text
