@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -66,6 +67,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     from tests.support.tiny_clip import save_pair
 
     return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def copies(pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Copies of `pair` that a test may change."""
+    zeroshot, finetuned = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in pair)
+    return zeroshot, finetuned
 
 
 @pytest.fixture(scope="session")

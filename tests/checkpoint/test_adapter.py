@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -16,21 +15,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPModel, CLIPVisionModel
 
+from clipmerge.checkpoint import Checkpoint, align_checkpoints, open_checkpoint
 from clipmerge.checkpoint import adapter as adapter_module
-from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.checkpoint.adapter import Adapted
 from clipmerge.errors import CheckpointError
-from clipmerge.hub import download as hub_module
 from clipmerge.merging.stream import merged_tensors
 from clipmerge.planning.layer_plan import LayerPlan
-from clipmerge.planning.plan import Plan
-from clipmerge.planning.provenance import SourceRecord
+from tests.checkpoint.lora_adapters import LINEAR, Q, configure, save_adapter
 from tests.support.command import clipmerge, refused
-from tests.support.hub_double import FakeHub, serving, upload
-from tests.support.lora_adapters import LINEAR, Q, configure, save_adapter
+from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
+from tests.support.tasks import plan_with
 from tests.test_parallel import merged
 
+Folders = tuple[Path, Path]
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "every kind of module": {"target_modules": [*LINEAR, "patch_embedding", "token_embedding", "position_embedding"]},
@@ -61,9 +59,18 @@ def _peft_speaks() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def adapter(pair: Folders, tmp_path: Path) -> Path:
+    return save_adapter(pair[0], tmp_path / "adapter")
+
+
 def merged_by_peft(base: Path, adapter: Path, model: Any = CLIPModel) -> dict[str, Tensor]:
     merged = PeftModel.from_pretrained(model.from_pretrained(base), adapter).merge_and_unload()
     return dict(merged.state_dict())
+
+
+def adapted_to(base: Path, adapter: Path) -> Checkpoint:
+    return open_checkpoint(str(adapter), base=open_checkpoint(str(base)))
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
@@ -72,47 +79,36 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_it_is_what_peft_makes_of_the_base(pair: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+def test_it_is_what_peft_makes_of_the_base(pair: Folders, tmp_path: Path, kind: str) -> None:
     adapter = save_adapter(pair[0], tmp_path / "adapter", **CONFIGS[kind])
     expected = merged_by_peft(pair[0], adapter)
     base = open_checkpoint(str(pair[0]))
-    adapted = open_checkpoint(str(adapter), base=base)
+    adapted, again = (open_checkpoint(str(adapter), base=base) for _ in range(2))
     assert adapted.entries.keys() == base.entries.keys()
-    assert all(same(adapted.tensor(key), expected[key]) for key in adapted.entries)
-    changed = {key for key in base.entries if not torch.equal(base.tensor(key), adapted.tensor(key))}
-    assert changed == {key for key in base.entries if not torch.equal(base.tensor(key), expected[key])}
-    assert changed
-
-
-def test_any_run_of_elements_has_the_same_bits(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter")
-    key = "vision_model.encoder.layers.1.mlp.fc1.weight"
-    adapted, again = (open_checkpoint(str(adapter), base=open_checkpoint(str(pair[0]))) for _ in range(2))
-    flat = adapted.tensor(key).flatten()
-    assert torch.equal(again.tensor(key, 5, 700), flat[5:700])
-    assert torch.equal(again.tensor(key, 700), flat[700:])
-    assert again.array(key, 5, 700).tolist() == flat[5:700].tolist()
-
-
-def test_one_tensor_is_held_at_a_time(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter")
-    adapted = open_checkpoint(str(adapter), base=open_checkpoint(str(pair[0])))
+    changed = set()
     for key in adapted.entries:
-        adapted.tensor(key)
+        found, flat = adapted.tensor(key), adapted.tensor(key).flatten()
+        assert same(found, expected[key])
         assert len(adapted._latest) <= 1  # type: ignore[attr-defined]
+        # any run of elements has the same bits
+        for start, stop in ((0, len(flat) // 3), (len(flat) // 3, len(flat))):
+            assert torch.equal(again.tensor(key, start, stop), flat[start:stop])
+        if not torch.equal(base.tensor(key), found):
+            changed.add(key)
+    assert changed
+    assert changed == {key for key in base.entries if not torch.equal(base.tensor(key), expected[key])}
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("kind", ["plain", "dora", "modules to save"])
-@pytest.mark.parametrize("sharded", [False, True])
-def test_the_output_is_a_full_checkpoint(pair: tuple[Path, Path], tmp_path: Path, kind: str, sharded: bool) -> None:
-    base = Path(shutil.copytree(pair[0], tmp_path / "base"))
+@pytest.mark.parametrize(("kind", "sharded"), [("plain", False), ("dora", True), ("modules to save", False)])
+def test_the_output_is_a_full_checkpoint(copies: Folders, tmp_path: Path, kind: str, sharded: bool) -> None:
+    base = copies[0]
     adapter = save_adapter(base, tmp_path / "adapter", **CONFIGS[kind])
     expected = merged_by_peft(base, adapter)
     if sharded:
         shard(base)
     start = open_checkpoint(str(base))
-    for alpha in (0, 0.5, 1):
+    for alpha in (0, 0.5):
         output = tmp_path / f"at-{alpha}"
         flags = ("--recipe", "wise-ft", "--set", f"method.alpha={alpha}", "--output", output, "--format", "json")
         outcome = clipmerge("merge", base, adapter, *flags)
@@ -129,14 +125,13 @@ def test_the_output_is_a_full_checkpoint(pair: tuple[Path, Path], tmp_path: Path
         assert outcome.json["finetuned"][0]["files"].keys() == {"adapter_config.json", "adapter_model.safetensors"}
 
 
-def test_an_adapter_of_a_tower_alone_merges_into_the_full_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_of_a_tower_alone_merges_into_the_full_model(pair: Folders, tmp_path: Path) -> None:
     """Both towers here have the same shapes, so only the recorded class distinguishes them."""
     torch.manual_seed(1)
     CLIPVisionModel.from_pretrained(pair[0]).save_pretrained(tmp_path / "tower")
     adapter = save_adapter(tmp_path / "tower", tmp_path / "adapter", CLIPVisionModel, target_modules=["q_proj"])
     expected = merged_by_peft(tmp_path / "tower", adapter, CLIPVisionModel)
-    base = open_checkpoint(str(pair[0]))
-    adapted = open_checkpoint(str(adapter), base=base)
+    base, adapted = open_checkpoint(str(pair[0])), adapted_to(pair[0], adapter)
     for key in base.entries:
         name = key.removeprefix("vision_model.")
         tensor = expected.get(key, expected.get(name)) if key.startswith("vision_model.") else base.tensor(key)
@@ -144,35 +139,30 @@ def test_an_adapter_of_a_tower_alone_merges_into_the_full_model(pair: tuple[Path
         assert same(adapted.tensor(key), tensor), key
     assert not torch.equal(adapted.tensor(Q), base.tensor(Q))
     with pytest.raises(CheckpointError, match=r"fit text_model\. and vision_model\. of .* add auto_mapping"):
-        open_checkpoint(str(configure(adapter, auto_mapping=None)), base=base)
+        adapted_to(pair[0], configure(adapter, auto_mapping=None))
 
 
-def test_a_base_in_a_wrapper_is_the_same_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter")
+def test_wrappers_of_the_base_and_around_the_trained_model_do_not_matter(
+    pair: Folders, adapter: Path, tmp_path: Path
+) -> None:
     expected = merged_by_peft(pair[0], adapter)
     wrapped = {f"module.clip.{key}": tensor for key, tensor in load_file(pair[0] / "model.safetensors").items()}
     save_file(wrapped, tmp_path / "wrapped.safetensors")
-    adapted = open_checkpoint(str(adapter), base=open_checkpoint(str(tmp_path / "wrapped.safetensors")))
+    adapted = adapted_to(tmp_path / "wrapped.safetensors", adapter)
     assert all(same(adapted.tensor(f"clip.{key}"), tensor) for key, tensor in expected.items())
-
-
-def test_a_model_that_held_the_clip_is_matched_by_the_ends_of_names(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter")
-    expected = merged_by_peft(pair[0], adapter)
     file = adapter / "adapter_model.safetensors"
     renamed = {k.replace("base_model.model.", "base_model.model.backbone."): v for k, v in load_file(file).items()}
     save_file(renamed, file)
-    adapted = open_checkpoint(str(adapter), base=open_checkpoint(str(pair[0])))
+    adapted = adapted_to(pair[0], adapter)
     assert all(same(adapted.tensor(key), tensor) for key, tensor in expected.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_half_precision_base_is_rounded_once(pair: tuple[Path, Path], tmp_path: Path, dtype: torch.dtype) -> None:
-    base = Path(shutil.copytree(pair[0], tmp_path / "base"))
+def test_a_half_precision_base_is_rounded_once(copies: Folders, tmp_path: Path, dtype: torch.dtype) -> None:
+    base, output = copies[0], tmp_path / "out"
     adapter = save_adapter(base, tmp_path / "adapter")
     half = {key: tensor.to(dtype) for key, tensor in load_file(base / "model.safetensors").items()}
     save_file(half, base / "model.safetensors", metadata={"format": "pt"})
-    output = tmp_path / "out"
     outcome = clipmerge("merge", base, adapter, "--recipe", "wise-ft", "--output", output, "--format", "quiet")
     assert outcome.code == 0, outcome.err
     factors = load_file(adapter / "adapter_model.safetensors")
@@ -184,42 +174,23 @@ def test_a_half_precision_base_is_rounded_once(pair: tuple[Path, Path], tmp_path
     assert (written != exact.to(dtype)).double().mean() < 0.01
 
 
-def test_measures_see_the_adapter(pair: tuple[Path, Path], images: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter", target_modules=["q_proj"])
-    full = PeftModel.from_pretrained(CLIPModel.from_pretrained(pair[0]), adapter).merge_and_unload()
-    full.save_pretrained(tmp_path / "full")
-    flags = ("--recipe", "straggler-outlier", "--data", images, "--images", 12, "--dry-run", "--format", "json")
-    found, expected = (clipmerge("merge", pair[0], side, *flags) for side in (adapter, tmp_path / "full"))
-    assert found.code == 0, found.err
-    found, expected = (outcome.json["measurements"] for outcome in (found, expected))
-    assert {layer for layer in found if layer.endswith("attn")} == found.keys() == expected.keys()
-    for layer, statistics in expected.items():
-        assert found[layer] == pytest.approx(statistics, rel=1e-3, abs=1e-6)
-
-
-def test_a_plan_is_bound_to_the_adapters_scale(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter")
+def test_a_plan_is_bound_to_the_adapters_scale_and_its_output_never_replaces_it(pair: Folders, tmp_path: Path) -> None:
+    adapter, plan = save_adapter(pair[0], tmp_path / "earlier" / "adapter"), tmp_path / "plan.json"
     flags = ("--recipe", "wise-ft", "--format", "quiet")
     assert clipmerge("merge", pair[0], adapter, *flags, "--output", tmp_path / "merged").code == 0
-    assert clipmerge("plan", pair[0], adapter, *flags, "--output", tmp_path / "plan.json").code == 0
-    assert clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "applied", "--format", "quiet").code == 0
+    assert clipmerge("plan", pair[0], adapter, *flags, "--output", plan).code == 0
+    assert clipmerge("apply", plan, "--output", tmp_path / "applied", "--format", "quiet").code == 0
     merged, applied = (tmp_path / name / "model.safetensors" for name in ("merged", "applied"))
     assert merged.read_bytes() == applied.read_bytes()
+    (tmp_path / "earlier" / "clipmerge.json").write_text("{}")
+    line = refused(clipmerge("apply", plan, "--output", tmp_path / "earlier", "--overwrite"))
+    assert f"holds the checkpoint {adapter}" in line
     configure(adapter, lora_alpha=7)
-    line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "again"))
+    line = refused(clipmerge("apply", plan, "--output", tmp_path / "again"))
     assert "sha256 of adapter_config.json differs" in line
 
 
-def test_an_output_that_would_hold_the_adapter_is_refused(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "merged" / "adapter")
-    (tmp_path / "merged" / "clipmerge.json").write_text("{}")
-    clipmerge("plan", pair[0], adapter, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
-    line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "merged", "--overwrite"))
-    assert f"holds the checkpoint {adapter}" in line
-
-
-def test_another_base_than_recorded_is_said(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter")
+def test_another_base_than_recorded_is_said(pair: Folders, adapter: Path) -> None:
     base = open_checkpoint(str(pair[0]))
     assert open_checkpoint(str(adapter), base=base).note is None
     configure(adapter, base_model_name_or_path="openai/clip-vit-base-patch32")
@@ -230,7 +201,7 @@ def test_another_base_than_recorded_is_said(pair: tuple[Path, Path], tmp_path: P
     assert "trained on '~nosuchuser/clip' and is" in str(open_checkpoint(str(adapter), base=base).note)
 
 
-def test_inspect_shows_how_far_it_goes(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_inspect_shows_how_far_it_goes(pair: Folders, tmp_path: Path) -> None:
     adapter = save_adapter(pair[0], tmp_path / "adapter", target_modules=["fc1"])
     outcome = clipmerge("inspect", pair[0], adapter, "--format", "json")
     layers = outcome.json["layers"]
@@ -238,36 +209,22 @@ def test_inspect_shows_how_far_it_goes(pair: tuple[Path, Path], tmp_path: Path) 
     assert outcome.json["mismatches"] == []
 
 
-def test_an_adapter_of_before_safetensors(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter")
-    base = open_checkpoint(str(pair[0]))
-    expected = open_checkpoint(str(adapter), base=base).tensor(Q)
+def test_an_adapter_from_the_hub_and_one_of_before_safetensors(hub: FakeHub, pair: Folders, adapter: Path) -> None:
+    expected = adapted_to(pair[0], adapter).tensor(Q)
+    sha = upload(hub, "alice/lora", {file.name: file.read_bytes() for file in adapter.iterdir()})
+    adapted = open_checkpoint("alice/lora", base=open_checkpoint(str(pair[0])))
+    assert adapted.revision == sha
+    assert torch.equal(adapted.tensor(Q), expected)
     torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
-    assert torch.equal(open_checkpoint(str(adapter), base=base).tensor(Q), expected)
+    assert torch.equal(adapted_to(pair[0], adapter).tensor(Q), expected)
 
 
-def test_from_the_hub(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    adapter = save_adapter(pair[0], tmp_path / "adapter")
-    expected = merged_by_peft(pair[0], adapter)
-    fetch = hub_module.fetch
-    with serving(tmp_path, monkeypatch) as hub:
-        assert isinstance(hub, FakeHub)
-        monkeypatch.setattr(hub_module, "fetch", lambda hub_id: fetch(hub_id, endpoint=hub.url))
-        sha = upload(hub, "alice/lora", {file.name: file.read_bytes() for file in adapter.iterdir()})
-        adapted = open_checkpoint("alice/lora", base=open_checkpoint(str(pair[0])))
-    assert adapted.revision == sha
-    assert same(adapted.tensor(Q), expected[Q])
-
-
-def test_an_adapter_is_formed_alike_on_several_threads(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    sources = [pair[0], save_adapter(pair[0], tmp_path / "adapter")]
-    assert merged("magnitude", sources, tmp_path / "5", 5) == merged("magnitude", sources, tmp_path / "1", 1)
-
-
-def test_a_masked_merge_forms_each_tensor_of_an_adapter_once(
-    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_each_tensor_is_formed_once_and_alike_on_several_threads(
+    pair: Folders, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sources = [pair[0], adapter]
+    assert merged("magnitude", sources, tmp_path / "5", 5) == merged("magnitude", sources, tmp_path / "1", 1)
     formed = Counter[str]()
 
     def counting(adapted: Adapted, key: str) -> Tensor:
@@ -277,23 +234,19 @@ def test_a_masked_merge_forms_each_tensor_of_an_adapter_once(
     form = adapter_module._formed
     monkeypatch.setattr(adapter_module, "_formed", counting)
     base = open_checkpoint(str(pair[0]))
-    inputs = align_checkpoints(base, [open_checkpoint(str(save_adapter(pair[0], tmp_path / "adapter")), base=base)])
-    source = SourceRecord(source="x", files={})
-    layer = LayerPlan(alpha=0.5, mask="magnitude", density=0.5)
-    plan = Plan(
-        recipe={}, zeroshot=source, finetuned=(source,), weights=(1.0,), layers=dict.fromkeys(inputs.layers, layer)
-    )
+    inputs = align_checkpoints(base, [open_checkpoint(str(adapter), base=base)])
+    plan = plan_with(dict.fromkeys(inputs.layers, LayerPlan(alpha=0.5, mask="magnitude", density=0.5)))
     for tensor in merged_tensors(inputs, plan, chunk=50):  # several runs per tensor
         tensor.tensor()
     assert len(formed) > 10
     assert set(formed.values()) == {1}
 
 
-def test_a_head_that_the_base_lacks_is_taken_from_the_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    adapter = configure(save_adapter(pair[0], tmp_path / "adapter"), modules_to_save=["classifier"])
+def test_a_head_that_the_base_lacks_is_taken_from_the_adapter(pair: Folders, adapter: Path) -> None:
+    configure(adapter, modules_to_save=["classifier"])
     file, head = adapter / "adapter_model.safetensors", torch.arange(6.0).reshape(2, 3)
     save_file({**load_file(file), "base_model.model.classifier.weight": head}, file)
-    adapted = open_checkpoint(str(adapter), base=open_checkpoint(str(pair[0])))
+    adapted = adapted_to(pair[0], adapter)
     assert adapted.entries["classifier.weight"].shape == (2, 3)
     assert torch.equal(adapted.tensor("classifier.weight"), head)
     adapted.release("classifier.weight")  # no page of the base is mapped for it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -13,25 +14,36 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipmerge.checkpoint import open_checkpoint
+from clipmerge.checkpoint.adapter_config import MOST_PATTERNS, read_adapter_config
 from clipmerge.errors import CheckpointError
+from tests.checkpoint.lora_adapters import Q, configure, save_adapter
 from tests.support.command import clipmerge, refused
-from tests.support.lora_adapters import Q, configure, save_adapter
 
+NOT_LORA = "not a LoRA configuration"
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another kind": ({"peft_type": "LOHA"}, "type LOHA; clipmerge reads LORA.*merge_and_unload"),
     "no kind": ({"peft_type": None}, "type NONE"),
     "pissa": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4', which changes the base"),
     "loftq": ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
     "replication": ({"layer_replication": [[0, 2]]}, "uses layer_replication, whose arithmetic"),
-    "qalora": ({"use_qalora": True}, "uses use_qalora"),
-    "parameters": ({"target_parameters": ["class_embedding"]}, "uses target_parameters"),
-    "tokens": ({"trainable_token_indices": [1]}, "uses trainable_token_indices"),
     "an option of tomorrow": ({"use_quantum": {"qubits": 3}}, "uses use_quantum"),
-    "no rank": ({"r": None}, "not a LoRA configuration"),
-    "rank 0": ({"r": 0}, "not a LoRA configuration"),
-    "no alpha": ({"lora_alpha": "much"}, "not a LoRA configuration"),
-    "a broken pattern": ({"alpha_pattern": {"(": 1}}, "not a LoRA configuration"),
+    "no rank": ({"r": None}, NOT_LORA),
+    "rank 0": ({"r": 0}, NOT_LORA),
+    "no alpha": ({"lora_alpha": "much"}, NOT_LORA),
+    "an endless alpha": ({"alpha_pattern": {"a": float("inf")}}, NOT_LORA),
     "another rank": ({"r": 8}, "has rank 4, but adapter_config.json says 8; the scale would be wrong"),
+    "many patterns": (
+        {"rank_pattern": {f"layer{number}": 4 for number in range(MOST_PATTERNS + 1)}},
+        rf"{MOST_PATTERNS + 1} patterns, more than {MOST_PATTERNS}",
+    ),
+    # patterns that could take long
+    **{
+        pattern: ({"rank_pattern": {pattern: 2}}, NOT_LORA)
+        for pattern in (
+            *("(a+)+b", "(.*)*", "(a|a)" * 30, ".*.*.*.*x", "a{1,99}{1,99}{1,99}", "(?=a)", "a" * 501, "(?:a*)*", "["),
+            *("(a)\\1?*", "("),
+        )
+    },
 }
 
 
@@ -42,6 +54,12 @@ def plain(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
         return save_adapter(pair[0], tmp_path_factory.mktemp("plain") / "adapter")
 
 
+@pytest.fixture
+def adapter(plain: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(plain, tmp_path / "adapter"))
+
+
 def refuse(adapter: Path | str, base: Path, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(str(adapter), base=open_checkpoint(str(base)))
@@ -49,21 +67,32 @@ def refuse(adapter: Path | str, base: Path, message: str) -> None:
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_not_understood_is_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, what: str) -> None:
+def test_what_is_not_understood_is_refused(pair: tuple[Path, Path], adapter: Path, what: str) -> None:
     changes, message = REFUSED[what]
-    refuse(configure(Path(shutil.copytree(plain, tmp_path / "a")), **changes), pair[0], message)
+    refuse(configure(adapter, **changes), pair[0], message)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000])
-def test_a_broken_configuration_is_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, text: str) -> None:
-    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
-    (adapter / "adapter_config.json").write_text(text)
-    refuse(adapter, pair[0], "cannot be read as an adapter's configuration")
-    (adapter / "adapter_config.json").unlink()
-    refuse(adapter, pair[0], "cannot be read as an adapter's configuration")
+def test_patterns_as_they_are_written_are_understood(adapter: Path) -> None:
+    patterns = ("q_proj", r"^vision_model\.encoder\.layers\.\d+\.self_attn\.(q|k|v)_proj", ".*fc[12]")
+    configure(adapter, rank_pattern=dict.fromkeys(patterns, 2))
+    assert read_adapter_config(adapter / "adapter_config.json").rank_pattern == dict.fromkeys(patterns, 2)
+
+
+def test_a_broken_configuration_is_refused(pair: tuple[Path, Path], adapter: Path) -> None:
+    file = adapter / "adapter_config.json"
+    cannot_be_read = r"adapter_config.json: (not a LoRA configuration|cannot be read as an adapter's configuration)"
+    known = json.dumps({"peft_type": "LORA", "lora_alpha": 1})[:-1]
+    endings = (', "r": 1e999}', ', "r": 1, "x": ' + "[" * 100_000, ', "r": ' + "1" * 5000 + "}", ', "r": NaN}')
+    for text in ("", "[]", "{", "[" * 100_000, *(known + ending for ending in endings)):
+        file.write_text(text)
+        refuse(adapter, pair[0], cannot_be_read)
+    file.unlink()
+    refuse(adapter, pair[0], cannot_be_read)
 
 
 A = f"base_model.model.{Q.replace('weight', 'lora_A.weight')}"
+B = A.replace("lora_A", "lora_B")
+LENGTH = A.replace("A.weight", "magnitude_vector")
 
 TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "half a pair": ({A: None}, "the LoRA of .*q_proj.weight is incomplete"),
@@ -78,26 +107,26 @@ TENSORS: dict[str, tuple[dict[str, Tensor | None], str]] = {
         r"1 of the parameters it changes are not in .*: vision_model\.adapter\.weight; give the base",
     ),
     "another width": ({A: torch.zeros(4, 31)}, r"the LoRA of .* is \(32, 4\) by \(4, 31\), the base's \(32, 32\)"),
+    "no matrix A": ({A: torch.ones(4)}, r"the LoRA of .*q_proj\.weight is"),
+    "no matrix B": ({B: torch.ones(4)}, r"the LoRA of .*q_proj\.weight is"),
     "integers": ({A: torch.zeros(4, 32, dtype=torch.int64)}, "is not a float on both sides"),
     "another shape": (
         {"base_model.model.text_projection.weight": torch.zeros(16, 31)},
         r"text_projection\.weight is \(16, 31\), the base's",
     ),
+    "another number of lengths": ({LENGTH: torch.ones(31)}, r"magnitude_vector.* is \(31,\), the base's .*\(32, 32\)"),
 }
 
 
 @pytest.mark.parametrize("what", TENSORS)
-def test_tensors_that_do_not_fit_are_refused(pair: tuple[Path, Path], plain: Path, tmp_path: Path, what: str) -> None:
+def test_tensors_that_do_not_fit_are_refused(pair: tuple[Path, Path], adapter: Path, what: str) -> None:
     changes, message = TENSORS[what]
-    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
     tensors = {**load_file(adapter / "adapter_model.safetensors"), **changes}
-    kept = {key: tensor for key, tensor in tensors.items() if tensor is not None}
-    save_file(kept, adapter / "adapter_model.safetensors")
+    save_file({key: t for key, t in tensors.items() if t is not None}, adapter / "adapter_model.safetensors")
     refuse(adapter, pair[0], message)
 
 
-def test_nan_in_an_adapter_is_found(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
-    adapter = Path(shutil.copytree(plain, tmp_path / "a"))
+def test_nan_in_an_adapter_is_found(pair: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     save_file({**load_file(file), A: torch.full((4, 32), float("nan"))}, file)
     line = refused(clipmerge("merge", pair[0], adapter, "--recipe", "wise-ft", "--output", tmp_path / "out"))
@@ -111,9 +140,8 @@ def test_an_adapter_alone_is_no_checkpoint(pair: tuple[Path, Path], plain: Path,
         assert "is a peft adapter, not a full model; make a checkpoint from it and its base" in line
 
 
-def test_an_adapter_beside_a_model_is_ambiguous(pair: tuple[Path, Path], plain: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(pair[0], tmp_path / "both"))
-    shutil.copytree(plain, folder, dirs_exist_ok=True)
-    refuse(folder, pair[0], "holds both model.safetensors and adapter_model.safetensors")
+def test_an_adapter_beside_a_model_is_ambiguous(copies: tuple[Path, Path], plain: Path) -> None:
+    folder = Path(shutil.copytree(plain, copies[1], dirs_exist_ok=True))
+    refuse(folder, copies[0], "holds both model.safetensors and adapter_model.safetensors")
     assert open_checkpoint(str(folder / "model.safetensors")).source.endswith("model.safetensors")
     refuse(folder / "adapter_model.safetensors", plain.parent, "no model.safetensors")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import pytest
 import timm
@@ -24,7 +22,7 @@ from clipmerge.calibration.objective import Batch, Objective
 from clipmerge.checkpoint import align_checkpoints, open_checkpoint
 from clipmerge.models import model_for
 from tests.support.command import Outcome, clipmerge, refused
-from tests.support.tiny_clip import save_pair
+from tests.support.tasks import inputs_of
 from tests.support.tiny_open_clip import ARCHITECTURES, VISION, build, model_config, save_open_clip_pair, stir
 
 Folders = tuple[Path, Path]
@@ -50,47 +48,6 @@ def merged(zeroshot: Path, finetuned: Path, output: Path, alpha: float = 1.0, *m
 
 def equal(found: Weights, expected: Weights) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
-
-
-# --- what training loops save ---
-
-LOOPS: dict[str, Callable[[Weights], Any]] = {
-    "the most copied loop for openai/CLIP": lambda weights: {
-        **{"epoch": 3, "model_state_dict": weights, "optimizer_state_dict": {"state": {}, "param_groups": []}},
-        "loss": torch.tensor(0.3),
-    },
-    "PyTorch's ImageNet example": lambda weights: {
-        **{"epoch": 3, "arch": "clip", "state_dict": {f"module.{key}": value for key, value in weights.items()}},
-        **{"best_acc1": torch.tensor(71.2), "optimizer": {"state": {}}, "scheduler": {"last_epoch": 3}},
-    },
-    "Lightning": lambda weights: {
-        **{"epoch": 3, "global_step": torch.tensor(900), "pytorch-lightning_version": "2.5.0", "callbacks": {}},
-        **{"state_dict": {f"model.{key}": value for key, value in weights.items()}, "loops": {"fit_loop": {}}},
-    },
-    "options, numbers and paths beside the weights": lambda weights: {
-        **{"model": weights, "args": argparse.Namespace(lr=1e-5, output=Path("runs/1")), "best": np.float64(0.7)},
-        **{"steps": np.int64(3), "where": Path("runs")},
-    },
-    "a loss and a step among the weights": lambda weights: {
-        **weights,
-        **{"train_loss": torch.tensor(0.3), "global_step": torch.tensor(9), "best_acc1": torch.tensor(71.2)},
-    },
-    "a step inside, and nested": lambda weights: {"step": torch.tensor(1), "state_dict": {"model": weights}},
-}
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_what_a_training_loop_saves_is_read(open_clip_pair: Folders, tmp_path: Path, loop: str) -> None:
-    weights = load_file(open_clip_pair[1] / OPEN_CLIP)
-    torch.save(LOOPS[loop](weights), tmp_path / "x.pt")
-    assert equal(merged(open_clip_pair[0], tmp_path / "x.pt", tmp_path / "out"), weights)
-
-
-def test_a_loss_beside_weights_of_an_unknown_name_is_not_taken_for_them(tmp_path: Path) -> None:
-    torch.save(
-        {"mine": {"visual.proj": torch.ones(2), "visual.a": torch.ones(2)}, "loss": torch.ones(1)}, tmp_path / "x"
-    )
-    assert "holds no weights under a known name" in refused(clipmerge("inspect", tmp_path / "x"))
 
 
 # --- timm's ViTs of CLIP ---
@@ -131,24 +88,33 @@ def before_projection(visual: Any, pixels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("how", ["a state dict", "a checkpoint", "a Hub folder"])
 def test_a_timm_vit_with_a_head_keeps_it_and_timms_layout(open_clip_pair: Folders, tmp_path: Path, how: str) -> None:
-    finetuned, pixels = timm_vit(3, seed=1), torch.randn(2, 3, 32, 32)
+    finetuned, output = timm_vit(3, seed=1), tmp_path / "one"
     source = saved_by(how, finetuned, tmp_path)
-    merged(open_clip_pair[0], source, tmp_path / "zero", 0.0)
-    model = timm_vit(3, seed=9)
-    model.load_state_dict(load_file(tmp_path / "zero" / "model.safetensors"), strict=True)
-    base = open_clip.create_model(f"local-dir:{open_clip_pair[0]}").eval()
-    with torch.no_grad():
-        found = model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
-    torch.testing.assert_close(found, before_projection(base.visual, pixels), atol=1e-6, rtol=1e-5)
-    assert torch.equal(model.head.weight, finetuned.head.weight)  # type: ignore[union-attr,arg-type]
-    assert equal(merged(open_clip_pair[0], source, tmp_path / "one"), finetuned.state_dict())
-    record = json.loads((tmp_path / "one" / "clipmerge.json").read_text())
-    assert record["family"] == "timm"
-    assert ((tmp_path / "one" / "config.json").is_file()) is (how == "a Hub folder")
+    assert equal(merged(open_clip_pair[0], source, output), finetuned.state_dict())
+    assert json.loads((output / "clipmerge.json").read_text())["family"] == "timm"
+    assert (output / "config.json").is_file() is (how == "a Hub folder")
     if how == "a Hub folder":
-        card = (tmp_path / "one" / "README.md").read_text()
+        card = (output / "README.md").read_text()
         assert "library_name: timm" in card
         assert 'timm.create_model("local-dir:."' in card
+
+
+def test_the_tower_of_a_timm_vit_is_that_of_openclip_and_of_transformers(
+    open_clip_pair: Folders, pair: Folders, tmp_path: Path
+) -> None:
+    finetuned, pixels = timm_vit(3, seed=1), torch.randn(2, 3, 32, 32)
+    source = saved_by("a state dict", finetuned, tmp_path)
+    config = CLIPConfig.from_pretrained(pair[0])
+    config.vision_config.hidden_act = "gelu"  # timm's, to compare weights and not activations
+    with torch.no_grad():
+        ours = before_projection(open_clip.create_model(f"local-dir:{open_clip_pair[0]}").eval().visual, pixels)
+        theirs = CLIPModel.from_pretrained(pair[0], config=config).eval().vision_model(pixels).pooler_output
+        for base, expected in ((open_clip_pair[0], ours), (pair[0], theirs)):
+            model = timm_vit(3, seed=9)
+            model.load_state_dict(merged(base, source, tmp_path / base.parent.name, 0.0), strict=True)
+            found = model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+            assert torch.equal(model.head.weight, finetuned.head.weight)  # type: ignore[union-attr,arg-type]
 
 
 def test_a_timm_vit_without_a_head_goes_into_the_whole_model(open_clip_pair: Folders, tmp_path: Path) -> None:
@@ -162,19 +128,6 @@ def test_a_timm_vit_without_a_head_goes_into_the_whole_model(open_clip_pair: Fol
     assert all(
         torch.equal(found[key], base[key]) for key in base if not key.startswith("visual.") or key.endswith("proj")
     )
-
-
-def test_a_timm_vit_merges_with_a_transformers_base(tmp_path: Path) -> None:
-    base, finetuned = save_pair(tmp_path / "theirs")[0], timm_vit(3, seed=1)
-    merged(base, saved_by("a state dict", finetuned, tmp_path), tmp_path / "out", 0.0)
-    model, pixels = timm_vit(3, seed=9), torch.randn(2, 3, 32, 32)
-    model.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"), strict=True)
-    config = CLIPConfig.from_pretrained(base)
-    config.vision_config.hidden_act = "gelu"  # timm's, to compare weights and not activations
-    with torch.no_grad():
-        expected = CLIPModel.from_pretrained(base, config=config).eval().vision_model(pixels).pooler_output
-        found = model.forward_head(model.forward_features(pixels), pre_logits=True)  # type: ignore[operator]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_two_timm_vits_merge_and_heads_of_other_classes_stay(tmp_path: Path) -> None:
@@ -205,14 +158,15 @@ def test_a_timm_vit_is_inspected_and_says_why_it_is_not_evaluated(tmp_path: Path
 def test_the_state_dict_of_a_vision_tower_is_never_the_text_tower(tmp_path: Path, kind: str) -> None:
     zeroshot, finetuned = save_open_clip_pair(tmp_path, model_config(**ARCHITECTURES[kind]))
     whole = load_file(finetuned / OPEN_CLIP)
-    bare = {key.removeprefix("visual."): value for key, value in whole.items() if key.startswith("visual.")}
+    visual = {key: value for key, value in whole.items() if key.startswith("visual.")}
+    bare = {key.removeprefix("visual."): value for key, value in visual.items()}
     save_file(bare, tmp_path / "tower.safetensors")
     torch.save({"encoder." + key: value for key, value in bare.items()} | {"fc.bias": torch.ones(2)}, tmp_path / "x.pt")
-    base = load_file(zeroshot / OPEN_CLIP)
-    for number, source in enumerate((tmp_path / "tower.safetensors", tmp_path / "x.pt")):
-        found = merged(zeroshot, source, tmp_path / f"out-{number}")
-        for key, value in found.items():
-            assert torch.equal(value, (whole if key.startswith("visual.") else base)[key]), key
+    for source in (tmp_path / "tower.safetensors", tmp_path / "x.pt"):
+        inputs = inputs_of((zeroshot, source))
+        assert inputs.tower == "vision"
+        assert inputs.finetuned_keys[0].keys() == visual.keys()
+        assert all(torch.equal(inputs.theta_1(key), value) for key, value in visual.items())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile's own imports
@@ -230,11 +184,7 @@ def test_a_compiled_tower_openais_integers_and_old_masks_are_read(open_clip_pair
 
 def test_prompts_are_no_weights(open_clip_pair: Folders, tmp_path: Path) -> None:
     """As CoOp saves its prompt learner."""
-    learner = {
-        "ctx": torch.randn(16, 32),
-        "token_prefix": torch.randn(3, 1, 32),
-        "token_suffix": torch.randn(3, 15, 32),
-    }
+    learner = {"ctx": torch.randn(16, 32), "token_prefix": torch.randn(3, 1, 32)}
     torch.save({"state_dict": learner, "epoch": 50, "val_result": None}, tmp_path / "model.pth.tar-50")
     line = refused(merge(open_clip_pair[0], tmp_path / "model.pth.tar-50", tmp_path / "out"))
     assert "holds prompts that CoOp or a method like it has learned (ctx)" in line
@@ -256,8 +206,8 @@ def test_other_positions_are_named(open_clip_pair: Folders, tmp_path: Path) -> N
     assert "reads images of another size" in refused(merge(open_clip_pair[0], tmp_path / "large.pt", tmp_path / "out"))
 
 
-def test_a_folder_of_diffusers_is_its_text_encoder_or_names_them(tmp_path: Path) -> None:
-    base, tuned = save_pair(tmp_path)
+def test_a_folder_of_diffusers_is_its_text_encoder_or_names_them(pair: Folders, tmp_path: Path) -> None:
+    base, tuned = pair
     text = CLIPTextModel.from_pretrained(tuned)
     (tmp_path / "pipe").mkdir()
     (tmp_path / "pipe" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
@@ -323,9 +273,8 @@ def test_a_tower_with_layers_of_unknown_names_merges_and_measures(tmp_path: Path
     assert done.code == 0, done.err
     assert "layers are not known and are named after their modules: vision.blocks.0" in " ".join(done.err.split())
     open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
-    base = open_checkpoint(str(zeroshot))
-    inputs = align_checkpoints(base, [open_checkpoint(str(finetuned))])
-    model = model_for(inputs.family, base.config or {}, zeroshot)
+    inputs = inputs_of((zeroshot, finetuned))
+    model = model_for(inputs.family, inputs.zeroshot.config or {}, zeroshot)
     batch = Batch(0, torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))
     objective = Objective(model, inputs, [batch], ["a cat", "a dog"], templates=1, accelerator=Accelerator(cpu=True))
     objective.path.move_to(0.5)

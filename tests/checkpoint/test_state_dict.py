@@ -1,9 +1,11 @@
-"""PyTorch files: their tensors are read in any wrapping, and their code is never run."""
+"""PyTorch files: their tensors are read in any order and wrapping, and their code is never run."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import pickle
 import re
 import runpy
@@ -12,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections import OrderedDict
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +25,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPModel
 
-from clipmerge.checkpoint import open_checkpoint, unpickle
+from clipmerge.checkpoint import open_checkpoint, state_dict, unpickle
 from clipmerge.errors import CheckpointError
-from clipmerge.hub import download as hub_module
+from clipmerge.merging.chunks import runs
 from tests.support.command import clipmerge, refused
-from tests.support.hub_double import serving, upload
+from tests.support.hub_double import FakeHub, upload
 from tests.support.raw_safetensors import shard
 
 Folders = tuple[Path, Path]
@@ -34,13 +37,21 @@ TENSORS = {
     "scalar": torch.tensor(2.5),
     "matrix": torch.arange(12.0).reshape(3, 4),
     "transposed": torch.arange(12.0).reshape(3, 4).T,
+    "permuted": torch.arange(24.0).reshape(2, 3, 4).permute(2, 0, 1),
+    "channels last": torch.arange(48.0).reshape(2, 3, 2, 4).to(memory_format=torch.channels_last),
+    "expanded": torch.arange(3.0).expand(4, 3),
     "a part": torch.arange(12.0).reshape(3, 4)[1:, ::2],
     "half": torch.arange(6, dtype=torch.float16),
-    "brain": torch.arange(6, dtype=torch.bfloat16) / 3,
+    "brain": torch.arange(12, dtype=torch.bfloat16)[::3] / 3,
     "double": torch.tensor([1.0, -0.0], dtype=torch.float64),
     "whole": torch.tensor([[1, -2]]),
     "empty": torch.empty(0, 3),
 }
+
+
+def saved(path: Path, content: Any, **options: Any) -> Path:
+    torch.save(content, path, **options)
+    return path
 
 
 def refuse(file: Path, message: str) -> str:
@@ -58,53 +69,40 @@ def same_tensors(source: Path, expected: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", ["x.pt", "x.bin", "x.pth", "x.ckpt", "renamed.safetensors", "no-suffix"])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_every_tensor_is_read(tmp_path: Path, name: str, zipped: bool) -> None:
-    torch.save(TENSORS, tmp_path / name, _use_new_zipfile_serialization=zipped)
-    checkpoint = open_checkpoint(str(tmp_path / name))
+def test_every_tensor_is_read_whole_and_in_runs(tmp_path: Path, name: str, zipped: bool) -> None:
+    checkpoint = open_checkpoint(str(saved(tmp_path / name, TENSORS, _use_new_zipfile_serialization=zipped)))
     for key, tensor in TENSORS.items():
         found = checkpoint.tensor(key)
         assert found.dtype == tensor.dtype
+        assert checkpoint.entries[key].shape == tuple(tensor.shape) == tuple(found.shape)
         assert torch.equal(found, tensor), key
-        assert torch.equal(checkpoint.tensor(key, 1, 3), tensor.flatten()[1:3])
-        assert checkpoint.entries[key].shape == tuple(tensor.shape)
+        for start, stop in runs(48, 5):
+            assert torch.equal(checkpoint.tensor(key, start, stop), tensor.flatten()[start:stop])
     assert checkpoint.bytes == sum(tensor.numel() * tensor.element_size() for tensor in TENSORS.values())
     assert ("read into memory" in str(checkpoint.note)) is (not zipped or name == "renamed.safetensors")
 
 
+def test_of_tensors_in_another_order_one_copy_is_held(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(str(saved(tmp_path / "x.pt", TENSORS)))
+    held: dict[str, Any] = checkpoint._laid_out  # type: ignore[attr-defined]
+    for key, tensor in TENSORS.items():
+        first = checkpoint.array(key, 0, 1).tolist()
+        assert (key in held) is (not tensor.is_contiguous())
+        checkpoint.array("a part")
+        assert set(held) == {"a part"}
+        checkpoint.release("a part")
+        assert not held
+        assert checkpoint.array(key, 0, 1).tolist() == first
+
+
 def test_a_mapped_file_is_not_read_until_asked(tmp_path: Path) -> None:
     """Half of the file is overwritten after it was opened, and the change is seen."""
-    torch.save({"a": torch.zeros(1 << 16)}, tmp_path / "x.pt")
-    checkpoint = open_checkpoint(str(tmp_path / "x.pt"))
-    content = bytearray((tmp_path / "x.pt").read_bytes())
-    with (tmp_path / "x.pt").open("r+b") as file:
-        file.seek(len(content) // 2)
-        file.write(b"\x01" * 4096)
+    file = saved(tmp_path / "x.pt", {"a": torch.zeros(1 << 16)})
+    checkpoint = open_checkpoint(str(file))
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 2)
+        opened.write(b"\x01" * 4096)
     assert bool(checkpoint.tensor("a").any())
-
-
-WEIGHTS = {"visual.w": torch.ones(2), "logit_scale": torch.tensor(1.0)}
-WRAPPED: dict[str, tuple[Any, str | None]] = {
-    "a state dict": (OrderedDict(WEIGHTS), None),
-    "OpenCLIP's training": (
-        {"epoch": 3, "name": "run", "state_dict": WEIGHTS, "optimizer": {"state": {}}},
-        "state_dict",
-    ),
-    "a model": ({"model": WEIGHTS, "optimizer": {"w": torch.zeros(2)}, "args": None}, "model"),
-    "twice": ({"state_dict": {"model": WEIGHTS}}, "state_dict.model"),
-    "data parallel": ({f"module.{key}": value for key, value in WEIGHTS.items()}, None),
-    "compiled, then parallel": ({f"module._orig_mod.{key}": value for key, value in WEIGHTS.items()}, None),
-    "parallel, then compiled": ({f"_orig_mod.module.{key}": value for key, value in WEIGHTS.items()}, None),
-    "beside other things": ({**WEIGHTS, "_metadata": {"version": 1}, "step": 3}, None),
-}
-
-
-@pytest.mark.parametrize("how", WRAPPED)
-def test_the_weights_are_found(tmp_path: Path, how: str) -> None:
-    content, inside = WRAPPED[how]
-    torch.save(content, tmp_path / "x.pt")
-    assert same_tensors(tmp_path / "x.pt", WEIGHTS)
-    note = open_checkpoint(str(tmp_path / "x.pt")).note
-    assert note is None if inside is None else str(note).endswith(f"are those under {inside}")
 
 
 ENCODER = {"visual.proj": torch.ones(2), "positional_embedding": torch.ones(3), "logit_scale": torch.tensor(1.0)}
@@ -115,78 +113,138 @@ HEAD = {"classification_head.weight": torch.ones(2, 2), "classification_head.bia
 def test_a_classifier_is_its_image_encoder_and_head(tmp_path: Path, prefix: str) -> None:
     outer = "module." if prefix.startswith("module.") else ""
     head = {f"{outer}{key}": value for key, value in HEAD.items()}
-    torch.save({**{f"{prefix}{key}": value for key, value in ENCODER.items()}, **head}, tmp_path / "x.pt")
-    assert same_tensors(tmp_path / "x.pt", {"visual.proj": ENCODER["visual.proj"], **HEAD})
     whole = {**ENCODER, "transformer.resblocks.0.ln_1.weight": torch.ones(2)}
-    torch.save({**{f"{prefix}{key}": value for key, value in whole.items()}, **head}, tmp_path / "x.pt")
-    assert same_tensors(tmp_path / "x.pt", {**whole, **HEAD})
+    for held, left in ((ENCODER, {"visual.proj": ENCODER["visual.proj"]}), (whole, whole)):
+        file = saved(tmp_path / "x.pt", {**{f"{prefix}{key}": value for key, value in held.items()}, **head})
+        assert same_tensors(file, {**left, **HEAD})
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({}, r"holds no weights under a known name \(state_dict, .*\), but nothing; save the state_dict alone"),
-        ({"epoch": 3, "weights_of_mine": {"a": torch.zeros(1)}}, "but epoch, weights_of_mine;"),
-        ([torch.zeros(1)], "holds a list, not a state_dict"),
-        (torch.zeros(1), "holds a Tensor, not a state_dict"),
-        ({"a": torch.zeros(2, dtype=torch.complex64)}, "a is strided of torch.complex64; .*Dequantise"),
-        ({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, "a is strided of torch.float8_e4m3fn"),
-        ({"a": torch.eye(2).to_sparse()}, "a is sparse_coo of torch.float32"),
-        ({"a": torch.zeros(2, device="meta")}, "a is without content"),
-    ],
-)
+def inside_itself(*names: str) -> dict[str, Any]:
+    """A dictionary that holds itself under these names."""
+    outer: dict[str, Any] = {"x": 1}
+    inner = outer
+    for name in names[:-1]:
+        inner[name] = inner = {}
+    inner[names[-1]] = outer
+    return outer
+
+
+NONE = r"holds no weights under a known name \(state_dict, .*\), but"
+NO_WEIGHTS: list[tuple[Any, str]] = [
+    ({}, f"{NONE} nothing; save the state_dict alone"),
+    ({"epoch": 3, "weights_of_mine": {"a": torch.zeros(1)}}, f"{NONE} epoch, weights_of_mine;"),
+    (inside_itself("model"), NONE),
+    (inside_itself("module", "net", "weights"), NONE),
+    ([torch.zeros(1)], "holds a list, not a state_dict"),
+    (torch.zeros(1), "holds a Tensor, not a state_dict"),
+    ({"a": torch.zeros(2, dtype=torch.complex64)}, "a is strided of torch.complex64; .*Dequantise"),
+    ({"a": torch.zeros(2).to(torch.float8_e4m3fn)}, "a is strided of torch.float8_e4m3fn"),
+    ({"a": torch.eye(2).to_sparse()}, "a is sparse_coo of torch.float32"),
+    ({"a": torch.zeros(2, device="meta")}, "a is without content"),
+    ({"a": torch.zeros(1).expand(1 << 28)}, r"x.pt: its tensors span 1024 MiB, but it holds only 0 KiB"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), NO_WEIGHTS)
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: Any, message: str) -> None:
-    torch.save(content, tmp_path / "x.pt")
-    refuse(tmp_path / "x.pt", message)
+    refuse(saved(tmp_path / "x.pt", content), message)
+
+
+def test_a_part_is_searched_in_dictionaries_alone(tmp_path: Path) -> None:
+    file = saved(tmp_path / "x.pt", [torch.zeros(2)])
+    refuse(Path(f"{file}#ema"), r"holds nothing under 'ema' \(--state-key\), but a list$")
+
+
+def test_tied_weights_are_read(tmp_path: Path) -> None:
+    weight = torch.zeros(4, 4)
+    assert same_tensors(saved(tmp_path / "x.pt", {"a.w": weight, "b.w": weight.T}), {"a.w": weight, "b.w": weight.T})
+
+
+# --- damage, and files that would take memory or time ---
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_damage_is_told_apart_from_code(tmp_path: Path, zipped: bool) -> None:
-    torch.save(TENSORS, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    whole = (tmp_path / "x.pt").read_bytes()
+    file = saved(tmp_path / "x.pt", TENSORS, _use_new_zipfile_serialization=zipped)
+    whole = file.read_bytes()
     for size in (0, 1, 5, 100, len(whole) // 2, len(whole) - 1):
-        (tmp_path / "x.pt").write_bytes(whole[:size])
-        refuse(tmp_path / "x.pt", "is damaged or not a PyTorch file; download or copy it again")
-    for text in (b"hello world", b"<!DOCTYPE html>"):
-        (tmp_path / "x.pt").write_bytes(text)
-        refuse(tmp_path / "x.pt", "is damaged or not a PyTorch file")
-    (tmp_path / "x.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1710671599\n")
-    refuse(tmp_path / "x.pt", "is a Git-LFS pointer")
+        file.write_bytes(whole[:size])
+        refuse(file, "is damaged or not a PyTorch file; download or copy it again")
+    file.write_bytes(b"<!DOCTYPE html>")
+    refuse(file, "is damaged or not a PyTorch file")
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1710671599\n")
+    refuse(file, "is a Git-LFS pointer")
+
+
+def test_an_archive_that_is_larger_than_its_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would make room for all that the list of its members states."""
+    plain = saved(tmp_path / "plain.pt", {"visual.proj": torch.ones(2, 2)})
+    archive = zipfile.ZipFile(plain)
+    with zipfile.ZipFile(tmp_path / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name in archive.namelist():
+            deflated.writestr(name, archive.read(name) + b"." * (1 << 20))
+    refuse(tmp_path / "deflated.pt", r"deflated.pt: is compressed inside, which torch.save does not do")
+    content = plain.read_bytes()
+    at = content.rfind(b"PK\x01\x02", 0, content.rfind(b"/version"))
+    (tmp_path / "x.pt").write_bytes(content[: at + 24] + b"\xff\xff\xff\xfe" + content[at + 28 :])
+    refuse(tmp_path / "x.pt", r"is compressed inside")
+    monkeypatch.setattr(state_dict, "LARGEST_PICKLE", 100)
+    refuse(plain, r"plain\.pt: its pickle is larger than")
+
+
+def test_a_pipe_by_the_name_of_weights_keeps_nobody_waiting(tmp_path: Path) -> None:
+    for name in ("x.pt", "x.safetensors", "model.safetensors"):
+        os.mkfifo(tmp_path / name)
+        refuse(tmp_path / name, "no such folder or file")
+    refuse(tmp_path, r"model.safetensors: cannot be read \(not a regular file")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_disk_that_fails_while_torch_reads_is_named(
+    tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    file = saved(tmp_path / "x.pt", TENSORS, _use_new_zipfile_serialization=zipped)
+    monkeypatch.setattr(torch, "load", fail)
+    refuse(file, r"x\.pt: cannot be read \(Input/output error\)$")
+
+
+# --- code ---
 
 
 class Bomb:
-    """Writes a file when it is unpickled."""
+    """Makes a folder when it is unpickled; by `os.mkdir`, which torch itself blocks."""
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    def __init__(self, call: Callable[..., Any], target: Path) -> None:
+        self.call, self.target = call, target
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.write_text, (self.target, "boom"))
+        return (self.call, (self.target if self.call is Path.mkdir else str(self.target),))
 
 
+@pytest.mark.parametrize(("call", "protocol"), [(Path.mkdir, 2), (os.mkdir, 2), (os.mkdir, 4)])
 @pytest.mark.parametrize("how", ["zip", "old", "plain", "in a shard", "in an adapter"])
-def test_code_is_never_run(tmp_path: Path, pair: Folders, how: str) -> None:
-    content = {"a": torch.zeros(1), "b": Bomb(tmp_path / "boom")}
+def test_code_is_never_run(tmp_path: Path, how: str, call: Callable[..., Any], protocol: int) -> None:
+    content = {"state_dict": {"a": torch.zeros(1)}, "args": Bomb(call, tmp_path / "made")}
     file = tmp_path / ("adapter_model.bin" if how == "in an adapter" else "pytorch_model.bin")
     if how == "plain":
-        file.write_bytes(pickle.dumps(content))
+        file.write_bytes(pickle.dumps(content, protocol=protocol))
     else:
-        torch.save(content, file, _use_new_zipfile_serialization=how != "old")
+        torch.save(content, file, pickle_protocol=protocol, _use_new_zipfile_serialization=how != "old")
     if how == "in a shard":
-        index = {"weight_map": {"a": file.name}}
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": file.name}}))
         file = tmp_path / "pytorch_model.bin.index.json"
-        file.write_text(json.dumps(index))
     refuse(file, r"is a pickle that holds code \(.*\), which loading would run, so clipmerge does not open it")
-    assert not (tmp_path / "boom").exists()
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_torchscript_archive_is_a_program(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # DeprecationWarning or, from torch 2.15 on, FutureWarning
         torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(str(tmp_path / "x.pt"))
-    refuse(
-        tmp_path / "x.pt", "is a TorchScript archive, which is a program, so clipmerge does not open it.*unpickle.py"
-    )
+    refuse(tmp_path / "x.pt", "is a TorchScript archive, which is a program, so .* does not open it.*unpickle.py")
 
 
 MODELING = """
@@ -241,19 +299,21 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["pickle", "zip", "old", "inside"])
-def test_the_command_of_the_refusal_gets_the_weights_out(checkout: Path, how: str) -> None:
-    file = checkout.parent / f"{how} 1.pt"
-    line = refuse(file, rf"holds code \(.*src\.models\.modeling\.ImageClassifier.*and give .*{how} 1-weights\.pt")
-    command = shlex.split(re.search(r"run `(.+?)`", line)[1])  # type: ignore[index]
-    assert command[0] == "python"
-    subprocess.run([sys.executable, *command[1:]], cwd=checkout, check=True)
+def test_the_command_of_the_refusal_gets_the_weights_out(checkout: Path) -> None:
     expected = torch.load(checkout / "expected.pt", weights_only=True)  # noqa: TID251
-    names = ("classification_head.", "visual.")
     renamed = {key.removeprefix("image_encoder.model."): tensor for key, tensor in expected.items()}
+    names = ("classification_head.", "visual.")
     kept = {key: tensor for key, tensor in renamed.items() if key.startswith(names)}
     assert len(kept) == 5
-    assert same_tensors(checkout.parent / f"{how} 1-weights.pt", kept)
+    for how in ("pickle", "zip", "old", "inside"):
+        file = checkout.parent / f"{how} 1.pt"
+        line = refuse(file, rf"holds code \(.*src\.models\.modeling\.ImageClassifier.*and give .*{how} 1-weights\.pt")
+        if how in ("zip", "old"):  # which differ from "inside" in the message alone
+            continue
+        command = shlex.split(re.search(r"run `(.+?)`", line)[1])  # type: ignore[index]
+        assert command[0] == "python"
+        subprocess.run([sys.executable, *command[1:]], cwd=checkout, check=True)
+        assert same_tensors(checkout.parent / f"{how} 1-weights.pt", kept)
 
 
 def unpickled(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
@@ -265,16 +325,7 @@ def unpickled(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) ->
     runpy.run_path(str(unpickle.__file__), run_name="__main__")
 
 
-def test_the_command_answers_when_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.pt").write_bytes(pickle.dumps([argparse.Namespace(a=1)]))
-    for arguments, message in (([], "usage: python unpickle.py IN OUT.pt"),
-                               (["x.pt", "y.pt"], "x.pt: holds no tensors")):  # fmt: skip
-        with pytest.raises(SystemExit, match=message):
-            unpickled(monkeypatch, tmp_path, *arguments)
-    assert not (tmp_path / "y.pt").exists()
-
-
-def test_the_weights_of_a_module_beside_code_get_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_extracts_weights_or_says_why_it_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Linear(3, 2)
     held = {"model": model, "args": argparse.Namespace(a=1)}
     torch.save(held, tmp_path / "torch.pt")
@@ -284,6 +335,17 @@ def test_the_weights_of_a_module_beside_code_get_out(tmp_path: Path, monkeypatch
         weights = torch.load(tmp_path / "out.pt", weights_only=True)["model"]  # noqa: TID251
         assert weights.keys() == {"weight", "bias"}
         assert all(torch.equal(weights[key], tensor) for key, tensor in model.state_dict().items())
+    (tmp_path / "x.pt").write_bytes(pickle.dumps([argparse.Namespace(a=1)]))
+    for arguments, message in (([], "usage: python unpickle.py IN OUT.pt"), (["x.pt", "y.pt"], "holds no tensors")):
+        with pytest.raises(SystemExit, match=message):
+            unpickled(monkeypatch, tmp_path, *arguments)
+    assert not (tmp_path / "y.pt").exists()
+    outer: dict[str, Any] = {"model": {"a": torch.ones(1)}, "step": 1}
+    outer["model"]["trainer"] = outer["self"] = outer  # a dictionary that holds itself
+    assert unpickle.weights_of(outer) == {"model": {"a": torch.ones(1)}}
+
+
+# --- folders of transformers before safetensors ---
 
 
 def to_pickles(folder: Path, *, sharded: bool = False) -> Path:
@@ -300,64 +362,36 @@ def to_pickles(folder: Path, *, sharded: bool = False) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("which", [(0,), (1,), (0, 1)])
-@pytest.mark.parametrize("sharded", [False, True])
-def test_the_merge_is_the_same_bytes(pair: Folders, tmp_path: Path, which: tuple[int, ...], sharded: bool) -> None:
-    folders = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in pair]
-    if sharded:
-        shard(folders[1])
+@pytest.mark.parametrize(("which", "sharded"), [((1,), False), ((0, 1), False), ((0,), True), ((0, 1), True)])
+def test_the_merge_is_the_same_bytes(
+    pair: Folders, copies: Folders, tmp_path: Path, which: tuple[int, ...], sharded: bool
+) -> None:
     outputs = []
     for name in ("plain", "pickled"):
+        shutil.rmtree(copies[1])
+        shutil.copytree(pair[1], copies[1])
+        if name == "pickled":
+            for index in which:
+                to_pickles(copies[index], sharded=sharded and index == 1)
+        if sharded and (name == "plain" or 1 not in which):
+            shard(copies[1])
         flags = ("--recipe", "wise-ft", "--output", tmp_path / name, "--format", "quiet")
-        outcome = clipmerge("merge", *folders, *flags)
+        outcome = clipmerge("merge", *copies, *flags)
         assert outcome.code == 0, outcome.err
         outputs.append({f.name: f.read_bytes() for f in (tmp_path / name).glob("model*")})
-        if name == "plain":
-            shutil.rmtree(folders[1])
-            shutil.copytree(pair[1], folders[1])
-            for index in which:
-                to_pickles(folders[index], sharded=sharded and index == 1)
-            if sharded and 1 not in which:
-                shard(folders[1])
     assert outputs[0] == outputs[1]
     assert len(outputs[0]) == (4 if sharded else 1)
     CLIPModel.from_pretrained(tmp_path / "pickled")
 
 
-def test_both_one_file_and_shards_contradict(pair: Folders, tmp_path: Path) -> None:
-    folder = to_pickles(Path(shutil.copytree(pair[0], tmp_path / "clip")))
-    (folder / "pytorch_model.bin.index.json").write_text("{}")
-    refuse(folder, "holds both pytorch_model.bin and pytorch_model.bin.index.json, and only one")
-
-
-def test_measures_and_plans_read_them(pair: Folders, images: Path, tmp_path: Path) -> None:
-    folders = [to_pickles(Path(shutil.copytree(folder, tmp_path / folder.name))) for folder in pair]
-    flags = ("--recipe", "straggler-outlier", "--data", images, "--images", 12, "--format", "json", "--dry-run")
-    found, expected = (clipmerge("merge", *sources, *flags) for sources in (folders, pair))
-    assert found.code == 0, found.err
-    assert found.json["measurements"] == expected.json["measurements"]
-    clipmerge("plan", *folders, "--recipe", "wise-ft", "--output", tmp_path / "plan.json")
-    torch.save({}, folders[1] / "pytorch_model.bin")
-    line = refused(clipmerge("apply", tmp_path / "plan.json", "--output", tmp_path / "out"))
-    assert "holds no weights" in line
-
-
-def test_nan_is_found(pair: Folders, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(pair[1], tmp_path / "clip"))
-    tensors = load_file(folder / "model.safetensors")
-    tensors["logit_scale"] = torch.tensor(float("nan"))
-    torch.save(tensors, tmp_path / "x.pt")
-    line = refused(clipmerge("merge", pair[0], tmp_path / "x.pt", "--recipe", "wise-ft", "--output", tmp_path / "out"))
-    assert f"{tmp_path / 'x.pt'}: tensor logit_scale holds NaN" in line
-
-
-def test_from_the_hub(pair: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = to_pickles(Path(shutil.copytree(pair[1], tmp_path / "clip")), sharded=True)
+def test_from_the_hub_and_beside_another_index(hub: FakeHub, copies: Folders) -> None:
+    expected = load_file(copies[1] / "model.safetensors")
+    folder = to_pickles(copies[1], sharded=True)
     (folder / "training_args.bin").write_bytes(pickle.dumps(argparse.Namespace()))
-    download = hub_module.fetch
-    with serving(tmp_path, monkeypatch) as hub:
-        monkeypatch.setattr(hub_module, "fetch", lambda hub_id: download(hub_id, endpoint=hub.url))
-        upload(hub, "alice/old", {file.name: file.read_bytes() for file in folder.iterdir()})
-        checkpoint = open_checkpoint("alice/old")
-    assert all(torch.equal(checkpoint.tensor(k), v) for k, v in load_file(pair[1] / "model.safetensors").items())
+    upload(hub, "alice/old", {file.name: file.read_bytes() for file in folder.iterdir()})
+    checkpoint = open_checkpoint("alice/old")
+    assert all(torch.equal(checkpoint.tensor(key), tensor) for key, tensor in expected.items())
     assert not (checkpoint.folder / "training_args.bin").exists()
+    torch.save({}, folder / "pytorch_model.bin")
+    line = refused(clipmerge("inspect", folder))
+    assert "holds both pytorch_model.bin and pytorch_model.bin.index.json, and only one" in line

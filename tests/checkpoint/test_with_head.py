@@ -76,26 +76,22 @@ def is_merged_encoder(base: Path, merged: dict[str, Tensor], alpha: float) -> bo
 
 
 def test_without_class_names_the_head_is_kept(base: Path, tmp_path: Path) -> None:
-    merged = merge(base, tmp_path / "out")
+    merged, theta_1 = merge(base, tmp_path / "out"), ends(base)[1]
     assert is_merged_encoder(base, merged, 0.25)
-    theta_1 = ends(base)[1]
     assert all(torch.equal(merged[key], theta_1[key]) for key in (WEIGHT, BIAS))
 
 
-@pytest.mark.parametrize("alpha", [0, 0.25, 1])
-def test_the_zero_shot_side_is_built_from_class_prompts(base: Path, tmp_path: Path, alpha: float) -> None:
-    flags = [word for template in TEMPLATES for word in ("--template", template)]
-    merged = merge(base, tmp_path / "out", "--classes", base.parent / "classes.txt", *flags, alpha=alpha)
+def test_the_zero_shot_side_is_built_from_class_prompts(base: Path, tmp_path: Path) -> None:
+    flags = ["--classes", base.parent / "classes.txt"]
+    templates = [word for template in TEMPLATES for word in ("--template", template)]
     theta_1, built = ends(base)[1], zeroshot_head(base)
-    assert merged[WEIGHT] == pytest.approx(torch.lerp(built, theta_1[WEIGHT], alpha), abs=1e-5)
-    assert torch.equal(merged[BIAS], alpha * theta_1[BIAS])
-    assert alpha == 1 or is_merged_encoder(base, merged, alpha)
-
-
-def test_an_override_names_the_head(base: Path, tmp_path: Path) -> None:
-    flags = ("--classes", base.parent / "classes.txt", "--set", "overrides=[{layers: head, alpha: 1}]")
-    merged = merge(base, tmp_path / "out", *flags)
-    assert torch.equal(merged[WEIGHT], ends(base)[1][WEIGHT])
+    for alpha in (0, 0.25):
+        merged = merge(base, tmp_path / f"at-{alpha}", *flags, *templates, alpha=alpha)
+        assert merged[WEIGHT] == pytest.approx(torch.lerp(built, theta_1[WEIGHT], alpha), abs=1e-5)
+        assert torch.equal(merged[BIAS], alpha * theta_1[BIAS])
+        assert is_merged_encoder(base, merged, alpha)
+    merged = merge(base, tmp_path / "override", *flags, "--set", "overrides=[{layers: head, alpha: 1}]")
+    assert torch.equal(merged[WEIGHT], theta_1[WEIGHT])
     assert is_merged_encoder(base, merged, 0.25)
 
 
@@ -120,42 +116,31 @@ def test_both_heads_are_merged(base: Path, tmp_path: Path) -> None:
     assert outcome.json["layers"]["head"]["alpha"] == 0.5
 
 
-def test_another_number_of_classes_is_refused(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "classes.txt").write_text("bird\ncat\n")
-    flags = ("--recipe", "wise-ft", "--classes", tmp_path / "classes.txt", "--output", tmp_path / "out")
-    line = refused(clipmerge("merge", base, base.parent / "classifier.pt", *flags))
-    assert "has 2 class names, there are 3 classes" in line
+def test_another_number_of_classes_or_of_features_is_refused(base: Path, tmp_path: Path) -> None:
+    classes, theta_1 = tmp_path / "classes.txt", ends(base)[1]
+    classes.write_text("bird\ncat\n")
     two = save_images(tmp_path / "two", each=1, classes=("bird", "cat"))
-    line = refused(clipmerge("merge", base, base.parent / "classifier.pt", "--data", two, *flags[:2], *flags[4:]))
-    assert "its head has 3 classes, but 2 were named; give --classes with one line per class" in line
+    torch.save(theta_1 | {WEIGHT: torch.zeros(3, 8)}, tmp_path / "narrow.pt")
+    whole = base.parent / "classifier.pt"
+    for finetuned, flags, message in (
+        (whole, ("--classes", classes), "has 2 class names, there are 3 classes"),
+        (whole, ("--data", two), "its head has 3 classes, but 2 were named; give --classes with one line per class"),
+        (
+            *(tmp_path / "narrow.pt", ("--classes", base.parent / "classes.txt")),
+            "its head takes 8 features, but the zero-shot model's embeddings have 16",
+        ),
+    ):
+        more = ("--recipe", "wise-ft", "--output", tmp_path / "out")
+        assert message in refused(clipmerge("merge", base, finetuned, *flags, *more))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_learned_leaves_the_head_fine_tuned(base: Path, images: Path, tmp_path: Path) -> None:
-    inputs = (
-        base,
-        base.parent / "classifier.pt",
-        "--recipe",
-        "auto",
-        "--set",
-        "measure.steps=2",
-        "--data",
-        images,
-        "--images",
-        6,
-    )
-    outcome = clipmerge("merge", *inputs, "--dry-run", "--format", "json")
+    flags = ("--recipe", "auto", "--set", "measure.steps=2", "--data", images, "--images", 6, "--dry-run")
+    outcome = clipmerge("merge", base, base.parent / "classifier.pt", *flags, "--format", "json")
     assert outcome.code == 0, outcome.err
     head = outcome.json["layers"]["head"]
     assert (head["alpha"], head["reason"]) == (1, "a classifier's head takes no part in measuring: fine-tuned")
-
-
-def test_a_zero_shot_side_that_does_not_fit_the_head_is_refused(base: Path, tmp_path: Path) -> None:
-    theta_1 = torch.load(base.parent / "classifier.pt", weights_only=True)  # noqa: TID251
-    torch.save(theta_1 | {WEIGHT: torch.zeros(3, 8)}, tmp_path / "narrow.pt")
-    flags = ("--recipe", "wise-ft", "--classes", base.parent / "classes.txt", "--output", tmp_path / "out")
-    line = refused(clipmerge("merge", base, tmp_path / "narrow.pt", *flags))
-    assert "its head takes 8 features, but the zero-shot model's embeddings have 16" in line
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_head_that_does_not_fit_its_tower_or_its_classes_is_refused(base: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +15,6 @@ from tests.support.image_files import png
 from tests.support.raw_safetensors import entry, raw_file
 
 EVIL = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202eevil"
-
-
-@pytest.fixture
-def copies(pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    zeroshot, finetuned = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
-    return zeroshot, finetuned
 
 
 def is_plain(text: str) -> bool:

@@ -20,12 +20,6 @@ Folders = tuple[Path, Path]
 KEY = "vision_model.encoder.layers.1.mlp.fc1.weight"
 
 
-@pytest.fixture
-def copies(pair: Folders, tmp_path: Path) -> Folders:
-    zeroshot, finetuned = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
-    return zeroshot, finetuned
-
-
 def merge_refused(
     inputs: tuple[object, ...], message: str, *flags: object, recipe: str = "wise-ft", code: int = 1
 ) -> None:

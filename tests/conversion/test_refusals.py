@@ -14,17 +14,11 @@ from clipmerge.checkpoint import open_checkpoint
 from clipmerge.checkpoint.converted import convert_checkpoint
 from clipmerge.conversion import tokens
 from clipmerge.conversion.config import open_clip_config, transformers_config
-from clipmerge.conversion.keys import Layout
+from clipmerge.conversion.keys import match_keys
 from clipmerge.errors import CheckpointError
 from tests.support import tiny_open_clip
 from tests.support.command import clipmerge
-from tests.support.tiny_clip import save_pair
 from tests.support.tiny_open_clip import build, model_config
-
-
-def refused(folder: Path, message: str, to: Layout) -> None:
-    with pytest.raises(CheckpointError, match=message):
-        convert_checkpoint(open_checkpoint(str(folder)), to)
 
 
 @pytest.fixture
@@ -34,27 +28,47 @@ def ours(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Path:
+def theirs(copies: tuple[Path, Path]) -> Path:
     """A transformers folder."""
-    return save_pair(tmp_path / "theirs")[0]
+    return copies[0]
 
 
-def with_tensors(file: Path, **changed: torch.Tensor) -> Path:
-    tensors = load_file(file) | {name.replace("__", "."): tensor for name, tensor in changed.items()}
-    save_file(tensors, file, metadata={"format": "pt"})
-    return file.parent
+def refused(folder: Path, message: str) -> None:
+    to: Any = "transformers" if folder.name == "ours" else "open-clip"
+    with pytest.raises(CheckpointError, match=message) as caught:
+        convert_checkpoint(open_checkpoint(str(folder)), to)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(str(folder))
 
 
-@pytest.mark.parametrize(
-    ("tower", "told"),
-    [
-        ({"act_kwargs": {"approximate": "none"}}, r"vision_cfg\.act_kwargs=\{'approximate': 'none'\}"),
-        ({"norm_kwargs": {"eps": 1e-6, "elementwise_affine": False}}, r"vision_cfg\.norm_kwargs="),
-    ],
-)
-def test_options_of_open_clip_without_counterpart(tower: dict[str, Any], told: str) -> None:
-    with pytest.raises(CheckpointError, match=told):
-        transformers_config(model_config(vision=tower))
+def configure(file: Path, change: Any) -> None:
+    config = json.loads(file.read_text())
+    change(config)
+    file.write_text(json.dumps(config))
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"vision": {"no_ln_pre": True}}, "vision_cfg.no_ln_pre=True"),
+    ({"vision": {"pool_type": "avg"}}, "vision_cfg.pool_type=avg"),
+    ({"vision": {"scale_heads": True}}, "vision_cfg.scale_heads=True"),
+    ({"vision": {"rope": 1}}, "vision_cfg.rope=1"),
+    ({"vision": {"layers": [1, 1, 1, 1]}}, "a ResNet as vision tower"),
+    ({"vision": {"image_size": [32, 64]}}, r"vision_cfg.image_size=\[32, 64\]"),
+    ({"vision": {"act_kwargs": {"approximate": "none"}}}, r"vision_cfg\.act_kwargs=\{'approximate': 'none'\}"),
+    ({"vision": {"norm_kwargs": {"eps": 1e-6, "elementwise_affine": False}}}, r"vision_cfg\.norm_kwargs="),
+    ({"text": {"ls_init_value": 1e-4}}, "text_cfg.ls_init_value=0.0001"),
+    ({"text": {"proj_bias": True}}, "text_cfg.proj_bias=True"),
+    ({"text": {"pool_type": "last"}}, "text_cfg.pool_type=last"),
+    ({"text": {"pool_type": "eos", "eos_id": 2}}, "text_cfg.pool_type=eos with eos_id=2"),
+    ({"text": {"no_causal_mask": True}}, "text_cfg.no_causal_mask=True"),
+    ({"init_logit_bias": -10.0}, "init_logit_bias=-10.0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_what_transformers_cannot_compute_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=f"has {message}.*cannot compute"):
+        transformers_config(model_config(**changes))
 
 
 def test_options_that_say_what_is_usual_anyway_are_taken() -> None:
@@ -62,55 +76,84 @@ def test_options_that_say_what_is_usual_anyway_are_taken() -> None:
     assert transformers_config(model_config(vision={"attentional_pool": False, "pool_type": "tok"})) == plain
 
 
-@pytest.mark.parametrize("width", [6, 49, 192])
-def test_the_ratio_of_an_mlp_gives_its_width_back(width: int) -> None:
-    """OpenCLIP stores a ratio and rounds the product down, which for 49 channels would lose one of 29."""
-    for hidden in range(1, 4 * width):
-        tower = {"hidden_size": width, "intermediate_size": hidden, "num_attention_heads": 1, "num_hidden_layers": 1}
-        config = open_clip_config({"vision_config": tower, "text_config": tower, "projection_dim": 8})
-        ratio = config["vision_cfg"].get("mlp_ratio", 4.0)
-        assert int(width * ratio) == hidden
-
-
-def test_weights_that_the_configuration_does_not_know(theirs: Path) -> None:
-    file = theirs / "config.json"
-    config = json.loads(file.read_text())
-    config["text_config"]["num_hidden_layers"] = 2
-    file.write_text(json.dumps(config))
-    refused(theirs, r"config\.json says that the text tower has 2 layers, but the weights have 3", "open-clip")
-
-
-def test_a_stack_that_cannot_be_cut_in_three(ours: Path) -> None:
-    key = "visual__transformer__resblocks__0__attn__in_proj_bias"
-    with_tensors(ours / "open_clip_model.safetensors", **{key: torch.zeros(95)})
-    refused(ours, r"attn\.in_proj_bias has shape \(95,\), which is not a stack of query, key and value", "transformers")
-
-
-def test_a_query_that_is_not_like_its_key(theirs: Path) -> None:
-    key = "vision_model__encoder__layers__0__self_attn__q_proj__bias"
-    with_tensors(theirs / "model.safetensors", **{key: torch.zeros(32, dtype=torch.float16)})
-    refused(theirs, r"self_attn\.[qk]_proj\.bias and its key and value differ in shape or dtype", "open-clip")
-
-
-def test_a_projection_that_is_no_matrix(ours: Path) -> None:
-    with_tensors(ours / "open_clip_model.safetensors", text_projection=torch.zeros(32))
-    refused(ours, r"text_projection has shape \(32,\); a projection is a matrix", "transformers")
-
-
 @pytest.mark.parametrize(
-    "config", [{"model_cfg": {"embed_dim": 16, "vision_cfg": 3, "text_cfg": {}}}, {"model_cfg": []}]
+    ("changes", "message"),
+    [
+        ({"model_type": "siglip"}, "a 'siglip' has no OpenCLIP counterpart"),
+        ({"vision_config": {"hidden_act": "gelu"}}, "the vision tower has gelu, the text tower quick_gelu"),
+        ({"vision_config": {"hidden_act": "relu"}, "text_config": {"hidden_act": "relu"}}, "hidden_act relu"),
+        ({"vision_config": {"num_channels": 1}}, "takes 1 channels"),
+        ({"vision_config": {"hidden_size": 32, "num_attention_heads": 5}}, "5 heads, which do not divide 32 channels"),
+    ],
 )
-def test_a_configuration_that_makes_no_sense(ours: Path, config: dict[str, Any]) -> None:
-    (ours / "open_clip_config.json").write_text(json.dumps(config))
-    refused(ours, r"open_clip_config\.json", "transformers")
+def test_what_open_clip_cannot_compute_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        open_clip_config(changes)
 
 
-def test_a_tokenizer_without_a_list_of_words_is_not_clips(tmp_path: Path) -> None:
+HALF = torch.zeros(32, dtype=torch.float16)
+TENSORS: list[tuple[str, str, torch.Tensor | None, str]] = [
+    ("ours", "text_projection.bias", HALF, "1 tensors have no counterpart in"),
+    (
+        "ours",
+        "visual.transformer.resblocks.1.attn.in_proj_bias",
+        None,
+        "1 tensors of a CLIP are missing: visual.*in_pr",
+    ),
+    (
+        *("ours", "visual.transformer.resblocks.0.attn.in_proj_bias", torch.zeros(95)),
+        r"attn\.in_proj_bias has shape \(95,\), which is not a stack of query, key and value",
+    ),
+    ("ours", "text_projection", torch.zeros(32), r"text_projection has shape \(32,\); a projection is a matrix"),
+    (
+        *("theirs", "vision_model.encoder.layers.0.self_attn.q_proj.bias", HALF),
+        r"self_attn\.[qk]_proj\.bias and its key and value differ in shape or dtype",
+    ),
+    ("theirs", "text_projection.weight", None, "1 tensors of a CLIP are missing: text_projection.weight"),
+]
+
+
+@pytest.mark.parametrize(("which", "name", "tensor", "message"), TENSORS)
+def test_tensors_without_a_counterpart_are_named(
+    request: pytest.FixtureRequest, which: str, name: str, tensor: torch.Tensor | None, message: str
+) -> None:
+    folder = request.getfixturevalue(which)
+    file = next(folder.glob("*.safetensors"))
+    tensors = {**load_file(file), name: tensor}
+    save_file({key: value for key, value in tensors.items() if value is not None}, file, metadata={"format": "pt"})
+    refused(folder, message)
+
+
+def test_a_config_of_another_model_is_refused(ours: Path, theirs: Path) -> None:
+    other = r"requires .*patch_embedding.weight of shape \(32, 3, 16, 16\).*\(32, 3, 8, 8\)"
+    configure(ours / "open_clip_config.json", lambda config: config["model_cfg"]["vision_cfg"].update(patch_size=16))
+    refused(ours, other)
+    configure(theirs / "config.json", lambda config: config["vision_config"].update(patch_size=16))
+    refused(theirs, other)
+    configure(theirs / "config.json", lambda config: config["text_config"].update(num_hidden_layers=2))
+    refused(theirs, r"config\.json says that the text tower has 2 layers, but the weights have 3")
+    for senseless in ({"model_cfg": {"embed_dim": 16, "vision_cfg": 3, "text_cfg": {}}}, {"model_cfg": []}):
+        (ours / "open_clip_config.json").write_text(json.dumps(senseless))
+        refused(ours, r"open_clip_config\.json")
+
+
+def test_a_blocks_number_lists_no_blocks() -> None:
+    with pytest.raises(CheckpointError, match="a block has the number 999999999, but there are only 1 tensors"):
+        match_keys({"visual.transformer.resblocks.999999999.ln_1.weight"}, "open-clip")
+
+
+# --- tokenizers, and what is missing beside the weights ---
+
+
+def test_a_tokenizer_that_is_not_clips(tmp_path: Path) -> None:
     assert tokens.is_clips_own(tmp_path) is None
     (tmp_path / "tokenizer_config.json").write_text("{}")
     assert tokens.is_clips_own(tmp_path) is None
     (tmp_path / "vocab.txt").write_text("a\nb\n")  # BERT's
     assert tokens.is_clips_own(tmp_path) is False
+    for text in ('{"a": Infinity}', '{"a": "a"}', '{"a": null}', '{"a": 1e999}', r'{"\ud800": 1}'):
+        (tmp_path / "vocab.json").write_text(text)
+        assert tokens.is_clips_own(tmp_path) is False
 
 
 def test_another_list_of_words_is_not_written_as_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +177,8 @@ def test_what_is_missing_beside_the_weights_is_told(theirs: Path, tmp_path: Path
 
 
 def test_mixed_dtypes_have_no_dtype_of_the_model(ours: Path, tmp_path: Path) -> None:
-    with_tensors(ours / "open_clip_model.safetensors", logit_scale=torch.zeros((), dtype=torch.float16))
+    file = ours / "open_clip_model.safetensors"
+    save_file({**load_file(file), "logit_scale": torch.zeros((), dtype=torch.float16)}, file)
     done = clipmerge("convert", ours, tmp_path / "out", "--to", "transformers")
     assert done.code == 0, done.err
     assert "dtype" not in json.loads((tmp_path / "out" / "config.json").read_text())

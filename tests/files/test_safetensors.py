@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save, save_file
@@ -61,58 +60,42 @@ def test_a_header_whose_length_starts_like_a_pickle_is_none(tmp_path: Path, leng
     assert list(read_header(file)[0]) == ["a"]
 
 
-def _zip_pickle(path: Path) -> None:
-    torch.save({"a": torch.zeros(2)}, path)
+def refused(file: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_header(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
-def _old_pickle(path: Path) -> None:
-    torch.save({"a": torch.zeros(2)}, path, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "clip.pt", "renamed.safetensors"])
-@pytest.mark.parametrize("write", [_zip_pickle, _old_pickle])
-def test_a_pickle_is_told_apart_whatever_its_name(tmp_path: Path, name: str, write: Any) -> None:
-    write(tmp_path / name)
-    with pytest.raises(CheckpointError, match=rf"{name}: is a pickle instead of safetensors"):
-        read_header(tmp_path / name)
-    assert torch.equal(open_checkpoint(str(tmp_path / name)).tensor("a"), torch.zeros(2))
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_pickle_protocol_is_known(tmp_path: Path, protocol: int) -> None:
-    (tmp_path / "x.safetensors").write_bytes(pickle.dumps({"a": [1.0] * 100}, protocol=protocol))
-    with pytest.raises(CheckpointError, match="is a pickle"):
-        read_header(tmp_path / "x.safetensors")
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "renamed.safetensors"])
+def test_a_pickle_is_told_apart_whatever_its_name(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    for zipped in (True, False):
+        torch.save({"a": torch.zeros(2)}, file, _use_new_zipfile_serialization=zipped)
+        refused(file, rf"{name}: is a pickle instead of safetensors")
+        assert torch.equal(open_checkpoint(str(file)).tensor("a"), torch.zeros(2))
+    for protocol in (2, 3, 4, 5):
+        file.write_bytes(pickle.dumps({"a": [1.0] * 100}, protocol=protocol))
+        refused(file, "is a pickle")
 
 
 def test_a_git_lfs_pointer_is_told_apart(tmp_path: Path) -> None:
     text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1710671599\n"
     (tmp_path / "model.safetensors").write_text(text)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: is a Git-LFS pointer.*git lfs pull"):
-        open_checkpoint(str(tmp_path))
+    refused(tmp_path / "model.safetensors", r"model\.safetensors: is a Git-LFS pointer.*git lfs pull")
 
 
-def test_every_truncation_is_refused(tmp_path: Path) -> None:
+def test_every_truncation_is_refused_and_a_byte_too_many(tmp_path: Path) -> None:
     whole = save({"a": torch.arange(4.0), "b": torch.arange(3)})
     file = tmp_path / "x.safetensors"
     for size in range(len(whole)):
         file.write_bytes(whole[:size])
-        expected = "is not a safetensors file" if size < 8 else r"is truncated: .*download or copy it again"
-        with pytest.raises(CheckpointError, match=expected):
-            read_header(file)
-
-
-def test_bytes_too_many_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.safetensors").write_bytes(save({"a": torch.zeros(2)}) + b"\0")
-    with pytest.raises(CheckpointError, match="the header is wrong: its tensors end at byte"):
-        read_header(tmp_path / "x.safetensors")
-
-
-@pytest.mark.parametrize("content", [b"", b"x", b"<!DOCTYPE html><html>", b"\xff" * 64, b"{}" * 40])
-def test_another_kind_of_file_is_said_to_be_one(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is not a safetensors file"):
-        read_header(tmp_path / "x.safetensors")
+        refused(file, "is not a safetensors file" if size < 8 else r"is truncated: .*download or copy it again")
+    file.write_bytes(whole + b"\0")
+    refused(file, "the header is wrong: its tensors end at byte")
+    for content in (b"<!DOCTYPE html><html>", b"\xff" * 64, b"{}" * 40):
+        file.write_bytes(content)
+        refused(file, "is not a safetensors file")
 
 
 MALFORMED = "entry for 'a' is malformed"
@@ -145,6 +128,15 @@ LIES = {
     "not UTF-8": (b'{"\xff\xfe": 1}', "header is not JSON"),
     "deep": (b"[" * 100_000, "header is not JSON"),
     "key twice": (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]},"a":3}', "key 'a' occurs twice"),
+    "many dimensions": ({"a": entry(shape=[1] * 65)}, MALFORMED),
+    "long numbers": ({"a": entry(shape=[int("9" * 90)] * 3)}, MALFORMED),
+    "endless numbers": ({"a": entry(shape=[int("9" * 4200)])}, "header is not JSON .a number of 4200 digits"),
+    "a long name": ({"a" * 1001: entry()}, "a tensor's name has more than 1000 characters"),
+    "many values": ({"a": [[]] * 3_000_000}, "more than 2500000 values"),
+    "many tensors": (
+        {f"unknown.{number}": entry(shape=[0], offsets=[0, 0]) for number in range(20_001)},
+        "holds 20001 tensors, more than 20000",
+    ),
     "field twice": (b'{"a":{"dtype":"F32","dtype":"F16","shape":[2],"data_offsets":[0,8]}}', "'dtype' occurs twice"),
 }
 
@@ -152,32 +144,19 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_a_header_that_lies_is_refused(tmp_path: Path, lie: str) -> None:
     header, message = LIES[lie]
-    file = raw_file(tmp_path / "x.safetensors", header, bytes(8))
-    with pytest.raises(CheckpointError, match=message) as caught:
-        read_header(file)
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(raw_file(tmp_path / "x.safetensors", header, bytes(8)), message)
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 100_000_001])
 def test_a_huge_header_length_allocates_nothing(tmp_path: Path, length: int) -> None:
-    file = raw_file(tmp_path / "x.safetensors", {"a": entry()}, bytes(8), length=length)
-    with pytest.raises(CheckpointError, match="is not a safetensors file"):
-        read_header(file)
+    refused(raw_file(tmp_path / "x.safetensors", {"a": entry()}, bytes(8), length=length), "is not a safetensors file")
 
 
-def test_an_unreadable_file_is_a_checkpoint_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        read_header(tmp_path)
-
-
-def test_a_file_that_goes_between_two_looks_at_it_is_a_checkpoint_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_cannot_be_read_is_a_checkpoint_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(tmp_path, "cannot be read")
     save_file(TENSORS, tmp_path / "x.safetensors")
-    monkeypatch.setattr(safetensors, "is_pickle", lambda path: bool(path.unlink()))
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: cannot be read \(No such file or directory\)$"):
-        read_header(tmp_path / "x.safetensors")
+    monkeypatch.setattr(safetensors, "is_pickle", lambda path: bool(path.unlink()))  # between two looks at it
+    refused(tmp_path / "x.safetensors", r"x\.safetensors: cannot be read \(No such file or directory\)$")
 
 
 def accepted_by_safetensors(data: bytes) -> bool:
@@ -199,14 +178,6 @@ def read_or_refuse(tmp_path: Path, data: bytes) -> bool:
     for each in entries.values():
         assert 8 <= each.begin <= each.end <= len(data)
     return True
-
-
-@SMALL
-@given(data=st.binary(max_size=300))
-@example(data=b"\x02" + bytes(7) + b"{}")
-def test_random_bytes_never_crash(tmp_path: Path, data: bytes) -> None:
-    if read_or_refuse(tmp_path, data):
-        assert accepted_by_safetensors(data)
 
 
 WHOLE = save({"a": torch.arange(4.0), "b": torch.arange(2), "c": torch.tensor(1.0, dtype=torch.float16)})
@@ -237,16 +208,9 @@ _entries = st.fixed_dictionaries(
 
 
 @pytest.mark.uncounted
-@SMALL
+@settings(SMALL, max_examples=60)
 @given(header=st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), _entries | _json, max_size=3))
 def test_any_json_header_never_crashes(tmp_path: Path, header: dict[str, Any]) -> None:
     raw = json.dumps(header).encode()
     data = len(raw).to_bytes(8, "little") + raw + bytes(16)
     read_or_refuse(tmp_path, data)
-
-
-def test_a_zip_that_is_no_pickle_is_still_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "x.safetensors", "w") as archive:
-        archive.writestr("readme", "hello")
-    with pytest.raises(CheckpointError, match="is a pickle"):
-        read_header(tmp_path / "x.safetensors")

@@ -33,12 +33,6 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def copies(pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    zeroshot, finetuned = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
-    return zeroshot, finetuned
-
-
 def test_a_file_of_the_folder_is_inside(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("a")
     (tmp_path / "merges.txt").symlink_to("vocab.txt")

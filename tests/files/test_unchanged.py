@@ -18,12 +18,6 @@ from clipmerge.output import folder as output_folder
 from tests.support.command import clipmerge, refused
 
 
-@pytest.fixture
-def copies(pair: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
-    zeroshot, finetuned = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
-    return zeroshot, finetuned
-
-
 def overwritten(file: Path) -> None:
     save_file({key: tensor + 1 for key, tensor in load_file(file).items()}, file)
 

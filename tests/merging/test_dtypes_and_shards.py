@@ -24,12 +24,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 MIXED = [("float32", "float16"), ("float16", "float32"), ("float32", "bfloat16"), ("bfloat16", "float16")]
 
 
-@pytest.fixture
-def copies(pair: Folders, tmp_path: Path) -> Folders:
-    zeroshot, finetuned = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in pair)
-    return zeroshot, finetuned
-
-
 def cast(folder: Path, dtype: str) -> dict[str, Tensor]:
     """Save a folder's weights in another dtype, like save_pretrained, and return them."""
     file = folder / "model.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,6 @@ Folders = tuple[Path, Path]
 FC1 = "vision_model.encoder.layers.1.mlp.fc1.weight"
 IDS = "text_model.embeddings.position_ids"
 RECORD = SourceRecord(source="x", files={})
-
-
-@pytest.fixture
-def copies(pair: Folders, tmp_path: Path) -> Folders:
-    zeroshot, finetuned = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
-    return zeroshot, finetuned
 
 
 def opened(folders: Folders, **options: Any) -> Inputs:

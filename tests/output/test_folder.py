@@ -36,12 +36,6 @@ def _silence() -> None:
     transformers_logging.disable_progress_bar()
 
 
-@pytest.fixture
-def copies(pair: Folders, tmp_path: Path) -> Folders:
-    zeroshot, finetuned = (shutil.copytree(folder, tmp_path / folder.name) for folder in pair)
-    return zeroshot, finetuned
-
-
 def merge(*inputs: Path, flags: tuple[object, ...] = ()) -> Path:
     output = inputs[1].parent / "out" if inputs[1].is_dir() else inputs[1].parent.parent / "out"
     outcome = clipmerge("merge", *inputs, "--recipe", "wise-ft", "--output", output, "--format", "quiet", *flags)

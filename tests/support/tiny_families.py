@@ -18,22 +18,12 @@ _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "n
 _TEXT = {**_SIZES, "vocab_size": 64, "max_position_embeddings": 24, "bos_token_id": 1, "eos_token_id": 2}
 _VISION = {**_SIZES, "image_size": 16, "patch_size": 8}
 _PATCHES = {**_SIZES, "patch_size": 4, "num_patches": 16}
+_STAGES = {"kernel_sizes": [3, 3, 3], "in_channels": [32, 8, 16], "out_channels": [8, 16, 32], "strides": [1, 2, 2]}
 _EFFICIENT_NET = {
-    "image_size": 16,
-    "width_coefficient": 1.0,
-    "depth_coefficient": 0.5,
-    "depth_divisor": 4,
-    "hidden_dim": 32,
-    "kernel_sizes": [3, 3, 3],
-    "in_channels": [32, 8, 16],
-    "out_channels": [8, 16, 32],
-    "strides": [1, 2, 2],
-    "num_block_repeats": [1, 2, 2],
-    "expand_ratios": [1, 6, 6],
-    "depthwise_padding": [],
+    **_STAGES,
+    **{"image_size": 16, "width_coefficient": 1.0, "depth_coefficient": 0.5, "depth_divisor": 4, "hidden_dim": 32},
+    **{"num_block_repeats": [1, 2, 2], "expand_ratios": [1, 6, 6], "depthwise_padding": []},
 }
-
-
 _LETTERS = list(string.ascii_lowercase + ".,")
 _BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
 _XLM = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *_LETTERS, "<mask>"]

@@ -1,0 +1,49 @@
+"""What methods are given and what becomes of their decisions: tasks, plans, merged tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clipmerge.checkpoint import Inputs, align_checkpoints, open_checkpoint
+from clipmerge.merging.chunks import CHUNK
+from clipmerge.merging.stream import merged_tensors
+from clipmerge.methods import Decision, Task
+from clipmerge.planning.layer_plan import LayerPlan
+from clipmerge.planning.measurements import Measurements
+from clipmerge.planning.plan import Plan
+from clipmerge.planning.provenance import SourceRecord
+from clipmerge.planning.tensors import PlanTensors
+from clipmerge.plugins import load_plugin
+
+RECORD = SourceRecord(source="x", files={})
+
+
+def inputs_of(folders: Sequence[Path], **options: Any) -> Inputs:
+    """The zero-shot checkpoint and the fine-tuned ones, opened and aligned."""
+    zeroshot, *finetuned = (open_checkpoint(str(folder)) for folder in folders)
+    return align_checkpoints(zeroshot, finetuned, **options)
+
+
+def task_of(folders: Sequence[Path], measurements: Measurements | None = None, seed: int = 0) -> Task:
+    return Task(inputs_of(folders), measurements, seed)
+
+
+def decide(task: Task, method: str, **options: Any) -> Decision:
+    decision: Decision = load_plugin("methods", method)(task, **options)
+    return decision
+
+
+def plan_with(layers: Mapping[str, LayerPlan], weights: tuple[float, ...] = (1.0,), **options: Any) -> Plan:
+    records = (RECORD,) * len(weights)
+    return Plan(recipe={}, zeroshot=RECORD, finetuned=records, weights=weights, layers=dict(layers), **options)
+
+
+def merged(task: Task, decision: Decision, *, seed: int = 0, chunk: int = CHUNK) -> dict[str, Tensor]:
+    """The tensors that a decision gives, by parameter."""
+    plan = plan_with(decision.layers, decision.weights, combine=decision.combine, seed=seed).checked(task.layers)
+    tensors = merged_tensors(task.inputs, plan, PlanTensors(decision.scores), chunk=chunk)
+    return {tensor.name: tensor.tensor() for tensor in tensors}
